@@ -1,0 +1,188 @@
+"""Prepared stores to endless device batches of views. The target side yields images, landmarks and indices: no labels.
+
+Every batch is a pure function of (seed, step): which faces, and how each is cropped, flipped and augmented. Nothing
+needs saving to resume in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fercli.errors import FercliError
+from fercli.expressions import UNLABELLED
+from fercli.methods.base import Batch
+from fercli.store import Store
+from fercli.views import View, ViewSettings, plain_view, strong_view, weak_view
+
+
+def mix(*parts: object) -> int:
+    """A 63-bit seed from any printable parts; the same on every machine and in every process."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+class Deck:
+    """Endless shuffled positions 0..count-1: every `count` draws are a fresh permutation.
+
+    The draw at place k depends on (seed, k) only, so a stream can be taken up anywhere.
+    """
+
+    def __init__(self, count: int, seed: int):
+        self._count, self._seed = count, seed
+        self._round, self._order = -1, np.empty(0, np.int64)
+
+    def take(self, start: int, amount: int) -> np.ndarray:
+        """Positions drawn at places start..start+amount-1, int64 [amount]."""
+        places = np.arange(start, start + amount)
+        rounds = places // self._count
+        drawn = np.empty(amount, np.int64)
+        for number in np.unique(rounds):
+            inside = rounds == number
+            drawn[inside] = self._permutation(int(number))[places[inside] % self._count]
+        return drawn
+
+    def _permutation(self, number: int) -> np.ndarray:
+        if number != self._round:
+            generator = torch.Generator().manual_seed(mix(self._seed, number))
+            self._order = torch.randperm(self._count, generator=generator).numpy()
+            self._round = number
+        return self._order
+
+
+class Faces:
+    """Chosen faces of one or several stores, as device tensors on demand.
+
+    Positions 0..len-1 count through the chosen indices of the first store, then the second's, and so on.
+    """
+
+    def __init__(
+        self, stores: Sequence[Store], indices: Sequence[np.ndarray], device: torch.device, with_crops: bool
+    ):
+        self._stores, self._indices, self._device, self._with_crops = stores, indices, device, with_crops
+        self._starts = np.cumsum([0] + [len(i) for i in indices])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def gather(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Faces uint8 [B,S,S,3], landmarks float32 [B,5,2] and crops uint8 [B,5,C,C,3] (or None) at `positions` [B]."""
+        which = np.searchsorted(self._starts, positions, side="right") - 1
+        parts: list[list[np.ndarray]] = [[], [], []]
+        order = []
+        for number in np.unique(which):
+            inside = np.flatnonzero(which == number)
+            rows = self._indices[number][positions[inside] - self._starts[number]]
+            store = self._stores[number]
+            order.append(inside)
+            parts[0].append(store.faces[rows])
+            parts[1].append(store.landmarks[rows])
+            if self._with_crops:
+                parts[2].append(store.crops[rows])
+        back = np.argsort(np.concatenate(order))
+        tensors = [torch.from_numpy(np.concatenate(p)[back]).to(self._device) if p else None for p in parts]
+        return tensors[0], tensors[1], tensors[2]
+
+    def plain(self, positions: np.ndarray, settings: ViewSettings) -> View:
+        """Centre-crop views of `positions`, for scoring."""
+        return plain_view(*self.gather(positions), settings)
+
+
+def labels_of(stores: Sequence[Store], indices: Sequence[np.ndarray]) -> np.ndarray:
+    """Labels int64 of the chosen faces of labelled stores, in the order of `Faces`.
+
+    Raises:
+        FercliError: a chosen face has no label.
+    """
+    labels = np.concatenate([store.labels[chosen] for store, chosen in zip(stores, indices, strict=True)])
+    if (labels == UNLABELLED).any():
+        names = ", ".join(store.name for store in stores)
+        raise FercliError(f"{(labels == UNLABELLED).sum()} faces of {names} have no label; a source must be labelled")
+    return labels
+
+
+def hold_out(store: Store, indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """Split labelled faces into (training, validation), the same way on every machine.
+
+    By subject where the store knows at least five of them, so that nobody stands on both sides; else class by class.
+    Subjects and images are ranked by the hash of their name.
+
+    Raises:
+        FercliError: fewer than two faces.
+    """
+    if len(indices) < 2:
+        raise FercliError(f"{store.name} has {len(indices)} labelled training face(s); at least 2 are needed")
+    subjects, ids, labels = store.subjects[indices], store.ids[indices], store.labels[indices]
+    held = np.zeros(len(indices), bool)
+    people = sorted(set(subjects) - {""}, key=lambda s: mix("hold-out", s))
+    if len(people) >= 5 and (subjects != "").all():
+        for person in people:
+            if held.sum() >= fraction * len(indices):
+                break
+            held |= subjects == person
+    else:
+        rank = np.array([mix("hold-out", name) for name in ids])
+        for label in np.unique(labels):
+            members = np.flatnonzero(labels == label)
+            members = members[np.argsort(rank[members], kind="stable")]
+            held[members[: round(fraction * len(members))]] = True
+    if held.all() or not held.any():
+        held[:] = False
+        held[int(np.argmin([mix("hold-out", name) for name in ids]))] = True
+    return indices[~held], indices[held]
+
+
+class Batches:
+    """Step number -> `Batch`.
+
+    Args:
+        source, labels: the labelled faces and their labels, int64 [len(source)].
+        target: the unlabelled faces, or None in stage 1.
+        wants: which target views the method asks for.
+        batch: faces a domain and view.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        source: Faces,
+        labels: np.ndarray,
+        target: Faces | None,
+        wants: frozenset[str],
+        batch: int,
+        seed: int,
+        settings: ViewSettings,
+        device: torch.device,
+    ):
+        self._source, self._labels, self._target = source, labels, target
+        self._wants, self._batch, self._seed, self._settings, self._device = wants, batch, seed, settings, device
+        sizes = {"source": len(source)}
+        if target is not None:
+            sizes.update(target=len(target), pseudo=len(target))
+        self._decks = {name: Deck(size, mix(seed, name)) for name, size in sizes.items()}
+
+    def __call__(self, step: int) -> Batch:
+        chosen = self._draw("source", step)
+        labels = torch.from_numpy(self._labels[chosen]).to(self._device)
+        source = self._view(weak_view, self._source.gather(chosen), "source", step)
+        target = weak = strong = indices = None
+        if "target" in self._wants:
+            target = self._view(weak_view, self._target.gather(self._draw("target", step)), "target", step)
+        if "weak" in self._wants or "strong" in self._wants:
+            chosen = self._draw("pseudo", step)
+            faces = self._target.gather(chosen)
+            weak = self._view(weak_view, faces, "weak", step)
+            strong = self._view(strong_view, faces, "strong", step)
+            indices = torch.from_numpy(chosen).to(self._device)
+        return Batch(source, labels, target, weak, strong, indices)
+
+    def _draw(self, name: str, step: int) -> np.ndarray:
+        return self._decks[name].take(step * self._batch, self._batch)
+
+    def _view(self, make, faces: tuple, name: str, step: int) -> View:  # noqa: ANN001
+        generator = torch.Generator().manual_seed(mix(self._seed, name, step))
+        return make(*faces, self._settings, generator)

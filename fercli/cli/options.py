@@ -1,0 +1,77 @@
+"""Options that commands share, and how they become a run spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from fercli import console
+
+if TYPE_CHECKING:
+    from fercli.spec import Spec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+
+def spec_options(function: F) -> F:
+    """-c/--spec, --set, --quiet and --json."""
+    for option in reversed(
+        (
+            click.option(
+                "-c", "--spec", "spec_file", metavar="FILE",
+                help="Run spec (YAML), or the name of a packaged one. Default: ./fercli.yaml, else the packaged default.",
+            ),
+            click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key: --set adapt.epochs=5"),
+            click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors."),
+            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else."),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def source_option(function: F) -> F:
+    """--source, a shortcut for data.source."""
+    return click.option(
+        "--source", "sources", metavar="NAME", multiple=True, help="Labelled source dataset (may be repeated)."
+    )(function)
+
+
+def restart_option(function: F) -> F:
+    """--restart."""
+    return click.option("--restart", is_flag=True, help="Throw away what this step has made so far and begin anew.")(function)
+
+
+def read_spec(
+    spec_file: str | None,
+    overrides: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
+    sources: tuple[str, ...] = (),
+) -> Spec:
+    """Set the console's mode and load the spec that the options describe."""
+    from fercli.spec import load
+
+    console.configure(quiet=quiet, as_json=as_json)
+    shortcuts = {"data.source": list(sources)} if sources else {}
+    return load(spec_file, overrides, shortcuts)
+
+
+def chosen_targets(spec: Spec, targets: tuple[str, ...]) -> list[str]:
+    """The targets that --target names: given ones, or all of the spec for none given or ``all``.
+
+    Raises:
+        SpecError: there is none, or one is a source.
+    """
+    from fercli.errors import SpecError
+
+    names = list(spec.data.targets) if not targets or "all" in targets else list(dict.fromkeys(targets))
+    if not names:
+        raise SpecError("no target: name one with --target, or list them under data.targets in the spec")
+    for name in names:
+        if name in spec.data.source:
+            raise SpecError(f"--target {name} is a source of this run; a target must be another dataset")
+    return names

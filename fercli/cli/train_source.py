@@ -1,0 +1,32 @@
+"""fercli train-source"""
+
+from __future__ import annotations
+
+import click
+
+from fercli import console
+from fercli.cli.options import read_spec, restart_option, source_option, spec_options
+
+
+@click.command("train-source")
+@spec_options
+@source_option
+@restart_option
+def command(spec_file, overrides, quiet, as_json, sources, restart):
+    """Train the global-local network on the labelled source.
+
+    Stopped in the middle, the same command goes on from the last checkpoint.
+
+    \b
+    Examples:
+      fercli train-source
+      fercli train-source --source raf-db --set model.backbone=ir18
+    """
+    from fercli.engine.stages import train_source
+
+    outcome = train_source(read_spec(spec_file, overrides, quiet, as_json, sources), restart)
+    console.say(
+        f"source model: {outcome['folder']}/best.ckpt, epoch {outcome['epoch']}, "
+        f"{outcome['rule']} {outcome['score']:.4f}, {outcome['seconds']} s"
+    )
+    console.result({"train_source": outcome})

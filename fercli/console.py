@@ -1,0 +1,139 @@
+"""The one console: what fercli says, how it shows progress, and what scripts can read.
+
+Three modes, set once by the command line: talkative (the default), ``--quiet`` (errors and warnings only) and
+``--json`` (one JSON document on stdout at the end). Everything but results goes to stderr, so that stdout can be piped.
+On a terminal progress is a live bar; elsewhere it is a plain line every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+#: Seconds between two progress lines where there is no terminal to draw a bar on.
+PLAIN_INTERVAL_S = 10.0
+
+_out = Console(file=None, highlight=False, soft_wrap=True)
+_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_mode = {"quiet": False, "json": False}
+
+
+def configure(quiet: bool = False, as_json: bool = False) -> None:
+    """Set the mode for this process."""
+    _mode.update(quiet=quiet, json=as_json)
+
+
+def silent() -> bool:
+    """Tell whether progress and remarks are switched off."""
+    return _mode["quiet"] or _mode["json"]
+
+
+def say(text: str) -> None:
+    """Print a remark (rich markup allowed) on stderr, unless silent."""
+    if not silent():
+        _err.print(text)
+
+
+def warn(text: str) -> None:
+    """Print one line that the user should see in every mode."""
+    _err.print(f"[yellow]warning:[/] {escape(text)}")
+
+
+def error(text: str) -> None:
+    """Print the one line a failed command leaves."""
+    _err.print(f"[bold red]error:[/] {escape(text)}")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> None:
+    """Print a table of results on stdout, unless silent. The first column is left-aligned, the rest right-aligned.
+
+    A first cell that begins with ``*`` marks a row to stand out (the star itself is not printed).
+    """
+    if silent():
+        return
+    drawn = Table(title=title or None, caption=caption, title_justify="left", caption_justify="left")
+    for i, name in enumerate(columns):
+        drawn.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        cells = [escape(str(cell)) for cell in row]
+        strong = cells[0].startswith("*")
+        if strong:
+            cells[0] = cells[0][1:]
+        drawn.add_row(*cells, style="bold" if strong else None)
+    _out.print(drawn)
+
+
+def result(document: dict[str, Any]) -> None:
+    """Print the command's result as JSON on stdout, in ``--json`` mode only."""
+    if _mode["json"]:
+        sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
+        sys.stdout.flush()
+
+
+class _RateColumn(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="cyan")
+
+
+class Bar:
+    """Progress of one long piece of work; get one from `progress`."""
+
+    def __init__(self, description: str, total: int, done: int, live: Progress | None, plain: bool):
+        self._description, self._total, self._done = description, total, done
+        self._started_at, self._start_done = time.monotonic(), done
+        self._printed_at = time.monotonic()
+        self._live, self._plain = live, plain
+        self._task = live.add_task(description, total=total, completed=done, note="") if live else None
+
+    def advance(self, amount: int = 1, note: str | None = None) -> None:
+        """Count `amount` more as done; `note` (losses, counts) is shown behind the bar."""
+        self._done += amount
+        if self._live is not None:
+            fields = {} if note is None else {"note": escape(note)}
+            self._live.update(self._task, advance=amount, **fields)
+        elif self._plain:
+            now = time.monotonic()
+            if now - self._printed_at >= PLAIN_INTERVAL_S:
+                self._printed_at = now
+                self._print_plain(now, note)
+
+    def _print_plain(self, now: float, note: str | None) -> None:
+        rate = (self._done - self._start_done) / max(now - self._started_at, 1e-9)
+        left = (self._total - self._done) / rate if rate > 0 else float("nan")
+        _err.print(
+            f"{self._description}: {self._done}/{self._total}, {rate:.1f}/s, {left:.0f} s left"
+            + (f", {escape(note)}" if note else "")
+        )
+
+
+@contextmanager
+def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
+    """Show progress of `total` pieces of work, `done` of them finished already (a resumed run).
+
+    Yields a `Bar`. A live bar with rate and time left on a terminal, a plain line every `PLAIN_INTERVAL_S` seconds
+    elsewhere, nothing when silent.
+    """
+    if silent() or not _err.is_terminal:
+        yield Bar(description, total, done, live=None, plain=not silent())
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        _RateColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[dim]{task.fields[note]}"),
+    )
+    with Progress(*columns, console=_err) as live:
+        yield Bar(description, total, done, live=live, plain=False)

@@ -1,0 +1,35 @@
+"""Datasets: each module reads one layout on disk into records; this is the list of them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+from fercli.datasets import csv_list, expw, fer2013, folders, jaffe, raf_db
+from fercli.datasets.base import STAND_IN_MARKER, Reader
+from fercli.datasets.records import Listing, Record
+from fercli.errors import FercliError
+
+#: Every reader by the name that the run spec gives it. A new dataset: one module, one line here.
+READERS: dict[str, Reader] = {
+    "raf-db": raf_db.READER,
+    "jaffe": jaffe.READER,
+    "fer2013": fer2013.READER,
+    "expw": expw.READER,
+    "folders": folders.READER,
+    "csv": csv_list.READER,
+}
+
+__all__ = ["READERS", "STAND_IN_MARKER", "Listing", "Reader", "Record", "read_dataset"]
+
+
+def read_dataset(name: str, reader: str, root: str | os.PathLike[str], **options: object) -> Listing:
+    """List the dataset called `name`, which lies at `root` in the layout of `reader`, without reading any image.
+
+    Raises FercliError, one line, for an unknown reader or option and for a folder that is missing or of another layout.
+    """
+    if reader not in READERS:
+        near = difflib.get_close_matches(reader, READERS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise FercliError(f"{name}: unknown reader '{reader}' (there are: {', '.join(READERS)}){hint}")
+    return READERS[reader].read(root, name=name, **options)

@@ -1,0 +1,180 @@
+"""What every reader shares: the registry's entry, counting what is left out, and finding files."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fercli.datasets.records import Listing, Record
+from fercli.errors import FercliError
+from fercli.expressions import is_outside, label_of
+
+#: A folder that holds this file holds procedural faces written by fercli, not the dataset.
+STAND_IN_MARKER = "PROCEDURAL-FACES.txt"
+
+#: Endings by which a file counts as an image, whatever is in it.
+IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+
+_SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One dataset's reader, as the registry holds it.
+
+    Attributes:
+        layout: one line: what its folder should hold.
+        parse: reads a tree: (root, collector, **options) -> (adapt_splits, score_splits).
+    """
+
+    layout: str
+    parse: Callable[..., tuple[tuple[str, ...], tuple[str, ...]]]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Names of the options that `read` takes."""
+        return tuple(inspect.signature(self.parse).parameters)[2:]
+
+    def read(self, root: str | os.PathLike[str], name: str = "dataset", **options: object) -> Listing:
+        """List the dataset at `root`. Raises FercliError where the folder is not of this layout."""
+        root = Path(root)
+        unknown = sorted(set(options) - set(self.options))
+        if unknown:
+            known = ", ".join(self.options) or "none"
+            raise FercliError(f"{name}: this reader has no option '{unknown[0]}' (it has: {known})")
+        if not root.is_dir():
+            what = "is a file, not a folder" if root.exists() else "is missing"
+            raise FercliError(f"{name}: the folder {root} {what}; expected there: {self.layout}")
+        collector = Collector()
+        try:
+            adapt_splits, score_splits = self.parse(root, collector, **options)
+        except WrongLayout as wrong:
+            raise FercliError(f"{name}: {wrong} in {root}; expected there: {self.layout}") from None
+        if not collector.records:
+            left = "; ".join(f"{count} {reason}" for reason, count in collector.left_out.items())
+            raise FercliError(
+                f"{name}: nothing usable in {root}"
+                + (f" ({left})" if left else "")
+                + f"; expected there: {self.layout}"
+            )
+        return Listing(
+            name=name,
+            root=root,
+            records=collector.records,
+            adapt_splits=adapt_splits,
+            score_splits=score_splits,
+            left_out=dict(collector.left_out),
+            stand_in=(root / STAND_IN_MARKER).is_file(),
+        )
+
+
+class WrongLayout(Exception):
+    """The folder is there but not what was expected; the message says what is amiss."""
+
+
+@dataclass
+class Collector:
+    """Gathers records, and counts whatever is left out under its reason."""
+
+    records: list[Record] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    _ids: set[str] = field(default_factory=set)
+
+    def add(self, record: Record) -> None:
+        """Keep the record, unless its id was listed before: the first one counts."""
+        if record.id in self._ids:
+            self.leave_out("listed twice")
+            return
+        self._ids.add(record.id)
+        self.records.append(record)
+
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        """Count entries that become no record."""
+        if count:
+            self.left_out[reason] += count
+
+    def label(self, codes: dict[int, int | None], text: str) -> int | None:
+        """Return the label that a dataset's code stands for; None, with the reason counted, where it is none of ours."""
+        code = int(text) if text.strip().lstrip("-").isdigit() else None
+        label = codes.get(code) if code is not None else None
+        if label is None:
+            self.leave_out(f"label {text.strip()!r} outside the seven" if code in codes else f"unknown code {text!r}")
+        return label
+
+    def named_label(self, name: str) -> int | None:
+        """As `label`, for a class name."""
+        label = label_of(name)
+        if label is None:
+            known = is_outside(name)
+            self.leave_out(f"{name.strip().lower()} (outside the seven)" if known else f"unknown label {name!r}")
+        return label
+
+
+def split_name(text: str) -> str:
+    """Return the split that a folder's or column's word stands for: train, val, test, or the word in lower case."""
+    word = text.strip().lower()
+    return _SPLIT_NAMES.get(word, word)
+
+
+def default_protocol(splits: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (adapt_splits, score_splits) of a dataset without a protocol of its own, from the splits it has.
+
+    Adapted on train, scored on test (else val); a dataset without such parts is adapted and scored as a whole.
+    """
+    present = tuple(dict.fromkeys(splits))
+    adapt = ("train",) if "train" in present else present
+    score = next(((part,) for part in ("test", "val") if part in present), present)
+    return adapt, score
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file name ends as an image's does (hidden files never count)."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+
+
+def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str]:
+    """Yield what is named like an image below `folder`, as sorted paths relative to `root` with `/`.
+
+    Folders and dangling links named like images are yielded too, to be rejected with their reason when they are read;
+    other files are counted as left out, hidden ones ignored.
+    """
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.name.startswith("."):
+            continue
+        if is_image_name(entry.name):
+            yield Path(entry.path).relative_to(root).as_posix()
+        elif entry.is_dir():
+            yield from images_under(Path(entry.path), root, collector)
+        else:
+            collector.leave_out("file that is no image")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, sorted, without hidden ones."""
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def first_existing(root: Path, *candidates: str) -> Path | None:
+    """Return the first of the paths below root that exists, or None."""
+    return next((root / name for name in candidates if (root / name).exists()), None)
+
+
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, line) of a text file, CRLF or LF, with or without byte order mark, blank lines skipped."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, line.rstrip("\n")

@@ -1,0 +1,49 @@
+"""ExpW (Zhang et al., IJCV 2018): photographs from the web, several faces in one, each with its box and expression."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, text_lines
+from fercli.datasets.records import Record
+from fercli.expressions import CODES
+
+
+def split_of(image_name: str) -> str:
+    """Return ``train`` or ``test`` for an image: OUR split, frozen, since ExpW has none and the benchmark's is lost.
+
+    A fifth of the images is for testing: those whose SHA-256 of the name, its first 8 hex digits as a number, divides
+    by five. By image, so that faces of one photograph are never on both sides.
+    """
+    digest = hashlib.sha256(image_name.encode("utf-8", "surrogateescape")).hexdigest()
+    return "test" if int(digest[:8], 16) % 5 == 0 else "train"
+
+
+def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read label.lst: image_name face_id top left right bottom confidence label."""
+    listed = first_existing(root, "label/label.lst", "label.lst", "data/label/label.lst")
+    if listed is None:
+        raise WrongLayout("no label/label.lst")
+    images = first_existing(root, "data/image/origin", "image/origin", "origin")
+    if images is None:
+        raise WrongLayout("no data/image/origin")
+    folder = images.relative_to(root).as_posix()
+    for _, line in text_lines(listed):
+        fields = line.rsplit(None, 7)
+        try:
+            name, face = fields[0].strip(), int(fields[1])
+            top, left, right, bottom = (float(v) for v in fields[2:6])
+            code = fields[7]
+        except (IndexError, ValueError):
+            collector.leave_out("unreadable row")
+            continue
+        label = collector.label(CODES["expw"], code)
+        if label is None:
+            continue
+        box = (left, top, right, bottom)
+        collector.add(Record(id=f"{name}#{face}", path=f"{folder}/{name}", label=label, split=split_of(name), box=box))
+    return ("train",), ("test",)
+
+
+READER = Reader(layout="label/label.lst and data/image/origin/*.jpg (or image/origin/)", parse=parse)

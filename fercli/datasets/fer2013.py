@@ -1,0 +1,83 @@
+"""FER2013 (ICML 2013 challenge): the csv of pixels, or the folders of pictures that circulate; official parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, images_under, subfolders
+from fercli.datasets.records import Record
+from fercli.expressions import CODES, is_outside, label_of
+
+_SPLITS = {"training": "train", "publictest": "public-test", "privatetest": "private-test"}
+
+
+def parse(root: Path, collector: Collector, score: str = "private-test") -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the csv where there is one, else the folders. `score` is ``private-test`` or ``public-test``.
+
+    The published cross-domain lists do not say on which of the two test parts they score: hence the choice.
+    """
+    if score not in ("private-test", "public-test"):
+        raise WrongLayout(f"option score is '{score}' instead of 'private-test' or 'public-test'; no such part")
+    table = first_existing(root, "fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv")
+    if table is not None:
+        _parse_csv(root, table, collector)
+    else:
+        _parse_folders(root, collector)
+    return ("train",), (score,)
+
+
+def _parse_csv(root: Path, table: Path, collector: Collector) -> None:
+    rows = _rows_with_offsets(table)
+    _, header = next(rows, (0, b""))
+    columns = [c.strip(b' "\r\n').lower() for c in header.removeprefix(b"\xef\xbb\xbf").split(b",")]
+    if not {b"emotion", b"pixels", b"usage"} <= set(columns):
+        raise WrongLayout(f"{table.name} lacks a column of emotion, pixels, Usage")
+    emotion, usage = columns.index(b"emotion"), columns.index(b"usage")
+    for number, (offset, row) in enumerate(rows):
+        fields = [field.strip(b' "\r\n') for field in row.split(b",")]
+        if len(fields) != len(columns):
+            collector.leave_out("unreadable row")
+            continue
+        split = _SPLITS.get(fields[usage].decode("utf-8", "replace").lower())
+        if split is None:
+            collector.leave_out("row of an unknown Usage")
+            continue
+        label = collector.label(CODES["fer2013"], fields[emotion].decode("utf-8", "replace"))
+        if label is not None:
+            path = table.relative_to(root).as_posix()
+            collector.add(Record(id=f"{split}-{number:05d}", path=path, label=label, split=split, offset=offset))
+
+
+def _rows_with_offsets(table: Path) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    with table.open("rb") as file:
+        for row in file:
+            if row.strip():
+                yield offset, row
+            offset += len(row)
+
+
+def _parse_folders(root: Path, collector: Collector) -> None:
+    parts = [part for part in subfolders(root) if any(label_of(c.name) is not None for c in subfolders(part))]
+    if not parts:
+        raise WrongLayout("no fer2013.csv and no train/angry/ ... folders")
+    for part in parts:
+        for folder in subfolders(part):
+            label = label_of(folder.name)
+            for path in images_under(folder, root, collector):
+                name = path.rsplit("/", 1)[-1]
+                split = _SPLITS.get(name.split("_", 1)[0].lower())
+                if label is None:
+                    known = is_outside(folder.name)
+                    collector.leave_out(f"{folder.name.lower()} (outside the seven)" if known else "unknown class")
+                elif split is None:
+                    collector.leave_out("image not named Training_, PublicTest_ or PrivateTest_")
+                else:
+                    collector.add(Record(id=path, path=path, label=label, split=split))
+
+
+READER = Reader(
+    layout="fer2013.csv, or {train,validation,test}/{angry,...}/{Training,PublicTest,PrivateTest}_123.jpg",
+    parse=parse,
+)

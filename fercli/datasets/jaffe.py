@@ -1,0 +1,32 @@
+"""JAFFE (Lyons, Kamachi and Gyoba 1998): 213 flat files whose names say who and what; one part, for all purposes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fercli.datasets.base import Collector, Reader, WrongLayout, images_under
+from fercli.datasets.records import Record
+
+_NAME = re.compile(r"(?P<subject>[A-Za-z]{2})\.(?P<expression>[A-Za-z]{2})(?P<take>\d+)\.(?P<serial>\d+)\.\w+")
+
+
+def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the names. They are trusted over the lists in circulation (one calls KR.SA3.79 happy)."""
+    others = 0
+    for path in images_under(root, root, collector):
+        name = path.rsplit("/", 1)[-1]
+        match = _NAME.fullmatch(name)
+        if match is None:
+            others += 1
+            collector.leave_out("image not named like KM.NE1.1.tiff")
+            continue
+        label = collector.named_label(match["expression"])
+        if label is not None:
+            collector.add(Record(id=name, path=path, label=label, split="all", subject=match["subject"].upper()))
+    if not collector.records and others:
+        raise WrongLayout("no image named like KM.NE1.1.tiff")
+    return ("all",), ("all",)
+
+
+READER = Reader(layout="213 files named like KM.NE1.1.tiff", parse=parse)

@@ -1,0 +1,59 @@
+"""Checkpoints: written whole or not at all, and read as data, never as code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fercli import __version__
+from fercli.errors import FercliError
+
+FORMAT = 1
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a small file so that a kill leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint atomically: a kill at any moment leaves the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, "fercli": __version__, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as problem:
+        temporary.unlink(missing_ok=True)
+        raise FercliError(f"cannot write {path}: {problem.strerror or problem}; the last good checkpoint is kept") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of ours onto the CPU.
+
+    Raises:
+        FercliError: there is none, it is damaged, or it is not ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FercliError(f"no checkpoint at {path}") from None
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as problem:
+        raise FercliError(f"{path} is damaged or not a fercli checkpoint ({type(problem).__name__})") from None
+    if not isinstance(state, dict) or "network" not in state or "spec" not in state:
+        raise FercliError(f"{path} is not a fercli checkpoint; read other people's weights with model.weights")
+    if state.get("format", 0) > FORMAT:
+        raise FercliError(f"{path} was written by fercli {state.get('fercli')}, which is newer than this {__version__}")
+    return state

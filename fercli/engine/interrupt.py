@@ -1,0 +1,40 @@
+"""SIGINT and SIGTERM: finish the step, save, leave with 130. A second signal leaves at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+from fercli.errors import FercliError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(FercliError):
+    """The user or the scheduler asked for a stop and the state is saved."""
+
+    exit_code = 130
+
+
+class StopRequest:
+    """Context in which the first SIGINT or SIGTERM only sets `requested`."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        # Handlers can be set in the main thread only; elsewhere signals keep their meaning.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,109 @@
+"""What a stage writes down: metrics.jsonl (the record), tensorboard events (for looking), environment.json."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fercli import __version__
+from fercli.engine.checkpoint import atomic_write
+
+
+class Meter:
+    """Means of named scalars since the last `flush`, kept on the device and read once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one step's values."""
+        for name, value in values.items():
+            value = value.detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] += 1
+
+    def flush(self) -> dict[str, float]:
+        """The means; starts anew."""
+        means = {name: (total / self._counts[name]).item() for name, total in self._sums.items()}
+        self._sums, self._counts = {}, defaultdict(int)
+        return means
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint, so that a resumed run logs what an unbroken one would."""
+        return {"sums": {n: v.cpu() for n, v in self._sums.items()}, "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Take up what `state_dict` gave."""
+        self._sums = {n: v.to(device) for n, v in state["sums"].items()}
+        self._counts = defaultdict(int, state["counts"])
+
+
+class Log:
+    """Appends to ``metrics.jsonl`` and to tensorboard; lines after `step` are dropped first (a resumed run)."""
+
+    def __init__(self, folder: Path, step: int, tensorboard: bool):
+        self._path = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(folder) if line["step"] <= step]
+        if self._path.exists() or kept:
+            atomic_write(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        self._writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def write(self, kind: str, step: int, epoch: int, **groups: Any) -> None:
+        """Append one line; numbers in `groups` (dicts of name -> number) go to tensorboard too."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **groups}) + "\n")
+        if self._writer is not None:
+            for group, values in groups.items():
+                for name, value in values.items() if isinstance(values, dict) else ():
+                    if isinstance(value, int | float):
+                        self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close the tensorboard file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine, for environment.json and the report."""
+    import numpy
+    import torchvision
+
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
+    return {
+        "fercli": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "platform": platform.platform(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "command": " ".join(sys.argv),
+    }

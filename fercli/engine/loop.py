@@ -1,0 +1,196 @@
+"""The one training loop, for train-source and adapt alike."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fercli import console
+from fercli.engine import checkpoint
+from fercli.engine.interrupt import Interrupted, StopRequest
+from fercli.engine.log import Log, Meter
+from fercli.errors import FercliError
+from fercli.methods.base import Batch, Clock, Method
+from fercli.spec import Engine, Optimisation, Rates
+
+
+class Trainee(nn.Module):
+    """The network and its method as one module, so that one wrapped forward computes the losses."""
+
+    def __init__(self, network: nn.Module, method: Method):
+        super().__init__()
+        self.network, self.method = network, method
+
+    def forward(self, batch: Batch, clock: Clock):  # noqa: ANN201
+        return self.method(self.network, batch, clock)
+
+
+@dataclass
+class Job:
+    """One stage of training, ready to run.
+
+    Attributes:
+        title: what the progress bar says.
+        folder: where checkpoints and metrics go.
+        trainee: network and method.
+        groups: optimizer groups, each with a ``rates`` entry (rate by epoch) and a ``scale`` beside its ``params``.
+        batches: step -> batch.
+        steps_per_epoch: steps that make an epoch.
+        validate: epoch -> scores by selection rule, higher is better; called in eval mode at each epoch's end.
+        rule: the selection rule that chooses the best epoch.
+        record: plain data saved in each checkpoint beside the state: the spec, the model, what it was trained on.
+    """
+
+    title: str
+    folder: Path
+    trainee: Trainee
+    groups: list[dict[str, Any]]
+    batches: Callable[[int], Batch]
+    steps_per_epoch: int
+    validate: Callable[[int], dict[str, float]]
+    rule: str
+    optimisation: Optimisation
+    engine: Engine
+    record: dict[str, Any]
+
+
+def rate_at(rates: Rates, epoch: int) -> float:
+    """The rate in force in `epoch` (from 1): that of the latest step at or before it, or the first."""
+    begun = [first for first in rates if first <= epoch]
+    return rates[max(begun) if begun else min(rates)]
+
+
+def fit(job: Job, fabric: Any) -> dict[str, Any]:
+    """Train to the end of the last epoch, taking up ``last.ckpt`` where there is one.
+
+    Returns:
+        ``{"epoch", "score", "rule", "steps", "seconds"}`` of the chosen epoch.
+
+    Raises:
+        FercliError: a loss is not finite (the last good checkpoint is kept).
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    plan, raw = job.optimisation, job.trainee
+    optimizer = torch.optim.SGD(
+        job.groups, lr=0.0, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov
+    )
+    trainee, optimizer = fabric.setup(raw, optimizer)
+    meter, best = Meter(), {"epoch": 0, "score": -math.inf, "rule": job.rule}
+    total = plan.epochs * job.steps_per_epoch
+    step = _restore(job, optimizer, meter, best, fabric.device)
+    log = Log(job.folder, step, job.engine.tensorboard)
+    started_at = saved_at = time.monotonic()
+    started_step, note = step, ""
+    raw.train()
+    with StopRequest() as stop, console.progress(job.title, total, done=step) as bar:
+        while step < total:
+            clock = Clock(step, step // job.steps_per_epoch + 1)
+            if step % job.steps_per_epoch == 0:
+                raw.method.begin_epoch()
+            for group in optimizer.param_groups:
+                group["lr"] = group["scale"] * rate_at(group["rates"], clock.epoch)
+
+            losses, logs = trainee(job.batches(step), clock)
+            loss = torch.stack(list(losses.values())).sum()
+            _check_finite(loss, losses, step, job.folder)
+            optimizer.zero_grad(set_to_none=True)
+            fabric.backward(loss)
+            if plan.clip_norm is not None:
+                fabric.clip_gradients(trainee, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
+            optimizer.step()
+            step += 1
+
+            meter.add({f"loss/{name}": value for name, value in losses.items()})
+            meter.add({f"log/{name}": value for name, value in logs.items()})
+            epoch_over = step % job.steps_per_epoch == 0
+            if epoch_over or step % job.engine.log_every == 0:
+                means = meter.flush()
+                log.write("train", step, clock.epoch, losses=_part(means, "loss/"), logs=_part(means, "log/"))
+                note = f"epoch {clock.epoch}/{plan.epochs}  " + _brief(_part(means, "loss/"))
+            bar.advance(note=note)
+            if epoch_over:
+                scores = _validate(job, clock.epoch, raw)
+                log.write("validate", step, clock.epoch, scores=scores)
+                if scores[job.rule] > best["score"]:
+                    best.update(epoch=clock.epoch, score=scores[job.rule])
+                    checkpoint.save(job.folder / "best.ckpt", _state(job, None, meter, best, step))
+            if epoch_over or stop.requested or time.monotonic() - saved_at > job.engine.save_every_s:
+                checkpoint.save(job.folder / "last.ckpt", _state(job, optimizer, meter, best, step))
+                saved_at = time.monotonic()
+            if stop.requested and step < total:
+                log.close()
+                raise Interrupted(f"stopped at step {step} of {total}, saved in {job.folder}; the same command goes on")
+    log.close()
+    seconds = time.monotonic() - started_at
+    return {**best, "steps": total, "trained_steps": total - started_step, "seconds": round(seconds, 1)}
+
+
+def _validate(job: Job, epoch: int, trainee: nn.Module) -> dict[str, float]:
+    trainee.eval()
+    with torch.no_grad():
+        scores = job.validate(epoch)
+    trainee.train()
+    return scores
+
+
+def _check_finite(loss: torch.Tensor, losses: dict[str, torch.Tensor], step: int, folder: Path) -> None:
+    if not torch.isfinite(loss):
+        bad = ", ".join(name for name, value in losses.items() if not torch.isfinite(value)) or "their sum"
+        raise FercliError(
+            f"the loss is not finite at step {step + 1} ({bad}); lower the rate or set clip_norm; "
+            f"the last good checkpoint in {folder} is kept"
+        )
+
+
+def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: int) -> dict[str, Any]:
+    """Everything a checkpoint holds; without an optimizer it is for use, not for resuming."""
+    status = job.trainee.method.status()
+    state = {
+        "network": job.trainee.network.state_dict(),
+        "status": None if status is None else status.clone(),
+        "decision": job.trainee.method.decision,
+        "step": step,
+        "epoch": -(-step // job.steps_per_epoch),
+        "best": dict(best),
+        **job.record,
+    }
+    if optimizer is not None:
+        state.update(
+            method=job.trainee.method.state_dict(),
+            optimizer=optimizer.state_dict(),
+            meter=meter.state_dict(),
+            rng={"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+        )
+    return state
+
+
+def _restore(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], device: torch.device) -> int:
+    """Take up ``last.ckpt``; returns the steps already done."""
+    path = job.folder / "last.ckpt"
+    if not path.exists():
+        return 0
+    state = checkpoint.load(path)
+    job.trainee.network.load_state_dict(state["network"])
+    job.trainee.method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    meter.load_state_dict(state["meter"], device)
+    best.update(state["best"])
+    torch.set_rng_state(state["rng"]["torch"])
+    if state["rng"]["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+    return state["step"]
+
+
+def _part(means: dict[str, float], prefix: str) -> dict[str, float]:
+    return {name[len(prefix) :]: value for name, value in means.items() if name.startswith(prefix)}
+
+
+def _brief(losses: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())

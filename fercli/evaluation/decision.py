@@ -1,0 +1,65 @@
+"""From seven heads to one answer: the decision rules.
+
+Probabilities are float [N, 7 heads, 7 expressions], heads in the order of `fercli.models.HEADS`; answers int64 [N].
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fercli.methods.losses import class_thresholds
+
+GLOBAL, FUSED = 0, 6
+
+#: Which rung of GLPC gave the answer.
+RUNGS = ("fused", "global", "sum")
+
+
+class Decision(NamedTuple):
+    """`answers` int64 [N] and `rungs` int64 [N], an index into `RUNGS`."""
+
+    answers: Tensor
+    rungs: Tensor
+
+
+def fused(probabilities: Tensor) -> Decision:
+    """The fused head's most probable expression."""
+    answers = probabilities[:, FUSED].argmax(-1)
+    return Decision(answers, torch.zeros_like(answers))
+
+
+def glpc(probabilities: Tensor, status: Tensor, threshold: float = 0.95) -> Decision:
+    """Global-local prediction consistency (AGLRLS, arXiv 2401.11085, the selection at test time).
+
+    The fused head answers where its top probability for class c is >= threshold * ((b_c + 1) / 2) ** 2 with that
+    head's b; else the global head by the same rule; else the argmax over classes of the sum over the seven heads of
+    those probabilities that are >= that head's b for that class (others count zero).
+
+    Args:
+        probabilities: [N, 7, 7].
+        status: b, [7 heads, 7 expressions] in 0..1; see `fercli.methods.losses.learning_status`.
+
+    Where no head's probability reaches its b, the sum is zero everywhere and the answer would be class 0 by accident of
+    order: the plain sum of all probabilities answers then.
+    """
+    limits = class_thresholds(status, threshold)
+    counted = torch.where(probabilities >= status, probabilities, 0.0).sum(1)
+    nothing = counted.amax(-1, keepdim=True) <= 0
+    answers = torch.where(nothing, probabilities.sum(1), counted).argmax(-1)
+    rungs = torch.full_like(answers, RUNGS.index("sum"))
+    for head, rung in ((GLOBAL, "global"), (FUSED, "fused")):  # the fused head is tried first, so it is written last
+        probability, label = probabilities[:, head].max(-1)
+        sure = probability >= limits[head, label]
+        answers = torch.where(sure, label, answers)
+        rungs = torch.where(sure, torch.full_like(rungs, RUNGS.index(rung)), rungs)
+    return Decision(answers, rungs)
+
+
+def decide(rule: str, probabilities: Tensor, status: Tensor | None) -> Decision:
+    """Answer by the rule's name ("fused" or "glpc"); GLPC without a status (a model not adapted) is the fused head."""
+    if rule == "glpc" and status is not None:
+        return glpc(probabilities, status.to(probabilities))
+    return fused(probabilities)

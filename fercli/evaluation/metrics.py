@@ -1,0 +1,143 @@
+"""Scores of a classifier, all from its confusion matrix: pure functions, integers in, float64 or None out.
+
+Conventions (they are where libraries differ, so they are stated once, here):
+
+- A confusion matrix is int64 [C, C], row = true class, column = predicted class; every entry counts images.
+- Scores are fractions in [0, 1], higher is better. What is not defined is ``None``, never 0 or NaN: recall and F1 of a
+  class without images, precision of a class that was never predicted, everything of an empty matrix.
+- F1 of a class that has images but was never predicted is 0 (it found none of them), as in scikit-learn.
+- Macro F1 and mean recall are plain means over the classes that have images. Absent classes do not count as 0; in
+  scikit-learn that is ``labels=`` the classes present in the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fercli.expressions import EXPRESSIONS, NUM_EXPRESSIONS
+
+#: Half-width, in standard deviations, of the 95% interval that `accuracy_interval` gives.
+Z_95 = 1.959963984540054
+
+
+def confusion(labels: ArrayLike, predictions: ArrayLike, classes: int = NUM_EXPRESSIONS) -> np.ndarray:
+    """Count images by true and by predicted class.
+
+    Args:
+        labels: integers [N] in 0..classes-1, the truth.
+        predictions: integers [N] in 0..classes-1.
+        classes: number of classes C.
+
+    Returns:
+        int64 [C, C], row = true, column = predicted; its sum is N. No images (N = 0) give a matrix of zeros.
+
+    Raises:
+        ValueError: the lengths differ, a value is no integer, or one lies outside 0..classes-1: an unlabelled image
+            (-1) has no score, so the caller leaves it out and says how many it left out.
+    """
+    truth, answer = _codes(labels, "labels", classes), _codes(predictions, "predictions", classes)
+    if len(truth) != len(answer):
+        raise ValueError(f"{len(truth)} labels but {len(answer)} predictions")
+    counts = np.bincount(truth * classes + answer, minlength=classes * classes)
+    return counts.astype(np.int64).reshape(classes, classes)
+
+
+def scores(matrix: ArrayLike, expressions: Sequence[str] = EXPRESSIONS) -> dict[str, Any]:
+    """Derive every score the project reports from a confusion matrix.
+
+    Args:
+        matrix: integers [C, C] >= 0, row = true, column = predicted.
+        expressions: names of the C classes, in the matrix's order.
+
+    Returns:
+        A document of plain Python values, ready for JSON (fractions in [0, 1] as float, ``None`` = not defined):
+        ``accuracy`` correct over all images; None for an empty matrix.
+        ``macro_f1`` mean F1 of the classes with images; None for an empty matrix.
+        ``mean_recall`` mean recall of the classes with images (the average accuracy a class); None for an empty matrix.
+        ``per_expression`` a list of C dicts: ``expression`` (name), ``precision`` (None: never predicted), ``recall``
+        (None: no images), ``f1`` (None: no images; 0: images, none of them found), ``support`` (int, images).
+
+    Raises:
+        ValueError: the matrix is not square, not of integers, has a negative count, or the names do not fit it.
+    """
+    counts = np.asarray(matrix)
+    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
+        raise ValueError(f"a confusion matrix is square, this one is {counts.shape}")
+    if not np.issubdtype(counts.dtype, np.integer):
+        raise ValueError(f"a confusion matrix counts images, this one is of {counts.dtype}")
+    if (counts < 0).any():
+        raise ValueError("a confusion matrix counts images, this one has a negative entry")
+    if len(expressions) != len(counts):
+        raise ValueError(f"{len(counts)} classes but {len(expressions)} names")
+
+    counts = counts.astype(np.int64)  # sums and doubles of int8 would overflow
+    correct, support, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+    rows = []
+    for i, name in enumerate(expressions):
+        recall = _ratio(correct[i], support[i])
+        rows.append(
+            {
+                "expression": name,
+                "precision": _ratio(correct[i], predicted[i]),
+                "recall": recall,
+                # 2PR / (P + R) in counts: defined also where precision is not.
+                "f1": None if recall is None else _ratio(2 * correct[i], support[i] + predicted[i]),
+                "support": int(support[i]),
+            }
+        )
+    return {
+        "accuracy": _ratio(correct.sum(), support.sum()),
+        "macro_f1": _mean([row["f1"] for row in rows]),
+        "mean_recall": _mean([row["recall"] for row in rows]),
+        "per_expression": rows,
+    }
+
+
+def accuracy_interval(correct: int, total: int) -> tuple[float, float] | None:
+    """Wilson's 95% interval of an accuracy (Wilson, JASA 1927): how far the number of images alone lets it wander.
+
+    It takes the images for independent; several pictures of one person are not, so the truth is wider.
+
+    Args:
+        correct: images answered rightly, 0..total.
+        total: images scored.
+
+    Returns:
+        (low, high), fractions in [0, 1]; None where there are no images.
+    """
+    if not 0 <= correct <= total:
+        raise ValueError(f"{correct} correct of {total}")
+    if total == 0:
+        return None
+    share, z2 = correct / total, Z_95**2
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = Z_95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _codes(values: ArrayLike, what: str, classes: int) -> np.ndarray:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(f"{what} must be a list of integers, got an array of shape {array.shape}")
+    if array.size == 0:
+        return np.zeros(0, np.int64)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{what} must be integers, got {array.dtype}")
+    array = array.astype(np.int64)
+    if array.min() < 0 or array.max() >= classes:
+        raise ValueError(f"{what} must lie in 0..{classes - 1}, got {array.min()}..{array.max()}")
+    return array
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return float(part) / float(whole) if whole else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(np.asarray(defined, np.float64))) if defined else None

@@ -1,0 +1,34 @@
+"""The oracle: the epoch that looks best when the target's own labels choose it. An upper bound, never a result.
+
+This and the final score (`fercli.evaluation.evaluate`) are the only places that read target labels. Published figures
+of the field are mostly oracles; ours stand beside the honest choice, marked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+def oracle_epoch(folder: Path, labels: np.ndarray) -> tuple[int, np.ndarray] | None:
+    """The adaptation epoch with the highest accuracy on the scored target faces.
+
+    Args:
+        folder: a stage folder with ``decisions/epoch-NNNN.txt``, one digit a scored face.
+        labels: int64 [N], their true labels; -1 (unlabelled) faces do not count.
+
+    Returns:
+        (epoch, answers int64 [N]) of the earliest best epoch, or None where nothing can be reckoned: no decisions, no
+        labels, or decisions about another number of faces.
+    """
+    known = labels >= 0
+    best: tuple[float, int, np.ndarray] | None = None
+    for path in sorted((folder / "decisions").glob("epoch-*.txt")):
+        answers = np.array(list(path.read_text().strip()), dtype=np.int64)
+        if len(answers) != len(labels) or not known.any():
+            return None
+        accuracy = float((answers == labels)[known].mean())
+        if best is None or accuracy > best[0]:
+            best = accuracy, int(path.stem.split("-")[1]), answers
+    return None if best is None else best[1:]

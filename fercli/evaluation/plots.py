@@ -1,0 +1,148 @@
+"""The report's small plots, as inline SVG: they take the page's colours, so they are right in light, dark and print.
+
+Every plot is stretched to the width it is given (``preserveAspectRatio="none"``) with strokes that do not scale, and
+holds no text of its own: labels are HTML around it and keep their size on a phone. Dots are strokes of zero length with
+round caps, which stay round when the plot is stretched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+#: A point (epoch, value); the value is None where it is not defined.
+Point = tuple[int, float | None]
+
+_OPEN = '<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" role="img" class="{kind}"><title>{title}</title>'
+
+
+def number(value: Any) -> float | None:
+    """Return a finite float, or None for everything that is no score (None, NaN, infinity, text)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def lanes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, title: str) -> Markup:
+    """Draw two accuracies with their intervals on a scale from 0 to 100%, the one before above the one after.
+
+    Args:
+        before, after: {"accuracy": fraction or None, "interval": (low, high) fractions or None}; None leaves the lane
+            empty.
+        title: what a screen reader says.
+    """
+    parts = ['<path class="axis" d="M0 0V24M25 0V24M50 0V24M75 0V24M100 0V24"/>']
+    for lane, y, kind in ((before, 7, "before"), (after, 17, "after")):
+        if lane is None or number(lane["accuracy"]) is None:
+            continue
+        if lane["interval"] is not None:
+            low, high = lane["interval"]
+            parts.append(f'<path class="whisker {kind}" d="M{100 * low:.2f} {y}H{100 * high:.2f}"/>')
+        parts.append(f'<path class="dot {kind}" d="M{100 * lane["accuracy"]:.2f} {y}h0"/>')
+    return Markup(_OPEN).format(height=24, kind="lanes", title=title) + Markup("".join(parts) + "</svg>")
+
+
+def curve(
+    name: str, points: Sequence[Point], chosen: int | None = None, from_zero: bool = False
+) -> dict[str, Any] | None:
+    """Draw one quantity over the epochs.
+
+    Args:
+        name: what it is.
+        points: (epoch, value) in order of epochs; an undefined value leaves a gap.
+        chosen: the epoch to mark, if any.
+        from_zero: let the vertical axis begin at 0 (losses), where no value is negative.
+
+    Returns:
+        {"name", "svg", "top", "bottom" (ends of the vertical axis), "first", "last" (epochs), "chosen", "at_chosen",
+        "final"}; None where no value is defined.
+    """
+    points = [(int(epoch), number(value)) for epoch, value in points]
+    values = [value for _, value in points if value is not None]
+    if not values:
+        return None
+    bottom, top = min(values), max(values)
+    if from_zero and bottom >= 0:
+        bottom = 0.0
+    if top - bottom < 1e-12:
+        bottom, top = bottom - 0.5 * (abs(bottom) or 1), top + 0.5 * (abs(top) or 1)
+    first, last = points[0][0], points[-1][0]
+
+    def x(epoch: int) -> float:
+        return 2 + 96 * (epoch - first) / (last - first) if last > first else 50.0
+
+    def y(value: float) -> float:
+        return 4 + 52 * (top - value) / (top - bottom)
+
+    parts = ['<path class="axis" d="M0 4H100M0 56H100"/>']
+    if chosen is not None and first <= chosen <= last:
+        parts.append(f'<path class="mark" d="M{x(chosen):.2f} 0V60"/>')
+    parts.extend(f'<path class="line" d="{path}"/>' for path in _runs(points, x, y))
+    at_chosen = next((value for epoch, value in points if epoch == chosen), None)
+    if at_chosen is not None:
+        parts.append(f'<path class="dot after" d="M{x(chosen):.2f} {y(at_chosen):.2f}h0"/>')
+    title = f"{name}, epochs {first} to {last}"
+    return {
+        "name": name,
+        "svg": Markup(_OPEN).format(height=60, kind="curve", title=title) + Markup("".join(parts) + "</svg>"),
+        "top": top,
+        "bottom": bottom,
+        "first": first,
+        "last": last,
+        "chosen": chosen,
+        "at_chosen": at_chosen,
+        "final": values[-1],
+    }
+
+
+def _runs(points: Sequence[Point], x: Any, y: Any) -> list[str]:
+    """Return an SVG path for each unbroken run of defined values."""
+    runs: list[list[str]] = [[]]
+    for epoch, value in points:
+        if value is None:
+            runs.append([])
+        else:
+            runs[-1].append(f"{x(epoch):.2f} {y(value):.2f}")
+    return ["M" + ("L".join(run) if len(run) > 1 else run[0] + "h0") for run in runs if run]
+
+
+def stage_folder(entry: Mapping[str, Any]) -> str:
+    """Name of the folder an entry's checkpoint lies in (``source``, ``adapt-jaffe``); its stage where it names none."""
+    path = str(entry.get("checkpoint") or "").replace("\\", "/").split("/")
+    return path[-2] if len(path) > 1 else str(entry.get("stage") or "")
+
+
+def training_curves(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Turn the results' ``history`` into panels, a stage at a time.
+
+    The chosen epoch is the one the history marks ``chosen``, else the epoch of the checkpoint that was evaluated for
+    that stage and not chosen by an oracle.
+
+    Returns:
+        A list of {"stage", "epochs" (how many), "chosen" (epoch or None), "rule" (that chose it, or None),
+        "losses": [panel], "scores": [panel]}; panels as `curve` gives them, scores with "decides" (this score chose the
+        epoch) and "oracle" (it reads target labels) besides.
+    """
+    stages = []
+    for stage, rows in (results.get("history") or {}).items():
+        rows = [row for row in rows or [] if row.get("epoch") is not None]
+        if not rows:
+            continue
+        used = [e for e in results.get("entries") or [] if stage in (e.get("stage"), stage_folder(e))]
+        used = [e for e in used if (e.get("selection") or {}).get("rule") != "oracle"]
+        rule = used[0]["selection"].get("rule") if used and used[0].get("selection") else None
+        marked = [row["epoch"] for row in rows if row.get("chosen")]
+        chosen = marked[-1] if marked else (used[0].get("epoch") if used else None)
+        panels: dict[str, list[dict[str, Any]]] = {"losses": [], "scores": []}
+        for kind, found in panels.items():
+            for name in dict.fromkeys(key for row in rows for key in row.get(kind) or {}):
+                points = [(row["epoch"], (row.get(kind) or {}).get(name)) for row in rows]
+                panel = curve(name, points, chosen, from_zero=kind == "losses")
+                if panel is not None:
+                    panel.update(decides=kind == "scores" and name == rule, oracle=name.startswith("oracle"))
+                    found.append(panel)
+        stages.append({"stage": stage, "epochs": len(rows), "chosen": chosen, "rule": rule, **panels})
+    return stages

@@ -1,0 +1,92 @@
+"""The report: one HTML file that holds everything, made from the results document that ``evaluate`` writes.
+
+It loads nothing (styles and plots are inside it), so it can be mailed, archived and opened without a network. All text
+is escaped by jinja2. What a reader must not miss is computed here and marked in every table: data sets of procedural
+faces (stand-ins), rows that were selected with target labels (oracle), images that were not scored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fercli.evaluation.plots import number
+from fercli.evaluation.report_view import plain, view
+
+_NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
+
+
+def write_report(results: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``folder/report.html`` from the results document and return its path.
+
+    The folder is made if it is not there; an older report is replaced in one move, so that no half-written file is
+    ever found under that name.
+
+    Args:
+        results: the document of `results.json` (schema 1). Scores may be None (not defined); `published`, `history`,
+            `spec` and `environment` may be missing or empty and their sections are then left out.
+        folder: where to write.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    unfinished = folder / f".report.html.{os.getpid()}"
+    unfinished.write_text(render(results), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """Return the report of a results document as one HTML page."""
+    environment = Environment(
+        loader=PackageLoader("fercli.evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(pct=_pct, points=_points, figure=_figure, plain=plain, shade=_shade, short=_short)
+    datasets = results.get("datasets") or {}
+    environment.tests["standin"] = lambda name: _is_stand_in(name, datasets, bool(results.get("stand_in")))
+    return environment.get_template("report.html.j2").render(view(results))
+
+
+def _is_stand_in(name: str, datasets: Mapping[str, Any], whole: bool) -> bool:
+    about = datasets.get(name)
+    return whole if about is None else bool(about.get("stand_in"))
+
+
+def _pct(value: Any, digits: int = 1) -> str:
+    """A fraction as percent, without the sign (the column's head has it)."""
+    value = number(value)
+    return _NOT_DEFINED if value is None else f"{100 * value:.{digits}f}"
+
+
+def _points(value: Any) -> str:
+    """A difference of fractions as signed points, with a true minus sign."""
+    value = number(value)
+    if value is None:
+        return _NOT_DEFINED
+    text = f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def _figure(value: Any) -> str:
+    """A loss or a selection score: three significant digits."""
+    value = number(value)
+    return _NOT_DEFINED if value is None else f"{value:#.3g}".rstrip(".").replace("-", "\N{MINUS SIGN}")
+
+
+def _shade(count: int, row: Sequence[int]) -> int:
+    """Level 0 (none) to 10 (the whole row) of a cell of a confusion matrix."""
+    total = sum(row)
+    return max(1, round(10 * count / total)) if count and total else 0
+
+
+def _short(name: str) -> str:
+    return name[:3]

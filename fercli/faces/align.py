@@ -1,0 +1,131 @@
+"""Geometry of the prepared face: similarity to the ArcFace template, the paper's box crop, and the local crops.
+
+Matrices are float64 [2, 3] and map pixels of the photograph to pixels of the canvas, pixel centres at integers. The
+canvas is S x S with S = size + 2 * margin: the face as the network sees it (112) in the middle, and a margin that shows
+more of the photograph, so that a training crop can be jittered without inventing pixels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+from fercli.datasets.records import Box
+
+#: The ArcFace 112 x 112 template (x, y): image-left eye, image-right eye, nose tip, image-left and -right mouth corner.
+ARCFACE_TEMPLATE = np.array(
+    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
+)
+_TEMPLATE_SIZE = 112
+
+# Bilinear sampling is sharp and free of aliasing down to about this scale; below, the photograph is first reduced by
+# averaging areas.
+_SHARP_SCALE = 0.8
+
+
+def template(size: int = 112, margin: int = 14) -> np.ndarray:
+    """Return the five template points float64 [5, 2] in pixels of the canvas of `size` + 2 * `margin`."""
+    return (ARCFACE_TEMPLATE + 0.5) * (size / _TEMPLATE_SIZE) - 0.5 + margin
+
+
+def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return the similarity float64 [2, 3] that maps `source` [n, 2] to `target` [n, 2] with least squared error.
+
+    Rotation, scale and translation without reflection (Umeyama, PAMI 1991, equations 40-42). Raises ValueError where
+    the source points coincide, for then no scale is defined.
+    """
+    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
+    source_mean, target_mean = source.mean(0), target.mean(0)
+    centred, aim = source - source_mean, target - target_mean
+    variance = (centred**2).sum() / len(source)
+    if not variance > 1e-12 or not np.isfinite(variance):
+        raise ValueError("the landmarks coincide or are not finite: no similarity is defined")
+    u, d, vt = np.linalg.svd(aim.T @ centred / len(source))
+    sign = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt)) or 1.0])
+    rotation = (u * sign) @ vt
+    linear = (d * sign).sum() / variance * rotation
+    return np.hstack([linear, (target_mean - linear @ source_mean)[:, None]])
+
+
+def template_matrix(points5: np.ndarray, size: int = 112, margin: int = 14) -> np.ndarray:
+    """Return the matrix that brings the five points [5, 2] (pixels of the photograph) nearest to the template."""
+    return umeyama(points5, template(size, margin))
+
+
+def box_matrix(box: Box, size: int = 112, margin: int = 14) -> np.ndarray:
+    """Return the matrix of the box crop (AGLRLS): the square around the box fills the inner `size`, without rotation.
+
+    Args:
+        box: (left, top, right, bottom) in pixels of the photograph; the square has its centre and its longer side.
+    """
+    left, top, right, bottom = box
+    scale = size / max(right - left, bottom - top)
+    # Box edges are between pixels, matrices count from pixel centres: hence the halves.
+    x = margin + size / 2 - 0.5 - scale * ((left + right) / 2 - 0.5)
+    y = margin + size / 2 - 0.5 - scale * ((top + bottom) / 2 - 0.5)
+    return np.array([[scale, 0.0, x], [0.0, scale, y]])
+
+
+def box_of_points(points5: np.ndarray) -> Box:
+    """Return the square that the template's 112 x 112 covers around five points, upright: a box where none is given."""
+    matrix = template_matrix(points5, _TEMPLATE_SIZE, 0)
+    side = _TEMPLATE_SIZE / math.hypot(matrix[0, 0], matrix[1, 0])
+    centre = np.linalg.solve(matrix[:, :2], np.full(2, (_TEMPLATE_SIZE - 1) / 2) - matrix[:, 2]) + 0.5
+    return (*(centre - side / 2), *(centre + side / 2))
+
+
+def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map points [..., 2] by a matrix [2, 3]."""
+    return points @ matrix[:, :2].T + matrix[:, 2]
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
+    """Return uint8 [side, side, 3]: the photograph uint8 [H, W, 3] seen through the matrix.
+
+    Outside the photograph its border is replicated. A photograph that is reduced is averaged over areas before it is
+    sampled, so that large ones do not alias; one that is enlarged is interpolated by cubics.
+    """
+    scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
+    if scale < _SHARP_SCALE:
+        image, matrix = _reduced(image, matrix, side, scale / _SHARP_SCALE)
+    flags = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
+    return cv2.warpAffine(image, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _reduced(image: np.ndarray, matrix: np.ndarray, side: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the part of the photograph that the canvas sees, made smaller by `factor`, and the matrix from there."""
+    corners = np.array([(-1.0, -1.0), (side, -1.0), (-1.0, side), (side, side)])
+    seen = np.linalg.solve(matrix[:, :2], (corners - matrix[:, 2]).T).T
+    limit = np.array(image.shape[1::-1])
+    pad = 2 / factor
+    low = np.clip(np.floor(seen.min(0) - pad), 0, limit - 1).astype(int)
+    high = np.clip(np.ceil(seen.max(0) + pad), low + 1, limit).astype(int)
+    part = image[low[1] : high[1], low[0] : high[0]]
+    size = np.maximum(1, np.round((high - low) * factor)).astype(int)
+    small = cv2.resize(part, size.tolist(), interpolation=cv2.INTER_AREA)
+    back = (high - low) / size
+    # small pixel -> photograph pixel: (x + 0.5) * back - 0.5 + low
+    linear = matrix[:, :2] * back
+    shift = matrix[:, :2] @ (0.5 * back - 0.5 + low) + matrix[:, 2]
+    return small, np.hstack([linear, shift[:, None]])
+
+
+def local_crops(
+    image: np.ndarray, matrix: np.ndarray, points: np.ndarray, size: int = 48, zoom: float = 1.5
+) -> np.ndarray:
+    """Return uint8 [n, size, size, 3]: patches centred on landmarks, cut from the photograph itself.
+
+    Args:
+        image: the photograph, uint8 [H, W, 3].
+        matrix: of the face's alignment [2, 3]; the patches are turned as the face is.
+        points: landmarks [n, 2] in pixels of the canvas.
+        size: side of a patch in pixels.
+        zoom: scale of a patch over the scale of the face; above 1 shows more detail than the face holds.
+    """
+    crops = np.empty((len(points), size, size, 3), np.uint8)
+    for crop, point in zip(crops, points, strict=True):
+        shift = zoom * (matrix[:, 2] - point) + (size - 1) / 2
+        crop[:] = warp(image, np.hstack([zoom * matrix[:, :2], shift[:, None]]), size)
+    return crops

@@ -1,0 +1,368 @@
+"""Procedural faces: shaded drawings with the seven expressions, in domains that differ as datasets do.
+
+They are a stand-in, for the demo and the tests, of photographs nobody may redistribute; figures measured on them say
+that the pipeline works, not how well it reads people. Every face is a pure function of its arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+from joblib import Parallel, delayed
+
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.faces.anatomy import Identity, Proportions, build, draw_units
+from fercli.faces.drawing import Canvas, Light, light_up, paint
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A way of photographing a population. Ranges are (least, greatest) of a uniform draw per image unless said.
+
+    Attributes:
+        size: width and height of the picture in pixels.
+        grey: one grey channel, repeated three times.
+        supersample: how many times finer the picture is drawn than kept.
+        face_width: width of the head as a fraction of the picture's width.
+        wander: greatest offset of the face from the middle, as a fraction of the picture.
+        roll, yaw, pitch: standard deviation of the head's angles in degrees, cut at 2.2 of them.
+        blur: sigma of the lens's Gaussian, in pixels of the finished picture.
+        noise: standard deviation of the sensor's noise in grey levels 0..255.
+        contrast, gamma, brightness: factor around mid-grey, exponent (above 1 darkens), grey levels added.
+        jpeg: range of quality, or None for none.
+        tint: standard deviation of the light's colour cast, a factor a channel.
+        light_side, light_above: greatest share of light from the side and range from above (0 frontal, 1 at 45 degrees).
+        ambient: share of light without direction; the less, the harder the shadows.
+        relief: factor on the height of nose, cheeks, lips as the light sees them.
+        gloss: strength of the skin's highlights.
+        background: range of the background's grey level; `clutter`: how many shapes and people out of focus in it.
+        proportions: of the population.
+        melanin: range of skin tone, 0 light to 1 dark.
+        line: factor on the width and strength of wrinkles, lids and lashes.
+        intensity: strength of an image's expression, 1 the prototype.
+        au_jitter: standard deviation of each action unit's own factor.
+        au_noise: probability that one unrelated action unit joins in, of strength `au_noise_strength`.
+        gains: the population's habits, (unit, factor) pairs; `rest`: (unit, strength) pairs its faces show at rest.
+        glasses, beard: share of identities who wear one.
+    """
+
+    name: str
+    size: tuple[int, int]
+    grey: bool = False
+    supersample: int = 2
+    face_width: Range = (0.5, 0.6)
+    wander: float = 0.04
+    roll: float = 5.0
+    yaw: float = 6.0
+    pitch: float = 4.0
+    blur: Range = (0.3, 0.6)
+    noise: Range = (1.0, 3.0)
+    contrast: Range = (0.95, 1.05)
+    gamma: Range = (0.95, 1.05)
+    brightness: Range = (-5, 5)
+    jpeg: tuple[int, int] | None = None
+    tint: float = 0.02
+    light_side: float = 0.5
+    light_above: Range = (0.2, 0.6)
+    ambient: Range = (0.4, 0.55)
+    relief: float = 1.0
+    gloss: float = 0.10
+    background: Range = (90, 190)
+    clutter: int = 0
+    proportions: Proportions = field(default_factory=Proportions)
+    melanin: Range = (0.05, 0.85)
+    line: float = 1.0
+    intensity: Range = (0.7, 1.0)
+    au_jitter: float = 0.15
+    au_noise: float = 0.2
+    au_noise_strength: Range = (0.2, 0.45)
+    gains: tuple[tuple[int, float], ...] = ()
+    rest: tuple[tuple[int, float], ...] = ()
+    glasses: float = 0.12
+    beard: float = 0.12
+
+
+#: Colour portraits under soft light; the demo's source.
+STUDIO = Domain(name="studio", size=(220, 240))
+
+#: Small, grey, soft and noisy pictures of people otherwise built, whose faces move otherwise; as JAFFE, 256x256.
+LAB = Domain(
+    name="lab",
+    size=(256, 256),
+    grey=True,
+    face_width=(0.52, 0.6),
+    wander=0.03,
+    roll=2.0,
+    yaw=3.0,
+    pitch=3.0,
+    blur=(1.4, 2.2),
+    noise=(7, 12),
+    contrast=(0.6, 0.8),
+    gamma=(1.0, 1.4),
+    light_side=0.25,
+    light_above=(0.5, 0.9),
+    relief=0.8,
+    background=(60, 110),
+    proportions=Proportions(
+        eye_distance=(1.06, 0.03),
+        eye_size=(0.88, 0.05),
+        face_width=(1.1, 0.04),
+        brow_height=(1.1, 0.06),
+        brow_thickness=(0.7, 0.15),
+        nose_length=(0.92, 0.05),
+        mouth_width=(0.88, 0.05),
+        lip_thickness=(1.2, 0.15),
+    ),
+    melanin=(0.1, 0.4),
+    line=0.8,
+    intensity=(0.5, 0.85),
+    gains=((26, 0.75), (12, 0.8), (4, 1.15)),
+    rest=((15, 0.15),),
+    glasses=0.0,
+    beard=0.0,
+)
+
+#: Tight grey thumbnails as FER2013's, 48x48.
+THUMBNAIL = Domain(
+    name="thumbnail",
+    size=(48, 48),
+    grey=True,
+    supersample=6,
+    face_width=(0.78, 0.9),
+    wander=0.03,
+    roll=7.0,
+    yaw=8.0,
+    pitch=5.0,
+    blur=(0.2, 0.4),
+    noise=(1, 4),
+    contrast=(0.8, 1.15),
+    gamma=(0.8, 1.3),
+    brightness=(-15, 15),
+    light_side=0.9,
+    background=(30, 220),
+    clutter=3,
+    intensity=(0.6, 1.1),
+    au_jitter=0.2,
+    au_noise=0.3,
+)
+
+#: Colour pictures of crowded, badly lit places, as ExpW's.
+STREET = Domain(
+    name="street",
+    size=(280, 260),
+    face_width=(0.34, 0.5),
+    wander=0.10,
+    roll=8.0,
+    yaw=9.0,
+    pitch=5.0,
+    blur=(0.4, 1.3),
+    noise=(3, 9),
+    contrast=(0.7, 1.2),
+    gamma=(0.75, 1.5),
+    brightness=(-20, 15),
+    jpeg=(30, 75),
+    tint=0.10,
+    light_side=1.1,
+    light_above=(-0.1, 0.9),
+    ambient=(0.25, 0.5),
+    gloss=0.15,
+    background=(30, 200),
+    clutter=14,
+    intensity=(0.55, 1.0),
+    au_jitter=0.2,
+    au_noise=0.35,
+    glasses=0.15,
+    beard=0.15,
+)
+
+DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (STUDIO, LAB, THUMBNAIL, STREET)}
+
+
+@dataclass(frozen=True)
+class Face:
+    """One rendered face.
+
+    Attributes:
+        image: uint8 [H, W, 3] RGB.
+        landmarks: float32 [5, 2], (x, y) pixels (centres at integers): image-left eye, image-right eye (each the
+            middle of its corners), nose tip, image-left and image-right mouth corner.
+        label: 0..6, in the order of `fercli.expressions.EXPRESSIONS`.
+        identity: the seed of the person.
+        box: (left, top, right, bottom) around the face, brow to chin and a little more, within the picture.
+    """
+
+    image: np.ndarray
+    landmarks: np.ndarray
+    label: int
+    identity: int
+    box: tuple[float, float, float, float]
+
+
+def render(domain: Domain, identity_seed: int, expression: int, image_seed: int) -> Face:
+    """Return one face of a domain: the person of `identity_seed` with `expression` 0..6, photographed as `image_seed`.
+
+    The same arguments give the same pixels, in any order, thread or process.
+
+    Raises:
+        ValueError: no such expression.
+    """
+    if not 0 <= expression < NUM_EXPRESSIONS:
+        raise ValueError(f"expression {expression} is not one of 0..{NUM_EXPRESSIONS - 1}")
+    seeds = np.random.SeedSequence([identity_seed, expression, image_seed]).spawn(4)
+    muscles, scene, paints, sensor = (np.random.default_rng(seed) for seed in seeds)
+    person = Identity.of(identity_seed)
+    units = draw_units(
+        expression,
+        muscles,
+        muscles.uniform(*domain.intensity),
+        domain.au_jitter,
+        domain.au_noise,
+        domain.au_noise_strength,
+        dict(domain.gains),
+        dict(domain.rest),
+    )
+    roll, yaw, pitch = np.clip(scene.standard_normal(3), -2.2, 2.2) * (domain.roll, domain.yaw, domain.pitch)
+    body = build(person, person.factors(domain.proportions), units, yaw, pitch, muscles)
+    matrix = _placement(domain, body.outline, roll, scene)
+    fine = _supersampled(matrix, domain.supersample)
+    backdrop = _background(domain, scene)
+    canvas = Canvas(backdrop, fine)
+    look = SimpleNamespace(
+        melanin=domain.melanin[0] + person.traits["melanin"] * (domain.melanin[1] - domain.melanin[0]),
+        line=domain.line,
+        glasses=person.traits["glasses"] < domain.glasses,
+        beard=person.traits["beard"] < domain.beard,
+        clothes=np.clip(scene.uniform(35, 190) + scene.normal(0, 30, 3), 10, 240),
+    )
+    paint(canvas, body, person, look, paints)
+    # Light is smooth: it may wait until the picture has its final, smaller size.
+    picture, covered = (cv2.resize(p, domain.size, interpolation=cv2.INTER_AREA) for p in (canvas.picture, canvas.covered))
+    image = _photograph(light_up(picture, covered, matrix, body, _light(domain, scene)), domain, sensor)
+    landmarks = body.landmarks @ matrix[:, :2].T + matrix[:, 2]
+    return Face(image, landmarks.astype(np.float32), expression, identity_seed, _box(body, matrix, domain.size))
+
+
+def sample(
+    domain: Domain,
+    count: int,
+    seed: int,
+    identities: int | Sequence[int] = 40,
+    prior: Sequence[float] | None = None,
+    workers: int = 1,
+) -> Iterator[Face]:
+    """Yield `count` faces of a domain in random order, the same for any number of workers.
+
+    Args:
+        seed: of the choice of people, expressions and photographs.
+        identities: the people's seeds, or how many there are (then 0, 1, ...). They take turns.
+        prior: relative frequency of the seven expressions; even if None. Counts are exact to within one.
+        workers: processes that render (joblib); 1 renders here, as the faces are asked for.
+
+    Raises:
+        ValueError: no identities, or a prior that is not seven non-negative numbers with a positive sum.
+    """
+    people = np.arange(identities) if isinstance(identities, int) else np.asarray(list(identities))
+    weights = np.ones(NUM_EXPRESSIONS) if prior is None else np.asarray(prior, dtype=float)
+    if len(people) == 0:
+        raise ValueError("sample needs at least one identity")
+    if weights.shape != (NUM_EXPRESSIONS,) or (weights < 0).any() or weights.sum() <= 0:
+        raise ValueError(f"prior must be {NUM_EXPRESSIONS} non-negative numbers, not {prior}")
+    rng = np.random.default_rng(np.random.SeedSequence([seed, 0xFACE]))
+    labels = _apportion(weights, count, rng)
+    turns = np.concatenate([rng.permutation(people) for _ in range(-(-count // len(people)))] or [people])[:count]
+    photographs = rng.integers(0, 2**31, count)
+    jobs = (
+        (domain, int(person), int(label), int(photograph))
+        for person, label, photograph in zip(turns, labels, photographs, strict=True)
+    )
+    if workers == 1:
+        return (render(*job) for job in jobs)
+    return Parallel(n_jobs=workers, batch_size=16, return_as="generator")(delayed(render)(*job) for job in jobs)
+
+
+def _apportion(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `count` labels in random order, as near the weights as whole numbers can be (largest remainders)."""
+    share = weights / weights.sum() * count
+    counts = np.floor(share).astype(int)
+    order = np.lexsort([rng.random(len(share)), -(share - counts)])
+    counts[order[: count - counts.sum()]] += 1
+    return rng.permutation(np.repeat(np.arange(len(share)), counts))
+
+
+def _placement(domain: Domain, outline: np.ndarray, roll: float, rng: np.random.Generator) -> np.ndarray:
+    """Return the similarity [2, 3] from face units to pixels that puts the face's middle near the picture's."""
+    width, height = domain.size
+    scale = rng.uniform(*domain.face_width) * width / np.ptp(outline[:, 0])
+    angle = np.deg2rad(roll)
+    turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    middle = np.array([(outline[:, 0].max() + outline[:, 0].min()) / 2, 0.35])
+    target = (np.array([width, height]) - 1) / 2 + rng.uniform(-1, 1, 2) * domain.wander * np.array([width, height])
+    return np.hstack([turn, (target - turn @ middle)[:, None]])
+
+
+def _supersampled(matrix: np.ndarray, factor: int) -> np.ndarray:
+    """Return the placement on a picture `factor` times finer, pixel centres being at integers in both."""
+    fine = matrix * factor
+    fine[:, 2] += (factor - 1) / 2
+    return fine
+
+
+def _light(domain: Domain, rng: np.random.Generator) -> Light:
+    side, above = rng.uniform(-1, 1) * domain.light_side, rng.uniform(*domain.light_above)
+    tint = np.clip(1 + rng.normal(0, domain.tint, 3), 0.6, 1.4)
+    return Light((side, -above, 1.0), rng.uniform(*domain.ambient), domain.relief, domain.gloss, tuple(tint.tolist()))
+
+
+def _background(domain: Domain, rng: np.random.Generator) -> np.ndarray:
+    """Return a backdrop with a fall-off of light and, out of focus, blocks of colour and people without features."""
+    width, height = (side * domain.supersample for side in domain.size)
+    small_w, small_h = 96, max(2, round(96 * height / width))
+    level, slant = rng.uniform(*domain.background), rng.normal(0, 0.12, 2)
+    ramp = 1 + slant[0] * np.linspace(-1, 1, small_w)[None] + slant[1] * np.linspace(-1, 1, small_h)[:, None]
+    colour = level * (1 + rng.normal(0, 0.09, 3))
+    picture = np.clip(ramp[..., None] * colour, 0, 255).astype(np.uint8)
+    for _ in range(int(rng.integers(domain.clutter // 2, domain.clutter + 1)) if domain.clutter else 0):
+        x, y = (int(v) for v in rng.integers(0, (small_w, small_h)))
+        shade = [float(c) for c in np.clip(rng.uniform(25, 210) + rng.normal(0, 28, 3), 0, 255)]
+        if rng.random() < 0.5:
+            w, h = (int(v) for v in rng.integers(6, 34, 2))
+            cv2.rectangle(picture, (x - w // 2, y - h // 2), (x + w // 2, y + h // 2), shade, -1)
+        else:
+            r = int(rng.integers(6, 11))
+            cv2.ellipse(picture, (x, y + 3 * r), (2 * r, 2 * r), 0, 0, 360, shade, -1)
+            cv2.ellipse(picture, (x, y), (r, round(1.3 * r)), 0, 0, 360, [0.7 * c + 40 for c in shade], -1)
+    picture = cv2.GaussianBlur(picture, (0, 0), 1.6)
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _photograph(scene: np.ndarray, domain: Domain, rng: np.random.Generator) -> np.ndarray:
+    """Return the finished picture uint8 of a scene float32 [H, W, 3]: lens, film, sensor, file, in this order."""
+    image = cv2.cvtColor(scene, cv2.COLOR_RGB2GRAY) if domain.grey else scene
+    blur = rng.uniform(*domain.blur)
+    if blur > 0.2:
+        image = cv2.GaussianBlur(image, (0, 0), blur)
+    contrast, gamma, brightness = (rng.uniform(*r) for r in (domain.contrast, domain.gamma, domain.brightness))
+    curve = ((np.arange(256) / 255.0) ** gamma * 255 - 128) * contrast + 128 + brightness
+    image = cv2.LUT(cv2.convertScaleAbs(np.maximum(image, 0)), curve.astype(np.float32))
+    # Grain of brightness only: colour grain costs three times as much, and files throw most of it away.
+    grain = rng.standard_normal(image.shape[:2], dtype=np.float32) * np.float32(rng.uniform(*domain.noise))
+    image = cv2.convertScaleAbs(np.maximum(image + (grain if domain.grey else grain[..., None]), 0))
+    if domain.jpeg is not None:
+        quality = int(rng.integers(domain.jpeg[0], domain.jpeg[1] + 1))
+        flag = cv2.IMREAD_GRAYSCALE if domain.grey else cv2.IMREAD_COLOR
+        image = cv2.imdecode(cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])[1], flag)
+    return np.repeat(image[..., None], 3, axis=2) if domain.grey else image
+
+
+def _box(body, matrix: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float, float]:
+    outline = body.outline[body.outline[:, 1] > -0.75]
+    pixels = outline @ matrix[:, :2].T + matrix[:, 2]
+    (left, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
+    width, height = size
+    return (max(float(left), 0.0), max(float(top), 0.0), min(float(right), width - 1.0), min(float(bottom), height - 1.0))

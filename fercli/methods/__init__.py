@@ -1,0 +1,25 @@
+"""The adaptation methods: one module and one line here each.
+
+A method supplies losses and extra modules, never a loop of its own. See `fercli.methods.base` for the contract.
+This registry holds names only, so that a spec can be checked without loading torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fercli.methods.base import Method
+
+#: Name in the spec (``adapt.method``) -> module and class.
+METHODS: dict[str, str] = {
+    "source-only": "fercli.methods.source_only:SourceOnly",
+    "aglrls": "fercli.methods.aglrls:AGLRLS",
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a registered method."""
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,180 @@
+"""The losses that methods share, each a pure function.
+
+Shapes: B images, H = 7 heads (global, five local, fused), C = 7 expressions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+#: Keeps log finite at probability zero; the value of the released code.
+LOG_FLOOR = 1e-5
+
+
+def head_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Weighted sum over the heads of the mean cross-entropy (AGLRLS, arXiv 2401.11085, the source term).
+
+    Args:
+        logits: [B, H, C].
+        labels: int64 [B], 0..C-1.
+        weights: [H].
+        label_smoothing: 0..1.
+
+    Returns:
+        A scalar >= 0. NaN for an empty batch, as a mean over nothing.
+    """
+    batch, heads, _ = logits.shape
+    each = F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        labels.repeat_interleave(heads),
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return (each.view(batch, heads).mean(0) * weights).sum()
+
+
+def entropy(probabilities: Tensor) -> Tensor:
+    """Shannon entropy in nats over the last axis, in 0..ln C, with `LOG_FLOOR` inside the logarithm."""
+    return -(probabilities * (probabilities + LOG_FLOOR).log()).sum(-1)
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, coefficient: float) -> Tensor:  # noqa: ANN001
+        ctx.coefficient = coefficient
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+        return -ctx.coefficient * gradient, None
+
+
+def reverse_gradient(x: Tensor, coefficient: float) -> Tensor:
+    """Identity forward; the gradient is multiplied by -`coefficient` (Ganin et al., JMLR 2016)."""
+    return _Reverse.apply(x, coefficient)
+
+
+def reversal_coefficient(step: int, horizon: float = 10_000) -> float:
+    """Strength of the gradient reversal: 2 / (1 + exp(-10 step / horizon)) - 1, rising from 0 to 1 (CDAN, NeurIPS 2018)."""
+    return 2 / (1 + math.exp(-10 * step / horizon)) - 1
+
+
+def conditional_adversarial(
+    features: Tensor,
+    logits: Tensor,
+    is_source: Tensor,
+    discriminator: nn.Module,
+    coefficient: float,
+    entropy_conditioning: bool = True,
+) -> Tensor:
+    """Conditional adversarial loss of one head, CDAN+E (Long et al., NeurIPS 2018, eq. 8; AGLRLS, one term a head).
+
+    The discriminator sees the outer product of the softmax (detached) and the feature, behind a gradient reversal, and
+    tells source (1) from target (0). Each sample weighs 1 + exp(-H(softmax)), itself behind the reversal, normalised to
+    sum 1 within its domain; the two domains are then averaged.
+
+    Args:
+        features: [B, D].
+        logits: [B, C].
+        is_source: bool [B]; both domains must be present.
+        discriminator: maps [B, C * D] to logits [B] (before the sigmoid).
+        coefficient: strength of the reversal, 0..1.
+        entropy_conditioning: False weighs all samples of a domain alike (plain CDAN).
+
+    Returns:
+        A scalar >= 0; ln 2 where the discriminator cannot tell.
+    """
+    probabilities = logits.float().softmax(-1)
+    joint = (probabilities.detach().unsqueeze(2) * features.float().unsqueeze(1)).flatten(1)
+    verdict = discriminator(reverse_gradient(joint, coefficient)).float()
+    each = F.binary_cross_entropy_with_logits(verdict, is_source.float(), reduction="none")
+    if entropy_conditioning:
+        weight = 1 + torch.exp(-reverse_gradient(entropy(probabilities), coefficient))
+    else:
+        weight = torch.ones_like(each)
+    loss = each.new_zeros(())
+    for domain in (is_source, ~is_source):
+        inside = weight * domain
+        # The normaliser is a constant, as in the released code: only the weights themselves carry gradient.
+        loss = loss + (inside / inside.sum().detach() * each).sum() / 2
+    return loss
+
+
+class Discriminator(nn.Module):
+    """Three linear layers in-hidden-hidden-1 with LeakyReLU 0.2 and dropout 0.5; Xavier-normal weights, zero biases.
+
+    Maps [B, in_features] to logits [B]; the published sigmoid is part of the loss, where it is computed stably.
+    """
+
+    def __init__(self, in_features: int, hidden: int = 512):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Dropout(0.5),
+            nn.Linear(hidden, hidden),
+            nn.LeakyReLU(0.2),
+            nn.Dropout(0.5),
+            nn.Linear(hidden, 1),
+        )
+        for layer in self.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).squeeze(-1)
+
+
+def learning_status(bank: Tensor, classes: int = 7) -> Tensor:
+    """How well each head has learned each class, b (FlexMatch, Zhang et al., NeurIPS 2021, eq. 6 with warm-up).
+
+    Args:
+        bank: int64 [H, N]: for each target image its last confident prediction, or -1 for none yet.
+
+    Returns:
+        float [H, C] in 0..1: images of class c over the largest such number among the classes and "none yet". All zero
+        while no image has been predicted confidently, and for N = 0.
+    """
+    counts = torch.zeros(bank.shape[0], classes + 1, device=bank.device)
+    counts.scatter_add_(1, bank + 1, torch.ones_like(bank, dtype=counts.dtype))
+    return counts[:, 1:] / counts.amax(1, keepdim=True).clamp_min(1)
+
+
+def class_thresholds(status: Tensor, threshold: float = 0.95) -> Tensor:
+    """Confidence asked of each class: threshold * ((b + 1) / 2) ** 2, from a quarter of `threshold` up to all of it.
+
+    Works on any shape; `status` in 0..1 (AGLRLS code, "convex2").
+    """
+    return threshold * ((status + 1) / 2) ** 2
+
+
+def pseudo_label_loss(
+    weak_logits: Tensor, strong_logits: Tensor, status: Tensor, weights: Tensor, threshold: float = 0.95
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Semantic-aware pseudo labels (AGLRLS; the manner of FlexMatch): each head teaches itself.
+
+    Where the weak view gives class c a probability p >= `class_thresholds` of b_c, the strong view is trained with
+    cross-entropy to c. The mean is over all images of the batch, those below their threshold counting zero.
+
+    Args:
+        weak_logits: [B, H, C]; no gradient passes through them.
+        strong_logits: [B, H, C].
+        status: b, [H, C].
+        weights: [H].
+
+    Returns:
+        The loss (a scalar >= 0, exactly zero when no image passes), `confident` int64 [B, H] (the class where
+        p >= `threshold`, else -1: what goes into the bank), and `passed` bool [B, H] (used as pseudo labels).
+    """
+    probability, label = weak_logits.detach().float().softmax(-1).max(-1)
+    limits = class_thresholds(status, threshold)
+    passed = probability >= limits.expand(label.shape[0], -1, -1).gather(2, label.unsqueeze(2)).squeeze(2)
+    each = F.cross_entropy(strong_logits.flatten(0, 1).float(), label.flatten(), reduction="none").view_as(probability)
+    loss = ((each * passed).mean(0) * weights).sum()
+    confident = torch.where(probability >= threshold, label, torch.full_like(label, -1))
+    return loss, confident, passed

@@ -1,0 +1,25 @@
+"""Source-only: cross-entropy on the labelled source, nothing else. Stage 1 of every method, and their baseline."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fercli.methods.base import Batch, Clock, Method, Step
+from fercli.methods.losses import head_cross_entropy
+from fercli.spec import Optimisation, Section
+
+
+class SourceOnly(Method):
+    """Weighted cross-entropy of the seven heads (METHOD: stage 1)."""
+
+    name = "source-only"
+
+    def __init__(self, settings: Optimisation, options: Section, feature_dim: int, target_size: int):
+        super().__init__(settings, options, feature_dim, target_size)
+        self.label_smoothing = getattr(settings, "label_smoothing", 0.0)
+
+    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+        output = network(*batch.source.inputs)
+        loss = head_cross_entropy(output.logits, batch.labels, self.head_weights, self.label_smoothing)
+        fused = output.logits[:, -1].argmax(-1)
+        return Step({"source": loss}, {"source-accuracy": (fused == batch.labels).float().mean()})

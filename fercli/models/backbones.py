@@ -1,0 +1,144 @@
+"""The backbones: an aligned face in, a map for the local windows (28x28) and a map for the whole face (7x7) out.
+
+Every backbone takes images [B, 3, 112, 112] and returns ``(local map [B, L, 28, 28], global map [B, G, 7, 7])`` with
+``local_channels`` = L, ``global_channels`` = G and ``name`` (the word of the run spec) as attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+#: Blocks in each of the four stages of the IR nets, by the name the run spec uses.
+IR_BLOCKS: dict[str, tuple[int, int, int, int]] = {
+    "ir50": (3, 4, 14, 3),
+    "ir18": (2, 2, 2, 2),
+    "ir-small": (1, 1, 1, 1),
+}
+
+
+class BottleneckIR(nn.Module):
+    """The improved-residual block of ArcFace (Deng et al., CVPR 2019) and face.evoLVe's ``bottleneck_IR``.
+
+    ``y = BN(conv(PReLU(conv(BN(x))))) + shortcut(x)``: 3x3 convolutions without bias, the second with the stride. The
+    shortcut keeps every stride-th pixel (what the published max-pool of kernel 1 does) and, where the number of channels
+    changes, passes them through a 1x1 convolution and batch norm (the published strided 1x1 convolution).
+
+    `light` is ours, for CPUs: the stride moves to the first convolution, so that the second works on a quarter of the
+    pixels, and ReLU in place replaces PReLU, whose slope's gradient costs as much as a convolution there.
+
+    Shape: [B, channels_in, H, W] to [B, channels_out, ceil(H / stride), ceil(W / stride)].
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, light: bool = False):
+        super().__init__()
+        self.stride = stride
+        self.shortcut = None
+        if channels_in != channels_out:
+            # stride 1 on the pixels kept below: the same sums, and oneDNN's strided 1x1 gradient overruns its buffer in
+            # channels-last with fewer than 16 channels (uxlfoundation/oneDNN issue 6035: wrong gradients or a crash)
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, bias=False), nn.BatchNorm2d(channels_out)
+            )
+        first, second = (stride, 1) if light else (1, stride)
+        self.body = nn.Sequential(
+            nn.BatchNorm2d(channels_in),
+            nn.Conv2d(channels_in, channels_out, 3, first, 1, bias=False),
+            activation(channels_out, light),
+            nn.Conv2d(channels_out, channels_out, 3, second, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = x[..., :: self.stride, :: self.stride]
+        return self.body(x) + (kept if self.shortcut is None else self.shortcut(kept))
+
+
+def activation(channels: int, light: bool) -> nn.Module:
+    """Return PReLU with a slope for each channel, as published, or for light nets ReLU in place."""
+    return nn.ReLU(inplace=True) if light else nn.PReLU(channels)
+
+
+class IRNet(nn.Module):
+    """An improved-residual net of four stages with `width`, 2, 4 and 8 times `width` channels.
+
+    As published (IR-50, IR-18: `width` 64): a 3x3 stem at 112x112, and each stage's first block halves the map. A light
+    net halves the map in the stem instead of in the first stage, and uses light blocks (see `BottleneckIR`): the same
+    28x28 and 7x7 maps at about a fifth of the cost on a CPU.
+
+    Args:
+        blocks: how many blocks each stage has.
+        width: channels of the stem and the first stage.
+        light: trade the published order of strides and activations for speed on CPUs.
+        name: what the run spec calls it.
+    """
+
+    def __init__(self, blocks: Sequence[int], width: int = 64, light: bool = False, name: str = "ir"):
+        super().__init__()
+        self.name, self.blocks, self.light = name, tuple(blocks), light
+        self.local_channels, self.global_channels = 2 * width, 8 * width
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, 2 if light else 1, 1, bias=False), nn.BatchNorm2d(width), activation(width, light)
+        )
+        stages, channels = [], width
+        for stage, count in enumerate(self.blocks):
+            wider = width * 2**stage
+            stride = 1 if light and stage == 0 else 2
+            stages.append(
+                nn.Sequential(
+                    BottleneckIR(channels, wider, stride, light),
+                    *(BottleneckIR(wider, wider, 1, light) for _ in range(count - 1)),
+                )
+            )
+            channels = wider
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the maps of stage 2 [B, 2 width, 28, 28] and of stage 4 [B, 8 width, 7, 7]."""
+        local = self.stages[1](self.stages[0](self.stem(images)))
+        return local, self.stages[3](self.stages[2](local))
+
+
+class MobileNetV2(nn.Module):
+    """Torchvision's MobileNetV2 (Sandler et al., CVPR 2018), its maps projected to 128 and 512 channels.
+
+    The stem's stride is 1 in place of 2: the net was made for 224x224 images, and so a 112x112 face gives the same maps,
+    32x28x28 and 320x7x7, from the same layers. Strides are not weights, so ImageNet's weights still fit.
+
+    Each projection is a 1x1 convolution, batch norm and ReLU6, and trains at the rate of the new layers.
+    """
+
+    def __init__(self, name: str = "mobilenet-v2"):
+        super().__init__()
+        # torchvision takes a second to import, and the other backbones need none of it
+        from torchvision.models import mobilenet_v2
+        from torchvision.ops import Conv2dNormActivation
+
+        self.name = name
+        self.local_channels, self.global_channels = 128, 512
+        # the last of torchvision's layers, 1x1 to 1280 channels, is replaced by our projection to 512
+        self.features = mobilenet_v2(weights=None).features[:-1]
+        self.features[0][0].stride = (1, 1)
+        self.project_local = Conv2dNormActivation(32, 128, 1, activation_layer=nn.ReLU6)
+        self.project_global = Conv2dNormActivation(320, 512, 1, activation_layer=nn.ReLU6)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the maps [B, 128, 28, 28] and [B, 512, 7, 7]."""
+        local = self.features[:7](images)
+        return self.project_local(local), self.project_global(self.features[7:](local))
+
+
+def build_backbone(name: str, width: int = 16) -> nn.Module:
+    """Return the backbone that the run spec names; `width` is read by ``ir-small`` alone.
+
+    Raises:
+        ValueError: no backbone of that name (the run spec is checked before it comes here).
+    """
+    if name == "mobilenet-v2":
+        return MobileNetV2(name)
+    if name == "ir-small":
+        return IRNet(IR_BLOCKS[name], width, light=True, name=name)
+    if name in IR_BLOCKS:
+        return IRNet(IR_BLOCKS[name], name=name)
+    raise ValueError(f"no backbone {name!r}: there are {', '.join((*IR_BLOCKS, 'mobilenet-v2'))}")

@@ -1,0 +1,135 @@
+"""The global-local network of CGLRL (Xie et al., ICPR 2022) and AGLRLS (Gao et al., IEEE TMM 2024, arXiv 2401.11085)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fercli.errors import FercliError
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.models.backbones import build_backbone
+from fercli.models.local import FEATURE_SIZE, REGIONS, ConvPool, LocalNets, PatchStems, cut_windows, to_map
+
+#: The seven heads, in the order of every array of heads in this project.
+HEADS: tuple[str, ...] = ("global", *REGIONS, "fused")
+NUM_FEATURES = 1 + len(REGIONS)
+
+
+class Output(NamedTuple):
+    """What the network says of a batch.
+
+    Attributes:
+        logits: [B, 7 heads, 7 expressions], heads in the order of `HEADS`; float32 also under autocast to half precision.
+        features: [B, 6, 64]: row 0 the global feature, 1 to 5 the local ones. The fused head reads all 384 in this order.
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+class ModelSpec(Protocol):
+    """The run spec's ``model`` section, as far as it is read here."""
+
+    backbone: str  # ir50 | ir18 | mobilenet-v2 | ir-small
+    width: int  # of ir-small
+    local: str  # feature-map | image-crop
+    classifiers: str  # shared | separate
+    weights: str | None
+
+
+class GlobalLocal(nn.Module):
+    """A backbone, one global and five local features of 64, and seven heads over them.
+
+    Args:
+        backbone: returns (local map [B, L, 28, 28], global map [B, G, 7, 7]); see `fercli.models.backbones`.
+        local: ``feature-map``: windows of the local map around the landmarks, as published; ``image-crop``: prepared
+            patches of the photograph through a stem each, the paper's alternative.
+        classifiers: ``shared``: three (global, one for the five local heads, fused), as the released code and its
+            checkpoints have; ``separate``: seven in the order of `HEADS`, as the paper draws.
+    """
+
+    def __init__(self, backbone: nn.Module, local: str = "feature-map", classifiers: str = "shared"):
+        super().__init__()
+        light = getattr(backbone, "light", False)
+        self.local, self.sharing = local, classifiers
+        self.backbone = backbone
+        self.global_head = ConvPool(backbone.global_channels)
+        self.patch_stems = PatchStems(backbone.local_channels, light) if local == "image-crop" else None
+        self.local_nets = LocalNets(backbone.local_channels, light)
+        locals_ = 1 if classifiers == "shared" else len(REGIONS)
+        self.classifiers = nn.ModuleList(nn.Linear(FEATURE_SIZE, NUM_EXPRESSIONS) for _ in range(1 + locals_))
+        self.classifiers.append(nn.Linear(NUM_FEATURES * FEATURE_SIZE, NUM_EXPRESSIONS))
+        self.apply(initialise)
+
+    def forward(self, images: Tensor, landmarks: Tensor, crops: Tensor | None = None) -> Output:
+        """Compute features and logits.
+
+        Args:
+            images: [B, 3, 112, 112], normalised with ImageNet's mean and deviation.
+            landmarks: [B, 5, 2] float32 (x, y) in pixels of `images`; keep them in float32, since bfloat16 cannot tell
+                100 from 100.4.
+            crops: [B, 5, 3, P, P], normalised likewise; needed with ``image-crop``, else not read.
+
+        Raises:
+            FercliError: ``image-crop`` without `crops`.
+        """
+        local_map, global_map = self.backbone(images)
+        if self.patch_stems is None:
+            windows = cut_windows(local_map, to_map(landmarks, images.shape[-1], local_map.shape[-1]))
+        elif crops is None:
+            raise FercliError("model.local: image-crop needs the prepared local crops, and this batch has none")
+        else:
+            windows = self.patch_stems(crops)
+        features = torch.cat([self.global_head(global_map)[:, None], self.local_nets(windows)], dim=1)
+        return Output(self._classify(features), features)
+
+    def _classify(self, features: Tensor) -> Tensor:
+        first, *locals_, last = self.classifiers
+        if self.sharing == "shared":
+            local = locals_[0](features[:, 1:])
+        else:
+            local = torch.stack([head(features[:, 1 + i]) for i, head in enumerate(locals_)], dim=1)
+        logits = torch.cat([first(features[:, :1]), local, last(features.flatten(1))[:, None]], dim=1)
+        # losses and thresholds such as 0.95 want more than bfloat16's three digits
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return all parameters as ``backbone`` and ``new``: the latter train at ten times the rate.
+
+        New are the global convolution, the crop nets, the heads, and where they exist the patch stems and MobileNetV2's
+        projections: whatever no pre-trained backbone brings.
+        """
+        groups: dict[str, list[nn.Parameter]] = {"backbone": [], "new": []}
+        for name, parameter in self.named_parameters():
+            old = name.startswith("backbone.") and not name.startswith("backbone.project_")
+            groups["backbone" if old else "new"].append(parameter)
+        return groups
+
+
+def initialise(module: nn.Module) -> None:
+    """Give one layer its first weights: Kaiming normal over the inputs for convolutions, Xavier uniform for linear ones.
+
+    Biases are 0, and the batch norms keep weight 1 and bias 0. Draws from torch's global generator.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+    if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def build_network(spec: ModelSpec) -> GlobalLocal:
+    """Build the network that the ``model`` section of the run spec asks for, with its weights if it names any.
+
+    Raises:
+        FercliError: the weights cannot be read or do not fit (see `fercli.models.weights.load_weights`).
+    """
+    from fercli.models.weights import load_weights
+
+    network = GlobalLocal(build_backbone(spec.backbone, spec.width), spec.local, spec.classifiers)
+    if spec.weights is not None:
+        load_weights(network, spec.weights)
+    return network

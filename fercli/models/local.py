@@ -1,0 +1,121 @@
+"""Local features: five windows around the landmarks (or five prepared patches), each through a crop net of its own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fercli.models.backbones import BottleneckIR, activation
+
+#: The regions in the order of the landmarks, left and right as seen in the image.
+REGIONS: tuple[str, ...] = ("left-eye", "right-eye", "nose", "left-mouth", "right-mouth")
+
+#: Length of each of the six features (one global, five local).
+FEATURE_SIZE = 64
+
+#: Side of the window around a landmark, in pixels of the 28x28 map.
+WINDOW = 7
+
+
+def cut_windows(maps: Tensor, centres: Tensor, size: int = WINDOW) -> Tensor:
+    """Cut a window around every landmark of every sample, all by one gather.
+
+    A centre too near to the border is moved inward until its window lies inside: with windows of 7 on a map of 28 the
+    centres are clamped to 3..24.
+
+    Args:
+        maps: [B, C, H, W].
+        centres: [B, 5, 2] integers, (x, y) in pixels of the map; any value, inside the map or not.
+        size: side of the window, odd.
+
+    Returns:
+        [B, 5, C, size, size], a view of memory that holds the regions first and the channels last, so that each region's
+        [B, C, size, size] is a dense channels-last tensor.
+    """
+    batch, channels, height, width = maps.shape
+    half = size // 2
+    offset = torch.arange(-half, half + 1, device=maps.device)
+    centres = centres.transpose(0, 1).long()  # [5, B, 2]
+    x = centres[..., 0].clamp(half, width - 1 - half)[..., None, None] + offset
+    y = centres[..., 1].clamp(half, height - 1 - half)[..., None, None] + offset[:, None]
+    sample = torch.arange(batch, device=maps.device)[:, None, None]
+    row = (sample * height + y) * width + x  # [5, B, size, size]: rows of the table of all pixels of all maps
+    pixels = maps.permute(0, 2, 3, 1).reshape(-1, channels)
+    windows = pixels.index_select(0, row.flatten())
+    return windows.view(len(row), batch, size, size, channels).permute(1, 0, 4, 2, 3)
+
+
+def to_map(landmarks: Tensor, image_size: int, map_size: int) -> Tensor:
+    """Scale landmarks [B, 5, 2] from pixels of the image to integer pixels of the map, truncating as published."""
+    return (landmarks * (map_size / image_size)).long()
+
+
+class ConvPool(nn.Module):
+    """3x3 convolution to 64 channels (with bias), ReLU, global average pool: [B, C, H, W] to a feature [B, 64]."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, FEATURE_SIZE, 3, 1, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.conv(maps).relu().mean(dim=(2, 3))
+
+
+class CropNet(nn.Module):
+    """One region's net: IR blocks c to 2c (stride 2), 2c, 4c (stride 2), 4c, then `ConvPool`.
+
+    Shape: [B, c, 7, 7] (any size does) to [B, 64].
+    """
+
+    def __init__(self, channels: int, light: bool = False):
+        super().__init__()
+        self.blocks = nn.Sequential(
+            BottleneckIR(channels, 2 * channels, 2, light),
+            BottleneckIR(2 * channels, 2 * channels, 1, light),
+            BottleneckIR(2 * channels, 4 * channels, 2, light),
+            BottleneckIR(4 * channels, 4 * channels, 1, light),
+        )
+        self.head = ConvPool(4 * channels)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        return self.head(self.blocks(windows))
+
+
+class LocalNets(nn.Module):
+    """The five crop nets, which share no weights: windows [B, 5, c, h, w] to features [B, 5, 64].
+
+    The loop is over the five regions, never over samples. Whatever replaces it (a grouped convolution over 5c channels
+    computes the same) only has to keep this signature and the parameters under ``nets``.
+    """
+
+    def __init__(self, channels: int, light: bool = False):
+        super().__init__()
+        self.nets = nn.ModuleList(CropNet(channels, light) for _ in REGIONS)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        return torch.stack([net(windows[:, region]) for region, net in enumerate(self.nets)], dim=1)
+
+
+class PatchStems(nn.Module):
+    """The paper's image-level alternative: five stems that turn prepared patches into maps for the crop nets.
+
+    Each region's stem, sharing no weights, is three 3x3 convolutions of stride 2, each with batch norm and activation, to
+    c/4, c/2 and c channels: patches [B, 5, 3, P, P] to [B, 5, c, P/8, P/8]. The prepared 48-pixel patches give 6x6 maps
+    of about the window's size and resolution on the face. Patches of any size from 1 pixel up are accepted.
+    """
+
+    def __init__(self, channels: int, light: bool = False):
+        super().__init__()
+        widths = (3, max(channels // 4, 1), max(channels // 2, 1), channels)
+        self.stems = nn.ModuleList(
+            nn.Sequential(
+                *(
+                    nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), activation(b, light))
+                    for a, b in zip(widths, widths[1:], strict=False)
+                )
+            )
+            for _ in REGIONS
+        )
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return torch.stack([stem(patches[:, region]) for region, stem in enumerate(self.stems)], dim=1)

@@ -1,0 +1,218 @@
+"""RandAugment for batches: which operations each sample draws, what they do to its pixels and where they move it.
+
+Cubuk et al., *RandAugment* (CVPR-W 2020, arXiv 1909.13719), with the operations of FixMatch (Sohn et al., NeurIPS
+2020, arXiv 2001.07685): each sample draws, evenly and with replacement, a number of these fourteen, all at one
+magnitude m of 10:
+
+| operation               | does, at magnitude m                                                     | at m = 5     |
+|-------------------------|--------------------------------------------------------------------------|--------------|
+| identity                | nothing                                                                  |              |
+| autocontrast            | stretches each channel to 0..255                                         |              |
+| equalize                | flattens each channel's histogram                                        |              |
+| solarize                | inverts the levels from 256 (1 - m/10) up                                | 128 and up   |
+| posterize               | drops the lowest round(4 m/10) of the 8 bits                             | 2 bits       |
+| color                   | blends with the grey picture, factor 1 ± 0.9 m/10                        | 0.55 or 1.45 |
+| contrast                | blends with the mean grey level, the same factor                         | 0.55 or 1.45 |
+| brightness              | blends with black, the same factor                                       | 0.55 or 1.45 |
+| sharpness               | blends with the picture smoothed 3x3, the same factor                    | 0.55 or 1.45 |
+| rotate                  | turns about the centre by ± 30 m/10 degrees                              | 15 degrees   |
+| shear-x, shear-y        | shears about the centre by ± 0.3 m/10                                    | 0.15         |
+| translate-x, translate-y| shifts by ± 0.3 m/10 of the side                                         | 0.15         |
+
+The sign (±) is drawn per sample and operation. The pixel operations give what Pillow's give, to one level. Deliberate
+differences from the usual per-image code:
+- A sample's geometric operations become one affine map, applied once and *before* its pixel operations: fewer
+  interpolations, and histograms of the picture the network sees. The drawn order holds within either kind, not between.
+- What a map reads from beyond the picture is its replicated border, not black or grey.
+- Shears turn about the centre, not the corner, so that the face stays in place.
+- The factor of the four blends goes both ways (FixMatch's own only weakens), and the magnitude is m itself: FixMatch
+  draws it up to m, leaves out each operation half of the time and cuts out a square, which RandAugment does not.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+PIXEL_OPERATIONS = (
+    "identity",
+    "autocontrast",
+    "equalize",
+    "solarize",
+    "posterize",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+)
+GEOMETRIC_OPERATIONS = ("rotate", "shear-x", "shear-y", "translate-x", "translate-y")
+OPERATIONS = PIXEL_OPERATIONS + GEOMETRIC_OPERATIONS
+MAX_MAGNITUDE = 10
+
+
+class Plan(NamedTuple):
+    """What a batch has drawn, on the CPU, so that the work can be laid out without waiting for an accelerator."""
+
+    operations: torch.Tensor  # int64 [n, B]: positions in OPERATIONS, in the order of application
+    signs: torch.Tensor  # float32 [n, B]: +1 or -1
+
+
+class Layout(NamedTuple):
+    """A sample's pixels in one row: the size x size face, then `crops` patches of side crop_size, perhaps none."""
+
+    size: int
+    crops: int
+    crop_size: int
+
+    @property
+    def face(self) -> int:
+        """The number of pixels of the face, which come first in the row."""
+        return self.size**2
+
+    def split(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, 3, N] as the face [B, 3, size, size] and the patches [B, 3, crops, crop_size, crop_size] (views)."""
+        face, patches = pixels[..., : self.face], pixels[..., self.face :]
+        side = self.crop_size
+        return face.unflatten(-1, (self.size, self.size)), patches.unflatten(-1, (self.crops, side, side))
+
+
+def draw(batch: int, operations: int, generator: torch.Generator | None) -> Plan:
+    """Draw `operations` operations and signs for each of `batch` samples, independently, with the CPU's `generator`."""
+    drawn = torch.randint(len(OPERATIONS), (operations, batch), generator=generator)
+    signs = torch.randint(2, (operations, batch), generator=generator).float() * 2 - 1
+    return Plan(drawn, signs)
+
+
+def geometry(plan: Plan, magnitude: float, size: int) -> torch.Tensor:
+    """The plan's geometric operations as one map a sample, float64 [B, 3, 3] on the CPU.
+
+    It takes a pixel of the result to the place in the picture before where it is read, both in pixels from the centre,
+    so the first operation's matrix stands leftmost.
+    """
+    strength = plan.signs.double() * magnitude / MAX_MAGNITUDE
+
+    def amount(name: str, most: float) -> torch.Tensor:
+        return torch.where(plan.operations == OPERATIONS.index(name), strength * most, 0.0)
+
+    angle = amount("rotate", math.radians(30))
+    zero, one = torch.zeros_like(angle), torch.ones_like(angle)
+    rows = (
+        (angle.cos(), -angle.sin() + amount("shear-x", 0.3), amount("translate-x", 0.3 * size)),
+        (angle.sin() + amount("shear-y", 0.3), angle.cos(), amount("translate-y", 0.3 * size)),
+        (zero, zero, one),
+    )
+    matrices = torch.stack([torch.stack(row, -1) for row in rows], -2)
+    whole = torch.eye(3, dtype=torch.float64).expand(plan.operations.shape[1], 3, 3)
+    for matrix in matrices:
+        whole = whole @ matrix
+    return whole
+
+
+def apply_pixel_operations(pixels: torch.Tensor, layout: Layout, plan: Plan, magnitude: float) -> torch.Tensor:
+    """Apply the plan's pixel operations, changing `pixels` in place.
+
+    pixels: float32 [B, 3, N] holding whole levels 0..255, each row laid out as `layout` says. Autocontrast, equalize
+    and contrast measure the face and treat the patches with the face's own table or mean, so that a patch keeps looking
+    like a piece of its face; sharpness smooths each patch by itself. Returns `pixels`.
+    """
+    # Samples that drew the same operation are handled together. The groups are formed here on the CPU and moved at
+    # once: nothing below waits for the device.
+    order = plan.operations.argsort(dim=1, stable=True)
+    signs = plan.signs.gather(1, order).to(pixels.device, non_blocking=True)
+    groups = order.to(pixels.device, non_blocking=True)
+    for step, drawn in enumerate(plan.operations):
+        stop = 0
+        for position, count in enumerate(drawn.bincount(minlength=len(OPERATIONS)).tolist()):
+            start, stop = stop, stop + count
+            operation = _OPERATIONS.get(OPERATIONS[position])
+            if operation is None or count == 0:
+                continue
+            members = groups[step, start:stop]
+            chosen = pixels.index_select(0, members)
+            changed = operation(chosen, layout, magnitude / MAX_MAGNITUDE, signs[step, start:stop].view(-1, 1, 1))
+            pixels.index_copy_(0, members, changed)
+    return pixels
+
+
+# Each takes (pixels [k, 3, N] which it may overwrite, layout, strength 0..1, signs [k, 1, 1]) and returns [k, 3, N].
+
+
+def _autocontrast(pixels, layout, strength, signs):
+    low, high = pixels[..., : layout.face].aminmax(dim=-1, keepdim=True)
+    flat = high <= low
+    scale = torch.where(flat, 1.0, 255 / (high - low).clamp(min=1))
+    low = torch.where(flat, 0.0, low)
+    # The little more than nothing keeps the brightest level at 255 where float rounding puts it just below.
+    return pixels.sub_(low).mul_(scale).add_(1e-3).floor_().clamp_(0, 255)
+
+
+def _equalize(pixels, layout, strength, signs):
+    levels = pixels.long()
+    face = levels[..., : layout.face]
+    counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(-1, face, torch.ones_like(face))
+    brightest = counts.gather(-1, face.amax(-1, keepdim=True))
+    step = (layout.face - brightest) // 255
+    before = counts.cumsum(-1) - counts
+    table = ((step // 2 + before) // step.clamp(min=1)).clamp_(max=255)
+    # Hardly any spread (a flat channel, say): as Pillow does, leave the channel as it is.
+    table = torch.where(step == 0, torch.arange(256, device=pixels.device), table)
+    return table.to(pixels.dtype).gather(-1, levels)
+
+
+def _solarize(pixels, layout, strength, signs):
+    return torch.where(pixels < 256 * (1 - strength), pixels, 255 - pixels)
+
+
+def _posterize(pixels, layout, strength, signs):
+    coarse = 2 ** round(4 * strength)
+    return pixels.div_(coarse).floor_().mul_(coarse)
+
+
+def _color(pixels, layout, strength, signs):
+    return _blend(_grey(pixels), pixels, strength, signs)
+
+
+def _contrast(pixels, layout, strength, signs):
+    mean = _grey(pixels[..., : layout.face]).mean(-1, keepdim=True).add_(0.5).floor_()
+    return _blend(mean, pixels, strength, signs)
+
+
+def _brightness(pixels, layout, strength, signs):
+    return pixels.mul_(1 + signs * (0.9 * strength)).clamp_(0, 255).floor_()
+
+
+def _sharpness(pixels, layout, strength, signs):
+    smooth = pixels.clone()
+    for target, picture in zip(layout.split(smooth), layout.split(pixels), strict=True):
+        if picture.numel():
+            inner = picture[..., 1:-1, 1:-1]
+            nine = F.avg_pool2d(picture.flatten(1, -3), 3, stride=1, divisor_override=1).view_as(inner)
+            # Pillow's SMOOTH: weights 1 and 5 in the middle, of 13; the outermost pixels stay.
+            target[..., 1:-1, 1:-1] = nine.add_(inner, alpha=4).div_(13).add_(0.5).floor_()
+    return _blend(smooth, pixels, strength, signs)
+
+
+def _grey(pixels: torch.Tensor) -> torch.Tensor:
+    """ITU-R 601 luma in whole levels, [k, 1, N]."""
+    red, green, blue = pixels.split(1, dim=1)
+    return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114).add_(0.5).floor_()
+
+
+def _blend(other: torch.Tensor, pixels: torch.Tensor, strength: float, signs: torch.Tensor) -> torch.Tensor:
+    """other + factor (pixels - other) in whole levels: below 1 nearer to `other`, above 1 further from it."""
+    return torch.lerp(other, pixels, 1 + signs * (0.9 * strength)).clamp_(0, 255).floor_()
+
+
+_OPERATIONS = {
+    "autocontrast": _autocontrast,
+    "equalize": _equalize,
+    "solarize": _solarize,
+    "posterize": _posterize,
+    "color": _color,
+    "contrast": _contrast,
+    "brightness": _brightness,
+    "sharpness": _sharpness,
+}

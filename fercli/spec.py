@@ -1,0 +1,357 @@
+"""The run spec: one typed, strict YAML that drives every command.
+
+`load` reads ``-c FILE``, else ``./fercli.yaml``, else the packaged ``configs/default.yaml``, puts ``--set`` overrides
+on top and returns a `Spec`, or raises one `SpecError` that lists every problem with its key path, its value and what is
+allowed. Defaults are the published settings of AGLRLS (Gao et al., IEEE TMM 2024, arXiv 2401.11085, and its code).
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fercli.errors import SpecError
+
+#: Head weights are given in this order: global, five local, fused.
+NUM_HEADS = 7
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_steps(value: Any) -> Any:
+    return {1: value} if isinstance(value, int | float | str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_as_list)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+#: A learning rate by epoch: ``{1: 1e-4, 11: 1e-5}`` is 1e-4 in epochs 1 to 10 and 1e-5 from epoch 11; a number is constant.
+Rates = Annotated[dict[Positive, Annotated[float, Field(ge=0)]], BeforeValidator(_as_steps)]
+HeadWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=NUM_HEADS, max_length=NUM_HEADS)]
+
+
+class Section(BaseModel):
+    """A part of the spec: unknown keys are errors, and a spec does not change once it is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paths(Section):
+    """Where things are. Relative paths start at the working folder."""
+
+    data: Path = Path("data")
+    prepared: Path = Path("prepared")
+    runs: Path = Path("runs")
+
+
+class Dataset(Section):
+    """How to read a dataset that is not built in, or lies elsewhere than ``paths.data/NAME``."""
+
+    reader: str | None = None
+    root: Path | None = None
+    options: dict[str, Any] = {}
+
+
+class Augment(Section):
+    """Random views of faces in training (METHOD: stage 1 crop and flip, stage 2 RandAugment)."""
+
+    flip: Fraction = 0.5
+    jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    operations: Annotated[int, Field(ge=0, le=14)] = 3
+    magnitude: Annotated[float, Field(ge=0, le=10)] = 5
+    swap_landmarks: bool = True
+    move_landmarks: bool = True
+
+
+class Data(Section):
+    """Which datasets take part, and how their faces are varied in training."""
+
+    source: Names = ["raf-db"]
+    targets: Names = ["ck+", "jaffe", "sfew", "fer2013", "expw"]
+    datasets: dict[str, Dataset] = {}
+    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    augment: Augment = Augment()
+
+    @field_validator("source")
+    @classmethod
+    def _one_or_more(cls, value: list[str]) -> list[str]:
+        if not value:
+            raise ValueError("at least one source dataset is needed")
+        return value
+
+    @model_validator(mode="after")
+    def _target_is_not_source(self) -> Data:
+        both = sorted(set(self.source) & set(self.targets))
+        if both:
+            raise ValueError(f"{', '.join(both)} stands in both data.source and data.targets; a target must be another set")
+        return self
+
+
+class Prepare(Section):
+    """Photographs to aligned faces. Sizes are in pixels."""
+
+    align: Literal["template", "box"] = "template"
+    landmarks: Literal["detect", "given"] = "detect"
+    missing: Literal["reject", "mean-landmarks"] = "reject"
+    size: Annotated[int, Field(ge=32, le=448)] = 112
+    margin: Annotated[int, Field(ge=0, le=112)] = 14
+    crop_size: Annotated[int, Field(ge=16, le=224)] = 48
+    crop_zoom: Annotated[float, Field(gt=0, le=8)] = 1.5
+    confidence: Fraction = 0.5
+    low_confidence: Fraction = 0.2
+    retries: list[Literal["border", "upscale", "low-confidence", "full-range"]] = [
+        "border",
+        "upscale",
+        "low-confidence",
+        "full-range",
+    ]
+    workers: Annotated[int, Field(ge=0)] = 0
+    backend: Literal["loky", "threading", "sequential"] = "loky"
+    chunk: Positive = 128
+
+
+class Model(Section):
+    """The global-local network."""
+
+    backbone: Literal["ir50", "ir18", "mobilenet-v2", "ir-small"] = "ir50"
+    width: Annotated[int, Field(ge=4, le=64)] = 16
+    local: Literal["feature-map", "image-crop"] = "feature-map"
+    classifiers: Literal["shared", "separate"] = "shared"
+    weights: Path | None = None
+
+
+class Engine(Section):
+    """The one training loop, its device and its habits."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 0
+    deterministic: bool = False
+    log_every: Positive = 20
+    save_every_s: Annotated[float, Field(ge=0)] = 300
+    evaluate_batch: Positive = 128
+    tensorboard: bool = True
+
+
+class Optimisation(Section):
+    """What both training stages set: SGD over groups, each with a rate by epoch."""
+
+    batch: Annotated[int, Field(ge=2)]
+    epochs: Positive
+    steps_per_epoch: Positive | None = None
+    rate: Rates
+    new_rate: Annotated[float, Field(gt=0)] = 10
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    head_weights: HeadWeights
+
+
+class TrainSource(Optimisation):
+    """Stage 1: cross-entropy on the labelled source. Weight decay is the published 5e-4, doubled as in the code."""
+
+    batch: Annotated[int, Field(ge=2)] = 64
+    epochs: Positive = 15
+    rate: Rates = {1: 1e-4, 11: 1e-5, 21: 1e-6}
+    head_weights: HeadWeights = [5, 1, 1, 1, 1, 1, 5]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    select: str = "source-val"
+
+
+class Adapt(Optimisation):
+    """Stage 2: adaptation to one unlabelled target. `options` are the method's own."""
+
+    method: str = "aglrls"
+    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    batch: Annotated[int, Field(ge=2)] = 16
+    epochs: Positive = 30
+    rate: Rates = {1: 1e-5, 11: 5e-6, 21: 1e-6}
+    discriminator_rate: Rates = {1: 1e-4, 21: 1e-5}
+    head_weights: HeadWeights = [7, 1, 1, 1, 1, 1, 7]
+    options: dict[str, Any] = {}
+    select: str = "infomax"
+    select_images: Positive = 2000
+
+
+class Evaluate(Section):
+    """How a trained run is scored."""
+
+    title: str | None = None
+    published: bool = True
+
+
+class Spec(Section):
+    """One run: what is read, how it is prepared, trained, adapted and scored. `name` is the folder under ``paths.runs``."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "baseline"
+    paths: Paths = Paths()
+    data: Data = Data()
+    prepare: Prepare = Prepare()
+    model: Model = Model()
+    engine: Engine = Engine()
+    train_source: TrainSource = TrainSource()
+    adapt: Adapt = Adapt()
+    evaluate: Evaluate = Evaluate()
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Spec:
+        from fercli.evaluation.rules import RULES  # torch-free
+
+        problems = [
+            _not_one_of(f"{section}.select", getattr(self, section).select, names)
+            for section, names in (
+                ("train_source", [n for n, rule in RULES.items() if not rule.needs_target]),
+                ("adapt", list(RULES)),
+            )
+            if getattr(self, section).select not in names
+        ]
+        from fercli.methods import METHODS  # torch-free
+
+        if self.adapt.method not in METHODS:
+            problems.append(_not_one_of("adapt.method", self.adapt.method, list(METHODS)))
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """The folder that holds everything this run makes."""
+        return self.paths.runs / self.name
+
+    def store_path(self, dataset: str) -> Path:
+        """The prepared store of a dataset."""
+        return self.paths.prepared / dataset
+
+    def adapt_folder(self, target: str) -> Path:
+        """The folder of the adaptation to one target."""
+        return self.run_folder / ("adapt-" + target + (f"-{self.adapt.tag}" if self.adapt.tag else ""))
+
+
+def to_yaml(spec: Spec) -> str:
+    """The resolved spec as YAML, every default written out."""
+    return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def config_folder() -> Path:
+    """The folder of the packaged specs: ``fercli/configs`` where installed, ``configs`` beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def packaged() -> dict[str, Path]:
+    """The specs that come with fercli, by name."""
+    return {path.stem: path for path in sorted(config_folder().glob("*.yaml"))}
+
+
+def find(file: str | None) -> Path:
+    """The spec file that ``-c FILE`` means: a path, or the name of a packaged spec.
+
+    Raises:
+        SpecError: there is neither such a file nor such a packaged spec.
+    """
+    if file is None:
+        local = Path("fercli.yaml")
+        return local if local.is_file() else packaged()["default"]
+    path = Path(file)
+    if path.is_file():
+        return path
+    if file in packaged():
+        return packaged()[file]
+    raise SpecError(f"no spec file {file}; give a path, or a packaged spec: {', '.join(packaged())}")
+
+
+def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict[str, Any] | None = None) -> Spec:
+    """Read the run spec.
+
+    Args:
+        file: what ``-c/--spec`` was given; see `find`.
+        overrides: ``key.path=value`` strings, the value in YAML (``adapt.epochs=5``, ``data.source=[raf-db, ck+]``).
+        shortcuts: key path -> value from other options, put on top of the overrides.
+
+    Raises:
+        SpecError: with every problem, one a line.
+    """
+    path = find(file)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        raise SpecError(f"{path} is not YAML: {' '.join(str(problem).split())}") from None
+    except OSError as problem:
+        raise SpecError(f"{path} cannot be read: {problem.strerror}") from None
+    if not isinstance(tree, dict):
+        raise SpecError(f"{path} must be a mapping of sections (paths, data, prepare, ...), not a {type(tree).__name__}")
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(f"--set {text}: write it as key.path=value, such as --set adapt.epochs=5")
+        try:
+            _put(tree, key.strip(), yaml.safe_load(value))
+        except yaml.YAMLError:
+            raise SpecError(f"--set {text}: the value is not YAML") from None
+    for key, value in (shortcuts or {}).items():
+        _put(tree, key, value)
+    return parse(tree, where=str(path))
+
+
+def parse(tree: dict[str, Any], where: str = "spec") -> Spec:
+    """Check a nested mapping and return the `Spec`; see `load` for errors."""
+    try:
+        return Spec.model_validate(tree)
+    except ValidationError as problem:
+        lines = list(explain(problem, Spec))
+        head = f"{where}: {len(lines)} problem{'s' if len(lines) > 1 else ''}"
+        raise SpecError("\n  ".join([head, *lines]) if len(lines) > 1 else f"{where}: {lines[0]}") from None
+
+
+def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield one line a problem: key path, value, what is allowed."""
+    for item in problem.errors():
+        path = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"]))
+        if item["type"] == "extra_forbidden":
+            *parents, key = item["loc"]
+            known = _keys_at(model, parents)
+            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            yield f"{path}: unknown key ({hint})"
+        elif item["type"] == "literal_error":
+            yield f"{path}: {item['input']!r} is not allowed; one of {item['ctx']['expected'].replace(' or ', ', ')}"
+        elif item["type"] == "value_error":
+            yield from (f"{path + ': ' if path else ''}{line}" for line in str(item["ctx"]["error"]).splitlines())
+        else:
+            yield f"{path}: {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+
+
+def _not_one_of(path: str, value: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    return f"{path}: {value!r} is not known" + (f" (did you mean {close[0]}?)" if close else "") + f"; one of {', '.join(names)}"
+
+
+def _put(tree: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for key in parents:
+        below = tree.get(key)
+        tree[key] = dict(below) if isinstance(below, dict) else {}
+        tree = tree[key]
+    tree[last] = value
+
+
+def _keys_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
+    for key in path:
+        field = model.model_fields.get(str(key))
+        inner = field.annotation if field else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            # The values of a mapping (data.datasets.NAME) are Dataset sections.
+            return list(Dataset.model_fields)
+        model = inner
+    return list(model.model_fields)

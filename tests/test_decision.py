@@ -1,0 +1,117 @@
+"""GLPC, the selection rules and the oracle against plain loops and by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fercli.evaluation.decision import RUNGS, decide, fused, glpc
+from fercli.evaluation.oracle import oracle_epoch
+from fercli.evaluation.rules import RULES
+from fercli.evaluation.selection import last_score, source_score, target_scores
+
+
+def probabilities(count: int, seed: int, sharpness: float = 2.0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (sharpness * torch.randn(count, 7, 7, generator=generator)).softmax(-1)
+
+
+def glpc_loop(p: torch.Tensor, b: torch.Tensor) -> tuple[list[int], list[str]]:
+    """AGLRLS, arXiv 2401.11085: image by image."""
+    answers, rungs = [], []
+    for i in range(len(p)):
+        for head, rung in ((6, "fused"), (0, "global")):
+            c = int(p[i, head].argmax())
+            if p[i, head, c] >= 0.95 * ((b[head, c] + 1) / 2) ** 2:
+                answers.append(c)
+                rungs.append(rung)
+                break
+        else:
+            totals = [sum(float(p[i, h, c]) for h in range(7) if p[i, h, c] >= b[h, c]) for c in range(7)]
+            if max(totals) == 0:
+                totals = [sum(float(p[i, h, c]) for h in range(7)) for c in range(7)]
+            answers.append(totals.index(max(totals)))
+            rungs.append("sum")
+    return answers, rungs
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+def test_glpc_equals_a_loop(seed: int, level: float) -> None:
+    p = probabilities(200, seed)
+    b = level * torch.rand(7, 7, generator=torch.Generator().manual_seed(seed))
+    decision = glpc(p, b)
+    answers, rungs = glpc_loop(p, b)
+    assert decision.answers.tolist() == answers
+    assert [RUNGS[r] for r in decision.rungs] == rungs
+
+
+def test_every_rung_occurs() -> None:
+    assert set(glpc(probabilities(300, 0), torch.full((7, 7), 0.7)).rungs.tolist()) == {0, 1, 2}
+
+
+def test_glpc_by_hand() -> None:
+    b = torch.ones(7, 7)  # thresholds 0.95
+    b[6, 3] = 0  # but 0.2375 for the fused head's happiness
+    p = torch.full((3, 7, 7), 1 / 7)
+    p[0, 6] = torch.tensor([0.1, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1])  # fused: 0.4 >= 0.2375 -> happiness
+    p[1, 0] = torch.tensor([0.0, 0, 0, 0, 0, 0.97, 0.03])  # fused even, global 0.97 >= 0.95 -> anger
+    p[1, 6] = torch.tensor([0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1])
+    # image 2: nothing is sure; b[:, 1] = 0.1 lets fear alone count, where 1/7 of all seven heads adds up to 1
+    p[2, 6] = torch.tensor([0.3, 1 / 7, 0.2, 0.1, 0.1, 0.1, 0.1])
+    b[:, 1] = 0.1
+    decision = glpc(p, b)
+    assert decision.answers.tolist() == [3, 5, 1]
+    assert [RUNGS[r] for r in decision.rungs] == ["fused", "global", "sum"]
+
+
+def test_glpc_where_no_probability_counts_falls_back_to_the_plain_sum() -> None:
+    p = probabilities(20, 1, sharpness=0.1)
+    b = torch.ones(7, 7)
+    assert glpc(p, b).answers.tolist() == p.sum(1).argmax(-1).tolist()
+
+
+def test_decide_without_status_is_the_fused_head() -> None:
+    p = probabilities(30, 2)
+    assert torch.equal(decide("glpc", p, None).answers, fused(p).answers)
+    assert torch.equal(decide("fused", p, torch.ones(7, 7)).answers, p[:, 6].argmax(-1))
+
+
+def test_selection_scores_equal_a_loop() -> None:
+    p = probabilities(50, 3)
+    rows = p[:, 6].double()
+
+    def h(row: torch.Tensor) -> float:
+        return -sum(float(v) * math.log(float(v) + 1e-5) for v in row)
+
+    mean_entropy = sum(h(row) for row in rows) / 50
+    found = target_scores(p)
+    assert found["entropy"] == pytest.approx(-mean_entropy)
+    assert found["infomax"] == pytest.approx(h(rows.mean(0)) - mean_entropy)
+    same = sum(int(p[i, k].argmax() == p[i, 6].argmax()) for i in range(50) for k in range(6))
+    assert found["agreement"] == pytest.approx(same / 300)
+
+
+def test_every_rule_has_a_score() -> None:
+    p = probabilities(5, 4)
+    named = {**last_score(3), **source_score(p, torch.zeros(5, dtype=torch.long)), **target_scores(p)}
+    assert set(named) == set(RULES)
+    assert not any("label" in word for rule in RULES.values() for word in rule.reads if "target" in word)
+
+
+def test_oracle_takes_the_earliest_best_epoch(tmp_path: Path) -> None:
+    folder = tmp_path / "decisions"
+    folder.mkdir()
+    for epoch, digits in ((1, "0123"), (2, "0113"), (3, "3113")):
+        (folder / f"epoch-{epoch:04d}.txt").write_text(digits + "\n")
+    labels = np.array([0, 1, 1, -1])  # the last is unlabelled and does not count
+    epoch, answers = oracle_epoch(tmp_path, labels)
+    assert epoch == 2
+    assert answers.tolist() == [0, 1, 1, 3]
+    assert oracle_epoch(tmp_path, np.array([-1] * 4)) is None
+    assert oracle_epoch(tmp_path, labels[:3]) is None
+    assert oracle_epoch(tmp_path / "nowhere", labels) is None

@@ -1,0 +1,214 @@
+"""Every loss of the methods against a plain loop written from the equations (values and gradients), and by hand.
+
+Equations: AGLRLS, arXiv 2401.11085; CDAN, NeurIPS 2018, eq. 8; FlexMatch, NeurIPS 2021, eq. 6. Figures that only the
+released code gives (github.com/yao-papercodes/AGLRLS, commit e4ce8919) are the ones of `../shared/METHOD.md`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fercli.methods.losses import (
+    Discriminator,
+    class_thresholds,
+    conditional_adversarial,
+    entropy,
+    head_cross_entropy,
+    learning_status,
+    pseudo_label_loss,
+    reversal_coefficient,
+    reverse_gradient,
+)
+
+WEIGHTS = torch.tensor([7.0, 1, 1, 1, 1, 1, 7])
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def logits(*shape: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
+    return (scale * torch.randn(*shape, generator=generator(seed), dtype=torch.float64)).requires_grad_()
+
+
+def same(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(a.double(), b.double(), rtol=tolerance, atol=tolerance)
+
+
+def softmax(row: torch.Tensor) -> torch.Tensor:
+    return row.exp() / row.exp().sum()
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_head_cross_entropy_equals_a_loop(batch: int, smoothing: float) -> None:
+    x = logits(batch, 7, 7)
+    labels = torch.randint(0, 7, (batch,), generator=generator(1))
+    expected = x.new_zeros(())
+    for h in range(7):
+        for i in range(batch):
+            logs = softmax(x[i, h]).log()
+            target = torch.full((7,), smoothing / 7, dtype=torch.float64)
+            target[labels[i]] += 1 - smoothing
+            expected = expected - WEIGHTS[h] * (target * logs).sum() / batch
+    value = head_cross_entropy(x, labels, WEIGHTS, smoothing)
+    same(value, expected)
+    same(torch.autograd.grad(value, x)[0], torch.autograd.grad(expected, x)[0])
+
+
+def test_head_cross_entropy_by_hand() -> None:
+    # Even logits: every head costs ln 7, and the weights add up to 19.
+    value = head_cross_entropy(torch.zeros(3, 7, 7), torch.tensor([0, 3, 6]), WEIGHTS)
+    assert value.item() == pytest.approx(19 * math.log(7), rel=1e-6)
+
+
+def adversarial_loop(features, x, source, discriminator, coefficient, conditioned):  # noqa: ANN001, ANN201
+    """CDAN+E sample by sample. The reversal is written as value + sign: y = -c*(z - z.detach()) + z.detach()."""
+
+    def reverse(z: torch.Tensor) -> torch.Tensor:
+        return z.detach() - coefficient * (z - z.detach())
+
+    losses, weights = [], []
+    for i in range(len(features)):
+        p = softmax(x[i])
+        joint = torch.stack([p[c].detach() * features[i, d] for c in range(x.shape[1]) for d in range(features.shape[1])])
+        chance = torch.sigmoid(discriminator(reverse(joint).unsqueeze(0)))[0]
+        losses.append(-(chance.log() if source[i] else (1 - chance).log()))
+        h = -(p * (p + 1e-5).log()).sum()
+        weights.append(1 + torch.exp(-reverse(h)) if conditioned else torch.ones((), dtype=torch.float64))
+    total = x.new_zeros(())
+    for domain in (True, False):
+        inside = [i for i in range(len(features)) if bool(source[i]) is domain]
+        norm = sum(weights[i].detach() for i in inside)
+        total = total + sum(weights[i] / norm * losses[i] for i in inside) / 2
+    return total
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+@pytest.mark.parametrize("coefficient", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("sources", [1, 3])
+def test_conditional_adversarial_equals_a_loop(conditioned: bool, coefficient: float, sources: int) -> None:
+    torch.manual_seed(3)
+    discriminator = Discriminator(7 * 4, hidden=16).double().eval()  # eval: dropout would differ from call to call
+    net = nn.Linear(4, 1).double()  # float32 inside the loss; compare at 1e-5
+
+    def tell(joint: torch.Tensor) -> torch.Tensor:
+        return discriminator(joint.double())
+
+    features, x = logits(5, 4, seed=4), logits(5, 7, seed=5)
+    source = torch.arange(5) < sources
+    expected = adversarial_loop(features, x, source, tell, coefficient, conditioned)
+    value = conditional_adversarial(features, x, source, tell, coefficient, conditioned)
+    same(value, expected)
+    wanted = [features, x, *discriminator.parameters()]
+    for a, b in zip(
+        torch.autograd.grad(value, wanted, allow_unused=True),
+        torch.autograd.grad(expected, wanted, allow_unused=True),
+        strict=True,
+    ):
+        assert (a is None) == (b is None)
+        if a is not None:
+            same(a, b)
+    assert net.weight.grad is None
+
+
+def test_adversarial_by_hand() -> None:
+    # A discriminator that always says one half costs ln 2 whatever the weights.
+    class Half(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum(1) * 0
+
+    value = conditional_adversarial(logits(6, 3), logits(6, 7), torch.arange(6) < 2, Half(), 0.5)
+    assert value.item() == pytest.approx(math.log(2), rel=1e-6)
+
+
+def test_entropy_by_hand() -> None:
+    same(entropy(torch.full((1, 7), 1 / 7)), torch.tensor([math.log(7)]), 1e-4)
+    same(entropy(torch.eye(7)[:1]), torch.zeros(1), 1e-4)
+
+
+def test_reversal() -> None:
+    x = torch.tensor([1.0, -2.0], requires_grad=True)
+    y = reverse_gradient(x, 0.25)
+    assert torch.equal(y, x)
+    y.sum().backward()
+    assert torch.equal(x.grad, torch.tensor([-0.25, -0.25]))
+    assert reversal_coefficient(0) == 0
+    # 2 / (1 + e^-1) - 1 at a tenth of the horizon
+    assert reversal_coefficient(1000) == pytest.approx(0.46211715726)
+    assert reversal_coefficient(10**6) == pytest.approx(1)
+
+
+def test_discriminator_is_the_published_one() -> None:
+    net = Discriminator(7 * 64)
+    assert [tuple(p.shape) for p in net.parameters()] == [(512, 448), (512,), (512, 512), (512,), (1, 512), (1,)]
+    linear = [m for m in net.modules() if isinstance(m, nn.Linear)]
+    for layer in linear:
+        assert not layer.bias.any()
+    # Xavier-normal: deviation sqrt(2 / (in + out)).
+    assert linear[1].weight.std().item() == pytest.approx(math.sqrt(2 / 1024), rel=0.02)
+    assert net(torch.randn(3, 448)).shape == (3,)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_learning_status_equals_a_loop(seed: int) -> None:
+    bank = torch.randint(-1, 7, (7, 40), generator=generator(seed))
+    status = learning_status(bank)
+    for h in range(7):
+        counts = {c: sum(int(v) == c for v in bank[h]) for c in range(-1, 7)}
+        for c in range(7):
+            assert status[h, c].item() == pytest.approx(counts[c] / max(counts.values()))
+
+
+def test_learning_status_by_hand() -> None:
+    # Three images of class 2, one of class 0, four without: b = 3/4 and 1/4. An empty bank and no images give zero.
+    bank = torch.tensor([[2, 2, 2, 0, -1, -1, -1, -1]])
+    assert learning_status(bank)[0].tolist() == [0.25, 0, 0.75, 0, 0, 0, 0]
+    assert not learning_status(torch.full((7, 9), -1)).any()
+    assert not learning_status(torch.empty(7, 0, dtype=torch.long)).any()
+
+
+def test_thresholds_by_hand() -> None:
+    status = torch.tensor([0.0, 0.5, 1.0])
+    same(class_thresholds(status), torch.tensor([0.2375, 0.534375, 0.95]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("threshold", [0.5, 0.95])
+def test_pseudo_label_loss_equals_a_loop(seed: int, threshold: float) -> None:
+    weak, strong = logits(6, 7, 7, seed=seed, scale=3), logits(6, 7, 7, seed=seed + 10)
+    status = torch.rand(7, 7, generator=generator(seed), dtype=torch.float64)
+    expected = strong.new_zeros(())
+    bank = torch.full((6, 7), -1)
+    used = torch.zeros(6, 7, dtype=torch.bool)
+    for i in range(6):
+        for h in range(7):
+            p = softmax(weak[i, h].detach())
+            c = int(p.argmax())
+            if p[c] >= threshold:
+                bank[i, h] = c
+            if p[c] >= threshold * ((status[h, c] + 1) / 2) ** 2:
+                used[i, h] = True
+                expected = expected - WEIGHTS[h] * softmax(strong[i, h])[c].log() / 6
+    value, confident, passed = pseudo_label_loss(weak, strong, status, WEIGHTS, threshold)
+    same(value, expected)
+    assert torch.equal(confident, bank)
+    assert torch.equal(passed, used)
+    assert used.any()
+    same(torch.autograd.grad(value, strong)[0], torch.autograd.grad(expected, strong)[0])
+    assert not value.requires_grad or torch.autograd.grad(
+        pseudo_label_loss(weak, strong, status, WEIGHTS, threshold)[0], weak, allow_unused=True
+    ) == (None,)
+
+
+def test_pseudo_label_loss_is_zero_when_nothing_passes() -> None:
+    strong = logits(4, 7, 7)
+    value, confident, passed = pseudo_label_loss(torch.zeros(4, 7, 7), strong, torch.ones(7, 7), WEIGHTS)
+    assert value.item() == 0
+    assert not passed.any()
+    assert (confident == -1).all()
+    assert not torch.autograd.grad(value, strong)[0].any()

@@ -1,0 +1,152 @@
+"""Metrics: equal to scikit-learn's where it defines them, None where nothing is defined."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fercli.evaluation.metrics import accuracy_interval, confusion, scores
+from fercli.expressions import EXPRESSIONS
+
+
+def _draw(seed: int, count: int, true_classes: list[int], predicted_classes: list[int]) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(true_classes, count)
+    guess = rng.choice(predicted_classes, count)
+    hit = (rng.random(count) < 0.5) & np.isin(labels, predicted_classes)
+    return labels, np.where(hit, labels, guess)
+
+
+CASES = {
+    "all classes": (list(range(7)), list(range(7))),
+    "two classes absent from the truth": ([0, 1, 3, 4, 6], list(range(7))),
+    "two classes never predicted": (list(range(7)), [0, 1, 2, 3, 5]),
+    "both, not the same ones": ([1, 2, 3], [3, 4, 5]),
+    "one class": ([3], list(range(7))),
+}
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("case", CASES)
+def test_equals_scikit_learn(case, seed):
+    sk = pytest.importorskip("sklearn.metrics")
+    labels, predictions = _draw(seed, 5 + 97 * seed, *CASES[case])
+    matrix = confusion(labels, predictions)
+    np.testing.assert_array_equal(matrix, sk.confusion_matrix(labels, predictions, labels=range(7)))
+    assert matrix.dtype == np.int64
+
+    got = scores(matrix)
+    present = np.unique(labels)
+    assert got["accuracy"] == pytest.approx(sk.accuracy_score(labels, predictions), abs=1e-12)
+    f1 = sk.f1_score(labels, predictions, labels=present, average="macro", zero_division=0)
+    recall = sk.recall_score(labels, predictions, labels=present, average="macro")
+    assert got["macro_f1"] == pytest.approx(f1, abs=1e-12)
+    assert got["mean_recall"] == pytest.approx(recall, abs=1e-12)
+
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        labels, predictions, labels=range(7), zero_division=0
+    )
+    for i, row in enumerate(got["per_expression"]):
+        assert row["expression"] == EXPRESSIONS[i]
+        assert row["support"] == support[i]
+        if i in predictions:
+            assert row["precision"] == pytest.approx(precision[i], abs=1e-12)
+        else:
+            assert row["precision"] is None
+        if i in labels:
+            assert row["recall"] == pytest.approx(recall[i], abs=1e-12)
+            assert row["f1"] == pytest.approx(f1[i], abs=1e-12)
+        else:
+            assert row["recall"] is None and row["f1"] is None
+
+
+def test_by_hand():
+    """Three classes: 4 of class 0 (3 right, 1 taken for 1), 2 of class 1 (both taken for 0), none of class 2."""
+    matrix = confusion([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0], classes=3)
+    assert matrix.tolist() == [[3, 1, 0], [2, 0, 0], [0, 0, 0]]
+    got = scores(matrix, ("a", "b", "c"))
+    a, b, c = got["per_expression"]
+    assert (a["precision"], a["recall"], a["support"]) == (3 / 5, 3 / 4, 4)
+    assert a["f1"] == pytest.approx(2 / 3)
+    assert (b["precision"], b["recall"], b["f1"], b["support"]) == (0.0, 0.0, 0.0, 2)
+    assert c == {"expression": "c", "precision": None, "recall": None, "f1": None, "support": 0}
+    assert got["accuracy"] == 0.5
+    assert got["macro_f1"] == pytest.approx(1 / 3)
+    assert got["mean_recall"] == pytest.approx(3 / 8)
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "accuracy", "macro_f1", "mean_recall"),
+    [
+        pytest.param([], [], None, None, None, id="no images"),
+        pytest.param([2], [2], 1.0, 1.0, 1.0, id="one image, right"),
+        pytest.param([2], [3], 0.0, 0.0, 0.0, id="one image, wrong"),
+        pytest.param(list(range(7)), list(range(7)), 1.0, 1.0, 1.0, id="perfect"),
+        pytest.param(list(range(7)), [3] * 7, 1 / 7, 2 / 8 / 7, 1 / 7, id="always happy"),
+        pytest.param([3] * 5, [3] * 5, 1.0, 1.0, 1.0, id="one class, right"),
+    ],
+)
+def test_degenerate(labels, predictions, accuracy, macro_f1, mean_recall):
+    got = scores(confusion(labels, predictions))
+    for name, expected in (("accuracy", accuracy), ("macro_f1", macro_f1), ("mean_recall", mean_recall)):
+        assert got[name] is None if expected is None else got[name] == pytest.approx(expected, abs=1e-12)
+    assert json.loads(json.dumps(got, allow_nan=False)) == got  # plain values only
+
+
+def test_seen_but_never_predicted_is_zero_and_not_undefined():
+    row = scores(confusion([0, 1], [0, 0]))["per_expression"][1]
+    assert row["precision"] is None and row["recall"] == 0.0 and row["f1"] == 0.0
+
+
+def test_absent_but_predicted_has_precision_only():
+    row = scores(confusion([0, 0], [0, 1]))["per_expression"][1]
+    assert row["precision"] == 0.0 and row["recall"] is None and row["f1"] is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "predictions", "message"),
+    [
+        ([0, -1], [0, 0], "labels must lie in 0..6"),
+        ([0, 7], [0, 0], "labels must lie in 0..6"),
+        ([0, 0], [0, -1], "predictions must lie in 0..6"),
+        ([0, 1], [0], "2 labels but 1 predictions"),
+        ([0.5], [0], "must be integers"),
+        ([[0]], [0], "shape"),
+    ],
+)
+def test_bad_labels_are_errors(labels, predictions, message):
+    with pytest.raises(ValueError, match=message):
+        confusion(labels, predictions)
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.zeros((7, 6), int), "square"),
+        (np.zeros((7, 7)), "counts images"),
+        (-np.eye(7, dtype=int), "negative"),
+        (np.zeros((3, 3), int), "3 classes but 7 names"),
+    ],
+)
+def test_bad_matrices_are_errors(matrix, message):
+    with pytest.raises(ValueError, match=message):
+        scores(matrix)
+
+
+def test_small_integer_types_do_not_overflow():
+    labels = np.full(300, 6, np.uint8)
+    assert confusion(labels, labels)[6, 6] == 300
+    assert scores(np.full((7, 7), 100, np.int8))["accuracy"] == pytest.approx(1 / 7)
+    assert scores(np.full((7, 7), 100, np.uint8))["macro_f1"] == pytest.approx(1 / 7)
+
+
+def test_interval():
+    low, high = accuracy_interval(81, 263)  # Newcombe 1998, table I: Wilson's score without correction, 0.2553..0.3662
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)
+    assert accuracy_interval(0, 0) is None
+    assert accuracy_interval(0, 10)[0] == 0.0 and accuracy_interval(10, 10)[1] == pytest.approx(1.0)
+    assert accuracy_interval(50, 100)[1] - accuracy_interval(50, 100)[0] > 0.19
+    with pytest.raises(ValueError, match="3 correct of 2"):
+        accuracy_interval(3, 2)

@@ -1,0 +1,394 @@
+"""Other people's checkpoints: parity with the published network, renaming, and what is said of files that do not do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_models import batch, model_spec
+
+from fercli.errors import FercliError
+from fercli.models.global_local import build_network
+from fercli.models.names import from_face_evolve_names, from_published_names, to_published_names
+from fercli.models.weights import inspect, load_weights
+
+FROZEN = Path(__file__).parent / "fixtures" / "global_local.json"
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
+IR_STAGES = {"ir18": (2, 2, 2, 2), "ir50": (3, 4, 14, 3)}
+
+
+@pytest.fixture(scope="module")
+def ir18():
+    torch.manual_seed(0)
+    return build_network(model_spec(backbone="ir18"))
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(1)
+    return build_network(model_spec())
+
+
+def names_and_shapes(state: dict[str, torch.Tensor]) -> str:
+    lines = sorted(f"{name} {list(value.shape)}" for name, value in state.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def fill(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give every tensor of a published state the numbers that the fixture's rule says."""
+    filled = {}
+    for name, tensor in state.items():
+        shape = tuple(tensor.shape)
+        z = np.asarray(np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape))
+        parent, _, last = name.rpartition(".")
+        if last == "num_batches_tracked":
+            filled[name] = torch.zeros((), dtype=torch.int64)
+            continue
+        if last == "running_mean":
+            value = 0.1 * z
+        elif last == "running_var":
+            value = 1 + 0.1 * np.abs(z)
+        elif len(shape) >= 2:
+            value = z / np.sqrt(np.prod(shape[1:]))
+        elif last == "weight":
+            value = 1 + 0.1 * z if f"{parent}.running_mean" in state else 0.25 + 0.05 * z
+        else:
+            value = 0.1 * z
+        filled[name] = torch.from_numpy(value.astype(np.float32))
+    return filled
+
+
+# -------------------------------------------------------------------------------------------------------------- parity
+
+
+@pytest.mark.parametrize("name", ["ir18", "ir50"])
+def test_the_published_network_is_reproduced(name, tmp_path):
+    frozen = json.loads(FROZEN.read_text())[name]
+    with torch.device("meta"):
+        empty = to_published_names(build_network(model_spec(backbone=name)).state_dict())
+    assert names_and_shapes(empty) == frozen["names"]
+    status = torch.arange(49.0).view(7, 7) / 49
+    path = tmp_path / "published.pkl"
+    torch.save({"epoch": 3, "classwise": list(status), "model": fill(empty), "optimizer": {}}, path)
+    network = build_network(model_spec(backbone=name, weights=path)).eval()
+    path.unlink()
+    rng = np.random.RandomState(7)
+    images = torch.from_numpy(rng.standard_normal((2, 3, 112, 112)).astype(np.float32))
+    on_map = torch.from_numpy(rng.randint(3, 25, (2, 5, 2)))
+    with torch.inference_mode():
+        logits, features = network(images, 4.0 * on_map + 1.5)
+    for ours, published in ((features.flatten(1), frozen["features"]), (logits.transpose(0, 1), frozen["logits"])):
+        expected = torch.tensor(published)
+        assert ((ours - expected).abs() / expected.abs().clamp(min=0.1)).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["ir18", "ir50"])
+def test_the_frozen_copy_is_the_shared_fixture(name):
+    path = SHARED / f"global_local_{name}.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    shared, frozen = json.loads(path.read_text()), json.loads(FROZEN.read_text())
+    assert frozen[name]["features"] == shared["features"] and frozen[name]["logits"] == shared["logits"]
+    assert frozen["fill"] == shared["fill"] and frozen["inputs"] == shared["inputs"]
+    state = {key: torch.empty(shape, device="meta") for key, (shape, _) in shared["params"].items()}
+    assert names_and_shapes(state) == frozen[name]["names"]
+
+
+# ------------------------------------------------------------------------------------------------------------ renaming
+
+
+def test_renaming_there_and_back(ir18):
+    state = ir18.state_dict()
+    published = to_published_names(state)
+    assert from_published_names(published) == state
+    assert not any(key.startswith(("backbone.", "global_head.", "local_nets.")) for key in published)
+    for name in (
+        "input_layer.2.weight",
+        "layer3.1.res_layer.4.running_var",
+        "layer2.0.shortcut_layer.0.weight",
+        "output_layer.0.bias",
+        "Crop_Net.4.2.shortcut_layer.1.weight",
+        "Crop_Net.0.4.bias",
+        "classifiers.2.weight",
+    ):
+        assert name in published
+    assert from_published_names({"GCN.weight": 1}) == {"GCN.weight": 1}
+
+
+def face_evolve_state(network, name: str) -> dict[str, torch.Tensor]:
+    """The backbone in face.evoLVe's names, with the head of its own that nobody needs."""
+    stages = IR_STAGES[name]
+    state = {"output_layer.3.weight": torch.randn(512, 25), "output_layer.0.running_mean": torch.randn(512)}
+    for key, value in to_published_names(network.state_dict()).items():
+        head, _, rest = key.partition(".")
+        if head.startswith("layer"):
+            block, _, rest = rest.partition(".")
+            state[f"body.{sum(stages[: int(head[5:]) - 1]) + int(block)}.{rest}"] = value
+        elif head == "input_layer":
+            state[key] = value
+    return state
+
+
+def test_face_evolve_blocks_are_counted_through_the_stages():
+    with torch.device("meta"):
+        network = build_network(model_spec(backbone="ir50"))
+    renamed = from_face_evolve_names(face_evolve_state(network, "ir50"))
+    wanted = {key for key in network.state_dict() if key.startswith("backbone.")}
+    assert {key for key in renamed if key.startswith("backbone.")} == wanted
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_face_evolve_backbone_loads_and_leaves_the_rest(ir18, tmp_path, prefix):
+    state = face_evolve_state(ir18, "ir18")
+    torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "backbone_ir18.pth")
+    network = build_network(model_spec(backbone="ir18"))
+    rest = {key: value.clone() for key, value in network.state_dict().items() if not key.startswith("backbone.")}
+    description = load_weights(network, tmp_path / "backbone_ir18.pth")
+    assert (description.kind, description.parts) == ("face-evolve", ("backbone",))
+    assert str(description).startswith("face.evoLVe backbone: an IR-18 (blocks 2-2-2-2), backbone only, ")
+    now, wanted = network.state_dict(), ir18.state_dict()
+    assert all(torch.equal(now[key], wanted[key]) for key in now if key.startswith("backbone."))
+    assert all(torch.equal(now[key], value) for key, value in rest.items())
+
+
+def test_torchvision_imagenet_weights_fill_the_mobilenet(tmp_path):
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(2)
+    theirs = mobilenet_v2(weights=None)
+    torch.save(theirs.state_dict(), tmp_path / "mobilenet_v2-b0353104.pth")
+    network = build_network(model_spec(backbone="mobilenet-v2", weights=tmp_path / "mobilenet_v2-b0353104.pth"))
+    assert all(
+        torch.equal(value, theirs.state_dict()[key.removeprefix("backbone.")])
+        for key, value in network.state_dict().items()
+        if key.startswith("backbone.features.")
+    )
+
+
+# ------------------------------------------------------------------------------------------------- dicts that should load
+
+
+def test_our_own_checkpoint_round_trip(small, tmp_path):
+    torch.save({"network": small.state_dict(), "step": 7, "spec": {"model": {"width": 8}}}, tmp_path / "last.ckpt")
+    description = inspect(tmp_path / "last.ckpt")
+    assert description.kind == "fercli" and description.class_status is None
+    assert description.architecture.title == "a small IR-10 of width 8"
+    assert description.parameters == sum(p.numel() for p in small.parameters())
+    other = build_network(model_spec(weights=tmp_path / "last.ckpt")).eval()
+    with torch.inference_mode():
+        assert torch.equal(other(*batch()).logits, small.eval()(*batch()).logits)
+
+
+@pytest.mark.parametrize("place", ["model", "state_dict", None])
+def test_published_state_in_each_place_with_the_prefix_of_dataparallel(small, tmp_path, place):
+    state = {f"module.{key}": value for key, value in to_published_names(small.state_dict()).items()}
+    torch.save({"epoch": 4, "classwise": [torch.full((7,), 0.5)] * 7, place: state} if place else state, tmp_path / "a")
+    other = build_network(model_spec())
+    description = load_weights(other, tmp_path / "a")
+    assert description.kind == "aglrls"
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), small.state_dict().values(), strict=True))
+    assert description.epoch == (4 if place else None)
+    assert (
+        description.class_status is None
+        if place is None
+        else torch.equal(description.class_status, torch.full((7, 7), 0.5))
+    )
+
+
+def test_agra_checkpoint_brings_all_but_the_classifiers(small, tmp_path):
+    state = {k: v for k, v in to_published_names(small.state_dict()).items() if not k.startswith("classifiers.")}
+    state |= {"fc.weight": torch.zeros(7, 384), "GCN.A": torch.zeros(6, 6), "SourceMean.mean": torch.zeros(384)}
+    torch.save(state, tmp_path / "agra.pkl")
+    other = build_network(model_spec())
+    description = load_weights(other, tmp_path / "agra.pkl")
+    assert (description.kind, description.parts) == ("agra", ("backbone", "global_head", "local_nets"))
+    assert torch.equal(other.global_head.conv.weight, small.global_head.conv.weight)
+    assert not torch.equal(other.classifiers[0].weight, small.classifiers[0].weight)
+
+
+def test_half_precision_and_missing_counters_are_fine(small, tmp_path):
+    state = {k: v.half() if v.is_floating_point() else v for k, v in small.state_dict().items()}
+    torch.save({"network": {k: v for k, v in state.items() if not k.endswith("tracked")}}, tmp_path / "half.ckpt")
+    other = build_network(model_spec(weights=tmp_path / "half.ckpt"))
+    assert other.backbone.stem[0].weight.dtype == torch.float32
+
+
+# --------------------------------------------------------------------------------------------- files that must be refused
+
+
+class Hostile:
+    def __init__(self, target: Path):
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+def changed(network, **changes) -> dict[str, torch.Tensor]:
+    """Our own checkpoint with some tensors replaced, or left out where the value is None. `__` stands for a dot."""
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    state = {key: value.clone() for key, value in network.state_dict().items()} | changes
+    return {"network": {key: value for key, value in state.items() if value is not None}}
+
+
+def nan_in(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.clone().flatten().index_fill(0, torch.tensor([1]), float("nan")).view_as(tensor)
+
+
+UNREADABLE = {
+    "empty": (lambda path, net: path.write_bytes(b""), "file is empty; fetch or copy it again"),
+    "text": (lambda path, net: path.write_text("accuracy 0.91\n" * 9), "is not a PyTorch checkpoint, or is damaged"),
+    "picture": (lambda path, net: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is not a PyTorch checkpoint"),
+    "folder": (lambda path, net: path.mkdir(), "is a folder; set model.weights"),
+    "absent": (lambda path, net: None, "does not exist; set model.weights to a checkpoint file, or to null"),
+    "code": (
+        lambda path, net: torch.save({"model": Hostile(path.with_name("ran"))}, path),
+        r"asks to run code \((posix|nt)\.system\) while it is read, which is refused",
+    ),
+    "code, old format": (
+        lambda path, net: torch.save([Hostile(path.with_name("ran"))], path, _use_new_zipfile_serialization=False),
+        r"asks to run code \((posix|nt)\.system\)",
+    ),
+    "code, bare pickle": (
+        lambda path, net: path.write_bytes(pickle.dumps(Hostile(path.with_name("ran")), protocol=2)),
+        r"asks to run code \((posix|nt)\.system\)",
+    ),
+    "whole module": (lambda path, net: torch.save(net, path), r"asks to run code \(fercli\.models.*GlobalLocal\)"),
+    "a number": (lambda path, net: torch.save(3, path), "holds a int, not a dict of tensors"),
+    "no tensors": (lambda path, net: torch.save({"epoch": 3}, path), "is not a plain tensor at epoch; known are"),
+    "nothing": (lambda path, net: torch.save({"model": {}}, path), "its state is empty"),
+    "sparse": (
+        lambda path, net: torch.save({"network": {"a": torch.eye(3).to_sparse()}}, path),
+        "not a plain tensor at a",
+    ),
+    "another network": (
+        lambda path, net: torch.save(torch.nn.Linear(2, 2).state_dict(), path),
+        r"2 tensors under names of no kind known here \(weight, bias\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_files_that_cannot_be_read_are_refused_in_one_line(case, small, tmp_path):
+    write, message = UNREADABLE[case]
+    path = tmp_path / "file.pkl"
+    write(path, small)
+    for read in (inspect, lambda path: load_weights(small, path)):
+        with pytest.raises(FercliError, match=message) as caught:
+            read(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_files_cut_off_anywhere_are_refused(small, tmp_path, zipped):
+    path = tmp_path / "cut.pkl"
+    torch.save({"network": small.state_dict()}, path, _use_new_zipfile_serialization=zipped)
+    whole = path.read_bytes()
+    for kept in (1, 3, 40, 500, len(whole) // 3, len(whole) // 2, len(whole) - 100, len(whole) - 1):
+        path.write_bytes(whole[:kept])
+        with pytest.raises(FercliError, match=r"truncated|damaged") as caught:
+            load_weights(small, path)
+        assert "\n" not in str(caught.value)
+
+
+MISFITS = {
+    "wrong depth": (
+        lambda net: {"model": {k: v for k, v in to_published_names(wide("ir50").state_dict()).items()}},
+        r"the file is an IR-50, the spec asks for a small IR-10 of width 8 \(set model.backbone: ir50\)$",
+    ),
+    "wrong width": (
+        lambda net: {"network": build_network(model_spec(width=4)).state_dict()},
+        r"a small IR-10 of width 4, .* width 8 \(set model.backbone: ir-small and model.width: 4\)$",
+    ),
+    "everything else": (
+        lambda net: {
+            "network": build_network(model_spec(width=4, classifiers="separate", local="image-crop")).state_dict()
+        },
+        r"width 4.*model.classifiers: separate, the spec asks for shared.*"
+        r"model.local: image-crop, the spec asks for feature-map$",
+    ),
+    "missing": (
+        lambda net: changed(net, classifiers__0__bias=None, backbone__stem__0__weight=net.backbone.stem[0].weight),
+        r"1 missing: classifiers\.0\.bias$",
+    ),
+    "all at once": (
+        lambda net: changed(
+            net,
+            global_head__conv__bias=None,
+            more=torch.zeros(2),
+            classifiers__0__bias=torch.zeros(8),
+            classifiers__1__bias=torch.zeros(7, dtype=torch.int64),
+            classifiers__2__bias=nan_in(torch.zeros(7)),
+        ),
+        r"1 missing: global_head\.conv\.bias; 1 unexpected: more; "
+        r"1 of another shape: classifiers\.0\.bias is \[8\], here \[7\]; "
+        r"1 of another type: classifiers\.1\.bias is torch\.int64; 1 with NaN or infinite numbers: classifiers\.2\.bias$",
+    ),
+    "NaN": (
+        lambda net: changed(net, backbone__stem__1__running_var=nan_in(torch.ones(8))),
+        r"1 with NaN or infinite numbers: backbone\.stem\.1\.running_var$",
+    ),
+    "immense": (
+        lambda net: changed(net, classifiers__0__weight=torch.zeros(1).expand(10**12, 64)),
+        r"1 of another shape: classifiers\.0\.weight is \[1000000000000, 64\], here \[7, 64\]$",
+    ),
+    "many missing": (
+        lambda net: {"network": {k: v for k, v in net.state_dict().items() if not k.startswith("local_nets")}},
+        r"\d+ missing: local_nets\.nets\.0\S+, .* and \d+ more$",
+    ),
+    "squeeze and excite": (
+        lambda net: {
+            "input_layer.0.weight": torch.zeros(64, 3, 3, 3),
+            **{f"body.{i}.res_layer.5.fc1.weight": torch.zeros(4, 64, 1, 1) for i in range(8)},
+            **{f"body.{i}.shortcut_layer.0.weight": torch.zeros(4, 64, 1, 1) for i in (2, 4, 6)},
+        },
+        r"the file is an IR-SE-18, the spec asks for .* \(no setting of fercli builds the file's\)$",
+    ),
+    "AGLRLS's MobileNetV2": (
+        lambda net: {
+            "model": {"Crop_Net.0.0.conv.0.0.weight": torch.zeros(1), "layer1.0.conv.0.0.weight": torch.zeros(1)}
+        },
+        r"the file is an AGLRLS MobileNetV2 \(whose layers are its own\), the spec asks for a small",
+    ),
+}
+
+
+def wide(name: str):
+    """A network of millions of parameters whose tensors take no memory: every one is a single zero, expanded."""
+    with torch.device("meta"):
+        network = build_network(model_spec(backbone=name))
+    state = {key: torch.zeros(1, dtype=value.dtype).expand(value.shape) for key, value in network.state_dict().items()}
+    network.state_dict = lambda: state
+    return network
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_checkpoints_that_do_not_fit_say_all_in_one_line_and_change_nothing(case, small, tmp_path):
+    make, message = MISFITS[case]
+    path = tmp_path / "file.ckpt"
+    torch.save(make(small), path)
+    before = {key: value.clone() for key, value in small.state_dict().items()}
+    with pytest.raises(FercliError, match=message) as caught:
+        load_weights(small, path)
+    assert str(path) in str(caught.value) and "do not fit the network" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[key], value) for key, value in small.state_dict().items())
+
+
+def test_wrong_depth_the_other_way(tmp_path):
+    with torch.device("meta"):
+        network = build_network(model_spec(backbone="ir18"))
+    torch.save({"model": to_published_names(wide("ir50").state_dict())}, tmp_path / "ir50.pkl")
+    with pytest.raises(
+        FercliError, match=r"the file is an IR-50, the spec asks for an IR-18 \(set model.backbone: ir50\)"
+    ):
+        load_weights(network, tmp_path / "ir50.pkl")
+    assert inspect(tmp_path / "ir50.pkl").architecture.blocks == (3, 4, 14, 3)
