@@ -61,15 +61,14 @@ class Reader:
         collector = Collector()
         try:
             adapt_splits, score_splits = self.parse(root, collector, **options)
+        except WrongOption as wrong:
+            raise FercliError(f"{name}: {wrong}") from None
         except WrongLayout as wrong:
             raise FercliError(f"{name}: {wrong} in {root}; expected there: {self.layout}") from None
         if not collector.records:
-            left = "; ".join(f"{count} {reason}" for reason, count in collector.left_out.items())
-            raise FercliError(
-                f"{name}: nothing usable in {root}"
-                + (f" ({left})" if left else "")
-                + f"; expected there: {self.layout}"
-            )
+            counts = ", ".join(f"{count} {reason}" for reason, count in collector.left_out.items())
+            left = f" (left out: {counts})" if counts else ""
+            raise FercliError(f"{name}: nothing usable in {root}{left}; expected there: {self.layout}")
         return Listing(
             name=name,
             root=root,
@@ -83,6 +82,10 @@ class Reader:
 
 class WrongLayout(Exception):
     """The folder is there but not what was expected; the message says what is amiss."""
+
+
+class WrongOption(Exception):
+    """An option's value is none that the reader knows; the message names option, value and what is allowed."""
 
 
 @dataclass
@@ -107,7 +110,7 @@ class Collector:
             self.left_out[reason] += count
 
     def label(self, codes: dict[int, int | None], text: str) -> int | None:
-        """Return the label that a dataset's code stands for; None, with the reason counted, where it is none of ours."""
+        """Return the label that a dataset's code stands for; None, its reason counted, where it is none of ours."""
         code = int(text) if text.strip().lstrip("-").isdigit() else None
         label = codes.get(code) if code is not None else None
         if label is None:

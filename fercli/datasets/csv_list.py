@@ -6,7 +6,7 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, default_protocol, split_name
+from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, default_protocol, split_name
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES, UNLABELLED, label_of
 
@@ -58,7 +58,7 @@ def parse(
         asked = {"path": path_column, "label": label_column, "split": split_column, "subject": subject_column}
         found = {kind: _column(columns, kind, name, table) for kind, name in asked.items()}
         if found["path"] is None:
-            raise WrongLayout(f"{table.name} has no column {' or '.join(_USUAL_NAMES['path'][:4])}; no list of images")
+            raise WrongLayout(f"{table.name} has no column of paths (path, image, file, filename, ...)")
         box_names = _columns(columns, box_columns, 4)
         landmark_names = _columns(columns, landmark_columns, 10)
         meanings = _meanings(codes)
@@ -92,7 +92,7 @@ def parse(
 def _table(root: Path, file: str | None) -> Path:
     if file is not None:
         if not (root / file).is_file():
-            raise WrongLayout(f"no {file}")
+            raise WrongOption(f"option file is '{file}', which is not in {root}")
         return root / file
     tables = sorted(p for p in root.iterdir() if p.suffix.lower() == ".csv" and not p.name.startswith("."))
     if len(tables) != 1:
@@ -105,7 +105,7 @@ def _column(columns: Mapping[str, str], kind: str, asked: str | None, table: Pat
     if asked is None:
         return next((columns[name] for name in _USUAL_NAMES[kind] if name in columns), None)
     if asked.strip().lower() not in columns:
-        raise WrongLayout(f"{table.name} has no column '{asked}' (it has: {', '.join(columns.values())})")
+        raise WrongOption(f"{table.name} has no column '{asked}' (it has: {', '.join(columns.values())})")
     return columns[asked.strip().lower()]
 
 
@@ -119,7 +119,7 @@ def _meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None]:
         return {}
     if isinstance(codes, str):
         if codes not in CODES:
-            raise WrongLayout(f"option codes is '{codes}', which is none of {', '.join(CODES)}; no known labels")
+            raise WrongOption(f"option codes is '{codes}', none of {', '.join(CODES)}")
         return CODES[codes]
     return {int(code): label_of(str(name)) for code, name in codes.items()}
 
@@ -130,7 +130,7 @@ def _label(text: str | None, meanings: dict[int, int | None], collector: Collect
         return UNLABELLED
     if text.lstrip("-").isdigit():
         if not meanings:
-            raise WrongLayout(f"labels are numbers ('{text}'): say what they mean with the option codes; no labels")
+            raise WrongOption(f"labels are numbers (the first is {text}): say what they mean with the option codes")
         return collector.label(meanings, text)
     return collector.named_label(text)
 

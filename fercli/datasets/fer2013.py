@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, images_under, subfolders
+from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, images_under, subfolders
 from fercli.datasets.records import Record
 from fercli.expressions import CODES, is_outside, label_of
 
@@ -18,7 +18,7 @@ def parse(root: Path, collector: Collector, score: str = "private-test") -> tupl
     The published cross-domain lists do not say on which of the two test parts they score: hence the choice.
     """
     if score not in ("private-test", "public-test"):
-        raise WrongLayout(f"option score is '{score}' instead of 'private-test' or 'public-test'; no such part")
+        raise WrongOption(f"option score is '{score}', not 'private-test' or 'public-test'")
     table = first_existing(root, "fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv")
     if table is not None:
         _parse_csv(root, table, collector)

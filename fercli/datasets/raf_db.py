@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, text_lines
+from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, text_lines
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES
 
@@ -19,7 +19,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
     if listed is None:
         raise WrongLayout("no EmoLabel/list_patition_label.txt")
     if images not in (None, "original", "aligned"):
-        raise WrongLayout(f"option images is '{images}' instead of 'original' or 'aligned'; no such images")
+        raise WrongOption(f"option images is '{images}', not 'original' or 'aligned'")
     kind = images or ("original" if (root / "Image/original").is_dir() else "aligned")
     if not (root / "Image" / kind).is_dir():
         raise WrongLayout(f"no Image/{kind}")

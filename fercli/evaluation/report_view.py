@@ -77,9 +77,7 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "before": reference,
                     "after": row,
                     "difference": None if before is None or after is None else after - before,
-                    "plot": lanes(
-                        reference, row, f"{target}: source-only {_plain_pct(before)}, adapted {_plain_pct(after)}"
-                    ),
+                    "plot": lanes(reference, row, f"source-only {_plain_pct(before)}, adapted {_plain_pct(after)}"),
                 }
             )
     return lines

@@ -1,8 +1,7 @@
 """The anatomy of a procedural face: who it is, what its muscles do, and where that puts every contour.
 
 Lengths are in units of an average adult's eye distance (about 63 mm), x to the right of the image, y down, the origin
-midway between the eyes; proportions are round figures from craniofacial anthropometry. Expressions are combinations of
-action units (Ekman and Friesen, Facial Action Coding System, 1978; the prototypes follow EMFACS), each of strength 0..1.
+midway between the eyes; proportions are round figures from craniofacial anthropometry.
 """
 
 from __future__ import annotations
@@ -12,26 +11,9 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from fercli.faces.action_units import Units
+
 Points = np.ndarray
-Units = dict[int, float]
-
-#: What each expression asks of the muscles, in the order of `fercli.expressions.EXPRESSIONS`; variants are equally
-#: likely. 1 inner brow up, 2 outer brow up, 4 brow down, 5 upper lid up, 6 cheek up, 7 lids tight, 9 nose wrinkle,
-#: 10 upper lip up, 12 corners up, 15 corners down, 17 chin up, 20 lips stretched, 23 lips tight, 24 lips pressed,
-#: 25 lips part, 26 jaw drop, 43 lids drooping.
-PROTOTYPES: tuple[tuple[Units, ...], ...] = (
-    ({1: 1, 2: 1, 5: 0.9, 25: 0.7, 26: 1}, {1: 1, 2: 1, 5: 1, 25: 0.5, 26: 0.6}),
-    ({1: 1, 2: 0.4, 4: 0.7, 5: 1, 20: 0.9, 25: 0.8, 26: 0.3}, {1: 0.9, 2: 0.4, 4: 0.8, 5: 1, 7: 0.3, 20: 1, 25: 0.9}),
-    ({9: 1, 10: 0.8, 4: 0.5, 7: 0.6, 15: 0.5, 17: 0.6}, {9: 1, 10: 1, 4: 0.5, 6: 0.4, 7: 0.6, 25: 0.5}),
-    ({6: 0.8, 12: 1, 25: 0.9}, {6: 0.7, 12: 0.9}, {6: 0.9, 12: 1, 25: 0.8, 26: 0.4}),
-    ({1: 1, 4: 0.5, 15: 1, 17: 0.7, 43: 0.5}, {1: 1, 4: 0.6, 15: 0.9, 43: 0.7}),
-    ({4: 1, 5: 0.4, 7: 0.6, 17: 0.3, 23: 0.8, 24: 0.7}, {4: 1, 5: 0.6, 7: 0.5, 10: 0.4, 23: 0.4, 25: 0.9}),
-    ({},),
-)
-
-#: Units that may appear for no reason; 25 and 26 as in talking, 43 as in a blink begun.
-STRAY_UNITS = (1, 2, 4, 5, 6, 7, 10, 12, 15, 17, 20, 24, 25, 26, 43)
-ALL_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 15, 17, 20, 23, 24, 25, 26, 43)
 
 
 @dataclass(frozen=True)
@@ -71,39 +53,6 @@ class Identity:
         """Return this person's factors within a population, none below 0.4."""
         ranges = {f.name: getattr(proportions, f.name) for f in fields(Proportions)}
         return {name: max(mean + sd * self.scores[name], 0.4) for name, (mean, sd) in ranges.items()}
-
-
-def draw_units(
-    expression: int,
-    rng: np.random.Generator,
-    intensity: float,
-    jitter: float,
-    stray: float,
-    stray_strength: tuple[float, float],
-    gains: Mapping[int, float],
-    rest: Mapping[int, float],
-) -> Units:
-    """Return the strength 0..1.2 of all action units for one photograph of an expression.
-
-    Args:
-        intensity: strength common to all of the expression's units.
-        jitter: standard deviation of each unit's own factor around 1.
-        stray: probability that one unit out of `STRAY_UNITS` joins in, with a strength drawn from `stray_strength`.
-        gains: the population's habits, factors on units (1 where absent).
-        rest: strengths its faces have at rest, the floor of every expression.
-    """
-    variants = PROTOTYPES[expression]
-    wanted = variants[int(rng.integers(len(variants)))]
-    wobble = np.clip(rng.normal(1, jitter, len(ALL_UNITS)), 0.3, 1.7)
-    happens, which, how = rng.random(), int(rng.integers(len(STRAY_UNITS))), rng.uniform(*stray_strength)
-    units = {}
-    for unit, factor in zip(ALL_UNITS, wobble, strict=True):
-        strength = wanted.get(unit, 0) * intensity * factor * gains.get(unit, 1)
-        units[unit] = float(np.clip(max(strength, rest.get(unit, 0) * factor), 0, 1.2))
-    if happens < stray:
-        unit = STRAY_UNITS[which]
-        units[unit] = max(units[unit], float(how))
-    return units
 
 
 def smooth(points: Points, closed: bool = False, steps: int = 6) -> Points:
@@ -191,11 +140,21 @@ def build(person: Identity, factors: Mapping[str, float], au: Units, yaw: float,
 def _eye_and_brow(body: Anatomy, pose, side: int, f, trait, au: Units, lean: float, gaze) -> None:
     cx, size = 0.5 * f["eye_distance"], f["eye_size"]
     w, tilt = 0.235 * size, 0.035 * (trait["tilt"] - 0.35)
-    up = size * lean * (0.095 + 0.055 * au[5] - 0.025 * au[7] - 0.02 * au[6] - 0.055 * au[43] - 0.03 * au[9] - 0.015 * au[4])
+    up = (
+        size
+        * lean
+        * (0.095 + 0.055 * au[5] - 0.025 * au[7] - 0.02 * au[6] - 0.055 * au[43] - 0.03 * au[9] - 0.015 * au[4])
+    )
     low = size * (0.06 + 0.012 * au[5] - 0.025 * au[7] - 0.032 * au[6] - 0.02 * au[9] + 0.01 * au[26])
     up, low = max(up, 0.022), max(low, 0.014)
     sad = 0.02 * au[43] * (1 - au[5])
-    upper = [(-w, 0.005), (-0.6 * w, -0.66 * up - sad), (-0.05 * w, -up), (0.55 * w, -0.8 * up + sad), (w, -0.01 - tilt + sad)]
+    upper = [
+        (-w, 0.005),
+        (-0.6 * w, -0.66 * up - sad),
+        (-0.05 * w, -up),
+        (0.55 * w, -0.8 * up + sad),
+        (w, -0.01 - tilt + sad),
+    ]
     lower = [(0.55 * w, 0.75 * low), (0, low), (-0.55 * w, 0.7 * low)]
     place = lambda pts: [(side * (cx + x), y) for x, y in pts]  # noqa: E731
     steps = 5
@@ -241,7 +200,14 @@ def _nose(body: Anatomy, pose, f, au: Units) -> None:
 
 
 def _mouth(body: Anatomy, pose, f, au: Units, lean, long: float, drop: float) -> None:
-    reach = 0.40 * f["mouth_width"] + 0.10 * au[12] + 0.075 * au[20] - 0.05 * au[23] - 0.03 * au[24] - 0.08 * au[26] * (1 - au[12])
+    reach = (
+        0.40 * f["mouth_width"]
+        + 0.10 * au[12]
+        + 0.075 * au[20]
+        - 0.05 * au[23]
+        - 0.03 * au[24]
+        - 0.08 * au[26] * (1 - au[12])
+    )
     y = 1.13 * long - 0.045 * au[17] - 0.03 * au[9] - 0.02 * au[10] + 0.03 * au[26]
     bend = -0.125 * au[12] + 0.10 * au[15] + 0.035 * au[20] + 0.02 * au[10] + 0.02 * au[17]
     lip = f["lip_thickness"]
@@ -300,11 +266,20 @@ def _wrinkles(body: Anatomy, pose, f, au: Units, age: float) -> None:
     corner = y - 0.14 * au[12] + 0.1 * au[15]
     fold = 0.10 + 0.25 * age + 0.5 * au[12] + 0.45 * au[10] + 0.4 * au[9] + 0.25 * au[20]
     out = reach + 0.13 + 0.03 * au[12]
-    crease([(wing, nose - 0.1), (0.5 * (wing + out) + 0.05, 0.55 * nose + 0.45 * corner), (out, corner + 0.02)], 0.035, fold)
+    crease(
+        [(wing, nose - 0.1), (0.5 * (wing + out) + 0.05, 0.55 * nose + 0.45 * corner), (out, corner + 0.02)],
+        0.035,
+        fold,
+    )
     across, raised = 0.6 * (0.25 + 0.75 * au[2]), 0.15 * age + 0.75 * max(0.7 * au[1], au[2])
     for k, height in enumerate((-0.72, -0.85, -0.97)):
         rise = height - 0.05 * au[1]
-        line = [(-across, rise + 0.02), (-0.3 * across, rise - 0.02 - 0.03 * au[1] * (1 - au[2])), (0.4 * across, rise), (across, rise + 0.02)]
+        line = [
+            (-across, rise + 0.02),
+            (-0.3 * across, rise - 0.02 - 0.03 * au[1] * (1 - au[2])),
+            (0.4 * across, rise),
+            (across, rise + 0.02),
+        ]
         crease(line, 0.022, raised * (1 - 0.2 * k), mirrored=False)
     crease([(0.10 - 0.03 * au[4], -0.42), (0.075, -0.3), (0.085, -0.17)], 0.03, 0.1 * age + 0.85 * au[4] + 0.3 * au[9])
     for k in range(3):
@@ -312,10 +287,22 @@ def _wrinkles(body: Anatomy, pose, f, au: Units, age: float) -> None:
     crease([(-0.12, -0.09), (0, -0.06), (0.12, -0.09)], 0.028, 0.8 * au[9], 0.12, mirrored=False)
     for angle in (-0.09, 0.0, 0.09):
         crease([(cx + 0.27, 0.01 + 0.3 * angle), (cx + 0.42, 0.03 + 1.2 * angle)], 0.018, 0.12 * age + 0.6 * au[6])
-    crease([(reach + 0.04, corner + 0.04), (reach + 0.08, corner + 0.16), (reach + 0.05, corner + 0.28)], 0.03, 0.1 * age + 0.6 * au[15])
-    crease([(reach + 0.035, corner - 0.05), (reach + 0.05, corner + 0.04)], 0.03, 0.25 + 0.4 * au[12] + 0.3 * au[24], 0.08)
+    crease(
+        [(reach + 0.04, corner + 0.04), (reach + 0.08, corner + 0.16), (reach + 0.05, corner + 0.28)],
+        0.03,
+        0.1 * age + 0.6 * au[15],
+    )
+    crease(
+        [(reach + 0.035, corner - 0.05), (reach + 0.05, corner + 0.04)], 0.03, 0.25 + 0.4 * au[12] + 0.3 * au[24], 0.08
+    )
     bottom = body.mouth["bottom"][0]
-    crease([(-0.2, bottom + 0.13), (0, bottom + 0.09), (0.2, bottom + 0.13)], 0.045, 0.25 + 0.5 * au[17] + 0.15 * au[24], 0.08, False)
+    crease(
+        [(-0.2, bottom + 0.13), (0, bottom + 0.09), (0.2, bottom + 0.13)],
+        0.045,
+        0.25 + 0.5 * au[17] + 0.15 * au[24],
+        0.08,
+        False,
+    )
     for k in range(3):
         crease([(0.05 + 0.06 * k, bottom + 0.2), (0.04 + 0.06 * k, bottom + 0.3)], 0.022, 0.6 * au[17] - 0.1)
 
@@ -326,7 +313,8 @@ def _relief(body: Anatomy, pose, f, au: Units, long: float, drop: float) -> None
     y, reach, bottom = body.mouth["centre"][1], body.mouth["reach"][0], body.mouth["bottom"][0]
     lift = 0.10 * au[12] + 0.07 * au[6]
     rows = [
-        (0, -0.02, 0.10, 0.22, 0.05), (0, 0.3 * n, 0.125 * w, 0.2, 0.11), (0, 0.58 * n - 0.04 * au[9], 0.14 * w, 0.11, 0.155),
+        (0, -0.02, 0.10, 0.22, 0.05), (0, 0.3 * n, 0.125 * w, 0.2, 0.11),
+        (0, 0.58 * n - 0.04 * au[9], 0.14 * w, 0.11, 0.155),
         (0, -0.85, 0.62, 0.35, 0.08), (0, 1.03 * long, 0.36, 0.26, 0.08), (0, 0.90, 0.035, 0.09, -0.012),
         (0, y - 0.07, 0.24, 0.05, 0.025), (0, bottom - 0.05, 0.2, 0.055, 0.04), (0, bottom + 0.11, 0.22, 0.055, -0.045),
         (0, 1.64 * long + drop, 0.24, 0.16, 0.11 + 0.04 * au[17]), (0, -0.3, 0.12, 0.12, 0.02 * au[4]),
@@ -336,12 +324,14 @@ def _relief(body: Anatomy, pose, f, au: Units, long: float, drop: float) -> None
             (s * 0.2 * w, 0.66 * n - 0.05 * au[9], 0.075, 0.07, 0.07 + 0.02 * au[9]),
             (s * (e - 0.04), -0.31 - 0.08 * au[2] + 0.06 * au[4], 0.32, 0.11, 0.05 + 0.02 * au[4]),
             (s * 0.13, -0.33 - 0.1 * au[1] + 0.1 * au[4], 0.08, 0.09, 0.045 * au[4]),
-            (s * e, -0.05, 0.26, 0.15, -0.085), (s * e, 0.0, 0.15, 0.10, 0.05), (s * (e - 0.26), 0.04, 0.1, 0.12, -0.05),
+            (s * e, -0.05, 0.26, 0.15, -0.085), (s * e, 0.0, 0.15, 0.10, 0.05),
+            (s * (e - 0.26), 0.04, 0.1, 0.12, -0.05),
             (s * (e + 0.12), 0.56 - lift, 0.27, 0.22, 0.09 + 0.10 * lift + 0.05 * au[12]),
             (s * e, 0.19 - 0.03 * au[6], 0.2, 0.05, 0.012 + 0.025 * au[6] + 0.012 * au[7]),
             (s * 0.97, -0.45, 0.13, 0.3, -0.05), (s * 0.8, 1.05, 0.2, 0.28, -0.05),
             (s * (reach + 0.11), y - 0.12 * au[12] + 0.02, 0.07, 0.1, -0.03 - 0.02 * au[12]),
-            (s * 0.12, 0.12, 0.08, 0.1, 0.05 * au[9]), (s * 0.36, 0.72, 0.08, 0.1, -0.03 - 0.04 * au[10] - 0.03 * au[9]),
+            (s * 0.12, 0.12, 0.08, 0.1, 0.05 * au[9]),
+            (s * 0.36, 0.72, 0.08, 0.1, -0.03 - 0.04 * au[10] - 0.03 * au[9]),
         ]  # fmt: skip
     table = np.array(rows, dtype=float)
     table[:, :2] = pose(table[:, :2], 0.1)

@@ -1,4 +1,4 @@
-"""Painting a procedural face: flat colours first, then one light over a height field, so that it looks round.
+"""Painting a procedural face in flat colours; `fercli.faces.lighting` then makes it round.
 
 All contours arrive in face units (see `fercli.faces.anatomy`) and go through one similarity to the canvas.
 """
@@ -6,7 +6,6 @@ All contours arrive in face units (see `fercli.faces.anatomy`) and go through on
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -14,21 +13,7 @@ import numpy as np
 from fercli.faces.anatomy import Anatomy, Identity, Points, smooth
 
 _FRACTION_BITS = 4
-#: Height field: left, top, step and shape (rows, columns) of its grid, in face units.
-_LEFT, _TOP, _STEP, _ROWS, _COLUMNS = -1.6, -2.0, 0.03, 150, 107
-
 Colour = np.ndarray
-
-
-@dataclass(frozen=True)
-class Light:
-    """Where the light is and what it does: direction towards it (x right, y down, z to the viewer), shares, colour."""
-
-    direction: tuple[float, float, float]
-    ambient: float
-    relief: float
-    gloss: float
-    tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
 
 class Canvas:
@@ -60,7 +45,11 @@ class Canvas:
         if inside is not None:
             weight *= _mask(self.pixels(inside), left, top, right, bottom) * np.float32(1 / 255)
         part = self.picture[top:bottom, left:right]
-        part[:] = part + (np.asarray(colour, np.float32) - part) * weight[..., None] + np.float32(0.5)
+        mixed = np.asarray(colour, np.float32) - part
+        mixed *= weight[..., None]
+        mixed += part
+        mixed += np.float32(0.5)
+        part[:] = mixed
 
     def solid(self, points: Points, colour, cover: bool = True) -> None:
         """Fill a contour with a hard, anti-aliased edge; part of the person (lit, before the background) if `cover`."""
@@ -89,11 +78,14 @@ def _mask(pixels: Points, left: int, top: int, right: int, bottom: int) -> np.nd
 
 
 def _soften(mask: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur a mask; wide blurs by the stack (triangle) blur, whose cost does not grow with its width."""
+    """Blur a mask; wide blurs by two box filters, whose cost does not grow with their width.
+
+    (cv2.stackBlur is no slower, but what it returns depends on the number of threads.)
+    """
     if sigma < 1.5:
         return cv2.GaussianBlur(mask, (0, 0), sigma)
-    size = 2 * round(2.45 * sigma) + 1
-    return cv2.stackBlur(mask, (size, size))
+    side = 2 * round((np.sqrt(6 * sigma**2 + 1) - 1) / 2) + 1
+    return cv2.blur(cv2.blur(mask, (side, side)), (side, side))
 
 
 def _ribbon(points: Points, width) -> Points:
@@ -174,13 +166,15 @@ def _paint_eye(canvas: Canvas, eye, skin: Colour, person: Identity, line: float)
     canvas.ribbon(fold, _taper(fold, 0.022 * line), skin * (0.5, 0.4, 0.36), 0.6, 0.008)
     canvas.solid(lids, (232, 226, 220), cover=False)
     hue = person.traits["iris"]
-    rgb = colorsys.hsv_to_rgb(0.07 if hue < 0.6 else 0.07 + 1.3 * (hue - 0.6), 0.6 - 0.3 * (hue > 0.75), 0.32 + 0.25 * (hue > 0.6))
+    rgb = colorsys.hsv_to_rgb(
+        0.07 if hue < 0.6 else 0.07 + 1.3 * (hue - 0.6), 0.6 - 0.3 * (hue > 0.75), 0.32 + 0.25 * (hue > 0.6)
+    )
     iris, centre = np.array(rgb) * 255, eye["iris"][0]
     canvas.fill(_circle(centre, 0.112), iris * 0.45, 1, 0.004, inside=lids)
     canvas.fill(_circle(centre, 0.092), iris, 1, 0.012, inside=lids)
     canvas.fill(_circle(centre, 0.048), (14, 12, 12), 1, 0.004, inside=lids)
-    canvas.ribbon(upper + (0, 0.022), _taper(upper, 0.05), (90, 70, 64), 0.45, 0.014, inside=lids)
-    canvas.fill(_circle(centre + (0.03, -0.035), 0.02), (255, 255, 255), 0.85, 0.004, inside=lids)
+    canvas.ribbon(upper + np.array([0, 0.022]), _taper(upper, 0.05), (90, 70, 64), 0.45, 0.014, inside=lids)
+    canvas.fill(_circle(centre + np.array([0.03, -0.035]), 0.02), (255, 255, 255), 0.85, 0.004, inside=lids)
     lash = skin * 0.14 + 8
     canvas.ribbon(upper, _taper(upper, 0.036 * line), lash, 0.95, 0.005)
     below = np.concatenate([lids[len(lids) // 2 :], lids[:1]])
@@ -230,16 +224,36 @@ def _behind(canvas: Canvas, body: Anatomy, person: Identity, style: int, skin: C
     low = body.outline[:, 1].max()
     if style in (2, 3):
         drop = 2.6 if style == 2 else 1.35
-        back = [(0, -1.85), (0.8, -1.6), (1.25 * wide, -0.8), (1.36 * wide, 0.3), (1.3 * wide, drop), (0.5, drop + 0.15)]
+        back = [
+            (0, -1.85),
+            (0.8, -1.6),
+            (1.25 * wide, -0.8),
+            (1.36 * wide, 0.3),
+            (1.3 * wide, drop),
+            (0.5, drop + 0.15),
+        ]
         back += [(-x, y) for x, y in back[:0:-1]]
         canvas.solid(body.project(smooth(back, True), -0.9), hair * 0.62)
     neck = [(-0.62 * wide, 0.9), (-0.62 * wide, low + 0.3), (-0.9, low + 0.62), (0.9, low + 0.62)]
     neck += [(0.62 * wide, low + 0.3), (0.62 * wide, 0.9)]
     canvas.solid(np.array(neck), skin * 0.92)
-    shade = [(-0.66 * wide, 0.9), (-0.6 * wide, low - 0.05), (0, low + 0.32), (0.6 * wide, low - 0.05), (0.66 * wide, 0.9)]
+    shade = [
+        (-0.66 * wide, 0.9),
+        (-0.6 * wide, low - 0.05),
+        (0, low + 0.32),
+        (0.6 * wide, low - 0.05),
+        (0.66 * wide, 0.9),
+    ]
     canvas.fill(smooth(shade), skin * (0.58, 0.48, 0.45), 0.7, 0.05)
     collar = [(-0.75, low + 0.3), (-0.45, low + 0.52), (0, low + 0.62), (0.45, low + 0.52), (0.75, low + 0.3)]
-    cloth = [(1.3, low + 0.5), (2.1, low + 0.85), (2.6, low + 3.0), (-2.6, low + 3.0), (-2.1, low + 0.85), (-1.3, low + 0.5)]
+    cloth = [
+        (1.3, low + 0.5),
+        (2.1, low + 0.85),
+        (2.6, low + 3.0),
+        (-2.6, low + 3.0),
+        (-2.1, low + 0.85),
+        (-1.3, low + 0.5),
+    ]
     canvas.solid(smooth(collar + cloth, True), look.clothes)
     for ear in body.ears:
         canvas.solid(ear, skin * (0.93, 0.86, 0.84))
@@ -252,7 +266,7 @@ def _front_hair(canvas: Canvas, body: Anatomy, person: Identity, style: int, hai
     crown = body.outline[:, 1].min() - 0.1 - 0.25 * person.traits["volume"]
     line = {0: -1.02, 1: -0.98, 2: -1.0, 3: -0.9, 4: -1.38, 5: -0.98}[style]
     sides = {0: -0.15, 1: -0.05, 2: 0.2, 3: 0.5, 4: -0.35, 5: -0.15}[style]
-    outer = [(-1.06, sides), (-1.14, -0.55), (-0.95, -1.2), (-0.5, 0.96 * crown), (0, crown)]
+    outer = [(-1.06, sides), (-1.14, -0.55), (-0.93, -1.1), (-0.52, 0.9 * crown), (0, crown)]
     outer += [(-x, y) for x, y in outer[-2::-1]]
     part = 0.35 if style in (1, 2) else 0.0
     inner = [(1.0, sides), (0.95, -0.5), (0.78, line + 0.2), (0.35, line + 0.02), (-0.1, line - part * 0.3)]
@@ -266,7 +280,7 @@ def _front_hair(canvas: Canvas, body: Anatomy, person: Identity, style: int, hai
         for at in top[::3]:
             canvas.solid(_circle(at, rng.uniform(0.09, 0.17)), hair * rng.uniform(0.75, 1.0))
     cap = np.concatenate([top, edge])
-    canvas.fill(cap + (0, 0.03), hair * 0.4, 0.4, 0.05)
+    canvas.fill(cap + np.array([0, 0.03]), hair * 0.4, 0.4, 0.05)
     canvas.solid(cap, hair)
     count = 46
     start = edge[::-1][np.linspace(1, len(edge) - 2, count).astype(int)]
@@ -276,7 +290,7 @@ def _front_hair(canvas: Canvas, body: Anatomy, person: Identity, style: int, hai
     band = 0.45 * edge[::-1][(middle * (len(edge) - 1)).astype(int)] + 0.55 * top[(middle * (len(top) - 1)).astype(int)]
     canvas.ribbon(band, _taper(band, 0.2), np.minimum(hair * 1.7 + 10, 235), 0.35, 0.06, inside=cap)
     canvas.ribbon(edge, 0.12, hair * 0.5, 0.45, 0.05, inside=cap)
-    t = np.linspace(-0.05, 0.97, 5)[None, :, None]
+    t = np.linspace(-0.025, 0.97, 5)[None, :, None]
     curves = (1 - t) * start[:, None] + t * end[:, None] + bend * np.sin(np.pi * t)
     if style == 5:
         curves = curves + 0.03 * np.sin(9 * t + rng.random((count, 1, 1)) * 6)
@@ -287,67 +301,33 @@ def _beard(canvas: Canvas, body: Anatomy, hair: Colour, fullness: float) -> None
     outline, (_, y), reach = body.outline, body.mouth["centre"], body.mouth["reach"][0]
     jaw = outline[outline[:, 1] > 0.72]
     jaw = jaw[np.argsort(np.arctan2(jaw[:, 0], jaw[:, 1]))]
-    hole = [(0.72, 0.95), (reach + 0.17, y - 0.12), (0.25, y - 0.2), (0, y - 0.18), (-0.25, y - 0.2), (-reach - 0.17, y - 0.12), (-0.72, 0.95)]
-    canvas.fill(np.concatenate([jaw, body.project(smooth(hole), 0.0)]), hair * 0.9 + 8, 0.35 + 0.5 * fullness, 0.05, inside=outline)
+    hole = [
+        (0.72, 0.95),
+        (reach + 0.17, y - 0.12),
+        (0.22, y - 0.19),
+        (0, y - 0.17),
+        (-0.22, y - 0.19),
+        (-reach - 0.17, y - 0.12),
+        (-0.72, 0.95),
+    ]
+    canvas.fill(
+        np.concatenate([jaw, body.project(smooth(hole), 0.0)]),
+        hair * 0.9 + 8,
+        0.25 + 0.55 * fullness,
+        0.05,
+        inside=outline,
+    )
 
 
 def _glasses(canvas: Canvas, body: Anatomy) -> None:
     frame, lenses = (38, 34, 36), []
     for eye in body.eyes:
         centre = eye["lids"].mean(axis=0)
-        lens = smooth(centre + np.array([(-0.34, -0.2), (0, -0.235), (0.34, -0.2), (0.34, 0.13), (0, 0.26), (-0.34, 0.13)]), True)
+        lens = smooth(
+            centre + np.array([(-0.34, -0.2), (0, -0.235), (0.34, -0.2), (0.34, 0.13), (0, 0.26), (-0.34, 0.13)]), True
+        )
         canvas.ribbon(np.concatenate([lens, lens[:2]]), 0.032, frame, 0.9, 0.005)
         canvas.fill(lens, (255, 255, 255), 0.06)
         lenses.append(centre)
     bridge = np.stack([lenses[0] + (0.34, -0.06), (lenses[0] + lenses[1]) / 2 - (0, 0.1), lenses[1] - (0.34, 0.06)])
     canvas.ribbon(smooth(bridge), 0.035, frame, 0.9, 0.005)
-
-
-def light_up(picture: np.ndarray, covered: np.ndarray, matrix: np.ndarray, body: Anatomy, light: Light) -> np.ndarray:
-    """Light a painted person: Lambert's cosine over a height field, and a soft gloss.
-
-    The height is an ellipsoid plus axis-aligned Gaussian bumps, so its gradient is two matrix products, and exact.
-
-    Args:
-        picture: uint8 [H, W, 3] RGB, flat colours.
-        covered: uint8 [H, W], 255 where the person is; the rest stays as it is.
-        matrix: float [2, 3], face units to pixels of this picture.
-
-    Returns:
-        float32 [H, W, 3], 0..255 and beyond.
-    """
-    maps = _light_maps(matrix, body, light)
-    grid = np.array([[_STEP, 0, _LEFT], [0, _STEP, _TOP], [0, 0, 1]])
-    place = (np.vstack([matrix, [0, 0, 1]]) @ grid)[:2]
-    field = cv2.warpAffine(maps, place, covered.shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    field *= (covered * np.float32(1 / 255))[..., None]
-    return picture * (1 + field[..., :3]) + field[..., 3:]
-
-
-def _light_maps(matrix: np.ndarray, body: Anatomy, light: Light) -> np.ndarray:
-    """Return float32 [rows, columns, 4] over the height field's grid: what to add to 1 as factor of RGB, and gloss."""
-    x = _LEFT + _STEP * np.arange(_COLUMNS)
-    y = _TOP + _STEP * np.arange(_ROWS)
-    bx, by, sx, sy, height = (column[:, None] for column in body.bumps.T)
-    across, down = np.exp(-0.5 * ((x - bx) / sx) ** 2), np.exp(-0.5 * ((y - by) / sy) ** 2)
-    centre = body.project([(0, 0.2)], 0)[0]
-    wide = 1.18 * np.abs(body.outline[:, 0]).max()
-    u, v = (x[None] - 0.5 * centre[0]) / wide, (y[:, None] - 0.2) / 2.0
-    dome = np.sqrt(np.maximum(1 - u**2 - v**2, 0.16))
-    slope_x = -0.85 * u / wide / dome + (down * height * light.relief).T @ (across * -(x - bx) / sx**2)
-    slope_y = -0.6 * v / 2.0 / dome + (down * height * light.relief * -(y - by) / sy**2).T @ across
-    length = np.sqrt(slope_x**2 + slope_y**2 + 1)
-    # Light comes in the picture's frame; the height field rolls with the head.
-    lx, ly = matrix[:, :2].T @ np.asarray(light.direction[:2]) / np.hypot(matrix[0, 0], matrix[1, 0])
-    towards = np.array([lx, ly, light.direction[2]])
-    towards /= np.linalg.norm(towards)
-    lit = np.maximum((-slope_x * towards[0] - slope_y * towards[1] + towards[2]) / length, 0)
-    shade = light.ambient + (1 - light.ambient) * lit / max(towards[2], 0.3)
-    half = towards + (0, 0, 1)
-    half /= np.linalg.norm(half)
-    gloss = np.maximum((-slope_x * half[0] - slope_y * half[1] + half[2]) / length, 0) ** 24 * light.gloss * 255
-    # Red where blood is near the skin: cheeks and nose.
-    px, py = body.project([(-0.62, 0.55), (0.62, 0.55), (0, 0.6)], 0.1).T[..., None]
-    red = 0.05 * np.exp(-0.5 * ((y - py) / 0.2) ** 2).T @ np.exp(-0.5 * ((x - px) / 0.22) ** 2)
-    colours = [shade * light.tint[0] * (1 + 0.4 * red), shade * light.tint[1] * (1 - red), shade * light.tint[2] * (1 - red)]
-    return np.stack([*(colour - 1 for colour in colours), gloss], axis=-1).astype(np.float32)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -236,26 +237,34 @@ def _overlap(a: Box, b: Box) -> float:
     return common / union if union > 0 else 0.0
 
 
-_graphs: dict[tuple[str, float], Any] = {}
-_spoken: set[tuple[str, float]] = set()
+class _Graphs(threading.local):
+    """This thread's graphs (MediaPipe's are not safe to share), and which of them have found a face already."""
+
+    def __init__(self) -> None:
+        self.built: dict[tuple[str, float], Callable[[np.ndarray], Any]] = {}
+        self.spoken: set[tuple[str, float]] = set()
+
+
+_graphs = _Graphs()
+_stderr_lock = threading.Lock()
 
 
 def _run(kind: str, confidence: float, image: np.ndarray) -> Any:
-    """Run one of this process's graphs, built when first asked for, on uint8 [H, W, 3] RGB.
+    """Run one of this thread's graphs, built when first asked for, on uint8 [H, W, 3] RGB.
 
     MediaPipe's libraries print to stderr, past Python and past their own flags, while a graph is built and when it
     finds its first face: until then stderr is sent to nowhere.
     """
     key = (kind, confidence)
     image = np.ascontiguousarray(image)
-    if key in _spoken:
-        return _graphs[key](image)
-    with _mute_stderr():
-        if key not in _graphs:
-            _graphs[key] = _build_mesh(confidence) if kind == "mesh" else _build_full_range(confidence)
-        result = _graphs[key](image)
+    if key in _graphs.spoken:
+        return _graphs.built[key](image)
+    with _stderr_lock, _mute_stderr():
+        if key not in _graphs.built:
+            _graphs.built[key] = _build_mesh(confidence) if kind == "mesh" else _build_full_range(confidence)
+        result = _graphs.built[key](image)
     if getattr(result, "multi_face_landmarks", None) or getattr(result, "detections", None):
-        _spoken.add(key)
+        _graphs.spoken.add(key)
     return result
 
 

@@ -22,8 +22,8 @@ class BottleneckIR(nn.Module):
     """The improved-residual block of ArcFace (Deng et al., CVPR 2019) and face.evoLVe's ``bottleneck_IR``.
 
     ``y = BN(conv(PReLU(conv(BN(x))))) + shortcut(x)``: 3x3 convolutions without bias, the second with the stride. The
-    shortcut keeps every stride-th pixel (what the published max-pool of kernel 1 does) and, where the number of channels
-    changes, passes them through a 1x1 convolution and batch norm (the published strided 1x1 convolution).
+    shortcut keeps every stride-th pixel (what the published max-pool of kernel 1 does) and, where the number of
+    channels changes, passes them through a 1x1 convolution and batch norm (the published strided 1x1 convolution).
 
     `light` is ours, for CPUs: the stride moves to the first convolution, so that the second works on a quarter of the
     pixels, and ReLU in place replaces PReLU, whose slope's gradient costs as much as a convolution there.
@@ -103,8 +103,8 @@ class IRNet(nn.Module):
 class MobileNetV2(nn.Module):
     """Torchvision's MobileNetV2 (Sandler et al., CVPR 2018), its maps projected to 128 and 512 channels.
 
-    The stem's stride is 1 in place of 2: the net was made for 224x224 images, and so a 112x112 face gives the same maps,
-    32x28x28 and 320x7x7, from the same layers. Strides are not weights, so ImageNet's weights still fit.
+    The stem's stride is 1 in place of 2: the net was made for 224x224 images, and so a 112x112 face gives the same
+    maps, 32x28x28 and 320x7x7, from the same layers. Strides are not weights, so ImageNet's weights still fit.
 
     Each projection is a 1x1 convolution, batch norm and ReLU6, and trains at the rate of the new layers.
     """

@@ -1,4 +1,7 @@
-"""The global-local network of CGLRL (Xie et al., ICPR 2022) and AGLRLS (Gao et al., IEEE TMM 2024, arXiv 2401.11085)."""
+"""The global-local network: a face, and its five regions, each with a say of its own.
+
+Published in CGLRL (Xie et al., ICPR 2022) and AGLRLS (Gao et al., IEEE TMM 2024, arXiv 2401.11085).
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,9 @@ class Output(NamedTuple):
     """What the network says of a batch.
 
     Attributes:
-        logits: [B, 7 heads, 7 expressions], heads in the order of `HEADS`; float32 also under autocast to half precision.
-        features: [B, 6, 64]: row 0 the global feature, 1 to 5 the local ones. The fused head reads all 384 in this order.
+        logits: [B, 7 heads, 7 expressions], heads in the order of `HEADS`; float32 also under half-precision autocast.
+        features: [B, 6, 64], none negative: row 0 is the global feature, 1 to 5 are the local ones in the order of
+            `REGIONS`. The fused head reads all 384 in this order.
     """
 
     logits: Tensor
@@ -109,7 +113,7 @@ class GlobalLocal(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """Give one layer its first weights: Kaiming normal over the inputs for convolutions, Xavier uniform for linear ones.
+    """Give one layer its first weights: Kaiming normal (over the inputs) if a convolution, Xavier uniform if linear.
 
     Biases are 0, and the batch norms keep weight 1 and bias 0. Draws from torch's global generator.
     """

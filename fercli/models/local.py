@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -29,8 +31,8 @@ def cut_windows(maps: Tensor, centres: Tensor, size: int = WINDOW) -> Tensor:
         size: side of the window, odd.
 
     Returns:
-        [B, 5, C, size, size], a view of memory that holds the regions first and the channels last, so that each region's
-        [B, C, size, size] is a dense channels-last tensor.
+        [B, 5, C, size, size], a view of memory that holds the regions first and the channels last, so that each
+        region's [B, C, size, size] is a dense channels-last tensor.
     """
     batch, channels, height, width = maps.shape
     half = size // 2
@@ -99,9 +101,9 @@ class LocalNets(nn.Module):
 class PatchStems(nn.Module):
     """The paper's image-level alternative: five stems that turn prepared patches into maps for the crop nets.
 
-    Each region's stem, sharing no weights, is three 3x3 convolutions of stride 2, each with batch norm and activation, to
-    c/4, c/2 and c channels: patches [B, 5, 3, P, P] to [B, 5, c, P/8, P/8]. The prepared 48-pixel patches give 6x6 maps
-    of about the window's size and resolution on the face. Patches of any size from 1 pixel up are accepted.
+    Each region's stem, sharing no weights, is three 3x3 convolutions of stride 2, each with batch norm and activation,
+    to c/4, c/2 and c channels: patches [B, 5, 3, P, P] to [B, 5, c, P/8, P/8], rounded up. The prepared 48-pixel
+    patches give 6x6 maps of about the window's size and resolution on the face. Any patch size is accepted.
     """
 
     def __init__(self, channels: int, light: bool = False):
@@ -111,7 +113,7 @@ class PatchStems(nn.Module):
             nn.Sequential(
                 *(
                     nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), activation(b, light))
-                    for a, b in zip(widths, widths[1:], strict=False)
+                    for a, b in pairwise(widths)
                 )
             )
             for _ in REGIONS

@@ -1,4 +1,4 @@
-"""Names of tensors: ours, those of the released AGLRLS code, and those of face.evoLVe; and what names tell of a network."""
+"""Names of tensors (ours, the released AGLRLS code's, face.evoLVe's), and what names tell of a network."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def from_published_names(state: Mapping[str, T]) -> dict[str, T]:
 def from_face_evolve_names(state: Mapping[str, T]) -> dict[str, T]:
     """Rename a face.evoLVe IR backbone as ours.
 
-    Its ``body.N`` counts the blocks through the stages; after stage 1 a stage begins where a block has a convolution for a
-    shortcut, so that any depth is understood.
+    Its ``body.N`` counts the blocks through the stages; after stage 1 a stage begins where a block has a convolution
+    for a shortcut, so that any depth is understood.
     """
     numbers = {key.split(".")[1] for key in state if key.startswith("body.")}
     widening = {key.split(".")[1] for key in state if key.startswith("body.") and ".shortcut_layer." in key}
@@ -76,8 +76,8 @@ class Architecture:
     """What the names and shapes of a state (in our names) tell of its network.
 
     Attributes:
-        backbone: ``ir``, ``mobilenet-v2``, ``unknown``, or one of two not built here: ``ir-se`` (squeeze-and-excite) and
-            ``mobilenet-aglrls`` (that code's own, whose channels are not torchvision's).
+        backbone: ``ir``, ``mobilenet-v2``, ``unknown``, or one of two not built here: ``ir-se`` (squeeze-and-excite)
+            and ``mobilenet-aglrls`` (that code's own, whose channels are not torchvision's).
         blocks: blocks in each stage of an IR net, else ().
         width: channels of the stem of an IR net, else 0.
         light: whether an IR net's blocks have no PReLU (ours for CPUs).

@@ -1,7 +1,7 @@
 """Other people's checkpoints: what is in a file, and its tensors into our network.
 
-A checkpoint is input, not code: every file is read with ``torch.load(weights_only=True)``, and a file that needs more than
-tensors and plain values is refused. Five kinds are known:
+A checkpoint is input, not code: every file is read with ``torch.load(weights_only=True)``, and a file that needs more
+than tensors and plain values is refused. Five kinds are known:
 
 - ``fercli``: our own, a dict with the network's state under ``network``;
 - ``aglrls``: AGLRLS and CGLRL, a dict with the state under ``model``, in the names that `to_published_names` gives;

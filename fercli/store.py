@@ -1,0 +1,227 @@
+"""The prepared store: one dataset's aligned faces in a folder, complete or not there, opened memory-mapped.
+
+    faces.npy      uint8 [N, S, S, 3] RGB, S = size + 2 * margin
+    landmarks.npy  float32 [N, 5, 2] (x, y) in pixels of that face, pixel centres at integers
+    crops.npy      uint8 [N, 5, C, C, 3] RGB patches centred on the landmarks
+    labels.npy     int64 [N], -1 where not known
+    splits.npy     <U16 [N] (wider where a dataset's own names are)
+    manifest.csv   a row for every record listed, kept or rejected; the kept ones in the order of the arrays
+    meta.json      parameters, counts, versions, hashes; written last: a store without it is incomplete
+
+Neither mediapipe nor OpenCV is needed here: machines that only train have none.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fercli.errors import FercliError
+
+#: Changed whenever stores written before can no longer be used.
+FORMAT = 1
+
+ARRAYS = ("faces", "landmarks", "crops", "labels", "splits")
+MANIFEST_COLUMNS = ("id", "path", "split", "label", "subject", "box", "score", "status", "reason")
+#: What became of a record; all but the last are kept.
+STATUSES = ("found", "retried", "given", "mean-landmarks", "rejected")
+
+
+class Store:
+    """A prepared dataset, opened for reading.
+
+    Attributes:
+        path: its folder.
+        name: the dataset.
+        meta: the contents of meta.json.
+        faces, landmarks, crops: read-only memory maps, as in the module's docstring.
+        splits, ids, subjects: numpy arrays of text [N]; a subject that is not known is ''.
+        adapt_splits, score_splits: the dataset's protocol.
+        stand_in: true for procedural faces.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], labels: bool):
+        self.path, self.meta = path, meta
+        self.name: str = meta["name"]
+        self.stand_in: bool = meta["stand_in"]
+        self.adapt_splits: tuple[str, ...] = tuple(meta["adapt_splits"])
+        self.score_splits: tuple[str, ...] = tuple(meta["score_splits"])
+        self.faces, self.landmarks, self.crops = (
+            np.load(path / f"{name}.npy", mmap_mode="r") for name in ("faces", "landmarks", "crops")
+        )
+        self.splits: np.ndarray = np.load(path / "splits.npy")
+        kept = [row for row in read_manifest(path) if row["status"] != "rejected"]
+        self.ids = np.array([row["id"] for row in kept], dtype=str)
+        self.subjects = np.array([row["subject"] for row in kept], dtype=str)
+        self._may_read_labels = labels
+        self._labels: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], labels: bool = True) -> Store:
+        """Open the store in a folder.
+
+        Args:
+            path: the folder, called as the dataset.
+            labels: False where labels must not be read (adapting to a target): `labels` then raises.
+
+        Raises:
+            FercliError: there is no store, or an incomplete or damaged one; names the command that makes it.
+        """
+        path = Path(path)
+        command = f"run: fercli prepare --dataset {path.name}"
+        if not path.is_dir():
+            raise FercliError(f"{path.name} is not prepared: no folder {path}; {command}")
+        meta = read_meta(path)
+        if meta is None:
+            raise FercliError(f"the prepared store {path} is incomplete; {command}")
+        if meta.get("format") != FORMAT:
+            raise FercliError(f"the prepared store {path} was written by another version of fercli; {command}")
+        try:
+            store = cls(path, meta, labels)
+        except (OSError, ValueError, KeyError) as failure:
+            raise FercliError(f"the prepared store {path} is damaged ({failure}); delete it and {command}") from None
+        lengths = {len(a) for a in (store.faces, store.landmarks, store.crops, store.splits, store.ids)}
+        if len(lengths) != 1:
+            raise FercliError(f"the prepared store {path} is damaged (its files disagree); delete it and {command}")
+        return store
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Labels int64 [N]. Raises RuntimeError in a store opened without them, for then reading them is a mistake."""
+        if not self._may_read_labels:
+            raise RuntimeError(f"the labels of {self.name} were asked for where none may be read")
+        if self._labels is None:
+            self._labels = np.load(self.path / "labels.npy")
+        return self._labels
+
+    def indices(self, splits: Iterable[str]) -> np.ndarray:
+        """Return the positions int64 [k] of the faces in these splits, ascending; FercliError where there is none."""
+        wanted = tuple(splits)
+        positions = np.flatnonzero(np.isin(self.splits, wanted)).astype(np.int64)
+        if not len(positions):
+            present = ", ".join(dict.fromkeys(self.splits.tolist()))
+            raise FercliError(f"{self.name} has no face in {' or '.join(wanted)} (prepared are: {present})")
+        return positions
+
+    def expected(self, splits: Iterable[str]) -> int:
+        """Return how many records the dataset lists in these splits, kept or rejected."""
+        return sum(self.meta["splits"].get(split, {}).get("listed", 0) for split in splits)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many records were listed (``expected``) and what became of them (`STATUSES`)."""
+        return dict(self.meta["counts"])
+
+
+def read_meta(path: Path) -> dict[str, Any] | None:
+    """Return a store's meta.json, or None where the store is incomplete or not there."""
+    try:
+        return json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def read_manifest(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a store's manifest.csv, every value as text."""
+    with (path / "manifest.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write manifest rows to a file (names that are no UTF-8 keep their bytes)."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        _sync(file)
+
+
+def count_statuses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
+    """Return (counts by status with ``expected``, {split: {listed, kept}}) of manifest rows."""
+    by_status = Counter(row["status"] for row in rows)
+    splits: dict[str, dict[str, int]] = {}
+    for row in rows:
+        part = splits.setdefault(row["split"], {"listed": 0, "kept": 0})
+        part["listed"] += 1
+        part["kept"] += row["status"] != "rejected"
+    return {"expected": len(rows), **{status: by_status[status] for status in STATUSES}}, splits
+
+
+class ArrayWriter:
+    """Writes an .npy file front to back, so that the memory stays flat, and hashes it on the way.
+
+    Args:
+        path: the file.
+        dtype, shape: of the whole array; `append` must bring exactly that many rows.
+    """
+
+    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]):
+        self._file, self._hash = path.open("wb"), hashlib.sha256()
+        self._dtype, self._rows, self._left = np.dtype(dtype), shape[1:], shape[0]
+        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(_Tee(self._file, self._hash), header)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write the next rows."""
+        if rows.shape[1:] != self._rows:
+            raise ValueError(f"rows of shape {rows.shape[1:]} in an array of {self._rows}")
+        self._left -= len(rows)
+        data = np.ascontiguousarray(rows, self._dtype).tobytes()
+        self._hash.update(data)
+        self._file.write(data)
+
+    def close(self) -> str:
+        """Bring the file to the disk and return its SHA-256 (of the whole file, as sha256sum gives it)."""
+        if self._left:
+            raise ValueError(f"{self._left} rows are missing")
+        _sync(self._file)
+        self._file.close()
+        return self._hash.hexdigest()
+
+
+class _Tee:
+    def __init__(self, file: Any, digest: Any):
+        self._file, self._digest = file, digest
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is whole or not there, whenever the machine stops.
+
+    Raises FercliError where the disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            _sync(file)
+        os.replace(temporary, path)
+    except OSError as failure:
+        temporary.unlink(missing_ok=True)
+        raise disk_error(failure, path) from failure
+
+
+def disk_error(failure: OSError, path: Path) -> Exception:
+    """Return the FercliError for a full disk, or the failure itself if it is another."""
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FercliError(f"the disk is full while writing {path}; make room and run the same command again to go on")
+    return failure
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

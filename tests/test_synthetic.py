@@ -1,0 +1,265 @@
+"""Procedural faces: what they promise, and the layouts in which they are written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from fercli.datasets import STAND_IN_MARKER, read_dataset
+from fercli.datasets.writers import write_class_folders, write_expw, write_fer2013, write_jaffe, write_raf_db
+from fercli.errors import FercliError
+from fercli.expressions import EXPRESSIONS
+from fercli.faces.synthetic import DOMAINS, LAB, STREET, STUDIO, THUMBNAIL, render, sample
+
+ALL = list(DOMAINS.values())
+
+
+@pytest.fixture(scope="module")
+def studio():
+    return list(sample(STUDIO, 16, seed=3, identities=5))
+
+
+@pytest.mark.parametrize("domain", ALL, ids=lambda d: d.name)
+def test_a_face_is_a_function_of_its_arguments(domain):
+    first, other = render(domain, 4, 3, 7), render(domain, 4, 3, 8)
+    np.random.seed(99)
+    np.random.random(5)
+    again = render(domain, 4, 3, 7)
+    assert np.array_equal(first.image, again.image) and np.array_equal(first.landmarks, again.landmarks)
+    assert first.box == again.box
+    assert not np.array_equal(first.image, other.image)
+
+
+def test_workers_do_not_change_the_sample():
+    alone = list(sample(THUMBNAIL, 20, seed=5, identities=4))
+    shared = list(sample(THUMBNAIL, 20, seed=5, identities=4, workers=2))
+    assert [f.label for f in alone] == [f.label for f in shared]
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(alone, shared, strict=True))
+    other = list(sample(THUMBNAIL, 20, seed=6, identities=4))
+    assert not all(np.array_equal(a.image, b.image) for a, b in zip(alone, other, strict=True))
+
+
+@pytest.mark.parametrize("domain", ALL, ids=lambda d: d.name)
+def test_threads_do_not_change_a_face(domain):
+    before = cv2.getNumThreads()
+    try:
+        pictures = []
+        for threads in (1, 2, 4):
+            cv2.setNumThreads(threads)
+            pictures.append(np.stack([render(domain, i, i % 7, i).image for i in range(6)]))
+    finally:
+        cv2.setNumThreads(before)
+    assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])
+
+
+def test_labels_are_balanced_or_follow_the_prior():
+    faces = list(sample(THUMBNAIL, 23, seed=1, identities=[3, 8]))
+    counts = np.bincount([f.label for f in faces], minlength=7)
+    assert counts.min() == 3 and counts.max() == 4
+    assert {f.identity for f in faces} == {3, 8}
+    assert [f.label for f in faces] != sorted(f.label for f in faces)
+    skewed = np.bincount([f.label for f in sample(THUMBNAIL, 20, 1, prior=[0, 0, 0, 3, 0, 0, 1])], minlength=7)
+    assert skewed.tolist() == [0, 0, 0, 15, 0, 0, 5]
+
+
+@pytest.mark.parametrize("prior", [[1, 2], [0] * 7, [-1, 1, 1, 1, 1, 1, 1]])
+def test_a_bad_prior_is_refused(prior):
+    with pytest.raises(ValueError, match="prior"):
+        sample(STUDIO, 3, 0, prior=prior)
+
+
+def test_a_bad_expression_or_no_people_are_refused():
+    with pytest.raises(ValueError, match="expression 7"):
+        render(STUDIO, 0, 7, 0)
+    with pytest.raises(ValueError, match="identity"):
+        sample(STUDIO, 3, 0, identities=[])
+
+
+@pytest.mark.parametrize("domain", ALL, ids=lambda d: d.name)
+def test_the_seven_expressions_differ(domain):
+    """With all else held still, brows, eyes and mouth change visibly between any two expressions."""
+    still = replace(
+        domain, roll=0, yaw=0, pitch=0, wander=0, blur=(0.3, 0.3), noise=(0, 0), jpeg=None, au_jitter=0, au_noise=0,
+        face_width=(0.55, 0.55), background=(99, 99), clutter=0, ambient=(0.5, 0.5), light_side=0,
+        light_above=(0.3, 0.3), tint=0, contrast=(1, 1), gamma=(1, 1), brightness=(0, 0), intensity=(0.85, 0.85),
+        saturation=(0, 0),
+    )  # fmt: skip
+    takes = np.array([[_inner_face(render(still, 2, e, s)) for s in (0, 1, 2)] for e in range(7)])
+    means = takes.mean(1)
+    apart = np.sqrt(((means[:, None] - means[None]) ** 2).mean((2, 3)))
+    nearest = apart[~np.eye(7, dtype=bool)].min()
+    assert nearest > 4, apart.round(1)
+
+
+def _inner_face(face):
+    """Grey 48x48 around the eyes and mouth, by the drawn landmarks."""
+    target = np.array([(14, 16), (34, 16), (24, 40)], np.float32)
+    source = np.stack([*face.landmarks[:2], face.landmarks[3:].mean(0)]).astype(np.float32)
+    grey = cv2.cvtColor(face.image, cv2.COLOR_RGB2GRAY)
+    return cv2.warpAffine(grey, cv2.getAffineTransform(source, target), (48, 48), flags=cv2.INTER_AREA).astype(float)
+
+
+@pytest.mark.parametrize("domain", ALL, ids=lambda d: d.name)
+def test_landmarks_and_box_lie_in_the_picture_in_their_order(domain):
+    width, height = domain.size
+    for face in sample(domain, 21, seed=2, identities=7):
+        assert face.image.shape == (height, width, 3) and face.image.dtype == np.uint8
+        points = face.landmarks
+        assert points.shape == (5, 2) and points.dtype == np.float32
+        assert (points >= 0).all() and (points <= (width - 1, height - 1)).all()
+        left_eye, right_eye, nose, left_mouth, right_mouth = points
+        assert left_eye[0] < right_eye[0] and left_mouth[0] < right_mouth[0]
+        assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
+        left, top, right, bottom = face.box
+        assert 0 <= left < right <= width - 1 and 0 <= top < bottom <= height - 1
+        assert (points > (left, top)).all() and (points < (right, bottom)).all()
+
+
+def test_domains_look_as_described():
+    looks = {d.name: np.stack([f.image for f in sample(d, 14, 0, identities=7)]).astype(float) for d in ALL}
+    assert LAB.size == (256, 256) and THUMBNAIL.size == (48, 48)
+    for name, images in looks.items():
+        colour = np.ptp(images, axis=3).mean()
+        assert (colour == 0) == (name in ("lab", "thumbnail")), (name, colour)
+    grain = {name: np.abs(np.diff(images[:, :8, :8], axis=2)).mean() for name, images in looks.items()}
+    assert grain["lab"] > 1.5 * grain["studio"]
+    brightness = {name: images.mean((1, 2, 3)).std() for name, images in looks.items()}
+    assert looks["lab"].std() < looks["studio"].std() and brightness["street"] > brightness["lab"]
+
+
+def test_the_same_person_has_other_proportions_in_another_population():
+    calm = {"roll": 0, "yaw": 0, "pitch": 0, "au_noise": 0, "au_jitter": 0}
+    ratio = {}
+    for domain in (STUDIO, LAB):
+        points = render(replace(domain, **calm), 11, 6, 0).landmarks
+        ratio[domain.name] = (points[4, 0] - points[3, 0]) / (points[1, 0] - points[0, 0])
+    assert ratio["lab"] < 0.9 * ratio["studio"]
+
+
+def test_raf_db_layout(tmp_path, studio):
+    root = write_raf_db(tmp_path / "raf", studio[:12], studio[12:])
+    assert "procedural" in (root / STAND_IN_MARKER).read_text()
+    lines = (root / "EmoLabel/list_patition_label.txt").read_text().splitlines()
+    assert len(lines) == 16 and lines[0].startswith("train_00001.jpg ") and lines[12].startswith("test_0001.jpg ")
+    names = ["surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"]
+    assert [EXPRESSIONS.index(names[int(line.split()[1]) - 1]) for line in lines] == [f.label for f in studio]
+    for line, face in zip(lines, studio, strict=True):
+        stem = line.split(".")[0]
+        image = cv2.imread(str(root / "Image/original" / f"{stem}.jpg"))[..., ::-1]
+        assert image.shape == face.image.shape and np.abs(image.astype(float) - face.image).mean() < 6
+        numbers = [float(v) for v in (root / f"Annotation/manual/{stem}_manu_attri.txt").read_text().split()]
+        assert len(numbers) == 13 and np.allclose(np.reshape(numbers[:10], (5, 2)), face.landmarks, atol=1e-3)
+        box = [float(v) for v in (root / f"Annotation/boundingbox/{stem}_boundingbox.txt").read_text().split()]
+        assert np.allclose(box, face.box, atol=1e-3)
+    listing = read_dataset("mine", "raf-db", root)
+    assert listing.stand_in and [r.label for r in listing] == [f.label for f in studio] and not listing.left_out
+    assert np.allclose(listing.records[0].landmarks, studio[0].landmarks, atol=1e-3)
+
+
+def test_jaffe_layout(tmp_path):
+    faces = list(sample(LAB, 24, seed=1, identities=range(50, 53)))
+    root = write_jaffe(tmp_path / "jaffe", faces)
+    files = sorted(p.name for p in root.glob("*.tiff"))
+    assert len(files) == 24
+    for name in files:
+        subject, expression, serial, _ = name.split(".")
+        assert len(subject) == 2 and expression[:2] in {"SU", "FE", "DI", "HA", "SA", "AN", "NE"}
+        assert int(expression[2:]) >= 1 and int(serial) >= 1
+        image = cv2.imread(str(root / name), cv2.IMREAD_UNCHANGED)
+        assert image.shape == (256, 256) and image.dtype == np.uint8
+    code = ["SU", "FE", "DI", "HA", "SA", "AN", "NE"][faces[0].label]
+    first = cv2.imread(str(root / f"KA.{code}1.1.tiff"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(first, faces[0].image[..., 0])
+    listing = read_dataset("mine", "jaffe", root)
+    assert sorted(r.label for r in listing) == sorted(f.label for f in faces)
+    assert listing.stand_in and len({r.subject for r in listing}) == 3
+
+
+def test_jaffe_has_ten_subjects_of_256_pixels(tmp_path, studio):
+    with pytest.raises(ValueError, match="256x256"):
+        write_jaffe(tmp_path / "a", studio[:1])
+    with pytest.raises(ValueError, match="10 subjects"):
+        write_jaffe(tmp_path / "b", (render(LAB, i, 0, 0) for i in range(11)))
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_fer2013_layout(tmp_path, studio):
+    faces = list(sample(THUMBNAIL, 9, seed=1, identities=3))
+    root = write_fer2013(tmp_path / "fer", faces[:5], faces[5:7], faces[7:] + studio[:1])
+    rows = [row.split(",") for row in (root / "fer2013.csv").read_text().splitlines()]
+    assert rows[0] == ["emotion", "pixels", "Usage"] and len(rows) == 11
+    assert [row[2] for row in rows[1:]] == ["Training"] * 5 + ["PublicTest"] * 2 + ["PrivateTest"] * 3
+    names = ["anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral"]
+    for row, face in zip(rows[1:10], faces, strict=True):
+        assert EXPRESSIONS.index(names[int(row[0])]) == face.label
+        assert np.array_equal(np.reshape([int(v) for v in row[1].split()], (48, 48)), face.image[..., 0])
+    assert len(rows[10][1].split()) == 2304
+    assert [r.label for r in read_dataset("mine", "fer2013", root)] == [f.label for f in faces + studio[:1]]
+
+
+def test_expw_layout(tmp_path):
+    faces = list(sample(STREET, 9, seed=1, identities=6))
+    root = write_expw(tmp_path / "expw", faces)
+    rows = [line.split(" ") for line in (root / "label/label.lst").read_text().splitlines()]
+    assert len(rows) == 9 and all(len(row) == 8 for row in rows)
+    names = ["anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral"]
+    assert [EXPRESSIONS.index(names[int(row[7])]) for row in rows] == [f.label for f in faces]
+    assert [int(row[1]) for row in rows] == [0, 0, 0, 1, 0, 0, 0, 1, 0]
+    for row, face in zip(rows, faces, strict=True):
+        image = cv2.imread(str(root / "data/image/origin" / row[0]))[..., ::-1]
+        top, left, right, bottom = (int(v) for v in row[2:6])
+        assert image.shape[1] == STREET.size[0] * sum(other[0] == row[0] for other in rows)
+        given = [round(v) for v in face.box]
+        patch = face.image[given[1] : given[3], given[0] : given[2]].astype(float)
+        assert np.abs(image[top:bottom, left:right] - patch).mean() < 8
+    listing = read_dataset("mine", "expw", root)
+    assert [r.label for r in listing] == [f.label for f in faces] and listing.stand_in
+
+
+def test_class_folders(tmp_path, studio):
+    root = write_class_folders(tmp_path / "folders", {"train": studio[:10], "test": studio[10:]})
+    for split, faces in (("train", studio[:10]), ("test", studio[10:])):
+        found = [(p.parent.name, p.stem) for p in sorted((root / split).rglob("*.jpg"), key=lambda p: p.stem)]
+        assert [name for name, _ in found] == [EXPRESSIONS[f.label] for f in faces]
+        assert sorted(p.name for p in (root / split).iterdir()) == sorted(EXPRESSIONS)
+
+
+def test_writing_is_whole_or_absent(tmp_path, studio):
+    def cut_off():
+        yield studio[0]
+        raise KeyboardInterrupt
+
+    root = tmp_path / "raf"
+    with pytest.raises(KeyboardInterrupt):
+        write_raf_db(root, cut_off(), [])
+    assert not root.exists() and (tmp_path / "raf.partial").is_dir()
+    write_raf_db(root, studio[:2], studio[2:3])
+    assert not (tmp_path / "raf.partial").exists() and len(list((root / "Image/original").iterdir())) == 3
+    with pytest.raises(FercliError, match="exists already"):
+        write_raf_db(root, studio[:1], [])
+    assert len(list((root / "Image/original").iterdir())) == 3
+
+
+def test_mediapipe_finds_the_faces_where_they_are_drawn():
+    os.environ.setdefault("GLOG_minloglevel", "3")
+    mediapipe = pytest.importorskip("mediapipe")
+    errors, tried = [], 0
+    options = {"static_image_mode": True, "max_num_faces": 1, "min_detection_confidence": 0.5}
+    with mediapipe.solutions.face_mesh.FaceMesh(**options) as mesh:
+        for domain in (STUDIO, LAB, STREET):
+            for face in sample(domain, 14, seed=8, identities=14):
+                tried += 1
+                found = mesh.process(face.image).multi_face_landmarks
+                if not found:
+                    continue
+                size = face.image.shape[1::-1]
+                points = np.array([(p.x, p.y) for p in found[0].landmark]) * size - 0.5
+                five = np.stack([points[[33, 133]].mean(0), points[[263, 362]].mean(0), *points[[4, 61, 291]]])
+                eye_distance = np.linalg.norm(face.landmarks[1] - face.landmarks[0])
+                errors.append(np.linalg.norm(five - face.landmarks, axis=1) / eye_distance)
+    assert len(errors) >= tried - 1
+    assert np.median(errors) < 0.06 and np.percentile(errors, 95) < 0.15
