@@ -155,7 +155,7 @@ def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str
     other files are counted as left out, hidden ones ignored.
     """
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith("."):
+        if entry.name.startswith(".") or entry.name == STAND_IN_MARKER:
             continue
         if is_image_name(entry.name):
             yield Path(entry.path).relative_to(root).as_posix()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from fercli.datasets.records import Box, Record
@@ -62,7 +63,7 @@ class Extracted:
         face: uint8 [S, S, 3]; None for a rejected record, as are the next three.
         landmarks: float32 [5, 2] in pixels of the face.
         crops: uint8 [5, C, C, 3].
-        relative: float64 [5, 2] landmarks as shares of the given box, or of the photograph where no box is given.
+        relative: float64 [5, 2] landmarks as shares of the given box, or of the middle square of the photograph.
         fillable: a rejected record whose photograph can be read: the dataset's mean shape may be laid over it.
     """
 
@@ -84,8 +85,8 @@ def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.nd
         record: the record.
         root: the dataset's folder.
         options: how.
-        shapes: None, or (mean shape in a given box, mean shape in a whole photograph), each [5, 2] in shares: instead
-            of looking for a face, lay the mean shape over it (status ``mean-landmarks``).
+        shapes: None, or (mean shape in a given box, mean shape in a photograph), each [5, 2] as `Extracted.relative`:
+            instead of looking for a face, lay the mean shape over it (status ``mean-landmarks``).
     """
     try:
         image = read_source(record, root)
@@ -100,7 +101,10 @@ def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.nd
         if options.landmarks == "given":
             if record.landmarks is None:
                 return Extracted("rejected", "no landmarks given", box=record.box, fillable=True)
-            return _cut(Extracted("given"), image, np.array(record.landmarks, float), record.box, options, frame)
+            points = np.array(record.landmarks, float)
+            if not ((points.mean(0) >= 0) & (points.mean(0) < image.shape[1::-1])).all():
+                raise ValueError("the given landmarks lie outside the picture")
+            return _cut(Extracted("given"), image, points, record.box, options, frame)
         found = _landmarker(options).find(image, record.box)
         if found is None:
             reason = "no face found" if record.box is None else "no face found in the given box"
@@ -108,7 +112,7 @@ def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.nd
         status, _, step = found.how.partition(":")
         result = Extracted(status, step, score=found.score)
         return _cut(result, image, found.points5, record.box or found.box, options, frame)
-    except ValueError as why:
+    except (ValueError, cv2.error) as why:
         return Extracted("rejected", str(why), box=record.box, fillable=shapes is None)
 
 
@@ -124,10 +128,11 @@ def centred_shape() -> np.ndarray:
 
 
 def _frame(record: Record, image: np.ndarray) -> Box:
-    """Return what relative landmarks are shares of: the given box, or the whole photograph."""
+    """Return what relative landmarks are shares of: the given box, or the middle square of the photograph."""
     height, width = image.shape[:2]
     if record.box is None:
-        return (0.0, 0.0, float(width), float(height))
+        side = min(width, height)
+        return ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
     left, top, right, bottom = record.box
     if min(right, width) - max(left, 0) < 2 or min(bottom, height) - max(top, 0) < 2:
         raise Unreadable(f"the given box lies outside the picture ({width} x {height})")

@@ -1,0 +1,42 @@
+"""From the run spec to the rooms that know nothing of it: which reader, which folder, which store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fercli.datasets import READERS, Listing, read_dataset
+from fercli.errors import FercliError
+from fercli.spec import Dataset, Spec
+
+
+def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
+    """Read the listing of a dataset where the spec (or `root`) says it lies.
+
+    Raises:
+        FercliError: no reader is known for it, or the folder is missing or of another layout.
+    """
+    entry = spec.data.datasets.get(name, Dataset())
+    reader = entry.reader or name
+    if reader not in READERS:
+        raise FercliError(
+            f"{name}: no reader is known for it; say how to read it, such as "
+            f"--set data.datasets.{name}.reader=folders (one of {', '.join(READERS)})"
+        )
+    folder = Path(root) if root else entry.root or spec.paths.data / name
+    return read_dataset(name, reader, folder, **entry.options)
+
+
+def prepare_dataset(spec: Spec, name: str, root: str | None = None) -> dict[str, Any]:
+    """Prepare one dataset of the spec and return its counts, ready for tables and JSON."""
+    from fercli.prepare import prepare
+
+    summary = prepare(list_dataset(spec, name, root), spec.store_path(name), spec.prepare)
+    return {
+        "folder": str(summary.folder),
+        **summary.counts,
+        "left_out": sum(summary.left_out.values()),
+        "reasons": dict(summary.reasons),
+        "left_out_reasons": dict(summary.left_out),
+        "seconds": round(summary.seconds, 1),
+    }

@@ -1,0 +1,368 @@
+"""Every reader on a small, faithful tree of its layout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset, writers
+from fercli.errors import FercliError
+from fercli.expressions import CODES, EXPRESSIONS
+from fercli.faces import synthetic
+
+SU, FE, DI, HA, SA, AN, NE = range(7)
+FROZEN_EXPW = ["train", "test", "test", "test", "train", "train", "train", "train", "test", "train", "train", "train"]
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"not read while listing")
+
+
+def write(root: Path, name: str, text: str | bytes) -> None:
+    touch(root, name)
+    (root / name).write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def rows(listing, *fields: str) -> list[tuple]:
+    return [tuple(getattr(record, field) for field in fields) for record in listing]
+
+
+def pixels(value: int = 7) -> str:
+    return " ".join([str(value)] * 2304)
+
+
+# RAF-DB
+
+
+def raf_db(root: Path, labels: str | bytes, listed: str = "EmoLabel/list_patition_label.txt") -> Path:
+    write(root, listed, labels)
+    touch(root, "Image/original/train_00001.jpg", "Image/aligned/train_00001_aligned.jpg")
+    return root
+
+
+def test_raf_db_labels_splits_box_and_landmarks(tmp_path):
+    lines = [f"{part}_{i:05d}.jpg {i}" for i in range(1, 8) for part in ("train", "test")]
+    root = raf_db(tmp_path, "\n".join(lines))
+    points = "10.5\t20\n30 21\n20 30\n12 40\n28 41.25\n1\n0\n2\n"
+    write(root, "Annotation/manual/train_00001_manu_attri.txt", points)
+    write(root, "Annotation/boundingbox/train_00001_boundingbox.txt", "1.5 2 60.25 70\n")
+    listing = read_dataset("raf", "raf-db", root)
+    assert [r.label for r in listing if r.split == "train"] == [SU, FE, DI, HA, SA, AN, NE]
+    assert [r.label for r in listing if r.split == "test"] == [SU, FE, DI, HA, SA, AN, NE]
+    first = listing.records[0]
+    assert (first.id, first.path) == ("train_00001.jpg", "Image/original/train_00001.jpg")
+    assert first.box == (1.5, 2, 60.25, 70)
+    assert first.landmarks == ((10.5, 20), (30, 21), (20, 30), (12, 40), (28, 41.25))
+    assert listing.records[1].box is None and listing.records[1].landmarks is None
+    assert (listing.adapt_splits, listing.score_splits) == (("train",), ("test",))
+
+
+def test_raf_db_aligned_images_take_no_annotation_of_the_originals(tmp_path):
+    root = raf_db(tmp_path, "train_00001.jpg 5\n")
+    write(root, "Annotation/boundingbox/train_00001_boundingbox.txt", "1 2 60 70")
+    (record,) = read_dataset("raf", "raf-db", root, images="aligned")
+    assert (record.path, record.box) == ("Image/aligned/train_00001_aligned.jpg", None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept", "left_out"),
+    [
+        ("train_00001.jpg 5\ntrain_00001.jpg 6\n", [SA], {"listed twice": 1}),
+        ("train_00001.jpg 5\ntrain_00002.jpg 9\n", [SA], {"unknown code '9'": 1}),
+        ("train_00001.jpg 5\ntrain_00002.jpg\nsomething else 3\n", [SA], {"unreadable row": 2}),
+        (b"\xef\xbb\xbftrain_00001.jpg 5\r\n\r\ntest_0001.jpg 1\r\n", [SA, SU], {}),
+    ],
+)
+def test_raf_db_awkward_label_lists(tmp_path, labels, kept, left_out):
+    listing = read_dataset("raf", "raf-db", raf_db(tmp_path, labels))
+    assert [r.label for r in listing] == kept
+    assert listing.left_out == left_out
+
+
+def test_raf_db_accepts_the_list_spelt_rightly_and_keeps_rows_without_files(tmp_path):
+    root = raf_db(tmp_path, "train_00009.jpg 4\n", "EmoLabel/list_partition_label.txt")
+    assert rows(read_dataset("raf", "raf-db", root), "path", "label") == [("Image/original/train_00009.jpg", HA)]
+
+
+# JAFFE
+
+
+def test_jaffe_goes_by_the_names(tmp_path):
+    names = ["KA.AN1.39", "KA.DI1.42", "KA.FE1.45", "KA.HA1.29", "KA.NE1.26", "KR.SA3.79", "KA.SU1.36"]
+    touch(tmp_path, *(f"{name}.tiff" for name in names), "README", "thing.tiff")
+    listing = read_dataset("j", "jaffe", tmp_path)
+    assert [r.label for r in listing] == [AN, DI, FE, HA, NE, SU, SA]
+    assert listing.records[-1].subject == "KR" and listing.records[-1].id == "KR.SA3.79.tiff"
+    assert (listing.adapt_splits, listing.score_splits) == (("all",), ("all",))
+    assert listing.left_out == {"file that is no image": 1, "image not named like KM.NE1.1.tiff": 1}
+
+
+# FER2013
+
+
+def test_fer2013_csv(tmp_path):
+    body = "".join(f"{code},{pixels()},Training\n" for code in range(7))
+    body += f"3,{pixels()},PublicTest\n4,{pixels()},PrivateTest\n9,{pixels()},PrivateTest\n3,{pixels()},Elsewhere\n3\n"
+    write(tmp_path, "fer2013.csv", "emotion,pixels,Usage\n" + body)
+    listing = read_dataset("f", "fer2013", tmp_path)
+    assert [r.label for r in listing] == [AN, DI, FE, HA, SA, SU, NE, HA, SA]
+    assert [r.split for r in listing][-2:] == ["public-test", "private-test"]
+    assert listing.left_out == {"unknown code '9'": 1, "row of an unknown Usage": 1, "unreadable row": 1}
+    data = (tmp_path / "fer2013.csv").read_bytes()
+    assert all(data[r.offset :].split(b"\n", 1)[0].count(b",") == 2 for r in listing)
+    assert len({r.id for r in listing}) == len(listing)
+    assert (listing.adapt_splits, listing.score_splits) == (("train",), ("private-test",))
+    assert read_dataset("f", "fer2013", tmp_path, score="public-test").score_splits == ("public-test",)
+
+
+def test_fer2013_csv_with_other_columns_quotes_crlf_and_a_byte_order_mark(tmp_path):
+    write(tmp_path, "fer2013.csv", f'\ufeffUsage,"emotion", pixels\r\nTraining,3,"{pixels()}"\r\n')
+    assert rows(read_dataset("f", "fer2013", tmp_path), "label", "split") == [(HA, "train")]
+
+
+def test_fer2013_folders(tmp_path):
+    touch(
+        tmp_path,
+        "train/angry/Training_1.jpg",
+        "validation/happy/PublicTest_2.jpg",
+        "test/sad/PrivateTest_3.jpg",
+        "test/surprise/PublicTest_4.jpg",
+        "test/contempt/PrivateTest_5.jpg",
+        "test/sad/whatever.jpg",
+        "test/sad/.DS_Store",
+    )
+    listing = read_dataset("f", "fer2013", tmp_path)
+    assert sorted(rows(listing, "id", "label", "split")) == [
+        ("test/sad/PrivateTest_3.jpg", SA, "private-test"),
+        ("test/surprise/PublicTest_4.jpg", SU, "public-test"),
+        ("train/angry/Training_1.jpg", AN, "train"),
+        ("validation/happy/PublicTest_2.jpg", HA, "public-test"),
+    ]
+    assert listing.left_out == {
+        "contempt (outside the seven)": 1,
+        "image not named Training_, PublicTest_ or PrivateTest_": 1,
+    }
+
+
+# ExpW
+
+
+@pytest.mark.parametrize("images", ["data/image/origin", "image/origin"])
+def test_expw_boxes_faces_and_codes(tmp_path, images):
+    write(
+        tmp_path,
+        "label/label.lst",
+        "a b.jpg 0 10 20 120 130 55.5 3\na b.jpg 1 5 200 290 99 40 0\nc.jpg 0 x 1 2 3 4 5\n",
+    )
+    touch(tmp_path, f"{images}/a b.jpg")
+    listing = read_dataset("e", "expw", tmp_path)
+    assert rows(listing, "id", "path", "label", "box") == [
+        ("a b.jpg#0", f"{images}/a b.jpg", HA, (20, 10, 120, 130)),
+        ("a b.jpg#1", f"{images}/a b.jpg", AN, (200, 5, 290, 99)),
+    ]
+    assert listing.left_out == {"unreadable row": 1}
+
+
+def test_expw_split_is_frozen_by_image_and_about_a_fifth():
+    names = [f"image_{i}.jpg" for i in range(5000)]
+    parts = [expw.split_of(name) for name in names]
+    assert 0.18 < parts.count("test") / len(parts) < 0.22
+    # Frozen: these may never change, or results stop being comparable.
+    assert [expw.split_of(f"image_{i}.jpg") for i in range(12)] == FROZEN_EXPW
+
+
+def test_expw_no_image_is_on_both_sides(tmp_path):
+    write(tmp_path, "label/label.lst", "".join(f"{i // 3}.jpg {i % 3} 0 0 9 9 1 6\n" for i in range(300)))
+    touch(tmp_path, "image/origin/0.jpg")
+    listing = read_dataset("e", "expw", tmp_path)
+    sides = [{r.path for r in listing if r.split == split} for split in ("train", "test")]
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+
+
+# Folders
+
+
+def test_folders_per_class(tmp_path):
+    touch(tmp_path, "Happy/a.jpg", "happy_faces/b.jpg", "SAD/sub/c.PNG", "Contempt/d.jpg", "neutral/notes.txt")
+    listing = read_dataset("f", "folders", tmp_path)
+    assert rows(listing, "id", "label", "split") == [("Happy/a.jpg", HA, "all"), ("SAD/sub/c.PNG", SA, "all")]
+    assert listing.left_out == {
+        "contempt (outside the seven)": 1,
+        "unknown class folder 'happy_faces'": 1,
+        "file that is no image": 1,
+    }
+    assert (listing.adapt_splits, listing.score_splits) == (("all",), ("all",))
+
+
+@pytest.mark.parametrize(
+    ("parts", "adapt", "score"),
+    [
+        (("train", "test"), ("train",), ("test",)),
+        (("Training", "Validation"), ("train",), ("val",)),
+        (("train", "valid", "test"), ("train",), ("test",)),
+        (("train",), ("train",), ("train",)),
+        (("studio", "street"), ("street", "studio"), ("street", "studio")),
+    ],
+)
+def test_folders_per_split_and_class(tmp_path, parts, adapt, score):
+    touch(tmp_path, *(f"{part}/fear/1.jpg" for part in parts), "readme/x.jpg")
+    listing = read_dataset("f", "folders", tmp_path)
+    assert (listing.adapt_splits, listing.score_splits) == (adapt, score)
+    assert len(listing) == len(parts) and {r.label for r in listing} == {FE}
+    assert listing.left_out == {"image in readme/": 1}
+
+
+def test_folders_list_what_only_looks_like_an_image(tmp_path):
+    """A folder and a dangling link named like images become records, to be rejected with their reason."""
+    (tmp_path / "happy" / "folder.jpg").mkdir(parents=True)
+    (tmp_path / "happy" / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert [r.id for r in read_dataset("f", "folders", tmp_path)] == ["happy/folder.jpg", "happy/link.jpg"]
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    os.makedirs(tmp_path / "sad")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/sad/\xff\xfe.jpg")).write_bytes(b"")
+    (tmp_path / "sad" / "two\nlines.jpg").write_bytes(b"")
+    assert len(read_dataset("f", "folders", tmp_path)) == 2
+
+
+# csv
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("image,emotion\na.jpg,happiness\nb.jpg,Sad\n", {}),
+        ("Filename;Expression\na.jpg;HA\nb.jpg;sadness\n", {}),
+        ("path\tlabel\tnote\na.jpg\tjoy\tx\nb.jpg\tsad\ty\n", {}),
+        ("what,where\nhappy,a.jpg\nsad,b.jpg\n", {"path_column": "where", "label_column": "What"}),
+        ("image,label\na.jpg,3\nb.jpg,4\n", {"codes": "fer2013"}),
+        ("image,label\na.jpg,1\nb.jpg,2\n", {"codes": {1: "happy", 2: "sad"}}),
+        ("\ufeffimage,emotion\r\na.jpg,happy\r\nb.jpg,sad\r\n", {"file": "list.csv"}),
+    ],
+)
+def test_csv_of_paths_and_labels(tmp_path, text, options):
+    write(tmp_path, "list.csv", text)
+    touch(tmp_path, "images/a.jpg")
+    listing = read_dataset("c", "csv", tmp_path, **options)
+    assert rows(listing, "id", "path", "label", "split") == [
+        ("a.jpg", "images/a.jpg", HA, "all"),
+        ("b.jpg", "images/b.jpg", SA, "all"),
+    ]
+
+
+def test_csv_with_everything(tmp_path):
+    points = "leye_x,leye_y,reye_x,reye_y,nose_x,nose_y,lmouth_x,lmouth_y,rmouth_x,rmouth_y"
+    header = f"path,label,split,subject,left,top,right,bottom,{points}\n"
+    write(
+        tmp_path, "l.csv", header + "x/1.png,fear,Train,P1,1,2,3,4,1,2,3,4,5,6,7,8,9,10\nx/2.png,,test,,,,,," + "," * 10
+    )
+    touch(tmp_path, "pics/x/1.png")
+    one, two = read_dataset("c", "csv", tmp_path, images="pics")
+    assert (one.path, one.split, one.subject, one.box) == ("pics/x/1.png", "train", "P1", (1, 2, 3, 4))
+    assert one.landmarks == ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10))
+    assert (two.label, two.split, two.subject, two.box, two.landmarks) == (-1, "test", None, None, None)
+
+
+def test_csv_without_labels_is_an_unlabelled_set(tmp_path):
+    write(tmp_path, "l.csv", "file\n1.png\n2.png\n2.png\n")
+    listing = read_dataset("c", "csv", tmp_path)
+    assert [r.label for r in listing] == [-1, -1] and listing.left_out == {"listed twice": 1}
+
+
+def test_csv_labels_outside_the_seven_are_counted(tmp_path):
+    write(tmp_path, "l.csv", "file,label\n1.png,happy\n2.png,contempt\n3.png,hapy\n,sad\n")
+    listing = read_dataset("c", "csv", tmp_path)
+    assert len(listing) == 1
+    assert listing.left_out == {"contempt (outside the seven)": 1, "unknown label 'hapy'": 1, "row without a path": 1}
+
+
+# What is wrong gets one line
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_missing_folder_is_named_with_the_layout_expected(tmp_path, reader):
+    with pytest.raises(FercliError) as caught:
+        read_dataset("mine", reader, tmp_path / "nowhere")
+    message = str(caught.value)
+    assert "\n" not in message and str(tmp_path / "nowhere") in message and READERS[reader].layout in message
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_folder_of_another_layout_is_named_with_the_layout_expected(tmp_path, reader):
+    touch(tmp_path, "holiday/beach.txt")
+    with pytest.raises(FercliError) as caught:
+        read_dataset("mine", reader, tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message and str(tmp_path) in message and READERS[reader].layout in message
+
+
+@pytest.mark.parametrize(
+    ("reader", "files", "options", "words"),
+    [
+        ("jafe", {}, {}, "did you mean 'jaffe'"),
+        ("jaffe", {}, {"score": "x"}, "no option 'score'"),
+        ("fer2013", {"fer2013.csv": "emotion,pixels,Usage\n"}, {"score": "test"}, "'private-test'"),
+        ("fer2013", {"fer2013.csv": "emotion,pixels\n3,1\n"}, {}, "lacks a column"),
+        ("raf-db", {"EmoLabel/list_patition_label.txt": "train_00001.jpg 1\n"}, {}, "no Image/aligned"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {}, "codes"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": "nope"}, "option codes"),
+        ("csv", {"a.csv": "picture,label\nx.jpg,sad\n"}, {}, "no column of paths"),
+        ("csv", {"a.csv": "image,label\n"}, {"label_column": "mood"}, "no column 'mood' (it has: image, label)"),
+        ("csv", {"a.csv": "image\n", "b.csv": "image\n"}, {}, "not exactly one csv (a.csv, b.csv)"),
+        ("csv", {"a.csv": "image,label\nx.jpg,contempt\n"}, {}, "1 contempt (outside the seven)"),
+        ("folders", {"contempt/1.jpg": ""}, {}, "expected there"),
+    ],
+)
+def test_errors_are_one_line_that_says_what_to_do(tmp_path, reader, files, options, words):
+    for name, text in files.items():
+        write(tmp_path, name, text)
+    with pytest.raises(FercliError) as caught:
+        read_dataset("mine", reader, tmp_path, **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_codes_map_onto_all_seven_expressions():
+    for name, codes in CODES.items():
+        assert {label for label in codes.values() if label is not None} == set(range(len(EXPRESSIONS))), name
+
+
+# Round trips with the procedural faces
+
+
+@pytest.fixture(scope="module")
+def faces() -> list[synthetic.Face]:
+    return [synthetic.render(synthetic.LAB, identity, label, 5) for identity in range(2) for label in range(7)]
+
+
+def test_what_the_writers_write_the_readers_read(tmp_path, faces):
+    labels = [face.label for face in faces]
+    writers.write_raf_db(tmp_path / "raf", faces[:7], faces[7:])
+    writers.write_jaffe(tmp_path / "jaffe", faces)
+    writers.write_fer2013(tmp_path / "fer", faces[:7], faces[7:9], faces[9:])
+    writers.write_expw(tmp_path / "expw", faces)
+    writers.write_class_folders(tmp_path / "folders", {"train": faces[:7], "test": faces[7:]})
+    for reader, folder in (("raf-db", "raf"), ("fer2013", "fer"), ("expw", "expw")):
+        listing = read_dataset(reader, reader, tmp_path / folder)
+        assert [r.label for r in listing] == labels and listing.stand_in and not listing.left_out, reader
+        assert all((tmp_path / folder / r.path).exists() for r in listing)
+    for reader, folder in (("jaffe", "jaffe"), ("folders", "folders")):
+        listing = read_dataset(reader, reader, tmp_path / folder)
+        assert sorted(r.label for r in listing) == sorted(labels) and listing.stand_in and not listing.left_out
+    raf = read_dataset("raf", "raf-db", tmp_path / "raf").records
+    np.testing.assert_allclose([r.landmarks for r in raf], [face.landmarks for face in faces], atol=1e-3)
+    np.testing.assert_allclose([r.box for r in raf], [face.box for face in faces], atol=1e-3)
+    assert len({r.subject for r in read_dataset("j", "jaffe", tmp_path / "jaffe")}) == 2
+
+
+def test_only_the_marker_makes_a_stand_in(tmp_path):
+    touch(tmp_path, "sad/1.jpg")
+    assert not read_dataset("f", "folders", tmp_path).stand_in
+    touch(tmp_path, STAND_IN_MARKER)
+    assert read_dataset("f", "folders", tmp_path).stand_in
