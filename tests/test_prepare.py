@@ -86,17 +86,14 @@ def test_a_store_holds_what_its_contract_says(prepared, faces):
     )
 
 
-def test_landmarks_lie_where_the_faces_were_drawn(prepared, raf, faces):
-    """Found landmarks, brought back to the photograph, are near the drawn ones."""
-    store = Store.open(prepared)
-    for face, landmarks in zip(faces, store.landmarks, strict=True):
-        found = Landmarker().find(read_image(raf / "Image/original/train_00001.jpg")) if face is faces[0] else None
-        matrix = align.umeyama(landmarks, face.landmarks)
-        off = np.linalg.norm(align.transform(matrix, landmarks) - face.landmarks, axis=1)
-        assert off.max() < 0.16 * np.linalg.norm(face.landmarks[1] - face.landmarks[0])
-        if found is not None:
-            eyes = np.linalg.norm(face.landmarks[1] - face.landmarks[0])
-            assert np.linalg.norm(found.points5 - face.landmarks, axis=1).max() < 0.2 * eyes
+def test_landmarks_lie_where_the_faces_were_drawn(raf, faces):
+    """In shares of the distance between the eyes: near on the whole, and no point far off."""
+    distances = []
+    for record, face in zip(read_dataset("r", "raf-db", raf), faces, strict=True):
+        found = Landmarker().find(read_image(raf / record.path), record.box)
+        eyes = np.linalg.norm(face.landmarks[1] - face.landmarks[0])
+        distances.append(np.linalg.norm(found.points5 - face.landmarks, axis=1) / eyes)
+    assert np.mean(distances) < 0.08 and np.max(distances) < 0.25
 
 
 def test_faces_match_a_plain_alignment_of_the_photograph(prepared, raf):
@@ -183,28 +180,32 @@ _PREPARE = """
 import sys
 from fercli.datasets import read_dataset
 from fercli.prepare import Options, prepare
-prepare(read_dataset("raf-db", "raf-db", sys.argv[1]), sys.argv[2], Options(workers=1, chunk=1))
+prepare(read_dataset("d", "folders", sys.argv[1]), sys.argv[2], Options(workers=1, chunk=1))
 """
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, prepared, raf):
-    out = tmp_path / "raf-db"
-    process = subprocess.Popen([sys.executable, "-c", _PREPARE, str(raf), str(out)], stderr=subprocess.DEVNULL)
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, faces):
+    data, out, count = tmp_path / "data", tmp_path / "out", 100
+    (data / "happy").mkdir(parents=True)
+    for i in range(count):
+        (data / f"happy/{i:03d}.jpg").write_bytes(jpeg(faces[i % 7].image))
+    listing = read_dataset("d", "folders", data)
+    prepare(listing, tmp_path / "unbroken", HERE)
+    process = subprocess.Popen([sys.executable, "-c", _PREPARE, str(data), str(out)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
     while len(list(out.glob("parts/*.npz"))) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
     finished = len(list(out.glob("parts/*.npz")))
-    assert 3 <= finished < 14 and not (out / "meta.json").exists()
+    assert 3 <= finished < count
     with pytest.raises(FercliError, match="incomplete"):
         Store.open(out)
-    summary = prepare(read_dataset("raf-db", "raf-db", raf), out, replace(HERE, chunk=1))
-    assert summary.computed == 14 - finished
-    assert digests(out) == digests(prepared)
+    assert prepare(listing, out, replace(HERE, chunk=1)).computed == count - finished
+    assert digests(out) == digests(tmp_path / "unbroken")
 
 
-def test_a_run_that_fails_while_assembling_goes_on(tmp_path, prepared, raf, monkeypatch):
+def test_a_run_that_fails_while_assembling_goes_on(tmp_path, prepared, raf):
     """The disk fails under the last file: the parts are still there, and nothing is computed twice."""
     out = tmp_path / "raf-db"
     listing = read_dataset("raf-db", "raf-db", raf)
@@ -336,8 +337,7 @@ def test_given_landmarks_that_are_not_there_or_wrong_are_rejected(tmp_path, raf)
 @pytest.mark.parametrize("with_boxes", [True, False])
 def test_missing_faces_may_be_kept_under_the_mean_shape(tmp_path, raf, with_boxes):
     listing = read_dataset("r", "raf-db", raf)
-    box = None if not with_boxes else ...
-    records = [r if box is ... else replace(r, box=None) for r in listing.records[:5]]
+    records = [r if with_boxes else replace(r, box=None) for r in listing.records[:5]]
     blank = tmp_path / "blank.png"
     Image.new("RGB", (200, 160), (90, 80, 70)).save(blank)
     for i, at in enumerate((0, 3)):
@@ -448,7 +448,8 @@ def exif_of(orientation: int) -> Image.Exif:
     ],
 )
 def test_every_kind_of_picture_is_read_as_rgb(form, mode, options):
-    image = decode_image(encoded(four_colours().convert(mode), form, **options))
+    picture = four_colours().quantize(8) if mode == "P" else four_colours().convert(mode)
+    image = decode_image(encoded(picture, form, **options))
     assert image.dtype == np.uint8 and image.shape == (40, 60, 3) and image.flags.c_contiguous
     inner = np.s_[4:-4, 4:-4]
     assert abs(image[inner].astype(int) - np.asarray(four_colours())[inner]).mean() < 4

@@ -77,7 +77,7 @@ def read_pixel_row(path: Path, offset: int, side: int = 48) -> np.ndarray:
         raise Unreadable("no such file") from None
     except OSError as failure:
         raise Unreadable(f"cannot be read: {failure.strerror}") from None
-    pixels = max(row.split(b","), key=len).strip(b'" \r\n').split()
+    pixels = max(row.split(b","), key=lambda field: field.count(b" ")).strip(b'" \r\n').split()
     if len(pixels) != side * side:
         raise Unreadable(f"{len(pixels)} pixels instead of {side * side}")
     try:
