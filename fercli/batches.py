@@ -60,9 +60,7 @@ class Faces:
     Positions 0..len-1 count through the chosen indices of the first store, then the second's, and so on.
     """
 
-    def __init__(
-        self, stores: Sequence[Store], indices: Sequence[np.ndarray], device: torch.device, with_crops: bool
-    ):
+    def __init__(self, stores: Sequence[Store], indices: Sequence[np.ndarray], device: torch.device, with_crops: bool):
         self._stores, self._indices, self._device, self._with_crops = stores, indices, device, with_crops
         self._starts = np.cumsum([0] + [len(i) for i in indices])
 
@@ -183,6 +181,6 @@ class Batches:
     def _draw(self, name: str, step: int) -> np.ndarray:
         return self._decks[name].take(step * self._batch, self._batch)
 
-    def _view(self, make, faces: tuple, name: str, step: int) -> View:  # noqa: ANN001
+    def _view(self, make, faces: tuple, name: str, step: int) -> View:
         generator = torch.Generator().manual_seed(mix(self._seed, name, step))
         return make(*faces, self._settings, generator)

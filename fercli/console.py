@@ -23,7 +23,10 @@ from rich.text import Text
 #: Seconds between two progress lines where there is no terminal to draw a bar on.
 PLAIN_INTERVAL_S = 10.0
 
-_out = Console(file=None, highlight=False, soft_wrap=True)
+#: Columns assumed where the output is no terminal: a pipe has no width, and narrow tables would fold.
+PLAIN_WIDTH = 120
+
+_out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 _mode = {"quiet": False, "json": False}
 

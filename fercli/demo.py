@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -9,12 +10,14 @@ import yaml
 from fercli import console
 from fercli.datasets.writers import write_jaffe, write_raf_db
 from fercli.engine.checkpoint import atomic_write
-from fercli.faces.domains import LAB, STUDIO
-from fercli.faces.synthetic import sample
+from fercli.faces.domains import LAB, STUDIO, Domain
+from fercli.faces.synthetic import Face, sample
 from fercli.spec import packaged
 
-#: Faces drawn: source train and test, target.
-TRAIN, TEST, TARGET = 1200, 300, 420
+#: Faces drawn of each part, and who is on them: nobody stands in two parts.
+TRAIN, TRAIN_PEOPLE = 1200, range(60)
+TEST, TEST_PEOPLE = 300, range(60, 80)
+TARGET, TARGET_PEOPLE = 420, range(80, 90)
 
 
 def write_demo(folder: Path, seed: int) -> Path:
@@ -40,8 +43,13 @@ def write_demo(folder: Path, seed: int) -> Path:
 
 
 def _write_source(root: Path, seed: int) -> None:
-    write_raf_db(root, sample(STUDIO, TRAIN, seed=3 * seed), sample(STUDIO, TEST, seed=3 * seed + 1))
+    write_raf_db(root, _draw(STUDIO, TRAIN, TRAIN_PEOPLE, seed, 0), _draw(STUDIO, TEST, TEST_PEOPLE, seed, 1))
 
 
 def _write_target(root: Path, seed: int) -> None:
-    write_jaffe(root, sample(LAB, TARGET, seed=3 * seed + 2, identities=10))
+    write_jaffe(root, _draw(LAB, TARGET, TARGET_PEOPLE, seed, 2))
+
+
+def _draw(domain: Domain, count: int, people: range, seed: int, part: int) -> Iterator[Face]:
+    """Faces of one part; other seeds draw other people."""
+    return sample(domain, count, seed=3 * seed + part, identities=[1000 * seed + p for p in people], workers=-1)

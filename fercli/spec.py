@@ -33,7 +33,7 @@ def _as_steps(value: Any) -> Any:
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
-#: A learning rate by epoch: ``{1: 1e-4, 11: 1e-5}`` is 1e-4 in epochs 1 to 10 and 1e-5 from epoch 11; a number is constant.
+#: A learning rate by epoch: ``{1: 1e-4, 11: 1e-5}`` is 1e-4 up to epoch 10 and 1e-5 from 11 on; a number is constant.
 Rates = Annotated[dict[Positive, Annotated[float, Field(ge=0)]], BeforeValidator(_as_steps)]
 HeadWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=NUM_HEADS, max_length=NUM_HEADS)]
 
@@ -91,7 +91,9 @@ class Data(Section):
     def _target_is_not_source(self) -> Data:
         both = sorted(set(self.source) & set(self.targets))
         if both:
-            raise ValueError(f"{', '.join(both)} stands in both data.source and data.targets; a target must be another set")
+            raise ValueError(
+                f"{', '.join(both)} stands in both data.source and data.targets; a target must be another set"
+            )
         return self
 
 
@@ -191,7 +193,7 @@ class Evaluate(Section):
 
 
 class Spec(Section):
-    """One run: what is read, how it is prepared, trained, adapted and scored. `name` is the folder under ``paths.runs``."""
+    """One run: what is read, how it is prepared, trained and scored. `name` is its folder under ``paths.runs``."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "baseline"
     paths: Paths = Paths()
@@ -290,7 +292,9 @@ def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict
     except OSError as problem:
         raise SpecError(f"{path} cannot be read: {problem.strerror}") from None
     if not isinstance(tree, dict):
-        raise SpecError(f"{path} must be a mapping of sections (paths, data, prepare, ...), not a {type(tree).__name__}")
+        raise SpecError(
+            f"{path} must be a mapping of sections (paths, data, prepare, ...), not a {type(tree).__name__}"
+        )
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -334,7 +338,11 @@ def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") 
 
 def _not_one_of(path: str, value: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-    return f"{path}: {value!r} is not known" + (f" (did you mean {close[0]}?)" if close else "") + f"; one of {', '.join(names)}"
+    return (
+        f"{path}: {value!r} is not known"
+        + (f" (did you mean {close[0]}?)" if close else "")
+        + f"; one of {', '.join(names)}"
+    )
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

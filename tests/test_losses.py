@@ -66,7 +66,7 @@ def test_head_cross_entropy_by_hand() -> None:
     assert value.item() == pytest.approx(19 * math.log(7), rel=1e-6)
 
 
-def adversarial_loop(features, x, source, discriminator, coefficient, conditioned):  # noqa: ANN001, ANN201
+def adversarial_loop(features, x, source, discriminator, coefficient, conditioned):
     """CDAN+E sample by sample. The reversal is written as value + sign: y = -c*(z - z.detach()) + z.detach()."""
 
     def reverse(z: torch.Tensor) -> torch.Tensor:
@@ -75,7 +75,9 @@ def adversarial_loop(features, x, source, discriminator, coefficient, conditione
     losses, weights = [], []
     for i in range(len(features)):
         p = softmax(x[i])
-        joint = torch.stack([p[c].detach() * features[i, d] for c in range(x.shape[1]) for d in range(features.shape[1])])
+        joint = torch.stack(
+            [p[c].detach() * features[i, d] for c in range(x.shape[1]) for d in range(features.shape[1])]
+        )
         chance = torch.sigmoid(discriminator(reverse(joint).unsqueeze(0)))[0]
         losses.append(-(chance.log() if source[i] else (1 - chance).log()))
         h = -(p * (p + 1e-5).log()).sum()

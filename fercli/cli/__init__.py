@@ -27,13 +27,17 @@ class _LazyGroup(click.Group):
             return None
         return importlib.import_module(f"fercli.cli.{name.replace('-', '_')}").command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         import difflib
 
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in COMMANDS:
             close = difflib.get_close_matches(name, COMMANDS, n=1)
-            ctx.fail(f"no command {name!r}" + (f"; did you mean {close[0]}?" if close else f"; one of {', '.join(COMMANDS)}"))
+            ctx.fail(
+                f"no command {name!r}" + (f"; did you mean {close[0]}?" if close else f"; one of {', '.join(COMMANDS)}")
+            )
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:

@@ -11,7 +11,13 @@ from fercli.cli.options import chosen_targets, read_spec, restart_option, source
 @click.command("adapt")
 @spec_options
 @source_option
-@click.option("--target", "targets", metavar="NAME", multiple=True, help="Unlabelled target (may be repeated), or all. Default: all of the spec.")
+@click.option(
+    "--target",
+    "targets",
+    metavar="NAME",
+    multiple=True,
+    help="Unlabelled target (may be repeated), or all. Default: all of the spec.",
+)
 @click.option("--method", metavar="NAME", help="Adaptation method; a shortcut for adapt.method.")
 @restart_option
 def command(spec_file, overrides, quiet, as_json, sources, targets, method, restart):

@@ -10,8 +10,20 @@ from fercli import console
 
 
 @click.command("demo")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the faces, the network and the training.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("fercli-demo"), show_default=True, help="Folder for everything the demo makes.")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Seed of the faces, the network and the training.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("fercli-demo"),
+    show_default=True,
+    help="Folder for everything the demo makes.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
 @click.pass_context
@@ -35,13 +47,22 @@ def command(ctx, seed, out, quiet, as_json):
     steps = (
         (prepare.command, "prepare", {"datasets": (), "root": None}),
         (train_source.command, "train-source", {"sources": (), "restart": False}),
-        (adapt.command, "adapt --target jaffe", {"sources": (), "targets": ("jaffe",), "method": None, "restart": False}),
+        (
+            adapt.command,
+            "adapt --target jaffe",
+            {"sources": (), "targets": ("jaffe",), "method": None, "restart": False},
+        ),
         (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
     )
     for step, words, arguments in steps:
         console.say(f"\n[bold]$ fercli {words} -c {spec_file}[/]")
         last = step is evaluate.command
         ctx.invoke(
-            step, spec_file=spec_file, overrides=(), quiet=quiet if last else still, as_json=as_json and last, **arguments
+            step,
+            spec_file=spec_file,
+            overrides=(),
+            quiet=quiet if last else still,
+            as_json=as_json and last,
+            **arguments,
         )
         console.configure(quiet=quiet, as_json=as_json)

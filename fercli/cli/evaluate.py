@@ -11,7 +11,13 @@ from fercli.cli.options import chosen_targets, read_spec, source_option, spec_op
 @click.command("evaluate")
 @spec_options
 @source_option
-@click.option("--target", "targets", metavar="NAME", multiple=True, help="Target (may be repeated), or all. Default: those adapted to.")
+@click.option(
+    "--target",
+    "targets",
+    metavar="NAME",
+    multiple=True,
+    help="Target (may be repeated), or all. Default: those adapted to.",
+)
 @click.option("--report", is_flag=True, help="Also write the HTML report.")
 def command(spec_file, overrides, quiet, as_json, sources, targets, report):
     """Score the source model and the adapted ones; write the numbers and, with --report, one HTML file.

@@ -15,18 +15,20 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-
 def spec_options(function: F) -> F:
     """-c/--spec, --set, --quiet and --json."""
     for option in reversed(
         (
             click.option(
                 "-c", "--spec", "spec_file", metavar="FILE",
-                help="Run spec (YAML), or the name of a packaged one. Default: ./fercli.yaml, else the packaged default.",
+                help="Run spec (YAML) or a packaged one's name. Default: ./fercli.yaml, else the packaged default.",
             ),
-            click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key: --set adapt.epochs=5"),
+            click.option(
+                "--set", "overrides", metavar="KEY=VALUE", multiple=True,
+                help="Override any key: --set adapt.epochs=5",
+            ),
             click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors."),
-            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else."),
+            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else."),
         )
     ):  # fmt: skip
         function = option(function)
@@ -42,7 +44,9 @@ def source_option(function: F) -> F:
 
 def restart_option(function: F) -> F:
     """--restart."""
-    return click.option("--restart", is_flag=True, help="Throw away what this step has made so far and begin anew.")(function)
+    return click.option("--restart", is_flag=True, help="Throw away what this step has made so far and begin anew.")(
+        function
+    )
 
 
 def read_spec(

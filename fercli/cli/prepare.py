@@ -10,7 +10,13 @@ from fercli.cli.options import read_spec, spec_options
 
 @click.command("prepare")
 @spec_options
-@click.option("--dataset", "datasets", metavar="NAME", multiple=True, help="Dataset to prepare (may be repeated). Default: all of the spec.")
+@click.option(
+    "--dataset",
+    "datasets",
+    metavar="NAME",
+    multiple=True,
+    help="Dataset to prepare (may be repeated). Default: all of the spec.",
+)
 @click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
 def command(spec_file, overrides, quiet, as_json, datasets, root):
     """Find the faces of a dataset, align them, cut the local regions, and store them.

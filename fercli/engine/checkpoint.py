@@ -37,7 +37,9 @@ def save(path: Path, state: dict[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError as problem:
         temporary.unlink(missing_ok=True)
-        raise FercliError(f"cannot write {path}: {problem.strerror or problem}; the last good checkpoint is kept") from None
+        raise FercliError(
+            f"cannot write {path}: {problem.strerror or problem}; the last good checkpoint is kept"
+        ) from None
 
 
 def load(path: Path) -> dict[str, Any]:

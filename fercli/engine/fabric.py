@@ -23,14 +23,15 @@ for _name in ("lightning_fabric", "lightning.fabric"):
 
 
 def resolve_device(name: str) -> str:
-    """"cpu" or "cuda" for `engine.device`.
+    """ "cpu" or "cuda" for `engine.device`.
 
     Raises:
         FercliError: "cuda" is asked for and there is none.
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise FercliError(
-            "engine.device is cuda but torch sees no CUDA device; check nvidia-smi and the driver, or set engine.device=auto"
+            "engine.device is cuda but torch sees no CUDA device; check the driver with nvidia-smi, or set "
+            "engine.device=auto"
         )
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

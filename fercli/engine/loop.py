@@ -28,7 +28,7 @@ class Trainee(nn.Module):
         super().__init__()
         self.network, self.method = network, method
 
-    def forward(self, batch: Batch, clock: Clock):  # noqa: ANN201
+    def forward(self, batch: Batch, clock: Clock):
         return self.method(self.network, batch, clock)
 
 
@@ -166,7 +166,10 @@ def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: i
             method=job.trainee.method.state_dict(),
             optimizer=optimizer.state_dict(),
             meter=meter.state_dict(),
-            rng={"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []},
+            rng={
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            },
         )
     return state
 

@@ -27,7 +27,15 @@ from fercli.views import ViewSettings
 
 #: Sections (and keys) that two commands of one run must agree on. Epochs may be raised; devices and logging may change.
 _FIXED = {
-    "source": ("data.source", "data.validation", "data.augment", "prepare.size", "model", "engine.seed", "train_source"),
+    "source": (
+        "data.source",
+        "data.validation",
+        "data.augment",
+        "prepare.size",
+        "model",
+        "engine.seed",
+        "train_source",
+    ),
     "adapt": ("data.source", "data.validation", "data.augment", "prepare.size", "model", "engine.seed", "adapt"),
 }
 _FREE = frozenset({"epochs", "select_images"})
@@ -70,9 +78,7 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
     fabric = make_fabric(spec.engine)
     train, labels, held, held_labels = source_faces(spec, fabric.device)
     network = build_network(spec.model)
-    method = method_class("source-only")(
-        spec.train_source, Method.read_options({}), FEATURE_SIZE, target_size=0
-    )
+    method = method_class("source-only")(spec.train_source, Method.read_options({}), FEATURE_SIZE, target_size=0)
     settings = view_settings(spec)
 
     def validate(epoch: int) -> dict[str, float]:
@@ -175,7 +181,9 @@ def _source_checkpoint(spec: Spec) -> Path:
 def _run(job: Job, fabric: Any, spec: Spec) -> dict[str, Any]:
     outcome = fit(job, fabric)
     facts = environment(fabric.device.type)
-    checkpoint.atomic_write(job.folder / "environment.json", json.dumps({**facts, "outcome": outcome}, indent=2).encode())
+    checkpoint.atomic_write(
+        job.folder / "environment.json", json.dumps({**facts, "outcome": outcome}, indent=2).encode()
+    )
     return {"folder": str(job.folder), "device": facts["device"], **outcome}
 
 
@@ -240,5 +248,3 @@ def _differences(old: dict[str, Any], new: dict[str, Any], paths: tuple[str, ...
             a, b = a.get(key, {}), b.get(key, {})
         walk(path, a, b)
     return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")
-
-

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from fercli import console
-from fercli.batches import Faces
+from fercli.batches import Faces, hold_out
 from fercli.engine import checkpoint
 from fercli.engine.fabric import make_fabric
 from fercli.engine.log import environment, read_metrics
@@ -126,7 +126,7 @@ def adapted_models(spec: Spec) -> list[Trained]:
 
 
 def adapted_targets(spec: Spec) -> list[str]:
-    """Targets that the run has been adapted to, in the spec's order; the prepared ones of the spec where there is none."""
+    """Targets that the run has been adapted to, in the spec's order; where there is none, the prepared ones."""
     names = {model.target for model in adapted_models(spec)}
     if not names:
         names = {name for name in spec.data.targets if (spec.store_path(name) / "meta.json").exists()}
@@ -135,24 +135,19 @@ def adapted_targets(spec: Spec) -> list[str]:
 
 def headline(results: dict[str, Any]) -> tuple[str, list[str], list[list[str]], str]:
     """The results as (title, columns, rows, caption) for `fercli.console.table`."""
-    columns = ["target", "method", "decision", "accuracy %", "macro F1 %", "scored / expected", "epoch", "chosen by"]
+    columns = ["tested on", "method", "decision", "acc %", "F1 %", "scored/listed", "epoch", "chosen by"]
     rows = []
     for entry in results["entries"]:
         if entry["role"] == "source":
-            metrics, counts = entry["decision"]["metrics"], entry["counts"]
-            rows.append(
-                [f"{_marked(results, entry['dataset'])} (source test)", entry["model"], entry["decision"]["rule"]]
-                + _figures(metrics, counts)
-                + [entry["epoch"], entry["selection"]["rule"]]
-            )
+            name, model, rule = entry["dataset"], entry["model"], entry["decision"]["rule"]
+            figures = _figures(entry["decision"]["metrics"], entry["counts"])
+            rows.append([f"{_marked(results, name)} (source)", model, rule, *figures, entry["epoch"]])
+            rows[-1].append(entry["selection"]["rule"])
     for row in results["table"]:
         star = "*" if not row["oracle"] and row["method"] != "source-only" else ""
-        chosen = "target labels (ORACLE)" if row["oracle"] else row["selection"]
-        rows.append(
-            [star + _marked(results, row["target"]), row["method"], row["decision"]]
-            + _figures(row, row)
-            + [row["epoch"], chosen]
-        )
+        chosen = "ORACLE" if row["oracle"] else row["selection"]
+        name = star + _marked(results, row["target"])
+        rows.append([name, row["method"], row["decision"], *_figures(row, row), row["epoch"], chosen])
     notes = []
     if results["stand_in"]:
         notes.append("Datasets marked † are procedural faces drawn by fercli: a stand-in, not photographs.")
@@ -170,7 +165,7 @@ def _figures(metrics: dict[str, Any] | None, counts: dict[str, Any]) -> list[str
         value = metrics and metrics[name]
         return "–" if value is None else f"{100 * value:.2f}"
 
-    return [percent("accuracy"), percent("macro_f1"), f"{counts['scored']} / {counts['expected']}"]
+    return [percent("accuracy"), percent("macro_f1"), f"{counts['scored']}/{counts['expected']}"]
 
 
 def _trained(folder: Path) -> Trained | None:
@@ -182,7 +177,8 @@ def _score(
     spec: Spec, network: torch.nn.Module, device: torch.device, model: Trained, store: Store
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The entry of one model on one dataset, and its rows of the headline table."""
-    indices = store.indices(store.score_splits)
+    is_source = store.name in spec.data.source
+    splits, indices, expected = _scored_part(spec, store, is_source)
     faces = Faces([store], [indices], device, spec.model.local == "image-crop")
     probabilities = predict(network, faces, view_settings(spec), spec.engine.evaluate_batch)
     status = model.state["status"]
@@ -190,13 +186,8 @@ def _score(
     answers, rungs = (t.numpy() for t in decide(rule, probabilities, status))
     labels = store.labels[indices]
     known = labels >= 0
-    counts = {
-        "expected": store.expected(store.score_splits),
-        "found": len(indices),
-        "scored": int(known.sum()),
-    }
+    counts = {"expected": expected, "found": len(indices), "scored": int(known.sum())}
     best = model.state["best"]
-    is_source = store.name in spec.data.source
     entry = {
         "dataset": store.name,
         "role": "source" if is_source else "target",
@@ -206,7 +197,7 @@ def _score(
         "checkpoint": str(model.folder / "best.ckpt"),
         "epoch": best["epoch"],
         "selection": {"rule": best["rule"], "reads": list(RULES[best["rule"]].reads)},
-        "splits": list(store.score_splits),
+        "splits": splits,
         "counts": counts,
         "heads": {
             name: _metrics(labels[known], probabilities[:, h].argmax(-1).numpy()[known]) for h, name in enumerate(HEADS)
@@ -234,6 +225,18 @@ def _score(
         figures = _headline_figures(_metrics(labels[known], chosen[1][known]))
         rows.append({**row, **figures, "selection": "oracle", "epoch": chosen[0], "oracle": True})
     return entry, rows
+
+
+def _scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], np.ndarray, int]:
+    """Which faces score: (what to call them, positions, how many the dataset lists).
+
+    A source without a test part of its own is scored on the faces held out of training, which also chose the epoch.
+    """
+    if is_source and set(store.score_splits) & set(store.adapt_splits):
+        indices = store.indices(store.adapt_splits)
+        _, held = hold_out(store, indices[store.labels[indices] >= 0], spec.data.validation)
+        return ["held out of training"], held, len(held)
+    return list(store.score_splits), store.indices(store.score_splits), store.expected(store.score_splits)
 
 
 def _metrics(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:

@@ -30,12 +30,21 @@ _ROWS: tuple[tuple[str, str, str, tuple[float | None, ...]], ...] = (
 
 
 def published_rows(sources: list[str], targets: list[str], backbone: str) -> list[dict[str, Any]]:
-    """Rows for these targets and this backbone (``model.backbone``), accuracy in percent; none unless the only source is
-    ``raf-db``."""
+    """Rows for these targets and this backbone (``model.backbone``), accuracy in percent.
+
+    None unless the only source is ``raf-db``.
+    """
     if sources != ["raf-db"]:
         return []
     return [
-        {"method": method, "backbone": net, "target": target, "accuracy": accuracy, "citation": cited, "selection": "oracle"}
+        {
+            "method": method,
+            "backbone": net,
+            "target": target,
+            "accuracy": accuracy,
+            "citation": cited,
+            "selection": "oracle",
+        }
         for method, net, cited, figures in _ROWS
         for target, accuracy in zip(_TARGETS, figures, strict=True)
         if net == _NAMES.get(backbone) and target in targets and accuracy is not None

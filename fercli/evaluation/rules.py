@@ -1,4 +1,4 @@
-"""Names of the rules that choose the best epoch, and what each of them reads. Computed in `fercli.evaluation.selection`.
+"""Names of the rules that choose the best epoch, and what each reads. Computed in `fercli.evaluation.selection`.
 
 A rule that read target labels would be an oracle. None stands here: the oracle is reckoned after the run, by
 `fercli.evaluation.oracle`, from the decisions that each epoch left behind.

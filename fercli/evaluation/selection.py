@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 
 from fercli.evaluation.decision import FUSED
 from fercli.methods.losses import entropy
@@ -38,5 +39,3 @@ def source_score(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 def last_score(epoch: int) -> dict[str, float]:
     """``last``: the latest epoch wins."""
     return {"last": float(epoch)}
-
-

@@ -87,16 +87,29 @@ def warp(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     Outside the photograph its border is replicated. A photograph that is reduced is averaged over areas before it is
     sampled, so that large ones do not alias; one that is enlarged is interpolated by cubics.
     """
-    scale = math.sqrt(abs(np.linalg.det(matrix[:, :2])))
-    if scale < _SHARP_SCALE:
-        image, matrix = _reduced(image, matrix, side, scale / _SHARP_SCALE)
-    flags = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
+    image, matrix = _reduced(image, matrix, np.array([(0.0, 0.0), (side, side)]))
+    return _sampled(image, matrix, side)
+
+
+def _sampled(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
+    flags = cv2.INTER_CUBIC if _scale(matrix) > 1 else cv2.INTER_LINEAR
     return cv2.warpAffine(image, matrix, (side, side), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _reduced(image: np.ndarray, matrix: np.ndarray, side: int, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the part of the photograph that the canvas sees, made smaller by `factor`, and the matrix from there."""
-    corners = np.array([(-1.0, -1.0), (side, -1.0), (-1.0, side), (side, side)])
+def _scale(matrix: np.ndarray) -> float:
+    return math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
+
+
+def _reduced(image: np.ndarray, matrix: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a photograph that the matrix no longer reduces beyond `_SHARP_SCALE`, and the matrix from there.
+
+    Only the part that is seen in `window` (two corners [2, 2] in pixels of the canvas) is averaged and returned.
+    """
+    factor = _scale(matrix) / _SHARP_SCALE
+    if factor >= 1:
+        return image, matrix
+    (x0, y0), (x1, y1) = window + ((-1, -1), (1, 1))
+    corners = np.array([(x0, y0), (x1, y0), (x0, y1), (x1, y1)])
     seen = np.linalg.solve(matrix[:, :2], (corners - matrix[:, 2]).T).T
     limit = np.array(image.shape[1::-1])
     pad = 2 / factor
@@ -124,8 +137,11 @@ def local_crops(
         size: side of a patch in pixels.
         zoom: scale of a patch over the scale of the face; above 1 shows more detail than the face holds.
     """
+    zoomed, centres = zoom * matrix, zoom * np.asarray(points, np.float64)
+    # The patches overlap: the photograph is reduced once for all of them.
+    image, zoomed = _reduced(image, zoomed, np.stack([centres.min(0) - size / 2, centres.max(0) + size / 2]))
     crops = np.empty((len(points), size, size, 3), np.uint8)
-    for crop, point in zip(crops, points, strict=True):
-        shift = zoom * (matrix[:, 2] - point) + (size - 1) / 2
-        crop[:] = warp(image, np.hstack([zoom * matrix[:, :2], shift[:, None]]), size)
+    for crop, centre in zip(crops, centres, strict=True):
+        shift = zoomed[:, 2] - centre + (size - 1) / 2
+        crop[:] = _sampled(image, np.hstack([zoomed[:, :2], shift[:, None]]), size)
     return crops

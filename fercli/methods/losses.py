@@ -44,12 +44,12 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, coefficient: float) -> Tensor:  # noqa: ANN001
+    def forward(ctx, x: Tensor, coefficient: float) -> Tensor:
         ctx.coefficient = coefficient
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN001
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.coefficient * gradient, None
 
 
@@ -59,7 +59,7 @@ def reverse_gradient(x: Tensor, coefficient: float) -> Tensor:
 
 
 def reversal_coefficient(step: int, horizon: float = 10_000) -> float:
-    """Strength of the gradient reversal: 2 / (1 + exp(-10 step / horizon)) - 1, rising from 0 to 1 (CDAN, NeurIPS 2018)."""
+    """Strength of the gradient reversal: 2 / (1 + exp(-10 step / horizon)) - 1, from 0 up to 1 (CDAN, NeurIPS 2018)."""
     return 2 / (1 + math.exp(-10 * step / horizon)) - 1
 
 
