@@ -72,7 +72,7 @@ def box_of_points(points5: np.ndarray) -> Box:
     """Return the square that the template's 112 x 112 covers around five points, upright: a box where none is given."""
     matrix = template_matrix(points5, _TEMPLATE_SIZE, 0)
     side = _TEMPLATE_SIZE / math.hypot(matrix[0, 0], matrix[1, 0])
-    centre = np.linalg.solve(matrix[:, :2], np.full(2, (_TEMPLATE_SIZE - 1) / 2) - matrix[:, 2]) + 0.5
+    centre = transform(cv2.invertAffineTransform(matrix), np.full(2, (_TEMPLATE_SIZE - 1) / 2)) + 0.5
     return (*(centre - side / 2), *(centre + side / 2))
 
 
@@ -108,9 +108,9 @@ def _reduced(image: np.ndarray, matrix: np.ndarray, window: np.ndarray) -> tuple
     factor = _scale(matrix) / _SHARP_SCALE
     if factor >= 1:
         return image, matrix
-    (x0, y0), (x1, y1) = window + ((-1, -1), (1, 1))
+    (x0, y0), (x1, y1) = window[0] - 1, window[1] + 1
     corners = np.array([(x0, y0), (x1, y0), (x0, y1), (x1, y1)])
-    seen = np.linalg.solve(matrix[:, :2], (corners - matrix[:, 2]).T).T
+    seen = transform(cv2.invertAffineTransform(matrix), corners)
     limit = np.array(image.shape[1::-1])
     pad = 2 / factor
     low = np.clip(np.floor(seen.min(0) - pad), 0, limit - 1).astype(int)

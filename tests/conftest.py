@@ -1,0 +1,136 @@
+"""A small prepared source and target, drawn once a session, and a bench to run the command line on them."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: the machine's cores are shared
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from fercli import console
+from fercli.cli import main
+
+#: Steps that make an epoch, and epochs, of a bench's runs.
+STEPS, EPOCHS = 3, 2
+
+_STAGE = {"batch": 8, "epochs": EPOCHS, "steps_per_epoch": STEPS, "new_rate": 1, "clip_norm": 5}
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": "raf-db", "targets": ["jaffe"]},
+    "prepare": {"workers": 1, "backend": "sequential"},
+    "model": {"backbone": "ir-small", "width": 4},
+    "engine": {"device": "cpu", "threads": 1, "deterministic": True, "tensorboard": False, "log_every": 2},
+    "train_source": {**_STAGE, "rate": {1: 0.01, 2: 0.005}},
+    # A threshold that the hardly trained model passes at times, so that the bank and the pseudo labels take part.
+    "adapt": {**_STAGE, "rate": 0.005, "discriminator_rate": 0.01},
+}
+
+
+def run(*arguments: str) -> Result:
+    """Run ``fercli`` in this process; stdout and stderr are kept apart whatever click's version."""
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
+    return CliRunner(**apart).invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a nested mapping with ``a.b: value`` changes made."""
+    tree = {key: merge(value, {}) if isinstance(value, dict) else value for key, value in tree.items()}
+    for path, value in changes.items():
+        *parents, last = path.split(".")
+        below = tree
+        for key in parents:
+            below = below.setdefault(key, {})
+        below[last] = value
+    return tree
+
+
+@dataclass
+class Bench:
+    """A folder with a spec; ``bench("adapt", ...)`` runs a command on it."""
+
+    folder: Path
+    prepared: Path
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.spec = self.folder / "spec.yaml"
+        paths = {"data": "data", "runs": "runs"}
+        where = {f"paths.{key}": str(self.folder / name) for key, name in paths.items()}
+        tree = merge(TINY, {**where, "paths.prepared": str(self.prepared), **self.changes})
+        self.spec.write_text(yaml.safe_dump(tree))
+
+    def __call__(self, command: str, *arguments: str) -> Result:
+        return run(command, "-c", str(self.spec), *arguments)
+
+    def done(self, command: str, *arguments: str) -> Result:
+        """Run a command that must go well."""
+        result = self(command, *arguments)
+        assert result.exit_code == 0, result.stderr
+        return result
+
+    @property
+    def runs(self) -> Path:
+        """The folder of this bench's run."""
+        return self.folder / "runs" / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """Put back what a command sets for its whole process."""
+    yield
+    console.configure()
+    if "torch" in sys.modules:
+        sys.modules["torch"].use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared stores of 84 + 42 procedural faces in RAF-DB's layout and 42 in JAFFE's, by the real prepare. Read only."""
+    from fercli.datasets.writers import write_jaffe, write_raf_db
+    from fercli.faces.domains import LAB, STUDIO
+    from fercli.faces.synthetic import sample
+
+    folder = tmp_path_factory.mktemp("prepared")
+    bench = Bench(folder, folder / "prepared")
+    train, test = sample(STUDIO, 84, 0, range(12)), sample(STUDIO, 42, 1, range(12, 18))
+    write_raf_db(folder / "data/raf-db", train, test)
+    write_jaffe(folder / "data/jaffe", sample(LAB, 42, 2, range(20, 26)))
+    bench.done("prepare", "--quiet")
+    return bench.prepared
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
+    """A bench whose source model is trained, uninterrupted. Read only: take a copy by `bench_after_source`."""
+    bench = Bench(tmp_path_factory.mktemp("trained"), prepared)
+    bench.done("train-source", "--quiet")
+    return bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path, prepared: Path) -> Bench:
+    """A bench of one's own on the shared stores, nothing trained."""
+    return Bench(tmp_path / "bench", prepared)
+
+
+@pytest.fixture
+def make_adapting(tmp_path: Path, trained: Bench):
+    """Give a function (name, changes, prepared) -> a bench that has the trained source model."""
+
+    def make(name: str, changes: dict[str, Any] | None = None, prepared: Path | None = None) -> Bench:
+        made = Bench(tmp_path / name, prepared or trained.prepared, changes or {})
+        shutil.copytree(trained.runs / "source", made.runs / "source")
+        return made
+
+    return make
