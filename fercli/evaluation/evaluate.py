@@ -19,7 +19,7 @@ from fercli.batches import Faces, hold_out
 from fercli.engine import checkpoint
 from fercli.engine.fabric import make_fabric
 from fercli.engine.log import environment, read_metrics
-from fercli.engine.stages import load_network, view_settings
+from fercli.engine.stages import empty_network, load_network, view_settings
 from fercli.errors import FercliError
 from fercli.evaluation.decision import RUNGS, decide
 from fercli.evaluation.inference import predict
@@ -28,7 +28,7 @@ from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
 from fercli.evaluation.rules import RULES
 from fercli.expressions import EXPRESSIONS
-from fercli.models import HEADS, build_network
+from fercli.models import HEADS
 from fercli.spec import Spec
 from fercli.store import Store
 
@@ -77,7 +77,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     adapted = [model for model in adapted_models(spec) if model.target in targets]
     stores = {name: Store.open(spec.store_path(name)) for name in [*spec.data.source, *targets]}
     fabric = make_fabric(spec.engine)
-    network = fabric.setup_module(build_network(spec.model.model_copy(update={"weights": None})))
+    network = fabric.setup_module(empty_network(spec))
 
     work = [(source, name) for name in stores] + [(model, model.target) for model in adapted]
     entries, table = [], []

@@ -1,6 +1,6 @@
 """Reading a source image, whatever it is, as uint8 RGB or with the reason why not.
 
-Pillow (which torchvision and matplotlib bring) reads the header, so that a decompression bomb is refused before it
+Pillow reads the header, so that a decompression bomb is refused before it
 takes the memory, and decodes everything unusual: it knows CMYK, palettes, alpha, 16 bits and truncation. OpenCV decodes
 plain JPEGs, the great majority, in half of Pillow's time.
 """

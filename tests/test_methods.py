@@ -1,0 +1,283 @@
+"""AGLRLS against a plain reference on a small network: losses, bank, and where gradient may flow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fercli.errors import SpecError
+from fercli.methods import METHODS, method_class
+from fercli.methods.aglrls import AGLRLS
+from fercli.methods.base import Batch, Clock
+from fercli.models import FEATURE_SIZE, HEADS, Output
+from fercli.spec import Adapt
+from fercli.views import View
+
+B, TARGETS, STEP = 4, 12, 700
+WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
+
+
+class Tiny(nn.Module):
+    """Logits read off the picture's first 49 values, features from all of them: every test sets its own predictions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+        self.mix = nn.Parameter(0.1 * torch.randn(192, 6 * FEATURE_SIZE, generator=generator))
+
+    def forward(self, images, landmarks, crops=None):  # noqa: ANN001, ANN201
+        flat = images.flatten(1)
+        return Output(self.gain * flat[:, :49].view(-1, 7, 7), (flat @ self.mix).view(-1, 6, FEATURE_SIZE))
+
+
+def view(seed: int, scale: float = 2.0) -> View:
+    images = scale * torch.randn(B, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return View(images.requires_grad_(), torch.zeros(B, 5, 2))
+
+
+def batch_for(method: AGLRLS, seed: int = 0) -> Batch:
+    def wanted(name: str, number: int) -> View | None:
+        return view(10 * seed + number) if name in method.wants else None
+
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 7, (B,), generator=generator)
+    indices = torch.randperm(TARGETS, generator=generator)[:B]
+    return Batch(view(10 * seed + 1), labels, wanted("target", 2), wanted("weak", 3), wanted("strong", 4), indices)
+
+
+def aglrls(**options) -> AGLRLS:  # noqa: ANN003
+    torch.manual_seed(0)
+    made = AGLRLS(Adapt(head_weights=WEIGHTS), AGLRLS.read_options({"hidden": 16, **options}), FEATURE_SIZE, TARGETS)
+    return made.eval()  # without dropout, so that a reference can follow
+
+
+# The reference: loops written from the equations
+
+
+def softmax(row: torch.Tensor) -> torch.Tensor:
+    return row.exp() / row.exp().sum()
+
+
+def source_term(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return sum(
+        WEIGHTS[h] * -softmax(logits[i, h])[labels[i]].log() / len(labels) for h in range(7) for i in range(len(labels))
+    )
+
+
+def adversarial_term(method: AGLRLS, source: Output, target: Output, conditioned: bool) -> torch.Tensor:
+    total = torch.zeros(())
+    for h in range(7):
+        which = method.discriminator_of[h]
+        for output, is_source in ((source, 1.0), (target, 0.0)):
+            weights, losses = [], []
+            for i in range(B):
+                p = softmax(output.logits[i, h])
+                feature = output.features[i].flatten() if h == 6 else output.features[i, h]
+                verdict = torch.sigmoid(method.discriminators[which](torch.outer(p, feature).flatten()[None]))[0]
+                losses.append(-(verdict if is_source else 1 - verdict).log())
+                weights.append(1 + (p * (p + 1e-5).log()).sum().exp() if conditioned else torch.ones(()))
+            total = total + 0.5 * sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
+    return total
+
+
+def status_of(bank: torch.Tensor) -> torch.Tensor:
+    status = torch.zeros(7, 7)
+    for h in range(7):
+        counts = [int((bank[h] == c).sum()) for c in range(-1, 7)]
+        for c in range(7):
+            status[h, c] = counts[c + 1] / max(counts)
+    return status
+
+
+def pseudo_term(weak: torch.Tensor, strong: torch.Tensor, bank: torch.Tensor, threshold: float) -> torch.Tensor:
+    status, total = status_of(bank), torch.zeros(())
+    for h in range(7):
+        for i in range(B):
+            p = softmax(weak[i, h])
+            c = int(p.argmax())
+            if p[c] >= threshold * ((status[h, c] + 1) / 2) ** 2:
+                total = total - WEIGHTS[h] * softmax(strong[i, h])[c].log() / B
+    return total
+
+
+@pytest.mark.parametrize("passes", ["published", "shared"])
+@pytest.mark.parametrize("discriminators", ["shared", "separate"])
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_the_loss_is_the_sum_of_the_equations(passes: str, discriminators: str, conditioned: bool) -> None:
+    method = aglrls(passes=passes, discriminators=discriminators, entropy_conditioning=conditioned, threshold=0.6)
+    network = Tiny()
+    method.begin_epoch()
+    method.bank[:, :7] = torch.arange(7)  # a bank that is not empty: thresholds differ class by class
+    method.bank[:, 7:10] = 2
+    batch, bank = batch_for(method), method.bank.clone()
+    losses, logs = method(network, batch, Clock(STEP, 1))
+
+    assert (batch.target is None) == (passes == "shared")
+    source, weak, strong = (network(*v.inputs) for v in (batch.source, batch.weak, batch.strong))
+    aligned = weak if passes == "shared" else network(*batch.target.inputs)
+    expected = {
+        "source": source_term(source.logits, batch.labels),
+        "adversarial": 0.5 * adversarial_term(method, source, aligned, conditioned),
+        "pseudo": pseudo_term(weak.logits, strong.logits, bank, 0.6),
+    }
+    assert set(losses) == set(expected)
+    for name, value in expected.items():
+        assert value > 0, name
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    torch.testing.assert_close(sum(losses.values()), sum(expected.values()), rtol=1e-4, atol=1e-5)
+    assert {"source-accuracy", "reversal"} | {f"pseudo-rate/{name}" for name in HEADS} == set(logs)
+
+
+def test_weights_scale_their_terms() -> None:
+    network = Tiny()
+    plain, scaled = aglrls(), aglrls(adversarial_weight=2, pseudo_weight=3)
+    one = plain(network, batch_for(plain), Clock(0, 1)).losses
+    other = scaled(network, batch_for(scaled), Clock(0, 1)).losses
+    torch.testing.assert_close(other["source"], one["source"])
+    torch.testing.assert_close(other["adversarial"], 4 * one["adversarial"])
+    torch.testing.assert_close(other["pseudo"], 3 * one["pseudo"])
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "wants"),
+    [
+        ({}, {"source", "adversarial", "pseudo"}, {"target", "weak", "strong"}),
+        ({"passes": "shared"}, {"source", "adversarial", "pseudo"}, {"weak", "strong"}),
+        ({"adversarial": False}, {"source", "pseudo"}, {"weak", "strong"}),
+        ({"adversarial": False, "passes": "shared"}, {"source", "pseudo"}, {"weak", "strong"}),
+        ({"pseudo_labels": False}, {"source", "adversarial"}, {"target"}),
+        ({"pseudo_labels": False, "passes": "shared"}, {"source", "adversarial"}, {"target"}),
+        ({"pseudo_labels": False, "adversarial": False}, {"source"}, set()),
+    ],
+)
+def test_each_part_can_be_switched_off(options: dict, names: set[str], wants: set[str]) -> None:
+    method, network = aglrls(**options), Tiny()
+    assert method.wants == wants
+    batch = batch_for(method)
+    losses, _ = method(network, batch, Clock(STEP, 1))
+    assert set(losses) == names
+    torch.testing.assert_close(losses["source"], source_term(network(*batch.source.inputs).logits, batch.labels))
+    assert len(method.discriminators) == (3 if "adversarial" in names else 0)
+    assert method.decision == ("glpc" if "pseudo" in names else "fused")
+
+
+def test_glpc_alone_can_be_switched_off() -> None:
+    assert aglrls(glpc=False).decision == "fused"
+
+
+# Where gradient may flow
+
+
+@pytest.mark.parametrize("passes", ["published", "shared"])
+def test_no_gradient_of_the_pseudo_labels_reaches_the_weak_view(passes: str) -> None:
+    method = aglrls(passes=passes, threshold=0.3)
+    batch = batch_for(method)
+    losses, _ = method(Tiny(), batch, Clock(STEP, 1))
+    assert losses["pseudo"] > 0
+    gradients = torch.autograd.grad(
+        losses["pseudo"], [batch.weak.images, batch.strong.images], allow_unused=True, retain_graph=True
+    )
+    assert gradients[0] is None or not gradients[0].any()
+    assert gradients[1].any()
+    (through_all,) = torch.autograd.grad(sum(losses.values()), [batch.weak.images], allow_unused=True)
+    # Where the weak view serves the alignment too, that term does reach it.
+    assert (through_all is not None and bool(through_all.any())) == (passes == "shared")
+
+
+def test_the_reversal_turns_the_network_against_the_discriminator() -> None:
+    network, gradients = Tiny(), {}
+    for step in (0, STEP):
+        method = aglrls(pseudo_labels=False, entropy_conditioning=False, reversal_steps=1000)
+        losses, _ = method(network, batch_for(method), Clock(step, 1))
+        gradients[step] = torch.autograd.grad(
+            losses["adversarial"], [network.mix, method.discriminators[0].layers[0].weight]
+        )
+    assert not gradients[0][0].any()  # nothing is reversed yet at step 0, and nothing passes
+    assert gradients[STEP][0].any()
+    torch.testing.assert_close(gradients[0][1], gradients[STEP][1])  # the discriminator learns all the same
+
+
+# The bank
+
+
+def sure(label: int, strength: float = 9.0) -> torch.Tensor:
+    """A picture whose seven heads all answer `label`; strength 0: none is sure of anything."""
+    logits = torch.zeros(7, 7)
+    logits[:, label] = strength
+    return torch.cat([logits.flatten(), torch.zeros(192 - 49)]).view(3, 8, 8)
+
+
+def seen(method: AGLRLS, pictures: list[torch.Tensor], indices: list[int]) -> None:
+    images = View(torch.stack(pictures), torch.zeros(len(pictures), 5, 2))
+    labels = torch.zeros(len(pictures), dtype=torch.long)
+    method(Tiny(), Batch(images, labels, images, images, images, torch.tensor(indices)), Clock(0, 1))
+
+
+def test_the_bank_keeps_earlier_confident_labels_and_is_emptied_each_epoch() -> None:
+    method = aglrls()
+    method.begin_epoch()
+    seen(method, [sure(3), sure(5), sure(0, 0)], [2, 7, 9])
+    expected = torch.full((7, TARGETS), -1)
+    expected[:, 2], expected[:, 7] = 3, 5
+    assert torch.equal(method.bank, expected)
+
+    seen(method, [sure(0, 0), sure(6)], [2, 7])  # not sure any more; sure of something else
+    expected[:, 7] = 6
+    assert torch.equal(method.bank, expected)
+    torch.testing.assert_close(method.status(), status_of(expected))
+
+    method.begin_epoch()
+    assert (method.bank == -1).all()
+    assert not method.status().any()
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_image_twice_in_a_batch_keeps_its_confident_label(order: tuple[int, int]) -> None:
+    # A batch that runs over the end of a round, or is larger than the target, holds an image in two weak views.
+    method = aglrls()
+    pictures = [sure(3), sure(3, 0)]
+    seen(method, [pictures[i] for i in order], [4, 4])
+    assert (method.bank[:, 4] == 3).all()
+
+
+def test_the_bank_survives_in_the_state() -> None:
+    method, other = aglrls(), aglrls()
+    seen(method, [sure(3), sure(5)], [2, 7])
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(other.bank, method.bank)
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"treshold": 0.9}, "adapt.options.treshold: unknown key (did you mean threshold?)"),
+        ({"passes": "both"}, "adapt.options.passes: 'both' is not allowed; one of 'published', 'shared'"),
+        ({"threshold": 2}, "adapt.options.threshold: 2"),
+    ],
+)
+def test_bad_options_are_told(options: dict, told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        AGLRLS.read_options(options)
+    assert told in str(caught.value)
+
+
+def test_source_only_takes_no_options() -> None:
+    with pytest.raises(SpecError, match="threshold"):
+        method_class("source-only").read_options({"threshold": 0.9})
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_method_gives_scalar_losses_that_train_the_network(name: str) -> None:
+    kind = method_class(name)
+    method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), Tiny()
+    losses, logs = method(network, batch_for(method), Clock(1, 1))
+    for value in (*losses.values(), *logs.values()):
+        assert value.shape == ()
+        assert torch.isfinite(value)
+    sum(losses.values()).backward()
+    assert network.gain.grad is not None
