@@ -31,7 +31,6 @@ TINY: dict[str, Any] = {
     "model": {"backbone": "ir-small", "width": 4},
     "engine": {"device": "cpu", "threads": 1, "deterministic": True, "tensorboard": False, "log_every": 2},
     "train_source": {**_STAGE, "rate": {1: 0.01, 2: 0.005}},
-    # A threshold that the hardly trained model passes at times, so that the bank and the pseudo labels take part.
     "adapt": {**_STAGE, "rate": 0.005, "discriminator_rate": 0.01},
 }
 
@@ -96,7 +95,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared stores of 84 + 42 procedural faces in RAF-DB's layout and 42 in JAFFE's, by the real prepare. Read only."""
+    """Stores of 84 + 42 procedural faces in RAF-DB's layout and 42 in JAFFE's, by the real prepare. Read only."""
     from fercli.datasets.writers import write_jaffe, write_raf_db
     from fercli.faces.domains import LAB, STUDIO
     from fercli.faces.synthetic import sample

@@ -174,7 +174,7 @@ def make(raf: Store, jaffe: Store, wants: set[str], seed: int = 0, batch: int = 
     return Batches(faces, labels, target, frozenset(wants), batch, seed, ViewSettings(), CPU)
 
 
-def same(a, b) -> bool:  # noqa: ANN001
+def same(a, b) -> bool:
     if a is None or b is None:
         return a is b
     if isinstance(a, torch.Tensor):

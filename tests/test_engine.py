@@ -1,4 +1,4 @@
-"""Training from end to end: what a run leaves, stopping and resuming, no target label read, and what goes wrong well."""
+"""Training from end to end: what a run leaves, stopping and resuming, no target label read, and what goes wrong."""
 
 from __future__ import annotations
 
@@ -160,13 +160,10 @@ def stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> Non
     monkeypatch.setattr(Batches, "__call__", batch)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [0, 2, 4])
+@pytest.mark.parametrize(("step", "number"), [(0, signal.SIGINT), (2, signal.SIGINT), (4, signal.SIGTERM)])
 def test_a_stopped_train_source_goes_on_to_the_same_bits(
     trained: Bench, bench: Bench, monkeypatch: pytest.MonkeyPatch, step: int, number: int
 ) -> None:
-    if step != 4 and number == signal.SIGTERM:
-        pytest.skip("one place is enough for the other signal")
     with monkeypatch.context() as patch:
         stop_in_step(patch, step, number)
         result = bench("train-source")
@@ -189,6 +186,18 @@ def test_a_stopped_adapt_goes_on_to_the_same_bits(
             assert bench("adapt").exit_code == 130
     bench.done("adapt", "--quiet")
     assert_same_run(adapted.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
+
+
+def test_a_bank_that_is_filling_survives_a_stop(make_adapting, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = (make_adapting(name, {"adapt.options.threshold": 0.3}) for name in ("whole", "stopped"))
+    whole.done("adapt", "--quiet")
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, 4, signal.SIGINT)
+        assert stopped("adapt").exit_code == 130
+    bank = checkpoint.load(stopped.runs / "adapt-jaffe/last.ckpt")["method"]["bank"]
+    assert 0 < (bank >= 0).sum() < bank.numel()
+    stopped.done("adapt", "--quiet")
+    assert_same_run(whole.runs / "adapt-jaffe", stopped.runs / "adapt-jaffe")
 
 
 def test_a_second_signal_leaves_at_once_and_loses_little(
@@ -314,14 +323,10 @@ def test_each_network_runs(model: dict[str, str], tmp_path: Path, prepared: Path
 # What goes wrong
 
 
-def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_kept(make_adapting) -> None:
-    bench = make_adapting("wild")
-    before = (bench.runs / "source/last.ckpt").read_bytes()
-    shutil.rmtree(bench.runs / "source")
+def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_kept(bench: Bench) -> None:
     options = ("--set", "train_source.rate={1: 0.01, 2: 0.005, 3: 1e30}", "--set", "train_source.clip_norm=null")
     bench.done("train-source", "--quiet", *options)
     kept = (bench.runs / "source/last.ckpt").read_bytes()
-    assert len(kept) == len(before)
     result = bench("train-source", "--quiet", *options, "--set", "train_source.epochs=3")
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
@@ -333,10 +338,26 @@ def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_kept(mak
 
 @pytest.mark.xfail(reason="a step whose update ruins the weights is saved before its loss is seen")
 def test_a_timed_save_never_holds_ruined_weights(bench: Bench) -> None:
-    options = ("--set", "engine.save_every_s=0", "--set", "train_source.rate=1e30", "--set", "train_source.clip_norm=null")
+    options = (
+        "--set",
+        "engine.save_every_s=0",
+        "--set",
+        "train_source.rate=1e30",
+        "--set",
+        "train_source.clip_norm=null",
+    )
     assert bench("train-source", "--quiet", *options).exit_code == 1
     last = bench.runs / "source/last.ckpt"
     assert not last.exists() or all(v.abs().max() < 1e6 for v in checkpoint.load(last)["network"].values())
+
+
+@pytest.mark.xfail(reason="weights ruined by the last step of an epoch end as no best.ckpt, score -Infinity and exit 0")
+def test_a_run_that_ends_in_ruin_does_not_end_well(make_adapting) -> None:
+    changes = {"adapt.rate": 1e30, "adapt.discriminator_rate": 1e30, "adapt.clip_norm": None}
+    bench = make_adapting("ruined", {**changes, "adapt.epochs": 1, "adapt.steps_per_epoch": 1})
+    result = bench("adapt", "--quiet")
+    assert result.exit_code == 1
+    assert "not finite" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -355,7 +376,9 @@ def test_rate_at(rates: dict[int, float], expected: list[float]) -> None:
 
 def test_rates_reach_the_optimizer_by_group(adapted: Bench) -> None:
     def rates(stage: str) -> list[float]:
-        return [group["lr"] for group in checkpoint.load(adapted.runs / stage / "last.ckpt")["optimizer"]["param_groups"]]
+        return [
+            group["lr"] for group in checkpoint.load(adapted.runs / stage / "last.ckpt")["optimizer"]["param_groups"]
+        ]
 
     assert rates("source") == [0.005, 0.005]  # the rate of epoch 2; new_rate is 1 here
     assert rates("adapt-jaffe") == [0.005, 0.005, 0.01]
@@ -365,10 +388,11 @@ def test_rates_reach_the_optimizer_by_group(adapted: Bench) -> None:
 
 
 class Hostile:
-    def __reduce__(self):  # noqa: ANN204
+    def __reduce__(self):
         return os.mkdir, ("hostile-was-here",)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_hostile_foreign_and_broken_checkpoints_are_refused(
     tmp_path: Path, trained: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

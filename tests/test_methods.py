@@ -27,7 +27,7 @@ class Tiny(nn.Module):
         self.gain = nn.Parameter(torch.tensor(1.5))
         self.mix = nn.Parameter(0.1 * torch.randn(192, 6 * FEATURE_SIZE, generator=generator))
 
-    def forward(self, images, landmarks, crops=None):  # noqa: ANN001, ANN201
+    def forward(self, images, landmarks, crops=None):
         flat = images.flatten(1)
         return Output(self.gain * flat[:, :49].view(-1, 7, 7), (flat @ self.mix).view(-1, 6, FEATURE_SIZE))
 
@@ -47,7 +47,7 @@ def batch_for(method: AGLRLS, seed: int = 0) -> Batch:
     return Batch(view(10 * seed + 1), labels, wanted("target", 2), wanted("weak", 3), wanted("strong", 4), indices)
 
 
-def aglrls(**options) -> AGLRLS:  # noqa: ANN003
+def aglrls(**options) -> AGLRLS:
     torch.manual_seed(0)
     made = AGLRLS(Adapt(head_weights=WEIGHTS), AGLRLS.read_options({"hidden": 16, **options}), FEATURE_SIZE, TARGETS)
     return made.eval()  # without dropout, so that a reference can follow

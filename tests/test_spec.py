@@ -27,7 +27,10 @@ def refusal(*overrides: str, file: Path | None = None) -> str:
         ("adapt.epoch=3", ["adapt.epoch: unknown key", "did you mean epochs?"]),
         ("adpat.epochs=3", ["adpat: unknown key", "did you mean adapt?"]),
         ("engine.zzz=3", ["engine.zzz: unknown key", "known: device, precision"]),
-        ("model.backbone=ir51", ["model.backbone: 'ir51' is not allowed", "'ir50', 'ir18', 'mobilenet-v2', 'ir-small'"]),
+        (
+            "model.backbone=ir51",
+            ["model.backbone: 'ir51' is not allowed", "'ir50', 'ir18', 'mobilenet-v2', 'ir-small'"],
+        ),
         ("prepare.retries=[border,zoom]", ["prepare.retries.1: 'zoom' is not allowed", "'full-range'"]),
         ("model.width=99", ["model.width: 99", "less than or equal to 64"]),
         ("model.width=3", ["model.width: 3", "greater than or equal to 4"]),
@@ -188,7 +191,9 @@ HEAVY = ("torch", "torchvision", "mediapipe", "cv2", "lightning_fabric", "matplo
     ],
 )
 def test_nothing_heavy_is_loaded_before_it_is_wanted(script: str) -> None:
-    ending = f"; import sys; loaded = [m for m in {HEAVY!r} if m in sys.modules]; sys.exit(str(loaded) if loaded else 0)"
+    ending = (
+        f"; import sys; loaded = [m for m in {HEAVY!r} if m in sys.modules]; sys.exit(str(loaded) if loaded else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", script + ending], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
@@ -196,7 +201,9 @@ def test_nothing_heavy_is_loaded_before_it_is_wanted(script: str) -> None:
 def test_help_answers_at_once() -> None:
     def seconds() -> float:
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "fercli", "--help"], check=True, capture_output=True, env=dict(os.environ))
+        subprocess.run(
+            [sys.executable, "-m", "fercli", "--help"], check=True, capture_output=True, env=dict(os.environ)
+        )
         return time.perf_counter() - begun
 
     # Meant: under half a second. Asked here: under one, in the best of five, for machines shared with others.

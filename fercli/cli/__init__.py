@@ -34,7 +34,7 @@ class _LazyGroup(click.Group):
 
         name = args[0] if args else ""
         if name and not name.startswith("-") and name not in COMMANDS:
-            close = difflib.get_close_matches(name, COMMANDS, n=1)
+            close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
             ctx.fail(
                 f"no command {name!r}" + (f"; did you mean {close[0]}?" if close else f"; one of {', '.join(COMMANDS)}")
             )

@@ -52,6 +52,8 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FercliError(f"no checkpoint at {path}") from None
+    except OSError as problem:
+        raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
     except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as problem:
         raise FercliError(f"{path} is damaged or not a fercli checkpoint ({type(problem).__name__})") from None
     if not isinstance(state, dict) or "network" not in state or "spec" not in state:

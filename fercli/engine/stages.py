@@ -74,10 +74,11 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
     """
     folder = spec.run_folder / "source"
     record = _record(spec, "source")
-    _open_folder(folder, record, restart)
     fabric = make_fabric(spec.engine)
     train, labels, held, held_labels = source_faces(spec, fabric.device)
     network = build_network(spec.model).to(memory_format=torch.channels_last)
+    # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
+    _open_folder(folder, record, restart)
     method = method_class("source-only")(spec.train_source, Method.read_options({}), FEATURE_SIZE, target_size=0)
     settings = view_settings(spec)
 
@@ -116,18 +117,18 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     kind = method_class(spec.adapt.method)
     options = kind.read_options(spec.adapt.options)
     store = Store.open(spec.store_path(target), labels=False)
+    unlabelled, to_score = store.indices(store.adapt_splits), store.indices(store.score_splits)
     start = checkpoint.load(_source_checkpoint(spec))
+    fabric = make_fabric(spec.engine)
     network = empty_network(spec)
     load_network(network, start, spec, _source_checkpoint(spec))
-    _open_folder(folder, record, restart)
-
-    fabric = make_fabric(spec.engine)
     train, labels, held, held_labels = source_faces(spec, fabric.device)
     crops = spec.model.local == "image-crop"
-    unlabelled = store.indices(store.adapt_splits)
+    _open_folder(folder, record, restart)
+
     faces = Faces([store], [unlabelled], fabric.device, crops)
     watched = Faces([store], [_thin(unlabelled, spec.adapt.select_images)], fabric.device, crops)
-    scored = Faces([store], [store.indices(store.score_splits)], fabric.device, crops)
+    scored = Faces([store], [to_score], fabric.device, crops)
     method = kind(spec.adapt, options, FEATURE_SIZE, target_size=len(faces))
     settings = view_settings(spec)
     (folder / "decisions").mkdir(exist_ok=True)
@@ -230,7 +231,10 @@ def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
             raise FercliError(
                 f"{folder} was begun with other settings ({problem}); give the run another name, or --restart it"
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise FercliError(f"cannot make {folder}: {problem.strerror}; set paths.runs to a folder to write in") from None
     text = to_yaml(Spec.model_validate(record["spec"])).encode()
     checkpoint.atomic_write(folder / "spec.yaml", text)
     checkpoint.atomic_write(folder.parent / "spec.yaml", text)

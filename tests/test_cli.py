@@ -1,0 +1,307 @@
+"""What users type, and what they are told: exit codes, one line an error, no trace, JSON that parses."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Bench, run
+from PIL import Image
+
+from fercli import __version__
+from fercli.cli import COMMANDS
+from fercli.store import Store
+
+
+def told(result, code: int) -> str:
+    """The one line of a failed command."""
+    assert result.exit_code == code, result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def images_of(folder: Path, count: int, kind: str = "noise") -> None:
+    """A folder per class of pictures without a face."""
+    random = np.random.default_rng(0)
+    for i in range(count):
+        here = folder / ("happy", "sad")[i % 2]
+        here.mkdir(parents=True, exist_ok=True)
+        pixels = (
+            random.integers(0, 256, (64, 64, 3), dtype=np.uint8) if kind == "noise" else np.zeros((64, 64, 3), "u1")
+        )
+        Image.fromarray(pixels).save(here / f"{i}.png")
+
+
+# Help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], *([name, "--help"] for name in COMMANDS)])
+def test_help(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+    if len(arguments) == 1:
+        assert all(name in result.stdout for name in COMMANDS)
+    else:
+        assert "Examples:" in result.stdout
+        assert "--quiet" in result.stdout
+        assert "--json" in result.stdout
+
+
+def test_version() -> None:
+    assert run("--version").stdout.strip() == f"fercli {__version__}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["adpt"], "no command 'adpt'; did you mean adapt?"),
+        (["train"], "did you mean train-source?"),
+        (["zzz"], "no command 'zzz'; one of prepare, train-source, adapt, evaluate, demo"),
+        (["--zzz"], "No such option"),
+        (["adapt", "--targt", "x"], "--target"),
+        (["demo", "--seed", "-1"], "--seed"),
+    ],
+)
+def test_usage_errors(arguments: list[str], text: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# Errors that a user can mend: (command line after the spec, exit code, text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["prepare", "--set", "prepare.sise=3"], 2, "prepare.sise: unknown key (did you mean size?)"),
+        (["prepare", "--set", "prepare.align=boxed"], 2, "one of 'template', 'box'"),
+        (["prepare", "--dataset", "raf-db"], 1, "raf-db: the folder"),
+        (["prepare", "--dataset", "raf-db"], 1, "is missing; expected there: "),
+        (["prepare", "--dataset", "mine"], 1, "mine: no reader is known for it; say how to read it, such as --set"),
+        (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "no reader"),
+        (["prepare", "--root", "somewhere"], 2, "--root goes with exactly one --dataset"),
+        (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root goes with exactly one"),
+        (["train-source", "--source", "expw"], 1, "expw is not prepared: no folder"),
+        (["train-source", "--source", "expw"], 1, "run: fercli prepare --dataset expw"),
+        (["train-source", "--source", "jaffe"], 2, "jaffe stands in both data.source and data.targets"),
+        (["train-source", "--set", "model.weights=none.pth"], 1, "none.pth"),
+        (["adapt"], 1, "run: fercli train-source"),
+        (["adapt", "--target", "raf-db"], 2, "--target raf-db is a source of this run; a target must be another"),
+        (["adapt", "--target", "expw"], 1, "expw is not prepared"),
+        (["adapt", "--method", "aglrl"], 2, "adapt.method: 'aglrl' is not known (did you mean aglrls?)"),
+        (
+            ["adapt", "--set", "adapt.options.treshold=1"],
+            2,
+            "adapt.options.treshold: unknown key (did you mean thresho",
+        ),
+        (["adapt", "--set", "data.targets=[]"], 2, "no target: name one with --target"),
+        (["evaluate"], 1, "no source model in"),
+        (["evaluate", "--target", "raf-db"], 2, "--target raf-db is a source"),
+    ],
+)
+def test_mistakes_leave_one_line(arguments: list[str], code: int, text: str, bench: Bench) -> None:
+    assert text in told(bench(*arguments), code)
+    assert not list(bench.folder.rglob("*.ckpt"))
+
+
+def test_several_problems_are_listed_at_once(bench: Bench) -> None:
+    result = bench("prepare", "--set", "prepare.sise=3", "--set", "adapt.epochs=0")
+    assert result.exit_code == 2
+    assert len(result.stderr.strip().splitlines()) == 3
+
+
+@pytest.mark.parametrize("command", ["prepare", "train-source", "adapt", "evaluate"])
+def test_a_missing_spec_is_told(command: str) -> None:
+    assert "no spec file nowhere.yaml" in told(run(command, "-c", "nowhere.yaml"), 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_cuda_without_a_device_is_told(bench: Bench) -> None:
+    line = told(bench("train-source", "--set", "engine.device=cuda"), 1)
+    assert "engine.device is cuda but torch sees no CUDA device" in line
+
+
+def test_debug_shows_the_trace() -> None:
+    command = [sys.executable, "-m", "fercli", "--debug", "prepare", "-c", "nowhere.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "Traceback" in done.stderr
+    assert done.returncode != 0
+
+
+# Preparing what is not all faces
+
+
+def test_a_dataset_without_a_face_is_told_and_leaves_no_store(bench: Bench) -> None:
+    images_of(bench.folder / "data/noise", 4)
+    line = told(bench("prepare", "--dataset", "noise", "--set", "data.datasets.noise.reader=folders"), 1)
+    assert "noise: not one face in 4 records" in line
+    assert not (bench.prepared / "noise").exists()
+
+
+def test_broken_images_are_rejected_with_their_reason_and_the_run_goes_on(tmp_path: Path, prepared: Path) -> None:
+    bench = Bench(tmp_path / "mixed", tmp_path / "mixed/prepared", {"data.datasets.mixed.reader": "folders"})
+    data = bench.folder / "data/mixed/happy"
+    data.mkdir(parents=True)
+    drawn = sorted((prepared.parent / "data/raf-db/Image/original").iterdir())[:3]
+    for file in drawn:
+        shutil.copy(file, data)
+    (data / "empty.jpg").write_bytes(b"")
+    (data / "garbage.jpg").write_bytes(b"this is no picture" * 50)
+    (data / "truncated.jpg").write_bytes(drawn[0].read_bytes()[:900])
+    (data / "folder.jpg").mkdir()
+    summary = json.loads(bench.done("prepare", "--dataset", "mixed", "--json").stdout)["prepared"]["mixed"]
+    assert summary["expected"] == 7
+    assert summary["rejected"] == 4
+    with (bench.prepared / "mixed/manifest.csv").open() as file:
+        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
+    for name in ("empty.jpg", "garbage.jpg", "truncated.jpg", "folder.jpg"):
+        assert rows[name]["status"] == "rejected"
+        assert rows[name]["reason"]
+    assert len(Store.open(bench.prepared / "mixed")) == 3
+
+
+def test_a_second_prepare_has_nothing_to_do(bench: Bench, prepared: Path) -> None:
+    before = (prepared / "jaffe/meta.json").read_bytes()
+    root = str(prepared.parent / "data/jaffe")
+    result = bench.done("prepare", "--dataset", "jaffe", "--root", root)
+    assert "up to date" in result.stderr
+    assert (prepared / "jaffe/meta.json").read_bytes() == before
+
+
+def test_an_incomplete_store_is_told(tmp_path: Path, prepared: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "stores")
+    (tmp_path / "stores/raf-db/meta.json").unlink()
+    line = told(Bench(tmp_path / "bench", tmp_path / "stores")("train-source"), 1)
+    assert "is incomplete; run: fercli prepare --dataset raf-db" in line
+
+
+def test_a_damaged_store_is_told(tmp_path: Path, prepared: Path) -> None:
+    shutil.copytree(prepared, tmp_path / "stores")
+    faces = tmp_path / "stores/raf-db/faces.npy"
+    faces.write_bytes(faces.read_bytes()[:5000])
+    line = told(Bench(tmp_path / "bench", tmp_path / "stores")("train-source"), 1)
+    assert "is damaged" in line
+
+
+# Runs that were begun before
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "text"),
+    [
+        ("train-source", "train_source.batch=4", "train_source.batch 8 -> 4"),
+        ("train-source", "engine.seed=5", "engine.seed 0 -> 5"),
+        ("train-source", "train_source.rate=0.5", "train_source.rate.1 0.01 -> 0.5"),
+        ("train-source", "model.width=8", "model.width 4 -> 8"),
+        ("adapt", "adapt.options.threshold=0.5", "adapt.options.threshold None -> 0.5"),
+        ("adapt", "adapt.method=source-only", "adapt.method aglrls -> source-only"),
+    ],
+)
+def test_a_run_with_other_settings_is_not_mixed(command: str, setting: str, text: str, make_adapting) -> None:
+    bench = make_adapting("mixed")
+    if command == "adapt":
+        bench.done("adapt", "--quiet")
+    folder = bench.runs / ("source" if command == "train-source" else "adapt-jaffe")
+    before = (folder / "last.ckpt").read_bytes()
+    line = told(bench(command, "--set", setting), 1)
+    assert "was begun with other settings" in line
+    assert text in line
+    assert "--restart" in line
+    assert (folder / "last.ckpt").read_bytes() == before
+
+
+def test_settings_that_may_change_do(make_adapting) -> None:
+    bench = make_adapting("free")
+    for setting in ("engine.evaluate_batch=16", "engine.log_every=1", "evaluate.title=other", "adapt.batch=4"):
+        bench.done("train-source", "--quiet", "--set", setting)
+
+
+def test_restart_begins_anew(make_adapting) -> None:
+    bench = make_adapting("restarted")
+    (bench.runs / "source/stray.txt").write_text("from before")
+    outcome = json.loads(bench.done("train-source", "--json", "--restart", "--set", "engine.seed=5").stdout)
+    assert outcome["train_source"]["trained_steps"] == outcome["train_source"]["steps"]
+    assert not (bench.runs / "source/stray.txt").exists()
+
+
+@pytest.mark.xfail(reason="a finished adaptation does not know which source model it started from")
+def test_an_adaptation_of_a_former_source_model_is_not_taken_for_this_one(make_adapting) -> None:
+    bench = make_adapting("former")
+    bench.done("adapt", "--quiet")
+    other = ("--set", "train_source.rate=0.02")
+    bench.done("train-source", "--quiet", "--restart", *other)
+    result = bench("adapt", "--json", *other)
+    assert result.exit_code == 1 or json.loads(result.stdout)["adapt"]["jaffe"]["trained_steps"] > 0
+
+
+def test_runs_that_cannot_be_written_are_told(bench: Bench) -> None:
+    (bench.folder / "runs").write_text("a file in the way")
+    line = told(bench("train-source"), 1)
+    assert "cannot make" in line
+    assert "paths.runs" in line
+
+
+def test_a_broken_checkpoint_is_told(make_adapting) -> None:
+    bench = make_adapting("broken")
+    for name, command in (("last", "train-source"), ("best", "adapt"), ("best", "evaluate")):
+        file = bench.runs / f"source/{name}.ckpt"
+        file.write_bytes(file.read_bytes()[:1000])
+        line = told(bench(command), 1)
+        assert f"{name}.ckpt is damaged or not a fercli checkpoint" in line
+
+
+# What scripts read
+
+
+@pytest.mark.parametrize(
+    ("command", "key"), [("train-source", "train_source"), ("adapt", "adapt"), ("evaluate", "table")]
+)
+def test_json_is_all_that_stdout_holds(command: str, key: str, make_adapting) -> None:
+    result = make_adapting("scripted").done(command, "--json")
+    document = json.loads(result.stdout, parse_constant=pytest.fail)  # no NaN, no Infinity: they are no JSON
+    assert key in document
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["train-source", "adapt", "evaluate"])
+def test_quiet_says_nothing(command: str, make_adapting) -> None:
+    result = make_adapting("quiet").done(command, "--quiet")
+    assert (result.stdout, result.stderr) == ("", "")
+
+
+def test_results_go_to_stdout_and_remarks_to_stderr(make_adapting) -> None:
+    bench = make_adapting("talking")
+    adapted = bench.done("adapt", "--target", "jaffe")
+    assert adapted.stdout == ""
+    assert "adapted to jaffe:" in adapted.stderr
+    result = bench.done("evaluate", "--report", "--target", "all")
+    assert "source-only" in result.stdout
+    assert "aglrls" in result.stdout
+    assert "report.html" in result.stderr
+    assert "stand-in" in result.stdout
+
+
+def test_evaluate_before_adapt_scores_the_source_model(make_adapting) -> None:
+    document = json.loads(make_adapting("early").done("evaluate", "--json").stdout)
+    assert [row["method"] for row in document["table"]] == ["source-only"]
+
+
+def test_a_tagged_adaptation_stands_beside_the_plain_one(make_adapting) -> None:
+    bench = make_adapting("tagged")
+    bench.done("adapt", "--quiet")
+    bench.done("adapt", "--quiet", "--set", "adapt.tag=plain", "--method", "source-only")
+    rows = json.loads(bench.done("evaluate", "--json").stdout)["table"]
+    assert [row["method"] for row in rows if not row["oracle"]] == ["source-only", "aglrls", "source-only (plain)"]
