@@ -87,6 +87,8 @@ class Data(Section):
     def _one_or_more(cls, value: list[str]) -> list[str]:
         if not value:
             raise ValueError("at least one source dataset is needed")
+        if len(set(value)) < len(value):
+            raise ValueError("a source is named twice")
         return value
 
     @model_validator(mode="after")
@@ -171,6 +173,13 @@ class TrainSource(Optimisation):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     select: str = "source-val"
 
+    @field_validator("select")
+    @classmethod
+    def _rule_needs_no_target(cls, value: str) -> str:
+        from fercli.evaluation.rules import RULES  # torch-free
+
+        return _one_of(value, [name for name, rule in RULES.items() if not rule.needs_target])
+
 
 class Adapt(Optimisation):
     """Stage 2: adaptation to one unlabelled target. `options` are the method's own."""
@@ -185,6 +194,20 @@ class Adapt(Optimisation):
     options: dict[str, Any] = {}
     select: str = "infomax"
     select_images: Positive = 2000
+
+    @field_validator("select")
+    @classmethod
+    def _rule_exists(cls, value: str) -> str:
+        from fercli.evaluation.rules import RULES  # torch-free
+
+        return _one_of(value, list(RULES))
+
+    @field_validator("method")
+    @classmethod
+    def _method_exists(cls, value: str) -> str:
+        from fercli.methods import METHODS  # torch-free
+
+        return _one_of(value, list(METHODS))
 
 
 class Evaluate(Section):
@@ -206,26 +229,6 @@ class Spec(Section):
     train_source: TrainSource = TrainSource()
     adapt: Adapt = Adapt()
     evaluate: Evaluate = Evaluate()
-
-    @model_validator(mode="after")
-    def _names_exist(self) -> Spec:
-        from fercli.evaluation.rules import RULES  # torch-free
-
-        problems = [
-            _not_one_of(f"{section}.select", getattr(self, section).select, names)
-            for section, names in (
-                ("train_source", [n for n, rule in RULES.items() if not rule.needs_target]),
-                ("adapt", list(RULES)),
-            )
-            if getattr(self, section).select not in names
-        ]
-        from fercli.methods import METHODS  # torch-free
-
-        if self.adapt.method not in METHODS:
-            problems.append(_not_one_of("adapt.method", self.adapt.method, list(METHODS)))
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
 
     @property
     def run_folder(self) -> Path:
@@ -338,13 +341,12 @@ def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") 
             yield f"{path}: {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
 
 
-def _not_one_of(path: str, value: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-    return (
-        f"{path}: {value!r} is not known"
-        + (f" (did you mean {close[0]}?)" if close else "")
-        + f"; one of {', '.join(names)}"
-    )
+def _one_of(value: str, names: Sequence[str]) -> str:
+    if value not in names:
+        close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        raise ValueError(f"{value!r} is not known{hint}; one of {', '.join(names)}")
+    return value
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

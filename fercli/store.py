@@ -103,7 +103,13 @@ class Store:
         if not self._may_read_labels:
             raise RuntimeError(f"the labels of {self.name} were asked for where none may be read")
         if self._labels is None:
-            self._labels = np.load(self.path / "labels.npy")
+            try:
+                self._labels = np.load(self.path / "labels.npy")
+            except (OSError, ValueError) as failure:
+                raise FercliError(
+                    f"the prepared store {self.path} is damaged (labels.npy: {failure}); delete it and run: "
+                    f"fercli prepare --dataset {self.name}"
+                ) from None
         return self._labels
 
     def indices(self, splits: Iterable[str]) -> np.ndarray:

@@ -237,7 +237,6 @@ def test_restart_begins_anew(make_adapting) -> None:
     assert not (bench.runs / "source/stray.txt").exists()
 
 
-@pytest.mark.xfail(reason="a finished adaptation does not know which source model it started from")
 def test_an_adaptation_of_a_former_source_model_is_not_taken_for_this_one(make_adapting) -> None:
     bench = make_adapting("former")
     bench.done("adapt", "--quiet")

@@ -233,7 +233,6 @@ def test_the_bank_keeps_earlier_confident_labels_and_is_emptied_each_epoch() -> 
     assert not method.status().any()
 
 
-@pytest.mark.xfail(reason="AGLRLS._remember: the unsure one of two equal indices writes the old label back")
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_an_image_twice_in_a_batch_keeps_its_confident_label(order: tuple[int, int]) -> None:
     # A batch that runs over the end of a round, or is larger than the target, holds an image in two weak views.

@@ -115,13 +115,16 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
                 log.write("train", step, clock.epoch, losses=_part(means, "loss/"), logs=_part(means, "log/"))
                 note = f"epoch {clock.epoch}/{plan.epochs}  " + _brief(_part(means, "loss/"))
             bar.advance(note=note)
+            save_due = epoch_over or stop.requested or time.monotonic() - saved_at > job.engine.save_every_s
+            if save_due:
+                _check_weights(raw, step, job.folder)
             if epoch_over:
                 scores = _validate(job, clock.epoch, raw)
                 log.write("validate", step, clock.epoch, scores=scores)
                 if scores[job.rule] > best["score"]:
                     best.update(epoch=clock.epoch, score=scores[job.rule])
                     checkpoint.save(job.folder / "best.ckpt", _state(job, None, meter, best, step))
-            if epoch_over or stop.requested or time.monotonic() - saved_at > job.engine.save_every_s:
+            if save_due:
                 checkpoint.save(job.folder / "last.ckpt", _state(job, optimizer, meter, best, step))
                 saved_at = time.monotonic()
             if stop.requested and step < total:
@@ -143,10 +146,21 @@ def _validate(job: Job, epoch: int, trainee: nn.Module) -> dict[str, float]:
 def _check_finite(loss: torch.Tensor, losses: dict[str, torch.Tensor], step: int, folder: Path) -> None:
     if not torch.isfinite(loss):
         bad = ", ".join(name for name, value in losses.items() if not torch.isfinite(value)) or "their sum"
-        raise FercliError(
-            f"the loss is not finite at step {step + 1} ({bad}); lower the rate or set clip_norm; "
-            f"the last good checkpoint in {folder} is kept"
-        )
+        raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {_remedy(folder)}")
+
+
+def _check_weights(trainee: nn.Module, step: int, folder: Path) -> None:
+    """Refuse to save weights that the last update has ruined: infinite, or so large that their square is."""
+    size = torch.stack([p.detach().float().square().sum() for p in trainee.parameters()]).sum()
+    if not torch.isfinite(size):
+        raise FercliError(f"the weights are not finite after step {step}; {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    kept = (
+        f"the last good checkpoint in {folder} is kept" if (folder / "last.ckpt").exists() else "nothing was saved yet"
+    )
+    return f"lower the rate or set clip_norm; {kept}"
 
 
 def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -46,9 +47,25 @@ def view_settings(spec: Spec) -> ViewSettings:
     return ViewSettings(size=spec.prepare.size, **spec.data.augment.model_dump())
 
 
+def open_store(spec: Spec, name: str, labels: bool = True) -> Store:
+    """The prepared store of a dataset; without labels, reading them is an error.
+
+    Raises:
+        FercliError: it is not prepared, or for faces of another size.
+    """
+    store = Store.open(spec.store_path(name), labels)
+    size = store.meta["parameters"]["size"]
+    if size != spec.prepare.size:
+        raise FercliError(
+            f"{store.path} holds faces of {size} pixels and prepare.size is {spec.prepare.size}; "
+            f"run: fercli prepare --dataset {name}"
+        )
+    return store
+
+
 def source_faces(spec: Spec, device: torch.device) -> tuple[Faces, np.ndarray, Faces, np.ndarray]:
     """Training and held-out faces of the source datasets with their labels."""
-    stores = [Store.open(spec.store_path(name)) for name in spec.data.source]
+    stores = [open_store(spec, name) for name in spec.data.source]
     parts = []
     for store in stores:
         indices = store.indices(store.adapt_splits)
@@ -113,12 +130,17 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         As `train_source`; also where there is no source checkpoint, or one of another architecture.
     """
     folder = spec.adapt_folder(target)
-    record = {**_record(spec, "adapt"), "target": target, "method_name": spec.adapt.method}
     kind = method_class(spec.adapt.method)
     options = kind.read_options(spec.adapt.options)
-    store = Store.open(spec.store_path(target), labels=False)
+    store = open_store(spec, target, labels=False)
     unlabelled, to_score = store.indices(store.adapt_splits), store.indices(store.score_splits)
     start = checkpoint.load(_source_checkpoint(spec))
+    record = {
+        **_record(spec, "adapt"),
+        "target": target,
+        "method_name": spec.adapt.method,
+        "source_model": _digest(start["network"]),
+    }
     fabric = make_fabric(spec.engine)
     network = empty_network(spec)
     load_network(network, start, spec, _source_checkpoint(spec))
@@ -212,6 +234,14 @@ def _thin(indices: np.ndarray, limit: int) -> np.ndarray:
     return indices if len(indices) <= limit else indices[np.linspace(0, len(indices) - 1, limit).round().astype(int)]
 
 
+def _digest(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of a network's weights, so that an adaptation knows which source model it started from."""
+    digest = hashlib.sha256()
+    for tensor in weights.values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _digits(answers: torch.Tensor) -> bytes:
     return "".join(map(str, answers.tolist())).encode() + b"\n"
 
@@ -226,7 +256,10 @@ def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
         shutil.rmtree(folder)
     last = folder / "last.ckpt"
     if last.exists():
-        problem = _differences(checkpoint.load(last)["spec"], record["spec"], _FIXED[record["stage"]], _FREE)
+        old = checkpoint.load(last)
+        problem = _differences(old["spec"], record["spec"], _FIXED[record["stage"]], _FREE)
+        if not problem and old.get("source_model") != record.get("source_model"):
+            problem = "from another source model"
         if problem:
             raise FercliError(
                 f"{folder} was begun with other settings ({problem}); give the run another name, or --restart it"

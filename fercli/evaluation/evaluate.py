@@ -19,7 +19,7 @@ from fercli.batches import Faces, hold_out
 from fercli.engine import checkpoint
 from fercli.engine.fabric import make_fabric
 from fercli.engine.log import environment, read_metrics
-from fercli.engine.stages import empty_network, load_network, view_settings
+from fercli.engine.stages import empty_network, load_network, open_store, view_settings
 from fercli.errors import FercliError
 from fercli.evaluation.decision import RUNGS, decide
 from fercli.evaluation.inference import predict
@@ -75,7 +75,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     if source is None:
         raise FercliError(f"no source model in {spec.run_folder}; run: fercli train-source")
     adapted = [model for model in adapted_models(spec) if model.target in targets]
-    stores = {name: Store.open(spec.store_path(name)) for name in [*spec.data.source, *targets]}
+    stores = {name: open_store(spec, name) for name in [*spec.data.source, *targets]}
     fabric = make_fabric(spec.engine)
     network = fabric.setup_module(empty_network(spec))
 

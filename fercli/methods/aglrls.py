@@ -131,6 +131,7 @@ class AGLRLS(Method):
 
     def _remember(self, indices: Tensor, confident: Tensor) -> None:
         """Put the confident predictions [B, H] of target images `indices` [B] into the bank."""
-        rows = confident.T
-        # An image that is not confident now keeps what it was before.
-        self.bank[:, indices] = torch.where(rows >= 0, rows, self.bank[:, indices])
+        # An image that is not confident now keeps what it was before; of an image that stands twice in the batch, only
+        # the confident view may write.
+        view, head = (confident >= 0).nonzero(as_tuple=True)
+        self.bank[head, indices[view]] = confident[view, head]
