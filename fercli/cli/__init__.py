@@ -15,7 +15,7 @@ import click
 from fercli import __version__, console
 from fercli.errors import FercliError
 
-# OpenMP's threads spin while they wait, by default. Beside any other busy process that starves both: two cores shared by
+# By default OpenMP's threads spin while they wait. Beside another busy process that starves both: two cores shared by
 # two trainings took 0.1 steps a second, and 4.6 with waiting threads asleep. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
