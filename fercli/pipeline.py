@@ -27,11 +27,11 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
     return read_dataset(name, reader, folder, **entry.options)
 
 
-def prepare_dataset(spec: Spec, name: str, root: str | None = None) -> dict[str, Any]:
-    """Prepare one dataset of the spec and return its counts, ready for tables and JSON."""
+def prepare_listing(spec: Spec, listing: Listing) -> dict[str, Any]:
+    """Prepare one listed dataset of the spec and return its counts, ready for tables and JSON."""
     from fercli.prepare import prepare
 
-    summary = prepare(list_dataset(spec, name, root), spec.store_path(name), spec.prepare)
+    summary = prepare(listing, spec.store_path(listing.name), spec.prepare)
     return {
         "folder": str(summary.folder),
         **summary.counts,

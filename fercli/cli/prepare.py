@@ -29,13 +29,15 @@ def command(spec_file, overrides, quiet, as_json, datasets, root):
       fercli prepare --dataset raf-db --root /data/RAF-DB/basic
     """
     from fercli.errors import SpecError
-    from fercli.pipeline import prepare_dataset
+    from fercli.pipeline import list_dataset, prepare_listing
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
     names = list(dict.fromkeys(datasets or [*spec.data.source, *spec.data.targets]))
     if root is not None and len(names) != 1:
         raise SpecError("--root goes with exactly one --dataset")
-    summaries = {name: prepare_dataset(spec, name, root) for name in names}
+    # All are listed before the first is prepared: a folder that is missing is told at once, not after an hour.
+    listings = [list_dataset(spec, name, root) for name in names]
+    summaries = {listing.name: prepare_listing(spec, listing) for listing in listings}
     columns = ("dataset", "listed", "found", "retried", "given", "mean shape", "rejected", "left out")
     keys = ("expected", "found", "retried", "given", "mean-landmarks", "rejected", "left_out")
     console.table("Prepared faces", columns, [[name, *(row[k] for k in keys)] for name, row in summaries.items()])
