@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from typing import Any
 
 import click
@@ -76,7 +75,3 @@ def main(ctx: click.Context, debug: bool) -> None:
     First time here? Run: fercli demo
     """
     ctx.find_root().meta["debug"] = debug
-
-
-if __name__ == "__main__":
-    sys.exit(main())

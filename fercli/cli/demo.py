@@ -9,7 +9,7 @@ import click
 from fercli import console
 
 
-@click.command("demo")
+@click.command("demo", short_help="Run all four on faces it draws itself, in minutes.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),

@@ -8,7 +8,7 @@ from fercli import console
 from fercli.cli.options import chosen_targets, read_spec, source_option, spec_options
 
 
-@click.command("evaluate")
+@click.command("evaluate", short_help="Score source-only and adapted models; write the report.")
 @spec_options
 @source_option
 @click.option(

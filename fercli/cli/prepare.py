@@ -8,7 +8,7 @@ from fercli import console
 from fercli.cli.options import read_spec, spec_options
 
 
-@click.command("prepare")
+@click.command("prepare", short_help="Find, align and store the faces of a dataset.")
 @spec_options
 @click.option(
     "--dataset",
