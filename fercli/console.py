@@ -47,11 +47,6 @@ def say(text: str) -> None:
         _err.print(text)
 
 
-def warn(text: str) -> None:
-    """Print one line that the user should see in every mode."""
-    _err.print(f"[yellow]warning:[/] {escape(text)}")
-
-
 def error(text: str) -> None:
     """Print the one line a failed command leaves."""
     _err.print(f"[bold red]error:[/] {escape(text)}")

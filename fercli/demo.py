@@ -9,9 +9,9 @@ import yaml
 
 from fercli import console
 from fercli.datasets.writers import write_jaffe, write_raf_db
-from fercli.engine.checkpoint import atomic_write
 from fercli.faces.domains import LAB, STUDIO, Domain
 from fercli.faces.synthetic import Face, sample
+from fercli.files import write_atomically
 from fercli.spec import packaged
 
 #: Faces drawn of each part, and who is on them: nobody stands in two parts.
@@ -38,7 +38,7 @@ def write_demo(folder: Path, seed: int) -> Path:
     tree.setdefault("engine", {})["seed"] = seed
     tree["name"] = f"demo-{seed}"
     file = folder / "fercli.yaml"
-    atomic_write(file, yaml.safe_dump(tree, sort_keys=False).encode())
+    write_atomically(file, yaml.safe_dump(tree, sort_keys=False).encode())
     return file
 
 

@@ -25,7 +25,8 @@ import numpy as np
 from fercli import console
 from fercli.datasets.records import Listing, Record
 from fercli.faces.extract import Extracted, Options, extract
-from fercli.store import FORMAT, write_atomically
+from fercli.files import write_atomically
+from fercli.store import FORMAT
 
 #: Mean shapes to lay over pictures without landmarks: in a given box, in a whole picture; see `extract`.
 Shapes = tuple[np.ndarray, np.ndarray]

@@ -24,16 +24,15 @@ from fercli.contact_sheet import draw_contact_sheet
 from fercli.datasets.records import Listing
 from fercli.errors import FercliError
 from fercli.faces.extract import Options, centred_shape
+from fercli.files import disk_error, write_atomically
 from fercli.parts import Chunk, digest, fingerprint_lines, plan, run, versions
 from fercli.store import (
     ARRAYS,
     FORMAT,
     ArrayWriter,
     count_statuses,
-    disk_error,
     read_manifest,
     read_meta,
-    write_atomically,
     write_manifest,
 )
 

@@ -133,6 +133,11 @@ class Model(Section):
     classifiers: Literal["shared", "separate"] = "shared"
     weights: Path | None = None
 
+    @property
+    def reads_crops(self) -> bool:
+        """Whether batches must bring the prepared local crops."""
+        return self.local == "image-crop"
+
 
 class Engine(Section):
     """The one training loop, its device and its habits."""

@@ -14,7 +14,6 @@ Neither mediapipe nor OpenCV is needed here: machines that only train have none.
 from __future__ import annotations
 
 import csv
-import errno
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from fercli.errors import FercliError
+from fercli.files import to_disk
 
 #: Changed whenever stores written before can no longer be used.
 FORMAT = 1
@@ -150,7 +150,7 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        _sync(file)
+        to_disk(file)
 
 
 def count_statuses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
@@ -191,7 +191,7 @@ class ArrayWriter:
         """Bring the file to the disk and return its SHA-256 (of the whole file, as sha256sum gives it)."""
         if self._left:
             raise ValueError(f"{self._left} rows are missing")
-        _sync(self._file)
+        to_disk(self._file)
         self._file.close()
         return self._hash.hexdigest()
 
@@ -203,31 +203,3 @@ class _Tee:
     def write(self, data: bytes) -> None:
         self._file.write(data)
         self._digest.update(data)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or not there, whenever the machine stops.
-
-    Raises FercliError where the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            _sync(file)
-        os.replace(temporary, path)
-    except OSError as failure:
-        temporary.unlink(missing_ok=True)
-        raise disk_error(failure, path) from failure
-
-
-def disk_error(failure: OSError, path: Path) -> Exception:
-    """Return the FercliError for a full disk, or the failure itself if it is another."""
-    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FercliError(f"the disk is full while writing {path}; make room and run the same command again to go on")
-    return failure
-
-
-def _sync(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -12,31 +11,17 @@ import torch
 
 from fercli import __version__
 from fercli.errors import FercliError
+from fercli.files import replacing
 
 FORMAT = 1
 
 
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a small file so that a kill leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def save(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically: a kill at any moment leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, path.with_name(path.name + ".tmp")) as file:
             torch.save({"format": FORMAT, "fercli": __version__, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as problem:
-        temporary.unlink(missing_ok=True)
         raise FercliError(
             f"cannot write {path}: {problem.strerror or problem}; the last good checkpoint is kept"
         ) from None

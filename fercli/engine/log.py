@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fercli import __version__
-from fercli.engine.checkpoint import atomic_write
+from fercli.files import write_atomically
 
 
 class Meter:
@@ -53,7 +53,7 @@ class Log:
         self._path = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
         if self._path.exists() or kept:
-            atomic_write(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter

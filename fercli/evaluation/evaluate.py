@@ -28,6 +28,7 @@ from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
 from fercli.evaluation.rules import RULES
 from fercli.expressions import EXPRESSIONS
+from fercli.files import write_atomically
 from fercli.models import HEADS
 from fercli.spec import Spec
 from fercli.store import Store
@@ -111,7 +112,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
         "environment": {**environment(fabric.device.type), "time_s": _times((source, *adapted))},
     }
     files = {"results": folder / "results.json"}
-    checkpoint.atomic_write(files["results"], json.dumps(results, indent=1).encode())
+    write_atomically(files["results"], json.dumps(results, indent=1).encode())
     if report:
         from fercli.evaluation.report import write_report
 
@@ -179,7 +180,7 @@ def _score(
     """The entry of one model on one dataset, and its rows of the headline table."""
     is_source = store.name in spec.data.source
     splits, indices, expected = _scored_part(spec, store, is_source)
-    faces = Faces([store], [indices], device, spec.model.local == "image-crop")
+    faces = Faces([store], [indices], device, spec.model.reads_crops)
     probabilities = predict(network, faces, view_settings(spec), spec.engine.evaluate_batch)
     status = model.state["status"]
     rule = model.state["decision"] if status is not None else "fused"

@@ -7,7 +7,6 @@ faces (stand-ins), rows that were selected with target labels (oracle), images t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from markupsafe import Markup
 
 from fercli.evaluation.plots import number
 from fercli.evaluation.report_view import plain, view
+from fercli.files import write_atomically
 
 _NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
 
@@ -35,9 +35,7 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    unfinished = folder / f".report.html.{os.getpid()}"
-    unfinished.write_text(render(results), encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, render(results).encode())
     return path
 
 
