@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fercli.datasets.records import Listing, Record
 from fercli.expressions import EXPRESSIONS, UNLABELLED
-from fercli.faces.extract import Options, read_source
+from fercli.faces.extract import Options, decode_source, read_source
 from fercli.faces.images import Unreadable
 
 #: Tiles in a row; a class and the rejected records get at most so many rows.
@@ -97,7 +97,7 @@ def _drawn_face(face: np.ndarray, landmarks: np.ndarray, options: Options) -> Im
 
 def _thumbnail(record: Record, root: Path) -> Image.Image | None:
     try:
-        picture = Image.fromarray(read_source(record, root))
+        picture = Image.fromarray(decode_source(record, read_source(record, root)))
     except Unreadable:
         return None
     picture.thumbnail((_TILE, _TILE))

@@ -13,17 +13,19 @@ NUM_EXPRESSIONS = len(EXPRESSIONS)
 UNLABELLED = -1
 
 _ALIASES: dict[str, tuple[str, ...]] = {
-    "surprise": ("surprised", "su", "sur"),
-    "fear": ("fearful", "afraid", "fe", "scared"),
-    "disgust": ("disgusted", "di"),
-    "happiness": ("happy", "joy", "ha"),
+    "surprise": ("surprised", "suprise", "su", "sur"),
+    "fear": ("fearful", "afraid", "scared", "fe", "fea"),
+    "disgust": ("disgusted", "di", "dis"),
+    "happiness": ("happy", "joy", "ha", "hap"),
     "sadness": ("sad", "sa"),
-    "anger": ("angry", "an"),
-    "neutral": ("ne", "neutrality", "calm"),
+    "anger": ("angry", "an", "ang"),
+    "neutral": ("ne", "neu", "neutrality", "calm"),
 }
 
 #: Names of labels seen in the wild that are none of the seven: such images are counted and left out, never guessed.
-OUTSIDE: frozenset[str] = frozenset({"contempt", "none", "uncertain", "no-face", "unknown", "nf"})
+OUTSIDE: frozenset[str] = frozenset(
+    {"contempt", "contemptuous", "none", "uncertain", "unknown", "other", "no-face", "noface", "non-face", "nf"}
+)
 
 _BY_NAME = {name: i for i, name in enumerate(EXPRESSIONS)}
 _BY_NAME.update({alias: EXPRESSIONS.index(name) for name, aliases in _ALIASES.items() for alias in aliases})
@@ -35,17 +37,29 @@ CODES: dict[str, dict[int, int | None]] = {
     # FER2013: 0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral; ExpW uses the same
     "fer2013": {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0, 6: 6},
     "expw": {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0, 6: 6},
+    # CK+ *_emotion.txt: 0 neutral 1 anger 2 contempt 3 disgust 4 fear 5 happy 6 sadness 7 surprise
+    "ck+": {0: 6, 1: 5, 2: None, 3: 2, 4: 1, 5: 3, 6: 4, 7: 0},
+    # AFE: 0 angry 1 disgust 2 fear 3 happy 4 neutral 5 sad 6 surprise
+    "afe": {0: 5, 1: 2, 2: 1, 3: 3, 4: 6, 5: 4, 6: 0},
+    # AffectNet: 0 neutral 1 happy 2 sad 3 surprise 4 fear 5 disgust 6 anger 7 contempt 8 none 9 uncertain 10 no face
+    "affectnet": {0: 6, 1: 3, 2: 4, 3: 0, 4: 1, 5: 2, 6: 5, 7: None, 8: None, 9: None, 10: None},
+    # MMI as numbered in the field's lists: 0 anger 1 disgust 2 fear 3 happiness 4 sadness 5 surprise
+    "mmi": {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0},
 }
 
 
 def label_of(name: str) -> int | None:
     """Return the label 0..6 that a class name stands for, or None if it is none of the seven.
 
-    Case, surrounding blanks and `_` for `-` do not matter: ``Happy``, ``happiness`` and ``HA`` are all 3.
+    Case, surrounding blanks, and `_` or a blank for `-` do not matter: ``Happy``, ``happiness`` and ``HA`` are all 3.
     """
-    return _BY_NAME.get(name.strip().lower().replace("_", "-"))
+    return _BY_NAME.get(_plain(name))
 
 
 def is_outside(name: str) -> bool:
     """Tell whether a class name is a known label outside the seven (contempt, none, ...)."""
-    return name.strip().lower().replace("_", "-") in OUTSIDE
+    return _plain(name) in OUTSIDE
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower().replace("_", "-").replace(" ", "-")

@@ -11,9 +11,14 @@ from typing import IO
 
 from fercli.errors import FercliError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 @contextmanager
-def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
+def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the place of `path` once it is written and on the disk.
 
     A kill at any moment leaves the old file or the new one; a failure leaves the old one and no litter.
@@ -22,12 +27,15 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
         path: the file.
         temporary: where to write meanwhile, in the same folder. The default differs from process to process; a large
             file with one writer names its own, so that the next write covers what a kill left.
+        flush: False where the file need not outlive a power cut (its readers check what is in it): not to wait for
+            the disk.
     """
     temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
-            to_disk(file)
+            if flush:
+                to_disk(file)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -45,9 +53,33 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def disk_error(failure: OSError, path: Path) -> Exception:
     """Return the FercliError for a full disk, or the failure itself if it is another."""
-    if failure.errno in (errno.ENOSPC, errno.EDQUOT):
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return FercliError(f"the disk is full while writing {path}; make room and run the same command again to go on")
     return failure
+
+
+@contextmanager
+def only_one(folder: Path, work: str) -> Iterator[None]:
+    """Keep other processes from the same work on a folder as long as the block runs; a kill ends that too.
+
+    Raises:
+        FercliError: another process is at it.
+    """
+    if fcntl is None:
+        yield
+        return
+    # The lock is on the folder itself: no file is left behind, and the system drops it with the process.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FercliError(f"another fercli {work} is at work in {folder}; wait for it, or stop it") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(handle)
 
 
 def to_disk(file: IO[bytes] | IO[str]) -> None:

@@ -2,11 +2,13 @@
 
 The records are prepared in chunks (`fercli.parts`), kept below ``parts/`` in the store's folder until all are there.
 Then they are assembled into the arrays of `fercli.store`; meta.json comes last and makes the store complete, and the
-parts are removed. Stopped at any moment, the next run goes on and ends with the same bytes.
+parts are removed. Stopped at any moment, the next run goes on and ends with the same bytes. Where a complete store lies
+already but a record, a photograph or the protocol has changed, only what depends on the change is made again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -24,10 +26,10 @@ from fercli.contact_sheet import draw_contact_sheet
 from fercli.datasets.records import Listing
 from fercli.errors import FercliError
 from fercli.faces.extract import Options, centred_shape
-from fercli.files import disk_error, write_atomically
-from fercli.parts import Chunk, digest, fingerprint_lines, plan, run, versions
+from fercli.files import disk_error, only_one, to_disk, write_atomically
+from fercli.parts import MADE_COLUMNS, PART_ARRAYS, Chunk, Former, plan, read_arrays, record_keys, run, versions
 from fercli.store import (
-    ARRAYS,
+    FILES,
     FORMAT,
     ArrayWriter,
     count_statuses,
@@ -38,8 +40,7 @@ from fercli.store import (
 
 __all__ = ["Options", "Summary", "prepare"]
 
-#: Files of a complete store.
-_FILES = (*(f"{name}.npy" for name in ARRAYS), "manifest.csv", "contact-sheet.jpg")
+_PICTURE = "contact-sheet.jpg"
 
 
 @dataclass
@@ -54,7 +55,8 @@ class Summary:
         reasons: how many records were rejected for each reason.
         left_out: what the reader left out, by reason.
         seconds: wall time of this run.
-        computed: records worked on in this run; the rest was there from earlier ones.
+        computed: records made in this run; the rest was there from a run that was stopped, or in the former store.
+        taken_over: those taken over from the former store.
         up_to_date: true where the store was complete already and nothing was done.
     """
 
@@ -66,6 +68,7 @@ class Summary:
     left_out: dict[str, int]
     seconds: float = 0.0
     computed: int = 0
+    taken_over: int = 0
     up_to_date: bool = False
 
     @property
@@ -118,55 +121,87 @@ def prepare(listing: Listing, out: str | os.PathLike[str], options: object = Non
     started = time.monotonic()
     out = Path(out)
     options = Options() if options is None else Options.of(options)
-    lines = fingerprint_lines(listing, options)
-    fingerprint = digest(lines)
-    meta = read_meta(out)
-    if meta is not None and meta.get("fingerprint") == fingerprint and all((out / name).exists() for name in _FILES):
-        console.say(f"{listing.name}: {out} is up to date")
-        summary = _summary(out, listing, read_manifest(out))
-        summary.up_to_date = True
-        return summary
-    parts = out / "parts"
     try:
-        parts.mkdir(parents=True, exist_ok=True)
+        (out / "parts").mkdir(parents=True, exist_ok=True)
     except OSError as failure:
         raise FercliError(f"cannot write to {out}: {failure.strerror}") from None
-    chunks = plan(listing.records, lines, parts, options, "part")
-    computed = run(chunks, listing, options, f"{listing.name}: faces")
-    fills = _plan_fills(chunks, listing, parts, options)
-    computed += run(fills, listing, options, f"{listing.name}: mean landmarks") if fills else 0
+    with only_one(out, "prepare"):
+        keys = record_keys(listing, options)
+        fingerprint = _fingerprint(listing, options, keys)
+        meta = read_meta(out)
+        whole = meta is not None and meta.get("format") == FORMAT and _all_there(out, meta)
+        if whole and meta["fingerprint"] == fingerprint:
+            shutil.rmtree(out / "parts")
+            console.say(f"{listing.name}: {out} is up to date")
+            summary = _summary(out, listing, read_manifest(out))
+            summary.up_to_date = True
+            return summary
+        try:
+            rows, computed, taken_over = _make(listing, out, options, keys, fingerprint, Former(out) if whole else None)
+        except OSError as failure:
+            raise disk_error(failure, out) from failure
+    summary = _summary(out, listing, rows)
+    summary.seconds, summary.computed, summary.taken_over = time.monotonic() - started, computed, taken_over
+    if taken_over:
+        console.say(f"{listing.name}: {taken_over} of {len(rows)} records are as they were and kept")
+    return summary
+
+
+def _fingerprint(listing: Listing, options: Options, keys: np.ndarray) -> str:
+    """Return the hash of all that a store depends on."""
+    whole = [FORMAT, options.parameters(), versions(), listing.name, listing.adapt_splits, listing.score_splits]
+    text = json.dumps([*whole, listing.left_out, listing.stand_in], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape") + keys.tobytes()).hexdigest()
+
+
+def _all_there(out: Path, meta: dict[str, Any]) -> bool:
+    sizes = meta.get("bytes", {})
+    return all(_size(out / name) == sizes.get(name) for name in FILES) and (out / _PICTURE).exists()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _make(
+    listing: Listing, out: Path, options: Options, keys: np.ndarray, fingerprint: str, former: Former | None
+) -> tuple[list[dict[str, Any]], int, int]:
+    """Make the parts and the store; return (manifest, records made, records taken over)."""
+    parts = out / "parts"
+    chunks = plan(listing.records, keys, parts, options, former)
+    computed, taken_over = run(chunks, listing, options, out, f"{listing.name}: faces")
+    fills = _plan_fills(chunks, listing, keys, parts, options)
+    if fills:
+        computed += run(fills, listing, options, out, f"{listing.name}: mean landmarks")[0]
     rows = _merge_rows(chunks, fills)
     if all(row["status"] == "rejected" for row in rows):
         _discard(out)
         reason, count = Counter(row["reason"] for row in rows).most_common(1)[0]
         raise FercliError(f"{listing.name}: not one face in {len(rows)} records of {listing.root} ({count}: {reason})")
-    try:
-        _assemble(out, listing, options, fingerprint, chunks, fills, rows)
-    except OSError as failure:
-        raise disk_error(failure, out) from failure
-    summary = _summary(out, listing, rows)
-    summary.seconds, summary.computed = time.monotonic() - started, computed
-    return summary
+    _assemble(out, listing, options, keys, fingerprint, chunks, fills, rows)
+    return rows, computed, taken_over
 
 
-def _plan_fills(chunks: Sequence[Chunk], listing: Listing, parts: Path, options: Options) -> list[Chunk]:
+def _plan_fills(
+    chunks: Sequence[Chunk], listing: Listing, keys: np.ndarray, parts: Path, options: Options
+) -> list[Chunk]:
     """Return chunks of the records to lay the dataset's mean shape over, where that is asked for."""
     if options.missing != "mean-landmarks":
         return []
-    missing = [r for c in chunks for r, row in zip(c.records, c.rows, strict=True) if row["fillable"]]
+    missing = [i for i, row in enumerate(row for chunk in chunks for row in chunk.rows) if row["fillable"]]
     if not missing:
         return []
     sums: dict[bool, tuple[np.ndarray, int]] = {}
     for chunk in chunks:
         kept = [r for r, row in zip(chunk.records, chunk.rows, strict=True) if row["status"] != "rejected"]
-        with np.load(chunk.part) as data:
-            for record, relative in zip(kept, data["relative"], strict=True):
-                total, count = sums.get(record.box is None, (np.zeros((5, 2)), 0))
-                sums[record.box is None] = (total + relative, count + 1)
-    in_box, in_picture = (sums[w][0] / sums[w][1] if w in sums else centred_shape() for w in (False, True))
-    lines = fingerprint_lines(Listing(listing.name, listing.root, missing, (), ()), options)
-    lines[0] += f" {in_box.tolist()} {in_picture.tolist()}"
-    return plan(missing, lines, parts, options, "fill", (in_box, in_picture))
+        for record, shape in zip(kept, read_arrays(chunk.part)["shapes"], strict=True):
+            total, count = sums.get(record.box is None, (np.zeros((5, 2)), 0))
+            sums[record.box is None] = (total + shape, count + 1)
+    shapes = tuple(sums[w][0] / sums[w][1] if w in sums else centred_shape() for w in (False, True))
+    return plan([listing.records[i] for i in missing], keys[missing], parts, options, shapes=shapes)
 
 
 # The store
@@ -182,16 +217,15 @@ def _merge_rows(chunks: Sequence[Chunk], fills: Sequence[Chunk]) -> list[dict[st
                 made = next(filled)
             about = {"id": record.id, "path": record.path, "split": record.split, "label": record.label}
             about["subject"] = record.subject or ""
-            rows.append({**about, **{key: made[key] for key in ("box", "score", "status", "reason")}})
+            rows.append({**about, **{key: made[key] for key in MADE_COLUMNS}})
     return rows
 
 
 def _kept_arrays(chunks: Sequence[Chunk], fills: Sequence[Chunk]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield faces, landmarks and crops part by part, in the manifest's order: one part in memory at a time."""
+    """Yield the arrays of faces part by part, in the manifest's order: one part in memory at a time."""
     filled = _filled_faces(fills)
     for chunk in chunks:
-        with np.load(chunk.part) as data:
-            arrays = {name: data[name] for name in ("faces", "landmarks", "crops")}
+        arrays = read_arrays(chunk.part)
         if fills and any(row["fillable"] for row in chunk.rows):
             arrays = _with_filled(arrays, chunk.rows, filled)
         yield arrays
@@ -199,16 +233,16 @@ def _kept_arrays(chunks: Sequence[Chunk], fills: Sequence[Chunk]) -> Iterator[di
 
 def _filled_faces(fills: Sequence[Chunk]) -> Iterator[tuple[np.ndarray, ...] | None]:
     for chunk in fills:
-        with np.load(chunk.part) as data:
-            faces = zip(data["faces"], data["landmarks"], data["crops"], strict=True)
-            for row in chunk.rows:
-                yield None if row["status"] == "rejected" else next(faces)
+        arrays = read_arrays(chunk.part)
+        faces = zip(*(arrays[name] for name in PART_ARRAYS), strict=True)
+        for row in chunk.rows:
+            yield None if row["status"] == "rejected" else next(faces)
 
 
 def _with_filled(
     arrays: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], filled: Iterator[tuple[np.ndarray, ...] | None]
 ) -> dict[str, np.ndarray]:
-    own = zip(arrays["faces"], arrays["landmarks"], arrays["crops"], strict=True)
+    own = zip(*(arrays[name] for name in PART_ARRAYS), strict=True)
     merged = []
     for row in rows:
         one = next(filled) if row["fillable"] else None if row["status"] == "rejected" else next(own)
@@ -216,45 +250,35 @@ def _with_filled(
             merged.append(one)
     if not merged:
         return arrays
-    return dict(zip(("faces", "landmarks", "crops"), (np.stack(a) for a in zip(*merged, strict=True)), strict=True))
+    return dict(zip(PART_ARRAYS, (np.stack(a) for a in zip(*merged, strict=True)), strict=True))
 
 
 def _assemble(
     out: Path,
     listing: Listing,
     options: Options,
+    keys: np.ndarray,
     fingerprint: str,
     chunks: Sequence[Chunk],
     fills: Sequence[Chunk],
     rows: Sequence[dict[str, Any]],
 ) -> None:
-    kept = [row for row in rows if row["status"] != "rejected"]
     fresh = out / "parts" / "assembled"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
-    count, side, crop = len(kept), options.side, options.crop_size
-    writers = {
-        "faces": ArrayWriter(fresh / "faces.npy", "uint8", (count, side, side, 3)),
-        "landmarks": ArrayWriter(fresh / "landmarks.npy", "float32", (count, 5, 2)),
-        "crops": ArrayWriter(fresh / "crops.npy", "uint8", (count, 5, crop, crop, 3)),
-    }
-    for arrays in _kept_arrays(chunks, fills):
-        for name, writer in writers.items():
-            writer.append(arrays[name])
-    width = max(16, *(len(row["split"]) for row in kept))
-    writers["labels"] = ArrayWriter(fresh / "labels.npy", "int64", (count,))
-    writers["labels"].append(np.array([row["label"] for row in kept], np.int64))
-    writers["splits"] = ArrayWriter(fresh / "splits.npy", f"<U{width}", (count,))
-    writers["splits"].append(np.array([row["split"] for row in kept], f"<U{width}"))
-    hashes = {name: writers[name].close() for name in ARRAYS}
-    write_manifest(fresh / "manifest.csv", rows)
+    hashes = _write_arrays(fresh, options, chunks, fills, [row for row in rows if row["status"] != "rejected"])
+    hashes["keys"] = ArrayWriter.whole(fresh / "keys.npy", keys)
+    hashes = {f"{name}.npy": digest for name, digest in hashes.items()}
+    hashes["manifest.csv"] = write_manifest(fresh / "manifest.csv", rows)
     draw_contact_sheet(fresh, rows, listing, options)
+    with (fresh / _PICTURE).open("rb+") as file:
+        to_disk(file)
     by_status, splits = count_statuses(rows)
     meta = {
         "format": FORMAT,
         "name": listing.name,
         "stand_in": listing.stand_in,
-        "root": str(listing.root),
+        "root": os.path.abspath(listing.root),
         "adapt_splits": list(listing.adapt_splits),
         "score_splits": list(listing.score_splits),
         "parameters": options.parameters(),
@@ -263,14 +287,36 @@ def _assemble(
         "left_out": listing.left_out,
         "versions": versions(),
         "sha256": hashes,
+        "bytes": {name: _size(fresh / name) for name in FILES},
         "fingerprint": fingerprint,
     }
     # From here to the new meta.json the folder is no complete store; the parts are still there to make it one.
     (out / "meta.json").unlink(missing_ok=True)
-    for name in _FILES:
+    for name in (*FILES, _PICTURE):
         os.replace(fresh / name, out / name)
     write_atomically(out / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
     shutil.rmtree(out / "parts")
+
+
+def _write_arrays(
+    folder: Path, options: Options, chunks: Sequence[Chunk], fills: Sequence[Chunk], kept: Sequence[dict[str, Any]]
+) -> dict[str, str]:
+    """Write the arrays of the faces kept; return the SHA-256 of each."""
+    count, side, crop = len(kept), options.side, options.crop_size
+    shapes = {"faces": (side, side, 3), "landmarks": (5, 2), "crops": (5, crop, crop, 3), "shapes": (5, 2)}
+    types = {"faces": "uint8", "landmarks": "float32", "crops": "uint8", "shapes": "float32"}
+    writers = {n: ArrayWriter(folder / f"{n}.npy", types[n], (count, *shapes[n])) for n in PART_ARRAYS}
+    for arrays in _kept_arrays(chunks, fills):
+        for name, writer in writers.items():
+            writer.append(arrays[name])
+    width = max(16, *(len(row["split"]) for row in kept))
+    labels = np.array([row["label"] for row in kept], np.int64)
+    splits = np.array([row["split"] for row in kept], f"<U{width}")
+    return {
+        **{name: writer.close() for name, writer in writers.items()},
+        "labels": ArrayWriter.whole(folder / "labels.npy", labels),
+        "splits": ArrayWriter.whole(folder / "splits.npy", splits),
+    }
 
 
 def _discard(out: Path) -> None:

@@ -120,7 +120,8 @@ class Prepare(Section):
         "full-range",
     ]
     workers: Annotated[int, Field(ge=0)] = 0
-    backend: Literal["loky", "threading", "sequential"] = "loky"
+    backend: Literal["loky", "dask", "ray", "threading", "sequential"] = "loky"
+    cluster: str | None = None
     chunk: Positive = 128
 
 

@@ -5,8 +5,14 @@
     crops.npy      uint8 [N, 5, C, C, 3] RGB patches centred on the landmarks
     labels.npy     int64 [N], -1 where not known
     splits.npy     <U16 [N] (wider where a dataset's own names are)
+    shapes.npy     float32 [N, 5, 2] the landmarks as shares of the given box, or of the photograph's middle square
     manifest.csv   a row for every record listed, kept or rejected; the kept ones in the order of the arrays
+    keys.npy       uint8 [listed, 24] what every record was made from (`fercli.parts`), so that the next run keeps it
     meta.json      parameters, counts, versions, hashes; written last: a store without it is incomplete
+
+Columns of the manifest: what the dataset lists (id, path, split, label, subject, box); score, the detector's; status
+and reason; roll, yaw and pitch in degrees; hash, of the face; given_error, the distance of the landmarks found from the
+dataset's own in distances between the eyes; source, the hash of the photograph. Empty where there is none.
 
 Neither mediapipe nor OpenCV is needed here: machines that only train have none.
 """
@@ -28,10 +34,16 @@ from fercli.errors import FercliError
 from fercli.files import to_disk
 
 #: Changed whenever stores written before can no longer be used.
-FORMAT = 1
+FORMAT = 2
 
-ARRAYS = ("faces", "landmarks", "crops", "labels", "splits")
-MANIFEST_COLUMNS = ("id", "path", "split", "label", "subject", "box", "score", "status", "reason")
+#: Arrays with a row for every face kept.
+ARRAYS = ("faces", "landmarks", "crops", "labels", "splits", "shapes")
+#: Files that meta.json holds the SHA-256 of.
+FILES = (*(f"{name}.npy" for name in ARRAYS), "keys.npy", "manifest.csv")
+MANIFEST_COLUMNS = (
+    *("id", "path", "split", "label", "subject", "box", "score", "status", "reason"),
+    *("roll", "yaw", "pitch", "hash", "given_error", "source"),
+)
 #: What became of a record; all but the last are kept.
 STATUSES = ("found", "retried", "given", "mean-landmarks", "rejected")
 
@@ -144,13 +156,23 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write manifest rows to a file (names that are no UTF-8 keep their bytes)."""
+def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
+    """Write manifest rows to a file (names that are no UTF-8 keep their bytes) and return its SHA-256."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         to_disk(file)
+    return file_hash(path)
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a file, as sha256sum gives it."""
+    digest, block = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    with path.open("rb") as file:
+        while size := file.readinto(block):
+            digest.update(block[:size])
+    return digest.hexdigest()
 
 
 def count_statuses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
@@ -183,7 +205,7 @@ class ArrayWriter:
         if rows.shape[1:] != self._rows:
             raise ValueError(f"rows of shape {rows.shape[1:]} in an array of {self._rows}")
         self._left -= len(rows)
-        data = np.ascontiguousarray(rows, self._dtype).tobytes()
+        data = np.ascontiguousarray(rows, self._dtype).view(np.uint8).data
         self._hash.update(data)
         self._file.write(data)
 
@@ -194,6 +216,13 @@ class ArrayWriter:
         to_disk(self._file)
         self._file.close()
         return self._hash.hexdigest()
+
+    @classmethod
+    def whole(cls, path: Path, array: np.ndarray) -> str:
+        """Write an array at once and return the SHA-256 of its file."""
+        writer = cls(path, array.dtype.str, array.shape)
+        writer.append(array)
+        return writer.close()
 
 
 class _Tee:

@@ -10,7 +10,7 @@ import pytest
 
 from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset, writers
 from fercli.errors import FercliError
-from fercli.expressions import CODES, EXPRESSIONS
+from fercli.expressions import CODES, EXPRESSIONS, is_outside, label_of
 from fercli.faces import synthetic
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
@@ -73,7 +73,8 @@ def test_raf_db_aligned_images_take_no_annotation_of_the_originals(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "kept", "left_out"),
     [
-        ("train_00001.jpg 5\ntrain_00001.jpg 6\n", [SA], {"listed twice": 1}),
+        ("train_00001.jpg 5\ntrain_00001.jpg 5\n", [SA], {"listed twice": 1}),
+        ("train_00001.jpg 5\ntrain_00001.jpg 6\n", [SA], {"listed twice with different labels": 1}),
         ("train_00001.jpg 5\ntrain_00002.jpg 9\n", [SA], {"unknown code '9'": 1}),
         ("train_00001.jpg 5\ntrain_00002.jpg\nsomething else 3\n", [SA], {"unreadable row": 2}),
         (b"\xef\xbb\xbftrain_00001.jpg 5\r\n\r\ntest_0001.jpg 1\r\n", [SA, SU], {}),
@@ -309,7 +310,7 @@ def test_a_folder_of_another_layout_is_named_with_the_layout_expected(tmp_path, 
         ("jafe", {}, {}, "did you mean 'jaffe'"),
         ("jaffe", {}, {"score": "x"}, "no option 'score'"),
         ("fer2013", {"fer2013.csv": "emotion,pixels,Usage\n"}, {"score": "test"}, "'private-test'"),
-        ("fer2013", {"fer2013.csv": "emotion,pixels\n3,1\n"}, {}, "lacks a column"),
+        ("fer2013", {"fer2013.csv": "emotion,pixels\n3,1\n"}, {}, "fer2013.csv lacks the column Usage"),
         ("raf-db", {"EmoLabel/list_patition_label.txt": "train_00001.jpg 1\n"}, {}, "no Image/aligned"),
         ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {}, "codes"),
         ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": "nope"}, "option codes"),
@@ -328,9 +329,147 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path, reader, files, optio
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_codes_map_onto_all_seven_expressions():
-    for name, codes in CODES.items():
-        assert {label for label in codes.values() if label is not None} == set(range(len(EXPRESSIONS))), name
+#: What each dataset's documentation calls its codes, in its own words.
+CODE_NAMES = {
+    "raf-db": "1 surprise 2 fear 3 disgust 4 happiness 5 sadness 6 anger 7 neutral",
+    "fer2013": "0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral",
+    "expw": "0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral",
+    "ck+": "0 neutral 1 anger 2 contempt 3 disgust 4 fear 5 happy 6 sadness 7 surprise",
+    "afe": "0 angry 1 disgust 2 fear 3 happy 4 neutral 5 sad 6 surprise",
+    "affectnet": "0 neutral 1 happy 2 sad 3 surprise 4 fear 5 disgust 6 anger 7 contempt 8 none 9 uncertain 10 no-face",
+    "mmi": "0 anger 1 disgust 2 fear 3 happiness 4 sadness 5 surprise",
+}
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_every_label_map_agrees_with_the_expressions_by_name(name):
+    words = CODE_NAMES[name].split()
+    named = dict(zip(map(int, words[0::2]), words[1::2], strict=True))
+    assert CODES[name] == {code: label_of(word) for code, word in named.items()}
+    assert all(label_of(word) is not None or is_outside(word) for word in named.values())
+    every = set(range(len(EXPRESSIONS))) - ({NE} if name == "mmi" else set())
+    assert {label for label in CODES[name].values() if label is not None} == every
+
+
+@pytest.mark.parametrize(
+    ("word", "label"),
+    [
+        ("Happy", HA), (" HAPPINESS ", HA), ("joy", HA), ("Suprise", SU), ("surprised", SU), ("scared", FE),
+        ("disgusted", DI), ("SAD", SA), ("angry", AN), ("Neutral", NE), ("hapy", None), ("contempt", None), ("", None),
+    ],
+)  # fmt: skip
+def test_names_people_use(word, label):
+    assert label_of(word) == label
+
+
+@pytest.mark.parametrize("word", ["Contempt", "None", "no_face", "No Face", "NF", "unknown", "Uncertain"])
+def test_names_outside_the_seven_are_known_as_such(word):
+    assert is_outside(word) and label_of(word) is None
+
+
+# Label files as people have them: every reader that reads one, the same faults
+
+_PIXELS = pixels()
+_POINTS = ";".join(["1.5;2.5"] * 68)
+_AFFECTNET = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
+
+
+def _affectnet(name: str, code: str) -> str:
+    return f"{name},1,2,3,4,{_POINTS},{code},0,0"
+
+
+#: reader: (label file, header or "", row of a name and a code, codes of happy and sad, other files, options)
+LABEL_FILES = {
+    "raf-db": (
+        "EmoLabel/list_patition_label.txt", "", "train_{name} {code}".format, ("4", "5"),
+        ("Image/original/train_a.jpg",), {},
+    ),
+    "expw": ("label/label.lst", "", "{name} 0 1 2 3 4 9.5 {code}".format, ("3", "4"), ("image/origin/a.jpg",), {}),
+    "afe": ("annos/TrainTest/Train.csv", "", "{name} 1 2 3 4 {code}".format, ("3", "5"), ("images/a.jpg",), {}),
+    "affectnet": (
+        "training.csv", _AFFECTNET, _affectnet, ("1", "2"), ("Manually_Annotated_Images/a.jpg",), {},
+    ),
+    "csv": ("l.csv", "image,label", "{name},{code}".format, ("3", "4"), ("images/a.jpg",), {"codes": "fer2013"}),
+}  # fmt: skip
+
+
+def _label_file(root: Path, reader: str, lines: list[tuple[str, str]], ending: str = "\n", start: str = "") -> dict:
+    file, header, row, _, others, options = LABEL_FILES[reader]
+    touch(root, *others)
+    text = ending.join([*([header] if header else []), *(row(name=name, code=code) for name, code in lines), ""])
+    write(root, file, os.fsencode(start + text))
+    return options
+
+
+@pytest.mark.parametrize("reader", LABEL_FILES)
+@pytest.mark.parametrize(("ending", "start"), [("\r\n", "\ufeff"), ("\n\n", ""), ("\r\n\r\n", "\ufeff"), ("\n", "")])
+def test_line_ends_byte_order_marks_and_blank_lines_do_not_matter(tmp_path, reader, ending, start):
+    happy, sad = LABEL_FILES[reader][3]
+    options = _label_file(tmp_path, reader, [("a.jpg", happy), ("b.jpg", sad)], ending, start)
+    listing = read_dataset("mine", reader, tmp_path, **options)
+    assert [r.label for r in listing] == [HA, SA] and listing.left_out == {}
+
+
+@pytest.mark.parametrize("reader", LABEL_FILES)
+def test_faults_of_label_files_are_counted_and_the_good_rows_kept(tmp_path, reader):
+    happy, sad = LABEL_FILES[reader][3]
+    lines = [
+        ("a.jpg", happy), ("a.jpg", happy), ("a.jpg", sad), ("b.jpg", "77"), ("c.jpg", "x"), ("two words.jpg", sad),
+        ("\udcff.jpg", happy),
+    ]  # fmt: skip
+    options = _label_file(tmp_path, reader, lines)
+    listing = read_dataset("mine", reader, tmp_path, **options)
+    assert [r.label for r in listing] == [HA, SA, HA]
+    ends = ("a.jpg", "two words.jpg", "\udcff.jpg")
+    assert all(record.path.endswith(end) for record, end in zip(listing, ends, strict=True))
+    assert listing.left_out == {
+        "listed twice": 1,
+        "listed twice with different labels": 1,
+        "unknown code '77'": 1,
+        "unknown label 'x'" if reader == "csv" else "unknown code 'x'": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("reader", "file"),
+    [("raf-db", "Image/original/{}"), ("expw", "image/origin/{}"), ("affectnet", "Manually_Annotated_Images/{}")],
+)
+def test_files_without_a_row_are_counted(tmp_path, reader, file):
+    happy, _ = LABEL_FILES[reader][3]
+    options = _label_file(tmp_path, reader, [("a.jpg", happy), ("unknown.jpg", "77")])
+    listed = "train_unknown.jpg" if reader == "raf-db" else "unknown.jpg"
+    touch(tmp_path, *(file.format(name) for name in ("extra.jpg", "more.PNG", "notes.txt", ".hidden.jpg", listed)))
+    assert read_dataset("mine", reader, tmp_path, **options).left_out == {"unknown code '77'": 1, "file without row": 2}
+
+
+@pytest.mark.parametrize(
+    ("reader", "text", "words"),
+    [
+        ("raf-db", "train_00001.jpg\n", "list_patition_label.txt lacks a column"),
+        ("expw", "a.jpg 0 1 2 3 4 9.5\n", "label.lst lacks a column"),
+        ("afe", "a.jpg 1 2 3 3\n", "Train.csv lacks a column"),
+        ("affectnet", "subDirectory_filePath,face_x\na.jpg,1\n", "training.csv lacks the column expression"),
+        ("csv", "picture,label\na.jpg,3\n", "l.csv has no column of paths"),
+    ],
+)
+def test_missing_columns_are_one_line_that_names_the_file(tmp_path, reader, text, words):
+    options = _label_file(tmp_path, reader, [])
+    write(tmp_path, LABEL_FILES[reader][0], text)
+    with pytest.raises(FercliError) as caught:
+        read_dataset("mine", reader, tmp_path, **options)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_csv_that_is_none_is_one_line(tmp_path):
+    write(tmp_path, "l.csv", "image,label\n" + '"' + "x" * 200_000 + "\n")
+    with pytest.raises(FercliError, match=r"mine: a csv in .* cannot be read"):
+        read_dataset("mine", "csv", tmp_path)
+
+
+def test_raf_db_aligned_files_without_a_row(tmp_path):
+    root = raf_db(tmp_path, "train_00001.jpg 5\n")
+    touch(root, "Image/aligned/test_0001_aligned.jpg")
+    assert read_dataset("raf", "raf-db", root, images="aligned").left_out == {"file without row": 1}
 
 
 # Round trips with the procedural faces

@@ -21,10 +21,10 @@ from PIL import Image
 from fercli.datasets import read_dataset, writers
 from fercli.errors import FercliError
 from fercli.faces import align, synthetic
-from fercli.faces.images import Unreadable, decode_image, read_image, read_pixel_row
+from fercli.faces.images import Unreadable, decode_image, decode_pixels, read_image, read_pixels
 from fercli.faces.landmarker import Landmarker
 from fercli.prepare import Options, prepare
-from fercli.store import ARRAYS, Store, read_manifest
+from fercli.store import FILES, Store, read_manifest
 
 HERE = Options(workers=1)
 
@@ -79,10 +79,10 @@ def test_a_store_holds_what_its_contract_says(prepared, faces):
     assert store.counts()["expected"] == store.counts()["found"] == 14
     assert (store.expected(("train",)), store.expected(("test",)), store.expected(("val",))) == (8, 6, 0)
     assert (store.adapt_splits, store.score_splits) == (("train",), ("test",))
-    for name in ARRAYS:
-        assert store.meta["sha256"][name] == hashlib.sha256((prepared / f"{name}.npy").read_bytes()).hexdigest()
+    for name in FILES:
+        assert store.meta["sha256"][name] == hashlib.sha256((prepared / name).read_bytes()).hexdigest()
     assert sorted(p.name for p in prepared.iterdir()) == sorted(
-        [*(f"{name}.npy" for name in ARRAYS), "manifest.csv", "meta.json", "contact-sheet.jpg"]
+        [*FILES, "meta.json", "contact-sheet.jpg"]
     )
 
 
@@ -139,85 +139,8 @@ def test_an_absent_incomplete_or_damaged_store_names_the_command(tmp_path, raf, 
 # Again, with other workers, after a kill
 
 
-def test_again_with_nothing_changed_does_nothing(prepared, raf):
-    before = {p.name: p.stat().st_mtime_ns for p in prepared.iterdir()}
-    summary = prepare(read_dataset("raf-db", "raf-db", raf), prepared, HERE)
-    assert summary.up_to_date and summary.computed == 0 and summary.found == 14
-    assert before == {p.name: p.stat().st_mtime_ns for p in prepared.iterdir()}
-
-
-def test_workers_and_chunks_change_no_byte(tmp_path, prepared, raf):
-    listing = read_dataset("raf-db", "raf-db", raf)
-    for name, options in {
-        "two": replace(HERE, workers=2, chunk=4),
-        "threads": replace(HERE, workers=2, chunk=5, backend="threading"),
-        "ones": replace(HERE, chunk=1),
-    }.items():
-        prepare(listing, tmp_path / name, options)
-        assert digests(tmp_path / name) == digests(prepared), name
-
-
-def test_other_parameters_or_sources_are_noticed(tmp_path, faces):
-    writers.write_raf_db(tmp_path / "raf", faces[:3], faces[3:4])
-    listing, out = read_dataset("r", "raf-db", tmp_path / "raf"), tmp_path / "out"
-    assert prepare(listing, out, HERE).computed == 4
-    assert prepare(listing, out, replace(HERE, margin=20)).computed == 4
-    assert Store.open(out).faces.shape[1] == 152
-    assert prepare(listing, out, replace(HERE, margin=20, workers=2, chunk=64)).up_to_date
-    (tmp_path / "raf/Image/original/train_00002.jpg").write_bytes(jpeg(faces[5].image))
-    assert prepare(listing, out, replace(HERE, margin=20)).computed == 4
-    shorter = replace_records(listing, listing.records[:3])
-    assert prepare(shorter, out, HERE).expected == 3 and len(Store.open(out)) == 3
-    (out / "faces.npy").unlink()
-    assert prepare(shorter, out, HERE).computed == 3
-
-
 def replace_records(listing, records):
     return replace(listing, records=list(records))
-
-
-_PREPARE = """
-import sys
-from fercli.datasets import read_dataset
-from fercli.prepare import Options, prepare
-prepare(read_dataset("d", "folders", sys.argv[1]), sys.argv[2], Options(workers=1, chunk=1))
-"""
-
-
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tmp_path, faces):
-    data, out, count = tmp_path / "data", tmp_path / "out", 100
-    (data / "happy").mkdir(parents=True)
-    for i in range(count):
-        (data / f"happy/{i:03d}.jpg").write_bytes(jpeg(faces[i % 7].image))
-    listing = read_dataset("d", "folders", data)
-    prepare(listing, tmp_path / "unbroken", HERE)
-    process = subprocess.Popen([sys.executable, "-c", _PREPARE, str(data), str(out)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while len(list(out.glob("parts/*.npz"))) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = len(list(out.glob("parts/*.npz")))
-    assert 3 <= finished < count
-    with pytest.raises(FercliError, match="incomplete"):
-        Store.open(out)
-    assert prepare(listing, out, replace(HERE, chunk=1)).computed == count - finished
-    assert digests(out) == digests(tmp_path / "unbroken")
-
-
-def test_a_run_that_fails_while_assembling_goes_on(tmp_path, prepared, raf):
-    """The disk fails under the last file: the parts are still there, and nothing is computed twice."""
-    out = tmp_path / "raf-db"
-    listing = read_dataset("raf-db", "raf-db", raf)
-    out.mkdir()
-    (out / "meta.json").mkdir()
-    (out / "meta.json" / "in the way").write_text("")
-    with pytest.raises(OSError):
-        prepare(listing, out, HERE)
-    (out / "meta.json" / "in the way").unlink()
-    (out / "meta.json").rmdir()
-    assert prepare(listing, out, HERE).computed == 0
-    assert digests(out) == digests(prepared)
 
 
 # Bad input
@@ -500,7 +423,7 @@ def test_unreadable_files_say_why(tmp_path):
 def test_bad_pixel_rows_say_why(tmp_path, pixels, reason):
     (tmp_path / "t.csv").write_text(f"emotion,pixels,Usage\n3,{pixels},Training\n")
     with pytest.raises(Unreadable, match=reason):
-        read_pixel_row(tmp_path / "t.csv", len("emotion,pixels,Usage\n"))
+        decode_pixels(read_pixels(tmp_path / "t.csv", len("emotion,pixels,Usage\n")))
 
 
 def test_pixel_rows_are_read_where_they_stand(tmp_path):
@@ -510,7 +433,7 @@ def test_pixel_rows_are_read_where_they_stand(tmp_path):
         table.writerow(["emotion", "pixels", "Usage"])
         table.writerows([i, row, "Training"] for i, row in enumerate(writer_rows))
     for record, row in zip(read_dataset("f", "fer2013", tmp_path), writer_rows, strict=True):
-        image = read_pixel_row(tmp_path / record.path, record.offset)
+        image = decode_pixels(read_pixels(tmp_path / record.path, record.offset))
         assert image[..., 1].ravel().tolist() == [int(v) for v in row.split()]
 
 

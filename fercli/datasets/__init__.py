@@ -5,7 +5,21 @@ from __future__ import annotations
 import difflib
 import os
 
-from fercli.datasets import csv_list, expw, fer2013, folders, jaffe, raf_db
+from fercli.datasets import (
+    afe,
+    affectnet,
+    ck_plus,
+    csv_list,
+    expw,
+    fer2013,
+    ferplus,
+    folders,
+    jaffe,
+    mmi,
+    oulu_casia,
+    raf_db,
+    sfew,
+)
 from fercli.datasets.base import STAND_IN_MARKER, Reader
 from fercli.datasets.records import Listing, Record
 from fercli.errors import FercliError
@@ -13,9 +27,16 @@ from fercli.errors import FercliError
 #: Every reader by the name that the run spec gives it. A new dataset: one module, one line here.
 READERS: dict[str, Reader] = {
     "raf-db": raf_db.READER,
+    "ck+": ck_plus.READER,
     "jaffe": jaffe.READER,
+    "sfew": sfew.READER,
     "fer2013": fer2013.READER,
     "expw": expw.READER,
+    "afe": afe.READER,
+    "affectnet": affectnet.READER,
+    "ferplus": ferplus.READER,
+    "oulu-casia": oulu_casia.READER,
+    "mmi": mmi.READER,
     "folders": folders.READER,
     "csv": csv_list.READER,
 }

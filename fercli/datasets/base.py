@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fercli.datasets.records import Listing, Record
+from fercli.datasets.records import Listing, Points, Record
 from fercli.errors import FercliError
 from fercli.expressions import is_outside, label_of
 
@@ -65,6 +66,10 @@ class Reader:
             raise FercliError(f"{name}: {wrong}") from None
         except WrongLayout as wrong:
             raise FercliError(f"{name}: {wrong} in {root}; expected there: {self.layout}") from None
+        except csv.Error as failure:
+            raise FercliError(f"{name}: a csv in {root} cannot be read: {failure}") from None
+        except OSError as failure:
+            raise FercliError(f"{name}: cannot read {failure.filename or root}: {failure.strerror}") from None
         if not collector.records:
             counts = ", ".join(f"{count} {reason}" for reason, count in collector.left_out.items())
             left = f" (left out: {counts})" if counts else ""
@@ -94,15 +99,15 @@ class Collector:
 
     records: list[Record] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
-    _ids: set[str] = field(default_factory=set)
+    _ids: dict[str, int] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
         """Keep the record, unless its id was listed before: the first one counts."""
-        if record.id in self._ids:
-            self.leave_out("listed twice")
-            return
-        self._ids.add(record.id)
-        self.records.append(record)
+        first = self._ids.setdefault(record.id, record.label)
+        if len(self._ids) > len(self.records):
+            self.records.append(record)
+        else:
+            self.leave_out("listed twice" if first == record.label else "listed twice with different labels")
 
     def leave_out(self, reason: str, count: int = 1) -> None:
         """Count entries that become no record."""
@@ -116,6 +121,16 @@ class Collector:
         if label is None:
             self.leave_out(f"label {text.strip()!r} outside the seven" if code in codes else f"unknown code {text!r}")
         return label
+
+    def need_rows(self, file: Path, row: str) -> None:
+        """Raise WrongLayout, naming the file and what a row of it should be, where none of its rows could be read."""
+        if not self.records and set(self.left_out) == {"unreadable row"}:
+            raise WrongLayout(f"{file.name} lacks a column: no row of it reads '{row}'")
+
+    def leave_out_class(self, name: str, count: int = 1) -> None:
+        """Count images of a class folder whose name is none of the seven expressions'."""
+        known = is_outside(name)
+        self.leave_out(f"{name.strip().lower()} (outside the seven)" if known else f"unknown class {name!r}", count)
 
     def named_label(self, name: str) -> int | None:
         """As `label`, for a class name."""
@@ -163,6 +178,32 @@ def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str
             yield from images_under(Path(entry.path), root, collector)
         else:
             collector.leave_out("file that is no image")
+
+
+def count_unlisted(folder: Path, listed: Set[str], collector: Collector, prefix: str = "") -> None:
+    """Count the images directly in `folder` that no row of the label file names: `prefix` + name is not in `listed`."""
+    with os.scandir(folder) as entries:
+        names = (prefix + entry.name for entry in entries if is_image_name(entry.name))
+        collector.leave_out("file without row", sum(name not in listed for name in names))
+
+
+def five_of_68(values: Sequence[float | str]) -> Points | None:
+    """Return our five points of the 68 of the iBUG 300-W scheme, given as x0, y0, x1, y1, ...; None if no face.
+
+    An eye's centre is the mean of its two corners (36 and 39, 42 and 45); the nose tip is 30, the mouth corners are 48
+    and 54.
+    """
+    if len(values) != 136:
+        return None
+
+    def mean(a: int, b: int) -> tuple[float, float]:
+        xs, ys = (float(values[2 * a]), float(values[2 * b])), (float(values[2 * a + 1]), float(values[2 * b + 1]))
+        return sum(xs) / 2, sum(ys) / 2
+
+    points = (mean(36, 39), mean(42, 45), mean(30, 30), mean(48, 48), mean(54, 54))
+    # NaN and infinity differ from themselves or their like; both eyes in one place are no face.
+    finite = all(x - x == 0 and y - y == 0 for x, y in points)
+    return points if finite and points[0] != points[1] else None
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, text_lines
+from fercli.datasets.base import Collector, Reader, WrongLayout, count_unlisted, first_existing, text_lines
 from fercli.datasets.records import Record
 from fercli.expressions import CODES
 
@@ -29,6 +29,7 @@ def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str,
     if images is None:
         raise WrongLayout("no data/image/origin")
     folder = images.relative_to(root).as_posix()
+    names: set[str] = set()
     for _, line in text_lines(listed):
         fields = line.rsplit(None, 7)
         try:
@@ -38,11 +39,14 @@ def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str,
         except (IndexError, ValueError):
             collector.leave_out("unreadable row")
             continue
+        names.add(name)
         label = collector.label(CODES["expw"], code)
         if label is None:
             continue
         box = (left, top, right, bottom)
         collector.add(Record(id=f"{name}#{face}", path=f"{folder}/{name}", label=label, split=split_of(name), box=box))
+    collector.need_rows(listed, "image_name face_id top left right bottom confidence label")
+    count_unlisted(images, names, collector)
     return ("train",), ("test",)
 
 

@@ -9,7 +9,8 @@ from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, fi
 from fercli.datasets.records import Record
 from fercli.expressions import CODES, is_outside, label_of
 
-_SPLITS = {"training": "train", "publictest": "public-test", "privatetest": "private-test"}
+#: Our names of the parts that the column Usage gives.
+SPLITS = {"training": "train", "publictest": "public-test", "privatetest": "private-test"}
 
 
 def parse(root: Path, collector: Collector, score: str = "private-test") -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -28,25 +29,36 @@ def parse(root: Path, collector: Collector, score: str = "private-test") -> tupl
 
 
 def _parse_csv(root: Path, table: Path, collector: Collector) -> None:
+    path = table.relative_to(root).as_posix()
+    for number, (offset, split, code) in enumerate(pixel_rows(table)):
+        if split is None:
+            collector.leave_out("row of an unknown Usage" if code else "unreadable row")
+            continue
+        label = collector.label(CODES["fer2013"], code)
+        if label is not None:
+            collector.add(Record(id=f"{split}-{number:05d}", path=path, label=label, split=split, offset=offset))
+
+
+def pixel_rows(table: Path) -> Iterator[tuple[int, str | None, str]]:
+    """Yield (byte offset, split, emotion code) of every row of fer2013.csv below its header, blank lines skipped.
+
+    The split is None where Usage is none of the three, and the code is then "" too where the row has not as many
+    fields as the header. Raises WrongLayout where a column is missing.
+    """
     rows = _rows_with_offsets(table)
     _, header = next(rows, (0, b""))
     columns = [c.strip(b' "\r\n').lower() for c in header.removeprefix(b"\xef\xbb\xbf").split(b",")]
-    if not {b"emotion", b"pixels", b"usage"} <= set(columns):
-        raise WrongLayout(f"{table.name} lacks a column of emotion, pixels, Usage")
+    missing = [name for name in ("emotion", "pixels", "Usage") if name.lower().encode() not in columns]
+    if missing:
+        raise WrongLayout(f"{table.name} lacks the column {' and '.join(missing)}")
     emotion, usage = columns.index(b"emotion"), columns.index(b"usage")
-    for number, (offset, row) in enumerate(rows):
-        fields = [field.strip(b' "\r\n') for field in row.split(b",")]
+    for offset, row in rows:
+        fields = row.split(b",")
         if len(fields) != len(columns):
-            collector.leave_out("unreadable row")
+            yield offset, None, ""
             continue
-        split = _SPLITS.get(fields[usage].decode("utf-8", "replace").lower())
-        if split is None:
-            collector.leave_out("row of an unknown Usage")
-            continue
-        label = collector.label(CODES["fer2013"], fields[emotion].decode("utf-8", "replace"))
-        if label is not None:
-            path = table.relative_to(root).as_posix()
-            collector.add(Record(id=f"{split}-{number:05d}", path=path, label=label, split=split, offset=offset))
+        part = fields[usage].strip(b' "\r\n').decode("utf-8", "replace").lower()
+        yield offset, SPLITS.get(part), fields[emotion].strip(b' "\r\n').decode("utf-8", "replace") or "?"
 
 
 def _rows_with_offsets(table: Path) -> Iterator[tuple[int, bytes]]:
@@ -67,7 +79,7 @@ def _parse_folders(root: Path, collector: Collector) -> None:
             label = label_of(folder.name)
             for path in images_under(folder, root, collector):
                 name = path.rsplit("/", 1)[-1]
-                split = _SPLITS.get(name.split("_", 1)[0].lower())
+                split = SPLITS.get(name.split("_", 1)[0].lower())
                 if label is None:
                     known = is_outside(folder.name)
                     collector.leave_out(f"{folder.name.lower()} (outside the seven)" if known else "unknown class")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, text_lines
+from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, count_unlisted, first_existing, text_lines
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES
 
@@ -25,6 +25,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
         raise WrongLayout(f"no Image/{kind}")
     landmarks = root / "Annotation/manual" if kind == "original" else None
     boxes = root / "Annotation/boundingbox" if kind == "original" else None
+    names: set[str] = set()
     for _, line in text_lines(listed):
         fields = line.rsplit(None, 1)
         split = fields[0].split("_", 1)[0].lower()
@@ -32,11 +33,12 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
             collector.leave_out("unreadable row")
             continue
         name = fields[0].strip()
+        stem, ending = os.path.splitext(name)
+        file = name if kind == "original" else f"{stem}_aligned{ending}"
+        names.add(file)
         label = collector.label(CODES["raf-db"], fields[1])
         if label is None:
             continue
-        stem, ending = os.path.splitext(name)
-        file = name if kind == "original" else f"{stem}_aligned{ending}"
         collector.add(
             Record(
                 id=name,
@@ -47,6 +49,8 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
                 landmarks=_points(landmarks, stem),
             )
         )
+    collector.need_rows(listed, "train_00001.jpg 5")
+    count_unlisted(root / "Image" / kind, names, collector)
     return ("train",), ("test",)
 
 

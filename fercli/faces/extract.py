@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +14,8 @@ import numpy as np
 
 from fercli.datasets.records import Box, Record
 from fercli.faces import align
-from fercli.faces.images import Unreadable, read_image, read_pixel_row
+from fercli.faces.fingerprints import difference_hash
+from fercli.faces.images import Unreadable, decode_image, decode_pixels, read_bytes, read_pixels
 from fercli.faces.landmarker import RETRIES, Landmarker
 
 
@@ -32,6 +35,7 @@ class Options:
     retries: tuple[str, ...] = RETRIES
     workers: int = 0
     backend: str = "loky"
+    cluster: str | None = None
     chunk: int = 128
 
     @classmethod
@@ -47,7 +51,7 @@ class Options:
 
     def parameters(self) -> dict[str, object]:
         """Return the fields that a store's bytes depend on."""
-        how = ("workers", "backend", "chunk")
+        how = ("workers", "backend", "cluster", "chunk")
         values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in how}
         return {**values, "retries": list(self.retries)}
 
@@ -60,10 +64,14 @@ class Extracted:
         status, reason: as in the manifest; the reason of a retried face is the step that found it.
         box: the given box, else that of the mesh, in pixels of the photograph.
         score: the detector's.
+        pose: (roll, yaw, pitch) in degrees, of faces that the mesh found.
+        given_error: mean distance of the landmarks found to those given, in distances between the given eyes.
+        source: BLAKE2b of what the photograph's file (or its field of pixels) holds, 32 hexadecimal digits.
+        hash: of the prepared face (`difference_hash`), to find it again in other pictures.
         face: uint8 [S, S, 3]; None for a rejected record, as are the next three.
         landmarks: float32 [5, 2] in pixels of the face.
         crops: uint8 [5, C, C, 3].
-        relative: float64 [5, 2] landmarks as shares of the given box, or of the middle square of the photograph.
+        shape: float32 [5, 2] landmarks as shares of the given box, or of the middle square of the photograph.
         fillable: a rejected record whose photograph can be read: the dataset's mean shape may be laid over it.
     """
 
@@ -71,10 +79,14 @@ class Extracted:
     reason: str = ""
     box: Box | None = None
     score: float | None = None
+    pose: tuple[float, float, float] | None = None
+    given_error: float | None = None
+    source: str = ""
+    hash: str = ""
     face: np.ndarray | None = None
     landmarks: np.ndarray | None = None
     crops: np.ndarray | None = None
-    relative: np.ndarray | None = None
+    shape: np.ndarray | None = None
     fillable: bool = False
 
 
@@ -85,41 +97,66 @@ def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.nd
         record: the record.
         root: the dataset's folder.
         options: how.
-        shapes: None, or (mean shape in a given box, mean shape in a photograph), each [5, 2] as `Extracted.relative`:
+        shapes: None, or (mean shape in a given box, mean shape in a photograph), each [5, 2] as `Extracted.shape`:
             instead of looking for a face, lay the mean shape over it (status ``mean-landmarks``).
     """
+    source = ""
     try:
-        image = read_source(record, root)
+        data = read_source(record, root)
+        source = source_hash(data)
+        image = decode_source(record, data)
         frame = _frame(record, image)
     except Unreadable as why:
-        return Extracted("rejected", str(why), box=record.box)
+        return Extracted("rejected", str(why), box=record.box, source=source)
     try:
-        if shapes is not None:
-            points = frame[:2] + shapes[record.box is None] * (np.array(frame[2:]) - frame[:2]) - 0.5
-            result = Extracted("mean-landmarks", "no landmarks: the dataset's mean shape")
-            return _cut(result, image, points, record.box, options)
-        if options.landmarks == "given":
-            if record.landmarks is None:
-                return Extracted("rejected", "no landmarks given", box=record.box, fillable=True)
-            points = np.array(record.landmarks, float)
-            if not ((points.mean(0) >= 0) & (points.mean(0) < image.shape[1::-1])).all():
-                raise ValueError("the given landmarks lie outside the picture")
-            return _cut(Extracted("given"), image, points, record.box, options, frame)
-        found = _landmarker(options).find(image, record.box)
-        if found is None:
-            reason = "no face found" if record.box is None else "no face found in the given box"
-            return Extracted("rejected", reason, box=record.box, fillable=True)
-        status, _, step = found.how.partition(":")
-        result = Extracted(status, step, score=found.score)
-        return _cut(result, image, found.points5, record.box or found.box, options, frame)
+        result, points, box = _locate(record, image, frame, options, shapes)
+        if points is not None:
+            _cut(result, image, points, box, frame, options)
     except (ValueError, cv2.error) as why:
-        return Extracted("rejected", str(why), box=record.box, fillable=shapes is None)
+        result = Extracted("rejected", str(why), box=record.box, fillable=shapes is None)
+    result.source = source
+    return result
 
 
-def read_source(record: Record, root: Path) -> np.ndarray:
-    """Return the record's photograph uint8 [H, W, 3] RGB; raises `Unreadable` with the reason where it cannot."""
+def _locate(
+    record: Record, image: np.ndarray, frame: Box, options: Options, shapes: Sequence[np.ndarray] | None
+) -> tuple[Extracted, np.ndarray | None, Box | None]:
+    """Return what became of the record, its five landmarks float64 [5, 2] (None if rejected) and its face's box."""
+    if shapes is not None:
+        points = frame[:2] + shapes[record.box is None] * (np.array(frame[2:]) - frame[:2]) - 0.5
+        return Extracted("mean-landmarks", "no landmarks: the dataset's mean shape"), points, record.box
+    if options.landmarks == "given":
+        if record.landmarks is None:
+            return Extracted("rejected", "no landmarks given", box=record.box, fillable=True), None, None
+        points = np.array(record.landmarks, float)
+        if not ((points.mean(0) >= 0) & (points.mean(0) < image.shape[1::-1])).all():
+            raise ValueError("the given landmarks lie outside the picture")
+        return Extracted("given"), points, record.box
+    found = _landmarker(options).find(image, record.box)
+    if found is None:
+        reason = "no face found" if record.box is None else "no face found in the given box"
+        return Extracted("rejected", reason, box=record.box, fillable=True), None, None
+    status, _, step = found.how.partition(":")
+    result = Extracted(status, step, score=found.score, pose=found.pose)
+    if record.landmarks is not None:
+        result.given_error = _distance(found.points5, np.array(record.landmarks, float))
+    return result, found.points5, record.box or found.box
+
+
+def read_source(record: Record, root: Path) -> bytes:
+    """Return what the record's photograph is decoded from; raises `Unreadable` with the reason where it cannot."""
     path = root / record.path
-    return read_image(path) if record.offset is None else read_pixel_row(path, record.offset)
+    return read_bytes(path) if record.offset is None else read_pixels(path, record.offset)
+
+
+def decode_source(record: Record, data: bytes) -> np.ndarray:
+    """Return the record's photograph uint8 [H, W, 3] RGB from what `read_source` gave; raises `Unreadable`."""
+    return decode_image(data) if record.offset is None else decode_pixels(data)
+
+
+def source_hash(data: bytes) -> str:
+    """Return `Extracted.source` of what `read_source` gave."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def centred_shape() -> np.ndarray:
@@ -139,14 +176,14 @@ def _frame(record: Record, image: np.ndarray) -> Box:
     return record.box
 
 
+def _distance(found: np.ndarray, given: np.ndarray) -> float | None:
+    eyes = math.dist(given[0], given[1])
+    return float(np.linalg.norm(found - given, axis=1).mean() / eyes) if eyes > 0 else None
+
+
 def _cut(
-    result: Extracted,
-    image: np.ndarray,
-    points: np.ndarray,
-    box: Box | None,
-    options: Options,
-    frame: Box | None = None,
-) -> Extracted:
+    result: Extracted, image: np.ndarray, points: np.ndarray, box: Box | None, frame: Box, options: Options
+) -> None:
     if not np.isfinite(points).all():
         raise ValueError("landmarks that are no numbers")
     box = box or align.box_of_points(points)
@@ -157,11 +194,10 @@ def _cut(
     landmarks = align.transform(matrix, points)
     result.box = box
     result.face = align.warp(image, matrix, options.side)
+    result.hash = difference_hash(result.face, options.margin)
     result.landmarks = landmarks.astype(np.float32)
     result.crops = align.local_crops(image, matrix, landmarks, options.crop_size, options.crop_zoom)
-    if frame is not None:
-        result.relative = (points + 0.5 - frame[:2]) / (np.array(frame[2:]) - frame[:2])
-    return result
+    result.shape = ((points + 0.5 - frame[:2]) / (np.array(frame[2:]) - frame[:2])).astype(np.float32)
 
 
 def _landmarker(options: Options) -> Landmarker:

@@ -11,6 +11,7 @@ centres fit no better than the corners' mean, follow the gaze, and need the slow
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
@@ -57,12 +58,15 @@ class Found:
             image-right eye, nose tip, image-left and image-right mouth corner.
         score: the detector's confidence, 0..1.
         box: (left, top, right, bottom) of the mesh in the same pixels.
+        pose: (roll, yaw, pitch) in degrees by the mesh: roll clockwise in the picture, yaw towards its right, pitch
+            upwards. Rough (the mesh is fitted to one picture); for histograms, not for measuring heads.
         how: ``found`` in the plain pass, or ``retried:<step>`` with the step of the ladder that found it.
     """
 
     points5: np.ndarray
     score: float
     box: Box
+    pose: tuple[float, float, float]
     how: str
 
 
@@ -124,20 +128,23 @@ class Landmarker:
         result = _run("mesh", confidence, view.image)
         faces = []
         for mesh in result.multi_face_landmarks or ():
-            points = view.to_original(np.array([(mesh.landmark[i].x, mesh.landmark[i].y) for i in _VERTICES]))
+            vertices = np.array([(v.x, v.y, v.z) for v in map(mesh.landmark.__getitem__, _VERTICES)])
+            points = view.to_original(vertices[:, :2])
             (left, top), (right, bottom) = points.min(0), points.max(0)
             if max(right - left, bottom - top) >= _MIN_SIDE:
-                faces.append((points, (left, top, right, bottom)))
-        chosen = _choose([face_box for _, face_box in faces], box)
+                # The mesh's depth is in widths of the picture it was given, smaller towards the camera.
+                depths = vertices[:, 2] * view.image.shape[1] * view.scale[0]
+                faces.append((points, depths, (left, top, right, bottom)))
+        chosen = _choose([face_box for *_, face_box in faces], box)
         if chosen is None:
             return None
-        p, face_box = faces[chosen]
+        p, depths, face_box = faces[chosen]
         points5 = np.stack([(p[0] + p[1]) / 2, (p[2] + p[3]) / 2, p[4], p[5], p[6]])
         boxes, scores = _detections(result.face_detections, view)
         # The meshes carry no score: take it from the detection that overlaps this mesh best.
         overlaps = [_overlap(face_box, detected) for detected in boxes]
         score = scores[int(np.argmax(overlaps))] if scores else 0.0
-        return Found(points5, score, tuple(float(v) for v in face_box), how)
+        return Found(points5, score, tuple(float(v) for v in face_box), _pose(p, depths), how)
 
     def _full_range(self, view: _View, box: Box | None) -> Box | None:
         """Return the face box that the full-range detector (faces up to 5 m away) gives, in original pixels."""
@@ -202,6 +209,18 @@ class _View:
     def to_original(self, shares: np.ndarray) -> np.ndarray:
         """Map points [n, 2], as shares of this view's width and height, to original pixels (centres at integers)."""
         return shares * self.image.shape[1::-1] * self.scale + self.offset - 0.5
+
+
+def _pose(points: np.ndarray, depths: np.ndarray) -> tuple[float, float, float]:
+    """Return (roll, yaw, pitch) in degrees of the vertices `_VERTICES`: points [11, 2] and depths [11] in pixels."""
+    eyes = points[2:4].sum(0) - points[0:2].sum(0)
+    across, down = points[10] - points[9], points[8] - points[7]
+    angles = (
+        math.atan2(eyes[1], eyes[0]),
+        math.atan2(depths[10] - depths[9], math.hypot(*across)),
+        math.atan2(depths[7] - depths[8], math.hypot(*down)),
+    )
+    return tuple(math.degrees(angle) for angle in angles)
 
 
 def _detections(detections: Sequence[Any] | None, view: _View) -> tuple[list[Box], list[float]]:

@@ -1,0 +1,173 @@
+"""How `fercli datasets` shows a dataset and a check of one: text and tables on stdout."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fercli import console
+from fercli.datasets import READERS
+from fercli.datasets.check import EXAMPLES, Check
+from fercli.datasets.facts import FACTS, WHOLE, Official
+from fercli.datasets.layouts import LAYOUTS
+from fercli.expressions import EXPRESSIONS, UNLABELLED
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def show_all() -> None:
+    """Print the table of all datasets, then each one's address and layout."""
+    table = _grid(["name", "faces", "what", "split", "terms"], right=("faces",))
+    for name, facts in FACTS.items():
+        table.add_row(Text(name, "bold"), facts.size, facts.about, facts.split, facts.licence)
+    _print(table, "", "?: not published, or not found; +: not all parts are counted")
+    _print("", "[bold]Where to apply, and the layout expected[/]")
+    for name, reader in READERS.items():
+        _print("", *_pairs([(name, FACTS[name].apply if name in FACTS else "your own files"), ("", reader.layout)], 10))
+    _print("", "More of one, its tree and counts per expression: fercli datasets show ck+")
+
+
+def show_one(name: str, options: Sequence[str]) -> None:
+    """Print what is known of one dataset, the tree expected, and its official counts."""
+    facts = FACTS.get(name)
+    pairs = [("options", ", ".join(options) or "none")]
+    if facts:
+        split = f"{facts.split} ({facts.split_note})" if facts.split_note else facts.split
+        pairs = [
+            ("what", facts.about),
+            ("apply", facts.apply),
+            ("terms", facts.licence),
+            ("split", split),
+            ("paper", facts.paper),
+            *pairs,
+        ]
+    _print(_heading(name, facts.title if facts else "your own files"), "", *_pairs(pairs))
+    _print("", "[bold]Layout[/]", "", *(Text(f"  {line}".rstrip()) for line in LAYOUTS[name].splitlines()))
+    for official in facts.releases if facts else ():
+        _print("", f"[bold]Official counts[/]{f' ({official.form})' if official.form else ''}", "", _official(official))
+    _print("", f"To check a copy: fercli datasets check {name} FOLDER")
+
+
+def show_check(check: Check, reader: str) -> None:
+    """Print a check: a summary, the counts found beside the official ones, what is left out, what is missing."""
+    listing = check.listing
+    subjects = f" of {check.subjects} people" if check.subjects else ""
+    files = "1 file" if check.images == 1 else f"{check.images:,} files"
+    pairs = [
+        ("folder", str(listing.root)),
+        ("splits", f"adapted on {', '.join(listing.adapt_splits)}; scored on {', '.join(listing.score_splits)}"),
+        ("compared", _compared(check, reader)),
+    ]
+    _print(_heading(listing.name, f"{len(listing):,} faces{subjects} in {files}"), "", *_pairs(pairs), "")
+    _print(_counts(check))
+    if check.differences:
+        _print(
+            "", f"[yellow]*[/] differs from the official count, by the number beside it ({check.differences} in all)"
+        )
+    if listing.left_out:
+        width = max(len(f"{count:,}") for count in listing.left_out.values())
+        reasons = [(f"{count:,}".rjust(width), reason) for reason, count in listing.left_out.items()]
+        _print("", "[bold]Left out[/]", "", *_pairs(reasons))
+    if check.missing:
+        names = [*check.missing[:EXAMPLES], *(["..."] if len(check.missing) > EXAMPLES else [])]
+        where = ": do the pictures lie in another folder?" if len(check.missing) == check.images else ""
+        _print("", f"[bold yellow]Missing: {len(check.missing):,} of {files} listed[/]{where}", "")
+        _print(*_pairs([("", name) for name in names], 0))
+    else:
+        _print("", "No file listed is missing.")
+
+
+def _compared(check: Check, reader: str) -> str:
+    if check.listing.stand_in:
+        return "with nothing: procedural faces drawn by fercli, not the dataset"
+    if check.official is None:
+        return "with nothing: no official counts are known" if reader in FACTS else "with nothing: your own files"
+    return f"with the official counts{f' ({check.official.form})' if check.official.form else ''}"
+
+
+def _counts(check: Check) -> Table:
+    """A row an expression, a column a split; cells read found / official."""
+    splits = [*check.splits, WHOLE]
+    if len(splits) == 2 and check.expected(WHOLE) is None:
+        splits = splits[:1]
+    rows: list[tuple[str, int | None]] = [(name, label) for label, name in enumerate(EXPRESSIONS)]
+    rows.append(("together", None))
+    if check.found(WHOLE, UNLABELLED):
+        rows.append(("unlabelled", UNLABELLED))
+
+    def cell(split: str, label: int | None) -> Text:
+        found = check.found(split, label)
+        expected = None if label == UNLABELLED else check.expected(split, label)
+        if expected is None:
+            return Text(f"{found:,}")
+        both = Text(f"{found:,} / {expected:,}")
+        return both if found == expected else Text(f"* {found - expected:+,}  ", "yellow").append_text(both)
+
+    below = "found" if check.differences is None else "found / official"
+    table = _grid(["", *(f"{split}\n{below}" for split in splits)])
+    for name, label in rows:
+        table.add_row(name, *(cell(split, label) for split in splits), style="bold" if label is None else None)
+    return table
+
+
+def _official(official: Official) -> Table:
+    def text(count: int | None) -> str:
+        return "?" if count is None else f"{count:,}"
+
+    splits = sorted(official.splits, key=lambda split: split == WHOLE)
+    table = _grid(["", *splits])
+    for label, name in enumerate(EXPRESSIONS):
+        table.add_row(name, *(text(official.count(split, label)) for split in splits))
+    table.add_row("together", *(text(official.total(split)) for split in splits), style="bold")
+    return table
+
+
+def _grid(titles: Sequence[str], right: Sequence[str] | None = None) -> Table:
+    """A table without a frame; the columns in `right` (default: all but the first) hold numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for i, title in enumerate(titles):
+        number = i > 0 if right is None else title in right
+        table.add_column(title, justify="right" if number else "left", no_wrap=number or i == 0)
+    return table
+
+
+def _pairs(pairs: Sequence[tuple[str, str]], width: int | None = None) -> list[Text]:
+    """Lines of a word, `width` columns wide (default: the longest's), and a text wrapped beside it, addresses whole."""
+    width = max(len(word) for word, _ in pairs) if width is None else width
+    indent = width + 4 if width else 2
+    lines = []
+    for word, text in pairs:
+        printable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        room = max(_stdout().width - indent - 1, 20)
+        wrapped = textwrap.wrap(printable, room, break_long_words=False, break_on_hyphens=False) or [""]
+        for i, part in enumerate(wrapped):
+            lines.append(Text(f"  {word if i == 0 else '':{width}}".ljust(indent), "cyan").append(part, "default"))
+    return lines
+
+
+def _heading(name: str, text: str) -> Text:
+    return Text(name, "bold cyan").append(f"  {text}", "default")
+
+
+def _stdout() -> Console:
+    """Stdout, as wide as the terminal, or as COLUMNS says, or as `console.PLAIN_WIDTH`."""
+    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=console.PLAIN_WIDTH if plain else None)
+
+
+def _print(*parts: RenderableType) -> None:
+    if console.silent():
+        return
+    out = _stdout()
+    for part in parts:
+        # Soft wrap leaves a long line in one piece, to be copied whole; tables are to keep to the width.
+        out.print(part, soft_wrap=not isinstance(part, Table))

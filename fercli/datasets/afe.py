@@ -1,0 +1,66 @@
+"""AFE, Asian facial expressions from films (Chen et al., TPAMI 2022): boxes and labels a face; official parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, text_lines
+from fercli.datasets.records import Record
+from fercli.expressions import CODES
+
+# The part that is scored comes first: a picture on both lists stays there and is taken out of training.
+_LISTS = {"test": "Test.csv", "train": "Train.csv"}
+
+
+def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read both lists, ``path left top right bottom emotion`` a row, separated by blanks.
+
+    A picture may show several faces: a face's id is its picture and its box as written, so it does not depend on the
+    other rows. `images` is the folder below which the paths lie (default: ``images``, ``image`` or the root, whichever
+    has the first picture listed).
+    """
+    folder = first_existing(root, "annos/TrainTest", "TrainTest")
+    lists = {split: folder / name for split, name in _LISTS.items() if folder and (folder / name).is_file()}
+    if not lists:
+        raise WrongLayout("no annos/TrainTest/Train.csv")
+    tested: set[str] = set()
+    for split, table in lists.items():
+        for path, box, code in _rows(table, collector):
+            if split == "test":
+                tested.add(path)
+            elif path in tested:
+                collector.leave_out("training row of a test picture")
+                continue
+            if images is None:
+                images = next((name for name in ("images", "image") if (root / name / path).exists()), None)
+                if images is None:
+                    images = "" if (root / path).exists() else "images"
+            label = collector.label(CODES["afe"], code)
+            if label is not None:
+                where = f"{images}/{path}" if images else path
+                corners = tuple(float(v) for v in box)
+                collector.add(Record(id=f"{path}#{','.join(box)}", path=where, label=label, split=split, box=corners))
+        collector.need_rows(table, "path left top right bottom emotion")
+    return ("train",), ("test",) if "test" in lists else ("train",)
+
+
+def _rows(table: Path, collector: Collector) -> Iterator[tuple[str, list[str], str]]:
+    for number, line in text_lines(table):
+        fields = line.rsplit(None, 5)
+        if number == 1 and fields[-1].strip('"').lower() in ("emotion", "label", "expression"):
+            continue
+        try:
+            numbers = [float(v) for v in fields[1:5]]
+        except ValueError:
+            numbers = []
+        if len(fields) == 6 and len(numbers) == 4:
+            yield fields[0].strip(), fields[1:5], fields[5]
+        else:
+            collector.leave_out("unreadable row")
+
+
+READER = Reader(
+    layout="annos/TrainTest/{Train,Test}.csv (path left top right bottom emotion) and images/ with the paths listed",
+    parse=parse,
+)

@@ -1,0 +1,116 @@
+"""Compare a dataset's tree with what is known of it, without touching a face."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from fercli.datasets.facts import WHOLE, Facts, Official
+from fercli.datasets.records import Listing
+from fercli.expressions import EXPRESSIONS, UNLABELLED
+
+#: Missing files named in a result; the rest are counted.
+EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a tree holds, beside what it should.
+
+    Attributes:
+        listing: as the reader lists it.
+        official: the release it was compared with; None where nothing is known or the faces are fercli's own drawings.
+        counts: {(split, label): faces}, labels 0..6 and -1.
+        images: picture files listed.
+        missing: those that are not there, as listed, relative to the root.
+        subjects: people named.
+    """
+
+    listing: Listing
+    official: Official | None
+    counts: Counter[tuple[str, int]]
+    images: int
+    missing: list[str]
+    subjects: int
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits found, in the order of the list, then those only expected."""
+        expected = [split for split in (self.official.splits if self.official else ()) if split != WHOLE]
+        return list(dict.fromkeys([*(split for split, _ in self.counts if split != WHOLE), *expected]))
+
+    def found(self, split: str, label: int | None = None) -> int:
+        """Faces of a label (None: of all seven) in a split (`WHOLE`: in all)."""
+        labels = range(len(EXPRESSIONS)) if label is None else (label,)
+        splits = {part for part, _ in self.counts} if split == WHOLE else (split,)
+        return sum(self.counts[part, code] for part in splits for code in labels)
+
+    def expected(self, split: str, label: int | None = None) -> int | None:
+        """As `found`, of the official release; None where that is not known."""
+        if self.official is None:
+            return None
+        return self.official.total(split) if label is None else self.official.count(split, label)
+
+    @property
+    def differences(self) -> int | None:
+        """How many of the numbers known differ; None where none is known."""
+        pairs = [
+            (self.found(split, label), self.expected(split, label))
+            for split in [*self.splits, WHOLE]
+            for label in (*range(len(EXPRESSIONS)), None)
+        ]
+        known = [(found, expected) for found, expected in pairs if expected is not None]
+        return sum(found != expected for found, expected in known) if known else None
+
+    def document(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+
+        def both(split: str, label: int | None = None) -> dict[str, int | None]:
+            return {"found": self.found(split, label), "official": self.expected(split, label)}
+
+        return {
+            "name": self.listing.name,
+            "root": str(self.listing.root),
+            "stand_in": self.listing.stand_in,
+            "release": self.official.form if self.official else None,
+            "adapt_splits": list(self.listing.adapt_splits),
+            "score_splits": list(self.listing.score_splits),
+            "faces": len(self.listing),
+            "subjects": self.subjects,
+            "images": self.images,
+            "missing": {"count": len(self.missing), "examples": self.missing[:EXAMPLES]},
+            "splits": {
+                split: {
+                    **both(split),
+                    "unlabelled": self.found(split, UNLABELLED),
+                    "expressions": {name: both(split, label) for label, name in enumerate(EXPRESSIONS)},
+                }
+                for split in [*self.splits, WHOLE]
+            },
+            "left_out": dict(self.listing.left_out),
+            "differences": self.differences,
+        }
+
+
+def check(listing: Listing, facts: Facts | None) -> Check:
+    """Count a listing, look whether its files exist, and set it beside the official release nearest to it.
+
+    Faces are counted per split and expression; a file is looked for, not opened.
+    """
+    counts = Counter((record.split, record.label) for record in listing)
+    root = os.fspath(listing.root)
+    images = dict.fromkeys(record.path for record in listing)
+    missing = [path for path in images if not os.path.exists(os.path.join(root, path))]
+    subjects = len({record.subject for record in listing} - {None})
+    checks = [
+        Check(listing, official, counts, len(images), missing, subjects)
+        for official in (facts.releases if facts and not listing.stand_in else ())
+    ]
+    return min(checks, key=_distance, default=Check(listing, None, counts, len(images), missing, subjects))
+
+
+def _distance(check: Check) -> int:
+    known = ((check.found(WHOLE, label), check.expected(WHOLE, label)) for label in range(len(EXPRESSIONS)))
+    return sum(abs(found - expected) for found, expected in known if expected is not None)

@@ -1,0 +1,174 @@
+"""CK+ (Lucey et al., CVPR-W 2010): sequences from neutral to peak, or the CK+48 folders of peak frames; our split.
+
+Of the release's layout its own read-me says: a label belongs to a sequence and names its last frame, the peak; a
+sequence without the file has no label. Taken are, as in the benchmark, the last three frames of each labelled sequence
+without contempt, and the first frame of each labelled one, contempt's too, as neutral: 1,254 images in all.
+
+The benchmark's 1,125 / 129 images are not published, so the split is ours: a tenth of the subjects is for testing, by
+`fercli.datasets.sequences.split_of`. Of the release's 123 these 14: S011 S026 S037 S045 S057 S065 S099 S108 S113 S124
+S138 S155 S505 S506.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fercli.datasets.base import (
+    Collector,
+    Reader,
+    WrongLayout,
+    WrongOption,
+    first_existing,
+    five_of_68,
+    images_under,
+    subfolders,
+    text_lines,
+)
+from fercli.datasets.records import Points, Record
+from fercli.datasets.sequences import check_options, frames_of, in_order, neutral_of, part_of, protocol
+from fercli.expressions import CODES, label_of
+
+#: One subject in so many is for testing.
+ONE_IN = 10
+_ENDING = "_emotion.txt"
+_NAME_48 = re.compile(r"(?P<subject>[Ss]\d+)_\d+_\d+\.\w+")
+
+
+def parse(
+    root: Path, collector: Collector, peak: int = 3, split: str = "subject"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the release where it is there, else the CK+48 folders.
+
+    Args:
+        root: holds cohn-kanade-images/ and Emotion/ (under these names or as their archives unpack), or class folders.
+        collector: takes the records; with the five landmarks, in pixels of the frame, where Landmarks/ has them.
+        peak: how many frames at the end of a sequence show its expression. CK+48 has three, and no neutral.
+        split: ``subject`` (adapted on train, scored on test) or ``all`` (one part for both, as with JAFFE).
+    """
+    check_options(peak, split)
+    images = first_existing(
+        root, "cohn-kanade-images", "extended-cohn-kanade-images/cohn-kanade-images", "extended-cohn-kanade-images"
+    )
+    if images is not None:
+        _parse_release(root, images, collector, peak, split)
+    else:
+        _parse_48(root, collector, peak, split)
+    return protocol(split)
+
+
+def _parse_release(root: Path, images: Path, collector: Collector, peak: int, split: str) -> None:
+    emotion = first_existing(root, "Emotion", "Emotion_labels/Emotion", "Emotion_labels")
+    if emotion is None:
+        raise WrongLayout("no Emotion/ beside the images")
+    landmarks = first_existing(root, "Landmarks/Landmarks", "Landmarks")
+    # A label whose sequence is missing counts as well as a sequence without a label.
+    for subject, sequence in sorted(_sequences(images) | {s for s in _sequences(emotion) if any(_files(emotion, s))}):
+        labelled = _label(emotion, (subject, sequence), collector)
+        if labelled is None:
+            continue
+        label, last = labelled
+        frames = frames_of(images / subject / sequence, root, collector)
+        folder = (images / subject / sequence).relative_to(root).as_posix()
+        if all(_stem(path) != last for path in frames):
+            frames = in_order([*frames, f"{folder}/{last}.png"])
+        frames = frames[: [_stem(path) for path in frames].index(last) + 1]
+        neutral = neutral_of(frames, collector)
+        peaks = (frames[1:] if neutral else frames)[-peak:]
+        chosen = [(neutral, label_of("neutral"))] if neutral else []
+        if label is None:
+            collector.leave_out("contempt (outside the seven)", len(peaks))
+        else:
+            chosen += [(path, label) for path in peaks]
+        for path, its_label in chosen:
+            name = path.rsplit("/", 1)[-1]
+            collector.add(
+                Record(
+                    id=f"{subject}/{sequence}/{name}",
+                    path=path,
+                    label=its_label,
+                    split=part_of(subject, ONE_IN, split),
+                    subject=subject.upper(),
+                    landmarks=_points(landmarks, subject, sequence, _stem(path)),
+                )
+            )
+
+
+def _sequences(folder: Path) -> set[tuple[str, str]]:
+    return {(subject.name, sequence.name) for subject in subfolders(folder) for sequence in subfolders(subject)}
+
+
+def _files(emotion: Path, sequence: tuple[str, str]) -> list[Path]:
+    folder = emotion.joinpath(*sequence)
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if p.name.endswith(_ENDING) and not p.name.startswith("."))
+
+
+def _label(emotion: Path, sequence: tuple[str, str], collector: Collector) -> tuple[int | None, str] | None:
+    """Return (label, stem of the peak frame) of a sequence, the label None for contempt; None, counted, without one."""
+    files = _files(emotion, sequence)
+    if not files:
+        collector.leave_out("sequence without emotion label")
+        return None
+    codes = [_code(file) for file in files]
+    for code in codes[1:]:
+        collector.leave_out("listed twice" if code == codes[0] else "listed twice with different labels")
+    if codes[0] is None:
+        collector.leave_out("unreadable emotion file")
+        return None
+    if codes[0] not in CODES["ck+"]:
+        collector.leave_out(f"unknown code '{codes[0]}'")
+        return None
+    return CODES["ck+"][codes[0]], files[0].name.removesuffix(_ENDING)
+
+
+def _code(file: Path) -> int | None:
+    """Return the one number of an emotion file, written as 3.0000000e+00; None where there is another content."""
+    try:
+        (value,) = (float(line) for _, line in text_lines(file))
+    except (OSError, ValueError):
+        return None
+    return int(value) if value.is_integer() else None
+
+
+def _stem(path: str) -> str:
+    return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def _points(landmarks: Path | None, subject: str, sequence: str, stem: str) -> Points | None:
+    if landmarks is None:
+        return None
+    try:
+        text = (landmarks / subject / sequence / f"{stem}_landmarks.txt").read_text(encoding="utf-8-sig")
+        return five_of_68([float(word) for word in text.split()])
+    except (OSError, ValueError):
+        return None
+
+
+def _parse_48(root: Path, collector: Collector, peak: int, split: str) -> None:
+    inner = first_existing(root, "CK+48") or root
+    folders = subfolders(inner)
+    if not any(label_of(folder.name) is not None for folder in folders):
+        raise WrongLayout("no cohn-kanade-images/ and no folder named after an expression")
+    if peak != 3:
+        raise WrongOption(f"option peak is {peak}, but the CK+48 folders hold three frames of each sequence")
+    for folder in folders:
+        label = label_of(folder.name)
+        for path in images_under(folder, root, collector):
+            name = path.rsplit("/", 1)[-1]
+            match = _NAME_48.fullmatch(name)
+            if label is None:
+                collector.leave_out_class(folder.name)
+            elif match is None:
+                collector.leave_out("image not named like S010_004_00000017.png")
+            else:
+                part = part_of(match["subject"], ONE_IN, split)
+                collector.add(Record(id=name, path=path, label=label, split=part, subject=match["subject"].upper()))
+
+
+READER = Reader(
+    layout="cohn-kanade-images/S005/001/S005_001_00000011.png ... with Emotion/S005/001/*_emotion.txt (and Landmarks/ "
+    "where you have it), or the CK+48 folders anger/S010_004_00000017.png ...",
+    parse=parse,
+)

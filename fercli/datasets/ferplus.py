@@ -1,0 +1,129 @@
+"""FERPlus (Barsoum et al., ICMI 2016): FER2013's images, labelled anew by ten people each; FER2013's official parts."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from fercli.datasets.base import (
+    Collector,
+    Reader,
+    WrongLayout,
+    WrongOption,
+    count_unlisted,
+    first_existing,
+)
+from fercli.datasets.fer2013 import SPLITS, pixel_rows
+from fercli.datasets.records import Record
+
+#: Columns of votes, in the order of fer2013new.csv; their names are mapped by `fercli.expressions`.
+VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
+
+_FOLDERS = {"train": "FER2013Train", "public-test": "FER2013Valid", "private-test": "FER2013Test"}
+
+
+def parse(
+    root: Path, collector: Collector, score: str = "private-test", vote: str = "majority"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read fer2013new.csv beside fer2013.csv, whose rows are in the same order, or beside the folders of its pictures.
+
+    Args:
+        root: folder of fer2013new.csv.
+        collector: takes the records.
+        score: the part scored, ``private-test`` or ``public-test``.
+        vote: ``majority``, the rule of the paper's code: options with a single vote are dropped, and the one with more
+            than half of the votes that remain is the label; ``plurality``: the option with most of the votes.
+
+    No majority, a tie for most votes, and contempt, unknown or NF (not a face) in front are counted and left out.
+    """
+    if score not in ("private-test", "public-test"):
+        raise WrongOption(f"option score is '{score}', not 'private-test' or 'public-test'")
+    if vote not in ("majority", "plurality"):
+        raise WrongOption(f"option vote is '{vote}', not 'majority' or 'plurality'")
+    table = first_existing(root, "fer2013new.csv", "FERPlus/fer2013new.csv", "FERPlus-master/fer2013new.csv")
+    if table is None:
+        raise WrongLayout("no fer2013new.csv")
+    pixels = first_existing(root, "fer2013.csv", "fer2013/fer2013.csv")
+    if pixels is not None:
+        places: Iterator[tuple[str, int | None]] = _in_csv(root, pixels, table)
+    else:
+        places = _in_folders(root, table, collector)
+    for (split, name, votes), (path, offset) in zip(_rows(table), places, strict=True):
+        if votes is None or split is None:
+            collector.leave_out("unreadable row" if votes is None else "row of an unknown Usage")
+        elif not name:
+            collector.leave_out("removed by FERPlus (no image name)")
+        else:
+            winner = _winner(votes, vote)
+            if winner is None:
+                collector.leave_out("no majority" if vote == "majority" else "tie for most votes")
+                continue
+            label = collector.named_label(winner)
+            if label is not None:
+                collector.add(Record(id=name, path=path, label=label, split=split, offset=offset))
+    return ("train",), (score,)
+
+
+def _winner(votes: Sequence[int], vote: str) -> str | None:
+    """Return the name of the option that the votes choose, or None."""
+    if vote == "majority":
+        votes = [count if count > 1 else 0 for count in votes]
+    most = max(votes)
+    chosen = 2 * most > sum(votes) if vote == "majority" else most > 0 and votes.count(most) == 1
+    return VOTES[votes.index(most)] if chosen else None
+
+
+def _rows(table: Path) -> Iterator[tuple[str | None, str, list[int] | None]]:
+    """Yield (split, image name, votes) of every row; the votes are None where the row cannot be read."""
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        rows = (row for row in csv.reader(opened) if any(field.strip() for field in row))
+        columns = {name.strip().lower(): i for i, name in enumerate(next(rows, []))}
+        missing = [name for name in ("Usage", "Image name", *VOTES) if name.lower() not in columns]
+        if missing:
+            raise WrongLayout(f"{table.name} lacks the column {', '.join(missing)}")
+        usage, image = columns["usage"], columns["image name"]
+        at = [columns[name.lower()] for name in VOTES]
+        for row in rows:
+            try:
+                votes = [int(row[i]) for i in at]
+                yield SPLITS.get(row[usage].strip().lower()), row[image].strip(), votes
+            except (IndexError, ValueError):
+                yield None, "", None
+
+
+def _in_csv(root: Path, pixels: Path, table: Path) -> Iterator[tuple[str, int]]:
+    """Yield (path, offset) of every row's pixels.
+
+    The two files go together by the order of their rows alone, so one that lacks a row, or whose parts differ, would
+    give wrong labels: that is an error, told before any label is used.
+    """
+    path, places = pixels.relative_to(root).as_posix(), []
+    for number, (label_row, pixel_row) in enumerate(zip_longest(_rows(table), pixel_rows(pixels)), 1):
+        if label_row is None or pixel_row is None:
+            shorter = table if label_row is None else pixels
+            raise WrongLayout(f"{shorter.name} ends at row {number}, the other goes on: not the same rows")
+        if label_row[0] != pixel_row[1] and label_row[2] is not None and pixel_row[2]:
+            raise WrongLayout(f"row {number} of {table.name} and of {pixels.name} differ in Usage: not the same rows")
+        places.append((path, pixel_row[0]))
+    return iter(places)
+
+
+def _in_folders(root: Path, table: Path, collector: Collector) -> Iterator[tuple[str, None]]:
+    bases = ("", "data/", "images/", "Images/", "FERPlus/data/", "FERPlus-master/data/")
+    base = next((base for base in bases if (root / base / "FER2013Train").is_dir()), None)
+    if base is None:
+        raise WrongLayout("no fer2013.csv and no FER2013Train/ beside fer2013new.csv")
+    listed = {(split, name) for split, name, _ in _rows(table)}
+    for split, folder in _FOLDERS.items():
+        if (root / base / folder).is_dir():
+            count_unlisted(root / base / folder, {name for part, name in listed if part == split}, collector)
+    return ((f"{base}{_FOLDERS.get(split, '')}/{name}", None) for split, name, _ in _rows(table))
+
+
+READER = Reader(
+    layout="fer2013new.csv beside FER2013's fer2013.csv, or beside FER2013Train/, FER2013Valid/ and FER2013Test/ "
+    "(or images/FER2013Train/, ...) with fer0000000.png ...",
+    parse=parse,
+)

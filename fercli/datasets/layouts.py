@@ -1,0 +1,105 @@
+"""The trees that the readers expect, as a user sees them in a file manager: what lies where, and what is in it."""
+
+from __future__ import annotations
+
+#: By the reader's name; below the folder that is given to fercli.
+LAYOUTS: dict[str, str] = {
+    "raf-db": """\
+EmoLabel/
+  list_patition_label.txt                    rows: train_00001.jpg 5
+Image/
+  original/train_00001.jpg ...               or aligned/train_00001_aligned.jpg ...
+Annotation/                                  where you have it
+  manual/train_00001_manu_attri.txt          five landmarks, then gender, race, age
+  boundingbox/train_00001_boundingbox.txt    left top right bottom""",
+    "ck+": """\
+cohn-kanade-images/
+  S005/001/S005_001_00000011.png ...         a folder per sequence
+Emotion/
+  S005/001/S005_001_00000011_emotion.txt     one number; no file: no label
+Landmarks/                                   where you have it
+  S005/001/S005_001_00000011_landmarks.txt   68 points
+
+or CK+48:
+anger/S010_004_00000017.png ...              and contempt/ disgust/ fear/ happy/ ...""",
+    "jaffe": """\
+KA.AN1.39.tiff                               subject . expression and take . number
+KM.NE1.1.tiff ...                            in the folder or below it""",
+    "sfew": """\
+Train/
+  Angry/*.png ...                            and Disgust/ Fear/ Happy/ ... (or all below imgs/)
+Val/
+  Angry/*.png ...
+Test/*.png                                   where you have it: no labels
+
+or the aligned faces:
+Train/Train_Aligned_Faces/Angry/*.png ...
+Val/Val_Aligned_Faces_new/Val_Aligned_Faces/Angry/*.png ...""",
+    "fer2013": """\
+fer2013.csv                                  columns: emotion,pixels,Usage
+
+or folders:
+train/
+  angry/Training_3908.jpg ...                and disgust/ fear/ happy/ neutral/ sad/ surprise/
+test/
+  angry/PrivateTest_88305.jpg ...            PublicTest_... and PrivateTest_...""",
+    "expw": """\
+label/
+  label.lst                                  name face top left right bottom confidence label
+data/image/origin/                           or image/origin/
+  afraid_African_214.jpg ...""",
+    "afe": """\
+annos/TrainTest/
+  Train.csv                                  rows: path left top right bottom emotion
+  Test.csv
+images/                                      or image/, or beside annos/
+  PATH ...                                   as the rows name them""",
+    "affectnet": """\
+training.csv                                 subDirectory_filePath, face_x, ..., expression, ...
+validation.csv                               (or both in Manually_Annotated_file_lists/)
+Manually_Annotated_Images/                   or Manually_Annotated/Manually_Annotated_Images/
+  103/29a31ebf1567693f4644c8ba3476ca9a.jpg ...
+
+or the newer release:
+train_set/
+  images/0.jpg ...
+  annotations/0_exp.npy, 0_lnd.npy ...       expression, 68 points
+val_set/
+  images/ annotations/""",
+    "ferplus": """\
+fer2013new.csv                               columns: Usage, Image name, votes
+fer2013.csv                                  FER2013's own, rows in the same order
+
+or, made by FERPlus's script, beside fer2013new.csv (or below data/ or images/):
+FER2013Train/fer0000000.png ...
+FER2013Valid/ FER2013Test/""",
+    "oulu-casia": """\
+VL/                                          visible light, and NI/ near infrared
+  Strong/                                    and Weak/ Dark/
+    P001/Anger/000.jpeg ...                  and Disgust/ Fear/ Happiness/ Sadness/ Surprise/
+                                             possibly all below OriginalImg/ or B_OriginalImg/
+
+or the dataset's own crops:
+PreProcess_Img/VL_Acropped/Strong/P001/Anger/000.jpeg ...""",
+    "mmi": """\
+Sessions/
+  1/session.xml, S001-001.xml                as downloaded
+    S001-001.avi
+    S001-001_00001.png ...                   its frames: ffmpeg -i S001-001.avi S001-001_%05d.png
+
+or a list:
+list/list.txt                                rows: image code
+images/IMAGE ...""",
+    "folders": """\
+happy/*.jpg ...                              a folder per expression, under its usual names
+sad/*.jpg ...
+
+or with splits:
+train/happy/*.jpg ...                        and val/ test/""",
+    "csv": """\
+list.csv                                     columns: paths (path, image, file, ...) and labels
+                                             (label, emotion, expression, ...); if you have them
+                                             split, subject, left, top, right, bottom,
+                                             leye_x, leye_y, reye_x, ... rmouth_y
+images/PATH ...                              or beside the csv""",
+}

@@ -1,0 +1,172 @@
+"""MMI (Pantic et al., ICME 2005; Valstar and Pantic, LREC 2010): a list of frames, or downloaded sessions; our split.
+
+The database hands out sessions of one video each, which fercli does not read: their frames have to be extracted first
+(upright: several cameras lay on their side, and where two views share a frame, crop the frontal one). A video begins
+and ends neutral; as usual with this database, its middle frames stand for the expression and its first for neutral.
+There is no official split: a fifth of the subjects is for testing, by `fercli.datasets.sequences.split_of`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+from fercli.datasets.base import (
+    Collector,
+    Reader,
+    WrongLayout,
+    WrongOption,
+    first_existing,
+    images_under,
+    is_image_name,
+    subfolders,
+    text_lines,
+)
+from fercli.datasets.records import Record
+from fercli.datasets.sequences import check_options, frames_of, in_order, neutral_of, part_of, protocol
+from fercli.expressions import CODES, label_of
+
+#: One subject in so many is for testing.
+ONE_IN = 5
+_VIDEOS = (".avi", ".mpg", ".mpeg", ".mp4", ".mov", ".mkv")
+_CLIP = re.compile(r"(?P<subject>[Ss]\d+)[-_]\d+")
+_EXTRACT = "video without frames beside it (extract them: ffmpeg -i S001-001.avi S001-001_%05d.png)"
+
+
+def parse(
+    root: Path, collector: Collector, peak: int = 3, split: str = "subject"
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the list where there is one, else the sessions.
+
+    Args:
+        root: holds list/list.txt and images/, or Sessions/ as downloaded, with the frames extracted.
+        collector: takes the records.
+        peak: how many frames in the middle of a session show its expression (lists say so themselves).
+        split: ``subject`` (adapted on train, scored on test) or ``all`` (one part for both, as with JAFFE).
+    """
+    check_options(peak, split)
+    listed = first_existing(root, "list/list.txt", "list.txt")
+    if listed is not None:
+        if peak != 3:
+            raise WrongOption(f"option peak is {peak}, but {listed.name} names the frames")
+        _parse_list(root, listed, collector, split)
+    else:
+        _parse_sessions(root, collector, peak, split)
+    return protocol(split)
+
+
+def _parse_list(root: Path, listed: Path, collector: Collector, split: str) -> None:
+    """Read rows of an image below images/ and its code, counted from 0 as in the benchmark's own lists.
+
+    Its boxes (annos/bbox: left top right bottom) and five landmarks (annos/landmark_5: x y a line) go with them where
+    they are there.
+    """
+    if not (root / "images").is_dir():
+        raise WrongLayout("no images/")
+    names = set()
+    for _, line in text_lines(listed):
+        fields = line.rsplit(None, 1)
+        if len(fields) != 2:
+            collector.leave_out("unreadable row")
+            continue
+        name = fields[0].strip()
+        names.add(name)
+        label = collector.label(CODES["mmi"], fields[1])
+        if label is not None:
+            stem = name.rpartition(".")[0]
+            box = _numbers(root / "annos/bbox" / f"{stem}.txt", 4)
+            points = _numbers(root / "annos/landmark_5" / f"{stem}.txt", 10)
+            landmarks = tuple(zip(points[0::2], points[1::2], strict=True)) if points else None
+            _add(collector, Record(name, f"images/{name}", label, box=box, landmarks=landmarks), split)
+    collector.need_rows(listed, "image code")
+    paths = images_under(root / "images", root / "images", Collector())
+    collector.leave_out("file without row", sum(path not in names for path in paths))
+
+
+def _parse_sessions(root: Path, collector: Collector, peak: int, split: str) -> None:
+    sessions = first_existing(root, "Sessions") or root
+    folders = [folder for folder in subfolders(sessions) if (folder / "session.xml").exists()]
+    if not folders:
+        raise WrongLayout("no list/list.txt and no Sessions/*/session.xml")
+    for session in folders:
+        clips = list(_clips(session, collector))
+        if not clips:
+            collector.leave_out("session without emotion label")
+        for clip, code in clips:
+            # The files count from 1, and go on to 9 beyond the six that the lists number from 0.
+            label = CODES["mmi"].get(code - 1)
+            if label is None:
+                collector.leave_out(f"emotion {code} (outside the seven)")
+            elif _view(session) == "1":
+                collector.leave_out("session filmed from the side")
+            else:
+                _read_clip(root, session, clip, label, collector, peak, split)
+
+
+def _clips(session: Path, collector: Collector) -> Iterator[tuple[str, int]]:
+    """Yield (S001-001, number of its emotion) for each annotation file in a session's folder."""
+    for file in sorted(session.glob("*.xml")):
+        if file.name == "session.xml" or file.name.startswith(".") or "aucs" in file.name:
+            continue
+        try:
+            tags = ElementTree.parse(file).getroot().iter("Metatag")
+            values = [tag.get("Value", "") for tag in tags if tag.get("Name") == "Emotion"]
+            if values:
+                yield file.stem, int(values[0])
+        except (OSError, ValueError, ElementTree.ParseError):
+            collector.leave_out("unreadable annotation file")
+
+
+def _view(session: Path) -> str | None:
+    """Return what session.xml says of the camera: 0 frontal, 1 from the side, 2 both in one frame; None if nothing."""
+    try:
+        track = next(ElementTree.parse(session / "session.xml").getroot().iter("track"), None)
+    except (OSError, ValueError, ElementTree.ParseError):
+        return None
+    return None if track is None else track.get("view")
+
+
+def _read_clip(root: Path, session: Path, clip: str, label: int, collector: Collector, peak: int, split: str) -> None:
+    frames = frames_of(session / clip, root, collector)
+    if not frames:
+        beside = (p for p in session.iterdir() if is_image_name(p.name) and p.name.startswith(clip))
+        frames = in_order([p.relative_to(root).as_posix() for p in beside])
+    if not frames:
+        filmed = any(p.suffix.lower() in _VIDEOS for p in session.iterdir())
+        collector.leave_out(_EXTRACT if filmed else "session without video and frames")
+        return
+    start = max(len(frames) // 2 - peak // 2, 0)
+    neutral = neutral_of(frames[: start + 1], collector)
+    chosen = [(neutral, label_of("neutral"))] if neutral else []
+    for path, its_label in chosen + [(path, label) for path in frames[start : start + peak]]:
+        _add(collector, Record(f"{clip}/{path.rsplit('/', 1)[-1]}", path, its_label), split)
+
+
+def _numbers(file: Path, count: int) -> tuple[float, ...] | None:
+    """Return the numbers of a small annotation file; None where it is missing, malformed or has not `count`."""
+    try:
+        numbers = tuple(float(word) for word in file.read_text(encoding="utf-8-sig").split())
+    except (OSError, ValueError):
+        return None
+    return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
+
+
+def _add(collector: Collector, record: Record, split: str) -> None:
+    """Add a frame with the subject that its name tells, and the part that goes with it."""
+    match = _CLIP.search(record.id)
+    if match is None and split == "subject":
+        collector.leave_out("frame not named after its subject, S001-001... (option split 'all' takes it)")
+        return
+    subject = match["subject"].upper() if match else None
+    collector.add(replace(record, subject=subject, split=part_of(subject or "", ONE_IN, split)))
+
+
+READER = Reader(
+    layout="list/list.txt (image code) with images/, or Sessions/1/ ... as downloaded: session.xml, S001-001.xml and "
+    "the frames of S001-001.avi beside it (ffmpeg -i S001-001.avi S001-001_%05d.png)",
+    parse=parse,
+)

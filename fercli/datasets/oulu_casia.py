@@ -1,0 +1,89 @@
+"""Oulu-CASIA NIR-VIS (Zhao et al., Image and Vision Computing 2011): 80 subjects, six sequences each; our split.
+
+A sequence goes from neutral to peak. Taken are, as usual with this dataset, its last three frames as the expression
+and its first one as neutral: 1,920 images under one light and camera. There is no official split (papers draw ten folds
+of subjects), so it is ours: a fifth of the subjects is for testing, by `fercli.datasets.sequences.split_of`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, subfolders
+from fercli.datasets.records import Record
+from fercli.datasets.sequences import check_options, frames_of, neutral_of, part_of, protocol
+from fercli.expressions import label_of
+
+#: One subject in so many is for testing.
+ONE_IN = 5
+_SPECTRA, _LIGHTINGS = ("VL", "NI"), ("Strong", "Weak", "Dark")
+#: Where the archives unpack to: the pictures as taken, then the dataset's own crops.
+_ORIGINAL = ("", "OriginalImg/", "B_OriginalImg/OriginalImg/", "B_OriginalImg/", "Oulu_CASIA_NIR_VIS/")
+_CROPPED = ("", "PreProcess_Img/", "PreProcess Img/", "PreProcessImg/", "PreProcess/")
+_SUBJECT = re.compile(r"[Pp]\d+")
+
+
+def parse(
+    root: Path,
+    collector: Collector,
+    spectrum: str = "VL",
+    lighting: str = "Strong",
+    peak: int = 3,
+    split: str = "subject",
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the sequences of one camera under one light.
+
+    Args:
+        root: holds VL/ and NI/, or the folder that its archives unpack to. The pictures as taken are preferred to the
+            dataset's own crops (VL_Acropped/), for fercli aligns them itself.
+        collector: takes the records.
+        spectrum: ``VL`` (visible light) or ``NI`` (near infrared).
+        lighting: ``Strong``, ``Weak`` or ``Dark``.
+        peak: how many frames at the end of a sequence show its expression.
+        split: ``subject`` (adapted on train, scored on test) or ``all`` (one part for both, as with JAFFE).
+    """
+    check_options(peak, split)
+    for name, value, known in (("spectrum", spectrum, _SPECTRA), ("lighting", lighting, _LIGHTINGS)):
+        if value not in known:
+            raise WrongOption(f"option {name} is '{value}', not one of {', '.join(known)}")
+    folder = first_existing(
+        root,
+        *(f"{prefix}{spectrum}/{lighting}" for prefix in _ORIGINAL),
+        *(f"{prefix}{spectrum}_Acropped/{lighting}" for prefix in _CROPPED),
+    )
+    if folder is None:
+        raise WrongLayout(f"no {spectrum}/{lighting}/")
+    for subject in subfolders(folder):
+        for sequence in subfolders(subject):
+            frames = frames_of(sequence, root, collector)
+            label = label_of(sequence.name)
+            if not _SUBJECT.fullmatch(subject.name):
+                collector.leave_out("image of no subject (P001, P002, ...)", len(frames))
+            elif label is None:
+                collector.leave_out_class(sequence.name, len(frames))
+            elif not frames:
+                collector.leave_out("sequence without frames")
+            else:
+                neutral = neutral_of(frames, collector)
+                chosen = [(neutral, label_of("neutral"))] if neutral else []
+                chosen += [(path, label) for path in (frames[1:] if neutral else frames)[-peak:]]
+                for path, its_label in chosen:
+                    name = path.rsplit("/", 1)[-1]
+                    collector.add(
+                        Record(
+                            id=f"{spectrum}/{lighting}/{subject.name}/{sequence.name}/{name}",
+                            path=path,
+                            label=its_label,
+                            split=part_of(subject.name, ONE_IN, split),
+                            subject=subject.name.upper(),
+                        )
+                    )
+    return protocol(split)
+
+
+READER = Reader(
+    layout="VL/Strong/P001/Anger/000.jpeg ... (and NI/, Weak/, Dark/), possibly below OriginalImg/ or B_OriginalImg/, "
+    "or the crops PreProcess_Img/VL_Acropped/",
+    parse=parse,
+)

@@ -1,0 +1,67 @@
+"""What the lab datasets share: a sequence's frames in order, its neutral first one, and a frozen split by subject."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from fercli.datasets.base import Collector, WrongOption, images_under
+
+#: A sequence whose first frame has a higher number than this has lost its beginning: that frame need not be neutral.
+_HIGHEST_FIRST = 3
+
+
+def split_of(subject: str, one_in: int) -> str:
+    """Return ``train`` or ``test`` for a subject: OUR split, frozen, for datasets that have none.
+
+    One subject in `one_in` is for testing: those whose SHA-256 of the name in capitals, its first 8 hex digits as a
+    number, divides by it. By subject, so that no person is on both sides.
+    """
+    digest = hashlib.sha256(subject.upper().encode("utf-8", "surrogateescape")).hexdigest()
+    return "test" if int(digest[:8], 16) % one_in == 0 else "train"
+
+
+def part_of(subject: str, one_in: int, split: str) -> str:
+    """Return the part a subject's frames belong to: as `split_of`, or ``all`` where the option split says so."""
+    return "all" if split == "all" else split_of(subject, one_in)
+
+
+def protocol(split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (adapt_splits, score_splits) under the option split."""
+    return (("all",), ("all",)) if split == "all" else (("train",), ("test",))
+
+
+def check_options(peak: int, split: str) -> None:
+    """Raise WrongOption unless `peak` is a whole number from 1 on and `split` is ``subject`` or ``all``."""
+    if not isinstance(peak, int) or isinstance(peak, bool) or peak < 1:
+        raise WrongOption(f"option peak is '{peak}', not a whole number from 1 on")
+    if split not in ("subject", "all"):
+        raise WrongOption(f"option split is '{split}', not 'subject' or 'all'")
+
+
+def frame_number(path: str) -> int | None:
+    """Return the last number in a frame's name (``S005_001_00000011.png``: 11), None if there is none."""
+    numbers = re.findall(r"\d+", path.rsplit("/", 1)[-1].rsplit(".", 1)[0])
+    return int(numbers[-1]) if numbers else None
+
+
+def in_order(paths: list[str]) -> list[str]:
+    """Return the frames by number, those without one first, by name."""
+    return sorted(paths, key=lambda path: (-1 if (number := frame_number(path)) is None else number, path))
+
+
+def frames_of(folder: Path, root: Path, collector: Collector) -> list[str]:
+    """Return the frames in a sequence's folder in order, as paths relative to `root`; none where it is missing."""
+    return in_order(list(images_under(folder, root, collector))) if folder.is_dir() else []
+
+
+def neutral_of(frames: list[str], collector: Collector) -> str | None:
+    """Return the frame with which the sequence begins, neutral in these datasets.
+
+    None, and counted, where the sequence has lost its beginning or has a single frame.
+    """
+    if len(frames) > 1 and (frame_number(frames[0]) or 0) <= _HIGHEST_FIRST:
+        return frames[0]
+    collector.leave_out("sequence without its neutral first frame")
+    return None

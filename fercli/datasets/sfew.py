@@ -1,0 +1,87 @@
+"""SFEW 2.0 (Dhall et al., ICCV-W 2011; EmotiW 2015): frames of films, or the faces cut from them; official parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, images_under, is_image_name, subfolders
+from fercli.datasets.records import Record
+from fercli.expressions import UNLABELLED, label_of
+
+#: What is scored comes first: a frame that is in two parts stays there, and counts as listed twice in the other.
+_PARTS = {"val": "Val", "train": "Train", "test": "Test"}
+_KINDS = ("frames", "aligned")
+
+
+def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Read the class folders of Train and Val, and the unlabelled images of Test where they are there.
+
+    Args:
+        root: holds Train/ and Val/, or the folders of aligned faces themselves.
+        collector: takes the records. The films' actors are not named: no subjects.
+        images: ``frames`` or ``aligned`` (default: the frames where they are there: the benchmark takes them, and
+            fercli aligns faces itself). A frame may show several people; only the aligned faces say whose the label is.
+    """
+    if images not in (None, *_KINDS):
+        raise WrongOption(f"option images is '{images}', not 'frames' or 'aligned'")
+    kinds = (images,) if images else _KINDS
+    found = {kind: {split: _folder(root, split, kind) for split in _PARTS} for kind in kinds}
+    folders = next((parts for parts in found.values() if parts["train"] and parts["val"]), None)
+    if folders is None:
+        have = [split for split in ("train", "val") if any(parts[split] for parts in found.values())]
+        missing = " and ".join(f"{_PARTS[split]}/" for split in ("train", "val") if split not in have)
+        what = " or ".join({"frames": "frames", "aligned": "aligned faces"}[kind] for kind in kinds)
+        lack = (
+            f"no class folders of {what} below {missing}"
+            if missing
+            else "frames of one part, aligned faces of the other"
+        )
+        raise WrongLayout(lack)
+    for split, folder in folders.items():
+        if folder is not None:
+            _read(root, folder, split, collector)
+    return ("train",), ("val",)
+
+
+def _folder(root: Path, split: str, kind: str) -> Path | None:
+    """Return the folder of one part's images in one form, under the names that are in circulation."""
+    part = _PARTS[split]
+    faces = (f"{part}_Aligned_Faces_new/{part}_Aligned_Faces", f"{part}_Aligned_Faces_new", f"{part}_Aligned_Faces")
+    for above in (part, split):
+        names = [f"{above}/imgs", above] if kind == "frames" else [*(f"{above}/{name}" for name in faces), *faces]
+        for name in names:
+            if (root / name).is_dir() and (_classes(root / name) or (split == "test" and any(_flat(root / name)))):
+                return root / name
+    return None
+
+
+def _classes(folder: Path) -> list[Path]:
+    return [inner for inner in subfolders(folder) if label_of(inner.name) is not None]
+
+
+def _flat(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.iterdir() if is_image_name(path.name))
+
+
+def _read(root: Path, folder: Path, split: str, collector: Collector) -> None:
+    for inner in subfolders(folder):
+        label = label_of(inner.name)
+        if label is not None:
+            for path in images_under(inner, root, collector):
+                # By its name alone, which holds film and time: a frame in two classes or parts would be found out.
+                collector.add(Record(path.rsplit("/", 1)[-1], path, label, split))
+        elif "aligned" not in inner.name.lower():
+            collector.leave_out_class(inner.name, sum(1 for _ in images_under(inner, root, Collector())))
+    for path in sorted(_flat(folder)):
+        if split == "test":
+            collector.add(Record(path.name, path.relative_to(root).as_posix(), UNLABELLED, split))
+        else:
+            collector.leave_out("image in no class folder")
+
+
+READER = Reader(
+    layout="Train/Angry/*.png ... and Val/Angry/*.png ... (or Train/imgs/Angry/), or the faces "
+    "Train/Train_Aligned_Faces/Angry/ and Val/Val_Aligned_Faces_new/Val_Aligned_Faces/Angry/; Test/ where you have it",
+    parse=parse,
+)

@@ -1,0 +1,297 @@
+"""`fercli datasets`: the list, one dataset, and checks of trees against what is known of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import run
+
+from fercli.datasets import READERS, Listing, read_dataset
+from fercli.datasets.check import check
+from fercli.datasets.facts import FACTS, UNKNOWN, WHOLE, Facts, Official
+from fercli.datasets.layouts import LAYOUTS
+from fercli.datasets.records import Record
+from fercli.datasets.writers import write_class_folders, write_jaffe, write_raf_db
+from fercli.expressions import EXPRESSIONS
+from fercli.faces import synthetic
+
+#: Faces in all, by each dataset's paper or label list.
+TOTALS = {
+    "raf-db": 15339,
+    "ck+": 1254,
+    "jaffe": 213,
+    "sfew": 958 + 436,
+    "fer2013": 35887,
+    "expw": 91793,
+    "affectnet": 287401,
+    "oulu-casia": 1920,
+}
+
+
+@pytest.fixture(autouse=True)
+def _columns(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    return root
+
+
+# What is known
+
+
+def test_facts_and_layouts_cover_every_reader():
+    assert set(FACTS) == set(READERS) - {"folders", "csv"}
+    assert list(LAYOUTS) == list(READERS)
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_official_counts_add_up(name):
+    for release in FACTS[name].releases:
+        parts = {split: known for split, known in release.splits.items() if split != WHOLE}
+        for total, counts in release.splits.values():
+            assert len(counts) == len(EXPRESSIONS)
+            assert counts == UNKNOWN or total == sum(counts)
+        if parts and WHOLE in release.splits:
+            assert release.total(WHOLE) == sum(total for total, _ in parts.values())
+    if name in TOTALS:
+        assert FACTS[name].releases[0].total(WHOLE) == TOTALS[name]
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_facts_are_one_line_each_with_an_address(name):
+    facts = FACTS[name]
+    assert facts.apply.startswith(("http://", "https://")) and " " not in facts.apply
+    for text in (facts.title, facts.about, facts.licence, facts.split, facts.split_note, facts.paper):
+        assert "\n" not in text and text == text.strip()
+    assert facts.title and facts.about and facts.licence and facts.split and facts.paper
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_fit_a_terminal(name):
+    assert max(map(len, LAYOUTS[name].splitlines())) <= 98
+
+
+def test_the_layouts_first_files_are_of_the_layout_read(tmp_path):
+    """The tree shown for the simplest datasets is one that their readers take."""
+    touch(tmp_path / "jaffe", "KA.AN1.39.tiff", "KM.NE1.1.tiff")
+    touch(tmp_path / "folders", "train/happy/1.jpg")
+    touch(tmp_path / "fer", "train/angry/Training_3908.jpg", "test/angry/PrivateTest_88305.jpg")
+    for reader, folder in (("jaffe", "jaffe"), ("folders", "folders"), ("fer2013", "fer")):
+        listing = read_dataset("x", reader, tmp_path / folder)
+        assert not listing.left_out
+
+
+# The comparison
+
+
+def test_the_nearest_release_is_compared_with():
+    counts = {0: 249, 1: 75, 2: 177, 3: 207, 4: 84, 5: 135}
+
+    def listing(records):
+        return Listing("ck", Path("/nowhere"), records, ("train",), ("test",))
+
+    peaks = [Record(f"{i}-{k}", "x.png", i, "train") for i, count in counts.items() for k in range(count)]
+    neutral = [Record(f"6-{k}", "x.png", 6, "train") for k in range(320)]
+    assert check(listing(peaks), FACTS["ck+"]).official.form.startswith("CK+48")
+    whole = check(listing(peaks + neutral), FACTS["ck+"])
+    assert whole.official.form.startswith("the release")
+    assert (whole.found(WHOLE, 6), whole.expected(WHOLE, 6), whole.differences) == (320, 327, 2)
+    assert (whole.images, whole.missing) == (1, ["x.png"])
+
+
+def test_nothing_known_is_no_difference(tmp_path):
+    touch(tmp_path, "happy/1.jpg")
+    result = check(read_dataset("f", "folders", tmp_path), None)
+    assert result.official is None and result.differences is None and result.missing == []
+
+
+# The command
+
+
+def test_the_list_reads_at_a_hundred_columns():
+    result = run("datasets")
+    assert result.exit_code == 0
+    for name, facts in FACTS.items():
+        assert name in result.stdout and facts.apply in result.stdout and facts.size in result.stdout
+    for reader in READERS.values():
+        assert reader.layout.split()[0] in result.stdout
+    long = [line for line in result.stdout.splitlines() if len(line) > 100]
+    assert all("https://www.kaggle.com/c/" in line for line in long) and len(long) == 1
+
+
+def test_the_list_as_json():
+    document = json.loads(run("datasets", "--json").stdout)["datasets"]
+    assert list(document) == list(READERS)
+    assert document["raf-db"]["official"][0]["splits"]["test"]["expressions"]["fear"] == 74
+    assert document["sfew"]["official"][0]["splits"]["val"] == {
+        "faces": 436,
+        "expressions": dict.fromkeys(EXPRESSIONS),
+    }
+    assert document["csv"]["layout"] == READERS["csv"].layout and "official" not in document["csv"]
+    assert "score=private-test" in document["fer2013"]["options"]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_show(name):
+    result = run("datasets", "show", name.upper())
+    assert result.exit_code == 0
+    assert all(line.strip() in result.stdout for line in LAYOUTS[name].splitlines())
+    if name in FACTS:
+        assert FACTS[name].apply in result.stdout and FACTS[name].title in result.stdout
+    assert json.loads(run("datasets", "show", name, "--json").stdout)["dataset"]["tree"] == LAYOUTS[name].splitlines()
+
+
+def test_check_marks_what_differs(tmp_path):
+    names = [f"KA.{code}{i}.{i}.tiff" for code, n in (("SU", 30), ("FE", 30), ("HA", 31), ("AN", 31)) for i in range(n)]
+    touch(tmp_path, *names, "README", "photo.tiff")
+    result = run("datasets", "check", "jaffe", tmp_path)
+    assert result.exit_code == 0, result.stderr
+    lines = {line.split()[0]: line.split() for line in result.stdout.splitlines() if line.strip()}
+    assert lines["surprise"] == ["surprise", "30", "/", "30"]
+    assert lines["fear"] == ["fear", "*", "-2", "30", "/", "32"]
+    assert lines["anger"] == ["anger", "*", "+1", "31", "/", "30"]
+    assert lines["neutral"] == ["neutral", "*", "-30", "0", "/", "30"]
+    assert lines["together"] == ["together", "*", "-91", "122", "/", "213"]
+    assert "1  file that is no image" in result.stdout and "1  image not named like KM.NE1.1.tiff" in result.stdout
+    assert "122 faces of 1 people in 122 files" in result.stdout
+    assert "No file listed is missing." in result.stdout
+
+
+def test_check_counts_missing_files_per_listed_picture(tmp_path):
+    (tmp_path / "label").mkdir()
+    (tmp_path / "label/label.lst").write_text("a.jpg 0 1 2 3 4 5 3\na.jpg 1 1 2 3 4 5 4\nb.jpg 0 1 2 3 4 5 6\n")
+    touch(tmp_path, "image/origin/b.jpg")
+    document = json.loads(run("datasets", "check", "expw", tmp_path, "--json").stdout)["check"]
+    assert (document["faces"], document["images"]) == (3, 2)
+    assert document["missing"] == {"count": 1, "examples": ["image/origin/a.jpg"]}
+    shown = run("datasets", "check", "expw", tmp_path).stdout
+    assert "Missing: 1 of 2 files listed\n" in shown and "image/origin/a.jpg" in shown
+    (tmp_path / "image/origin/b.jpg").unlink()
+    assert "do the pictures lie in another folder?" in run("datasets", "check", "expw", tmp_path).stdout
+
+
+def test_check_as_json(tmp_path):
+    (tmp_path / "EmoLabel").mkdir()
+    (tmp_path / "EmoLabel/list_patition_label.txt").write_text("train_00001.jpg 1\ntest_0001.jpg 2\ntest_0002.jpg 9\n")
+    touch(tmp_path, "Image/original/train_00001.jpg", "Image/original/test_0001.jpg")
+    document = json.loads(run("datasets", "check", "raf-db", tmp_path, "--json").stdout)["check"]
+    assert document["splits"]["train"]["expressions"]["surprise"] == {"found": 1, "official": 1290}
+    assert document["splits"]["test"]["found"] == 1 and document["splits"]["test"]["official"] == 3068
+    assert document["splits"]["all"]["expressions"]["fear"] == {"found": 1, "official": 355}
+    assert document["left_out"] == {"unknown code '9'": 1}
+    assert document["reader"] == "raf-db" and document["differences"] == 24
+
+
+def test_check_of_procedural_faces_compares_with_nothing(tmp_path):
+    faces = [synthetic.render(synthetic.LAB, 0, label, 5) for label in range(7)]
+    write_raf_db(tmp_path / "raf", faces[:4], faces[4:])
+    write_jaffe(tmp_path / "jaffe", faces)
+    for name in ("raf-db", "jaffe"):
+        result = run("datasets", "check", name, tmp_path / name.split("-")[0])
+        assert result.exit_code == 0 and "procedural faces" in result.stdout and "*" not in result.stdout
+        assert "No file listed is missing." in result.stdout
+
+
+def test_check_with_a_spec_takes_its_reader_folder_and_options(tmp_path):
+    faces = [synthetic.render(synthetic.LAB, 0, label, 5) for label in range(7)]
+    write_class_folders(tmp_path / "data/mine", {"train": faces})
+    spec = tmp_path / "run.yaml"
+    csv = {"reader": "csv", "root": str(tmp_path / "list"), "options": {"file": "b.csv"}}
+    spec.write_text(
+        yaml.safe_dump(
+            {
+                "paths": {"data": str(tmp_path / "data")},
+                "data": {"datasets": {"mine": {"reader": "folders"}, "listed": csv}},
+            }
+        )
+    )
+    touch(tmp_path / "list", "1.jpg")
+    (tmp_path / "list/a.csv").write_text("image,label\n1.jpg,sad\n")
+    (tmp_path / "list/b.csv").write_text("image,label\n1.jpg,happy\n")
+    mine = json.loads(run("datasets", "check", "mine", "-c", spec, "--json").stdout)["check"]
+    assert mine["reader"] == "folders" and mine["faces"] == 7 and mine["release"] is None
+    for extra, word in (((), "happiness"), (("--option", "file=a.csv"), "sadness")):
+        document = json.loads(run("datasets", "check", "listed", "-c", spec, *extra, "--json").stdout)["check"]
+        assert document["splits"]["all"]["expressions"][word]["found"] == 1
+
+
+def test_check_options_are_yaml(tmp_path):
+    (tmp_path / "l.csv").write_text("where,what\n1.jpg,1\n2.jpg,2\n")
+    result = run(
+        "datasets", "check", "csv", tmp_path, "--option", "path_column=where", "--option", "label_column=what",
+        "--option", "codes={1: happy, 2: sad}", "--json",
+    )  # fmt: skip
+    found = json.loads(result.stdout)["check"]["splits"]["all"]["expressions"]
+    assert (found["happiness"]["found"], found["sadness"]["found"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("check", "jaffe", "{}"), 1, "expected there: 213 files"),
+        (("check", "jaffe", "{}/nowhere"), 1, "is missing; expected there"),
+        (("check", "jafe", "{}"), 1, "no dataset 'jafe'"),
+        (("check", "jafe", "{}"), 1, "did you mean 'jaffe'?"),
+        (("show", "afectnet"), 1, "did you mean 'affectnet'?"),
+        (("check", "fer2013", "{}", "--option", "scor=1"), 1, "no option 'scor' (it has: score)"),
+        (("check", "fer2013", "{}", "--option", "score"), 2, "--option score: expected KEY=VALUE"),
+        (("check", "fer2013", "{}", "--option", "score=[1"), 2, "expected KEY=VALUE"),
+        (("check", "fer2013", "{}", "--option", "score=test"), 1, "option score is 'test'"),
+        (("shw",), 2, "show"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, arguments, code, words):
+    result = run("datasets", *(str(a).format(tmp_path) for a in arguments))
+    assert result.exit_code == code and words in " ".join(result.stderr.split())
+    assert result.stdout == ""
+
+
+def test_names_that_are_no_utf8_are_printed(tmp_path):
+    (tmp_path / "l.csv").write_bytes(b"image,label\n\xff.jpg,happy\n")
+    result = run("datasets", "check", "csv", tmp_path)
+    assert result.exit_code == 0 and "\\xff.jpg" in result.stdout
+    document = json.loads(run("datasets", "check", "csv", tmp_path, "--json").stdout)["check"]
+    assert document["missing"]["examples"] == ["\udcff.jpg"]
+
+
+def test_unlabelled_faces_have_a_row_of_their_own(tmp_path):
+    (tmp_path / "l.csv").write_text("image,label\na.jpg,happy\nb.jpg,\n")
+    lines = [line.split() for line in run("datasets", "check", "csv", tmp_path).stdout.splitlines()]
+    assert ["together", "1"] in lines and ["unlabelled", "1"] in lines
+
+
+def test_unknown_totals_are_said_to_be_unknown():
+    assert Facts("t", "a", "https://x", "l", "s", "p").size == "?"
+    half = Facts("t", "a", "https://x", "l", "s", "p", releases=(Official({"train": (1234, UNKNOWN)}),))
+    assert half.size == "1,234+"
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("datasets", "--help"), ("datasets", "check", "--help")])
+def test_help_loads_nothing_heavy(arguments):
+    code = (
+        "import sys\nfrom fercli.cli import main\n"
+        f"try: main({list(arguments)!r})\nexcept SystemExit: pass\n"
+        "print([m for m in ('numpy', 'torch', 'cv2', 'pydantic', 'fercli.datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_listing_a_dataset_loads_no_numpy_unless_it_needs_it():
+    code = "import sys, fercli.datasets; print([m for m in ('numpy', 'torch', 'cv2') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_quiet_says_nothing():
+    result = run("datasets", "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")

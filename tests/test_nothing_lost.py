@@ -1,0 +1,370 @@
+"""Preparing that is stopped, repeated, shared out or short of disk: what was there stays, the bytes are the same."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import run
+from PIL import Image
+
+from fercli.datasets import read_dataset, writers
+from fercli.errors import FercliError
+from fercli.faces import synthetic
+from fercli.prepare import Options, prepare
+from fercli.store import Store, read_manifest
+from fercli.verify import verify
+
+HERE = Options(workers=1)
+
+
+@pytest.fixture(scope="module")
+def faces() -> list[synthetic.Face]:
+    return [synthetic.render(synthetic.STUDIO, identity, label, 3) for identity in range(2) for label in range(7)]
+
+
+@pytest.fixture(scope="module")
+def raf(tmp_path_factory, faces) -> Path:
+    return writers.write_raf_db(tmp_path_factory.mktemp("data") / "raf", faces[:8], faces[8:])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, raf) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "raf-db"
+    prepare(read_dataset("raf-db", "raf-db", raf), out, HERE)
+    return out
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, faces) -> Path:
+    """160 pictures: 14 faces under many names."""
+    folder = tmp_path_factory.mktemp("many") / "happy"
+    folder.mkdir()
+    pictures = [jpeg(face.image) for face in faces]
+    for i in range(160):
+        (folder / f"{i:03d}.jpg").write_bytes(pictures[i % len(pictures)])
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory, many) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("unbroken") / "d"
+    prepare(read_dataset("d", "folders", many), out, HERE)
+    return digests(out)
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def start(data: Path, out: Path, **options) -> subprocess.Popen:
+    """Prepare in another process, the head of a process group of its own."""
+    script = (
+        "import sys, json; from fercli.datasets import read_dataset; from fercli.prepare import Options, prepare\n"
+        "prepare(read_dataset('d', 'folders', sys.argv[1]), sys.argv[2], Options(**json.loads(sys.argv[3])))"
+    )
+    command = [sys.executable, "-c", script, str(data), str(out), json.dumps(options)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
+
+
+# The same again
+
+
+def test_again_with_nothing_changed_does_nothing(prepared, raf):
+    before = {p.name: p.stat().st_mtime_ns for p in prepared.iterdir()}
+    summary = prepare(read_dataset("raf-db", "raf-db", raf), prepared, HERE)
+    assert summary.up_to_date and summary.computed == 0 and summary.found == 14
+    assert before == {p.name: p.stat().st_mtime_ns for p in prepared.iterdir()}
+
+
+def test_workers_and_chunks_change_no_byte(tmp_path, prepared, raf):
+    listing = read_dataset("raf-db", "raf-db", raf)
+    for name, options in {
+        "two": replace(HERE, workers=2, chunk=4),
+        "threads": replace(HERE, workers=2, chunk=5, backend="threading"),
+        "ones": replace(HERE, chunk=1),
+    }.items():
+        prepare(listing, tmp_path / name, options)
+        assert digests(tmp_path / name) == digests(prepared), name
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_changes_no_byte(tmp_path, prepared, raf):
+    distributed = pytest.importorskip("distributed", reason="dask is not installed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        options = replace(HERE, workers=0, chunk=3, backend="dask", cluster=cluster.scheduler_address)
+        prepare(read_dataset("raf-db", "raf-db", raf), tmp_path / "dask", options)
+    assert digests(tmp_path / "dask") == digests(prepared)
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_changes_no_byte(tmp_path, prepared, raf):
+    ray = pytest.importorskip("ray", reason="ray is not installed")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        prepare(
+            read_dataset("raf-db", "raf-db", raf), tmp_path / "ray", replace(HERE, workers=0, chunk=3, backend="ray")
+        )
+    finally:
+        ray.shutdown()
+    assert digests(tmp_path / "ray") == digests(prepared)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backend": "dask"}, "prepare.cluster"),
+        ({"backend": "dask", "cluster": "tcp://127.0.0.1:9"}, "no dask scheduler answers at tcp://127.0.0.1:9"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path, raf, monkeypatch, options, words):
+    pytest.importorskip("distributed", reason="dask is not installed")
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    import dask
+
+    with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(FercliError, match=words):
+        prepare(read_dataset("r", "raf-db", raf), tmp_path / "out", replace(HERE, **options))
+
+
+# Something has changed
+
+
+def test_other_parameters_are_noticed(tmp_path, faces):
+    writers.write_raf_db(tmp_path / "raf", faces[:3], faces[3:4])
+    listing, out = read_dataset("r", "raf-db", tmp_path / "raf"), tmp_path / "out"
+    assert prepare(listing, out, HERE).computed == 4
+    assert prepare(listing, out, replace(HERE, margin=20)).computed == 4
+    assert Store.open(out).faces.shape[1] == 152
+    assert prepare(listing, out, replace(HERE, margin=20, workers=2, chunk=64)).up_to_date
+    (out / "faces.npy").unlink()
+    assert prepare(listing, out, replace(HERE, margin=20)).computed == 4
+
+
+@pytest.mark.parametrize("missing", ["reject", "mean-landmarks"])
+def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
+    """One photograph is another, one is touched only, one is new, one is gone: two faces are made."""
+    options = replace(HERE, missing=missing, chunk=3)
+    data, out = tmp_path / "data/happy", tmp_path / "out"
+    data.mkdir(parents=True)
+    for i, face in enumerate(faces[:8]):
+        (data / f"{i}.jpg").write_bytes(jpeg(face.image))
+    (data / "9.jpg").write_bytes(jpeg(np.full((80, 80, 3), 90, np.uint8)))
+    assert prepare(read_dataset("d", "folders", data.parent), out, options).computed == 9 + (missing != "reject")
+    (data / "2.jpg").write_bytes(jpeg(faces[9].image))
+    os.utime(data / "4.jpg", (1, 1))
+    (data / "00.jpg").write_bytes(jpeg(faces[10].image))
+    (data / "6.jpg").unlink()
+    listing = read_dataset("d", "folders", data.parent)
+    summary = prepare(listing, out, options)
+    # A picture without a face is looked through again where it lies under the mean shape, and the shape laid anew.
+    again = 0 if missing == "reject" else 2
+    assert (summary.computed, summary.taken_over) == (2 + again, 7 - again // 2)
+    prepare(listing, tmp_path / "fresh", options)
+    assert digests(out) == digests(tmp_path / "fresh")
+    assert verify(out, listing).whole
+
+
+def test_a_row_of_a_csv_that_moved_is_kept(tmp_path, faces):
+    root, out = tmp_path / "fer", tmp_path / "out"
+    small = [synthetic.render(synthetic.THUMBNAIL, 1, label, 1) for label in range(4)]
+    writers.write_fer2013(root, small)
+    assert prepare(read_dataset("f", "fer2013", root), out, HERE).computed == 4
+    text = (root / "fer2013.csv").read_text().splitlines()
+    pixels = text[2].split(",")
+    text[2] = ",".join([pixels[0], " ".join(pixels[1].split()[::-1]), pixels[2]])
+    (root / "fer2013.csv").write_text("\n".join(text) + "\n")
+    listing = read_dataset("f", "fer2013", root)
+    assert (prepare(listing, out, HERE).computed) == 1
+    prepare(listing, tmp_path / "fresh", HERE)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+# Stopped
+
+
+def test_killed_at_random_times_it_ends_with_the_same_bytes(tmp_path, many, unbroken):
+    """kill -9 of all its processes, or of the first only, six times; then it is left alone."""
+    chance, out, kills, before = random.Random(4), tmp_path / "d", 0, 0
+    while kills < 6:
+        process = start(many, out, workers=2 if kills % 2 else 1, chunk=4)
+        deadline = time.monotonic() + 20
+        # Counted from the moment when parts are made: the modules take a second to load.
+        while process.poll() is None and time.monotonic() < deadline:
+            if len(list(out.glob("parts/part-*"))) > before:
+                break
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0, 0.12))
+        if process.poll() is not None:
+            break
+        if chance.random() < 0.7:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.communicate()
+        kills += 1
+        before = len(list(out.glob("parts/part-*")))
+        if not (out / "meta.json").exists():
+            with pytest.raises(FercliError, match="incomplete"):
+                Store.open(out)
+    assert kills >= 3
+    last = start(many, out, workers=2, chunk=4)
+    said = last.communicate()[1].decode()
+    assert last.returncode == 0, said
+    assert digests(out) == unbroken
+
+
+def test_a_part_that_a_power_cut_spoilt_is_made_again(tmp_path, many, unbroken):
+    out = tmp_path / "d"
+    process = start(many, out, workers=1, chunk=8)
+    while len(list(out.glob("parts/part-*"))) < 4 and process.poll() is None:
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    parts = sorted(out.glob("parts/part-*"))[:4]
+    assert len(parts) == 4
+    parts[0].write_bytes(b"")
+    parts[1].write_bytes(parts[1].read_bytes()[:-7])
+    data = bytearray(parts[2].read_bytes())
+    data[-1000] ^= 1
+    parts[2].write_bytes(data)
+    made = prepare(read_dataset("d", "folders", many), out, replace(HERE, chunk=8)).computed
+    assert made >= 24 and digests(out) == unbroken
+
+
+def test_a_run_that_fails_while_assembling_goes_on(tmp_path, prepared, raf):
+    """The disk fails under the last file: the parts are still there, and nothing is computed twice."""
+    out = tmp_path / "raf-db"
+    listing = read_dataset("raf-db", "raf-db", raf)
+    out.mkdir()
+    (out / "meta.json").mkdir()
+    (out / "meta.json" / "in the way").write_text("")
+    with pytest.raises(OSError):
+        prepare(listing, out, HERE)
+    (out / "meta.json" / "in the way").unlink()
+    (out / "meta.json").rmdir()
+    assert prepare(listing, out, HERE).computed == 0
+    assert digests(out) == digests(prepared)
+
+
+def test_two_at_once_do_not_meet(tmp_path, many, unbroken):
+    out = tmp_path / "d"
+    first = start(many, out, workers=1, chunk=4)
+    while not list(out.glob("parts/part-*")) and first.poll() is None:
+        time.sleep(0.002)
+    with pytest.raises(FercliError, match=r"another fercli prepare is at work in .*; wait for it, or stop it"):
+        prepare(read_dataset("d", "folders", many), out, HERE)
+    assert first.communicate() and first.returncode == 0
+    assert digests(out) == unbroken
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 6 MiB; skipped where this machine lets nobody mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_room_lets_it_go_on(small_disk, many, unbroken):
+    out = small_disk / "d"
+    process = start(many, out, workers=2, chunk=4)
+    said = process.communicate()[1].decode()
+    assert process.returncode and f"the disk is full while writing {out}" in said.splitlines()[-1]
+    assert list(out.glob("parts/part-*")) and not (out / "meta.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert prepare(read_dataset("d", "folders", many), out, replace(HERE, chunk=4)).computed < 160
+    assert digests(out) == unbroken
+
+
+def test_a_limit_on_file_sizes_is_one_line_too(tmp_path, many):
+    """The arrays outgrow what a file may hold: no disk needs to be mounted to see that a write fails."""
+    resource = pytest.importorskip("resource")
+    script = "ulimit -f 2000; exec " + " ".join(
+        f"'{word}'" for word in (sys.executable, "-m", "fercli", "prepare", "--quiet", "--dataset", "d", "--root")
+    )
+    settings = [f"paths.prepared={tmp_path}", "data.datasets.d.reader=folders", "prepare.workers=1", "prepare.chunk=8"]
+    command = [script, str(many), *(f"--set '{setting}'" for setting in settings)]
+    done = subprocess.run(["bash", "-c", " ".join(command)], capture_output=True, text=True)
+    assert resource and done.returncode == 1
+    assert done.stderr.startswith("error: the disk is full while writing") and "Traceback" not in done.stderr
+
+
+# Looking again
+
+
+def damaged(prepared: Path, tmp_path: Path) -> Path:
+    shutil.copytree(prepared, tmp_path / prepared.name)
+    return tmp_path / prepared.name
+
+
+def test_a_whole_store_is_said_to_be_whole(prepared, raf):
+    verdict = verify(prepared, read_dataset("raf-db", "raf-db", raf))
+    assert verdict.whole and (verdict.faces, verdict.photographs) == (14, 14)
+    assert not verdict.changed and not verdict.missing
+
+
+@pytest.mark.parametrize("name", ["faces.npy", "crops.npy", "landmarks.npy", "labels.npy", "manifest.csv", "keys.npy"])
+def test_a_bit_that_fell_over_is_found(tmp_path, prepared, name):
+    store = damaged(prepared, tmp_path)
+    data = bytearray((store / name).read_bytes())
+    data[-2] ^= 1
+    (store / name).write_bytes(data)
+    assert f"{name} is not as it was written" in verify(store).damage
+
+
+def test_photographs_that_changed_are_told_and_the_store_is_whole(tmp_path, faces):
+    root = writers.write_raf_db(tmp_path / "raf", faces[:4], faces[4:6])
+    listing, out = read_dataset("r", "raf-db", root), tmp_path / "out"
+    prepare(listing, out, HERE)
+    (root / "Image/original/train_00002.jpg").write_bytes(jpeg(faces[9].image))
+    (root / "Image/original/test_0001.jpg").unlink()
+    verdict = verify(out, listing)
+    assert verdict.whole and verdict.changed == ["train_00002.jpg"] and verdict.missing == ["test_0001.jpg"]
+
+
+def test_verify_on_the_command_line(tmp_path, prepared, raf):
+    store = damaged(prepared, tmp_path)
+    options = ("--dataset", "raf-db", "--root", str(raf), "--set", f"paths.prepared={tmp_path}", "--verify")
+    done = run("prepare", *options)
+    assert done.exit_code == 0 and "whole" in done.stdout
+    document = json.loads(run("prepare", *options, "--json").stdout)
+    assert document["verified"]["raf-db"]["whole"] and document["verified"]["raf-db"]["photographs"] == 14
+    with (store / "crops.npy").open("r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        file.write(b"?")
+    done = run("prepare", *options)
+    assert done.exit_code == 1 and "crops.npy is not as it was written" in done.stderr
+    assert "fercli prepare --dataset raf-db" in done.stderr
+    shutil.rmtree(store)
+    assert "is not prepared" in run("prepare", *options).stderr
+
+
+def test_the_manifest_tells_pose_hash_source_and_error(prepared, raf):
+    rows = read_manifest(prepared)
+    assert all(len(row["hash"]) == 64 and len(row["source"]) == 32 for row in rows)
+    assert all(abs(float(row[angle])) < 45 for row in rows for angle in ("roll", "yaw", "pitch"))
+    assert all(0 < float(row["given_error"]) < 0.15 for row in rows)
+    first = (raf / "Image/original/train_00001.jpg").read_bytes()
+    assert rows[0]["source"] == hashlib.blake2b(first, digest_size=16).hexdigest()
