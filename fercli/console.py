@@ -26,8 +26,8 @@ PLAIN_INTERVAL_S = 10.0
 #: Columns assumed where the output is no terminal: a pipe has no width, and narrow tables would fold.
 PLAIN_WIDTH = 120
 
-_out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-_err = Console(stderr=True, highlight=False, soft_wrap=True)
+_out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+_err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 _mode = {"quiet": False, "json": False}
 
 
@@ -41,10 +41,21 @@ def silent() -> bool:
     return _mode["quiet"] or _mode["json"]
 
 
-def say(text: str) -> None:
-    """Print a remark (rich markup allowed) on stderr, unless silent."""
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep remarks and progress of the block's work back, errors apart."""
+    before = dict(_mode)
+    _mode["quiet"] = True
+    try:
+        yield
+    finally:
+        _mode.update(before)
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print a remark on stderr, unless silent. What looks like markup in it is not: folders may be called anything."""
     if not silent():
-        _err.print(text)
+        _err.print(text, style=style, markup=False)
 
 
 def error(text: str) -> None:
@@ -111,7 +122,8 @@ class Bar:
         left = (self._total - self._done) / rate if rate > 0 else float("nan")
         _err.print(
             f"{self._description}: {self._done}/{self._total}, {rate:.1f}/s, {left:.0f} s left"
-            + (f", {escape(note)}" if note else "")
+            + (f", {note}" if note else ""),
+            markup=False,
         )
 
 
@@ -126,7 +138,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
         yield Bar(description, total, done, live=None, plain=not silent())
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         _RateColumn(),

@@ -122,6 +122,7 @@ def _tile(picture: Image.Image | None, first: str, second: str, alert: bool = Fa
 def _fitted(text: str, keep_end: bool = False) -> str:
     """Return the text cut to a tile's width; of names the end tells more than the beginning."""
     text = text.encode("utf-8", "replace").decode()
+    text = text[-100:] if keep_end else text[:100]  # far wider than a tile: a name may have thousands of letters
     font = _font(12)
     if font.getlength(text) <= _TILE:
         return text

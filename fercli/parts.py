@@ -198,16 +198,8 @@ def make_part(chunk: Chunk, root: Path, options: Options, store: Path) -> Counte
         one = _taken_over(record, root, store, chunk.former[i]) if chunk.former else None
         kept += one is not None
         done.append(one or extract(record, root, options, chunk.shapes))
-    side, crop = options.side, options.crop_size
-    faces = [one for one in done if one.face is not None]
-    arrays = {
-        "faces": _stack([one.face for one in faces], (side, side, 3), np.uint8),
-        "landmarks": _stack([one.landmarks for one in faces], (5, 2), np.float32),
-        "crops": _stack([one.crops for one in faces], (5, crop, crop, 3), np.uint8),
-        "shapes": _stack([one.shape for one in faces], (5, 2), np.float32),
-    }
-    _write(chunk.part, [_row(one) for one in done], arrays)
-    return Counter(faces=len(faces), rejected=len(done) - len(faces), kept=kept)
+    faces = write_part(chunk.part, done, options)
+    return Counter(faces=faces, rejected=len(done) - faces, kept=kept)
 
 
 def _taken_over(
@@ -273,11 +265,20 @@ def _stack(arrays: Sequence[np.ndarray | None], shape: tuple[int, ...], dtype: t
 # A part's file: a line of JSON {rows, sha256 of the rest}, then the arrays of PART_ARRAYS in .npy format.
 
 
-def _write(part: Path, rows: list[dict[str, Any]], arrays: dict[str, np.ndarray]) -> None:
+def write_part(part: Path, done: Sequence[Extracted], options: Options) -> int:
+    """Write what became of a chunk's records; return how many faces there are among them."""
+    side, crop = options.side, options.crop_size
+    faces = [one for one in done if one.face is not None]
+    arrays = {
+        "faces": _stack([one.face for one in faces], (side, side, 3), np.uint8),
+        "landmarks": _stack([one.landmarks for one in faces], (5, 2), np.float32),
+        "crops": _stack([one.crops for one in faces], (5, crop, crop, 3), np.uint8),
+        "shapes": _stack([one.shape for one in faces], (5, 2), np.float32),
+    }
     digest = hashlib.sha256()
     for name in PART_ARRAYS:
         digest.update(arrays[name].data)
-    head = json.dumps({"rows": rows, "sha256": digest.hexdigest()}) + "\n"
+    head = json.dumps({"rows": [_row(one) for one in done], "sha256": digest.hexdigest()}) + "\n"
     try:
         with replacing(part, flush=False) as file:
             file.write(head.encode())
@@ -286,6 +287,7 @@ def _write(part: Path, rows: list[dict[str, Any]], arrays: dict[str, np.ndarray]
                 file.write(array.data)
     except OSError as failure:
         raise disk_error(failure, part) from failure
+    return len(faces)
 
 
 def read_rows(part: Path, check: bool = True) -> list[dict[str, Any]]:

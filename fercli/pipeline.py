@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +41,22 @@ def prepare_listing(spec: Spec, listing: Listing) -> dict[str, Any]:
         "left_out_reasons": dict(summary.left_out),
         "seconds": round(summary.seconds, 1),
     }
+
+
+def write_quality_report(spec: Spec, names: Sequence[str]) -> dict[str, Any]:
+    """Write quality.html and quality.json beside the stores, of the datasets named and of all that the spec lists.
+
+    Those of the spec that are not prepared yet are left out. Nothing is done where the page is of the same stores.
+
+    Returns:
+        ``page``, its path, and the counts of `fercli.quality.report.write_quality`'s summary.
+    """
+    from fercli.quality.report import write_quality
+    from fercli.store import Store, read_meta
+
+    roles = {**dict.fromkeys(names, ""), **dict.fromkeys(spec.data.targets, "target")}
+    roles.update(dict.fromkeys(spec.data.source, "source"))
+    there = [name for name in roles if read_meta(spec.store_path(name)) is not None]
+    stores = [Store.open(spec.store_path(name)) for name in there]
+    document = write_quality(stores, spec.paths.prepared, {name: roles[name] for name in there})
+    return {"page": str(spec.paths.prepared / "quality.html"), **document["summary"]}

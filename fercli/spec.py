@@ -113,11 +113,12 @@ class Prepare(Section):
     crop_zoom: Annotated[float, Field(gt=0, le=8)] = 1.5
     confidence: Fraction = 0.5
     low_confidence: Fraction = 0.2
-    retries: list[Literal["border", "upscale", "low-confidence", "full-range"]] = [
+    retries: list[Literal["border", "upscale", "low-confidence", "full-range", "rotate"]] = [
         "border",
         "upscale",
         "low-confidence",
         "full-range",
+        "rotate",
     ]
     workers: Annotated[int, Field(ge=0)] = 0
     backend: Literal["loky", "dask", "ray", "threading", "sequential"] = "loky"

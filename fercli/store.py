@@ -160,8 +160,11 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
     """Write manifest rows to a file (names that are no UTF-8 keep their bytes) and return its SHA-256."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n")
+        # Before Python 3.13 a carriage return is not quoted, and ends the row when it is read.
+        quoting = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            (quoting if any("\r" in str(value) for value in row.values()) else writer).writerow(row)
         to_disk(file)
     return file_hash(path)
 

@@ -45,7 +45,10 @@ def images_of(folder: Path, count: int, kind: str = "noise") -> None:
 # Help
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], *([name, "--help"] for name in COMMANDS)])
+_OWN_HELP = [[name] for name in COMMANDS if name != "bench"] + [["bench", "prepare"], ["datasets", "check"]]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], *([*command, "--help"] for command in _OWN_HELP)])
 def test_help(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0
@@ -67,7 +70,7 @@ def test_version() -> None:
     [
         (["adpt"], "no command 'adpt'; did you mean adapt?"),
         (["train"], "did you mean train-source?"),
-        (["zzz"], "no command 'zzz'; one of prepare, train-source, adapt, evaluate, demo"),
+        (["zzz"], "no command 'zzz'; one of prepare, datasets, train-source, adapt, evaluate, bench, demo"),
         (["--zzz"], "No such option"),
         (["adapt", "--targt", "x"], "--target"),
         (["demo", "--seed", "-1"], "--seed"),

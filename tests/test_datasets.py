@@ -258,6 +258,12 @@ def test_csv_of_paths_and_labels(tmp_path, text, options):
     ]
 
 
+def test_csv_whose_first_rows_have_no_file(tmp_path):
+    write(tmp_path, "l.csv", "image,label\n,sad\ngone.jpg,sad\na.jpg,happy\n")
+    touch(tmp_path, "images/a.jpg")
+    assert [r.path for r in read_dataset("c", "csv", tmp_path)] == ["images/gone.jpg", "images/a.jpg"]
+
+
 def test_csv_with_everything(tmp_path):
     points = "leye_x,leye_y,reye_x,reye_y,nose_x,nose_y,lmouth_x,lmouth_y,rmouth_x,rmouth_y"
     header = f"path,label,split,subject,left,top,right,bottom,{points}\n"

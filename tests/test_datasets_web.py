@@ -97,6 +97,13 @@ def test_afe_finds_the_pictures(tmp_path, images, options, path):
     assert listing.records[0].path == path
 
 
+def test_afe_finds_the_pictures_where_the_first_rows_have_none(tmp_path):
+    listing = read_dataset(
+        "a", "afe", afe(tmp_path, "y.jpg 1 2 3 4 0\n", "gone.jpg 1 2 3 4 3\nx/9.jpg 1 2 3 4 3\n", ".")
+    )
+    assert [r.path for r in listing] == ["gone.jpg", "x/9.jpg", "y.jpg"]
+
+
 def test_afe_header_and_unreadable_rows(tmp_path):
     train = "path left top right bottom emotion\na.jpg 1 2 3 4 3\nb.jpg 1 2 three 4 3\nc.jpg 1 2\n"
     listing = read_dataset("a", "afe", afe(tmp_path, train))
@@ -150,6 +157,14 @@ def test_affectnet_csv_a_picture_on_both_lists_stays_in_validation(tmp_path):
     listing = read_dataset("a", "affectnet", tmp_path)
     assert rows(listing, "id", "split", "label") == [("1/a.jpg", "val", SA), ("1/b.jpg", "train", SA)]
     assert listing.left_out == {"listed twice with different labels": 1}
+
+
+def test_affectnet_csv_finds_the_pictures_where_the_first_rows_have_none(tmp_path):
+    write(tmp_path, "training.csv", HEADER + line("1/gone.jpg", 1) + line("1/a.jpg", 1))
+    write(tmp_path, "Manually_Annotated/Manually_Annotated_Images/readme.txt")
+    write(tmp_path, "Manually_Annotated_Images/1/a.jpg")
+    paths = [r.path for r in read_dataset("a", "affectnet", tmp_path)]
+    assert paths == ["Manually_Annotated_Images/1/gone.jpg", "Manually_Annotated_Images/1/a.jpg"]
 
 
 def test_affectnet_csv_files_without_a_row_and_short_rows(tmp_path):

@@ -465,7 +465,7 @@ def test_afe_rows(tmp_path, faces):
 
 
 def test_afe_round_trip(tmp_path, faces):
-    listing = read("afe", writers.write_afe(tmp_path / "afe", faces[:9], faces[9:]), images="src/image")
+    listing = read("afe", writers.write_afe(tmp_path / "afe", faces[:9], faces[9:]))
     for split, expected in (("train", faces[:9]), ("test", faces[9:])):
         assert labels(part(listing, split)) == [f.label for f in expected]
         same_boxes(part(listing, split), expected, 0.5)

@@ -70,9 +70,7 @@ def show_check(check: Check, reader: str) -> None:
     _print(_heading(listing.name, f"{len(listing):,} faces{subjects} in {files}"), "", *_pairs(pairs), "")
     _print(_counts(check))
     if check.differences:
-        _print(
-            "", f"[yellow]*[/] differs from the official count, by the number beside it ({check.differences} in all)"
-        )
+        _print("", f"[yellow]*[/] not the official count: off by the number beside it ({check.differences} in all)")
     if listing.left_out:
         width = max(len(f"{count:,}") for count in listing.left_out.values())
         reasons = [(f"{count:,}".rjust(width), reason) for reason, count in listing.left_out.items()]

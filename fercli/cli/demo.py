@@ -55,7 +55,7 @@ def command(ctx, seed, out, quiet, as_json):
         (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
     )
     for step, words, arguments in steps:
-        console.say(f"\n[bold]$ fercli {words} -c {spec_file}[/]")
+        console.say(f"\n$ fercli {words} -c {spec_file}", style="bold")
         last = step is evaluate.command
         ctx.invoke(
             step,

@@ -12,6 +12,13 @@ from fercli.cli.options import read_spec, spec_options
 if TYPE_CHECKING:
     from fercli.spec import Spec
 
+#: What the quality report counts, in words.
+_FINDINGS = {
+    "leaks": "[bold red]pairs in a source and a target[/]",
+    "across_splits": "pairs in two splits of one dataset",
+    "duplicates": "pairs in one dataset, those included",
+}
+
 
 @click.command("prepare", short_help="Find, align and store the faces of a dataset.")
 @spec_options
@@ -24,7 +31,8 @@ if TYPE_CHECKING:
 )
 @click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
 @click.option("--verify", "look", is_flag=True, help="Check what is prepared, from end to end, and change nothing.")
-def command(spec_file, overrides, quiet, as_json, datasets, root, look):
+@click.option("--report/--no-report", default=True, help="Write quality.html beside the stores (default), or do not.")
+def command(spec_file, overrides, quiet, as_json, datasets, root, look, report):
     """Find the faces of a dataset, align them, cut the local regions, and store them.
 
     Reads the dataset's own layout; a second run goes on where a stopped one left off, and makes again only what has
@@ -42,11 +50,11 @@ def command(spec_file, overrides, quiet, as_json, datasets, root, look):
     names = list(dict.fromkeys(datasets or [*spec.data.source, *spec.data.targets]))
     if root is not None and len(names) != 1:
         raise SpecError("--root goes with exactly one --dataset")
-    _verify(spec, names, root) if look else _prepare(spec, names, root)
+    _verify(spec, names, root) if look else _prepare(spec, names, root, report)
 
 
-def _prepare(spec: Spec, names: list[str], root: str | None) -> None:
-    from fercli.pipeline import list_dataset, prepare_listing
+def _prepare(spec: Spec, names: list[str], root: str | None, report: bool) -> None:
+    from fercli.pipeline import list_dataset, prepare_listing, write_quality_report
 
     # All are listed before the first is prepared: a folder that is missing is told at once, not after an hour.
     listings = [list_dataset(spec, name, root) for name in names]
@@ -56,7 +64,11 @@ def _prepare(spec: Spec, names: list[str], root: str | None) -> None:
     console.table("Prepared faces", columns, [[name, *(row[k] for k in keys)] for name, row in summaries.items()])
     for name, row in summaries.items():
         console.say(f"{name}: {row['folder']} (look at contact-sheet.jpg)")
-    console.result({"prepared": summaries})
+    quality = write_quality_report(spec, names) if report else {}
+    if report:
+        found = [f"{quality[key]} {what}" for key, what in _FINDINGS.items() if quality[key]]
+        console.say(f"{quality['page']}: {', '.join(found) or 'no face is there twice'}")
+    console.result({"prepared": summaries, "quality": quality})
 
 
 def _verify(spec: Spec, names: list[str], root: str | None) -> None:

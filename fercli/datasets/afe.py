@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, text_lines
+from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, folder_holding, text_lines
 from fercli.datasets.records import Record
 from fercli.expressions import CODES
 
@@ -17,13 +17,17 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
     """Read both lists, ``path left top right bottom emotion`` a row, separated by blanks.
 
     A picture may show several faces: a face's id is its picture and its box as written, so it does not depend on the
-    other rows. `images` is the folder below which the paths lie (default: ``images``, ``image`` or the root, whichever
-    has the first picture listed).
+    other rows. `images` is the folder below which the paths lie (default: ``src/image``, ``images``, ``image`` or the
+    root, whichever has the pictures).
     """
-    folder = first_existing(root, "annos/TrainTest", "TrainTest")
-    lists = {split: folder / name for split, name in _LISTS.items() if folder and (folder / name).is_file()}
+    annos = first_existing(root, "annos/TrainTest", "TrainTest")
+    lists = {split: annos / name for split, name in _LISTS.items() if annos and (annos / name).is_file()}
     if not lists:
         raise WrongLayout("no annos/TrainTest/Train.csv")
+    if images is None:
+        names = (path for table in lists.values() for path, _, _ in _rows(table, Collector()))
+        images = folder_holding(root, ("src/image", "images", "image", ""), names)
+    folder = "images/" if images is None else f"{images}/" if images else ""
     tested: set[str] = set()
     for split, table in lists.items():
         for path, box, code in _rows(table, collector):
@@ -32,15 +36,11 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
             elif path in tested:
                 collector.leave_out("training row of a test picture")
                 continue
-            if images is None:
-                images = next((name for name in ("images", "image") if (root / name / path).exists()), None)
-                if images is None:
-                    images = "" if (root / path).exists() else "images"
             label = collector.label(CODES["afe"], code)
             if label is not None:
-                where = f"{images}/{path}" if images else path
                 corners = tuple(float(v) for v in box)
-                collector.add(Record(id=f"{path}#{','.join(box)}", path=where, label=label, split=split, box=corners))
+                face = f"{path}#{','.join(box)}"
+                collector.add(Record(id=face, path=folder + path, label=label, split=split, box=corners))
         collector.need_rows(table, "path left top right bottom emotion")
     return ("train",), ("test",) if "test" in lists else ("train",)
 
@@ -61,6 +61,7 @@ def _rows(table: Path, collector: Collector) -> Iterator[tuple[str, list[str], s
 
 
 READER = Reader(
-    layout="annos/TrainTest/{Train,Test}.csv (path left top right bottom emotion) and images/ with the paths listed",
+    layout="annos/TrainTest/{Train,Test}.csv (path left top right bottom emotion) and src/image/ (or images/) with the "
+    "paths listed",
     parse=parse,
 )

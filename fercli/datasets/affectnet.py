@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from fercli.datasets.base import (
     count_unlisted,
     first_existing,
     five_of_68,
+    folder_holding,
     is_image_name,
 )
 from fercli.datasets.records import Box, Points, Record
@@ -29,6 +31,7 @@ _LISTS = {"val": "validation.csv", "train": "training.csv"}
 _PARTS = {"val": "val_set", "train": "train_set"}
 _LIST_FOLDERS = ("", "Manually_Annotated_file_lists/", "Manually_Annotated/", "Manually_Annotated_compressed/")
 _IMAGE_FOLDERS = (
+    "",
     "Manually_Annotated/Manually_Annotated_Images",
     "Manually_Annotated_Images",
     "Manually_Annotated_compressed/Manually_Annotated_Images",
@@ -51,9 +54,11 @@ def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str,
     if any(lists.values()):
         parts = {split: table for split, table in lists.items() if table}
         listed: set[str] = set()
-        folder = ""
+        folder = folder_holding(root, _IMAGE_FOLDERS, _names(parts.values()))
+        if folder is None:
+            folder = next((name for name in _IMAGE_FOLDERS if name and (root / name).is_dir()), _IMAGE_FOLDERS[1])
         for split, table in parts.items():
-            folder = _read_list(root, table, split, collector, listed) or folder
+            _read_list(table, folder, split, collector, listed)
         for parent in sorted({name.rpartition("/")[0] for name in listed}):
             if (root / folder / parent).is_dir():
                 count_unlisted(root / folder / parent, listed, collector, prefix=f"{parent}/" if parent else "")
@@ -65,42 +70,40 @@ def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str,
     return ("train",), ("val",) if "val" in parts else ("train",)
 
 
-def _read_list(root: Path, table: Path, split: str, collector: Collector, listed: set[str]) -> str:
-    """Collect one csv's rows and add their pictures to `listed`; return the folder they lie in, below the root."""
+def _rows(table: Path) -> Iterator[tuple[dict[str, int], list[str]]]:
+    """Yield (columns, row) of every row below the header."""
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
         rows = csv.reader(opened)
         columns = {name.strip().lower(): i for i, name in enumerate(next(rows, []))}
         missing = [name for name in ("subDirectory_filePath", "expression") if name.lower() not in columns]
         if missing:
             raise WrongLayout(f"{table.name} lacks the column {' and '.join(missing)}")
+        yield from ((columns, row) for row in rows if row)
+
+
+def _names(tables: Iterable[Path]) -> Iterator[str]:
+    """Yield the pictures listed, of the tables in turn."""
+    for columns, row in chain.from_iterable(map(_rows, tables)):
+        at = columns["subdirectory_filepath"]
+        if at < len(row):
+            yield row[at].strip()
+
+
+def _read_list(table: Path, folder: str, split: str, collector: Collector, listed: set[str]) -> None:
+    """Collect one csv's rows and add their pictures to `listed`."""
+    for columns, row in _rows(table):
         path_at, code_at = columns["subdirectory_filepath"], columns["expression"]
-        box_at = [columns.get(f"face_{name}") for name in ("x", "y", "width", "height")]
-        points_at = columns.get("facial_landmarks")
-        folder = None
-        for row in rows:
-            if not row:
-                continue
-            if len(row) <= max(path_at, code_at):
-                collector.leave_out("unreadable row")
-                continue
-            name = row[path_at].strip()
-            if folder is None:
-                folder = _image_folder(root, name)
-            listed.add(name)
-            label = _label(row[code_at], collector)
-            if label is not None:
-                path = f"{folder}/{name}" if folder else name
-                box, points = _box(row, box_at), _points(row, points_at)
-                collector.add(Record(id=name, path=path, label=label, split=split, box=box, landmarks=points))
-    return folder or ""
-
-
-def _image_folder(root: Path, name: str) -> str:
-    """Return the folder, below the root, in which the first picture listed lies ("": the root itself)."""
-    if (root / name).exists():
-        return ""
-    known = [folder for folder in _IMAGE_FOLDERS if (root / folder).is_dir()]
-    return next((folder for folder in known if (root / folder / name).exists()), (known or _IMAGE_FOLDERS)[0])
+        if len(row) <= max(path_at, code_at):
+            collector.leave_out("unreadable row")
+            continue
+        name = row[path_at].strip()
+        listed.add(name)
+        label = _label(row[code_at], collector)
+        if label is not None:
+            path = f"{folder}/{name}" if folder else name
+            box = _box(row, [columns.get(f"face_{side}") for side in ("x", "y", "width", "height")])
+            points = _points(row, columns.get("facial_landmarks"))
+            collector.add(Record(id=name, path=path, label=label, split=split, box=box, landmarks=points))
 
 
 def _label(text: str, collector: Collector) -> int | None:

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from fercli.datasets.records import Listing, Points, Record
@@ -178,6 +179,16 @@ def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str
             yield from images_under(Path(entry.path), root, collector)
         else:
             collector.leave_out("file that is no image")
+
+
+def folder_holding(root: Path, folders: Sequence[str], names: Iterable[str]) -> str | None:
+    """Return the first of the folders (below root; "" is the root) that holds one of the files, or None.
+
+    The names are tried in turn, for the first ones listed may be missing; but no more than a thousand of them.
+    """
+    there = [folder for folder in folders if (root / folder).is_dir()]
+    tries = ((folder, name) for name in islice(names, 1000) for folder in there)
+    return next((folder for folder, name in tries if os.path.exists(os.path.join(root, folder, name))), None)
 
 
 def count_unlisted(folder: Path, listed: Set[str], collector: Collector, prefix: str = "") -> None:

@@ -6,7 +6,15 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, default_protocol, split_name
+from fercli.datasets.base import (
+    Collector,
+    Reader,
+    WrongLayout,
+    WrongOption,
+    default_protocol,
+    folder_holding,
+    split_name,
+)
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES, UNLABELLED, label_of
 
@@ -40,7 +48,7 @@ def parse(
         root: folder of the csv; paths in it are relative to `images`.
         collector: takes the records.
         file: the csv's name (default: the only csv there is).
-        images: subfolder of the images (default: ``images`` where the first one listed lies there, else the root).
+        images: subfolder of the images (default: the root, or ``images`` where they lie there).
         path_column, label_column, split_column, subject_column: column names (default: the usual ones). A csv without
             a label column lists an unlabelled set; an empty label is an unlabelled image.
         box_columns: four: left, top, right, bottom. Used where all are there.
@@ -63,13 +71,16 @@ def parse(
         landmark_names = _columns(columns, landmark_columns, 10)
         meanings = _meanings(codes)
         folder = images
+        if folder is None:
+            paths = ((row[found["path"]] or "").strip() for row in rows)
+            folder = folder_holding(root, ("", "images"), filter(None, paths)) or ""
+            opened.seek(0)
+            rows = csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True)
         for row in rows:
             path = (row[found["path"]] or "").strip()
             if not path:
                 collector.leave_out("row without a path")
                 continue
-            if folder is None:
-                folder = "images" if not (root / path).exists() and (root / "images" / path).exists() else ""
             label = _label(row[found["label"]] if found["label"] else "", meanings, collector)
             if label is None:
                 continue

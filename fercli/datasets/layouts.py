@@ -52,7 +52,7 @@ data/image/origin/                           or image/origin/
 annos/TrainTest/
   Train.csv                                  rows: path left top right bottom emotion
   Test.csv
-images/                                      or image/, or beside annos/
+src/image/                                   or images/, image/, or beside annos/
   PATH ...                                   as the rows name them""",
     "affectnet": """\
 training.csv                                 subDirectory_filePath, face_x, ..., expression, ...

@@ -29,20 +29,18 @@ def template(size: int = 112, margin: int = 14) -> np.ndarray:
 def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Return the similarity float64 [2, 3] that maps `source` [n, 2] to `target` [n, 2] with least squared error.
 
-    Rotation, scale and translation without reflection (Umeyama, PAMI 1991, equations 40-42). Raises ValueError where
-    the source points coincide, for then no scale is defined.
+    Rotation, scale and translation without reflection (Umeyama, PAMI 1991, equations 40-42), which in the plane is a
+    division of complex numbers. Raises ValueError where the source points coincide, for then no scale is defined.
     """
-    source, target = np.asarray(source, np.float64), np.asarray(target, np.float64)
-    source_mean, target_mean = source.mean(0), target.mean(0)
-    centred, aim = source - source_mean, target - target_mean
-    variance = (centred**2).sum() / len(source)
-    if not variance > 1e-12 or not np.isfinite(variance):
+    source, target = (np.ascontiguousarray(p, np.float64).view(np.complex128)[:, 0] for p in (source, target))
+    source_mean, target_mean = source.mean(), target.mean()
+    centred = source - source_mean
+    spread = np.vdot(centred, centred).real
+    if not spread > 1e-12 * len(source) or not math.isfinite(spread):
         raise ValueError("the landmarks coincide or are not finite: no similarity is defined")
-    u, d, vt = np.linalg.svd(aim.T @ centred / len(source))
-    sign = np.array([1.0, np.sign(np.linalg.det(u) * np.linalg.det(vt)) or 1.0])
-    rotation = (u * sign) @ vt
-    linear = (d * sign).sum() / variance * rotation
-    return np.hstack([linear, (target_mean - linear @ source_mean)[:, None]])
+    turn = np.vdot(centred, target - target_mean) / spread
+    shift = target_mean - turn * source_mean
+    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
 
 
 def template_matrix(points5: np.ndarray, size: int = 112, margin: int = 14) -> np.ndarray:
@@ -139,6 +137,7 @@ def local_crops(
     image, zoomed = _reduced(image, zoomed, np.stack([centres.min(0) - size / 2, centres.max(0) + size / 2]))
     crops = np.empty((len(points), size, size, 3), np.uint8)
     for crop, centre in zip(crops, centres, strict=True):
-        shift = zoomed[:, 2] - centre + (size - 1) / 2
-        crop[:] = _sampled(image, np.hstack([zoomed[:, :2], shift[:, None]]), size)
+        own = zoomed.copy()
+        own[:, 2] += (size - 1) / 2 - centre
+        crop[:] = _sampled(image, own, size)
     return crops

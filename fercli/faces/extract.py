@@ -14,7 +14,7 @@ import numpy as np
 
 from fercli.datasets.records import Box, Record
 from fercli.faces import align
-from fercli.faces.fingerprints import difference_hash
+from fercli.faces.fingerprints import perceptual_hash
 from fercli.faces.images import Unreadable, decode_image, decode_pixels, read_bytes, read_pixels
 from fercli.faces.landmarker import RETRIES, Landmarker
 
@@ -67,7 +67,7 @@ class Extracted:
         pose: (roll, yaw, pitch) in degrees, of faces that the mesh found.
         given_error: mean distance of the landmarks found to those given, in distances between the given eyes.
         source: BLAKE2b of what the photograph's file (or its field of pixels) holds, 32 hexadecimal digits.
-        hash: of the prepared face (`difference_hash`), to find it again in other pictures.
+        hash: of the prepared face (`perceptual_hash`), to find it again in other pictures.
         face: uint8 [S, S, 3]; None for a rejected record, as are the next three.
         landmarks: float32 [5, 2] in pixels of the face.
         crops: uint8 [5, C, C, 3].
@@ -105,21 +105,21 @@ def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.nd
         data = read_source(record, root)
         source = source_hash(data)
         image = decode_source(record, data)
-        frame = _frame(record, image)
+        frame = frame_of(record, image)
     except Unreadable as why:
         return Extracted("rejected", str(why), box=record.box, source=source)
     try:
-        result, points, box = _locate(record, image, frame, options, shapes)
+        result, points, box = locate(record, image, frame, options, shapes)
         if points is not None:
-            _cut(result, image, points, box, frame, options)
+            cut(result, image, points, box, frame, options)
     except (ValueError, cv2.error) as why:
         result = Extracted("rejected", str(why), box=record.box, fillable=shapes is None)
     result.source = source
     return result
 
 
-def _locate(
-    record: Record, image: np.ndarray, frame: Box, options: Options, shapes: Sequence[np.ndarray] | None
+def locate(
+    record: Record, image: np.ndarray, frame: Box, options: Options, shapes: Sequence[np.ndarray] | None = None
 ) -> tuple[Extracted, np.ndarray | None, Box | None]:
     """Return what became of the record, its five landmarks float64 [5, 2] (None if rejected) and its face's box."""
     if shapes is not None:
@@ -164,12 +164,14 @@ def centred_shape() -> np.ndarray:
     return (align.ARCFACE_TEMPLATE + 0.5) / 112
 
 
-def _frame(record: Record, image: np.ndarray) -> Box:
+def frame_of(record: Record, image: np.ndarray) -> Box:
     """Return what relative landmarks are shares of: the given box, or the middle square of the photograph."""
     height, width = image.shape[:2]
     if record.box is None:
         side = min(width, height)
         return ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
+    if not all(map(math.isfinite, record.box)):
+        raise Unreadable("the given box has corners that are no numbers")
     left, top, right, bottom = record.box
     if min(right, width) - max(left, 0) < 2 or min(bottom, height) - max(top, 0) < 2:
         raise Unreadable(f"the given box lies outside the picture ({width} x {height})")
@@ -181,7 +183,7 @@ def _distance(found: np.ndarray, given: np.ndarray) -> float | None:
     return float(np.linalg.norm(found - given, axis=1).mean() / eyes) if eyes > 0 else None
 
 
-def _cut(
+def cut(
     result: Extracted, image: np.ndarray, points: np.ndarray, box: Box | None, frame: Box, options: Options
 ) -> None:
     if not np.isfinite(points).all():
@@ -194,7 +196,7 @@ def _cut(
     landmarks = align.transform(matrix, points)
     result.box = box
     result.face = align.warp(image, matrix, options.side)
-    result.hash = difference_hash(result.face, options.margin)
+    result.hash = perceptual_hash(result.face, options.margin)
     result.landmarks = landmarks.astype(np.float32)
     result.crops = align.local_crops(image, matrix, landmarks, options.crop_size, options.crop_zoom)
     result.shape = ((points + 0.5 - frame[:2]) / (np.array(frame[2:]) - frame[:2])).astype(np.float32)

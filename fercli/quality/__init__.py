@@ -1,1 +1,1 @@
-"""The quality of prepared datasets: what was found and how, and which faces are there twice (`report.write_quality`)."""
+"""The quality of prepared datasets: what was found, and which faces are there twice (`report.write_quality`)."""

@@ -2,9 +2,9 @@
 
 Candidates are all pairs whose hashes differ in at most `NEAR` bits. The search is exhaustive, hence exact, and runs as
 matrix products: for bits as -1 and 1, a . b = 256 - 2 * distance. Multi-index hashing (Norouzi et al., CVPR 2012) was
-tried and left: hashes of aligned faces share so many bits, and the distance that finds a picture again is so large,
-that its tables hand back every fifth pair, while a product handles a pair in 5 ns whatever the hashes are. Two times
-100,000 faces take under a minute on one core, in less than 100 MB.
+weighed and left: at the distance that finds a picture again its tables hand back a sixth of all pairs of random hashes,
+and more of those of aligned faces, which share bits; a product takes 5 ns for a pair whatever the hashes are. Two times
+100,000 faces take 45 to 50 s on one core, half of that on two, in less than 100 MB.
 
 A candidate is then one of three: the same file (their photographs have the same bytes), the same picture (`likeness`
 of at least `SAME`), or merely alike (at least `ALIKE`: neighbouring frames, one person twice, faces drawn alike).
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fercli.quality.fingerprints import BITS, NEAR, likeness, patch, unpack
+from fercli.faces.fingerprints import BITS, NEAR, likeness, patch, perceptual_hash, unpack
 from fercli.store import Store, read_manifest
 
 #: Likeness from which two faces are one picture, and from which they are alike.
@@ -30,7 +30,7 @@ LOOKED_AT = 20_000
 #: What a pair may be, the gravest first.
 KINDS = ("same file", "same picture", "alike")
 
-_ROWS, _COLUMNS = 2048, 4096
+_ROWS, _COLUMNS = 2048, 1024
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Faces:
 
     Attributes:
         store: the store.
-        rows: its manifest without what was rejected.
         hashes: uint8 [N, 32].
+        labels: int64 [N], as the manifest has them.
         sources, subjects, splits: numbers int64 [N] that are equal where the texts are; -1 where there is none.
     """
 
     store: Store
-    rows: list[dict[str, str]]
     hashes: np.ndarray
+    labels: np.ndarray
     sources: np.ndarray
     subjects: np.ndarray
     splits: np.ndarray
@@ -104,16 +104,15 @@ def faces_of(store: Store, seen: Callable[[str], int]) -> Faces:
         store: the store.
         seen: gives texts their numbers (`numbering`): the same one for stores that are to be compared.
     """
-    from fercli.quality.fingerprints import perceptual_hash
-
     rows = [row for row in read_manifest(store.path) if row["status"] != "rejected"]
     margin = int(store.meta["parameters"]["margin"])
     hashes = [row.get("hash") or "" for row in rows]
-    hashes = [text if len(text) == BITS // 4 else perceptual_hash(store.faces[i], margin) for i, text in enumerate(hashes)]
+    hashes = [text or perceptual_hash(store.faces[i], margin) for i, text in enumerate(hashes)]
     columns = (
         np.array([seen(row.get(name) or "") for row in rows], np.int64) for name in ("source", "subject", "split")
     )
-    return Faces(store, rows, unpack(hashes), *columns)
+    labels = np.array([int(row["label"]) for row in rows], np.int64)
+    return Faces(store, unpack(hashes), labels, *columns)
 
 
 def numbering() -> Callable[[str], int]:
@@ -123,7 +122,10 @@ def numbering() -> Callable[[str], int]:
 
 
 def near_pairs(
-    first: np.ndarray, second: np.ndarray | None = None, distance: int = NEAR
+    first: np.ndarray,
+    second: np.ndarray | None = None,
+    distance: int = NEAR,
+    done: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield all pairs of hashes at most `distance` apart, block by block.
 
@@ -131,6 +133,7 @@ def near_pairs(
         first: uint8 [n, 32].
         second: uint8 [m, 32]; None: pairs i < j within the first.
         distance: bits.
+        done: is told how many more rows of the first are through.
 
     Yields:
         (i, j, distance), int64 [k] each.
@@ -149,18 +152,25 @@ def near_pairs(
                 i, j, apart = i[keep], j[keep], apart[keep]
             if len(i):
                 yield i, j, apart
+        done(len(rows))
 
 
-def compare(first: Faces, second: Faces | None = None, looked_at: int = LOOKED_AT) -> Found:
+def compare(
+    first: Faces,
+    second: Faces | None = None,
+    looked_at: int = LOOKED_AT,
+    done: Callable[[int], None] = lambda rows: None,
+) -> Found:
     """Find the faces that are in both stores, or twice in one.
 
     Args:
         first, second: the faces; second None: pairs within the first.
         looked_at: pairs to confirm at most, the nearest first.
+        done: is told how many more faces of the first are through.
     """
     other, found = second or first, Found()
     kept: list[np.ndarray] = []  # each int64 [3, k]: i, j, distance
-    for i, j, apart in near_pairs(first.hashes, None if second is None else second.hashes):
+    for i, j, apart in near_pairs(first.hashes, None if second is None else second.hashes, NEAR, done):
         if second is None:
             one = (first.subjects[i] >= 0) & (first.subjects[i] == first.subjects[j])
             found.one_subject += int(one.sum())

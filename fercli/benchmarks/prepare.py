@@ -1,0 +1,241 @@
+"""How fast `fercli prepare` is, beside what it cannot do without: MediaPipe's face mesh.
+
+Bare means a loop that reads each picture with OpenCV and gives it to ``FaceMesh(static_image_mode=True)``, and does
+nothing else; "mesh only" is the same with the pictures decoded beforehand. Bare and `prepare` take turns on the same
+pictures with as many processes, so that a machine's moods meet both; what is printed is the median over the rounds.
+The processes are started, and the models loaded, before the clock runs. `prepare` is timed whole: hashing the sources'
+state, finding, aligning, cutting, writing the parts, assembling the store, drawing the contact sheet.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import joblib
+import numpy as np
+
+from fercli import console, parts
+from fercli.datasets.records import Listing, Record
+from fercli.errors import FercliError
+from fercli.faces import extract as extracting
+from fercli.faces.extract import Options
+from fercli.faces.quiet import mute_stderr
+from fercli.prepare import prepare
+
+#: Different faces that are drawn; a longer list repeats them under other names.
+DRAWN = 280
+
+
+def draw_pictures(folder: Path, count: int) -> Listing:
+    """Write `count` JPEG pictures of procedural faces below a folder and return their listing."""
+    from fercli.datasets import read_dataset
+    from fercli.datasets.writers import write_raf_db
+    from fercli.faces.domains import STUDIO
+    from fercli.faces.synthetic import sample
+
+    faces = sample(STUDIO, min(DRAWN, count), 0, range(40), workers=-1)
+    root = write_raf_db(folder / "pictures", faces, ())
+    drawn = read_dataset("pictures", "raf-db", root).records
+    records = []
+    for i in range(count):
+        first = drawn[i % len(drawn)]
+        path = f"Image/original/copy_{i:06d}.jpg"
+        os.link(root / first.path, root / path)
+        records.append(replace(first, id=path, path=path, box=None, landmarks=None))
+    return Listing("pictures", root, records, ("train",), ("train",), stand_in=True)
+
+
+def measure(listing: Listing, options: Options, processes: Sequence[int], rounds: int, folder: Path) -> dict[str, Any]:
+    """Measure one dataset.
+
+    Args:
+        listing: its records; each picture must be a file (no csv of pixels).
+        options: how faces are prepared; `workers` is set here.
+        processes: numbers of processes to measure with, ascending.
+        rounds: how often.
+        folder: where stores may be written, to be removed again.
+
+    Returns:
+        Rates in pictures a second (medians), ratios and shares; see `table`.
+    """
+    if any(record.offset is not None for record in listing):
+        raise FercliError(f"{listing.name} lies in a csv of pixels: bench prepare needs one file a picture")
+    warm = replace_records(listing, listing.records[: 16 * max(processes)])
+    rates: dict[tuple[str, int], list[float]] = {}
+    with console.progress("rounds", total=rounds * len(processes)) as bar:
+        for _ in range(rounds):
+            for count in processes:
+                own = replace(options, workers=count, backend="loky")
+                for name, run in (("bare", _bare), ("mesh only", _mesh_only), ("prepare", _prepare)):
+                    with console.hushed():
+                        run(warm, own, folder)
+                        rates.setdefault((name, count), []).append(len(listing) / run(listing, own, folder))
+                bar.advance()
+    middle = {key: statistics.median(values) for key, values in rates.items()}
+    ratio = {
+        count: statistics.median(p / b for p, b in zip(rates["prepare", count], rates["bare", count], strict=True))
+        for count in processes
+    }
+    scaling = {
+        count: statistics.median(
+            many / one for many, one in zip(rates["prepare", count], rates["prepare", processes[0]], strict=True)
+        )
+        for count in processes
+    }
+    return {
+        "pictures": len(listing),
+        "processes": [
+            {
+                "processes": count,
+                "prepare_per_s": middle["prepare", count],
+                "bare_per_s": middle["bare", count],
+                "mesh_only_per_s": middle["mesh only", count],
+                "prepare_to_bare": ratio[count],
+                "prepare_to_mesh_only": middle["prepare", count] / middle["mesh only", count],
+                "speed_up": scaling[count],
+                "spread": [min(rates["prepare", count]), max(rates["prepare", count])],
+            }
+            for count in processes
+        ],
+        "stages_ms": stages_ms(replace_records(listing, listing.records[:400]), options, folder),
+    }
+
+
+def replace_records(listing: Listing, records: Sequence[Record]) -> Listing:
+    """Return a listing of other records in the same folder."""
+    return replace(listing, records=list(records))
+
+
+def stages_ms(listing: Listing, options: Options, folder: Path) -> dict[str, float]:
+    """Return what each stage takes of one process, in milliseconds a picture: decode, detect, warp, write."""
+    records, root, clock = listing.records, listing.root, _Clock()
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        for record in records[:8]:
+            extracting.extract(record, root, options)
+        pictures = [
+            clock("decode", lambda r=r: extracting.decode_source(r, _hashed(extracting.read_source(r, root))))
+            for r in records
+        ]
+        frames = [extracting.frame_of(r, p) for r, p in zip(records, pictures, strict=True)]
+        located = [
+            clock("detect", lambda r=r, p=p, f=f: extracting.locate(r, p, f, options))
+            for r, p, f in zip(records, pictures, frames, strict=True)
+        ]
+        for picture, frame, (result, points, box) in zip(pictures, frames, located, strict=True):
+            if points is not None:
+                clock("warp", lambda a=(result, picture, points, box, frame): extracting.cut(*a, options))
+        done = [result for result, *_ in located]
+        clock("write", lambda: parts.write_part(folder / "stage.part", done, options))
+        (folder / "stage.part").unlink()
+    finally:
+        cv2.setNumThreads(threads)
+    return {name: 1e3 * spent / len(records) for name, spent in clock.spent.items()}
+
+
+def _hashed(data: bytes) -> bytes:
+    extracting.source_hash(data)
+    return data
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    def __call__(self, stage: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - started
+        return result
+
+
+def _prepare(listing: Listing, options: Options, folder: Path) -> float:
+    out = folder / "store"
+    started = time.perf_counter()
+    prepare(listing, out, options)
+    spent = time.perf_counter() - started
+    shutil.rmtree(out)
+    return spent
+
+
+def _bare(listing: Listing, options: Options, folder: Path) -> float:
+    return _shared_out(_mesh_of_files, [str(listing.root / r.path) for r in listing], options.workers)
+
+
+def _mesh_only(listing: Listing, options: Options, folder: Path) -> float:
+    return _shared_out(_mesh_of_pictures, [str(listing.root / r.path) for r in listing], options.workers)
+
+
+def _shared_out(function: Callable[[list[str]], float], paths: list[str], workers: int) -> float:
+    """Return the seconds that the slowest of the processes took for its share of the pictures."""
+    shares = [paths[i::workers] for i in range(workers)]
+    if workers == 1:
+        return function(shares[0])
+    with joblib.parallel_config(backend="loky", n_jobs=workers, inner_max_num_threads=1):
+        return max(joblib.Parallel(batch_size=1)(joblib.delayed(function)(share) for share in shares))
+
+
+def _mesh_of_files(paths: list[str]) -> float:
+    mesh = _face_mesh()
+    started = time.perf_counter()
+    for path in paths:
+        mesh.process(cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB))
+    return time.perf_counter() - started
+
+
+def _mesh_of_pictures(paths: list[str]) -> float:
+    mesh = _face_mesh()
+    # A few at a time: all of them decoded would not fit into the memory.
+    spent, step = 0.0, 64
+    for start in range(0, len(paths), step):
+        pictures = [cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB) for path in paths[start : start + step]]
+        started = time.perf_counter()
+        for picture in pictures:
+            mesh.process(picture)
+        spent += time.perf_counter() - started
+    return spent
+
+
+_meshes: list[Any] = []
+
+
+def _face_mesh() -> Any:
+    cv2.setNumThreads(1)
+    if not _meshes:
+        with mute_stderr():
+            from mediapipe.python.solutions.face_mesh import FaceMesh
+
+            _meshes.append(FaceMesh(static_image_mode=True))
+            _meshes[0].process(np.zeros((64, 64, 3), np.uint8))
+    return _meshes[0]
+
+
+def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the columns and rows of a result of `measure`, for the console."""
+    columns = [
+        *("processes", "prepare /s", "per process", "bare face mesh /s", "ratio"),
+        *("mesh only /s", "ratio to it", "speed-up"),
+    ]
+    rows = [
+        [
+            str(row["processes"]),
+            f"{row['prepare_per_s']:.0f}",
+            f"{row['prepare_per_s'] / row['processes']:.0f}",
+            f"{row['bare_per_s']:.0f}",
+            f"{row['prepare_to_bare']:.2f}",
+            f"{row['mesh_only_per_s']:.0f}",
+            f"{row['prepare_to_mesh_only']:.2f}",
+            f"{row['speed_up']:.2f}",
+        ]
+        for row in result["processes"]
+    ]
+    return columns, rows

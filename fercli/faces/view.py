@@ -1,0 +1,93 @@
+"""Parts of a picture, enlarged, padded or turned, in which a face is looked for, and the way back to the picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from fercli.datasets.records import Box
+
+#: A sliver of a picture would outgrow the memory when its short side is enlarged: no side becomes longer than this.
+_MOST = 5120
+
+
+@dataclass(frozen=True)
+class View:
+    """A crop, enlargement or padding of a picture, and the way back: original = view * scale + offset.
+
+    Offsets are in edge coordinates (a pixel's centre lies at +0.5), which scaling leaves alone. A view may be turned
+    last of all, by `angle` degrees clockwise; `back` [2, 3] maps its edge coordinates to those before.
+    """
+
+    image: np.ndarray
+    scale: tuple[float, float]
+    offset: tuple[float, float]
+    angle: float = 0.0
+    back: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, image: np.ndarray) -> View:
+        """The whole picture, uint8 [H, W, 3]."""
+        return cls(image, (1.0, 1.0), (0.0, 0.0))
+
+    @property
+    def short_side(self) -> int:
+        """Shorter side in pixels."""
+        return min(self.image.shape[:2])
+
+    def crop(self, box: Box, widen: float) -> View:
+        """Cut the box (in original pixels), widened on each side by `widen` of its longer side, clipped to the view."""
+        grow = widen * max(box[2] - box[0], box[3] - box[1])
+        edges = np.array([[box[0] - grow, box[1] - grow], [box[2] + grow, box[3] + grow]])
+        size = np.array(self.image.shape[1::-1])
+        (x0, y0), (x1, y1) = np.clip(np.round((edges - self.offset) / self.scale), 0, size).astype(int)
+        if x1 - x0 < 2 or y1 - y0 < 2:
+            return self
+        offset = (self.offset[0] + x0 * self.scale[0], self.offset[1] + y0 * self.scale[1])
+        return View(self.image[y0:y1, x0:x1], self.scale, offset)
+
+    def pad(self, share: float) -> View:
+        """Replicate the border by this share of the longer side."""
+        n = max(1, round(share * max(self.image.shape[:2])))
+        padded = cv2.copyMakeBorder(self.image, n, n, n, n, cv2.BORDER_REPLICATE)
+        offset = (self.offset[0] - n * self.scale[0], self.offset[1] - n * self.scale[1])
+        return View(padded, self.scale, offset)
+
+    def enlarge(self, short_side: int) -> View:
+        """Enlarge to this shorter side, where it is shorter."""
+        factor = short_side / self.short_side
+        return self if factor <= 1 else self._resize(factor, cv2.INTER_CUBIC)
+
+    def limit(self, long_side: int) -> View:
+        """Reduce to this longer side, where it is longer."""
+        factor = long_side / max(self.image.shape[:2])
+        return self if factor >= 1 else self._resize(factor, cv2.INTER_AREA)
+
+    def turn(self, degrees: float) -> View:
+        """Turn clockwise about the middle; the picture grows so that all stays in it, its border is replicated."""
+        height, width = self.image.shape[:2]
+        cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+        size = [math.ceil(width * a + height * b) for a, b in ((abs(cos), abs(sin)), (abs(sin), abs(cos)))]
+        turn = np.array([[cos, sin], [-sin, cos]])
+        back = np.column_stack([turn, np.array([width, height]) / 2 - turn @ size / 2])
+        # The same, from pixel centres to pixel centres, as OpenCV counts.
+        centres = np.column_stack([turn, back[:, 2] + turn @ [0.5, 0.5] - 0.5])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        turned = cv2.warpAffine(self.image, centres, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        return replace(self, image=turned, angle=degrees, back=back)
+
+    def _resize(self, factor: float, interpolation: int) -> View:
+        height, width = self.image.shape[:2]
+        size = [max(1, min(round(n * factor), _MOST)) for n in (width, height)]
+        resized = cv2.resize(self.image, size, interpolation=interpolation)
+        scale = (self.scale[0] * width / size[0], self.scale[1] * height / size[1])
+        return View(resized, scale, self.offset)
+
+    def to_original(self, points: np.ndarray) -> np.ndarray:
+        """Map points [n, 2] in pixels of this view (edges at integers) to original pixels (centres at integers)."""
+        if self.back is not None:
+            points = points @ self.back[:, :2].T + self.back[:, 2]
+        return points * self.scale + self.offset - 0.5

@@ -1,0 +1,170 @@
+"""The quality report of prepared datasets: quality.json with the numbers, quality.html to look at.
+
+Both are made from prepared stores alone, at any time, and are the same bytes for the same stores. The page loads
+nothing: styles and pictures are inside it.
+
+The classes of targets are counted here, for whoever owns the data and prepares it. Nothing of it is read by ``adapt``:
+it opens targets without labels and knows no file of this report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from fercli import __version__, console
+from fercli.expressions import UNLABELLED
+from fercli.faces.fingerprints import BITS, NEAR
+from fercli.files import write_atomically
+from fercli.quality.duplicates import ALIKE, KINDS, LOOKED_AT, SAME, Faces, Found, Pair, compare, faces_of, numbering
+from fercli.quality.numbers import dataset_numbers
+from fercli.quality.view import view
+from fercli.store import Store, file_hash
+
+#: Pairs of one comparison that quality.json names; it counts them all.
+NAMED = 1000
+
+
+def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str]) -> dict[str, Any]:
+    """Write quality.json and quality.html into a folder and return the document.
+
+    Args:
+        stores: the prepared datasets, each name once.
+        folder: where to write, such as the one that holds the stores; it is made if it is not there.
+        roles: {dataset: ``source``, ``target`` or ''}; every source is compared with every target.
+
+    Returns:
+        The contents of quality.json:
+        ``summary`` {``leaks``: pairs that are in a source and in a target, ``across_splits``: pairs in two splits of
+        one dataset, ``duplicates``: all pairs within datasets, those included, ``alike``: pairs that only look it};
+        ``datasets`` {name: `numbers.dataset_numbers`}; ``comparisons`` [{``first``, ``second``, ``within``, ``near``,
+        ``unlooked``, ``one_subject``, ``one_subject_across``, ``same file``, ``same picture``, ``alike``, ``across``,
+        ``labels_differ``, ``pairs`` [{``first``, ``second`` (ids), ``splits``, ``kind``, ``distance``, ``likeness``,
+        ``across``}], at most `NAMED`}]; ``thresholds``; ``made_from``.
+
+    Raises:
+        FercliError: the disk is full.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    made_from = _made_from(stores, roles)
+    there = _read(folder / "quality.json")
+    if there.get("made_from") == made_from and (folder / "quality.html").is_file():
+        return there
+    seen = numbering()
+    faces = {store.name: faces_of(store, seen) for store in stores}
+    found = _compare_all(faces, roles)
+    document = {**_document(stores, roles, faces, found), "made_from": made_from}
+    write_atomically(folder / "quality.json", (json.dumps(document, indent=1) + "\n").encode())
+    write_atomically(folder / "quality.html", render(document, stores, found, folder).encode("utf-8"))
+    return document
+
+
+def _made_from(stores: Sequence[Store], roles: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return what the report depends on; where that is what it was, nothing is reckoned again."""
+    return {
+        store.name: [file_hash(store.path / "meta.json"), roles.get(store.name, ""), __version__] for store in stores
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def render(
+    document: Mapping[str, Any], stores: Sequence[Store], found: Mapping[tuple[str, str], Found], folder: Path
+) -> str:
+    """Return the report as one HTML page; the pictures on it are those of the stores."""
+    environment = Environment(
+        # The styles of all reports are those of the evaluation's.
+        loader=ChoiceLoader([PackageLoader("fercli.quality"), PackageLoader("fercli.evaluation")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("quality.html.j2").render(view(document, stores, found, folder))
+
+
+def _compare_all(faces: Mapping[str, Faces], roles: Mapping[str, str]) -> dict[tuple[str, str], Found]:
+    """Compare every dataset with itself, and every source with every target; leaks come first."""
+    sources, targets = ([name for name in faces if roles.get(name) == role] for role in ("source", "target"))
+    pairs = [*product(sources, targets), *((name, name) for name in faces)]
+    found = {}
+    for first, second in pairs:
+        title = f"duplicates: {first}" if first == second else f"leaks: {first}, {second}"
+        with console.progress(title, len(faces[first])) as bar:
+            other = None if first == second else faces[second]
+            found[first, second] = compare(faces[first], other, LOOKED_AT, bar.advance)
+    return found
+
+
+def _document(
+    stores: Sequence[Store],
+    roles: Mapping[str, str],
+    faces: Mapping[str, Faces],
+    found: Mapping[tuple[str, str], Found],
+) -> dict[str, Any]:
+    comparisons = [_comparison(faces[a], faces[b], result) for (a, b), result in found.items()]
+    within = [c for c in comparisons if c["within"]]
+    return {
+        "schema": 1,
+        "fercli": __version__,
+        "summary": {
+            "leaks": sum(_sure(c) for c in comparisons if not c["within"]),
+            "across_splits": sum(c["across"] for c in within),
+            "duplicates": sum(_sure(c) for c in within),
+            "alike": sum(c["alike"] for c in comparisons),
+        },
+        "datasets": {store.name: dataset_numbers(store, roles.get(store.name, "")) for store in stores},
+        "comparisons": comparisons,
+        "thresholds": {"bits": BITS, "near": NEAR, "same": SAME, "alike": ALIKE, "looked_at": LOOKED_AT},
+    }
+
+
+def _sure(comparison: Mapping[str, Any]) -> int:
+    return comparison["same file"] + comparison["same picture"]
+
+
+def _comparison(first: Faces, second: Faces, found: Found) -> dict[str, Any]:
+    sure = [pair for pair in found.pairs if pair.kind != "alike"]
+    return {
+        "first": first.store.name,
+        "second": second.store.name,
+        "within": first is second,
+        "near": found.near,
+        "unlooked": found.unlooked,
+        "one_subject": found.one_subject,
+        "one_subject_across": found.one_subject_across,
+        **{kind: found.count(kind) for kind in KINDS},
+        "across": sum(pair.across for pair in sure),
+        "labels_differ": sum(_labels_differ(first, second, pair) for pair in sure),
+        "pairs": [_named(first, second, pair) for pair in found.pairs[:NAMED]],
+    }
+
+
+def _labels_differ(first: Faces, second: Faces, pair: Pair) -> bool:
+    one, other = first.labels[pair.first], second.labels[pair.second]
+    return bool(one != other and UNLABELLED not in (one, other))
+
+
+def _named(first: Faces, second: Faces, pair: Pair) -> dict[str, Any]:
+    sides = ((first.store, pair.first), (second.store, pair.second))
+    ids, splits = ([str(getattr(store, name)[i]) for store, i in sides] for name in ("ids", "splits"))
+    return {
+        "first": ids[0],
+        "second": ids[1],
+        "splits": splits,
+        "kind": pair.kind,
+        "distance": pair.distance,
+        "likeness": pair.likeness,
+        "across": pair.across,
+    }

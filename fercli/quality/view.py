@@ -1,0 +1,177 @@
+"""What the quality report shows, worked out from its document and its stores: the template only lays it out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from markupsafe import Markup
+
+from fercli.quality.duplicates import Found, Pair
+from fercli.quality.pictures import face_uri, sheet_uri
+from fercli.store import STATUSES, Store
+
+#: Pairs that are shown of one comparison, and of all; the rest is counted, and named in quality.json.
+SHOWN, SHOWN_IN_ALL = 24, 144
+
+#: Characters of the page that the contact sheets may take.
+_SHEETS = 1_300_000
+
+_WORDS = {
+    "found": "found at once",
+    "retried": "found on a retry",
+    "given": "by given landmarks",
+    "mean-landmarks": "mean shape laid over",
+    "rejected": "rejected",
+}
+
+
+def view(
+    document: Mapping[str, Any], stores: Sequence[Store], found: Mapping[tuple[str, str], Found], folder: Path
+) -> dict[str, Any]:
+    """Return what quality.html.j2 lays out; names are text fit for UTF-8, not yet escaped."""
+    by_name = {store.name: store for store in stores}
+    comparisons, left = [], SHOWN_IN_ALL
+    for numbers, result in zip(document["comparisons"], found.values(), strict=True):
+        first, second = by_name[numbers["first"]], by_name[numbers["second"]]
+        shown = result.pairs[: min(SHOWN, left)]
+        left -= len(shown)
+        sure = numbers["same file"] + numbers["same picture"]
+        pairs = [_pair(first, second, pair) for pair in shown]
+        comparisons.append({**numbers, "sure": sure, "total": len(result.pairs), "pairs": pairs})
+    return {
+        "summary": document["summary"],
+        "thresholds": document["thresholds"],
+        "version": document["fercli"],
+        "stand_ins": [name for name, numbers in document["datasets"].items() if numbers["stand_in"]],
+        "datasets": [
+            _dataset(by_name[name], numbers, folder, _SHEETS // len(by_name))
+            for name, numbers in document["datasets"].items()
+        ],
+        "comparisons": comparisons,
+        "words": _WORDS,
+    }
+
+
+def text(value: str) -> str:
+    """Return a name as UTF-8 can hold it: bytes that are none of it become the replacement character."""
+    return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def bars(histogram: Mapping[str, Any], title: str) -> Markup:
+    """Draw a histogram as inline SVG, stretched to its place; the labels are HTML around it."""
+    counts = histogram["counts"]
+    tallest, width = max([*counts, 1]), 100 / len(counts)
+    path = "".join(
+        f"M{i * width + 0.4:.2f} 60V{60 - max(1, 56 * count / tallest):.2f}h{width - 0.8:.2f}V60z"
+        for i, count in enumerate(counts)
+        if count
+    )
+    zero = -histogram["low"] / (histogram["high"] - histogram["low"]) * 100
+    middle = f'<path class="axis" d="M{zero:.2f} 0V60"/>' if 0 < zero < 100 else ""
+    return Markup(
+        '<svg viewBox="0 0 100 60" preserveAspectRatio="none" role="img" class="bars"><title>{title}</title>'
+        '{middle}<path class="bar" d="{path}"/><path class="axis" d="M0 60H100"/></svg>'
+    ).format(title=title, middle=Markup(middle), path=path)
+
+
+def _dataset(store: Store, numbers: Mapping[str, Any], folder: Path, limit: int) -> dict[str, Any]:
+    margin = int(store.meta["parameters"]["margin"])
+    total = numbers["listed"]
+    reasons = [("rejected", numbers["rejected"]), ("retried", numbers["steps"]), ("left out", numbers["left_out"])]
+    error = numbers["given_error"]
+    if error is not None:
+        at = {name: i for i, name in enumerate(store.ids.tolist())}
+        worst = [
+            {**one, "id": text(one["id"]), "face": face_uri(store.faces[at[one["id"]]], margin)}
+            for one in error["worst"]
+        ]
+        error = {**error, "worst": worst}
+    sheet = store.path / "contact-sheet.jpg"
+    return {
+        **numbers,
+        "name": text(store.name),
+        "statuses": [
+            (status, numbers["statuses"][status], _share(numbers["statuses"][status], total)) for status in STATUSES
+        ],
+        "reasons": [
+            (kind, sum(counts.values()), [(text(reason), count) for reason, count in counts.items()])
+            for kind, counts in reasons
+            if counts
+        ],
+        "splits": _splits(numbers),
+        "classes": _class_rows(numbers),
+        "plots": _plots(numbers),
+        "given_error": error,
+        "sheet": sheet_uri(sheet, limit),
+        "sheet_link": quote(os.fsencode(os.path.relpath(sheet, folder)).replace(os.sep.encode(), b"/")),
+    }
+
+
+def _splits(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the columns of the table of classes: each split, and all of them where there are several."""
+    roles = {"adapt_splits": "trains or adapts", "score_splits": "scores"}
+    columns = []
+    for split, part in numbers["splits"].items():
+        use = [word for key, word in roles.items() if split in numbers[key]]
+        columns.append({"name": text(split), "use": ", ".join(use), "listed": part["listed"], "kept": part["kept"]})
+    if len(columns) > 1:
+        columns.append({"name": "all", "use": "", "listed": numbers["listed"], "kept": numbers["kept"]})
+    return columns
+
+
+def _class_rows(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts = [part["classes"] for part in numbers["splits"].values()]
+    if len(parts) > 1:
+        parts.append({name: count["kept"] for name, count in numbers["classes"].items()})
+    rows = []
+    for name in numbers["classes"]:
+        # A bar is as long as its class is large beside the largest of the split.
+        cells = [(p[name], _share(p[name], sum(p.values())), _share(p[name], max(p.values()))) for p in parts]
+        rows.append({"name": name, "cells": cells})
+    return rows
+
+
+def _plots(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+    named = [("detector score", "", numbers["score"])]
+    named += [(angle, "°", numbers["pose"][angle]) for angle in ("roll", "yaw", "pitch")]
+    return [
+        {
+            **one,
+            "name": name,
+            "unit": unit,
+            "svg": bars(one, f"{name} of {one['faces']} faces"),
+            "range": _range(one, unit),
+        }
+        for name, unit, one in named
+        if one["faces"]
+    ]
+
+
+def _range(histogram: Mapping[str, Any], unit: str) -> dict[str, str]:
+    """Return median, p5 and p95 as text: whole degrees with a true minus sign, scores with two digits."""
+    texts = {key: f"{histogram[key]:.{0 if unit else 2}f}" for key in ("median", "p5", "p95")}
+    return {
+        key: ("0" if value == "-0" else value).replace("-", "\N{MINUS SIGN}") + unit for key, value in texts.items()
+    }
+
+
+def _pair(first: Store, second: Store, pair: Pair) -> dict[str, Any]:
+    within = first is second
+    sides = []
+    for store, i in ((first, pair.first), (second, pair.second)):
+        sides.append(
+            {
+                "where": text(str(store.splits[i])) if within else text(store.name),
+                "id": text(str(store.ids[i])),
+                "face": face_uri(store.faces[i], int(store.meta["parameters"]["margin"])),
+            }
+        )
+    return {**vars(pair), "sides": sides}
+
+
+def _share(count: int, total: int) -> float:
+    return count / total if total else 0.0
