@@ -2,11 +2,7 @@
 
 A part is named by its place and by a hash of all that it depends on (parameters, versions, records, size and time of
 the source files): a run that was stopped goes on with the parts that are missing, and never takes one of other
-parameters or sources for its own. A part carries the hash of its contents, so that one which a power cut spoilt is made
-again; to wait for the disk after each would cost more than that.
-
-What a former, complete store holds is taken over face by face where a record, the parameters and the photograph are
-still the same (`Former`).
+parameters or sources for its own. What a former, complete store holds is taken over face by face (`fercli.former`).
 """
 
 from __future__ import annotations
@@ -15,7 +11,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -28,20 +25,13 @@ import numpy as np
 from fercli import clusters, console
 from fercli.datasets.records import Listing, Record
 from fercli.errors import FercliError
-from fercli.faces.extract import Extracted, Options, extract, read_source, source_hash
-from fercli.faces.images import Unreadable
-from fercli.files import disk_error, replacing
-from fercli.store import FORMAT, read_manifest
+from fercli.faces.extract import Options, extract
+from fercli.former import KEY, STATE, Former, Known, take_over
+from fercli.part_files import read_rows, write_part
+from fercli.store import FORMAT
 
 #: Mean shapes to lay over pictures without landmarks: in a given box, in a whole picture; see `extract`.
 Shapes = tuple[np.ndarray, np.ndarray]
-#: A record's key: 16 bytes of a hash over the parameters and the record, and 8 over its file's size and time.
-KEY, STATE = 16, 8
-
-#: Arrays of a part, each with a row for every face kept.
-PART_ARRAYS = ("faces", "landmarks", "crops", "shapes")
-#: Columns of a part's rows that go into the manifest as they are.
-MADE_COLUMNS = ("box", "score", "status", "reason", "roll", "yaw", "pitch", "hash", "given_error", "source")
 
 
 @dataclass
@@ -52,15 +42,14 @@ class Chunk:
         part: its file.
         records: the records.
         shapes: mean shapes to lay over them instead of looking for a face.
-        former: the former store's row of each record, its place among the store's faces (-1 where it was rejected) and
-            whether its file looks untouched; None where the former store does not have it.
+        former: what the former store has of each record.
         rows: what became of the records; there once the part is.
     """
 
     part: Path
     records: Sequence[Record]
     shapes: Shapes | None = None
-    former: Sequence[tuple[dict[str, str], int, bool] | None] = ()
+    former: Sequence[Known | None] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -102,29 +91,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-class Former:
-    """The complete store that a run replaces, as far as its faces can be kept.
-
-    Args:
-        store: its folder.
-    """
-
-    def __init__(self, store: Path):
-        self._keys, self._rows = np.load(store / "keys.npy"), read_manifest(store)
-        kept = np.array([row["status"] != "rejected" for row in self._rows], bool)
-        self._faces = np.where(kept, np.cumsum(kept) - 1, -1)
-        self._places = {key[:KEY].tobytes(): i for i, key in enumerate(self._keys)}
-
-    def find(self, key: np.ndarray) -> tuple[dict[str, str], int, bool] | None:
-        """Return what `Chunk.former` holds of the record with this key (uint8 [KEY + STATE])."""
-        place = self._places.get(key[:KEY].tobytes())
-        # A mean shape depends on all faces of its dataset: it is laid again.
-        if place is None or self._rows[place]["status"] == "mean-landmarks":
-            return None
-        untouched = bool((self._keys[place, KEY:] == key[KEY:]).all())
-        return self._rows[place], int(self._faces[place]), untouched
-
-
 def plan(
     records: Sequence[Record],
     keys: np.ndarray,
@@ -157,8 +123,23 @@ def plan(
     return chunks
 
 
-def run(chunks: Sequence[Chunk], listing: Listing, options: Options, store: Path, title: str) -> tuple[int, int]:
+def run(
+    chunks: Sequence[Chunk],
+    listing: Listing,
+    options: Options,
+    store: Path,
+    title: str,
+    ready: Callable[[Chunk], None] | None = None,
+) -> tuple[int, int]:
     """Make the parts that are missing and read the rows of all.
+
+    Args:
+        chunks: from `plan`.
+        listing: their dataset.
+        options: how faces are prepared.
+        store: folder of the former store.
+        title: of the progress bar.
+        ready: called with each chunk in order, as soon as its part is there.
 
     Returns:
         How many records were made in this run, and how many were taken over from the former store.
@@ -171,18 +152,20 @@ def run(chunks: Sequence[Chunk], listing: Listing, options: Options, store: Path
         console.say(f"{title}: going on after {total - open_} of {total}")
     counts: Counter[str] = Counter()
     root, store = Path(os.path.abspath(listing.root)), Path(os.path.abspath(store))
-    with console.progress(title, total=total, done=total - open_) as bar:
-        for made in clusters.in_order(make_part, ((c, root, options, store) for c in todo), len(todo), options):
-            counts.update(made)
-            rejected = counts["rejected"]
-            bar.advance(sum(made.values()) - made["kept"], note=f"{counts['faces']} found, {rejected} rejected")
-    for chunk in todo:
-        chunk.rows = read_rows(chunk.part, check=False)
-        if not chunk.rows:
-            raise FercliError(
-                f"{listing.name}: the part {chunk.part} is not there although a worker wrote it; "
-                "all workers must see the same disk under the same path"
-            )
+    made = clusters.in_order(make_part, ((c, root, options, store) for c in todo), len(todo), options)
+    with console.progress(title, total=total, done=total - open_) as bar, closing(made):
+        for chunk in chunks:
+            if not chunk.rows:
+                counts.update(next(made))
+                bar.advance(len(chunk.records), f"{counts['faces']} found, {counts['rejected']} rejected")
+                chunk.rows = read_rows(chunk.part, check=False)
+            if not chunk.rows:
+                raise FercliError(
+                    f"{listing.name}: the part {chunk.part} is not there although a worker wrote it; "
+                    "all workers must see the same disk under the same path"
+                )
+            if ready is not None:
+                ready(chunk)
     return open_ - counts["kept"], counts["kept"]
 
 
@@ -195,119 +178,8 @@ def make_part(chunk: Chunk, root: Path, options: Options, store: Path) -> Counte
     cv2.setNumThreads(1)
     done, kept = [], 0
     for i, record in enumerate(chunk.records):
-        one = _taken_over(record, root, store, chunk.former[i]) if chunk.former else None
+        one = take_over(record, root, store, chunk.former[i]) if chunk.former else None
         kept += one is not None
         done.append(one or extract(record, root, options, chunk.shapes))
     faces = write_part(chunk.part, done, options)
     return Counter(faces=faces, rejected=len(done) - faces, kept=kept)
-
-
-def _taken_over(
-    record: Record, root: Path, store: Path, former: tuple[dict[str, str], int, bool] | None
-) -> Extracted | None:
-    """Return a record's face as the former store has it, or None where its photograph is another by now."""
-    if former is None:
-        return None
-    row, place, untouched = former
-    if not untouched:
-        try:
-            if source_hash(read_source(record, root)) != row["source"]:
-                return None
-        except Unreadable:
-            return None
-    numbers = [row["roll"], row["yaw"], row["pitch"]]
-    one = Extracted(
-        row["status"],
-        row["reason"],
-        box=tuple(float(v) for v in row["box"].split()) or None,
-        score=_number(row["score"]),
-        pose=tuple(float(v) for v in numbers) if all(numbers) else None,
-        given_error=_number(row["given_error"]),
-        source=row["source"],
-        hash=row["hash"],
-    )
-    if place >= 0:
-        faces, landmarks, crops, shapes = _arrays_of(store, os.stat(store / "meta.json").st_mtime_ns)
-        one.face, one.landmarks, one.crops, one.shape = faces[place], landmarks[place], crops[place], shapes[place]
-    return one
-
-
-@lru_cache(maxsize=1)
-def _arrays_of(store: Path, _written_at: int) -> list[np.ndarray]:
-    return [np.load(store / f"{name}.npy", mmap_mode="r") for name in PART_ARRAYS]
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
-def _row(one: Extracted) -> dict[str, Any]:
-    roll, yaw, pitch = ("", "", "") if one.pose is None else (f"{angle:.1f}" for angle in one.pose)
-    return {
-        "status": one.status,
-        "reason": " ".join(one.reason.split()),
-        "box": "" if one.box is None else " ".join(f"{v:.1f}" for v in one.box),
-        "score": "" if one.score is None else f"{one.score:.4f}",
-        "roll": roll,
-        "yaw": yaw,
-        "pitch": pitch,
-        "hash": one.hash,
-        "given_error": "" if one.given_error is None else f"{one.given_error:.4f}",
-        "source": one.source,
-        "fillable": one.fillable,
-    }
-
-
-def _stack(arrays: Sequence[np.ndarray | None], shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    return np.stack(arrays) if arrays else np.zeros((0, *shape), dtype)
-
-
-# A part's file: a line of JSON {rows, sha256 of the rest}, then the arrays of PART_ARRAYS in .npy format.
-
-
-def write_part(part: Path, done: Sequence[Extracted], options: Options) -> int:
-    """Write what became of a chunk's records; return how many faces there are among them."""
-    side, crop = options.side, options.crop_size
-    faces = [one for one in done if one.face is not None]
-    arrays = {
-        "faces": _stack([one.face for one in faces], (side, side, 3), np.uint8),
-        "landmarks": _stack([one.landmarks for one in faces], (5, 2), np.float32),
-        "crops": _stack([one.crops for one in faces], (5, crop, crop, 3), np.uint8),
-        "shapes": _stack([one.shape for one in faces], (5, 2), np.float32),
-    }
-    digest = hashlib.sha256()
-    for name in PART_ARRAYS:
-        digest.update(arrays[name].data)
-    head = json.dumps({"rows": [_row(one) for one in done], "sha256": digest.hexdigest()}) + "\n"
-    try:
-        with replacing(part, flush=False) as file:
-            file.write(head.encode())
-            for array in map(arrays.__getitem__, PART_ARRAYS):
-                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-                file.write(array.data)
-    except OSError as failure:
-        raise disk_error(failure, part) from failure
-    return len(faces)
-
-
-def read_rows(part: Path, check: bool = True) -> list[dict[str, Any]]:
-    """Return the rows of a part; none where there is no such file, or (`check`) where it is not as it was written."""
-    try:
-        with part.open("rb") as file:
-            head = json.loads(file.readline())
-            if check:
-                digest = hashlib.sha256()
-                for _ in PART_ARRAYS:
-                    digest.update(np.lib.format.read_array(file).data)
-                if digest.hexdigest() != head["sha256"]:
-                    return []
-    except (OSError, ValueError, KeyError, EOFError):
-        return []
-    return head["rows"]
-
-
-def read_arrays(part: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a part by name: rows of the faces it keeps, in order."""
-    with part.open("rb") as file:
-        file.readline()
-        return {name: np.lib.format.read_array(file) for name in PART_ARRAYS}

@@ -22,25 +22,17 @@ from typing import Any
 import numpy as np
 
 from fercli import console
-from fercli.contact_sheet import draw_contact_sheet
+from fercli.assembly import Assembly, all_there
 from fercli.datasets.records import Listing
 from fercli.errors import FercliError
 from fercli.faces.extract import Options, centred_shape
-from fercli.files import disk_error, only_one, to_disk, write_atomically
-from fercli.parts import MADE_COLUMNS, PART_ARRAYS, Chunk, Former, plan, read_arrays, record_keys, run, versions
-from fercli.store import (
-    FILES,
-    FORMAT,
-    ArrayWriter,
-    count_statuses,
-    read_manifest,
-    read_meta,
-    write_manifest,
-)
+from fercli.files import disk_error, only_one
+from fercli.former import Former
+from fercli.part_files import MADE_COLUMNS, read_arrays
+from fercli.parts import Chunk, plan, record_keys, run, versions
+from fercli.store import FACE_ARRAYS, FORMAT, count_statuses, read_manifest, read_meta
 
 __all__ = ["Options", "Summary", "prepare"]
-
-_PICTURE = "contact-sheet.jpg"
 
 
 @dataclass
@@ -129,7 +121,7 @@ def prepare(listing: Listing, out: str | os.PathLike[str], options: object = Non
         keys = record_keys(listing, options)
         fingerprint = _fingerprint(listing, options, keys)
         meta = read_meta(out)
-        whole = meta is not None and meta.get("format") == FORMAT and _all_there(out, meta)
+        whole = meta is not None and meta.get("format") == FORMAT and all_there(out, meta)
         if whole and meta["fingerprint"] == fingerprint:
             shutil.rmtree(out / "parts")
             console.say(f"{listing.name}: {out} is up to date")
@@ -154,43 +146,38 @@ def _fingerprint(listing: Listing, options: Options, keys: np.ndarray) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape") + keys.tobytes()).hexdigest()
 
 
-def _all_there(out: Path, meta: dict[str, Any]) -> bool:
-    sizes = meta.get("bytes", {})
-    return all(_size(out / name) == sizes.get(name) for name in FILES) and (out / _PICTURE).exists()
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
-
-
 def _make(
     listing: Listing, out: Path, options: Options, keys: np.ndarray, fingerprint: str, former: Former | None
 ) -> tuple[list[dict[str, Any]], int, int]:
     """Make the parts and the store; return (manifest, records made, records taken over)."""
     parts = out / "parts"
     chunks = plan(listing.records, keys, parts, options, former)
-    computed, taken_over = run(chunks, listing, options, out, f"{listing.name}: faces")
-    fills = _plan_fills(chunks, listing, keys, parts, options)
-    if fills:
-        computed += run(fills, listing, options, out, f"{listing.name}: mean landmarks")[0]
+    assembly = Assembly(out, options)
+    title = f"{listing.name}: faces"
+    if options.missing == "reject":
+        fills: list[Chunk] = []
+        computed, taken_over = run(
+            chunks, listing, options, out, title, ready=lambda chunk: assembly.append_part(chunk.part)
+        )
+    else:
+        computed, taken_over = run(chunks, listing, options, out, title)
+        fills = _plan_fills(chunks, listing, keys, parts, options)
+        computed += run(fills, listing, options, out, f"{listing.name}: mean landmarks")[0] if fills else 0
+        for arrays in _filled(chunks, fills):
+            assembly.append(arrays)
     rows = _merge_rows(chunks, fills)
     if all(row["status"] == "rejected" for row in rows):
         _discard(out)
         reason, count = Counter(row["reason"] for row in rows).most_common(1)[0]
         raise FercliError(f"{listing.name}: not one face in {len(rows)} records of {listing.root} ({count}: {reason})")
-    _assemble(out, listing, options, keys, fingerprint, chunks, fills, rows)
+    assembly.finish(listing, rows, keys, fingerprint)
     return rows, computed, taken_over
 
 
 def _plan_fills(
     chunks: Sequence[Chunk], listing: Listing, keys: np.ndarray, parts: Path, options: Options
 ) -> list[Chunk]:
-    """Return chunks of the records to lay the dataset's mean shape over, where that is asked for."""
-    if options.missing != "mean-landmarks":
-        return []
+    """Return chunks of the records to lay the dataset's mean shape over."""
     missing = [i for i, row in enumerate(row for chunk in chunks for row in chunk.rows) if row["fillable"]]
     if not missing:
         return []
@@ -202,9 +189,6 @@ def _plan_fills(
             sums[record.box is None] = (total + shape, count + 1)
     shapes = tuple(sums[w][0] / sums[w][1] if w in sums else centred_shape() for w in (False, True))
     return plan([listing.records[i] for i in missing], keys[missing], parts, options, shapes=shapes)
-
-
-# The store
 
 
 def _merge_rows(chunks: Sequence[Chunk], fills: Sequence[Chunk]) -> list[dict[str, Any]]:
@@ -221,8 +205,8 @@ def _merge_rows(chunks: Sequence[Chunk], fills: Sequence[Chunk]) -> list[dict[st
     return rows
 
 
-def _kept_arrays(chunks: Sequence[Chunk], fills: Sequence[Chunk]) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the arrays of faces part by part, in the manifest's order: one part in memory at a time."""
+def _filled(chunks: Sequence[Chunk], fills: Sequence[Chunk]) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the arrays of faces part by part, in the manifest's order, filled ones in place of the rejected."""
     filled = _filled_faces(fills)
     for chunk in chunks:
         arrays = read_arrays(chunk.part)
@@ -234,7 +218,7 @@ def _kept_arrays(chunks: Sequence[Chunk], fills: Sequence[Chunk]) -> Iterator[di
 def _filled_faces(fills: Sequence[Chunk]) -> Iterator[tuple[np.ndarray, ...] | None]:
     for chunk in fills:
         arrays = read_arrays(chunk.part)
-        faces = zip(*(arrays[name] for name in PART_ARRAYS), strict=True)
+        faces = zip(*(arrays[name] for name in FACE_ARRAYS), strict=True)
         for row in chunk.rows:
             yield None if row["status"] == "rejected" else next(faces)
 
@@ -242,7 +226,7 @@ def _filled_faces(fills: Sequence[Chunk]) -> Iterator[tuple[np.ndarray, ...] | N
 def _with_filled(
     arrays: dict[str, np.ndarray], rows: Sequence[dict[str, Any]], filled: Iterator[tuple[np.ndarray, ...] | None]
 ) -> dict[str, np.ndarray]:
-    own = zip(*(arrays[name] for name in PART_ARRAYS), strict=True)
+    own = zip(*(arrays[name] for name in FACE_ARRAYS), strict=True)
     merged = []
     for row in rows:
         one = next(filled) if row["fillable"] else None if row["status"] == "rejected" else next(own)
@@ -250,73 +234,7 @@ def _with_filled(
             merged.append(one)
     if not merged:
         return arrays
-    return dict(zip(PART_ARRAYS, (np.stack(a) for a in zip(*merged, strict=True)), strict=True))
-
-
-def _assemble(
-    out: Path,
-    listing: Listing,
-    options: Options,
-    keys: np.ndarray,
-    fingerprint: str,
-    chunks: Sequence[Chunk],
-    fills: Sequence[Chunk],
-    rows: Sequence[dict[str, Any]],
-) -> None:
-    fresh = out / "parts" / "assembled"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    hashes = _write_arrays(fresh, options, chunks, fills, [row for row in rows if row["status"] != "rejected"])
-    hashes["keys"] = ArrayWriter.whole(fresh / "keys.npy", keys)
-    hashes = {f"{name}.npy": digest for name, digest in hashes.items()}
-    hashes["manifest.csv"] = write_manifest(fresh / "manifest.csv", rows)
-    draw_contact_sheet(fresh, rows, listing, options)
-    with (fresh / _PICTURE).open("rb+") as file:
-        to_disk(file)
-    by_status, splits = count_statuses(rows)
-    meta = {
-        "format": FORMAT,
-        "name": listing.name,
-        "stand_in": listing.stand_in,
-        "root": os.path.abspath(listing.root),
-        "adapt_splits": list(listing.adapt_splits),
-        "score_splits": list(listing.score_splits),
-        "parameters": options.parameters(),
-        "counts": by_status,
-        "splits": splits,
-        "left_out": listing.left_out,
-        "versions": versions(),
-        "sha256": hashes,
-        "bytes": {name: _size(fresh / name) for name in FILES},
-        "fingerprint": fingerprint,
-    }
-    # From here to the new meta.json the folder is no complete store; the parts are still there to make it one.
-    (out / "meta.json").unlink(missing_ok=True)
-    for name in (*FILES, _PICTURE):
-        os.replace(fresh / name, out / name)
-    write_atomically(out / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
-    shutil.rmtree(out / "parts")
-
-
-def _write_arrays(
-    folder: Path, options: Options, chunks: Sequence[Chunk], fills: Sequence[Chunk], kept: Sequence[dict[str, Any]]
-) -> dict[str, str]:
-    """Write the arrays of the faces kept; return the SHA-256 of each."""
-    count, side, crop = len(kept), options.side, options.crop_size
-    shapes = {"faces": (side, side, 3), "landmarks": (5, 2), "crops": (5, crop, crop, 3), "shapes": (5, 2)}
-    types = {"faces": "uint8", "landmarks": "float32", "crops": "uint8", "shapes": "float32"}
-    writers = {n: ArrayWriter(folder / f"{n}.npy", types[n], (count, *shapes[n])) for n in PART_ARRAYS}
-    for arrays in _kept_arrays(chunks, fills):
-        for name, writer in writers.items():
-            writer.append(arrays[name])
-    width = max(16, *(len(row["split"]) for row in kept))
-    labels = np.array([row["label"] for row in kept], np.int64)
-    splits = np.array([row["split"] for row in kept], f"<U{width}")
-    return {
-        **{name: writer.close() for name, writer in writers.items()},
-        "labels": ArrayWriter.whole(folder / "labels.npy", labels),
-        "splits": ArrayWriter.whole(folder / "splits.npy", splits),
-    }
+    return dict(zip(FACE_ARRAYS, (np.stack(a) for a in zip(*merged, strict=True)), strict=True))
 
 
 def _discard(out: Path) -> None:

@@ -7,6 +7,7 @@
     splits.npy     <U16 [N] (wider where a dataset's own names are)
     shapes.npy     float32 [N, 5, 2] the landmarks as shares of the given box, or of the photograph's middle square
     manifest.csv   a row for every record listed, kept or rejected; the kept ones in the order of the arrays
+    digests.npy    uint8 [N, 16] of each face's row of faces, landmarks, crops and shapes (`face_digest`)
     keys.npy       uint8 [listed, 24] what every record was made from (`fercli.parts`), so that the next run keeps it
     meta.json      parameters, counts, versions, hashes; written last: a store without it is incomplete
 
@@ -22,30 +23,41 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from fercli.errors import FercliError
-from fercli.files import to_disk
+from fercli.files import copy_bytes, to_disk
 
 #: Changed whenever stores written before can no longer be used.
 FORMAT = 2
 
-#: Arrays with a row for every face kept.
-ARRAYS = ("faces", "landmarks", "crops", "labels", "splits", "shapes")
+#: Arrays that parts bring, with a row for every face kept, and their types; digests cover the others.
+FACE_ARRAYS = {"faces": "uint8", "landmarks": "float32", "crops": "uint8", "shapes": "float32", "digests": "uint8"}
 #: Files that meta.json holds the SHA-256 of.
-FILES = (*(f"{name}.npy" for name in ARRAYS), "keys.npy", "manifest.csv")
+SMALL_FILES = ("labels.npy", "splits.npy", "digests.npy", "keys.npy", "manifest.csv")
+#: All files of a store but its picture and meta.json.
+FILES = (*(f"{name}.npy" for name in FACE_ARRAYS if name != "digests"), *SMALL_FILES)
 MANIFEST_COLUMNS = (
     *("id", "path", "split", "label", "subject", "box", "score", "status", "reason"),
     *("roll", "yaw", "pitch", "hash", "given_error", "source"),
 )
 #: What became of a record; all but the last are kept.
 STATUSES = ("found", "retried", "given", "mean-landmarks", "rejected")
+
+
+#: Bytes of an .npy file's header.
+_HEADER = 128
+#: Bytes after which a file that is being written is brought to the disk.
+_SYNC_EVERY = 32 << 20
 
 
 class Store:
@@ -156,8 +168,8 @@ def read_manifest(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Write manifest rows to a file (names that are no UTF-8 keep their bytes) and return its SHA-256."""
+def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write manifest rows to a file (names that are no UTF-8 keep their bytes)."""
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n")
         # Before Python 3.13 a carriage return is not quoted, and ends the row when it is read.
@@ -166,7 +178,6 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> str:
         for row in rows:
             (quoting if any("\r" in str(value) for value in row.values()) else writer).writerow(row)
         to_disk(file)
-    return file_hash(path)
 
 
 def file_hash(path: Path) -> str:
@@ -176,6 +187,14 @@ def file_hash(path: Path) -> str:
         while size := file.readinto(block):
             digest.update(block[:size])
     return digest.hexdigest()
+
+
+def face_digest(face: np.ndarray, landmarks: np.ndarray, crops: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    """Return uint8 [16], the first half of the SHA-256 of a face's rows of the arrays."""
+    digest = hashlib.sha256(np.ascontiguousarray(face).data)
+    for array in (landmarks, crops, shape):
+        digest.update(np.ascontiguousarray(array).data)
+    return np.frombuffer(digest.digest()[:16], np.uint8)
 
 
 def count_statuses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], dict[str, dict[str, int]]]:
@@ -190,48 +209,67 @@ def count_statuses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], d
 
 
 class ArrayWriter:
-    """Writes an .npy file front to back, so that the memory stays flat, and hashes it on the way.
+    """Writes an .npy file front to back, so that the memory stays flat.
+
+    What is written is brought to the disk meanwhile, so that closing a large file is no long wait.
 
     Args:
         path: the file.
-        dtype, shape: of the whole array; `append` must bring exactly that many rows.
+        dtype, row: of the array: numbers of this type, rows of this shape.
     """
 
-    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...]):
-        self._file, self._hash = path.open("wb"), hashlib.sha256()
-        self._dtype, self._rows, self._left = np.dtype(dtype), shape[1:], shape[0]
-        header = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(_Tee(self._file, self._hash), header)
+    def __init__(self, path: Path, dtype: str, row: tuple[int, ...]):
+        self._dtype, self._row, self._count = np.dtype(dtype), row, 0
+        self._file = path.open("wb")
+        self._file.write(self._header())
+        self._unsynced, self._sync = 0, None
+
+    def _header(self) -> bytes:
+        # Of one length whatever the count, which is known at the end only.
+        about = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False}
+        text = repr({**about, "shape": (self._count, *self._row)}).encode("latin1")
+        return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11) + b"\n"
 
     def append(self, rows: np.ndarray) -> None:
         """Write the next rows."""
-        if rows.shape[1:] != self._rows:
-            raise ValueError(f"rows of shape {rows.shape[1:]} in an array of {self._rows}")
-        self._left -= len(rows)
-        data = np.ascontiguousarray(rows, self._dtype).view(np.uint8).data
-        self._hash.update(data)
-        self._file.write(data)
+        self._grow(rows.dtype, rows.shape)
+        if len(rows):
+            self._file.write(np.ascontiguousarray(rows).view(np.uint8).data)
 
-    def close(self) -> str:
-        """Bring the file to the disk and return its SHA-256 (of the whole file, as sha256sum gives it)."""
-        if self._left:
-            raise ValueError(f"{self._left} rows are missing")
+    def append_from(self, file: IO[bytes], at: int, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        """Write the next rows as they lie in another file from byte `at` on."""
+        size = self._grow(dtype, shape)
+        self._file.flush()
+        copy_bytes(file, at, size, self._file)
+
+    def _grow(self, dtype: np.dtype, shape: tuple[int, ...]) -> int:
+        if shape[1:] != self._row or dtype != self._dtype:
+            raise ValueError(f"rows of {dtype} {shape[1:]} in an array of {self._dtype} {self._row}")
+        self._count += shape[0]
+        size = math.prod(shape) * dtype.itemsize
+        self._unsynced += size
+        if self._unsynced > _SYNC_EVERY and (self._sync is None or self._sync.done()):
+            self._file.flush()
+            self._sync, self._unsynced = _background().submit(os.fsync, self._file.fileno()), 0
+        return size
+
+    def close(self) -> None:
+        """Write how many rows there are and bring the file to the disk."""
+        if self._sync is not None:
+            self._sync.result()
+        self._file.seek(0)
+        self._file.write(self._header())
         to_disk(self._file)
         self._file.close()
-        return self._hash.hexdigest()
 
     @classmethod
-    def whole(cls, path: Path, array: np.ndarray) -> str:
-        """Write an array at once and return the SHA-256 of its file."""
-        writer = cls(path, array.dtype.str, array.shape)
+    def whole(cls, path: Path, array: np.ndarray) -> None:
+        """Write an array at once."""
+        writer = cls(path, array.dtype.str, array.shape[1:])
         writer.append(array)
-        return writer.close()
+        writer.close()
 
 
-class _Tee:
-    def __init__(self, file: Any, digest: Any):
-        self._file, self._digest = file, digest
-
-    def write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._digest.update(data)
+@lru_cache(maxsize=1)
+def _background() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="to disk")

@@ -19,7 +19,7 @@ from fercli.faces import align, synthetic
 from fercli.faces.images import read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.prepare import Options, prepare
-from fercli.store import FILES, Store, read_manifest
+from fercli.store import FILES, SMALL_FILES, Store, read_manifest
 
 HERE = Options(workers=1)
 
@@ -62,8 +62,13 @@ def test_a_store_holds_what_its_contract_says(prepared, faces):
     assert store.counts()["expected"] == store.counts()["found"] == 14
     assert (store.expected(("train",)), store.expected(("test",)), store.expected(("val",))) == (8, 6, 0)
     assert (store.adapt_splits, store.score_splits) == (("train",), ("test",))
-    for name in FILES:
+    for name in SMALL_FILES:
         assert store.meta["sha256"][name] == hashlib.sha256((prepared / name).read_bytes()).hexdigest()
+    shapes, digests = np.load(prepared / "shapes.npy"), np.load(prepared / "digests.npy")
+    for i in range(14):
+        rows = (store.faces[i], store.landmarks[i], store.crops[i], shapes[i])
+        plain = hashlib.sha256(b"".join(row.tobytes() for row in rows)).digest()
+        assert digests[i].tobytes() == plain[:16]
     assert sorted(p.name for p in prepared.iterdir()) == sorted([*FILES, "meta.json", "contact-sheet.jpg"])
 
 

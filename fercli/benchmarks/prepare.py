@@ -22,12 +22,13 @@ import cv2
 import joblib
 import numpy as np
 
-from fercli import console, parts
+from fercli import console
 from fercli.datasets.records import Listing, Record
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting
 from fercli.faces.extract import Options
 from fercli.faces.quiet import mute_stderr
+from fercli.part_files import write_part
 from fercli.prepare import prepare
 
 #: Different faces that are drawn; a longer list repeats them under other names.
@@ -135,7 +136,7 @@ def stages_ms(listing: Listing, options: Options, folder: Path) -> dict[str, flo
             if points is not None:
                 clock("warp", lambda a=(result, picture, points, box, frame): extracting.cut(*a, options))
         done = [result for result, *_ in located]
-        clock("write", lambda: parts.write_part(folder / "stage.part", done, options))
+        clock("write", lambda: write_part(folder / "stage.part", done, options))
         (folder / "stage.part").unlink()
     finally:
         cv2.setNumThreads(threads)

@@ -49,6 +49,11 @@ class Options:
         """Side S of a prepared face in pixels."""
         return self.size + 2 * self.margin
 
+    def rows(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of one face's row in each array of `fercli.store.FACE_ARRAYS`."""
+        face, crops = (self.side, self.side, 3), (5, self.crop_size, self.crop_size, 3)
+        return {"faces": face, "landmarks": (5, 2), "crops": crops, "shapes": (5, 2), "digests": (16,)}
+
     def parameters(self) -> dict[str, object]:
         """Return the fields that a store's bytes depend on."""
         how = ("workers", "backend", "cluster", "chunk")

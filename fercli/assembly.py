@@ -1,0 +1,116 @@
+"""Parts -> store: the arrays are written as the parts come, the rest at the end, meta.json last of all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fercli.contact_sheet import draw_contact_sheet
+from fercli.datasets.records import Listing
+from fercli.faces.extract import Options
+from fercli.files import to_disk, write_atomically
+from fercli.part_files import places
+from fercli.parts import versions
+from fercli.store import FACE_ARRAYS, FILES, FORMAT, SMALL_FILES, ArrayWriter, count_statuses, file_hash, write_manifest
+
+_PICTURE = "contact-sheet.jpg"
+
+
+class Assembly:
+    """A store that is being written, in ``parts/assembled`` of its folder until it is complete.
+
+    Args:
+        out: the store's folder; ``parts`` is in it.
+        options: how its faces are prepared.
+    """
+
+    def __init__(self, out: Path, options: Options):
+        self._out, self._options, self._fresh = out, options, out / "parts" / "assembled"
+        shutil.rmtree(self._fresh, ignore_errors=True)
+        self._fresh.mkdir()
+        self._writers = {
+            name: ArrayWriter(self._fresh / f"{name}.npy", FACE_ARRAYS[name], row)
+            for name, row in options.rows().items()
+        }
+
+    def append_part(self, part: Path) -> None:
+        """Write the faces of a part."""
+        with part.open("rb") as file:
+            for name, place in places(part).items():
+                self._writers[name].append_from(file, *place)
+
+    def append(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Write the next faces: their rows of each of `FACE_ARRAYS`."""
+        for name, writer in self._writers.items():
+            writer.append(arrays[name])
+
+    def finish(self, listing: Listing, rows: Sequence[dict[str, Any]], keys: np.ndarray, fingerprint: str) -> None:
+        """Write the rest and put the store in place of a former one.
+
+        Args:
+            listing: the dataset.
+            rows: of the manifest; those not rejected are the faces appended, in order.
+            keys: of the records (`fercli.parts.record_keys`).
+            fingerprint: of all that the store depends on.
+        """
+        kept = [row for row in rows if row["status"] != "rejected"]
+        for writer in self._writers.values():
+            writer.close()
+        width = max(16, *(len(row["split"]) for row in kept))
+        small = {
+            "labels": np.array([row["label"] for row in kept], np.int64),
+            "splits": np.array([row["split"] for row in kept], f"<U{width}"),
+            "keys": keys,
+        }
+        for name, array in small.items():
+            ArrayWriter.whole(self._fresh / f"{name}.npy", array)
+        write_manifest(self._fresh / "manifest.csv", rows)
+        draw_contact_sheet(self._fresh, rows, listing, self._options)
+        with (self._fresh / _PICTURE).open("rb+") as file:
+            to_disk(file)
+        by_status, splits = count_statuses(rows)
+        self._put_in_place(
+            {
+                "format": FORMAT,
+                "name": listing.name,
+                "stand_in": listing.stand_in,
+                "root": os.path.abspath(listing.root),
+                "adapt_splits": list(listing.adapt_splits),
+                "score_splits": list(listing.score_splits),
+                "parameters": self._options.parameters(),
+                "counts": by_status,
+                "splits": splits,
+                "left_out": listing.left_out,
+                "versions": versions(),
+                "sha256": {name: file_hash(self._fresh / name) for name in SMALL_FILES},
+                "bytes": {name: _size(self._fresh / name) for name in FILES},
+                "fingerprint": fingerprint,
+            }
+        )
+
+    def _put_in_place(self, meta: dict[str, Any]) -> None:
+        # From here to the new meta.json the folder is no complete store; the parts are still there to make it one.
+        (self._out / "meta.json").unlink(missing_ok=True)
+        for name in (*FILES, _PICTURE):
+            os.replace(self._fresh / name, self._out / name)
+        write_atomically(self._out / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
+        shutil.rmtree(self._out / "parts")
+
+
+def all_there(out: Path, meta: Mapping[str, Any]) -> bool:
+    """Tell whether all files of a store are there and as long as its meta.json says."""
+    sizes = meta.get("bytes", {})
+    return all(_size(out / name) == sizes.get(name) for name in FILES) and (out / _PICTURE).exists()
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
