@@ -77,7 +77,7 @@ class Data(Section):
     """Which datasets take part, and how their faces are varied in training."""
 
     source: Names = ["raf-db"]
-    targets: Names = ["jaffe", "fer2013", "expw"]
+    targets: Names = ["ck+", "jaffe", "sfew", "fer2013", "expw"]
     datasets: dict[str, Dataset] = {}
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
     augment: Augment = Augment()
