@@ -1,4 +1,9 @@
-"""Parts -> store: the arrays are written as the parts come, the rest at the end, meta.json last of all."""
+"""Parts -> store: the arrays are written as the parts come, the rest at the end, meta.json last of all.
+
+Written is into ``parts/assembled``. Once everything is there, meta.json too, the parts have served and are removed
+before the disk is waited for, which so need never see them; then the files take their places. A kill in between leaves
+what `recover` puts in place.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,18 @@ from fercli.faces.extract import Options
 from fercli.files import to_disk, write_atomically
 from fercli.part_files import places
 from fercli.parts import versions
-from fercli.store import FACE_ARRAYS, FILES, FORMAT, SMALL_FILES, ArrayWriter, count_statuses, file_hash, write_manifest
+from fercli.store import (
+    FACE_ARRAYS,
+    FILES,
+    FORMAT,
+    SMALL_FILES,
+    ArrayWriter,
+    count_statuses,
+    damaged_faces,
+    file_hash,
+    read_meta,
+    write_manifest,
+)
 
 _PICTURE = "contact-sheet.jpg"
 
@@ -72,35 +88,61 @@ class Assembly:
             ArrayWriter.whole(self._fresh / f"{name}.npy", array)
         write_manifest(self._fresh / "manifest.csv", rows)
         draw_contact_sheet(self._fresh, rows, listing, self._options)
-        with (self._fresh / _PICTURE).open("rb+") as file:
-            to_disk(file)
         by_status, splits = count_statuses(rows)
-        self._put_in_place(
-            {
-                "format": FORMAT,
-                "name": listing.name,
-                "stand_in": listing.stand_in,
-                "root": os.path.abspath(listing.root),
-                "adapt_splits": list(listing.adapt_splits),
-                "score_splits": list(listing.score_splits),
-                "parameters": self._options.parameters(),
-                "counts": by_status,
-                "splits": splits,
-                "left_out": listing.left_out,
-                "versions": versions(),
-                "sha256": {name: file_hash(self._fresh / name) for name in SMALL_FILES},
-                "bytes": {name: _size(self._fresh / name) for name in FILES},
-                "fingerprint": fingerprint,
-            }
-        )
+        meta = {
+            "format": FORMAT,
+            "name": listing.name,
+            "stand_in": listing.stand_in,
+            "root": os.path.abspath(listing.root),
+            "adapt_splits": list(listing.adapt_splits),
+            "score_splits": list(listing.score_splits),
+            "parameters": self._options.parameters(),
+            "counts": by_status,
+            "splits": splits,
+            "left_out": listing.left_out,
+            "versions": versions(),
+            "sha256": {name: file_hash(self._fresh / name) for name in SMALL_FILES},
+            "bytes": {name: _size(self._fresh / name) for name in FILES},
+            "fingerprint": fingerprint,
+        }
+        write_atomically(self._fresh / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
+        for part in (self._out / "parts").glob("*-*"):
+            part.unlink()
+        _put_in_place(self._fresh, self._out)
+        _complete(self._fresh, self._out)
 
-    def _put_in_place(self, meta: dict[str, Any]) -> None:
-        # From here to the new meta.json the folder is no complete store; the parts are still there to make it one.
-        (self._out / "meta.json").unlink(missing_ok=True)
-        for name in (*FILES, _PICTURE):
-            os.replace(self._fresh / name, self._out / name)
-        write_atomically(self._out / "meta.json", (json.dumps(meta, indent=1) + "\n").encode())
-        shutil.rmtree(self._out / "parts")
+
+def recover(out: Path, fingerprint: str) -> bool:
+    """Complete a store that was whole in ``parts/assembled`` when its run was killed; tell whether there was one."""
+    fresh = out / "parts" / "assembled"
+    meta = read_meta(fresh)
+    if meta is None or meta.get("fingerprint") != fingerprint:
+        return False
+    _put_in_place(fresh, out)
+    try:
+        # After a power cut the files may be there and hold nothing.
+        hashes = {name: file_hash(out / name) for name in SMALL_FILES}
+        whole = all_there(out, meta) and hashes == meta["sha256"] and not damaged_faces(out)
+    except (OSError, ValueError):
+        whole = False
+    if whole:
+        _complete(fresh, out)
+    return whole
+
+
+def _put_in_place(fresh: Path, out: Path) -> None:
+    # Until the new meta.json is there too the folder is no complete store.
+    (out / "meta.json").unlink(missing_ok=True)
+    for name in (*FILES, _PICTURE):
+        if (fresh / name).exists():
+            with (fresh / name).open("rb+") as file:
+                to_disk(file)
+            os.replace(fresh / name, out / name)
+
+
+def _complete(fresh: Path, out: Path) -> None:
+    os.replace(fresh / "meta.json", out / "meta.json")
+    shutil.rmtree(out / "parts")
 
 
 def all_there(out: Path, meta: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def _fitted(text: str, keep_end: bool = False) -> str:
     return "..." + text if keep_end else text + "..."
 
 
+@lru_cache(maxsize=8)
 def _font(size: int) -> Any:
     return ImageFont.load_default(size)
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from fercli import console
-from fercli.assembly import Assembly, all_there
+from fercli.assembly import Assembly, all_there, recover
 from fercli.datasets.records import Listing
 from fercli.errors import FercliError
 from fercli.faces.extract import Options, centred_shape
@@ -129,6 +129,8 @@ def prepare(listing: Listing, out: str | os.PathLike[str], options: object = Non
             summary.up_to_date = True
             return summary
         try:
+            if recover(out, fingerprint):
+                return _summary(out, listing, read_manifest(out))
             rows, computed, taken_over = _make(listing, out, options, keys, fingerprint, Former(out) if whole else None)
         except OSError as failure:
             raise disk_error(failure, out) from failure

@@ -123,7 +123,7 @@ class Prepare(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     backend: Literal["loky", "dask", "ray", "threading", "sequential"] = "loky"
     cluster: str | None = None
-    chunk: Positive = 128
+    chunk: Positive = 64
 
 
 class Model(Section):

@@ -27,15 +27,13 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from fercli.errors import FercliError
-from fercli.files import copy_bytes, to_disk
+from fercli.files import copy_bytes
 
 #: Changed whenever stores written before can no longer be used.
 FORMAT = 2
@@ -56,8 +54,6 @@ STATUSES = ("found", "retried", "given", "mean-landmarks", "rejected")
 
 #: Bytes of an .npy file's header.
 _HEADER = 128
-#: Bytes after which a file that is being written is brought to the disk.
-_SYNC_EVERY = 32 << 20
 
 
 class Store:
@@ -177,7 +173,13 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         writer.writeheader()
         for row in rows:
             (quoting if any("\r" in str(value) for value in row.values()) else writer).writerow(row)
-        to_disk(file)
+
+
+def damaged_faces(path: Path) -> list[int]:
+    """Return the positions of the faces in a store's folder that are not as they were written."""
+    arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in FACE_ARRAYS]
+    rows = enumerate(zip(*arrays, strict=True))
+    return [i for i, (*face, digest) in rows if (face_digest(*face) != digest).any()]
 
 
 def file_hash(path: Path) -> str:
@@ -211,8 +213,6 @@ def count_statuses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], d
 class ArrayWriter:
     """Writes an .npy file front to back, so that the memory stays flat.
 
-    What is written is brought to the disk meanwhile, so that closing a large file is no long wait.
-
     Args:
         path: the file.
         dtype, row: of the array: numbers of this type, rows of this shape.
@@ -222,7 +222,6 @@ class ArrayWriter:
         self._dtype, self._row, self._count = np.dtype(dtype), row, 0
         self._file = path.open("wb")
         self._file.write(self._header())
-        self._unsynced, self._sync = 0, None
 
     def _header(self) -> bytes:
         # Of one length whatever the count, which is known at the end only.
@@ -246,20 +245,12 @@ class ArrayWriter:
         if shape[1:] != self._row or dtype != self._dtype:
             raise ValueError(f"rows of {dtype} {shape[1:]} in an array of {self._dtype} {self._row}")
         self._count += shape[0]
-        size = math.prod(shape) * dtype.itemsize
-        self._unsynced += size
-        if self._unsynced > _SYNC_EVERY and (self._sync is None or self._sync.done()):
-            self._file.flush()
-            self._sync, self._unsynced = _background().submit(os.fsync, self._file.fileno()), 0
-        return size
+        return math.prod(shape) * dtype.itemsize
 
     def close(self) -> None:
-        """Write how many rows there are and bring the file to the disk."""
-        if self._sync is not None:
-            self._sync.result()
+        """Write how many rows there are."""
         self._file.seek(0)
         self._file.write(self._header())
-        to_disk(self._file)
         self._file.close()
 
     @classmethod
@@ -268,8 +259,3 @@ class ArrayWriter:
         writer = cls(path, array.dtype.str, array.shape[1:])
         writer.append(array)
         writer.close()
-
-
-@lru_cache(maxsize=1)
-def _background() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="to disk")

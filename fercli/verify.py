@@ -14,7 +14,7 @@ from fercli.datasets.records import Listing
 from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED
 from fercli.faces.extract import read_source, source_hash
 from fercli.faces.images import Unreadable
-from fercli.store import SMALL_FILES, Store, count_statuses, face_digest, file_hash, read_manifest
+from fercli.store import SMALL_FILES, Store, count_statuses, damaged_faces, file_hash, read_manifest
 
 
 @dataclass
@@ -65,7 +65,10 @@ def _damage(store: Store) -> Iterator[str]:
     for name in SMALL_FILES:
         if file_hash(store.path / name) != store.meta["sha256"].get(name):
             yield f"{name} is not as it was written"
-    yield from _damaged_faces(store)
+    damaged = damaged_faces(store.path)
+    if damaged:
+        few = ", ".join(store.ids[damaged[:3]]) + (", ..." if len(damaged) > 3 else "")
+        yield f"{len(damaged)} of {len(store)} faces are not as they were written ({few})"
     try:
         rows = read_manifest(store.path)
         counts, splits = count_statuses(rows)
@@ -83,20 +86,6 @@ def _damage(store: Store) -> Iterator[str]:
         yield "labels.npy holds other numbers than -1 to 6"
     if not np.isfinite(store.landmarks).all():
         yield "landmarks.npy holds what is no number"
-
-
-def _damaged_faces(store: Store) -> Iterator[str]:
-    shapes, digests = (np.load(store.path / f"{name}.npy", mmap_mode="r") for name in ("shapes", "digests"))
-    damaged = []
-    with console.progress(f"{store.name}: faces", total=len(store)) as bar:
-        rows = zip(store.faces, store.landmarks, store.crops, shapes, digests, strict=True)
-        for i, (*face, digest) in enumerate(rows):
-            if (face_digest(*face) != digest).any():
-                damaged.append(str(store.ids[i]))
-            bar.advance()
-    if damaged:
-        few = ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else "")
-        yield f"{len(damaged)} of {len(store)} faces are not as they were written ({few})"
 
 
 def _compare_sources(store: Store, listing: Listing, verdict: Verdict) -> None:

@@ -24,7 +24,7 @@ from fercli.datasets import read_dataset, writers
 from fercli.errors import FercliError
 from fercli.faces import synthetic
 from fercli.prepare import Options, prepare
-from fercli.store import Store, read_manifest
+from fercli.store import FILES, Store, read_manifest
 from fercli.verify import verify
 
 HERE = Options(workers=1)
@@ -261,6 +261,25 @@ def test_a_run_that_fails_while_assembling_goes_on(tmp_path, prepared, raf):
     (out / "meta.json" / "in the way").unlink()
     (out / "meta.json").rmdir()
     assert prepare(listing, out, HERE).computed == 0
+    assert digests(out) == digests(prepared)
+
+
+@pytest.mark.parametrize("moved", [0, 1, 5, len(FILES)])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_killed_while_the_files_take_their_places(tmp_path, prepared, raf, moved, spoilt):
+    """The parts are gone already. What was whole is put in place; what a power cut spoilt is made again."""
+    out = tmp_path / "raf-db"
+    shutil.copytree(prepared, out)
+    fresh = out / "parts/assembled"
+    fresh.mkdir(parents=True)
+    (out / "meta.json").rename(fresh / "meta.json")
+    for name in FILES[moved:]:
+        (out / name).rename(fresh / name)
+    if spoilt:
+        file = out / "crops.npy" if (out / "crops.npy").exists() else fresh / "crops.npy"
+        file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    summary = prepare(read_dataset("raf-db", "raf-db", raf), out, HERE)
+    assert summary.computed == (14 if spoilt else 0)
     assert digests(out) == digests(prepared)
 
 

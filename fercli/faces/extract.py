@@ -36,7 +36,7 @@ class Options:
     workers: int = 0
     backend: str = "loky"
     cluster: str | None = None
-    chunk: int = 128
+    chunk: int = 64
 
     @classmethod
     def of(cls, section: object) -> Options:
