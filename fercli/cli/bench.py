@@ -23,7 +23,7 @@ def command():
 @spec_options
 @click.option("--dataset", metavar="NAME", help="Pictures to measure on. Default: procedural faces, drawn for it.")
 @click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
-@click.option("--images", type=click.IntRange(min=16), default=3000, show_default=True, help="How many, at most.")
+@click.option("--images", type=click.IntRange(min=16), default=6000, show_default=True, help="How many, at most.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count.")
 def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds):
     """Pictures a second of fercli prepare, in all and by process, against bare MediaPipe face mesh.
