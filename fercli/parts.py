@@ -81,7 +81,10 @@ def _hash(data: bytes, size: int) -> bytes:
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Return the versions that a store's bytes may depend on; none for a package that is not installed."""
-    packages = {"fercli": "fercli", "mediapipe": "mediapipe", "opencv": "opencv-contrib-python", "numpy": "numpy"}
+    packages = {
+        **{name: name for name in ("fercli", "mediapipe", "numpy", "pillow")},
+        **{"litert": "ai-edge-litert", "opencv": "opencv-contrib-python"},
+    }
     found = {}
     for name, package in packages.items():
         try:

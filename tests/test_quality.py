@@ -13,9 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import run
 from PIL import Image
 
 from fercli.datasets import read_dataset
+from fercli.datasets.writers import write_raf_db
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align, synthetic
 from fercli.faces.fingerprints import NEAR, likeness, patch, perceptual_hash, unpack
@@ -430,3 +432,24 @@ def test_many_pairs_do_not_swell_the_page(tmp_path, studio):
     html = page_of(tmp_path)
     assert html.count("<figure") == 24 + 1 and len(html) < 400_000  # the pairs, and one histogram
     assert "24 of 1\u202f770 pairs shown" in html
+
+
+def test_the_command_line_tells_a_leak(tmp_path):
+    """A photograph of the source stands in the target too, written again at another quality."""
+    faces = [synthetic.render(synthetic.STUDIO, person, person % 7, 1) for person in range(6)]
+    write_raf_db(tmp_path / "data/raf-db", faces[:3], faces[3:4])
+    (tmp_path / "data/mine/happy").mkdir(parents=True)
+    for i, face in enumerate([faces[1], *faces[4:]]):
+        Image.fromarray(face.image).save(tmp_path / f"data/mine/happy/{i}.jpg", quality=60)
+    settings = {"paths.data": tmp_path / "data", "paths.prepared": tmp_path / "prepared", "prepare.workers": 1}
+    settings |= {"data.targets": "mine", "data.datasets.mine.reader": "folders"}
+    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    done = run("prepare", *options)
+    assert done.exit_code == 0 and "1 pairs in a source and a target (a leak)" in done.stderr
+    assert json.loads(run("prepare", "--json", *options).stdout)["quality"]["leaks"] == 1
+    document = json.loads((tmp_path / "prepared/quality.json").read_text())
+    (leak,) = next(c for c in document["comparisons"] if not c["within"])["pairs"]
+    assert (leak["first"], leak["second"]) == ("train_00002.jpg", "happy/0.jpg")
+    (tmp_path / "prepared/quality.html").unlink()
+    assert run("prepare", "--no-report", *options).exit_code == 0
+    assert not (tmp_path / "prepared/quality.html").exists()

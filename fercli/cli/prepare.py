@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 #: What the quality report counts, in words.
 _FINDINGS = {
-    "leaks": "[bold red]pairs in a source and a target[/]",
+    "leaks": "pairs in a source and a target (a leak)",
     "across_splits": "pairs in two splits of one dataset",
     "duplicates": "pairs in one dataset, those included",
 }
@@ -67,7 +67,8 @@ def _prepare(spec: Spec, names: list[str], root: str | None, report: bool) -> No
     quality = write_quality_report(spec, names) if report else {}
     if report:
         found = [f"{quality[key]} {what}" for key, what in _FINDINGS.items() if quality[key]]
-        console.say(f"{quality['page']}: {', '.join(found) or 'no face is there twice'}")
+        style = "bold red" if quality["leaks"] else None
+        console.say(f"{quality['page']}: {', '.join(found) or 'no face is there twice'}", style=style)
     console.result({"prepared": summaries, "quality": quality})
 
 
