@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from trees import encoded
 
 from fercli.datasets import read_dataset
 from fercli.errors import FercliError
@@ -42,12 +42,6 @@ def alarm() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-def encoded(image: Image.Image | np.ndarray, form: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def prepare_files(tmp_path: Path, files: dict[str | bytes, bytes]) -> dict[str, dict[str, str]]:

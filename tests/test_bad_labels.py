@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -12,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 from conftest import TINY, merge, run
-from PIL import Image
+from trees import encoded
 
 from fercli.datasets import writers
 from fercli.faces import synthetic
@@ -26,12 +24,6 @@ from fercli.store import read_manifest
 @pytest.fixture(scope="module")
 def faces() -> list[synthetic.Face]:
     return [synthetic.render(synthetic.STUDIO, 1, label, 3) for label in range(7)]
-
-
-def encoded(image: Image.Image | np.ndarray, form: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trees import rows, touch, write
 
 from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset, writers
 from fercli.errors import FercliError
@@ -15,22 +16,6 @@ from fercli.faces import synthetic
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
 FROZEN_EXPW = ["train", "test", "test", "test", "train", "train", "train", "train", "test", "train", "train", "train"]
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"not read while listing")
-
-
-def write(root: Path, name: str, text: str | bytes) -> None:
-    touch(root, name)
-    (root / name).write_bytes(text.encode() if isinstance(text, str) else text)
-
-
-def rows(listing, *fields: str) -> list[tuple]:
-    return [tuple(getattr(record, field) for field in fields) for record in listing]
 
 
 def pixels(value: int = 7) -> str:

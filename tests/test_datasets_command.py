@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import run
+from trees import touch
 
 from fercli.datasets import READERS, Listing, read_dataset
 from fercli.datasets.check import check
@@ -36,13 +37,6 @@ TOTALS = {
 @pytest.fixture(autouse=True)
 def _columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(b"")
-    return root
 
 
 # What is known

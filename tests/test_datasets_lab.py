@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from trees import rows, touch, write
 
 from fercli.datasets import READERS, ck_plus, mmi, oulu_casia, read_dataset
 from fercli.datasets.sequences import split_of
@@ -26,22 +27,6 @@ CK_SUBJECTS = [
 CK_TEST = [f"S{i:03d}" for i in (11, 26, 37, 45, 57, 65, 99, 108, 113, 124, 138, 155, 505, 506)]
 OULU_SUBJECTS = [f"P{i:03d}" for i in range(1, 81)]
 OULU_TEST = [f"P{i:03d}" for i in (4, 5, 9, 10, 16, 19, 20, 24, 25, 42, 43, 46, 57, 59, 61, 64, 73)]
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"not read while listing")
-
-
-def write(root: Path, name: str, text: str | bytes) -> None:
-    touch(root, name)
-    (root / name).write_bytes(text.encode() if isinstance(text, str) else text)
-
-
-def rows(listing, *fields: str) -> list[tuple]:
-    return [tuple(getattr(record, field) for field in fields) for record in listing]
 
 
 def assert_no_subject_on_both_sides(listing) -> None:

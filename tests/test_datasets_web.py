@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from trees import rows, write
 
 from fercli.datasets import read_dataset
 from fercli.datasets.base import five_of_68
@@ -15,17 +16,6 @@ SU, FE, DI, HA, SA, AN, NE = range(7)
 #: 68 points: point i at (10 + i, 100 + 2 i).
 POINTS_68 = [value for i in range(68) for value in (10.0 + i, 100.0 + 2 * i)]
 FIVE = ((47.5, 175.0), (53.5, 187.0), (40.0, 160.0), (58.0, 196.0), (64.0, 208.0))
-
-
-def write(root: Path, name: str, text: str | bytes = b"not read while listing") -> Path:
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    return path
-
-
-def rows(listing, *fields: str) -> list[tuple]:
-    return [tuple(getattr(record, field) for field in fields) for record in listing]
 
 
 @pytest.mark.parametrize(

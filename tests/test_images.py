@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from trees import encoded
 
 from fercli.datasets import read_dataset
 from fercli.faces import synthetic
@@ -27,12 +27,6 @@ HERE = Options(workers=1, backend="sequential")
 @pytest.fixture(scope="module")
 def faces() -> list[synthetic.Face]:
     return [synthetic.render(synthetic.STUDIO, 1, label, 3) for label in range(7)]
-
-
-def encoded(image: Image.Image | np.ndarray, form: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
-    return buffer.getvalue()
 
 
 def exif_of(orientation: int) -> Image.Exif:

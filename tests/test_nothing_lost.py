@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from conftest import run
 from PIL import Image
+from trees import digests
 
 from fercli.datasets import read_dataset, writers
 from fercli.errors import FercliError
@@ -69,10 +70,6 @@ def jpeg(image: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=95)
     return buffer.getvalue()
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
 def start(data: Path, out: Path, **options) -> subprocess.Popen:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from trees import digests
 
 from fercli.datasets import read_dataset, writers
 from fercli.errors import FercliError
@@ -32,10 +33,6 @@ def faces() -> list[synthetic.Face]:
 @pytest.fixture(scope="module")
 def raf(tmp_path_factory, faces) -> Path:
     return writers.write_raf_db(tmp_path_factory.mktemp("data") / "raf", faces[:8], faces[8:])
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
 # The store

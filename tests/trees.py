@@ -1,0 +1,44 @@
+"""Small trees and pictures that several test files make."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def write(root: Path, name: str, content: str | bytes = b"not read while listing") -> Path:
+    """Write a file below a folder, with the folders above it."""
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def touch(root: Path, *names: str) -> Path:
+    """Write files that a listing never opens."""
+    for name in names:
+        write(root, name)
+    return root
+
+
+def rows(listing: Iterable[Any], *fields: str) -> list[tuple]:
+    """Return these fields of each record."""
+    return [tuple(getattr(record, field) for field in fields) for record in listing]
+
+
+def encoded(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
+    """Return a picture's file as bytes."""
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return {name: SHA-256} of the files in a folder."""
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
