@@ -39,6 +39,8 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
     Raises:
         FercliError: the backend is not installed, there is no cluster at the address, or a worker was killed.
     """
+    if not count:
+        return
     remote = options.backend in ("dask", "ray")
     workers = options.workers or (-1 if remote else joblib.cpu_count())
     if not remote and (options.backend == "sequential" or min(workers, count) <= 1):
@@ -63,6 +65,14 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
             raise FercliError(
                 "a worker process was killed, most likely for want of memory; run the same command again to go on, "
                 "with fewer workers (--set prepare.workers=1)"
+            ) from failure
+        except Exception as failure:
+            if not remote or isinstance(failure, FercliError):
+                raise
+            # What a cluster raises when it loses a worker is its own.
+            why = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+            raise FercliError(
+                f"the {options.backend} cluster failed ({why}); run the same command again to go on"
             ) from failure
 
 

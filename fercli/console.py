@@ -58,6 +58,12 @@ def say(text: str, style: str | None = None) -> None:
         _err.print(text, style=style, markup=False)
 
 
+def warn(text: str) -> None:
+    """Print what the user should know though the work goes on; also where remarks are switched off, but for JSON."""
+    if not _mode["json"]:
+        _err.print(f"[bold yellow]warning:[/] {escape(text)}")
+
+
 def error(text: str) -> None:
     """Print the one line a failed command leaves."""
     _err.print(f"[bold red]error:[/] {escape(text)}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from fercli import console
 from fercli.errors import FercliError
 
 try:
@@ -32,7 +34,7 @@ def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> 
         flush: False where the file need not outlive a power cut (its readers check what is in it): not to wait for
             the disk.
     """
-    temporary = temporary or path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary or path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -56,7 +58,10 @@ def write_atomically(path: Path, data: bytes) -> None:
 def disk_error(failure: OSError, path: Path) -> Exception:
     """Return the FercliError for a full disk, or the failure itself if it is another."""
     if failure.errno in _FULL:
-        return FercliError(f"the disk is full while writing {path}; make room and run the same command again to go on")
+        return FercliError(
+            f"the disk is full while writing {path} (or takes no file this large); make room and run the same command "
+            "again to go on"
+        )
     return failure
 
 
@@ -78,7 +83,7 @@ def only_one(folder: Path, work: str) -> Iterator[None]:
         except BlockingIOError:
             raise FercliError(f"another fercli {work} is at work in {folder}; wait for it, or stop it") from None
         except OSError:
-            pass  # a file system without locks
+            console.say(f"{folder} is on a file system without locks: see to it that no other fercli works there")
         yield
     finally:
         os.close(handle)

@@ -74,6 +74,11 @@ def take_over(record: Record, root: Path, store: Path, known: Known | None) -> E
     return one
 
 
+def forget() -> None:
+    """Let go of the former store's arrays: what was read of them counts as this process's memory."""
+    _arrays.cache_clear()
+
+
 @lru_cache(maxsize=1)
 def _arrays(store: Path, _written_at: int) -> list[np.ndarray]:
     return [np.load(store / f"{name}.npy", mmap_mode="r") for name in FACE_ARRAYS]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
+import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -26,7 +28,7 @@ from fercli import clusters, console
 from fercli.datasets.records import Listing, Record
 from fercli.errors import FercliError
 from fercli.faces.extract import Options, extract
-from fercli.former import KEY, STATE, Former, Known, take_over
+from fercli.former import KEY, STATE, Former, Known, forget, take_over
 from fercli.part_files import read_rows, write_part
 from fercli.store import FORMAT
 
@@ -71,7 +73,8 @@ def _file_state(path: Path) -> bytes:
         status = os.stat(path)
     except (OSError, ValueError) as failure:
         return type(failure).__name__.encode()
-    return f"{status.st_size} {status.st_mtime_ns}".encode()
+    # Rights change without the time of writing.
+    return f"{status.st_size} {status.st_mtime_ns} {os.access(path, os.R_OK)}".encode()
 
 
 def _hash(data: bytes, size: int) -> bytes:
@@ -114,16 +117,31 @@ def plan(
     """
     kind, salt = ("part", b"") if shapes is None else ("fill", b"".join(shape.tobytes() for shape in shapes))
     chunks = []
-    for number, start in enumerate(range(0, len(records), options.chunk)):
-        own = keys[start : start + options.chunk]
-        part = parts / f"{kind}-{number:06d}-{_hash(salt + own.tobytes(), 12).hex()}"
+    for start, end in _cut(keys, options.chunk):
+        own = keys[start:end]
+        part = parts / f"{kind}-{_hash(salt + own.tobytes(), 16).hex()}"
         there = [former.find(key) for key in own] if former else []
-        chunks.append(Chunk(part, records[start : start + options.chunk], shapes, there))
+        chunks.append(Chunk(part, records[start:end], shapes, there))
     wanted = {chunk.part.name for chunk in chunks}
     for stale in parts.glob(f"{kind}-*"):
         if stale.name not in wanted:
             stale.unlink()
     return chunks
+
+
+def _cut(keys: np.ndarray, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of chunks of about `size` records.
+
+    Where a chunk ends depends on the records around: one that comes in or goes changes the chunks about it, not all
+    that follow.
+    """
+    least, most = -(-size // 2), 2 * size
+    start = 0
+    for end in range(1, len(keys) + 1):
+        ends_here = int.from_bytes(keys[end - 1, :4].tobytes(), "little") % least == 0
+        if end == len(keys) or end - start >= most or (end - start >= least and ends_here):
+            yield start, end
+            start = end
 
 
 def run(
@@ -161,7 +179,7 @@ def run(
             if not chunk.rows:
                 counts.update(next(made))
                 bar.advance(len(chunk.records), f"{counts['faces']} found, {counts['rejected']} rejected")
-                chunk.rows = read_rows(chunk.part, check=False)
+                chunk.rows = _await_rows(chunk.part, options)
             if not chunk.rows:
                 raise FercliError(
                     f"{listing.name}: the part {chunk.part} is not there although a worker wrote it; "
@@ -172,6 +190,14 @@ def run(
     return open_ - counts["kept"], counts["kept"]
 
 
+def _await_rows(part: Path, options: Options) -> list[dict[str, Any]]:
+    """Return the rows of a part just made; a network's file system may take a minute to show another's file."""
+    deadline = time.monotonic() + (60 if options.backend in ("dask", "ray") else 0)
+    while not (rows := read_rows(part, check=False)) and time.monotonic() < deadline:
+        time.sleep(1)
+    return rows
+
+
 def make_part(chunk: Chunk, root: Path, options: Options, store: Path) -> Counter[str]:
     """Prepare one chunk's faces and write its part; runs in any process, on any machine that sees the disk.
 
@@ -179,10 +205,15 @@ def make_part(chunk: Chunk, root: Path, options: Options, store: Path) -> Counte
         Counts of records: ``faces`` and ``rejected``, and ``kept``, those of either that were taken over.
     """
     cv2.setNumThreads(1)
+    if not root.is_dir():
+        raise FercliError(
+            f"{root} is not there on {platform.node()}; all workers must see the same disk under the same path"
+        )
     done, kept = [], 0
     for i, record in enumerate(chunk.records):
         one = take_over(record, root, store, chunk.former[i]) if chunk.former else None
         kept += one is not None
         done.append(one or extract(record, root, options, chunk.shapes))
+    forget()
     faces = write_part(chunk.part, done, options)
     return Counter(faces=faces, rejected=len(done) - faces, kept=kept)

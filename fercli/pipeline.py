@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fercli import console
 from fercli.datasets import READERS, Listing, read_dataset
 from fercli.errors import FercliError
 from fercli.spec import Dataset, Spec
@@ -17,9 +19,14 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
     Raises:
         FercliError: no reader is known for it, or the folder is missing or of another layout.
     """
+    spec.store_path(name)  # its name is one that a folder can have
     entry = spec.data.datasets.get(name, Dataset())
     reader = entry.reader or name
-    if reader not in READERS:
+    if entry.reader is None and name not in READERS:
+        known = [*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets]
+        near = difflib.get_close_matches(name, known, 1)
+        if near and near[0] != name:
+            raise FercliError(f"no dataset '{name}'; did you mean '{near[0]}'?")
         raise FercliError(
             f"{name}: no reader is known for it; say how to read it, such as "
             f"--set data.datasets.{name}.reader=folders (one of {', '.join(READERS)})"
@@ -28,17 +35,21 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
     return read_dataset(name, reader, folder, **entry.options)
 
 
-def prepare_listing(spec: Spec, listing: Listing) -> dict[str, Any]:
+def prepare_listing(spec: Spec, listing: Listing, repair: bool = False) -> dict[str, Any]:
     """Prepare one listed dataset of the spec and return its counts, ready for tables and JSON."""
     from fercli.prepare import prepare
 
-    summary = prepare(listing, spec.store_path(listing.name), spec.prepare)
+    summary = prepare(listing, spec.store_path(listing.name), spec.prepare, repair)
     return {
         "folder": str(summary.folder),
         **summary.counts,
         "left_out": sum(summary.left_out.values()),
         "reasons": dict(summary.reasons),
         "left_out_reasons": dict(summary.left_out),
+        "retried_by": dict(summary.steps),
+        "up_to_date": summary.up_to_date,
+        "computed": summary.computed,
+        "taken_over": summary.taken_over,
         "seconds": round(summary.seconds, 1),
     }
 
@@ -56,7 +67,13 @@ def write_quality_report(spec: Spec, names: Sequence[str]) -> dict[str, Any]:
 
     roles = {**dict.fromkeys(names, ""), **dict.fromkeys(spec.data.targets, "target")}
     roles.update(dict.fromkeys(spec.data.source, "source"))
-    there = [name for name in roles if read_meta(spec.store_path(name)) is not None]
-    stores = [Store.open(spec.store_path(name)) for name in there]
-    document = write_quality(stores, spec.paths.prepared, {name: roles[name] for name in there})
+    stores = []
+    for name in roles:
+        if read_meta(spec.store_path(name)) is None:
+            continue
+        try:
+            stores.append(Store.open(spec.store_path(name)))
+        except FercliError as failure:
+            console.warn(f"{name} is left out of the quality report: {failure}")
+    document = write_quality(stores, spec.paths.prepared, {store.name: roles[store.name] for store in stores})
     return {"page": str(spec.paths.prepared / "quality.html"), **document["summary"]}

@@ -15,14 +15,14 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fercli import console
-from fercli.assembly import Assembly, all_there, recover
+from fercli.assembly import PICTURE, Assembly, is_complete, recover
 from fercli.datasets.records import Listing
 from fercli.errors import FercliError
 from fercli.faces.extract import Options, centred_shape
@@ -99,13 +99,14 @@ class Summary:
         return self.expected - self.rejected
 
 
-def prepare(listing: Listing, out: str | os.PathLike[str], options: object = None) -> Summary:
+def prepare(listing: Listing, out: str | os.PathLike[str], options: object = None, repair: bool = False) -> Summary:
     """Prepare a dataset.
 
     Args:
         listing: the dataset's records (`fercli.datasets.read_dataset`).
         out: folder of the store; called as the dataset.
         options: `Options`, or anything with its fields.
+        repair: look at every face of a store that is there, and make the damaged ones again.
 
     Raises:
         FercliError: no record ends with a face (no store is written then, a former one stays), or the disk is full.
@@ -113,25 +114,30 @@ def prepare(listing: Listing, out: str | os.PathLike[str], options: object = Non
     started = time.monotonic()
     out = Path(out)
     options = Options() if options is None else Options.of(options)
+    if options.landmarks == "given" and all(record.landmarks is None for record in listing):
+        console.say(f"{listing.name} brings no landmarks of its own: they are looked for")
+        options = replace(options, landmarks="detect")
     try:
-        (out / "parts").mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
     except OSError as failure:
         raise FercliError(f"cannot write to {out}: {failure.strerror}") from None
     with only_one(out, "prepare"):
         keys = record_keys(listing, options)
         fingerprint = _fingerprint(listing, options, keys)
-        meta = read_meta(out)
-        whole = meta is not None and meta.get("format") == FORMAT and all_there(out, meta)
-        if whole and meta["fingerprint"] == fingerprint:
-            shutil.rmtree(out / "parts")
-            console.say(f"{listing.name}: {out} is up to date")
-            summary = _summary(out, listing, read_manifest(out))
-            summary.up_to_date = True
-            return summary
         try:
-            if recover(out, fingerprint):
-                return _summary(out, listing, read_manifest(out))
-            rows, computed, taken_over = _make(listing, out, options, keys, fingerprint, Former(out) if whole else None)
+            recover(out)
+            meta = read_meta(out)
+            complete = is_complete(out, meta)
+            if complete and meta["fingerprint"] == fingerprint and (out / PICTURE).exists() and not repair:
+                console.say(f"{listing.name}: {out} is up to date")
+                summary = _summary(out, listing, read_manifest(out))
+                summary.up_to_date = True
+                return summary
+            former = Former(out) if complete else None
+            (out / "parts").mkdir(exist_ok=True)
+            rows, computed, taken_over = _make(listing, out, options, keys, fingerprint, former)
+        except PermissionError as failure:
+            raise FercliError(f"cannot write to {out}: {failure.strerror}") from None
         except OSError as failure:
             raise disk_error(failure, out) from failure
     summary = _summary(out, listing, rows)
@@ -164,7 +170,8 @@ def _make(
     else:
         computed, taken_over = run(chunks, listing, options, out, title)
         fills = _plan_fills(chunks, listing, keys, parts, options)
-        computed += run(fills, listing, options, out, f"{listing.name}: mean landmarks")[0] if fills else 0
+        if fills:
+            run(fills, listing, options, out, f"{listing.name}: mean landmarks")
         for arrays in _filled(chunks, fills):
             assembly.append(arrays)
     rows = _merge_rows(chunks, fills)

@@ -102,7 +102,21 @@ class Data(Section):
 
 
 class Prepare(Section):
-    """Photographs to aligned faces. Sizes are in pixels."""
+    """Photographs to aligned faces. Sizes are in pixels.
+
+    Attributes:
+        align: ``template``, a similarity to the ArcFace template by five landmarks, or ``box``, the paper's square
+            around the box, not turned.
+        landmarks: ``detect``, or ``given``: the dataset's own, where it brings any.
+        missing: what becomes of pictures without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape.
+        size, margin: the face as the network sees it, and how much more is kept around it for jitter.
+        crop_size, crop_zoom: the local crops, and how much closer than the face they look.
+        confidence, low_confidence: least score of a detection, in the plain pass and in the later retries.
+        retries: what is tried, in this order, where no face is found.
+        workers: processes; 0 is all cores, or all of the cluster.
+        backend, cluster: where they run (`fercli.clusters`), and the address of a dask scheduler or a ray head.
+        chunk: records in a piece of work; no byte of the store depends on it.
+    """
 
     align: Literal["template", "box"] = "template"
     landmarks: Literal["detect", "given"] = "detect"
@@ -243,7 +257,11 @@ class Spec(Section):
         return self.paths.runs / self.name
 
     def store_path(self, dataset: str) -> Path:
-        """The prepared store of a dataset."""
+        """The prepared store of a dataset. Raises SpecError for a name that would lead elsewhere."""
+        if dataset in ("", ".", "..") or any(mark in dataset for mark in "/\\\0"):
+            raise SpecError(
+                f"{dataset!r} cannot be a dataset's name; say where it lies with --root or data.datasets.NAME.root"
+            )
         return self.paths.prepared / dataset
 
     def adapt_folder(self, target: str) -> Path:

@@ -108,10 +108,10 @@ class Store:
         try:
             store = cls(path, meta, labels)
         except (OSError, ValueError, KeyError) as failure:
-            raise FercliError(f"the prepared store {path} is damaged ({failure}); delete it and {command}") from None
+            raise FercliError(f"the prepared store {path} is damaged ({failure}); {command} --repair") from None
         lengths = {len(a) for a in (store.faces, store.landmarks, store.crops, store.splits, store.ids)}
         if len(lengths) != 1:
-            raise FercliError(f"the prepared store {path} is damaged (its files disagree); delete it and {command}")
+            raise FercliError(f"the prepared store {path} is damaged (its files disagree); {command} --repair")
         return store
 
     def __len__(self) -> int:
@@ -127,8 +127,8 @@ class Store:
                 self._labels = np.load(self.path / "labels.npy")
             except (OSError, ValueError) as failure:
                 raise FercliError(
-                    f"the prepared store {self.path} is damaged (labels.npy: {failure}); delete it and run: "
-                    f"fercli prepare --dataset {self.name}"
+                    f"the prepared store {self.path} is damaged (labels.npy: {failure}); run: "
+                    f"fercli prepare --repair --dataset {self.name}"
                 ) from None
         return self._labels
 
@@ -175,11 +175,16 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             (quoting if any("\r" in str(value) for value in row.values()) else writer).writerow(row)
 
 
-def damaged_faces(path: Path) -> list[int]:
-    """Return the positions of the faces in a store's folder that are not as they were written."""
-    arrays = [np.load(path / f"{name}.npy", mmap_mode="r") for name in FACE_ARRAYS]
-    rows = enumerate(zip(*arrays, strict=True))
-    return [i for i, (*face, digest) in rows if (face_digest(*face) != digest).any()]
+def damaged_faces(lies: Mapping[str, Path]) -> list[int]:
+    """Return the positions of the faces that are not as they were written; `lies` tells each file's folder."""
+    files = [lies[f"{name}.npy"] / f"{name}.npy" for name in FACE_ARRAYS]
+    damaged, count, block = [], len(np.load(files[-1], mmap_mode="r")), 128
+    for start in range(0, count, block):
+        # Mapped anew for each block: what was read of a map counts as this process's memory.
+        arrays = (np.load(file, mmap_mode="r")[start : start + block] for file in files)
+        rows = enumerate(zip(*arrays, strict=True), start)
+        damaged += [i for i, (*face, digest) in rows if (face_digest(*face) != digest).any()]
+    return damaged
 
 
 def file_hash(path: Path) -> str:

@@ -11,10 +11,11 @@ import numpy as np
 
 from fercli import console
 from fercli.datasets.records import Listing
+from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED
 from fercli.faces.extract import read_source, source_hash
 from fercli.faces.images import Unreadable
-from fercli.store import SMALL_FILES, Store, count_statuses, damaged_faces, file_hash, read_manifest
+from fercli.store import FILES, SMALL_FILES, Store, count_statuses, damaged_faces, file_hash, read_manifest
 
 
 @dataclass
@@ -25,8 +26,8 @@ class Verdict:
         store: the store's folder.
         faces: how many it holds.
         damage: a line for whatever makes it unfit for use.
-        changed, missing: ids of records whose photograph is another by now, or gone (the store is whole all the same;
-            the next `fercli prepare` makes these faces again).
+        changed, gone, new: ids of records that are others by now (their photograph, label or split), that are not there
+            any more, or not in the store yet (which is whole all the same; the next `fercli prepare` puts it right).
         photographs: how many were compared; 0 where their folder is not on this machine.
     """
 
@@ -34,7 +35,8 @@ class Verdict:
     faces: int
     damage: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    new: list[str] = field(default_factory=list)
     photographs: int = 0
 
     @property
@@ -61,21 +63,38 @@ def verify(path: Path, listing: Listing | None = None) -> Verdict:
     return verdict
 
 
-def _damage(store: Store) -> Iterator[str]:
+def _damage(store: Store) -> list[str]:
+    """Return a line for whatever is amiss; what cannot be read is one of them and ends the look."""
+    damage = []
+    with console.progress(f"{store.name}: store", total=3) as bar:
+        for look in (_small_files, _faces, _disagreements):
+            try:
+                damage += look(store)
+            except (OSError, ValueError, KeyError, csv.Error, FercliError) as failure:
+                what = getattr(failure, "filename", None)
+                damage.append(f"{Path(what).name} is missing" if what else f"a file cannot be read ({failure})")
+            bar.advance()
+    return list(dict.fromkeys(damage))
+
+
+def _small_files(store: Store) -> Iterator[str]:
     for name in SMALL_FILES:
-        if file_hash(store.path / name) != store.meta["sha256"].get(name):
+        if not (store.path / name).is_file():
+            yield f"{name} is missing"
+        elif file_hash(store.path / name) != store.meta["sha256"].get(name):
             yield f"{name} is not as it was written"
-    damaged = damaged_faces(store.path)
+
+
+def _faces(store: Store) -> Iterator[str]:
+    damaged = damaged_faces(dict.fromkeys(FILES, store.path))
     if damaged:
         few = ", ".join(store.ids[damaged[:3]]) + (", ..." if len(damaged) > 3 else "")
         yield f"{len(damaged)} of {len(store)} faces are not as they were written ({few})"
-    try:
-        rows = read_manifest(store.path)
-        counts, splits = count_statuses(rows)
-    except (OSError, KeyError, csv.Error) as failure:
-        yield f"manifest.csv cannot be read ({failure})"
-        return
-    if (counts, splits) != (store.meta["counts"], store.meta["splits"]):
+
+
+def _disagreements(store: Store) -> Iterator[str]:
+    rows = read_manifest(store.path)
+    if count_statuses(rows) != (store.meta["counts"], store.meta["splits"]):
         yield "manifest.csv and meta.json count other records"
     kept = [row for row in rows if row["status"] != "rejected"]
     if [row["label"] for row in kept] != [str(label) for label in store.labels.tolist()]:
@@ -95,7 +114,7 @@ def _compare_sources(store: Store, listing: Listing, verdict: Verdict) -> None:
             row = written.pop(record.id, None)
             bar.advance()
             if row is None:
-                verdict.changed.append(record.id)
+                verdict.new.append(record.id)
                 continue
             verdict.photographs += 1
             try:
@@ -103,5 +122,7 @@ def _compare_sources(store: Store, listing: Listing, verdict: Verdict) -> None:
             except Unreadable:
                 now = ""
             if now != row["source"]:
-                (verdict.changed if now else verdict.missing).append(record.id)
-    verdict.missing += written
+                (verdict.changed if now else verdict.gone).append(record.id)
+            elif (row["label"], row["split"]) != (str(record.label), record.split):
+                verdict.changed.append(record.id)
+    verdict.gone += written

@@ -94,7 +94,7 @@ def test_usage_errors(arguments: list[str], text: str) -> None:
         (["prepare", "--dataset", "raf-db"], 1, "raf-db: the folder"),
         (["prepare", "--dataset", "raf-db"], 1, "is missing; expected there: "),
         (["prepare", "--dataset", "mine"], 1, "mine: no reader is known for it; say how to read it, such as --set"),
-        (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "no reader"),
+        (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "did you mean 'folders'?"),
         (["prepare", "--root", "somewhere"], 2, "--root goes with exactly one --dataset"),
         (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root goes with exactly one"),
         (["train-source", "--source", "expw"], 1, "expw is not prepared: no folder"),

@@ -180,7 +180,7 @@ def test_folders_per_class(tmp_path):
     assert rows(listing, "id", "label", "split") == [("Happy/a.jpg", HA, "all"), ("SAD/sub/c.PNG", SA, "all")]
     assert listing.left_out == {
         "contempt (outside the seven)": 1,
-        "unknown class folder 'happy_faces'": 1,
+        "unknown class 'happy_faces'": 1,
         "file that is no image": 1,
     }
     assert (listing.adapt_splits, listing.score_splits) == (("all",), ("all",))
@@ -268,6 +268,53 @@ def test_csv_without_labels_is_an_unlabelled_set(tmp_path):
     assert [r.label for r in listing] == [-1, -1] and listing.left_out == {"listed twice": 1}
 
 
+def test_csv_of_several_faces_a_picture(tmp_path):
+    """A box as written is part of the id; without one, or with one that is no box, the id is the path."""
+    write(
+        tmp_path,
+        "l.csv",
+        "image,label,left,top,right,bottom\n"
+        "a.jpg,happy,1,2, 3.50,4\na.jpg,sad,5,6,7,8\na.jpg,happy,1,2,3.50,4\na.jpg,sad,1,2,3.50,4\n"
+        "b.jpg,happy,,,,\nc.jpg,sad,1,2,three,4\n",
+    )
+    listing = read_dataset("c", "csv", tmp_path)
+    assert rows(listing, "id", "path", "label", "box") == [
+        ("a.jpg#1,2,3.50,4", "a.jpg", HA, (1, 2, 3.5, 4)),
+        ("a.jpg#5,6,7,8", "a.jpg", SA, (5, 6, 7, 8)),
+        ("b.jpg", "b.jpg", HA, None),
+        ("c.jpg", "c.jpg", SA, None),
+    ]
+    assert listing.left_out == {"listed twice": 1, "listed twice with different labels": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("image,usage,person\n1.jpg,all,me\n", {}),
+        ("image,left,top,right,bottom\n1.jpg,,,,\n", {}),
+        ("picture\n1.jpg\n", {"path_column": "picture"}),
+        ("image,mood\n1.jpg,sad\n", {"label_column": ""}),
+        ("image,label\n1.jpg,sad\n", {"label_column": ""}),
+    ],
+)
+def test_csv_is_unlabelled_only_where_plain_or_asked(tmp_path, text, options):
+    write(tmp_path, "l.csv", text)
+    assert rows(read_dataset("c", "csv", tmp_path, **options), "id", "label") == [("1.jpg", -1)]
+
+
+def test_csv_codes_may_name_what_is_outside_the_seven(tmp_path):
+    write(tmp_path, "l.csv", "file,label\n1.png,1\n2.png,7\n")
+    listing = read_dataset("c", "csv", tmp_path, codes={"1": "happy", 7: "Contempt"})
+    assert [r.label for r in listing] == [HA] and listing.left_out == {"label '7' outside the seven": 1}
+
+
+def test_a_file_for_a_folder_is_one_line(tmp_path):
+    write(tmp_path, "mine.zip", "")
+    with pytest.raises(FercliError) as caught:
+        read_dataset("mine", "jaffe", tmp_path / "mine.zip")
+    assert str(caught.value).startswith(f"mine: {tmp_path / 'mine.zip'} is a file, not a folder; expected there: 213")
+
+
 def test_csv_labels_outside_the_seven_are_counted(tmp_path):
     write(tmp_path, "l.csv", "file,label\n1.png,happy\n2.png,contempt\n3.png,hapy\n,sad\n")
     listing = read_dataset("c", "csv", tmp_path)
@@ -302,12 +349,41 @@ def test_a_folder_of_another_layout_is_named_with_the_layout_expected(tmp_path, 
         ("jaffe", {}, {"score": "x"}, "no option 'score'"),
         ("fer2013", {"fer2013.csv": "emotion,pixels,Usage\n"}, {"score": "test"}, "'private-test'"),
         ("fer2013", {"fer2013.csv": "emotion,pixels\n3,1\n"}, {}, "fer2013.csv lacks the column Usage"),
-        ("raf-db", {"EmoLabel/list_patition_label.txt": "train_00001.jpg 1\n"}, {}, "no Image/aligned"),
+        (
+            "raf-db",
+            {"EmoLabel/list_patition_label.txt": "train_00001.jpg 1\n"},
+            {},
+            "no Image/original and no Image/aligned in",
+        ),
+        (
+            "raf-db",
+            {"EmoLabel/list_patition_label.txt": "train_00001.jpg 1\n"},
+            {"images": "aligned"},
+            "no Image/aligned in",
+        ),
         ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {}, "codes"),
         ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": "nope"}, "option codes"),
         ("csv", {"a.csv": "picture,label\nx.jpg,sad\n"}, {}, "no column of paths"),
         ("csv", {"a.csv": "image,label\n"}, {"label_column": "mood"}, "no column 'mood' (it has: image, label)"),
-        ("csv", {"a.csv": "image\n", "b.csv": "image\n"}, {}, "not exactly one csv (a.csv, b.csv)"),
+        ("csv", {"a.csv": "image\n", "b.csv": "image\n"}, {}, "not exactly one csv (a.csv, b.csv) in "),
+        ("csv", {}, {}, "not exactly one csv (there is none) in "),
+        ("csv", {}, {}, "with --option file=NAME, in a run spec data.datasets.mine.options: {file: NAME}"),
+        ("csv", {"a.csv": "picture\nx.jpg\n"}, {}, "it has: picture) in "),
+        ("csv", {"a.csv": "picture\nx.jpg\n"}, {}, "path_column=..., in a run spec data.datasets.mine.options"),
+        (
+            "csv",
+            {"a.csv": "image,mood\nx.jpg,sad\n"},
+            {},
+            "no column of labels (label, emotion, expression, ...; it has:",
+        ),
+        ("csv", {"a.csv": "image,mood\nx.jpg,sad\n"}, {}, "it has: image, mood): name it with the option label_column"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {"happy": 3}}, "'happy' is no whole number"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {True: "sad"}}, "'True' is no whole number"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {1.5: "sad"}}, "'1.5' is no whole number"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {0: "hapy"}}, "option codes: 'hapy' (of 0)"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": ["sad"]}, "neither a dataset's name nor {0: anger"),
+        ("csv", {"a.csv": "image,label\nx.jpg,sad\n"}, {"box_columns": "l,t,r,b"}, "not a list of 4 columns"),
+        ("csv", {"a.csv": "image,label\nx.jpg,sad\n"}, {"box_columns": list("ltrb")}, "no column 'l'"),
         ("csv", {"a.csv": "image,label\nx.jpg,contempt\n"}, {}, "1 contempt (outside the seven)"),
         ("folders", {"contempt/1.jpg": ""}, {}, "expected there"),
     ],

@@ -14,8 +14,8 @@ from trees import touch
 
 from fercli.datasets import READERS, Listing, read_dataset
 from fercli.datasets.check import check
-from fercli.datasets.facts import FACTS, UNKNOWN, WHOLE, Facts, Official
-from fercli.datasets.layouts import LAYOUTS
+from fercli.datasets.facts import FACTS, UNKNOWN, WHOLE, Facts, Official, in_order
+from fercli.datasets.layouts import LAYOUTS, OPTIONS
 from fercli.datasets.records import Record
 from fercli.datasets.writers import write_class_folders, write_jaffe, write_raf_db
 from fercli.expressions import EXPRESSIONS
@@ -44,7 +44,8 @@ def _columns(monkeypatch):
 
 def test_facts_and_layouts_cover_every_reader():
     assert set(FACTS) == set(READERS) - {"folders", "csv"}
-    assert list(LAYOUTS) == list(READERS)
+    assert list(LAYOUTS) == list(OPTIONS) == list(READERS)
+    assert {name: list(OPTIONS[name]) for name in READERS} == {name: list(r.options) for name, r in READERS.items()}
 
 
 @pytest.mark.parametrize("name", FACTS)
@@ -131,7 +132,8 @@ def test_the_list_as_json():
         "expressions": dict.fromkeys(EXPRESSIONS),
     }
     assert document["csv"]["layout"] == READERS["csv"].layout and "official" not in document["csv"]
-    assert "score=private-test" in document["fer2013"]["options"]
+    (option,) = document["fer2013"]["options"]
+    assert (option["name"], option["default"]) == ("score", "private-test") and "public-test" in option["values"]
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -252,7 +254,7 @@ def test_mistakes_are_one_line(tmp_path, arguments, code, words):
 def test_names_that_are_no_utf8_are_printed(tmp_path):
     (tmp_path / "l.csv").write_bytes(b"image,label\n\xff.jpg,happy\n")
     result = run("datasets", "check", "csv", tmp_path)
-    assert result.exit_code == 0 and "\\xff.jpg" in result.stdout
+    assert result.exit_code == 1 and "\\xff.jpg" in result.stdout and "\\xff.jpg" in result.stderr
     document = json.loads(run("datasets", "check", "csv", tmp_path, "--json").stdout)["check"]
     assert document["missing"]["examples"] == ["\udcff.jpg"]
 
@@ -284,6 +286,80 @@ def test_listing_a_dataset_loads_no_numpy_unless_it_needs_it():
     code = "import sys, fercli.datasets; print([m for m in ('numpy', 'torch', 'cv2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("flag", ["--json", "--quiet", "-q"])
+def test_flags_of_the_group_hold_for_its_subcommands(tmp_path, flag):
+    touch(tmp_path, "KA.AN1.39.tiff")
+    for arguments in (("show", "jaffe"), ("check", "jaffe", tmp_path)):
+        before, behind = run("datasets", flag, *arguments), run("datasets", *arguments, flag)
+        assert before.exit_code == behind.exit_code == 0
+        assert before.stdout == behind.stdout and before.stdout.startswith("{" if flag == "--json" else "")
+        assert bool(before.stdout) == (flag == "--json")
+
+
+def test_splits_have_one_order(tmp_path):
+    assert in_order(["all", "spare", "test", "private-test", "public-test", "val", "train", "val"]) == [
+        "train", "val", "public-test", "private-test", "test", "spare", "all"
+    ]  # fmt: skip
+    touch(tmp_path, "test/happy/1.jpg", "odd/happy/1.jpg", "val/sad/1.jpg", "train/sad/1.jpg")
+    document = json.loads(run("datasets", "check", "folders", tmp_path, "--json").stdout)["check"]
+    assert list(document["splits"]) == ["train", "val", "test", "odd", "all"]
+
+
+def test_options_are_explained():
+    shown = run("datasets", "show", "raf-db").stdout
+    assert "  images  original or aligned (default: the originals where they are there)" in shown
+    assert (
+        "score=private-test  the part scored: private-test or public-test" in run("datasets", "show", "fer2013").stdout
+    )
+    lines = run("datasets", "show", "csv").stdout.splitlines()
+    assert all(any(line.split()[:1] == [option] for line in lines) for option in READERS["csv"].options)
+
+
+def test_terms_fold_between_words_on_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    table = run("datasets").stdout.split("Where to apply")[0]
+    assert "non-commercial" in table and "competition's" in table and "…" not in table
+    monkeypatch.setenv("COLUMNS", "40")
+    assert "…" not in run("datasets").stdout
+
+
+def test_missing_files_are_a_warning_and_all_of_them_an_error(tmp_path):
+    (tmp_path / "label").mkdir()
+    (tmp_path / "label/label.lst").write_text("a.jpg 0 1 2 3 4 5 3\nb.jpg 0 1 2 3 4 5 6\n")
+    touch(tmp_path, "image/origin/b.jpg")
+    result = run("datasets", "check", "expw", tmp_path, "--quiet")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "warning: expw: 1 of 2 files listed are missing: image/origin/a.jpg, ...\n"
+    assert run("datasets", "check", "expw", tmp_path, "--json").stderr == ""
+    (tmp_path / "image/origin/b.jpg").unlink()
+    result = run("datasets", "check", "expw", tmp_path, "--quiet")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: expw: none of the 2 files listed is in ")
+
+
+def test_a_part_to_be_scored_without_faces_is_said(tmp_path):
+    touch(
+        tmp_path,
+        "cohn-kanade-images/S010/001/S010_001_00000001.png",
+        "cohn-kanade-images/S010/001/S010_001_00000002.png",
+    )
+    (tmp_path / "Emotion/S010/001").mkdir(parents=True)
+    (tmp_path / "Emotion/S010/001/S010_001_00000002_emotion.txt").write_text("5.0")
+    shown = run("datasets", "check", "ck+", tmp_path)
+    assert shown.exit_code == 0 and "no labelled face is in test: nothing can be scored there" in shown.stdout
+    check = ("datasets", "check", "ck+", tmp_path, "--json")
+    assert json.loads(run(*check).stdout)["check"]["unscored"] == ["test"]
+    assert json.loads(run(*check, "--option", "split=all").stdout)["check"]["unscored"] == []
+
+
+def test_an_option_without_a_value_is_empty(tmp_path):
+    touch(tmp_path, "1.jpg")
+    (tmp_path / "l.csv").write_text("image,mood\n1.jpg,sad\n")
+    assert run("datasets", "check", "csv", tmp_path).exit_code == 1
+    result = run("datasets", "check", "csv", tmp_path, "--option", "label_column=", "--json")
+    assert json.loads(result.stdout)["check"]["splits"]["all"]["unlabelled"] == 1
 
 
 def test_quiet_says_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -24,6 +25,7 @@ from trees import digests
 from fercli.datasets import read_dataset, writers
 from fercli.errors import FercliError
 from fercli.faces import synthetic
+from fercli.parts import _cut
 from fercli.prepare import Options, prepare
 from fercli.store import FILES, Store, read_manifest
 from fercli.verify import verify
@@ -155,6 +157,63 @@ def test_other_parameters_are_noticed(tmp_path, faces):
     assert prepare(listing, out, replace(HERE, margin=20)).computed == 4
 
 
+@pytest.mark.parametrize("change", ["a new picture in front", "a picture gone", "a smaller chunk size"])
+def test_a_stopped_run_keeps_what_a_change_leaves_alone(tmp_path, many, change):
+    """Of 160 pictures all chunks were made; then a little changes before the store was put together."""
+    out, data, options = tmp_path / "d", tmp_path / "data", replace(HERE, chunk=8)
+    shutil.copytree(many, data)
+    (out / "meta.json").mkdir(parents=True)  # in the way of the very last step
+    (out / "meta.json/x").touch()
+    with pytest.raises(OSError):
+        prepare(read_dataset("d", "folders", data), out, options)
+    shutil.rmtree(out / "meta.json")
+    first = data / "happy/000.jpg"
+    if change == "a new picture in front":
+        shutil.copy(first, data / "happy/0000.jpg")
+    elif change == "a picture gone":
+        first.unlink()
+    listing = read_dataset("d", "folders", data)
+    if change == "a smaller chunk size":
+        options = replace(HERE, chunk=5)
+    assert prepare(listing, out, options).computed <= 32
+    prepare(listing, tmp_path / "fresh", HERE)
+    assert digests(out) == digests(tmp_path / "fresh")
+
+
+def test_chunks_end_where_they_did_when_a_record_comes_in():
+    keys = np.random.default_rng(0).integers(0, 256, (1000, 24), np.uint8)
+    cuts = {keys[end - 1].tobytes() for _, end in _cut(keys, 16)}
+    sizes = [end - start for start, end in _cut(keys, 16)]
+    assert sum(sizes) == 1000 and max(sizes) <= 32 and min(sizes[:-1]) >= 8 and 12 < np.mean(sizes) < 20
+    more = np.insert(keys, 3, 7, axis=0)
+    assert len(cuts & {more[end - 1].tobytes() for _, end in _cut(more, 16)}) > 0.8 * len(cuts)
+    assert list(_cut(keys, 1)) == [(i, i + 1) for i in range(1000)]
+    assert [end - start for start, end in _cut(np.ones((9, 24), np.uint8), 4)] == [8, 1]
+
+
+def test_a_failure_that_may_pass_stops_the_run_and_is_kept_in_no_store(tmp_path, many, monkeypatch):
+    """A disk that stutters (EIO) is no property of the picture."""
+    out, real = tmp_path / "d", Path.read_bytes
+
+    def stutter(path: Path) -> bytes:
+        if path.name == "077.jpg":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    listing = read_dataset("d", "folders", many)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", stutter)
+        with pytest.raises(FercliError, match=r"077.jpg cannot be read just now .*; run the same command again"):
+            prepare(listing, out, HERE)
+    assert prepare(listing, out, HERE).kept == 160
+
+
+def test_without_the_photographs_disk_nothing_is_rejected(tmp_path, many):
+    listing = read_dataset("d", "folders", many)
+    with pytest.raises(FercliError, match="is not there on"):
+        prepare(replace(listing, root=tmp_path / "elsewhere"), tmp_path / "d", HERE)
+
+
 @pytest.mark.parametrize("missing", ["reject", "mean-landmarks"])
 def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
     """One photograph is another, one is touched only, one is new, one is gone: two faces are made."""
@@ -164,16 +223,16 @@ def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
     for i, face in enumerate(faces[:8]):
         (data / f"{i}.jpg").write_bytes(jpeg(face.image))
     (data / "9.jpg").write_bytes(jpeg(np.full((80, 80, 3), 90, np.uint8)))
-    assert prepare(read_dataset("d", "folders", data.parent), out, options).computed == 9 + (missing != "reject")
+    assert prepare(read_dataset("d", "folders", data.parent), out, options).computed == 9
     (data / "2.jpg").write_bytes(jpeg(faces[9].image))
     os.utime(data / "4.jpg", (1, 1))
     (data / "00.jpg").write_bytes(jpeg(faces[10].image))
     (data / "6.jpg").unlink()
     listing = read_dataset("d", "folders", data.parent)
     summary = prepare(listing, out, options)
-    # A picture without a face is looked through again where it lies under the mean shape, and the shape laid anew.
-    again = 0 if missing == "reject" else 2
-    assert (summary.computed, summary.taken_over) == (2 + again, 7 - again // 2)
+    # A picture without a face is looked through again where it lies under the mean shape, which is another by now.
+    again = 0 if missing == "reject" else 1
+    assert (summary.computed, summary.taken_over) == (2 + again, 7 - again)
     prepare(listing, tmp_path / "fresh", options)
     assert digests(out) == digests(tmp_path / "fresh")
     assert verify(out, listing).whole
@@ -338,7 +397,7 @@ def damaged(prepared: Path, tmp_path: Path) -> Path:
 def test_a_whole_store_is_said_to_be_whole(prepared, raf):
     verdict = verify(prepared, read_dataset("raf-db", "raf-db", raf))
     assert verdict.whole and (verdict.faces, verdict.photographs) == (14, 14)
-    assert not verdict.changed and not verdict.missing
+    assert not verdict.changed and not verdict.gone and not verdict.new
 
 
 @pytest.mark.parametrize("name", ["labels.npy", "manifest.csv", "keys.npy", "digests.npy"])
@@ -357,9 +416,14 @@ def test_a_damaged_face_is_named_and_made_again(tmp_path, prepared, raf, name):
     data[-2] ^= 1
     (store / name).write_bytes(data)
     assert verify(store).damage == ["1 of 14 faces are not as they were written (test_0006.jpg)"]
-    # Another protocol makes the store anew out of the faces that are there, all but the damaged one.
-    listing = replace(read_dataset("raf-db", "raf-db", raf), score_splits=("train",))
-    assert prepare(listing, store, HERE).computed == 1 and verify(store).whole
+    listing = read_dataset("raf-db", "raf-db", raf)
+    assert prepare(listing, store, HERE).up_to_date
+    repaired = prepare(listing, store, HERE, repair=True)
+    assert (repaired.computed, repaired.taken_over) == (1, 13)
+    assert digests(store) == digests(prepared)
+    # Another protocol makes the store anew out of the faces that are there.
+    other = replace(listing, score_splits=("train",))
+    assert prepare(other, store, HERE).computed == 0 and verify(store).whole
 
 
 def test_photographs_that_changed_are_told_and_the_store_is_whole(tmp_path, faces):
@@ -369,7 +433,10 @@ def test_photographs_that_changed_are_told_and_the_store_is_whole(tmp_path, face
     (root / "Image/original/train_00002.jpg").write_bytes(jpeg(faces[9].image))
     (root / "Image/original/test_0001.jpg").unlink()
     verdict = verify(out, listing)
-    assert verdict.whole and verdict.changed == ["train_00002.jpg"] and verdict.missing == ["test_0001.jpg"]
+    assert verdict.whole and verdict.changed == ["train_00002.jpg"] and verdict.gone == ["test_0001.jpg"]
+    assert verify(out, replace(listing, records=[*listing.records, replace(listing.records[0], id="x")])).new == ["x"]
+    relabelled = [replace(listing.records[0], label=1 + listing.records[0].label % 6), *listing.records[1:]]
+    assert verify(out, replace(listing, records=relabelled)).changed[0] == "train_00001.jpg"
 
 
 def test_verify_on_the_command_line(tmp_path, prepared, raf):
@@ -384,7 +451,17 @@ def test_verify_on_the_command_line(tmp_path, prepared, raf):
         file.write(b"?")
     done = run("prepare", *options)
     assert done.exit_code == 1 and "1 of 14 faces are not as they were written (test_0006.jpg)" in done.stderr
-    assert "fercli prepare --dataset raf-db" in done.stderr
+    assert "run: fercli prepare --repair --dataset raf-db" in done.stderr
+    assert run("prepare", "--repair", *options[:-1]).exit_code == 0 and run("prepare", *options).exit_code == 0
+    for name in ("labels.npy", "keys.npy", "digests.npy", "shapes.npy", "splits.npy"):
+        content = (store / name).read_bytes()
+        (store / name).unlink()
+        done = run("prepare", *options)
+        assert done.exit_code == 1 and name in done.stderr and "Traceback" not in done.stderr
+        (store / name).write_bytes(content[:60])
+        done = run("prepare", *options)
+        assert done.exit_code == 1 and "damaged" in done.stderr and "Traceback" not in done.stderr
+        (store / name).write_bytes(content)
     shutil.rmtree(store)
     assert "is not prepared" in run("prepare", *options).stderr
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fercli.datasets import read_dataset
 from fercli.datasets.writers import write_raf_db
+from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align, synthetic
 from fercli.faces.fingerprints import NEAR, likeness, patch, perceptual_hash, unpack
@@ -28,6 +29,10 @@ from fercli.quality.report import write_quality
 from fercli.store import FORMAT, MANIFEST_COLUMNS, Store, count_statuses, read_manifest, write_manifest
 
 MARGIN = 14
+NOTHING = dict.fromkeys(
+    ("leaks", "shared", "leaks_within", "across_splits", "duplicates", "alike", "subjects_across", "unlooked"), 0
+)
+GREEN = "No face was found in two splits"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
@@ -42,8 +47,18 @@ def studio() -> list[np.ndarray]:
     return aligned(synthetic.STUDIO, range(24))
 
 
-def store_of(folder: Path, faces: list[np.ndarray], rejected: int = 0, stand_in: bool = True, **columns) -> Store:
-    """A complete store of faces as they are; `columns` {name: a value for each face} fill its manifest."""
+def store_of(
+    folder: Path,
+    faces: list[np.ndarray],
+    rejected: int = 0,
+    stand_in: bool = True,
+    protocol: tuple[str, str] = ("all", "all"),
+    **columns,
+) -> Store:
+    """A complete store of faces as they are; `columns` {name: a value for each face} fill its manifest.
+
+    `protocol` names the splits that adapt and those that are scored.
+    """
     folder.mkdir(parents=True)
     rows = []
     for i in range(len(faces) + rejected):
@@ -62,7 +77,8 @@ def store_of(folder: Path, faces: list[np.ndarray], rejected: int = 0, stand_in:
     np.save(folder / "splits.npy", np.array([row["split"] for row in rows[:n]], dtype="<U16"))
     counts, splits = count_statuses(rows)
     meta = {"format": FORMAT, "name": folder.name, "stand_in": stand_in, "parameters": {"margin": MARGIN}}
-    meta |= {"adapt_splits": ["all"], "score_splits": ["all"], "counts": counts, "splits": splits, "left_out": {}}
+    meta |= {"adapt_splits": protocol[0].split(), "score_splits": protocol[1].split()}
+    meta |= {"counts": counts, "splits": splits, "left_out": {}}
     (folder / "meta.json").write_text(json.dumps(meta))
     return Store.open(folder)
 
@@ -189,13 +205,17 @@ def test_the_nearest_are_looked_at_and_the_rest_counted(tmp_path, studio):
     assert [(p.first, p.second) for p in found.pairs] == [(0, j) for j in range(1, 21)]
 
 
-def test_pairs_of_one_subject_are_counted_apart(tmp_path, studio):
-    subjects, splits = ["ann", "ann", "bob", ""], ["train", "test", "train", "train"]
-    store = store_of(tmp_path / "one", studio[:1] * 4, subject=subjects, split=splits)
-    found = compare(faces_of(store, numbering()))
-    assert (found.one_subject, found.one_subject_across, found.near) == (1, 1, 5)
+def test_pairs_of_one_subject_are_counted_apart_within_a_split(tmp_path, studio):
+    subjects, splits = ["ann", "ann", "bob", "", "ann"], ["train", "test", "train", "train", "train"]
+    store = store_of(tmp_path / "one", studio[:1] * 5, subject=subjects, split=splits)
+    faces = faces_of(store, numbering())
+    found = compare(faces)
+    assert (found.one_subject, found.one_subject_across, found.near, faces.subjects_across) == (1, 2, 9, 1)
     pairs = [(p.first, p.second, p.across) for p in found.pairs]
-    assert pairs == [(1, 2, True), (1, 3, True), (0, 2, False), (0, 3, False), (2, 3, False)]
+    assert pairs == [
+        *((0, 1, True), (1, 2, True), (1, 3, True), (1, 4, True)),
+        *((0, 2, False), (0, 3, False), (2, 3, False), (2, 4, False), (3, 4, False)),
+    ]
 
 
 # Leaks
@@ -209,7 +229,7 @@ def compared(tmp_path: Path, here: list[np.ndarray], there: list[np.ndarray], **
 @pytest.mark.parametrize("change", ("JPEG 50", "half size", "brighter", "grey", "moved by a pixel"))
 def test_a_picture_in_source_and_target_is_a_leak(tmp_path, studio, change):
     document = compared(tmp_path, studio[:8], [*studio[8:14], CHANGES[change](studio[3])])
-    assert document["summary"] == {"leaks": 1, "across_splits": 0, "duplicates": 0, "alike": 0}
+    assert document["summary"] == NOTHING | {"leaks": 1, "shared": 1}
     comparison = document["comparisons"][0]
     assert (comparison["first"], comparison["second"], comparison["within"]) == ("here", "there", False)
     (pair,) = comparison["pairs"]
@@ -220,7 +240,7 @@ def test_a_picture_in_source_and_target_is_a_leak(tmp_path, studio, change):
 
 def test_different_faces_are_no_leak(tmp_path, studio):
     document = compared(tmp_path, studio[:12], studio[12:])
-    assert document["summary"] == {"leaks": 0, "across_splits": 0, "duplicates": 0, "alike": 0}
+    assert document["summary"] == NOTHING
     assert "No face was found in two splits, or in a source and a target." in page_of(tmp_path)
 
 
@@ -234,9 +254,9 @@ def test_the_same_file_needs_no_look(tmp_path, studio):
 
 def test_a_face_in_two_splits_is_marked(tmp_path, studio):
     splits = ["train"] * 6 + ["test"] * 2 + ["train"]
-    store = store_of(tmp_path / "one", [*studio[:7], studio[2], studio[5]], split=splits)
+    store = store_of(tmp_path / "one", [*studio[:7], studio[2], studio[5]], split=splits, protocol=("train", "test"))
     document = write_quality([store], tmp_path / "report", {})
-    assert document["summary"] == {"leaks": 0, "across_splits": 1, "duplicates": 2, "alike": 0}
+    assert document["summary"] == NOTHING | {"leaks_within": 1, "across_splits": 1, "duplicates": 2}
     first, second = document["comparisons"][0]["pairs"]
     assert (first["first"], first["second"], first["splits"], first["across"]) == (
         "2.jpg",
@@ -246,9 +266,61 @@ def test_a_face_in_two_splits_is_marked(tmp_path, studio):
     )
     assert (second["first"], second["second"], second["across"]) == ("5.jpg", "8.jpg", False)
     assert document["comparisons"][0]["labels_differ"] == 2  # 2 and 7 % 7, 5 and 8 % 7
-    assert "1 pair of faces is in two splits" in page_of(tmp_path) or "in two splits of one dataset" in page_of(
-        tmp_path
-    )
+    assert "Leak: 1 pair of faces is in a split that trains or adapts" in page_of(tmp_path)
+    assert GREEN not in page_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("adapt", "score", "leaks"),
+    (
+        ("train", "test", 1),
+        ("train", "train test", 1),
+        ("train test", "train test", 0),  # adapted to and scored as a whole
+        ("train", "val", 0),
+    ),
+)
+def test_one_photograph_of_a_person_in_two_splits(tmp_path, studio, adapt, score, leaks):
+    """The commonest leak: the same file of the same subject in train and in test; its neighbour in train is none."""
+    columns = {"subject": ["s0", "s0", "s0", "s1"], "split": ["train", "test", "train", "test"]}
+    columns |= {"source": ["a" * 32, "a" * 32, "c" * 32, "d" * 32]}
+    faces = [studio[0], studio[0], jpeg(studio[0], 80), studio[1]]
+    store = store_of(tmp_path / "one", faces, protocol=(adapt, score), **columns)
+    document = write_quality([store], tmp_path / "report", {"one": "target"})
+    counts = {"leaks_within": 2 * leaks, "across_splits": 2, "duplicates": 2, "subjects_across": 1}
+    assert document["summary"] == NOTHING | counts
+    (comparison,) = document["comparisons"]
+    assert (comparison["same file"], comparison["one_subject"], comparison["one_subject_across"]) == (1, 1, 2)
+    html = page_of(tmp_path)
+    assert ("Leak: 2 pairs" in html) is bool(leaks) and GREEN not in html
+    assert ("2 pairs of faces are in two splits of one dataset, but not" in html) is not leaks
+    assert "1 person is in several splits" in html
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "leaks"), (("train", "test", 1), ("test", "test", 0), ("train", "train", 0))
+)
+def test_a_leak_is_trained_on_and_scored(tmp_path, studio, source, target, leaks):
+    here = store_of(tmp_path / "here", studio[:2], split=[source, "train"], protocol=("train", "test"))
+    there = store_of(tmp_path / "there", [studio[0], studio[2]], split=[target, "test"], protocol=("train", "test"))
+    document = write_quality([here, there], tmp_path / "report", {"here": "source", "there": "target"})
+    assert document["summary"] == NOTHING | {"leaks": leaks, "shared": 1}
+    (pair,) = document["comparisons"][0]["pairs"]
+    assert (pair["splits"], pair["leak"]) == ([source, target], bool(leaks))
+    html = page_of(tmp_path)
+    assert ("1 pair of faces is in both a source and a target, but not trained on and scored" in html) is not leaks
+    assert ("faces that the model was trained on" in html) is bool(leaks) and GREEN not in html
+    assert f'<b class="cut" title="here">here</b><b class="cut" title="{source}">{source}</b>' in html
+
+
+def test_people_in_two_splits_and_pairs_not_looked_at_are_told(tmp_path, studio, monkeypatch):
+    """Neither is a face found twice, and neither lets the page say that there is none."""
+    people = store_of(tmp_path / "people", studio[:2], subject=["s0", "s0"], split=["train", "test"])
+    assert write_quality([people], tmp_path / "report", {})["summary"] == NOTHING | {"subjects_across": 1}
+    assert GREEN not in page_of(tmp_path) and "1 person is in several splits" in page_of(tmp_path)
+    monkeypatch.setattr("fercli.quality.report.LOOKED_AT", 0)
+    many = store_of(tmp_path / "many", [studio[0]] * 2)
+    assert write_quality([many], tmp_path / "report", {})["summary"] == NOTHING | {"unlooked": 1}
+    assert GREEN not in page_of(tmp_path) and "1 pair near by hash was not looked at" in page_of(tmp_path)
 
 
 def test_every_source_meets_every_target(tmp_path, studio):
@@ -256,6 +328,8 @@ def test_every_source_meets_every_target(tmp_path, studio):
     stores = [store_of(tmp_path / name, [studio[k]]) for k, name in enumerate(roles)]
     document = write_quality(stores, tmp_path / "report", roles)
     met = [(c["first"], c["second"]) for c in document["comparisons"]]
+    assert "4 pairs of datasets, 5 datasets: nothing" in page_of(tmp_path)
+    assert "within the dataset</small>" not in page_of(tmp_path)
     assert met == [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), *((name, name) for name in roles)]
 
 
@@ -348,6 +422,8 @@ def test_landmarks_found_and_given(tmp_path, studio):
     assert (yaw["faces"], yaw["median"], yaw["counts"][-1]) == (4, 5.0, 1)
     write_quality([store], tmp_path / "report", {})
     assert "lie apart by 6.0% of the distance between the eyes" in page_of(tmp_path)
+    # store_of puts all five in the corner of the face, a margin outside of what is shown
+    assert page_of(tmp_path).count("M-13.5 -13.5h0" * 5 + '"') == 2 * 3
 
 
 def test_a_manifest_of_before_lacks_columns(tmp_path, studio):
@@ -415,13 +491,44 @@ def test_names_are_escaped_and_nothing_is_loaded(tmp_path, studio):
     assert json.loads((tmp_path / "report/quality.json").read_text()) == document
 
 
+def test_names_show_their_ends(tmp_path, studio):
+    names = ["a/very/long/way/to/0001.jpg", "b.jpg", "x" * 80 + "/0002.jpg"]
+    write_quality([store_of(tmp_path / "one", studio[:1] * 3, id=names)], tmp_path / "report", {})
+    assert f"<span>\N{HORIZONTAL ELLIPSIS}{'x' * 60}</span><span>/0002.jpg</span>" in page_of(tmp_path)
+    assert "<span>a/very/long/way/to</span><span>/0001.jpg</span>" in page_of(tmp_path)
+    assert "<span></span><span>b.jpg</span>" in page_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ("quality.html", "quality.json"))
+def test_a_folder_in_the_place_of_the_report(tmp_path, studio, name):
+    (tmp_path / "report" / name).mkdir(parents=True)
+    with pytest.raises(FercliError, match=f"{name} is a folder") as failure:
+        write_quality([store_of(tmp_path / "one", studio[:1])], tmp_path / "report", {})
+    assert "\n" not in str(failure.value)
+
+
+def test_a_report_of_before_is_made_anew(tmp_path, studio):
+    store = store_of(tmp_path / "one", studio[:1])
+    document = write_quality([store], tmp_path / "report", {})
+    for old in (json.dumps({**document, "schema": 1, "summary": {}}), "[]"):
+        (tmp_path / "report/quality.json").write_text(old)
+        assert write_quality([store], tmp_path / "report", {}) == document
+
+
+def test_splits_stand_in_order(tmp_path, studio):
+    splits = ["all", "fold 1", "test", "private-test", "public-test", "val", "train"]
+    about = numbers.dataset_numbers(store_of(tmp_path / "one", studio[:7], split=splits))
+    assert list(about["splits"]) == ["train", "val", "public-test", "private-test", "test", "fold 1", "all"]
+    assert {split: part["kept"] for split, part in about["splits"].items()} == dict.fromkeys(splits, 1)
+
+
 @pytest.mark.parametrize("count", (0, 1))
 def test_a_store_of_no_or_one_face(tmp_path, studio, count):
     store = store_of(tmp_path / "one", studio[:count], rejected=2)
     document = write_quality([store], tmp_path / "report", {"one": "target"})
     about = document["datasets"]["one"]
     assert (about["listed"], about["kept"], about["rejected"]) == (count + 2, count, {"no face found": 2})
-    assert document["summary"] == {"leaks": 0, "across_splits": 0, "duplicates": 0, "alike": 0}
+    assert document["summary"] == NOTHING
     Page(page_of(tmp_path))
 
 
@@ -445,7 +552,9 @@ def test_the_command_line_tells_a_leak(tmp_path):
     settings |= {"data.targets": "mine", "data.datasets.mine.reader": "folders"}
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     done = run("prepare", *options)
-    assert done.exit_code == 0 and "1 pairs in a source and a target (a leak)" in done.stderr
+    told = "quality.html: pairs of faces trained on in a source and scored in a target: a leak: 1"
+    assert done.exit_code == 0 and told in done.stderr
+    assert told in run("prepare", "--quiet", *options).stderr
     assert json.loads(run("prepare", "--json", *options).stdout)["quality"]["leaks"] == 1
     document = json.loads((tmp_path / "prepared/quality.json").read_text())
     (leak,) = next(c for c in document["comparisons"] if not c["within"])["pairs"]

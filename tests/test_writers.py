@@ -531,5 +531,7 @@ def test_csv_round_trip(tmp_path, faces):
         assert [r.subject for r in records] == [f"person-{f.identity}" for f in expected]
         same_points(records, expected, 1e-3)
         same_boxes(records, expected, 1e-3)
+        boxes = [",".join(f"{v:.3f}" for v in f.box) for f in expected]
+        assert [r.id for r in records] == [f"{split}_{i:05d}.png#{box}" for i, box in enumerate(boxes, 1)]
     assert listing.left_out == {"contempt (outside the seven)": 1}
     np.testing.assert_array_equal(image(root / listing.records[0].path)[..., ::-1], faces[0].image)

@@ -54,7 +54,7 @@ class _LazyGroup(click.Group):
             console.error(str(problem))
             ctx.exit(problem.exit_code)
         except KeyboardInterrupt:
-            console.error("stopped")
+            console.error("stopped; the same command goes on where this one was")
             ctx.exit(130)
 
 

@@ -29,7 +29,7 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     """Pictures a second of fercli prepare, in all and by process, against bare MediaPipe face mesh.
 
     Bare reads the same pictures with OpenCV and runs face mesh, nothing else. The last table tells what each stage of
-    prepare takes of one process. Results are also kept in paths.runs/bench/prepare.json.
+    prepare takes of one process; rest is what is done once for all. Results are kept in paths.runs/bench/prepare.json.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
             listing = bench.draw_pictures(room, images)
         else:
             listing = list_dataset(spec, dataset, root)
-            listing = bench.replace_records(listing, listing.records[:images])
+            listing = bench.some_of(listing, images)
         processes = sorted({1, joblib.cpu_count()})
         result = bench.measure(listing, Options.of(spec.prepare), processes, rounds, room)
     result = {

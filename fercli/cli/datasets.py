@@ -31,9 +31,10 @@ def command(ctx, quiet, as_json):
     if ctx.invoked_subcommand is None:
         from fercli.cli.datasets_view import show_all
         from fercli.datasets import READERS
+        from fercli.datasets.facts import describe
 
         show_all()
-        console.result({"datasets": {name: _document(name) for name in READERS}})
+        console.result({"datasets": {name: describe(name, reader) for name, reader in READERS.items()}})
 
 
 @command.command("show", short_help="All that is known of one dataset, and the tree it should be.")
@@ -49,11 +50,13 @@ def show(name, quiet, as_json):
       fercli datasets show csv
     """
     from fercli.cli.datasets_view import show_one
+    from fercli.datasets import READERS, find_reader
+    from fercli.datasets.facts import describe
 
-    console.configure(quiet=quiet, as_json=as_json)
-    name = _known(name)
-    show_one(name, _options(name))
-    console.result({"dataset": _document(name)})
+    _configure(quiet, as_json)
+    name = find_reader(name)
+    show_one(name, READERS[name])
+    console.result({"dataset": describe(name, READERS[name])})
 
 
 @command.command("check", short_help="Compare a copy of a dataset with the official release.")
@@ -75,7 +78,8 @@ def check(name, path, options, spec_file, quiet, as_json):
     """Read a dataset's tree without touching a face, and set what is found beside the official counts.
 
     Counts per split and expression, what is left out and why, subjects, and listed pictures that are missing. Without
-    PATH the run spec says where the dataset lies. Exits with 1 if the tree is not of the layout expected.
+    PATH the run spec says where the dataset lies. Exits with 1 if the tree is not of the layout expected, or if none of
+    the pictures listed is there.
 
     \b
     Examples:
@@ -83,40 +87,38 @@ def check(name, path, options, spec_file, quiet, as_json):
       fercli datasets check fer2013 /data/fer2013 --option score=public-test
       fercli datasets check expw -c run.yaml --json
     """
-    from fercli.cli.datasets_view import show_check
-    from fercli.datasets import read_dataset
+    from fercli.cli.datasets_view import missing_line, show_check
+    from fercli.datasets import find_reader, read_dataset
     from fercli.datasets.check import check as compare
     from fercli.datasets.facts import FACTS
+    from fercli.errors import FercliError
 
-    console.configure(quiet=quiet, as_json=as_json)
+    quiet, as_json = _configure(quiet, as_json)
     chosen = _chosen(options)
     if spec_file is None and path is not None:
-        reader = name = _known(name)
+        reader = name = find_reader(name)
     else:
         from fercli.spec import Dataset
 
         spec = read_spec(spec_file, (), quiet, as_json)
         entry = spec.data.datasets.get(name, Dataset())
-        reader = _known(entry.reader or name)
+        reader = find_reader(entry.reader or name)
         path, chosen = path or entry.root or spec.paths.data / name, {**entry.options, **chosen}
     result = compare(read_dataset(name, reader, path, **chosen), FACTS.get(reader))
     show_check(result, reader)
     console.result({"check": {**result.document(), "reader": reader}})
+    if result.missing:
+        if len(result.missing) == result.images:
+            raise FercliError(missing_line(result))
+        console.warn(missing_line(result))
 
 
-def _known(name: str) -> str:
-    """Return the reader's name, case aside. Raises FercliError, with the nearest, for one that does not exist."""
-    import difflib
-
-    from fercli.datasets import READERS
-    from fercli.errors import FercliError
-
-    found = next((known for known in READERS if known == name.strip().lower()), None)
-    if found is None:
-        near = difflib.get_close_matches(name.lower(), READERS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise FercliError(f"no dataset '{name}' (there are: {', '.join(READERS)}){hint}")
-    return found
+def _configure(quiet: bool, as_json: bool) -> tuple[bool, bool]:
+    """Set the console's mode: a flag counts before the subcommand's name as well as behind it."""
+    group = click.get_current_context().parent.params
+    mode = quiet or group["quiet"], as_json or group["as_json"]
+    console.configure(*mode)
+    return mode
 
 
 def _chosen(options: tuple[str, ...]) -> dict[str, Any]:
@@ -129,33 +131,10 @@ def _chosen(options: tuple[str, ...]) -> dict[str, Any]:
     for option in options:
         key, equals, value = option.partition("=")
         try:
-            chosen[key.strip()] = yaml.safe_load(value)
+            # Nothing is "", as in label_column=: YAML's null would be the option's default.
+            chosen[key.strip()] = yaml.safe_load(value) if value.strip() else ""
         except yaml.YAMLError:
             equals = ""
         if not equals or not key.strip():
             raise SpecError(f"--option {option}: expected KEY=VALUE, such as --option score=public-test")
     return chosen
-
-
-def _options(name: str) -> list[str]:
-    """The reader's options with their defaults, as they would be given."""
-    import inspect
-
-    from fercli.datasets import READERS
-
-    reader = READERS[name]
-    defaults = inspect.signature(reader.parse).parameters
-    return [
-        f"{option}={defaults[option].default}" if isinstance(defaults[option].default, (str, int)) else option
-        for option in reader.options
-    ]
-
-
-def _document(name: str) -> dict[str, Any]:
-    from fercli.datasets import READERS
-    from fercli.datasets.facts import FACTS
-    from fercli.datasets.layouts import LAYOUTS
-
-    known = FACTS[name].document() if name in FACTS else {}
-    layout = {"layout": READERS[name].layout, "tree": LAYOUTS[name].splitlines(), "options": _options(name)}
-    return {**known, **layout}

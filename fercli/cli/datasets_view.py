@@ -16,12 +16,14 @@ from rich.text import Text
 from fercli import console
 from fercli.datasets import READERS
 from fercli.datasets.check import EXAMPLES, Check
-from fercli.datasets.facts import FACTS, WHOLE, Official
-from fercli.datasets.layouts import LAYOUTS
+from fercli.datasets.facts import FACTS, WHOLE, Official, in_order
+from fercli.datasets.layouts import LAYOUTS, OPTIONS
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from fercli.datasets import Reader
 
 
 def show_all() -> None:
@@ -29,6 +31,7 @@ def show_all() -> None:
     table = _grid(["name", "faces", "what", "split", "terms"], right=("faces",))
     for name, facts in FACTS.items():
         table.add_row(Text(name, "bold"), facts.size, facts.about, facts.split, facts.licence)
+    _fold_between_words(table)
     _print(table, "", "?: not published, or not found; +: not all parts are counted")
     _print("", "[bold]Where to apply, and the layout expected[/]")
     for name, reader in READERS.items():
@@ -36,10 +39,10 @@ def show_all() -> None:
     _print("", "More of one, its tree and counts per expression: fercli datasets show ck+")
 
 
-def show_one(name: str, options: Sequence[str]) -> None:
-    """Print what is known of one dataset, the tree expected, and its official counts."""
+def show_one(name: str, reader: Reader) -> None:
+    """Print what is known of one dataset, the tree expected, the reader's options, and the official counts."""
     facts = FACTS.get(name)
-    pairs = [("options", ", ".join(options) or "none")]
+    pairs = []
     if facts:
         split = f"{facts.split} ({facts.split_note})" if facts.split_note else facts.split
         pairs = [
@@ -48,10 +51,14 @@ def show_one(name: str, options: Sequence[str]) -> None:
             ("terms", facts.licence),
             ("split", split),
             ("paper", facts.paper),
-            *pairs,
         ]
-    _print(_heading(name, facts.title if facts else "your own files"), "", *_pairs(pairs))
+    _print(_heading(name, facts.title if facts else "your own files"), *(["", *_pairs(pairs)] if pairs else []))
     _print("", "[bold]Layout[/]", "", *(Text(f"  {line}".rstrip()) for line in LAYOUTS[name].splitlines()))
+    options = [
+        (f"{option}={default}" if isinstance(default, (str, int)) else option, OPTIONS[name][option])
+        for option, default in reader.options.items()
+    ]
+    _print("", "[bold]Options[/]", "", *_pairs(options or [("none", "")]))
     for official in facts.releases if facts else ():
         _print("", f"[bold]Official counts[/]{f' ({official.form})' if official.form else ''}", "", _official(official))
     _print("", f"To check a copy: fercli datasets check {name} FOLDER")
@@ -67,6 +74,8 @@ def show_check(check: Check, reader: str) -> None:
         ("splits", f"adapted on {', '.join(listing.adapt_splits)}; scored on {', '.join(listing.score_splits)}"),
         ("compared", _compared(check, reader)),
     ]
+    if check.unscored:
+        pairs.insert(2, ("", f"no labelled face is in {', '.join(check.unscored)}: nothing can be scored there"))
     _print(_heading(listing.name, f"{len(listing):,} faces{subjects} in {files}"), "", *_pairs(pairs), "")
     _print(_counts(check))
     if check.differences:
@@ -82,6 +91,17 @@ def show_check(check: Check, reader: str) -> None:
         _print(*_pairs([("", name) for name in names], 0))
     else:
         _print("", "No file listed is missing.")
+
+
+def missing_line(check: Check) -> str:
+    """Return in one line how many of the pictures listed are missing."""
+    name, first = check.listing.name, _printable(check.missing[0])
+    if len(check.missing) < check.images:
+        return f"{name}: {len(check.missing):,} of {check.images:,} files listed are missing: {first}, ..."
+    return (
+        f"{name}: none of the {check.images:,} files listed is in {check.listing.root} (the first: {first})"
+        ": do the pictures lie in another folder?"
+    )
 
 
 def _compared(check: Check, reader: str) -> str:
@@ -121,7 +141,7 @@ def _official(official: Official) -> Table:
     def text(count: int | None) -> str:
         return "?" if count is None else f"{count:,}"
 
-    splits = sorted(official.splits, key=lambda split: split == WHOLE)
+    splits = in_order(official.splits)
     table = _grid(["", *splits])
     for label, name in enumerate(EXPRESSIONS):
         table.add_row(name, *(text(official.count(split, label)) for split in splits))
@@ -134,8 +154,30 @@ def _grid(titles: Sequence[str], right: Sequence[str] | None = None) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for i, title in enumerate(titles):
         number = i > 0 if right is None else title in right
-        table.add_column(title, justify="right" if number else "left", no_wrap=number or i == 0)
+        table.add_column(title, justify="right" if number else "left", no_wrap=number or i == 0, overflow="fold")
     return table
+
+
+def _fold_between_words(table: Table) -> None:
+    """Give each column room for its longest word, and what is left to the texts: rich would fold within words.
+
+    Where there is no room even for that, the table is left to fold as it must.
+    """
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    longest = [max(len(word) for cell in column for word in cell.split()) for column in cells]
+    room = _stdout().width - sum(longest) - 2 * len(longest) + 1
+    if room < 0:
+        return
+    wanted = [max(map(len, column)) - word for column, word in zip(cells, longest, strict=True)]
+    order = sorted(range(len(cells)), key=lambda i: wanted[i])
+    for done, i in enumerate(order):
+        more = min(wanted[i], room // (len(order) - done))
+        table.columns[i].width = longest[i] + more
+        room -= more
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _pairs(pairs: Sequence[tuple[str, str]], width: int | None = None) -> list[Text]:
@@ -144,9 +186,8 @@ def _pairs(pairs: Sequence[tuple[str, str]], width: int | None = None) -> list[T
     indent = width + 4 if width else 2
     lines = []
     for word, text in pairs:
-        printable = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         room = max(_stdout().width - indent - 1, 20)
-        wrapped = textwrap.wrap(printable, room, break_long_words=False, break_on_hyphens=False) or [""]
+        wrapped = textwrap.wrap(_printable(text), room, break_long_words=False, break_on_hyphens=False) or [""]
         for i, part in enumerate(wrapped):
             lines.append(Text(f"  {word if i == 0 else '':{width}}".ljust(indent), "cyan").append(part, "default"))
     return lines

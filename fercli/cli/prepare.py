@@ -12,11 +12,14 @@ from fercli.cli.options import read_spec, spec_options
 if TYPE_CHECKING:
     from fercli.spec import Spec
 
-#: What the quality report counts, in words.
+#: What the quality report counts, in words: the leaks first.
 _FINDINGS = {
-    "leaks": "pairs in a source and a target (a leak)",
-    "across_splits": "pairs in two splits of one dataset",
-    "duplicates": "pairs in one dataset, those included",
+    "leaks": "trained on in a source and scored in a target: a leak",
+    "leaks_within": "trained on and scored in one dataset: a leak",
+    "shared": "in a source and a target",
+    "across_splits": "in two splits of one dataset",
+    "duplicates": "in one dataset",
+    "unlooked": "alike by hash and not looked at",
 }
 
 
@@ -31,8 +34,9 @@ _FINDINGS = {
 )
 @click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
 @click.option("--verify", "look", is_flag=True, help="Check what is prepared, from end to end, and change nothing.")
+@click.option("--repair", is_flag=True, help="Make again what --verify found damaged, and keep the rest.")
 @click.option("--report/--no-report", default=True, help="Write quality.html beside the stores (default), or do not.")
-def command(spec_file, overrides, quiet, as_json, datasets, root, look, report):
+def command(spec_file, overrides, quiet, as_json, datasets, root, look, repair, report):
     """Find the faces of a dataset, align them, cut the local regions, and store them.
 
     Reads the dataset's own layout; a second run goes on where a stopped one left off, and makes again only what has
@@ -43,6 +47,7 @@ def command(spec_file, overrides, quiet, as_json, datasets, root, look, report):
       fercli prepare --dataset expw
       fercli prepare --dataset raf-db --root /data/RAF-DB/basic
       fercli prepare --verify
+      fercli prepare --repair --dataset expw
     """
     from fercli.errors import SpecError
 
@@ -50,56 +55,84 @@ def command(spec_file, overrides, quiet, as_json, datasets, root, look, report):
     names = list(dict.fromkeys(datasets or [*spec.data.source, *spec.data.targets]))
     if root is not None and len(names) != 1:
         raise SpecError("--root goes with exactly one --dataset")
-    _verify(spec, names, root) if look else _prepare(spec, names, root, report)
+    if look:
+        _verify(spec, names, root, bool(datasets))
+    else:
+        _prepare(spec, names, root, repair, report)
 
 
-def _prepare(spec: Spec, names: list[str], root: str | None, report: bool) -> None:
+def _prepare(spec: Spec, names: list[str], root: str | None, repair: bool, report: bool) -> None:
     from fercli.pipeline import list_dataset, prepare_listing, write_quality_report
 
     # All are listed before the first is prepared: a folder that is missing is told at once, not after an hour.
     listings = [list_dataset(spec, name, root) for name in names]
-    summaries = {listing.name: prepare_listing(spec, listing) for listing in listings}
+    summaries = {listing.name: prepare_listing(spec, listing, repair) for listing in listings}
     columns = ("dataset", "listed", "found", "retried", "given", "mean shape", "rejected", "left out")
     keys = ("expected", "found", "retried", "given", "mean-landmarks", "rejected", "left_out")
     console.table("Prepared faces", columns, [[name, *(row[k] for k in keys)] for name, row in summaries.items()])
     for name, row in summaries.items():
         console.say(f"{name}: {row['folder']} (look at contact-sheet.jpg)")
+        for what, reasons in (("rejected", row["reasons"]), ("left out", row["left_out_reasons"])):
+            if reasons:
+                console.say(f"  {what}: {_few(reasons)}")
     quality = write_quality_report(spec, names) if report else {}
     if report:
-        found = [f"{quality[key]} {what}" for key, what in _FINDINGS.items() if quality[key]]
-        style = "bold red" if quality["leaks"] else None
-        console.say(f"{quality['page']}: {', '.join(found) or 'no face is there twice'}", style=style)
+        found = [f"{what}: {quality[key]}" for key, what in _FINDINGS.items() if quality[key]]
+        if quality["subjects_across"]:
+            found.append(f"people in several splits: {quality['subjects_across']}")
+        said = f"{quality['page']}: " + ("pairs of faces " + "; ".join(found) if found else "no face is there twice")
+        # Also with --quiet: whoever does not know of a leak publishes it.
+        console.warn(said) if quality["leaks"] or quality["leaks_within"] else console.say(said)
     console.result({"prepared": summaries, "quality": quality})
 
 
-def _verify(spec: Spec, names: list[str], root: str | None) -> None:
+def _few(reasons: dict[str, int], most: int = 4) -> str:
+    """The most frequent reasons with their counts."""
+    ordered = sorted(reasons.items(), key=lambda item: -item[1])
+    rest = sum(count for _, count in ordered[most:])
+    return "; ".join(f"{count} {reason}" for reason, count in ordered[:most]) + (f"; {rest} others" if rest else "")
+
+
+def _verify(spec: Spec, names: list[str], root: str | None, named: bool) -> None:
     from fercli.errors import FercliError
     from fercli.pipeline import list_dataset
+    from fercli.store import read_meta
     from fercli.verify import verify
 
-    verdicts = {}
+    verdicts, failures = {}, []
     for name in names:
+        if not named and read_meta(spec.store_path(name)) is None:
+            console.say(f"{name} is not prepared")
+            continue
         try:
             listing = list_dataset(spec, name, root)
+        except FercliError:
+            listing = None  # a machine that only trains holds the stores and not the photographs
+        try:
+            verdicts[name] = verify(spec.store_path(name), listing)
         except FercliError as failure:
-            # A machine that only trains holds the stores and not the photographs.
-            console.say(f"{name}: the photographs are not compared: {failure}")
-            listing = None
-        verdicts[name] = verify(spec.store_path(name), listing)
+            failures.append(str(failure))
+            continue
+        if listing is None and verdicts[name].whole:
+            console.say(f"{name}: its photographs are not on this machine and were not compared")
+        if verdicts[name].damage:
+            path, damage = verdicts[name].store, "; ".join(verdicts[name].damage)
+            failures.append(f"{path} is damaged: {damage}; run: fercli prepare --repair --dataset {name}")
     rows = [
-        [name, "whole" if v.whole else "DAMAGED", v.faces, v.photographs, len(v.changed), len(v.missing)]
+        [name, "whole", v.faces, v.photographs or "-", len(v.changed), len(v.gone), len(v.new)]
+        if v.whole
+        else [name, "DAMAGED", v.faces, "-", "-", "-", "-"]
         for name, v in verdicts.items()
     ]
-    columns = ("dataset", "store", "faces", "photographs compared", "changed since", "gone since")
+    columns = ("dataset", "store", "faces", "photographs compared", "changed", "gone", "new")
     console.table("Verified", columns, rows)
     for name, verdict in verdicts.items():
-        if verdict.changed or verdict.missing:
-            few = ", ".join([*verdict.changed, *verdict.missing][:3])
-            console.say(f"{name}: photographs have changed since ({few} ...): fercli prepare --dataset {name}")
+        if verdict.changed or verdict.gone or verdict.new:
+            console.say(f"{name}: the dataset is not what it was when it was prepared: fercli prepare --dataset {name}")
     console.result({"verified": {name: {**vars(v), "whole": v.whole} for name, v in verdicts.items()}})
-    for name, verdict in verdicts.items():
-        if verdict.damage:
-            raise FercliError(
-                f"{verdict.store} is damaged: {'; '.join(verdict.damage)}; delete it and run: "
-                f"fercli prepare --dataset {name}"
-            )
+    for failure in failures[:-1]:
+        console.error(failure)
+    if failures:
+        raise FercliError(failures[-1])
+    if not verdicts:
+        raise FercliError("nothing is prepared; run: fercli prepare")

@@ -41,7 +41,20 @@ READERS: dict[str, Reader] = {
     "csv": csv_list.READER,
 }
 
-__all__ = ["READERS", "STAND_IN_MARKER", "Listing", "Reader", "Record", "read_dataset"]
+__all__ = ["READERS", "STAND_IN_MARKER", "Listing", "Reader", "Record", "find_reader", "read_dataset"]
+
+
+def find_reader(name: str, what: str = "no dataset") -> str:
+    """Return the name of a reader as the registry has it, case aside.
+
+    Raises FercliError, which begins with `what` and names the nearest, for one that does not exist.
+    """
+    found = next((known for known in READERS if known == name.strip().lower()), None)
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), READERS, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise FercliError(f"{what} '{name}' (there are: {', '.join(READERS)}){hint}")
+    return found
 
 
 def read_dataset(name: str, reader: str, root: str | os.PathLike[str], **options: object) -> Listing:
@@ -49,8 +62,4 @@ def read_dataset(name: str, reader: str, root: str | os.PathLike[str], **options
 
     Raises FercliError, one line, for an unknown reader or option and for a folder that is missing or of another layout.
     """
-    if reader not in READERS:
-        near = difflib.get_close_matches(reader, READERS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise FercliError(f"{name}: unknown reader '{reader}' (there are: {', '.join(READERS)}){hint}")
-    return READERS[reader].read(root, name=name, **options)
+    return READERS[find_reader(reader, f"{name}: unknown reader")].read(root, name=name, **options)

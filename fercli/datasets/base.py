@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import inspect
 import os
 from collections import Counter
@@ -46,9 +47,10 @@ class Reader:
     parse: Callable[..., tuple[tuple[str, ...], tuple[str, ...]]]
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """Names of the options that `read` takes."""
-        return tuple(inspect.signature(self.parse).parameters)[2:]
+    def options(self) -> dict[str, object]:
+        """The options that `read` takes, by name, with their defaults."""
+        taken = list(inspect.signature(self.parse).parameters.values())[2:]
+        return {option.name: option.default for option in taken}
 
     def read(self, root: str | os.PathLike[str], name: str = "dataset", **options: object) -> Listing:
         """List the dataset at `root`. Raises FercliError where the folder is not of this layout."""
@@ -58,15 +60,16 @@ class Reader:
             known = ", ".join(self.options) or "none"
             raise FercliError(f"{name}: this reader has no option '{unknown[0]}' (it has: {known})")
         if not root.is_dir():
-            what = "is a file, not a folder" if root.exists() else "is missing"
-            raise FercliError(f"{name}: the folder {root} {what}; expected there: {self.layout}")
+            what = f"{root} is a file, not a folder" if root.exists() else f"the folder {root} is missing"
+            raise FercliError(f"{name}: {what}; expected there: {self.layout}")
         collector = Collector()
         try:
             adapt_splits, score_splits = self.parse(root, collector, **options)
         except WrongOption as wrong:
             raise FercliError(f"{name}: {wrong}") from None
         except WrongLayout as wrong:
-            raise FercliError(f"{name}: {wrong} in {root}; expected there: {self.layout}") from None
+            hint = f"; {wrong.hint.format(name=name)}" if wrong.hint else ""
+            raise FercliError(f"{name}: {wrong} in {root}; expected there: {self.layout}{hint}") from None
         except csv.Error as failure:
             raise FercliError(f"{name}: a csv in {root} cannot be read: {failure}") from None
         except OSError as failure:
@@ -87,7 +90,14 @@ class Reader:
 
 
 class WrongLayout(Exception):
-    """The folder is there but not what was expected; the message says what is amiss."""
+    """The folder is there but not what was expected; the message says what is amiss.
+
+    `hint`, where there is one, says what else can be done; ``{name}`` in it stands for the dataset's name.
+    """
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
 
 
 class WrongOption(Exception):
@@ -130,22 +140,34 @@ class Collector:
 
     def leave_out_class(self, name: str, count: int = 1) -> None:
         """Count images of a class folder whose name is none of the seven expressions'."""
-        known = is_outside(name)
-        self.leave_out(f"{name.strip().lower()} (outside the seven)" if known else f"unknown class {name!r}", count)
+        self._leave_out_name(name, "class", count)
 
     def named_label(self, name: str) -> int | None:
         """As `label`, for a class name."""
         label = label_of(name)
         if label is None:
-            known = is_outside(name)
-            self.leave_out(f"{name.strip().lower()} (outside the seven)" if known else f"unknown label {name!r}")
+            self._leave_out_name(name, "label")
         return label
+
+    def _leave_out_name(self, name: str, kind: str, count: int = 1) -> None:
+        known = is_outside(name)
+        self.leave_out(f"{name.strip().lower()} (outside the seven)" if known else f"unknown {kind} {name!r}", count)
 
 
 def split_name(text: str) -> str:
     """Return the split that a folder's or column's word stands for: train, val, test, or the word in lower case."""
     word = text.strip().lower()
     return _SPLIT_NAMES.get(word, word)
+
+
+def hashed_part(key: str, one_in: int) -> str:
+    """Return ``train`` or ``test`` for a subject or picture: OUR splits, frozen, for datasets that have none.
+
+    One key in `one_in` is for testing: those whose SHA-256, its first 8 hex digits as a number, divides by it. Nothing
+    but the key decides, so that it is on one side whatever else is listed.
+    """
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    return "test" if int(digest[:8], 16) % one_in == 0 else "train"
 
 
 def default_protocol(splits: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -215,6 +237,14 @@ def five_of_68(values: Sequence[float | str]) -> Points | None:
     # NaN and infinity differ from themselves or their like; both eyes in one place are no face.
     finite = all(x - x == 0 and y - y == 0 for x, y in points)
     return points if finite and points[0] != points[1] else None
+
+
+def numbers_in(path: Path) -> list[float]:
+    """Return the numbers of a small annotation file, split by blanks; none where it is missing or malformed."""
+    try:
+        return [float(word) for word in path.read_text(encoding="utf-8-sig").split()]
+    except (OSError, ValueError):
+        return []
 
 
 def subfolders(folder: Path) -> list[Path]:

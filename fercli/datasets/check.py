@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from fercli.datasets.facts import WHOLE, Facts, Official
+from fercli.datasets.facts import WHOLE, Facts, Official, in_order
 from fercli.datasets.records import Listing
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 
@@ -37,9 +37,16 @@ class Check:
 
     @property
     def splits(self) -> list[str]:
-        """The splits found, in the order of the list, then those only expected."""
-        expected = [split for split in (self.official.splits if self.official else ()) if split != WHOLE]
-        return list(dict.fromkeys([*(split for split, _ in self.counts if split != WHOLE), *expected]))
+        """The splits found or expected, without `WHOLE`, in order."""
+        splits = {split: None for split, _ in self.counts} | dict.fromkeys(
+            self.official.splits if self.official else ()
+        )
+        return [split for split in in_order(splits) if split != WHOLE]
+
+    @property
+    def unscored(self) -> list[str]:
+        """The splits to be scored on in which there is no labelled face."""
+        return [split for split in self.listing.score_splits if not self.found(split)]
 
     def found(self, split: str, label: int | None = None) -> int:
         """Faces of a label (None: of all seven) in a split (`WHOLE`: in all)."""
@@ -77,6 +84,7 @@ class Check:
             "release": self.official.form if self.official else None,
             "adapt_splits": list(self.listing.adapt_splits),
             "score_splits": list(self.listing.score_splits),
+            "unscored": self.unscored,
             "faces": len(self.listing),
             "subjects": self.subjects,
             "images": self.images,

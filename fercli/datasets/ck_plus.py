@@ -22,6 +22,7 @@ from fercli.datasets.base import (
     first_existing,
     five_of_68,
     images_under,
+    numbers_in,
     subfolders,
     text_lines,
 )
@@ -139,11 +140,7 @@ def _stem(path: str) -> str:
 def _points(landmarks: Path | None, subject: str, sequence: str, stem: str) -> Points | None:
     if landmarks is None:
         return None
-    try:
-        text = (landmarks / subject / sequence / f"{stem}_landmarks.txt").read_text(encoding="utf-8-sig")
-        return five_of_68([float(word) for word in text.split()])
-    except (OSError, ValueError):
-        return None
+    return five_of_68(numbers_in(landmarks / subject / sequence / f"{stem}_landmarks.txt"))
 
 
 def _parse_48(root: Path, collector: Collector, peak: int, split: str) -> None:

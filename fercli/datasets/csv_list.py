@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 
 from fercli.datasets.base import (
@@ -16,7 +17,7 @@ from fercli.datasets.base import (
     split_name,
 )
 from fercli.datasets.records import Box, Points, Record
-from fercli.expressions import CODES, UNLABELLED, label_of
+from fercli.expressions import CODES, EXPRESSIONS, UNLABELLED, is_outside, label_of
 
 #: Column names by which each column is found where the user names none; case does not matter.
 _USUAL_NAMES: dict[str, tuple[str, ...]] = {
@@ -49,12 +50,17 @@ def parse(
         collector: takes the records.
         file: the csv's name (default: the only csv there is).
         images: subfolder of the images (default: the root, or ``images`` where they lie there).
-        path_column, label_column, split_column, subject_column: column names (default: the usual ones). A csv without
-            a label column lists an unlabelled set; an empty label is an unlabelled image.
-        box_columns: four: left, top, right, bottom. Used where all are there.
+        path_column, label_column, split_column, subject_column: column names (default: the usual ones); "" stands for
+            none. With `label_column` "" the set is unlabelled, as it is where the csv has nothing but the columns known
+            here and no labels; a csv with other columns has to be told which holds them. An empty label is an
+            unlabelled image.
+        box_columns: four: left, top, right, bottom. Used where all are there. A picture may then be listed once for
+            every face: its box, as written, is part of the face's id.
         landmark_columns: ten: x and y of the image-left eye, image-right eye, nose tip, image-left and image-right
             mouth corner. Used where all are there.
         codes: what numbers in the label column mean: a dataset's name (``fer2013``) or {code: expression}.
+
+    Raises WrongOption for a column or a class name that does not exist, and where labels are not found or understood.
     """
     table = _table(root, file)
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
@@ -66,9 +72,14 @@ def parse(
         asked = {"path": path_column, "label": label_column, "split": split_column, "subject": subject_column}
         found = {kind: _column(columns, kind, name, table) for kind, name in asked.items()}
         if found["path"] is None:
-            raise WrongLayout(f"{table.name} has no column of paths (path, image, file, filename, ...)")
-        box_names = _columns(columns, box_columns, 4)
-        landmark_names = _columns(columns, landmark_columns, 10)
+            raise WrongLayout(
+                f"{table.name} has no column of paths (path, image, file, filename, ...; it has: {_listed(columns)})",
+                "name the column with --option path_column=..., in a run spec data.datasets.{name}.options",
+            )
+        box_names = _columns(columns, "box_columns", box_columns, _BOX, table)
+        landmark_names = _columns(columns, "landmark_columns", landmark_columns, _LANDMARKS, table)
+        if found["label"] is None and label_column is None:
+            _need_no_label(columns, {*found.values(), *box_names, *landmark_names}, table)
         meanings = _meanings(codes)
         folder = images
         if folder is None:
@@ -86,14 +97,15 @@ def parse(
                 continue
             split = split_name(row[found["split"]] or "") if found["split"] else "all"
             subject = (row[found["subject"]] or "").strip() if found["subject"] else ""
+            box = _box(row, box_names)
             collector.add(
                 Record(
-                    id=path,
+                    id=f"{path}#{','.join(row[name].strip() for name in box_names)}" if box else path,
                     path=f"{folder}/{path}" if folder else path,
                     label=label,
                     split=split or "all",
                     subject=subject or None,
-                    box=_box(row, box_names),
+                    box=box,
                     landmarks=_points(row, landmark_names),
                 )
             )
@@ -107,31 +119,68 @@ def _table(root: Path, file: str | None) -> Path:
         return root / file
     tables = sorted(p for p in root.iterdir() if p.suffix.lower() == ".csv" and not p.name.startswith("."))
     if len(tables) != 1:
-        names = ", ".join(p.name for p in tables) or "none"
-        raise WrongLayout(f"not exactly one csv ({names}): name it with the option file")
+        names = ", ".join(p.name for p in tables) or "there is none"
+        hint = "name the list with --option file=NAME, in a run spec data.datasets.{name}.options: {{file: NAME}}"
+        raise WrongLayout(f"not exactly one csv ({names})", hint)
     return tables[0]
 
 
 def _column(columns: Mapping[str, str], kind: str, asked: str | None, table: Path) -> str | None:
     if asked is None:
         return next((columns[name] for name in _USUAL_NAMES[kind] if name in columns), None)
-    if asked.strip().lower() not in columns:
-        raise WrongOption(f"{table.name} has no column '{asked}' (it has: {', '.join(columns.values())})")
-    return columns[asked.strip().lower()]
+    word = str(asked).strip().lower()
+    if word and word not in columns:
+        raise WrongOption(f"{table.name} has no column '{asked}' (it has: {_listed(columns)})")
+    return columns[word] if word else None
 
 
-def _columns(columns: Mapping[str, str], asked: Sequence[str], count: int) -> list[str]:
-    names = [columns.get(name.strip().lower()) for name in asked]
-    return [name for name in names if name] if len(names) == count and all(names) else []
+def _columns(
+    columns: Mapping[str, str], option: str, asked: Sequence[str], usual: Sequence[str], table: Path
+) -> list[str]:
+    """Return the columns asked for as the csv writes them; none where one is missing, if these are the usual ones."""
+    if isinstance(asked, str) or not isinstance(asked, Sequence) or len(asked) != len(usual):
+        raise WrongOption(f"option {option} is '{asked}', not a list of {len(usual)} columns")
+    names = [columns.get(str(name).strip().lower()) for name in asked]
+    if all(names):
+        return names
+    if tuple(asked) != tuple(usual):
+        _column(columns, option, str(asked[names.index(None)]), table)
+    return []
+
+
+def _need_no_label(columns: Mapping[str, str], used: Set[str | None], table: Path) -> None:
+    """Raise WrongOption unless nothing in the csv could be a label: a set must not turn out unlabelled unnoticed."""
+    known = {name for names in _USUAL_NAMES.values() for name in names} | {*_BOX, *_LANDMARKS}
+    others = [column for name, column in columns.items() if name not in known and column not in used]
+    if others:
+        raise WrongOption(
+            f"{table.name} has no column of labels (label, emotion, expression, ...; it has: {_listed(columns)}): name "
+            "it with the option label_column, or say label_column: '' if the set is unlabelled"
+        )
+
+
+def _listed(columns: Mapping[str, str]) -> str:
+    return ", ".join(column.strip() for column in columns.values())
 
 
 def _meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None]:
+    """Return what each number stands for, None where that is none of the seven. Raises WrongOption, one line."""
     if codes is None:
         return {}
     if isinstance(codes, str):
         if codes not in CODES:
             raise WrongOption(f"option codes is '{codes}', none of {', '.join(CODES)}")
         return CODES[codes]
+    if not isinstance(codes, Mapping):
+        raise WrongOption(f"option codes is '{codes}', neither a dataset's name nor {{0: anger, 1: ...}}")
+    for code, name in codes.items():
+        if isinstance(code, bool) or not re.fullmatch(r"\s*-?\d+\s*", str(code)):
+            raise WrongOption(f"option codes: '{code}' is no whole number (it maps numbers to names: {{3: happy}})")
+        if label_of(str(name)) is None and not is_outside(str(name)):
+            raise WrongOption(
+                f"option codes: '{name}' (of {code}) is no expression ({', '.join(EXPRESSIONS)}) and none known "
+                "outside the seven (contempt, other, ...)"
+            )
     return {int(code): label_of(str(name)) for code, name in codes.items()}
 
 

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, count_unlisted, first_existing, text_lines
+from fercli.datasets.base import (
+    Collector,
+    Reader,
+    WrongLayout,
+    count_unlisted,
+    first_existing,
+    hashed_part,
+    text_lines,
+)
 from fercli.datasets.records import Record
 from fercli.expressions import CODES
+
+#: One image in so many is for testing.
+ONE_IN = 5
 
 
 def split_of(image_name: str) -> str:
     """Return ``train`` or ``test`` for an image: OUR split, frozen, since ExpW has none and the benchmark's is lost.
 
-    A fifth of the images is for testing: those whose SHA-256 of the name, its first 8 hex digits as a number, divides
-    by five. By image, so that faces of one photograph are never on both sides.
+    A fifth of the images is for testing, by `hashed_part` of the name. By image, so that faces of one photograph are
+    never on both sides.
     """
-    digest = hashlib.sha256(image_name.encode("utf-8", "surrogateescape")).hexdigest()
-    return "test" if int(digest[:8], 16) % 5 == 0 else "train"
+    return hashed_part(image_name, ONE_IN)
 
 
 def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -10,10 +10,12 @@ Addresses and terms are those of the datasets' own pages, or as the cross-domain
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fercli.datasets.base import Reader
+from fercli.datasets.layouts import LAYOUTS, OPTIONS
 from fercli.expressions import EXPRESSIONS, NUM_EXPRESSIONS
 
 #: Faces per expression, or None where that is not known.
@@ -22,6 +24,17 @@ UNKNOWN: Counts = (None,) * NUM_EXPRESSIONS
 
 #: Name, among the splits of `Official.splits`, of all splits together.
 WHOLE = "all"
+
+_ORDER = ("train", "val", "public-test", "private-test", "test")
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Return the splits in the order of all tables: train, val, the test parts, others as they come, `WHOLE` last."""
+
+    def rank(split: str) -> int:
+        return _ORDER.index(split) if split in _ORDER else len(_ORDER) + (split == WHOLE)
+
+    return sorted(dict.fromkeys(splits), key=rank)
 
 
 @dataclass(frozen=True)
@@ -87,14 +100,27 @@ class Facts:
             {
                 "form": official.form,
                 "splits": {
-                    split: {"faces": total, "expressions": dict(zip(EXPRESSIONS, counts, strict=True))}
-                    for split, (total, counts) in official.splits.items()
+                    split: {
+                        "faces": official.total(split),
+                        "expressions": {name: official.count(split, i) for i, name in enumerate(EXPRESSIONS)},
+                    }
+                    for split in in_order(official.splits)
                 },
             }
             for official in self.releases
         ]
         keys = ("title", "about", "apply", "licence", "split", "split_note", "paper", "subjects")
         return {**{key: getattr(self, key) for key in keys}, "official": releases}
+
+
+def describe(name: str, reader: Reader) -> dict[str, Any]:
+    """Return all that is known of a reader's dataset and its layout, ready for JSON."""
+    options = [
+        {"name": option, "default": default, "values": OPTIONS[name][option]}
+        for option, default in reader.options.items()
+    ]
+    layout = {"layout": reader.layout, "tree": LAYOUTS[name].splitlines(), "options": options}
+    return {**(FACTS[name].document() if name in FACTS else {}), **layout}
 
 
 def _whole(counts: Counts) -> dict[str, tuple[int | None, Counts]]:

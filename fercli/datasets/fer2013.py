@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, images_under, subfolders
 from fercli.datasets.records import Record
-from fercli.expressions import CODES, is_outside, label_of
+from fercli.expressions import CODES, label_of
 
 #: Our names of the parts that the column Usage gives.
 SPLITS = {"training": "train", "publictest": "public-test", "privatetest": "private-test"}
@@ -81,8 +81,7 @@ def _parse_folders(root: Path, collector: Collector) -> None:
                 name = path.rsplit("/", 1)[-1]
                 split = SPLITS.get(name.split("_", 1)[0].lower())
                 if label is None:
-                    known = is_outside(folder.name)
-                    collector.leave_out(f"{folder.name.lower()} (outside the seven)" if known else "unknown class")
+                    collector.leave_out_class(folder.name)
                 elif split is None:
                     collector.leave_out("image not named Training_, PublicTest_ or PrivateTest_")
                 else:

@@ -14,7 +14,7 @@ from fercli.datasets.base import (
     subfolders,
 )
 from fercli.datasets.records import Record
-from fercli.expressions import is_outside, label_of
+from fercli.expressions import label_of
 
 
 def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -38,10 +38,8 @@ def _read_classes(part: Path, root: Path, split: str, collector: Collector) -> N
         for path in images_under(folder, root, collector):
             if label is not None:
                 collector.add(Record(id=path, path=path, label=label, split=split))
-            elif is_outside(folder.name):
-                collector.leave_out(f"{folder.name.lower()} (outside the seven)")
             else:
-                collector.leave_out(f"unknown class folder {folder.name!r}")
+                collector.leave_out_class(folder.name)
 
 
 READER = Reader(

@@ -101,5 +101,48 @@ list.csv                                     columns: paths (path, image, file, 
                                              (label, emotion, expression, ...); if you have them
                                              split, subject, left, top, right, bottom,
                                              leye_x, leye_y, reye_x, ... rmouth_y
-images/PATH ...                              or beside the csv""",
+                                             a picture of several faces: a row and a box for each
+images/PATH ...                              or beside the csv
+
+Labels under another name need the option label_column; a set without labels has only the columns
+above, or says label_column: ''.""",
+}
+
+_SPLIT = "subject (adapted on train, scored on test: other people) or all (one part for both)"
+_PEAK = "frames of a sequence that show its expression, 1 or more"
+_SCORE = "the part scored: private-test or public-test"
+
+#: What each option of a reader may be, a line each, by the names of reader and option.
+OPTIONS: dict[str, dict[str, str]] = {
+    "raf-db": {"images": "original or aligned (default: the originals where they are there)"},
+    "ck+": {"peak": f"{_PEAK}; CK+48 folders hold 3", "split": _SPLIT},
+    "jaffe": {},
+    "sfew": {"images": "frames or aligned (default: the frames where they are there)"},
+    "fer2013": {"score": _SCORE},
+    "expw": {},
+    "afe": {"images": "folder below which the paths listed lie (default: src/image, images, image or the root)"},
+    "affectnet": {},
+    "ferplus": {
+        "score": _SCORE,
+        "vote": "majority (more than half of the votes, the paper's rule) or plurality (most of the votes)",
+    },
+    "oulu-casia": {
+        "spectrum": "VL (visible light) or NI (near infrared)",
+        "lighting": "Strong, Weak or Dark",
+        "peak": _PEAK,
+        "split": _SPLIT,
+    },
+    "mmi": {"peak": f"{_PEAK}; a list names its frames itself", "split": _SPLIT},
+    "folders": {},
+    "csv": {
+        "file": "the csv's name (default: the only csv in the folder)",
+        "images": "folder of the pictures (default: the csv's own, or images/ where they lie there)",
+        "path_column": "column of paths (default: path, image, file, filename, name, ...)",
+        "label_column": "column of labels (default: label, emotion, expression, class); '' if unlabelled",
+        "split_column": "column of train, val, test (default: split, usage, part, set, ...); '' for none",
+        "subject_column": "column of people (default: subject, person, identity, ...); '' for none",
+        "box_columns": "list of four columns, in pixels (default: left, top, right, bottom)",
+        "landmark_columns": "list of ten, x and y of eyes, nose, mouth corners (default: leye_x ... rmouth_y)",
+        "codes": "what labels that are numbers mean: a dataset's name (fer2013) or {0: anger, ...}",
+    },
 }

@@ -23,6 +23,7 @@ from fercli.datasets.base import (
     first_existing,
     images_under,
     is_image_name,
+    numbers_in,
     subfolders,
     text_lines,
 )
@@ -78,8 +79,8 @@ def _parse_list(root: Path, listed: Path, collector: Collector, split: str) -> N
         label = collector.label(CODES["mmi"], fields[1])
         if label is not None:
             stem = name.rpartition(".")[0]
-            box = _numbers(root / "annos/bbox" / f"{stem}.txt", 4)
-            points = _numbers(root / "annos/landmark_5" / f"{stem}.txt", 10)
+            box = _exactly(root / "annos/bbox" / f"{stem}.txt", 4)
+            points = _exactly(root / "annos/landmark_5" / f"{stem}.txt", 10)
             landmarks = tuple(zip(points[0::2], points[1::2], strict=True)) if points else None
             _add(collector, Record(name, f"images/{name}", label, box=box, landmarks=landmarks), split)
     collector.need_rows(listed, "image code")
@@ -146,12 +147,9 @@ def _read_clip(root: Path, session: Path, clip: str, label: int, collector: Coll
         _add(collector, Record(f"{clip}/{path.rsplit('/', 1)[-1]}", path, its_label), split)
 
 
-def _numbers(file: Path, count: int) -> tuple[float, ...] | None:
+def _exactly(file: Path, count: int) -> tuple[float, ...] | None:
     """Return the numbers of a small annotation file; None where it is missing, malformed or has not `count`."""
-    try:
-        numbers = tuple(float(word) for word in file.read_text(encoding="utf-8-sig").split())
-    except (OSError, ValueError):
-        return None
+    numbers = tuple(numbers_in(file))
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 

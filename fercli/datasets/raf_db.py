@@ -5,7 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, count_unlisted, first_existing, text_lines
+from fercli.datasets.base import (
+    Collector,
+    Reader,
+    WrongLayout,
+    WrongOption,
+    count_unlisted,
+    first_existing,
+    numbers_in,
+    text_lines,
+)
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES
 
@@ -22,7 +31,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
         raise WrongOption(f"option images is '{images}', not 'original' or 'aligned'")
     kind = images or ("original" if (root / "Image/original").is_dir() else "aligned")
     if not (root / "Image" / kind).is_dir():
-        raise WrongLayout(f"no Image/{kind}")
+        raise WrongLayout(f"no Image/{images}" if images else "no Image/original and no Image/aligned")
     landmarks = root / "Annotation/manual" if kind == "original" else None
     boxes = root / "Annotation/boundingbox" if kind == "original" else None
     names: set[str] = set()
@@ -54,22 +63,14 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
     return ("train",), ("test",)
 
 
-def _numbers(path: Path) -> list[float]:
-    """Return the leading numbers of a small annotation file; none where it is missing or malformed."""
-    try:
-        return [float(word) for word in path.read_text(encoding="utf-8-sig").split()]
-    except (OSError, ValueError):
-        return []
-
-
 def _points(folder: Path | None, stem: str) -> Points | None:
     # Five lines of x y, then gender, race and age, one number a line.
-    numbers = _numbers(folder / f"{stem}_manu_attri.txt")[:10] if folder else []
+    numbers = numbers_in(folder / f"{stem}_manu_attri.txt")[:10] if folder else []
     return tuple(zip(numbers[0::2], numbers[1::2], strict=True)) if len(numbers) == 10 else None
 
 
 def _box(folder: Path | None, stem: str) -> Box | None:
-    numbers = _numbers(folder / f"{stem}_boundingbox.txt") if folder else []
+    numbers = numbers_in(folder / f"{stem}_boundingbox.txt") if folder else []
     return tuple(numbers) if len(numbers) == 4 and numbers[2] > numbers[0] and numbers[3] > numbers[1] else None
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
-from fercli.datasets.base import Collector, WrongOption, images_under
+from fercli.datasets.base import Collector, WrongOption, hashed_part, images_under
 
 #: A sequence whose first frame has a higher number than this has lost its beginning: that frame need not be neutral.
 _HIGHEST_FIRST = 3
@@ -15,11 +14,10 @@ _HIGHEST_FIRST = 3
 def split_of(subject: str, one_in: int) -> str:
     """Return ``train`` or ``test`` for a subject: OUR split, frozen, for datasets that have none.
 
-    One subject in `one_in` is for testing: those whose SHA-256 of the name in capitals, its first 8 hex digits as a
-    number, divides by it. By subject, so that no person is on both sides.
+    One subject in `one_in` is for testing, by `hashed_part` of the name in capitals. By subject, so that no person is
+    on both sides.
     """
-    digest = hashlib.sha256(subject.upper().encode("utf-8", "surrogateescape")).hexdigest()
-    return "test" if int(digest[:8], 16) % one_in == 0 else "train"
+    return hashed_part(subject.upper(), one_in)
 
 
 def part_of(subject: str, one_in: int, split: str) -> str:

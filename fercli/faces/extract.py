@@ -21,7 +21,7 @@ from fercli.faces.landmarker import RETRIES, Landmarker
 
 @dataclass(frozen=True)
 class Options:
-    """How faces are prepared; the run spec's section ``prepare`` has the same fields and says what they mean."""
+    """How faces are prepared; the run spec's section ``prepare`` (`fercli.spec.Prepare`) says what the fields mean."""
 
     align: str = "template"
     landmarks: str = "detect"
@@ -117,7 +117,10 @@ def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.nd
         result, points, box = locate(record, image, frame, options, shapes)
         if points is not None:
             cut(result, image, points, box, frame, options)
-    except (ValueError, cv2.error) as why:
+    except (ArithmeticError, cv2.error):
+        reason = "the given box or landmarks are beyond all measure"
+        result = Extracted("rejected", reason, box=record.box, fillable=shapes is None)
+    except ValueError as why:
         result = Extracted("rejected", str(why), box=record.box, fillable=shapes is None)
     result.source = source
     return result
@@ -136,6 +139,11 @@ def locate(
         points = np.array(record.landmarks, float)
         if not ((points.mean(0) >= 0) & (points.mean(0) < image.shape[1::-1])).all():
             raise ValueError("the given landmarks lie outside the picture")
+        # Along the line of the eyes each right point lies to the right of its left one; the mouth lies below.
+        across = points[1] - points[0]
+        below = points[3:].mean(0) - points[:2].mean(0)
+        if across @ (points[4] - points[3]) <= 0 or across[0] * below[1] - across[1] * below[0] <= 0:
+            raise ValueError("the given landmarks are not in order (left eye, right eye, nose, mouth corners)")
         return Extracted("given"), points, record.box
     found = _landmarker(options).find(image, record.box)
     if found is None:
@@ -191,6 +199,19 @@ def _distance(found: np.ndarray, given: np.ndarray) -> float | None:
 def cut(
     result: Extracted, image: np.ndarray, points: np.ndarray, box: Box | None, frame: Box, options: Options
 ) -> None:
+    """Cut face and local crops out of a photograph, uint8 [H, W, 3], into a result.
+
+    Args:
+        result: gets box, face, hash, landmarks, crops and shape.
+        image: the photograph.
+        points: the five landmarks float64 [5, 2] in its pixels.
+        box: the face's; None: made from the landmarks.
+        frame: what `Extracted.shape` is shares of (`frame_of`).
+        options: how.
+
+    Raises:
+        ValueError: the landmarks are no numbers or coincide.
+    """
     if not np.isfinite(points).all():
         raise ValueError("landmarks that are no numbers")
     box = box or align.box_of_points(points)

@@ -7,6 +7,7 @@ of Pillow's time.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -19,6 +20,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
+from fercli.errors import FercliError
 from fercli.faces.quiet import mute_stderr
 
 #: Pictures with more pixels are refused, and so are larger files.
@@ -43,6 +45,8 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"RIFF....WEBP", "damaged image: a WebP whose header cannot be read"),
     (rb"II\*\x00|MM\x00\*", "a TIFF that is damaged or of a kind that cannot be read"),
 )
+#: What is wrong with a file for as long as it is not changed; other failures (a disk that stutters) may pass.
+_OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 _EXIF_ORIENTATION = 0x0112
 #: In the coded data of a JPEG: a marker, other than the stuffing and restarts that belong to the data.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
@@ -76,12 +80,19 @@ def read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         raise Unreadable("a link to a file that is not there" if path.is_symlink() else "no such file") from None
     except OSError as failure:
-        raise Unreadable(f"cannot be read: {failure.strerror}") from None
+        raise _why(failure, path) from None
     except ValueError:
         raise Unreadable("no such file: no file can have this name") from None
     if not data:
         raise Unreadable("empty file")
     return data
+
+
+def _why(failure: OSError, path: Path) -> Exception:
+    """Return `Unreadable` for a fault of the file itself, FercliError for one that may pass: no store may keep it."""
+    if failure.errno in _OF_THE_FILE:
+        return Unreadable(f"cannot be read: {failure.strerror}")
+    return FercliError(f"{path} cannot be read just now ({failure.strerror}); run the same command again to go on")
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -101,7 +112,10 @@ def decode_image(data: bytes) -> np.ndarray:
         except Image.DecompressionBombError:
             raise Unreadable(_too_many_pixels()) from None
         except MemoryError:
-            raise Unreadable("too little memory to decode it") from None
+            raise FercliError(
+                "too little memory to decode a picture; run the same command again to go on, with fewer workers "
+                "(--set prepare.workers=1)"
+            ) from None
         except Unreadable:
             raise
         except Exception as failure:
@@ -118,7 +132,7 @@ def read_pixels(path: Path, offset: int) -> bytes:
     except FileNotFoundError:
         raise Unreadable("no such file") from None
     except OSError as failure:
-        raise Unreadable(f"cannot be read: {failure.strerror}") from None
+        raise _why(failure, path) from None
     return max(row.split(b","), key=lambda field: field.count(b" ")).strip(b'" \r\n')
 
 

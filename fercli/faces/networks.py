@@ -15,6 +15,7 @@ import importlib.util
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,6 +29,16 @@ _OVERLAP = 0.3
 _ROI = 1.5
 #: Points of the mesh.
 MESH_POINTS = 468
+
+
+def bare_face_mesh() -> Any:
+    """Return MediaPipe's own FaceMesh for single pictures, its models loaded: the yardstick of `fercli bench`."""
+    with mute_stderr():
+        from mediapipe.python.solutions.face_mesh import FaceMesh
+
+        mesh = FaceMesh(static_image_mode=True)
+        mesh.process(np.zeros((64, 64, 3), np.uint8))
+    return mesh
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,17 @@
 Candidates are all pairs whose hashes differ in at most `NEAR` bits. The search is exhaustive, hence exact, and runs as
 matrix products: for bits as -1 and 1, a . b = 256 - 2 * distance. Multi-index hashing (Norouzi et al., CVPR 2012) was
 weighed and left: at the distance that finds a picture again its tables hand back a sixth of all pairs of random hashes,
-and more of those of aligned faces, which share bits; a product takes 5 ns for a pair whatever the hashes are. Two times
-100,000 faces take 45 to 50 s on one core, half of that on two, in less than 100 MB.
+and more of those of aligned faces, which share bits; a product takes the same time for a pair whatever the hashes are.
+Two times 100,000 faces took 72 s on one core and 38 s on two of a shared EPYC, in less than 100 MB.
 
 A candidate is then one of three: the same file (their photographs have the same bytes), the same picture (`likeness`
 of at least `SAME`), or merely alike (at least `ALIKE`: neighbouring frames, one person twice, faces drawn alike).
-Neighbours of one subject in a sequence are expected: their pairs are counted apart and not looked at.
+Neighbours of one subject in a sequence are expected: their pairs within one split are counted apart and not looked at.
+Across splits they are judged like any other.
+
+A pair is a leak where one of its faces is trained on (or adapted to) and the other is scored: between stores, the
+first's is in a split of its `adapt_splits` and the second's in one of its `score_splits`; within a store, the one is in
+`adapt_splits` and the other in `score_splits` alone. What is adapted to and scored as a whole has none within.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ class Faces:
         hashes: uint8 [N, 32].
         labels: int64 [N], as the manifest has them.
         sources, subjects, splits: numbers int64 [N] that are equal where the texts are; -1 where there is none.
+        trained, scored: bool [N]: in a split that trains (or is adapted to), in one that is scored.
     """
 
     store: Store
@@ -50,6 +56,15 @@ class Faces:
     sources: np.ndarray
     subjects: np.ndarray
     splits: np.ndarray
+    trained: np.ndarray
+    scored: np.ndarray
+
+    @property
+    def subjects_across(self) -> int:
+        """How many people have faces in more than one split."""
+        known = self.subjects >= 0
+        people = np.unique(np.stack([self.subjects[known], self.splits[known]]), axis=1)[0]
+        return int((np.unique(people, return_counts=True)[1] > 1).sum())
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -65,6 +80,7 @@ class Pair:
         likeness: -1 to 1; None for the same file, which needs no look.
         kind: one of `KINDS`.
         across: whether the faces are in different splits, or in different stores.
+        leak: whether one of them is trained on and the other scored.
     """
 
     first: int
@@ -73,6 +89,7 @@ class Pair:
     likeness: float | None
     kind: str
     across: bool
+    leak: bool
 
 
 @dataclass
@@ -80,10 +97,11 @@ class Found:
     """What a comparison found.
 
     Attributes:
-        near: pairs near by hash, those of one subject left out.
+        near: pairs near by hash, those of one subject within one split left out.
         unlooked: those of them beyond `LOOKED_AT`, of which nothing more is known.
-        one_subject: pairs near by hash of one subject; `one_subject_across`: those of them in two splits.
-        pairs: confirmed ones: first those across splits (or stores), then by kind, then by distance.
+        one_subject: pairs near by hash of one subject within one split.
+        one_subject_across: those of `near` that are of one subject, in two splits.
+        pairs: confirmed ones: first leaks, then those across splits (or stores), then by kind, then by distance.
     """
 
     near: int = 0
@@ -92,9 +110,9 @@ class Found:
     one_subject_across: int = 0
     pairs: list[Pair] = field(default_factory=list)
 
-    def count(self, *kinds: str, across: bool | None = None) -> int:
-        """Return how many pairs are of these kinds."""
-        return sum(pair.kind in kinds and across in (None, pair.across) for pair in self.pairs)
+    def count(self, kind: str) -> int:
+        """Return how many pairs are of this kind."""
+        return sum(pair.kind == kind for pair in self.pairs)
 
 
 def faces_of(store: Store, seen: Callable[[str], int]) -> Faces:
@@ -112,7 +130,10 @@ def faces_of(store: Store, seen: Callable[[str], int]) -> Faces:
         np.array([seen(row.get(name) or "") for row in rows], np.int64) for name in ("source", "subject", "split")
     )
     labels = np.array([int(row["label"]) for row in rows], np.int64)
-    return Faces(store, unpack(hashes), labels, *columns)
+    roles = (
+        np.array([row["split"] in part for row in rows], bool) for part in (store.adapt_splits, store.score_splits)
+    )
+    return Faces(store, unpack(hashes), labels, *columns, *roles)
 
 
 def numbering() -> Callable[[str], int]:
@@ -173,9 +194,10 @@ def compare(
     for i, j, apart in near_pairs(first.hashes, None if second is None else second.hashes, NEAR, done):
         if second is None:
             one = (first.subjects[i] >= 0) & (first.subjects[i] == first.subjects[j])
-            found.one_subject += int(one.sum())
-            found.one_subject_across += int((one & (first.splits[i] != first.splits[j])).sum())
-            i, j, apart = i[~one], j[~one], apart[~one]
+            beside = one & (first.splits[i] == first.splits[j])
+            found.one_subject += int(beside.sum())
+            found.one_subject_across += int((one & ~beside).sum())
+            i, j, apart = i[~beside], j[~beside], apart[~beside]
         found.near += len(i)
         kept.append(np.stack([i, j, apart]))
         if sum(block.shape[1] for block in kept) > 4 * looked_at:
@@ -189,18 +211,28 @@ def compare(
         pair = _judge(first, other, i, j, apart, second is not None)
         if pair is not None:
             found.pairs.append(pair)
-    found.pairs.sort(key=lambda p: (not p.across, KINDS.index(p.kind), p.distance, p.first, p.second))
+    found.pairs.sort(key=lambda p: (not p.leak, not p.across, KINDS.index(p.kind), p.distance, p.first, p.second))
     return found
 
 
 def _judge(first: Faces, second: Faces, i: int, j: int, apart: int, stores: bool) -> Pair | None:
-    across = stores or first.splits[i] != second.splits[j]
+    across = stores or bool(first.splits[i] != second.splits[j])
+    leak = _leaks(first, second, i, j) if stores else _leaks_within(first, i, j) or _leaks_within(first, j, i)
     if first.sources[i] >= 0 and first.sources[i] == second.sources[j]:
-        return Pair(i, j, apart, None, "same file", bool(across))
+        return Pair(i, j, apart, None, "same file", across, leak)
     alike = likeness(_patch(first, i), _patch(second, j))
     if alike < ALIKE:
         return None
-    return Pair(i, j, apart, round(alike, 3), "same picture" if alike >= SAME else "alike", bool(across))
+    return Pair(i, j, apart, round(alike, 3), "same picture" if alike >= SAME else "alike", across, leak)
+
+
+def _leaks(first: Faces, second: Faces, i: int, j: int) -> bool:
+    return bool(first.trained[i] and second.scored[j])
+
+
+def _leaks_within(faces: Faces, i: int, j: int) -> bool:
+    # A scored face that is adapted to itself loses nothing by its twin.
+    return _leaks(faces, faces, i, j) and not faces.trained[j]
 
 
 def _patch(faces: Faces, i: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from fercli import __version__, console
+from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED
 from fercli.faces.fingerprints import BITS, NEAR
 from fercli.files import write_atomically
@@ -28,6 +29,9 @@ from fercli.store import Store, file_hash
 
 #: Pairs of one comparison that quality.json names; it counts them all.
 NAMED = 1000
+
+#: Of the document; one of another is made anew.
+SCHEMA = 2
 
 
 def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str]) -> dict[str, Any]:
@@ -40,28 +44,31 @@ def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str
 
     Returns:
         The contents of quality.json:
-        ``summary`` {``leaks``: pairs that are in a source and in a target, ``across_splits``: pairs in two splits of
-        one dataset, ``duplicates``: all pairs within datasets, those included, ``alike``: pairs that only look it};
-        ``datasets`` {name: `numbers.dataset_numbers`}; ``comparisons`` [{``first``, ``second``, ``within``, ``near``,
-        ``unlooked``, ``one_subject``, ``one_subject_across``, ``same file``, ``same picture``, ``alike``, ``across``,
-        ``labels_differ``, ``pairs`` [{``first``, ``second`` (ids), ``splits``, ``kind``, ``distance``, ``likeness``,
-        ``across``}], at most `NAMED`}]; ``thresholds``; ``made_from``.
+        ``summary`` (see `_summary`); ``datasets`` {name: `numbers.dataset_numbers`}; ``comparisons`` [{``first``,
+        ``second``, ``within``, ``near``, ``unlooked``, ``one_subject``, ``one_subject_across``, ``subjects_across``,
+        ``same file``, ``same picture``, ``alike``, ``across``, ``leaks``, ``labels_differ``, ``pairs`` [{``first``,
+        ``second`` (ids), ``splits``, ``kind``, ``distance``, ``likeness``, ``across``, ``leak``}], at most `NAMED`}];
+        ``thresholds``; ``made_from``. Pairs merely alike are in none of ``across``, ``leaks``, ``labels_differ``.
 
     Raises:
-        FercliError: the disk is full.
+        FercliError: the disk is full, or a folder stands where a file is to be written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    data, page = folder / "quality.json", folder / "quality.html"
+    for path in (data, page):
+        if path.is_dir():
+            raise FercliError(f"{path} is a folder, and the quality report is to be written there; move it away")
     made_from = _made_from(stores, roles)
-    there = _read(folder / "quality.json")
-    if there.get("made_from") == made_from and (folder / "quality.html").is_file():
+    there = _read(data)
+    if (there.get("schema"), there.get("made_from")) == (SCHEMA, made_from) and page.is_file():
         return there
     seen = numbering()
     faces = {store.name: faces_of(store, seen) for store in stores}
     found = _compare_all(faces, roles)
     document = {**_document(stores, roles, faces, found), "made_from": made_from}
-    write_atomically(folder / "quality.json", (json.dumps(document, indent=1) + "\n").encode())
-    write_atomically(folder / "quality.html", render(document, stores, found, folder).encode("utf-8"))
+    write_atomically(data, (json.dumps(document, indent=1) + "\n").encode())
+    write_atomically(page, render(document, stores, found, folder).encode("utf-8"))
     return document
 
 
@@ -74,9 +81,10 @@ def _made_from(stores: Sequence[Store], roles: Mapping[str, str]) -> dict[str, l
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return document if isinstance(document, dict) else {}
 
 
 def render(
@@ -114,19 +122,39 @@ def _document(
     found: Mapping[tuple[str, str], Found],
 ) -> dict[str, Any]:
     comparisons = [_comparison(faces[a], faces[b], result) for (a, b), result in found.items()]
-    within = [c for c in comparisons if c["within"]]
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "fercli": __version__,
-        "summary": {
-            "leaks": sum(_sure(c) for c in comparisons if not c["within"]),
-            "across_splits": sum(c["across"] for c in within),
-            "duplicates": sum(_sure(c) for c in within),
-            "alike": sum(c["alike"] for c in comparisons),
-        },
+        "summary": _summary(comparisons),
         "datasets": {store.name: dataset_numbers(store, roles.get(store.name, "")) for store in stores},
         "comparisons": comparisons,
         "thresholds": {"bits": BITS, "near": NEAR, "same": SAME, "alike": ALIKE, "looked_at": LOOKED_AT},
+    }
+
+
+def _summary(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the counts that matter most.
+
+    Returns:
+        {``leaks``: pairs whose one face trains in a source and whose other is scored in a target,
+        ``shared``: all pairs in a source and a target, those included,
+        ``leaks_within``: pairs of one dataset whose one face trains (or is adapted to) and whose other is scored,
+        ``across_splits``: all pairs in two splits of one dataset, those included,
+        ``duplicates``: all pairs within datasets, those included,
+        ``alike``: pairs that only look it, wherever,
+        ``subjects_across``: people who are in several splits of a dataset,
+        ``unlooked``: pairs near by hash of which nothing more is known}.
+    """
+    within, between = ([c for c in comparisons if c["within"] is here] for here in (True, False))
+    return {
+        "leaks": sum(c["leaks"] for c in between),
+        "shared": sum(_sure(c) for c in between),
+        "leaks_within": sum(c["leaks"] for c in within),
+        "across_splits": sum(c["across"] for c in within),
+        "duplicates": sum(_sure(c) for c in within),
+        "alike": sum(c["alike"] for c in comparisons),
+        "subjects_across": sum(c["subjects_across"] for c in within),
+        "unlooked": sum(c["unlooked"] for c in comparisons),
     }
 
 
@@ -144,8 +172,10 @@ def _comparison(first: Faces, second: Faces, found: Found) -> dict[str, Any]:
         "unlooked": found.unlooked,
         "one_subject": found.one_subject,
         "one_subject_across": found.one_subject_across,
+        "subjects_across": first.subjects_across if first is second else 0,
         **{kind: found.count(kind) for kind in KINDS},
         "across": sum(pair.across for pair in sure),
+        "leaks": sum(pair.leak for pair in sure),
         "labels_differ": sum(_labels_differ(first, second, pair) for pair in sure),
         "pairs": [_named(first, second, pair) for pair in found.pairs[:NAMED]],
     }
@@ -167,4 +197,5 @@ def _named(first: Faces, second: Faces, pair: Pair) -> dict[str, Any]:
         "distance": pair.distance,
         "likeness": pair.likeness,
         "across": pair.across,
+        "leak": pair.leak,
     }

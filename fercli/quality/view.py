@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
 from markupsafe import Markup
 
 from fercli.quality.duplicates import Found, Pair
@@ -19,6 +20,12 @@ SHOWN, SHOWN_IN_ALL = 24, 144
 
 #: Characters of the page that the contact sheets may take.
 _SHEETS = 1_300_000
+
+#: Last letters of a file's name that stay on one line, and the letters before them that are shown.
+_TAIL, _HEAD = 9, 60
+
+#: What a comparison may count; where all are 0, it has no row of its own.
+_COUNTS = ("same file", "same picture", "alike", "unlooked", "one_subject", "one_subject_across", "subjects_across")
 
 _WORDS = {
     "found": "found at once",
@@ -35,13 +42,15 @@ def view(
     """Return what quality.html.j2 lays out; names are text fit for UTF-8, not yet escaped."""
     by_name = {store.name: store for store in stores}
     comparisons, left = [], SHOWN_IN_ALL
+    quiet = {within: _quiet(document["comparisons"], within) for within in (False, True)}
     for numbers, result in zip(document["comparisons"], found.values(), strict=True):
         first, second = by_name[numbers["first"]], by_name[numbers["second"]]
         shown = result.pairs[: min(SHOWN, left)]
         left -= len(shown)
         sure = numbers["same file"] + numbers["same picture"]
         pairs = [_pair(first, second, pair) for pair in shown]
-        comparisons.append({**numbers, "sure": sure, "total": len(result.pairs), "pairs": pairs})
+        row = {"sure": sure, "total": len(result.pairs), "folded": numbers in quiet[numbers["within"]]}
+        comparisons.append({**numbers, **row, "pairs": pairs})
     return {
         "summary": document["summary"],
         "thresholds": document["thresholds"],
@@ -52,8 +61,19 @@ def view(
             for name, numbers in document["datasets"].items()
         ],
         "comparisons": comparisons,
+        "folded": [
+            (len(found), ("dataset" if within else "pair of datasets", "datasets" if within else "pairs of datasets"))
+            for within, found in quiet.items()
+            if found
+        ],
         "words": _WORDS,
     }
+
+
+def _quiet(comparisons: Sequence[Mapping[str, Any]], within: bool) -> list[Mapping[str, Any]]:
+    """Return the comparisons that found nothing, where there are several."""
+    quiet = [c for c in comparisons if c["within"] is within and not any(c[key] for key in _COUNTS)]
+    return quiet if len(quiet) > 1 else []
 
 
 def text(value: str) -> str:
@@ -78,6 +98,19 @@ def bars(histogram: Mapping[str, Any], title: str) -> Markup:
     ).format(title=title, middle=Markup(middle), path=path)
 
 
+def dots(store: Store, i: int) -> Markup:
+    """Draw a face's landmarks as inline SVG, to lie over its picture."""
+    margin = int(store.meta["parameters"]["margin"])
+    inner = store.faces.shape[1] - 2 * margin
+    # A line of no length with round ends is a dot; pixels are counted from their middle.
+    points = np.asarray(store.landmarks[i], float) + 0.5 - margin
+    path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
+    return Markup(
+        '<svg viewBox="0 0 {inner} {inner}" class="dots" aria-hidden="true"><path class="rim" d="{path}"/>'
+        '<path d="{path}"/></svg>'
+    ).format(inner=inner, path=path)
+
+
 def _dataset(store: Store, numbers: Mapping[str, Any], folder: Path, limit: int) -> dict[str, Any]:
     margin = int(store.meta["parameters"]["margin"])
     total = numbers["listed"]
@@ -86,8 +119,8 @@ def _dataset(store: Store, numbers: Mapping[str, Any], folder: Path, limit: int)
     if error is not None:
         at = {name: i for i, name in enumerate(store.ids.tolist())}
         worst = [
-            {**one, "id": text(one["id"]), "face": face_uri(store.faces[at[one["id"]]], margin)}
-            for one in error["worst"]
+            {**one, **_name(one["id"]), "face": face_uri(store.faces[i], margin), "dots": dots(store, i)}
+            for one, i in ((one, at[one["id"]]) for one in error["worst"])
         ]
         error = {**error, "worst": worst}
     sheet = store.path / "contact-sheet.jpg"
@@ -160,17 +193,24 @@ def _range(histogram: Mapping[str, Any], unit: str) -> dict[str, str]:
 
 
 def _pair(first: Store, second: Store, pair: Pair) -> dict[str, Any]:
-    within = first is second
     sides = []
     for store, i in ((first, pair.first), (second, pair.second)):
         sides.append(
             {
-                "where": text(str(store.splits[i])) if within else text(store.name),
-                "id": text(str(store.ids[i])),
+                "dataset": "" if first is second else text(store.name),
+                "split": text(str(store.splits[i])),
+                **_name(str(store.ids[i])),
                 "face": face_uri(store.faces[i], int(store.meta["parameters"]["margin"])),
             }
         )
     return {**vars(pair), "sides": sides}
+
+
+def _name(name: str) -> dict[str, str]:
+    """Return a file's name, and the two parts that the page shows of it; of names the end tells more."""
+    name = text(name)
+    head = name[:-_TAIL]
+    return {"id": name, "head": head if len(head) <= _HEAD else f"…{head[-_HEAD:]}", "tail": name[-_TAIL:]}
 
 
 def _share(count: int, total: int) -> float:
