@@ -110,7 +110,6 @@ class Assembly:
         for part in (self._out / "parts").glob("*-*"):
             part.unlink(missing_ok=True)
         _put_in_place(self._fresh, self._out)
-        _complete(self._fresh, self._out)
 
 
 def recover(out: Path) -> None:
@@ -120,20 +119,15 @@ def recover(out: Path) -> None:
     """
     fresh = out / "parts" / "assembled"
     meta = read_meta(fresh)
-    if meta is None or meta.get("format") != FORMAT:
+    if meta is None:
         return
     lies = {name: fresh if (fresh / name).exists() else out for name in FILES}
     try:
-        if any(_size(lies[name] / name) != meta["bytes"][name] for name in FILES):
-            return
-        if any(file_hash(lies[name] / name) != meta["sha256"][name] for name in SMALL_FILES):
-            return
-        if damaged_faces(lies):
-            return
-    except (OSError, ValueError, KeyError):
-        return
-    _put_in_place(fresh, out)
-    _complete(fresh, out)
+        whole = _as_written(lies, meta) and not damaged_faces(lies)
+    except (OSError, ValueError):
+        whole = False
+    if whole:
+        _put_in_place(fresh, out)
 
 
 def _put_in_place(fresh: Path, out: Path) -> None:
@@ -144,20 +138,22 @@ def _put_in_place(fresh: Path, out: Path) -> None:
             with (fresh / name).open("rb+") as file:
                 to_disk(file)
             os.replace(fresh / name, out / name)
-
-
-def _complete(fresh: Path, out: Path) -> None:
     os.replace(fresh / "meta.json", out / "meta.json")
     shutil.rmtree(out / "parts", ignore_errors=True)
 
 
 def is_complete(out: Path, meta: Mapping[str, Any] | None) -> bool:
     """Tell whether the files of a store are there, as long as its meta.json says, and the small ones as written."""
-    if meta is None or meta.get("format") != FORMAT:
+    return meta is not None and _as_written(dict.fromkeys(FILES, out), meta)
+
+
+def _as_written(lies: Mapping[str, Path], meta: Mapping[str, Any]) -> bool:
+    """As `is_complete`, of files that lie in the folders that `lies` names."""
+    if meta.get("format") != FORMAT:
         return False
     try:
-        return all(_size(out / name) == meta["bytes"][name] for name in FILES) and all(
-            file_hash(out / name) == meta["sha256"][name] for name in SMALL_FILES
+        return all(_size(lies[name] / name) == meta["bytes"][name] for name in FILES) and all(
+            file_hash(lies[name] / name) == meta["sha256"][name] for name in SMALL_FILES
         )
     except (OSError, KeyError):
         return False

@@ -22,9 +22,6 @@ from fercli.errors import FercliError
 
 R = TypeVar("R")
 
-#: Backends of the run spec's ``prepare.backend``.
-BACKENDS = ("loky", "dask", "ray", "threading", "sequential")
-
 
 def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], count: int, options: Any) -> Iterator[R]:
     """Yield ``function(*a)`` of each of the `count` arguments, in their order, as the results come.
@@ -33,8 +30,8 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
         function: importable by name in other processes.
         arguments: of each call; taken only a little ahead of the work, so that the memory stays flat.
         count: how many there are.
-        options: has `backend` (one of `BACKENDS`), `workers` (0: all cores, or all of the cluster) and `cluster` (the
-            address of a dask scheduler or a ray head; None: DASK_SCHEDULER_ADDRESS or RAY_ADDRESS).
+        options: has `backend` (as the run spec's ``prepare.backend``), `workers` (0: all cores, or all of the cluster)
+            and `cluster` (the address of a dask scheduler or a ray head; None: DASK_SCHEDULER_ADDRESS or RAY_ADDRESS).
 
     Raises:
         FercliError: the backend is not installed, there is no cluster at the address, or a worker was killed.

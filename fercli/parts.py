@@ -1,8 +1,8 @@
 """Records -> parts: the chunks of a dataset being prepared, each one file, made in parallel and resumable.
 
-A part is named by its place and by a hash of all that it depends on (parameters, versions, records, size and time of
-the source files): a run that was stopped goes on with the parts that are missing, and never takes one of other
-parameters or sources for its own. What a former, complete store holds is taken over face by face (`fercli.former`).
+A part is named by a hash of all that it depends on (parameters, versions, records, size and time of the source files):
+a run that was stopped goes on with the parts that are missing, and never takes one of other parameters or sources for
+its own. What a former, complete store holds is taken over face by face (`fercli.former`).
 """
 
 from __future__ import annotations

@@ -110,6 +110,33 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def faces() -> list[Any]:
+    """Two people with each of the seven expressions. Read only, as is what is made of them."""
+    from fercli.faces.synthetic import STUDIO, render
+
+    return [render(STUDIO, identity, label, 3) for identity in range(2) for label in range(7)]
+
+
+@pytest.fixture(scope="session")
+def raf(tmp_path_factory: pytest.TempPathFactory, faces: list[Any]) -> Path:
+    """The fourteen faces in RAF-DB's layout: eight to train on, six to score."""
+    from fercli.datasets.writers import write_raf_db
+
+    return write_raf_db(tmp_path_factory.mktemp("data") / "raf", faces[:8], faces[8:])
+
+
+@pytest.fixture(scope="session")
+def raf_store(tmp_path_factory: pytest.TempPathFactory, raf: Path) -> Path:
+    """The store of `raf`, by default options."""
+    from fercli.datasets import read_dataset
+    from fercli.prepare import Options, prepare
+
+    out = tmp_path_factory.mktemp("prepared") / "raf-db"
+    prepare(read_dataset("raf-db", "raf-db", raf), out, Options(workers=1))
+    return out
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
     """A bench whose source model is trained, uninterrupted. Read only: take a copy by `bench_after_source`."""
     bench = Bench(tmp_path_factory.mktemp("trained"), prepared)

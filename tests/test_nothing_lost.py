@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
 import random
@@ -19,8 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import run
-from PIL import Image
-from trees import digests
+from trees import digests, encoded
 
 from fercli.datasets import read_dataset, writers
 from fercli.errors import FercliError
@@ -34,28 +32,11 @@ HERE = Options(workers=1)
 
 
 @pytest.fixture(scope="module")
-def faces() -> list[synthetic.Face]:
-    return [synthetic.render(synthetic.STUDIO, identity, label, 3) for identity in range(2) for label in range(7)]
-
-
-@pytest.fixture(scope="module")
-def raf(tmp_path_factory, faces) -> Path:
-    return writers.write_raf_db(tmp_path_factory.mktemp("data") / "raf", faces[:8], faces[8:])
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, raf) -> Path:
-    out = tmp_path_factory.mktemp("prepared") / "raf-db"
-    prepare(read_dataset("raf-db", "raf-db", raf), out, HERE)
-    return out
-
-
-@pytest.fixture(scope="module")
 def many(tmp_path_factory, faces) -> Path:
     """160 pictures: 14 faces under many names."""
     folder = tmp_path_factory.mktemp("many") / "happy"
     folder.mkdir()
-    pictures = [jpeg(face.image) for face in faces]
+    pictures = [encoded(face.image, "JPEG", quality=95) for face in faces]
     for i in range(160):
         (folder / f"{i:03d}.jpg").write_bytes(pictures[i % len(pictures)])
     return folder.parent
@@ -66,12 +47,6 @@ def unbroken(tmp_path_factory, many) -> dict[str, str]:
     out = tmp_path_factory.mktemp("unbroken") / "d"
     prepare(read_dataset("d", "folders", many), out, HERE)
     return digests(out)
-
-
-def jpeg(image: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
 
 
 def start(data: Path, out: Path, **options) -> subprocess.Popen:
@@ -87,14 +62,14 @@ def start(data: Path, out: Path, **options) -> subprocess.Popen:
 # The same again
 
 
-def test_again_with_nothing_changed_does_nothing(prepared, raf):
-    before = {p.name: p.stat().st_mtime_ns for p in prepared.iterdir()}
-    summary = prepare(read_dataset("raf-db", "raf-db", raf), prepared, HERE)
+def test_again_with_nothing_changed_does_nothing(raf_store, raf):
+    before = {p.name: p.stat().st_mtime_ns for p in raf_store.iterdir()}
+    summary = prepare(read_dataset("raf-db", "raf-db", raf), raf_store, HERE)
     assert summary.up_to_date and summary.computed == 0 and summary.found == 14
-    assert before == {p.name: p.stat().st_mtime_ns for p in prepared.iterdir()}
+    assert before == {p.name: p.stat().st_mtime_ns for p in raf_store.iterdir()}
 
 
-def test_workers_and_chunks_change_no_byte(tmp_path, prepared, raf):
+def test_workers_and_chunks_change_no_byte(tmp_path, raf_store, raf):
     listing = read_dataset("raf-db", "raf-db", raf)
     for name, options in {
         "two": replace(HERE, workers=2, chunk=4),
@@ -102,20 +77,20 @@ def test_workers_and_chunks_change_no_byte(tmp_path, prepared, raf):
         "ones": replace(HERE, chunk=1),
     }.items():
         prepare(listing, tmp_path / name, options)
-        assert digests(tmp_path / name) == digests(prepared), name
+        assert digests(tmp_path / name) == digests(raf_store), name
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_changes_no_byte(tmp_path, prepared, raf):
+def test_a_dask_cluster_changes_no_byte(tmp_path, raf_store, raf):
     distributed = pytest.importorskip("distributed", reason="dask is not installed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         options = replace(HERE, workers=0, chunk=3, backend="dask", cluster=cluster.scheduler_address)
         prepare(read_dataset("raf-db", "raf-db", raf), tmp_path / "dask", options)
-    assert digests(tmp_path / "dask") == digests(prepared)
+    assert digests(tmp_path / "dask") == digests(raf_store)
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_changes_no_byte(tmp_path, prepared, raf):
+def test_a_ray_cluster_changes_no_byte(tmp_path, raf_store, raf):
     ray = pytest.importorskip("ray", reason="ray is not installed")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
@@ -124,7 +99,7 @@ def test_a_ray_cluster_changes_no_byte(tmp_path, prepared, raf):
         )
     finally:
         ray.shutdown()
-    assert digests(tmp_path / "ray") == digests(prepared)
+    assert digests(tmp_path / "ray") == digests(raf_store)
 
 
 @pytest.mark.parametrize(
@@ -221,12 +196,12 @@ def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
     data, out = tmp_path / "data/happy", tmp_path / "out"
     data.mkdir(parents=True)
     for i, face in enumerate(faces[:8]):
-        (data / f"{i}.jpg").write_bytes(jpeg(face.image))
-    (data / "9.jpg").write_bytes(jpeg(np.full((80, 80, 3), 90, np.uint8)))
+        (data / f"{i}.jpg").write_bytes(encoded(face.image, "JPEG", quality=95))
+    (data / "9.jpg").write_bytes(encoded(np.full((80, 80, 3), 90, np.uint8), "JPEG", quality=95))
     assert prepare(read_dataset("d", "folders", data.parent), out, options).computed == 9
-    (data / "2.jpg").write_bytes(jpeg(faces[9].image))
+    (data / "2.jpg").write_bytes(encoded(faces[9].image, "JPEG", quality=95))
     os.utime(data / "4.jpg", (1, 1))
-    (data / "00.jpg").write_bytes(jpeg(faces[10].image))
+    (data / "00.jpg").write_bytes(encoded(faces[10].image, "JPEG", quality=95))
     (data / "6.jpg").unlink()
     listing = read_dataset("d", "folders", data.parent)
     summary = prepare(listing, out, options)
@@ -305,7 +280,7 @@ def test_a_part_that_a_power_cut_spoilt_is_made_again(tmp_path, many, unbroken):
     assert made >= 24 and digests(out) == unbroken
 
 
-def test_a_run_that_fails_while_assembling_goes_on(tmp_path, prepared, raf):
+def test_a_run_that_fails_while_assembling_goes_on(tmp_path, raf_store, raf):
     """The disk fails under the last file: the parts are still there, and nothing is computed twice."""
     out = tmp_path / "raf-db"
     listing = read_dataset("raf-db", "raf-db", raf)
@@ -317,15 +292,15 @@ def test_a_run_that_fails_while_assembling_goes_on(tmp_path, prepared, raf):
     (out / "meta.json" / "in the way").unlink()
     (out / "meta.json").rmdir()
     assert prepare(listing, out, HERE).computed == 0
-    assert digests(out) == digests(prepared)
+    assert digests(out) == digests(raf_store)
 
 
 @pytest.mark.parametrize("moved", [0, 1, 5, len(FILES)])
 @pytest.mark.parametrize("spoilt", [False, True])
-def test_killed_while_the_files_take_their_places(tmp_path, prepared, raf, moved, spoilt):
+def test_killed_while_the_files_take_their_places(tmp_path, raf_store, raf, moved, spoilt):
     """The parts are gone already. What was whole is put in place; what a power cut spoilt is made again."""
     out = tmp_path / "raf-db"
-    shutil.copytree(prepared, out)
+    shutil.copytree(raf_store, out)
     fresh = out / "parts/assembled"
     fresh.mkdir(parents=True)
     (out / "meta.json").rename(fresh / "meta.json")
@@ -336,7 +311,7 @@ def test_killed_while_the_files_take_their_places(tmp_path, prepared, raf, moved
         file.write_bytes(file.read_bytes()[:-100] + bytes(100))
     summary = prepare(read_dataset("raf-db", "raf-db", raf), out, HERE)
     assert summary.computed == (14 if spoilt else 0)
-    assert digests(out) == digests(prepared)
+    assert digests(out) == digests(raf_store)
 
 
 def test_two_at_once_do_not_meet(tmp_path, many, unbroken):
@@ -389,20 +364,20 @@ def test_a_limit_on_file_sizes_is_one_line_too(tmp_path, many):
 # Looking again
 
 
-def damaged(prepared: Path, tmp_path: Path) -> Path:
-    shutil.copytree(prepared, tmp_path / prepared.name)
-    return tmp_path / prepared.name
+def damaged(raf_store: Path, tmp_path: Path) -> Path:
+    shutil.copytree(raf_store, tmp_path / raf_store.name)
+    return tmp_path / raf_store.name
 
 
-def test_a_whole_store_is_said_to_be_whole(prepared, raf):
-    verdict = verify(prepared, read_dataset("raf-db", "raf-db", raf))
+def test_a_whole_store_is_said_to_be_whole(raf_store, raf):
+    verdict = verify(raf_store, read_dataset("raf-db", "raf-db", raf))
     assert verdict.whole and (verdict.faces, verdict.photographs) == (14, 14)
     assert not verdict.changed and not verdict.gone and not verdict.new
 
 
 @pytest.mark.parametrize("name", ["labels.npy", "manifest.csv", "keys.npy", "digests.npy"])
-def test_a_bit_that_fell_over_is_found(tmp_path, prepared, name):
-    store = damaged(prepared, tmp_path)
+def test_a_bit_that_fell_over_is_found(tmp_path, raf_store, name):
+    store = damaged(raf_store, tmp_path)
     data = bytearray((store / name).read_bytes())
     data[-2] ^= 1
     (store / name).write_bytes(data)
@@ -410,8 +385,8 @@ def test_a_bit_that_fell_over_is_found(tmp_path, prepared, name):
 
 
 @pytest.mark.parametrize("name", ["faces.npy", "crops.npy", "landmarks.npy", "shapes.npy"])
-def test_a_damaged_face_is_named_and_made_again(tmp_path, prepared, raf, name):
-    store = damaged(prepared, tmp_path)
+def test_a_damaged_face_is_named_and_made_again(tmp_path, raf_store, raf, name):
+    store = damaged(raf_store, tmp_path)
     data = bytearray((store / name).read_bytes())
     data[-2] ^= 1
     (store / name).write_bytes(data)
@@ -420,7 +395,7 @@ def test_a_damaged_face_is_named_and_made_again(tmp_path, prepared, raf, name):
     assert prepare(listing, store, HERE).up_to_date
     repaired = prepare(listing, store, HERE, repair=True)
     assert (repaired.computed, repaired.taken_over) == (1, 13)
-    assert digests(store) == digests(prepared)
+    assert digests(store) == digests(raf_store)
     # Another protocol makes the store anew out of the faces that are there.
     other = replace(listing, score_splits=("train",))
     assert prepare(other, store, HERE).computed == 0 and verify(store).whole
@@ -430,7 +405,7 @@ def test_photographs_that_changed_are_told_and_the_store_is_whole(tmp_path, face
     root = writers.write_raf_db(tmp_path / "raf", faces[:4], faces[4:6])
     listing, out = read_dataset("r", "raf-db", root), tmp_path / "out"
     prepare(listing, out, HERE)
-    (root / "Image/original/train_00002.jpg").write_bytes(jpeg(faces[9].image))
+    (root / "Image/original/train_00002.jpg").write_bytes(encoded(faces[9].image, "JPEG", quality=95))
     (root / "Image/original/test_0001.jpg").unlink()
     verdict = verify(out, listing)
     assert verdict.whole and verdict.changed == ["train_00002.jpg"] and verdict.gone == ["test_0001.jpg"]
@@ -439,8 +414,8 @@ def test_photographs_that_changed_are_told_and_the_store_is_whole(tmp_path, face
     assert verify(out, replace(listing, records=relabelled)).changed[0] == "train_00001.jpg"
 
 
-def test_verify_on_the_command_line(tmp_path, prepared, raf):
-    store = damaged(prepared, tmp_path)
+def test_verify_on_the_command_line(tmp_path, raf_store, raf):
+    store = damaged(raf_store, tmp_path)
     options = ("--dataset", "raf-db", "--root", str(raf), "--set", f"paths.prepared={tmp_path}", "--verify")
     done = run("prepare", *options)
     assert done.exit_code == 0 and "whole" in done.stdout
@@ -466,8 +441,8 @@ def test_verify_on_the_command_line(tmp_path, prepared, raf):
     assert "is not prepared" in run("prepare", *options).stderr
 
 
-def test_the_manifest_tells_pose_hash_source_and_error(prepared, raf):
-    rows = read_manifest(prepared)
+def test_the_manifest_tells_pose_hash_source_and_error(raf_store, raf):
+    rows = read_manifest(raf_store)
     assert all(len(row["hash"]) == 64 and len(row["source"]) == 32 for row in rows)
     assert all(abs(float(row[angle])) < 45 for row in rows for angle in ("roll", "yaw", "pitch"))
     assert all(0 < float(row["given_error"]) < 0.15 for row in rows)

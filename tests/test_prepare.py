@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from trees import digests, encoded
 
 from fercli.datasets import read_dataset, writers
 from fercli.errors import FercliError
-from fercli.faces import align, synthetic
+from fercli.faces import align
 from fercli.faces.images import read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.prepare import Options, prepare
@@ -25,28 +24,11 @@ from fercli.store import FILES, SMALL_FILES, Store, read_manifest
 HERE = Options(workers=1)
 
 
-@pytest.fixture(scope="module")
-def faces() -> list[synthetic.Face]:
-    return [synthetic.render(synthetic.STUDIO, identity, label, 3) for identity in range(2) for label in range(7)]
-
-
-@pytest.fixture(scope="module")
-def raf(tmp_path_factory, faces) -> Path:
-    return writers.write_raf_db(tmp_path_factory.mktemp("data") / "raf", faces[:8], faces[8:])
-
-
 # The store
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory, raf) -> Path:
-    out = tmp_path_factory.mktemp("prepared") / "raf-db"
-    prepare(read_dataset("raf-db", "raf-db", raf), out, HERE)
-    return out
-
-
-def test_a_store_holds_what_its_contract_says(prepared, faces):
-    store = Store.open(prepared)
+def test_a_store_holds_what_its_contract_says(raf_store, faces):
+    store = Store.open(raf_store)
     assert len(store) == 14 and store.name == "raf-db" and store.stand_in
     assert (store.faces.shape, store.faces.dtype) == ((14, 140, 140, 3), np.uint8)
     assert (store.landmarks.shape, store.landmarks.dtype) == ((14, 5, 2), np.float32)
@@ -60,18 +42,18 @@ def test_a_store_holds_what_its_contract_says(prepared, faces):
     assert (store.expected(("train",)), store.expected(("test",)), store.expected(("val",))) == (8, 6, 0)
     assert (store.adapt_splits, store.score_splits) == (("train",), ("test",))
     for name in SMALL_FILES:
-        assert store.meta["sha256"][name] == hashlib.sha256((prepared / name).read_bytes()).hexdigest()
-    shapes, digests = np.load(prepared / "shapes.npy"), np.load(prepared / "digests.npy")
+        assert store.meta["sha256"][name] == hashlib.sha256((raf_store / name).read_bytes()).hexdigest()
+    shapes, digests = np.load(raf_store / "shapes.npy"), np.load(raf_store / "digests.npy")
     for i in range(14):
         rows = (store.faces[i], store.landmarks[i], store.crops[i], shapes[i])
         plain = hashlib.sha256(b"".join(row.tobytes() for row in rows)).digest()
         assert digests[i].tobytes() == plain[:16]
-    assert sorted(p.name for p in prepared.iterdir()) == sorted([*FILES, "meta.json", "contact-sheet.jpg"])
+    assert sorted(p.name for p in raf_store.iterdir()) == sorted([*FILES, "meta.json", "contact-sheet.jpg"])
 
 
-def test_faces_match_a_plain_alignment_of_the_photograph(prepared, raf):
+def test_faces_match_a_plain_alignment_of_the_photograph(raf_store, raf):
     """The stored face shows, at its landmarks, what the photograph shows at the found ones."""
-    store = Store.open(prepared)
+    store = Store.open(raf_store)
     for index in range(3):
         image = read_image(raf / "Image/original" / store.ids[index])
         found = Landmarker().find(image, read_dataset("r", "raf-db", raf).records[index].box)
@@ -80,33 +62,33 @@ def test_faces_match_a_plain_alignment_of_the_photograph(prepared, raf):
         np.testing.assert_array_equal(store.faces[index], align.warp(image, matrix, 140))
 
 
-def test_labels_are_not_read_where_they_must_not_be(prepared):
-    store = Store.open(prepared, labels=False)
+def test_labels_are_not_read_where_they_must_not_be(raf_store):
+    store = Store.open(raf_store, labels=False)
     assert len(store.indices(("train",))) == 8
     with pytest.raises(RuntimeError, match="labels"):
         _ = store.labels
 
 
-def test_opening_needs_neither_mediapipe_nor_opencv(prepared):
+def test_opening_needs_neither_mediapipe_nor_opencv(raf_store):
     code = (
         "import sys; from fercli.store import Store; Store.open(sys.argv[1]); "
         "assert not {'mediapipe', 'cv2', 'torch', 'PIL'} & set(sys.modules), sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code, str(prepared)], check=True)
+    subprocess.run([sys.executable, "-c", code, str(raf_store)], check=True)
 
 
-def test_an_absent_incomplete_or_damaged_store_names_the_command(tmp_path, raf, prepared):
+def test_an_absent_incomplete_or_damaged_store_names_the_command(tmp_path, raf, raf_store):
     with pytest.raises(FercliError, match="fercli prepare --dataset jaffe"):
         Store.open(tmp_path / "jaffe")
     (tmp_path / "jaffe").mkdir()
     with pytest.raises(FercliError, match="incomplete; run: fercli prepare --dataset jaffe"):
         Store.open(tmp_path / "jaffe")
-    for file in prepared.iterdir():
+    for file in raf_store.iterdir():
         (tmp_path / "jaffe" / file.name).write_bytes(file.read_bytes()[: None if file.suffix != ".npy" else -100])
     with pytest.raises(FercliError, match="damaged"):
         Store.open(tmp_path / "jaffe")
     with pytest.raises(FercliError, match="no face in val"):
-        Store.open(prepared).indices(("val",))
+        Store.open(raf_store).indices(("val",))
 
 
 # Again, with other workers, after a kill
@@ -134,13 +116,13 @@ def test_rows_without_files_end_in_the_manifest(tmp_path, faces):
     assert Counter(row["status"] for row in manifest.values())["rejected"] == 3
 
 
-def test_a_former_store_survives_a_run_that_finds_nothing(tmp_path, prepared, raf):
+def test_a_former_store_survives_a_run_that_finds_nothing(tmp_path, raf_store, raf):
     listing = read_dataset("raf-db", "raf-db", raf)
     prepare(listing, tmp_path / "out", HERE)
     gone = [replace(record, path="gone.jpg") for record in listing]
     with pytest.raises(FercliError, match="no such file"):
         prepare(replace_records(listing, gone), tmp_path / "out", HERE)
-    assert digests(tmp_path / "out") == digests(prepared)
+    assert digests(tmp_path / "out") == digests(raf_store)
 
 
 # How faces are found and cut

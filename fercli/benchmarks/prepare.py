@@ -118,8 +118,9 @@ def _with_rest(stages: dict[str, float], rate: float) -> dict[str, float]:
 
 def _readable(listing: Listing) -> Listing:
     """Leave out what the bare loop could not read."""
-    good = [r for r in listing if cv2.haveImageReader(str(listing.root / r.path))]
-    good = [r for r in good if cv2.imread(str(listing.root / r.path)) is not None]
+    paths = {record.id: str(listing.root / record.path) for record in listing}
+    # Asked first, as imread would say on stderr what it cannot read.
+    good = [r for r in listing if cv2.haveImageReader(paths[r.id]) and cv2.imread(paths[r.id]) is not None]
     if len(good) < len(listing):
         console.say(f"{len(listing) - len(good)} pictures that OpenCV cannot read are left out")
     if not good:

@@ -75,8 +75,9 @@ def _prepare(spec: Spec, names: list[str], root: str | None, repair: bool, repor
         for what, reasons in (("rejected", row["reasons"]), ("left out", row["left_out_reasons"])):
             if reasons:
                 console.say(f"  {what}: {_few(reasons)}")
-    quality = write_quality_report(spec, names) if report else {}
+    quality = {}
     if report:
+        quality = write_quality_report(spec, names)
         found = [f"{what}: {quality[key]}" for key, what in _FINDINGS.items() if quality[key]]
         if quality["subjects_across"]:
             found.append(f"people in several splits: {quality['subjects_across']}")

@@ -27,7 +27,7 @@ from fercli.datasets.base import (
     text_lines,
 )
 from fercli.datasets.records import Points, Record
-from fercli.datasets.sequences import check_options, frames_of, in_order, neutral_of, part_of, protocol
+from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
 from fercli.expressions import CODES, label_of
 
 #: One subject in so many is for testing.
@@ -65,10 +65,10 @@ def _parse_release(root: Path, images: Path, collector: Collector, peak: int, sp
     landmarks = first_existing(root, "Landmarks/Landmarks", "Landmarks")
     # A label whose sequence is missing counts as well as a sequence without a label.
     for subject, sequence in sorted(_sequences(images) | {s for s in _sequences(emotion) if any(_files(emotion, s))}):
-        labelled = _label(emotion, (subject, sequence), collector)
-        if labelled is None:
+        told = _label(emotion, (subject, sequence), collector)
+        if told is None:
             continue
-        label, last = labelled
+        label, last = told
         frames = frames_of(images / subject / sequence, root, collector)
         folder = (images / subject / sequence).relative_to(root).as_posix()
         if all(_stem(path) != last for path in frames):
@@ -76,12 +76,9 @@ def _parse_release(root: Path, images: Path, collector: Collector, peak: int, sp
         frames = frames[: [_stem(path) for path in frames].index(last) + 1]
         neutral = neutral_of(frames, collector)
         peaks = (frames[1:] if neutral else frames)[-peak:]
-        chosen = [(neutral, label_of("neutral"))] if neutral else []
         if label is None:
             collector.leave_out("contempt (outside the seven)", len(peaks))
-        else:
-            chosen += [(path, label) for path in peaks]
-        for path, its_label in chosen:
+        for path, its_label in labelled(neutral, peaks, label):
             name = path.rsplit("/", 1)[-1]
             collector.add(
                 Record(

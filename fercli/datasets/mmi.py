@@ -28,8 +28,8 @@ from fercli.datasets.base import (
     text_lines,
 )
 from fercli.datasets.records import Record
-from fercli.datasets.sequences import check_options, frames_of, in_order, neutral_of, part_of, protocol
-from fercli.expressions import CODES, label_of
+from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
+from fercli.expressions import CODES
 
 #: One subject in so many is for testing.
 ONE_IN = 5
@@ -142,8 +142,7 @@ def _read_clip(root: Path, session: Path, clip: str, label: int, collector: Coll
         return
     start = max(len(frames) // 2 - peak // 2, 0)
     neutral = neutral_of(frames[: start + 1], collector)
-    chosen = [(neutral, label_of("neutral"))] if neutral else []
-    for path, its_label in chosen + [(path, label) for path in frames[start : start + peak]]:
+    for path, its_label in labelled(neutral, frames[start : start + peak], label):
         _add(collector, Record(f"{clip}/{path.rsplit('/', 1)[-1]}", path, its_label), split)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, subfolders
 from fercli.datasets.records import Record
-from fercli.datasets.sequences import check_options, frames_of, neutral_of, part_of, protocol
+from fercli.datasets.sequences import check_options, frames_of, labelled, neutral_of, part_of, protocol
 from fercli.expressions import label_of
 
 #: One subject in so many is for testing.
@@ -66,9 +66,8 @@ def parse(
                 collector.leave_out("sequence without frames")
             else:
                 neutral = neutral_of(frames, collector)
-                chosen = [(neutral, label_of("neutral"))] if neutral else []
-                chosen += [(path, label) for path in (frames[1:] if neutral else frames)[-peak:]]
-                for path, its_label in chosen:
+                peaks = (frames[1:] if neutral else frames)[-peak:]
+                for path, its_label in labelled(neutral, peaks, label):
                     name = path.rsplit("/", 1)[-1]
                     collector.add(
                         Record(

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from fercli.datasets.base import Collector, WrongOption, hashed_part, images_under
+from fercli.expressions import EXPRESSIONS
 
 #: A sequence whose first frame has a higher number than this has lost its beginning: that frame need not be neutral.
 _HIGHEST_FIRST = 3
@@ -52,6 +53,12 @@ def in_order(paths: list[str]) -> list[str]:
 def frames_of(folder: Path, root: Path, collector: Collector) -> list[str]:
     """Return the frames in a sequence's folder in order, as paths relative to `root`; none where it is missing."""
     return in_order(list(images_under(folder, root, collector))) if folder.is_dir() else []
+
+
+def labelled(neutral: str | None, shown: list[str], label: int | None) -> list[tuple[str, int]]:
+    """Return (path, label) of the frames that a sequence gives: its neutral one, and those that show its label."""
+    first = [(neutral, EXPRESSIONS.index("neutral"))] if neutral else []
+    return first + ([] if label is None else [(path, label) for path in shown])
 
 
 def neutral_of(frames: list[str], collector: Collector) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fercli.datasets.records import Box
-from fercli.faces.networks import Detector, Mesh
+from fercli.faces.networks import Detector, Mesh, overlaps
 from fercli.faces.view import View
 
 #: The retry ladder's steps, in the order in which they are tried.
@@ -192,6 +192,10 @@ def _pose(points: np.ndarray, depths: np.ndarray) -> tuple[float, float, float]:
     return tuple(math.degrees(angle) for angle in angles)
 
 
+def _overlap(a: Box, b: Box) -> float:
+    return float(overlaps(np.array(a), np.array([b]))[0])
+
+
 def _choose(boxes: Sequence[Box], given: Box | None) -> int | None:
     """Return the index of the face that counts: by overlap with the given box, else the largest; None if none does."""
     if given is None:
@@ -206,13 +210,6 @@ def _choose(boxes: Sequence[Box], given: Box | None) -> int | None:
 
 def _area(box: Box) -> float:
     return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
-
-
-def _overlap(a: Box, b: Box) -> float:
-    """Return the intersection over union of two boxes, 0..1."""
-    common = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-    union = _area(a) + _area(b) - common
-    return common / union if union > 0 else 0.0
 
 
 _built = threading.local()

@@ -202,7 +202,7 @@ def _merge(values: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, flo
     merged = []
     while len(order):
         best = order[0]
-        near = _overlaps(values[best, :4], values[order, :4]) > _OVERLAP
+        near = overlaps(values[best, :4], values[order, :4]) > _OVERLAP
         near[0] = True
         own = order[near]
         weights = scores[own] / scores[own].sum()
@@ -211,7 +211,7 @@ def _merge(values: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, flo
     return merged
 
 
-def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
+def overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the intersection over union of a box [4] with others [n, 4]."""
     common = np.clip(np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2]), 0, None).prod(1)
     areas = np.clip(others[:, 2:] - others[:, :2], 0, None).prod(1)

@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from fercli.datasets.facts import in_order
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 from fercli.store import Store, count_statuses, read_manifest
 
 #: Of the landmarks furthest from those given, so many are named.
 WORST = 6
-
-#: The order of splits in tables; those that are not named here stand before ``all``.
-SPLITS = ("train", "val", "public-test", "private-test", "test")
 
 #: (least, greatest, bins) of the histograms; what lies outside is counted in the first and last bin.
 SCORES, ANGLES = (0.0, 1.0, 20), (-60.0, 60.0, 24)
@@ -59,8 +57,8 @@ def dataset_numbers(store: Store, role: str = "") -> dict[str, Any]:
         "adapt_splits": list(store.adapt_splits),
         "score_splits": list(store.score_splits),
         "splits": {
-            split: {**part, "classes": _classes((row for row in kept if row["split"] == split), unlabelled)}
-            for split, part in sorted(splits.items(), key=_split_order)
+            split: {**splits[split], "classes": _classes((row for row in kept if row["split"] == split), unlabelled)}
+            for split in in_order(sorted(splits))
         },
         "classes": {name: {"listed": all_listed[name], "kept": have} for name, have in all_kept.items()},
         "score": histogram(_values(kept, "score"), *SCORES),
@@ -84,11 +82,6 @@ def histogram(values: Sequence[float], low: float, high: float, bins: int) -> di
         **{"low": low, "high": high, "counts": counts},
         **{"median": median, "p5": p5, "p95": p95},
     }
-
-
-def _split_order(split: tuple[str, Any]) -> tuple[int, str]:
-    places = {name: place for place, name in enumerate(SPLITS)} | {"all": len(SPLITS) + 1}
-    return places.get(split[0], len(SPLITS)), split[0]
 
 
 def _classes(rows: Iterable[Mapping[str, str]], unlabelled: bool) -> dict[str, int]:

@@ -87,10 +87,8 @@ def _numbered(
     takes: Counter[str] = Counter()
     for kind, group in (("labelled", labelled), ("contempt", contempt), ("unlabelled", unlabelled)):
         for frames in group:
-            if len({face.identity for face in frames}) != 1:
-                raise ValueError("a sequence shows one person in at least one frame")
+            subject = subjects.of_all(frames)
             if kind == "labelled" and frames[-1].label == _NEUTRAL:
                 raise ValueError("no sequence of CK+ ends in neutral: its first frames are the neutral ones")
-            subject = subjects.of(frames[0].identity)
             takes[subject] += 1
             yield kind, f"{subject}/{takes[subject]:03d}", frames

@@ -71,6 +71,12 @@ class Subjects:
             self._given[identity] = self.names[len(self._given)]
         return self._given[identity]
 
+    def of_all(self, sequence: Sequence[Face]) -> str:
+        """Return the name of the one person in a sequence; raises ValueError where it shows none or several."""
+        if len({face.identity for face in sequence}) != 1:
+            raise ValueError("a sequence shows one person in at least one frame")
+        return self.of(sequence[0].identity)
+
 
 def grey(image: np.ndarray) -> np.ndarray:
     """Return uint8 [H, W] of an RGB image."""

@@ -60,9 +60,7 @@ def write_mmi(
     with whole(root, "MMI") as folder:
         for kind, group in groups:
             for take in group:
-                if len({face.identity for face in take}) != 1:
-                    raise ValueError("a sequence shows one person in at least one frame")
-                label, subject = take[-1].label, subjects.of(take[0].identity)
+                subject, label = subjects.of_all(take), take[-1].label
                 if label == _NEUTRAL and kind in ("labelled", "side"):
                     raise ValueError("MMI has no neutral sequences: the first and last frames are neutral")
                 session, takes[subject] = session + 1, takes[subject] + 1

@@ -36,9 +36,7 @@ def write_oulu_casia(
     subjects = Subjects("Oulu-CASIA", [f"P{number:03d}" for number in range(1, 81)])
     with whole(root, "Oulu-CASIA") as folder:
         for frames in sequences:
-            if len({face.identity for face in frames}) != 1:
-                raise ValueError("a sequence shows one person in at least one frame")
-            label, subject = frames[-1].label, subjects.of(frames[0].identity)
+            label, subject = frames[-1].label, subjects.of_all(frames)
             if label >= len(_FOLDERS):
                 raise ValueError("Oulu-CASIA has no neutral sequences: the first frames are neutral")
             for light in lights:
