@@ -54,6 +54,53 @@ class Deck:
         return self._order
 
 
+class Mixture:
+    """Endless positions in several sets laid end to end, every set getting its share of the draws.
+
+    Rounds of `CYCLE` draws hold the same number of each set's, in shuffled order; within a set it is a `Deck`. As
+    there, the draw at place k depends on (seed, k) only.
+
+    Args:
+        counts: size of each set.
+        shares: part of the draws that each gets, in any unit. Rounded to whole draws a cycle, at least one each.
+    """
+
+    CYCLE = 1000
+
+    def __init__(self, counts: Sequence[int], shares: Sequence[float], seed: int):
+        exact = np.asarray(shares, float) / sum(shares) * self.CYCLE
+        self._quota = np.maximum(1, np.floor(exact).astype(int))
+        for number in np.argsort(np.floor(exact) - exact, kind="stable")[: max(0, self.CYCLE - self._quota.sum())]:
+            self._quota[number] += 1
+        self._length = int(self._quota.sum())
+        generator = torch.Generator().manual_seed(mix(seed, "mixture"))
+        self._which = np.repeat(np.arange(len(counts)), self._quota)[
+            torch.randperm(self._length, generator=generator).numpy()
+        ]
+        # How many draws of its own set came before each place of the cycle.
+        self._before = np.empty(self._length, int)
+        for number in range(len(counts)):
+            self._before[self._which == number] = np.arange(self._quota[number])
+        self._decks = [Deck(count, mix(seed, number)) for number, count in enumerate(counts)]
+        self._starts = np.cumsum([0, *counts])
+
+    def take(self, start: int, amount: int) -> np.ndarray:
+        """Positions drawn at places start..start+amount-1, int64 [amount]."""
+        rounds, places = np.divmod(np.arange(start, start + amount), self._length)
+        which = self._which[places]
+        nth = rounds * self._quota[which] + self._before[places]
+        drawn = [self._decks[w].take(int(n), 1)[0] + self._starts[w] for w, n in zip(which, nth, strict=True)]
+        return np.array(drawn, np.int64)
+
+
+def source_deck(counts: Sequence[int], balance: str, seed: int) -> Deck | Mixture:
+    """How training draws from several sources: ``images``, ``sqrt`` or ``equal`` (``data.balance``)."""
+    counts = [count for count in counts if count]
+    if balance == "images" or len(counts) == 1:
+        return Deck(sum(counts), seed)
+    return Mixture(counts, [count**0.5 if balance == "sqrt" else 1.0 for count in counts], seed)
+
+
 class Faces:
     """Chosen faces of one or several stores, as device tensors on demand.
 
@@ -66,6 +113,26 @@ class Faces:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def counts(self) -> list[int]:
+        """Chosen faces of each store."""
+        return [len(indices) for indices in self._indices]
+
+    def thinned(self, limit: int) -> Faces:
+        """At most about `limit` of the faces, evenly spread over the stores and within each."""
+        if len(self) <= limit:
+            return self
+        kept = []
+        for indices in self._indices:
+            amount = -(-len(indices) * limit // len(self))
+            kept.append(indices[np.linspace(0, len(indices) - 1, amount).round().astype(int)])
+        return Faces(self._stores, kept, self._device, self._with_crops)
+
+    def same_as(self, other: Faces) -> bool:
+        """Whether these are the other's faces in the other's order."""
+        mine, theirs = self._indices, other._indices
+        return self._stores == other._stores and all(map(np.array_equal, mine, theirs))
 
     def gather(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
         """Faces uint8 [B,S,S,3], landmarks float32 [B,5,2] and crops uint8 [B,5,C,C,3] (or None) at `positions` [B]."""
@@ -143,6 +210,7 @@ class Batches:
         wants: which target views the method asks for.
         batch: faces a domain and view.
         seed: of the run.
+        balance: how several sources share a batch, as ``data.balance``.
     """
 
     def __init__(
@@ -155,28 +223,35 @@ class Batches:
         seed: int,
         settings: ViewSettings,
         device: torch.device,
+        balance: str = "images",
     ):
         self._source, self._labels, self._target = source, labels, target
         self._wants, self._batch, self._seed, self._settings, self._device = wants, batch, seed, settings, device
-        sizes = {"source": len(source)}
+        self._decks: dict[str, Deck | Mixture] = {"source": source_deck(source.counts, balance, mix(seed, "source"))}
         if target is not None:
-            sizes.update(target=len(target), pseudo=len(target))
-        self._decks = {name: Deck(size, mix(seed, name)) for name, size in sizes.items()}
+            self._decks.update({name: Deck(len(target), mix(seed, name)) for name in ("target", "pseudo")})
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int, pool: Tensor | None = None) -> Batch:
+        """The batch of a step; `pool` int64 [M] are target positions from which a further, smaller one is drawn."""
         chosen = self._draw("source", step)
         labels = torch.from_numpy(self._labels[chosen]).to(self._device)
         source = self._view(weak_view, self._source.gather(chosen), "source", step)
-        target = weak = strong = indices = None
+        parts = {}
         if "target" in self._wants:
-            target = self._view(weak_view, self._target.gather(self._draw("target", step)), "target", step)
+            parts["target"] = self._view(weak_view, self._target.gather(self._draw("target", step)), "target", step)
         if "weak" in self._wants or "strong" in self._wants:
             chosen = self._draw("pseudo", step)
             faces = self._target.gather(chosen)
-            weak = self._view(weak_view, faces, "weak", step)
-            strong = self._view(strong_view, faces, "strong", step)
-            indices = torch.from_numpy(chosen).to(self._device)
-        return Batch(source, labels, target, weak, strong, indices)
+            parts["weak"] = self._view(weak_view, faces, "weak", step)
+            parts["strong"] = self._view(strong_view, faces, "strong", step)
+            parts["indices"] = torch.from_numpy(chosen).to(self._device)
+        if pool is not None and len(pool):
+            pool = pool.cpu().numpy()
+            amount = min(self._batch, len(pool))
+            drawn = pool[Deck(len(pool), mix(self._seed, "pool")).take(step * amount, amount)]
+            parts["pool"] = self._view(weak_view, self._target.gather(drawn), "pool", step)
+            parts["pool_indices"] = torch.from_numpy(drawn).to(self._device)
+        return Batch(source, labels, **parts)
 
     def _draw(self, name: str, step: int) -> np.ndarray:
         return self._decks[name].take(step * self._batch, self._batch)

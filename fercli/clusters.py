@@ -73,6 +73,35 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
             ) from failure
 
 
+def as_completed(
+    function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], jobs: int, threads: int
+) -> Iterator[R]:
+    """Yield ``function(*a)`` of each of the arguments as soon as it is there, from `jobs` processes of this machine.
+
+    Args:
+        function: importable by name in other processes.
+        arguments: of each call; taken only a little ahead of the work.
+        jobs: processes; with 1 all is done in this one.
+        threads: that OpenMP may use in each process.
+
+    Raises:
+        FercliError: a worker was killed.
+    """
+    if jobs == 1:
+        for given in arguments:
+            yield function(*given)
+        return
+    tasks = (joblib.delayed(_call)(function, given, os.getpid()) for given in arguments)
+    try:
+        with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=threads):
+            yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch=jobs)(tasks)
+    except joblib.externals.loky.process_executor.TerminatedWorkerError as failure:
+        raise FercliError(
+            "a worker process was killed, most likely for want of memory; run the same command again to go on, "
+            "with fewer jobs"
+        ) from failure
+
+
 def _call(function: Callable[..., R], arguments: tuple[Any, ...], parent: int | None) -> R:
     if parent is not None and os.getpid() != parent:
         _end_with(parent)

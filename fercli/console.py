@@ -28,7 +28,7 @@ PLAIN_WIDTH = 120
 
 _out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 _err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
-_mode = {"quiet": False, "json": False}
+_mode = {"quiet": False, "json": False, "no-warnings": False}
 
 
 def configure(quiet: bool = False, as_json: bool = False) -> None:
@@ -42,10 +42,10 @@ def silent() -> bool:
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Keep remarks and progress of the block's work back, errors apart."""
+def hushed(warnings: bool = False) -> Iterator[None]:
+    """Keep remarks and progress of the block's work back, with `warnings` those too; errors never."""
     before = dict(_mode)
-    _mode["quiet"] = True
+    _mode.update({"quiet": True, "no-warnings": _mode["no-warnings"] or warnings})
     try:
         yield
     finally:
@@ -60,7 +60,7 @@ def say(text: str, style: str | None = None) -> None:
 
 def warn(text: str) -> None:
     """Print what the user should know though the work goes on; also where remarks are switched off, but for JSON."""
-    if not _mode["json"]:
+    if not (_mode["json"] or _mode["no-warnings"]):
         _err.print(f"[bold yellow]warning:[/] {escape(text)}")
 
 

@@ -1,15 +1,16 @@
-"""The demo's data and spec: procedural faces in the layouts of RAF-DB (source) and JAFFE (target)."""
+"""The demo's data and specs: procedural faces in the layouts of RAF-DB (source) and JAFFE (target), and for its sweep
+three targets ever further from the source, in a csv each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
 
 from fercli import console
-from fercli.datasets.writers import write_jaffe, write_raf_db
-from fercli.faces.domains import LAB, STUDIO, Domain
+from fercli.datasets.writers import write_csv, write_jaffe, write_raf_db
+from fercli.faces.domains import LAB, STUDIO, Domain, between
 from fercli.faces.synthetic import Face, sample
 from fercli.files import write_atomically
 from fercli.spec import packaged
@@ -18,6 +19,10 @@ from fercli.spec import packaged
 TRAIN, TRAIN_PEOPLE = 1200, range(60)
 TEST, TEST_PEOPLE = 300, range(60, 80)
 TARGET, TARGET_PEOPLE = 420, range(80, 90)
+
+#: The sweep's targets: how far each lies from the source on the way to `LAB`, and beyond.
+SHIFTS = {"near": 0.6, "middle": 1.0, "far": 1.3}
+SHIFT_TRAIN, SHIFT_TARGET = 900, 280
 
 
 def write_demo(folder: Path, seed: int) -> Path:
@@ -28,15 +33,38 @@ def write_demo(folder: Path, seed: int) -> Path:
     Returns:
         The spec file, ``folder/fercli.yaml``.
     """
-    data = folder / "data"
-    for name, write in (("raf-db", _write_source), ("jaffe", _write_target)):
+    _draw_missing(folder / "data", {"raf-db": _write_source, "jaffe": _write_target}, seed)
+    return _write_spec(folder, "demo", f"demo-{seed}", seed)
+
+
+def write_shifts(folder: Path) -> Path:
+    """Draw the datasets of the demo's sweep into ``folder/data`` and write its spec; as `write_demo`."""
+
+    def source(root: Path, seed: int) -> None:
+        test = _draw(STUDIO, SHIFT_TARGET, TEST_PEOPLE, seed, 1)
+        write_raf_db(root, _draw(STUDIO, SHIFT_TRAIN, TRAIN_PEOPLE, seed, 0), test)
+
+    def target(root: Path, seed: int) -> None:
+        domain = between(STUDIO, LAB, SHIFTS[root.name], root.name)
+        people = range(TARGET_PEOPLE.start + 20 * list(SHIFTS).index(root.name), 200)[: len(TARGET_PEOPLE)]
+        write_csv(root, {"all": _draw(domain, SHIFT_TARGET, people, seed, 2)})
+
+    _draw_missing(folder / "data", {"raf-db": source, **dict.fromkeys(SHIFTS, target)}, seed=0)
+    return _write_spec(folder, "shifts", "shifts", seed=0)
+
+
+def _draw_missing(data: Path, writers: dict[str, Callable[[Path, int], None]], seed: int) -> None:
+    for name, write in writers.items():
         if not (data / name).exists():
-            console.say(f"drawing procedural faces (a stand-in, no photographs) in the layout of {name} ...")
+            console.say(f"drawing procedural faces (a stand-in, no photographs): {name} ...")
             write(data / name, seed)
-    tree = yaml.safe_load(packaged()["demo"].read_text(encoding="utf-8"))
+
+
+def _write_spec(folder: Path, packaged_name: str, name: str, seed: int) -> Path:
+    tree = yaml.safe_load(packaged()[packaged_name].read_text(encoding="utf-8"))
     tree["paths"] = {key: str(folder / key) for key in ("data", "prepared", "runs")}
     tree.setdefault("engine", {})["seed"] = seed
-    tree["name"] = f"demo-{seed}"
+    tree["name"] = name
     file = folder / "fercli.yaml"
     write_atomically(file, yaml.safe_dump(tree, sort_keys=False).encode())
     return file

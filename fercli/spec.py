@@ -74,9 +74,15 @@ class Augment(Section):
 
 
 class Data(Section):
-    """Which datasets take part, and how their faces are varied in training."""
+    """Which datasets take part, and how their faces are varied in training.
+
+    Attributes:
+        balance: how much of every batch each of several sources gets: ``images``, as many as it has (one union, as
+            published), ``equal`` shares, or ``sqrt``, by the square root of its faces, which lies between.
+    """
 
     source: Names = ["raf-db"]
+    balance: Literal["images", "sqrt", "equal"] = "sqrt"
     targets: Names = ["ck+", "jaffe", "sfew", "fer2013", "expw"]
     datasets: dict[str, Dataset] = {}
     validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -170,10 +176,14 @@ class Engine(Section):
 
 
 class Optimisation(Section):
-    """What both training stages set: SGD over groups, each with a rate by epoch."""
+    """What both training stages set: SGD over groups, each with a rate by epoch.
+
+    `patience` ends training early, after so many epochs in a row that the stage's `select` rule did not like better.
+    """
 
     batch: Annotated[int, Field(ge=2)]
     epochs: Positive
+    patience: Positive | None = None
     steps_per_epoch: Positive | None = None
     rate: Rates
     new_rate: Annotated[float, Field(gt=0)] = 10
@@ -203,10 +213,18 @@ class TrainSource(Optimisation):
 
 
 class Adapt(Optimisation):
-    """Stage 2: adaptation to one unlabelled target. `options` are the method's own."""
+    """Stage 2: adaptation to one unlabelled target.
+
+    Attributes:
+        method, options: the method, and what it lets one set.
+        tag: put behind the target's name in the folder's, to keep several adaptations to one target.
+        select: the rule that chooses the epoch (`fercli.evaluation.rules`).
+        select_images: faces of the target that rules look at, at most.
+        also_score: costly rules to reckon each epoch though another chooses.
+    """
 
     method: str = "aglrls"
-    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]*$")] = ""
     batch: Annotated[int, Field(ge=2)] = 16
     epochs: Positive = 30
     rate: Rates = {1: 1e-5, 11: 5e-6, 21: 1e-6}
@@ -215,6 +233,7 @@ class Adapt(Optimisation):
     options: dict[str, Any] = {}
     select: str = "infomax"
     select_images: Positive = 2000
+    also_score: Names = []
 
     @field_validator("select")
     @classmethod
@@ -223,12 +242,64 @@ class Adapt(Optimisation):
 
         return _one_of(value, list(RULES))
 
+    @field_validator("also_score")
+    @classmethod
+    def _rules_are_costly(cls, value: list[str]) -> list[str]:
+        from fercli.evaluation.rules import RULES  # torch-free
+
+        return [_one_of(name, [rule for rule, about in RULES.items() if about.costly]) for name in value]
+
+    @model_validator(mode="after")
+    def _patience_needs_a_score_each_epoch(self) -> Adapt:
+        from fercli.evaluation.rules import RULES  # torch-free
+
+        if self.patience is not None and RULES[self.select].post_hoc:
+            raise ValueError(f"patience cannot wait for {self.select}, which is known only after the last epoch")
+        return self
+
     @field_validator("method")
     @classmethod
     def _method_exists(cls, value: str) -> str:
         from fercli.methods import METHODS  # torch-free
 
         return _one_of(value, list(METHODS))
+
+
+#: Labels of methods become parts of folders' names.
+_LABEL = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+
+
+def _as_methods(value: Any) -> Any:
+    named = dict.fromkeys(value) if isinstance(value, list) else value
+    return {name: {} if given is None else given for name, given in named.items()} if isinstance(named, dict) else named
+
+
+class Sweep(Section):
+    """Methods x targets x seeds, and any key of the spec (`fercli.sweep`).
+
+    Attributes:
+        methods: label -> what it sets under ``adapt``; without ``method`` the label is the method's name. A list of
+            names does where nothing is set. Source-only is always there: all differences are to it.
+        targets: None for those of the spec.
+        seeds: of network, batches and views; every run with one seed starts from the same source model.
+        grid: ``key.path: [values]``, every combination of which is run.
+        jobs: cells trained at a time, each in a process of its own.
+    """
+
+    methods: Annotated[
+        dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]], Field(min_length=1), BeforeValidator(_as_methods)
+    ]
+    targets: Names | None = None
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    jobs: Positive = 1
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_seed_once(cls, value: list[int]) -> list[int]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed is named twice")
+        return value
 
 
 class Evaluate(Section):
@@ -250,6 +321,7 @@ class Spec(Section):
     train_source: TrainSource = TrainSource()
     adapt: Adapt = Adapt()
     evaluate: Evaluate = Evaluate()
+    sweep: Sweep | None = None
 
     @property
     def run_folder(self) -> Path:
@@ -282,8 +354,9 @@ def config_folder() -> Path:
 
 
 def packaged() -> dict[str, Path]:
-    """The specs that come with fercli, by name."""
-    return {path.stem: path for path in sorted(config_folder().glob("*.yaml"))}
+    """The specs that come with fercli, by name; those of single methods are ``methods/NAME``."""
+    folder = config_folder()
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def find(file: str | None) -> Path:

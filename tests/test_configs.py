@@ -1,6 +1,9 @@
-"""Every packaged spec parses, and every registered method is what the registry says."""
+"""Every packaged spec parses and does what its comments say, and registry, specs and tests name the same methods."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -8,32 +11,119 @@ import yaml
 from fercli.datasets import READERS
 from fercli.methods import METHODS, method_class
 from fercli.methods.base import Method
-from fercli.spec import Adapt, load, packaged
+from fercli.spec import Adapt, Spec, TrainSource, config_folder, load, packaged
+
+NAMES = sorted(packaged())
+PUBLISHED = [f"{source}-{net}" for source in ("raf-db", "fer2013") for net in ("ir50", "ir18", "mobilenet-v2")]
+TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
+
+
+def head_of(name: str) -> str:
+    """The comment that a spec begins with, without its marks; lines that end in a backslash go on."""
+    lines = packaged()[name].read_text(encoding="utf-8").splitlines()
+    end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
+    return re.sub(r"\\\n\s*", "", "\n".join(line.lstrip("#").rstrip() for line in lines[:end]))
 
 
 def test_the_packaged_specs_are_there() -> None:
-    assert {"default", "demo"} <= set(packaged())
+    assert {"default", "demo", "fer-to-wild", "wild-to-fer", *PUBLISHED} <= set(NAMES)
+    on_disk = {path.relative_to(config_folder()).with_suffix("").as_posix() for path in config_folder().rglob("*.yaml")}
+    assert set(NAMES) == on_disk
 
 
-@pytest.mark.parametrize("name", sorted(packaged()))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_packaged_spec_parses_with_its_method_options(name: str) -> None:
     spec = load(name)
     assert isinstance(yaml.safe_load(packaged()[name].read_text(encoding="utf-8")), dict)
     method_class(spec.adapt.method).read_options(spec.adapt.options)
 
 
-@pytest.mark.parametrize("name", sorted(packaged()))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_packaged_spec_is_named_after_its_file_and_explains_itself(name: str) -> None:
-    text = packaged()[name].read_text(encoding="utf-8")
-    assert text.startswith("#")
+    assert packaged()[name].read_text(encoding="utf-8").startswith("# ")
+    assert len(head_of(name).split()) >= 15
     if name != "default":
-        assert load(name).name == name
+        assert load(name).name == name.removeprefix("methods/")
 
 
-@pytest.mark.parametrize("name", sorted(packaged()))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_packaged_spec_names_readers_that_exist(name: str) -> None:
-    for entry in load(name).data.datasets.values():
-        assert entry.reader is None or entry.reader in READERS
+    spec = load(name)
+    for dataset in {*spec.data.source, *spec.data.targets}:
+        assert (spec.data.datasets[dataset].reader if dataset in spec.data.datasets else dataset) in READERS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_set_in_a_comment_can_be_set(name: str) -> None:
+    """What stands behind --set in the head comment, a line's settings together, is taken by the spec."""
+    for line in head_of(name).splitlines():
+        found = re.findall(r"""--set (?:"([^"]+)"|'([^']+)'|(\S+))""", line)
+        settings = ["".join(quoted).rstrip(".,;:)") for quoted in found]
+        if settings:
+            spec = load(name, settings)
+            method_class(spec.adapt.method).read_options(spec.adapt.options)
+            assert spec != load(name), f"{settings} change nothing"
+
+
+# ------------------------------------------------------------------------------------------------ AGLRLS as published
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_specs_are_as_published(name: str) -> None:
+    """METHOD's figures, written out: a default that moves must not move these runs."""
+    spec = load(name)
+    net = spec.model.backbone
+    assert (f"{spec.data.source[0]}-{net}", len(spec.data.source)) == (name, 1)
+    assert len(spec.data.targets) == 5 and {"ck+", "jaffe", "sfew", "expw"} < set(spec.data.targets)
+    assert (spec.model.local, spec.model.classifiers) == ("feature-map", "shared")
+    augment = spec.data.augment
+    assert (augment.flip, augment.jitter, augment.operations, augment.magnitude) == (0.5, 0.1, 3, 5)
+    assert augment.swap_landmarks and augment.move_landmarks
+
+    stage = spec.train_source
+    falling = {1: 1e-3, 21: 1e-4, 41: 1e-5} if net == "mobilenet-v2" else {1: 1e-4, 11: 1e-5, 21: 1e-6}
+    assert (stage.batch, stage.epochs, stage.rate, stage.new_rate) == (64, 15, falling, 10)
+    assert (stage.momentum, stage.weight_decay, stage.nesterov, stage.clip_norm) == (0.9, 2 * 5e-4, False, None)
+    assert (stage.head_weights, stage.label_smoothing, stage.steps_per_epoch) == ([5, 1, 1, 1, 1, 1, 5], 0, None)
+
+    stage = spec.adapt
+    assert (stage.method, stage.batch, stage.epochs, stage.steps_per_epoch) == ("aglrls", 16, 30, None)
+    assert stage.rate == {1: 1e-5, 11: 5e-6, 21: 1e-6}
+    assert (stage.discriminator_rate, stage.new_rate) == ({1: 1e-4, 21: 1e-5}, 10)
+    assert (stage.head_weights, stage.momentum, stage.clip_norm) == ([7, 1, 1, 1, 1, 1, 7], 0.9, None)
+    options = method_class("aglrls").read_options(stage.options)
+    assert (options.adversarial_weight, options.entropy_conditioning, options.reversal_steps) == (0.5, True, 10_000)
+    assert (options.discriminators, options.hidden, options.threshold) == ("shared", 512, 0.95)
+    assert (options.pseudo_labels, options.glpc, options.passes) == (True, True, "published")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_specs_say_what_they_correct_and_how_to_undo_it(name: str) -> None:
+    head, spec = head_of(name), load(name)
+    for words in (
+        f"fercli adapt -c {name} --target jaffe",
+        f"fercli train-source -c {name}",
+        "--set data.augment.swap_landmarks=false --set data.augment.move_landmarks=false",
+        "ORACLE",
+        "data.balance=images",
+    ):
+        assert words in head
+    assert spec.model.weights is not None and spec.model.weights.parent.name == "weights"
+    # the file says what differs, and little else
+    written = yaml.safe_load(packaged()[name].read_text(encoding="utf-8"))
+    assert set(written) <= {"name", "data", "model", "train_source"}
+    assert set(written["model"]) == {"backbone", "weights"}
+
+
+def test_every_published_spec_differs_from_its_neighbours_in_source_and_network_alone() -> None:
+    same = {"name", "data", "model", "train_source"}
+    first = load(PUBLISHED[0]).model_dump(exclude=same)
+    assert all(load(name).model_dump(exclude=same) == first for name in PUBLISHED)
+    assert Spec.model_validate({}).model_dump(exclude=same) == first
+    assert load("fer2013-ir18").train_source == TrainSource() == load("raf-db-ir50").train_source
+
+
+# ------------------------------------------------------------------------------------- methods, four places for each
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
@@ -47,3 +137,23 @@ def test_a_registered_method_is_what_the_registry_says(name: str) -> None:
     assert method.wants <= {"target", "weak", "strong"}
     assert method.decision in ("fused", "glpc")
     assert method.head_weights.shape == (7,)
+    assert kind.oracle == ("oracle" in name)
+
+
+@pytest.mark.parametrize("name", sorted(set(METHODS) - {"source-only"}))
+def test_a_registered_method_has_a_spec_of_its_own(name: str) -> None:
+    assert f"methods/{name}" in NAMES, f"write configs/methods/{name}.yaml"
+    assert load(f"methods/{name}").adapt.method == name
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("methods/")])
+def test_a_method_s_spec_is_of_a_registered_method(name: str) -> None:
+    assert name.removeprefix("methods/") in METHODS
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_a_registered_method_is_tested_under_its_name_or_its_class_s(name: str) -> None:
+    words = {name, METHODS[name].rpartition(":")[2]}
+    wanted = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, words))})(?![\w-])")
+    found = [path.name for path in TESTS if path.name != Path(__file__).name and wanted.search(path.read_text())]
+    assert found, f"no tests/test_*.py names {' or '.join(sorted(words))}"

@@ -69,7 +69,7 @@ def source_term(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def adversarial_term(method: AGLRLS, source: Output, target: Output, conditioned: bool) -> torch.Tensor:
     total = torch.zeros(())
     for h in range(7):
-        which = method.discriminator_of[h]
+        which = method.discriminators.of_head[h]
         for output, is_source in ((source, 1.0), (target, 0.0)):
             weights, losses = [], []
             for i in range(B):
@@ -108,7 +108,7 @@ def pseudo_term(weak: torch.Tensor, strong: torch.Tensor, bank: torch.Tensor, th
 def test_the_loss_is_the_sum_of_the_equations(passes: str, discriminators: str, conditioned: bool) -> None:
     method = aglrls(passes=passes, discriminators=discriminators, entropy_conditioning=conditioned, threshold=0.6)
     network = Tiny()
-    method.begin_epoch()
+    method.begin_epoch(None)
     method.bank[:, :7] = torch.arange(7)  # a bank that is not empty: thresholds differ class by class
     method.bank[:, 7:10] = 2
     batch, bank = batch_for(method), method.bank.clone()
@@ -217,7 +217,7 @@ def seen(method: AGLRLS, pictures: list[torch.Tensor], indices: list[int]) -> No
 
 def test_the_bank_keeps_earlier_confident_labels_and_is_emptied_each_epoch() -> None:
     method = aglrls()
-    method.begin_epoch()
+    method.begin_epoch(None)
     seen(method, [sure(3), sure(5), sure(0, 0)], [2, 7, 9])
     expected = torch.full((7, TARGETS), -1)
     expected[:, 2], expected[:, 7] = 3, 5
@@ -228,7 +228,7 @@ def test_the_bank_keeps_earlier_confident_labels_and_is_emptied_each_epoch() -> 
     assert torch.equal(method.bank, expected)
     torch.testing.assert_close(method.status(), status_of(expected))
 
-    method.begin_epoch()
+    method.begin_epoch(None)
     assert (method.bank == -1).all()
     assert not method.status().any()
 

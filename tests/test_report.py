@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from pages import Page
 
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.plots import curve, training_curves
@@ -16,7 +16,6 @@ from fercli.evaluation.report_view import headline, view
 from fercli.expressions import EXPRESSIONS
 
 HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")
-VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 def _metrics(rng, count, accuracy, absent=()):
@@ -113,64 +112,20 @@ def results():
     }
 
 
-class _Page(HTMLParser):
-    """Reads a page strictly enough to catch unclosed tags, and keeps what the tests ask about."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.headings: list[str] = []
-        self.rows: list[tuple[dict[str, str | None], str]] = []
-        self.tables: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "h2":
-            self.headings.append("")
-        if tag == "tr":
-            self.rows.append((dict(attributes), ""))
-        if tag == "table":
-            self.tables.append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if "h2" in self.open:
-            self.headings[-1] += data
-        if "tr" in self.open:
-            self.rows[-1] = (self.rows[-1][0], self.rows[-1][1] + data)
-        if "table" in self.open:
-            self.tables[-1] += data
-
-
 def test_writes_one_small_file_that_loads_nothing(results, tmp_path):
     path = write_report(results, tmp_path / "new" / "report")
     assert path == tmp_path / "new" / "report" / "report.html"
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]  # no half-written neighbour
     assert path.stat().st_size < 300_000
     text = path.read_text(encoding="utf-8")
-    page = _Page(text)
-    assert "url(" not in text and "@import" not in text and "http://" not in text and "https://" not in text
-    for tag, attributes in page.elements:
-        assert tag not in ("script", "iframe", "object", "embed", "base")
-        assert not {"src", "srcset", "onload", "onclick"} & set(attributes)
-        assert (attributes.get("href") or "#").startswith(("#", "data:,"))
+    page = Page(text)
+    page.assert_self_contained(text)
     again = write_report({**results, "title": "another"}, path.parent)
     assert again == path and "another" in path.read_text(encoding="utf-8")
 
 
 def test_every_section_is_there_and_every_link_leads_somewhere(results):
-    page = _Page(render(results))
+    page = Page(render(results))
     assert [" ".join(heading.split()) for heading in page.headings] == [
         "Headline: source-only beside adapted",
         "jaffe stand-in target",
@@ -181,10 +136,6 @@ def test_every_section_is_there_and_every_link_leads_somewhere(results):
         "Environment",
         "How to read it",
     ]
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    links = {attributes["href"][1:] for tag, attributes in page.elements if tag == "a"}
-    assert links <= set(ids)
     # a matrix for each head and the decision of each of the three models
     assert sum(attributes.get("class") == "cm" for tag, attributes in page.elements if tag == "table") == 3 * 8
 
@@ -198,7 +149,7 @@ def test_headline_puts_source_only_beside_adapted(results):
     )
     assert label_free["difference"] == pytest.approx(after["accuracy"] - before["accuracy"])
     assert oracle["after"]["oracle"] and oracle["before"]["accuracy"] == before["accuracy"]
-    text = _Page(render(results)).rows
+    text = Page(render(results)).rows
     line = next(content for _, content in text if "jaffe" in content and "infomax" in content)
     right = round(after["accuracy"] * 212)
     for expected in (f"{100 * after['accuracy']:.1f}", f"{right} of 212", "213 / 212 / 212", "epoch 2"):
@@ -213,7 +164,7 @@ def test_source_test_images_have_a_row_of_their_own(results):
 
 
 def test_oracle_rows_are_marked(results):
-    page = _Page(render(results))
+    page = Page(render(results))
     marked = [content for attributes, content in page.rows if attributes.get("class") == "oracle"]
     assert len(marked) == 2  # the headline and the table of every row
     assert all("oracle: reads target labels" in content for content in marked)
@@ -227,7 +178,7 @@ def test_a_checkpoint_chosen_by_an_oracle_is_marked_in_every_table(results):
     results["entries"].append(oracle)
     text = render(results)
     section = text[text.index('id="dataset-1"') : text.index('id="dataset-2"')]
-    for table in _Page(section[section.index(">") + 1 : section.index("</section>")]).tables:
+    for table in Page(section[section.index(">") + 1 : section.index("</section>")]).tables:
         if "source-only" in table and "aglrls" in table:
             assert "oracle" in table
     assert section.count("oracle: reads target labels") >= 3
@@ -236,7 +187,7 @@ def test_a_checkpoint_chosen_by_an_oracle_is_marked_in_every_table(results):
 def test_stand_ins_are_marked_in_every_table(results):
     text = render(results)
     assert "procedural faces: a stand-in, not photographs" in text
-    for table in _Page(text).tables:
+    for table in Page(text).tables:
         for name in ("jaffe", "raf-db"):
             assert table.count(name) == table.count(f"{name} stand-in") + table.count(f"adapt-{name}")
     assert "Published figures" not in text and "AGRA" not in text
@@ -261,7 +212,7 @@ def test_hostile_names_are_escaped(results):
     hostile = json.loads(text)
     hostile["entries"][1]["checkpoint"] = f"runs/{evil}/best.ckpt"
     hostile["history"][f"adapt-{evil}"] = hostile["history"].pop("adapt-jaffe")
-    page = _Page(render(hostile))
+    page = Page(render(hostile))
     assert not any(tag == "script" for tag, _ in page.elements)
     assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
     assert "&lt;script&gt;" in render(hostile)
@@ -280,7 +231,7 @@ def test_a_target_without_labels_says_what_is_left_out(results):
     for row in results["table"]:
         row.update(accuracy=None, macro_f1=None, scored=0)
     text = render(results)
-    _Page(text)
+    Page(text)
     assert "jaffe: its images have no labels" in text and "This data set has no labels" in text
     assert "200 / 212" in text  # what GLPC did is known without labels
     assert "nan" not in text.lower()
@@ -293,7 +244,7 @@ def test_only_decision_or_only_some_heads(results):
     entry["selection"] = None
     entry["epoch"] = None
     text = render(results)
-    _Page(text)
+    Page(text)
     assert '<span class="none" title="not defined">–</span>' in text
 
 
@@ -301,7 +252,7 @@ def test_undefined_scores_are_dashes_and_never_zero(results):
     rng = np.random.default_rng(1)
     results["entries"] = [_entry(rng, "jaffe", "source-only", "source", 7, 1.0, 60, "source-val", absent=(2,))]
     results["table"] = [{**_row(results["entries"][0]), "macro_f1": float("nan")}]
-    page = _Page(render(results))
+    page = Page(render(results))
     disgust = next(content for _, content in page.rows if content.strip().startswith("disgust") and "/0" in content)
     assert disgust.count("–") == 3  # precision (never predicted), recall, F1
     assert "nan" not in " ".join(content for _, content in page.rows)
@@ -317,7 +268,7 @@ def test_images_that_are_not_scored_are_named(results):
 
 def test_the_bare_minimum_renders():
     text = render({"schema": 1, "expressions": list(EXPRESSIONS)})
-    page = _Page(text)
+    page = Page(text)
     assert len(page.headings) == 3 and "No scores" in text
 
 

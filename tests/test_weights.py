@@ -6,17 +6,25 @@ import hashlib
 import json
 import os
 import pickle
+import zipfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_models import batch, model_spec
 
 from fercli.errors import FercliError
 from fercli.models.global_local import build_network
-from fercli.models.names import from_face_evolve_names, from_published_names, to_published_names
+from fercli.models.kinds import Description
+from fercli.models.names import (
+    from_face_evolve_names,
+    from_published_names,
+    to_face_evolve_names,
+    to_published_names,
+)
 from fercli.models.weights import inspect, load_weights
 
 FROZEN = Path(__file__).parent / "fixtures" / "global_local.json"
@@ -68,25 +76,88 @@ def fill(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 # --------------------------------------------------------------------------------------------------------------- parity
 
 
-@pytest.mark.parametrize("name", ["ir18", "ir50"])
-def test_the_published_network_is_reproduced(name, tmp_path):
-    frozen = json.loads(FROZEN.read_text())[name]
-    with torch.device("meta"):
-        empty = to_published_names(build_network(model_spec(backbone=name)).state_dict())
-    assert names_and_shapes(empty) == frozen["names"]
-    status = torch.arange(49.0).view(7, 7) / 49
-    path = tmp_path / "published.pkl"
-    torch.save({"epoch": 3, "classwise": list(status), "model": fill(empty), "optimizer": {}}, path)
-    network = build_network(model_spec(backbone=name, weights=path)).eval()
+class Published:
+    """The network of a fixture: its state filled by the rule, its expected outputs, and a network of ours to fill."""
+
+    def __init__(self, name: str):
+        self.frozen = json.loads(FROZEN.read_text())[name]
+        with torch.device("meta"):
+            self.network = build_network(model_spec(backbone=name)).eval()
+        empty = to_published_names(self.network.state_dict())
+        assert names_and_shapes(empty) == self.frozen["names"]
+        self.name, self.state = name, fill(empty)
+        self.network.to_empty(device="cpu")
+        rng = np.random.RandomState(7)
+        self.images = torch.from_numpy(rng.standard_normal((2, 3, 112, 112)).astype(np.float32))
+        self.landmarks = 4.0 * torch.from_numpy(rng.randint(3, 25, (2, 5, 2))) + 1.5
+
+    def load(self, path: Path) -> Description:
+        """Fill the network from a file, every number of it wrong before."""
+        for tensor in self.network.state_dict().values():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
+        return load_weights(self.network, path)
+
+
+@pytest.fixture(scope="module", params=["ir18", pytest.param("ir50", marks=pytest.mark.slow)])
+def published(request):
+    return Published(request.param)
+
+
+def agrees(ours: torch.Tensor, expected: list) -> bool:
+    expected = torch.tensor(expected)
+    return bool(((ours - expected).abs() / expected.abs().clamp(min=0.1)).max() < 1e-4)
+
+
+STATUS = torch.arange(49.0).view(7, 7) / 49
+AGRA_EXTRAS = {
+    "fc.weight": torch.ones(7, 384),
+    "fc.bias": torch.ones(7),
+    "loc_fc.weight": torch.ones(7, 320),
+    "GCN.gc1.weight": torch.ones(64, 128),
+    "SourceMean.mean": torch.ones(384),
+    "TargetMean.mean": torch.ones(384),
+    "SourceBN.bn_1.weight": torch.ones(64),
+    "TargetBN.bn_1.running_var": torch.ones(64),
+}
+#: How the published network's state lies in a file of each kind.
+LOADERS = {
+    "aglrls": lambda state: {
+        "epoch": 3, "classwise": list(STATUS), "model": state, "optimizer": {}, "ad_nets": [{}], "optimizer_ad": {},
+    },
+    "aglrls, DataParallel": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
+    "agra": lambda state: {k: v for k, v in state.items() if not k.startswith("classifiers.")} | AGRA_EXTRAS,
+    "face-evolve": lambda state: body_numbered(state),
+    "fercli": lambda state: {"network": from_published_names(state), "spec": {}, "status": STATUS},
+    "safetensors": lambda state: state,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_the_published_network_is_reproduced_through_every_loader(published, loader, tmp_path):
+    path = tmp_path / f"published.{loader.split(',')[0]}"
+    (save_file if loader == "safetensors" else torch.save)(LOADERS[loader](published.state), path)
+    description = published.load(path)
     path.unlink()
-    rng = np.random.RandomState(7)
-    images = torch.from_numpy(rng.standard_normal((2, 3, 112, 112)).astype(np.float32))
-    on_map = torch.from_numpy(rng.randint(3, 25, (2, 5, 2)))
+    kind = {"safetensors": "aglrls", "aglrls, DataParallel": "aglrls"}.get(loader, loader)
+    assert description.kind == kind
+    assert description.architecture.blocks == IR_STAGES[published.name]
+    has_status = loader in ("aglrls", "fercli")
+    assert torch.equal(description.class_status, STATUS) if has_status else description.class_status is None
+    now, due = published.network.state_dict(), from_published_names(published.state)
+    assert all(torch.equal(now[key], due[key]) for key in due if key.split(".")[0] in description.parts)
+    if loader == "face-evolve":
+        with torch.inference_mode():
+            maps = published.network.backbone(published.images)
+            published.network.load_state_dict(due)
+            assert all(map(torch.equal, maps, published.network.backbone(published.images)))
+        return
     with torch.inference_mode():
-        logits, features = network(images, 4.0 * on_map + 1.5)
-    for ours, published in ((features.flatten(1), frozen["features"]), (logits.transpose(0, 1), frozen["logits"])):
-        expected = torch.tensor(published)
-        assert ((ours - expected).abs() / expected.abs().clamp(min=0.1)).max() < 1e-4
+        logits, features = published.network(published.images, published.landmarks)
+    assert agrees(features.flatten(1), published.frozen["features"])
+    if loader == "agra":
+        assert logits.isnan().all()
+    else:
+        assert agrees(logits.transpose(0, 1), published.frozen["logits"])
 
 
 @pytest.mark.parametrize("name", ["ir18", "ir50"])
@@ -122,11 +193,11 @@ def test_renaming_there_and_back(ir18):
     assert from_published_names({"GCN.weight": 1}) == {"GCN.weight": 1}
 
 
-def face_evolve_state(network, name: str) -> dict[str, torch.Tensor]:
-    """The backbone in face.evoLVe's names, with the head of its own that nobody needs."""
-    stages = IR_STAGES[name]
-    state = {"output_layer.3.weight": torch.randn(512, 25), "output_layer.0.running_mean": torch.randn(512)}
-    for key, value in to_published_names(network.state_dict()).items():
+def body_numbered(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The backbone of a published state in face.evoLVe's names, with the head of its own that nobody needs."""
+    stages = next(v for v in IR_STAGES.values() if f"layer3.{v[2]}.res_layer.0.weight" not in published)
+    state = {"output_layer.3.weight": torch.ones(512, 25), "output_layer.0.running_mean": torch.ones(512)}
+    for key, value in published.items():
         head, _, rest = key.partition(".")
         if head.startswith("layer"):
             block, _, rest = rest.partition(".")
@@ -139,14 +210,17 @@ def face_evolve_state(network, name: str) -> dict[str, torch.Tensor]:
 def test_face_evolve_blocks_are_counted_through_the_stages():
     with torch.device("meta"):
         network = build_network(model_spec(backbone="ir50"))
-    renamed = from_face_evolve_names(face_evolve_state(network, "ir50"))
+    renamed = from_face_evolve_names(body_numbered(to_published_names(network.state_dict())))
     wanted = {key for key in network.state_dict() if key.startswith("backbone.")}
     assert {key for key in renamed if key.startswith("backbone.")} == wanted
+    there = to_face_evolve_names(network.state_dict())
+    assert {"body.2.res_layer.1.weight", "body.3.shortcut_layer.0.weight", "body.23.res_layer.4.bias"} <= set(there)
+    assert set(from_face_evolve_names(there)) == wanted
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_face_evolve_backbone_loads_and_leaves_the_rest(ir18, tmp_path, prefix):
-    state = face_evolve_state(ir18, "ir18")
+    state = body_numbered(to_published_names(ir18.state_dict()))
     torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "backbone_ir18.pth")
     network = build_network(model_spec(backbone="ir18"))
     rest = {key: value.clone() for key, value in network.state_dict().items() if not key.startswith("backbone.")}
@@ -178,7 +252,7 @@ def test_torchvision_imagenet_weights_fill_the_mobilenet(tmp_path):
 def test_our_own_checkpoint_round_trip(small, tmp_path):
     torch.save({"network": small.state_dict(), "step": 7, "spec": {"model": {"width": 8}}}, tmp_path / "last.ckpt")
     description = inspect(tmp_path / "last.ckpt")
-    assert description.kind == "fercli" and description.class_status is None
+    assert description.kind == "fercli" and description.left_over == () and description.class_status is None
     assert description.architecture.title == "a small IR-10 of width 8"
     assert description.parameters == sum(p.numel() for p in small.parameters())
     other = build_network(model_spec(weights=tmp_path / "last.ckpt")).eval()
@@ -209,6 +283,7 @@ def test_agra_checkpoint_brings_all_but_the_classifiers(small, tmp_path):
     other = build_network(model_spec())
     description = load_weights(other, tmp_path / "agra.pkl")
     assert (description.kind, description.parts) == ("agra", ("backbone", "global_head", "local_nets"))
+    assert [(it.name, it.tensors) for it in description.left_over] == [("fc.*", 1), ("GCN.*", 1), ("SourceMean.*", 1)]
     assert torch.equal(other.global_head.conv.weight, small.global_head.conv.weight)
     assert not torch.equal(other.classifiers[0].weight, small.classifiers[0].weight)
 
@@ -218,6 +293,29 @@ def test_half_precision_and_missing_counters_are_fine(small, tmp_path):
     torch.save({"network": {k: v for k, v in state.items() if not k.endswith("tracked")}}, tmp_path / "half.ckpt")
     other = build_network(model_spec(weights=tmp_path / "half.ckpt"))
     assert other.backbone.stem[0].weight.dtype == torch.float32
+    assert torch.equal(other.classifiers[2].weight, small.classifiers[2].weight.half().float())
+
+
+@pytest.mark.parametrize("name", ["small.safetensors", "small.bin"])
+@pytest.mark.parametrize("names", [dict, to_published_names])
+def test_safetensors_are_known_by_their_ending_or_their_beginning(small, tmp_path, name, names):
+    save_file(names(small.state_dict()), tmp_path / name)
+    other = build_network(model_spec(weights=tmp_path / name))
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), small.state_dict().values(), strict=True))
+
+
+def test_what_a_file_says_of_itself_is_taken_with_care(small, tmp_path):
+    """Entries of other types than ours, or beyond all bounds, are as if they were not there."""
+    document = {
+        "network": small.state_dict(), "epoch": 10**30, "status": torch.full((7, 7), float("nan")),
+        "optimizer": torch.ones(2), "stage": "adapt", "method_name": ["x"], "target": "a\nb",
+        "best": {"rule": 3, "score": float("nan")}, "spec": {"name": laughs(16), "data": {"source": [[], "x"]}},
+    }  # fmt: skip
+    torch.save(document, tmp_path / "odd.ckpt")
+    description = inspect(tmp_path / "odd.ckpt")
+    assert (description.epoch, description.class_status) == (None, None)
+    assert [it.name for it in description.left_over] == ["optimizer"]
+    assert description.record == {"stage": "adapt", "target": "a\\nb", "source": ["<list>", "x"]}
 
 
 # ------------------------------------------------------------------------------------------- files that must be refused
@@ -229,6 +327,33 @@ class Hostile:
 
     def __reduce__(self):
         return os.system, (f"touch {self.target}",)
+
+
+def deep(value: object) -> object:
+    for _ in range(50):
+        value = [value]
+    return value
+
+
+def laughs(levels: int) -> list:
+    """Ten lists of ten lists of ...: a few hundred bytes, and 10^levels to whoever counts them."""
+    value: list = []
+    for _ in range(levels):
+        value = [value] * 10
+    return value
+
+
+def smuggle(path: Path, network, program: bytes) -> None:
+    """Write a good checkpoint whose archive has another program in its place, deflated."""
+    torch.save({"network": network.state_dict()}, path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            bad = name.endswith("data.pkl")
+            archive.writestr(
+                name, program if bad else data, zipfile.ZIP_DEFLATED if len(program) > 999 and bad else None
+            )
 
 
 def changed(network, **changes) -> dict[str, torch.Tensor]:
@@ -246,8 +371,8 @@ UNREADABLE = {
     "empty": (lambda path, net: path.write_bytes(b""), "file is empty; fetch or copy it again"),
     "text": (lambda path, net: path.write_text("accuracy 0.91\n" * 9), "is not a PyTorch checkpoint, or is damaged"),
     "picture": (lambda path, net: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is not a PyTorch checkpoint"),
-    "folder": (lambda path, net: path.mkdir(), "is a folder; set model.weights"),
-    "absent": (lambda path, net: None, "does not exist; set model.weights to a checkpoint file, or to null"),
+    "folder": (lambda path, net: path.mkdir(), "is a folder; give a checkpoint file"),
+    "absent": (lambda path, net: None, r"does not exist; give a checkpoint file \(or model.weights: null for none\)"),
     "code": (
         lambda path, net: torch.save({"model": Hostile(path.with_name("ran"))}, path),
         r"asks to run code \((posix|nt)\.system\) while it is read, which is refused",
@@ -259,6 +384,46 @@ UNREADABLE = {
     "code, bare pickle": (
         lambda path, net: path.write_bytes(pickle.dumps(Hostile(path.with_name("ran")), protocol=2)),
         r"asks to run code \((posix|nt)\.system\)",
+    ),
+    "code, deep inside": (
+        lambda path, net: torch.save({"network": net.state_dict(), "spec": deep(Hostile(path.with_name("ran")))}, path),
+        r"asks to run code \((posix|nt)\.system\)",
+    ),
+    "code, smuggled into a good archive": (
+        lambda path, net: smuggle(path, net, pickle.dumps(Hostile(path.with_name("ran")), protocol=2)),
+        r"asks to run code \((posix|nt)\.system\)",
+    ),
+    "code, hidden in a name": (
+        lambda path, net: smuggle(path, net, b"\x80\x02cos\x1b[31msystem\nevil\n."),
+        r"asks to run code \(os\\x1b\[31msystem\.evil\)",
+    ),
+    "bomb": (
+        lambda path, net: smuggle(path, net, b"\x80\x02" + bytes(50_000_000)),
+        "unpacks to more than the file holds",
+    ),
+    "lists in lists": (
+        lambda path, net: path.write_bytes(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
+        "is not a PyTorch checkpoint, or is damaged",
+    ),
+    "a thousand million million lists": (
+        lambda path, net: torch.save({"model": {"a": laughs(16)}}, path),
+        "is not a plain tensor at a;",
+    ),
+    "names that are no text": (
+        lambda path, net: torch.save({"model": {("a", 1): torch.ones(1), 7: torch.ones(1)}}, path),
+        "is not a plain tensor at <tuple>, <int>;",
+    ),
+    "names that clear the screen": (
+        lambda path, net: torch.save({"model": {"a\x1b[2J\nerror": torch.ones(1), "b" * 999: torch.ones(1)}}, path),
+        r"no kind known here \(a\\x1b\[2J\\nerror, b{157}\.\.\.\)",
+    ),
+    "quantised": (
+        lambda path, net: torch.save({"network": changed(net, a=torch.ones(2, dtype=torch.int8))["network"]}, path),
+        "is not a plain tensor at a;",
+    ),
+    "safetensors, cut": (
+        lambda path, net: (save_file(net.state_dict(), path), path.write_bytes(path.read_bytes()[:-1])),
+        "is truncated or damaged, or no safetensors file",
     ),
     "whole module": (lambda path, net: torch.save(net, path), r"asks to run code \(fercli\.models.*GlobalLocal\)"),
     "a number": (lambda path, net: torch.save(3, path), "holds a int, not a dict of tensors"),
@@ -334,6 +499,40 @@ MISFITS = {
         r"1 of another type: classifiers\.1\.bias is torch\.int64; "
         r"1 with NaN or infinite numbers: classifiers\.2\.bias$",
     ),
+    "another class count": (
+        lambda net: changed(
+            net, **{f"classifiers__{i}__weight": torch.zeros(8, 384 if i == 2 else 64) for i in range(3)}
+        ),
+        r"the file tells 8 classes apart, fercli's expressions are 7 \(give weights trained on these, or a backbone",
+    ),
+    "a missing classifier": (
+        lambda net: changed(net, classifiers__2__weight=None, classifiers__2__bias=None),
+        r"2 missing: classifiers\.2\.weight, classifiers\.2\.bias$",
+    ),
+    "extra tensors": (
+        lambda net: changed(net, GCN__A=torch.zeros(6, 6), backbone__stages__0__1__body__1__weight=torch.zeros(1)),
+        r"the file is a small IR-12 of width 8, the spec asks for a small IR-10",
+    ),
+    "unknown extra tensors": (
+        lambda net: changed(net, GCN__A=torch.zeros(6, 6), more=torch.zeros(1)),
+        r"2 unexpected: GCN\.A, more$",
+    ),
+    "half precision that overflowed": (
+        lambda net: changed(net, classifiers__0__weight=torch.full((7, 64), 1e6).half()),
+        r"1 with NaN or infinite numbers: classifiers\.0\.weight$",
+    ),
+    "shapes": (
+        lambda net: changed(net, **{f"classifiers__{i}__bias": torch.zeros(6) for i in range(3)}),
+        r"3 of another shape: classifiers\.0\.bias is \[6\], here \[7\], classifiers\.1\.bias is \[6\], here \[7\], "
+        r"classifiers\.2\.bias is \[6\], here \[7\]$",
+    ),
+    "strange numbers of blocks": (
+        lambda net: (
+            {"input_layer.0.weight": torch.zeros(64, 3, 3, 3)}
+            | {f"body.{number}.res_layer.0.weight": torch.zeros(64) for number in ("³", "9" * 5000, "x", "")}
+        ),
+        r"missing: backbone\.stem\.0\.weight|unexpected|the spec asks for",
+    ),
     "NaN": (
         lambda net: changed(net, backbone__stem__1__running_var=nan_in(torch.ones(8))),
         r"1 with NaN or infinite numbers: backbone\.stem\.1\.running_var$",
@@ -344,7 +543,7 @@ MISFITS = {
     ),
     "many missing": (
         lambda net: {"network": {k: v for k, v in net.state_dict().items() if not k.startswith("local_nets")}},
-        r"\d+ missing: local_nets\.nets\.0\S+, .* and \d+ more$",
+        r"\d+ missing: local_nets\.nets\.0\S+, .* and \d+ more; for all of them: fercli weights inspect FILE -c SPEC$",
     ),
     "squeeze and excite": (
         lambda net: {

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from fercli.errors import FercliError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+#: By it a parent passes a request on to its workers. They may have had it from the terminal too, so it never counts as
+#: a second one.
+PASSED_ON = signal.SIGUSR1
 
 
 class Interrupted(FercliError):
@@ -18,16 +23,20 @@ class Interrupted(FercliError):
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only sets `requested`."""
+    """Context in which the first SIGINT or SIGTERM only sets `requested`, and calls `pass_on` if there is one.
 
-    def __init__(self) -> None:
+    So does `PASSED_ON`, however often it comes.
+    """
+
+    def __init__(self, pass_on: Callable[[], None] | None = None) -> None:
         self.requested = False
+        self._pass_on = pass_on
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
         # Handlers can be set in the main thread only; elsewhere signals keep their meaning.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+            self._before = {number: signal.signal(number, self._handle) for number in (*_SIGNALS, PASSED_ON)}
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -35,6 +44,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+        if self.requested and number != PASSED_ON:
             raise KeyboardInterrupt
         self.requested = True
+        if self._pass_on is not None:
+            self._pass_on()

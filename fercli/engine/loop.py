@@ -17,7 +17,8 @@ from fercli.engine import checkpoint
 from fercli.engine.interrupt import Interrupted, StopRequest
 from fercli.engine.log import Log, Meter
 from fercli.errors import FercliError
-from fercli.methods.base import Batch, Clock, Method
+from fercli.evaluation.selection import best_epoch
+from fercli.methods.base import Batch, Clock, Method, Survey
 from fercli.spec import Engine, Optimisation, Rates
 
 
@@ -41,10 +42,12 @@ class Job:
         folder: where checkpoints and metrics go.
         trainee: network and method.
         groups: optimizer groups, each with a ``rates`` entry (rate by epoch) and a ``scale`` beside its ``params``.
-        batches: step -> batch.
+        batches: (step, the method's pool) -> batch.
         steps_per_epoch: steps that make an epoch.
+        survey: the look at all training faces that a method may take before an epoch.
         validate: epoch -> scores by selection rule, higher is better; called in eval mode at each epoch's end.
         rule: the selection rule that chooses the best epoch.
+        afterwards: of a rule that compares all epochs with each other: () -> score by epoch. None for the others.
         record: plain data saved in each checkpoint beside the state: the spec, the model, what it was trained on.
     """
 
@@ -52,10 +55,12 @@ class Job:
     folder: Path
     trainee: Trainee
     groups: list[dict[str, Any]]
-    batches: Callable[[int], Batch]
+    batches: Callable[[int, torch.Tensor | None], Batch]
     steps_per_epoch: int
+    survey: Survey
     validate: Callable[[int], dict[str, float]]
     rule: str
+    afterwards: Callable[[], dict[int, float]] | None
     optimisation: Optimisation
     engine: Engine
     record: dict[str, Any]
@@ -68,10 +73,10 @@ def rate_at(rates: Rates, epoch: int) -> float:
 
 
 def fit(job: Job, fabric: Any) -> dict[str, Any]:
-    """Train to the end of the last epoch, taking up ``last.ckpt`` where there is one.
+    """Train to the end of the last epoch, or until patience ends, taking up ``last.ckpt`` where there is one.
 
     Returns:
-        ``{"epoch", "score", "rule", "steps", "seconds"}`` of the chosen epoch.
+        ``{"epoch", "score", "rule", "steps", "trained_steps", "seconds"}`` of the chosen epoch.
 
     Raises:
         FercliError: a loss is not finite (the last good checkpoint is kept).
@@ -90,25 +95,29 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
     started_step, note = step, ""
     raw.train()
     with StopRequest() as stop, console.progress(job.title, total, done=step) as bar:
-        while step < total:
+        while step < total and not _patience_is_out(job, best, step):
             clock = Clock(step, step // job.steps_per_epoch + 1)
             if step % job.steps_per_epoch == 0:
-                raw.method.begin_epoch()
+                raw.method.begin_epoch(job.survey)
             for group in optimizer.param_groups:
                 group["lr"] = group["scale"] * rate_at(group["rates"], clock.epoch)
 
-            losses, logs = trainee(job.batches(step), clock)
-            loss = torch.stack(list(losses.values())).sum()
-            _check_finite(loss, losses, step, job.folder)
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            if plan.clip_norm is not None:
-                fabric.clip_gradients(trainee, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
-            optimizer.step()
+            batch = job.batches(step, raw.method.pool())
+            for turn in range(raw.method.turns):
+                losses, logs = trainee(batch, clock._replace(turn=turn))
+                loss = torch.stack(list(losses.values())).sum()
+                _check_finite(loss, losses, step, job.folder)
+                optimizer.zero_grad(set_to_none=True)
+                fabric.backward(loss)
+                for parameter in raw.method.frozen(raw.network, turn):
+                    parameter.grad = None  # so that the optimizer passes it by, decay and momentum included
+                if plan.clip_norm is not None:
+                    fabric.clip_gradients(trainee, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
+                optimizer.step()
+                meter.add({f"loss/{name}": value for name, value in losses.items()})
+                meter.add({f"log/{name}": value for name, value in logs.items()})
             step += 1
 
-            meter.add({f"loss/{name}": value for name, value in losses.items()})
-            meter.add({f"log/{name}": value for name, value in logs.items()})
             epoch_over = step % job.steps_per_epoch == 0
             if epoch_over or step % job.engine.log_every == 0:
                 means = meter.flush()
@@ -121,7 +130,9 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
             if epoch_over:
                 scores = _validate(job, clock.epoch, raw)
                 log.write("validate", step, clock.epoch, scores=scores)
-                if scores[job.rule] > best["score"]:
+                if job.afterwards is not None:
+                    checkpoint.save(_candidate(job, clock.epoch), _state(job, None, meter, best, step))
+                elif _is_better(scores[job.rule], best):
                     best.update(epoch=clock.epoch, score=scores[job.rule])
                     checkpoint.save(job.folder / "best.ckpt", _state(job, None, meter, best, step))
             if save_due:
@@ -131,8 +142,37 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
                 log.close()
                 raise Interrupted(f"stopped at step {step} of {total}, saved in {job.folder}; the same command goes on")
     log.close()
+    if job.afterwards is not None:
+        _choose_afterwards(job, best)
     seconds = time.monotonic() - started_at
-    return {**best, "steps": total, "trained_steps": total - started_step, "seconds": round(seconds, 1)}
+    return {**best, "steps": step, "trained_steps": step - started_step, "seconds": round(seconds, 1)}
+
+
+def _is_better(score: float, best: dict[str, Any]) -> bool:
+    """A score that is not a number never wins; but some epoch has to be kept, so the first one is."""
+    return best["epoch"] == 0 or score > best["score"] or (math.isnan(best["score"]) and not math.isnan(score))
+
+
+def _patience_is_out(job: Job, best: dict[str, Any], step: int) -> bool:
+    patience, epochs = job.optimisation.patience, step // job.steps_per_epoch
+    return patience is not None and epochs - best["epoch"] >= patience and step % job.steps_per_epoch == 0
+
+
+def _candidate(job: Job, epoch: int) -> Path:
+    return job.folder / "candidates" / f"epoch-{epoch:04d}.ckpt"
+
+
+def _choose_afterwards(job: Job, best: dict[str, Any]) -> None:
+    """Make the epoch that compares best with all the others ``best.ckpt``, and drop the others.
+
+    Every epoch is scored again whenever training has gone on; a run that was finished already stays as it is.
+    """
+    scores = job.afterwards()
+    epoch = best_epoch(scores) or max(scores)
+    best.update(epoch=epoch, score=scores[epoch])
+    chosen = _candidate(job, epoch)
+    if chosen.exists():
+        checkpoint.save(job.folder / "best.ckpt", {**checkpoint.load(chosen), "best": dict(best)})
 
 
 def _validate(job: Job, epoch: int, trainee: nn.Module) -> dict[str, float]:
@@ -175,9 +215,10 @@ def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: i
         "best": dict(best),
         **job.record,
     }
+    if optimizer is not None or job.trainee.method.refines:
+        state["method"] = job.trainee.method.state_dict()
     if optimizer is not None:
         state.update(
-            method=job.trainee.method.state_dict(),
             optimizer=optimizer.state_dict(),
             meter=meter.state_dict(),
             rng={

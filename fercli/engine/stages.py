@@ -2,45 +2,32 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
+from fercli import console
 from fercli.batches import Batches, Faces, hold_out, labels_of
 from fercli.engine import checkpoint
 from fercli.engine.fabric import make_fabric
+from fercli.engine.folder import differences, digest, open_folder, record_of
 from fercli.engine.log import environment
 from fercli.engine.loop import Job, Trainee, fit
+from fercli.engine.watch import TargetWatch, Watch
 from fercli.errors import FercliError
-from fercli.evaluation import decision, selection
-from fercli.evaluation.inference import predict
+from fercli.evaluation.oracle import oracle_labels
+from fercli.evaluation.rules import RULES
+from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.methods import method_class
 from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE, GlobalLocal, build_network
-from fercli.spec import Model, Spec, to_yaml
+from fercli.spec import Model, Optimisation, Spec
 from fercli.store import Store
 from fercli.views import ViewSettings
-
-#: Sections (and keys) that two commands of one run must agree on. Epochs may be raised; devices and logging may change.
-_FIXED = {
-    "source": (
-        "data.source",
-        "data.validation",
-        "data.augment",
-        "prepare.size",
-        "model",
-        "engine.seed",
-        "train_source",
-    ),
-    "adapt": ("data.source", "data.validation", "data.augment", "prepare.size", "model", "engine.seed", "adapt"),
-}
-_FREE = frozenset({"epochs", "select_images"})
 
 
 def view_settings(spec: Spec) -> ViewSettings:
@@ -64,20 +51,31 @@ def open_store(spec: Spec, name: str, labels: bool = True) -> Store:
     return store
 
 
-def source_faces(spec: Spec, device: torch.device) -> tuple[Faces, np.ndarray, Faces, np.ndarray]:
-    """Training and held-out faces of the source datasets with their labels."""
+class Source(NamedTuple):
+    """The labelled faces of the source datasets: to train on, and held out for choosing."""
+
+    train: Faces
+    labels: np.ndarray
+    held: Faces
+    held_labels: np.ndarray
+
+
+def source_faces(spec: Spec, device: torch.device) -> Source:
+    """Training and held-out faces of the source datasets with their labels. Warns of an expression without any."""
     stores = [open_store(spec, name) for name in spec.data.source]
     parts = []
     for store in stores:
         indices = store.indices(store.adapt_splits)
         parts.append(hold_out(store, indices[store.labels[indices] >= 0], spec.data.validation))
-    crops = spec.model.reads_crops
     train, held = [p[0] for p in parts], [p[1] for p in parts]
-    return (
-        Faces(stores, train, device, crops),
-        labels_of(stores, train),
-        Faces(stores, held, device, crops),
-        labels_of(stores, held),
+    labels = labels_of(stores, train)
+    absent = [name for number, name in enumerate(EXPRESSIONS) if not (labels == number).any()]
+    if absent:
+        names = "+".join(spec.data.source)
+        console.warn(f"{names} has no training face of {', '.join(absent)}: the model cannot learn to answer so")
+    crops = spec.model.reads_crops
+    return Source(
+        Faces(stores, train, device, crops), labels, Faces(stores, held, device, crops), labels_of(stores, held)
     )
 
 
@@ -91,41 +89,36 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
         FercliError: a store is missing, or the folder holds a run with other settings.
     """
     folder = spec.run_folder / "source"
-    record = _record(spec, "source")
+    record = record_of(spec, "source")
     fabric = make_fabric(spec.engine)
-    train, labels, held, held_labels = source_faces(spec, fabric.device)
+    source = source_faces(spec, fabric.device)
     network = _network(spec.model)
     # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
-    _open_folder(folder, record, restart)
-    method = method_class("source-only")(spec.train_source, Method.read_options({}), FEATURE_SIZE, target_size=0)
-    settings = view_settings(spec)
-
-    def validate(epoch: int) -> dict[str, float]:
-        probabilities = predict(network, held, settings, spec.engine.evaluate_batch)
-        return {**selection.last_score(epoch), **selection.source_score(probabilities, torch.from_numpy(held_labels))}
-
-    plan = spec.train_source
-    job = Job(
-        title="train-source " + "+".join(spec.data.source),
-        folder=folder,
-        trainee=Trainee(network, method),
-        groups=_groups(network, method, plan),
-        batches=Batches(train, labels, None, frozenset(), plan.batch, spec.engine.seed, settings, fabric.device),
-        steps_per_epoch=plan.steps_per_epoch or max(1, len(train) // plan.batch),
-        validate=validate,
-        rule=plan.select,
-        optimisation=plan,
-        engine=spec.engine,
-        record=record,
+    open_folder(folder, record, restart)
+    plan, settings = spec.train_source, view_settings(spec)
+    method = method_class("source-only")(plan, Method.read_options({}), FEATURE_SIZE, target_size=0)
+    watch = Watch(network, method, settings, spec.engine.evaluate_batch, source)
+    batches = Batches(
+        source.train,
+        source.labels,
+        None,
+        frozenset(),
+        plan.batch,
+        spec.engine.seed,
+        settings,
+        fabric.device,
+        spec.data.balance,
     )
-    return _run(job, fabric, spec)
+    steps = plan.steps_per_epoch or max(1, len(source.train) // plan.batch)
+    title = "train-source " + "+".join(spec.data.source)
+    return _run(title, spec, plan, folder, record, fabric, Trainee(network, method), batches, steps, watch)
 
 
 def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     """Stage 2: adapt the source model to an unlabelled target into ``runs/NAME/adapt-TARGET``.
 
-    Target labels are not read: the store is opened without them. Each epoch's answers on the target's scored part are
-    kept (without labels) in ``decisions/``, from which `fercli.evaluation.oracle` reckons the oracle afterwards.
+    Target labels are not read: the store is opened without them (a method of whose name oracle is part gets them from
+    `fercli.evaluation.oracle`). What each epoch leaves for choosing and for the oracle: `fercli.engine.watch`.
 
     Returns, raises:
         As `train_source`; also where there is no source checkpoint, or one of another architecture.
@@ -137,53 +130,46 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     unlabelled, to_score = store.indices(store.adapt_splits), store.indices(store.score_splits)
     start = checkpoint.load(_source_checkpoint(spec))
     record = {
-        **_record(spec, "adapt"),
+        **record_of(spec, "adapt"),
         "target": target,
         "method_name": spec.adapt.method,
-        "source_model": _digest(start["network"]),
+        "source_model": digest(start["network"]),
     }
     fabric = make_fabric(spec.engine)
     network = empty_network(spec)
     load_network(network, start, spec, _source_checkpoint(spec))
-    train, labels, held, held_labels = source_faces(spec, fabric.device)
-    crops = spec.model.reads_crops
-    _open_folder(folder, record, restart)
+    source = source_faces(spec, fabric.device)
+    plan, settings = spec.adapt, view_settings(spec)
+    if not len(unlabelled):
+        raise FercliError(f"{target} has no face to adapt to; see {store.path / 'manifest.csv'} for what was rejected")
+    if len(unlabelled) < plan.batch:
+        console.warn(f"{target} has {len(unlabelled)} face(s), fewer than a batch of {plan.batch}: faces repeat in it")
+    method = kind(plan, options, FEATURE_SIZE, target_size=len(unlabelled))
+    if kind.oracle:
+        method.give_labels(oracle_labels(open_store(spec, target), unlabelled))
+    open_folder(folder, record, restart)
 
-    faces = Faces([store], [unlabelled], fabric.device, crops)
-    to_watch = _thin(unlabelled, spec.adapt.select_images)
-    watched, scored = (Faces([store], [chosen], fabric.device, crops) for chosen in (to_watch, to_score))
-    # A target without a split of its own (JAFFE) watches and scores the same faces: one pass serves both.
-    same_faces = np.array_equal(to_watch, to_score)
-    method = kind(spec.adapt, options, FEATURE_SIZE, target_size=len(faces))
-    settings = view_settings(spec)
-    (folder / "decisions").mkdir(exist_ok=True)
+    def faces(indices: np.ndarray) -> Faces:
+        return Faces([store], [indices], fabric.device, spec.model.reads_crops)
 
-    def validate(epoch: int) -> dict[str, float]:
-        size = spec.engine.evaluate_batch
-        seen = predict(network, scored, settings, size)
-        answers = decision.decide(method.decision, seen, method.status()).answers
-        write_atomically(folder / "decisions" / f"epoch-{epoch:04d}.txt", _digits(answers))
-        return {
-            **selection.last_score(epoch),
-            **selection.source_score(predict(network, held, settings, size), torch.from_numpy(held_labels)),
-            **selection.target_scores(seen if same_faces else predict(network, watched, settings, size)),
-        }
-
-    plan = spec.adapt
-    job = Job(
-        title=f"adapt {spec.adapt.method} -> {target}",
-        folder=folder,
-        trainee=Trainee(network, method),
-        groups=_groups(network, method, plan),
-        batches=Batches(train, labels, faces, method.wants, plan.batch, spec.engine.seed, settings, fabric.device),
-        steps_per_epoch=plan.steps_per_epoch or max(1, max(len(train), len(faces)) // plan.batch),
-        validate=validate,
-        rule=plan.select,
-        optimisation=plan,
-        engine=spec.engine,
-        record=record,
+    train = faces(unlabelled)
+    watch = TargetWatch(
+        network, method, settings, spec.engine.evaluate_batch, source, train, faces(to_score), plan, folder
     )
-    return _run(job, fabric, spec)
+    batches = Batches(
+        source.train,
+        source.labels,
+        train,
+        method.wants,
+        plan.batch,
+        spec.engine.seed,
+        settings,
+        fabric.device,
+        spec.data.balance,
+    )
+    steps = plan.steps_per_epoch or max(1, max(len(source.train), len(train)) // plan.batch)
+    title = f"adapt {spec.adapt.method} -> {target}"
+    return _run(title, spec, plan, folder, record, fabric, Trainee(network, method), batches, steps, watch)
 
 
 def empty_network(spec: Spec) -> GlobalLocal:
@@ -197,7 +183,7 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
     Raises:
         FercliError: the checkpoint is of another architecture; the differing keys are named.
     """
-    problem = _differences(state["spec"], json.loads(spec.model_dump_json()), ("model",), frozenset({"weights"}))
+    problem = differences(state["spec"], json.loads(spec.model_dump_json()), ("model",), frozenset({"weights"}))
     if problem:
         raise FercliError(f"{path} is of another architecture ({problem}); use the spec it was trained with")
     network.load_state_dict(state["network"])
@@ -215,11 +201,39 @@ def _source_checkpoint(spec: Spec) -> Path:
     return path
 
 
-def _run(job: Job, fabric: Any, spec: Spec) -> dict[str, Any]:
-    outcome = fit(job, fabric)
+def _run(
+    title: str,
+    spec: Spec,
+    plan: Optimisation,
+    folder: Path,
+    record: dict[str, Any],
+    fabric: Any,
+    trainee: Trainee,
+    batches: Batches,
+    steps_per_epoch: int,
+    watch: Watch,
+) -> dict[str, Any]:
+    job = Job(
+        title=title,
+        folder=folder,
+        trainee=trainee,
+        groups=_groups(trainee.network, trainee.method, plan),
+        batches=batches,
+        steps_per_epoch=steps_per_epoch,
+        survey=watch,
+        validate=watch.validate,
+        rule=plan.select,
+        afterwards=watch.afterwards if RULES[plan.select].post_hoc else None,
+        optimisation=plan,
+        engine=spec.engine,
+        record=record,
+    )
+    outcome = {**fit(job, fabric), "decision": trainee.method.decision}
     facts = environment(fabric.device.type)
-    write_atomically(job.folder / "environment.json", json.dumps({**facts, "outcome": outcome}, indent=2).encode())
-    return {"folder": str(job.folder), "device": facts["device"], **outcome}
+    kept = folder / "environment.json"
+    if outcome["trained_steps"] or not kept.exists():  # a finished run stays as it was, its seconds too
+        write_atomically(kept, json.dumps({**facts, "outcome": outcome}, indent=2).encode())
+    return {"folder": str(folder), "device": facts["device"], **outcome}
 
 
 def _groups(network: torch.nn.Module, method: Method, plan: Any) -> list[dict[str, Any]]:
@@ -233,67 +247,3 @@ def _groups(network: torch.nn.Module, method: Method, plan: Any) -> list[dict[st
     if extra:
         groups.append({"params": extra, "rates": plan.discriminator_rate, "scale": 1.0})
     return groups
-
-
-def _thin(indices: np.ndarray, limit: int) -> np.ndarray:
-    """At most `limit` of the indices, evenly spread."""
-    return indices if len(indices) <= limit else indices[np.linspace(0, len(indices) - 1, limit).round().astype(int)]
-
-
-def _digest(weights: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of a network's weights, so that an adaptation knows which source model it started from."""
-    digest = hashlib.sha256()
-    for tensor in weights.values():
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _digits(answers: torch.Tensor) -> bytes:
-    return "".join(map(str, answers.tolist())).encode() + b"\n"
-
-
-def _record(spec: Spec, stage: str) -> dict[str, Any]:
-    return {"kind": "fercli", "stage": stage, "spec": json.loads(spec.model_dump_json())}
-
-
-def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
-    """Make the stage folder, or check that what lies there is this same run."""
-    if restart and folder.exists():
-        shutil.rmtree(folder)
-    last = folder / "last.ckpt"
-    if last.exists():
-        old = checkpoint.load(last)
-        problem = _differences(old["spec"], record["spec"], _FIXED[record["stage"]], _FREE)
-        if not problem and old.get("source_model") != record.get("source_model"):
-            problem = "from another source model"
-        if problem:
-            raise FercliError(
-                f"{folder} was begun with other settings ({problem}); give the run another name, or --restart it"
-            )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise FercliError(f"cannot make {folder}: {problem.strerror}; set paths.runs to a folder to write in") from None
-    text = to_yaml(Spec.model_validate(record["spec"])).encode()
-    write_atomically(folder / "spec.yaml", text)
-    write_atomically(folder.parent / "spec.yaml", text)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], paths: tuple[str, ...], free: frozenset[str]) -> str:
-    """What differs at the key paths, as "model.width 16 -> 24", or an empty string."""
-    found = []
-
-    def walk(path: str, a: Any, b: Any) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in [*a, *(k for k in b if k not in a)]:
-                if key not in free:
-                    walk(f"{path}.{key}", a.get(key), b.get(key))
-        elif a != b:
-            found.append(f"{path} {a} -> {b}")
-
-    for path in paths:
-        a, b = old, new
-        for key in path.split("."):
-            a, b = a.get(key, {}), b.get(key, {})
-        walk(path, a, b)
-    return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")

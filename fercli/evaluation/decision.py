@@ -31,6 +31,17 @@ def fused(probabilities: Tensor) -> Decision:
     return Decision(answers, torch.zeros_like(answers))
 
 
+def global_and_fused(probabilities: Tensor) -> Decision:
+    """The argmax of the sum of the global and the fused head's logits (CGLRL, Xie et al., ICPR 2022, its code).
+
+    By their log-probabilities, which differ from the logits by a constant a head. A probability of zero counts as the
+    least positive float, so that two heads that are each certain of another class tie, and the lower class answers.
+    """
+    least = torch.finfo(probabilities.dtype).tiny
+    answers = probabilities[:, [GLOBAL, FUSED]].clamp_min(least).log().sum(1).argmax(-1)
+    return Decision(answers, torch.zeros_like(answers))
+
+
 def glpc(probabilities: Tensor, status: Tensor, threshold: float = 0.95) -> Decision:
     """Global-local prediction consistency (AGLRLS, arXiv 2401.11085, the selection at test time).
 
@@ -59,7 +70,12 @@ def glpc(probabilities: Tensor, status: Tensor, threshold: float = 0.95) -> Deci
 
 
 def decide(rule: str, probabilities: Tensor, status: Tensor | None) -> Decision:
-    """Answer by the rule's name ("fused" or "glpc"); GLPC without a status (a model not adapted) is the fused head."""
+    """Answer by the rule's name: "fused", "global+fused" or "glpc".
+
+    GLPC without a status (a model not adapted) is the fused head.
+    """
+    if rule == "global+fused":
+        return global_and_fused(probabilities)
     if rule == "glpc" and status is not None:
         return glpc(probabilities, status.to(probabilities))
     return fused(probabilities)

@@ -6,6 +6,7 @@ This is the final score, the one place beside `oracle` where target labels are r
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,15 +23,16 @@ from fercli.engine.log import environment, read_metrics
 from fercli.engine.stages import empty_network, load_network, open_store, view_settings
 from fercli.errors import FercliError
 from fercli.evaluation.decision import RUNGS, decide
-from fercli.evaluation.inference import predict
+from fercli.evaluation.inference import look
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
 from fercli.evaluation.rules import RULES
 from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
-from fercli.models import HEADS
-from fercli.spec import Spec
+from fercli.methods import method_class
+from fercli.models import FEATURE_SIZE, HEADS, Output
+from fercli.spec import Adapt, Spec
 from fercli.store import Store
 
 
@@ -55,7 +57,22 @@ class Trained:
     def method(self) -> str:
         """What tables call it: the method, and its tag where it has one."""
         tag = self.state["spec"]["adapt"]["tag"] if self.stage == "adapt" else ""
-        return self.state.get("method_name", "source-only") + (f" ({tag})" if tag else "")
+        return self.registered + (f" ({tag})" if tag else "")
+
+    @property
+    def registered(self) -> str:
+        """The method's name in the registry."""
+        return self.state.get("method_name", "source-only")
+
+    def refine(self, device: torch.device) -> Callable[[Output], Output] | None:
+        """What the method makes of the network's output, or None where that is nothing."""
+        kind = method_class(self.registered)
+        if not kind.refines:
+            return None
+        settings = Adapt.model_validate(self.state["spec"]["adapt"])
+        method = kind(settings, kind.read_options(settings.options), FEATURE_SIZE, target_size=0)
+        method.load_state_dict(self.state["method"])
+        return method.to(device).eval().refine
 
 
 def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -153,7 +170,7 @@ def headline(results: dict[str, Any]) -> tuple[str, list[str], list[list[str]], 
     if results["stand_in"]:
         notes.append("Datasets marked † are procedural faces drawn by fercli: a stand-in, not photographs.")
     if any(row["oracle"] for row in results["table"]):
-        notes.append("ORACLE rows chose their epoch by target labels: an upper bound, not a result.")
+        notes.append("ORACLE rows used target labels, to choose the epoch or to train: an upper bound, not a result.")
     return f"{results['title']}: source-only beside adapted", columns, rows, "\n".join(notes)
 
 
@@ -179,9 +196,10 @@ def _score(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The entry of one model on one dataset, and its rows of the headline table."""
     is_source = store.name in spec.data.source
-    splits, indices, expected = _scored_part(spec, store, is_source)
+    splits, indices, expected = scored_part(spec, store, is_source)
     faces = Faces([store], [indices], device, spec.model.reads_crops)
-    probabilities = predict(network, faces, view_settings(spec), spec.engine.evaluate_batch)
+    seen = look(network, faces, view_settings(spec), spec.engine.evaluate_batch, model.refine(device))
+    probabilities = seen.probabilities
     status = model.state["status"]
     rule = model.state["decision"] if status is not None else "fused"
     answers, rungs = (t.numpy() for t in decide(rule, probabilities, status))
@@ -198,14 +216,16 @@ def _score(
         "checkpoint": str(model.folder / "best.ckpt"),
         "epoch": best["epoch"],
         "selection": {"rule": best["rule"], "reads": list(RULES[best["rule"]].reads)},
+        "oracle": method_class(model.registered).oracle,
         "splits": splits,
         "counts": counts,
         "heads": {
-            name: _metrics(labels[known], probabilities[:, h].argmax(-1).numpy()[known]) for h, name in enumerate(HEADS)
+            name: metrics_of(labels[known], probabilities[:, h].argmax(-1).numpy()[known])
+            for h, name in enumerate(HEADS)
         },
         "decision": {
             "rule": rule,
-            "metrics": _metrics(labels[known], answers[known]),
+            "metrics": metrics_of(labels[known], answers[known]),
             "rungs": _rungs(labels[known], answers[known], rungs[known]) if rule == "glpc" else None,
         },
     }
@@ -218,17 +238,18 @@ def _score(
         **counts,
         "selection": best["rule"],
         "epoch": best["epoch"],
-        "oracle": False,
+        # A method that trains on target labels is an upper bound, whatever chose its epoch.
+        "oracle": method_class(model.registered).oracle,
     }
     rows = [row]
     chosen = None if is_source else oracle_epoch(model.folder, labels)
     if chosen is not None:
-        figures = _headline_figures(_metrics(labels[known], chosen[1][known]))
+        figures = _headline_figures(metrics_of(labels[known], chosen[1][known]))
         rows.append({**row, **figures, "selection": "oracle", "epoch": chosen[0], "oracle": True})
     return entry, rows
 
 
-def _scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], np.ndarray, int]:
+def scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], np.ndarray, int]:
     """Which faces score: (what to call them, positions, how many the dataset lists).
 
     A source without a test part of its own is scored on the faces held out of training, which also chose the epoch.
@@ -240,7 +261,7 @@ def _scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], 
     return list(store.score_splits), store.indices(store.score_splits), store.expected(store.score_splits)
 
 
-def _metrics(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:
+def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:
     """All figures of one set of answers, or None where no face has a label."""
     if not len(labels):
         return None

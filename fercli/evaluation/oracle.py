@@ -9,6 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from fercli.store import Store
 
 
 def oracle_epoch(folder: Path, labels: np.ndarray) -> tuple[int, np.ndarray] | None:
@@ -32,3 +36,8 @@ def oracle_epoch(folder: Path, labels: np.ndarray) -> tuple[int, np.ndarray] | N
         if best is None or accuracy > best[0]:
             best = accuracy, int(path.stem.split("-")[1]), answers
     return None if best is None else best[1:]
+
+
+def oracle_labels(store: Store, indices: np.ndarray) -> Tensor:
+    """True labels int64 [N] (-1 unknown) of target faces, for methods whose name says that they are oracles."""
+    return torch.from_numpy(store.labels[indices].astype(np.int64))

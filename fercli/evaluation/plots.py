@@ -45,6 +45,51 @@ def lanes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, tit
     return Markup(_OPEN).format(height=24, kind="lanes", title=title) + Markup("".join(parts) + "</svg>")
 
 
+def axis(values: Sequence[float]) -> list[float]:
+    """Choose the ticks of an axis that holds fractions: even steps of a round number of points, seven at most.
+
+    Args:
+        values: fractions in [0, 1].
+
+    Returns:
+        At least two ticks within [0, 1], ascending, the ends of the axis first and last. Without values 0 and 1.
+    """
+    if not values:
+        return [0.0, 1.0]
+    for step in (1, 2, 5, 10, 20):  # points
+        first = max(0, math.floor(100 * min(values) / step - 0.25) * step)
+        last = min(100, math.ceil(100 * max(values) / step + 0.25) * step)
+        if last - first <= 6 * step:
+            break
+    return [tick / 100 for tick in range(first, last + 1, step)]
+
+
+def spread(
+    values: Sequence[float], mean: float, sd: float | None, ticks: Sequence[float], reference: float | None, title: str
+) -> Markup:
+    """Draw scores of several seeds as faint dots, their mean as a dot and one deviation to each side as a bar.
+
+    Args:
+        values: fractions, one a seed.
+        mean, sd: theirs; without a deviation there is no bar.
+        ticks: from `axis`; bars are cut at its ends.
+        reference: where to draw a dashed line, if anywhere.
+        title: what a screen reader says.
+    """
+
+    def x(value: float) -> str:
+        return f"{2 + 96 * min(1.0, max(0.0, (value - ticks[0]) / (ticks[-1] - ticks[0]))):.2f}"
+
+    parts = ['<path class="axis" d="' + "".join(f"M{x(tick)} 0V20" for tick in ticks) + '"/>']
+    if reference is not None:
+        parts.append(f'<path class="mark before" d="M{x(reference)} 0V20"/>')
+    if sd is not None:
+        parts.append(f'<path class="whisker after" d="M{x(mean - sd)} 10H{x(mean + sd)}"/>')
+    parts.extend(f'<path class="seed after" d="M{x(value)} 10h0"/>' for value in values)
+    parts.append(f'<path class="dot after" d="M{x(mean)} 10h0"/>')
+    return Markup(_OPEN).format(height=20, kind="spread", title=title) + Markup("".join(parts) + "</svg>")
+
+
 def curve(
     name: str, points: Sequence[Point], chosen: int | None = None, from_zero: bool = False
 ) -> dict[str, Any] | None:

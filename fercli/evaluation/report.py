@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fercli.evaluation.plots import number
-from fercli.evaluation.report_view import plain, view
+from fercli.evaluation.report_view import duration, plain, view
 from fercli.files import write_atomically
 
 _NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
@@ -41,6 +41,17 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
 
 def render(results: Mapping[str, Any]) -> str:
     """Return the report of a results document as one HTML page."""
+    return page("report.html.j2", view(results), results)
+
+
+def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Fill a template of this folder with plain values, all text escaped.
+
+    Args:
+        template: its file name.
+        values: what it shows.
+        document: whose `datasets` and `stand_in` say which names the test ``standin`` (of `_macros.html.j2`) marks.
+    """
     environment = Environment(
         loader=PackageLoader("fercli.evaluation"),
         autoescape=True,
@@ -49,9 +60,10 @@ def render(results: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(pct=_pct, points=_points, figure=_figure, plain=plain, shade=_shade, short=_short)
-    datasets = results.get("datasets") or {}
-    environment.tests["standin"] = lambda name: _is_stand_in(name, datasets, bool(results.get("stand_in")))
-    return environment.get_template("report.html.j2").render(view(results))
+    environment.filters.update(pvalue=_pvalue, duration=duration)
+    datasets = document.get("datasets") or {}
+    environment.tests["standin"] = lambda name: _is_stand_in(name, datasets, bool(document.get("stand_in")))
+    return environment.get_template(template).render(values)
 
 
 def _is_stand_in(name: str, datasets: Mapping[str, Any], whole: bool) -> bool:
@@ -72,6 +84,12 @@ def _points(value: Any) -> str:
         return _NOT_DEFINED
     text = f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
     return "0.0" if text[1:] == "0.0" else text
+
+
+def _pvalue(value: Any) -> str:
+    """A chance in [0, 1], with what it is."""
+    value = number(value)
+    return _NOT_DEFINED if value is None else "p < 0.001" if value < 0.001 else f"p {value:.3f}"
 
 
 def _figure(value: Any) -> str:

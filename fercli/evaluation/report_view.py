@@ -27,12 +27,10 @@ def view(results: Mapping[str, Any]) -> dict[str, Any]:
     """Work out everything the template shows; the template itself only lays it out."""
     table = results.get("table") or []
     rows = [_with_interval(row) for row in [*table, *_source_rows(results)]]
-    stand_in = bool(results.get("stand_in")) or any(d.get("stand_in") for d in (results.get("datasets") or {}).values())
-    published = [] if stand_in else list(results.get("published") or [])
+    common = frame(results)
+    published = [] if common["stand_in"] else list(results.get("published") or [])
     return {
-        "title": results.get("title") or "results",
-        "created": _when(results.get("created")),
-        "stand_in": stand_in,
+        **common,
         "expressions": list(results["expressions"]),
         "headline": sorted(headline(rows), key=lambda line: line["after"] is None),
         "rows": rows,
@@ -44,8 +42,19 @@ def view(results: Mapping[str, Any]) -> dict[str, Any]:
             row for row in published if number(row.get("accuracy")) and row["target"] in (results.get("datasets") or {})
         ],
         "left_out": _left_out(results),
-        "spec": _as_yaml(results.get("spec")),
-        "environment": _environment(results.get("environment") or {}),
+    }
+
+
+def frame(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Work out what every page shows, of a run and of a sweep: {"title", "created", "stand_in" (whether any data set
+    is one), "spec" (YAML), "environment" (pairs of text)}. Whatever the document lacks is empty."""
+    datasets = (document.get("datasets") or {}).values()
+    return {
+        "title": document.get("title") or "results",
+        "created": _when(document.get("created")),
+        "stand_in": bool(document.get("stand_in")) or any(about.get("stand_in") for about in datasets),
+        "spec": _as_yaml(document.get("spec")),
+        "environment": _environment(document.get("environment") or {}),
     }
 
 
@@ -154,7 +163,7 @@ def _model(entry: Mapping[str, Any]) -> dict[str, Any]:
         "splits": plain(entry.get("splits")),
         "rule": selection.get("rule"),
         "reads": plain(selection.get("reads")) or "nothing",
-        "oracle": selection.get("rule") == "oracle",
+        "oracle": bool(entry.get("oracle")) or selection.get("rule") == "oracle",
         "decision": decision,
         "heads": heads,
         "labelled": any(heads.values()) or bool(decision and decision.get("metrics")),
@@ -261,11 +270,11 @@ def _environment(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             seconds = key.endswith("_s")
             rows += [
-                (f"{key.removesuffix('_s')}: {name}", _duration(one) if seconds else plain(one))
+                (f"{key.removesuffix('_s')}: {name}", duration(one) if seconds else plain(one))
                 for name, one in value.items()
             ]
         elif key.endswith("_s"):
-            rows.append((key.removesuffix("_s"), _duration(value)))
+            rows.append((key.removesuffix("_s"), duration(value)))
         else:
             rows.append((key, plain(value)))
     return rows
@@ -286,7 +295,8 @@ def _when(created: Any) -> str:
     return f"{moment.day} {moment:%B %Y, %H:%M} {zone}".strip()
 
 
-def _duration(value: Any) -> str:
+def duration(value: Any) -> str:
+    """Seconds as text; what is no number stays as it is."""
     seconds = number(value)
     if seconds is None:
         return plain(value)

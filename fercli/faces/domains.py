@@ -5,7 +5,8 @@ Each is one frozen dataclass of knobs; `dataclasses.replace(LAB, noise=(3, 6))` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from fercli.faces.anatomy import Proportions
 
@@ -176,3 +177,35 @@ STREET = Domain(
 )
 
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (STUDIO, LAB, THUMBNAIL, STREET)}
+
+
+def between(one: Domain, other: Domain, share: float, name: str) -> Domain:
+    """The domain that has gone `share` of the way from `one` (0) to `other` (1), or beyond it (above 1).
+
+    Measures and ranges go in a straight line and stay at or above zero where both ends do; habits of the population
+    fade in likewise; what has no middle (size of the picture, grey or colour, jpeg) is `other`'s from a half on.
+    """
+
+    def mixed(a: Any, b: Any) -> Any:
+        if isinstance(a, float) and isinstance(b, float | int):
+            value = a + share * (b - a)
+            return max(value, 0.0) if min(a, b) >= 0 else value
+        if isinstance(a, tuple) and len(a) == 2 and isinstance(b, tuple) and all(isinstance(x, float | int) for x in a):
+            return tuple(mixed(float(x), y) for x, y in zip(a, b, strict=True))
+        return a if share < 0.5 else b
+
+    def habits(a: tuple[tuple[int, float], ...], b: tuple[tuple[int, float], ...], rest: float) -> Any:
+        first, second = dict(a), dict(b)
+        units = dict.fromkeys([*first, *second])
+        return tuple((unit, mixed(float(first.get(unit, rest)), second.get(unit, rest))) for unit in units)
+
+    made = {f.name: mixed(getattr(one, f.name), getattr(other, f.name)) for f in fields(Domain)}
+    made["size"] = one.size if share < 0.5 else other.size
+    made["proportions"] = Proportions(
+        **{
+            f.name: mixed(getattr(one.proportions, f.name), getattr(other.proportions, f.name))
+            for f in fields(Proportions)
+        }
+    )
+    made["gains"], made["rest"] = habits(one.gains, other.gains, 1.0), habits(one.rest, other.rest, 0.0)
+    return Domain(**{**made, "name": name})

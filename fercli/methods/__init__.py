@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 METHODS: dict[str, str] = {
     "source-only": "fercli.methods.source_only:SourceOnly",
     "aglrls": "fercli.methods.aglrls:AGLRLS",
+    "cglrl": "fercli.methods.cglrl:CGLRL",
+    "cglrl-oracle": "fercli.methods.cglrl:CGLRLOracle",
+    "dann": "fercli.methods.dann:DANN",
+    "cdan": "fercli.methods.cdan:CDAN",
+    "cdan-e": "fercli.methods.cdan:CDANE",
+    "safn": "fercli.methods.safn:SAFN",
+    "mcd": "fercli.methods.mcd:MCD",
+    "swd": "fercli.methods.swd:SWD",
+    "fixmatch": "fercli.methods.fixmatch:FixMatch",
+    "agra": "fercli.methods.agra:AGRA",
 }
 
 

@@ -13,19 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fercli.expressions import NUM_EXPRESSIONS
-from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step
-from fercli.methods.losses import (
-    Discriminator,
-    conditional_adversarial,
-    head_cross_entropy,
-    learning_status,
-    pseudo_label_loss,
-    reversal_coefficient,
-)
+from fercli.methods.adversarial import HeadDiscriminators
+from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step, Survey
+from fercli.methods.joint import joint_pass
+from fercli.methods.losses import learning_status, pseudo_label_loss, reversal_coefficient
 from fercli.models import HEADS
 from fercli.spec import Optimisation, Section
-from fercli.views import cat
 
 
 class AGLRLS(Method):
@@ -65,18 +58,12 @@ class AGLRLS(Method):
             wants |= {"weak", "strong"}
         self.wants = frozenset(wants)
 
-        widths = [feature_dim] * (NUM_HEADS - 1) + [feature_dim * (NUM_HEADS - 1)]
-        shared = options.discriminators == "shared"
-        # Which discriminator serves which head: one for the global, one for all local, one for the fused; or seven.
-        self.discriminator_of = [0, 1, 1, 1, 1, 1, 2] if shared else list(range(NUM_HEADS))
-        first_head = [self.discriminator_of.index(d) for d in range(max(self.discriminator_of) + 1)]
-        self.discriminators = nn.ModuleList(
-            Discriminator(NUM_EXPRESSIONS * widths[head], options.hidden)
-            for head in (first_head if options.adversarial else [])
-        )
+        self.discriminators = nn.ModuleList()
+        if options.adversarial:
+            self.discriminators = HeadDiscriminators(feature_dim, options.discriminators, options.hidden)
         self.register_buffer("bank", torch.full((NUM_HEADS, target_size), -1, dtype=torch.long))
 
-    def begin_epoch(self) -> None:
+    def begin_epoch(self, survey: Survey) -> None:
         self.bank.fill_(-1)
 
     def status(self) -> Tensor:
@@ -84,34 +71,20 @@ class AGLRLS(Method):
 
     def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
         options = self.options
-        logs: dict[str, Tensor] = {}
-        aligned = batch.weak if self.shared_view else batch.target
-        together = batch.source if aligned is None or not options.adversarial else cat([batch.source, aligned])
-        output = network(*together.inputs)
-        count = len(batch.labels)
-        losses = {"source": head_cross_entropy(output.logits[:count], batch.labels, self.head_weights)}
-        logs["source-accuracy"] = (output.logits[:count, -1].argmax(-1) == batch.labels).float().mean()
+        aligned = batch.source[:0]  # none
+        if options.adversarial:
+            aligned = batch.weak if self.shared_view else batch.target
+        source, target, losses, logs = joint_pass(network, batch.source, aligned, batch.labels, self.head_weights)
 
         if options.adversarial:
             coefficient = reversal_coefficient(clock.step, options.reversal_steps)
-            is_source = torch.arange(len(output.logits), device=batch.labels.device) < count
-            terms = [
-                conditional_adversarial(
-                    self._head_features(output.features, head),
-                    output.logits[:, head],
-                    is_source,
-                    self.discriminators[self.discriminator_of[head]],
-                    coefficient,
-                    options.entropy_conditioning,
-                )
-                for head in range(NUM_HEADS)
-            ]
-            losses["adversarial"] = options.adversarial_weight * torch.stack(terms).sum()
-            logs["reversal"] = losses["adversarial"].new_tensor(coefficient)
+            adversarial = self.discriminators(source, target, coefficient, options.entropy_conditioning)
+            losses["adversarial"] = options.adversarial_weight * adversarial
+            logs["reversal"] = adversarial.new_tensor(coefficient)
 
         if options.pseudo_labels:
             if self.shared_view and options.adversarial:
-                weak_logits = output.logits[count:]
+                weak_logits = target.logits
             else:
                 with torch.no_grad():  # only the labels are wanted; batch norm still sees the weak view, as published
                     weak_logits = network(*batch.weak.inputs).logits
@@ -123,11 +96,6 @@ class AGLRLS(Method):
             self._remember(batch.indices, confident)
             logs.update({f"pseudo-rate/{name}": passed[:, h].float().mean() for h, name in enumerate(HEADS)})
         return Step(losses, logs)
-
-    @staticmethod
-    def _head_features(features: Tensor, head: int) -> Tensor:
-        """Feature [B, D] of a global or local head, [B, 6 D] of the fused one."""
-        return features.flatten(1) if head == NUM_HEADS - 1 else features[:, head]
 
     def _remember(self, indices: Tensor, confident: Tensor) -> None:
         """Put the confident predictions [B, H] of target images `indices` [B] into the bank."""

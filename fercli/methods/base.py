@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fercli.errors import SpecError
-from fercli.models import HEADS
+from fercli.models import HEADS, Output
 from fercli.spec import Optimisation, Section, explain
 from fercli.views import View
 
@@ -17,10 +17,41 @@ NUM_HEADS = len(HEADS)
 
 
 class Clock(NamedTuple):
-    """Where training stands: `step` steps are done in all; `epoch` counts from 1."""
+    """Where training stands.
+
+    Attributes:
+        step: batches done in all, before this one.
+        epoch: counts from 1.
+        turn: which of the method's updates on this batch this is, 0..turns-1.
+    """
 
     step: int
     epoch: int
+    turn: int = 0
+
+
+class Seen(NamedTuple):
+    """The network's outputs on N faces, in eval mode on centre-crop views.
+
+    Attributes:
+        probabilities: float [N, 7 heads, 7 expressions].
+        features: float [N, 6, 64].
+        labels: int64 [N] of source faces; None of target faces, always.
+    """
+
+    probabilities: Tensor
+    features: Tensor
+    labels: Tensor | None = None
+
+
+class Survey(Protocol):
+    """A look at all training faces through the network as it is now, before `Method.refine`. Each costs a pass."""
+
+    def source(self) -> Seen:
+        """All labelled training faces."""
+
+    def target(self) -> Seen:
+        """All unlabelled target faces, in the order of `Batch.indices`."""
 
 
 class Batch(NamedTuple):
@@ -32,6 +63,8 @@ class Batch(NamedTuple):
         target: views of unlabelled target faces for alignment, or None.
         weak, strong: two views of the same target faces, for pseudo labels, or None.
         indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
+        pool: weak views of up to B faces of the method's own choice (`Method.pool`), or None where it chose none.
+        pool_indices: int64, their positions in the target set, or None.
     """
 
     source: View
@@ -40,6 +73,8 @@ class Batch(NamedTuple):
     weak: View | None = None
     strong: View | None = None
     indices: Tensor | None = None
+    pool: View | None = None
+    pool_indices: Tensor | None = None
 
 
 class Step(NamedTuple):
@@ -69,6 +104,12 @@ class Method(nn.Module):
     #: The decision rule that the method's paper reports; see `fercli.evaluation.decision`.
     decision: str = "fused"
     name: ClassVar[str] = ""
+    #: Reads target labels. Only methods whose name says oracle may.
+    oracle: ClassVar[bool] = False
+    #: Whether `refine` does anything: then the method's state goes into the checkpoints that are evaluated.
+    refines: ClassVar[bool] = False
+    #: Updates on each batch. Every one is a forward, a backward and an optimizer step of its own.
+    turns: int = 1
 
     def __init__(self, settings: Optimisation, options: Section, feature_dim: int, target_size: int):
         super().__init__()
@@ -76,11 +117,23 @@ class Method(nn.Module):
         self.register_buffer("head_weights", torch.tensor(settings.head_weights), persistent=False)
 
     def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
-        """Compute the losses of one step."""
+        """Compute the losses of one step, or of one turn of it."""
         raise NotImplementedError
 
-    def begin_epoch(self) -> None:
+    def frozen(self, network: nn.Module, turn: int) -> Iterable[nn.Parameter]:
+        """Parameters, of the network or of the method, that this turn leaves as they are."""
+        return ()
+
+    def begin_epoch(self, survey: Survey) -> None:
         """Called before the first step of every epoch."""
+
+    def pool(self) -> Tensor | None:
+        """Positions int64 [M] of target faces from which `Batch.pool` is drawn, or None for none."""
+        return None
+
+    def refine(self, output: Output) -> Output:
+        """What the network's output becomes before it is answered from, in training and in use."""
+        return output
 
     def status(self) -> Tensor | None:
         """The learning status b, float [7 heads, 7 expressions] in 0..1, of methods that keep one."""

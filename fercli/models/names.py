@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -47,7 +47,7 @@ def from_face_evolve_names(state: Mapping[str, T]) -> dict[str, T]:
     numbers = {key.split(".")[1] for key in state if key.startswith("body.")}
     widening = {key.split(".")[1] for key in state if key.startswith("body.") and ".shortcut_layer." in key}
     place, stage, block = {}, 0, -1
-    for number in sorted((n for n in numbers if n.isdigit()), key=int):
+    for number in sorted((n for n in numbers if n.isdecimal() and len(n) < 5), key=int):
         stage, block = (stage + 1, 0) if number in widening else (stage, block + 1)
         place[number] = f"layer{stage + 1}.{block}"
     published = {}
@@ -56,6 +56,29 @@ def from_face_evolve_names(state: Mapping[str, T]) -> dict[str, T]:
         number, _, name = rest.partition(".")
         published[f"{place[number]}.{name}" if head == "body" and number in place else key] = value
     return from_published_names(published)
+
+
+def to_face_evolve_names(state: Mapping[str, T]) -> dict[str, T]:
+    """Rename the backbone in a state of ours, an IR net's, as face.evoLVe names it; the rest has no name there.
+
+    The inverse of `from_face_evolve_names`.
+    """
+    published = to_published_names({key: value for key, value in state.items() if key.startswith("backbone.")})
+    blocks = _blocks(state)
+    renamed = {}
+    for key, value in published.items():
+        head, _, rest = key.partition(".")
+        if head.startswith("layer"):
+            block, _, rest = rest.partition(".")
+            key = f"body.{sum(blocks[: int(head.removeprefix('layer')) - 1]) + int(block)}.{rest}"
+        renamed[key] = value
+    return renamed
+
+
+def _blocks(state: Mapping[str, T]) -> tuple[int, ...]:
+    """Count the blocks in each of the four stages of an IR net."""
+    prefixes = [f"backbone.stages.{stage}." for stage in range(4)]
+    return tuple(len({key.removeprefix(p).split(".")[0] for key in state if key.startswith(p)}) for p in prefixes)
 
 
 def _rename(name: str, prefixes: tuple[tuple[str, str], ...], halves: tuple[tuple[str, str], ...]) -> str:
@@ -83,6 +106,7 @@ class Architecture:
         light: whether an IR net's blocks have no PReLU (ours for CPUs).
         classifiers: ``shared``, ``separate``, or None where the state has none.
         local: ``feature-map``, ``image-crop``, or None where the state has no crop nets.
+        classes: how many the classifiers tell apart, or None where they do not agree or there are none.
     """
 
     backbone: str
@@ -91,6 +115,7 @@ class Architecture:
     light: bool = False
     classifiers: str | None = None
     local: str | None = None
+    classes: int | None = None
 
     @property
     def title(self) -> str:
@@ -103,16 +128,28 @@ class Architecture:
         return f"an {name}" if self.width == 64 else f"an {name} of width {self.width}"
 
     @property
-    def setting(self) -> str | None:
-        """The key of the run spec that asks for this backbone, or None if none does."""
+    def model(self) -> dict[str, Any] | None:
+        """The run spec's ``model`` keys (without weights) for this network, or None where fercli builds none such.
+
+        What the state does not tell is at its default.
+        """
+        rest = {"local": self.local or "feature-map", "classifiers": self.classifiers or "shared"}
         if self.backbone == "mobilenet-v2":
-            return "model.backbone: mobilenet-v2"
+            return {"backbone": self.backbone, "width": 16, **rest}
         name = next((name for name, blocks in IR_BLOCKS.items() if blocks == self.blocks), None)
         if self.backbone != "ir" or name is None or self.light != (name == "ir-small"):
             return None
-        if name == "ir-small":
-            return f"model.backbone: {name} and model.width: {self.width}"
-        return f"model.backbone: {name}" if self.width == 64 else None
+        if not (4 <= self.width <= 64 if self.light else self.width == 64):
+            return None
+        return {"backbone": name, "width": self.width if self.light else 16, **rest}
+
+    @property
+    def setting(self) -> str | None:
+        """The key of the run spec that asks for this backbone, or None if none does."""
+        if self.model is None:
+            return None
+        width = f" and model.width: {self.width}" if self.light else ""
+        return f"model.backbone: {self.model['backbone']}{width}"
 
     def __str__(self) -> str:
         blocks = f" (blocks {'-'.join(map(str, self.blocks))})" if self.blocks else ""
@@ -123,6 +160,11 @@ class Architecture:
     def differences(self, asked: Architecture, parts: tuple[str, ...]) -> list[str]:
         """Say how this, a file's, differs from the network `asked` for, in the `parts` that the file is to fill."""
         said = []
+        if "classifiers" in parts and self.classes is not None and self.classes != asked.classes:
+            said.append(
+                f"the file tells {self.classes} classes apart, fercli's expressions are {asked.classes}"
+                " (give weights trained on these, or a backbone alone)"
+            )
         mine, theirs = ((it.backbone, it.blocks, it.width, it.light) for it in (self, asked))
         if self.backbone != "unknown" and mine != theirs:
             remedy = f"set {self.setting}" if self.setting else "no setting of fercli builds the file's"
@@ -136,15 +178,12 @@ class Architecture:
 
 def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
     """Guess the network from a state in our names."""
-    blocks: list[int] = []
-    for stage in range(4):
-        prefix = f"backbone.stages.{stage}."
-        blocks.append(len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}))
+    blocks = _blocks(state)
     stem = state.get("backbone.stem.0.weight")
     if all(blocks) and stem is not None and stem.ndim:
         squeeze = any(key.startswith("backbone.stages.") and ".fc1." in key for key in state)
         light = "backbone.stages.0.0.body.2.weight" not in state
-        found = Architecture("ir-se" if squeeze else "ir", tuple(blocks), stem.shape[0], light)
+        found = Architecture("ir-se" if squeeze else "ir", blocks, stem.shape[0], light)
     elif "backbone.features.1.conv.0.0.weight" in state:
         found = Architecture("mobilenet-v2")
     else:
@@ -154,4 +193,13 @@ def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
     local = None
     if any(key.startswith("local_nets.") for key in state):
         local = "image-crop" if any(key.startswith("patch_stems.") for key in state) else "feature-map"
-    return replace(found, classifiers={3: "shared", 7: "separate"}.get(heads), local=local)
+    classifiers = [
+        v for key, v in state.items() if key.startswith("classifiers.") and key.endswith(".weight") and v.ndim
+    ]
+    classes = {value.shape[0] for value in classifiers}
+    return replace(
+        found,
+        classifiers={3: "shared", 7: "separate"}.get(heads),
+        local=local,
+        classes=classes.pop() if len(classes) == 1 else None,
+    )

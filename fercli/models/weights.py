@@ -1,7 +1,6 @@
 """Other people's checkpoints: what is in a file, and its tensors into our network.
 
-A checkpoint is input, not code: every file is read with ``torch.load(weights_only=True)``, and a file that needs more
-than tensors and plain values is refused. Five kinds are known:
+A checkpoint is input, not code: see `fercli.models.reading`. Five kinds are known:
 
 - ``fercli``: our own, a dict with the network's state under ``network``;
 - ``aglrls``: AGLRLS and CGLRL, a dict with the state under ``model``, in the names that `to_published_names` gives;
@@ -9,78 +8,48 @@ than tensors and plain values is refused. Five kinds are known:
 - ``face-evolve``: an IR backbone of face.evoLVe (``input_layer``, ``body.N``; its ``output_layer`` is not used);
 - ``torchvision``: ImageNet weights of torchvision's MobileNetV2.
 
-A state found bare, under ``state_dict``, or with DataParallel's ``module.`` before each name is accepted likewise.
+A state found bare, under ``state_dict``, or with DataParallel's ``module.`` before each name is accepted likewise, and
+all of it from torch's files and from safetensors.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fercli.errors import FercliError
+from fercli.models.backbones import build_backbone
+from fercli.models.global_local import GlobalLocal, ModelSpec
+from fercli.models.kinds import KINDS, Description, class_status_of, epoch_of, kind_of, left_over, record_of
 from fercli.models.names import Architecture, architecture_of, from_face_evolve_names, from_published_names
+from fercli.models.reading import all_shown, is_plain, read_document, some
 
-#: Parts of the network that each kind of file fills; the others keep their first weights.
-PARTS: dict[str, tuple[str, ...]] = {
-    "fercli": ("backbone", "global_head", "patch_stems", "local_nets", "classifiers"),
-    "aglrls": ("backbone", "global_head", "patch_stems", "local_nets", "classifiers"),
-    "agra": ("backbone", "global_head", "local_nets"),
-    "face-evolve": ("backbone",),
-    "torchvision": ("backbone",),
-}
-
-_KIND_TITLES = {
-    "fercli": "fercli checkpoint",
-    "aglrls": "AGLRLS/CGLRL checkpoint",
-    "agra": "AGRA checkpoint",
-    "face-evolve": "face.evoLVe backbone",
-    "torchvision": "torchvision MobileNetV2",
-}
-
-#: Names that a kind of file brings and our network has no place for.
-_UNUSED = {
-    "agra": ("fc.", "loc_fc.", "GCN.", "SourceMean.", "TargetMean.", "SourceBN.", "TargetBN."),
-    "face-evolve": ("output_layer.",),
-    "torchvision": ("features.18.", "classifier."),
-}
-
-_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_NAMED_AT_MOST = 6
+#: What no file of torchvision's brings of our MobileNetV2.
+_PROJECTIONS = ("backbone.project_local.", "backbone.project_global.")
+_KNOWN = "known are fercli, AGLRLS, AGRA, face.evoLVe and torchvision MobileNetV2 files"
 
 
-@dataclass(frozen=True)
-class Description:
-    """What a checkpoint file holds.
+class Misfit(NamedTuple):
+    """One way in which a file does not fit: `what`, and the tensors it is true of (none: of the whole file)."""
 
-    Attributes:
-        path: the file.
-        kind: a key of `PARTS`.
-        architecture: depth, width, classifiers and local features, guessed from names and shapes.
-        tensors: how many tensors the state has; `parameters`: how many numbers in those that our network would use.
-        parts: parts of our network that the file fills.
-        epoch: as the file says, or None.
-        class_status: [7 heads, 7 expressions], AGLRLS's learning status b (the file's ``classwise``), or None.
-    """
-
-    path: Path
-    kind: str
-    architecture: Architecture
-    tensors: int
-    parameters: int
-    parts: tuple[str, ...]
-    epoch: int | None = None
-    class_status: Tensor | None = None
+    what: str
+    names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        epoch = "" if self.epoch is None else f", epoch {self.epoch}"
-        size = f"{self.parameters / 1e6:.2f} M parameters"
-        return f"{_KIND_TITLES[self.kind]}: {self.architecture}, {size} in {self.tensors} tensors{epoch}"
+        return f"{len(self.names)} {self.what}: {some(self.names)}" if self.names else self.what
+
+
+class Weights(NamedTuple):
+    """A file that was read: what it holds, its state in our names, less what is left over, and the whole document."""
+
+    description: Description
+    state: dict[str, Tensor]
+    document: Mapping[str, Any]
 
 
 def inspect(path: str | Path) -> Description:
@@ -89,7 +58,7 @@ def inspect(path: str | Path) -> Description:
     Raises:
         FercliError: the file is missing, empty, truncated, no checkpoint of a known kind, or asks to run code.
     """
-    return _read(Path(path))[0]
+    return read_weights(path).description
 
 
 def load_weights(network: nn.Module, path: str | Path) -> Description:
@@ -101,165 +70,113 @@ def load_weights(network: nn.Module, path: str | Path) -> Description:
         What the file holds; its ``parts`` are now filled, the other parts keep their first weights.
 
     Raises:
-        FercliError: as `inspect`, or the file does not fit: one line that names every misfit (another architecture,
-            tensors missing, unexpected, of another shape or type, not finite). The network is left as it was.
+        FercliError: as `inspect`, or the file does not fit: one line that names every misfit (another architecture or
+            number of classes, tensors missing, unexpected, of another shape or type, not finite). The network is left
+            as it was.
     """
-    description, state = _read(Path(path))
-    problems = _misfits(network, description, state)
+    weights = read_weights(path)
+    problems = misfits(weights, network)
     if problems:
-        title = _KIND_TITLES[description.kind]
-        raise FercliError(f"weights {path} ({title}) do not fit the network: {'; '.join(problems)}")
-    network.load_state_dict(state, strict=False)
-    return description
+        said = "; ".join(map(str, problems))
+        if not all(all_shown(problem.names) for problem in problems):
+            said += "; for all of them: fercli weights inspect FILE -c SPEC"
+        raise FercliError(f"weights {path} ({weights.description.title}) do not fit the network: {said}")
+    network.load_state_dict(weights.state, strict=False)
+    return weights.description
 
 
-def _read(path: Path) -> tuple[Description, dict[str, Tensor]]:
-    """Return what the file holds and its state in our names, less what our network has no place for."""
-    document = _load(path)
+def read_weights(path: str | Path) -> Weights:
+    """Read a checkpoint file of any kind; raises as `inspect`."""
+    path = Path(path)
+    document = read_document(path)
     if not isinstance(document, Mapping):
         raise FercliError(
             f"weights {path}: holds a {type(document).__name__}, not a dict of tensors; give a checkpoint file"
         )
-    kind_by_place = {"network": "fercli", "model": "aglrls", "state_dict": None}
-    place = next((key for key in kind_by_place if isinstance(document.get(key), Mapping)), None)
+    place = next((key for key in ("network", "model", "state_dict") if isinstance(document.get(key), Mapping)), None)
     state = document if place is None else document[place]
-    strange = [key for key, value in state.items() if not (isinstance(key, str) and _is_plain(value))]
+    strange = [key for key, value in state.items() if not (isinstance(key, str) and is_plain(value))]
     if strange or not state:
-        what = f"is not a plain tensor at {_some(strange)}" if strange else "is empty"
-        raise FercliError(
-            f"weights {path}: no checkpoint of a kind known here, since its state {what};"
-            " known are fercli, AGLRLS, AGRA, face.evoLVe and torchvision MobileNetV2 files"
-        )
+        what = f"is not a plain tensor at {some(strange)}" if strange else "is empty"
+        raise FercliError(f"weights {path}: no checkpoint of a kind known here, since its state {what}; {_KNOWN}")
     state = {key.removeprefix("module."): value for key, value in state.items()}
-    kind = _kind(state, kind_by_place.get(place))
+    kind = kind_of(state, place)
     if kind is None:
         raise FercliError(
-            f"weights {path}: {len(state)} tensors under names of no kind known here ({_some(state)});"
-            " known are fercli, AGLRLS, AGRA, face.evoLVe and torchvision MobileNetV2 files"
+            f"weights {path}: {len(state)} tensors under names of no kind known here ({some(state)}); {_KNOWN}"
         )
-    tensors = len(state)
-    state = {key: value for key, value in state.items() if not key.startswith(_UNUSED.get(kind, ()))}
+    whole = state
+    state = {key: value for key, value in whole.items() if not key.startswith(tuple(KINDS[kind].unused))}
     if kind in ("aglrls", "agra"):
         state = from_published_names(state)
     elif kind == "face-evolve":
         state = from_face_evolve_names(state)
     elif kind == "torchvision":
         state = {f"backbone.{key}": value for key, value in state.items()}
-    epoch, status = document.get("epoch"), document.get("classwise")
     description = Description(
         path=path,
         kind=kind,
         architecture=architecture_of(state),
-        tensors=tensors,
+        tensors=len(whole),
         parameters=sum(value.numel() for key, value in state.items() if not _is_buffer(key)),
-        parts=PARTS[kind],
-        epoch=epoch if isinstance(epoch, int) else None,
-        class_status=_class_status(status),
+        parts=KINDS[kind].parts,
+        epoch=epoch_of(document),
+        class_status=class_status_of(kind, document),
+        left_over=left_over(kind, whole, document if place else whole),
+        record=record_of(document) if kind == "fercli" else {},
     )
-    return description, state
+    return Weights(description, state, document)
 
 
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise FercliError(f"weights {path}: {what}; set model.weights to a checkpoint file, or to null for none")
-    if path.stat().st_size == 0:
-        raise FercliError(f"weights {path}: the file is empty; fetch or copy it again")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise FercliError(f"weights {path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, IndexError, EOFError, ...
-        raise FercliError(f"weights {path}: {_why_unreadable(error)}") from error
+def misfits(weights: Weights, network: nn.Module) -> list[Misfit]:
+    """Name every way in which a file does not fit `network` (a `GlobalLocal`, on any device, even meta); [] if it fits.
 
-
-def _why_unreadable(error: Exception) -> str:
-    text = str(error)
-    wanted = re.search(r"GLOBAL (\S+)", text)
-    if wanted:
-        return (
-            f"asks to run code ({wanted[1]}) while it is read, which is refused;"
-            " save its tensors alone with torch.save(model.state_dict(), file) where you trust it, and give that"
-        )
-    if "TorchScript" in text:
-        return "is a TorchScript archive; give the checkpoint with the state_dict instead"
-    if "central directory" in text or "unexpected EOF" in text or isinstance(error, EOFError):
-        return "is truncated or damaged; fetch or copy it again"
-    return "is not a PyTorch checkpoint, or is damaged; give a file that torch.save wrote"
-
-
-def _is_plain(value: Any) -> bool:
-    """Tell a strided tensor that holds its numbers from all else a file may hold (sparse, quantised, ...)."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and (value.dtype in _FLOATS or value.dtype == torch.int64)
-    )
-
-
-def _kind(state: Mapping[str, Tensor], expected: str | None) -> str | None:
-    heads = {key.split(".", 1)[0] for key in state}
-    if expected == "fercli":
-        return expected
-    if {"backbone", "global_head", "local_nets"} <= heads:
-        return "fercli"
-    if heads & {"GCN", "SourceMean", "TargetMean", "fc", "loc_fc"} and "Crop_Net" in heads:
-        return "agra"
-    if "Crop_Net" in heads or {"input_layer", "layer1"} <= heads:
-        return "aglrls"
-    if {"input_layer", "body"} <= heads:
-        return "face-evolve"
-    if "features" in heads and "features.1.conv.0.0.weight" in state:
-        return "torchvision"
-    return None
-
-
-def _class_status(value: Any) -> Tensor | None:
-    """Read AGLRLS's ``classwise``, a list of seven tensors of seven (or one tensor), as [7, 7]."""
-    rows = list(value) if isinstance(value, list | tuple | Tensor) else []
-    if len(rows) != 7 or any(not _is_plain(row) or row.shape != (7,) for row in rows):
-        return None
-    return torch.stack([row.detach().float() for row in rows])
-
-
-def _misfits(network: nn.Module, description: Description, state: Mapping[str, Tensor]) -> list[str]:
-    ours = network.state_dict()
-    problems = description.architecture.differences(architecture_of(ours), description.parts)
-    if problems:
-        return problems  # hundreds of names follow from it and would only hide it
+    Where the architectures differ, that alone is said: hundreds of names follow from it and would only hide it.
+    """
+    (description, state, _), ours = weights, network.state_dict()
+    differences = description.architecture.differences(architecture_of(ours), description.parts)
+    if differences:
+        return [Misfit(text) for text in differences]
     due = {key: value for key, value in ours.items() if key.split(".", 1)[0] in description.parts}
     if description.kind == "torchvision":
-        due = {key: value for key, value in due.items() if not key.startswith("backbone.project_")}
-    missing = [key for key in due if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in due]
+        due = {key: value for key, value in due.items() if not key.startswith(_PROJECTIONS)}
     shared = [key for key in due if key in state]
-    shapes = [
-        f"{key} is {list(state[key].shape)}, here {list(due[key].shape)}"
-        for key in shared
-        if state[key].shape != due[key].shape
-    ]
-    types = [
-        f"{key} is {state[key].dtype}"
-        for key in shared
-        if state[key].is_floating_point() != due[key].is_floating_point()
-    ]
-    # only tensors of our shapes are looked through: a hostile one may claim to be of any size
-    broken = [key for key in shared if state[key].shape == due[key].shape and not bool(state[key].isfinite().all())]
+    same = [key for key in shared if state[key].shape == due[key].shape]
     found = {
-        "missing": missing,
-        "unexpected": unexpected,
-        "of another shape": shapes,
-        "of another type": types,
-        "with NaN or infinite numbers": broken,
+        "missing": [key for key in due if key not in state and not key.endswith("num_batches_tracked")],
+        "unexpected": [key for key in state if key not in due],
+        "of another shape": [
+            f"{key} is {list(state[key].shape)}, here {list(due[key].shape)}" for key in shared if key not in set(same)
+        ],
+        "of another type": [
+            f"{key} is {state[key].dtype}"
+            for key in shared
+            if state[key].is_floating_point() != due[key].is_floating_point()
+        ],
+        # only tensors of our shapes are looked through: a hostile one may claim to be of any size
+        "with NaN or infinite numbers": [key for key in same if not bool(state[key].isfinite().all())],
     }
-    return [f"{len(names)} {what}: {_some(names)}" for what, names in found.items() if names]
+    return [Misfit(what, tuple(names)) for what, names in found.items() if names]
 
 
-def _some(names: Iterable[Any]) -> str:
-    names = [str(name) for name in names]
-    more = len(names) - _NAMED_AT_MOST
-    return ", ".join(names[:_NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")
+def first_weights(description: Description, network: nn.Module) -> list[str]:
+    """Name the parts of `network` that the file leaves at their first weights."""
+    parts = dict.fromkeys(key.split(".", 1)[0] for key in network.state_dict())
+    left = [part for part in parts if part not in description.parts]
+    if description.kind == "torchvision" and "backbone.project_local.0.weight" in network.state_dict():
+        left = [*(name.rstrip(".") for name in _PROJECTIONS), *left]
+    return left
+
+
+def empty_network(model: ModelSpec) -> GlobalLocal:
+    """The network that a spec's ``model`` section asks for, without numbers (on the meta device): names and shapes."""
+    with torch.device("meta"):
+        return GlobalLocal(build_backbone(model.backbone, model.width), model.local, model.classifiers)
+
+
+def own_network(architecture: Architecture) -> GlobalLocal | None:
+    """The network that a file's own architecture asks for, as `empty_network`; None where fercli builds none such."""
+    return None if architecture.model is None else empty_network(SimpleNamespace(**architecture.model))
 
 
 def _is_buffer(name: str) -> bool:

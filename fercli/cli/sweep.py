@@ -1,0 +1,57 @@
+"""fercli sweep"""
+
+from __future__ import annotations
+
+import click
+
+from fercli import console
+from fercli.cli.options import read_spec
+
+
+@click.command("sweep", short_help="Methods x targets x seeds, and one table.")
+@click.argument("spec_file", metavar="SPEC")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key: --set adapt.epochs=5")
+@click.option("--jobs", type=click.IntRange(min=1), help="Cells trained at a time; a shortcut for sweep.jobs.")
+@click.option("--dry-run", is_flag=True, help="Check the spec and list the cells; train nothing.")
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
+    """Train and score methods on targets over seeds, by the `sweep` section of a run spec.
+
+    The datasets must be prepared. Stopped or killed, the same command goes on where it was; results.json and
+    results.csv are written at the end, and "fercli evaluate -c SPEC --report" makes the report at any time.
+
+    \b
+      sweep:
+        methods: {aglrls: , no-adversarial: {method: aglrls, options: {adversarial: false}}, dann: }
+        seeds: [0, 1, 2]
+        grid: {adapt.batch: [8, 16]}      # optional: any key of the spec
+        jobs: 2                           # cells at a time
+
+    \b
+    Examples:
+      fercli sweep shifts --jobs 2
+      fercli sweep my-sweep.yaml --set sweep.seeds=[0,1,2,3,4]
+    """
+    from fercli.errors import FercliError
+    from fercli.evaluation.sweep_report import sweep_headline, sweep_rule_table
+    from fercli.sweep import gather, plan, sweep, write_results
+
+    overrides = overrides if jobs is None else (*overrides, f"sweep.jobs={jobs}")
+    spec = read_spec(spec_file, overrides, quiet, as_json)
+    cells = plan(spec)
+    if dry_run:
+        rows = [[cell.spec.adapt_folder(cell.target).relative_to(spec.run_folder), cell.method] for cell in cells]
+        console.table(f"{len(cells)} cells in {spec.run_folder}", ["folder", "method"], rows)
+        console.result({"cells": [cell.title for cell in cells]})
+        return
+    failed = sweep(spec)
+    document = gather(spec)
+    files = write_results(document, spec.run_folder)
+    console.table(*sweep_headline(document))
+    console.table(*sweep_rule_table(document))
+    for kind, path in files.items():
+        console.say(f"{kind}: {path}")
+    console.result({**document, "files": {kind: str(path) for kind, path in files.items()}})
+    if failed:
+        raise FercliError("\n  ".join([f"{len(failed)} of {len(cells)} cells failed:", *failed]))

@@ -1,0 +1,104 @@
+"""fercli weights"""
+
+from __future__ import annotations
+
+import click
+
+from fercli import console
+from fercli.cli.options import read_spec, spec_options
+
+
+@click.group("weights", short_help="Tell what a checkpoint is, or export one of ours.")
+def command():
+    """Tell what a checkpoint is and whether it fits, or write one of ours under the published names.
+
+    A checkpoint is read as data: one that asks to run code is refused.
+
+    \b
+    Examples:
+      fercli weights inspect backbone_ir50_ms1m_epoch120.pth
+      fercli weights export runs/baseline/source model.pkl --format aglrls
+    """
+
+
+@command.command("inspect", short_help="What checkpoints are, what they fill, whether they fit a spec.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@spec_options
+@click.pass_context
+def inspect(ctx, files, spec_file, overrides, quiet, as_json):
+    """Tell what checkpoint files are: whose, of which network, what they fill, what is left over, what stays empty.
+
+    With -c or --set also whether they fit the spec's network, with every misfit. Exits with 1 if a file cannot be read
+    or does not fit.
+
+    \b
+    Examples:
+      fercli weights inspect runs/baseline/adapt-jaffe/best.ckpt
+      fercli weights inspect weights/*.pth -c raf-db-ir50
+      fercli weights inspect model.pkl --set model.backbone=ir18 --json
+    """
+    from fercli.cli.weights_view import document_of, examine, show
+    from fercli.errors import FercliError
+
+    console.configure(quiet=quiet, as_json=as_json)
+    spec = read_spec(spec_file, overrides, quiet, as_json) if spec_file or overrides else None
+    documents, bad = [], False
+    for file in files:
+        try:
+            found = examine(file, spec)
+        except FercliError as problem:
+            if len(files) == 1:
+                raise
+            console.error(str(problem))
+            documents.append({"file": file, "error": str(problem)})
+            bad = True
+            continue
+        show(found)
+        documents.append(document_of(found))
+        bad = bad or bool(found.spec_misfits)
+    console.result({"weights": documents})
+    if bad:
+        ctx.exit(1)
+
+
+@command.command("export", short_help="Write a checkpoint of ours under the names that other code reads.")
+@click.argument("source", metavar="RUN_OR_CHECKPOINT")
+@click.argument("out", metavar="OUT")
+@click.option(
+    "--format",
+    "kind",
+    # as `fercli.models.export.FORMATS`, which is not imported before it is needed
+    type=click.Choice(["aglrls", "face-evolve", "torchvision", "fercli"]),
+    default="aglrls",
+    show_default=True,
+    help="Whose names.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT where it is there already.")
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+def export(source, out, kind, force, quiet, as_json):
+    """Write the checkpoint of a run (a file, or the folder of its stage) under published names.
+
+    \b
+    Formats:
+      aglrls       a released AGLRLS checkpoint: epoch, classwise (the learning status b), model
+      face-evolve  the IR backbone alone, as face.evoLVe names it
+      torchvision  the MobileNetV2 alone, as torchvision names it
+      fercli       our own, without what only a stopped training needs
+
+    An OUT that ends in .safetensors holds the tensors alone, under the format's names.
+
+    \b
+    Examples:
+      fercli weights export runs/baseline/adapt-jaffe jaffe.pkl
+      fercli weights export runs/baseline/source backbone.pth --format face-evolve
+      fercli weights export runs/baseline/source source.safetensors --format fercli
+    """
+    from fercli.models.export import export as write
+
+    console.configure(quiet=quiet, as_json=as_json)
+    done = write(source, out, kind, force)
+    for text in done.left_out:
+        console.say(f"not in it: {text}")
+    console.say(f"{done.path}: {done.format}, {done.tensors} tensors, {done.numbers / 1e6:.2f} M numbers")
+    console.result({"export": {**done._asdict(), "path": str(done.path)}})

@@ -1,0 +1,151 @@
+"""How `fercli weights inspect` looks at a file and shows it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fercli import console
+from fercli.expressions import EXPRESSIONS
+from fercli.models import HEADS
+from fercli.models.kinds import Description
+from fercli.models.reading import shown
+from fercli.models.weights import Misfit, empty_network, first_weights, misfits, own_network, read_weights
+from fercli.spec import Spec
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of a file.
+
+    Attributes:
+        description: what it holds.
+        fills: parts of our network that it has tensors for.
+        own_misfits: what it lacks of the network it seems to be made from; None where fercli builds no such network.
+        first_weights: parts of that network (or the spec's, where one was given) that keep their first weights.
+        spec: its name, where one was given.
+        spec_misfits: in what the file does not fit the spec's network; None where no spec was given.
+    """
+
+    description: Description
+    fills: list[str]
+    own_misfits: list[Misfit] | None
+    first_weights: list[str]
+    spec: str | None = None
+    spec_misfits: list[Misfit] | None = None
+
+
+def examine(file: str, spec: Spec | None) -> Found:
+    """Read a file and hold it against its own architecture's network, and the spec's; raises as `read_weights`."""
+    weights = read_weights(file)
+    own = own_network(weights.description.architecture)
+    asked = None if spec is None else empty_network(spec.model)
+    network = asked if asked is not None else own
+    return Found(
+        weights.description,
+        [part for part in weights.description.parts if any(key.startswith(f"{part}.") for key in weights.state)],
+        None if own is None else misfits(weights, own),
+        [] if network is None else first_weights(weights.description, network),
+        None if spec is None else spec.name,
+        None if asked is None else misfits(weights, asked),
+    )
+
+
+def document_of(found: Found) -> dict[str, Any]:
+    """What was found, for ``--json``."""
+    it = found.description
+    return {
+        "file": str(it.path),
+        "kind": it.kind,
+        "title": it.title,
+        "architecture": {**asdict(it.architecture), "title": it.architecture.title, "model": it.architecture.model},
+        "tensors": it.tensors,
+        "parameters": it.parameters,
+        "epoch": it.epoch,
+        "record": dict(it.record or {}),
+        "fills": found.fills,
+        "first_weights": found.first_weights,
+        "left_over": [entry._asdict() for entry in it.left_over],
+        "misfits": None if found.own_misfits is None else [entry._asdict() for entry in found.own_misfits],
+        "spec": None
+        if found.spec_misfits is None
+        else {
+            "name": found.spec,
+            "fits": not found.spec_misfits,
+            "misfits": [entry._asdict() for entry in found.spec_misfits],
+        },
+        "class_status": None if it.class_status is None else it.class_status.tolist(),
+    }
+
+
+def show(found: Found) -> None:
+    """Print a file's table and, where it has one, the learning status b on stdout, unless silent."""
+    if console.silent():
+        return
+    it = found.description
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 2), pad_edge=True)
+    table.add_column(no_wrap=True, style="cyan")
+    table.add_column(overflow="fold")
+    for word, text in _rows(found):
+        table.add_row(word, Text(text))
+    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    out = Console(highlight=False, emoji=False, width=console.PLAIN_WIDTH if plain else None)
+    out.print(Text(str(it.path), "bold").append(f"  {it.title}", "default"), soft_wrap=True)
+    out.print(table)
+    if it.class_status is not None:
+        rows = [[head, *(f"{value:.2f}" for value in row)] for head, row in zip(HEADS, it.class_status, strict=True)]
+        console.table("  learning status b", ["head", *EXPRESSIONS], rows)
+    out.print()
+
+
+def _rows(found: Found) -> list[tuple[str, str]]:
+    """The table's rows, a word and a text."""
+    it, record = found.description, found.description.record or {}
+    rows = [("network", str(it.architecture)), ("size", f"{it.parameters:,} parameters; {it.tensors} tensors")]
+    if record:
+        rows.append(("trained", _trained(record, it.epoch)))
+    elif it.epoch is not None:
+        rows.append(("epoch", str(it.epoch)))
+    rows.append(("fills", ", ".join(found.fills) or "nothing"))
+    rows.append(("first weights", ", ".join(found.first_weights) or "nothing stays at them"))
+    if found.own_misfits is None:
+        rows.append(("complete", "cannot be told: fercli builds no such network"))
+    else:
+        rows += _misfit_rows("complete", found.own_misfits, "yes", "no")
+    for entry in it.left_over:
+        count = "" if entry.tensors is None else f" ({entry.tensors} tensor{'s' if entry.tensors > 1 else ''})"
+        rows.append(("left over", f"{entry.name}{count}: {entry.why}"))
+    if found.spec_misfits is not None:
+        rows += _misfit_rows("spec", found.spec_misfits, f"fits {found.spec}", f"does not fit {found.spec}")
+    return rows
+
+
+def _trained(record: dict[str, Any], epoch: int | None) -> str:
+    """What our checkpoint says of its training, in a sentence; keys it lacks are left out."""
+    sources = "+".join(record.get("source", []))
+    way = f"{sources} -> {record['target']}" if "target" in record else sources
+    method = " ".join(str(record[key]) for key in ("method", "tag") if key in record)
+    said = [f"run {record['run']}"] if "run" in record else []
+    said += [f"{record['stage']} stage"] if "stage" in record else []
+    said += [text for text in (f"{method} {way}".strip(),) if text]
+    said += [] if epoch is None else [f"epoch {epoch}"]
+    if "selection" in record:
+        score = record.get("score")
+        said.append(f"chosen by {record['selection']}" + ("" if score is None else f" ({score:.4g})"))
+    said += [f"answers by {record['decision']}"] if "decision" in record else []
+    said += [f"fercli {record['fercli']}"] if "fercli" in record else []
+    return ", ".join(said) or "the file does not say"
+
+
+def _misfit_rows(word: str, found: list[Misfit], yes: str, no: str) -> list[tuple[str, str]]:
+    """One row, or a row for each misfit with all its names."""
+    if not found:
+        return [(word, yes)]
+    texts = [f"{len(it.names)} {it.what}: {', '.join(map(shown, it.names))}" if it.names else it.what for it in found]
+    return [(word, f"{no}: {texts[0]}"), *(("", text) for text in texts[1:])]

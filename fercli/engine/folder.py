@@ -1,0 +1,85 @@
+"""A stage's folder: made once, and taken up again only by a run with the same settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fercli.engine import checkpoint
+from fercli.errors import FercliError
+from fercli.files import write_atomically
+from fercli.spec import Spec, to_yaml
+
+#: Sections (and keys) that two commands of one run must agree on. Epochs may be raised; devices and logging may change.
+_SHARED = (
+    "data.source",
+    "data.balance",
+    "data.validation",
+    "data.augment",
+    "prepare.size",
+    "model",
+    "engine.seed",
+)
+_FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "adapt")}
+_FREE = frozenset({"epochs", "patience"})
+
+
+def digest(weights: dict[str, torch.Tensor]) -> str:
+    """SHA-256 of a network's weights, so that an adaptation knows which source model it started from."""
+    digest = hashlib.sha256()
+    for tensor in weights.values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def record_of(spec: Spec, stage: str) -> dict[str, Any]:
+    """What every checkpoint of a stage says of itself."""
+    return {"kind": "fercli", "stage": stage, "spec": json.loads(spec.model_dump_json())}
+
+
+def open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
+    """Make the stage folder, or check that what lies there is this same run."""
+    if restart and folder.exists():
+        shutil.rmtree(folder)
+    last = folder / "last.ckpt"
+    if last.exists():
+        old = checkpoint.load(last)
+        problem = differences(old["spec"], record["spec"], _FIXED[record["stage"]], _FREE)
+        if not problem and old.get("source_model") != record.get("source_model"):
+            problem = "from another source model"
+        if problem:
+            raise FercliError(
+                f"{folder} was begun with other settings ({problem}); give the run another name, or --restart it"
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise FercliError(f"cannot make {folder}: {problem.strerror}; set paths.runs to a folder to write in") from None
+    text = to_yaml(Spec.model_validate(record["spec"])).encode()
+    write_atomically(folder / "spec.yaml", text)
+    write_atomically(folder.parent / "spec.yaml", text)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], paths: tuple[str, ...], free: frozenset[str]) -> str:
+    """What differs at the key paths, as "model.width 16 -> 24", or an empty string."""
+    found = []
+
+    def walk(path: str, a: Any, b: Any) -> None:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in [*a, *(k for k in b if k not in a)]:
+                if key not in free:
+                    walk(f"{path}.{key}", a.get(key), b.get(key))
+        elif a != b:
+            found.append(f"{path} {a} -> {b}")
+
+    for path in paths:
+        a, b = old, new
+        for key in path.split("."):
+            a, b = a.get(key, {}), b.get(key, {})
+        walk(path, a, b)
+    return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")

@@ -1,0 +1,129 @@
+"""What training looks at besides its batches: all faces before an epoch, and the scores after it.
+
+After each epoch of an adaptation two small files without any label are left in its folder, from which epochs can be
+compared later without the network:
+
+- ``decisions/epoch-NNNN.txt``: the answers on the target's scored part, a digit a face;
+- ``outputs/epoch-NNNN.npy``: the fused head's probabilities on the watched target faces, float16 [N, 7].
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fercli.batches import Faces
+from fercli.evaluation import decision, selection
+from fercli.evaluation.decision import FUSED
+from fercli.evaluation.inference import look
+from fercli.files import write_atomically
+from fercli.methods.base import Method, Seen
+from fercli.spec import Adapt
+from fercli.views import ViewSettings
+
+if TYPE_CHECKING:
+    from fercli.engine.stages import Source
+
+
+class Watch:
+    """Stage 1: the labelled source alone. Also the `Survey` that methods are given."""
+
+    def __init__(self, network: nn.Module, method: Method, settings: ViewSettings, batch: int, source: Source):
+        self._network, self._method, self._settings, self._batch = network, method, settings, batch
+        self._source = source
+
+    def source(self) -> Seen:
+        """See `fercli.methods.base.Survey`."""
+        return self._look(self._source.train, plain=True)._replace(labels=torch.from_numpy(self._source.labels))
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Scores of the rules after `epoch`, higher is better."""
+        held = self._look(self._source.held)
+        return self._source_scores(epoch, held)
+
+    def afterwards(self) -> dict[int, float]:
+        """Scores of all epochs by a post-hoc rule; there is none that reads the source only."""
+        raise NotImplementedError
+
+    def _source_scores(self, epoch: int, held: Seen) -> dict[str, float]:
+        labels = torch.from_numpy(self._source.held_labels)
+        return {**selection.last_score(epoch), **selection.source_score(held.probabilities, labels)}
+
+    def _look(self, faces: Faces, plain: bool = False) -> Seen:
+        """Look at faces; `plain` leaves out what the method makes of the network's output."""
+        refine = self._method.refine if self._method.refines and not plain else None
+        training = self._method.training
+        self._method.eval()
+        seen = look(self._network, faces, self._settings, self._batch, refine)
+        self._method.train(training)
+        return seen
+
+
+class TargetWatch(Watch):
+    """Stage 2: the target too, without its labels."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        method: Method,
+        settings: ViewSettings,
+        batch: int,
+        source: Source,
+        train: Faces,
+        scored: Faces,
+        plan: Adapt,
+        folder: Path,
+    ):
+        super().__init__(network, method, settings, batch, source)
+        self._train, self._scored, self._folder = train, scored, folder
+        self._watched = train.thinned(plan.select_images)
+        # A target without a split of its own (JAFFE) watches and scores the same faces: one pass serves both.
+        self._same = self._watched.same_as(scored)
+        self._dev_faces = None
+        if "dev" in (plan.select, *plan.also_score):
+            self._dev_faces = source.train.thinned(plan.select_images)
+        for name in ("decisions", "outputs", "candidates") if plan.select == "ensv" else ("decisions", "outputs"):
+            (folder / name).mkdir(exist_ok=True)
+
+    def target(self) -> Seen:
+        """See `fercli.methods.base.Survey`."""
+        return self._look(self._train, plain=True)
+
+    def validate(self, epoch: int) -> dict[str, float]:
+        """Scores of the rules after `epoch`; leaves the epoch's answers and outputs in the folder."""
+        seen = self._look(self._scored)
+        answers = decision.decide(self._method.decision, seen.probabilities, self._method.status()).answers
+        digits = "".join(map(str, answers.tolist())).encode() + b"\n"
+        write_atomically(self._folder / "decisions" / f"epoch-{epoch:04d}.txt", digits)
+        watched = seen if self._same else self._look(self._watched)
+        _write_outputs(self._folder, epoch, watched.probabilities[:, FUSED])
+        held = self._look(self._source.held)
+        scores = {**self._source_scores(epoch, held), **selection.target_scores(watched.probabilities)}
+        if self._dev_faces is not None:
+            train = self._look(self._dev_faces)
+            labels = torch.from_numpy(self._source.held_labels)
+            fused = (s.features.flatten(1) for s in (train, watched, held))
+            scores.update(selection.dev_score(*fused, held.probabilities[:, FUSED], labels))
+        return scores
+
+    def afterwards(self) -> dict[int, float]:
+        """Scores of all epochs by EnsV, the one rule that compares them with each other."""
+        outputs = read_outputs(self._folder)
+        return dict(zip(outputs, selection.ensemble_scores(list(outputs.values())), strict=True))
+
+
+def _write_outputs(folder: Path, epoch: int, probabilities: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, probabilities.half().numpy())
+    write_atomically(folder / "outputs" / f"epoch-{epoch:04d}.npy", buffer.getvalue())
+
+
+def read_outputs(folder: Path) -> dict[int, Tensor]:
+    """Epoch -> fused probabilities float32 [N, 7] that an adaptation left in its folder."""
+    paths = sorted((folder / "outputs").glob("epoch-*.npy"))
+    return {int(path.stem.split("-")[1]): torch.from_numpy(np.load(path)).float() for path in paths}

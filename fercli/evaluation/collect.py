@@ -1,0 +1,147 @@
+"""A sweep's run folders to one results document. No network is run: each epoch left its answers behind.
+
+This is a final score: target labels are read here, after all training, and what they would have chosen is marked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fercli.engine.log import environment, read_metrics
+from fercli.engine.stages import open_store
+from fercli.engine.watch import read_outputs
+from fercli.evaluation.evaluate import metrics_of, scored_part
+from fercli.evaluation.oracle import oracle_epoch
+from fercli.evaluation.published import published_rows
+from fercli.evaluation.selection import chosen_by_rule
+from fercli.methods import method_class
+from fercli.spec import Spec
+
+if TYPE_CHECKING:
+    from fercli.sweep import Cell
+
+
+def collect(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]:
+    """The results document of a sweep; its layout is told in `fercli.evaluation.sweep_report`.
+
+    Args:
+        spec: with a ``sweep`` section.
+        cells: from `fercli.sweep.plan`; those without a trained model are listed as missing.
+        reference: label of the row that differences are to.
+
+    Raises:
+        FercliError: a dataset is not prepared.
+    """
+    targets = list(dict.fromkeys(cell.target for cell in cells))
+    sources = list(dict.fromkeys(name for cell in cells for name in cell.spec.data.source))
+    stores = {name: open_store(cells[0].spec, name) for name in [*sources, *targets]}
+    parts = {name: scored_part(spec, stores[name], is_source=False) for name in targets}
+    labels = {name: stores[name].labels[indices] for name, (_, indices, _) in parts.items()}
+    stand_in = any(store.stand_in for store in stores.values())
+    rows, missing = [], []
+    for cell in cells:
+        about = {"seed": cell.seed, "keys": cell.keys, "target": cell.target, "method": cell.method}
+        read = _reference_row if cell.method == reference else _adapted_row
+        found = read(cell, labels[cell.target])
+        if found is None:
+            missing.append({**about, "why": "not trained to the end"})
+            continue
+        known = int((labels[cell.target] >= 0).sum())
+        counts = {"expected": parts[cell.target][2], "found": len(labels[cell.target]), "scored": known}
+        registered = cell.spec.adapt.method
+        oracle_method = method_class(registered).oracle
+        rows.append({**about, "registered": registered, "oracle_method": oracle_method, **counts, **found})
+    return {
+        "schema": 1,
+        "kind": "sweep",
+        "title": spec.evaluate.title or spec.name,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "stand_in": stand_in,
+        "targets": targets,
+        "methods": list(dict.fromkeys(cell.method for cell in cells)),
+        "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
+        "reference": reference,
+        "datasets": {
+            name: {"stand_in": store.stand_in, "role": "source" if name in sources else "target"}
+            for name, store in stores.items()
+        },
+        "cells": rows,
+        "missing": missing,
+        "published": _published(spec, targets) if spec.evaluate.published and not stand_in else [],
+        "spec": json.loads(spec.model_dump_json()),
+        "environment": environment("cpu"),
+    }
+
+
+def _published(spec: Spec, targets: list[str]) -> list[dict[str, Any]]:
+    return published_rows(spec.data.source, targets, spec.model.backbone)
+
+
+def _outcome(folder: Path) -> dict[str, Any] | None:
+    path = folder / "environment.json"
+    return json.loads(path.read_text())["outcome"] if path.exists() else None
+
+
+def _reference_row(cell: Cell, labels: np.ndarray) -> dict[str, Any] | None:
+    folder = cell.spec.run_folder / "source"
+    outcome, answers = _outcome(folder), _answers(folder / "decisions" / f"{cell.target}.txt", labels)
+    if outcome is None or answers is None:
+        return None
+    return {
+        "decision": "fused",
+        **_figures(answers, labels),
+        "selection": outcome["rule"],
+        "epoch": outcome["epoch"],
+        "oracle": None,
+        "rules": {},
+        "seconds": outcome["seconds"],
+    }
+
+
+def _adapted_row(cell: Cell, labels: np.ndarray) -> dict[str, Any] | None:
+    folder = cell.spec.adapt_folder(cell.target)
+    outcome = _outcome(folder)
+    if outcome is None:
+        return None
+
+    def at(epoch: int) -> np.ndarray | None:
+        return _answers(folder / "decisions" / f"epoch-{epoch:04d}.txt", labels)
+
+    answers = at(outcome["epoch"])
+    if answers is None:
+        return None
+    history = {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
+    best = oracle_epoch(folder, labels)
+    rules = {
+        rule: {"epoch": epoch, "accuracy": _figures(at(epoch), labels)["accuracy"]}
+        for rule, epoch in chosen_by_rule(history, read_outputs(folder)).items()
+    }
+    return {
+        "decision": outcome["decision"],
+        **_figures(answers, labels),
+        "selection": outcome["rule"],
+        "epoch": outcome["epoch"],
+        "oracle": None if best is None else {"epoch": best[0], "accuracy": _figures(best[1], labels)["accuracy"]},
+        "rules": rules,
+        "seconds": outcome["seconds"],
+    }
+
+
+def _answers(path: Path, labels: np.ndarray) -> np.ndarray | None:
+    """The answers in a file of digits; None where it is missing or about another number of faces."""
+    if not path.exists():
+        return None
+    answers = np.array(list(path.read_text().strip()), dtype=np.int64)
+    return answers if len(answers) == len(labels) else None
+
+
+def _figures(answers: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
+    known = labels >= 0
+    metrics = metrics_of(labels[known], answers[known])
+    return {name: None if metrics is None else metrics[name] for name in ("accuracy", "macro_f1")}

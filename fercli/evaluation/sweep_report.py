@@ -1,0 +1,216 @@
+"""A sweep to files and text: the page, the console's tables, a CSV file and a table for a README.
+
+All read one results document, plain values as JSON holds them (scores are fractions in [0, 1], None = not defined):
+
+- ``schema`` 1, ``kind`` "sweep", ``title``, ``created`` (ISO 8601), ``stand_in`` (bool), ``spec``, ``environment``;
+- ``targets``, ``methods`` (labels) and ``seeds``, in order; ``reference``, the label that others are compared with;
+- ``datasets``: name -> {"stand_in", "role": "source" or "target"};
+- ``cells``, a dict for each that was run: ``seed``, ``keys`` (values of the grid's spec keys), ``target``, ``method``
+  (label), ``registered`` (its name in the registry), ``oracle_method`` (it trains with target labels), ``decision``,
+  ``accuracy``, ``macro_f1``, ``expected``, ``found``, ``scored`` (images), ``selection`` (rule) and ``epoch`` that it
+  chose, ``oracle`` ({"accuracy", "epoch"} of the best epoch by target labels, or None), ``rules`` (rule -> {"epoch",
+  "accuracy"}), ``seconds``. A reference cell whose keys are part of a row's, or none, serves that row;
+- ``missing``: ``seed``, ``keys``, ``target``, ``method`` and ``why`` of each cell that was not run to its end;
+- ``published``: rows of `fercli.evaluation.published`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fercli.evaluation.report import page
+from fercli.evaluation.report_view import frame
+from fercli.evaluation.statistics import summary
+from fercli.evaluation.sweep_rules import rank_rules
+from fercli.evaluation.sweep_table import groups, key_text, oracle_score, score, series, table, table_columns
+from fercli.evaluation.sweep_view import view
+from fercli.files import write_atomically
+
+_NONE = "–"
+_STAND_IN_NOTE = "† procedural faces drawn by fercli: a stand-in, not photographs."
+_COLUMNS = ("target", "method", "decision", "accuracy", "macro_f1", "expected", "found", "scored", "selection", "epoch")
+Table = tuple[str, list[str], list[list[str]], str]
+
+
+def write_sweep_report(document: Mapping[str, Any], folder: Path) -> Path:
+    """Write ``folder/report.html`` from the results document of a sweep and return its path.
+
+    One file that loads nothing. The folder is made if it is not there, and an older report replaced in one move.
+
+    Args:
+        document: the results of a sweep (schema 1, kind "sweep"). Scores, oracles, rules and seconds may be None or
+            empty, `missing`, `published`, `spec` and `environment` may be left out.
+        folder: where to write.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    write_atomically(path, render_sweep(document).encode())
+    return path
+
+
+def render_sweep(document: Mapping[str, Any]) -> str:
+    """Return the report of a sweep as one HTML page."""
+    return page("sweep.html.j2", view(document), document)
+
+
+def sweep_headline(document: Mapping[str, Any]) -> Table:
+    """The accuracies as (title, columns, rows, caption) for `fercli.console.table`.
+
+    Mean ± deviation over seeds in percent; points and p against the reference are those of the last column. The best
+    row of that column stands out (a leading ``*``); ``=`` stands behind what is within the error of the best.
+    """
+    columns, rows = table_columns(document), groups(document)
+    names = ["method", *(_marked(document, column.name) for column in columns), "points", "p", "ORACLE epoch"]
+    lines = []
+    for row, line in zip(rows, table(rows, columns, score("accuracy")), strict=True):
+        last = line["cells"][-1]
+        star = "*" if last["best"] else ""
+        figures = [_figure(cell, document) + (" =" if cell["tied"] else "") for cell in line["cells"]]
+        bound = summary(series(row, columns[-1], oracle_score).values()).mean
+        name = star + line["label"] + (" ORACLE" if row.oracle else "")
+        lines.append([name, *figures, *_against(last), _NONE if bound is None else f"{100 * bound:.1f}"])
+    return f"{frame(document)['title']}: accuracy %", names, lines, "\n".join(_notes(document, columns, rows))
+
+
+def sweep_rule_table(document: Mapping[str, Any]) -> Table:
+    """The rank of the selection rules as (title, columns, rows, caption) for `fercli.console.table`.
+
+    The row of the rule that chose the sweep's epochs stands out.
+    """
+    ranked = rank_rules(document)
+    columns = ["rule", "mean below", "worst", "oracle's epoch %", "over last"]
+    columns += [*(_marked(document, name) for name in ranked["targets"]), "cells"]
+    rows = []
+    for row in ranked["rows"]:
+        figures = [_percent(row["mean"], 2), _percent(row["worst"]), _percent(row["hits"], 0), _points(row["gain"])]
+        figures += [_percent(value, 2) for value in row["targets"]]
+        rows.append([("*" if row["used"] else "") + row["rule"], *figures, str(row["cells"])])
+    caption = (
+        "Points of accuracy below the ORACLE's epoch over all cells of adapted methods; 0 is best.\n"
+        "In bold: the rule that chose the epochs of this sweep."
+    )
+    if frame(document)["stand_in"]:
+        caption += f"\n{_STAND_IN_NOTE}"
+    return "Choosing the epoch without target labels: points below the oracle", columns, rows, caption
+
+
+def markdown_table(document: Mapping[str, Any]) -> str:
+    """The accuracies as a GitHub table with its notes: method, targets, mean, points and p against the reference.
+
+    Bold is the best of a column, italic what is within its error. Names are escaped.
+    """
+    columns, rows = table_columns(document), groups(document)
+    names = ["method", *(_marked(document, column.name) for column in columns), "points", "p"]
+    lines = [[_escaped(name) for name in names], [":---"] + ["---:"] * (len(names) - 1)]
+    for line in table(rows, columns, score("accuracy")):
+        figures = []
+        for cell in line["cells"]:
+            around = "**" if cell["best"] else "*" if cell["tied"] else ""
+            figures.append(f"{around}{_figure(cell, document)}{around}")
+        name = _escaped(line["label"]) + (" (ORACLE: reads target labels)" if line["oracle"] else "")
+        lines.append([name, *figures, *(_escaped(text) for text in _against(line["cells"][-1]))])
+    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    notes = _notes(document, columns, rows, best="bold: the best of a column; italic: within its error")
+    return drawn + "\n\n" + "\n".join(map(_escaped, notes)) + "\n"
+
+
+def write_csv(document: Mapping[str, Any], path: Path) -> None:
+    """Write one row a cell, scores as fractions, nothing where a value is not defined (UTF-8, lines end in LF).
+
+    Columns: seed, the grid's keys, target, method, decision, accuracy, macro_f1, expected, found, scored, selection,
+    epoch, oracle_accuracy, oracle_epoch, rule:NAME:epoch and rule:NAME:accuracy of every rule, seconds. Text that a
+    spreadsheet would take for a formula gets a leading apostrophe, line breaks become spaces.
+    """
+    cells = document["cells"]
+    keys = list(dict.fromkeys(key for cell in cells for key in cell.get("keys") or {}))
+    rules = list(dict.fromkeys(rule for cell in cells for rule in cell.get("rules") or {}))
+    taken = {"seed", *_COLUMNS, "oracle_accuracy", "oracle_epoch", "seconds"}
+    head = ["seed", *(f"key:{key}" if key in taken else key for key in keys), *_COLUMNS]
+    head += ["oracle_accuracy", "oracle_epoch"]
+    head += [f"rule:{rule}:{what}" for rule in rules for what in ("epoch", "accuracy")] + ["seconds"]
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow([_harmless(name) for name in head])
+    for cell in cells:
+        own, oracle = cell.get("keys") or {}, cell.get("oracle") or {}
+        row = [cell["seed"], *(_flat(own.get(key)) for key in keys)]
+        row += [*(cell.get(name) for name in _COLUMNS), oracle.get("accuracy"), oracle.get("epoch")]
+        for rule in rules:
+            chosen = (cell.get("rules") or {}).get(rule) or {}
+            row += [chosen.get("epoch"), chosen.get("accuracy")]
+        rows.writerow([_harmless(value) for value in [*row, cell.get("seconds")]])
+    write_atomically(Path(path), text.getvalue().encode())
+
+
+def _notes(
+    document: Mapping[str, Any],
+    columns: Sequence[Any],
+    rows: Sequence[Any],
+    best: str = "bold: the best of the last column; =: within the error of the best of its column",
+) -> list[str]:
+    seeds, last = len(document["seeds"]), columns[-1]
+    what = "Mean ± standard deviation over seeds" if seeds > 1 else "One seed"
+    base = f"Points and p (paired t-test over seeds, Holm) are against {document['reference']}"
+    base += ", of the mean over targets" if last.mean else f", on {last.name}" if len(columns) > 1 else ""
+    notes = [f"{what}; {best}.", f"{base}."]
+    if any(series(row, columns[-1], oracle_score) for row in rows):
+        notes.append("ORACLE reads target labels: an upper bound, not a result.")
+    gone = len(document.get("missing") or [])
+    if gone:
+        notes.append(
+            f"{gone} of {gone + len(document['cells'])} cells are missing; (n) is how many seeds a figure has."
+        )
+    if frame(document)["stand_in"]:
+        notes.append(_STAND_IN_NOTE)
+    return notes
+
+
+def _marked(document: Mapping[str, Any], name: str) -> str:
+    about = (document.get("datasets") or {}).get(name)
+    marked = about.get("stand_in") if about else document.get("stand_in") and name in document["targets"]
+    return f"{name} †" if marked else name
+
+
+def _figure(cell: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    if cell["mean"] is None:
+        return _NONE
+    text = f"{100 * cell['mean']:.1f}" + ("" if cell["sd"] is None else f" ± {100 * cell['sd']:.1f}")
+    return text if cell["n"] == len(document["seeds"]) else f"{text} ({cell['n']})"
+
+
+def _against(cell: Mapping[str, Any]) -> list[str]:
+    p = cell["p"]
+    return [_points(cell["difference"]), _NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"]
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return _NONE if value is None else f"{100 * value:.{digits}f}"
+
+
+def _points(value: float | None) -> str:
+    text = _NONE if value is None else f"{100 * value:+.1f}"
+    return "0.0" if text[1:] == "0.0" else text
+
+
+def _escaped(text: str) -> str:
+    """Text as it is in a GitHub table, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|~#&!$])", r"\\\1", " ".join(text.split()))
+
+
+def _flat(value: Any) -> Any:
+    """A grid key's value in one cell: numbers and text as they are, anything else as JSON."""
+    return value if value is None or type(value) in (int, float) else key_text(value)
+
+
+def _harmless(value: Any) -> Any:
+    """Keep text on one line, and a spreadsheet from running it as a formula; numbers stay as they are."""
+    if not isinstance(value, str):
+        return value
+    value = re.sub(r"[\t\r\n]+", " ", value)
+    return f"'{value}" if value.lstrip()[:1] in tuple("=+-@＝＋－＠") else value

@@ -1,0 +1,64 @@
+"""Separate adversarial learning: the seven heads aligned one by one, as AGLRLS and CGLRL both do."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.methods.losses import Discriminator, conditional_adversarial
+from fercli.models import HEADS, Output
+
+NUM_HEADS = len(HEADS)
+
+
+class HeadDiscriminators(nn.ModuleList):
+    """The discriminators of the seven heads, and the adversarial loss summed over them.
+
+    Each sees the outer product of its head's softmax and feature: 7 x D numbers, or 7 x 6 D for the fused head.
+
+    Args:
+        feature_dim: D, the width of a global or local feature.
+        sharing: ``shared``: three (global, one for the five local heads, fused), as in the released codes of AGLRLS and
+            CGLRL; ``separate``: one a head, as AGLRLS's paper draws.
+        hidden: width of the hidden layers.
+
+    Attributes:
+        of_head: [7], the position here of the discriminator that serves each head.
+    """
+
+    def __init__(self, feature_dim: int, sharing: str = "shared", hidden: int = 512):
+        of_head = [0, 1, 1, 1, 1, 1, 2] if sharing == "shared" else list(range(NUM_HEADS))
+        widths = [feature_dim] * (NUM_HEADS - 1) + [feature_dim * (NUM_HEADS - 1)]
+        first_head = [of_head.index(d) for d in range(max(of_head) + 1)]
+        super().__init__(Discriminator(NUM_EXPRESSIONS * widths[head], hidden) for head in first_head)
+        self.of_head = of_head
+
+    def forward(self, source: Output, target: Output, coefficient: float, entropy_conditioning: bool = True) -> Tensor:
+        """Sum over the heads of `fercli.methods.losses.conditional_adversarial`, each with weight 1.
+
+        Args:
+            source: logits [B, 7, C] and features [B, 6, D].
+            target: likewise, of M faces.
+            coefficient: strength of the gradient reversal, 0..1.
+            entropy_conditioning: False weighs all faces of a domain alike.
+
+        Returns:
+            A scalar >= 0; 7 ln 2 where no discriminator can tell, as for features that are all zero while the biases
+            are. NaN where a domain is empty.
+        """
+        logits = torch.cat([source.logits, target.logits])
+        features = torch.cat([source.features, target.features])
+        is_source = torch.arange(len(logits), device=logits.device) < len(source.logits)
+        terms = [
+            conditional_adversarial(
+                features.flatten(1) if head == NUM_HEADS - 1 else features[:, head],
+                logits[:, head],
+                is_source,
+                self[self.of_head[head]],
+                coefficient,
+                entropy_conditioning,
+            )
+            for head in range(NUM_HEADS)
+        ]
+        return torch.stack(terms).sum()

@@ -1,0 +1,165 @@
+"""AGRA: adversarial graph representation adaptation.
+
+Papers: Xie et al., ACM MM 2020, arXiv 2008.00859; Chen et al., TPAMI 2022, arXiv 2008.00923. The figures are those of
+the authors' code (github.com/HCPLab-SYSU/CD-FER-Benchmark): AGRA/Model.py and VGG.py at commit 7385d33, and, which the
+benchmark's methods share, CADA/TransferToTargetDomain.py and Utils.py at d825cb8. `AGRA` says where we differ.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.methods.base import Batch, Clock, Method, Step, Survey
+from fercli.methods.graph import ClassMeans, StackedGraphs, class_means, k_means, lloyd
+from fercli.methods.joint import fused_feature
+from fercli.methods.losses import Discriminator, conditional_adversarial, head_cross_entropy, reversal_coefficient
+from fercli.models import Output
+from fercli.models.global_local import NUM_FEATURES
+from fercli.spec import Optimisation, Section
+from fercli.views import cat
+
+SOURCE, TARGET = 0, 1
+
+
+class AGRA(Method):
+    """Features refined by two graph networks over both domains' nodes, then CDAN+E on what comes out.
+
+    An image gives the six nodes of its own domain; the six of the other domain are one of that domain's seven means,
+    the nearest to the image's own features. Each half passes its domain's batch norm, then `StackedGraphs`; the image's
+    own half, 6 x 64, is what it is known by from there on:
+
+    - the fused head's logits are this method's own linear layer (384 to 7) on them; the network's fused classifier is
+      not used and not trained;
+    - the global and the five local heads stay the network's own, on its unrefined features. AGRA has no such heads:
+      ``adapt.head_weights: [0, 0, 0, 0, 0, 0, 1]`` leaves them out, and the losses are exactly the published ones;
+    - as published, a second linear layer (320 to 7) on the refined local features is trained too, and never answers.
+
+    Losses: the source's cross-entropy (heads by their weights; the second layer by the fused head's), and
+    `conditional_adversarial` of refined features and fused logits, at weight 1.
+
+    Means: before the first epoch and every ``recluster`` epochs the features of all training faces are clustered, and
+    each batch moves the means towards what it brought (`ClassMeans`). ``means: clusters`` is the published way: k-means
+    on either domain, labels unread. ``means: classes`` begins the source's at its classes' means, moves them by label,
+    and lets the target's k-means start from there, so that the means of a row belong together.
+
+    `refine` takes every image for a target image, since it is not told better; so the source's held-out faces, which
+    the code scores as source images, are scored as target images here.
+
+    Differs from the code: it clusters the refined features and compares the centres with the unrefined (in training
+    even batch-normalised) ones, and its moving average adds the mean over all dimensions, one number, to all of a
+    centre; here all of it is done on the unrefined features, vector by vector. Its reversal inside the discriminator
+    grows at twice the stated speed, being counted twice a step. Its source stage trains the graph too; here the graph
+    begins with the adaptation, at ``adapt.discriminator_rate``, which serves all that is the method's own.
+
+    Degenerate input: a class absent from the source, and clusters beyond the number of different faces, leave means
+    that nobody is near to, never NaN. A batch needs two faces of each domain, as batch norm does.
+    """
+
+    name = "agra"
+    wants = frozenset({"target"})
+    refines = True
+
+    class Options(Section):
+        """``adapt.options`` of AGRA."""
+
+        adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
+        entropy_conditioning: bool = True
+        reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+        hidden: Annotated[int, Field(gt=0)] = 512
+        means: Literal["clusters", "classes"] = "clusters"
+        recluster: Annotated[int, Field(gt=0)] = 10
+        average: Annotated[float, Field(ge=0, le=1)] = 0.1
+        average_after: Annotated[int, Field(ge=0)] = 32
+
+    def __init__(self, settings: Optimisation, options: AGRA.Options, feature_dim: int, target_size: int):
+        super().__init__(settings, options, feature_dim, target_size)
+        width = NUM_FEATURES * feature_dim
+        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in (SOURCE, TARGET))
+        self.graphs = StackedGraphs(feature_dim)
+        self.classifier = nn.Linear(width, NUM_EXPRESSIONS)
+        self.local_classifier = nn.Linear(width - feature_dim, NUM_EXPRESSIONS)
+        for layer in (self.classifier, self.local_classifier):
+            nn.init.xavier_normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.discriminator = Discriminator(NUM_EXPRESSIONS * width, options.hidden)
+        self.means = nn.ModuleList(
+            ClassMeans(NUM_EXPRESSIONS, width, options.average, options.average_after) for _ in (SOURCE, TARGET)
+        )
+        self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+
+    def begin_epoch(self, survey: Survey) -> None:
+        self.epoch += 1
+        epoch = int(self.epoch)
+        if epoch > 1 and epoch % self.options.recluster:
+            return
+        source, target = survey.source(), survey.target()
+        points = [seen.features.flatten(1).to(self.means[SOURCE].means) for seen in (source, target)]
+        if self.options.means == "classes":
+            begun = class_means(points[SOURCE], source.labels.to(points[SOURCE].device), NUM_EXPRESSIONS)
+            found = [begun, lloyd(points[TARGET], begun)]
+        else:
+            found = [k_means(each, NUM_EXPRESSIONS) for each in points]
+        for means, start in zip(self.means, found, strict=True):
+            means.start(start)
+
+    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+        options, count = self.options, len(batch.labels)
+        output = network(*cat([batch.source, batch.target]).inputs)
+        flat = fused_feature(output).split([count, len(batch.target)])
+        by_label = batch.labels if options.means == "classes" else None
+        self.means[SOURCE].gather(flat[SOURCE].detach(), by_label)
+        self.means[TARGET].gather(flat[TARGET].detach())
+        own = [norm(each) for norm, each in zip(self.norms, flat, strict=True)]
+        nodes = torch.cat([self._nodes(own[domain], flat[domain], domain) for domain in (SOURCE, TARGET)])
+        refined = self.graphs(nodes)
+        features = torch.cat([refined[:count, :NUM_FEATURES], refined[count:, NUM_FEATURES:]])
+        output = self._answer(output, features)
+
+        local = self.local_classifier(features[:count, 1:].flatten(1)).float()
+        coefficient = reversal_coefficient(clock.step, options.reversal_steps)
+        is_source = torch.arange(len(nodes), device=nodes.device) < count
+        adversarial = conditional_adversarial(
+            features.flatten(1),
+            output.logits[:, -1],
+            is_source,
+            self.discriminator,
+            coefficient,
+            options.entropy_conditioning,
+        )
+        losses = {
+            "source": head_cross_entropy(output.logits[:count], batch.labels, self.head_weights),
+            "local": self.head_weights[-1] * F.cross_entropy(local, batch.labels),
+            "adversarial": options.adversarial_weight * adversarial,
+        }
+        logs = {
+            "source-accuracy": (output.logits[:count, -1].argmax(-1) == batch.labels).float().mean(),
+            "reversal": adversarial.new_tensor(coefficient),
+        }
+        return Step(losses, logs)
+
+    def refine(self, output: Output) -> Output:
+        """What AGRA makes of target images: refined features [B, 6, 64] and the fused head's logits from them.
+
+        The logits of the other heads stay. No label is read, and in eval mode an image's result does not depend on the
+        others of its batch.
+        """
+        flat = fused_feature(output)
+        refined = self.graphs(self._nodes(self.norms[TARGET](flat), flat, TARGET))
+        return self._answer(output, refined[:, NUM_FEATURES:])
+
+    def _nodes(self, own: Tensor, flat: Tensor, domain: int) -> Tensor:
+        """Twelve nodes [B, 12, D] of images of `domain`, from their features [B, 6 D], normalised and not."""
+        elsewhere = SOURCE if domain == TARGET else TARGET
+        other = self.norms[elsewhere](self.means[elsewhere].nearest(flat))
+        halves = [own, other] if domain == SOURCE else [other, own]
+        return torch.cat(halves, 1).unflatten(1, (2 * NUM_FEATURES, -1))
+
+    def _answer(self, output: Output, features: Tensor) -> Output:
+        fused = self.classifier(features.flatten(1)).to(output.logits.dtype)
+        return Output(torch.cat([output.logits[:, :-1], fused[:, None]], 1), features)

@@ -1,0 +1,58 @@
+"""DANN: domain-adversarial training of neural networks (Ganin et al., JMLR 2016, arXiv 1505.07818)."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from fercli.methods.alignment import domain_adversarial
+from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step
+from fercli.methods.joint import fused_feature, joint_pass
+from fercli.methods.losses import Discriminator, reversal_coefficient
+from fercli.models import Output
+from fercli.spec import Optimisation, Section
+
+
+class DANN(Method):
+    """A discriminator tells source from target by the fused feature [B, 384], behind a gradient reversal.
+
+    The reversal grows from 0 to 1 by the paper's schedule, 2 / (1 + exp(-10 p)) - 1. The paper's p is the share of the
+    training done; here it is step / ``reversal_steps``, as in the codes of CDAN and AGLRLS. The discriminator is
+    AGLRLS's, so that the methods of the benchmark differ in what they align, not in what aligns.
+
+    The source's cross-entropy weighs 7 on the fused head (``adapt.head_weights``) where it weighs 1 in the paper. So what
+    comes back to the features through the reversal is multiplied by that weight too, and stands to the cross-entropy as
+    in the paper; the discriminator itself learns from the plain loss.
+    """
+
+    name = "dann"
+    wants = frozenset({"target"})
+    #: How many fused features wide the discriminator's input is.
+    input_width = 1
+
+    class Options(Section):
+        """``adapt.options`` of DANN, CDAN and CDAN+E."""
+
+        weight: Annotated[float, Field(ge=0)] = 1.0
+        reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+        hidden: Annotated[int, Field(gt=0)] = 512
+
+    def __init__(self, settings: Optimisation, options: DANN.Options, feature_dim: int, target_size: int):
+        super().__init__(settings, options, feature_dim, target_size)
+        self.fused_weight = settings.head_weights[-1]
+        self.discriminator = Discriminator(self.input_width * feature_dim * (NUM_HEADS - 1), options.hidden)
+
+    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+        source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)
+        coefficient = reversal_coefficient(clock.step, self.options.reversal_steps)
+        adversarial = self.adversarial(source, target, self.fused_weight * coefficient)
+        losses["adversarial"] = self.options.weight * adversarial
+        logs["reversal"] = torch.tensor(coefficient)
+        return Step(losses, logs)
+
+    def adversarial(self, source: Output, target: Output, coefficient: float) -> Tensor:
+        """The adversarial loss, a scalar >= 0, of the two domains' outputs."""
+        return domain_adversarial(fused_feature(source), fused_feature(target), self.discriminator, coefficient)

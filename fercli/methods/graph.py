@@ -1,0 +1,195 @@
+"""What AGRA is built of: two stacked graph networks over twelve nodes, and the means that initialise half of them.
+
+Nodes 0 to 5 are the source's (global, five local), 6 to 11 the target's. Papers: Xie et al., ACM MM 2020 (arXiv
+2008.00859); Chen et al., TPAMI 2022 (arXiv 2008.00923). Figures are those of the authors' code
+(github.com/HCPLab-SYSU/CD-FER-Benchmark, commit 7385d33, AGRA/GraphConvolutionNetwork.py and AGRA/Model.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fercli.models.global_local import NUM_FEATURES
+
+#: Starting weights of the edges: within a domain, and across (where the same place has an edge of its own).
+GLOBAL_LOCAL, LOCAL_LOCAL = 0.8, 0.5
+SAME_PLACE, GLOBAL_LOCAL_ACROSS, LOCAL_LOCAL_ACROSS = 0.9, 0.4, 0.25
+
+#: k-means starts so often and the best end counts; a start takes at most so many steps (scikit-learn's defaults then).
+RESTARTS, STEPS = 10, 300
+
+
+def edges(same: float, global_local: float, local_local: float) -> Tensor:
+    """Edge weights [6, 6] between two sets of global and local nodes; `same` is between nodes of one place."""
+    weights = torch.full((NUM_FEATURES, NUM_FEATURES), local_local)
+    weights[0, :] = weights[:, 0] = global_local
+    return weights.fill_diagonal_(same)
+
+
+def intra_edges() -> Tensor:
+    """The intra-domain adjacency [6, 6] that training starts from: 1 to itself, then `GLOBAL_LOCAL`, `LOCAL_LOCAL`."""
+    return edges(1.0, GLOBAL_LOCAL, LOCAL_LOCAL)
+
+
+def inter_edges() -> Tensor:
+    """The inter-domain adjacency [12, 12] that training starts from: 1 to itself, else only across the domains."""
+    own, across = torch.eye(NUM_FEATURES), edges(SAME_PLACE, GLOBAL_LOCAL_ACROSS, LOCAL_LOCAL_ACROSS)
+    return torch.cat([torch.cat([own, across], 1), torch.cat([across, own], 1)])
+
+
+def row_normalised(adjacency: Tensor, allowed: Tensor) -> Tensor:
+    """Edges that are not `allowed`, and negative ones, are 0; each row then sums to 1, or stays 0 where none is left.
+
+    Args:
+        adjacency: [N, N], any numbers.
+        allowed: [N, N] of 0 and 1.
+    """
+    kept = (adjacency * allowed).clamp_min(0)
+    return kept / kept.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+class GraphConvolution(nn.Module):
+    """A (X W + b), with X [B, N, inputs], the adjacency A [N, N] and the result [B, N, outputs].
+
+    W is Xavier-normal and b zero at first.
+    """
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        nn.init.xavier_normal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, nodes: Tensor, adjacency: Tensor) -> Tensor:
+        return adjacency @ self.linear(nodes)
+
+
+class StackedGraphs(nn.Module):
+    """The intra-domain graph network, run on each domain's six nodes, and on its result the inter-domain one.
+
+    Intra-domain: two convolutions (width, 2 width, width) on one adjacency that both domains share, with ReLU and
+    dropout 0.5 between. Inter-domain: one convolution (width, width). Nothing follows it, so that the result may be
+    negative. Both adjacencies are learned: before each forward pass in training they are made `row_normalised` in
+    place, which is a projection and not part of the gradient.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.intra = nn.Parameter(intra_edges())
+        self.inter = nn.Parameter(inter_edges())
+        self.intra_layers = nn.ModuleList([GraphConvolution(width, 2 * width), GraphConvolution(2 * width, width)])
+        self.inter_layer = GraphConvolution(width, width)
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("across", (inter_edges() > 0).float(), persistent=False)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        """Refine nodes [B, 12, width]; the result has their shape."""
+        intra = self._projected(self.intra, torch.ones_like(self.intra))
+        inter = self._projected(self.inter, self.across)
+        halves = []
+        for half in nodes.split(NUM_FEATURES, 1):
+            hidden = self.dropout(self.intra_layers[0](half, intra).relu())
+            halves.append(self.intra_layers[1](hidden, intra))
+        return self.inter_layer(torch.cat(halves, 1), inter)
+
+    def _projected(self, adjacency: nn.Parameter, allowed: Tensor) -> Tensor:
+        if not self.training:
+            return row_normalised(adjacency, allowed)
+        with torch.no_grad():
+            adjacency.copy_(row_normalised(adjacency, allowed))
+        return adjacency
+
+
+class ClassMeans(nn.Module):
+    """Means of the features of one domain, one a class or cluster, that follow training as a moving average.
+
+    All of it is in buffers. The means are zero until `start`.
+
+    Args:
+        classes: how many means.
+        width: of a feature.
+        rate: how far a mean moves towards the mean of the features gathered for it, 0..1.
+        wait: a mean moves once more than so many features are gathered; they are then forgotten.
+    """
+
+    def __init__(self, classes: int, width: int, rate: float, wait: int):
+        super().__init__()
+        self.rate, self.wait = rate, wait
+        self.register_buffer("means", torch.zeros(classes, width))
+        self.register_buffer("sums", torch.zeros(classes, width))
+        self.register_buffer("counts", torch.zeros(classes))
+
+    def start(self, means: Tensor) -> None:
+        """Begin anew at `means` [classes, width], with nothing gathered."""
+        self.means.copy_(means)
+        self.sums.zero_()
+        self.counts.zero_()
+
+    @torch.no_grad()
+    def nearest(self, features: Tensor) -> Tensor:
+        """The mean [B, width] that is nearest (Euclidean) to each of `features` [B, width]; no gradient passes."""
+        return self.means[nearest(features, self.means)]
+
+    @torch.no_grad()
+    def gather(self, features: Tensor, labels: Tensor | None = None) -> None:
+        """Count features [B, width] to the means of `labels` int64 [B], or else to their nearest; move those due."""
+        which = nearest(features, self.means) if labels is None else labels
+        belongs = nn.functional.one_hot(which, len(self.means)).to(features.dtype)
+        # A plain sum and no matrix product, which autocast would round.
+        self.sums += (belongs[:, :, None] * features[:, None]).sum(0)
+        self.counts += belongs.sum(0)
+        due = (self.counts > self.wait)[:, None]
+        moved = self.means.lerp(self.sums / self.counts.clamp_min(1)[:, None], self.rate)
+        self.means.copy_(torch.where(due, moved, self.means))
+        self.sums.masked_fill_(due, 0)
+        self.counts.masked_fill_(due[:, 0], 0)
+
+
+def nearest(points: Tensor, centres: Tensor) -> Tensor:
+    """Index int64 [N] of the centre [K, D] at the least Euclidean distance from each point [N, D]."""
+    return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+def class_means(points: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Mean [classes, D] of the points [N, D] of each label 0..classes-1; without points, that of all (0 for N = 0)."""
+    whole = points.sum(0) / max(1, len(points))
+    return torch.stack([points[labels == c].mean(0) if (labels == c).any() else whole for c in range(classes)])
+
+
+def lloyd(points: Tensor, centres: Tensor) -> Tensor:
+    """Centres [K, D] of k-means on points [N, D], begun at `centres`; one that loses all its points stays put."""
+    before = None
+    for _ in range(STEPS):
+        which = nearest(points, centres)
+        if before is not None and torch.equal(which, before):
+            break
+        members = [points[which == k] for k in range(len(centres))]
+        centres = torch.stack([m.mean(0) if len(m) else c for m, c in zip(members, centres, strict=True)])
+        before = which
+    return centres
+
+
+def k_means(points: Tensor, clusters: int) -> Tensor:
+    """Centres [clusters, D] of k-means on points [N, D]: k-means++ seeds, the best of `RESTARTS` starts.
+
+    Draws from torch's global CPU generator. Where there are fewer different points than clusters, some centres fall
+    together; without any point all are 0.
+    """
+    if not len(points):
+        return points.new_zeros(clusters, points.shape[1])
+    ends = [lloyd(points, _spread_seeds(points, clusters)) for _ in range(RESTARTS)]
+    spreads = torch.stack([torch.cdist(points, centres).amin(1).square().sum() for centres in ends])
+    return ends[int(spreads.argmin())]
+
+
+def _spread_seeds(points: Tensor, clusters: int) -> Tensor:
+    """k-means++ (Arthur & Vassilvitskii, SODA 2007): each seed a point drawn by its squared distance to the others."""
+    drawn = [int(torch.randint(len(points), (1,)))]
+    remote = torch.full((len(points),), torch.inf, dtype=torch.double)
+    while len(drawn) < clusters:
+        distance = (points - points[drawn[-1]]).square().sum(1)
+        remote = torch.minimum(remote, distance.double().cpu())
+        # Without any distance left all points are seeds already, or like one.
+        drawn.append(int(torch.multinomial(remote if remote.any() else torch.ones_like(remote), 1)))
+    return points[drawn]

@@ -1,0 +1,177 @@
+"""MCD: maximum classifier discrepancy (Saito et al., CVPR 2018, arXiv 1712.02560)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step, Survey
+from fercli.methods.joint import fused_feature, joint_pass
+from fercli.models.global_local import initialise
+from fercli.spec import Optimisation, Section
+from fercli.views import View, cat
+
+
+def classifier_discrepancy(p1: Tensor, p2: Tensor) -> Tensor:
+    """Mean absolute difference of two classifiers' probabilities (Saito et al., CVPR 2018, section 3.2).
+
+    Args:
+        p1, p2: softmax outputs [B, C] on the same faces.
+
+    Returns:
+        A scalar in 0..2 / C. Its gradient is zero where the two are equal. NaN for an empty batch, as a mean over
+        nothing.
+    """
+    return (p1 - p2).abs().mean()
+
+
+class MCD(Method):
+    """Two classifiers on the fused feature [B, 384] learn to differ on the target, and the feature to reconcile them.
+
+    F1 is the network's fused classifier, and alone answers in use; F2 is a linear layer of the method's own. A batch is
+    used 2 + n times (section 3.3):
+
+    - turn 0 (step A): everything learns the source: the seven heads, and F2 by cross-entropy;
+    - turn 1 (step B): only F1 and F2 move, to keep the source and to differ on the target;
+    - turns 2.. (step C), n = ``generator_steps``, 4 in the authors' code: only what lies before the classifiers moves,
+      to make F1 and F2 agree on the target.
+
+    All that is asked of the fused feature, the discrepancy included, is multiplied by the fused head's weight, so that
+    the three steps stand to each other as in the paper.
+
+    Where batch norm takes its statistics:
+
+    - ``passes: joint``: every turn sees source and target together, normalised as for the other methods here, so that B
+      and C judge the classifiers on the features that A trained them on. The running statistics move in turn 0 only:
+      six updates on the same faces would rest almost half (1 - 0.9^6) on the last batch.
+    - ``passes: published``: as in the authors' code (commit 159947b), each domain is normalised by itself, A sees no
+      source but the source and C only the target, and all passes move the running statistics. It costs about half.
+
+    F2 would start from noise beside an F1 that stage 1 has trained, and step C would bend the features towards that
+    noise. So, with ``warm_start``, F2 is first fitted to the features that the network gives the source faces, by
+    cross-entropy with the run's weight decay (at most `FIT_STEPS` steps of L-BFGS). The paper trains all from noise:
+    ``warm_start: false``. As part of the method F2 learns at ``adapt.discriminator_rate``, F1 at ``adapt.rate`` times
+    ``adapt.new_rate``: 1e-4 both by default, but not in every spec.
+    """
+
+    name = "mcd"
+    wants = frozenset({"target"})
+
+    class Options(Section):
+        """``adapt.options`` of MCD."""
+
+        generator_steps: Annotated[int, Field(ge=1)] = 4
+        passes: Literal["joint", "published"] = "joint"
+        warm_start: bool = True
+
+    def __init__(self, settings: Optimisation, options: MCD.Options, feature_dim: int, target_size: int):
+        super().__init__(settings, options, feature_dim, target_size)
+        self.turns = 2 + options.generator_steps
+        self.second = nn.Linear(feature_dim * (NUM_HEADS - 1), NUM_EXPRESSIONS)
+        initialise(self.second)
+        self.weight_decay = settings.weight_decay
+        self.register_buffer("fitted", torch.tensor(not options.warm_start))
+
+    def begin_epoch(self, survey: Survey) -> None:
+        if not self.fitted:
+            seen = survey.source()
+            features = seen.features.flatten(1).to(self.second.weight)
+            fit(self.second, features, seen.labels.to(features.device), self.weight_decay)
+            self.fitted.fill_(True)
+
+    def frozen(self, network: nn.Module, turn: int) -> Iterable[nn.Parameter]:
+        if turn == 0:
+            return []
+        if turn == 1:
+            free = set(network.classifiers[-1].parameters())
+            return [parameter for parameter in network.parameters() if parameter not in free]
+        return [*network.classifiers.parameters(), *self.parameters()]
+
+    def discrepancy(self, p1: Tensor, p2: Tensor) -> Tensor:
+        """How far apart two classifiers' probabilities [B, C] are, a scalar >= 0."""
+        return classifier_discrepancy(p1, p2)
+
+    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+        if clock.turn == 0:
+            return self._learn_source(network, batch)
+        return self._part(network, batch) if clock.turn == 1 else self._reconcile(network, batch)
+
+    def _learn_source(self, network: nn.Module, batch: Batch) -> Step:
+        beside = batch.target if self.options.passes == "joint" else batch.target[:0]
+        source, _, losses, logs = joint_pass(network, batch.source, beside, batch.labels, self.head_weights)
+        second = self.second(fused_feature(source)).float()
+        losses["source-second"] = self.head_weights[-1] * F.cross_entropy(second, batch.labels)
+        return Step(losses, logs)
+
+    def _part(self, network: nn.Module, batch: Batch) -> Step:
+        with torch.no_grad():  # nothing before the classifiers moves
+            source, target = self._features(network, batch.source, batch.target)
+        kept = sum(F.cross_entropy(c(source).float(), batch.labels) for c in (network.classifiers[-1], self.second))
+        apart = self._disagreement(network, target)
+        weight = self.head_weights[-1]
+        losses = {"source-pair": weight * kept, "discrepancy-raised": -weight * apart}
+        return Step(losses, {"discrepancy": apart.detach()})
+
+    def _reconcile(self, network: nn.Module, batch: Batch) -> Step:
+        views = [batch.source, batch.target] if self.options.passes == "joint" else [batch.target]
+        target = self._features(network, *views)[-1]
+        return Step({"discrepancy-lowered": self.head_weights[-1] * self._disagreement(network, target)}, {})
+
+    def _disagreement(self, network: nn.Module, features: Tensor) -> Tensor:
+        first, second = (c(features).float().softmax(-1) for c in (network.classifiers[-1], self.second))
+        return self.discrepancy(first, second)
+
+    def _features(self, network: nn.Module, *views: View) -> list[Tensor]:
+        """The fused features [B, 384] of each view."""
+        if self.options.passes == "published":
+            return [fused_feature(network(*view.inputs)) for view in views]
+        with running_statistics_kept(network):
+            together = fused_feature(network(*cat(views).inputs))
+        return list(together.split([len(view) for view in views]))
+
+
+@contextmanager
+def running_statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Within, batch norms in training mode normalise by the batch, and leave their running statistics alone."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+
+
+#: Most L-BFGS steps that `fit` takes.
+FIT_STEPS = 50
+
+
+@torch.enable_grad()
+def fit(classifier: nn.Linear, features: Tensor, labels: Tensor, weight_decay: float) -> None:
+    """Fit a linear classifier, in place, to minimise mean cross-entropy + weight_decay / 2 * |parameters|^2.
+
+    Args:
+        classifier: D to C; where it stands is where the search begins.
+        features: [N, D]; N >= 1. One face, or one class, is answered with certainty, as far as the decay lets it.
+        labels: int64 [N], 0..C-1.
+        weight_decay: >= 0.
+    """
+    optimizer = torch.optim.LBFGS(classifier.parameters(), max_iter=FIT_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        size = sum(parameter.square().sum() for parameter in classifier.parameters())
+        loss = F.cross_entropy(classifier(features), labels) + weight_decay / 2 * size
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    classifier.zero_grad(set_to_none=True)

@@ -1,0 +1,51 @@
+"""SAFN and HAFN: adaptive feature norm (Xu et al., *Larger Norm More Transferable*, ICCV 2019, arXiv 1811.07456)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from fercli.methods.alignment import hard_feature_norm, stepwise_feature_norm
+from fercli.methods.base import Batch, Clock, Method, Step
+from fercli.methods.joint import fused_feature, joint_pass
+from fercli.spec import Section
+
+
+class SAFN(Method):
+    """The fused features [B, 384] of both domains are made longer: by ``step`` a time, or to ``radius`` on average.
+
+    ``variant: stepwise`` is SAFN, ``variant: hard`` HAFN; ``step`` and ``radius`` are each read by their own only.
+    The two domains' losses are added, each with ``weight``, as in the authors' code; the paper writes SAFN's as one
+    mean over the images of both, half as much where they are equally many. SAFN's loss is constant by construction:
+    watch the logged norms instead. Both are multiplied by the fused head's weight (``adapt.head_weights``), so that they
+    stand to its cross-entropy as in the authors' code.
+
+    Not taken over: the paper's norm is that of a layer of its own in the classifier, with a dropout that preserves it;
+    here it is of the feature that the fused head reads, without dropout. ``radius`` is the paper's for its own layer.
+    """
+
+    name = "safn"
+    wants = frozenset({"target"})
+
+    class Options(Section):
+        """``adapt.options`` of SAFN."""
+
+        variant: Literal["stepwise", "hard"] = "stepwise"
+        weight: Annotated[float, Field(ge=0)] = 0.05
+        step: Annotated[float, Field(gt=0)] = 1.0
+        radius: Annotated[float, Field(gt=0)] = 25.0
+
+    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+        options = self.options
+        source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)
+        for domain, output in (("source", source), ("target", target)):
+            feature = fused_feature(output)
+            if options.variant == "stepwise":
+                loss = stepwise_feature_norm(feature, options.step)
+            else:
+                loss = hard_feature_norm(feature, options.radius)
+            losses[f"norm-{domain}"] = self.head_weights[-1] * options.weight * loss
+            logs[f"mean-norm/{domain}"] = feature.detach().norm(dim=1).mean()
+        return Step(losses, logs)

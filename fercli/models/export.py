@@ -1,0 +1,183 @@
+"""Our checkpoints under the names that other code reads, and what each of those formats cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fercli.errors import FercliError
+from fercli.files import disk_error, replacing
+from fercli.models.names import Architecture, to_face_evolve_names, to_published_names
+from fercli.models.reading import SAFETENSORS
+from fercli.models.weights import Weights, misfits, own_network, read_weights
+
+#: Formats by name, and what each holds.
+FORMATS: dict[str, str] = {
+    "aglrls": "a released AGLRLS checkpoint: epoch, classwise (b), model",
+    "face-evolve": "the IR backbone alone, as face.evoLVe names it",
+    "torchvision": "the MobileNetV2 alone, as torchvision names it",
+    "fercli": "our own checkpoint, without what only a stopped training needs",
+}
+
+#: Entries of our checkpoints that only serve to go on training.
+_FOR_RESUMING = ("optimizer", "meter", "rng")
+
+
+class Exported(NamedTuple):
+    """What was written: the file, its format, tensors and numbers (parameters and buffers) in it, what was left out."""
+
+    path: Path
+    format: str
+    tensors: int
+    numbers: int
+    left_out: tuple[str, ...]
+
+
+def export(source: str | Path, out: str | Path, kind: str = "aglrls", force: bool = False) -> Exported:
+    """Write a checkpoint of ours in another format; whole or not at all.
+
+    Every tensor is written as it is, counters of batches seen included: what `fercli.models.weights.load_weights` reads
+    back equals it bit for bit.
+
+    Args:
+        source: a checkpoint, or a folder with one (see `find_checkpoint`).
+        out: the file to write. If its name ends in ``.safetensors``, it holds the tensors alone, by safetensors.
+        kind: a key of `FORMATS`.
+        force: whether a file of that name may be replaced.
+
+    Raises:
+        FercliError: no checkpoint of ours, one that the format cannot hold, or a file that is in the way.
+    """
+    source, out = find_checkpoint(Path(source)), Path(out)
+    if out.is_dir():
+        raise FercliError(f"{out} is a folder; give the name of a file to write")
+    if out.exists() and not force:
+        raise FercliError(f"{out} is there already; give another name, or --force to replace it")
+    if out.exists() and out.samefile(source):
+        raise FercliError(f"{out} is the checkpoint itself; give another name")
+    weights = read_weights(source)
+    description = weights.description
+    if description.kind != "fercli":
+        raise FercliError(
+            f"{source} is no fercli checkpoint ({description.title}); only those are exported,"
+            " and model.weights takes the others as they are"
+        )
+    network = own_network(description.architecture)
+    problems = ["of no architecture known here"] if network is None else misfits(weights, network)
+    problems = list(map(str, problems)) or _obstacles(kind, description.architecture, weights.document)
+    if problems:
+        raise FercliError(f"{source} cannot be exported as {kind}: {'; '.join(problems)}")
+    state = {key: value.contiguous() for key, value in weights.state.items()}
+    document, left_out = _document(kind, state, weights)
+    bare = out.suffix == SAFETENSORS
+    if bare:
+        document, dropped = _state_of(document)
+        left_out += [f"{', '.join(dropped)}: a .safetensors file holds tensors alone"] if dropped else []
+    _write(out, document, bare)
+    state, _ = _state_of(document)
+    return Exported(out, kind, len(state), sum(value.numel() for value in state.values()), tuple(left_out))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path means: a file, the ``best.ckpt`` in it, or in the only stage folder below it.
+
+    Raises:
+        FercliError: there is none, or several stages have one.
+    """
+    if not path.is_dir():
+        return path  # reading it tells what is wrong with it
+    if (path / "best.ckpt").is_file():
+        return path / "best.ckpt"
+    found = sorted(path.glob("*/best.ckpt"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise FercliError(
+            f"{path} holds {len(found)} checkpoints ({', '.join(it.parent.name for it in found)});"
+            " give one of these folders"
+        )
+    raise FercliError(
+        f"{path} holds no best.ckpt; give a checkpoint, or the folder of a run's stage (runs/NAME/source)"
+    )
+
+
+def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any]) -> list[str]:
+    """Say why a format cannot hold a network."""
+    published_ir = architecture.backbone == "ir" and not architecture.light
+    said = []
+    if kind in ("aglrls", "face-evolve") and not published_ir:
+        said.append(f"the format is for IR-50 and IR-18, and this is {architecture.title}")
+    if kind == "torchvision" and architecture.backbone != "mobilenet-v2":
+        said.append(f"the format is for MobileNetV2, and this is {architecture.title}")
+    if kind == "aglrls":
+        if architecture.classifiers != "shared":
+            said.append("the format has three classifiers, and this network seven (model.classifiers: separate)")
+        if architecture.local != "feature-map":
+            said.append("the format has no patch stems (model.local: image-crop)")
+        if _refines(document):
+            said.append(f"the format has no place for what {document['method_name']} answers through, its own networks")
+    return said
+
+
+def _refines(document: Mapping[str, Any]) -> bool:
+    from fercli.methods import METHODS, method_class
+
+    name = document.get("method_name")
+    return isinstance(name, str) and name in METHODS and method_class(name).refines
+
+
+def _document(kind: str, state: dict[str, Tensor], weights: Weights) -> tuple[dict[str, Any], list[str]]:
+    """What is to be written, and what of the checkpoint is not in it."""
+    description, document = weights.description, weights.document
+    if kind == "fercli":
+        kept = {key: value for key, value in document.items() if key not in _FOR_RESUMING}
+        dropped = [key for key in _FOR_RESUMING if key in document]
+        # a bare state of ours (safetensors) has no record to keep
+        return ({**kept, "network": state} if "network" in document else {"network": state}), (
+            [f"{', '.join(dropped)}: only a stopped training needs them"] if dropped else []
+        )
+    if kind == "aglrls":
+        status = description.class_status
+        classwise = {} if status is None else {"classwise": [row.clone() for row in status]}
+        epoch = {} if description.epoch is None else {"epoch": description.epoch}
+        missing = [] if classwise else ["classwise: the checkpoint has no learning status b"]
+        return {**epoch, **classwise, "model": to_published_names(state)}, missing
+    parts = dict.fromkeys(key.split(".", 1)[0] for key in state if not key.startswith("backbone."))
+    if kind == "face-evolve":
+        return to_face_evolve_names(state), [f"{', '.join(parts)}: the format is a backbone alone"]
+    begin = "backbone.features."
+    features = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith(begin)}
+    return features, [f"backbone.project_*, {', '.join(parts)}: the format is torchvision's layers alone"]
+
+
+def _state_of(document: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of the network in what is to be written, and the entries beside them."""
+    place = next((key for key in ("network", "model") if isinstance(document.get(key), Mapping)), None)
+    return (document, []) if place is None else (document[place], [key for key in document if key != place])
+
+
+def _write(out: Path, document: dict[str, Any], bare: bool) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as file:
+            if bare:
+                from safetensors.torch import save
+
+                file.write(save(document, {"format": "pt"}))
+            else:
+                torch.save(document, file)
+    except (OSError, RuntimeError) as failure:
+        # torch.save wraps what goes wrong with its file in errors of its own
+        problem: BaseException | None = failure
+        while problem is not None and not isinstance(problem, OSError):
+            problem = problem.__cause__ or problem.__context__
+        if problem is None:
+            raise
+        full = disk_error(problem, out)
+        if full is not problem:
+            raise full from problem
+        raise FercliError(f"cannot write {out}: {problem.strerror or problem}") from problem

@@ -1,0 +1,572 @@
+"""AGRA against plain loops on a small network: graphs, refined features, means, losses, state, degenerate input.
+
+Equations: Xie et al., arXiv 2008.00859; figures of the graph and the means: github.com/HCPLab-SYSU/CD-FER-Benchmark,
+commit 7385d33, AGRA/GraphConvolutionNetwork.py and AGRA/Model.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fercli.errors import SpecError
+from fercli.methods.agra import AGRA, SOURCE, TARGET
+from fercli.methods.base import Batch, Clock, Seen
+from fercli.methods.graph import ClassMeans, StackedGraphs, class_means, k_means, lloyd, row_normalised
+from fercli.models import Output
+from fercli.spec import Adapt
+from fercli.views import View
+
+D, B, STEP = 4, 5, 700
+WIDTH = 6 * D
+WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
+
+
+class Tiny(nn.Module):
+    """Features and logits straight from the picture's values, so that every test sets its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, images, landmarks, crops=None):
+        flat = self.gain * images.flatten(1)
+        return Output(flat[:, :49].view(-1, 7, 7), flat[:, 49 : 49 + WIDTH].view(-1, 6, D).relu())
+
+
+def view(seed: int, count: int = B) -> View:
+    return View(
+        2 * torch.randn(count, 3, 6, 6, generator=torch.Generator().manual_seed(seed)), torch.zeros(count, 5, 2)
+    )
+
+
+def batch(seed: int = 0, source: int = B, target: int = B) -> Batch:
+    labels = torch.randint(0, 7, (source,), generator=torch.Generator().manual_seed(seed))
+    return Batch(view(10 * seed + 1, source), labels, view(10 * seed + 2, target))
+
+
+class Survey:
+    """All faces of both domains. Target labels are not there to be read: a wrong use of None would raise."""
+
+    def __init__(self, source: torch.Tensor, labels: torch.Tensor, target: torch.Tensor):
+        self.given = [(source, labels), (target, None)]
+        self.looks = 0
+
+    def source(self) -> Seen:
+        self.looks += 1
+        return self._seen(SOURCE)
+
+    def target(self) -> Seen:
+        return self._seen(TARGET)
+
+    def _seen(self, domain: int) -> Seen:
+        points, labels = self.given[domain]
+        return Seen(torch.full((len(points), 7, 7), 1 / 7), points.view(-1, 6, D), labels)
+
+
+def survey(seed: int = 0, source: int = 40, target: int = 30) -> Survey:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.rand(source + target, WIDTH, generator=generator)
+    return Survey(points[:source], torch.arange(source) % 7, points[source:])
+
+
+def agra(target_size: int = 12, still: bool = True, **options) -> AGRA:
+    """A method without dropout, so that a reference can follow."""
+    torch.manual_seed(0)
+    made = AGRA(Adapt(head_weights=WEIGHTS), AGRA.read_options({"hidden": 8, **options}), D, target_size)
+    for module in made.modules():
+        if still and isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return made
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+# The reference: loops written from the equations
+
+
+def convolution_loop(nodes, adjacency, linear):
+    """Each node's new value: the sum over its neighbours of edge times (W x + b)."""
+    return [
+        sum(adjacency[i, j] * (linear.weight @ x + linear.bias) for j, x in enumerate(nodes)) for i in range(len(nodes))
+    ]
+
+
+def normalised_loop(adjacency, permitted):
+    rows = []
+    for i, row in enumerate(adjacency.detach()):
+        kept = [max(float(x), 0.0) if permitted(i, j) else 0.0 for j, x in enumerate(row)]
+        rows.append([x / sum(kept) if sum(kept) else 0.0 for x in kept])
+    return torch.tensor(rows)
+
+
+def crosses(i: int, j: int) -> bool:
+    return i == j or (i < 6) != (j < 6)
+
+
+def graph_loop(nodes, graphs, intra, inter):
+    """Refine twelve nodes of one image."""
+    halves = []
+    for half in (nodes[:6], nodes[6:]):
+        hidden = [x.relu() for x in convolution_loop(half, intra, graphs.intra_layers[0].linear)]
+        halves += convolution_loop(hidden, intra, graphs.intra_layers[1].linear)
+    return torch.stack(convolution_loop(halves, inter, graphs.inter_layer.linear))
+
+
+def norm_loop(rows, norm, training):
+    """Batch norm of rows by their own moments in training, by the running ones in use."""
+    mean = sum(rows) / len(rows) if training else norm.running_mean
+    variance = sum((x - mean) ** 2 for x in rows) / len(rows) if training else norm.running_var
+    return [(x - mean) / (variance + norm.eps) ** 0.5 * norm.weight + norm.bias for x in rows]
+
+
+def nearest_loop(x, means):
+    distances = [((x - mean) ** 2).sum().item() for mean in means]
+    return distances.index(min(distances))
+
+
+def refined_loop(method, features, domain, training):
+    """Refined features, a list of [6, D], of the features [B, 6, D] of one domain's images."""
+    rows = list(features.flatten(1))
+    means = method.means[1 - domain].means
+    own = norm_loop(rows, method.norms[domain], training)
+    other = norm_loop([means[nearest_loop(x, means)] for x in rows], method.norms[1 - domain], training)
+    intra, inter = method.graphs.intra, method.graphs.inter
+    if not training:
+        intra, inter = normalised_loop(intra, lambda i, j: True), normalised_loop(inter, crosses)
+    results = []
+    for mine, theirs in zip(own, other, strict=True):
+        halves = [mine, theirs] if domain == SOURCE else [theirs, mine]
+        nodes = [x for half in halves for x in half.view(6, D)]
+        refined = graph_loop(nodes, method.graphs, intra, inter)
+        results.append(refined[:6] if domain == SOURCE else refined[6:])
+    return results
+
+
+def softmax(row):
+    return row.exp() / row.exp().sum()
+
+
+def linear(layer, x):
+    return layer.weight @ x + layer.bias
+
+
+# The graphs
+
+
+@pytest.mark.parametrize(
+    ("edge", "weight"),
+    [((0, 0), 1.0), ((3, 3), 1.0), ((0, 4), 0.8), ((2, 0), 0.8), ((1, 5), 0.5), ((4, 2), 0.5)],
+)
+def test_the_intra_domain_edges_start_as_published(edge: tuple[int, int], weight: float) -> None:
+    assert StackedGraphs(D).intra[edge].item() == pytest.approx(weight)
+
+
+@pytest.mark.parametrize(
+    ("edge", "weight"),
+    [
+        ((0, 0), 1.0),
+        ((9, 9), 1.0),
+        ((0, 3), 0.0),  # within a domain there is no edge but to oneself
+        ((8, 11), 0.0),
+        ((0, 6), 0.9),
+        ((9, 3), 0.9),
+        ((0, 8), 0.4),
+        ((6, 5), 0.4),
+        ((7, 0), 0.4),
+        ((2, 6), 0.4),
+        ((1, 8), 0.25),
+        ((11, 4), 0.25),
+    ],
+)
+def test_the_inter_domain_edges_start_as_published(edge: tuple[int, int], weight: float) -> None:
+    assert StackedGraphs(D).inter[edge].item() == pytest.approx(weight)
+
+
+def test_row_normalisation_by_hand() -> None:
+    adjacency = torch.tensor([[1.0, 3, 5], [-1, 2, 2], [-1, -1, 7]])
+    allowed = torch.tensor([[1.0, 1, 0], [1, 1, 1], [1, 1, 0]])
+    expected = torch.tensor([[0.25, 0.75, 0], [0, 0.5, 0.5], [0, 0, 0]])
+    assert torch.equal(row_normalised(adjacency, allowed), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_graphs_equal_a_loop_in_values_and_gradients(training: bool) -> None:
+    torch.manual_seed(1)
+    graphs = StackedGraphs(D).train(training)
+    graphs.dropout.p = 0.0
+    with torch.no_grad():
+        graphs.intra += 0.6 * torch.randn(6, 6)  # learned edges: some negative, some where none may be
+        graphs.inter += 0.6 * torch.randn(12, 12)
+    intra, inter = normalised_loop(graphs.intra, lambda i, j: True), normalised_loop(graphs.inter, crosses)
+    intra.requires_grad_(), inter.requires_grad_()
+    nodes = torch.randn(3, 12, D, requires_grad=True)
+    weights = torch.randn(3, 12, D)
+
+    given = graphs(nodes)
+    expected = torch.stack([graph_loop(list(x), graphs, intra, inter) for x in nodes])
+    same(given, expected)
+    shared = [nodes, *(p for name, p in graphs.named_parameters() if "linear" in name)]
+    own = [graphs.intra, graphs.inter] if training else []
+    ours = torch.autograd.grad((given * weights).sum(), [*shared, *own])
+    theirs = torch.autograd.grad((expected * weights).sum(), [*shared, intra, inter])
+    for a, b in zip(ours, theirs, strict=False):
+        same(a, b)
+    if training:  # the projection is kept, and doing it again changes nothing
+        same(graphs.intra.detach(), intra.detach())
+        same(graphs.inter.detach(), inter.detach())
+
+
+# Refining
+
+
+def test_refining_equals_a_loop_in_values_and_gradients() -> None:
+    method = agra()
+    method.begin_epoch(survey())
+    for seed in range(3):
+        method(Tiny(), batch(seed), Clock(seed, 1))  # norms and means that are not as they began
+    method.eval()
+    output = Tiny()(*view(7).inputs)
+    output = Output(output.logits.detach(), output.features.detach().requires_grad_())
+    refined = method.refine(output)
+    rows = refined_loop(method, output.features, TARGET, training=False)
+
+    assert refined.logits.shape == (B, 7, 7)
+    assert refined.features.shape == (B, 6, D)
+    same(refined.features, torch.stack(rows))
+    fused = torch.stack([linear(method.classifier, x.flatten()) for x in rows])
+    same(refined.logits[:, 6], fused)
+    assert torch.equal(refined.logits[:, :6], output.logits[:, :6])
+    parts = [output.features, *method.classifier.parameters(), *method.norms[TARGET].parameters()]
+    ours = torch.autograd.grad(refined.logits[:, 6, 2].sum(), parts)
+    theirs = torch.autograd.grad(fused[:, 2].sum(), parts)
+    for a, b in zip(ours, theirs, strict=True):
+        same(a, b)
+        assert a.any()
+
+
+def test_an_image_is_refined_alike_in_any_company() -> None:
+    method = agra()
+    method.begin_epoch(survey())
+    method(Tiny(), batch(), Clock(0, 1))
+    method.eval()
+    output = Tiny()(*view(3).inputs)
+    whole = method.refine(output)
+    for i in range(B):
+        alone = method.refine(Output(output.logits[i : i + 1], output.features[i : i + 1]))
+        same(alone.features, whole.features[i : i + 1])
+        same(alone.logits, whole.logits[i : i + 1])
+
+
+def test_refining_depends_on_the_source_means_only() -> None:
+    method = agra()
+    method.begin_epoch(survey())
+    method.eval()
+    output = Tiny()(*view(3).inputs)
+    before = method.refine(output)
+    method.means[TARGET].start(torch.rand(7, WIDTH))
+    assert torch.equal(method.refine(output).features, before.features)
+    method.means[SOURCE].start(torch.rand(7, WIDTH))
+    assert not torch.equal(method.refine(output).features, before.features)
+
+
+# The losses
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+@pytest.mark.parametrize("target", [B, 3])
+def test_the_losses_are_the_sum_of_the_equations(conditioned: bool, target: int) -> None:
+    method, network, given = agra(entropy_conditioning=conditioned), Tiny(), batch(target=target)
+    method.begin_epoch(survey())
+    losses, logs = method(network, given, Clock(STEP, 1))  # a batch this small moves no mean yet
+
+    refined, logits, plain = [], [], []
+    for domain, faces in ((SOURCE, given.source), (TARGET, given.target)):
+        output = network(*faces.inputs)
+        rows = refined_loop(method, output.features, domain, training=True)
+        refined.append(rows)
+        logits.append([linear(method.classifier, x.flatten()) for x in rows])
+        plain.append(output.logits)
+    source = local = torch.zeros(())
+    for i, label in enumerate(given.labels):
+        for head in range(7):
+            answer = logits[SOURCE][i] if head == 6 else plain[SOURCE][i, head]
+            source = source - WEIGHTS[head] * softmax(answer)[label].log() / B
+        answer = linear(method.local_classifier, refined[SOURCE][i][1:].flatten())
+        local = local - WEIGHTS[6] * softmax(answer)[label].log() / B
+    adversarial = torch.zeros(())
+    for domain in (SOURCE, TARGET):
+        weights, each = [], []
+        for x, answer in zip(refined[domain], logits[domain], strict=True):
+            p = softmax(answer)
+            verdict = torch.sigmoid(method.discriminator(torch.outer(p, x.flatten()).flatten()[None]))[0]
+            each.append(-(verdict if domain == SOURCE else 1 - verdict).log())
+            weights.append(1 + (p * (p + 1e-5).log()).sum().exp() if conditioned else torch.ones(()))
+        adversarial = adversarial + sum(w * x for w, x in zip(weights, each, strict=True)) / sum(weights) / 2
+
+    assert set(losses) == {"source", "local", "adversarial"}
+    same(losses["source"], source)
+    same(losses["local"], local)
+    same(losses["adversarial"], adversarial)
+    right = [int(x.argmax()) == int(label) for x, label in zip(logits[SOURCE], given.labels, strict=True)]
+    assert logs["source-accuracy"].item() == pytest.approx(sum(right) / B)
+    parts = [
+        network.gain,
+        *(p for name, p in method.graphs.named_parameters()),
+        *method.norms.parameters(),
+        *method.classifier.parameters(),
+    ]
+    ours = torch.autograd.grad(losses["source"] + losses["local"], parts, retain_graph=True, allow_unused=True)
+    theirs = torch.autograd.grad(source + local, parts, retain_graph=True, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    (d,) = torch.autograd.grad(losses["adversarial"], [method.discriminator.layers[0].weight], retain_graph=True)
+    same(d, torch.autograd.grad(adversarial, [method.discriminator.layers[0].weight], retain_graph=True)[0])
+
+
+def test_weights_scale_their_terms() -> None:
+    one = agra()(Tiny(), batch(), Clock(STEP, 1)).losses
+    other = agra(adversarial_weight=3)(Tiny(), batch(), Clock(STEP, 1)).losses
+    same(other["source"], one["source"])
+    same(other["adversarial"], 3 * one["adversarial"])
+
+
+def test_published_head_weights_leave_agra_s_own_losses() -> None:
+    # One step of the graph's classifier alone: ln 7 each for a classifier that knows nothing.
+    method = AGRA(Adapt(head_weights=[0, 0, 0, 0, 0, 0, 1]), AGRA.read_options({"hidden": 8}), D, 0)
+    for layer in (method.classifier, method.local_classifier):
+        nn.init.zeros_(layer.weight)
+    losses, _ = method(Tiny(), batch(), Clock(0, 1))
+    ln7 = torch.tensor(7.0).log()
+    same(losses["source"], ln7)
+    same(losses["local"], ln7)
+
+
+def test_the_reversal_turns_the_graph_against_the_discriminator() -> None:
+    gradients = {}
+    for step in (0, STEP):
+        method = agra(entropy_conditioning=False, reversal_steps=1000)
+        method.begin_epoch(survey())
+        losses, logs = method(Tiny(), batch(), Clock(step, 1))
+        parts = [method.graphs.inter_layer.linear.weight, method.discriminator.layers[0].weight]
+        gradients[step] = torch.autograd.grad(losses["adversarial"], parts)
+    assert not gradients[0][0].any()  # nothing is reversed yet at step 0, and nothing passes
+    assert gradients[STEP][0].any()
+    same(gradients[0][1], gradients[STEP][1])  # the discriminator learns all the same
+    assert logs["reversal"] == pytest.approx(0.998, abs=2e-3)
+
+
+# The means
+
+
+def test_a_mean_moves_once_enough_is_gathered_by_hand() -> None:
+    means = ClassMeans(2, 2, rate=0.1, wait=2)
+    means.start(torch.tensor([[0.0, 0.0], [10, 10]]))
+    means.gather(torch.tensor([[1.0, 0], [9, 9], [3, 2]]))  # two near the first, one near the second
+    assert torch.equal(means.means, torch.tensor([[0.0, 0.0], [10, 10]]))
+    assert means.counts.tolist() == [2, 1]
+    means.gather(torch.tensor([[2.0, 4]]))  # more than two: the mean of (1, 0), (3, 2), (2, 4) is (2, 2)
+    same(means.means, torch.tensor([[0.2, 0.2], [10, 10]]))
+    assert means.counts.tolist() == [0, 1]
+    assert means.sums.tolist() == [[0, 0], [9, 9]]
+    means.gather(torch.tensor([[0.0, 0], [0, 0]]), torch.tensor([1, 1]))  # by label, though the other is nearer
+    same(means.means, torch.tensor([[0.2, 0.2], [9.3, 9.3]]))  # 9 + 0 + 0 over 3 is 3
+
+
+@pytest.mark.parametrize("wait", [0, 3])
+def test_the_means_of_training_equal_a_loop(wait: int) -> None:
+    method, network = agra(average=0.3, average_after=wait), Tiny()
+    method.begin_epoch(survey())
+    expected = [[x.clone() for x in each.means] for each in method.means]
+    gathered: list[list[list]] = [[[] for _ in range(7)] for _ in range(2)]
+    for seed in range(6):
+        given = batch(seed)
+        for domain, faces in ((SOURCE, given.source), (TARGET, given.target)):
+            for x in network(*faces.inputs).features.detach().flatten(1):
+                pass_to = nearest_loop(x, method.means[domain].means)
+                gathered[domain][pass_to].append(x)
+            for k in range(7):
+                if len(gathered[domain][k]) > wait:
+                    new = sum(gathered[domain][k]) / len(gathered[domain][k])
+                    expected[domain][k] = 0.7 * expected[domain][k] + 0.3 * new
+                    gathered[domain][k] = []
+        method(network, given, Clock(seed, 1))
+        for domain in (SOURCE, TARGET):
+            same(method.means[domain].means, torch.stack(expected[domain]))
+    assert any(x.counts.any() for x in method.means) == (wait > 0)
+
+
+def test_k_means_finds_clusters_that_lie_apart() -> None:
+    torch.manual_seed(0)
+    centres = 20 * torch.eye(7, WIDTH)
+    points = centres.repeat(6, 1) + 0.1 * torch.randn(42, WIDTH)
+    found = k_means(points, 7)
+    order = torch.cdist(centres, found).argmin(1)
+    assert sorted(order.tolist()) == list(range(7))
+    same(found[order], points.view(6, 7, WIDTH).mean(0))
+
+
+def test_lloyd_by_hand() -> None:
+    points = torch.tensor([[0.0], [1], [10], [12]])
+    # The second takes in 10 and 12 at once; the third has none from the start and stays.
+    assert lloyd(points, torch.tensor([[0.0], [9], [50]])).tolist() == [[0.5], [11], [50]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 20])
+def test_k_means_of_fewer_different_points_than_clusters(count: int) -> None:
+    points = torch.arange(min(count, 3)).float().repeat(7)[:count, None].expand(count, WIDTH)
+    found = k_means(points, 7)
+    assert found.shape == (7, WIDTH)
+    assert {tuple(x) for x in found.tolist()} == ({tuple(x) for x in points.tolist()} or {(0.0,) * WIDTH})
+
+
+def test_a_class_without_faces_has_the_mean_of_all() -> None:
+    points = torch.tensor([[1.0], [3], [8]])
+    assert class_means(points, torch.tensor([0, 0, 2]), 3).tolist() == [[2], [4], [8]]
+    assert class_means(points[:0], torch.tensor([], dtype=torch.long), 3).tolist() == [[0], [0], [0]]
+
+
+@pytest.mark.parametrize("recluster", [1, 3, 10])
+def test_faces_are_clustered_at_first_and_every_so_many_epochs(recluster: int) -> None:
+    method, all_faces, looked = agra(recluster=recluster), survey(), []
+    for epoch in range(1, 21):
+        before = all_faces.looks
+        method.begin_epoch(all_faces)
+        if all_faces.looks > before:
+            looked.append(epoch)
+    assert looked == sorted({1, *range(recluster, 21, recluster)})
+
+
+def test_means_of_classes_are_the_labels_and_the_target_starts_from_them() -> None:
+    method, all_faces = agra(means="classes"), survey()
+    method.begin_epoch(all_faces)
+    (points, labels), (target, _) = all_faces.given
+    expected = torch.stack([sum(x for x, y in zip(points, labels, strict=True) if y == k) for k in range(7)])
+    expected /= torch.tensor([int((labels == k).sum()) for k in range(7)])[:, None]
+    same(method.means[SOURCE].means, expected)
+    same(method.means[TARGET].means, lloyd(target, expected))
+
+    given = batch()
+    method(Tiny(), given, Clock(0, 1))
+    assert method.means[SOURCE].counts.tolist() == torch.bincount(given.labels, minlength=7).tolist()
+
+
+def test_clusters_leave_the_source_labels_unread() -> None:
+    found = []
+    for shift in (0, 3):
+        method, all_faces = agra(), survey()
+        points, labels = all_faces.given[SOURCE]
+        all_faces.given[SOURCE] = (points, (labels + shift) % 7)
+        method.begin_epoch(all_faces)
+        found.append(method.means[SOURCE].means)
+    assert torch.equal(*found)
+
+
+# State
+
+
+def test_a_stopped_run_goes_on_bit_by_bit() -> None:
+    def train(method: AGRA, epochs: range) -> None:
+        optimizer = torch.optim.SGD(method.parameters(), 0.01)
+        for epoch in epochs:
+            method.begin_epoch(survey(epoch))
+            for seed in range(3):
+                losses, _ = method(Tiny(), batch(seed), Clock(seed, epoch))
+                optimizer.zero_grad()
+                sum(losses.values()).backward()
+                optimizer.step()
+
+    through, stopped = (agra(still=False, recluster=2, average_after=4) for _ in range(2))
+    torch.manual_seed(3)
+    train(through, range(1, 5))
+    torch.manual_seed(3)
+    train(stopped, range(1, 3))
+    state, rng = {k: v.clone() for k, v in stopped.state_dict().items()}, torch.get_rng_state()
+    torch.manual_seed(99)
+    resumed = agra(still=False, recluster=2, average_after=4)
+    resumed.load_state_dict(state)
+    torch.set_rng_state(rng)
+    train(resumed, range(3, 5))
+    for name, value in through.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_the_state_refines_alike_whatever_the_size_of_the_target() -> None:
+    method = agra(target_size=12)
+    method.begin_epoch(survey())
+    method(Tiny(), batch(), Clock(0, 1))
+    other = agra(target_size=0)
+    other.load_state_dict(method.state_dict())
+    output = Tiny()(*view(3).inputs)
+    for a, b in zip(method.eval().refine(output), other.eval().refine(output), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_looking_changes_nothing() -> None:
+    method = agra()
+    method.begin_epoch(survey())
+    method.eval()
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    method.refine(Tiny()(*view(3).inputs))
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+# Degenerate input
+
+
+@pytest.mark.parametrize("means", ["clusters", "classes"])
+@pytest.mark.parametrize(
+    "all_faces",
+    [
+        survey(target=1),
+        survey(target=3),
+        survey(source=1, target=1),
+        Survey(torch.rand(20, WIDTH), torch.zeros(20, dtype=torch.long), torch.rand(20, WIDTH)),
+        Survey(torch.zeros(20, WIDTH), torch.arange(20) % 5, torch.zeros(20, WIDTH)),
+    ],
+    ids=["one target face", "fewer than clusters", "one of each", "one class only", "all alike, classes absent"],
+)
+def test_degenerate_domains_train_and_refine(means: str, all_faces: Survey) -> None:
+    method, network = agra(still=False, means=means, average_after=0), Tiny()
+    optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], 0.01)
+    method.begin_epoch(all_faces)
+    alike = view(4, 1)
+    for step in range(3):
+        given = batch(step)._replace(target=View(alike.images.expand(B, -1, -1, -1), torch.zeros(B, 5, 2)))
+        losses, _ = method(network, given, Clock(STEP, 1))
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    refined = method.eval().refine(network(*alike.inputs))
+    values = [*refined, *losses.values(), *method.state_dict().values(), network.gain]
+    assert all(torch.isfinite(x).all() for x in values)
+
+
+def test_zero_features_and_no_clustering_yet_are_no_trouble() -> None:
+    method = agra().eval()
+    refined = method.refine(Output(torch.zeros(1, 7, 7), torch.zeros(1, 6, D)))
+    assert torch.isfinite(refined.features).all()
+
+
+def test_half_precision_features_answer_in_single() -> None:
+    method = agra().eval()
+    refined = method.refine(Output(torch.zeros(2, 7, 7), torch.rand(2, 6, D).bfloat16()))
+    assert refined.logits.dtype == refined.features.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"reclusters": 5}, "adapt.options.reclusters: unknown key (did you mean recluster?)"),
+        ({"means": "labels"}, "adapt.options.means: 'labels' is not allowed; one of 'clusters', 'classes'"),
+        ({"average": 2}, "adapt.options.average: 2"),
+    ],
+)
+def test_bad_options_are_told(options: dict, told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        AGRA.read_options(options)
+    assert told in str(caught.value)

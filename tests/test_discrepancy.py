@@ -1,0 +1,377 @@
+"""MCD and SWD: discrepancies against plain loops, each turn's loss, what each turn moves, and the second classifier.
+
+Equations: MCD, arXiv 1712.02560, section 3.3; SWD, arXiv 1903.04064.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fercli.methods.base import Batch, Clock, Seen
+from fercli.methods.mcd import MCD, classifier_discrepancy, fit, running_statistics_kept
+from fercli.methods.swd import SWD, random_directions, sliced_wasserstein
+from fercli.models import FEATURE_SIZE, GlobalLocal, Output
+from fercli.models.backbones import build_backbone
+from fercli.spec import Adapt
+from fercli.views import View
+
+B = 4
+WEIGHTS = [7.0, 1, 1, 1, 1, 1, 3]
+
+
+class Small(nn.Module):
+    """A convolution, a batch norm and seven heads over 8x8 pictures: all that the methods ask of a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        self.spread = nn.Linear(24, 6 * FEATURE_SIZE)
+        self.classifiers = nn.ModuleList([nn.Linear(FEATURE_SIZE, 7), nn.Linear(FEATURE_SIZE, 7)])
+        self.classifiers.append(nn.Linear(6 * FEATURE_SIZE, 7))
+
+    def forward(self, images, landmarks, crops=None) -> Output:
+        features = self.spread(self.backbone(images).flatten(1)).relu().view(-1, 6, FEATURE_SIZE)
+        first, local, last = self.classifiers
+        logits = [first(features[:, :1]), local(features[:, 1:]), last(features.flatten(1))[:, None]]
+        return Output(torch.cat(logits, 1), features)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_of(count: int = B, seed: int = 1) -> Batch:
+    source, target = (View(draw(count, 3, 8, 8, seed=seed + k), torch.zeros(count, 5, 2)) for k in (0, 1))
+    labels = torch.randint(0, 7, (count,), generator=torch.Generator().manual_seed(seed))
+    return Batch(source, labels, View(2 * target.images + 1, target.landmarks))
+
+
+def made(kind: type[MCD] = MCD, **options) -> tuple[MCD, Small]:
+    torch.manual_seed(0)
+    method = kind(Adapt(head_weights=WEIGHTS), kind.read_options(options), FEATURE_SIZE, 9)
+    return method.train(), Small().train()
+
+
+def probabilities(count: int, seed: int) -> torch.Tensor:
+    return draw(count, 7, seed=seed).double().mul(2).softmax(-1).requires_grad_()
+
+
+# The discrepancies
+
+
+def l1_loop(p: torch.Tensor, q: torch.Tensor, directions: None = None) -> torch.Tensor:
+    return sum((p[i, c] - q[i, c]).abs() for i in range(len(p)) for c in range(7)) / (7 * len(p))
+
+
+def sliced_loop(p: torch.Tensor, q: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for m in range(directions.shape[1]):
+        rows = [[sum(row[c] * directions[c, m] for c in range(7)) for row in side] for side in (p, q)]
+        ordered = [sorted(side, key=lambda value: value.item()) for side in rows]
+        for a, b in zip(*ordered, strict=True):
+            total = total + (a - b) ** 2 / (len(p) * directions.shape[1])
+    return total
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("name", ["l1", "sliced"])
+def test_a_discrepancy_equals_a_loop(name: str, count: int) -> None:
+    p, q = probabilities(count, 1), probabilities(count, 2)
+    directions = draw(7, 5, seed=3).double()
+    directions = directions / directions.square().sum(0).sqrt()
+    if name == "l1":
+        value, expected = classifier_discrepancy(p, q), l1_loop(p, q)
+    else:
+        value, expected = sliced_wasserstein(p, q, directions), sliced_loop(p, q, directions)
+    assert value > 0
+    torch.testing.assert_close(value, expected)
+    for a, b in zip(torch.autograd.grad(value, [p, q]), torch.autograd.grad(expected, [p, q]), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_discrepancies_by_hand() -> None:
+    # One face on which the two are certain of different classes, one on which they agree: 2 / 7, halved.
+    p, q = torch.eye(7)[[0, 3]], torch.eye(7)[[1, 3]]
+    assert classifier_discrepancy(p, q).item() == pytest.approx(1 / 7)
+    # Along class 0's axis: sorted (0, 1) against (0, 0) gives 1/2; along class 3's axis nothing differs.
+    assert sliced_wasserstein(p, q, torch.eye(7)[:, [0, 3]]).item() == pytest.approx(1 / 4)
+    # The largest there is: orthogonal certainties along the line between them, (sqrt 2)^2.
+    line = (torch.eye(7)[0] - torch.eye(7)[1])[:, None] / math.sqrt(2)
+    assert sliced_wasserstein(p[:1], q[:1], line).item() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("discrepancy", [classifier_discrepancy, lambda p, q: sliced_wasserstein(p, q, draw(7, 9))])
+def test_equal_answers_have_no_discrepancy_and_no_gradient(discrepancy) -> None:
+    p = probabilities(3, 1).detach().float().requires_grad_()
+    value = discrepancy(p, p.detach())
+    assert value.item() == 0
+    assert not torch.autograd.grad(value, p)[0].any()
+
+
+def test_the_sliced_one_does_not_see_which_face_is_which() -> None:
+    p, q = probabilities(5, 1).float(), probabilities(5, 2).float()
+    directions = draw(7, 9)
+    torch.testing.assert_close(
+        sliced_wasserstein(p, q[[3, 1, 0, 4, 2]], directions), sliced_wasserstein(p, q, directions)
+    )
+    torch.testing.assert_close(sliced_wasserstein(q, p, directions), sliced_wasserstein(p, q, directions))
+
+
+def test_directions_are_unit_columns_that_follow_the_seed() -> None:
+    torch.manual_seed(4)
+    one, other = random_directions(7, 128), random_directions(7, 128)
+    torch.testing.assert_close(one.norm(dim=0), torch.ones(128))
+    assert not torch.equal(one, other)
+    torch.manual_seed(4)
+    assert torch.equal(random_directions(7, 128), one)
+
+
+def test_discrepancies_equal_pytorch_adapt() -> None:
+    layers = pytest.importorskip("pytorch_adapt.layers")
+    x, y = draw(6, 7, seed=1), draw(6, 7, seed=2)
+    ours = classifier_discrepancy(x.softmax(-1), y.softmax(-1))
+    torch.testing.assert_close(layers.MCDLoss()(x, y), ours)
+    torch.manual_seed(7)
+    theirs = layers.SlicedWasserstein()(x.softmax(-1), y.softmax(-1))
+    torch.manual_seed(7)
+    torch.testing.assert_close(theirs, sliced_wasserstein(x.softmax(-1), y.softmax(-1), random_directions(7, 128)))
+
+
+# The turns
+
+
+def softmax(row: torch.Tensor) -> torch.Tensor:
+    return row.exp() / row.exp().sum()
+
+
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return sum(-softmax(logits[i])[labels[i]].log() for i in range(len(labels))) / len(labels)
+
+
+def reference(method: MCD, network: Small, batch: Batch, turn: int, joint: bool) -> torch.Tensor:
+    """The step's loss by the paper's equations; both domains in one pass, or each in its own."""
+    if joint:
+        images = torch.cat([batch.source.images, batch.target.images])
+        everything = network(images, None)
+        source, target = (Output(*(x[k * B : k * B + B] for x in everything)) for k in (0, 1))
+    else:
+        source, target = network(batch.source.images, None), network(batch.target.images, None)
+    features = [output.features.reshape(B, -1) for output in (source, target)]
+    if turn == 1:
+        features = [feature.detach() for feature in features]
+    weight, bias = method.second.weight, method.second.bias
+    first, second = ([c(f) for f in features] for c in (network.classifiers[-1], lambda f: f @ weight.T + bias))
+    if turn == 0:
+        heads = sum(WEIGHTS[h] * cross_entropy(source.logits[:, h], batch.labels) for h in range(7))
+        return heads + WEIGHTS[6] * cross_entropy(second[0], batch.labels)
+    p, q = (torch.stack([softmax(row) for row in x[1]]) for x in (first, second))
+    apart = l1_loop(p, q)
+    if turn == 1:
+        return WEIGHTS[6] * (cross_entropy(first[0], batch.labels) + cross_entropy(second[0], batch.labels) - apart)
+    return WEIGHTS[6] * apart
+
+
+@pytest.mark.parametrize("turn", [0, 1, 2, 5])
+@pytest.mark.parametrize("passes", ["joint", "published"])
+def test_a_turn_is_its_equation(passes: str, turn: int) -> None:
+    method, network = made(passes=passes)
+    batch = batch_of()
+    losses, logs = method(network, batch, Clock(0, 1, turn))
+    value, expected = sum(losses.values()), reference(method, network, batch, turn, passes == "joint")
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    wanted = [*network.parameters(), *method.parameters()]
+    pairs = zip(
+        torch.autograd.grad(value, wanted, allow_unused=True),
+        torch.autograd.grad(expected, wanted, allow_unused=True),
+        strict=True,
+    )
+    for a, b in pairs:
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert set(logs) == ({"source-accuracy"}, {"discrepancy"}, set())[min(turn, 2)]
+
+
+def test_swd_differs_from_mcd_in_the_discrepancy_alone() -> None:
+    (mcd, network), (swd, _) = made(), made(SWD, projections=16)
+    batch = batch_of()
+    features = network(torch.cat([batch.source.images, batch.target.images]), None).features.flatten(1)
+    p, q = (c(features[B:]).softmax(-1) for c in (network.classifiers[-1], swd.second))
+    for turn, sign in ((0, 0), (1, -1), (2, 1)):
+        plain = mcd(network, batch, Clock(0, 1, turn)).losses
+        torch.manual_seed(3)
+        sliced = swd(network, batch, Clock(0, 1, turn)).losses
+        torch.manual_seed(3)
+        apart = sliced_wasserstein(p, q, random_directions(7, 16))
+        assert set(plain) == set(sliced)
+        for name, value in sliced.items():
+            expected = sign * WEIGHTS[6] * apart if name.startswith("discrepancy") else plain[name]
+            torch.testing.assert_close(value, expected)
+
+
+def update(method: MCD, network: Small, batch: Batch, turn: int, optimizer: torch.optim.Optimizer) -> None:
+    """One turn as the engine takes it."""
+    loss = sum(method(network, batch, Clock(0, 1, turn)).losses.values())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    for parameter in method.frozen(network, turn):
+        parameter.grad = None
+    optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [MCD, SWD])
+@pytest.mark.parametrize("passes", ["joint", "published"])
+def test_each_turn_moves_only_what_it_should(kind: type[MCD], passes: str) -> None:
+    method, network = made(kind, passes=passes, generator_steps=2)
+    assert method.turns == 4
+    named = {**dict(network.named_parameters()), **{f"method.{n}": p for n, p in method.named_parameters()}}
+    # Momentum and decay would move what merely has a gradient of zero.
+    optimizer = torch.optim.SGD(named.values(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    everything = set(named)
+    pair = {name for name in named if name.startswith(("classifiers.2.", "method.second."))}
+    before_classifiers = {name for name in named if name.startswith(("backbone.", "spread."))}
+    batch = batch_of()
+    for turn, expected in enumerate((everything, pair, before_classifiers, before_classifiers)):
+        before = {name: parameter.detach().clone() for name, parameter in named.items()}
+        update(method, network, batch, turn, optimizer)
+        assert {name for name in named if not torch.equal(named[name], before[name])} == expected, turn
+
+
+def test_raising_and_lowering_do_what_they_say() -> None:
+    method, network = made()
+    batch = batch_of()
+    optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=0.02)
+
+    def apart() -> torch.Tensor:
+        return method(network, batch, Clock(0, 1, 1)).logs["discrepancy"]
+
+    start = apart()
+    assert not start.requires_grad
+    method(network, batch, Clock(0, 1, 1)).losses["discrepancy-raised"].backward()
+    optimizer.step()
+    raised = apart()
+    assert raised > start
+    for turn in (2, 3, 4, 5):
+        update(method, network, batch, turn, optimizer)
+    assert apart() < raised
+
+
+# Batch norm
+
+
+def test_joint_passes_move_the_running_statistics_once() -> None:
+    method, network = made()
+    norm, batch = network.backbone[1], batch_of()
+    for turn in range(method.turns):
+        mean, count = norm.running_mean.clone(), int(norm.num_batches_tracked)
+        method(network, batch, Clock(0, 1, turn))
+        assert torch.equal(norm.running_mean, mean) == (turn > 0)
+        assert int(norm.num_batches_tracked) == count + (turn == 0)
+    assert norm.track_running_stats
+
+
+def test_published_passes_move_them_in_every_pass() -> None:
+    method, network = made(passes="published")
+    for turn, passes in ((0, 1), (1, 2), (2, 1)):
+        count = int(network.backbone[1].num_batches_tracked)
+        method(network, batch_of(), Clock(0, 1, turn))
+        assert int(network.backbone[1].num_batches_tracked) == count + passes
+
+
+def test_statistics_are_kept_in_eval_mode_and_after_an_error() -> None:
+    network, images = Small().eval(), draw(3, 3, 8, 8)
+    expected = network(images, None).logits
+    with running_statistics_kept(network):
+        assert torch.equal(network(images, None).logits, expected)
+    with pytest.raises(ZeroDivisionError), running_statistics_kept(network):
+        raise ZeroDivisionError
+    assert network.backbone[1].track_running_stats
+
+
+# The second classifier
+
+
+class Given:
+    """A survey of faces whose features are known; it counts how often it is asked."""
+
+    def __init__(self, features: torch.Tensor, labels: torch.Tensor):
+        self.seen, self.asked = Seen(torch.zeros(len(labels), 7, 7), features, labels), 0
+
+    def source(self) -> Seen:
+        self.asked += 1
+        return self.seen
+
+
+def test_the_second_classifier_is_fitted_to_the_source_once() -> None:
+    method, network = made()
+    labels = torch.arange(28) % 6  # no face of class 6
+    features = draw(28, 6, FEATURE_SIZE).abs() + 2 * torch.eye(7)[labels].repeat(1, 10)[:, None, :FEATURE_SIZE]
+    survey = Given(features, labels)
+    start = method.second.weight.clone()
+    assert not torch.equal(start, network.classifiers[-1].weight)
+    with torch.no_grad():  # an engine may call it so
+        method.begin_epoch(survey)
+    assert (method.second(features.flatten(1)).argmax(-1) == labels).all()
+    assert all(p.grad is None for p in method.parameters())
+    fitted = method.second.weight.clone()
+    other, _ = made()
+    other.load_state_dict(method.state_dict())  # a run that is taken up
+    for again in (method, other):
+        again.begin_epoch(survey)
+        assert torch.equal(again.second.weight, fitted)
+    assert survey.asked == 1
+
+
+def test_the_fit_finds_the_minimum() -> None:
+    # Where weight decay stops it, the gradient of the penalised loss is zero.
+    torch.manual_seed(1)
+    classifier, features = nn.Linear(5, 7).double(), draw(40, 5).double()
+    labels = torch.randint(0, 7, (40,), generator=torch.Generator().manual_seed(2))
+    fit(classifier, features, labels, 0.1)
+    loss = cross_entropy(classifier(features), labels) + 0.05 * sum(p.square().sum() for p in classifier.parameters())
+    for gradient in torch.autograd.grad(loss, list(classifier.parameters())):
+        assert gradient.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("labels", [[3], [2, 2, 2]])
+def test_the_fit_bears_one_face_and_one_class(labels: list[int]) -> None:
+    classifier, wanted = nn.Linear(5, 7), torch.tensor(labels)
+    fit(classifier, draw(len(labels), 5), wanted, 1e-3)
+    assert all(torch.isfinite(p).all() for p in classifier.parameters())
+    assert (classifier(draw(len(labels), 5)).argmax(-1) == wanted).all()
+
+
+def test_warm_start_can_be_switched_off() -> None:
+    method, _ = made(warm_start=False)
+    method.begin_epoch(None)  # the source is not looked at
+    assert method.fitted
+
+
+def test_the_turns_move_the_real_network_as_they_should() -> None:
+    torch.manual_seed(0)
+    network = GlobalLocal(build_backbone("ir-small", 4)).train()
+    method = MCD(Adapt(), MCD.read_options({"generator_steps": 1}), FEATURE_SIZE, 9)
+    faces = [View(draw(2, 3, 112, 112, seed=k), torch.full((2, 5, 2), 50.0)) for k in (1, 2)]
+    batch = Batch(faces[0], torch.tensor([1, 4]), faces[1])
+    optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=0.01, weight_decay=0.1)
+    for turn, (backbone, heads, fused) in enumerate(((True, True, True), (False, False, True), (True, False, False))):
+        parts = network.backbone, network.classifiers[:2], network.classifiers[-1]
+        before = [[p.detach().clone() for p in part.parameters()] for part in parts]
+        update(method, network, batch, turn, optimizer)
+        moved = [
+            any(not torch.equal(a, b) for a, b in zip(part.parameters(), old, strict=True))
+            for part, old in zip(parts, before, strict=True)
+        ]
+        assert moved == [backbone, heads, fused], turn
+
+
+@pytest.mark.parametrize("passes", ["joint", "published"])
+@pytest.mark.parametrize("turn", range(3))
+def test_a_batch_of_one_face_has_a_loss(passes: str, turn: int) -> None:
+    method, network = made(passes=passes)
+    losses = method(network, batch_of(1), Clock(0, 1, turn)).losses
+    assert torch.isfinite(sum(losses.values()))

@@ -1,0 +1,398 @@
+"""DANN, CDAN, CDAN+E, SAFN and FixMatch against plain loops on a small network, values and gradients, and by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fercli.errors import SpecError
+from fercli.methods import method_class
+from fercli.methods.alignment import domain_adversarial, hard_feature_norm, stepwise_feature_norm
+from fercli.methods.base import Batch, Clock, Method
+from fercli.methods.joint import fused_feature, joint_pass
+from fercli.methods.losses import reversal_coefficient
+from fercli.models import FEATURE_SIZE, GlobalLocal, Output
+from fercli.models.backbones import build_backbone
+from fercli.spec import Adapt
+from fercli.views import View
+
+B, STEP = 4, 700
+WEIGHTS = [5.0, 1, 1, 2, 1, 1, 7]
+RIVALS = ["cdan", "cdan-e", "dann", "fixmatch", "safn"]
+ADVERSARIAL = ["cdan", "cdan-e", "dann"]
+
+
+class Tiny(nn.Module):
+    """Logits read off the picture's first 49 values, features >= 0 from all of them: a test sets its predictions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.gain = nn.Parameter(torch.tensor(1.5))
+        self.mix = nn.Parameter(0.1 * torch.randn(192, 6 * FEATURE_SIZE, generator=generator))
+
+    def forward(self, images, landmarks, crops=None):
+        flat = images.flatten(1)
+        features = (flat @ self.mix).relu().view(-1, 6, FEATURE_SIZE)
+        return Output(self.gain * flat[:, :49].view(-1, 7, 7), features)
+
+
+def rival(name: str, **options) -> Method:
+    torch.manual_seed(0)
+    kind = method_class(name)
+    if name in ADVERSARIAL:
+        options = {"hidden": 16, **options}
+    # without dropout, so that a reference can follow
+    return kind(Adapt(head_weights=WEIGHTS), kind.read_options(options), FEATURE_SIZE, 12).eval()
+
+
+def view(seed: int, count: int = B, scale: float = 2.0) -> View:
+    images = scale * torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return View(images.requires_grad_(), torch.zeros(count, 5, 2))
+
+
+def batch_for(method: Method, count: int = B, scale: float = 2.0) -> Batch:
+    def wanted(name: str, seed: int) -> View | None:
+        return view(seed, count, scale) if name in method.wants else None
+
+    labels = torch.randint(0, 7, (count,), generator=torch.Generator().manual_seed(9))
+    views = [wanted("target", 2), wanted("weak", 3), wanted("strong", 4)]
+    return Batch(view(1, count, scale), labels, *views, indices=torch.arange(count))
+
+
+# The references: loops written from the equations
+
+
+def softmax(row: torch.Tensor) -> torch.Tensor:
+    return row.exp() / row.exp().sum()
+
+
+def reverse(z: torch.Tensor, coefficient: float) -> torch.Tensor:
+    """The same value, and minus `coefficient` times its gradient."""
+    return z.detach() - coefficient * (z - z.detach())
+
+
+def source_loop(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return sum(
+        WEIGHTS[h] * -softmax(logits[i, h])[labels[i]].log() / len(labels) for h in range(7) for i in range(len(labels))
+    )
+
+
+def verdict_loss(method: Method, seen: torch.Tensor, coefficient: float, is_source: bool) -> torch.Tensor:
+    chance = torch.sigmoid(method.discriminator(reverse(seen, coefficient)[None]))[0]
+    return -(chance if is_source else 1 - chance).log()
+
+
+def dann_loop(method: Method, source: Output, target: Output, coefficient: float) -> torch.Tensor:
+    total = torch.zeros(())
+    for output, is_source in ((source, True), (target, False)):
+        for i in range(len(output.features)):
+            loss = verdict_loss(method, output.features[i].flatten(), coefficient, is_source)
+            total = total + loss / len(output.features) / 2
+    return total
+
+
+def cdan_loop(method: Method, source: Output, target: Output, coefficient: float) -> torch.Tensor:
+    total = torch.zeros(())
+    for output, is_source in ((source, True), (target, False)):
+        weights, losses = [], []
+        for i in range(len(output.features)):
+            p, feature = softmax(output.logits[i, 6]), output.features[i].flatten()
+            product = torch.stack([p[c].detach() * feature[d] for c in range(7) for d in range(len(feature))])
+            losses.append(verdict_loss(method, product, coefficient, is_source))
+            entropy = reverse(-sum(p[c] * (p[c] + 1e-5).log() for c in range(7)), coefficient)
+            weights.append(1 + (-entropy).exp() if method.name == "cdan-e" else torch.ones(()))
+        normaliser = float(sum(weights).detach())
+        total = total + sum(w / normaliser * x for w, x in zip(weights, losses, strict=True)) / 2
+    return total
+
+
+def norm_loop(method: Method, output: Output) -> torch.Tensor:
+    norms = [sum(value**2 for value in row).sqrt() for row in output.features.flatten(1)]
+    if method.options.variant == "hard":
+        return (sum(norms) / len(norms) - method.options.radius) ** 2
+    return sum((norm - (float(norm.detach()) + method.options.step)) ** 2 for norm in norms) / len(norms)
+
+
+def fixmatch_loop(method: Method, weak: Output, strong: Output) -> torch.Tensor:
+    total = torch.zeros(())
+    for i in range(len(weak.logits)):
+        p = softmax(weak.logits[i, 6].detach())
+        c = int(p.argmax())
+        if p[c] >= method.options.threshold:
+            total = total - 7 * softmax(strong.logits[i, 6])[c].log() / len(weak.logits)
+    return total
+
+
+def expected_losses(method: Method, network: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    source, options = network(*batch.source.inputs), method.options
+    losses = {"source": source_loop(source.logits, batch.labels)}
+    if method.name == "fixmatch":
+        weak, strong = network(*batch.weak.inputs), network(*batch.strong.inputs)
+        return losses | {"pseudo": options.weight * fixmatch_loop(method, weak, strong)}
+    target = network(*batch.target.inputs)
+    if method.name == "safn":
+        pairs = (("source", source), ("target", target))
+        return losses | {
+            f"norm-{domain}": WEIGHTS[-1] * options.weight * norm_loop(method, out) for domain, out in pairs
+        }
+    loop = dann_loop if method.name == "dann" else cdan_loop
+    coefficient = WEIGHTS[-1] * reversal_coefficient(STEP, options.reversal_steps)
+    return losses | {"adversarial": options.weight * loop(method, source, target, coefficient)}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "logs"),
+    [
+        ("dann", {}, {"reversal"}),
+        ("dann", {"weight": 3, "reversal_steps": 1000}, {"reversal"}),
+        ("cdan", {}, {"reversal"}),
+        ("cdan", {"weight": 0.5, "reversal_steps": 100}, {"reversal"}),
+        ("cdan-e", {}, {"reversal"}),
+        ("cdan-e", {"weight": 0.5, "reversal_steps": 100}, {"reversal"}),
+        ("safn", {}, {"mean-norm/source", "mean-norm/target"}),
+        ("safn", {"step": 0.3, "weight": 2}, {"mean-norm/source", "mean-norm/target"}),
+        ("safn", {"variant": "hard"}, {"mean-norm/source", "mean-norm/target"}),
+        ("safn", {"variant": "hard", "radius": 4, "weight": 1}, {"mean-norm/source", "mean-norm/target"}),
+        ("fixmatch", {"threshold": 0.8}, {"pseudo-rate"}),
+        ("fixmatch", {"threshold": 0.5, "weight": 2}, {"pseudo-rate"}),
+    ],
+)
+def test_a_rival_is_the_sum_of_its_equations(name: str, options: dict, logs: set[str]) -> None:
+    method, network = rival(name, **options), Tiny()
+    batch = batch_for(method)
+    step = method(network, batch, Clock(STEP, 1))
+    expected = expected_losses(method, network, batch)
+    assert set(step.losses) == set(expected)
+    assert set(step.logs) == logs | {"source-accuracy"}
+    views = [v.images for v in (batch.source, batch.target, batch.weak, batch.strong) if v is not None]
+    wanted = [network.gain, network.mix, *method.parameters(), *views]
+    for key, value in expected.items():
+        assert value > 0, key
+        torch.testing.assert_close(step.losses[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+        both = [torch.autograd.grad(x, wanted, retain_graph=True, allow_unused=True) for x in (step.losses[key], value)]
+        assert any(g is not None and bool(g.any()) for g in both[0]), key
+        for ours, plain in zip(*both, strict=True):  # None and zero are one: joined views carry zeros to all
+            ours, plain = (torch.zeros(()) if g is None or not g.any() else g for g in (ours, plain))
+            torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+
+
+# By hand
+
+
+def test_domain_adversarial_by_hand() -> None:
+    class Total(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.sum(1)
+
+    # The source is told with chance 3/4, of the two targets nothing is known: (ln 4/3 + ln 2) / 2. The gradients are
+    # -(1 - 3/4) / 2 and 1/2 / 2 / 2, times -1/2.
+    source = torch.tensor([[math.log(3)]], requires_grad=True)
+    target = torch.zeros(2, 1, requires_grad=True)
+    value = domain_adversarial(source, target, Total(), 0.5)
+    value.backward()
+    assert value.item() == pytest.approx((math.log(4 / 3) + math.log(2)) / 2)
+    assert source.grad.tolist() == [[pytest.approx(1 / 16)]]
+    assert target.grad.tolist() == [[pytest.approx(-1 / 16)]] * 2
+
+
+def test_stepwise_feature_norm_by_hand() -> None:
+    # Norms 5 and 0: the loss is step^2; the gradient -2 * step / 2 along (0.6, 0.8), and none where nothing points.
+    features = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    value = stepwise_feature_norm(features, 0.5)
+    value.backward()
+    assert value.item() == pytest.approx(0.25)
+    torch.testing.assert_close(features.grad, torch.tensor([[-0.3, -0.4], [0.0, 0.0]]))
+
+
+def test_hard_feature_norm_by_hand() -> None:
+    # Mean norm 2.5 of radius 5: 6.25; the gradient 2 * -2.5 / 2 along (0.6, 0.8).
+    features = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
+    value = hard_feature_norm(features, 5)
+    value.backward()
+    assert value.item() == pytest.approx(6.25)
+    torch.testing.assert_close(features.grad, torch.tensor([[-1.5, -2.0], [0.0, 0.0]]))
+    assert hard_feature_norm(torch.tensor([[24.0], [26.0]]), 25).item() == 0
+
+
+def sure(label: int, strength: float = 9.0) -> torch.Tensor:
+    """A picture whose seven heads all answer `label`; strength 0: none is sure of anything."""
+    logits = torch.zeros(7, 7)
+    logits[:, label] = strength
+    return torch.cat([logits.flatten(), torch.zeros(192 - 49)]).view(3, 8, 8)
+
+
+def pictures(*images: torch.Tensor) -> View:
+    return View(torch.stack(images).requires_grad_(), torch.zeros(len(images), 5, 2))
+
+
+def test_fixmatch_by_hand() -> None:
+    # One of two faces is sure; its strong view knows nothing: 7 (the head's weight) * ln 7 / 2 faces.
+    weak, strong = pictures(sure(3), sure(5, 0.1)), pictures(sure(0, 0), sure(0, 0))
+    batch = Batch(pictures(sure(1), sure(2)), torch.tensor([1, 3]), None, weak, strong, torch.arange(2))
+    step = rival("fixmatch")(Tiny(), batch, Clock(0, 1))
+    assert step.losses["pseudo"].item() == pytest.approx(7 * math.log(7) / 2, rel=1e-5)
+    assert step.logs["pseudo-rate"].item() == 0.5
+    assert step.logs["source-accuracy"].item() == 0.5
+    # The strong view of the sure face alone is taught, and no weak one.
+    grads = torch.autograd.grad(step.losses["pseudo"], [weak.images, strong.images])
+    assert not grads[0].any()
+    assert grads[1][0].any()
+    assert not grads[1][1].any()
+
+
+def test_fixmatch_without_a_sure_face_costs_nothing() -> None:
+    method, network = rival("fixmatch", threshold=1.0), Tiny()
+    step = method(network, batch_for(method), Clock(0, 1))
+    assert step.losses["pseudo"].item() == 0
+    assert step.logs["pseudo-rate"].item() == 0
+    assert not any(
+        g.any()
+        for g in torch.autograd.grad(step.losses["pseudo"], network.parameters(), allow_unused=True)
+        if g is not None
+    )
+
+
+def test_cdan_e_is_cdan_where_all_faces_are_equally_sure() -> None:
+    views = [pictures(sure(1), sure(4), sure(2)) for _ in range(2)]
+    batch = Batch(views[0], torch.tensor([1, 4, 0]), views[1])
+    one, other = (rival(name)(Tiny(), batch, Clock(STEP, 1)).losses["adversarial"] for name in ("cdan", "cdan-e"))
+    torch.testing.assert_close(one, other)
+
+
+# The reversal
+
+
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_the_reversal_turns_the_network_against_the_discriminator(name: str) -> None:
+    network, gradients = Tiny(), {}
+    for step in (0, STEP):
+        method = rival(name, reversal_steps=1000)
+        made = method(network, batch_for(method), Clock(step, 1))
+        assert made.logs["reversal"].item() == pytest.approx(reversal_coefficient(step, 1000))
+        gradients[step] = torch.autograd.grad(
+            made.losses["adversarial"], [network.mix, method.discriminator.layers[0].weight]
+        )
+    assert not gradients[0][0].any()  # nothing is reversed yet at step 0, and nothing passes
+    assert gradients[STEP][0].any()
+    torch.testing.assert_close(gradients[0][1], gradients[STEP][1])  # the discriminator learns all the same
+
+
+@pytest.mark.parametrize(("name", "width"), [("dann", 384), ("cdan", 2688), ("cdan-e", 2688)])
+def test_what_the_discriminator_reads(name: str, width: int) -> None:
+    assert rival(name).discriminator.layers[0].in_features == width
+
+
+# Degenerate batches
+
+
+def degenerate(case: str, method: Method) -> Batch:
+    batch = batch_for(method, count=1 if case == "one face" else B, scale=0.0 if case == "zero features" else 2.0)
+    return batch._replace(labels=torch.full_like(batch.labels, 3)) if case == "one class" else batch
+
+
+@pytest.mark.parametrize("case", ["zero features", "one class", "one face"])
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in RIVALS), ("safn", {"variant": "hard"})], ids=[*RIVALS, "hafn"]
+)
+def test_degenerate_batches_give_finite_losses_and_gradients(name: str, options: dict, case: str) -> None:
+    method, network = rival(name, **options), Tiny()
+    batch = degenerate(case, method)
+    step = method(network, batch, Clock(STEP, 1))
+    for value in (*step.losses.values(), *step.logs.values()):
+        assert value.shape == ()
+        assert torch.isfinite(value)
+    sum(step.losses.values()).backward()
+    for parameter in (*network.parameters(), *method.parameters(), batch.source.images):
+        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+
+
+def test_values_of_zero_features() -> None:
+    # The discriminator's biases begin at zero: it cannot tell. SAFN asks for one step, HAFN for the whole radius.
+    for name, options, expected in [
+        ("dann", {}, {"adversarial": math.log(2)}),
+        ("cdan", {}, {"adversarial": math.log(2)}),
+        ("cdan-e", {}, {"adversarial": math.log(2)}),
+        ("safn", {"step": 2}, {"norm-source": 7 * 0.05 * 4, "norm-target": 7 * 0.05 * 4}),
+        ("safn", {"variant": "hard"}, {"norm-source": 7 * 0.05 * 625, "norm-target": 7 * 0.05 * 625}),
+        ("fixmatch", {}, {"pseudo": 0}),
+    ]:
+        method = rival(name, **options)
+        losses = method(Tiny(), batch_for(method, scale=0.0), Clock(STEP, 1)).losses
+        assert {key: losses[key].item() for key in expected} == pytest.approx(expected)
+
+
+# The contract
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_what_a_rival_asks_for(name: str) -> None:
+    method = rival(name)
+    assert method.wants == ({"weak", "strong"} if name == "fixmatch" else {"target"})
+    assert (method.name, method.decision, method.turns, method.oracle, method.refines) == (
+        name,
+        "fused",
+        1,
+        False,
+        False,
+    )
+    assert method.pool() is None
+    assert method.status() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("dann", {"wieght": 1}, "adapt.options.wieght: unknown key (did you mean weight?)"),
+        ("cdan-e", {"reversal_steps": 0}, "adapt.options.reversal_steps: 0"),
+        ("safn", {"variant": "soft"}, "adapt.options.variant: 'soft' is not allowed; one of 'stepwise', 'hard'"),
+        ("safn", {"step": -1}, "adapt.options.step: -1"),
+        ("fixmatch", {"threshold": 1.5}, "adapt.options.threshold: 1.5"),
+    ],
+)
+def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        method_class(name).read_options(options)
+    assert told in str(caught.value)
+
+
+def test_the_joint_pass_parts_what_it_joined() -> None:
+    network, source, target = Tiny(), view(1, 2), view(2, 5)
+    answers = network(*source.inputs).logits.argmax(-1)
+    labels = torch.stack([answers[0, 6], (answers[1, 6] + 1) % 7])
+    assert not (answers[:, 0] == labels).any()  # the global head, mistaken for the fused one, would be told
+    of_source, of_target, losses, logs = joint_pass(network, source, target, labels, torch.tensor(WEIGHTS))
+    for got, alone in ((of_source, network(*source.inputs)), (of_target, network(*target.inputs))):
+        torch.testing.assert_close(got.logits, alone.logits)
+        torch.testing.assert_close(fused_feature(got), alone.features.flatten(1))
+    torch.testing.assert_close(losses["source"], source_loop(of_source.logits, labels))
+    assert logs["source-accuracy"].item() == 0.5  # right of the first face alone
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("name", RIVALS)
+def test_a_rival_trains_the_real_network(name: str, autocast: bool) -> None:
+    torch.manual_seed(0)
+    network = GlobalLocal(build_backbone("ir-small", 4))
+    method = rival(name, **({"threshold": 0.2} if name == "fixmatch" else {})).train()
+
+    def faces(seed: int) -> View:
+        images = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(seed))
+        return View(images, torch.full((2, 5, 2), 56.0))
+
+    batch = Batch(faces(0), torch.tensor([2, 5]), faces(1), faces(2), faces(3), torch.arange(2))
+    optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], 0.01)
+    sources = []
+    for step in range(4):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            losses = method(network, batch, Clock(step, 1)).losses
+        assert all(loss.dtype == torch.float32 and bool(torch.isfinite(loss)) for loss in losses.values())
+        sources.append(losses["source"].item())
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+    assert sources[-1] < sources[0]
+    assert all(torch.isfinite(p).all() for p in network.parameters())
