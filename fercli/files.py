@@ -55,6 +55,14 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise disk_error(failure, path) from failure
 
 
+def os_error_behind(failure: BaseException) -> OSError | None:
+    """The failure of the operating system that another error hides, or None where there is none."""
+    problem: BaseException | None = failure
+    while problem is not None and not isinstance(problem, OSError):
+        problem = problem.__cause__ or problem.__context__
+    return problem
+
+
 def disk_error(failure: OSError, path: Path) -> Exception:
     """Return the FercliError for a full disk, or the failure itself if it is another."""
     if failure.errno in _FULL:

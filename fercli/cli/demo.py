@@ -24,10 +24,17 @@ from fercli import console
     show_default=True,
     help="Folder for everything the demo makes.",
 )
+@click.option(
+    "--sweep",
+    "sweeping",
+    is_flag=True,
+    help="Instead: every method, three targets ever further from the source, five seeds. Takes most of an hour.",
+)
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="With --sweep: cells at a time.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
 @click.pass_context
-def command(ctx, seed, out, quiet, as_json):
+def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     """Go from nothing to an adapted, evaluated model, on faces it draws itself.
 
     Draws procedural faces (a stand-in: no photographs) in the layouts of RAF-DB and JAFFE, then runs prepare,
@@ -37,25 +44,36 @@ def command(ctx, seed, out, quiet, as_json):
     Examples:
       fercli demo
       fercli demo --seed 1 --out /tmp/demo
+      fercli demo --sweep --jobs 2
     """
-    from fercli.cli import adapt, evaluate, prepare, train_source
-    from fercli.demo import write_demo
+    from fercli.cli import adapt, evaluate, prepare, sweep, train_source
+    from fercli.demo import write_demo, write_shifts
 
     console.configure(quiet=quiet, as_json=as_json)
-    spec_file = str(write_demo(out / f"seed-{seed}", seed))
     still = quiet or as_json
-    steps = (
-        (prepare.command, "prepare", {"datasets": (), "root": None}),
-        (train_source.command, "train-source", {"sources": (), "restart": False}),
-        (
-            adapt.command,
-            "adapt --target jaffe",
-            {"sources": (), "targets": ("jaffe",), "method": None, "restart": False},
-        ),
-        (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
-    )
+    preparing = (prepare.command, "prepare", {"datasets": (), "root": None})
+    if sweeping:
+        spec_file = str(write_shifts(out / "shifts"))
+        steps = (
+            preparing,
+            (sweep.command, f"sweep {spec_file} --jobs {jobs}", {"jobs": jobs, "dry_run": False}),
+            (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
+        )
+    else:
+        spec_file = str(write_demo(out / f"seed-{seed}", seed))
+        steps = (
+            preparing,
+            (train_source.command, "train-source", {"sources": (), "restart": False}),
+            (
+                adapt.command,
+                "adapt --target jaffe",
+                {"sources": (), "targets": ("jaffe",), "method": None, "restart": False},
+            ),
+            (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
+        )
     for step, words, arguments in steps:
-        console.say(f"\n$ fercli {words} -c {spec_file}", style="bold")
+        where = "" if step is sweep.command else f" -c {spec_file}"
+        console.say(f"\n$ fercli {words}{where}", style="bold")
         last = step is evaluate.command
         ctx.invoke(
             step,

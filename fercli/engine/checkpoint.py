@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 
 from fercli import __version__
 from fercli.errors import FercliError
-from fercli.files import replacing
+from fercli.files import os_error_behind, replacing
 
 FORMAT = 1
 
@@ -21,7 +19,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         with replacing(path, path.with_name(path.name + ".tmp")) as file:
             torch.save({"format": FORMAT, "fercli": __version__, **state}, file)
-    except OSError as problem:
+    except (OSError, RuntimeError) as failure:
+        problem = os_error_behind(failure)  # torch.save wraps what goes wrong with its file in errors of its own
+        if problem is None:
+            raise
         raise FercliError(
             f"cannot write {path}: {problem.strerror or problem}; the last good checkpoint is kept"
         ) from None
@@ -39,7 +40,7 @@ def load(path: Path) -> dict[str, Any]:
         raise FercliError(f"no checkpoint at {path}") from None
     except OSError as problem:
         raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError) as problem:
+    except Exception as problem:  # the unpickler meets arbitrary bytes: KeyError, IndexError, AssertionError, ...
         raise FercliError(f"{path} is damaged or not a fercli checkpoint ({type(problem).__name__})") from None
     if not isinstance(state, dict) or "network" not in state or "spec" not in state:
         raise FercliError(f"{path} is not a fercli checkpoint; read other people's weights with model.weights")

@@ -237,13 +237,14 @@ def _run(
 
 
 def _groups(network: torch.nn.Module, method: Method, plan: Any) -> list[dict[str, Any]]:
-    """Backbone at the rate, new layers at ten times it, the method's own networks at theirs."""
-    parts = network.parameter_groups()
+    """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs."""
+    parts, more = network.parameter_groups(), method.network_parameters()
     groups = [
         {"params": parts["backbone"], "rates": plan.rate, "scale": 1.0},
-        {"params": parts["new"], "rates": plan.rate, "scale": plan.new_rate},
+        {"params": [*parts["new"], *more], "rates": plan.rate, "scale": plan.new_rate},
     ]
-    extra = list(method.parameters())
+    ids = set(map(id, more))
+    extra = [parameter for parameter in method.parameters() if id(parameter) not in ids]
     if extra:
         groups.append({"params": extra, "rates": plan.discriminator_rate, "scale": 1.0})
     return groups

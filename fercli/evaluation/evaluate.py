@@ -201,7 +201,7 @@ def _score(
     seen = look(network, faces, view_settings(spec), spec.engine.evaluate_batch, model.refine(device))
     probabilities = seen.probabilities
     status = model.state["status"]
-    rule = model.state["decision"] if status is not None else "fused"
+    rule = model.state["decision"]
     answers, rungs = (t.numpy() for t in decide(rule, probabilities, status))
     labels = store.labels[indices]
     known = labels >= 0

@@ -7,6 +7,7 @@ benchmark's methods share, CADA/TransferToTargetDomain.py and Utils.py at d825cb
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.methods.base import Batch, Clock, Method, Step, Survey
-from fercli.methods.graph import ClassMeans, StackedGraphs, class_means, k_means, lloyd
+from fercli.methods.graph import ClassMeans, StackedGraphs, carried_over, class_means, k_means, lloyd
 from fercli.methods.joint import fused_feature
 from fercli.methods.losses import Discriminator, conditional_adversarial, head_cross_entropy, reversal_coefficient
 from fercli.models import Output
@@ -26,13 +27,16 @@ from fercli.views import cat
 
 SOURCE, TARGET = 0, 1
 
+#: Adam's rate in the warm start.
+WARM_RATE = 1e-3
+
 
 class AGRA(Method):
     """Features refined by two graph networks over both domains' nodes, then CDAN+E on what comes out.
 
-    An image gives the six nodes of its own domain; the six of the other domain are one of that domain's seven means,
-    the nearest to the image's own features. Each half passes its domain's batch norm, then `StackedGraphs`; the image's
-    own half, 6 x 64, is what it is known by from there on:
+    An image gives the six nodes of its own domain; the six of the other domain are one of that domain's seven means:
+    the nearest to the image's own features, both standardised by their domain's moments. Each half passes its domain's
+    batch norm, then `StackedGraphs`; the image's own half, 6 x 64, is what it is known by from there on:
 
     - the fused head's logits are this method's own linear layer (384 to 7) on them; the network's fused classifier is
       not used and not trained;
@@ -43,22 +47,32 @@ class AGRA(Method):
     Losses: the source's cross-entropy (heads by their weights; the second layer by the fused head's), and
     `conditional_adversarial` of refined features and fused logits, at weight 1.
 
+    The published source stage trains graph, norms and both layers, together with the backbone; ours has trained the
+    plain heads only. So, with ``warm_start``, they are first fitted to the features that the network gives the source
+    faces, by the two source losses, the means in their places: ``warm_steps`` steps of Adam (`WARM_RATE`, no decay) on
+    batches as large as the adaptation's. Adam and not the run's SGD, so that no rate of the spec decides how far they
+    get. Without it refined features and fused head begin the adaptation as noise.
+
     Means: before the first epoch and every ``recluster`` epochs the features of all training faces are clustered, and
     each batch moves the means towards what it brought (`ClassMeans`). ``means: clusters`` is the published way: k-means
     on either domain, labels unread. ``means: classes`` begins the source's at its classes' means, moves them by label,
-    and lets the target's k-means start from there, so that the means of a row belong together.
+    and lets the target's k-means start from there (carried over to the target's moments), so that the means of a row
+    belong together.
 
     `refine` takes every image for a target image, since it is not told better; so the source's held-out faces, which
-    the code scores as source images, are scored as target images here.
+    the code scores as source images, go the way here that the target's answers come from, under the target's norm.
 
     Differs from the code: it clusters the refined features and compares the centres with the unrefined (in training
-    even batch-normalised) ones, and its moving average adds the mean over all dimensions, one number, to all of a
-    centre; here all of it is done on the unrefined features, vector by vector. Its reversal inside the discriminator
-    grows at twice the stated speed, being counted twice a step. Its source stage trains the graph too; here the graph
-    begins with the adaptation, at ``adapt.discriminator_rate``, which serves all that is the method's own.
+    batch-normalised) ones, and its moving average adds the mean over all dimensions, one number, to all of a centre;
+    here all of it is done on the unrefined features, vector by vector. It never standardises the centres that a face is
+    compared with. Where one domain's features are smaller than the other's, most of its faces are then nearest to the
+    other's smallest mean, and, a mean being some 70 % of what a node is refined from at first, get one answer. Its
+    reversal inside the discriminator grows at twice the stated speed, being counted twice a step. All that is the
+    method's own learns at ``adapt.discriminator_rate``.
 
-    Degenerate input: a class absent from the source, and clusters beyond the number of different faces, leave means
-    that nobody is near to, never NaN. A batch needs two faces of each domain, as batch norm does.
+    Degenerate input: one source face, or one class, is fitted as it is. A class absent from the source, and clusters
+    beyond the number of different faces, leave means that nobody is near to, never NaN. A batch needs two faces of each
+    domain, as batch norm does.
     """
 
     name = "agra"
@@ -76,6 +90,8 @@ class AGRA(Method):
         recluster: Annotated[int, Field(gt=0)] = 10
         average: Annotated[float, Field(ge=0, le=1)] = 0.1
         average_after: Annotated[int, Field(ge=0)] = 32
+        warm_start: bool = True
+        warm_steps: Annotated[int, Field(gt=0)] = 500
 
     def __init__(self, settings: Optimisation, options: AGRA.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)
@@ -91,7 +107,9 @@ class AGRA(Method):
         self.means = nn.ModuleList(
             ClassMeans(NUM_EXPRESSIONS, width, options.average, options.average_after) for _ in (SOURCE, TARGET)
         )
+        self.batch = settings.batch
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
+        self.register_buffer("fitted", torch.tensor(not options.warm_start))
 
     def begin_epoch(self, survey: Survey) -> None:
         self.epoch += 1
@@ -100,13 +118,17 @@ class AGRA(Method):
             return
         source, target = survey.source(), survey.target()
         points = [seen.features.flatten(1).to(self.means[SOURCE].means) for seen in (source, target)]
+        labels = source.labels.to(points[SOURCE].device)
         if self.options.means == "classes":
-            begun = class_means(points[SOURCE], source.labels.to(points[SOURCE].device), NUM_EXPRESSIONS)
-            found = [begun, lloyd(points[TARGET], begun)]
+            begun = class_means(points[SOURCE], labels, NUM_EXPRESSIONS)
+            found = [begun, lloyd(points[TARGET], carried_over(begun, *points))]
         else:
             found = [k_means(each, NUM_EXPRESSIONS) for each in points]
-        for means, start in zip(self.means, found, strict=True):
-            means.start(start)
+        for means, start, each in zip(self.means, found, points, strict=True):
+            means.start(start, each)
+        if not self.fitted:
+            self._fit(points, labels)
+            self.fitted.fill_(True)
 
     def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
         options, count = self.options, len(batch.labels)
@@ -115,15 +137,11 @@ class AGRA(Method):
         by_label = batch.labels if options.means == "classes" else None
         self.means[SOURCE].gather(flat[SOURCE].detach(), by_label)
         self.means[TARGET].gather(flat[TARGET].detach())
-        own = [norm(each) for norm, each in zip(self.norms, flat, strict=True)]
-        nodes = torch.cat([self._nodes(own[domain], flat[domain], domain) for domain in (SOURCE, TARGET)])
-        refined = self.graphs(nodes)
-        features = torch.cat([refined[:count, :NUM_FEATURES], refined[count:, NUM_FEATURES:]])
+        features = self._refined(flat)
         output = self._answer(output, features)
 
-        local = self.local_classifier(features[:count, 1:].flatten(1)).float()
         coefficient = reversal_coefficient(clock.step, options.reversal_steps)
-        is_source = torch.arange(len(nodes), device=nodes.device) < count
+        is_source = torch.arange(len(features), device=features.device) < count
         adversarial = conditional_adversarial(
             features.flatten(1),
             output.logits[:, -1],
@@ -134,7 +152,7 @@ class AGRA(Method):
         )
         losses = {
             "source": head_cross_entropy(output.logits[:count], batch.labels, self.head_weights),
-            "local": self.head_weights[-1] * F.cross_entropy(local, batch.labels),
+            "local": self.head_weights[-1] * self._local_loss(features[:count], batch.labels),
             "adversarial": options.adversarial_weight * adversarial,
         }
         logs = {
@@ -153,10 +171,41 @@ class AGRA(Method):
         refined = self.graphs(self._nodes(self.norms[TARGET](flat), flat, TARGET))
         return self._answer(output, refined[:, NUM_FEATURES:])
 
+    def _fit(self, points: list[Tensor], labels: Tensor) -> None:
+        """Fit graph, norms and both layers to the source's points, [N, 6 D] of either domain, and its labels [N].
+
+        Target faces pass through as in training, so that the norms' running moments are of both; none of their answers
+        is asked for. Faces are drawn from torch's global CPU generator.
+        """
+        parts = (self.norms, self.graphs, self.classifier, self.local_classifier)
+        optimizer = torch.optim.Adam([each for part in parts for each in part.parameters()], WARM_RATE)
+        for _ in range(self.options.warm_steps):
+            drawn = [torch.randint(len(each), (self.batch,)).to(each.device) for each in points]
+            features = self._refined([each[which] for each, which in zip(points, drawn, strict=True)])[: self.batch]
+            given = labels[drawn[SOURCE]]
+            fused = self.classifier(features.flatten(1))
+            loss = F.cross_entropy(fused, given) + self._local_loss(features, given)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        optimizer.zero_grad()
+
+    def _local_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(self.local_classifier(features[:, 1:].flatten(1)).float(), labels)
+
+    def _refined(self, flat: Sequence[Tensor]) -> Tensor:
+        """Refined features [B, 6, D] of source and then target images, from theirs, [B_s, 6 D] and [B_t, 6 D]."""
+        count = len(flat[SOURCE])
+        own = [norm(each) for norm, each in zip(self.norms, flat, strict=True)]
+        refined = self.graphs(
+            torch.cat([self._nodes(own[domain], flat[domain], domain) for domain in (SOURCE, TARGET)])
+        )
+        return torch.cat([refined[:count, :NUM_FEATURES], refined[count:, NUM_FEATURES:]])
+
     def _nodes(self, own: Tensor, flat: Tensor, domain: int) -> Tensor:
         """Twelve nodes [B, 12, D] of images of `domain`, from their features [B, 6 D], normalised and not."""
         elsewhere = SOURCE if domain == TARGET else TARGET
-        other = self.norms[elsewhere](self.means[elsewhere].nearest(flat))
+        other = self.norms[elsewhere](self.means[elsewhere].matching(self.means[domain].standardise(flat)))
         halves = [own, other] if domain == SOURCE else [other, own]
         return torch.cat(halves, 1).unflatten(1, (2 * NUM_FEATURES, -1))
 

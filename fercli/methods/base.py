@@ -124,6 +124,13 @@ class Method(nn.Module):
         """Parameters, of the network or of the method, that this turn leaves as they are."""
         return ()
 
+    def network_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the method that belong to the recogniser: they train at the rate of the network's new layers.
+
+        All others of the method's (discriminators) train at ``adapt.discriminator_rate``.
+        """
+        return []
+
     def begin_epoch(self, survey: Survey) -> None:
         """Called before the first step of every epoch."""
 

@@ -16,6 +16,9 @@ from fercli.models.global_local import NUM_FEATURES
 GLOBAL_LOCAL, LOCAL_LOCAL = 0.8, 0.5
 SAME_PLACE, GLOBAL_LOCAL_ACROSS, LOCAL_LOCAL_ACROSS = 0.9, 0.4, 0.25
 
+#: Keeps the division by a spread finite, as in batch norm.
+SPREAD_FLOOR = 1e-5
+
 #: k-means starts so often and the best end counts; a start takes at most so many steps (scikit-learn's defaults then).
 RESTARTS, STEPS = 10, 300
 
@@ -104,7 +107,9 @@ class StackedGraphs(nn.Module):
 class ClassMeans(nn.Module):
     """Means of the features of one domain, one a class or cluster, that follow training as a moving average.
 
-    All of it is in buffers. The means are zero until `start`.
+    The moments of all the domain's features follow too, with every batch, so that a face of another domain finds the
+    mean that stands in this domain where the face stands in its own (`standardise`, `matching`). All of it is in
+    buffers. Until `start` the means are zero and the moments 0 and 1.
 
     Args:
         classes: how many means.
@@ -119,21 +124,34 @@ class ClassMeans(nn.Module):
         self.register_buffer("means", torch.zeros(classes, width))
         self.register_buffer("sums", torch.zeros(classes, width))
         self.register_buffer("counts", torch.zeros(classes))
+        self.register_buffer("centre", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
 
-    def start(self, means: Tensor) -> None:
-        """Begin anew at `means` [classes, width], with nothing gathered."""
+    def start(self, means: Tensor, features: Tensor) -> None:
+        """Begin anew at `means` [classes, width], with nothing gathered and the moments of `features` [N, width]."""
         self.means.copy_(means)
         self.sums.zero_()
         self.counts.zero_()
+        for moment, value in zip((self.centre, self.variance), moments(features), strict=True):
+            moment.copy_(value)
 
     @torch.no_grad()
-    def nearest(self, features: Tensor) -> Tensor:
-        """The mean [B, width] that is nearest (Euclidean) to each of `features` [B, width]; no gradient passes."""
-        return self.means[nearest(features, self.means)]
+    def standardise(self, features: Tensor) -> Tensor:
+        """Features [B, width] of this domain by its moments: about 0, in units of its spread. No gradient passes."""
+        return (features - self.centre) / (self.variance + SPREAD_FLOOR).sqrt()
+
+    def matching(self, standardised: Tensor) -> Tensor:
+        """The mean [B, width] that, once standardised, is nearest (Euclidean) to each of `standardised` [B, width]."""
+        return self.means[nearest(standardised, self.standardise(self.means))]
 
     @torch.no_grad()
     def gather(self, features: Tensor, labels: Tensor | None = None) -> None:
-        """Count features [B, width] to the means of `labels` int64 [B], or else to their nearest; move those due."""
+        """Count features [B, width] to the means of `labels` int64 [B], or else to their nearest; move those due.
+
+        The moments move by `rate` at once.
+        """
+        for moment, value in zip((self.centre, self.variance), moments(features), strict=True):
+            moment.lerp_(value, self.rate)
         which = nearest(features, self.means) if labels is None else labels
         belongs = nn.functional.one_hot(which, len(self.means)).to(features.dtype)
         # A plain sum and no matrix product, which autocast would round.
@@ -149,6 +167,22 @@ class ClassMeans(nn.Module):
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
     """Index int64 [N] of the centre [K, D] at the least Euclidean distance from each point [N, D]."""
     return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+def moments(points: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (biased), [D] each, of points [N, D]; 0 for N = 0."""
+    count = max(1, len(points))
+    mean = points.sum(0) / count
+    return mean, (points - mean).square().sum(0) / count
+
+
+def carried_over(points: Tensor, source: Tensor, target: Tensor) -> Tensor:
+    """Points [K, D] put where they stand in the target [M, D] as they stood in the source [N, D], by the moments.
+
+    A dimension without spread in the source takes the target's mean.
+    """
+    (mean, variance), (new_mean, new_variance) = moments(source), moments(target)
+    return (points - mean) / (variance + SPREAD_FLOOR).sqrt() * new_variance.sqrt() + new_mean
 
 
 def class_means(points: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Literal
+from collections.abc import Iterable
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,6 @@ from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step, Survey
 from fercli.methods.joint import fused_feature, joint_pass
 from fercli.models.global_local import initialise
 from fercli.spec import Optimisation, Section
-from fercli.views import View, cat
 
 
 def classifier_discrepancy(p1: Tensor, p2: Tensor) -> Tensor:
@@ -46,19 +44,15 @@ class MCD(Method):
     All that is asked of the fused feature, the discrepancy included, is multiplied by the fused head's weight, so that
     the three steps stand to each other as in the paper.
 
-    Where batch norm takes its statistics:
-
-    - ``passes: joint``: every turn sees source and target together, normalised as for the other methods here, so that B
-      and C judge the classifiers on the features that A trained them on. The running statistics move in turn 0 only:
-      six updates on the same faces would rest almost half (1 - 0.9^6) on the last batch.
-    - ``passes: published``: as in the authors' code (commit 159947b), each domain is normalised by itself, A sees no
-      source but the source and C only the target, and all passes move the running statistics. It costs about half.
+    Batch norm: every pass has one domain in it, is normalised by its own statistics and moves the running ones, as in
+    the authors' code (commit 159947b): A passes the source, B both, C the target. So the faces of a batch count several
+    times in the running statistics, and the target more than the source. With both in one pass, as the other methods
+    have it, the answers on the target collapsed into two classes (tried on procedural faces, IR small, 40 batches).
 
     F2 would start from noise beside an F1 that stage 1 has trained, and step C would bend the features towards that
     noise. So, with ``warm_start``, F2 is first fitted to the features that the network gives the source faces, by
     cross-entropy with the run's weight decay (at most `FIT_STEPS` steps of L-BFGS). The paper trains all from noise:
-    ``warm_start: false``. As part of the method F2 learns at ``adapt.discriminator_rate``, F1 at ``adapt.rate`` times
-    ``adapt.new_rate``: 1e-4 both by default, but not in every spec.
+    ``warm_start: false``. F2 learns at F1's rate.
     """
 
     name = "mcd"
@@ -68,7 +62,6 @@ class MCD(Method):
         """``adapt.options`` of MCD."""
 
         generator_steps: Annotated[int, Field(ge=1)] = 4
-        passes: Literal["joint", "published"] = "joint"
         warm_start: bool = True
 
     def __init__(self, settings: Optimisation, options: MCD.Options, feature_dim: int, target_size: int):
@@ -85,6 +78,9 @@ class MCD(Method):
             features = seen.features.flatten(1).to(self.second.weight)
             fit(self.second, features, seen.labels.to(features.device), self.weight_decay)
             self.fitted.fill_(True)
+
+    def network_parameters(self) -> list[nn.Parameter]:
+        return list(self.second.parameters())
 
     def frozen(self, network: nn.Module, turn: int) -> Iterable[nn.Parameter]:
         if turn == 0:
@@ -104,15 +100,15 @@ class MCD(Method):
         return self._part(network, batch) if clock.turn == 1 else self._reconcile(network, batch)
 
     def _learn_source(self, network: nn.Module, batch: Batch) -> Step:
-        beside = batch.target if self.options.passes == "joint" else batch.target[:0]
-        source, _, losses, logs = joint_pass(network, batch.source, beside, batch.labels, self.head_weights)
+        alone = batch.target[:0]
+        source, _, losses, logs = joint_pass(network, batch.source, alone, batch.labels, self.head_weights)
         second = self.second(fused_feature(source)).float()
         losses["source-second"] = self.head_weights[-1] * F.cross_entropy(second, batch.labels)
         return Step(losses, logs)
 
     def _part(self, network: nn.Module, batch: Batch) -> Step:
         with torch.no_grad():  # nothing before the classifiers moves
-            source, target = self._features(network, batch.source, batch.target)
+            source, target = (fused_feature(network(*view.inputs)) for view in (batch.source, batch.target))
         kept = sum(F.cross_entropy(c(source).float(), batch.labels) for c in (network.classifiers[-1], self.second))
         apart = self._disagreement(network, target)
         weight = self.head_weights[-1]
@@ -120,34 +116,12 @@ class MCD(Method):
         return Step(losses, {"discrepancy": apart.detach()})
 
     def _reconcile(self, network: nn.Module, batch: Batch) -> Step:
-        views = [batch.source, batch.target] if self.options.passes == "joint" else [batch.target]
-        target = self._features(network, *views)[-1]
+        target = fused_feature(network(*batch.target.inputs))
         return Step({"discrepancy-lowered": self.head_weights[-1] * self._disagreement(network, target)}, {})
 
     def _disagreement(self, network: nn.Module, features: Tensor) -> Tensor:
         first, second = (c(features).float().softmax(-1) for c in (network.classifiers[-1], self.second))
         return self.discrepancy(first, second)
-
-    def _features(self, network: nn.Module, *views: View) -> list[Tensor]:
-        """The fused features [B, 384] of each view."""
-        if self.options.passes == "published":
-            return [fused_feature(network(*view.inputs)) for view in views]
-        with running_statistics_kept(network):
-            together = fused_feature(network(*cat(views).inputs))
-        return list(together.split([len(view) for view in views]))
-
-
-@contextmanager
-def running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Within, batch norms in training mode normalise by the batch, and leave their running statistics alone."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
 
 
 #: Most L-BFGS steps that `fit` takes.

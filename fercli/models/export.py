@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fercli.errors import FercliError
-from fercli.files import disk_error, replacing
+from fercli.files import disk_error, os_error_behind, replacing
 from fercli.models.names import Architecture, to_face_evolve_names, to_published_names
 from fercli.models.reading import SAFETENSORS
 from fercli.models.weights import Weights, misfits, own_network, read_weights
@@ -171,10 +171,7 @@ def _write(out: Path, document: dict[str, Any], bare: bool) -> None:
             else:
                 torch.save(document, file)
     except (OSError, RuntimeError) as failure:
-        # torch.save wraps what goes wrong with its file in errors of its own
-        problem: BaseException | None = failure
-        while problem is not None and not isinstance(problem, OSError):
-            problem = problem.__cause__ or problem.__context__
+        problem = os_error_behind(failure)  # torch.save wraps what goes wrong with its file in errors of its own
         if problem is None:
             raise
         full = disk_error(problem, out)
