@@ -63,15 +63,21 @@ def plan(spec: Spec) -> list[Cell]:
     """All cells of a sweep, seed by seed, so that whatever is done first can be compared; source-only among them.
 
     Raises:
-        SpecError: no ``sweep`` section, a grid key that does not exist, options that a method does not have, two
+        SpecError: no ``sweep`` section, no target or one that is a source, a grid key that does not exist or that the
+            sweep or a method sets already, options that a method does not have, anything set of source-only, two
             combinations that would share a folder.
     """
     if spec.sweep is None:
         raise SpecError("the spec has no sweep section (sweep.methods, sweep.seeds, ...); see: fercli sweep --help")
     wanted = spec.sweep
-    targets = list(wanted.targets or spec.data.targets)
+    targets = list(dict.fromkeys(wanted.targets or spec.data.targets))
+    if not targets:
+        raise SpecError("no target: list them under sweep.targets or data.targets in the spec")
+    if wanted.methods.get(REFERENCE):
+        raise SpecError(f"sweep.methods.{REFERENCE}: the source model as it is, of which nothing can be set")
     base = json.loads(spec.model_dump_json(exclude={"sweep"}))
     base["paths"]["runs"] = str(spec.run_folder)
+    bare = {**base, "adapt": {**base["adapt"], "options": {}}}  # those of a method that the source model has not
     cells: list[Cell] = []
     for seed in wanted.seeds:
         for values in itertools.product(*wanted.grid.values()):
@@ -83,7 +89,12 @@ def plan(spec: Spec) -> list[Cell]:
                 given = {f"adapt.{key}": value for key, value in {"method": label, **overrides}.items()}
                 mine = {} if label == REFERENCE else late
                 given["adapt.tag"] = "-".join([label, *_slugs(mine)])
-                made = _with(base, {"name": name, "engine.seed": seed, **early, **mine, **given}, label)
+                fixed = {"name": name, "engine.seed": seed, **given}
+                _check_unset({**early, **mine}, fixed, label)
+                made = _with(bare if label == REFERENCE else base, {**early, **mine, **fixed}, label)
+                both = [target for target in targets if target in made.data.source]
+                if both:
+                    raise SpecError(f"sweep: {both[0]} is a source of this run; a target must be another dataset")
                 method_class(made.adapt.method).read_options(made.adapt.options)
                 shown = early if label == REFERENCE else keys
                 new = [Cell(made, seed, shown, label, target) for target in targets]
@@ -213,10 +224,19 @@ def _answer(spec: Spec, targets: list[str]) -> None:
         write_atomically(path, "".join(map(str, answers.tolist())).encode() + b"\n")
 
 
+def _check_unset(grid: dict[str, Any], fixed: dict[str, Any], label: str) -> None:
+    """Refuse a grid key whose value would not be used: rows would be told apart by what they do not differ in."""
+    options = fixed.get("adapt.options")
+    taken = {*fixed, *(f"adapt.options.{key}" for key in options if isinstance(options, dict))} if options else {*fixed}
+    for key in grid:
+        if any(f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}.") for path in taken):
+            raise SpecError(f"sweep.grid: {key} is set for {label} already; give it in one place")
+
+
 def _slugs(keys: dict[str, Any]) -> list[str]:
     """Parts of a folder's name: the last word of each key and its value."""
     return [
-        re.sub(r"[^A-Za-z0-9._+]+", "-", f"{key.rsplit('.', 1)[-1]}-{value}").strip("-") for key, value in keys.items()
+        re.sub(r"[^A-Za-z0-9._]+", "-", f"{key.rsplit('.', 1)[-1]}-{value}").strip("-") for key, value in keys.items()
     ]
 
 

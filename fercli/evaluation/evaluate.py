@@ -71,7 +71,12 @@ class Trained:
             return None
         settings = Adapt.model_validate(self.state["spec"]["adapt"])
         method = kind(settings, kind.read_options(settings.options), FEATURE_SIZE, target_size=0)
-        method.load_state_dict(self.state["method"])
+        try:
+            method.load_state_dict(self.state["method"])
+        except RuntimeError:
+            raise FercliError(
+                f"{self.folder / 'best.ckpt'} was made by another version of {self.registered}; adapt again, --restart"
+            ) from None
         return method.to(device).eval().refine
 
 

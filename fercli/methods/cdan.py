@@ -23,8 +23,8 @@ class CDAN(DANN):
 
     AGLRLS's separate adversarial learning is this once for each of the seven heads, with entropy conditioning, at
     weight 0.5 each; here it is once, on the fused head, at weight 1 as in the paper. The discriminator is AGLRLS's
-    (hidden 512, LeakyReLU) and not CDAN's own (hidden 1024, ReLU). What `DANN` says of the fused head's weight holds here
-    too.
+    (hidden 512, LeakyReLU) and not CDAN's own (hidden 1024, ReLU). What `DANN` says of the fused head's weight holds
+    here too.
     """
 
     name = "cdan"

@@ -23,9 +23,9 @@ class DANN(Method):
     training done; here it is step / ``reversal_steps``, as in the codes of CDAN and AGLRLS. The discriminator is
     AGLRLS's, so that the methods of the benchmark differ in what they align, not in what aligns.
 
-    The source's cross-entropy weighs 7 on the fused head (``adapt.head_weights``) where it weighs 1 in the paper. So what
-    comes back to the features through the reversal is multiplied by that weight too, and stands to the cross-entropy as
-    in the paper; the discriminator itself learns from the plain loss.
+    The source's cross-entropy weighs 7 on the fused head (``adapt.head_weights``) where it weighs 1 in the paper. So
+    what comes back to the features through the reversal is multiplied by that weight too, and stands to the
+    cross-entropy as in the paper; the discriminator itself learns from the plain loss.
     """
 
     name = "dann"

@@ -19,8 +19,8 @@ class SAFN(Method):
     ``variant: stepwise`` is SAFN, ``variant: hard`` HAFN; ``step`` and ``radius`` are each read by their own only.
     The two domains' losses are added, each with ``weight``, as in the authors' code; the paper writes SAFN's as one
     mean over the images of both, half as much where they are equally many. SAFN's loss is constant by construction:
-    watch the logged norms instead. Both are multiplied by the fused head's weight (``adapt.head_weights``), so that they
-    stand to its cross-entropy as in the authors' code.
+    watch the logged norms instead. Both are multiplied by the fused head's weight (``adapt.head_weights``), so that
+    they stand to its cross-entropy as in the authors' code.
 
     Not taken over: the paper's norm is that of a layer of its own in the classifier, with a dropout that preserves it;
     here it is of the feature that the fused head reads, without dropout. ``radius`` is the paper's for its own layer.

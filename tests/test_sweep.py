@@ -1,0 +1,644 @@
+"""Sweeps: what is planned, what is left behind, going on after any stop, and results that equal `fercli evaluate`'s."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import EPOCHS, STEPS, TINY, Bench, merge, run
+from test_cli import told
+from test_engine import assert_same_run
+
+from fercli.batches import Batches
+from fercli.engine import checkpoint
+from fercli.engine.log import read_metrics
+from fercli.errors import SpecError
+from fercli.evaluation.metrics import confusion, scores
+from fercli.spec import parse
+from fercli.sweep import Cell, plan, sweep
+
+#: Two methods, one of them under a label of its own.
+METHODS = {"dann": None, "no-pseudo": {"method": "aglrls", "options": {"pseudo_labels": False}}}
+SWEEP = {"sweep": {"methods": METHODS, "seeds": [0, 1]}, "adapt.also_score": "dev"}
+STAGES = [
+    f"seed-{seed}/{stage}" for seed in (0, 1) for stage in ("adapt-jaffe-dann", "adapt-jaffe-no-pseudo", "source")
+]
+
+
+def planned(section: dict[str, Any], **changes: Any) -> list[Cell]:
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    return plan(parse(merge(TINY, {"sweep": {"seeds": [0], **section}, **changes})))
+
+
+def swept_by(bench: Bench, *arguments: str):
+    return run("sweep", str(bench.spec), *arguments)
+
+
+def done(bench: Bench, *arguments: str) -> dict[str, Any]:
+    """A sweep that must go well; its document."""
+    result = swept_by(bench, "--quiet", *arguments)
+    assert result.exit_code == 0, result.stderr
+    assert (result.stdout, result.stderr) == ("", "")
+    return results(bench)
+
+
+def results(bench: Bench) -> dict[str, Any]:
+    return json.loads((bench.runs / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def figures(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells without what differs from run to run."""
+    return [{key: value for key, value in cell.items() if key != "seconds"} for cell in document["cells"]]
+
+
+def stages(bench: Bench) -> list[str]:
+    return sorted(str(path.parent.relative_to(bench.runs)) for path in bench.runs.rglob("last.ckpt"))
+
+
+def assert_same_sweep(one: Bench, other: Bench) -> None:
+    """Bit for bit, and to the same results."""
+    assert stages(one) == stages(other)
+    for stage in stages(one):
+        assert_same_run(one.runs / stage, other.runs / stage)
+        outputs = {path.name: path.read_bytes() for path in (one.runs / stage).glob("outputs/*")}
+        assert outputs == {path.name: path.read_bytes() for path in (other.runs / stage).glob("outputs/*")}
+    assert figures(results(one)) == figures(results(other))
+    assert results(one)["missing"] == results(other)["missing"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
+    """A finished sweep, by one process and without a stop. Read only: take a copy by `again`."""
+    bench = Bench(tmp_path_factory.mktemp("swept"), prepared, SWEEP)
+    done(bench)
+    return bench
+
+
+@pytest.fixture
+def again(tmp_path: Path, swept: Bench):
+    """Give a function (name, changes, prepared, parts) -> a bench with these parts of the finished sweep."""
+
+    def make(
+        name: str = "again",
+        changes: dict[str, Any] | None = None,
+        prepared: Path | None = None,
+        parts: tuple[str, ...] = tuple(STAGES),
+    ) -> Bench:
+        bench = Bench(tmp_path / name, prepared or swept.prepared, {**SWEEP, **(changes or {})})
+        for part in parts:
+            shutil.copytree(swept.runs / part, bench.runs / part)
+        return bench
+
+    return make
+
+
+# What is planned
+
+
+def test_cells_are_targets_by_methods_by_seeds_with_source_only_among_them() -> None:
+    cells = planned({"methods": ["dann", "mcd"], "targets": ["jaffe", "ck+"], "seeds": [3, 0]})
+    assert [(c.seed, c.method, c.target) for c in cells] == [
+        (seed, method, target)
+        for seed in (3, 0)
+        for method in ("source-only", "dann", "mcd")
+        for target in ("jaffe", "ck+")
+    ]
+    assert all(cell.spec.engine.seed == cell.seed and cell.keys == {} for cell in cells)
+    assert all(cell.spec.adapt.method == cell.spec.adapt.tag == cell.method for cell in cells)
+    assert all(cell.spec.sweep is None for cell in cells)
+    last = cells[-1]
+    assert last.spec.run_folder == Path("runs/tiny/seed-0")
+    assert last.spec.adapt_folder(last.target) == Path("runs/tiny/seed-0/adapt-ck+-mcd")
+    assert last.title == "seed-0 mcd -> ck+"
+
+
+def test_targets_are_those_of_the_spec_unless_the_sweep_names_its_own() -> None:
+    for section, targets in (
+        ({}, ["jaffe"]),
+        ({"targets": "expw"}, ["expw"]),
+        ({"targets": ["a", "b", "a"]}, ["a", "b"]),
+    ):
+        cells = planned({"methods": ["dann"], **section})
+        assert [cell.target for cell in cells if cell.method == "dann"] == targets
+
+
+def test_a_key_of_adapt_shares_the_source_model_and_any_other_has_its_own() -> None:
+    grid = {"adapt.batch": [4, 8], "model.width": [4, 6]}
+    cells = planned({"methods": ["dann"], "grid": grid, "seeds": [0]})
+    adapted = [c for c in cells if c.method == "dann"]
+    assert [c.keys for c in adapted] == [
+        {"adapt.batch": batch, "model.width": width} for batch in (4, 8) for width in (4, 6)
+    ]
+    for cell in adapted:
+        assert (cell.spec.adapt.batch, cell.spec.model.width) == tuple(cell.keys.values())
+        assert cell.spec.name == f"seed-0-width-{cell.spec.model.width}"
+        assert cell.spec.adapt.tag == f"dann-batch-{cell.spec.adapt.batch}"
+    # One reference a source model, compared with every batch size.
+    reference = [c for c in cells if c.method == "source-only"]
+    assert [c.keys for c in reference] == [{"model.width": 4}, {"model.width": 6}]
+    assert {c.spec.adapt.tag for c in reference} == {"source-only"}
+
+
+def test_options_are_merged_key_by_key_and_all_else_is_replaced() -> None:
+    methods = {
+        "aglrls": None,
+        "bare": {"method": "aglrls", "options": {"adversarial": False}, "rate": {1: 0.1, 2: 0.01}},
+    }
+    spec = {"adapt.options": {"hidden": 32}, "adapt.rate": {1: 0.5, 4: 0.25}}
+    grid = {"adapt.options.threshold": [0.5, 0.9]}
+    cells = [c for c in planned({"methods": methods, "grid": grid}, **spec) if c.method != "source-only"]
+    assert [c.spec.adapt.options for c in cells] == [
+        {"hidden": 32, "threshold": threshold, **more}
+        for threshold in (0.5, 0.9)
+        for more in ({}, {"adversarial": False})
+    ]
+    assert [c.spec.adapt.rate for c in cells[:2]] == [{1: 0.5, 4: 0.25}, {1: 0.1, 2: 0.01}]
+    assert [c.spec.adapt.tag for c in cells[:2]] == ["aglrls-threshold-0.5", "bare-threshold-0.5"]
+
+
+def test_options_of_the_spec_s_own_method_are_not_asked_of_source_only() -> None:
+    cells = planned({"methods": ["aglrls"]}, adapt__options={"hidden": 32})
+    assert [c.spec.adapt.options for c in cells] == [{}, {"hidden": 32}]
+
+
+@pytest.mark.parametrize("value", [["raf-db", "ck+"], "a+b", [1.5e20], {"1": 0.1}, "a/b c", "é"])
+def test_any_value_of_a_key_makes_a_folder(value: Any) -> None:
+    key = "data.source" if isinstance(value, list) and isinstance(value[0], str) else "evaluate.title"
+    if not isinstance(value, str | list) or isinstance(value, list) and isinstance(value[0], float):
+        key, value = "train_source.rate", {1: 0.1} if isinstance(value, dict) else value[0]
+    cells = planned({"methods": ["dann"], "grid": {key: [value]}})
+    (name,) = {cell.spec.run_folder.name for cell in cells}
+    assert name.startswith(f"seed-0-{key.split('.')[-1]}-") or value == "é"
+
+
+MISTAKES = {
+    "no section": ({"sweep": None}, "the spec has no sweep section"),
+    "no method": ({"sweep.methods": {}}, "sweep.methods"),
+    "a method with a typo": ({"sweep.methods": ["dan"]}, "'dan' is not known (did you mean dann?)"),
+    "a label of no method": ({"sweep.methods": {"mine": None}}, "sweep (mine): adapt.method: 'mine' is not known"),
+    "a label that is no folder": ({"sweep.methods": {"a/b": {"method": "dann"}}}, "sweep.methods.a/b"),
+    "an unknown key of a method": (
+        {"sweep.methods": {"dann": {"bach": 4}}},
+        "adapt.bach: unknown key (did you mean batch",
+    ),
+    "an option of another method": (
+        {"sweep.methods": {"dann": {"options": {"threshold": 0.5}}}},
+        "adapt.options.threshold",
+    ),
+    "an option that only some have": (
+        {"sweep.methods": ["aglrls", "dann"], "sweep.grid": {"adapt.options.threshold": [0.5]}},
+        "adapt.options.threshold: unknown key",
+    ),
+    "options of no mapping": ({"sweep.methods": {"dann": {"options": 3}}}, "adapt.options"),
+    "a value out of range": ({"sweep.methods": {"dann": {"batch": 1}}}, "adapt.batch: 1"),
+    "source-only changed": ({"sweep.methods": {"source-only": {"method": "dann"}}}, "sweep.methods.source-only"),
+    "an unknown key": ({"sweep.grid": {"adapt.bach": [1]}}, "adapt.bach: unknown key (did you mean batch?)"),
+    "an unknown section": ({"sweep.grid": {"adopt.batch": [4]}}, "adopt: unknown key (did you mean adapt?)"),
+    "a key below a value": ({"sweep.grid": {"adapt.epochs.first": [1]}}, "adapt.epochs.first is no key of the spec"),
+    "no value": ({"sweep.grid": {"adapt.batch": []}}, "sweep.grid.adapt.batch"),
+    "a value twice": ({"sweep.grid": {"adapt.batch": [4, 4]}}, "two combinations of values share the folder"),
+    "values alike in letters": (
+        {"sweep.grid": {"evaluate.title": ["a b", "a-b"]}},
+        "sweep.grid: two combinations of values share the folder",
+    ),
+    "a key that a method sets": (
+        {"sweep.methods": {"dann": {"batch": 4}}, "sweep.grid": {"adapt.batch": [6, 8]}},
+        "sweep.grid: adapt.batch is set for dann already",
+    ),
+    "an option that a method sets": (
+        {"sweep.methods": {"dann": {"options": {"hidden": 8}}}, "sweep.grid": {"adapt.options.hidden": [6, 8]}},
+        "sweep.grid: adapt.options.hidden is set for dann already",
+    ),
+    "the method as a key": ({"sweep.grid": {"adapt.method": ["dann", "mcd"]}}, "sweep.grid: adapt.method is set"),
+    "the seed as a key": ({"sweep.grid": {"engine.seed": [5, 6]}}, "sweep.grid: engine.seed is set"),
+    "a seed twice": ({"sweep.seeds": [1, 1]}, "a seed is named twice"),
+    "no seed": ({"sweep.seeds": []}, "sweep.seeds"),
+    "no target": ({"data.targets": []}, "no target"),
+    "the source as a target": ({"sweep.targets": ["raf-db"]}, "raf-db"),
+    "a grid's source as a target": ({"sweep.grid": {"data.source": ["jaffe"]}}, "jaffe"),
+    "a typo in the section": ({"sweep.seed": [1]}, "sweep.seed: unknown key (did you mean seeds?)"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line_before_anything_is_trained(mistake: str, tmp_path: Path, prepared: Path) -> None:
+    changes, text = MISTAKES[mistake]
+    bench = Bench(tmp_path / "bench", prepared, {"sweep": {"methods": ["dann"], "seeds": [0]}, **changes})
+    assert text in told(swept_by(bench), 2)
+    assert not (bench.folder / "runs").exists()
+
+
+def test_a_spec_without_a_sweep_is_no_sweep() -> None:
+    with pytest.raises(SpecError, match="no sweep section"):
+        plan(parse(TINY))
+
+
+def test_dry_run_lists_the_cells_and_trains_nothing(tmp_path: Path, prepared: Path) -> None:
+    bench = Bench(tmp_path / "dry", prepared, SWEEP)
+    listed = swept_by(bench, "--dry-run")
+    assert listed.exit_code == 0
+    assert "seed-1/adapt-jaffe-no-pseudo" in listed.stdout
+    document = json.loads(swept_by(bench, "--dry-run", "--json").stdout)
+    assert document["cells"][:3] == [f"seed-0 {name} -> jaffe" for name in ("source-only", "dann", "no-pseudo")]
+    assert len(document["cells"]) == 6
+    assert not (bench.folder / "runs").exists()
+
+
+@pytest.mark.parametrize("changes", [{"sweep.targets": ["jaffe", "expw"]}, {"data.source": ["raf-db", "expw"]}])
+def test_a_dataset_that_is_not_prepared_is_told_before_anything_is_trained(
+    changes: dict[str, Any], tmp_path: Path, prepared: Path
+) -> None:
+    bench = Bench(tmp_path / "unprepared", prepared, {**SWEEP, **changes})
+    assert "expw is not prepared" in told(swept_by(bench), 1)
+    assert not (bench.folder / "runs").exists()
+
+
+# What it leaves
+
+
+def test_a_sweep_leaves_run_folders_and_two_files_of_results(swept: Bench) -> None:
+    assert stages(swept) == sorted(STAGES)
+    assert sorted(p.name for p in swept.runs.iterdir()) == ["results.csv", "results.json", "seed-0", "seed-1"]
+    assert not list(swept.runs.rglob("*.tmp"))
+    document = results(swept)
+    assert [(c["seed"], c["method"]) for c in document["cells"]] == [
+        (seed, method) for seed in (0, 1) for method in ("source-only", "dann", "no-pseudo")
+    ]
+    assert (document["methods"], document["seeds"]) == (["source-only", "dann", "no-pseudo"], [0, 1])
+    assert (document["targets"], document["missing"]) == (["jaffe"], [])
+    assert {c["registered"] for c in document["cells"]} == {"source-only", "dann", "aglrls"}
+    assert all((c["expected"], c["found"], c["scored"]) == (42, 42, 42) for c in document["cells"])
+    with (swept.runs / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row, cell in zip(rows, document["cells"], strict=True):
+        assert (row["seed"], row["method"], row["epoch"]) == (str(cell["seed"]), cell["method"], str(cell["epoch"]))
+        assert float(row["accuracy"]) == cell["accuracy"]
+        for rule, chosen in cell["rules"].items():
+            assert float(row[f"rule:{rule}:accuracy"]) == chosen["accuracy"]
+
+
+def test_one_seed_is_one_source_model_and_another_seed_another(swept: Bench) -> None:
+    begun = {stage: checkpoint.load(swept.runs / stage / "last.ckpt").get("source_model") for stage in STAGES}
+    assert begun["seed-0/adapt-jaffe-dann"] == begun["seed-0/adapt-jaffe-no-pseudo"]
+    assert begun["seed-0/adapt-jaffe-dann"] != begun["seed-1/adapt-jaffe-dann"]
+
+
+def test_rows_are_what_evaluate_says_of_the_runs(again) -> None:
+    bench = again()
+    document = done(bench)
+    for seed in (0, 1):
+        spec = bench.runs / f"seed-{seed}/spec.yaml"  # as the last cell of this seed was run
+        table = json.loads(run("evaluate", "-c", str(spec), "--json").stdout)["table"]
+        assert len(table) == 5
+        told_of = {(row["method"], row["oracle"]): row for row in table}
+        names = {"source-only": "source-only", "dann": "dann (dann)", "no-pseudo": "aglrls (no-pseudo)"}
+        for cell in (c for c in document["cells"] if c["seed"] == seed):
+            row = told_of[names[cell["method"]], False]
+            same = ("decision", "accuracy", "macro_f1", "expected", "found", "scored", "selection", "epoch", "target")
+            assert {key: cell[key] for key in same} == {key: row[key] for key in same}
+            if cell["method"] == "source-only":
+                assert (cell["oracle"], cell["rules"]) == (None, {})
+            else:
+                best = told_of[names[cell["method"]], True]
+                assert cell["oracle"] == {"epoch": best["epoch"], "accuracy": best["accuracy"]}
+
+
+def test_rules_are_what_the_scores_and_decisions_of_each_epoch_give(swept: Bench) -> None:
+    labels = np.load(swept.prepared / "jaffe/labels.npy")
+    for cell in results(swept)["cells"]:
+        if cell["method"] == "source-only":
+            continue
+        folder = swept.runs / f"seed-{cell['seed']}/adapt-jaffe-{cell['method']}"
+        right = {}
+        for epoch in range(1, EPOCHS + 1):
+            answers = [int(c) for c in (folder / f"decisions/epoch-{epoch:04d}.txt").read_text().strip()]
+            right[epoch] = sum(a == b for a, b in zip(answers, labels, strict=True)) / len(labels)
+            if epoch == cell["epoch"]:
+                assert cell["accuracy"] == pytest.approx(right[epoch])
+                assert cell["macro_f1"] == pytest.approx(scores(confusion(labels, np.array(answers)))["macro_f1"])
+        history = {m["epoch"]: m["scores"] for m in read_metrics(folder) if m["kind"] == "validate"}
+        # EnsV: agreement with the mean of all epochs' outputs.
+        outputs = {e: np.load(folder / f"outputs/epoch-{e:04d}.npy").astype(float) for e in history}
+        verdict = sum(outputs.values()).argmax(1)
+        for epoch, given in outputs.items():
+            history[epoch]["ensv"] = float((given.argmax(1) == verdict).mean())
+        expected = {}
+        for rule in history[1]:
+            best = max(history[epoch][rule] for epoch in history)
+            epoch = min(epoch for epoch in history if history[epoch][rule] == best)
+            expected[rule] = {"epoch": epoch, "accuracy": pytest.approx(right[epoch])}
+        assert cell["rules"] == expected
+        assert {"dev", "ensv", "source-val"} <= set(expected)
+        top = max(right.values())
+        assert cell["oracle"] == {"epoch": min(e for e in right if right[e] == top), "accuracy": pytest.approx(top)}
+        assert cell["rules"]["infomax"]["epoch"] == cell["epoch"]
+
+
+def test_scripts_get_one_document_and_people_a_table(again) -> None:
+    bench = again()
+    scripted = swept_by(bench, "--json")
+    assert scripted.stderr == ""
+    document = json.loads(scripted.stdout, parse_constant=pytest.fail)
+    assert set(document["files"]) == {"results", "csv"}
+    shown = swept_by(bench)
+    assert "no-pseudo" in shown.stdout
+    assert "infomax" in shown.stdout
+    assert "results.csv" in shown.stderr
+
+
+def test_evaluate_makes_the_report_of_whatever_is_trained(again) -> None:
+    bench = again("half", parts=("seed-0/source", "seed-0/adapt-jaffe-dann", "seed-1/source"))
+    bench.done("evaluate", "--report", "--quiet")
+    page = (bench.runs / "report.html").read_text()
+    assert "<html" in page[:500].lower()
+    assert "no-pseudo" in page
+    document = results(bench)
+    assert [(c["seed"], c["method"]) for c in document["cells"]] == [
+        (0, "source-only"),
+        (0, "dann"),
+        (1, "source-only"),
+    ]
+    assert [(c["seed"], c["method"], c["target"]) for c in document["missing"]] == [
+        (0, "no-pseudo", "jaffe"),
+        (1, "dann", "jaffe"),
+        (1, "no-pseudo", "jaffe"),
+    ]
+    assert stages(bench) == ["seed-0/adapt-jaffe-dann", "seed-0/source", "seed-1/source"]
+
+
+def test_evaluate_of_a_sweep_that_has_not_begun_has_nothing_but_missing_cells(tmp_path: Path, prepared: Path) -> None:
+    bench = Bench(tmp_path / "new", prepared, SWEEP)
+    bench.done("evaluate", "--report", "--quiet")
+    document = results(bench)
+    assert (len(document["cells"]), len(document["missing"])) == (0, 6)
+
+
+# Going on
+
+
+def remembered(bench: Bench) -> dict[str, tuple[bytes, int]]:
+    """Contents and times of all that training writes."""
+    files = [p for stage in stages(bench) for p in (bench.runs / stage).rglob("*") if p.is_file()]
+    kept = [p for p in files if p.suffix in (".ckpt", ".npy", ".jsonl", ".json")]
+    return {str(p.relative_to(bench.runs)): (p.read_bytes(), p.stat().st_mtime_ns) for p in kept}
+
+
+def test_run_again_it_trains_nothing(again, swept: Bench) -> None:
+    bench = again()
+    before = {name: content for name, (content, _) in remembered(bench).items()}
+    document = done(bench)
+    assert {name: content for name, (content, _) in remembered(bench).items()} == before
+    assert document["cells"] == results(swept)["cells"]  # their seconds too
+
+
+def test_a_cell_that_is_deleted_is_done_again_alone(again, swept: Bench) -> None:
+    gone = "seed-1/adapt-jaffe-dann"
+    bench = again()
+    shutil.rmtree(bench.runs / gone)
+    before = remembered(bench)
+    done(bench)
+    after = remembered(bench)
+    changed = {str(Path(name).parent) for name in after if after[name][0] != before.get(name, (None, 0))[0]}
+    assert {name for name in changed if not name.startswith(gone)} == set()
+    assert_same_sweep(swept, bench)
+
+
+def test_more_seeds_and_methods_are_added_to_what_is_there(again) -> None:
+    bench = again()
+    before = remembered(bench)
+    arguments = ("--set", "sweep.seeds=[0, 2]", "--set", "sweep.methods.safn={}")
+    document = done(bench, *arguments)
+    assert [(c["seed"], c["method"]) for c in document["cells"] if c["method"] == "safn"] == [(0, "safn"), (2, "safn")]
+    assert {c["seed"] for c in document["cells"]} == {0, 2}
+    assert all(remembered(bench)[name][0] == content for name, (content, _) in before.items())
+
+
+def test_results_of_other_settings_are_not_taken_for_these(again) -> None:
+    bench = again()
+    result = swept_by(bench, "--quiet", "--set", "adapt.batch=4")
+    assert result.exit_code == 1
+    assert "4 of 6 cells failed" in result.stderr
+    assert "adapt.batch 8 -> 4" in result.stderr
+    document = results(bench)
+    assert {c["method"] for c in document["cells"]} == {"source-only"}
+    assert len(document["missing"]) == 4
+    assert all("adapt.batch 8 -> 4" in cell["why"] for cell in document["missing"])
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, count: int, number: int = signal.SIGINT) -> None:
+    """Let the signal come while the sweep's `count`-th batch is made, from 1."""
+    make, made = Batches.__call__, [0]
+
+    def batch(self: Batches, *arguments: Any) -> Any:
+        made[0] += 1
+        if made[0] == count:
+            os.kill(os.getpid(), number)
+        return make(self, *arguments)
+
+    monkeypatch.setattr(Batches, "__call__", batch)
+
+
+#: Batches of a stage.
+ALL = EPOCHS * STEPS
+
+
+@pytest.mark.parametrize(
+    ("count", "left"),
+    [
+        (2, ["seed-0/source"]),
+        (2 * ALL + 4, ["seed-0/adapt-jaffe-dann", "seed-0/source", "seed-1/source"]),
+        # In a stage's last step, after which it ends of itself: what was asked for is a stop of the sweep.
+        (3 * ALL, ["seed-0/adapt-jaffe-dann", "seed-0/source", "seed-1/source"]),
+    ],
+    ids=["source", "adapt", "last step"],
+)
+def test_a_stopped_sweep_goes_on_to_the_same_bits(
+    count: int, left: list[str], swept: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path / "stopped", swept.prepared, SWEEP)
+    with monkeypatch.context() as patch:
+        stop_at(patch, count)
+        assert "the same command goes on" in told(swept_by(bench), 130)
+    assert stages(bench) == left
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    done(bench)
+    assert_same_sweep(swept, bench)
+
+
+def spawned(bench: Bench, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "fercli", "sweep", str(bench.spec), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+
+
+def wait_for(process: subprocess.Popen, bench: Bench, pattern: str) -> None:
+    begun = time.monotonic()
+    while not list(bench.runs.rglob(pattern)) and process.poll() is None:
+        assert time.monotonic() - begun < 100, f"no {pattern} came"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes(swept: Bench, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "two", swept.prepared, SWEEP)
+    done(bench, "--jobs", "2")
+    assert_same_sweep(swept, bench)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_processes_killed_in_the_middle_goes_on_to_the_same_bits(swept: Bench, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "killed", swept.prepared, SWEEP)
+    process = spawned(bench, "--jobs", "2", "--set", "engine.save_every_s=0")
+    wait_for(process, bench, "adapt-*/last.ckpt")
+    time.sleep(random.uniform(0, 0.5))
+    process.kill()
+    process.communicate()
+    # Its workers see within a second that it is gone, and end too.
+    time.sleep(3)
+    done(bench)
+    assert_same_sweep(swept, bench)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [False, True], ids=["kill", "terminal"])
+def test_a_sweep_of_two_processes_that_is_stopped_saves_and_goes_on(
+    whole_group: bool, swept: Bench, tmp_path: Path
+) -> None:
+    bench = Bench(tmp_path / "stopped", swept.prepared, SWEEP)
+    # Long enough that nothing ends before the signal comes.
+    longer = ("--set", "train_source.epochs=500", "--set", "train_source.steps_per_epoch=1")
+    process = spawned(bench, "--jobs", "2", *longer)
+    wait_for(process, bench, "seed-*/source/last.ckpt")
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+    told_ = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, told_
+    assert "Traceback" not in told_
+    assert told_.strip().splitlines()[-1].startswith("error: stopped; what is done is in")
+    saved = {stage: checkpoint.load(bench.runs / stage / "last.ckpt")["step"] for stage in stages(bench)}
+    assert saved
+    assert all(step < 500 for step in saved.values()), saved
+    assert not list(bench.runs.rglob("results.*"))
+
+
+# A cell that fails
+
+
+RUINED = {"method": "dann", "rate": 1e30, "discriminator_rate": 1e30, "clip_norm": None}
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_cell_that_fails_costs_no_other(jobs: int, again, swept: Bench) -> None:
+    parts = ("seed-0/source", "seed-1/source")
+    bench = again("ruined", {"sweep.methods": {"ruined": RUINED, **METHODS}, "sweep.jobs": jobs}, parts=parts)
+    result = swept_by(bench, "--quiet")
+    assert result.exit_code == 1
+    lines = result.stderr.strip().splitlines()
+    assert lines[0] == "error: 2 of 8 cells failed:"
+    assert [line.split(":")[0].strip() for line in sorted(lines[1:])] == [f"seed-{s} ruined -> jaffe" for s in (0, 1)]
+    assert all("not finite" in line for line in lines[1:])
+    document = results(bench)
+    assert figures(document) == figures(results(swept))
+    assert [(c["seed"], c["method"]) for c in document["missing"]] == [(0, "ruined"), (1, "ruined")]
+    # Mended, the same command does them.
+    bench = Bench(bench.folder, bench.prepared, {**SWEEP, "sweep.methods": {"ruined": {"method": "dann"}, **METHODS}})
+    document = done(bench)
+    assert document["missing"] == []
+    rows = {(c["seed"], c["method"]): c["accuracy"] for c in document["cells"]}
+    assert all(rows[seed, "ruined"] == rows[seed, "dann"] for seed in (0, 1))
+
+
+def test_a_source_model_that_fails_costs_its_own_cells_only(again) -> None:
+    grid = {"train_source.momentum": [0.9, 0.0]}
+    changes = {"sweep.grid": grid, "sweep.seeds": [0], "sweep.methods": ["safn"]}
+    bench = again("ruined", changes, parts=())
+    shutil.copytree(again("whole").runs / "seed-0/source", bench.runs / "seed-0-momentum-0.9/source")
+    (bench.runs / "seed-0-momentum-0.0").mkdir()
+    (bench.runs / "seed-0-momentum-0.0/source").write_text("a file in the way")
+    result = swept_by(bench, "--quiet")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.stderr
+    assert "seed-0-momentum-0.0: cannot make" in result.stderr
+    document = results(bench)
+    assert [(c["keys"], c["method"]) for c in document["cells"]] == [
+        ({"train_source.momentum": 0.9}, method) for method in ("source-only", "safn")
+    ]
+    assert [(c["keys"], c["method"]) for c in document["missing"]] == [
+        ({"train_source.momentum": 0.0}, method) for method in ("source-only", "safn")
+    ]
+
+
+# No target label is read
+
+
+def with_target_labels(prepared: Path, folder: Path, change) -> Path:
+    folder.mkdir()
+    (folder / "raf-db").symlink_to(prepared / "raf-db")
+    shutil.copytree(prepared / "jaffe", folder / "jaffe")
+    file = folder / "jaffe/labels.npy"
+    labels = change(np.load(file))
+    file.unlink()
+    if labels is not None:
+        np.save(file, labels)
+    return folder
+
+
+LABELS = {
+    "shuffled": np.random.default_rng(0).permutation,
+    "constant": np.zeros_like,
+    "unknown": lambda labels: np.full_like(labels, -1),
+    "deleted": lambda labels: None,
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_target_labels_change_nothing_but_accuracies(name: str, again, swept: Bench, tmp_path: Path) -> None:
+    stores = with_target_labels(swept.prepared, tmp_path / "stores", LABELS[name])
+    bench = again(name, prepared=stores, parts=("seed-0/source", "seed-1/source"))
+    if name == "deleted":
+        assert sweep(parse(yaml.safe_load(bench.spec.read_text()))) == []
+    else:
+        done(bench)
+    assert stages(bench) == stages(swept)
+    for stage in STAGES:
+        assert_same_run(swept.runs / stage, bench.runs / stage)
+        outputs = [sorted((b.runs / stage).glob("outputs/*.npy")) for b in (swept, bench)]
+        assert [p.read_bytes() for p in outputs[0]] == [p.read_bytes() for p in outputs[1]]
+        if "source" in stage:
+            files = [b.runs / stage / "decisions/jaffe.txt" for b in (swept, bench)]
+            assert files[0].read_bytes() == files[1].read_bytes()
+    if name == "deleted":
+        return
+    told_, plain = figures(results(bench)), figures(results(swept))
+    judged = ("accuracy", "macro_f1", "oracle", "scored")
+    for cell, other in zip(told_, plain, strict=True):
+        rules, others = cell.pop("rules"), other.pop("rules")
+        assert {rule: chosen["epoch"] for rule, chosen in rules.items()} == {r: c["epoch"] for r, c in others.items()}
+        assert {k: v for k, v in cell.items() if k not in judged} == {k: v for k, v in other.items() if k not in judged}
+    if name == "unknown":
+        assert {(cell["accuracy"], cell["macro_f1"], cell["oracle"]) for cell in told_} == {(None, None, None)}
+    else:
+        assert [cell["macro_f1"] for cell in told_] != [cell["macro_f1"] for cell in plain]
+    bench.done("evaluate", "--report", "--quiet")
+
+
+def test_math_of_the_summary_agrees_with_the_cells(swept: Bench) -> None:
+    shown = swept_by(Bench(swept.folder, swept.prepared, SWEEP), "--dry-run")  # the same spec, nothing trained
+    assert shown.exit_code == 0
+    values = [c["accuracy"] for c in results(swept)["cells"] if c["method"] == "dann"]
+    mean = sum(values) / 2
+    text = f"{100 * mean:.1f} ± {100 * math.sqrt(sum((v - mean) ** 2 for v in values)):.1f}"
+    table = run("evaluate", "-c", str(swept.spec)).stdout
+    assert text in table
