@@ -5,6 +5,8 @@ Published in CGLRL (Xie et al., ICPR 2022) and AGLRLS (Gao et al., IEEE TMM 2024
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
@@ -24,9 +26,11 @@ class Output(NamedTuple):
     """What the network says of a batch.
 
     Attributes:
-        logits: [B, 7 heads, 7 expressions], heads in the order of `HEADS`; float32 also under half-precision autocast.
+        logits: [B, 7 heads, 7 expressions], heads in the order of `HEADS`.
         features: [B, 6, 64], none negative: row 0 is the global feature, 1 to 5 are the local ones in the order of
             `REGIONS`. The fused head reads all 384 in this order.
+
+    Both are float32 also under half-precision autocast.
     """
 
     logits: Tensor
@@ -66,6 +70,10 @@ class GlobalLocal(nn.Module):
         self.classifiers = nn.ModuleList(nn.Linear(FEATURE_SIZE, NUM_EXPRESSIONS) for _ in range(1 + locals_))
         self.classifiers.append(nn.Linear(NUM_FEATURES * FEATURE_SIZE, NUM_EXPRESSIONS))
         self.apply(initialise)
+        #: What backbone and crop nets compute in while training; None for the weights' own type. The engine sets it.
+        self.autocast: torch.dtype | None = None
+        #: `compute`, compiled, for training; None to run it as it is. The engine sets it.
+        self.compiled: Callable[..., Output] | None = None
 
     def forward(self, images: Tensor, landmarks: Tensor, crops: Tensor | None = None) -> Output:
         """Compute features and logits.
@@ -79,6 +87,23 @@ class GlobalLocal(nn.Module):
         Raises:
             FercliError: ``image-crop`` without `crops`.
         """
+        if self.training and self.compiled is not None:
+            return self.compiled(images, landmarks, crops)
+        return self.compute(images, landmarks, crops)
+
+    def compute(self, images: Tensor, landmarks: Tensor, crops: Tensor | None = None) -> Output:
+        """What `forward` returns. The heads' answers are float32 in any case: thresholds such as 0.95 want that."""
+        device = images.device.type
+        if self.training and self.autocast is not None:
+            with torch.autocast(device, self.autocast):
+                features = self._features(images, landmarks, crops)
+        else:  # an autocast around the call, a caller's own, still holds
+            features = self._features(images, landmarks, crops)
+        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+            features = features.to(self.classifiers[0].weight.dtype)
+            return Output(self._classify(features), features)
+
+    def _features(self, images: Tensor, landmarks: Tensor, crops: Tensor | None) -> Tensor:
         local_map, global_map = self.backbone(images)
         if self.patch_stems is None:
             windows = cut_windows(local_map, to_map(landmarks, images.shape[-1], local_map.shape[-1]))
@@ -86,8 +111,7 @@ class GlobalLocal(nn.Module):
             raise FercliError("model.local: image-crop needs the prepared local crops, and this batch has none")
         else:
             windows = self.patch_stems(crops)
-        features = torch.cat([self.global_head(global_map)[:, None], self.local_nets(windows)], dim=1)
-        return Output(self._classify(features), features)
+        return torch.cat([self.global_head(global_map)[:, None], self.local_nets(windows)], dim=1)
 
     def _classify(self, features: Tensor) -> Tensor:
         first, *locals_, last = self.classifiers
@@ -95,9 +119,7 @@ class GlobalLocal(nn.Module):
             local = locals_[0](features[:, 1:])
         else:
             local = torch.stack([head(features[:, 1 + i]) for i, head in enumerate(locals_)], dim=1)
-        logits = torch.cat([first(features[:, :1]), local, last(features.flatten(1))[:, None]], dim=1)
-        # losses and thresholds such as 0.95 want more than bfloat16's three digits
-        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        return torch.cat([first(features[:, :1]), local, last(features.flatten(1))[:, None]], dim=1)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Return all parameters as ``backbone`` and ``new``: the latter train at ten times the rate.
