@@ -162,10 +162,23 @@ class Model(Section):
 
 
 class Engine(Section):
-    """The one training loop, its device and its habits."""
+    """The one training loop, its device and its habits.
+
+    Attributes:
+        precision: of the network in training; losses, saved weights and evaluation are float32 in any case. ``auto`` is
+            bf16-mixed on CUDA devices that have it, else 32-true.
+        compile: ``torch.compile`` for the network in training; ``auto`` does so on CUDA devices.
+        data: where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device
+            where it is a CUDA device and they fit.
+        crop_nets: how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices.
+        deterministic: the same bits from run to run on the same machine; slower.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
+    precision: Literal["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"] = "auto"
+    compile: Literal["off", "auto", "on"] = "off"
+    data: Literal["auto", "device", "host"] = "auto"
+    crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
     deterministic: bool = False

@@ -43,9 +43,9 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     import joblib
 
     from fercli.benchmarks import prepare as bench
-    from fercli.benchmarks.machine import describe
     from fercli.faces.extract import Options
     from fercli.files import write_atomically
+    from fercli.machine import describe
     from fercli.pipeline import list_dataset
 
     spec = read_spec(spec_file, overrides, quiet, as_json)

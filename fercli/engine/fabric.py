@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fercli.engine.acceleration import precision_plugin, resolve_precision, set_libraries
 from fercli.errors import FercliError
 from fercli.spec import Engine
 
@@ -47,12 +48,11 @@ def make_fabric(engine: Engine) -> Any:
         # cuBLAS asks for this before its first call.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(engine.deterministic)
-    precision = engine.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if device == "cuda" else "32-true"
+    precision = resolve_precision(engine.precision, device)
+    set_libraries(precision, device, engine.deterministic)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fabric = Fabric(accelerator=device, devices=1, precision=precision)
+        fabric = Fabric(accelerator=device, devices=1, plugins=[precision_plugin(precision, device)])
         fabric.launch()
     torch.manual_seed(engine.seed)
     return fabric

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fercli import __version__
 from fercli.files import write_atomically
 
 
@@ -88,22 +85,3 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def environment(device: str) -> dict[str, Any]:
-    """Versions and machine, for environment.json and the report."""
-    import numpy
-    import torchvision
-
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {
-        "fercli": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "numpy": numpy.__version__,
-        "platform": platform.platform(),
-        "device": f"{device} ({name})",
-        "threads": torch.get_num_threads(),
-        "command": " ".join(sys.argv),
-    }

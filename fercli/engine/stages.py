@@ -12,9 +12,9 @@ import torch
 from fercli import console
 from fercli.batches import Batches, Faces, hold_out, labels_of
 from fercli.engine import checkpoint
+from fercli.engine.acceleration import accelerate
 from fercli.engine.fabric import make_fabric
 from fercli.engine.folder import differences, digest, open_folder, record_of
-from fercli.engine.log import environment
 from fercli.engine.loop import Job, Trainee, fit
 from fercli.engine.watch import TargetWatch, Watch
 from fercli.errors import FercliError
@@ -22,6 +22,7 @@ from fercli.evaluation.oracle import oracle_labels
 from fercli.evaluation.rules import RULES
 from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
+from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE, GlobalLocal, build_network
@@ -213,6 +214,8 @@ def _run(
     steps_per_epoch: int,
     watch: Watch,
 ) -> dict[str, Any]:
+    faces = plan.batch * (2 if trainee.method.wants else 1)
+    chosen = accelerate(trainee.network, spec.engine, fabric.device, faces)
     job = Job(
         title=title,
         folder=folder,
@@ -229,10 +232,10 @@ def _run(
         record=record,
     )
     outcome = {**fit(job, fabric), "decision": trainee.method.decision}
-    facts = environment(fabric.device.type)
+    facts = describe_device(fabric.device.type)
     kept = folder / "environment.json"
     if outcome["trained_steps"] or not kept.exists():  # a finished run stays as it was, its seconds too
-        write_atomically(kept, json.dumps({**facts, "outcome": outcome}, indent=2).encode())
+        write_atomically(kept, json.dumps({**facts, **chosen, "outcome": outcome}, indent=2).encode())
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fercli.engine.log import environment, read_metrics
+from fercli.engine.log import read_metrics
 from fercli.engine.stages import open_store
 from fercli.engine.watch import read_outputs
 from fercli.evaluation.evaluate import metrics_of, scored_part
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
 from fercli.evaluation.selection import chosen_by_rule
+from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.spec import Spec
 
@@ -75,7 +76,7 @@ def collect(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]
         "missing": missing,
         "published": _published(spec, targets) if spec.evaluate.published and not stand_in else [],
         "spec": json.loads(spec.model_dump_json()),
-        "environment": environment("cpu"),
+        "environment": describe_device("cpu"),
     }
 
 

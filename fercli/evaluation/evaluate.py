@@ -19,7 +19,7 @@ from fercli import console
 from fercli.batches import Faces, hold_out
 from fercli.engine import checkpoint
 from fercli.engine.fabric import make_fabric
-from fercli.engine.log import environment, read_metrics
+from fercli.engine.log import read_metrics
 from fercli.engine.stages import empty_network, load_network, open_store, view_settings
 from fercli.errors import FercliError
 from fercli.evaluation.decision import RUNGS, decide
@@ -30,6 +30,7 @@ from fercli.evaluation.published import published_rows
 from fercli.evaluation.rules import RULES
 from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
+from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.models import FEATURE_SIZE, HEADS, Output
 from fercli.spec import Adapt, Spec
@@ -131,7 +132,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
         "history": {model.folder.name: _history(model) for model in (source, *adapted)},
         "published": published_rows(spec.data.source, targets, spec.model.backbone) if published else [],
         "spec": json.loads(spec.model_dump_json()),
-        "environment": {**environment(fabric.device.type), "time_s": _times((source, *adapted))},
+        "environment": {**describe_device(fabric.device.type), "time_s": _times((source, *adapted))},
     }
     files = {"results": folder / "results.json"}
     write_atomically(files["results"], json.dumps(results, indent=1).encode())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ WAYS = ("loop", "grouped", "matmul")
 
 
 class GroupedMatmul(nn.Conv2d):
-    """A grouped convolution as one batched matrix product over the patches (unfolded), [G, B h w, k k c] x [G, k k c, o].
+    """A grouped convolution as one batched matrix product over unfolded patches: [G, B h w, k k c] x [G, k k c, o].
 
     Padding is with zeros, stride and padding alike in both directions, dilation 1. Inputs are best channels-last.
     """
@@ -48,7 +48,7 @@ class GroupedMatmul(nn.Conv2d):
 class Together:
     """Runs G nets as one: [B, G, c, H, W] to [B, G, ...].
 
-    The nets may hold convolutions without groups, batch norms, per-channel slopes and whatever treats channels alike.
+    The nets may hold convolutions without groups, and whatever treats every channel by itself (batch norms, slopes).
 
     Args:
         net: any one of the nets, for its layers.
@@ -58,8 +58,13 @@ class Together:
 
     def __init__(self, net: nn.Module, count: int, way: str):
         self._count = count
-        # On no device: only the layers' order and settings are used.
-        self._wide = _widened(copy.deepcopy(net).to("meta"), count, nn.Conv2d if way == "grouped" else GroupedMatmul)
+        # Only the order of the layers and their settings are used; the numbers come with every call.
+        self._wide = copy.deepcopy(net).to("meta")
+        for layer in self._wide.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.groups = count
+                if way == "matmul":
+                    layer.__class__ = GroupedMatmul
 
     def __call__(self, nets: Sequence[nn.Module], maps: Tensor) -> Tensor:
         """Compute what ``stack([net(maps[:, i]) for i, net in enumerate(nets)], 1)`` does, to rounding.
@@ -89,27 +94,7 @@ class Together:
             torch._foreach_add_(counters, 1)
 
 
-def _widened(module: nn.Module, count: int, convolution: type[nn.Conv2d]) -> nn.Module:
-    """Replace every layer that has numbers a channel by one of `count` times the channels."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.Conv2d):
-            wide = convolution(
-                *(child.in_channels * count, child.out_channels * count, child.kernel_size, child.stride),
-                *(child.padding, child.dilation, count),
-                bias=child.bias is not None,
-                device="meta",
-            )
-        elif isinstance(child, nn.BatchNorm2d):
-            wide = nn.BatchNorm2d(child.num_features * count, child.eps, child.momentum, device="meta")
-        elif isinstance(child, nn.PReLU):
-            wide = nn.PReLU(child.num_parameters * count, device="meta")
-        else:
-            wide = _widened(child, count, convolution)
-        setattr(module, name, wide)
-    return module
-
-
-def seconds(run, device: torch.device, rounds: int = 3) -> float:
+def seconds(run: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
     """Return the seconds of the fastest of `rounds` calls, after one that is not counted; waits for the device."""
     spent = []
     for _ in range(rounds + 1):

@@ -1,0 +1,55 @@
+"""What a figure was measured on, and what a run ran on: one description for benchmarks, run folders and reports."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+from importlib import metadata
+
+from fercli import __version__
+
+
+def describe(*packages: str) -> dict[str, str]:
+    """Return processor, platform, versions (of Python, fercli and the packages named), date and command."""
+    return {
+        "processor": f"{os.cpu_count()} cores of {processor()}",
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "fercli": __version__,
+        **{name: metadata.version(name) for name in packages},
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(sys.argv),
+    }
+
+
+def describe_device(device: str) -> dict[str, str | int]:
+    """Return what `describe` does and torch's part: its versions, the device ("cpu" or "cuda") by name, CPU threads."""
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else processor()
+    return {
+        **describe("torch", "torchvision", "numpy"),
+        "torch": torch.__version__,  # which names its CUDA too
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's instruction sets as Linux names them (``avx2``, ``avx512_bf16``, ...); empty where not known."""
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith(key))
+    except (OSError, StopIteration):
+        return ""

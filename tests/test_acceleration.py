@@ -1,0 +1,199 @@
+"""Precision by device, what stays float32, and compiling that may fail."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import Bench
+from torch import nn
+
+from fercli import machine
+from fercli.engine import acceleration
+from fercli.engine.acceleration import Compiled, accelerate, resolve_precision
+from fercli.engine.fabric import make_fabric
+from fercli.errors import FercliError
+from fercli.models import GlobalLocal, build_network
+from fercli.spec import Engine
+
+CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+def network(seed: int = 0) -> GlobalLocal:
+    torch.manual_seed(seed)
+    fields = {"backbone": "ir-small", "width": 4, "local": "feature-map", "classifiers": "shared", "weights": None}
+    return build_network(SimpleNamespace(**fields)).train()
+
+
+def faces(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 112, 112, generator=generator), torch.rand(count, 5, 2, generator=generator) * 112
+
+
+# Precision
+
+
+@pytest.mark.parametrize(("asked", "given"), [("auto", "32-true"), ("32-true", "32-true"), ("bf16-mixed",) * 2])
+def test_precision_on_a_cpu(asked: str, given: str) -> None:
+    assert resolve_precision(asked, "cpu") == given
+
+
+@pytest.mark.parametrize("asked", ["tf32", "16-mixed"])
+def test_what_a_cpu_does_not_have_is_said(asked: str) -> None:
+    with pytest.raises(FercliError, match=f"{asked} needs a CUDA device; on a CPU take 32-true or bf16-mixed"):
+        make_fabric(Engine(device="cpu", precision=asked))
+
+
+@pytest.mark.parametrize(("capability", "given"), [((9, 0), "bf16-mixed"), ((8, 0), "bf16-mixed"), ((7, 5), "32-true")])
+def test_auto_on_cuda_asks_the_device(monkeypatch: pytest.MonkeyPatch, capability, given: str) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert resolve_precision("auto", "cuda") == given
+    assert resolve_precision("tf32", "cuda") == "tf32"
+
+
+def test_bfloat16_without_instructions_is_warned_of(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    for flags, warned in ((frozenset({"avx2"}), True), (frozenset({"avx2", "avx512_bf16"}), False)):
+        monkeypatch.setattr(acceleration, "cpu_flags", lambda flags=flags: flags)
+        accelerate(network(), Engine(precision="bf16-mixed"), CPU, 2)
+        assert ("no bfloat16 instructions" in capsys.readouterr().err) == warned
+
+
+def test_only_the_network_is_half_and_only_in_training() -> None:
+    net, (images, landmarks) = network(), faces()
+    seen: dict[str, torch.dtype] = {}
+    net.backbone.stages[0].register_forward_hook(lambda m, i, out: seen.update(backbone=out.dtype))
+    net.classifiers[0].register_forward_hook(lambda m, i, out: seen.update(heads=out.dtype))
+    assert accelerate(net, Engine(precision="bf16-mixed"), CPU, 4)["precision"] == "bf16-mixed"
+    output = net(images, landmarks)
+    assert seen == {"backbone": torch.bfloat16, "heads": torch.float32}
+    assert output.logits.dtype == output.features.dtype == torch.float32
+    output.logits.square().mean().backward()
+    assert {p.grad.dtype for p in net.parameters()} == {p.dtype for p in net.parameters()} == {torch.float32}
+    net.eval()
+    with torch.no_grad():
+        net(images, landmarks)
+    assert seen["backbone"] == torch.float32
+
+
+def test_windows_are_cut_at_the_exact_landmarks_under_fabric() -> None:
+    # bfloat16 cannot tell 100 from 100.4: Fabric's own cast of inputs would move windows.
+    fabric = make_fabric(Engine(device="cpu", precision="bf16-mixed"))
+    module = fabric.setup_module(nn.Identity())
+    point = torch.tensor([100.4])
+    assert module(point).dtype == torch.float32 and torch.equal(module(point), point)
+
+
+def test_a_run_in_bfloat16_trains_and_says_so(bench: Bench) -> None:
+    bench.done("train-source", "--quiet", "--set", "engine.precision=bf16-mixed", "--set", "engine.crop_nets=grouped")
+    record = json.loads((bench.runs / "source/environment.json").read_text())
+    assert (record["precision"], record["crop_nets"], record["compile"]) == ("bf16-mixed", "grouped", False)
+    weights = torch.load(bench.runs / "source/last.ckpt", weights_only=True)["network"]
+    assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.parametrize(("asked", "given"), [("auto", "loop"), ("matmul", "matmul")])
+def test_crop_nets_on_a_cpu(asked: str, given: str) -> None:
+    net = network()
+    assert accelerate(net, Engine(crop_nets=asked), CPU, 4)["crop_nets"] == net.local_nets.way == given
+
+
+@pytest.mark.cuda
+@needs_cuda
+@pytest.mark.parametrize("precision", ["32-true", "tf32", "bf16-mixed", "16-mixed"])
+def test_every_precision_trains_on_cuda(bench: Bench, precision: str) -> None:
+    settings = ("engine.device=cuda", f"engine.precision={precision}", "engine.deterministic=false")
+    bench.done("train-source", "--quiet", *(word for text in settings for word in ("--set", text)))
+    assert json.loads((bench.runs / "source/environment.json").read_text())["precision"] == precision
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_the_fastest_way_is_taken_on_cuda() -> None:
+    net = network()
+    given = accelerate(net, Engine(device="cuda"), torch.device("cuda"), 8)
+    assert given["crop_nets"] in ("loop", "grouped", "matmul") and given["precision"] in ("bf16-mixed", "32-true")
+    net(*(tensor.cuda() for tensor in faces())).logits.sum().backward()
+
+
+# Compiling
+
+
+def steps(net: GlobalLocal, count: int = 2) -> list[torch.Tensor]:
+    """Logits and gradients of some training passes."""
+    for _ in range(count):
+        net.zero_grad()
+        logits = net(*faces()).logits
+        logits.square().mean().backward()
+    return [logits.detach(), *(p.grad for p in net.parameters()), *(b for b in net.buffers() if b.is_floating_point())]
+
+
+@pytest.mark.parametrize(("way", "backend"), [("loop", "aot_eager"), ("grouped", "eager"), ("matmul", "eager")])
+def test_compiling_changes_neither_names_nor_numbers(way: str, backend: str) -> None:
+    plain, compiled = network(), network()
+    plain.local_nets.way = compiled.local_nets.way = way
+    # what torch does to trace a step, without the minutes of a C++ compiler
+    compiled.compiled = Compiled(compiled.compute, backend=backend)
+    for ours, theirs in zip(steps(compiled), steps(plain), strict=True):
+        assert (ours - theirs).norm() <= 1e-5 * theirs.norm().clamp(min=1)
+    assert compiled.compiled._compiled is not None  # it did not give up
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_in_eval_mode_nothing_is_compiled() -> None:
+    net = network().eval()
+    net.compiled = Compiled(net.compute, backend=_no_backend)
+    with torch.no_grad():
+        net(*faces())
+    assert net.compiled._compiled is not None
+
+
+def _no_backend(graph, inputs):
+    raise RuntimeError("no compiler\nand more of this on other lines")
+
+
+def test_where_compiling_fails_training_goes_on_with_one_warning(capsys) -> None:
+    plain, net = network(), network()
+    net.compiled = Compiled(net.compute, backend=_no_backend)
+    for ours, theirs in zip(steps(net), steps(plain), strict=True):
+        assert torch.equal(ours, theirs)  # statistics have moved once a pass
+    said = capsys.readouterr().err
+    assert said.count("torch.compile does not work here") == 1
+    assert said.count("\n") == 1 and "engine.compile=off" in said
+
+
+def test_an_error_of_the_network_itself_is_not_blamed_on_compiling(capsys) -> None:
+    net = network()
+    net.compiled = Compiled(net.compute, backend="aot_eager")
+    with pytest.raises((RuntimeError, ValueError)):
+        net(torch.randn(2, 5, 112, 112), faces(2)[1])  # five channels
+    assert net.compiled._compiled is not None and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("asked", "given"), [("off", False), ("auto", False), ("on", True)])
+def test_what_is_compiled_on_a_cpu(asked: str, given: bool) -> None:
+    net = network()
+    assert accelerate(net, Engine(compile=asked), CPU, 4)["compile"] == (net.compiled is not None) == given
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_compiled_steps_on_cuda_equal_plain_ones() -> None:
+    plain, net = network().cuda(), network()
+    accelerate(net, Engine(device="cuda", precision="32-true", compile="on", crop_nets="loop"), torch.device("cuda"), 4)
+    views = [tensor.cuda() for tensor in faces()]
+    torch.testing.assert_close(net(*views).logits, plain(*views).logits, rtol=1e-3, atol=1e-3)
+
+
+# The machine
+
+
+def test_a_machine_is_described_once(bench: Bench) -> None:
+    described = machine.describe_device("cpu")
+    assert {"processor", "platform", "python", "fercli", "torch", "numpy", "device", "threads", "date"} <= set(
+        described
+    )
+    assert described["torch"] == torch.__version__
+    assert machine.describe("numpy").items() <= {**described, "command": machine.describe()["command"]}.items()
