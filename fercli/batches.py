@@ -7,7 +7,8 @@ needs saving to resume in the middle of an epoch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED
 from fercli.methods.base import Batch
+from fercli.residence import Ahead, Resident, Rows, home_of
 from fercli.store import Store
 from fercli.views import View, ViewSettings, plain_view, strong_view, weak_view
 
@@ -38,9 +40,12 @@ class Deck:
 
     def take(self, start: int, amount: int) -> np.ndarray:
         """Positions drawn at places start..start+amount-1, int64 [amount]."""
-        places = np.arange(start, start + amount)
+        return self.at(np.arange(start, start + amount))
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Positions drawn at any places, int64 as `places`."""
         rounds = places // self._count
-        drawn = np.empty(amount, np.int64)
+        drawn = np.empty(len(places), np.int64)
         for number in np.unique(rounds):
             inside = rounds == number
             drawn[inside] = self._permutation(int(number))[places[inside] % self._count]
@@ -89,8 +94,11 @@ class Mixture:
         rounds, places = np.divmod(np.arange(start, start + amount), self._length)
         which = self._which[places]
         nth = rounds * self._quota[which] + self._before[places]
-        drawn = [self._decks[w].take(int(n), 1)[0] + self._starts[w] for w, n in zip(which, nth, strict=True)]
-        return np.array(drawn, np.int64)
+        drawn = np.empty(amount, np.int64)
+        for number in np.unique(which):
+            inside = which == number
+            drawn[inside] = self._decks[number].at(nth[inside]) + self._starts[number]
+        return drawn
 
 
 def source_deck(counts: Sequence[int], balance: str, seed: int) -> Deck | Mixture:
@@ -107,8 +115,16 @@ class Faces:
     Positions 0..len-1 count through the chosen indices of the first store, then the second's, and so on.
     """
 
-    def __init__(self, stores: Sequence[Store], indices: Sequence[np.ndarray], device: torch.device, with_crops: bool):
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        indices: Sequence[np.ndarray],
+        device: torch.device,
+        with_crops: bool,
+        data: str = "auto",
+    ):
         self._stores, self._indices, self._device, self._with_crops = stores, indices, device, with_crops
+        self._data, self._homes = data, [home_of(store, device, with_crops, data) for store in stores]
         self._starts = np.cumsum([0] + [len(i) for i in indices])
 
     def __len__(self) -> int:
@@ -127,34 +143,53 @@ class Faces:
         for indices in self._indices:
             amount = -(-len(indices) * limit // len(self))
             kept.append(indices[np.linspace(0, len(indices) - 1, amount).round().astype(int)])
-        return Faces(self._stores, kept, self._device, self._with_crops)
+        return Faces(self._stores, kept, self._device, self._with_crops, self._data)
 
     def same_as(self, other: Faces) -> bool:
         """Whether these are the other's faces in the other's order."""
         mine, theirs = self._indices, other._indices
         return self._stores == other._stores and all(map(np.array_equal, mine, theirs))
 
-    def gather(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Faces uint8 [B,S,S,3], landmarks float32 [B,5,2] and crops uint8 [B,5,C,C,3] (or None) at `positions` [B]."""
+    @property
+    def resident(self) -> bool:
+        """Whether all of them lie on the device."""
+        return all(isinstance(home, Resident) for home in self._homes)
+
+    def fetch(self, positions: np.ndarray) -> Rows:
+        """What `gather` gives, as far as it can be had without the device: there, or in (pinned) memory."""
         which = np.searchsorted(self._starts, positions, side="right") - 1
-        parts: list[list[np.ndarray]] = [[], [], []]
-        order = []
-        for number in np.unique(which):
+        numbers = np.unique(which)
+        if len(numbers) == 1:
+            number = int(numbers[0])
+            return self._homes[number].rows(self._indices[number][positions - self._starts[number]])
+        parts, order = [], []
+        for number in numbers:
             inside = np.flatnonzero(which == number)
-            rows = self._indices[number][positions[inside] - self._starts[number]]
-            store = self._stores[number]
             order.append(inside)
-            parts[0].append(store.faces[rows])
-            parts[1].append(store.landmarks[rows])
-            if self._with_crops:
-                parts[2].append(store.crops[rows])
-        back = np.argsort(np.concatenate(order))
-        tensors = [torch.from_numpy(np.concatenate(p)[back]).to(self._device) if p else None for p in parts]
-        return tensors[0], tensors[1], tensors[2]
+            parts.append(self._homes[number].rows(self._indices[number][positions[inside] - self._starts[number]]))
+        back = torch.from_numpy(np.argsort(np.concatenate(order)))
+        devices = {part[0].device for part in parts}
+        if len(devices) > 1:  # one store fitted on the device and another did not
+            parts = [_to(part, self._device) for part in parts]
+        merged = [
+            torch.cat(column)[back.to(column[0].device)] for column in zip(*parts, strict=True) if column[0] is not None
+        ]
+        if merged[0].device != self._device and self._device.type == "cuda":
+            merged = [tensor.pin_memory() for tensor in merged]
+        return merged[0], merged[1], merged[2] if self._with_crops else None
+
+    def gather(self, positions: np.ndarray) -> Rows:
+        """Faces uint8 [B,S,S,3], landmarks float32 [B,5,2] and crops uint8 [B,5,C,C,3] (or None) at `positions` [B]."""
+        return _to(self.fetch(positions), self._device)
 
     def plain(self, positions: np.ndarray, settings: ViewSettings) -> View:
         """Centre-crop views of `positions`, for scoring."""
         return plain_view(*self.gather(positions), settings)
+
+
+def _to(rows: Rows, device: torch.device) -> Rows:
+    faces, landmarks, crops = (None if part is None else part.to(device, non_blocking=True) for part in rows)
+    return faces, landmarks, crops
 
 
 def labels_of(stores: Sequence[Store], indices: Sequence[np.ndarray]) -> np.ndarray:
@@ -211,6 +246,11 @@ class Batches:
         batch: faces a domain and view.
         seed: of the run.
         balance: how several sources share a batch, as ``data.balance``.
+        ahead: whether a thread fetches the faces of the next step; None for where that helps: faces in the host's
+            memory, and a CUDA device that works meanwhile. No batch depends on it.
+
+    Attributes:
+        waited: seconds spent so far until the faces of the batches were at hand.
     """
 
     def __init__(
@@ -224,38 +264,59 @@ class Batches:
         settings: ViewSettings,
         device: torch.device,
         balance: str = "images",
+        ahead: bool | None = None,
     ):
         self._source, self._labels, self._target = source, labels, target
         self._wants, self._batch, self._seed, self._settings, self._device = wants, batch, seed, settings, device
         self._decks: dict[str, Deck | Mixture] = {"source": source_deck(source.counts, balance, mix(seed, "source"))}
+        self._drawn_from = {"source": source}
         if target is not None:
             self._decks.update({name: Deck(len(target), mix(seed, name)) for name in ("target", "pseudo")})
+            if "target" in wants:
+                self._drawn_from["target"] = target
+            if wants & {"weak", "strong"}:
+                self._drawn_from["pseudo"] = target
+        if ahead is None:
+            ahead = device.type == "cuda" and not all(faces.resident for faces in self._drawn_from.values())
+        self._faces_of = Ahead(self._fetch) if ahead else self._fetch
+        self.waited = 0.0
 
     def __call__(self, step: int, pool: Tensor | None = None) -> Batch:
         """The batch of a step; `pool` int64 [M] are target positions from which a further, smaller one is drawn."""
-        chosen = self._draw("source", step)
-        labels = torch.from_numpy(self._labels[chosen]).to(self._device)
-        source = self._view(weak_view, self._source.gather(chosen), "source", step)
+        started = time.perf_counter()
+        drawn = self._faces_of(step)
+        self.waited += time.perf_counter() - started
+        chosen, faces = drawn["source"]
+        labels = self._on_device(self._labels[chosen])
+        source = self._view(weak_view, faces, "source", step)
         parts = {}
-        if "target" in self._wants:
-            parts["target"] = self._view(weak_view, self._target.gather(self._draw("target", step)), "target", step)
-        if "weak" in self._wants or "strong" in self._wants:
-            chosen = self._draw("pseudo", step)
-            faces = self._target.gather(chosen)
+        if "target" in drawn:
+            parts["target"] = self._view(weak_view, drawn["target"][1], "target", step)
+        if "pseudo" in drawn:
+            chosen, faces = drawn["pseudo"]
+            faces = _to(faces, self._device)
             parts["weak"] = self._view(weak_view, faces, "weak", step)
             parts["strong"] = self._view(strong_view, faces, "strong", step)
-            parts["indices"] = torch.from_numpy(chosen).to(self._device)
+            parts["indices"] = self._on_device(chosen)
         if pool is not None and len(pool):
             pool = pool.cpu().numpy()
             amount = min(self._batch, len(pool))
-            drawn = pool[Deck(len(pool), mix(self._seed, "pool")).take(step * amount, amount)]
-            parts["pool"] = self._view(weak_view, self._target.gather(drawn), "pool", step)
-            parts["pool_indices"] = torch.from_numpy(drawn).to(self._device)
+            chosen = pool[Deck(len(pool), mix(self._seed, "pool")).take(step * amount, amount)]
+            parts["pool"] = self._view(weak_view, self._target.fetch(chosen), "pool", step)
+            parts["pool_indices"] = self._on_device(chosen)
         return Batch(source, labels, **parts)
 
-    def _draw(self, name: str, step: int) -> np.ndarray:
-        return self._decks[name].take(step * self._batch, self._batch)
+    def _fetch(self, step: int) -> dict[str, tuple[np.ndarray, Rows]]:
+        """By deck: the positions drawn in a step, and their faces as far as they can be had without the device."""
+        drawn = {}
+        for name, faces in self._drawn_from.items():
+            chosen = self._decks[name].take(step * self._batch, self._batch)
+            drawn[name] = chosen, faces.fetch(chosen)
+        return drawn
 
-    def _view(self, make, faces: tuple, name: str, step: int) -> View:
+    def _on_device(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers).to(self._device, non_blocking=True)
+
+    def _view(self, make: Callable[..., View], faces: Rows, name: str, step: int) -> View:
         generator = torch.Generator().manual_seed(mix(self._seed, name, step))
-        return make(*faces, self._settings, generator)
+        return make(*_to(faces, self._device), self._settings, generator)

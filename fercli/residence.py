@@ -8,6 +8,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from fercli.errors import FercliError
 from fercli.store import Store
 
+T = TypeVar("T")
 #: Faces uint8 [B, S, S, 3], landmarks float32 [B, 5, 2], crops uint8 [B, 5, C, C, 3] or None.
 Rows = tuple[Tensor, Tensor, Tensor | None]
 
@@ -113,20 +116,19 @@ def _upload(array: np.ndarray, device: torch.device) -> Tensor:
     return whole
 
 
-class Ahead:
+class Ahead(Generic[T]):
     """Does the work of the next step in a thread while this one runs: step -> whatever `work` gives.
 
     Errors come out where the step is asked for. Steps may be asked for in any order; only their successor is ready.
     """
 
-    def __init__(self, work: Callable[[int], object]):
-        from concurrent.futures import ThreadPoolExecutor
-
+    def __init__(self, work: Callable[[int], T]):
         self._work, self._pool = work, ThreadPoolExecutor(1, thread_name_prefix="fercli-data")
-        self._step, self._future = -1, None
+        self._step: int | None = None
+        self._future: Future[T] | None = None
 
-    def __call__(self, step: int) -> object:
-        future = self._future if step == self._step else None
-        done = self._work(step) if future is None else future.result()
+    def __call__(self, step: int) -> T:
+        # always in the one thread: the work need not be safe to run twice at once
+        done = (self._future if step == self._step else self._pool.submit(self._work, step)).result()
         self._step, self._future = step + 1, self._pool.submit(self._work, step + 1)
         return done

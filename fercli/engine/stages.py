@@ -74,10 +74,8 @@ def source_faces(spec: Spec, device: torch.device) -> Source:
     if absent:
         names = "+".join(spec.data.source)
         console.warn(f"{names} has no training face of {', '.join(absent)}: the model cannot learn to answer so")
-    crops = spec.model.reads_crops
-    return Source(
-        Faces(stores, train, device, crops), labels, Faces(stores, held, device, crops), labels_of(stores, held)
-    )
+    how = (device, spec.model.reads_crops, spec.engine.data)
+    return Source(Faces(stores, train, *how), labels, Faces(stores, held, *how), labels_of(stores, held))
 
 
 def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
@@ -151,7 +149,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     open_folder(folder, record, restart)
 
     def faces(indices: np.ndarray) -> Faces:
-        return Faces([store], [indices], fabric.device, spec.model.reads_crops)
+        return Faces([store], [indices], fabric.device, spec.model.reads_crops, spec.engine.data)
 
     train = faces(unlabelled)
     watch = TargetWatch(
