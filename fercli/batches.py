@@ -184,7 +184,11 @@ class Faces:
 
     def plain(self, positions: np.ndarray, settings: ViewSettings) -> View:
         """Centre-crop views of `positions`, for scoring."""
-        return plain_view(*self.gather(positions), settings)
+        return self.view(self.fetch(positions), settings)
+
+    def view(self, rows: Rows, settings: ViewSettings) -> View:
+        """Centre-crop views of faces that `fetch` gave."""
+        return plain_view(*_to(rows, self._device), settings)
 
 
 def _to(rows: Rows, device: torch.device) -> Rows:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from fercli import console
 from fercli.cli.options import read_spec, spec_options
+
+if TYPE_CHECKING:
+    from fercli.spec import Spec
 
 
 @click.group("bench", short_help="Measure the speed of a step on this machine.")
@@ -15,7 +23,9 @@ def command():
     \b
     Examples:
       fercli bench prepare
-      fercli bench prepare --dataset raf-db --images 5000
+      fercli bench train --backbone ir-small --batch 32 --batch 64
+      fercli bench adapt --against published --precision 32-true --precision bf16-mixed
+      fercli bench predict
     """
 
 
@@ -36,23 +46,15 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
       fercli bench prepare
       fercli bench prepare --dataset raf-db --images 5000
     """
-    import json
-    import tempfile
-    from pathlib import Path
-
     import joblib
 
     from fercli.benchmarks import prepare as bench
     from fercli.faces.extract import Options
-    from fercli.files import write_atomically
     from fercli.machine import describe
     from fercli.pipeline import list_dataset
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
-    folder = Path(spec.paths.runs / "bench")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="prepare-") as room:
-        room = Path(room)
+    with _room(spec, "prepare") as room:
         if dataset is None:
             console.say("drawing procedural faces ...")
             listing = bench.draw_pictures(room, images)
@@ -71,5 +73,160 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     spent = result["stages_ms"]
     shares = [[name, f"{ms:.2f}", f"{ms / sum(spent.values()):.0%}"] for name, ms in spent.items()]
     console.table("One process, by stage", ("stage", "ms a picture", "share"), shares)
-    write_atomically(folder / "prepare.json", (json.dumps(result, indent=1) + "\n").encode())
+    _keep(spec, "prepare", result)
+
+
+def _step_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What train, adapt and predict share."""
+    for option in reversed(
+        (
+            spec_options,
+            click.option("--backbone", metavar="NAME", help="Instead of the spec's model.backbone."),
+            click.option("--width", type=int, help="Instead of the spec's model.width (ir-small)."),
+            click.option(
+                "--batch", "batches", type=click.IntRange(min=2), multiple=True,
+                help="Faces of a domain in a step (may be repeated). Default: the spec's.",
+            ),
+            click.option(
+                "--precision", "precisions", multiple=True,
+                type=click.Choice(["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"]),
+                help="Instead of the spec's engine.precision (may be repeated).",
+            ),
+            click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="In a round."),
+            click.option(
+                "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count."
+            ),
+        )
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+@command.command("train")
+@_step_options
+@click.option(
+    "--faces", "counts", type=click.IntRange(min=64), multiple=True,
+    help="Time whole epochs on so many faces instead (may be repeated).",
+)  # fmt: skip
+def train(spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds, counts):
+    """Steps a second of fercli train-source, what their parts take, and what of the device they use.
+
+    On random pictures: no data is needed. Shares are of parts timed one by one; utilisation is of the floating point
+    operations a second that a large matrix product reaches here. Results are kept in paths.runs/bench/train.json, those
+    of --faces in train-epochs.json.
+
+    \b
+    Examples:
+      fercli bench train --backbone ir50 --batch 16 --batch 64
+      fercli bench train -c demo --faces 1000 --faces 2000 --faces 4000 --faces 8000
+    """
+    spec = _step_spec(spec_file, overrides, quiet, as_json, backbone, width)
+    if not counts:
+        _steps(spec, "train", batches, precisions, steps, rounds)
+        return
+    from fercli.benchmarks import steps as bench
+
+    with _room(spec, "train") as room:
+        rows = bench.measure_epochs(spec, counts, room)
+    result = {"bench": "train-epochs", "backbone": spec.model.backbone, "width": spec.model.width, "rows": rows}
+    shown = [[f"{r['faces']:,}", f"{r['seconds']:.1f}", f"{r['seconds_per_1000']:.2f}"] for r in rows]
+    console.table(f"One epoch of train-source, {_name(spec)}", ("faces", "seconds", "seconds per 1,000 faces"), shown)
+    _keep(spec, "train-epochs", {**result, "machine": _machine(spec)})
+
+
+@command.command("adapt")
+@_step_options
+@click.option(
+    "--against", type=click.Choice(["published"]), help="Set it beside a plain step in the published manner (AGLRLS)."
+)
+def adapt(spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds, against):
+    """Steps a second of fercli adapt, what their parts take, and what of the device they use.
+
+    As fercli bench train; images are those of both domains. With --against published, ours and a plain variant of the
+    step take turns: window cutting by a loop over samples and landmarks, five crop nets one by one, four batches' worth
+    of forward passes with gradients, float32, hits counted image by image on the CPU. Results are kept in
+    paths.runs/bench/adapt.json and adapt-published.json.
+
+    \b
+    Examples:
+      fercli bench adapt --backbone ir50 --batch 16
+      fercli bench adapt --against published --precision 32-true --precision bf16-mixed
+    """
+    spec = _step_spec(spec_file, overrides, quiet, as_json, backbone, width)
+    if against is None:
+        _steps(spec, "adapt", batches, precisions, steps, rounds)
+        return
+    from fercli.benchmarks import published as bench
+
+    with _room(spec, "adapt") as room:
+        result = bench.compare(spec, batches, precisions, steps, rounds, room)
+    for title, columns, rows in bench.tables(result):
+        console.table(f"{title}, {_name(spec)}, against the published way", columns, rows)
+    _keep(spec, "adapt-published", {**result, "machine": _machine(spec)})
+
+
+@command.command("predict")
+@_step_options
+def predict(spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds):
+    """Faces a second through the network on prepared faces, views and answers included.
+
+    As fercli bench train. Results are kept in paths.runs/bench/predict.json.
+
+    \b
+    Examples:
+      fercli bench predict --batch 128
+    """
+    _steps(
+        _step_spec(spec_file, overrides, quiet, as_json, backbone, width), "predict", batches, precisions, steps, rounds
+    )
+
+
+def _step_spec(spec_file, overrides, quiet, as_json, backbone, width) -> Spec:
+    asked = {"model.backbone": backbone, "model.width": width}
+    more = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    return read_spec(spec_file, (*overrides, *more), quiet, as_json)
+
+
+def _steps(spec: Spec, stage: str, batches, precisions, steps: int, rounds: int) -> None:
+    from fercli.benchmarks import steps as bench
+
+    with _room(spec, stage) as room:
+        result = bench.measure(spec, stage, batches, precisions, steps, rounds, room)
+    method = f" by {spec.adapt.method}" if stage == "adapt" else ""
+    titles = (f"{stage}{method}, {_name(spec)}", "Shares of the parts of a step")
+    for title, (columns, rows) in zip(titles, bench.tables(result), strict=True):
+        console.table(title, columns, rows)
+    _keep(spec, stage, {**result, "machine": _machine(spec)})
+
+
+def _name(spec: Spec) -> str:
+    width = f" of width {spec.model.width}" if spec.model.backbone == "ir-small" else ""
+    return f"{spec.model.backbone}{width}"
+
+
+def _machine(spec: Spec) -> dict[str, Any]:
+    from fercli.engine.fabric import resolve_device
+    from fercli.machine import describe_device
+
+    return describe_device(resolve_device(spec.engine.device))
+
+
+@contextmanager
+def _room(spec: Spec, stage: str) -> Iterator[Path]:
+    """A folder for what a benchmark needs, removed again."""
+    import tempfile
+
+    folder = spec.paths.runs / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f"{stage}-") as room:
+        yield Path(room)
+
+
+def _keep(spec: Spec, name: str, result: dict[str, Any]) -> None:
+    """Write a result beside the others, and print it where JSON is asked for."""
+    import json
+
+    from fercli.files import write_atomically
+
+    write_atomically(spec.paths.runs / "bench" / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
     console.result(result)

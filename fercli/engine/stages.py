@@ -218,7 +218,7 @@ def _run(
         title=title,
         folder=folder,
         trainee=trainee,
-        groups=_groups(trainee.network, trainee.method, plan),
+        groups=optimizer_groups(trainee.network, trainee.method, plan),
         batches=batches,
         steps_per_epoch=steps_per_epoch,
         survey=watch,
@@ -237,7 +237,7 @@ def _run(
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
 
-def _groups(network: torch.nn.Module, method: Method, plan: Any) -> list[dict[str, Any]]:
+def optimizer_groups(network: torch.nn.Module, method: Method, plan: Any) -> list[dict[str, Any]]:
     """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs."""
     parts, more = network.parameter_groups(), method.network_parameters()
     groups = [

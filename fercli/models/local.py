@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fercli.models.backbones import BottleneckIR, activation
-from fercli.models.together import WAYS, Together, seconds
+from fercli.models.together import WAYS, Together
+from fercli.timing import seconds
 
 #: The regions in the order of the landmarks, left and right as seen in the image.
 REGIONS: tuple[str, ...] = ("left-eye", "right-eye", "nose", "left-mouth", "right-mouth")
@@ -146,7 +147,7 @@ class LocalNets(nn.Module):
 
         for trial.way in WAYS:
             try:
-                spent[trial.way] = seconds(step, windows.device)
+                spent[trial.way] = min(seconds(step, windows.device))
             except RuntimeError:  # a device or library that cannot: the others remain
                 if trial.way == "loop":
                     raise

@@ -8,8 +8,7 @@ every pass, so optimizers and checkpoints notice nothing.
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -92,20 +91,3 @@ class Together:
             torch._foreach_copy_(old, new)
             counters = [v for state in states for k, v in state.items() if k.endswith("num_batches_tracked")]
             torch._foreach_add_(counters, 1)
-
-
-def seconds(run: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
-    """Return the seconds of the fastest of `rounds` calls, after one that is not counted; waits for the device."""
-    spent = []
-    for _ in range(rounds + 1):
-        _wait(device)
-        started = time.perf_counter()
-        run()
-        _wait(device)
-        spent.append(time.perf_counter() - started)
-    return min(spent[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

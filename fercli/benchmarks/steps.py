@@ -1,0 +1,370 @@
+"""How fast a step of training (or of prediction) is, what its parts take, and what of the device it uses.
+
+The steps are those of `fercli.engine.loop`, on stores of noise (`fercli.benchmarks.stores`). Parts are timed in steps
+of their own, waiting for the device after each; the whole is timed without such waits, and "rest" is what it takes
+beyond the parts. Floating point operations are counted by torch as the layers ask for them (a multiply-add is two);
+utilisation sets them against a large matrix product of the same precision on the same device, measured beside.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fercli import console
+from fercli.batches import Batches, Faces, hold_out, labels_of
+from fercli.benchmarks.stores import noise_store
+from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
+from fercli.engine.fabric import make_fabric
+from fercli.engine.log import Meter
+from fercli.engine.loop import Trainee, rate_at
+from fercli.engine.stages import Source, empty_network, optimizer_groups, train_source, view_settings
+from fercli.engine.watch import TargetWatch
+from fercli.errors import FercliError
+from fercli.methods import method_class
+from fercli.methods.base import Batch, Clock, Method
+from fercli.models import FEATURE_SIZE
+from fercli.spec import Spec
+from fercli.timing import seconds, wait
+
+PARTS = ("batch", "forward", "backward", "optimizer")
+
+
+class Steps:
+    """A stage of training set up on stores of noise, to be run step by step.
+
+    Args:
+        spec: what to train and how; its datasets are not read.
+        stage: ``train`` or ``adapt``.
+        room: an empty folder for the stores.
+    """
+
+    def __init__(self, spec: Spec, stage: str, room: Path):
+        self.spec, self.adapts = spec, stage == "adapt"
+        self.plan = spec.adapt if self.adapts else spec.train_source
+        self.fabric = make_fabric(spec.engine)
+        self.device = self.fabric.device
+        how = (self.device, spec.model.reads_crops, spec.engine.data)
+        store = noise_store(room, "source", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops)
+        train, held = hold_out(store, np.arange(len(store)), spec.data.validation)
+        labels = labels_of([store], [train])
+        source = Source(Faces([store], [train], *how), labels, Faces([store], [held], *how), labels_of([store], [held]))
+        target = None
+        if self.adapts:
+            other = noise_store(room, "target", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops, 1)
+            target = Faces([other], [np.arange(len(other))], *how)
+        kind = method_class(spec.adapt.method if self.adapts else "source-only")
+        if kind.oracle:
+            raise FercliError(f"adapt.method {spec.adapt.method} reads target labels, and noise has none")
+        self.network = empty_network(spec)
+        options = kind.read_options(spec.adapt.options if self.adapts else {})
+        self.method: Method = kind(self.plan, options, FEATURE_SIZE, len(target) if target else 0)
+        settings = view_settings(spec)
+        self.batches = Batches(
+            *(source.train, source.labels, target, self.method.wants, self.plan.batch, spec.engine.seed, settings),
+            self.device,
+        )
+        self.raw = Trainee(self.network, self.method)
+        optimizer = torch.optim.SGD(
+            optimizer_groups(self.network, self.method, self.plan),
+            lr=rate_at(self.plan.rate, 1),
+            momentum=self.plan.momentum,
+            weight_decay=self.plan.weight_decay,
+            nesterov=self.plan.nesterov,
+        )
+        self.trainee, self.optimizer = self.fabric.setup(self.raw, optimizer)
+        self.raw.train()
+        if self.adapts:
+            parts = (
+                self.network,
+                self.method,
+                settings,
+                spec.engine.evaluate_batch,
+                source,
+                target,
+                target,
+                spec.adapt,
+            )
+            self.method.begin_epoch(TargetWatch(*parts, room))
+        self._meter, self._step = Meter(), 0
+
+    @property
+    def images(self) -> int:
+        """Faces a step: a batch, of each domain in an adaptation."""
+        return self.plan.batch * (2 if self.adapts else 1)
+
+    def batch(self) -> Batch:
+        """The batch of the step that comes next."""
+        return self.batches(self._step, self.method.pool())
+
+    def run(self, timed: Callable[[str], Any] | None = None) -> None:
+        """Do one step as the loop does; `timed`: name of a part -> a context to do it in."""
+        timed = timed or _untimed
+        with timed("batch"):
+            batch = self.batch()
+        self.update(batch, timed)
+
+    def update(self, batch: Batch, timed: Callable[[str], Any] | None = None) -> None:
+        """Do what follows in a step when its batch is made."""
+        timed = timed or _untimed
+        for turn in range(self.method.turns):
+            with timed("forward"):
+                losses, logs = self.trainee(batch, Clock(self._step, 1, turn))
+                loss = torch.stack(list(losses.values())).sum()
+                bool(torch.isfinite(loss))  # the loop looks at it, and so waits for the device
+            with timed("backward"):
+                self.optimizer.zero_grad(set_to_none=True)
+                self.fabric.backward(loss)
+            with timed("optimizer"):
+                for parameter in self.method.frozen(self.network, turn):
+                    parameter.grad = None
+                if self.plan.clip_norm is not None:
+                    self.fabric.clip_gradients(
+                        self.trainee, self.optimizer, max_norm=self.plan.clip_norm, error_if_nonfinite=False
+                    )
+                self.optimizer.step()
+            self._meter.add({**losses, **logs})
+        self._step += 1
+
+    def flops(self) -> int:
+        """Floating point operations of the layers in one step, forward and backward."""
+        with FlopCounterMode(display=False) as counter:
+            self.run()
+        return counter.get_total_flops()
+
+
+@contextmanager
+def _untimed(_: str) -> Iterator[None]:
+    yield
+
+
+class _Shares:
+    """Seconds by part, waiting for the device at the end of each."""
+
+    def __init__(self, device: torch.device):
+        self._device, self.spent = device, dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        wait(self._device)
+        self.spent[part] += time.perf_counter() - started
+
+
+def measure(
+    spec: Spec, stage: str, batches: Sequence[int], precisions: Sequence[str], steps: int, rounds: int, room: Path
+) -> dict[str, Any]:
+    """Measure every batch size at every precision.
+
+    Args:
+        stage: ``train``, ``adapt`` or ``predict``.
+        batches: faces of each domain (empty: the spec's).
+        precisions: as ``engine.precision`` (empty: the spec's).
+        steps: in a round, after two that are not counted.
+        rounds: the median of them counts.
+        room: a folder for stores of noise.
+
+    Returns:
+        A JSON document; see `tables`. A batch that does not fit into the device's memory has the row
+        ``{"batch", "precision", "failed"}``.
+    """
+    stage_spec = {"train": spec.train_source, "adapt": spec.adapt}.get(stage)
+    sizes = list(batches) or [stage_spec.batch if stage_spec else spec.engine.evaluate_batch]
+    rows, cells = [], [(p, b) for p in list(precisions) or [spec.engine.precision] for b in sizes]
+    with console.progress(f"bench {stage}", total=len(cells)) as bar:
+        for number, (precision, batch) in enumerate(cells):
+            cell = with_settings(spec, stage, batch, precision)
+            folder = room / str(number)
+            folder.mkdir()
+            try:
+                row = (_predict if stage == "predict" else _train)(cell, stage, steps, rounds, folder)
+            except torch.OutOfMemoryError:
+                row = {"batch": batch, "precision": precision, "failed": "out of memory"}
+                torch.cuda.empty_cache()
+            rows.append(row)
+            bar.advance()
+    return {
+        "bench": stage,
+        "backbone": spec.model.backbone,
+        "width": spec.model.width,
+        "method": spec.adapt.method if stage == "adapt" else None,
+        "options": spec.adapt.options if stage == "adapt" else None,
+        "steps": steps,
+        "rounds": rounds,
+        "rows": rows,
+    }
+
+
+def with_settings(spec: Spec, stage: str, batch: int, precision: str) -> Spec:
+    """The spec with another batch size and precision."""
+    engine = spec.engine.model_copy(
+        update={"precision": precision, **({"evaluate_batch": batch} if stage == "predict" else {})}
+    )
+    changes: dict[str, Any] = {"engine": engine}
+    section = {"train": "train_source", "adapt": "adapt"}.get(stage)
+    if section:
+        changes[section] = getattr(spec, section).model_copy(update={"batch": batch})
+    return spec.model_copy(update=changes)
+
+
+def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[str, Any]:
+    made = Steps(spec, stage, room)
+    flops = made.flops()
+    chosen = accelerate(made.network, spec.engine, made.device, made.images)
+    _forget_peak(made.device)
+    for _ in range(2):
+        made.run()
+    parts = _Shares(made.device)
+    for _ in range(steps):
+        made.run(parts)
+    made.batches.waited = 0.0
+    spent = seconds(lambda: [made.run() for _ in range(steps)], made.device, rounds, warm=0)
+    return _row(
+        *(spec, made.device, chosen, made.plan.batch, made.images, steps, spent, parts.spent, flops),
+        made.batches.waited / (rounds * steps),
+    )
+
+
+@torch.no_grad()
+def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[str, Any]:
+    fabric, batch = make_fabric(spec.engine), spec.engine.evaluate_batch
+    device = fabric.device
+    store = noise_store(room, "source", max(256, batch), spec.prepare, spec.model.reads_crops)
+    faces = Faces([store], [np.arange(len(store))], device, spec.model.reads_crops, spec.engine.data)
+    network = empty_network(spec).to(device).eval()
+    settings, precision = view_settings(spec), resolve_precision(spec.engine.precision, device.type)
+    half, positions, waited = autocast_of(precision), np.arange(batch), 0.0
+
+    def run(timed: Callable[[str], Any] = _untimed) -> None:
+        nonlocal waited
+        with timed("batch"):
+            started = time.perf_counter()
+            rows = faces.fetch(positions)
+            waited += time.perf_counter() - started
+            view = faces.view(rows, settings)
+        with timed("forward"), torch.autocast(device.type, half, enabled=half is not None):
+            output = network(*view.inputs)
+        output.logits.float().softmax(-1).cpu()
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    _forget_peak(device)
+    run()
+    parts = _Shares(device)
+    for _ in range(steps):
+        run(parts)
+    waited = 0.0
+    spent = seconds(lambda: [run() for _ in range(steps)], device, rounds, warm=0)
+    chosen = {"precision": precision, "crop_nets": network.local_nets.way, "compile": False}
+    flops = counter.get_total_flops()
+    return _row(spec, device, chosen, batch, batch, steps, spent, parts.spent, flops, waited / (rounds * steps))
+
+
+def _row(spec, device, chosen, batch, images, steps, spent, parts, flops, waited) -> dict[str, Any]:
+    step = statistics.median(spent) / steps
+    used = {name: value / steps for name, value in parts.items() if value}
+    used["rest"] = max(0.0, step - sum(used.values()))
+    peak = matmul_peak(device, chosen["precision"])
+    return {
+        "batch": batch,
+        "images_per_step": images,
+        **chosen,
+        "step_ms": 1e3 * step,
+        "spread_ms": [1e3 * min(spent) / steps, 1e3 * max(spent) / steps],
+        "steps_per_s": 1 / step,
+        "images_per_s": images / step,
+        "parts_ms": {name: 1e3 * value for name, value in used.items()},
+        "shares": {name: value / sum(used.values()) for name, value in used.items()},
+        "gflop_per_step": flops / 1e9,
+        "tflops": flops / step / 1e12,
+        "matmul_peak_tflops": peak / 1e12,
+        "utilisation": flops / step / peak,
+        "memory_peak_mb": _peak_mb(device),
+        "data_wait": waited / step,
+    }
+
+
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """Floating point operations a second of a large square matrix product, the best of several."""
+    size = 8192 if device.type == "cuda" else 1536
+    dtype = autocast_of(precision) or torch.float32
+    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return 2 * size**3 / min(seconds(lambda: one @ other, device, rounds=5, warm=2))
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_mb(device: torch.device) -> float:
+    """Of the device's memory since `_forget_peak`; on a CPU of the process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[str, float]]:
+    """Train one whole epoch of stage 1 on so many faces: from opening the store to the last checkpoint.
+
+    A short one before, which is not counted, loads what is loaded once.
+
+    Returns:
+        A row for each count: faces, seconds, seconds a thousand faces.
+    """
+    rows = []
+    with console.progress("bench train, epochs", total=len(counts)) as bar:
+        for number, count in enumerate([min(counts), *counts]):
+            folder = room / f"epoch-{number}"
+            noise_store(folder, "noise", count, spec.prepare, spec.model.reads_crops)
+            plan = spec.train_source.model_copy(update={"epochs": 1, "steps_per_epoch": None})
+            cell = spec.model_copy(
+                update={
+                    "paths": spec.paths.model_copy(update={"prepared": folder, "runs": folder / "runs"}),
+                    "data": spec.data.model_copy(update={"source": ["noise"]}),
+                    "model": spec.model.model_copy(update={"weights": None}),
+                    "train_source": plan,
+                }
+            )
+            started = time.perf_counter()
+            with console.hushed():
+                train_source(cell)
+            spent = time.perf_counter() - started
+            if number:
+                rows.append({"faces": count, "seconds": spent, "seconds_per_1000": 1e3 * spent / count})
+                bar.advance()
+    return rows
+
+
+def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
+    """Return columns and rows of a result of `measure` for the console: speed, and what the parts of a step take."""
+    columns = ["batch", "precision", "ms a step", "steps/s", "images/s"]
+    columns += ["GFLOP a step", "TFLOP/s", "utilisation", "memory MB", "data wait"]
+    done = [row for row in result["rows"] if "failed" not in row]
+    parts = [name for name in (*PARTS, "rest") if any(name in row["shares"] for row in done)]
+    speed, shares = [], []
+    for row in result["rows"]:
+        head = [str(row["batch"]), row["precision"]]
+        if "failed" in row:
+            speed.append([*head, row["failed"], *[""] * (len(columns) - 3)])
+            continue
+        speed.append(
+            [
+                *head,
+                *(f"{row['step_ms']:.1f}", f"{row['steps_per_s']:.2f}", f"{row['images_per_s']:.0f}"),
+                *(f"{row['gflop_per_step']:.0f}", f"{row['tflops']:.2f}", f"{row['utilisation']:.0%}"),
+                *(f"{row['memory_peak_mb']:.0f}", f"{row['data_wait']:.1%}"),
+            ]
+        )
+        shares.append([*head, *(f"{row['shares'].get(name, 0):.0%}" for name in parts)])
+    return [(columns, speed), (["batch", "precision", *parts], shares)]

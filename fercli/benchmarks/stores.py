@@ -1,0 +1,60 @@
+"""Prepared stores of noise: training costs the same on them as on faces, and they need no pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.files import write_atomically
+from fercli.spec import Prepare
+from fercli.store import FORMAT, STATUSES, ArrayWriter, Store, write_manifest
+
+#: Where the landmarks lie, in shares of the view's side: about where the ArcFace template has them.
+_LANDMARKS = ((0.34, 0.46), (0.66, 0.46), (0.5, 0.64), (0.37, 0.82), (0.63, 0.82))
+_BLOCK = 256
+
+
+def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bool, seed: int = 0) -> Store:
+    """Write a prepared store of random pixels, labels in turn, landmarks about their places, and open it.
+
+    Args:
+        folder: where its own folder, `name`, is made.
+        faces: how many, all in one split.
+        prepare: their sizes.
+        crops: whether the local crops hold noise; else zeros, which take no room on the disk.
+    """
+    path, numbers = folder / name, np.random.default_rng(seed)
+    path.mkdir(parents=True)
+    side, patch = prepare.size + 2 * prepare.margin, prepare.crop_size
+    ArrayWriter.whole(path / "labels.npy", np.arange(faces) % NUM_EXPRESSIONS)
+    ArrayWriter.whole(path / "splits.npy", np.full(faces, "train", "<U16"))
+    places = np.array(_LANDMARKS) * prepare.size + prepare.margin
+    jitter = numbers.normal(0, 0.02 * prepare.size, (faces, 5, 2))
+    ArrayWriter.whole(path / "landmarks.npy", (places + jitter).astype("float32"))
+    _fill(path / "faces.npy", (faces, side, side, 3), numbers)
+    _fill(path / "crops.npy", (faces, 5, patch, patch, 3), numbers if crops else None)
+    write_manifest(path / "manifest.csv", ({"id": f"{i}", "split": "train", "status": "found"} for i in range(faces)))
+    counts = {status: 0 for status in STATUSES} | {"expected": faces, "found": faces}
+    meta = {
+        "format": FORMAT,
+        "name": name,
+        "stand_in": True,
+        "adapt_splits": ["train"],
+        "score_splits": ["train"],
+        "splits": {"train": {"listed": faces, "kept": faces}},
+        "counts": counts,
+        "parameters": prepare.model_dump(mode="json"),
+    }
+    write_atomically(path / "meta.json", json.dumps(meta).encode())
+    return Store.open(path)
+
+
+def _fill(file: Path, shape: tuple[int, ...], numbers: np.random.Generator | None) -> None:
+    array = np.lib.format.open_memmap(file, "w+", "uint8", shape)
+    if numbers is not None:
+        for start in range(0, len(array), _BLOCK):
+            block = array[start : start + _BLOCK]
+            block[:] = numbers.integers(0, 256, block.shape, "uint8")
