@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fercli.engine.shares import rows_of
 from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED
 from fercli.methods.base import Batch
 from fercli.store import Store
-from fercli.views import View, ViewSettings, plain_view, strong_view, weak_view
+from fercli.views import Share, View, ViewSettings, plain_view, strong_view, weak_view
 
 
 def mix(*parts: object) -> int:
@@ -134,6 +135,16 @@ class Faces:
         mine, theirs = self._indices, other._indices
         return self._stores == other._stores and all(map(np.array_equal, mine, theirs))
 
+    def names(self, positions: np.ndarray) -> list[tuple[int, str, str]]:
+        """Position, dataset and id of the faces at `positions`."""
+        which = np.searchsorted(self._starts, positions, side="right") - 1
+        named = []
+        for number, position in zip(which.tolist(), positions.tolist(), strict=True):
+            store = self._stores[number]
+            row = self._indices[number][position - self._starts[number]]
+            named.append((position, store.name, str(store.ids[row])))
+        return named
+
     def gather(self, positions: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
         """Faces uint8 [B,S,S,3], landmarks float32 [B,5,2] and crops uint8 [B,5,C,C,3] (or None) at `positions` [B]."""
         which = np.searchsorted(self._starts, positions, side="right") - 1
@@ -202,7 +213,7 @@ def hold_out(store: Store, indices: np.ndarray, fraction: float) -> tuple[np.nda
 
 
 class Batches:
-    """Step number -> `Batch`.
+    """Step number -> `Batch`. Among several processes each makes the views of its own share only.
 
     Args:
         source, labels: the labelled faces and their labels, int64 [len(source)].
@@ -235,27 +246,48 @@ class Batches:
         """The batch of a step; `pool` int64 [M] are target positions from which a further, smaller one is drawn."""
         chosen = self._draw("source", step)
         labels = torch.from_numpy(self._labels[chosen]).to(self._device)
-        source = self._view(weak_view, self._source.gather(chosen), "source", step)
+        source = self._view(weak_view, *_share(self._source, chosen), "source", step)
         parts = {}
         if "target" in self._wants:
-            parts["target"] = self._view(weak_view, self._target.gather(self._draw("target", step)), "target", step)
+            share = _share(self._target, self._draw("target", step))
+            parts["target"] = self._view(weak_view, *share, "target", step)
         if "weak" in self._wants or "strong" in self._wants:
             chosen = self._draw("pseudo", step)
-            faces = self._target.gather(chosen)
-            parts["weak"] = self._view(weak_view, faces, "weak", step)
-            parts["strong"] = self._view(strong_view, faces, "strong", step)
+            share = _share(self._target, chosen)
+            parts["weak"] = self._view(weak_view, *share, "weak", step)
+            parts["strong"] = self._view(strong_view, *share, "strong", step)
             parts["indices"] = torch.from_numpy(chosen).to(self._device)
         if pool is not None and len(pool):
-            pool = pool.cpu().numpy()
-            amount = min(self._batch, len(pool))
-            drawn = pool[Deck(len(pool), mix(self._seed, "pool")).take(step * amount, amount)]
-            parts["pool"] = self._view(weak_view, self._target.gather(drawn), "pool", step)
+            drawn = self._draw_pool(step, pool)
+            parts["pool"] = self._view(weak_view, *_share(self._target, drawn), "pool", step)
             parts["pool_indices"] = torch.from_numpy(drawn).to(self._device)
         return Batch(source, labels, **parts)
+
+    def names(self, step: int, pool: Tensor | None = None) -> dict[str, list[tuple[int, str, str]]]:
+        """Position, dataset and id of all the faces in the batch of a step, by what they are drawn for."""
+        named = {"source": self._source.names(self._draw("source", step))}
+        if "target" in self._wants:
+            named["target"] = self._target.names(self._draw("target", step))
+        if "weak" in self._wants or "strong" in self._wants:
+            named["pseudo"] = self._target.names(self._draw("pseudo", step))
+        if pool is not None and len(pool):
+            named["pool"] = self._target.names(self._draw_pool(step, pool))
+        return named
+
+    def _draw_pool(self, step: int, pool: Tensor) -> np.ndarray:
+        pool = pool.cpu().numpy()
+        amount = min(self._batch, len(pool))
+        return pool[Deck(len(pool), mix(self._seed, "pool")).take(step * amount, amount)]
 
     def _draw(self, name: str, step: int) -> np.ndarray:
         return self._decks[name].take(step * self._batch, self._batch)
 
-    def _view(self, make, faces: tuple, name: str, step: int) -> View:
+    def _view(self, make, faces: tuple, share: Share, name: str, step: int) -> View:
         generator = torch.Generator().manual_seed(mix(self._seed, name, step))
-        return make(*faces, self._settings, generator)
+        return make(*faces, self._settings, generator, share)
+
+
+def _share(faces: Faces, chosen: np.ndarray) -> tuple[tuple, Share]:
+    """This process's faces of the chosen ones, and which of them they are."""
+    rows = rows_of(len(chosen))
+    return faces.gather(chosen[rows]), (len(chosen), rows)
