@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fercli.engine.shares import rows_of
 from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED
 from fercli.methods.base import Batch
 from fercli.residence import Ahead, Resident, Rows, home_of
 from fercli.store import Store
-from fercli.views import View, ViewSettings, plain_view, strong_view, weak_view
+from fercli.views import Share, View, ViewSettings, plain_view, strong_view, weak_view
 
 
 def mix(*parts: object) -> int:
@@ -36,7 +38,7 @@ class Deck:
 
     def __init__(self, count: int, seed: int):
         self._count, self._seed = count, seed
-        self._round, self._order = -1, np.empty(0, np.int64)
+        self._latest = -1, np.empty(0, np.int64)
 
     def take(self, start: int, amount: int) -> np.ndarray:
         """Positions drawn at places start..start+amount-1, int64 [amount]."""
@@ -52,11 +54,12 @@ class Deck:
         return drawn
 
     def _permutation(self, number: int) -> np.ndarray:
-        if number != self._round:
+        latest, order = self._latest
+        if number != latest:
             generator = torch.Generator().manual_seed(mix(self._seed, number))
-            self._order = torch.randperm(self._count, generator=generator).numpy()
-            self._round = number
-        return self._order
+            order = torch.randperm(self._count, generator=generator).numpy()
+            self._latest = number, order  # in one, as a thread may be drawing ahead
+        return order
 
 
 class Mixture:
@@ -150,6 +153,16 @@ class Faces:
         mine, theirs = self._indices, other._indices
         return self._stores == other._stores and all(map(np.array_equal, mine, theirs))
 
+    def names(self, positions: np.ndarray) -> list[tuple[int, str, str]]:
+        """Position, dataset and id of the faces at `positions`."""
+        which = np.searchsorted(self._starts, positions, side="right") - 1
+        named = []
+        for number, position in zip(which.tolist(), positions.tolist(), strict=True):
+            store = self._stores[number]
+            row = self._indices[number][position - self._starts[number]]
+            named.append((position, store.name, str(store.ids[row])))
+        return named
+
     @property
     def resident(self) -> bool:
         """Whether all of them lie on the device."""
@@ -159,8 +172,8 @@ class Faces:
         """What `gather` gives, as far as it can be had without the device: there, or in (pinned) memory."""
         which = np.searchsorted(self._starts, positions, side="right") - 1
         numbers = np.unique(which)
-        if len(numbers) == 1:
-            number = int(numbers[0])
+        if len(numbers) <= 1:  # the plain case; and a process's share of a small batch may be nothing
+            number = int(numbers[0]) if len(numbers) else 0
             return self._homes[number].rows(self._indices[number][positions - self._starts[number]])
         parts, order = [], []
         for number in numbers:
@@ -241,7 +254,7 @@ def hold_out(store: Store, indices: np.ndarray, fraction: float) -> tuple[np.nda
 
 
 class Batches:
-    """Step number -> `Batch`.
+    """Step number -> `Batch`. Among several processes each makes the views of its own share only.
 
     Args:
         source, labels: the labelled faces and their labels, int64 [len(source)].
@@ -282,7 +295,7 @@ class Batches:
                 self._drawn_from["pseudo"] = target
         if ahead is None:
             ahead = device.type == "cuda" and not all(faces.resident for faces in self._drawn_from.values())
-        self._faces_of = Ahead(self._fetch) if ahead else self._fetch
+        self._faces_of = Ahead(self._fetch_all) if ahead else self._fetch_all
         self.waited = 0.0
 
     def __call__(self, step: int, pool: Tensor | None = None) -> Batch:
@@ -290,37 +303,57 @@ class Batches:
         started = time.perf_counter()
         drawn = self._faces_of(step)
         self.waited += time.perf_counter() - started
-        chosen, faces = drawn["source"]
-        labels = self._on_device(self._labels[chosen])
-        source = self._view(weak_view, faces, "source", step)
+        labels = self._on_device(self._labels[drawn["source"].positions])
+        source = self._view(weak_view, drawn["source"], "source", step)
         parts = {}
         if "target" in drawn:
-            parts["target"] = self._view(weak_view, drawn["target"][1], "target", step)
+            parts["target"] = self._view(weak_view, drawn["target"], "target", step)
         if "pseudo" in drawn:
-            chosen, faces = drawn["pseudo"]
-            faces = _to(faces, self._device)
-            parts["weak"] = self._view(weak_view, faces, "weak", step)
-            parts["strong"] = self._view(strong_view, faces, "strong", step)
-            parts["indices"] = self._on_device(chosen)
+            pseudo = drawn["pseudo"]
+            pseudo = pseudo._replace(faces=_to(pseudo.faces, self._device))
+            parts["weak"] = self._view(weak_view, pseudo, "weak", step)
+            parts["strong"] = self._view(strong_view, pseudo, "strong", step)
+            parts["indices"] = self._on_device(pseudo.positions)
         if pool is not None and len(pool):
-            pool = pool.cpu().numpy()
-            amount = min(self._batch, len(pool))
-            chosen = pool[Deck(len(pool), mix(self._seed, "pool")).take(step * amount, amount)]
-            parts["pool"] = self._view(weak_view, self._target.fetch(chosen), "pool", step)
-            parts["pool_indices"] = self._on_device(chosen)
+            chosen = _fetch(self._target, self._draw_pool(step, pool))
+            parts["pool"] = self._view(weak_view, chosen, "pool", step)
+            parts["pool_indices"] = self._on_device(chosen.positions)
         return Batch(source, labels, **parts)
 
-    def _fetch(self, step: int) -> dict[str, tuple[np.ndarray, Rows]]:
-        """By deck: the positions drawn in a step, and their faces as far as they can be had without the device."""
-        drawn = {}
-        for name, faces in self._drawn_from.items():
-            chosen = self._decks[name].take(step * self._batch, self._batch)
-            drawn[name] = chosen, faces.fetch(chosen)
-        return drawn
+    def names(self, step: int, pool: Tensor | None = None) -> dict[str, list[tuple[int, str, str]]]:
+        """Position, dataset and id of all the faces in the batch of a step, by what they are drawn for."""
+        named = {name: faces.names(self._draw(name, step)) for name, faces in self._drawn_from.items()}
+        if pool is not None and len(pool):
+            named["pool"] = self._target.names(self._draw_pool(step, pool))
+        return named
+
+    def _fetch_all(self, step: int) -> dict[str, _Drawn]:
+        return {name: _fetch(faces, self._draw(name, step)) for name, faces in self._drawn_from.items()}
+
+    def _draw_pool(self, step: int, pool: Tensor) -> np.ndarray:
+        pool = pool.cpu().numpy()
+        amount = min(self._batch, len(pool))
+        return pool[Deck(len(pool), mix(self._seed, "pool")).take(step * amount, amount)]
+
+    def _draw(self, name: str, step: int) -> np.ndarray:
+        return self._decks[name].take(step * self._batch, self._batch)
 
     def _on_device(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self._device, non_blocking=True)
 
-    def _view(self, make: Callable[..., View], faces: Rows, name: str, step: int) -> View:
+    def _view(self, make: Callable[..., View], drawn: _Drawn, name: str, step: int) -> View:
         generator = torch.Generator().manual_seed(mix(self._seed, name, step))
-        return make(*_to(faces, self._device), self._settings, generator)
+        return make(*_to(drawn.faces, self._device), self._settings, generator, drawn.share)
+
+
+class _Drawn(NamedTuple):
+    """Positions drawn for a whole batch, this process's faces of them (`Faces.fetch`), and which those are."""
+
+    positions: np.ndarray
+    faces: Rows
+    share: Share
+
+
+def _fetch(faces: Faces, positions: np.ndarray) -> _Drawn:
+    rows = rows_of(len(positions))
+    return _Drawn(positions, faces.fetch(positions[rows]), (len(positions), rows))

@@ -33,7 +33,12 @@ _mode = {"quiet": False, "json": False, "no-warnings": False}
 
 def configure(quiet: bool = False, as_json: bool = False) -> None:
     """Set the mode for this process."""
-    _mode.update(quiet=quiet, json=as_json)
+    _mode.update({"quiet": quiet, "json": as_json, "no-warnings": False})
+
+
+def mute() -> None:
+    """Let nothing but errors out of this process: of several that train together one speaks."""
+    _mode.update({"quiet": True, "json": False, "no-warnings": True})
 
 
 def silent() -> bool:

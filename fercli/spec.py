@@ -167,7 +167,7 @@ class Engine(Section):
     Attributes:
         precision: of the network in training; losses, saved weights and evaluation are float32 in any case. ``auto`` is
             bf16-mixed on CUDA devices that have it, else 32-true.
-        compile: ``torch.compile`` for the network in training; ``auto`` does so on CUDA devices.
+        compile: ``torch.compile`` for the network in training; ``auto`` does so on a single CUDA device.
         data: where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device
             where it is a CUDA device and they fit.
         crop_nets: how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices.

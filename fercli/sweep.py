@@ -26,6 +26,7 @@ from fercli import console
 from fercli.batches import Faces
 from fercli.clusters import as_completed
 from fercli.engine import checkpoint
+from fercli.engine.fabric import launched
 from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
 from fercli.engine.stages import adapt, empty_network, load_network, open_store, train_source, view_settings
 from fercli.errors import FercliError, SpecError
@@ -123,6 +124,8 @@ def sweep(spec: Spec) -> list[str]:
         Interrupted: SIGINT or SIGTERM came; what runs is saved.
     """
     cells, jobs = plan(spec), spec.sweep.jobs
+    if launched().processes > 1:
+        raise FercliError("a sweep starts its own processes (sweep.jobs); start it once, not by torchrun or srun")
     for name in dict.fromkeys([*(n for c in cells for n in c.spec.data.source), *(c.target for c in cells)]):
         open_store(cells[0].spec, name, labels=False)
     targets = list(dict.fromkeys(cell.target for cell in cells))

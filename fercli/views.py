@@ -23,6 +23,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, as a mirror orders them.
 MIRRORED = (1, 0, 2, 4, 3)
+#: (B, rows): the faces given are these rows of a batch of B. Random numbers are drawn for all B, so that the views are
+#: those that the whole batch would have.
+Share = tuple[int, slice]
 
 
 @dataclass(frozen=True)
@@ -124,14 +127,15 @@ def weak_view(
     crops: torch.Tensor | None,
     settings: ViewSettings,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> View:
     """Flip and jitter: the box, shifted by up to jitter * size pixels a direction and scaled within 1 ± jitter.
 
     Inputs and errors as for `plain_view`.
     The shift is drawn from what leaves the window inside the stored face; where its margin is too small even for the
-    scale, the border is replicated. `generator` is a CPU generator (None: torch's global one).
+    scale, the border is replicated. `generator` is a CPU generator (None: torch's global one). `share`: see `Share`.
     """
-    window, flipped = _draw_window(faces, settings, generator)
+    window, flipped = _draw_window(faces, settings, generator, share)
     pixels, layout, points = _warp(faces, landmarks, crops, window, window, flipped, settings)
     return _finish(pixels, layout, points)
 
@@ -143,6 +147,7 @@ def strong_view(
     crops: torch.Tensor | None,
     settings: ViewSettings,
     generator: torch.Generator | None = None,
+    share: Share | None = None,
 ) -> View:
     """Flip and jitter as in `weak_view`, then `settings.operations` operations of RandAugment drawn per sample.
 
@@ -150,8 +155,10 @@ def strong_view(
     before those on pixels, whatever the drawn order) are in `fercli.randaugment`. With `move_landmarks=False` the
     landmarks stay where flip and jitter left them; crops are turned all the same. Inputs and errors: `plain_view`.
     """
-    window, flipped = _draw_window(faces, settings, generator)
-    plan = randaugment.draw(len(faces), settings.operations, generator)
+    window, flipped = _draw_window(faces, settings, generator, share)
+    batch, rows = share or (len(faces), slice(None))
+    plan = randaugment.draw(batch, settings.operations, generator)
+    plan = randaugment.Plan(*(drawn[:, rows] for drawn in plan))
     whole = window @ randaugment.geometry(plan, settings.magnitude, settings.size)
     mover = whole if settings.move_landmarks else window
     pixels, layout, points = _warp(faces, landmarks, crops, whole, mover, flipped, settings)
@@ -170,13 +177,14 @@ def _offset(faces: torch.Tensor, settings: ViewSettings) -> int:
 
 
 def _draw_window(
-    faces: torch.Tensor, settings: ViewSettings, generator: torch.Generator | None
+    faces: torch.Tensor, settings: ViewSettings, generator: torch.Generator | None, share: Share | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flip and jitter as maps [B, 3, 3] (float64, CPU), and who is flipped, bool [B].
 
     A map takes a pixel of the view, counted from its centre, to a pixel of the stored face.
     """
-    batch, stored = faces.shape[:2]
+    batch, rows = share or (len(faces), slice(None))
+    stored = faces.shape[1]
     half = (settings.size - 1) / 2
     centre = _offset(faces, settings) + half
     uniform = torch.rand(batch, 4, dtype=torch.float64, generator=generator)
@@ -189,7 +197,7 @@ def _draw_window(
     window[:, 1, 1] = scale
     window[:, :2, 2] = centre + (2 * uniform[:, 2:] - 1) * reach[:, None]
     window[:, 2, 2] = 1
-    return window, flipped
+    return window[rows], flipped[rows]
 
 
 def _warp(faces, landmarks, crops, whole, mover, flipped, settings):

@@ -75,7 +75,13 @@ def test_a_cuda_device_sees_the_same_faces(raf: Store, jaffe: Store, data: str, 
 
 @pytest.mark.parametrize("with_crops", [True, False])
 def test_rows_are_plain_indexing(raf: Store, with_crops: bool) -> None:
-    index = np.array([5, 0, 5, 83, 12])
+    for index in (np.array([5, 0, 5, 83, 12]), np.array([], np.int64)):
+        _check_rows(raf, index, with_crops)
+
+
+def _check_rows(raf: Store, index: np.ndarray, with_crops: bool) -> None:
+    faces = Faces([raf], [np.arange(len(raf))], CPU, with_crops).fetch(index)[0]
+    np.testing.assert_array_equal(faces, raf.faces[index])
     for home in (OnDisk(raf, CPU, with_crops), Resident(raf, CPU, with_crops)):
         faces, landmarks, crops = home.rows(index)
         np.testing.assert_array_equal(faces, raf.faces[index])

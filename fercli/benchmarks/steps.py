@@ -120,7 +120,6 @@ class Steps:
             with timed("forward"):
                 losses, logs = self.trainee(batch, Clock(self._step, 1, turn))
                 loss = torch.stack(list(losses.values())).sum()
-                bool(torch.isfinite(loss))  # the loop looks at it, and so waits for the device
             with timed("backward"):
                 self.optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fercli import console
+from fercli.engine import ranks
 from fercli.errors import FercliError
 from fercli.machine import cpu_flags
 from fercli.models import GlobalLocal, Output
@@ -100,8 +101,8 @@ def accelerate(network: GlobalLocal, engine: Engine, device: torch.device, batch
 
 
 def compile_pays(engine: Engine, device: torch.device) -> bool:
-    """Whether ``engine.compile: auto`` compiles: on CUDA devices, unless runs must repeat bit for bit."""
-    return device.type == "cuda" and not engine.deterministic
+    """Whether ``engine.compile: auto`` compiles: on one CUDA device, unless runs must repeat bit for bit."""
+    return device.type == "cuda" and not engine.deterministic and ranks.count() == 1
 
 
 def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch: int) -> str:

@@ -1,14 +1,25 @@
-"""Devices and precision come from Lightning Fabric; this is where it is set up."""
+"""Devices, precision and processes come from Lightning Fabric; this is where it is set up.
+
+Several processes, one a device, are started from without, and found here by the environment they are given:
+
+- ``torchrun --nproc-per-node 4 -m fercli adapt ...``, on each machine;
+- SLURM: ``srun --nodes 2 --ntasks-per-node 4 --gres gpu:4 python -m fercli adapt ...``.
+
+They are one run: the same spec, one batch shared out (`fercli.engine.shares`), one folder that the first process writes
+in. Data and runs must lie where every machine sees them.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from fercli import console
+from fercli.engine import ranks
 from fercli.engine.acceleration import precision_plugin, resolve_precision, set_libraries
 from fercli.errors import FercliError
 from fercli.spec import Engine
@@ -16,11 +27,47 @@ from fercli.spec import Engine
 # lightning-fabric installs lightning_fabric; the full lightning package holds the same thing under another name.
 try:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins import environments
+    from lightning_fabric.strategies import DDPStrategy
 except ImportError:
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins import environments
+    from lightning.fabric.strategies import DDPStrategy
 
 for _name in ("lightning_fabric", "lightning.fabric"):
     logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+class Launch(NamedTuple):
+    """How processes were started (by torchrun, srun or nobody: one alone), how many, and on how many machines."""
+
+    by: str
+    processes: int
+    machines: int
+
+
+def launched() -> Launch:
+    """Read from the environment how this process was started.
+
+    Raises:
+        FercliError: the machines have different numbers of processes, or SLURM was not told how many each has.
+    """
+    environment = os.environ
+    if "TORCHELASTIC_RUN_ID" in environment:
+        by, processes = "torchrun", int(environment["WORLD_SIZE"])
+        here = int(environment["LOCAL_WORLD_SIZE"])
+    elif "SLURM_STEP_NUM_TASKS" in environment:  # which srun sets, and a batch script by itself does not have
+        by, processes = "srun", int(environment["SLURM_STEP_NUM_TASKS"])
+        here = int(environment.get("SLURM_NTASKS_PER_NODE", "0").split("(")[0]) or (processes == 1)
+        if not here:
+            raise FercliError("srun was not told how many processes a machine has; give it --ntasks-per-node")
+    else:
+        by, processes, here = "nobody", 1, 1
+    if processes == 1:
+        return Launch("nobody", 1, 1)
+    if processes % here:
+        raise FercliError(f"{processes} processes, {here} of them here: give every machine as many as the others")
+    return Launch(by, processes, processes // here)
 
 
 def resolve_device(name: str) -> str:
@@ -40,8 +87,14 @@ def resolve_device(name: str) -> str:
 
 
 def make_fabric(engine: Engine) -> Any:
-    """A launched `Fabric` on one device, the process seeded and its threads set."""
-    device = resolve_device(engine.device)
+    """A launched `Fabric` on this process's device, the process seeded and its threads set.
+
+    Of several processes only the first speaks from here on.
+
+    Raises:
+        FercliError: no CUDA device where one is asked for, or fewer than there are processes; as `launched`.
+    """
+    device, launch = resolve_device(engine.device), launched()
     if engine.threads:
         torch.set_num_threads(engine.threads)
     if engine.deterministic:
@@ -52,7 +105,28 @@ def make_fabric(engine: Engine) -> Any:
     set_libraries(precision, device, engine.deterministic)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        fabric = Fabric(accelerator=device, devices=1, plugins=[precision_plugin(precision, device)])
+        processes = _processes(launch, device)
+        processes["plugins"].append(precision_plugin(precision, device))
+        fabric = Fabric(accelerator=device, **processes)
         fabric.launch()
+    ranks.open_messages()
+    if ranks.rank():
+        console.mute()
     torch.manual_seed(engine.seed)
     return fabric
+
+
+def _processes(launch: Launch, device: str) -> dict[str, Any]:
+    """What `Fabric` is told of devices and processes; named in full, so that it does not guess at the environment."""
+    if launch.processes == 1:
+        return {"devices": 1, "plugins": [environments.LightningEnvironment()]}
+    here = launch.processes // launch.machines
+    if device == "cuda" and torch.cuda.device_count() < here:
+        raise FercliError(
+            f"{here} processes a machine, but a process sees {torch.cuda.device_count()} CUDA device(s); start one "
+            "process a device, each seeing all of them (srun: --gres gpu:N, not --gpus-per-task)"
+        )
+    # Parameters: some turns and methods leave some without a gradient. Buffers: they move alike in every process.
+    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    by = environments.TorchElasticEnvironment if launch.by == "torchrun" else environments.SLURMEnvironment
+    return {"devices": here, "num_nodes": launch.machines, "strategy": strategy, "plugins": [by()]}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fercli.engine import checkpoint
+from fercli.engine import checkpoint, ranks
 from fercli.errors import FercliError
 from fercli.files import write_atomically
 from fercli.spec import Spec, to_yaml
@@ -43,7 +43,17 @@ def record_of(spec: Spec, stage: str) -> dict[str, Any]:
 
 
 def open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
-    """Make the stage folder, or check that what lies there is this same run."""
+    """Make the stage folder, or check that what lies there is this same run.
+
+    Of processes that train together all must call it.
+
+    Raises:
+        FercliError: the folder cannot be made, or holds a run with other settings.
+    """
+    ranks.on_first(_open_folder, folder, record, restart)
+
+
+def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
     if restart and folder.exists():
         shutil.rmtree(folder)
     last = folder / "last.ckpt"

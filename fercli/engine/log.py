@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fercli.files import write_atomically
+from fercli.engine import ranks
+from fercli.files import disk_error, write_atomically
 
 
 class Meter:
@@ -44,23 +45,38 @@ class Meter:
 
 
 class Log:
-    """Appends to ``metrics.jsonl`` and to tensorboard; lines after `step` are dropped first (a resumed run)."""
+    """Appends to ``metrics.jsonl`` and to tensorboard; lines after `step` are dropped first (a resumed run).
+
+    Of processes that train together the first writes; all must call each of these methods.
+    """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool):
-        self._path = folder / "metrics.jsonl"
+        self._path, self._writer = folder / "metrics.jsonl", None
+        ranks.on_first(self._open, folder, step, tensorboard)
+
+    def _open(self, folder: Path, step: int, tensorboard: bool) -> None:
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
         if self._path.exists() or kept:
             write_atomically(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def write(self, kind: str, step: int, epoch: int, **groups: Any) -> None:
-        """Append one line; numbers in `groups` (dicts of name -> number) go to tensorboard too."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **groups}) + "\n")
+        """Append one line; numbers in `groups` (dicts of name -> number) go to tensorboard too.
+
+        Raises:
+            FercliError: the disk is full.
+        """
+        ranks.on_first(self._write, kind, step, epoch, groups)
+
+    def _write(self, kind: str, step: int, epoch: int, groups: dict[str, Any]) -> None:
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **groups}) + "\n")
+        except OSError as problem:  # a line cut short is dropped when the run goes on
+            raise disk_error(problem, self._path) from None
         if self._writer is not None:
             for group, values in groups.items():
                 for name, value in values.items() if isinstance(values, dict) else ():

@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from fercli import console
-from fercli.engine import checkpoint
+from fercli.batches import Batches
+from fercli.engine import checkpoint, ranks
 from fercli.engine.interrupt import Interrupted, StopRequest
 from fercli.engine.log import Log, Meter
-from fercli.errors import FercliError
+from fercli.engine.shares import Shared, check_batch, share_norms
+from fercli.engine.trouble import Finite, check_weights, memory
 from fercli.evaluation.selection import best_epoch
 from fercli.methods.base import Batch, Clock, Method, Survey
 from fercli.spec import Engine, Optimisation, Rates
@@ -30,7 +32,11 @@ class Trainee(nn.Module):
         self.network, self.method = network, method
 
     def forward(self, batch: Batch, clock: Clock):
-        return self.method(self.network, batch, clock)
+        network = self.network
+        if ranks.count() > 1:
+            uneven = batch.pool_indices is not None and len(batch.pool_indices) % ranks.count() != 0
+            network = Shared(network, uneven)
+        return self.method(network, batch, clock)
 
 
 @dataclass
@@ -42,7 +48,7 @@ class Job:
         folder: where checkpoints and metrics go.
         trainee: network and method.
         groups: optimizer groups, each with a ``rates`` entry (rate by epoch) and a ``scale`` beside its ``params``.
-        batches: (step, the method's pool) -> batch.
+        batches: called with a step and the method's pool, gives the batch.
         steps_per_epoch: steps that make an epoch.
         survey: the look at all training faces that a method may take before an epoch.
         validate: epoch -> scores by selection rule, higher is better; called in eval mode at each epoch's end.
@@ -55,7 +61,7 @@ class Job:
     folder: Path
     trainee: Trainee
     groups: list[dict[str, Any]]
-    batches: Callable[[int, torch.Tensor | None], Batch]
+    batches: Batches
     steps_per_epoch: int
     survey: Survey
     validate: Callable[[int], dict[str, float]]
@@ -79,15 +85,20 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
         ``{"epoch", "score", "rule", "steps", "trained_steps", "seconds"}`` of the chosen epoch.
 
     Raises:
-        FercliError: a loss is not finite (the last good checkpoint is kept).
+        FercliError: a loss is not finite, memory or disk is full (the last good checkpoint is kept), or the
+            processes cannot share the batch evenly.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     plan, raw = job.optimisation, job.trainee
+    batch_key = f"{'train_source' if job.record['stage'] == 'source' else 'adapt'}.batch"
+    ranks.on_first(check_batch, plan.batch, batch_key)
+    if ranks.count() > 1:
+        share_norms(raw.network, fabric.device)
     optimizer = torch.optim.SGD(
         job.groups, lr=0.0, momentum=plan.momentum, weight_decay=plan.weight_decay, nesterov=plan.nesterov
     )
     trainee, optimizer = fabric.setup(raw, optimizer)
-    meter, best = Meter(), {"epoch": 0, "score": -math.inf, "rule": job.rule}
+    meter, best, finite = Meter(), {"epoch": 0, "score": -math.inf, "rule": job.rule}, Finite(job)
     total = plan.epochs * job.steps_per_epoch
     step = _restore(job, optimizer, meter, best, fabric.device)
     log = Log(job.folder, step, job.engine.tensorboard)
@@ -97,55 +108,67 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
     with StopRequest() as stop, console.progress(job.title, total, done=step) as bar:
         while step < total and not _patience_is_out(job, best, step):
             clock = Clock(step, step // job.steps_per_epoch + 1)
-            if step % job.steps_per_epoch == 0:
-                raw.method.begin_epoch(job.survey)
             for group in optimizer.param_groups:
                 group["lr"] = group["scale"] * rate_at(group["rates"], clock.epoch)
+            if step % job.steps_per_epoch == 0:
+                with memory("engine.evaluate_batch", job.engine.evaluate_batch, job.folder):
+                    raw.method.begin_epoch(job.survey)
+                ranks.follow_first(list(raw.method.state_dict().values()))
 
-            batch = job.batches(step, raw.method.pool())
-            for turn in range(raw.method.turns):
-                losses, logs = trainee(batch, clock._replace(turn=turn))
-                loss = torch.stack(list(losses.values())).sum()
-                _check_finite(loss, losses, step, job.folder)
-                optimizer.zero_grad(set_to_none=True)
-                fabric.backward(loss)
-                for parameter in raw.method.frozen(raw.network, turn):
-                    parameter.grad = None  # so that the optimizer passes it by, decay and momentum included
-                if plan.clip_norm is not None:
-                    fabric.clip_gradients(trainee, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
-                optimizer.step()
-                meter.add({f"loss/{name}": value for name, value in losses.items()})
-                meter.add({f"log/{name}": value for name, value in logs.items()})
+            with memory(batch_key, plan.batch, job.folder):
+                batch = job.batches(step, raw.method.pool())
+                for turn in range(raw.method.turns):
+                    losses, logs = trainee(batch, clock._replace(turn=turn))
+                    loss = finite.watch(losses, step, turn)
+                    optimizer.zero_grad(set_to_none=True)
+                    fabric.backward(loss)
+                    for parameter in raw.method.frozen(raw.network, turn):
+                        parameter.grad = None  # so that the optimizer passes it by, decay and momentum included
+                    if plan.clip_norm is not None:
+                        fabric.clip_gradients(trainee, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
+                    optimizer.step()
+                    meter.add({f"loss/{name}": value for name, value in losses.items()})
+                    meter.add({f"log/{name}": value for name, value in logs.items()})
+            finite.check(before=step)
             step += 1
 
             epoch_over = step % job.steps_per_epoch == 0
             if epoch_over or step % job.engine.log_every == 0:
+                finite.check()
                 means = meter.flush()
                 log.write("train", step, clock.epoch, losses=_part(means, "loss/"), logs=_part(means, "log/"))
                 note = f"epoch {clock.epoch}/{plan.epochs}  " + _brief(_part(means, "loss/"))
             bar.advance(note=note)
-            save_due = epoch_over or stop.requested or time.monotonic() - saved_at > job.engine.save_every_s
+            time_is_up = time.monotonic() - saved_at > job.engine.save_every_s
+            stopping, time_is_up = ranks.agree(stop.requested, time_is_up)
+            save_due = epoch_over or stopping or time_is_up
             if save_due:
-                _check_weights(raw, step, job.folder)
+                finite.check()
+                ranks.on_first(check_weights, raw, step, job.folder)
             if epoch_over:
-                scores = _validate(job, clock.epoch, raw)
+                with memory("engine.evaluate_batch", job.engine.evaluate_batch, job.folder):
+                    scores = _validate(job, clock.epoch, raw)
                 log.write("validate", step, clock.epoch, scores=scores)
                 if job.afterwards is not None:
-                    checkpoint.save(_candidate(job, clock.epoch), _state(job, None, meter, best, step))
+                    _save(_candidate(job, clock.epoch), job, None, meter, best, step)
                 elif _is_better(scores[job.rule], best):
                     best.update(epoch=clock.epoch, score=scores[job.rule])
-                    checkpoint.save(job.folder / "best.ckpt", _state(job, None, meter, best, step))
+                    _save(job.folder / "best.ckpt", job, None, meter, best, step)
             if save_due:
-                checkpoint.save(job.folder / "last.ckpt", _state(job, optimizer, meter, best, step))
+                _save(job.folder / "last.ckpt", job, optimizer, meter, best, step)
                 saved_at = time.monotonic()
-            if stop.requested and step < total:
+            if stopping and step < total:
                 log.close()
-                raise Interrupted(f"stopped at step {step} of {total}, saved in {job.folder}; the same command goes on")
+                ranks.on_first(_interrupt, f"stopped at step {step} of {total}, saved in {job.folder}")
     log.close()
     if job.afterwards is not None:
-        _choose_afterwards(job, best)
+        best.update(ranks.on_first(_choose_afterwards, job, best))
     seconds = time.monotonic() - started_at
     return {**best, "steps": step, "trained_steps": step - started_step, "seconds": round(seconds, 1)}
+
+
+def _interrupt(done: str) -> None:
+    raise Interrupted(f"{done}; the same command goes on")
 
 
 def _is_better(score: float, best: dict[str, Any]) -> bool:
@@ -162,17 +185,18 @@ def _candidate(job: Job, epoch: int) -> Path:
     return job.folder / "candidates" / f"epoch-{epoch:04d}.ckpt"
 
 
-def _choose_afterwards(job: Job, best: dict[str, Any]) -> None:
-    """Make the epoch that compares best with all the others ``best.ckpt``, and drop the others.
+def _choose_afterwards(job: Job, best: dict[str, Any]) -> dict[str, Any]:
+    """Make the epoch that compares best with all the others ``best.ckpt``; returns what `best` becomes.
 
     Every epoch is scored again whenever training has gone on; a run that was finished already stays as it is.
     """
     scores = job.afterwards()
     epoch = best_epoch(scores) or max(scores)
-    best.update(epoch=epoch, score=scores[epoch])
+    best = {**best, "epoch": epoch, "score": scores[epoch]}
     chosen = _candidate(job, epoch)
     if chosen.exists():
-        checkpoint.save(job.folder / "best.ckpt", {**checkpoint.load(chosen), "best": dict(best)})
+        checkpoint.save(job.folder / "best.ckpt", {**checkpoint.load(chosen), "best": best})
+    return best
 
 
 def _validate(job: Job, epoch: int, trainee: nn.Module) -> dict[str, float]:
@@ -180,27 +204,11 @@ def _validate(job: Job, epoch: int, trainee: nn.Module) -> dict[str, float]:
     with torch.no_grad():
         scores = job.validate(epoch)
     trainee.train()
-    return scores
+    return ranks.on_first(lambda: scores)
 
 
-def _check_finite(loss: torch.Tensor, losses: dict[str, torch.Tensor], step: int, folder: Path) -> None:
-    if not torch.isfinite(loss):
-        bad = ", ".join(name for name, value in losses.items() if not torch.isfinite(value)) or "their sum"
-        raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {_remedy(folder)}")
-
-
-def _check_weights(trainee: nn.Module, step: int, folder: Path) -> None:
-    """Refuse to save weights that the last update has ruined: infinite, or so large that their square is."""
-    size = torch.stack([p.detach().float().square().sum() for p in trainee.parameters()]).sum()
-    if not torch.isfinite(size):
-        raise FercliError(f"the weights are not finite after step {step}; {_remedy(folder)}")
-
-
-def _remedy(folder: Path) -> str:
-    kept = (
-        f"the last good checkpoint in {folder} is kept" if (folder / "last.ckpt").exists() else "nothing was saved yet"
-    )
-    return f"lower the rate or set clip_norm; {kept}"
+def _save(path: Path, job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: int) -> None:
+    ranks.on_first(lambda: checkpoint.save(path, _state(job, optimizer, meter, best, step)))
 
 
 def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: int) -> dict[str, Any]:
@@ -223,7 +231,8 @@ def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: i
             meter=meter.state_dict(),
             rng={
                 "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                # Of this process's device: several processes draw alike.
+                "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
             },
         )
     return state
@@ -232,9 +241,9 @@ def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: i
 def _restore(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], device: torch.device) -> int:
     """Take up ``last.ckpt``; returns the steps already done."""
     path = job.folder / "last.ckpt"
-    if not path.exists():
+    state = ranks.on_first(lambda: checkpoint.load(path) if path.exists() else None)
+    if state is None:
         return 0
-    state = checkpoint.load(path)
     job.trainee.network.load_state_dict(state["network"])
     job.trainee.method.load_state_dict(state["method"])
     optimizer.load_state_dict(state["optimizer"])
@@ -242,7 +251,7 @@ def _restore(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], devic
     best.update(state["best"])
     torch.set_rng_state(state["rng"]["torch"])
     if state["rng"]["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        torch.cuda.set_rng_state(state["rng"]["cuda"][0])
     return state["step"]
 
 

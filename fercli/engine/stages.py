@@ -11,7 +11,7 @@ import torch
 
 from fercli import console
 from fercli.batches import Batches, Faces, hold_out, labels_of
-from fercli.engine import checkpoint
+from fercli.engine import checkpoint, ranks
 from fercli.engine.acceleration import accelerate
 from fercli.engine.fabric import make_fabric
 from fercli.engine.folder import differences, digest, open_folder, record_of
@@ -233,7 +233,8 @@ def _run(
     facts = describe_device(fabric.device.type)
     kept = folder / "environment.json"
     if outcome["trained_steps"] or not kept.exists():  # a finished run stays as it was, its seconds too
-        write_atomically(kept, json.dumps({**facts, **chosen, "outcome": outcome}, indent=2).encode())
+        document = json.dumps({**facts, **chosen, "processes": ranks.count(), "outcome": outcome}, indent=2)
+        ranks.on_first(lambda: write_atomically(kept, document.encode()))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
 

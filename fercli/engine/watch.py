@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fercli.batches import Faces
+from fercli.engine import ranks
 from fercli.evaluation import decision, selection
 from fercli.evaluation.decision import FUSED
 from fercli.evaluation.inference import look
@@ -87,8 +88,9 @@ class TargetWatch(Watch):
         self._dev_faces = None
         if "dev" in (plan.select, *plan.also_score):
             self._dev_faces = source.train.thinned(plan.select_images)
-        for name in ("decisions", "outputs", "candidates") if plan.select == "ensv" else ("decisions", "outputs"):
-            (folder / name).mkdir(exist_ok=True)
+        names = ("decisions", "outputs", "candidates") if plan.select == "ensv" else ("decisions", "outputs")
+        for name in names:
+            ranks.on_first((folder / name).mkdir, exist_ok=True)
 
     def target(self) -> Seen:
         """See `fercli.methods.base.Survey`."""
@@ -98,10 +100,8 @@ class TargetWatch(Watch):
         """Scores of the rules after `epoch`; leaves the epoch's answers and outputs in the folder."""
         seen = self._look(self._scored)
         answers = decision.decide(self._method.decision, seen.probabilities, self._method.status()).answers
-        digits = "".join(map(str, answers.tolist())).encode() + b"\n"
-        write_atomically(self._folder / "decisions" / f"epoch-{epoch:04d}.txt", digits)
         watched = seen if self._same else self._look(self._watched)
-        _write_outputs(self._folder, epoch, watched.probabilities[:, FUSED])
+        ranks.on_first(_write, self._folder, epoch, answers, watched.probabilities[:, FUSED])
         held = self._look(self._source.held)
         scores = {**self._source_scores(epoch, held), **selection.target_scores(watched.probabilities)}
         if self._dev_faces is not None:
@@ -117,7 +117,9 @@ class TargetWatch(Watch):
         return dict(zip(outputs, selection.ensemble_scores(list(outputs.values())), strict=True))
 
 
-def _write_outputs(folder: Path, epoch: int, probabilities: Tensor) -> None:
+def _write(folder: Path, epoch: int, answers: Tensor, probabilities: Tensor) -> None:
+    digits = "".join(map(str, answers.tolist())).encode() + b"\n"
+    write_atomically(folder / "decisions" / f"epoch-{epoch:04d}.txt", digits)
     buffer = io.BytesIO()
     np.save(buffer, probabilities.half().numpy())
     write_atomically(folder / "outputs" / f"epoch-{epoch:04d}.npy", buffer.getvalue())

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fercli.batches import Faces
+from fercli.engine import ranks
 from fercli.methods.base import Seen
 from fercli.models import Output
 from fercli.views import ViewSettings
@@ -32,17 +33,22 @@ def look(
 
     Returns:
         Probabilities float32 [N, 7 heads, 7 expressions] and features float32 [N, 6, 64] on the CPU, rows in the order
-        of `faces`; no labels.
+        of `faces`; no labels. Processes that train together share the faces out, and each gets the whole; all must call
+        it.
     """
     was_training = network.training
     network.eval()
-    probabilities, features = [torch.empty(0, 7, 7)], [torch.empty(0, 6, 64)]
-    for start in range(0, len(faces), batch):
+    together = ranks.count() > 1
+    probabilities, features = torch.zeros(len(faces), 7, 7), torch.zeros(len(faces), 6, 64)
+    # In whole batches, so that each is what it would be in one process.
+    for start in range(batch * ranks.rank(), len(faces), batch * ranks.count()):
         view = faces.plain(np.arange(start, min(start + batch, len(faces))), settings)
         output = network(*view.inputs)
         if refine is not None:
             output = refine(output)
-        probabilities.append(output.logits.float().softmax(-1).cpu())
-        features.append(output.features.float().cpu())
+        probabilities[start : start + batch] = output.logits.float().softmax(-1).cpu()
+        features[start : start + batch] = output.features.float().cpu()
     network.train(was_training)
-    return Seen(torch.cat(probabilities), torch.cat(features))
+    if together:
+        probabilities, features = ranks.sum_up(probabilities), ranks.sum_up(features)
+    return Seen(probabilities, features)

@@ -133,7 +133,7 @@ class AGRA(Method):
     def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
         options, count = self.options, len(batch.labels)
         output = network(*cat([batch.source, batch.target]).inputs)
-        flat = fused_feature(output).split([count, len(batch.target)])
+        flat = fused_feature(output).tensor_split([count])
         by_label = batch.labels if options.means == "classes" else None
         self.means[SOURCE].gather(flat[SOURCE].detach(), by_label)
         self.means[TARGET].gather(flat[TARGET].detach())

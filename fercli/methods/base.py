@@ -57,6 +57,10 @@ class Survey(Protocol):
 class Batch(NamedTuple):
     """One step's faces. Nothing here, and nothing that made it, has read a target label.
 
+    Where several processes train together (`fercli.engine.shares`) the views hold this process's share of the faces,
+    while labels and positions are those of the whole batch, as are the network's answers: count by them, never by the
+    length of a view. A view may be cut to nothing, and views joined, but not cut otherwise.
+
     Attributes:
         source: B views of labelled source faces.
         labels: int64 [B], 0..6.

@@ -41,7 +41,7 @@ class FixMatch(Method):
         _, target, losses, logs = joint_pass(
             network, batch.source, cat([batch.weak, batch.strong]), batch.labels, self.head_weights
         )
-        weak, strong = target.logits[:, -1:].split([len(batch.weak), len(batch.strong)])
+        weak, strong = target.logits[:, -1:].chunk(2)
         learned = torch.ones_like(weak[0])
         loss, _, passed = pseudo_label_loss(weak, strong, learned, self.head_weights[-1:], self.options.threshold)
         losses["pseudo"] = self.options.weight * loss
