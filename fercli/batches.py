@@ -116,6 +116,9 @@ class Faces:
     """Chosen faces of one or several stores, as device tensors on demand.
 
     Positions 0..len-1 count through the chosen indices of the first store, then the second's, and so on.
+
+    Args:
+        data: where they wait, as ``engine.data`` (`fercli.residence.home_of`); ``host`` suits faces looked at once.
     """
 
     def __init__(
@@ -124,7 +127,7 @@ class Faces:
         indices: Sequence[np.ndarray],
         device: torch.device,
         with_crops: bool,
-        data: str = "auto",
+        data: str = "host",
     ):
         self._stores, self._indices, self._device, self._with_crops = stores, indices, device, with_crops
         self._data, self._homes = data, [home_of(store, device, with_crops, data) for store in stores]
@@ -197,11 +200,7 @@ class Faces:
 
     def plain(self, positions: np.ndarray, settings: ViewSettings) -> View:
         """Centre-crop views of `positions`, for scoring."""
-        return self.view(self.fetch(positions), settings)
-
-    def view(self, rows: Rows, settings: ViewSettings) -> View:
-        """Centre-crop views of faces that `fetch` gave."""
-        return plain_view(*_to(rows, self._device), settings)
+        return plain_view(*self.gather(positions), settings)
 
 
 def _to(rows: Rows, device: torch.device) -> Rows:

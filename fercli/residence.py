@@ -86,7 +86,7 @@ def home_of(store: Store, device: torch.device, with_crops: bool, data: str = "a
     try:
         here[device, with_crops] = Resident(store, device, with_crops)
     except (RuntimeError, MemoryError) as problem:
-        if data == "auto" and isinstance(problem, torch.OutOfMemoryError):
+        if data == "auto" and isinstance(problem, torch.cuda.OutOfMemoryError):
             return OnDisk(store, device, with_crops)
         gigabytes = size_of(store, with_crops) / 1e9
         raise FercliError(

@@ -120,7 +120,7 @@ def test_a_store_goes_to_a_cuda_device_where_it_fits(monkeypatch, raf: Store, fr
 
 def test_a_device_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch, raf: Store) -> None:
     def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("no room")
+        raise torch.cuda.OutOfMemoryError("no room")
 
     monkeypatch.setattr(residence, "_upload", full)
     with pytest.raises(FercliError, match=r"raf-db \(0\.0 GB\) cannot be held by cpu; set engine\.data=host"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fercli import console
 from fercli.benchmarks.steps import Steps, with_settings
-from fercli.engine.acceleration import accelerate
+from fercli.engine.acceleration import accelerate, set_libraries
 from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.methods.aglrls import AGLRLS
@@ -193,6 +193,9 @@ def _steps(spec: Spec, batch: int, precisions: list[str], steps: int, rounds: in
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():
+            set_libraries(
+                chosen.get(name, {}).get("precision", "32-true"), side.device.type, side.spec.engine.deterministic
+            )
             turn = seconds(lambda side=side: [side.run() for _ in range(steps)], side.device, rounds=1, warm=0)
             if number:
                 spent[name] += turn

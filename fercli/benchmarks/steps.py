@@ -35,6 +35,7 @@ from fercli.methods.base import Batch, Clock, Method
 from fercli.models import FEATURE_SIZE
 from fercli.spec import Spec
 from fercli.timing import seconds, wait
+from fercli.views import plain_view
 
 PARTS = ("batch", "forward", "backward", "optimizer")
 
@@ -187,7 +188,7 @@ def measure(
             folder.mkdir()
             try:
                 row = (_predict if stage == "predict" else _train)(cell, stage, steps, rounds, folder)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 row = {"batch": batch, "precision": precision, "failed": "out of memory"}
                 torch.cuda.empty_cache()
             rows.append(row)
@@ -248,9 +249,9 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
         nonlocal waited
         with timed("batch"):
             started = time.perf_counter()
-            rows = faces.fetch(positions)
+            rows = faces.gather(positions)
             waited += time.perf_counter() - started
-            view = faces.view(rows, settings)
+            view = plain_view(*rows, settings)
         with timed("forward"), torch.autocast(device.type, half, enabled=half is not None):
             output = network(*view.inputs)
         output.logits.float().softmax(-1).cpu()

@@ -1,7 +1,8 @@
 """How a device is used: which precision, which of its libraries, what is compiled.
 
 The network alone is trained in half precision, by `torch.autocast` inside it. Its answers, the losses and thresholds of
-the methods, their discriminators, the optimizer, all saved weights and every evaluation are float32.
+the methods, their discriminators, the optimizer, all saved weights and every evaluation are float32 (with ``tf32``, its
+matrix products are).
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch
     if device.type == "cpu" or engine.deterministic:
         return "loop"
     channels = network.backbone.local_channels
-    windows = torch.randn(5, batch, WINDOW, WINDOW, channels, device=device).permute(1, 0, 4, 2, 3)
+    windows = torch.zeros(5, batch, WINDOW, WINDOW, channels, device=device).permute(1, 0, 4, 2, 3)
     return next(iter(network.local_nets.fastest(windows, network.autocast)))
 
 
@@ -134,7 +135,7 @@ class Compiled:
         if self._compiled is not None:
             try:
                 return self._compiled(images, landmarks, crops)
-            except torch.OutOfMemoryError:
+            except torch.cuda.OutOfMemoryError:
                 raise
             except Exception as problem:
                 # What the pass itself is to blame for happens again below. Compiling comes before running, so that

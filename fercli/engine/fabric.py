@@ -11,12 +11,14 @@ in. Data and runs must lie where every machine sees them.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import warnings
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from fercli import console
 from fercli.engine import ranks
@@ -58,7 +60,7 @@ def launched() -> Launch:
         here = int(environment["LOCAL_WORLD_SIZE"])
     elif "SLURM_STEP_NUM_TASKS" in environment:  # which srun sets, and a batch script by itself does not have
         by, processes = "srun", int(environment["SLURM_STEP_NUM_TASKS"])
-        here = int(environment.get("SLURM_NTASKS_PER_NODE", "0").split("(")[0]) or (processes == 1)
+        here = int(environment.get("SLURM_NTASKS_PER_NODE") or 0) or (processes == 1)
         if not here:
             raise FercliError("srun was not told how many processes a machine has; give it --ntasks-per-node")
     else:
@@ -86,10 +88,14 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def make_fabric(engine: Engine) -> Any:
+def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
     """A launched `Fabric` on this process's device, the process seeded and its threads set.
 
     Of several processes only the first speaks from here on.
+
+    Args:
+        engine: the spec's section.
+        reaches_all: whether every update gives every parameter a gradient (`fercli.methods.base.Method`).
 
     Raises:
         FercliError: no CUDA device where one is asked for, or fewer than there are processes; as `launched`.
@@ -105,7 +111,7 @@ def make_fabric(engine: Engine) -> Any:
     set_libraries(precision, device, engine.deterministic)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        processes = _processes(launch, device)
+        processes = _processes(launch, device, reaches_all)
         processes["plugins"].append(precision_plugin(precision, device))
         fabric = Fabric(accelerator=device, **processes)
         fabric.launch()
@@ -116,7 +122,7 @@ def make_fabric(engine: Engine) -> Any:
     return fabric
 
 
-def _processes(launch: Launch, device: str) -> dict[str, Any]:
+def _processes(launch: Launch, device: str, reaches_all: bool) -> dict[str, Any]:
     """What `Fabric` is told of devices and processes; named in full, so that it does not guess at the environment."""
     if launch.processes == 1:
         return {"devices": 1, "plugins": [environments.LightningEnvironment()]}
@@ -126,7 +132,9 @@ def _processes(launch: Launch, device: str) -> dict[str, Any]:
             f"{here} processes a machine, but a process sees {torch.cuda.device_count()} CUDA device(s); start one "
             "process a device, each seeing all of them (srun: --gres gpu:N, not --gpus-per-task)"
         )
-    # Parameters: some turns and methods leave some without a gradient. Buffers: they move alike in every process.
-    strategy = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)
+    # Buffers move alike in every process; how one says so depends on torch's version.
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    strategy = DDPStrategy(find_unused_parameters=not reaches_all, **{buffers: False})
     by = environments.TorchElasticEnvironment if launch.by == "torchrun" else environments.SLURMEnvironment
     return {"devices": here, "num_nodes": launch.machines, "strategy": strategy, "plugins": [by()]}

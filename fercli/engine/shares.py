@@ -82,8 +82,12 @@ class _Whole(torch.autograd.Function):
 def share_norms(network: nn.Module, device: torch.device) -> None:
     """Let every batch norm of a network normalise by the global batch in training, in place; parameters stay.
 
-    On CUDA by torch's own SyncBatchNorm. That has no CPU side: there ours does the same.
+    On CUDA by torch's own SyncBatchNorm. That has no CPU side: there ours does the same. A module that can run its
+    norms by another ``way`` than calling them one by one (crop nets side by side) is told to call them.
     """
+    for module in network.modules():
+        if hasattr(module, "way"):
+            module.way = "loop"
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
         return

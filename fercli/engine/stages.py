@@ -89,13 +89,14 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
     """
     folder = spec.run_folder / "source"
     record = record_of(spec, "source")
-    fabric = make_fabric(spec.engine)
+    kind = method_class("source-only")
+    fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     source = source_faces(spec, fabric.device)
     network = _network(spec.model)
     # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
     open_folder(folder, record, restart)
     plan, settings = spec.train_source, view_settings(spec)
-    method = method_class("source-only")(plan, Method.read_options({}), FEATURE_SIZE, target_size=0)
+    method = kind(plan, Method.read_options({}), FEATURE_SIZE, target_size=0)
     watch = Watch(network, method, settings, spec.engine.evaluate_batch, source)
     batches = Batches(
         source.train,
@@ -134,7 +135,8 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         "method_name": spec.adapt.method,
         "source_model": digest(start["network"]),
     }
-    fabric = make_fabric(spec.engine)
+    # Patches of the photograph leave a backbone's local map unused.
+    fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     network = empty_network(spec)
     load_network(network, start, spec, _source_checkpoint(spec))
     source = source_faces(spec, fabric.device)

@@ -203,7 +203,7 @@ def _score(
     """The entry of one model on one dataset, and its rows of the headline table."""
     is_source = store.name in spec.data.source
     splits, indices, expected = scored_part(spec, store, is_source)
-    faces = Faces([store], [indices], device, spec.model.reads_crops, spec.engine.data)
+    faces = Faces([store], [indices], device, spec.model.reads_crops)
     seen = look(network, faces, view_settings(spec), spec.engine.evaluate_batch, model.refine(device))
     probabilities = seen.probabilities
     status = model.state["status"]

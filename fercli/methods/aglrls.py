@@ -30,6 +30,7 @@ class AGLRLS(Method):
     """
 
     name = "aglrls"
+    reaches_all = True
 
     class Options(Section):
         """``adapt.options`` of AGLRLS."""

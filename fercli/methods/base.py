@@ -112,6 +112,9 @@ class Method(nn.Module):
     oracle: ClassVar[bool] = False
     #: Whether `refine` does anything: then the method's state goes into the checkpoints that are evaluated.
     refines: ClassVar[bool] = False
+    #: Whether each update gives every parameter of network and method a gradient, as far as the method knows the
+    #: network. Several processes then need not search each step for those without.
+    reaches_all: ClassVar[bool] = False
     #: Updates on each batch. Every one is a forward, a backward and an optimizer step of its own.
     turns: int = 1
 

@@ -96,6 +96,7 @@ class CGLRL(Method):
     """
 
     name = "cglrl"
+    reaches_all = True
     wants = frozenset({"target"})
 
     class Options(CommonOptions):

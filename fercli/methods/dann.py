@@ -29,6 +29,7 @@ class DANN(Method):
     """
 
     name = "dann"
+    reaches_all = True
     wants = frozenset({"target"})
     #: How many fused features wide the discriminator's input is.
     input_width = 1

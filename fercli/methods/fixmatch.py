@@ -29,6 +29,7 @@ class FixMatch(Method):
     """
 
     name = "fixmatch"
+    reaches_all = True
     wants = frozenset({"weak", "strong"})
 
     class Options(Section):

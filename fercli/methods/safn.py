@@ -27,6 +27,7 @@ class SAFN(Method):
     """
 
     name = "safn"
+    reaches_all = True
     wants = frozenset({"target"})
 
     class Options(Section):

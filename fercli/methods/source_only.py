@@ -13,6 +13,7 @@ class SourceOnly(Method):
     """Weighted cross-entropy of the seven heads (METHOD: stage 1)."""
 
     name = "source-only"
+    reaches_all = True
 
     def __init__(self, settings: Optimisation, options: Section, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

@@ -96,9 +96,9 @@ class LocalNets(nn.Module):
     They may be run in one of `fercli.models.together.WAYS`: one after the other, or side by side in one. Outputs,
     gradients and statistics are the same to rounding, names of parameters the same in any case.
 
-    Seconds of one forward and backward pass of the crop nets, in hundredths of the loop's, single hints: one thread of
-    an AMD EPYC with avx512_bf16, torch 2.15, 2026-11-23, channels-last weights, the machine not idle. c are the
-    window's channels, twice ``model.width``; no CUDA device has been measured yet.
+    Processor time of one forward and backward pass of the crop nets, in hundredths of the loop's; hints only: the best
+    of 2 to 6 passes on one thread of an AMD EPYC with avx512_bf16 that was not idle, torch 2.15, channels-last weights,
+    2026-11-23. c are the window's channels, twice ``model.width``. No CUDA device has been measured yet.
 
     | c, batch, precision   | loop | grouped | grouped, plain layout | matmul | torch.func.vmap |
     |-----------------------|------|---------|-----------------------|--------|-----------------|

@@ -1,0 +1,273 @@
+"""Processes that train together, started by torchrun over gloo, are one process on the same batches.
+
+Exactly so in float64, for every method; through the command line, in float32, as far as sums in another order go.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import EPOCHS, STEPS, Bench
+from test_engine import assert_same_state, leaves
+
+from fercli.engine import checkpoint, ranks
+from fercli.engine.fabric import Launch, launched
+from fercli.engine.log import read_metrics
+from fercli.engine.loop import Trainee
+from fercli.engine.shares import check_batch, rows_of, share_norms
+from fercli.errors import FercliError
+from fercli.methods import METHODS, method_class
+from fercli.methods.base import Batch, Clock
+from fercli.models import FEATURE_SIZE, GlobalLocal
+from fercli.models.backbones import IR_BLOCKS, IRNet
+from fercli.spec import Adapt
+from fercli.views import View
+
+# Every method, in float64
+
+#: Faces in a batch, faces of the target, and faces with a pseudo label: no multiple of the processes.
+BATCH, TARGET, POOL = 6, 20, 5
+OPTIONS = {"aglrls": {"threshold": 0.3}, "fixmatch": {"threshold": 0.3}, "mcd": {"generator_steps": 1}}
+DOUBLE = sorted(name for name in METHODS if not method_class(name).oracle)
+
+
+def steps(name: str) -> dict[str, torch.Tensor]:
+    """Three steps of a method on a batch that is the same whatever the processes; losses, logs and all state."""
+    torch.manual_seed(0)
+    network = GlobalLocal(IRNet(IR_BLOCKS["ir-small"], 4, light=True))
+    kind = method_class(name)
+    plan = Adapt(batch=BATCH, epochs=1, rate={1: 1e-3}, method=name)
+    method = kind(plan, kind.read_options(OPTIONS.get(name, {})), FEATURE_SIZE, TARGET)
+    if name == "cglrl":
+        method.pseudo[:POOL] = torch.arange(POOL)
+    trainee = raw = Trainee(network, method).double().train()
+    if ranks.count() > 1:
+        share_norms(network, torch.device("cpu"))
+        trainee = torch.nn.parallel.DistributedDataParallel(raw, find_unused_parameters=not kind.reaches_all)
+    optimizer = torch.optim.SGD(trainee.parameters(), 1e-3, 0.9)
+    generator = torch.Generator().manual_seed(1)
+
+    def view(count: int) -> View:
+        images = torch.randn(count, 3, 112, 112, generator=generator, dtype=torch.float64)
+        landmarks, rows = torch.rand(count, 5, 2, generator=generator) * 112, rows_of(count)
+        return View(images[rows], landmarks[rows])
+
+    seen = {}
+    for step in range(3):
+        labels, indices = (torch.randint(most, (BATCH,), generator=generator) for most in (7, TARGET))
+        batch = Batch(view(BATCH), labels, view(BATCH), view(BATCH), view(BATCH), indices)
+        pool = method.pool()
+        if pool is not None:
+            batch = batch._replace(pool=view(len(pool)), pool_indices=pool)
+        for turn in range(method.turns):
+            losses, logs = trainee(batch, Clock(1000 * step, 1, turn))
+            optimizer.zero_grad()
+            sum(losses.values()).backward()
+            for parameter in method.frozen(network, turn):
+                parameter.grad = None
+            optimizer.step()
+            seen.update({f"{step} {turn} {key}": value.detach() for key, value in (losses | logs).items()})
+    return {**seen, **{key: value.clone() for key, value in raw.state_dict().items()}}
+
+
+def worker(rank: int, world: int, folder: str) -> None:
+    """One of the processes of `together`. What methods do in float32 they do in float64 here."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    if world > 1:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world
+        )
+        ranks.open_messages()
+    torch.save({name: steps(name) for name in DOUBLE}, f"{folder}/{world}-{rank}.pt")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_every_method_is_exact(tmp_path: Path) -> None:
+    context = torch.multiprocessing.get_context("spawn")
+    started = [context.Process(target=worker, args=(r, w, str(tmp_path))) for w in (1, 2) for r in range(w)]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(150)
+    assert [process.exitcode for process in started] == [0, 0, 0]
+    alone, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1-0", "2-0", "2-1"))
+    for name in DOUBLE:
+        for key, value in alone[name].items():
+            torch.testing.assert_close(first[name][key], value, rtol=1e-10, atol=1e-10, msg=f"{name}: {key}")
+            assert torch.equal(first[name][key], second[name][key]), f"{name}: {key} differs between the processes"
+
+
+# The command line, in float32
+
+#: Of losses, scores, weights and statistics: what two ways to sum the same numbers may differ by.
+CLOSE = 1e-5
+
+
+def together(bench: Bench, command: str, *arguments: str, processes: int = 2) -> subprocess.Popen:
+    """Start a command in several processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    words = [*launcher, "-m", "fercli", command, "-c", str(bench.spec), *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def done_together(bench: Bench, command: str, *arguments: str) -> str:
+    """A command that must go well in two processes; its stdout."""
+    process = together(bench, command, *arguments)
+    out, err = process.communicate(timeout=150)
+    assert process.returncode == 0, err
+    return out
+
+
+def numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {path: value for path, value in leaves(line) if isinstance(value, int | float)}
+
+
+def assert_close(one: Path, other: Path) -> None:
+    """Metrics, weights and buffers to `CLOSE`; whole numbers (banks, pools, answers, counts) the same."""
+    lines, others = read_metrics(one), read_metrics(other)
+    assert [(m["kind"], m["step"]) for m in lines] == [(m["kind"], m["step"]) for m in others]
+    for line, like in zip(lines, others, strict=True):
+        assert numbers(line) == pytest.approx(numbers(like), rel=CLOSE, abs=CLOSE, nan_ok=True)
+    for name in ("last.ckpt", "best.ckpt"):
+        a, b = (checkpoint.load(folder / name) for folder in (one, other))
+        assert (a["step"], a["best"]["epoch"]) == (b["step"], b["best"]["epoch"])
+        for part in ("network", "method", "status"):
+            values, likes = dict(leaves(a.get(part))), dict(leaves(b.get(part)))
+            assert values.keys() == likes.keys()
+            for path, value in values.items():
+                if isinstance(value, torch.Tensor):
+                    assert value.shape == likes[path].shape and value.dtype == likes[path].dtype, path
+                    if value.is_floating_point():
+                        torch.testing.assert_close(value, likes[path], rtol=CLOSE, atol=CLOSE)
+                    else:
+                        assert torch.equal(value, likes[path]), path
+    assert {p.name: p.read_bytes() for p in one.glob("decisions/*")} == {
+        p.name: p.read_bytes() for p in other.glob("decisions/*")
+    }
+
+
+#: Rates at which a few steps do not blow up what sums in another order differ by.
+GENTLE = {"train_source.rate": 1e-5, "adapt.rate": 1e-5, "adapt.discriminator_rate": 1e-4}
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_source_as_one(tmp_path: Path, prepared: Path) -> None:
+    one, two = (Bench(tmp_path / name, prepared, GENTLE) for name in ("one", "two"))
+    one.done("train-source", "--quiet")
+    out = json.loads(done_together(two, "train-source", "--json"))  # one document, by one process
+    assert out["train_source"]["steps"] == EPOCHS * STEPS
+    assert_close(one.runs / "source", two.runs / "source")
+    assert json.loads((two.runs / "source/environment.json").read_text())["processes"] == 2
+
+
+#: Methods that have all there is between them, at thresholds low enough for banks and pools to fill.
+FULL = {
+    "aglrls": {"threshold": 0.3},
+    "cglrl": {"entropy_limit": 1.9, "min_size": 0.0, "min_agreement": 0.0},
+    "mcd": {"generator_steps": 2},
+    "agra": {"warm_steps": 5},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", FULL)
+def test_two_processes_adapt_as_one(method: str, make_adapting) -> None:
+    changes = {**GENTLE, "adapt.method": method, "adapt.options": FULL[method]}
+    one, two = (make_adapting(name, changes) for name in ("one", "two"))
+    one.done("adapt", "--quiet")
+    done_together(two, "adapt", "--quiet")
+    assert_close(one.runs / "adapt-jaffe", two.runs / "adapt-jaffe")
+    state = checkpoint.load(two.runs / "adapt-jaffe/last.ckpt")["method"]
+    assert all((state[name] >= 0).any() for name in ("bank", "pseudo") if name in state)
+
+
+@pytest.mark.slow
+def test_a_stop_of_one_stops_both_and_both_go_on(make_adapting) -> None:
+    changes = {"adapt.steps_per_epoch": 7, "adapt.options": {"threshold": 0.3}, "engine.save_every_s": 0}
+    whole, stopped = (make_adapting(name, changes) for name in ("whole", "stopped"))
+    done_together(whole, "adapt", "--quiet")
+    process, last = together(stopped, "adapt"), stopped.runs / "adapt-jaffe/last.ckpt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGTERM)  # the second process
+    told = process.communicate(timeout=150)[1]
+    assert told.count("stopped at step ") == 1 and told.count("exitcode  : 130") == 2, told
+    assert 0 < checkpoint.load(last)["step"] < 14
+    done_together(stopped, "adapt", "--quiet")
+    for name in ("best.ckpt", "last.ckpt"):
+        assert_same_state(whole.runs / "adapt-jaffe" / name, stopped.runs / "adapt-jaffe" / name)
+    assert read_metrics(whole.runs / "adapt-jaffe") == read_metrics(stopped.runs / "adapt-jaffe")
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_is_told_once(make_adapting) -> None:
+    changes = {"adapt.rate": 1e30, "adapt.clip_norm": None}
+    process = together(make_adapting("ruined", changes), "adapt")
+    told = process.communicate(timeout=150)[1]
+    assert process.returncode and told.count("error:") == told.count("not finite") == 1, told
+
+
+# How processes are found
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, Launch("nobody", 1, 1)),
+        (TORCHRUN, Launch("torchrun", 8, 2)),
+        ({**TORCHRUN, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, Launch("nobody", 1, 1)),
+        (SRUN, Launch("srun", 6, 3)),
+        ({**SRUN, **TORCHRUN}, Launch("torchrun", 8, 2)),  # torchrun under SLURM
+        ({"SLURM_NTASKS": "6"}, Launch("nobody", 1, 1)),  # a batch script by itself
+        ({**TORCHRUN, "WORLD_SIZE": "7"}, "as many as the others"),
+        ({**SRUN, "SLURM_NTASKS_PER_NODE": ""}, "--ntasks-per-node"),
+    ],
+)
+def test_launched(environment: dict[str, str], expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
+            monkeypatch.delenv(name)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(expected, Launch):
+        assert launched() == expected
+    else:
+        with pytest.raises(FercliError, match=expected):
+            launched()
+
+
+@pytest.mark.parametrize(("batch", "advised"), [(8, None), (7, 8), (9, 8), (2, 4), (31, 32)])
+def test_a_batch_is_shared_evenly_or_refused(batch: int, advised: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "count", lambda: 4)
+    if advised is None:
+        check_batch(batch, "adapt.batch")
+    else:
+        with pytest.raises(FercliError, match=f"adapt.batch {batch} .* by 4 processes; set it to {advised}"):
+            check_batch(batch, "adapt.batch")
+
+
+def test_a_sweep_is_not_for_torchrun(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from conftest import run
+
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    result = run("sweep", str(bench.spec))
+    assert result.exit_code and len(result.stderr.strip().splitlines()) == 1
