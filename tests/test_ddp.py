@@ -225,7 +225,7 @@ def test_what_goes_wrong_is_told_once(make_adapting) -> None:
 # How processes are found
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
-SRUN = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE": "2"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}
 
 
 @pytest.mark.parametrize(
@@ -237,8 +237,10 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_NTASKS_PER_NODE
         (SRUN, Launch("srun", 6, 3)),
         ({**SRUN, **TORCHRUN}, Launch("torchrun", 8, 2)),  # torchrun under SLURM
         ({"SLURM_NTASKS": "6"}, Launch("nobody", 1, 1)),  # a batch script by itself
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "6"}, Launch("srun", 6, 1)),
+        ({**SRUN, "SLURM_JOB_NAME": "interactive"}, Launch("nobody", 1, 1)),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,2"}, "as many as the others"),
         ({**TORCHRUN, "WORLD_SIZE": "7"}, "as many as the others"),
-        ({**SRUN, "SLURM_NTASKS_PER_NODE": ""}, "--ntasks-per-node"),
     ],
 )
 def test_launched(environment: dict[str, str], expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import warnings
 from typing import Any, NamedTuple
 
@@ -52,23 +53,26 @@ def launched() -> Launch:
     """Read from the environment how this process was started.
 
     Raises:
-        FercliError: the machines have different numbers of processes, or SLURM was not told how many each has.
+        FercliError: the machines have different numbers of processes.
     """
     environment = os.environ
+    uneven = "the machines have different numbers of processes: give each as many as the others"
     if "TORCHELASTIC_RUN_ID" in environment:
         by, processes = "torchrun", int(environment["WORLD_SIZE"])
         here = int(environment["LOCAL_WORLD_SIZE"])
-    elif "SLURM_STEP_NUM_TASKS" in environment:  # which srun sets, and a batch script by itself does not have
+    elif "SLURM_STEP_NUM_TASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        # srun sets it; a batch script by itself does not have it.
         by, processes = "srun", int(environment["SLURM_STEP_NUM_TASKS"])
-        here = int(environment.get("SLURM_NTASKS_PER_NODE") or 0) or (processes == 1)
-        if not here:
-            raise FercliError("srun was not told how many processes a machine has; give it --ntasks-per-node")
+        each = re.fullmatch(r"(\d+)(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", str(processes)))
+        if each is None:  # "4,3", say
+            raise FercliError(uneven)
+        here = int(each[1])
     else:
         by, processes, here = "nobody", 1, 1
     if processes == 1:
         return Launch("nobody", 1, 1)
     if processes % here:
-        raise FercliError(f"{processes} processes, {here} of them here: give every machine as many as the others")
+        raise FercliError(uneven)
     return Launch(by, processes, processes // here)
 
 
@@ -136,5 +140,9 @@ def _processes(launch: Launch, device: str, reaches_all: bool) -> dict[str, Any]
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     strategy = DDPStrategy(find_unused_parameters=not reaches_all, **{buffers: False})
-    by = environments.TorchElasticEnvironment if launch.by == "torchrun" else environments.SLURMEnvironment
-    return {"devices": here, "num_nodes": launch.machines, "strategy": strategy, "plugins": [by()]}
+    if launch.by == "torchrun":
+        found = environments.TorchElasticEnvironment()
+    else:
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning asks for it
+        found = environments.SLURMEnvironment(auto_requeue=False)
+    return {"devices": here, "num_nodes": launch.machines, "strategy": strategy, "plugins": [found]}

@@ -75,13 +75,13 @@ class Log:
         try:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"kind": kind, "step": step, "epoch": epoch, **groups}) + "\n")
+            if self._writer is not None:
+                for group, values in groups.items():
+                    for name, value in values.items() if isinstance(values, dict) else ():
+                        if isinstance(value, int | float):
+                            self._writer.add_scalar(f"{group}/{name}", value, step)
         except OSError as problem:  # a line cut short is dropped when the run goes on
             raise disk_error(problem, self._path) from None
-        if self._writer is not None:
-            for group, values in groups.items():
-                for name, value in values.items() if isinstance(values, dict) else ():
-                    if isinstance(value, int | float):
-                        self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
         """Flush and close the tensorboard file."""

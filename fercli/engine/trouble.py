@@ -109,7 +109,7 @@ def memory(key: str, batch: int, folder: Path) -> Iterator[None]:
     """Turn a want of memory within the block into one line that says which batch size to try.
 
     Args:
-        key: of the spec, that sets the batch size of what is done here.
+        key: of the spec, that sets the batch size of what is done here: a stage's, or engine.evaluate_batch.
         batch: that size.
         folder: of the stage.
     """
@@ -127,7 +127,9 @@ def _too_much(key: str, batch: int, folder: Path, of_cpu: bool) -> str:
     world = ranks.count()
     smaller = batch // 2 // world * world
     if smaller >= max(2, world):
-        try_this = f"try {key}={smaller}"
+        # A stage that has begun holds on to its batch.
+        begun = key.split(".")[0] != "engine" and (folder / "last.ckpt").exists()
+        try_this = f"try {key}={smaller}{' with --restart' if begun else ''}"
     else:
         try_this = "free memory that others hold, or take a smaller model.backbone"
     return f"out of {'memory' if of_cpu else 'GPU memory'} with {key} {batch}: {try_this}; {_kept(folder)}"
