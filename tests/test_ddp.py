@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,8 +121,11 @@ def together(bench: Bench, command: str, *arguments: str, processes: int = 2) ->
     """Start a command in several processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     words = [*launcher, "-m", "fercli", command, "-c", str(bench.spec), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plain_environment())
+
+
+def plain_environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
 
 
 def done_together(bench: Bench, command: str, *arguments: str) -> str:
@@ -164,12 +168,33 @@ def assert_close(one: Path, other: Path) -> None:
 GENTLE = {"train_source.rate": 1e-5, "adapt.rate": 1e-5, "adapt.discriminator_rate": 1e-4}
 
 
+def by_srun(bench: Bench, *arguments: str) -> list[subprocess.Popen]:
+    """Start a command in two processes with what srun would tell them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    step = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_NTASKS": 2, "SLURM_STEP_TASKS_PER_NODE": 2, "SLURM_NNODES": 1}
+    job = {**step, "SLURM_JOB_ID": 1, "SLURM_JOB_NAME": "a", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}
+    started = []
+    for rank in range(2):
+        told = {**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0}
+        environment = {**plain_environment(), **{name: str(value) for name, value in told.items()}}
+        words = [sys.executable, "-m", "fercli", *arguments, "-c", str(bench.spec)]
+        started.append(
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
+    return started
+
+
 @pytest.mark.slow
 def test_two_processes_train_the_source_as_one(tmp_path: Path, prepared: Path) -> None:
     one, two = (Bench(tmp_path / name, prepared, GENTLE) for name in ("one", "two"))
     one.done("train-source", "--quiet")
-    out = json.loads(done_together(two, "train-source", "--json"))  # one document, by one process
-    assert out["train_source"]["steps"] == EPOCHS * STEPS
+    processes = by_srun(two, "train-source", "--json")
+    said = [process.communicate(timeout=150) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert json.loads(said[0][0])["train_source"]["steps"] == EPOCHS * STEPS
+    assert said[1] == ("", "")  # one of them speaks
     assert_close(one.runs / "source", two.runs / "source")
     assert json.loads((two.runs / "source/environment.json").read_text())["processes"] == 2
 
