@@ -8,17 +8,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import EPOCHS, STEPS, Bench
 from test_engine import assert_same_state, leaves
 
+from fercli.batches import Batches, Faces
 from fercli.engine import checkpoint, ranks
 from fercli.engine.fabric import Launch, launched
 from fercli.engine.log import read_metrics
@@ -30,7 +33,8 @@ from fercli.methods.base import Batch, Clock
 from fercli.models import FEATURE_SIZE, GlobalLocal
 from fercli.models.backbones import IR_BLOCKS, IRNet
 from fercli.spec import Adapt
-from fercli.views import View
+from fercli.store import Store
+from fercli.views import View, ViewSettings
 
 # Every method, in float64
 
@@ -110,6 +114,30 @@ def test_every_method_is_exact(tmp_path: Path) -> None:
             assert torch.equal(first[name][key], second[name][key]), f"{name}: {key} differs between the processes"
 
 
+# Its faces
+
+
+def test_shares_of_a_batch_make_the_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [Store.open(prepared / name) for name in ("raf-db", "jaffe")]
+    cpu, everything = torch.device("cpu"), [np.arange(len(store.labels)) for store in stores]
+    source, target = (
+        Faces([store], [chosen], cpu, with_crops=True) for store, chosen in zip(stores, everything, strict=True)
+    )
+    wants = frozenset({"target", "weak", "strong"})
+    batches = Batches(source, stores[0].labels, target, wants, 8, 0, ViewSettings(), cpu)
+    pool = torch.arange(3, 8)  # five faces for three processes
+    whole = batches(1, pool)
+    monkeypatch.setattr(ranks, "count", lambda: 3)
+    for rank in range(3):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        share = batches(1, pool)
+        for name in ("labels", "indices", "pool_indices"):
+            assert torch.equal(getattr(share, name), getattr(whole, name))
+        for name in ("source", "target", "weak", "strong", "pool"):
+            for part, all_of_it in zip(getattr(share, name).inputs, getattr(whole, name).inputs, strict=True):
+                assert torch.equal(part, all_of_it[rank::3]), (name, rank)
+
+
 # The command line, in float32
 
 #: Of losses, scores, weights and statistics: what two ways to sum the same numbers may differ by.
@@ -120,8 +148,11 @@ def together(bench: Bench, command: str, *arguments: str, processes: int = 2) ->
     """Start a command in several processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     words = [*launcher, "-m", "fercli", command, "-c", str(bench.spec), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=plain_environment())
+
+
+def plain_environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(part for part in sys.path if part)}
 
 
 def done_together(bench: Bench, command: str, *arguments: str) -> str:
@@ -161,38 +192,74 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 #: Rates at which a few steps do not blow up what sums in another order differ by.
-GENTLE = {"train_source.rate": 1e-5, "adapt.rate": 1e-5, "adapt.discriminator_rate": 1e-4}
+GENTLE = {"train_source.rate": 1e-4, "adapt.rate": 1e-4, "adapt.discriminator_rate": 1e-3}
+
+
+@pytest.fixture
+def well_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process's batch norms sum in float64, as those do that several processes share.
+
+    Torch's on CPUs add up the 100,000 numbers of a channel in float32, and so the losses here are off by up to 2e-5.
+    """
+    plain = torch.nn.functional.batch_norm
+
+    def batch_norm(x, mean, variance, weight, bias, training, momentum, eps):
+        if not training:
+            return plain(x, mean, variance, weight, bias, training, momentum, eps)
+        wide = [tensor.double() for tensor in (x, mean, variance, weight, bias)]
+        result = plain(*wide, training, momentum, eps)
+        mean.copy_(wide[1])
+        variance.copy_(wide[2])
+        return result.to(x.dtype)
+
+    monkeypatch.setattr(torch.nn.functional, "batch_norm", batch_norm)
+
+
+def by_srun(bench: Bench, *arguments: str) -> list[subprocess.Popen]:
+    """Start a command in two processes with what srun would tell them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    step = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_NTASKS": 2, "SLURM_STEP_TASKS_PER_NODE": 2, "SLURM_NNODES": 1}
+    job = {**step, "SLURM_JOB_ID": 1, "SLURM_JOB_NAME": "a", "SLURM_NODELIST": "localhost", "MASTER_PORT": port}
+    started = []
+    for rank in range(2):
+        told = {**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_NODEID": 0}
+        environment = {**plain_environment(), **{name: str(value) for name, value in told.items()}}
+        words = [sys.executable, "-m", "fercli", *arguments, "-c", str(bench.spec)]
+        started.append(
+            subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        )
+    return started
 
 
 @pytest.mark.slow
-def test_two_processes_train_the_source_as_one(tmp_path: Path, prepared: Path) -> None:
+def test_two_processes_train_the_source_as_one(well_summed: None, tmp_path: Path, prepared: Path) -> None:
     one, two = (Bench(tmp_path / name, prepared, GENTLE) for name in ("one", "two"))
     one.done("train-source", "--quiet")
-    out = json.loads(done_together(two, "train-source", "--json"))  # one document, by one process
-    assert out["train_source"]["steps"] == EPOCHS * STEPS
+    processes = by_srun(two, "train-source", "--json")
+    said = [process.communicate(timeout=150) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert json.loads(said[0][0])["train_source"]["steps"] == EPOCHS * STEPS
+    assert said[1][0] == "" and "source model" not in said[1][1]  # one of them speaks
     assert_close(one.runs / "source", two.runs / "source")
     assert json.loads((two.runs / "source/environment.json").read_text())["processes"] == 2
 
 
-#: Methods that have all there is between them, at thresholds low enough for banks and pools to fill.
-FULL = {
-    "aglrls": {"threshold": 0.3},
-    "cglrl": {"entropy_limit": 1.9, "min_size": 0.0, "min_agreement": 0.0},
-    "mcd": {"generator_steps": 2},
-    "agra": {"warm_steps": 5},
-}
+#: Methods that have a bank (at a threshold low enough for it to fill), several turns and a first look, a refinement.
+FULL = {"aglrls": {"threshold": 0.3}, "mcd": {"generator_steps": 2}, "agra": {"warm_steps": 5}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", FULL)
-def test_two_processes_adapt_as_one(method: str, make_adapting) -> None:
+def test_two_processes_adapt_as_one(well_summed: None, method: str, make_adapting) -> None:
     changes = {**GENTLE, "adapt.method": method, "adapt.options": FULL[method]}
     one, two = (make_adapting(name, changes) for name in ("one", "two"))
     one.done("adapt", "--quiet")
     done_together(two, "adapt", "--quiet")
     assert_close(one.runs / "adapt-jaffe", two.runs / "adapt-jaffe")
     state = checkpoint.load(two.runs / "adapt-jaffe/last.ckpt")["method"]
-    assert all((state[name] >= 0).any() for name in ("bank", "pseudo") if name in state)
+    assert "bank" not in state or (state["bank"] >= 0).any()
 
 
 @pytest.mark.slow
