@@ -42,6 +42,10 @@ class StopRequest:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        # Work that came to its own end before it looked leaves the request to those who would begin more.
+        outer = getattr(self._before.get(signal.SIGINT), "__self__", None)
+        if self.requested and isinstance(outer, StopRequest):
+            outer.requested = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number != PASSED_ON:

@@ -163,16 +163,15 @@ def _candidate(job: Job, epoch: int) -> Path:
 
 
 def _choose_afterwards(job: Job, best: dict[str, Any]) -> None:
-    """Make the epoch that compares best with all the others ``best.ckpt``, and drop the others.
+    """Make the epoch that compares best with all the others ``best.ckpt``.
 
-    Every epoch is scored again whenever training has gone on; a run that was finished already stays as it is.
+    The others stay in ``candidates``: where epochs are raised, all are compared anew.
     """
     scores = job.afterwards()
-    epoch = best_epoch(scores) or max(scores)
+    epoch = best_epoch(scores) or min(scores)
     best.update(epoch=epoch, score=scores[epoch])
-    chosen = _candidate(job, epoch)
-    if chosen.exists():
-        checkpoint.save(job.folder / "best.ckpt", {**checkpoint.load(chosen), "best": dict(best)})
+    chosen = checkpoint.load(_candidate(job, epoch))
+    checkpoint.save(job.folder / "best.ckpt", {**chosen, "best": dict(best)})
 
 
 def _validate(job: Job, epoch: int, trainee: nn.Module) -> dict[str, float]:

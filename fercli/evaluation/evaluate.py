@@ -294,7 +294,8 @@ def _history(model: Trained) -> list[dict[str, Any]]:
             for name, value in line["losses"].items():
                 epoch["losses"].setdefault(name, []).append(value)
         else:
-            epoch["scores"] = line["scores"]
+            # JSON has no NaN: a rule that is not defined.
+            epoch["scores"] = console.finite(line["scores"])
     for epoch in epochs.values():
         epoch["losses"] = {name: float(np.mean(values)) for name, values in epoch["losses"].items()}
         epoch["chosen"] = epoch["epoch"] == model.state["best"]["epoch"]
