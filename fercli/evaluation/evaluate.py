@@ -57,7 +57,7 @@ class Trained:
     def method(self) -> str:
         """What tables call it: the method, and its tag where it has one."""
         tag = self.state["spec"]["adapt"]["tag"] if self.stage == "adapt" else ""
-        return self.registered + (f" ({tag})" if tag else "")
+        return self.registered + (f" ({tag})" if tag not in ("", self.registered) else "")
 
     @property
     def registered(self) -> str:
