@@ -11,8 +11,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,9 +124,8 @@ def _adapt(document: str, target: str, title: str, threads: int) -> tuple[str, s
 def _quietly(threads: int, work: Any) -> str | None:
     """Do the work without a word; a mistake of one cell is told at the end and costs no other cell."""
     torch.set_num_threads(threads)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(PASSED_ON, signal.SIG_IGN)  # between two stages there is nothing to save
-    with console.hushed(warnings=True):
+    # A request that comes while stores and weights are read is there when training begins.
+    with console.hushed(warnings=True), StopRequest() as stop:
         try:
             work()
         except (Interrupted, KeyboardInterrupt):
@@ -137,7 +134,7 @@ def _quietly(threads: int, work: Any) -> str | None:
             return str(problem)
         except Exception as problem:  # out of memory, or a mistake of ours: it is this cell's alone
             return f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
-    return None
+    return _STOPPED if stop.requested else None
 
 
 def _answer(spec: Spec, targets: list[str]) -> None:

@@ -312,7 +312,7 @@ def test_rows_are_what_evaluate_says_of_the_runs(again) -> None:
         table = json.loads(run("evaluate", "-c", str(spec), "--json").stdout)["table"]
         assert len(table) == 5
         told_of = {(row["method"], row["oracle"]): row for row in table}
-        names = {"source-only": "source-only", "dann": "dann (dann)", "no-pseudo": "aglrls (no-pseudo)"}
+        names = {"source-only": "source-only", "dann": "dann", "no-pseudo": "aglrls (no-pseudo)"}
         for cell in (c for c in document["cells"] if c["seed"] == seed):
             row = told_of[names[cell["method"]], False]
             same = ("decision", "accuracy", "macro_f1", "expected", "found", "scored", "selection", "epoch", "target")
