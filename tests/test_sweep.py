@@ -20,7 +20,7 @@ import pytest
 import yaml
 from conftest import EPOCHS, STEPS, TINY, Bench, merge, run
 from test_cli import told
-from test_engine import assert_same_run
+from test_engine import assert_same_run, with_labels
 
 from fercli.batches import Batches
 from fercli.engine import checkpoint
@@ -594,18 +594,6 @@ def test_a_source_model_that_fails_costs_its_own_cells_only(again) -> None:
 # No target label is read
 
 
-def with_target_labels(prepared: Path, folder: Path, change) -> Path:
-    folder.mkdir()
-    (folder / "raf-db").symlink_to(prepared / "raf-db")
-    shutil.copytree(prepared / "jaffe", folder / "jaffe")
-    file = folder / "jaffe/labels.npy"
-    labels = change(np.load(file))
-    file.unlink()
-    if labels is not None:
-        np.save(file, labels)
-    return folder
-
-
 LABELS = {
     "shuffled": np.random.default_rng(0).permutation,
     "constant": np.zeros_like,
@@ -616,7 +604,7 @@ LABELS = {
 
 @pytest.mark.parametrize("name", LABELS)
 def test_target_labels_change_nothing_but_accuracies(name: str, again, swept: Bench, tmp_path: Path) -> None:
-    stores = with_target_labels(swept.prepared, tmp_path / "stores", LABELS[name])
+    stores = with_labels(swept.prepared, tmp_path / "stores", LABELS[name])
     bench = again(name, {"sweep.seeds": [0]}, stores, parts=("seed-0/source",))
     (bench.runs / "seed-0/source/decisions/jaffe.txt").unlink()
     if name == "deleted":
