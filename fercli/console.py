@@ -8,6 +8,7 @@ On a terminal progress is a live bar; elsewhere it is a plain line every few sec
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -94,10 +95,19 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], cap
 
 
 def result(document: dict[str, Any]) -> None:
-    """Print the command's result as JSON on stdout, in ``--json`` mode only."""
+    """Print the command's result as JSON on stdout, in ``--json`` mode only. What is not finite becomes null."""
     if _mode["json"]:
-        sys.stdout.write(json.dumps(document, indent=2, default=str) + "\n")
+        sys.stdout.write(json.dumps(finite(document), indent=2, default=str) + "\n")
         sys.stdout.flush()
+
+
+def finite(value: Any) -> Any:
+    """The same nested document with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _RateColumn(ProgressColumn):

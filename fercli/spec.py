@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -473,6 +473,7 @@ def _keys_at(model: type[BaseModel], path: Sequence[Any]) -> list[str]:
     for key in path:
         field = model.model_fields.get(str(key))
         inner = field.annotation if field else None
+        inner = next((one for one in get_args(inner) if one is Sweep), inner)  # Sweep | None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             # The values of a mapping (data.datasets.NAME) are Dataset sections.
             return list(Dataset.model_fields)

@@ -1,7 +1,12 @@
-"""Bad input: what is no picture ends in the manifest with its reason, and the good ones around it are kept."""
+"""Bad input: what is no picture ends in the manifest with its reason, and the good ones around it are kept.
+
+At the end of the file: targets and sources too small or too one-sided to learn from, with every registered method.
+"""
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import shutil
 import signal
@@ -16,15 +21,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Bench
 from PIL import Image
+from test_cli import told
 from trees import encoded
 
 from fercli.datasets import read_dataset
+from fercli.engine import checkpoint
+from fercli.engine.log import read_metrics
 from fercli.errors import FercliError
+from fercli.expressions import EXPRESSIONS
 from fercli.faces import synthetic
 from fercli.faces.images import MAX_BYTES, Unreadable, read_image
+from fercli.methods import METHODS
 from fercli.prepare import Options, prepare
-from fercli.store import Store, read_manifest
+from fercli.store import MANIFEST_COLUMNS, Store, read_manifest
 
 HERE = Options(workers=1, backend="sequential")
 
@@ -327,3 +338,136 @@ def test_decompression_bombs_take_no_memory(tmp_path, faces):
     rows = {row["id"].split("/")[1]: row["reason"] for row in read_manifest(tmp_path / "bombs-out")}
     assert rows == {**{name: "more than 100 megapixels" for name in BOMBS}, "good.jpg": ""}
     assert int(done.stdout) < 40_000, "KiB more at the peak"
+
+
+# Targets and sources that are hardly any
+
+
+def cut(store: Path, out: Path, keep: np.ndarray, **changes: object) -> None:
+    """A copy of a store with these of its faces; `changes` go into its meta.json."""
+    out.mkdir(parents=True)
+    for file in store.glob("*.npy"):
+        array = np.load(file)
+        np.save(out / file.name, array if file.stem == "keys" else array[keep])
+    rows = [row for row in read_manifest(store) if row["status"] != "rejected"]
+    with (out / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows[i] for i in keep)
+    meta = json.loads((store / "meta.json").read_text())
+    for split, counts in meta["splits"].items():
+        counts["listed"] = int((np.load(out / "splits.npy") == split).sum())
+    (out / "meta.json").write_text(json.dumps({**meta, **changes}))
+
+
+def cut_bench(
+    tmp_path: Path,
+    trained: Bench,
+    chosen: Callable[[np.ndarray], np.ndarray],
+    which: str = "jaffe",
+    changes: dict[str, object] | None = None,
+    **meta: object,
+) -> Bench:
+    """A bench with the trained source model; one of its two stores is cut to the faces that `chosen` picks by label."""
+    stores = tmp_path / "stores"
+    for name in ("raf-db", "jaffe"):
+        if name == which:
+            cut(trained.prepared / name, stores / name, chosen(np.load(trained.prepared / name / "labels.npy")), **meta)
+        else:
+            stores.mkdir(exist_ok=True)
+            (stores / name).symlink_to(trained.prepared / name)
+    bench = Bench(tmp_path / "bench", stores, {**QUICK, **(changes or {})})
+    if which == "jaffe":
+        shutil.copytree(trained.runs / "source", bench.runs / "source")
+    return bench
+
+
+QUICK = {"adapt.batch": 4, "adapt.epochs": 1, "adapt.steps_per_epoch": 2, "adapt.also_score": "dev"}
+#: So that methods which label the target themselves do label it, and AGRA's first fit is short.
+EAGER = {
+    "aglrls": {"threshold": 0.01},
+    "cglrl": {"entropy_limit": 3.0},
+    "cglrl-oracle": {"entropy_limit": 3.0, "min_accuracy": 0.0},
+    "fixmatch": {"threshold": 0.01},
+    "agra": {"warm_steps": 3},
+}
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_target_of_a_few_faces_trains_with_every_method(
+    method: str, count: int, tmp_path: Path, trained: Bench
+) -> None:
+    changes = {"adapt.method": method, "adapt.options": EAGER.get(method, {}), "adapt.tag": "few"}
+    bench = cut_bench(tmp_path, trained, lambda labels: np.arange(count), changes=changes)
+    result = bench.done("adapt", "--quiet")
+    (line,) = result.stderr.strip().splitlines()
+    assert line == f"warning: jaffe has {count} face(s), fewer than a batch of 4: faces repeat in it"
+    folder = bench.runs / "adapt-jaffe-few"
+    lines = read_metrics(folder)
+    assert all(np.isfinite(list(entry["losses"].values())).all() for entry in lines if entry["kind"] == "train")
+    state = checkpoint.load(folder / "best.ckpt")
+    assert all(value.isfinite().all() for value in state["network"].values())
+    assert len((folder / "decisions/epoch-0001.txt").read_text().strip()) == count
+    document = json.loads(bench.done("evaluate", "--report", "--json").stdout, parse_constant=pytest.fail)
+    row = next(row for row in document["table"] if row["method"].endswith("(few)"))
+    assert (row["expected"], row["found"], row["scored"]) == (count, count, count)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_target_of_one_class_trains_with_every_method(method: str, tmp_path: Path, trained: Bench) -> None:
+    changes = {"adapt.method": method, "adapt.options": EAGER.get(method, {})}
+    bench = cut_bench(tmp_path, trained, lambda labels: np.flatnonzero(labels == 3), changes=changes)
+    assert bench.done("adapt", "--quiet").stderr == ""
+    document = json.loads(bench.done("evaluate", "--report", "--json").stdout, parse_constant=pytest.fail)
+    (entry,) = (e for e in document["entries"] if e["stage"] == "adapt")
+    for figures in entry["decision"]["metrics"]["per_expression"]:
+        if figures["expression"] == EXPRESSIONS[3]:
+            assert figures["support"] == 6
+            assert figures["recall"] == entry["decision"]["metrics"]["accuracy"]
+        else:
+            assert (figures["support"], figures["recall"], figures["f1"]) == (0, None, None)
+    assert 'title="not defined"' in (bench.runs / "report/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("meta", "chosen"),
+    [({"adapt_splits": ["train"]}, slice(None)), ({}, slice(0))],
+    ids=["none to adapt to", "none at all"],
+)
+def test_a_target_without_a_face_is_one_line(
+    meta: dict[str, object], chosen: slice, tmp_path: Path, trained: Bench
+) -> None:
+    bench = cut_bench(tmp_path, trained, lambda labels: np.arange(len(labels))[chosen], **meta)
+    line = told(bench("adapt"), 1)
+    assert "jaffe" in line
+    assert not list(bench.runs.glob("adapt-*"))
+
+
+@pytest.mark.parametrize("absent", [[1], [0, 5]])
+def test_a_class_that_the_source_lacks_is_named_and_the_rest_is_learned(
+    absent: list[int], tmp_path: Path, trained: Bench
+) -> None:
+    def chosen(labels: np.ndarray) -> np.ndarray:
+        return np.flatnonzero(~np.isin(labels, absent))
+
+    bench = cut_bench(tmp_path, trained, chosen, which="raf-db", changes={"adapt.method": "agra", **QUICK})
+    names = ", ".join(EXPRESSIONS[number] for number in absent)
+    text = f"warning: raf-db has no training face of {names}: the model cannot learn to answer so"
+    assert bench.done("train-source", "--quiet").stderr.strip() == text
+    for method, options in (("agra", {"warm_steps": 3}), ("agra", {"warm_steps": 3, "means": "classes"}), ("mcd", {})):
+        settings = [
+            f"adapt.method={method}",
+            f"adapt.options={json.dumps(options)}",
+            f"adapt.tag={method}{len(options)}",
+        ]
+        arguments = [part for setting in settings for part in ("--set", setting)]
+        assert bench.done("adapt", "--quiet", *arguments).stderr.strip() == text
+        folder = bench.runs / f"adapt-jaffe-{method}{len(options)}"
+        assert all(value.isfinite().all() for value in checkpoint.load(folder / "best.ckpt")["network"].values())
+    bench.done("evaluate", "--report", "--quiet")
+
+
+def test_a_source_of_one_face_is_one_line(tmp_path: Path, trained: Bench) -> None:
+    bench = cut_bench(tmp_path, trained, lambda labels: np.arange(1), which="raf-db")
+    assert "raf-db has 1 labelled training face(s); at least 2 are needed" in told(bench("train-source"), 1)

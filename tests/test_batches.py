@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Bench
 
-from fercli.batches import Batches, Deck, Faces, hold_out, labels_of, mix
+from fercli.batches import Batches, Deck, Faces, Mixture, hold_out, labels_of, mix, source_deck
 from fercli.errors import FercliError
 from fercli.store import Store
 from fercli.views import ViewSettings
@@ -65,6 +68,103 @@ def test_mix_is_fixed_for_good() -> None:
     assert 0 <= mix(0) < 2**63
 
 
+# Several sources
+
+
+#: Sizes of sources, and the part of all draws that each gets.
+SHARES = {
+    "images": [([84, 30], [84 / 114, 30 / 114]), ([900, 90, 10], [0.9, 0.09, 0.01])],
+    "sqrt": [([100, 25], [2 / 3, 1 / 3]), ([12271, 327, 213], [0.776, 0.127, 0.102]), ([1, 1], [0.5, 0.5])],
+    "equal": [([84, 30], [0.5, 0.5]), ([900, 90, 10], [1 / 3] * 3), ([1, 5000], [0.5, 0.5])],
+}
+
+
+def drawn_of(counts: Sequence[int], places: np.ndarray) -> list[np.ndarray]:
+    """Positions drawn of each set, counted from its own start."""
+    ends = np.cumsum(counts)
+    starts = [end - count for end, count in zip(ends, counts, strict=True)]
+    return [places[(places >= start) & (places < end)] - start for start, end in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize(("balance", "counts", "shares"), [(b, *case) for b, cases in SHARES.items() for case in cases])
+def test_each_source_gets_its_share_of_the_draws(balance: str, counts: list[int], shares: list[float]) -> None:
+    places = source_deck(counts, balance, seed=5).take(0, 20_000)
+    assert places.dtype == np.int64
+    assert places.min() >= 0
+    assert places.max() < sum(counts)
+    given = [len(part) / len(places) for part in drawn_of(counts, places)]
+    roots = [count**0.5 for count in counts]
+    if balance == "sqrt":  # the table's figures are rounded: the rule itself
+        shares = [root / sum(roots) for root in roots]
+    np.testing.assert_allclose(given, shares, atol=0.002 if balance != "images" else 0.01)
+
+
+@pytest.mark.parametrize("balance", ["sqrt", "equal"])
+@pytest.mark.parametrize("counts", [[84, 30], [7, 1, 300], [1, 1], [5, 5, 5, 5]])
+def test_every_face_of_every_source_comes_up_equally_often(balance: str, counts: list[int]) -> None:
+    deck = source_deck(counts, balance, seed=5)
+    for count, part in zip(counts, drawn_of(counts, deck.take(0, 8000)), strict=True):
+        times = np.bincount(part, minlength=count)
+        assert times.max() - times.min() <= 1, count
+        for start in range(0, len(part) - count + 1, count):  # each round of its own is a permutation
+            assert sorted(part[start : start + count]) == list(range(count))
+
+
+@pytest.mark.parametrize("amount", [1, 7, 64, 999, 1000, 1001])
+def test_a_mixture_depends_on_its_place_only(amount: int) -> None:
+    counts = [84, 30, 7]
+    whole = Mixture(counts, [2, 1, 1], seed=3).take(0, 4000)
+    deck = Mixture(counts, [2, 1, 1], seed=3)
+    for start in reversed(range(0, 4000 - amount, max(amount, 500))):
+        np.testing.assert_array_equal(deck.take(start, amount), whole[start : start + amount])
+    assert not np.array_equal(Mixture(counts, [2, 1, 1], seed=4).take(0, 4000), whole)
+
+
+def test_a_cycle_holds_every_set_s_quota_and_mixes_them() -> None:
+    counts, shares = [50, 50, 50], [0.7, 0.2, 0.1]
+    places = Mixture(counts, shares, seed=0).take(0, 3 * Mixture.CYCLE).reshape(3, -1)
+    for cycle in places:
+        assert [len(part) for part in drawn_of(counts, cycle)] == [700, 200, 100]
+    # In batches of 50, none without the smallest for long and none full of it.
+    small = (places.reshape(-1, 50) >= 100).sum(1)
+    assert small.mean() == 5
+    assert small.max() <= 15
+
+
+def test_the_smallest_share_is_one_draw_a_cycle() -> None:
+    counts = [10, 10]
+    places = Mixture(counts, [1e9, 1.0], seed=0).take(0, 10_000)
+    assert 9 <= len(drawn_of(counts, places)[1]) <= 10
+
+
+@pytest.mark.parametrize("balance", ["images", "sqrt", "equal"])
+def test_one_source_is_dealt_as_ever(balance: str) -> None:
+    for counts in ([40], [0, 40], [40, 0]):
+        np.testing.assert_array_equal(source_deck(counts, balance, 9).take(0, 100), Deck(40, 9).take(0, 100))
+
+
+def test_one_union_is_dealt_by_images() -> None:
+    np.testing.assert_array_equal(source_deck([30, 10], "images", 9).take(0, 100), Deck(40, 9).take(0, 100))
+
+
+@pytest.mark.parametrize("balance", ["sqrt", "equal"])
+def test_a_source_without_faces_shifts_no_position(balance: str) -> None:
+    with_empty = source_deck([30, 0, 10], balance, 9).take(0, 500)
+    np.testing.assert_array_equal(with_empty, source_deck([30, 10], balance, 9).take(0, 500))
+    assert with_empty.max() == 39
+
+
+def test_batches_draw_from_several_sources_by_the_balance_asked_for(raf: Store, jaffe: Store) -> None:
+    chosen = [raf.indices(["train"]), raf.indices(["test"])[:7]]
+    faces = Faces([raf, raf], chosen, CPU, False)
+    assert faces.counts == [84, 7]
+    marks = np.r_[np.zeros(84, np.int64), np.ones(7, np.int64)]  # in place of labels: which source
+    for balance, share in (("images", 7 / 91), ("sqrt", 7**0.5 / (84**0.5 + 7**0.5)), ("equal", 0.5)):
+        batches = Batches(faces, marks, None, frozenset(), 50, 0, ViewSettings(size=32), CPU, balance)
+        marked = torch.cat([batches(step).labels for step in range(20)])
+        assert marked.double().mean().item() == pytest.approx(share, abs=0.02), balance
+
+
 # Faces
 
 
@@ -90,6 +190,50 @@ def test_gathering_over_two_stores_is_plain_indexing_in_order(raf: Store, jaffe:
 def test_an_empty_first_store_shifts_nothing(raf: Store, jaffe: Store) -> None:
     faces = Faces([raf, jaffe], [np.empty(0, np.int64), np.arange(4)], CPU, False)
     np.testing.assert_array_equal(faces.gather(np.array([3, 0]))[0], jaffe.faces[[3, 0]])
+
+
+@pytest.mark.parametrize("limit", [1, 5, 20, 61, 62])
+def test_thinned_faces_are_spread_over_stores_and_within_each(raf: Store, jaffe: Store, limit: int) -> None:
+    chosen = [raf.indices(["test"])[:42], jaffe.indices(jaffe.adapt_splits)[:20], np.empty(0, np.int64)]
+    faces = Faces([raf, jaffe, raf], chosen, CPU, False)
+    thin = faces.thinned(limit)
+    assert limit <= len(thin) <= min(limit + 1, 62)
+    assert thin.counts == [-(-42 * limit // 62), -(-20 * limit // 62), 0]
+    kept, positions = thin.gather(np.arange(len(thin)))[0], []
+    whole = faces.gather(np.arange(len(faces)))[0]
+    for image in kept:
+        (match,) = (whole == image).flatten(1).all(1).nonzero().flatten().tolist()
+        positions.append(match)
+    assert positions == sorted(set(positions))
+    first = [p for p in positions if p < 42]
+    assert first[0] == 0
+    if len(first) > 1:
+        assert first[-1] == 41
+        assert np.ptp(np.diff(first)) <= 1
+    assert len(faces) == 62
+
+
+def test_few_faces_are_not_thinned(raf: Store) -> None:
+    faces = Faces([raf], [np.arange(9)], CPU, False)
+    assert faces.thinned(9) is faces
+    assert faces.thinned(10) is faces
+    assert len(faces.thinned(8)) == 8
+
+
+def test_faces_are_the_same_only_in_the_same_order_of_the_same_stores(raf: Store, jaffe: Store) -> None:
+    def of(*parts: tuple[Store, Sequence[int]]) -> Faces:
+        return Faces([store for store, _ in parts], [np.array(rows) for _, rows in parts], CPU, False)
+
+    faces = of((raf, [1, 2, 3]), (jaffe, [4]))
+    assert faces.same_as(of((raf, [1, 2, 3]), (jaffe, [4])))
+    others = [
+        of((raf, [1, 2, 3])),
+        of((raf, [1, 3, 2]), (jaffe, [4])),
+        of((raf, [1, 2]), (jaffe, [4])),
+        of((jaffe, [4]), (raf, [1, 2, 3])),
+        of((raf, [1, 2, 3]), (raf, [4])),
+    ]
+    assert not any(faces.same_as(other) or other.same_as(faces) for other in others)
 
 
 def test_labels_follow_the_order_of_faces(raf: Store) -> None:
@@ -218,6 +362,48 @@ def test_a_batch_may_be_larger_than_the_target(raf: Store, jaffe: Store) -> None
     assert set(batch.indices.tolist()) == set(range(10))
 
 
+@pytest.mark.parametrize("pool", [None, torch.empty(0, dtype=torch.long)])
+def test_without_a_pool_there_is_no_batch_of_it(raf: Store, jaffe: Store, pool: torch.Tensor | None) -> None:
+    batch = make(raf, jaffe, {"target"})(2, pool)
+    assert batch.pool is batch.pool_indices is None
+
+
+@pytest.mark.parametrize("members", [[7], [1, 4, 9], [9, 8, 7, 6, 5, 4, 3, 2]])
+def test_a_pool_s_batch_is_of_its_members_and_no_larger_than_it(raf: Store, jaffe: Store, members: list[int]) -> None:
+    pool = torch.tensor(members)
+    batches = make(raf, jaffe, {"target"})
+    size = min(6, len(members))
+    drawn = []
+    for step in range(4 * len(members)):
+        batch = batches(step, pool)
+        assert len(batch.pool) == len(batch.pool_indices) == size
+        assert batch.pool_indices.dtype == torch.int64
+        drawn += batch.pool_indices.tolist()
+    assert set(drawn) == set(members)
+    assert len({drawn.count(member) for member in members}) == 1  # whole rounds of it
+
+
+def test_a_pool_s_views_are_of_the_faces_that_its_indices_name(raf: Store, jaffe: Store) -> None:
+    indices = jaffe.indices(jaffe.adapt_splits)[:10]
+    target, settings = Faces([jaffe], [indices], CPU, False), ViewSettings(flip=0, jitter=0)
+    source = Faces([raf], [raf.indices(["train"])], CPU, False)
+    batches = Batches(source, labels_of([raf], [raf.indices(["train"])]), target, frozenset(), 4, 0, settings, CPU)
+    batch = batches(1, torch.tensor([2, 3, 5, 7, 8]))
+    plain = target.plain(batch.pool_indices.numpy(), settings)
+    torch.testing.assert_close(batch.pool.images, plain.images, rtol=0, atol=1e-4)
+    assert batch.target is None
+
+
+def test_a_pool_changes_no_other_view(raf: Store, jaffe: Store) -> None:
+    wants = {"target", "weak", "strong"}
+    without, with_ = make(raf, jaffe, wants)(3), make(raf, jaffe, wants)(3, torch.arange(4))
+    for name in ("source", "labels", "target", "weak", "strong", "indices"):
+        assert same(getattr(without, name), getattr(with_, name))
+    again = make(raf, jaffe, set())(3, torch.arange(4))
+    assert same(again.pool, with_.pool)
+    assert same(again.pool_indices, with_.pool_indices)
+
+
 def test_source_labels_go_with_their_faces(raf: Store, jaffe: Store) -> None:
     indices = raf.indices(["train"])
     settings = ViewSettings(flip=0, jitter=0)
@@ -236,3 +422,57 @@ def test_target_labels_cannot_be_read(jaffe: Store) -> None:
         _ = jaffe.labels
     with pytest.raises(RuntimeError, match="labels of jaffe"):
         labels_of([jaffe], [np.arange(3)])
+
+
+# A run with two sources
+
+
+@pytest.fixture(scope="module")
+def two_sources(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
+    """The session's stores, and a second labelled one: RAF-DB's under another name."""
+    stores = tmp_path_factory.mktemp("two")
+    for name in ("raf-db", "jaffe"):
+        (stores / name).symlink_to(prepared / name)
+    shutil.copytree(prepared / "raf-db", stores / "second")
+    meta = json.loads((stores / "second/meta.json").read_text())
+    (stores / "second/meta.json").write_text(json.dumps({**meta, "name": "second"}))
+    return stores
+
+
+@pytest.mark.parametrize("balance", ["images", "sqrt", "equal"])
+def test_a_run_with_two_sources_goes_from_end_to_end(balance: str, two_sources: Path, tmp_path: Path) -> None:
+    changes = {"data.source": ["raf-db", "second"], "data.balance": balance, "adapt.method": "dann"}
+    bench = Bench(tmp_path / "run", two_sources, changes)
+    for command in ("train-source", "adapt"):
+        bench.done(command, "--quiet")
+    document = json.loads(bench.done("evaluate", "--report", "--json").stdout)
+    assert {name: about["role"] for name, about in document["datasets"].items()} == {
+        "raf-db": "source",
+        "second": "source",
+        "jaffe": "target",
+    }
+    scored = {(e["dataset"], e["model"]): e for e in document["entries"]}
+    assert set(scored) == {
+        ("raf-db", "source-only"),
+        ("second", "source-only"),
+        ("jaffe", "source-only"),
+        ("jaffe", "dann"),
+    }
+    first, second = scored["raf-db", "source-only"], scored["second", "source-only"]
+    assert first["decision"] == second["decision"]  # the same faces
+    assert {row["source"] for row in document["table"]} == {"raf-db+second"}
+    # Another balance is another run.
+    other = bench("train-source", "--set", f"data.balance={'sqrt' if balance == 'equal' else 'equal'}")
+    assert other.exit_code == 1
+    assert "data.balance" in other.stderr
+
+
+def test_a_source_named_twice_or_an_unknown_balance_is_refused(bench: Bench) -> None:
+    for setting, text in (
+        ("data.source=[raf-db, raf-db]", "a source is named twice"),
+        ("data.source=[]", "at least one source"),
+        ("data.balance=cube", "one of 'images', 'sqrt', 'equal'"),
+    ):
+        result = bench("train-source", "--set", setting)
+        assert result.exit_code == 2
+        assert text in result.stderr

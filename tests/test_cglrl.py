@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from tiny import Tiny
 
 from fercli.errors import FercliError, SpecError
 from fercli.methods.adversarial import HeadDiscriminators
@@ -20,19 +20,6 @@ from fercli.views import View
 
 B, STEP, LIMIT = 4, 700, 0.19459
 WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
-
-
-class Tiny(nn.Module):
-    """Logits read off the picture's first 49 values, features from all of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(1.5))
-        self.mix = nn.Parameter(0.1 * draw(192, 6 * FEATURE_SIZE, seed=5))
-
-    def forward(self, images, landmarks, crops=None) -> Output:
-        flat = images.flatten(1)
-        return Output(self.gain * flat[:, :49].view(-1, 7, 7), (flat @ self.mix).view(-1, 6, FEATURE_SIZE))
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

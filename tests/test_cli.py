@@ -45,7 +45,10 @@ def images_of(folder: Path, count: int, kind: str = "noise") -> None:
 # Help
 
 
-_OWN_HELP = [[name] for name in COMMANDS if name != "bench"] + [["bench", "prepare"], ["datasets", "check"]]
+#: Groups: their own help has examples, and their commands have the options.
+_GROUPS = {"bench": ["prepare"], "weights": ["inspect", "export"]}
+_OWN_HELP = [[name] for name in COMMANDS if name not in _GROUPS]
+_OWN_HELP += [["datasets", "check"], *([group, name] for group, names in _GROUPS.items() for name in names)]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], *([*command, "--help"] for command in _OWN_HELP)])
@@ -61,6 +64,15 @@ def test_help(arguments: list[str]) -> None:
         assert "--json" in result.stdout
 
 
+@pytest.mark.parametrize("group", _GROUPS)
+def test_help_of_a_group(group: str) -> None:
+    result = run(group, "--help")
+    assert result.exit_code == 0
+    assert "Examples:" in result.stdout
+    commands = result.stdout.split("Commands:")[1].split()
+    assert set(_GROUPS[group]) <= set(commands)
+
+
 def test_version() -> None:
     assert run("--version").stdout.strip() == f"fercli {__version__}"
 
@@ -70,10 +82,16 @@ def test_version() -> None:
     [
         (["adpt"], "no command 'adpt'; did you mean adapt?"),
         (["train"], "did you mean train-source?"),
-        (["zzz"], "no command 'zzz'; one of prepare, datasets, train-source, adapt, evaluate, bench, demo"),
+        (["zzz"], "no command 'zzz'; one of prepare, datasets, train-source, adapt, evaluate, sweep, weights, bench"),
         (["--zzz"], "No such option"),
         (["adapt", "--targt", "x"], "--target"),
         (["demo", "--seed", "-1"], "--seed"),
+        (["swep"], "no command 'swep'; did you mean sweep?"),
+        (["weigths"], "no command 'weigths'; did you mean weights?"),
+        (["sweep"], "Missing argument 'SPEC'"),
+        (["sweep", "shifts", "--jobs", "0"], "--jobs"),
+        (["weights", "inspct"], "No such command 'inspct'"),
+        (["weights", "export", "only-one"], "Missing argument 'OUT'"),
     ],
 )
 def test_usage_errors(arguments: list[str], text: str) -> None:
@@ -129,6 +147,25 @@ def test_several_problems_are_listed_at_once(bench: Bench) -> None:
 @pytest.mark.parametrize("command", ["prepare", "train-source", "adapt", "evaluate"])
 def test_a_missing_spec_is_told(command: str) -> None:
     assert "no spec file nowhere.yaml" in told(run(command, "-c", "nowhere.yaml"), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["sweep", "nowhere.yaml"], 2, "no spec file nowhere.yaml"),
+        (["sweep", "default"], 2, "the spec has no sweep section"),
+        (["sweep", "shifts", "--set", "sweep.methods=[dan]"], 2, "'dan' is not known (did you mean dann?)"),
+        (["sweep", "shifts", "--set", "paths.prepared=nowhere"], 1, "raf-db is not prepared"),
+        (["weights", "inspect", "nowhere.pth"], 1, "nowhere.pth"),
+        (["weights", "export", "nowhere", "out.pkl"], 1, "nowhere"),
+    ],
+)
+def test_mistakes_without_a_run_leave_one_line(
+    arguments: list[str], code: int, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert text in told(run(*arguments), code)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

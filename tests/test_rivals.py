@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tiny import Tiny
 from torch import nn
 
 from fercli.errors import SpecError
@@ -23,21 +24,6 @@ B, STEP = 4, 700
 WEIGHTS = [5.0, 1, 1, 2, 1, 1, 7]
 RIVALS = ["cdan", "cdan-e", "dann", "fixmatch", "safn"]
 ADVERSARIAL = ["cdan", "cdan-e", "dann"]
-
-
-class Tiny(nn.Module):
-    """Logits read off the picture's first 49 values, features >= 0 from all of them: a test sets its predictions."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(5)
-        self.gain = nn.Parameter(torch.tensor(1.5))
-        self.mix = nn.Parameter(0.1 * torch.randn(192, 6 * FEATURE_SIZE, generator=generator))
-
-    def forward(self, images, landmarks, crops=None):
-        flat = images.flatten(1)
-        features = (flat @ self.mix).relu().view(-1, 6, FEATURE_SIZE)
-        return Output(self.gain * flat[:, :49].view(-1, 7, 7), features)
 
 
 def rival(name: str, **options) -> Method:

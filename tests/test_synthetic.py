@@ -13,6 +13,7 @@ from fercli.datasets import STAND_IN_MARKER, read_dataset
 from fercli.datasets.writers import write_class_folders, write_expw, write_fer2013, write_jaffe, write_raf_db
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
+from fercli.faces.domains import between
 from fercli.faces.synthetic import DOMAINS, LAB, STREET, STUDIO, THUMBNAIL, render, sample
 
 ALL = list(DOMAINS.values())
@@ -138,6 +139,63 @@ def test_the_same_person_has_other_proportions_in_another_population():
         points = render(replace(domain, **calm), 11, 6, 0).landmarks
         ratio[domain.name] = (points[4, 0] - points[3, 0]) / (points[1, 0] - points[0, 0])
     assert ratio["lab"] < 0.9 * ratio["studio"]
+
+
+def test_between_begins_at_one_domain_and_ends_at_the_other():
+    for one, other in ((STUDIO, LAB), (LAB, STREET), (STREET, THUMBNAIL), (STUDIO, STUDIO)):
+        for share, end in ((0.0, one), (1.0, other)):
+            made = between(one, other, share, end.name)
+            for name, value in vars(end).items():
+                got = getattr(made, name)
+                if name in ("gains", "rest"):  # habits of the other are there, without effect
+                    rest = 1.0 if name == "gains" else 0.0
+                    assert {k: v for k, v in dict(got).items() if not np.isclose(v, rest)} == pytest.approx(dict(value))
+                elif name == "proportions":
+                    assert {k: pytest.approx(v) for k, v in vars(value).items()} == vars(got)
+                elif name in ("name", "size", "grey", "supersample", "clutter") or value is None:
+                    assert got == value, name
+                else:
+                    assert np.allclose(got, value, atol=1e-12), name
+
+
+def test_half_way_is_half_way():
+    made = between(STUDIO, LAB, 0.5, "half")
+    assert made.name == "half"
+    assert (made.size, made.grey) == (LAB.size, LAB.grey)
+    assert made.blur == pytest.approx(((0.3 + 1.5) / 2, (0.6 + 2.3) / 2))
+    assert made.noise == pytest.approx((2.5, 5.5))
+    assert made.brightness == pytest.approx((-5, 5))
+    assert made.glasses == pytest.approx(0.06)
+    assert made.proportions.mouth_width == pytest.approx((0.94, 0.06))
+    assert dict(made.gains) == pytest.approx({26: 0.9, 12: 0.95, 4: 1.05})
+    assert dict(made.rest) == pytest.approx({15: 0.05})
+    assert (between(STUDIO, LAB, 0.49, "x").size, between(STUDIO, LAB, 0.49, "x").grey) == (STUDIO.size, False)
+
+
+def test_each_step_of_a_shift_goes_further_on_every_knob():
+    steps = [between(STUDIO, LAB, share, "x") for share in (0.0, 0.3, 0.6, 1.0, 1.3, 2.0)]
+    for name in ("blur", "noise", "contrast", "gamma", "intensity", "background", "light_side", "relief"):
+        line = np.array([np.atleast_1d(getattr(step, name)) for step in steps])
+        changes = np.diff(line, axis=0) * np.sign(line[3] - line[0])
+        assert (changes >= -1e-12).all() and changes.any(), name
+
+
+@pytest.mark.parametrize("share", [1.3, 2.0, 4.0])
+def test_beyond_the_other_nothing_that_cannot_be_negative_is(share):
+    made = between(STUDIO, LAB, share, "beyond")
+    for name in ("glasses", "beard", "noise", "blur", "melanin", "saturation", "wander", "roll", "line", "intensity"):
+        assert np.min(getattr(made, name)) >= 0, name
+    assert made.brightness == pytest.approx((-5, 5))
+
+
+@pytest.mark.parametrize(("one", "other"), [(STUDIO, LAB), (STREET, LAB), (STREET, replace(STREET, jpeg=(80, 95)))])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 1.0, 1.3])
+def test_a_domain_between_two_can_be_drawn(one, other, share):
+    made = between(one, other, share, "between")
+    first, again = render(made, 3, 4, 5), render(made, 3, 4, 5)
+    assert first.image.shape == (made.size[1], made.size[0], 3)
+    assert np.array_equal(first.image, again.image)
+    assert first.image.std() > 5
 
 
 def test_raf_db_layout(tmp_path, studio):

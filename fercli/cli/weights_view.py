@@ -130,7 +130,7 @@ def _trained(record: dict[str, Any], epoch: int | None) -> str:
     """What our checkpoint says of its training, in a sentence; keys it lacks are left out."""
     sources = "+".join(record.get("source", []))
     way = f"{sources} -> {record['target']}" if "target" in record else sources
-    method = " ".join(str(record[key]) for key in ("method", "tag") if key in record)
+    method = " ".join(dict.fromkeys(str(record[key]) for key in ("method", "tag") if key in record))
     said = [f"run {record['run']}"] if "run" in record else []
     said += [f"{record['stage']} stage"] if "stage" in record else []
     said += [text for text in (f"{method} {way}".strip(),) if text]

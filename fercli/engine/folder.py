@@ -25,8 +25,9 @@ _SHARED = (
     "model",
     "engine.seed",
 )
-_FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "adapt")}
-_FREE = frozenset({"epochs", "patience"})
+FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "adapt")}
+#: Keys of them that may differ all the same.
+FREE = frozenset({"epochs", "patience"})
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
@@ -59,12 +60,13 @@ def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
     last = folder / "last.ckpt"
     if last.exists():
         old = checkpoint.load(last)
-        problem = differences(old["spec"], record["spec"], _FIXED[record["stage"]], _FREE)
+        problem = differences(old["spec"], record["spec"], FIXED[record["stage"]], FREE)
         if not problem and old.get("source_model") != record.get("source_model"):
             problem = "from another source model"
         if problem:
             raise FercliError(
-                f"{folder} was begun with other settings ({problem}); give the run another name, or --restart it"
+                f"{folder} was begun with other settings ({problem}); give the run another name, or begin it anew "
+                "(--restart)"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)

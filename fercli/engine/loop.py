@@ -188,14 +188,12 @@ def _candidate(job: Job, epoch: int) -> Path:
 def _choose_afterwards(job: Job, best: dict[str, Any]) -> dict[str, Any]:
     """Make the epoch that compares best with all the others ``best.ckpt``; returns what `best` becomes.
 
-    Every epoch is scored again whenever training has gone on; a run that was finished already stays as it is.
+    The others stay in ``candidates``: where epochs are raised, all are compared anew.
     """
     scores = job.afterwards()
-    epoch = best_epoch(scores) or max(scores)
+    epoch = best_epoch(scores) or min(scores)
     best = {**best, "epoch": epoch, "score": scores[epoch]}
-    chosen = _candidate(job, epoch)
-    if chosen.exists():
-        checkpoint.save(job.folder / "best.ckpt", {**checkpoint.load(chosen), "best": best})
+    checkpoint.save(job.folder / "best.ckpt", {**checkpoint.load(_candidate(job, epoch)), "best": best})
     return best
 
 

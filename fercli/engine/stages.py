@@ -141,8 +141,6 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     load_network(network, start, spec, _source_checkpoint(spec))
     source = source_faces(spec, fabric.device)
     plan, settings = spec.adapt, view_settings(spec)
-    if not len(unlabelled):
-        raise FercliError(f"{target} has no face to adapt to; see {store.path / 'manifest.csv'} for what was rejected")
     if len(unlabelled) < plan.batch:
         console.warn(f"{target} has {len(unlabelled)} face(s), fewer than a batch of {plan.batch}: faces repeat in it")
     method = kind(plan, options, FEATURE_SIZE, target_size=len(unlabelled))
@@ -235,8 +233,8 @@ def _run(
     facts = describe_device(fabric.device.type)
     kept = folder / "environment.json"
     if outcome["trained_steps"] or not kept.exists():  # a finished run stays as it was, its seconds too
-        document = json.dumps({**facts, **chosen, "processes": ranks.count(), "outcome": outcome}, indent=2)
-        ranks.on_first(lambda: write_atomically(kept, document.encode()))
+        told = console.finite({**facts, **chosen, "processes": ranks.count(), "outcome": outcome})
+        ranks.on_first(lambda: write_atomically(kept, json.dumps(told, indent=2).encode()))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
+from fercli.engine.folder import FIXED, FREE, differences
 from fercli.engine.log import read_metrics
 from fercli.engine.stages import open_store
 from fercli.engine.watch import read_outputs
@@ -25,7 +27,7 @@ from fercli.methods import method_class
 from fercli.spec import Spec
 
 if TYPE_CHECKING:
-    from fercli.sweep import Cell
+    from fercli.sweep_plan import Cell
 
 
 def collect(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def collect(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]
 
     Args:
         spec: with a ``sweep`` section.
-        cells: from `fercli.sweep.plan`; those without a trained model are listed as missing.
+        cells: from `fercli.sweep_plan.plan`; those without a trained model are listed as missing.
         reference: label of the row that differences are to.
 
     Raises:
@@ -48,10 +50,13 @@ def collect(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]
     rows, missing = [], []
     for cell in cells:
         about = {"seed": cell.seed, "keys": cell.keys, "target": cell.target, "method": cell.method}
-        read = _reference_row if cell.method == reference else _adapted_row
-        found = read(cell, labels[cell.target])
+        is_reference = cell.method == reference
+        folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
+        problem = _other_settings(cell.spec, folder, "source" if is_reference else "adapt")
+        read = _reference_row if is_reference else _adapted_row
+        found = None if problem else read(cell, folder, labels[cell.target])
         if found is None:
-            missing.append({**about, "why": "not trained to the end"})
+            missing.append({**about, "why": problem or "not trained to the end"})
             continue
         known = int((labels[cell.target] >= 0).sum())
         counts = {"expected": parts[cell.target][2], "found": len(labels[cell.target]), "scored": known}
@@ -89,8 +94,19 @@ def _outcome(folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text())["outcome"] if path.exists() else None
 
 
-def _reference_row(cell: Cell, labels: np.ndarray) -> dict[str, Any] | None:
-    folder = cell.spec.run_folder / "source"
+def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
+    """How a folder's run differs from the spec, or an empty string: its figures would stand under the wrong name."""
+    path = folder / "spec.yaml"
+    if not path.exists():
+        return ""
+    old, new = (json.loads(s.model_dump_json()) for s in (Spec.model_validate(yaml.safe_load(path.read_text())), spec))
+    problem = differences(old, new, FIXED[stage], FREE)
+    if stage == "adapt" and not problem:
+        problem = differences(old, new, ("train_source",), frozenset())
+    return f"trained with other settings ({problem})" if problem else ""
+
+
+def _reference_row(cell: Cell, folder: Path, labels: np.ndarray) -> dict[str, Any] | None:
     outcome, answers = _outcome(folder), _answers(folder / "decisions" / f"{cell.target}.txt", labels)
     if outcome is None or answers is None:
         return None
@@ -105,8 +121,7 @@ def _reference_row(cell: Cell, labels: np.ndarray) -> dict[str, Any] | None:
     }
 
 
-def _adapted_row(cell: Cell, labels: np.ndarray) -> dict[str, Any] | None:
-    folder = cell.spec.adapt_folder(cell.target)
+def _adapted_row(cell: Cell, folder: Path, labels: np.ndarray) -> dict[str, Any] | None:
     outcome = _outcome(folder)
     if outcome is None:
         return None

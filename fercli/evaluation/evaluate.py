@@ -58,7 +58,7 @@ class Trained:
     def method(self) -> str:
         """What tables call it: the method, and its tag where it has one."""
         tag = self.state["spec"]["adapt"]["tag"] if self.stage == "adapt" else ""
-        return self.registered + (f" ({tag})" if tag else "")
+        return self.registered + (f" ({tag})" if tag not in ("", self.registered) else "")
 
     @property
     def registered(self) -> str:
@@ -295,7 +295,8 @@ def _history(model: Trained) -> list[dict[str, Any]]:
             for name, value in line["losses"].items():
                 epoch["losses"].setdefault(name, []).append(value)
         else:
-            epoch["scores"] = line["scores"]
+            # JSON has no NaN: a rule that is not defined.
+            epoch["scores"] = console.finite(line["scores"])
     for epoch in epochs.values():
         epoch["losses"] = {name: float(np.mean(values)) for name, values in epoch["losses"].items()}
         epoch["chosen"] = epoch["epoch"] == model.state["best"]["epoch"]

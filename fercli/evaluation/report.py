@@ -32,10 +32,15 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
             `spec` and `environment` may be missing or empty and their sections are then left out.
         folder: where to write.
     """
+    return save_page(render(results), folder)
+
+
+def save_page(html: str, folder: Path) -> Path:
+    """Write ``folder/report.html`` in one move, the folder being made if it is not there; returns its path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    write_atomically(path, render(results).encode())
+    write_atomically(path, html.encode())
     return path
 
 

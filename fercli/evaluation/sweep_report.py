@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fercli.evaluation.report import page
+from fercli.evaluation.report import page, save_page
 from fercli.evaluation.report_view import frame
 from fercli.evaluation.statistics import summary
 from fercli.evaluation.sweep_rules import rank_rules
@@ -47,11 +47,7 @@ def write_sweep_report(document: Mapping[str, Any], folder: Path) -> Path:
             empty, `missing`, `published`, `spec` and `environment` may be left out.
         folder: where to write.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "report.html"
-    write_atomically(path, render_sweep(document).encode())
-    return path
+    return save_page(render_sweep(document), folder)
 
 
 def render_sweep(document: Mapping[str, Any]) -> str:

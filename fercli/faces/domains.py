@@ -183,7 +183,8 @@ def between(one: Domain, other: Domain, share: float, name: str) -> Domain:
     """The domain that has gone `share` of the way from `one` (0) to `other` (1), or beyond it (above 1).
 
     Measures and ranges go in a straight line and stay at or above zero where both ends do; habits of the population
-    fade in likewise; what has no middle (size of the picture, grey or colour, jpeg) is `other`'s from a half on.
+    fade in likewise; what has no middle (size of the picture, grey or colour, jpeg, counts) is `other`'s from a half
+    on.
     """
 
     def mixed(a: Any, b: Any) -> Any:

@@ -1,0 +1,420 @@
+"""The rules at work in training: post hoc, early stopping, costly ones, NaN, and what a method makes of the output."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Bench
+from test_cli import told
+from test_engine import assert_same_run, stop_in_step
+
+from fercli.engine import checkpoint
+from fercli.engine.log import read_metrics
+from fercli.engine.loop import _choose_afterwards, _is_better
+from fercli.evaluation.rules import RULES
+from fercli.store import Store
+
+#: Rates so high that epochs differ.
+LIVELY = {"adapt.method": "dann", "adapt.rate": 0.03, "adapt.steps_per_epoch": 2, "adapt.clip_norm": 10}
+
+
+def validated(folder: Path) -> dict[int, dict[str, float]]:
+    """Scores of each epoch."""
+    return {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
+
+
+def outcome(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "environment.json").read_text())["outcome"]
+
+
+def same_network(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(torch.equal(one["network"][name], other["network"][name]) for name in one["network"])
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# Post hoc
+
+
+ENSV = {**LIVELY, "adapt.select": "ensv", "adapt.epochs": 4}
+
+
+def ensemble(folder: Path) -> dict[int, float]:
+    """EnsV from the outputs that the epochs left, image by image."""
+    outputs = {int(p.stem.split("-")[1]): np.load(p).astype(float).tolist() for p in folder.glob("outputs/*.npy")}
+    agreed = dict.fromkeys(sorted(outputs), 0)
+    images = len(outputs[1])
+    for i in range(images):
+        total = [sum(rows[i][c] for rows in outputs.values()) for c in range(7)]
+        for epoch, rows in outputs.items():
+            agreed[epoch] += rows[i].index(max(rows[i])) == total.index(max(total))
+    return {epoch: count / images for epoch, count in agreed.items()}
+
+
+@pytest.fixture(scope="module")
+def post_hoc(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
+    """A bench adapted without a stop, its epoch chosen by EnsV. Read only."""
+    bench = Bench(tmp_path_factory.mktemp("ensv"), trained.prepared, ENSV)
+    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench.done("adapt", "--quiet")
+    return bench
+
+
+def test_the_epoch_nearest_to_the_ensemble_of_all_is_chosen(post_hoc: Bench) -> None:
+    folder = post_hoc.runs / "adapt-jaffe"
+    scores = ensemble(folder)
+    assert len(scores) == 4
+    assert len(set(scores.values())) > 1, "a choice among equals shows nothing"
+    chosen = min(epoch for epoch in scores if scores[epoch] == max(scores.values()))
+    assert (outcome(folder)["rule"], outcome(folder)["epoch"]) == ("ensv", chosen)
+    assert outcome(folder)["score"] == pytest.approx(scores[chosen])
+    best = checkpoint.load(folder / "best.ckpt")
+    assert best["epoch"] == best["best"]["epoch"] == chosen
+    assert same_network(best, checkpoint.load(folder / f"candidates/epoch-{chosen:04d}.ckpt"))
+    assert "ensv" not in validated(folder)[1]
+
+
+def test_each_epoch_s_candidate_is_the_network_of_that_epoch(post_hoc: Bench, make_adapting) -> None:
+    folder = post_hoc.runs / "adapt-jaffe"
+    assert [p.name for p in sorted(folder.glob("candidates/*"))] == [f"epoch-{e:04d}.ckpt" for e in (1, 2, 3, 4)]
+    for epoch in (1, 3):
+        bench = make_adapting(f"to-{epoch}", {**ENSV, "adapt.select": "last", "adapt.epochs": epoch})
+        bench.done("adapt", "--quiet")
+        assert same_network(
+            checkpoint.load(folder / f"candidates/epoch-{epoch:04d}.ckpt"),
+            checkpoint.load(bench.runs / "adapt-jaffe/last.ckpt"),
+        )
+
+
+def test_what_ensv_chose_is_what_is_scored(post_hoc: Bench, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "copy", post_hoc.prepared, ENSV)
+    shutil.copytree(post_hoc.runs, bench.runs)
+    row = json.loads(bench.done("evaluate", "--json").stdout)["table"][1]
+    folder = bench.runs / "adapt-jaffe"
+    epoch = outcome(folder)["epoch"]
+    answers = [int(c) for c in (folder / f"decisions/epoch-{epoch:04d}.txt").read_text().strip()]
+    assert (row["selection"], row["epoch"]) == ("ensv", epoch)
+    assert row["accuracy"] == pytest.approx(np.mean(answers == np.load(bench.prepared / "jaffe/labels.npy")))
+
+
+def test_finished_it_stays_as_it_is(post_hoc: Bench, tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "copy", post_hoc.prepared, ENSV)
+    shutil.copytree(post_hoc.runs, bench.runs)
+    bench.done("adapt", "--quiet")
+    before = files(bench.runs / "adapt-jaffe")
+    assert json.loads(bench.done("adapt", "--json").stdout)["adapt"]["jaffe"]["trained_steps"] == 0
+    assert files(bench.runs / "adapt-jaffe") == before
+
+
+@pytest.mark.parametrize("step", [3, 6])
+def test_stopped_it_goes_on_to_the_same_choice(
+    step: int, post_hoc: Bench, make_adapting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = make_adapting("stopped", ENSV)
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, step, signal.SIGTERM)
+        assert bench("adapt").exit_code == 130
+    assert not (bench.runs / "adapt-jaffe/best.ckpt").exists()
+    bench.done("adapt", "--quiet")
+    assert_same_run(post_hoc.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
+
+
+def test_raised_epochs_are_all_compared_again(post_hoc: Bench, make_adapting) -> None:
+    bench = make_adapting("longer", {**ENSV, "adapt.epochs": 2})
+    bench.done("adapt", "--quiet")
+    bench.done("adapt", "--quiet", "--set", "adapt.epochs=4")
+    assert_same_run(post_hoc.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
+
+
+def test_ensv_cannot_choose_for_the_source(bench: Bench) -> None:
+    assert "'ensv' is not known" in told(bench("train-source", "--set", "train_source.select=ensv"), 2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ({1: 0.5, 2: 0.9, 3: 0.9}, 2),
+        ({1: math.nan, 2: 0.1, 3: math.nan}, 2),
+        ({1: math.nan, 2: math.nan}, 1),
+    ],
+)
+def test_the_candidate_with_the_best_number_becomes_the_best(
+    scores: dict[int, float], chosen: int, tmp_path: Path
+) -> None:
+    (tmp_path / "candidates").mkdir()
+    for epoch in scores:
+        state = {"network": {"a": torch.tensor(float(epoch))}, "spec": {}, "epoch": epoch}
+        checkpoint.save(tmp_path / f"candidates/epoch-{epoch:04d}.ckpt", state)
+    best = {"epoch": 0, "score": -math.inf, "rule": "ensv"}
+    _choose_afterwards(SimpleNamespace(folder=tmp_path, afterwards=lambda: scores), best)
+    kept = checkpoint.load(tmp_path / "best.ckpt")
+    assert best["epoch"] == kept["epoch"] == kept["best"]["epoch"] == chosen
+    assert kept["network"]["a"] == chosen
+
+
+# Early stopping
+
+
+EPOCHS, STEPS = 7, 1
+PATIENT = {**LIVELY, "adapt.epochs": EPOCHS, "adapt.steps_per_epoch": STEPS, "adapt.also_score": "dev"}
+TELLING = [rule for rule, about in RULES.items() if not about.post_hoc]
+
+
+def stops(scores: list[float], patience: int) -> tuple[int, int]:
+    """The epoch after which patience ends, and the best until then."""
+    best = 1
+    for epoch in range(1, len(scores) + 1):
+        if scores[epoch - 1] > scores[best - 1]:
+            best = epoch
+        if epoch - best >= patience:
+            return epoch, best
+    return len(scores), best
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
+    """A bench adapted to the last epoch, whose scores tell where patience would have ended. Read only."""
+    bench = Bench(tmp_path_factory.mktemp("patient"), trained.prepared, PATIENT)
+    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench.done("adapt", "--quiet")
+    return bench
+
+
+def cases(folder: Path) -> list[tuple[str, int, int, int]]:
+    """(rule, patience, last epoch, best epoch) of those that end early, the longest first."""
+    history = validated(folder)
+    found = []
+    for rule in TELLING:
+        for patience in (1, 2, 3):
+            end, best = stops([history[epoch][rule] for epoch in sorted(history)], patience)
+            if end < EPOCHS:
+                found.append((rule, patience, end, best))
+    return sorted(found, key=lambda case: (case[2], case[3]), reverse=True)
+
+
+def test_patience_ends_training_where_the_rule_says(patient: Bench, make_adapting) -> None:
+    found = cases(patient.runs / "adapt-jaffe")
+    assert len(found) >= 3
+    for number, (rule, patience, end, best) in enumerate([found[0], found[len(found) // 2], found[-1]]):
+        bench = make_adapting(f"case-{number}", {**PATIENT, "adapt.select": rule, "adapt.patience": patience})
+        bench.done("adapt", "--quiet")
+        folder = bench.runs / "adapt-jaffe"
+        history = validated(patient.runs / "adapt-jaffe")
+        assert validated(folder) == {epoch: history[epoch] for epoch in range(1, end + 1)}
+        assert (outcome(folder)["epoch"], outcome(folder)["steps"]) == (best, end * STEPS)
+        assert checkpoint.load(folder / "best.ckpt")["epoch"] == best
+        # Ended once, it has ended.
+        before = files(folder)
+        assert json.loads(bench.done("adapt", "--json").stdout)["adapt"]["jaffe"]["trained_steps"] == 0
+        assert files(folder) == before
+
+
+def test_patience_survives_a_stop_and_can_be_raised(
+    patient: Bench, make_adapting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule, patience, end, best = next(case for case in cases(patient.runs / "adapt-jaffe") if case[2] - case[3] >= 2)
+    changes = {**PATIENT, "adapt.select": rule, "adapt.patience": patience}
+    whole, stopped = make_adapting("whole", changes), make_adapting("stopped", changes)
+    whole.done("adapt", "--quiet")
+    for epoch in (best, end - 1):  # while it waits, and in the best epoch itself
+        with monkeypatch.context() as patch:
+            stop_in_step(patch, epoch * STEPS - 1, signal.SIGINT)
+            assert stopped("adapt").exit_code == 130
+    stopped.done("adapt", "--quiet")
+    assert_same_run(whole.runs / "adapt-jaffe", stopped.runs / "adapt-jaffe")
+
+    more = ("--set", f"adapt.patience={EPOCHS}")
+    whole.done("adapt", "--quiet", *more)
+    unbroken = make_adapting("unbroken", {**changes, "adapt.patience": EPOCHS})
+    unbroken.done("adapt", "--quiet")
+    assert outcome(whole.runs / "adapt-jaffe")["steps"] == EPOCHS * STEPS
+    assert_same_run(unbroken.runs / "adapt-jaffe", whole.runs / "adapt-jaffe")
+
+
+def test_the_source_stage_has_patience_too(bench: Bench) -> None:
+    settings = ("--set", "train_source.epochs=8", "--set", "train_source.steps_per_epoch=1")
+    bench.done("train-source", "--quiet", *settings, "--set", "train_source.patience=2")
+    folder = bench.runs / "source"
+    history = validated(folder)
+    end, best = stops([history[epoch]["source-val"] for epoch in sorted(history)], 2)
+    assert len(history) == end < 8
+    assert outcome(folder)["epoch"] == best
+
+
+@pytest.mark.parametrize("stage", ["adapt", "train_source"])
+def test_patience_of_nothing_is_refused(stage: str, bench: Bench) -> None:
+    assert f"{stage}.patience: 0" in told(bench("adapt", "--set", f"{stage}.patience=0"), 2)
+
+
+def test_patience_cannot_wait_for_ensv(make_adapting) -> None:
+    line = told(make_adapting("both", {"adapt.select": "ensv", "adapt.patience": 2})("adapt"), 2)
+    assert "patience cannot wait for ensv" in line
+
+
+# Costly rules
+
+
+def test_dev_is_scored_where_asked_and_changes_nothing_else(patient: Bench, make_adapting) -> None:
+    bench = make_adapting("plain", {**PATIENT, "adapt.also_score": []})
+    bench.done("adapt", "--quiet")
+    with_dev, without = (validated(b.runs / "adapt-jaffe") for b in (patient, bench))
+    assert all(math.isfinite(scores["dev"]) and scores["dev"] <= 0.5 for scores in with_dev.values())
+    assert len({scores["dev"] for scores in with_dev.values()}) > 1
+    assert without == {e: {r: s for r, s in scores.items() if r != "dev"} for e, scores in with_dev.items()}
+    states = [checkpoint.load(b.runs / "adapt-jaffe/last.ckpt") for b in (patient, bench)]
+    assert same_network(*states)
+
+
+def test_dev_may_choose_and_look_at_few_faces(make_adapting) -> None:
+    bench = make_adapting("dev", {**LIVELY, "adapt.select": "dev", "adapt.select_images": 20})
+    bench.done("adapt", "--quiet")
+    folder = bench.runs / "adapt-jaffe"
+    scores = {epoch: scores["dev"] for epoch, scores in validated(folder).items()}
+    assert outcome(folder)["epoch"] == max(scores, key=lambda epoch: (scores[epoch], -epoch))
+    assert np.load(folder / "outputs/epoch-0001.npy").shape == (20, 7)  # of 42
+    assert len((folder / "decisions/epoch-0001.txt").read_text()) == 43
+
+
+@pytest.mark.parametrize("rule", ["infomax", "last", "ensv", "oracle", "dve"])
+def test_only_costly_rules_are_asked_for(rule: str, make_adapting) -> None:
+    line = told(make_adapting("cheap")("adapt", "--set", f"adapt.also_score={rule}"), 2)
+    assert f"adapt.also_score: {rule!r} is not known" in line
+    assert line.endswith("one of dev")
+
+
+def test_watched_faces_are_the_targets_to_adapt_to_and_scored_ones_the_rest(tmp_path: Path, trained: Bench) -> None:
+    """With splits of its own, a target is watched on what is adapted to and scored on what is not."""
+    stores = tmp_path / "stores"
+    stores.mkdir()
+    (stores / "raf-db").symlink_to(trained.prepared / "raf-db")
+    shutil.copytree(trained.prepared / "raf-db", stores / "other")
+    meta = json.loads((stores / "other/meta.json").read_text())
+    (stores / "other/meta.json").write_text(json.dumps({**meta, "name": "other"}))
+    bench = Bench(tmp_path / "splits", stores, {**LIVELY, "data.targets": ["other"], "adapt.epochs": 1})
+    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench.done("adapt", "--quiet")
+    folder = bench.runs / "adapt-other"
+    assert np.load(folder / "outputs/epoch-0001.npy").shape == (84, 7)
+    assert len((folder / "decisions/epoch-0001.txt").read_text()) == 43
+
+
+# NaN
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept"),
+    [
+        ([0.1, 0.3, 0.2], 2),
+        ([0.3, 0.3], 1),
+        ([math.nan, 0.1, math.nan], 2),
+        ([0.1, math.nan], 1),
+        ([math.nan, math.nan], 1),
+        ([math.nan, -5.0, 0.0], 3),
+    ],
+)
+def test_what_is_not_a_number_never_wins(scores: list[float], kept: int) -> None:
+    best = {"epoch": 0, "score": -math.inf}
+    for epoch, score in enumerate(scores, 1):
+        if _is_better(score, best):
+            best.update(epoch=epoch, score=score)
+    assert best["epoch"] == kept
+
+
+def test_a_rule_that_is_never_defined_keeps_an_epoch(tmp_path: Path, trained: Bench) -> None:
+    """SND counts neighbours: a target watched by one face has none."""
+    bench = Bench(tmp_path / "alone", trained.prepared, {**LIVELY, "adapt.select": "snd", "adapt.select_images": 1})
+    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    document = json.loads(bench.done("adapt", "--json").stdout, parse_constant=lambda name: None)
+    folder = bench.runs / "adapt-jaffe"
+    assert all(math.isnan(scores["snd"]) for scores in validated(folder).values())
+    assert document["adapt"]["jaffe"]["epoch"] == checkpoint.load(folder / "best.ckpt")["epoch"] == 1
+    assert document["adapt"]["jaffe"]["score"] is None
+    document = json.loads(bench.done("evaluate", "--json").stdout, parse_constant=pytest.fail)
+    assert document["history"]["adapt-jaffe"][0]["scores"]["snd"] is None
+    bench.done("evaluate", "--report", "--quiet")
+    json.loads((bench.runs / "report/results.json").read_text(), parse_constant=pytest.fail)
+
+
+# What a method makes of the network's output
+
+
+def test_a_method_that_refines_is_evaluated_with_what_it_learned(make_adapting) -> None:
+    changes = {**LIVELY, "adapt.method": "agra", "adapt.options.warm_steps": 5, "adapt.epochs": 2}
+    bench = make_adapting("agra", changes)
+    bench.done("adapt", "--quiet")
+    folder = bench.runs / "adapt-jaffe"
+    best = checkpoint.load(folder / "best.ckpt")
+    assert any(name.startswith("graphs.") for name in best["method"])
+    document = json.loads(bench.done("evaluate", "--json").stdout)
+    (entry,) = (e for e in document["entries"] if e["stage"] == "adapt")
+    answers = np.array(list((folder / f"decisions/epoch-{best['epoch']:04d}.txt").read_text().strip()), int)
+    labels = Store.open(bench.prepared / "jaffe").labels
+    counted = np.zeros((7, 7), int)
+    np.add.at(counted, (labels, answers), 1)
+    assert entry["decision"]["metrics"]["confusion"] in (counted.tolist(), counted.T.tolist())
+    # Without the graph, other answers: the network alone, as a method that does not refine would be read.
+    state = {**best, "method_name": "source-only"}
+    checkpoint.save(folder / "best.ckpt", state)
+    document = json.loads(bench.done("evaluate", "--json").stdout)
+    (plain,) = (e for e in document["entries"] if e["stage"] == "adapt")
+    assert plain["decision"]["metrics"]["confusion"] != entry["decision"]["metrics"]["confusion"]
+    assert plain["heads"]["global"] == entry["heads"]["global"]
+
+
+def test_a_method_that_does_not_refine_leaves_its_networks_out(post_hoc: Bench) -> None:
+    assert "method" not in checkpoint.load(post_hoc.runs / "adapt-jaffe/best.ckpt")
+    assert "method" in checkpoint.load(post_hoc.runs / "adapt-jaffe/last.ckpt")
+
+
+# Several updates a batch
+
+
+def test_turns_are_steps_of_their_own_and_what_is_frozen_stays_to_the_bit(
+    make_adapting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MCD with decay and momentum: whatever a turn freezes is, after it, what it was before."""
+    from fercli.methods.mcd import MCD
+
+    seen: list[tuple[int, list[str]]] = []
+    forward, last = MCD.forward, {}
+
+    def values(method: MCD, network: torch.nn.Module) -> dict[str, torch.Tensor]:
+        both = [("network", network), ("method", method)]
+        return {f"{n}.{k}": p.detach().clone() for n, m in both for k, p in m.named_parameters()}
+
+    def look(method: MCD, network: torch.nn.Module, batch: Any, clock: Any) -> Any:
+        now = values(method, network)
+        if last:
+            seen.append((last["turn"], [name for name in now if not torch.equal(now[name], last["values"][name])]))
+        last.update(turn=clock.turn, values=now)
+        return forward(method, network, batch, clock)
+
+    monkeypatch.setattr(MCD, "forward", look)
+    changes = {**LIVELY, "adapt.method": "mcd", "adapt.epochs": 1, "adapt.options.generator_steps": 2}
+    bench = make_adapting("mcd", changes)
+    bench.done("adapt", "--quiet")
+    assert [turn for turn, _ in seen] == [0, 1, 2, 3, 0, 1, 2]  # two batches; after the last turn nobody looks
+    for turn, moved in seen:
+        heads = [name for name in moved if "classifiers" in name]
+        mine = [name for name in moved if name.startswith("method.")]
+        body = [name for name in moved if name not in heads and name not in mine]
+        if turn == 0:
+            assert heads and mine and body
+        elif turn == 1:
+            assert {name.rsplit(".", 2)[-2] for name in heads} == {heads[0].rsplit(".", 2)[-2]}
+            assert heads and mine and not body
+        else:
+            assert body and not heads and not mine
+    lines = [line for line in read_metrics(bench.runs / "adapt-jaffe") if line["kind"] == "train"]
+    assert {"source", "discrepancy-raised", "discrepancy-lowered"} <= set(lines[-1]["losses"])
