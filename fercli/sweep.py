@@ -29,8 +29,8 @@ from fercli.errors import FercliError
 from fercli.evaluation.collect import collect
 from fercli.evaluation.decision import FUSED
 from fercli.evaluation.inference import look
-from fercli.evaluation.sweep_report import write_csv
 from fercli.files import only_one, write_atomically
+from fercli.report.sweep import write_csv
 from fercli.spec import Spec
 from fercli.sweep_plan import REFERENCE, plan
 

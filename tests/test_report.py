@@ -10,10 +10,10 @@ import pytest
 from pages import Page
 
 from fercli.evaluation.metrics import confusion, scores
-from fercli.evaluation.plots import curve, training_curves
-from fercli.evaluation.report import render, write_report
-from fercli.evaluation.report_view import headline, view
 from fercli.expressions import EXPRESSIONS
+from fercli.report.plots import curve, training_curves
+from fercli.report.run import render, write_report
+from fercli.report.run_view import headline, view
 
 HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")
 

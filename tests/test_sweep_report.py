@@ -11,9 +11,11 @@ import re
 import pytest
 from pages import Page
 
-from fercli.evaluation.plots import axis
 from fercli.evaluation.statistics import holm, paired_t_test
-from fercli.evaluation.sweep_report import (
+from fercli.evaluation.sweep_rules import rank_rules
+from fercli.evaluation.sweep_table import groups, score, table, table_columns
+from fercli.report.plots import axis
+from fercli.report.sweep import (
     markdown_table,
     render_sweep,
     sweep_headline,
@@ -21,9 +23,7 @@ from fercli.evaluation.sweep_report import (
     write_csv,
     write_sweep_report,
 )
-from fercli.evaluation.sweep_rules import rank_rules
-from fercli.evaluation.sweep_table import groups, score, table, table_columns
-from fercli.evaluation.sweep_view import missing, view
+from fercli.report.sweep_view import missing, view
 
 TARGETS = ("near", "far")
 

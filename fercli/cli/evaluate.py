@@ -45,7 +45,7 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, report):
 
 
 def _evaluate_sweep(spec, targets, report):
-    from fercli.evaluation.sweep_report import sweep_headline, sweep_rule_table, write_sweep_report
+    from fercli.report.sweep import sweep_headline, sweep_rule_table, write_sweep_report
     from fercli.sweep import gather, write_results
 
     if targets and "all" not in targets:

@@ -34,7 +34,7 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
       fercli sweep my-sweep.yaml --set sweep.seeds=[0,1,2,3,4]
     """
     from fercli.errors import FercliError
-    from fercli.evaluation.sweep_report import sweep_headline, sweep_rule_table
+    from fercli.report.sweep import sweep_headline, sweep_rule_table
     from fercli.sweep import gather, sweep, write_results
     from fercli.sweep_plan import plan
 

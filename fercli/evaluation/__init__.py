@@ -1,0 +1,1 @@
+"""Trained networks to numbers: decision rules, metrics, label-free selection, sweeps."""

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def collect(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]:
-    """The results document of a sweep; its layout is told in `fercli.evaluation.sweep_report`.
+    """The results document of a sweep; its layout is told in `fercli.report.sweep`.
 
     Args:
         spec: with a ``sweep`` section.

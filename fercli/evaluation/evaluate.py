@@ -89,7 +89,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
         report: whether to write ``report.html`` too.
 
     Returns:
-        The results document (also written to ``report/results.json``; layout in `fercli.evaluation.report`) and the
+        The results document (also written to ``report/results.json``; layout in `fercli.report.run`) and the
         files written, by kind.
 
     Raises:
@@ -137,7 +137,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     files = {"results": folder / "results.json"}
     write_atomically(files["results"], json.dumps(results, indent=1).encode())
     if report:
-        from fercli.evaluation.report import write_report
+        from fercli.report.run import write_report
 
         files["report"] = write_report(results, folder)
     return results, files

@@ -120,6 +120,13 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float] | None:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def number(value: Any) -> float | None:
+    """Return a finite float, or None for everything that is no score (None, NaN, infinity, text)."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
 def _codes(values: ArrayLike, what: str, classes: int) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1:

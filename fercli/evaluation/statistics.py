@@ -14,7 +14,7 @@ import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from fercli.evaluation.plots import number
+from fercli.evaluation.metrics import number
 
 #: Deviations of scores below this are rounding (one image in a billion), and count as no variance.
 _NO_VARIANCE = 1e-12

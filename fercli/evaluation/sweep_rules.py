@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fercli.evaluation.plots import number
+from fercli.evaluation.metrics import number
 from fercli.evaluation.statistics import summary
 
 

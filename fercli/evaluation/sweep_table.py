@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fercli.evaluation.plots import number
+from fercli.evaluation.metrics import number
 from fercli.evaluation.statistics import holm, paired_differences, paired_t_test, summary, within_error
 
 Cell = Mapping[str, Any]

@@ -23,13 +23,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fercli.evaluation.report import page, save_page
-from fercli.evaluation.report_view import frame
 from fercli.evaluation.statistics import summary
 from fercli.evaluation.sweep_rules import rank_rules
 from fercli.evaluation.sweep_table import groups, key_text, oracle_score, score, series, table, table_columns
-from fercli.evaluation.sweep_view import view
 from fercli.files import write_atomically
+from fercli.report.frame import frame
+from fercli.report.page import page, save_page
+from fercli.report.sweep_view import view
 
 _NONE = "–"
 _STAND_IN_NOTE = "† procedural faces drawn by fercli: a stand-in, not photographs."

@@ -1,9 +1,4 @@
-"""The report: one HTML file that holds everything, made from the results document that ``evaluate`` writes.
-
-It loads nothing (styles and plots are inside it), so it can be mailed, archived and opened without a network. All text
-is escaped by jinja2. What a reader must not miss is computed here and marked in every table: data sets of procedural
-faces (stand-ins), rows that were selected with target labels (oracle), images that were not scored.
-"""
+"""What makes a page of a template: one HTML file that loads nothing, all its text escaped."""
 
 from __future__ import annotations
 
@@ -14,25 +9,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fercli.evaluation.plots import number
-from fercli.evaluation.report_view import duration, plain, view
+from fercli.evaluation.metrics import number
 from fercli.files import write_atomically
+from fercli.report.frame import duration, plain
 
 _NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
-
-
-def write_report(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write ``folder/report.html`` from the results document and return its path.
-
-    The folder is made if it is not there; an older report is replaced in one move, so that no half-written file is
-    ever found under that name.
-
-    Args:
-        results: the document of `results.json` (schema 1). Scores may be None (not defined); `published`, `history`,
-            `spec` and `environment` may be missing or empty and their sections are then left out.
-        folder: where to write.
-    """
-    return save_page(render(results), folder)
 
 
 def save_page(html: str, folder: Path) -> Path:
@@ -44,11 +25,6 @@ def save_page(html: str, folder: Path) -> Path:
     return path
 
 
-def render(results: Mapping[str, Any]) -> str:
-    """Return the report of a results document as one HTML page."""
-    return page("report.html.j2", view(results), results)
-
-
 def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     """Fill a template of this folder with plain values, all text escaped.
 
@@ -58,7 +34,7 @@ def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) 
         document: whose `datasets` and `stand_in` say which names the test ``standin`` (of `_macros.html.j2`) marks.
     """
     environment = Environment(
-        loader=PackageLoader("fercli.evaluation"),
+        loader=PackageLoader("fercli.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -13,17 +13,12 @@ from typing import Any
 
 from markupsafe import Markup
 
+from fercli.evaluation.metrics import number
+
 #: A point (epoch, value); the value is None where it is not defined.
 Point = tuple[int, float | None]
 
 _OPEN = '<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" role="img" class="{kind}"><title>{title}</title>'
-
-
-def number(value: Any) -> float | None:
-    """Return a finite float, or None for everything that is no score (None, NaN, infinity, text)."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return float(value)
 
 
 def lanes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, title: str) -> Markup:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fercli.evaluation.plots import axis, number, spread
-from fercli.evaluation.report_view import COUNTS, frame
+from fercli.evaluation.metrics import number
 from fercli.evaluation.statistics import summary
 from fercli.evaluation.sweep_rules import rank_rules
 from fercli.evaluation.sweep_table import (
@@ -21,6 +20,9 @@ from fercli.evaluation.sweep_table import (
     table_columns,
     unlabelled,
 )
+from fercli.report.frame import frame
+from fercli.report.plots import axis, spread
+from fercli.report.run_view import COUNTS
 
 
 def view(document: Mapping[str, Any]) -> dict[str, Any]:
