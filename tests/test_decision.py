@@ -96,6 +96,19 @@ def test_decide_without_status_is_the_fused_head() -> None:
     assert torch.equal(decide("fused", p, torch.ones(7, 7)).answers, p[:, 6].argmax(-1))
 
 
+@pytest.mark.parametrize("rule", ["fused", "global+fused", "glpc"])
+def test_the_probabilities_of_a_decision_sum_to_one_and_the_answer_has_the_largest(rule: str) -> None:
+    b = torch.rand(7, 7, generator=torch.Generator().manual_seed(5))
+    p = torch.cat([probabilities(200, 3), probabilities(50, 4, sharpness=0.1)])
+    decision = decide(rule, p, b)
+    assert torch.allclose(decision.probabilities.sum(-1), torch.ones(len(p)), atol=1e-5)
+    assert torch.equal(decision.probabilities.argmax(-1), decision.answers)
+    if rule == "glpc":  # each rung's own words
+        for rung, head in (("fused", 6), ("global", 0)):
+            by_it = decision.rungs == RUNGS.index(rung)
+            assert by_it.any() and torch.equal(decision.probabilities[by_it], p[by_it, head])
+
+
 def test_oracle_takes_the_earliest_best_epoch(tmp_path: Path) -> None:
     folder = tmp_path / "decisions"
     folder.mkdir()

@@ -19,16 +19,23 @@ RUNGS = ("fused", "global", "sum")
 
 
 class Decision(NamedTuple):
-    """`answers` int64 [N] and `rungs` int64 [N], an index into `RUNGS`."""
+    """What a rule makes of seven heads.
+
+    Attributes:
+        answers: int64 [N], the expression.
+        rungs: int64 [N], an index into `RUNGS`.
+        probabilities: [N, 7], what those say that decided, summing to one; the answer has the largest.
+    """
 
     answers: Tensor
     rungs: Tensor
+    probabilities: Tensor
 
 
 def fused(probabilities: Tensor) -> Decision:
     """The fused head's most probable expression."""
     answers = probabilities[:, FUSED].argmax(-1)
-    return Decision(answers, torch.zeros_like(answers))
+    return Decision(answers, torch.zeros_like(answers), probabilities[:, FUSED])
 
 
 def global_and_fused(probabilities: Tensor) -> Decision:
@@ -38,8 +45,9 @@ def global_and_fused(probabilities: Tensor) -> Decision:
     least positive float, so that two heads that are each certain of another class tie, and the lower class answers.
     """
     least = torch.finfo(probabilities.dtype).tiny
-    answers = probabilities[:, [GLOBAL, FUSED]].clamp_min(least).log().sum(1).argmax(-1)
-    return Decision(answers, torch.zeros_like(answers))
+    summed = probabilities[:, [GLOBAL, FUSED]].clamp_min(least).log().sum(1)
+    answers = summed.argmax(-1)
+    return Decision(answers, torch.zeros_like(answers), summed.softmax(-1))
 
 
 def glpc(probabilities: Tensor, status: Tensor, threshold: float = 0.95) -> Decision:
@@ -59,14 +67,16 @@ def glpc(probabilities: Tensor, status: Tensor, threshold: float = 0.95) -> Deci
     limits = class_thresholds(status, threshold)
     counted = torch.where(probabilities >= status, probabilities, 0.0).sum(1)
     nothing = counted.amax(-1, keepdim=True) <= 0
-    answers = torch.where(nothing, probabilities.sum(1), counted).argmax(-1)
+    said = torch.where(nothing, probabilities.sum(1), counted)
+    answers, said = said.argmax(-1), said / said.sum(-1, keepdim=True)
     rungs = torch.full_like(answers, RUNGS.index("sum"))
     for head, rung in ((GLOBAL, "global"), (FUSED, "fused")):  # the fused head is tried first, so it is written last
         probability, label = probabilities[:, head].max(-1)
         sure = probability >= limits[head, label]
         answers = torch.where(sure, label, answers)
+        said = torch.where(sure[:, None], probabilities[:, head], said)
         rungs = torch.where(sure, torch.full_like(rungs, RUNGS.index(rung)), rungs)
-    return Decision(answers, rungs)
+    return Decision(answers, rungs, said)
 
 
 def decide(rule: str, probabilities: Tensor, status: Tensor | None) -> Decision:

@@ -6,8 +6,6 @@ This is the final score, the one place beside `oracle` where target labels are r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,6 @@ import torch
 
 from fercli import console
 from fercli.batches import Faces, hold_out
-from fercli.engine import checkpoint
 from fercli.engine.fabric import make_fabric
 from fercli.engine.log import read_metrics
 from fercli.engine.stages import empty_network, load_network, open_store, view_settings
@@ -32,53 +29,10 @@ from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.machine import describe_device
 from fercli.methods import method_class
-from fercli.models import FEATURE_SIZE, HEADS, Output
-from fercli.spec import Adapt, Spec
+from fercli.models import HEADS
+from fercli.spec import Spec
 from fercli.store import Store
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A stage folder with a chosen checkpoint: the source model, or one adapted to `target`."""
-
-    folder: Path
-    state: dict[str, Any]
-
-    @property
-    def stage(self) -> str:
-        """ "source" or "adapt"."""
-        return self.state["stage"]
-
-    @property
-    def target(self) -> str | None:
-        """The target it was adapted to."""
-        return self.state.get("target")
-
-    @property
-    def method(self) -> str:
-        """What tables call it: the method, and its tag where it has one."""
-        tag = self.state["spec"]["adapt"]["tag"] if self.stage == "adapt" else ""
-        return self.registered + (f" ({tag})" if tag not in ("", self.registered) else "")
-
-    @property
-    def registered(self) -> str:
-        """The method's name in the registry."""
-        return self.state.get("method_name", "source-only")
-
-    def refine(self, device: torch.device) -> Callable[[Output], Output] | None:
-        """What the method makes of the network's output, or None where that is nothing."""
-        kind = method_class(self.registered)
-        if not kind.refines:
-            return None
-        settings = Adapt.model_validate(self.state["spec"]["adapt"])
-        method = kind(settings, kind.read_options(settings.options), FEATURE_SIZE, target_size=0)
-        try:
-            method.load_state_dict(self.state["method"])
-        except RuntimeError:
-            raise FercliError(
-                f"{self.folder / 'best.ckpt'} was made by another version of {self.registered}; adapt again, --restart"
-            ) from None
-        return method.to(device).eval().refine
+from fercli.trained import Trained, adapted_models, read_trained
 
 
 def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, Any], dict[str, Path]]:
@@ -95,7 +49,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     Raises:
         FercliError: no source model, or a target that is not prepared.
     """
-    source = _trained(spec.run_folder / "source")
+    source = read_trained(spec.run_folder / "source")
     if source is None:
         raise FercliError(f"no source model in {spec.run_folder}; run: fercli train-source")
     adapted = [model for model in adapted_models(spec) if model.target in targets]
@@ -143,12 +97,6 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     return results, files
 
 
-def adapted_models(spec: Spec) -> list[Trained]:
-    """The adapted models of a run, in the order of their folders' names."""
-    found = (_trained(path) for path in sorted(spec.run_folder.glob("adapt-*")))
-    return [model for model in found if model is not None]
-
-
 def adapted_targets(spec: Spec) -> list[str]:
     """Targets that the run has been adapted to, in the spec's order; where there is none, the prepared ones."""
     names = {model.target for model in adapted_models(spec)}
@@ -192,11 +140,6 @@ def _figures(metrics: dict[str, Any] | None, counts: dict[str, Any]) -> list[str
     return [percent("accuracy"), percent("macro_f1"), f"{counts['scored']}/{counts['expected']}"]
 
 
-def _trained(folder: Path) -> Trained | None:
-    path = folder / "best.ckpt"
-    return Trained(folder, checkpoint.load(path)) if path.exists() else None
-
-
 def _score(
     spec: Spec, network: torch.nn.Module, device: torch.device, model: Trained, store: Store
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -208,7 +151,8 @@ def _score(
     probabilities = seen.probabilities
     status = model.state["status"]
     rule = model.state["decision"]
-    answers, rungs = (t.numpy() for t in decide(rule, probabilities, status))
+    decision = decide(rule, probabilities, status)
+    answers, rungs = decision.answers.numpy(), decision.rungs.numpy()
     labels = store.labels[indices]
     known = labels >= 0
     counts = {"expected": expected, "found": len(indices), "scored": int(known.sum())}
