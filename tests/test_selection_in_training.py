@@ -157,7 +157,7 @@ def test_the_candidate_with_the_best_number_becomes_the_best(
         state = {"network": {"a": torch.tensor(float(epoch))}, "spec": {}, "epoch": epoch}
         checkpoint.save(tmp_path / f"candidates/epoch-{epoch:04d}.ckpt", state)
     best = {"epoch": 0, "score": -math.inf, "rule": "ensv"}
-    _choose_afterwards(SimpleNamespace(folder=tmp_path, afterwards=lambda: scores), best)
+    best = _choose_afterwards(SimpleNamespace(folder=tmp_path, afterwards=lambda: scores), best)
     kept = checkpoint.load(tmp_path / "best.ckpt")
     assert best["epoch"] == kept["epoch"] == kept["best"]["epoch"] == chosen
     assert kept["network"]["a"] == chosen

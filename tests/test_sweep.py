@@ -479,12 +479,12 @@ SOURCES = ("seed-0/source", "seed-1/source")
 def test_a_stopped_sweep_goes_on_to_the_same_bits(
     parts: tuple[str, ...], count: int, left: list[str], swept: Bench, again, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = again("stopped", parts=parts)
+    bench, handler = again("stopped", parts=parts), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         stop_at(patch, count)
         assert "the same command goes on" in told(swept_by(bench), 130)
     assert stages(bench) == left
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     done(bench)
     assert_same_sweep(swept, bench)
 

@@ -114,22 +114,27 @@ class LocalNets(nn.Module):
     CUDA devices `fastest` decides before training. The plain layout and vmap (which makes grouped convolutions of it)
     won nowhere and were dropped.
 
-    Attributes:
-        way: one of `fercli.models.together.WAYS`.
     """
 
     def __init__(self, channels: int, light: bool = False):
         super().__init__()
         self.nets = nn.ModuleList(CropNet(channels, light) for _ in REGIONS)
         self.way = "loop"
-        self._together: dict[str, Together] = {}
+
+    @property
+    def way(self) -> str:
+        """One of `fercli.models.together.WAYS`."""
+        return self._way
+
+    @way.setter
+    def way(self, way: str) -> None:
+        self._way = way
+        self._together = None if way == "loop" else Together(self.nets[0], len(self.nets), way)
 
     def forward(self, windows: Tensor) -> Tensor:
-        if self.way == "loop":
+        if self._together is None:
             return torch.stack([net(windows[:, region]) for region, net in enumerate(self.nets)], dim=1)
-        if self.way not in self._together:
-            self._together[self.way] = Together(self.nets[0], len(self.nets), self.way)
-        return self._together[self.way](self.nets, windows)
+        return self._together(self.nets, windows)
 
     def fastest(self, windows: Tensor, autocast: torch.dtype | None = None) -> dict[str, float]:
         """Time each way of a training pass over `windows` on their device; nothing here is changed.
