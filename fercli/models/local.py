@@ -39,12 +39,13 @@ def cut_windows(maps: Tensor, centres: Tensor, size: int = WINDOW) -> Tensor:
     """
     batch, channels, height, width = maps.shape
     half = size // 2
-    offset = torch.arange(-half, half + 1, device=maps.device)
-    centres = centres.transpose(0, 1).long()  # [5, B, 2]
-    x = centres[..., 0].clamp(half, width - 1 - half)[..., None, None] + offset
-    y = centres[..., 1].clamp(half, height - 1 - half)[..., None, None] + offset[:, None]
-    sample = torch.arange(batch, device=maps.device)[:, None, None]
-    row = (sample * height + y) * width + x  # [5, B, size, size]: rows of the table of all pixels of all maps
+    x, y = centres.transpose(0, 1).long().unbind(-1)  # [5, B] each
+    x, y = x.clamp(half, width - 1 - half), y.clamp(half, height - 1 - half)
+    # Rows of the table of all pixels of all maps: the first of each sample, so that a centre gives its window's corner.
+    corner, pixels_each = half * (width + 1), height * width
+    sample = torch.arange(-corner, batch * pixels_each - corner, pixels_each, device=maps.device)
+    inside = torch.arange(size * width, device=maps.device).view(size, width)[:, :size]
+    row = torch.add(sample + x, y, alpha=width)[..., None, None] + inside  # [5, B, size, size]
     pixels = maps.permute(0, 2, 3, 1).reshape(-1, channels)
     windows = pixels.index_select(0, row.flatten())
     return windows.view(len(row), batch, size, size, channels).permute(1, 0, 4, 2, 3)
