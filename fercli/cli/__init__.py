@@ -19,7 +19,10 @@ from fercli.errors import FercliError
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 #: Commands in the order a user meets them; each lives in the module of its name.
-COMMANDS = ("prepare", "datasets", "train-source", "adapt", "evaluate", "sweep", "weights", "bench", "demo")
+COMMANDS = (
+    *("init", "prepare", "datasets", "train-source", "adapt", "evaluate", "compare", "predict", "export"),
+    *("sweep", "weights", "bench", "doctor", "demo"),
+)
 
 
 class _LazyGroup(click.Group):

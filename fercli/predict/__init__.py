@@ -1,0 +1,1 @@
+"""Pictures and videos in, answers out: what `fercli predict` is made of."""
