@@ -2,8 +2,8 @@
 
 Written from the description in the project's facts, not from that code: windows are cut in a Python loop over samples
 and landmarks, the five crop nets run one after the other, four batches' worth of faces pass through the network with
-gradients ([source + target], [weak], [strong]), everything is float32 in the plain layout, and hits are counted image
-by image on the CPU. Losses are the same as ours: with the same weights and faces both give the same numbers (tested).
+gradients ([source + target], [weak], [strong]), everything is float32 in the plain layout by torch's own layers, and
+hits are counted image by image on the CPU. Losses are the same as ours: with the same weights and faces both give the same numbers (tested).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fercli import console
 from fercli.benchmarks.steps import Steps, with_settings
@@ -130,6 +130,9 @@ class _PublishedSteps(Steps):
     def __init__(self, spec: Spec, room: Path):
         super().__init__(spec, "adapt", room)
         self.network.to(self.device, memory_format=torch.contiguous_format)
+        for module in self.network.modules():
+            if isinstance(module, nn.PReLU):
+                module.__class__ = nn.PReLU  # torch's own
         self._plain = PublishedStep(self.network, self.method)
 
     def update(self, batch: Batch, timed: Any = None) -> None:

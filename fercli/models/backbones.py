@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from fercli.models.prelu import PReLU
+
 #: Blocks in each of the four stages of the IR nets, by the name the run spec uses.
 IR_BLOCKS: dict[str, tuple[int, int, int, int]] = {
     "ir50": (3, 4, 14, 3),
@@ -26,7 +28,7 @@ class BottleneckIR(nn.Module):
     channels changes, passes them through a 1x1 convolution and batch norm (the published strided 1x1 convolution).
 
     `light` is ours, for CPUs: the stride moves to the first convolution, so that the second works on a quarter of the
-    pixels, and ReLU in place replaces PReLU, whose slope's gradient costs as much as a convolution there.
+    pixels, and ReLU in place replaces PReLU, which has a pass over the map more in each direction.
 
     Shape: [B, channels_in, H, W] to [B, channels_out, ceil(H / stride), ceil(W / stride)].
     """
@@ -57,7 +59,7 @@ class BottleneckIR(nn.Module):
 
 def activation(channels: int, light: bool) -> nn.Module:
     """Return PReLU with a slope for each channel, as published, or for light nets ReLU in place."""
-    return nn.ReLU(inplace=True) if light else nn.PReLU(channels)
+    return nn.ReLU(inplace=True) if light else PReLU(channels)
 
 
 class IRNet(nn.Module):
