@@ -30,6 +30,11 @@ def _as_steps(value: Any) -> Any:
     return {1: value} if isinstance(value, int | float | str) else value
 
 
+def _as_switch(value: Any) -> Any:
+    """YAML takes a bare on or off for a truth value."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
@@ -47,7 +52,13 @@ class Section(BaseModel):
 
 
 class Paths(Section):
-    """Where things are. Relative paths start at the working folder."""
+    """Where things are. Relative paths start at the working folder.
+
+    Attributes:
+        data: photographs, each dataset in a folder of its name.
+        prepared: stores of prepared faces.
+        runs: trained models and their reports, each run in a folder of its name.
+    """
 
     data: Path = Path("data")
     prepared: Path = Path("prepared")
@@ -55,7 +66,13 @@ class Paths(Section):
 
 
 class Dataset(Section):
-    """How to read a dataset that is not built in, or lies elsewhere than ``paths.data/NAME``."""
+    """How to read a dataset that is not built in, or lies elsewhere than ``paths.data/NAME``.
+
+    Attributes:
+        reader: whose layout it has (``fercli datasets`` lists them); without, the dataset's own.
+        root: where it lies.
+        options: of the reader; ``fercli datasets show NAME`` lists them.
+    """
 
     reader: str | None = None
     root: Path | None = None
@@ -63,7 +80,16 @@ class Dataset(Section):
 
 
 class Augment(Section):
-    """Random views of faces in training (METHOD: stage 1 crop and flip, stage 2 RandAugment)."""
+    """Random views of faces in training: crop and flip, in stage 2 RandAugment on top.
+
+    Attributes:
+        flip: how often a face is mirrored, 0 to 1.
+        jitter: how far the crop moves and by how much its size varies, as a share of the face.
+        operations: strong operations in a row (RandAugment), of stage 2.
+        magnitude: how strong they are, 0 to 10.
+        swap_landmarks: whether a mirrored face swaps left and right landmarks; the released code does not.
+        move_landmarks: whether strong operations move the landmarks with the face; the released code does not.
+    """
 
     flip: Fraction = 0.5
     jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
@@ -77,8 +103,12 @@ class Data(Section):
     """Which datasets take part, and how their faces are varied in training.
 
     Attributes:
+        source: labelled datasets to train on: a name or a list of names.
         balance: how much of every batch each of several sources gets: ``images``, as many as it has (one union, as
             published), ``equal`` shares, or ``sqrt``, by the square root of its faces, which lies between.
+        targets: datasets to adapt to and to score on; their labels are read for the score alone.
+        datasets: for those of your own, and those elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``.
+        validation: share of the source's training faces held out to choose the epoch by.
     """
 
     source: Names = ["raf-db"]
@@ -115,12 +145,16 @@ class Prepare(Section):
             around the box, not turned.
         landmarks: ``detect``, or ``given``: the dataset's own, where it brings any.
         missing: what becomes of pictures without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape.
-        size, margin: the face as the network sees it, and how much more is kept around it for jitter.
-        crop_size, crop_zoom: the local crops, and how much closer than the face they look.
-        confidence, low_confidence: least score of a detection, in the plain pass and in the later retries.
+        size: side of the face as the network sees it.
+        margin: how much more is kept around it, for jitter.
+        crop_size: side of the local crops.
+        crop_zoom: how much closer than the face the local crops look.
+        confidence: least score of a detection, 0 to 1.
+        low_confidence: the same in the later retries.
         retries: what is tried, in this order, where no face is found.
         workers: processes; 0 is all cores, or all of the cluster.
-        backend, cluster: where they run (`fercli.clusters`), and the address of a dask scheduler or a ray head.
+        backend: where they run.
+        cluster: address of a dask scheduler or a ray head.
         chunk: records in a piece of work; no byte of the store depends on it.
     """
 
@@ -147,7 +181,15 @@ class Prepare(Section):
 
 
 class Model(Section):
-    """The global-local network."""
+    """The global-local network.
+
+    Attributes:
+        backbone: of the global branch; ``ir-small`` is one to try things with, without a GPU.
+        width: channels of the first layer of ir-small; the others have their own.
+        local: what the five local nets see: windows of the backbone's ``feature-map``, or patches of the photograph.
+        classifiers: whether the five local heads have one (``shared``) or one each (``separate``).
+        weights: a checkpoint to start from (``fercli weights inspect FILE`` tells what one fills); without, noise.
+    """
 
     backbone: Literal["ir50", "ir18", "mobilenet-v2", "ir-small"] = "ir50"
     width: Annotated[int, Field(ge=4, le=64)] = 16
@@ -165,18 +207,25 @@ class Engine(Section):
     """The one training loop, its device and its habits.
 
     Attributes:
+        device: where the network is trained; ``auto`` is CUDA where there is any.
         precision: of the network in training; losses, saved weights and evaluation are float32 in any case. ``auto`` is
             bf16-mixed on CUDA devices that have it, else 32-true.
         compile: ``torch.compile`` for the network in training; ``auto`` does so on a single CUDA device.
         data: where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device
             where it is a CUDA device and they fit.
         crop_nets: how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices.
+        threads: of the processor; 0 leaves it to torch.
+        seed: of network, batches and views.
         deterministic: the same bits from run to run on the same machine; slower.
+        log_every: steps between two lines of the log.
+        save_every_s: seconds between two checkpoints to go on from.
+        evaluate_batch: faces at a time where nothing is trained.
+        tensorboard: whether curves are written for TensorBoard too.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"] = "auto"
-    compile: Literal["off", "auto", "on"] = "off"
+    compile: Annotated[Literal["off", "auto", "on"], BeforeValidator(_as_switch)] = "off"
     data: Literal["auto", "device", "host"] = "auto"
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
@@ -191,7 +240,18 @@ class Engine(Section):
 class Optimisation(Section):
     """What both training stages set: SGD over groups, each with a rate by epoch.
 
-    `patience` ends training early, after so many epochs in a row that the stage's `select` rule did not like better.
+    Attributes:
+        batch: faces in a batch, of each domain.
+        epochs: how many; may be raised later, the same command then goes on.
+        patience: ends training early, after so many epochs in a row that the `select` rule did not like better.
+        steps_per_epoch: null is once through the larger domain.
+        rate: learning rate of the backbone, one number or ``{first epoch: rate, ...}``.
+        new_rate: how many times that the new layers learn at.
+        momentum: of SGD.
+        nesterov: whether it looks ahead.
+        weight_decay: of SGD, on all weights.
+        clip_norm: largest norm of the gradient; null does not clip.
+        head_weights: of the heads' losses: global, five local, fused.
     """
 
     batch: Annotated[int, Field(ge=2)]
@@ -208,7 +268,12 @@ class Optimisation(Section):
 
 
 class TrainSource(Optimisation):
-    """Stage 1: cross-entropy on the labelled source. Weight decay is the published 5e-4, doubled as in the code."""
+    """Stage 1: cross-entropy on the labelled source. Weight decay is the published 5e-4, doubled as in the code.
+
+    Attributes:
+        label_smoothing: share of the answer given to the other expressions.
+        select: the rule that chooses the epoch: ``source-val``, accuracy on the faces held out, or ``last``.
+    """
 
     batch: Annotated[int, Field(ge=2)] = 64
     epochs: Positive = 15
@@ -229,11 +294,13 @@ class Adapt(Optimisation):
     """Stage 2: adaptation to one unlabelled target.
 
     Attributes:
-        method, options: the method, and what it lets one set.
+        method: how (``configs/methods`` has one spec each).
+        options: what the method lets one set.
+        discriminator_rate: learning rate of a method's own discriminators, as `rate`.
         tag: put behind the target's name in the folder's, to keep several adaptations to one target.
         select: the rule that chooses the epoch (`fercli.evaluation.rules`).
         select_images: faces of the target that rules look at, at most.
-        also_score: costly rules to reckon each epoch though another chooses.
+        also_score: costly rules (``dev``) to reckon each epoch though another chooses.
     """
 
     method: str = "aglrls"
@@ -293,7 +360,7 @@ class Sweep(Section):
     Attributes:
         methods: label -> what it sets under ``adapt``; without ``method`` the label is the method's name. A list of
             names does where nothing is set. Source-only is always there: all differences are to it.
-        targets: None for those of the spec.
+        targets: null for those of ``data.targets``.
         seeds: of network, batches and views; every run with one seed starts from the same source model.
         grid: ``key.path: [values]``, every combination of which is run.
         jobs: cells trained at a time, each in a process of its own.
@@ -316,14 +383,24 @@ class Sweep(Section):
 
 
 class Evaluate(Section):
-    """How a trained run is scored."""
+    """How a trained run is scored.
+
+    Attributes:
+        title: of the report; null is the run's name.
+        published: whether published rows stand beside ours (never beside stand-ins).
+    """
 
     title: str | None = None
     published: bool = True
 
 
 class Spec(Section):
-    """One run: what is read, how it is prepared, trained and scored. `name` is its folder under ``paths.runs``."""
+    """One run: what is read, how it is prepared, trained and scored.
+
+    Attributes:
+        name: the run's folder under ``paths.runs``.
+        sweep: methods x targets x seeds (``fercli sweep``); null is a single run.
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = "baseline"
     paths: Paths = Paths()

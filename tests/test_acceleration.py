@@ -11,7 +11,7 @@ from conftest import Bench
 from torch import nn
 
 from fercli import machine
-from fercli.engine import acceleration
+from fercli.engine import acceleration, checkpoint
 from fercli.engine.acceleration import Compiled, accelerate, resolve_precision
 from fercli.engine.fabric import make_fabric
 from fercli.errors import FercliError
@@ -194,6 +194,20 @@ def test_compiled_steps_on_cuda_equal_plain_ones() -> None:
     accelerate(net, Engine(device="cuda", precision="32-true", compile="on", crop_nets="loop"), torch.device("cuda"), 4)
     views = [tensor.cuda() for tensor in faces()]
     torch.testing.assert_close(net(*views).logits, plain(*views).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.cuda
+@needs_cuda
+def test_what_scales_float16_gradients_is_saved_and_taken_up(bench: Bench) -> None:
+    bench.done("train-source", "--quiet", *("--set", "engine.device=cuda", "--set", "engine.precision=16-mixed"))
+    path = bench.runs / "source/last.ckpt"
+    state = checkpoint.load(path)
+    assert state["scaling"]["scale"] > 0
+    state["scaling"]["scale"], state["scaling"]["growth_interval"] = 512.0, 10**6
+    checkpoint.save(path, {key: value for key, value in state.items() if key not in ("format", "fercli")})
+    more = ("--set", "engine.device=cuda", "--set", "engine.precision=16-mixed", "--set", "train_source.epochs=3")
+    bench.done("train-source", "--quiet", *more)
+    assert checkpoint.load(path)["scaling"]["scale"] <= 512
 
 
 # The machine

@@ -208,3 +208,8 @@ def test_help_answers_at_once() -> None:
 
     # Meant: under half a second. Asked here: under one, in the best of five, for machines shared with others.
     assert min(seconds() for _ in range(5)) < 1.0
+
+
+@pytest.mark.parametrize(("text", "value"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
+def test_yamls_truth_values_are_switches(text: str, value: str) -> None:
+    assert load(None, [f"engine.compile={text}"]).engine.compile == value

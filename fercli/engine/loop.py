@@ -100,7 +100,7 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
     trainee, optimizer = fabric.setup(raw, optimizer)
     meter, best, finite = Meter(), {"epoch": 0, "score": -math.inf, "rule": job.rule}, Finite(job)
     total = plan.epochs * job.steps_per_epoch
-    step = _restore(job, optimizer, meter, best, fabric.device)
+    step = _restore(job, optimizer, fabric, meter, best)
     log = Log(job.folder, step, job.engine.tensorboard)
     started_at = saved_at = time.monotonic()
     started_step, note = step, ""
@@ -155,7 +155,9 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
                     best.update(epoch=clock.epoch, score=scores[job.rule])
                     _save(job.folder / "best.ckpt", job, None, meter, best, step)
             if save_due:
-                _save(job.folder / "last.ckpt", job, optimizer, meter, best, step)
+                # Float16 scales its gradients by what it has learned so far.
+                going_on = {"optimizer": optimizer.state_dict(), "scaling": fabric.strategy.precision.state_dict()}
+                _save(job.folder / "last.ckpt", job, going_on, meter, best, step)
                 saved_at = time.monotonic()
             if stopping and step < total:
                 log.close()
@@ -205,12 +207,12 @@ def _validate(job: Job, epoch: int, trainee: nn.Module) -> dict[str, float]:
     return ranks.on_first(lambda: scores)
 
 
-def _save(path: Path, job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: int) -> None:
-    ranks.on_first(lambda: checkpoint.save(path, _state(job, optimizer, meter, best, step)))
+def _save(path: Path, job: Job, going_on: dict[str, Any] | None, meter: Meter, best: dict[str, Any], step: int) -> None:
+    ranks.on_first(lambda: checkpoint.save(path, _state(job, going_on, meter, best, step)))
 
 
-def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: int) -> dict[str, Any]:
-    """Everything a checkpoint holds; without an optimizer it is for use, not for resuming."""
+def _state(job: Job, going_on: dict[str, Any] | None, meter: Meter, best: dict[str, Any], step: int) -> dict[str, Any]:
+    """Everything a checkpoint holds; without the optimizer's state (`going_on`) it is for use, not for resuming."""
     status = job.trainee.method.status()
     state = {
         "network": job.trainee.network.state_dict(),
@@ -221,11 +223,11 @@ def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: i
         "best": dict(best),
         **job.record,
     }
-    if optimizer is not None or job.trainee.method.refines:
+    if going_on is not None or job.trainee.method.refines:
         state["method"] = job.trainee.method.state_dict()
-    if optimizer is not None:
+    if going_on is not None:
         state.update(
-            optimizer=optimizer.state_dict(),
+            going_on,
             meter=meter.state_dict(),
             rng={
                 "torch": torch.get_rng_state(),
@@ -236,7 +238,7 @@ def _state(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], step: i
     return state
 
 
-def _restore(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], device: torch.device) -> int:
+def _restore(job: Job, optimizer: Any, fabric: Any, meter: Meter, best: dict[str, Any]) -> int:
     """Take up ``last.ckpt``; returns the steps already done."""
     path = job.folder / "last.ckpt"
     state = ranks.on_first(lambda: checkpoint.load(path) if path.exists() else None)
@@ -245,7 +247,9 @@ def _restore(job: Job, optimizer: Any, meter: Meter, best: dict[str, Any], devic
     job.trainee.network.load_state_dict(state["network"])
     job.trainee.method.load_state_dict(state["method"])
     optimizer.load_state_dict(state["optimizer"])
-    meter.load_state_dict(state["meter"], device)
+    if state.get("scaling"):
+        fabric.strategy.precision.load_state_dict(state["scaling"])
+    meter.load_state_dict(state["meter"], fabric.device)
     best.update(state["best"])
     torch.set_rng_state(state["rng"]["torch"])
     if state["rng"]["cuda"] and torch.cuda.is_available():
