@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fercli.errors import SpecError
+from fercli.plugins import is_place
 
 #: Head weights are given in this order: global, five local, fused.
 NUM_HEADS = 7
@@ -342,7 +343,7 @@ class Adapt(Optimisation):
     def _method_exists(cls, value: str) -> str:
         from fercli.methods import METHODS  # torch-free
 
-        return _one_of(value, list(METHODS))
+        return value if is_place(value) else _one_of(value, list(METHODS))
 
 
 #: Labels of methods become parts of folders' names.

@@ -62,6 +62,41 @@ def test_equals_scikit_learn(case, seed):
             assert row["recall"] is None and row["f1"] is None
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_any_classes_may_be_absent(seed):
+    """Random classes in the truth and in the answers: values as scikit-learn's, None exactly where it has nothing."""
+    sk = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(seed)
+    classes = (rng.choice(7, rng.integers(1, 8), replace=False).tolist() for _ in range(2))
+    labels, predictions = _draw(seed, int(rng.integers(1, 400)), *classes)
+    got = scores(confusion(labels, predictions))
+
+    present = np.unique(labels)
+    kept = np.isin(predictions, present)  # what is never true counts against recall only, as no answer
+    balanced = np.mean([(predictions[labels == i] == i).mean() for i in present])
+    assert got["mean_recall"] == pytest.approx(balanced, abs=1e-12)
+    if kept.all():
+        assert got["mean_recall"] == pytest.approx(sk.balanced_accuracy_score(labels, predictions), abs=1e-12)
+    assert got["accuracy"] == pytest.approx(sk.accuracy_score(labels, predictions), abs=1e-12)
+    f1 = sk.f1_score(labels, predictions, labels=present, average="macro", zero_division=0)
+    assert got["macro_f1"] == pytest.approx(f1, abs=1e-12)
+
+    theirs = sk.precision_recall_fscore_support(labels, predictions, labels=range(7), zero_division=np.nan)
+    for i, row in enumerate(got["per_expression"]):
+        precision, recall, f1, support = (values[i] for values in theirs)
+        # Of a class that is not in the truth scikit-learn says F1 0 once it was predicted; here it is not defined.
+        expected = {"precision": precision, "recall": recall, "f1": f1 if support else np.nan}
+        for name, value in expected.items():
+            assert row[name] is None if np.isnan(value) else row[name] == pytest.approx(value, abs=1e-12)
+        assert row["support"] == support
+
+
+def test_absent_from_truth_and_answers_is_not_defined():
+    rows = scores(confusion([0, 1, 1], [1, 0, 1]))["per_expression"]
+    for row in rows[2:]:
+        assert (row["precision"], row["recall"], row["f1"], row["support"]) == (None, None, None, 0)
+
+
 def test_by_hand():
     """Three classes: 4 of class 0 (3 right, 1 taken for 1), 2 of class 1 (both taken for 0), none of class 2."""
     matrix = confusion([0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 0, 0], classes=3)

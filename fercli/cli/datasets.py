@@ -50,13 +50,13 @@ def show(name, quiet, as_json):
       fercli datasets show csv
     """
     from fercli.cli.datasets_view import show_one
-    from fercli.datasets import READERS, find_reader
+    from fercli.datasets import find_reader, get_reader
     from fercli.datasets.facts import describe
 
     _configure(quiet, as_json)
     name = find_reader(name)
-    show_one(name, READERS[name])
-    console.result({"dataset": describe(name, READERS[name])})
+    show_one(name, get_reader(name))
+    console.result({"dataset": describe(name, get_reader(name))})
 
 
 @command.command("check", short_help="Compare a copy of a dataset with the official release.")

@@ -1,4 +1,7 @@
-"""Datasets: each module reads one layout on disk into records; this is the list of them."""
+"""Datasets: each module reads one layout on disk into records; this is the list of them.
+
+Readers from outside are named ``module:READER`` where the spec takes a reader.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,8 @@ from fercli.datasets import (
 )
 from fercli.datasets.base import STAND_IN_MARKER, Reader
 from fercli.datasets.records import Listing, Record
-from fercli.errors import FercliError
+from fercli.errors import FercliError, SpecError
+from fercli.plugins import import_from, is_place
 
 #: Every reader by the name that the run spec gives it. A new dataset: one module, one line here.
 READERS: dict[str, Reader] = {
@@ -41,14 +45,16 @@ READERS: dict[str, Reader] = {
     "csv": csv_list.READER,
 }
 
-__all__ = ["READERS", "STAND_IN_MARKER", "Listing", "Reader", "Record", "find_reader", "read_dataset"]
+__all__ = ["READERS", "STAND_IN_MARKER", "Listing", "Reader", "Record", "find_reader", "get_reader", "read_dataset"]
 
 
 def find_reader(name: str, what: str = "no dataset") -> str:
-    """Return the name of a reader as the registry has it, case aside.
+    """Return the name of a reader as the registry has it, case aside; one from outside as it is.
 
     Raises FercliError, which begins with `what` and names the nearest, for one that does not exist.
     """
+    if is_place(name):
+        return name
     found = next((known for known in READERS if known == name.strip().lower()), None)
     if found is None:
         near = difflib.get_close_matches(name.lower(), READERS, n=1)
@@ -62,4 +68,15 @@ def read_dataset(name: str, reader: str, root: str | os.PathLike[str], **options
 
     Raises FercliError, one line, for an unknown reader or option and for a folder that is missing or of another layout.
     """
-    return READERS[find_reader(reader, f"{name}: unknown reader")].read(root, name=name, **options)
+    return get_reader(reader, f"{name}: unknown reader").read(root, name=name, **options)
+
+
+def get_reader(name: str, what: str = "no dataset") -> Reader:
+    """Return a reader by its name; raises as `find_reader`, and for a name from outside that leads to no reader."""
+    name = find_reader(name, what)
+    if name in READERS:
+        return READERS[name]
+    found = import_from(name, "reader")
+    if not isinstance(found, Reader):
+        raise SpecError(f"reader: {name} is no reader: make it a fercli.datasets.base.Reader")
+    return found

@@ -1,4 +1,4 @@
-"""The adaptation methods: one module and one line here each.
+"""The adaptation methods: one module and one line here each; those of others are named ``module:Class`` in the spec.
 
 A method supplies losses and extra modules, never a loop of its own. See `fercli.methods.base` for the contract.
 This registry holds names only, so that a spec can be checked without loading torch.
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING
+
+from fercli.errors import SpecError
+from fercli.plugins import import_from
 
 if TYPE_CHECKING:
     from fercli.methods.base import Method
@@ -30,6 +33,17 @@ METHODS: dict[str, str] = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a registered method."""
-    module, _, attribute = METHODS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    """The class of a registered method, or of one from outside (``module:Class``).
+
+    Raises:
+        SpecError: there is no such module or class, or it is no `fercli.methods.base.Method`.
+    """
+    if name in METHODS:
+        module, _, attribute = METHODS[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    from fercli.methods.base import Method
+
+    found = import_from(name, "adapt.method")
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise SpecError(f"adapt.method: {name} is no method: derive it from fercli.methods.base.Method")
+    return found

@@ -125,9 +125,10 @@ def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any
 
 def _refines(document: Mapping[str, Any]) -> bool:
     from fercli.methods import METHODS, method_class
+    from fercli.plugins import is_place
 
     name = document.get("method_name")
-    return isinstance(name, str) and name in METHODS and method_class(name).refines
+    return isinstance(name, str) and (name in METHODS or is_place(name)) and method_class(name).refines
 
 
 def _document(kind: str, state: dict[str, Tensor], weights: Weights) -> tuple[dict[str, Any], list[str]]:

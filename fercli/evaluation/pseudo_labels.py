@@ -1,0 +1,69 @@
+"""How many pseudo labels each threshold would have admitted after each epoch of an adaptation, and how many rightly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.methods.losses import class_thresholds, learning_status
+
+#: Fixed confidences that are compared with the class-aware one.
+THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
+
+#: What the class-aware thresholds start from, and the confidence that counts towards the status b.
+BASE = 0.95
+
+CLASS_AWARE = "class-aware"
+
+
+def pseudo_label_counts(outputs: dict[int, Tensor], labels: np.ndarray | None) -> list[dict[str, Any]]:
+    """Faces of each answered class that reach each fixed threshold and the class-aware one, epoch by epoch.
+
+    The class-aware threshold of class c is 0.95 ((b_c + 1) / 2)^2 (AGLRLS, arXiv 2401.11085), b from how many faces
+    reach 0.95 in that same epoch (`learning_status`). In training b is kept from each face's last confident answer on
+    its weak view; here it comes from the view watched, which is what the files hold.
+
+    Args:
+        outputs: epoch -> probabilities [N, 7] on the same N target faces (see `fercli.engine.watch.read_outputs`).
+        labels: integers [N], -1 where not known, or None. Oracle: for the final score only.
+
+    Returns:
+        A document an epoch, in order: ``epoch``; ``counts``, keyed by ``str(threshold)`` and "class-aware", the faces
+        [7] by answered class; ``known``, of those the ones with a label; and ``correct``, of those the ones answered
+        rightly, so that accuracy is correct / known. Both are None where no face has a label. Without epochs [].
+
+    Raises:
+        ValueError: an epoch's faces are not as many as the labels.
+    """
+    truth = None if labels is None else torch.as_tensor(np.asarray(labels).astype(np.int64))
+    epochs = []
+    for epoch in sorted(outputs):
+        if truth is not None and len(truth) != len(outputs[epoch]):
+            raise ValueError(f"outputs of {len(outputs[epoch])} faces after epoch {epoch}, but {len(truth)} labels")
+        passed, answers = _passed(outputs[epoch])
+        document = {"epoch": epoch, "counts": _count(passed, answers), "known": None, "correct": None}
+        if truth is not None and (truth >= 0).any():
+            document["known"] = _count(passed, answers, truth >= 0)
+            document["correct"] = _count(passed, answers, truth == answers)
+        epochs.append(document)
+    return epochs
+
+
+def _passed(probabilities: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Which faces reach each threshold (bool [N] each), and their answers."""
+    confidence, answers = probabilities.max(-1)
+    passed = {str(threshold): confidence >= threshold for threshold in THRESHOLDS}
+    bank = torch.where(confidence >= BASE, answers, -1)
+    limits = class_thresholds(learning_status(bank[None], NUM_EXPRESSIONS)[0], BASE)
+    passed[CLASS_AWARE] = confidence >= limits[answers]
+    return passed, answers
+
+
+def _count(passed: dict[str, Tensor], answers: Tensor, among: Tensor | None = None) -> dict[str, list[int]]:
+    """Faces by answered class that passed, of those in `among` (all without it)."""
+    kept = {key: where if among is None else where & among for key, where in passed.items()}
+    return {key: torch.bincount(answers[where], minlength=NUM_EXPRESSIONS).tolist() for key, where in kept.items()}

@@ -1,0 +1,49 @@
+"""Methods and readers from outside: the run spec names them ``module:Name``.
+
+The module is looked for in the current folder, then where Python looks. It is the user's own code and is run when the
+spec asks for it; nothing is imported for a name of fercli's registries.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from fercli.errors import SpecError
+
+_PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_place(name: str) -> bool:
+    """Whether a name is of the form ``module:Name``."""
+    return _PLACE.fullmatch(name) is not None
+
+
+def import_from(place: str, key: str) -> Any:
+    """Import what ``module:Name`` names.
+
+    Args:
+        place: the name.
+        key: of the spec that holds it, for messages.
+
+    Raises:
+        SpecError: there is no such module or name, or the module fails; one line.
+    """
+    module, _, attribute = place.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as problem:
+        if problem.name is None or not f"{module}.".startswith(f"{problem.name}."):
+            raise SpecError(f"{key}: {place}: its module needs {problem.name}, which is not installed") from None
+        raise SpecError(f"{key}: {place}: no module {module} in {here} or on Python's path") from None
+    except Exception as problem:  # the user's code may fail in any way
+        raise SpecError(f"{key}: {place}: importing {module} failed: {type(problem).__name__}: {problem}") from problem
+    if not hasattr(loaded, attribute):
+        raise SpecError(f"{key}: {place}: {module} has no {attribute}")
+    return getattr(loaded, attribute)
