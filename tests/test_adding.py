@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Bench
+from conftest import Bench, run
 from PIL import Image
 
 from fercli.datasets import read_dataset
@@ -95,7 +95,8 @@ def test_a_dataset_from_outside_is_listed_prepared_and_adapted_to(here: Path, be
         Image.fromarray(face.image).save(here / f"pictures/{name}.png")
     mine = {"reader": "my_layouts:READER", "root": str(here / "pictures")}
     own = Bench(here / "bench", here / "prepared", {"data.targets": ["mine"], "data.datasets.mine": mine})
-    assert json.loads(own.done("datasets", "check", "mine", "--json").stdout)["check"]["images"] == 7
+    checked = run("datasets", "check", "mine", "-c", str(own.spec), "--json")
+    assert json.loads(checked.stdout)["check"]["images"] == 7
     own.done("prepare", "--quiet", "--dataset", "mine")
     store = Store.open(here / "prepared/mine")
     assert len(store) >= 5 and set(store.subjects) == {"p0", "p1"}
