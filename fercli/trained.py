@@ -21,6 +21,8 @@ from fercli.models import FEATURE_SIZE, GlobalLocal, Output
 from fercli.spec import Spec, parse
 
 BEST = "best.ckpt"
+#: What a checkpoint of a trained stage says beside its weights and its spec.
+_NEEDED = ("stage", "best", "decision", "status")
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,44 @@ class Trained:
 
 
 def read_trained(folder: Path) -> Trained | None:
-    """The chosen model of a stage folder; None where there is none yet."""
+    """The chosen model of a stage folder; None where there is none yet. Raises FercliError where it is damaged."""
     path = folder / BEST
     return _read(path) if path.exists() else None
 
 
+def source_model(spec: Spec) -> Trained:
+    """The source model of a run.
+
+    Raises:
+        FercliError: there is none, it is damaged, or it is not of this stage.
+    """
+    model = read_trained(spec.run_folder / "source")
+    if model is None:
+        raise FercliError(f"no source model in {spec.run_folder}; run: fercli train-source")
+    if model.stage != "source":
+        raise FercliError(
+            f"{model.path} is not a source model but one of `fercli adapt`; run: fercli train-source --restart"
+        )
+    return model
+
+
 def adapted_models(spec: Spec) -> list[Trained]:
-    """The adapted models of a run, in the order of their folders' names."""
-    found = (read_trained(path) for path in sorted(spec.run_folder.glob("adapt-*")))
-    return [model for model in found if model is not None]
+    """The adapted models of a run, in the order of their folders' names; folders without one are `unfinished`.
+
+    Raises:
+        FercliError: one is damaged, or not of this stage.
+    """
+    found = [read_trained(path) for path in sorted(spec.run_folder.glob("adapt-*"))]
+    models = [model for model in found if model is not None]
+    for model in models:
+        if model.stage != "adapt" or model.target is None:
+            raise FercliError(f"{model.path} is not an adapted model; remove {model.folder}, or adapt anew (--restart)")
+    return models
+
+
+def unfinished(spec: Spec) -> list[Path]:
+    """Folders of adaptations that have no model yet: begun and stopped, or their model was taken away."""
+    return [path for path in sorted(spec.run_folder.glob("adapt-*")) if path.is_dir() and not (path / BEST).exists()]
 
 
 def find_trained(run: str | Path, target: str | None = None) -> Trained:
@@ -111,40 +142,60 @@ def find_trained(run: str | Path, target: str | None = None) -> Trained:
 
     Args:
         run: a run folder, one of its stage folders, or a checkpoint file of fercli.
-        target: of a run folder with several adaptations, the one to this target; ``source`` is the source model.
+        target: which of a run folder's models: the target it was adapted to, the name of its folder, or ``source``.
+            A stage folder or a file is one model already, and must be that one.
 
     Returns:
-        Of a run folder the one adapted model, or the source model where nothing is adapted.
+        Of a run folder without `target`, the one adapted model, or the source model where nothing is adapted.
 
     Raises:
         FercliError: there is no model, several fit (they are named), or the file is no checkpoint of fercli.
     """
     path = Path(run)
     if path.is_file():
-        return _read(path)
+        return _checked(_read(path), target)
     if not path.is_dir():
         raise FercliError(f"no run folder or checkpoint {path}; train one: fercli train-source")
     if (path / BEST).exists():
-        return _read(path / BEST)
+        return _checked(_read(path / BEST), target)
     adapted = sorted(p.parent for p in path.glob(f"adapt-*/{BEST}"))
     source = path / "source" / BEST
+    names = ", ".join(folder.name for folder in adapted) or "none"
     if target == "source" or (target is None and not adapted and source.exists()):
         if not source.exists():
             raise FercliError(f"no source model in {path}; run: fercli train-source")
         return _read(source)
-    models = [_read(folder / BEST) for folder in adapted]
-    fitting = [model for model in models if target is None or target in (model.target, model.folder.name)]
-    if len(fitting) == 1:
-        return fitting[0]
-    names = ", ".join(folder.name for folder in adapted) or "none"
-    if fitting:
-        raise FercliError(f"{path} has several adapted models ({names}); name one: {fitting[0].folder}")
     if target is None:
-        raise FercliError(f"{path} holds no trained model; run: fercli train-source")
-    raise FercliError(
-        f"{path} has no model adapted to {target} (adapted: {names}); run: fercli adapt --target {target}"
-    )
+        if not adapted:
+            raise FercliError(f"{path} holds no trained model; run: fercli train-source")
+        if len(adapted) == 1:
+            return _read(adapted[0] / BEST)
+        raise FercliError(f"{path} has several adapted models ({names}); name one: {adapted[0]}")
+    fitting = [model for model in (_read(folder / BEST) for folder in adapted) if _is(model, target)]
+    if len(fitting) > 1:
+        names = ", ".join(model.folder.name for model in fitting)
+        raise FercliError(f"{path} has several models adapted to {target} ({names}); name one: {fitting[0].folder}")
+    if not fitting:
+        raise FercliError(
+            f"{path} has no model adapted to {target} (adapted: {names}); run: fercli adapt --target {target}"
+        )
+    return fitting[0]
+
+
+def _is(model: Trained, target: str) -> bool:
+    return target in (model.target, model.folder.name) or (target == "source" and model.stage == "source")
+
+
+def _checked(model: Trained, target: str | None) -> Trained:
+    if target is not None and not _is(model, target):
+        told = f"adapted to {model.target}" if model.target else "the source model"
+        raise FercliError(f"{model.path} is {told}, not for {target}; leave the target out, or name the run's folder")
+    return model
 
 
 def _read(path: Path) -> Trained:
-    return Trained(path, checkpoint.load(path))
+    state = checkpoint.load(path)
+    missing = [name for name in _NEEDED if name not in state]
+    if missing:
+        raise FercliError(f"{path} is not a model of train-source or adapt (it has no {', '.join(missing)})")
+    return Trained(path, state)

@@ -5,22 +5,19 @@ from __future__ import annotations
 import click
 
 from fercli import console
-from fercli.cli.options import chosen_targets, read_spec, source_option, spec_options
+from fercli.cli.options import chosen_targets, read_spec, source_option, spec_options, target_option
 
 
 @click.command("evaluate", short_help="Score source-only and adapted models; write the report.")
 @spec_options
 @source_option
-@click.option(
-    "--target",
-    "targets",
-    metavar="NAME",
-    multiple=True,
-    help="Target (may be repeated), or all. Default: those adapted to.",
-)
+@target_option("Target (may be repeated), or all. Default: those adapted to.")
 @click.option("--report", is_flag=True, help="Also write the HTML report.")
 def command(spec_file, overrides, quiet, as_json, sources, targets, report):
     """Score the source model and the adapted ones; write the numbers and, with --report, one HTML file.
+
+    Into the run's folder report/ go results.json, results.csv (the scores, one a row), predictions/*.csv (a row a
+    face) and report.html.
 
     Of a spec with a sweep section it makes the benchmark's table from whatever the sweep has trained so far.
 
@@ -30,7 +27,8 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, report):
       fercli evaluate --target jaffe --json
       fercli evaluate -c shifts --report
     """
-    from fercli.evaluation.evaluate import adapted_targets, evaluate, headline
+    from fercli.evaluation.evaluate import adapted_targets, evaluate
+    from fercli.evaluation.headline import headline
 
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
     if spec.sweep is not None:

@@ -180,12 +180,19 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
     """Put a checkpoint's weights into the network that the spec describes.
 
     Raises:
-        FercliError: the checkpoint is of another architecture; the differing keys are named.
+        FercliError: the checkpoint is of another architecture (the differing keys are named), or its weights are not
+            those of the architecture that it names.
     """
     problem = differences(state["spec"], json.loads(spec.model_dump_json()), ("model",), frozenset({"weights"}))
     if problem:
         raise FercliError(f"{path} is of another architecture ({problem}); use the spec it was trained with")
-    network.load_state_dict(state["network"])
+    try:
+        network.load_state_dict(state["network"])
+    except (RuntimeError, TypeError, AttributeError):
+        raise FercliError(
+            f"the weights in {path} are of another network than its spec describes (made by another version, or put "
+            "together by hand); train again, --restart"
+        ) from None
 
 
 def _network(model: Model) -> GlobalLocal:

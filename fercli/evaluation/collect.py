@@ -18,9 +18,9 @@ from fercli.engine.folder import FIXED, FREE, differences
 from fercli.engine.log import read_metrics
 from fercli.engine.stages import open_store
 from fercli.engine.watch import read_outputs
-from fercli.evaluation.evaluate import metrics_of, scored_part
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
+from fercli.evaluation.scored import metrics_of, scored_part
 from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class

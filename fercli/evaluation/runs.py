@@ -1,0 +1,196 @@
+"""Evaluated runs as `fercli compare` reads them, and which model of one is compared with which of another.
+
+Read is what `fercli evaluate` leaves in a run's report folder: results.json (schema 2) and predictions/*.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from fercli.errors import FercliError
+from fercli.expressions import EXPRESSIONS
+
+#: The results document that this reads.
+SCHEMA = 2
+
+
+class Answer(NamedTuple):
+    """One row of a predictions file; label is "" where not known."""
+
+    subject: str
+    label: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model's entry of a results document, as written; `run` is what tables call its run, `report` the folder."""
+
+    run: str
+    report: Path
+    entry: dict[str, Any]
+
+    @property
+    def folder(self) -> str:
+        """The stage folder's name."""
+        return self.entry["folder"]
+
+    @property
+    def dataset(self) -> str:
+        """What it was scored on."""
+        return self.entry["dataset"]
+
+    @property
+    def predictions(self) -> Path:
+        """The file of its answers."""
+        return self.report / self.entry["predictions"]
+
+    def answers(self) -> dict[tuple[str, str], Answer]:
+        """(split, id) -> answer of every face. Raises FercliError where the file is missing or not of this kind."""
+        path = self.predictions
+        try:
+            with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+                rows = list(csv.DictReader(file))
+            found = {(r["split"], r["id"]): Answer(r["subject"], r["label"], r["answer"]) for r in rows}
+        except OSError as problem:
+            raise FercliError(f"{path}: {problem.strerror}; {_advice(self.report.parent)}") from None
+        except (KeyError, UnicodeDecodeError, csv.Error):
+            found = {}
+        names = {name for answer in found.values() for name in (answer.label or answer.answer, answer.answer)}
+        if not found or len(found) < len(rows) or not names <= set(EXPRESSIONS):
+            raise FercliError(f"{path} is no file of predictions; {_advice(self.report.parent)}")
+        return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a user named: a run, or with `only` one of its stage folders."""
+
+    name: str
+    folder: Path
+    results: dict[str, Any]
+    only: str | None
+
+    def models(self) -> list[Model]:
+        """The models scored, in the order of the document."""
+        kept = [entry for entry in self.results["entries"] if self.only in (None, entry["folder"])]
+        return [Model(self.name, self.folder / "report", entry) for entry in kept]
+
+    def spec_of(self, folder: str) -> dict[str, Any]:
+        """The spec that a stage was trained with, as data; that of the scoring where the folder is gone."""
+        try:
+            return yaml.safe_load((self.folder / folder / "spec.yaml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            return self.results["spec"]
+
+    def outdated(self) -> list[str]:
+        """Stage folders whose model is newer than the results."""
+        scored = (self.folder / "report" / "results.json").stat().st_mtime
+        best = {name: self.folder / name / "best.ckpt" for name in dict.fromkeys(m.folder for m in self.models())}
+        return [name for name, path in best.items() if path.exists() and path.stat().st_mtime > scored]
+
+
+def find_run(given: str, runs: Path) -> Run:
+    """What a user means by RUN: a run folder, one of its stage folders, or the same below `runs`.
+
+    Raises:
+        FercliError: there is no such folder, it is not evaluated, or by an older fercli, or the stage is not scored.
+    """
+    path = next((path for path in (Path(given), runs / given) if path.is_dir()), None)
+    if path is None:
+        known = sorted(spec.parent.name for spec in runs.glob("*/spec.yaml"))
+        close = difflib.get_close_matches(given, known, 1)
+        hint = f"did you mean {close[0]}?" if close else f"{runs} holds {', '.join(known) or 'none'}"
+        raise FercliError(f"no run {given}: {hint}")
+    path, only = path if path.name else path.resolve(), None  # "." has neither a name nor a parent
+    if not (path / "report").is_dir() and (path / "best.ckpt").exists():
+        path, only = path.parent, path.resolve().name
+    file = path / "report" / "results.json"
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
+        below = sorted(spec.parent for spec in path.glob("*/spec.yaml") if spec.parent.name.startswith("seed-"))
+        if below:
+            raise FercliError(f"{path} is a sweep, not one run; compare runs of it, such as {below[0]}") from None
+        raise FercliError(f"{path} is not evaluated; {_advice(path)}") from None
+    except ValueError:
+        raise FercliError(f"{file} is damaged; {_advice(path)}") from None
+    if results.get("schema") != SCHEMA:
+        raise FercliError(f"{file} was written by another version of fercli; {_advice(path)}")
+    run = Run(path.resolve().name, path, results, only)
+    if not run.models():
+        raise FercliError(f"{path / only} is not among what was scored; {_advice(path)}")
+    return run
+
+
+def tell_apart(runs: list[Run]) -> list[Run]:
+    """The same runs; those of one name that lie in different folders are called by their paths."""
+    folders: dict[str, set[Path]] = {}
+    for run in runs:
+        folders.setdefault(run.name, set()).add(run.folder.resolve())
+    return [run if len(folders[run.name]) == 1 else replace(run, name=str(run.folder)) for run in runs]
+
+
+def _advice(run: Path) -> str:
+    return f"run: fercli evaluate -c {run / 'spec.yaml'}"
+
+
+class Pair(NamedTuple):
+    """Two models scored on one dataset."""
+
+    reference: Model
+    other: Model
+
+
+def match(reference: Run, other: Run) -> tuple[list[Pair], list[str]]:
+    """Which model of one run is compared with which of another.
+
+    On each dataset: where a run is given as one stage folder, that one; the same stage folder; then what is left, if
+    that is one adapted model on either side (other tags, other methods).
+
+    Returns:
+        The pairs, and between whole runs a line for the models of each dataset that have no counterpart.
+    """
+    pairs, left = [], []
+    ours, theirs = reference.models(), other.models()
+    for dataset in dict.fromkeys(model.dataset for model in (*ours, *theirs)):
+        here = {model.folder: model for model in ours if model.dataset == dataset}
+        there = {model.folder: model for model in theirs if model.dataset == dataset}
+        if reference.only and other.only:
+            named = [(reference.only, other.only)] if here and there else []
+        else:
+            named = [(folder, folder) for folder in here if folder in there]
+        pairs += [Pair(here.pop(a), there.pop(b)) for a, b in named]
+        # A source model's counterpart is a source model, unless one is named.
+        a = [folder for folder in here if folder != "source" or reference.only]
+        b = [folder for folder in there if folder != "source" or other.only]
+        if len(a) == len(b) == 1:
+            pairs.append(Pair(here.pop(a[0]), there.pop(b[0])))
+        elif a and b and not (reference.only or other.only):
+            left.append(
+                f"{dataset}: {', '.join(a)} of {reference.name} and {', '.join(b)} of {other.name} go by other names; "
+                f"name two, such as: fercli compare {reference.folder / a[0]} {other.folder / b[0]}"
+            )
+            continue
+        if (here or there) and not (reference.only or other.only):
+            for side, others in ((here, other), (there, reference)):
+                if side:
+                    models = ", ".join(f"{model.run}/{folder}" for folder, model in side.items())
+                    left.append(f"{dataset}: {models} without a counterpart in {others.name}")
+    return pairs, left
+
+
+def within(run: Run) -> list[Pair]:
+    """The models of one run on the same dataset, each with the first: source-only, where it is scored there."""
+    pairs = []
+    for dataset in dict.fromkeys(model.dataset for model in run.models()):
+        here = sorted((m for m in run.models() if m.dataset == dataset), key=lambda m: m.folder != "source")
+        pairs += [Pair(here[0], other) for other in here[1:]]
+    return pairs

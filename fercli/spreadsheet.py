@@ -1,0 +1,32 @@
+"""CSV files that people open in spreadsheets: UTF-8, lines end in LF, and no cell is run as a formula."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fercli.files import write_atomically
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table in one move; None is an empty cell, and all text is made `harmless`.
+
+    File names that are no UTF-8 keep their bytes, as in a store's manifest.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    for row in (columns, *rows):
+        writer.writerow([harmless(value) for value in row])
+    write_atomically(Path(path), text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def harmless(value: Any) -> Any:
+    """Keep text on one line, and a spreadsheet from running it as a formula; numbers stay as they are."""
+    if not isinstance(value, str):
+        return value
+    value = re.sub(r"[\t\r\n]+", " ", value)
+    return f"'{value}" if value.lstrip()[:1] in tuple("=+-@＝＋－＠") else value

@@ -1,0 +1,455 @@
+"""`fercli evaluate`: the results document against plain reckoning, and runs that are not as they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Bench
+
+from fercli.batches import Faces
+from fercli.engine import checkpoint
+from fercli.engine.stages import open_store, source_faces, view_settings
+from fercli.engine.watch import read_outputs
+from fercli.evaluation.calibration import calibration
+from fercli.evaluation.domain_gap import a_distance
+from fercli.evaluation.evaluate import evaluate
+from fercli.evaluation.explain import grad_cam
+from fercli.evaluation.inference import look
+from fercli.evaluation.intervals import bootstrap
+from fercli.evaluation.looker import GAP_FACES, MAPPED_FACES, Looker, _thinned
+from fercli.evaluation.pseudo_labels import pseudo_label_counts
+from fercli.expressions import EXPRESSIONS
+from fercli.spec import load
+from fercli.store import Store
+from fercli.trained import adapted_models, source_model
+
+CPU = torch.device("cpu")
+FUSED = 6
+
+
+def document(bench: Bench, *arguments: str) -> dict[str, Any]:
+    return json.loads(bench.done("evaluate", "--json", *arguments).stdout, parse_constant=pytest.fail)
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
+    """A bench adapted to JAFFE. Read only but for its report."""
+    bench = Bench(tmp_path_factory.mktemp("adapted"), trained.prepared)
+    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench.done("adapt", "--quiet")
+    return bench
+
+
+@pytest.fixture(scope="module")
+def results(adapted: Bench) -> dict[str, Any]:
+    return document(adapted)
+
+
+@pytest.fixture
+def copy(adapted: Bench, tmp_path: Path) -> Callable[..., Bench]:
+    """Give a function (prepared) -> a bench of one's own with both models."""
+
+    def make(prepared: Path | None = None) -> Bench:
+        bench = Bench(tmp_path / "copy", prepared or adapted.prepared)
+        shutil.copytree(adapted.runs, bench.runs, ignore=shutil.ignore_patterns("report"))
+        return bench
+
+    return make
+
+
+def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
+    """What an entry's model says of its dataset and of the held-out source faces, looked at anew; the labels."""
+    spec = load(str(bench.spec))
+    models = {model.folder.name: model for model in (source_model(spec), *adapted_models(spec))}
+    network, store = models[entry["folder"]].network(CPU), open_store(spec, entry["dataset"])
+    source, settings = source_faces(spec, CPU), view_settings(spec)
+    indices = store.indices(store.score_splits)
+    seen = look(network, Faces([store], [indices], CPU, False), settings, 32)
+    held = look(network, source.held, settings, 32)._replace(labels=torch.from_numpy(source.held_labels))
+    return seen, held, store.labels[indices]
+
+
+# The document
+
+
+def test_the_document_has_the_parts_that_were_agreed(results: dict[str, Any], adapted: Bench) -> None:
+    assert results["schema"] == 2
+    folders = [entry["folder"] for entry in results["entries"]]
+    assert folders == ["source", "source", "adapt-jaffe"]
+    for entry in results["entries"]:
+        assert entry["predictions"] == f"predictions/{entry['folder']}--{entry['dataset']}.csv"
+        assert (adapted.runs / "report" / entry["predictions"]).exists()
+    assert [row["folder"] for row in results["table"]] == ["source", "adapt-jaffe", "adapt-jaffe"]
+    assert json.loads((adapted.runs / "report/results.json").read_text())["entries"] == results["entries"]
+    files = results["files"]
+    assert set(files) == {"results", "csv", "predictions"}
+    assert all(Path(path).exists() for path in files.values())
+
+
+def test_intervals_are_the_bootstrap_of_the_decision_by_subjects(results: dict[str, Any], adapted: Bench) -> None:
+    store = Store.open(adapted.prepared / "jaffe")
+    for row in results["table"][1:]:
+        path = adapted.runs / f"adapt-jaffe/decisions/epoch-{row['epoch']:04d}.txt"
+        answers = np.array(list(path.read_text().strip()), int)
+        assert row["intervals"] == bootstrap(store.labels, answers, store.subjects.tolist())
+        assert (row["intervals"]["by"], row["intervals"]["resamples"]) == ("subjects", 1000)
+        assert row["intervals"]["accuracy"][0] <= row["accuracy"] <= row["intervals"]["accuracy"][1]
+    by_images = results["entries"][0]["intervals"]  # RAF-DB names nobody
+    assert (by_images["by"], by_images["units"]) == ("images", 42)
+    assert results["entries"][2]["intervals"] == results["table"][1]["intervals"]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_temperature_is_fitted_on_held_out_source_faces(
+    number: int, results: dict[str, Any], adapted: Bench
+) -> None:
+    entry = results["entries"][number]
+    seen, held, labels = seen_by(adapted, entry)
+    expected = calibration(
+        seen.probabilities[:, FUSED], torch.from_numpy(labels), held.probabilities[:, FUSED], held.labels
+    )
+    found = entry["calibration"]
+    assert found["fitted_on"] == len(held.labels) > 0
+    assert found["temperature"] == pytest.approx(expected["temperature"], rel=1e-4)
+    for when in ("before", "after"):
+        assert found[when]["nll"] == pytest.approx(expected[when]["nll"], rel=1e-4)
+        assert sum(each["count"] for each in found[when]["bins"]) == len(labels)
+
+
+def test_the_gap_is_between_training_faces_and_the_targets(results: dict[str, Any], adapted: Bench) -> None:
+    (gap,) = results["gaps"]
+    assert (gap["target"], gap["source"]) == ("jaffe", "raf-db")
+    assert [model["folder"] for model in gap["models"]] == ["source", "adapt-jaffe"]
+    spec = load(str(adapted.spec))
+    train = source_faces(spec, CPU).train
+    for model, entry in zip(gap["models"], results["entries"][1:], strict=True):
+        assert model["embedding"] is None  # a map is made for the report only
+        seen, _, labels = seen_by(adapted, entry)
+        own = source_model(spec) if model["folder"] == "source" else adapted_models(spec)[0]
+        ours = look(own.network(CPU), train, view_settings(spec), 32).features.flatten(1)
+        expected = a_distance(ours.numpy(), seen.features.flatten(1).numpy())
+        assert model["faces"] == [len(train), len(labels)]
+        assert model["error"] == pytest.approx(expected["error"], abs=0.02)
+        assert model["a_distance"] == pytest.approx(expected["a_distance"], abs=0.08)
+
+
+def test_pseudo_labels_come_from_what_the_epochs_left(results: dict[str, Any], adapted: Bench) -> None:
+    (found,) = results["pseudo_labels"].values()
+    labels = Store.open(adapted.prepared / "jaffe").labels
+    assert list(results["pseudo_labels"]) == ["adapt-jaffe"]
+    assert (found["target"], found["faces"], found["labelled"]) == ("jaffe", 42, 42)
+    assert found["epochs"] == pseudo_label_counts(read_outputs(adapted.runs / "adapt-jaffe"), labels)
+    assert [line["epoch"] for line in found["epochs"]] == [1, 2]
+
+
+def test_pseudo_labels_of_thinned_faces_have_their_own_labels(make_adapting) -> None:
+    bench = make_adapting("thinned", {"adapt.select_images": 10, "adapt.epochs": 1})
+    bench.done("adapt", "--quiet")
+    # Changing it afterwards changes nothing: what counts is what the adaptation watched.
+    (found,) = document(bench, "--set", "adapt.select_images=20")["pseudo_labels"].values()
+    labels = Store.open(bench.prepared / "jaffe").labels[np.linspace(0, 41, 10).round().astype(int)]
+    assert (found["faces"], found["labelled"]) == (10, 10)
+    assert found["epochs"] == pseudo_label_counts(read_outputs(bench.runs / "adapt-jaffe"), labels)
+
+
+def test_exhibits_are_of_the_adapted_model(results: dict[str, Any], adapted: Bench) -> None:
+    assert [(one["folder"], one["dataset"], one["kind"]) for one in results["exhibits"]] == [
+        ("adapt-jaffe", "jaffe", "mistakes"),
+        ("adapt-jaffe", "jaffe", "uncertain"),
+    ]
+    store, entry = Store.open(adapted.prepared / "jaffe"), results["entries"][2]
+    wrong = round((1 - entry["decision"]["metrics"]["accuracy"]) * 42)
+    mistakes, uncertain = (one["faces"] for one in results["exhibits"])
+    assert (len(mistakes), len(uncertain)) == (min(12, wrong), 12)
+    assert [face["confidence"] for face in mistakes] == sorted((face["confidence"] for face in mistakes), reverse=True)
+    for face in (*mistakes, *uncertain):
+        assert face["id"] == store.ids[face["position"]]
+        assert face["label"] == EXPRESSIONS[store.labels[face["position"]]]
+        assert face["confidence"] == max(face["probabilities"])
+
+
+def test_exhibits_are_of_the_source_model_where_nothing_is_adapted(make_adapting) -> None:
+    found = document(make_adapting("early"))
+    assert {(one["folder"], one["dataset"]) for one in found["exhibits"]} == {("source", "jaffe")}
+    assert found["pseudo_labels"] == {}
+    assert [model["folder"] for model in found["gaps"][0]["models"]] == ["source"]
+
+
+def test_the_same_run_gives_the_same_document(results: dict[str, Any], adapted: Bench) -> None:
+    again = document(adapted)
+    for key in ("entries", "table", "gaps", "pseudo_labels", "exhibits"):
+        assert again[key] == results[key], key
+
+
+# What is made for the report
+
+
+def test_pictures_show_the_face_and_what_spoke_for_its_answer(adapted: Bench) -> None:
+    spec = load(str(adapted.spec))
+    (model,) = adapted_models(spec)
+    store = open_store(spec, "jaffe")
+    looker = Looker(spec, [open_store(spec, "raf-db")])
+    looker.take(model)
+    scored, _ = looker.score(store)
+    pictures = looker.pictures(scored, {30, 4})
+    assert list(pictures) == [("adapt-jaffe", "jaffe", 4), ("adapt-jaffe", "jaffe", 30)]
+    assert looker.pictures(scored, []) == {}
+    view = Faces([store], [np.array([4, 30])], CPU, False).plain(np.arange(2), view_settings(spec))
+    heat = grad_cam(model.network(CPU), view.inputs, torch.from_numpy(scored.answers[[4, 30]]))
+    for picture, expected in zip(pictures.values(), heat, strict=True):
+        np.testing.assert_allclose(picture.heat, expected, atol=1e-5)
+        assert picture.face.shape == (spec.prepare.size, spec.prepare.size, 3)
+
+
+@pytest.mark.parametrize("method", ["aglrls", "agra"])
+def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting) -> None:
+    bench = make_adapting("map", {"adapt.method": method, "adapt.epochs": 1, "adapt.options": {}})
+    bench.done("adapt", "--quiet")
+    spec = load(str(bench.spec))
+    (model,) = adapted_models(spec)
+    looker = Looker(spec, [open_store(spec, "raf-db")])
+    looker.take(model)
+    scored, features = looker.score(open_store(spec, "jaffe"))
+    gap = looker.gap(scored, features, mapped=True)
+    drawn, count = gap["embedding"], sum(gap["faces"])
+    assert all(len(drawn[key]) == count for key in ("x", "y", "domain", "label"))
+    source = source_faces(spec, CPU)
+    assert drawn["label"] == [*source.labels.tolist(), *scored.labels.tolist()]
+    assert drawn["domain"] == [0] * len(source.train) + [1] * len(scored.labels)
+    # The network's own features, also of AGRA, which refines them before it answers.
+    faces = Faces([scored.store], [scored.indices], CPU, False)
+    plain = look(model.network(CPU), faces, view_settings(spec), 32)
+    torch.testing.assert_close(features, plain.features.flatten(1), rtol=1e-4, atol=1e-5)
+    refined = look(model.network(CPU), faces, view_settings(spec), 32, model.refine(CPU))
+    torch.testing.assert_close(scored.probabilities, refined.probabilities, rtol=1e-4, atol=1e-5)
+
+
+def test_with_the_report_the_same_numbers_and_a_map(copy, results: dict[str, Any]) -> None:
+    bench = copy()
+    found = document(bench, "--report")
+    assert Path(found["files"]["report"]) == bench.runs / "report/report.html"
+    assert (bench.runs / "report/report.html").stat().st_size > 10_000
+    for one, other in zip(found["gaps"][0]["models"], results["gaps"][0]["models"], strict=True):
+        assert len(one["embedding"]["label"]) == sum(one["faces"])
+        assert {**one, "embedding": None} == other
+    for key in ("table", "pseudo_labels", "exhibits"):
+        assert found[key] == results[key], key
+
+
+def test_faces_are_thinned_evenly_over_all_sources() -> None:
+    parts = [np.arange(0, 3000, 2), np.arange(500), np.arange(0)]
+    kept = _thinned(parts, GAP_FACES)
+    assert [len(part) for part in kept] == [750, 250, 0]
+    assert all(np.isin(one, part).all() for one, part in zip(kept, parts, strict=True))
+    assert _thinned([np.arange(5), np.arange(3)], GAP_FACES)[1].tolist() == [0, 1, 2]
+    assert MAPPED_FACES < GAP_FACES
+
+
+# Targets without labels
+
+
+def relabelled(prepared: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
+    folder.mkdir()
+    (folder / "raf-db").symlink_to(prepared / "raf-db")
+    shutil.copytree(prepared / "jaffe", folder / "jaffe")
+    labels = np.load(folder / "jaffe/labels.npy")
+    (folder / "jaffe/labels.npy").unlink()
+    np.save(folder / "jaffe/labels.npy", change(labels))
+    return folder
+
+
+def test_a_target_without_labels_keeps_what_needs_none(
+    copy, prepared: Path, tmp_path: Path, results: dict[str, Any]
+) -> None:
+    bench = copy(relabelled(prepared, tmp_path / "blank", lambda labels: np.full_like(labels, -1)))
+    found = document(bench)
+    source, *targets = found["entries"]
+    assert source["decision"]["metrics"] is not None
+    for entry, labelled in zip(targets, results["entries"][1:], strict=True):
+        assert entry["counts"] == {"expected": 42, "found": 42, "scored": 0}
+        assert not any(entry["heads"].values())
+        assert (entry["decision"]["metrics"], entry["intervals"], entry["calibration"]) == (None, None, None)
+        rungs, before = entry["decision"]["rungs"], labelled["decision"]["rungs"]
+        if rungs is not None:
+            assert {name: rung["count"] for name, rung in rungs.items()} == {k: r["count"] for k, r in before.items()}
+            assert {rung["correct"] for rung in rungs.values()} == {None}
+    assert [(row["accuracy"], row["intervals"], row["oracle"]) for row in found["table"]] == [(None, None, False)] * 2
+    assert found["gaps"] == results["gaps"]
+    (pseudo,) = found["pseudo_labels"].values()
+    (labelled,) = results["pseudo_labels"].values()
+    assert pseudo["labelled"] == 0
+    assert [line["counts"] for line in pseudo["epochs"]] == [line["counts"] for line in labelled["epochs"]]
+    assert {line["correct"] for line in pseudo["epochs"]} == {None}
+    (uncertain,) = found["exhibits"]
+    before = next(one for one in results["exhibits"] if one["kind"] == "uncertain")
+    assert uncertain["faces"] == [{**face, "label": None} for face in before["faces"]]
+    rows = (bench.runs / "report/results.csv").read_text().splitlines()
+    assert not [row for row in rows if row.startswith("jaffe") and ",accuracy," in row]
+    assert len((bench.runs / "report/predictions/adapt-jaffe--jaffe.csv").read_text().splitlines()) == 43
+
+
+def test_a_target_with_some_labels_is_scored_on_those(copy, prepared: Path, tmp_path: Path) -> None:
+    def every_second(labels: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(labels)) % 2 == 0, labels, -1)
+
+    found = document(copy(relabelled(prepared, tmp_path / "some", every_second)))
+    entry = found["entries"][2]
+    assert entry["counts"] == {"expected": 42, "found": 42, "scored": 21}
+    assert sum(each["count"] for each in entry["calibration"]["before"]["bins"]) == 21
+    assert sum(rung["count"] for rung in entry["decision"]["rungs"].values()) == 21
+    assert found["pseudo_labels"]["adapt-jaffe"]["labelled"] == 21
+    mistakes, uncertain = found["exhibits"]
+    assert all(face["position"] % 2 == 0 for face in mistakes["faces"])
+    assert {face["label"] is None for face in uncertain["faces"]} == {True, False}
+
+
+# Runs that are not as they should be: what is done to the folder -> what is told
+
+
+def told(bench: Bench, *arguments: str) -> str:
+    result = bench("evaluate", *arguments)
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def drop(runs: Path) -> None:
+    (runs / "source/best.ckpt").unlink()
+
+
+def damage(runs: Path) -> None:
+    path = runs / "adapt-jaffe/best.ckpt"
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def source_in_its_place(runs: Path) -> None:
+    shutil.copy(runs / "source/best.ckpt", runs / "adapt-jaffe/best.ckpt")
+
+
+def adapted_in_its_place(runs: Path) -> None:
+    shutil.copy(runs / "adapt-jaffe/best.ckpt", runs / "source/best.ckpt")
+
+
+def other_architecture(runs: Path) -> None:
+    state = checkpoint.load(runs / "adapt-jaffe/best.ckpt")
+    state["spec"]["model"]["backbone"] = "ir18"
+    checkpoint.save(runs / "adapt-jaffe/best.ckpt", state)
+
+
+def other_weights(runs: Path) -> None:
+    state = checkpoint.load(runs / "adapt-jaffe/best.ckpt")
+    state["network"] = {"fc.weight": torch.zeros(7, 512)}
+    checkpoint.save(runs / "adapt-jaffe/best.ckpt", state)
+
+
+def no_checkpoint(runs: Path) -> None:
+    torch.save({"state_dict": {"fc.weight": torch.zeros(7, 512)}}, runs / "adapt-jaffe/best.ckpt")
+
+
+def report_is_a_file(runs: Path) -> None:
+    (runs / "report").write_text("in the way")
+
+
+def predictions_is_a_file(runs: Path) -> None:
+    (runs / "report").mkdir()
+    (runs / "report/predictions").write_text("in the way")
+
+
+def results_is_a_folder(runs: Path) -> None:
+    (runs / "report/results.json").mkdir(parents=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (drop, "no source model in"),
+        (damage, "adapt-jaffe/best.ckpt is damaged or not a fercli checkpoint"),
+        (source_in_its_place, "adapt-jaffe/best.ckpt is not an adapted model"),
+        (adapted_in_its_place, "source/best.ckpt is not a source model"),
+        (other_architecture, "is of another architecture (model.backbone ir18 -> ir-small)"),
+        (other_weights, "are of another network than its spec describes"),
+        (no_checkpoint, "adapt-jaffe/best.ckpt is not a fercli checkpoint"),
+        (report_is_a_file, "cannot write the report into"),
+        (predictions_is_a_file, "cannot write the report into"),
+        (results_is_a_folder, "cannot write the report into"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_run_that_cannot_be_scored_is_one_line(change: Callable[[Path], None], text: str, copy) -> None:
+    bench = copy()
+    change(bench.runs)
+    line = told(bench)
+    assert text in line
+    assert str(bench.runs) in line
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_report_folder_without_leave_to_write_is_one_line(copy) -> None:
+    bench = copy()
+    (bench.runs / "report").mkdir(mode=0o500)
+    assert "cannot write the report into" in told(bench)
+
+
+def test_an_adaptation_without_a_model_is_left_out_and_told(copy) -> None:
+    bench = copy()
+    shutil.copytree(bench.runs / "adapt-jaffe", bench.runs / "adapt-jaffe-begun")
+    (bench.runs / "adapt-jaffe-begun/best.ckpt").unlink()
+    result = bench.done("evaluate", "--quiet")
+    (line,) = result.stderr.strip().splitlines()
+    assert "adapt-jaffe-begun has no model (best.ckpt) and is left out" in line
+    assert "fercli adapt" in line
+    found = json.loads((bench.runs / "report/results.json").read_text())
+    assert {entry["folder"] for entry in found["entries"]} == {"source", "adapt-jaffe"}
+
+
+def test_runs_of_older_versions_leave_pseudo_labels_out(copy) -> None:
+    bench = copy()
+    shutil.rmtree(bench.runs / "adapt-jaffe/outputs")
+    assert document(bench)["pseudo_labels"] == {}
+
+
+def test_damaged_outputs_are_left_out_and_told(copy) -> None:
+    bench = copy()
+    path = bench.runs / "adapt-jaffe/outputs/epoch-0002.npy"
+    path.write_bytes(path.read_bytes()[:100])
+    assert "outputs cannot be read" in bench.done("evaluate", "--quiet").stderr
+    assert json.loads((bench.runs / "report/results.json").read_text())["pseudo_labels"] == {}
+
+
+def test_outputs_of_other_faces_are_counted_without_their_labels(copy) -> None:
+    bench = copy()
+    for path in (bench.runs / "adapt-jaffe/outputs").iterdir():
+        np.save(path, np.load(path)[:40])
+    (found,) = document(bench)["pseudo_labels"].values()
+    assert (found["faces"], found["labelled"], found["epochs"][0]["correct"]) == (40, 0, None)
+
+
+# Sources
+
+
+def test_a_source_without_a_test_part_is_scored_on_what_was_held_out(copy, prepared: Path, tmp_path: Path) -> None:
+    stores = tmp_path / "stores"
+    stores.mkdir()
+    (stores / "jaffe").symlink_to(prepared / "jaffe")
+    shutil.copytree(prepared / "raf-db", stores / "raf-db")
+    meta = json.loads((stores / "raf-db/meta.json").read_text())
+    (stores / "raf-db/meta.json").write_text(json.dumps({**meta, "score_splits": meta["adapt_splits"]}))
+    entry = document(copy(stores))["entries"][0]
+    assert entry["splits"] == ["held out of training"]
+    assert entry["counts"]["found"] == entry["calibration"]["fitted_on"]
+    assert entry["calibration"]["after"]["nll"] <= entry["calibration"]["before"]["nll"] + 1e-6
+
+
+def test_the_library_call_gives_what_the_command_prints(adapted: Bench, results: dict[str, Any]) -> None:
+    found, files = evaluate(load(str(adapted.spec)), ["jaffe"], report=False)
+    assert found["entries"] == results["entries"]
+    assert {kind: str(path) for kind, path in files.items()} == results["files"]

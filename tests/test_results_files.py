@@ -1,0 +1,227 @@
+"""results.csv holds the document's numbers, predictions/*.csv each face's answer; nothing in them runs as a formula."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Bench
+
+from fercli.errors import FercliError
+from fercli.evaluation.decision import decide
+from fercli.evaluation.results_files import (
+    PREDICTION_COLUMNS,
+    RESULT_COLUMNS,
+    open_report,
+    prediction_rows,
+    result_rows,
+)
+from fercli.evaluation.scored import Scored
+from fercli.expressions import EXPRESSIONS
+from fercli.methods.base import Seen
+from fercli.models import HEADS
+from fercli.spreadsheet import harmless, write_csv
+from fercli.store import Store
+from fercli.trained import Trained
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> tuple[Bench, dict[str, Any]]:
+    """An adapted bench, evaluated without a report, and its results document."""
+    bench = Bench(tmp_path_factory.mktemp("evaluated"), trained.prepared)
+    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench.done("adapt", "--quiet")
+    return bench, json.loads(bench.done("evaluate", "--json").stdout, parse_constant=pytest.fail)
+
+
+def found(rows: list[dict[str, str]], **wanted: str) -> list[dict[str, str]]:
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+# results.csv
+
+
+def test_each_number_of_the_entries_is_a_row(evaluated) -> None:
+    bench, results = evaluated
+    rows = read(bench.runs / "report/results.csv")
+    assert list(rows[0]) == list(RESULT_COLUMNS)
+    keys = ("dataset", "model", "folder", "oracle", "head", "expression", "metric")
+    assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows)
+    for entry in results["entries"]:
+        own = found(rows, dataset=entry["dataset"], folder=entry["folder"], oracle="false")
+        assert {(row["role"], row["model"]) for row in own} == {(entry["role"], entry["model"])}
+        for head, metrics in [*entry["heads"].items(), ("decision", entry["decision"]["metrics"])]:
+            for name in ("accuracy", "macro_f1", "mean_recall"):
+                (row,) = found(own, head=head, expression="", metric=name)
+                assert float(row["value"]) == metrics[name]
+                assert int(row["count"]) == entry["counts"]["scored"]
+                ends = entry["intervals"].get(name) if head == "decision" else None
+                assert [row["low"], row["high"]] == (["", ""] if ends is None else [repr(end) for end in ends])
+            for figures, answered in zip(metrics["per_expression"], metrics["confusion"], strict=True):
+                here = found(own, head=head, expression=figures["expression"])
+                told = {row["metric"]: row["value"] for row in here}
+                for name in ("precision", "recall", "f1"):
+                    assert told[name] == ("" if figures[name] is None else repr(figures[name]))
+                assert [int(told[f"answered:{name}"]) for name in EXPRESSIONS] == answered
+                assert {int(row["count"]) for row in here} == {figures["support"]}
+        told = {row["metric"]: row["value"] for row in found(own, head="fused", expression="")}
+        for when, suffix in (("before", ""), ("after", ":scaled")):
+            for name in ("ece", "nll"):
+                assert float(told[name + suffix]) == entry["calibration"][when][name]
+        assert float(told["temperature"]) == entry["calibration"]["temperature"]
+        counts = {row["metric"]: int(row["value"]) for row in found(own, head="")}
+        assert counts == entry["counts"]
+
+
+def test_the_oracle_is_told_apart_and_the_gap_is_there(evaluated) -> None:
+    bench, results = evaluated
+    rows = read(bench.runs / "report/results.csv")
+    (oracle,) = (row for row in results["table"] if row["selection"] == "oracle")
+    told = {row["metric"]: row for row in found(rows, oracle="true")}
+    assert set(told) == {"accuracy", "macro_f1"}
+    assert float(told["accuracy"]["value"]) == oracle["accuracy"]
+    assert [float(told["accuracy"][key]) for key in ("low", "high")] == oracle["intervals"]["accuracy"]
+    distances = {row["folder"]: float(row["value"]) for row in found(rows, metric="a_distance")}
+    assert distances == {model["folder"]: model["a_distance"] for model in results["gaps"][0]["models"]}
+    (entry,) = (entry for entry in results["entries"] if entry["stage"] == "adapt")
+    for name, rung in entry["decision"]["rungs"].items():
+        (row,) = found(rows, metric=f"rung:{name}")
+        assert (int(row["count"]), row["head"]) == (rung["count"], "decision")
+        assert row["value"] == ("" if not rung["count"] else repr(rung["correct"] / rung["count"]))
+
+
+def test_a_dataset_without_labels_has_its_counts_alone() -> None:
+    entry = {
+        **{"dataset": "mine", "role": "target", "model": "aglrls", "folder": "adapt-mine", "oracle": False},
+        "counts": {"expected": 9, "found": 8, "scored": 0},
+        "heads": dict.fromkeys(HEADS),
+        "decision": {"rule": "glpc", "metrics": None, "rungs": {"fused": {"count": 8, "correct": None}}},
+        "intervals": None,
+        "calibration": None,
+    }
+    rows = list(result_rows({"entries": [entry], "table": [], "gaps": []}))
+    about = ["mine", "target", "aglrls", "adapt-mine", "false"]
+    assert rows == [
+        [*about, "", "", "expected", 9, None, None, None],
+        [*about, "", "", "found", 8, None, None, None],
+        [*about, "", "", "scored", 0, None, None, None],
+        [*about, "decision", "", "rung:fused", None, None, None, 8],
+    ]
+
+
+# predictions/*.csv
+
+
+def test_predictions_are_what_was_scored(evaluated) -> None:
+    bench, results = evaluated
+    folder = bench.runs / "report"
+    assert sorted(path.name for path in (folder / "predictions").iterdir()) == [
+        "adapt-jaffe--jaffe.csv",
+        "source--jaffe.csv",
+        "source--raf-db.csv",
+    ]
+    for entry in results["entries"]:
+        rows = read(folder / entry["predictions"])
+        store = Store.open(bench.prepared / entry["dataset"])
+        assert list(rows[0]) == list(PREDICTION_COLUMNS)
+        positions = [int(row["position"]) for row in rows]
+        assert positions == store.indices(store.score_splits).tolist()
+        for key, values in (("id", store.ids), ("subject", store.subjects), ("split", store.splits)):
+            assert [row[key] for row in rows] == values[positions].tolist()
+        assert [row["label"] for row in rows] == [EXPRESSIONS[label] for label in store.labels[positions]]
+        for head, column in [("decision", "answer"), *((head, f"head_{head}") for head in HEADS)]:
+            metrics = entry["decision"]["metrics"] if head == "decision" else entry["heads"][head]
+            counted = np.zeros((7, 7), int)
+            for row in rows:
+                counted[EXPRESSIONS.index(row["label"]), EXPRESSIONS.index(row[column])] += 1
+            assert counted.tolist() == metrics["confusion"]
+        said = np.array([[float(row[f"p_{name}"]) for name in EXPRESSIONS] for row in rows])
+        np.testing.assert_allclose(said.sum(1), 1, atol=5e-6)
+        assert all(len(row["p_fear"]) == len("0.123456") for row in rows)
+        rungs = entry["decision"]["rungs"]
+        if rungs is None:
+            assert {row["rung"] for row in rows} == {entry["decision"]["rule"]}
+        else:
+            counts = {name: sum(row["rung"] == name for row in rows) for name in rungs}
+            assert counts == {name: rung["count"] for name, rung in rungs.items()}
+
+
+def test_predictions_of_models_that_are_gone_are_removed(evaluated, tmp_path: Path) -> None:
+    bench, _ = evaluated
+    own = Bench(tmp_path / "gone", bench.prepared)
+    shutil.copytree(bench.runs, own.runs)
+    folder = own.runs / "report/predictions"
+    (folder / "notes.txt").write_text("of mine")
+    shutil.rmtree(own.runs / "adapt-jaffe")
+    own.done("evaluate", "--quiet")
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["notes.txt", "source--jaffe.csv", "source--raf-db.csv"]
+
+
+def test_rows_of_names_that_are_formulas_or_no_utf8(prepared: Path, tmp_path: Path) -> None:
+    store = Store.open(prepared / "jaffe")
+    names = ["=1+1", "\udcff.png", 'a,"b"\r\nc', "plain", "@x", "-2"]
+    indices = np.arange(len(names))
+    store.ids[indices], store.subjects[indices] = names, [*"abcd", "+e", ""]
+    store.labels[0] = -1
+    probabilities = torch.rand(len(names), 7, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    held = Seen(torch.zeros(0, 7, 7), torch.zeros(0, 6, 64), torch.zeros(0, dtype=torch.long))
+    state = {"stage": "source", "decision": "fused", "status": None, "spec": {}}
+    model = Trained(tmp_path / "source/best.ckpt", state)
+    one = Scored(model, store, "raf-db", False, ["all"], indices, len(names), probabilities, held)
+    write_csv(tmp_path / "p.csv", PREDICTION_COLUMNS, prediction_rows(one))
+    rows = read(tmp_path / "p.csv")
+    assert [row["id"] for row in rows] == ["'=1+1", "\udcff.png", 'a,"b" c', "plain", "'@x", "'-2"]
+    assert [row["subject"] for row in rows] == [*"abcd", "'+e", ""]
+    assert (rows[0]["label"], rows[1]["label"]) == ("", EXPRESSIONS[store.labels[1]])
+    said = decide("fused", probabilities, None).probabilities
+    assert rows[3]["p_anger"] == f"{said[3, EXPRESSIONS.index('anger')].item():.6f}"
+    assert b"\xff.png" in (tmp_path / "p.csv").read_bytes()
+
+
+# What all CSV files share
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("=SUM(A1)", "'=SUM(A1)"),
+        ("+1", "'+1"),
+        ("-x", "'-x"),
+        ("@x", "'@x"),
+        (" =x", "' =x"),
+        ("＝x", "'＝x"),
+        ("a=b", "a=b"),
+        ("two\r\nlines\tand a tab", "two lines and a tab"),
+        ("", ""),
+        (-1.5, -1.5),
+        (None, None),
+    ],
+)
+def test_text_is_made_harmless_and_numbers_stay(value: Any, kept: Any) -> None:
+    assert harmless(value) == kept
+
+
+def test_a_table_is_read_back_as_written(tmp_path: Path) -> None:
+    write_csv(tmp_path / "t.csv", ["a", "=b"], [[1, None], [0.1 + 0.2, 'x"y,z']])
+    text = (tmp_path / "t.csv").read_text()
+    assert text == 'a,\'=b\n1,\n0.30000000000000004,"x""y,z"\n'
+    assert list(csv.reader(io.StringIO(text)))[2] == ["0.30000000000000004", 'x"y,z']
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("in the way")
+    with pytest.raises(FercliError, match=r"cannot write the report into .*report: "):
+        open_report(tmp_path / "report")
