@@ -1,0 +1,255 @@
+"""The model card: what a model was made of, how it is used, what it must not be used for. Markdown, to be edited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from fercli import __version__
+from fercli.datasets.facts import FACTS
+from fercli.engine.stages import open_store
+from fercli.errors import FercliError
+from fercli.evaluation.decision import RUNGS
+from fercli.evaluation.rules import RULES
+from fercli.export.graph import rule_of
+from fercli.export.snippets import preparing, using
+from fercli.expressions import EXPRESSIONS
+from fercli.methods import method_class
+from fercli.models import HEADS
+from fercli.spec import Spec
+from fercli.trained import Trained
+
+_RULES = {
+    "fused": "the fused head's most probable expression",
+    "global+fused": "the largest sum of the global and the fused head's logits (CGLRL, Xie et al., ICPR 2022)",
+    "glpc": "global-local prediction consistency (AGLRLS, Gao et al., IEEE TMM 2024, arXiv 2401.11085), its class "
+    "status inside",
+}
+
+_LIMITS = """\
+- **Whom it misreads.** Models of this kind do worse on people unlike those in their training data: other ages, skin
+  tones, cultures and sexes (Xu et al., ECCV Workshops 2020), and on faces with glasses, masks, make-up, paralysis or
+  surgery. Fear, disgust and anger, the rarest in most datasets, are missed most often; faces at rest may be read as sad
+  or angry. Adapting to a target fits that target's people and cameras, and may do worse elsewhere.
+- **Pictures.** Turned heads, small, blurred, dark or partly hidden faces, and faces aligned in another way than above.
+- **An expression is not a feeling.** What a face shows tells little of what a person feels or means to do (Barrett et
+  al., Psychological Science in the Public Interest, 2019). Seven classes leave no room for mixed or other expressions,
+  and one of them is always answered, with whatever confidence.
+- **Probabilities** are the network's own and not calibrated; they are often too high.
+- **Labels** of such datasets are opinions of few people; a part of them is wrong."""
+
+_NOT_FOR = """\
+Decisions about anyone's job, schooling, credit, insurance, health, liberty or borders; judging honesty, intent or
+character; watching people who have not agreed to it. In the European Union, inferring emotions at work and in
+education is prohibited but for medical or safety reasons (Regulation (EU) 2024/1689, article 5 (1) f)."""
+
+
+class Delivery(NamedTuple):
+    """The file that a card stands beside: its name, format ("onnx", "torch"), opset, bytes, C of the crops that it
+    reads (or None), and what the check against the model said."""
+
+    name: str
+    format: str
+    opset: int | None
+    size: int
+    crop_size: int | None
+    check: str
+
+
+def card(trained: Trained, file: Delivery) -> str:
+    """The model card as Markdown; reads the run's stores and its report where they are there."""
+    spec = trained.spec
+    about = f"adapted to {trained.target} by {trained.method}" if trained.target else "not adapted"
+    parts = [
+        f"# Model card: {_plain(spec.name)}, {'+'.join(map(_plain, spec.data.source))}, {_plain(about)}",
+        f"Written by fercli {__version__} beside `{file.name}`. It is yours to edit: `fercli export` leaves a card as "
+        "it is, unless it is given --force.",
+        "## What it is\n\n"
+        f"A classifier of seven facial expressions: one aligned face in, one answer out. {_file(file)} Normalisation, "
+        "network and decision rule are inside; finding and aligning faces is not.\n\n"
+        f"Checked at export against the trained model: {file.check}.",
+        f"## How it was trained\n\n{_training(trained)}",
+        f"## Data, and its terms\n\n{_data(trained)}",
+        "## Labels\n\n" + ", ".join(f"{number} {name}" for number, name in enumerate(EXPRESSIONS)),
+        f"## Inputs\n\n{_inputs(spec.prepare.size, file.crop_size)}",
+        f"## Outputs\n\n{_outputs(trained)}",
+        f"## How to get the aligned face\n\n{_alignment(spec)}\n\n{_code(preparing(spec, file.crop_size))}",
+        f"## Use\n\n{_code(using(file.name, file.format, file.crop_size))}",
+        f"## Figures\n\n{_figures(trained)}",
+        "## Intended use\n\nResearch on facial expressions and on domain adaptation, and tools whose users know of it "
+        "and agree, where a wrong answer does no harm. Measure it on your own people and cameras first.",
+        f"## Limits\n\n{_LIMITS}",
+        f"## Do not use it for\n\n{_NOT_FOR}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def aligned_by(spec: Spec) -> list[list[float]] | None:
+    """The five template points [x, y] in pixels of the face; None where faces are cut by their box."""
+    if spec.prepare.align != "template":
+        return None
+    from fercli.faces.align import template
+
+    return template(spec.prepare.size, 0).round(4).tolist()
+
+
+def _file(file: Delivery) -> str:
+    size = f"{file.size / 1e6:.1f} MB"
+    if file.format == "onnx":
+        return f"`{file.name}` is ONNX, opset {file.opset}, {size} in one file, for batches of any size."
+    return f"`{file.name}` is a torch.export program for the CPU, {size}, for batches of any size."
+
+
+def _training(trained: Trained) -> str:
+    spec, best = trained.spec, trained.state["best"]
+    reads = RULES[best["rule"]].reads if best["rule"] in RULES else ()
+    weights = spec.model.weights
+    local = "windows of the feature map" if spec.model.local == "feature-map" else "crops of the photograph"
+    width = f", width {spec.model.width}" if spec.model.backbone == "ir-small" else ""
+    oracle = method_class(trained.registered).oracle
+    rows = [
+        ("source (labelled)", ", ".join(spec.data.source)),
+        ("target (unlabelled)", trained.target or "none"),
+        ("method", trained.method + (": it was given the target's labels, an upper bound and no result" * oracle)),
+        ("network", f"global-local, backbone {spec.model.backbone}{width}, {local}"),
+        (
+            "first weights",
+            "random" if weights is None else f"{weights.name}, given as model.weights: see its own terms",
+        ),
+        ("epoch", f"{best['epoch']}, chosen by {best['rule']} (reads {', '.join(reads) or 'nothing'})"),
+        ("decision rule", f"{rule_of(trained)}: {_RULES[rule_of(trained)]}"),
+        ("trained by", f"fercli {trained.state.get('fercli', '?')}"),
+    ]
+    return _table(("", ""), rows)
+
+
+def _data(trained: Trained) -> str:
+    spec, rows, drawn = trained.spec, [], False
+    roles = [(name, "source") for name in spec.data.source]
+    for name, role in roles + ([(trained.target, "target")] if trained.target else []):
+        given = spec.data.datasets.get(name)
+        facts = FACTS.get((given.reader if given else None) or name)
+        what, terms = (facts.about, facts.licence) if facts else ("not known here", "check the terms")
+        count = "not known here"
+        try:
+            store = open_store(spec, name, labels=False)
+            count = f"{len(store.indices(store.adapt_splits)):,}"
+            if store.stand_in:
+                drawn, what, terms = True, "procedural faces in its layout †", "drawn by fercli: no photographs"
+        except FercliError:
+            pass  # the card says that the number is not known
+        rows.append((name, role, count, what, terms))
+    said = _table(("dataset", "role", "faces trained on", "what", "terms"), rows)
+    if drawn:
+        said += "\n\n† A stand-in drawn by fercli: its figures say nothing of photographs."
+    return said + (
+        "\n\nThe terms are pointers and no legal advice: the agreement that was signed counts, and it may bind models "
+        "made of the data, their weights too. `fercli datasets show NAME` tells where to ask."
+    )
+
+
+def _inputs(size: int, crop_size: int | None) -> str:
+    rows = [
+        ("`faces`", "uint8", f"[batch, {size}, {size}, 3]", "aligned face, RGB, 0 to 255"),
+        (
+            "`landmarks`",
+            "float32",
+            "[batch, 5, 2]",
+            "(x, y) in pixels of that face, pixel centres at whole numbers: eye, eye, nose tip, mouth corner, mouth "
+            "corner, each pair from left to right as seen in the picture",
+        ),
+    ]
+    if crop_size is not None:
+        shape = f"[batch, 5, {crop_size}, {crop_size}, 3]"
+        rows.append(("`crops`", "uint8", shape, "local crops around the landmarks, RGB, 0 to 255"))
+    return _table(("name", "type", "shape", "what"), rows)
+
+
+def _outputs(trained: Trained) -> str:
+    rungs = ", ".join(f"{number} {name}" for number, name in enumerate(RUNGS))
+    rung = f"which rung of GLPC decided: {rungs}" if rule_of(trained) == "glpc" else "0: this rule has one rung"
+    rows = [
+        ("`answer`", "int64", "[batch]", "0 to 6, the expression (Labels)"),
+        (
+            "`probabilities`",
+            "float32",
+            "[batch, 7]",
+            "0 to 1, of the decision, summing to one; the answer's is largest",
+        ),
+        ("`rung`", "int64", "[batch]", rung),
+        ("`heads`", "float32", "[batch, 7, 7]", f"0 to 1, each head's probabilities; heads: {', '.join(HEADS)}"),
+    ]
+    return _table(("name", "type", "shape", "what"), rows)
+
+
+def _alignment(spec: Spec) -> str:
+    size = spec.prepare.size
+    points = aligned_by(spec)
+    if points is None:
+        return (
+            f"The square around the face's box (its centre, its longer side) fills the {size} x {size} pixels, not "
+            "turned; bilinear, the border replicated. Where the data give no box, it is one around five landmarks."
+        )
+    shown = ", ".join(f"({x:g}, {y:g})" for x, y in points)
+    return (
+        f"Five landmarks are found in the photograph and brought by the similarity (turn, scale, shift) of least "
+        f"squared error to {shown} in the {size} x {size} pixels; bilinear, the border replicated. The `landmarks` "
+        "given to the model are where they come to lie, not these points themselves."
+    )
+
+
+def _figures(trained: Trained) -> str:
+    path = trained.folder.parent / "report" / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        rows = [_figure(results, entry) for entry in results["entries"] if _is_of(entry, trained)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        rows = []
+    if not rows:
+        return "This model has not been evaluated. Run `fercli evaluate --report`, and export again with --force."
+    said = _table(("tested on", "faces", "accuracy %", "macro F1 %"), rows)
+    said += "\n\nBy `fercli evaluate`; in brackets 95 % intervals where they were reckoned."
+    return said + ("\n\n† Procedural faces, a stand-in." if any("†" in row[0] for row in rows) else "")
+
+
+def _is_of(entry: dict[str, Any], trained: Trained) -> bool:
+    """Whether a result is this model's: of its folder and its epoch."""
+    if entry["epoch"] != trained.state["best"]["epoch"]:
+        return False
+    if "folder" in entry:
+        return entry["folder"] == trained.folder.name
+    return (
+        entry["stage"] == trained.stage
+        and entry["model"] == trained.method
+        and (trained.target in (None, entry["dataset"]))
+    )
+
+
+def _figure(results: dict[str, Any], entry: dict[str, Any]) -> tuple[str, ...]:
+    metrics, counts, intervals = entry["decision"]["metrics"], entry["counts"], entry.get("intervals")
+    mark = " †" if results["datasets"][entry["dataset"]]["stand_in"] else ""
+    shown = []
+    for name in ("accuracy", "macro_f1"):
+        value = metrics and metrics[name]
+        text = "not defined" if value is None else f"{100 * value:.2f}"
+        if value is not None and intervals and intervals.get(name):
+            low, high = intervals[name]
+            text += f" [{100 * low:.2f}, {100 * high:.2f}]"
+        shown.append(text)
+    return entry["dataset"] + mark, f"{counts['scored']} of {counts['expected']}", *shown
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_plain(str(cell)) for cell in line) + " |" for line in lines)
+
+
+def _plain(text: str) -> str:
+    """Names may hold anything: nothing of it is to end a cell, or to be markup."""
+    text = " ".join(text.split()).replace("|", "\\|")
+    return text.replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    return f"```python\n{text}```"

@@ -1,0 +1,188 @@
+"""An exported file against the model it was made of, on real prepared faces where there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fercli.batches import Faces
+from fercli.engine.stages import open_store
+from fercli.errors import FercliError
+from fercli.evaluation.decision import decide
+from fercli.export.formats import Runner
+from fercli.export.graph import Deployed
+from fercli.spec import Spec
+from fercli.trained import Trained
+from fercli.views import plain_view
+
+#: Largest difference of a probability that passes.
+TOLERANCE = 1e-4
+
+#: Faces checked on, at most, and the noise where there are none.
+FACES, NOISE = 64, 16
+
+#: Sizes of the batches, in turn; the last goes on to the end.
+BATCHES = (1, 3, 8)
+
+
+class Samples(NamedTuple):
+    """What is checked on.
+
+    Attributes:
+        faces, landmarks, crops: as stored (faces with their margin), crops None where they are not read.
+        dataset: whose they are; None for noise.
+    """
+
+    faces: Tensor
+    landmarks: Tensor
+    crops: Tensor | None
+    dataset: str | None
+
+    def prepared(self, size: int) -> tuple[Tensor, ...]:
+        """What `Deployed` takes: the middle of the stored faces, landmarks in its pixels, and the crops if any."""
+        offset = (self.faces.shape[1] - size) // 2
+        inside = slice(offset, offset + size)
+        parts = self.faces[:, inside, inside].contiguous(), self.landmarks - offset
+        return parts if self.crops is None else (*parts, self.crops)
+
+
+class Agreement(NamedTuple):
+    """How far an exported file agrees with its model.
+
+    Attributes:
+        faces: how many were compared; `dataset`: whose, None for noise; `batches`: the sizes of batches that were run.
+        probabilities, heads: largest absolute difference of a probability, of the decision and of a head.
+        answers: faces that are answered otherwise.
+        edge: faces on which the rule itself jumps within that difference (GLPC has thresholds); there the file is
+            compared with the rule applied to its own heads.
+    """
+
+    faces: int
+    dataset: str | None
+    batches: tuple[int, ...]
+    probabilities: float
+    heads: float
+    answers: int
+    edge: int
+
+    @property
+    def good(self) -> bool:
+        """Whether the file may be used in place of the model; NaN is not good."""
+        return self.probabilities <= TOLERANCE and self.heads <= TOLERANCE and not self.answers
+
+    def __str__(self) -> str:
+        on = f"faces of {self.dataset}" if self.dataset else "pictures of noise"
+        sizes = ", ".join(map(str, self.batches))
+        said = "all answers equal" if not self.answers else f"{self.answers} answers differ"
+        edge = f"; on {self.edge} the rule stands at one of its thresholds" if self.edge else ""
+        return (
+            f"{self.faces} {on} in batches of {sizes}: largest difference {self.probabilities:.2g} in the decision's "
+            f"probabilities, {self.heads:.2g} in the heads'; {said}{edge}"
+        )
+
+
+def samples(trained: Trained) -> Samples:
+    """Up to `FACES` prepared faces of the target, else of the source, spread evenly; else noise. Labels are not read.
+
+    A store that is missing, empty, damaged or of another size is passed over.
+    """
+    spec = trained.spec
+    for name in filter(None, (trained.target, *spec.data.source)):
+        try:
+            store = open_store(spec, name, labels=False)
+        except FercliError:
+            continue
+        if not len(store):
+            continue
+        chosen = Faces([store], [np.arange(len(store))], torch.device("cpu"), spec.model.reads_crops).thinned(FACES)
+        return Samples(*chosen.gather(np.arange(min(len(chosen), FACES))), name)
+    return noise(spec)
+
+
+def noise(spec: Spec) -> Samples:
+    """Pictures of noise with landmarks anywhere in them, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    size, side = spec.prepare.size, spec.prepare.crop_size
+    faces = torch.randint(0, 256, (NOISE, size, size, 3), dtype=torch.uint8, generator=generator)
+    landmarks = torch.rand(NOISE, 5, 2, generator=generator) * size
+    crops = None
+    if spec.model.reads_crops:
+        crops = torch.randint(0, 256, (NOISE, 5, side, side, 3), dtype=torch.uint8, generator=generator)
+    return Samples(faces, landmarks, crops, None)
+
+
+@torch.no_grad()
+def compare(deployed: Deployed, run: Runner, given: Samples) -> Agreement:
+    """Compare an exported file with the model as `fercli evaluate` uses it, from the stored faces on."""
+    sizes = _batch_sizes(len(given.faces))
+    got = _together([run(*part) for part in _split(given.prepared(deployed.settings.size), sizes)])
+    expected = _together([_evaluated(deployed, given, rows) for rows in _rows(sizes)])
+    return judge(deployed, expected, got, given.dataset, tuple(dict.fromkeys(sizes)))
+
+
+def judge(
+    deployed: Deployed,
+    expected: Sequence[Tensor],
+    got: Sequence[Tensor],
+    dataset: str | None,
+    batches: tuple[int, ...],
+) -> Agreement:
+    """Compare outputs (answer, probabilities, rung, heads) with those expected."""
+    answer, probabilities, rung, heads = got
+    apart = float((heads - expected[3]).abs().max())
+    again = decide(deployed.rule, heads, deployed.status)
+    # A rule with thresholds jumps: heads that differ in the last digit may fall on either side of one.
+    edge = (
+        (again.answers != expected[0])
+        | (again.rungs != expected[2])
+        | ((again.probabilities - expected[1]).abs().amax(-1) > TOLERANCE)
+    )
+    due = torch.where(edge[:, None], again.probabilities, expected[1])
+    differ = (answer != torch.where(edge, again.answers, expected[0])) | (
+        rung != torch.where(edge, again.rungs, expected[2])
+    )
+    return Agreement(
+        faces=len(answer),
+        dataset=dataset,
+        batches=batches,
+        probabilities=float((probabilities - due).abs().max()),
+        heads=apart,
+        answers=int(differ.sum()),
+        edge=int(edge.sum()),
+    )
+
+
+def _evaluated(deployed: Deployed, given: Samples, rows: slice) -> tuple[Tensor, ...]:
+    """What evaluation makes of stored faces; not by `Deployed.forward`, which is what was traced."""
+    crops = None if given.crops is None else given.crops[rows]
+    view = plain_view(given.faces[rows], given.landmarks[rows], crops, deployed.settings)
+    output = deployed.network(*view.inputs)
+    if deployed.refine is not None:
+        output = deployed.refine(output)
+    heads = output.logits.float().softmax(-1)
+    decision = decide(deployed.rule, heads, deployed.status)
+    return decision.answers, decision.probabilities, decision.rungs, heads
+
+
+def _batch_sizes(count: int) -> list[int]:
+    sizes: list[int] = []
+    while sum(sizes) < count:
+        sizes.append(min(BATCHES[min(len(sizes), len(BATCHES) - 1)], count - sum(sizes)))
+    return sizes
+
+
+def _rows(sizes: Sequence[int]) -> list[slice]:
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _split(parts: tuple[Tensor, ...], sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
+    return [tuple(part[rows].contiguous() for part in parts) for rows in _rows(sizes)]
+
+
+def _together(batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+    return [torch.cat(column) for column in zip(*batches, strict=True)]

@@ -1,0 +1,127 @@
+"""From a prepared face to an answer in one module, traced for any batch size.
+
+Normalisation, network, the method's refinement and the decision rule are the project's own, called here: the exported
+model has no definition of its own of any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fercli.engine.stages import view_settings
+from fercli.errors import FercliError
+from fercli.evaluation.decision import decide
+from fercli.export.quiet import quiet
+from fercli.models import Output
+from fercli.trained import Trained
+from fercli.views import ViewSettings, plain_view
+
+INPUTS = ("faces", "landmarks", "crops")
+OUTPUTS = ("answer", "probabilities", "rung", "heads")
+
+#: torch's exporters for whole models with a batch of any size, as they are called here.
+LEAST_TORCH = (2, 6)
+
+
+class Deployed(nn.Module):
+    """A trained model as it is used: prepared faces in, the decision out.
+
+    Args:
+        network: in eval mode, on the CPU.
+        rule: the decision rule (`fercli.evaluation.decision.decide`).
+        status: b of GLPC, [7 heads, 7 expressions], or None.
+        refine: what the method makes of the network's output; of a method's own networks the bound method.
+        settings: of the views; only the size of the face is read.
+
+    `forward` takes faces uint8 [B, size, size, 3] RGB, aligned; landmarks float32 [B, 5, 2], (x, y) in pixels of that
+    face, pixel centres at whole numbers; and, where the network reads them, crops uint8 [B, 5, C, C, 3]. It returns
+    answer int64 [B] (place in `fercli.expressions.EXPRESSIONS`), probabilities float32 [B, 7] of the decision, rung
+    int64 [B] (place in `fercli.evaluation.decision.RUNGS`) and heads float32 [B, 7, 7], the probabilities of each head.
+    Landmarks outside the face are moved to where a window still lies inside it. Each face's answer is its own: no other
+    face of the batch has a part in it.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        rule: str,
+        status: Tensor | None,
+        refine: Callable[[Output], Output] | None,
+        settings: ViewSettings,
+    ):
+        super().__init__()
+        self.network, self.rule, self.refine, self.settings = network, rule, refine, settings
+        # Under a module's name, so that its tensors are parameters of the traced program and not constants.
+        self.method = getattr(refine, "__self__", None)
+        self.register_buffer("status", None if status is None else status.float())
+        self.eval().requires_grad_(False)
+
+    def forward(
+        self, faces: Tensor, landmarks: Tensor, crops: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        view = plain_view(faces, landmarks, crops, self.settings)
+        output = self.network(*view.inputs)
+        if self.refine is not None:
+            output = self.refine(output)
+        heads = output.logits.float().softmax(-1)
+        decision = decide(self.rule, heads, self.status)
+        return decision.answers, decision.probabilities, decision.rungs, heads
+
+
+def deploy(trained: Trained) -> Deployed:
+    """The model of a checkpoint, on the CPU."""
+    device = torch.device("cpu")
+    settings = view_settings(trained.spec)
+    return Deployed(trained.network(device), rule_of(trained), trained.status, trained.refine(device), settings)
+
+
+def rule_of(trained: Trained) -> str:
+    """The rule that answers: GLPC without a status is the fused head."""
+    return "fused" if trained.decision == "glpc" and trained.status is None else trained.decision
+
+
+def trace(deployed: Deployed, crop_size: int | None) -> torch.export.ExportedProgram:
+    """Trace with `torch.export`, for a batch of any size.
+
+    Args:
+        crop_size: C, where the network reads local crops, else None.
+
+    The program keeps neither a face nor the paths of this machine's files.
+
+    Raises:
+        FercliError: something in the model cannot be traced.
+    """
+    examples = blanks(deployed.settings.size, crop_size)
+    batch = torch.export.Dim("batch")
+    with torch.no_grad(), quiet():
+        deployed(*examples)  # constants that are made once and kept must be real tensors, not the tracer's
+        try:
+            program = torch.export.export(
+                deployed, examples, dynamic_shapes=tuple({0: batch} for _ in examples), strict=False
+            )
+        except Exception as problem:  # the tracer's own, and whatever its parts raise
+            raise FercliError(
+                f"torch {torch.__version__} cannot trace this model ({type(problem).__name__}); try another version of "
+                "torch, or use it through `from fercli import Recognizer`"
+            ) from problem
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    return program
+
+
+def blanks(size: int, crop_size: int | None, count: int = 2) -> tuple[Tensor, ...]:
+    """Black faces with their landmarks in the corner, in the shape of what `Deployed` takes."""
+    parts = torch.zeros(count, size, size, 3, dtype=torch.uint8), torch.zeros(count, 5, 2)
+    return parts if crop_size is None else (*parts, torch.zeros(count, 5, crop_size, crop_size, 3, dtype=torch.uint8))
+
+
+def require_torch(version: str = torch.__version__) -> None:
+    """Raise FercliError where torch is older than `LEAST_TORCH`."""
+    if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < LEAST_TORCH:
+        least = ".".join(map(str, LEAST_TORCH))
+        raise FercliError(f"fercli export needs torch {least} or newer, and this is {version}; pip install -U torch")

@@ -1,0 +1,141 @@
+"""A checkpoint to a file that runs without fercli: traced, checked against the model, and only then written."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from fercli import __version__, console
+from fercli.errors import FercliError, SpecError
+from fercli.evaluation.decision import RUNGS
+from fercli.export.card import Delivery, aligned_by, card
+from fercli.export.check import TOLERANCE, Agreement, compare, samples
+from fercli.export.formats import ENDINGS, onnx_bytes, onnx_runner, require_onnx, torch_bytes, torch_runner
+from fercli.export.graph import deploy, require_torch, rule_of, trace
+from fercli.expressions import EXPRESSIONS
+from fercli.files import write_atomically
+from fercli.models import HEADS
+from fercli.trained import Trained
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        path: the model; `size`: its bytes.
+        format: "onnx" or "torch"; `opset`: of ONNX.
+        card: the model card; `card_kept`: whether one was there and was left as it is.
+        agreement: of the file with the model.
+    """
+
+    path: Path
+    size: int
+    format: str
+    opset: int | None
+    card: Path
+    card_kept: bool
+    agreement: Agreement
+
+
+def default_name(trained: Trained, kind: str) -> Path:
+    """RUN-TARGET.onnx (or .pt2) in the working folder; RUN-source for a source model."""
+    tag = trained.spec.adapt.tag if trained.stage == "adapt" else ""
+    parts = (trained.spec.name, trained.target or "source", tag)
+    return Path("-".join(filter(None, parts)) + ENDINGS[kind])
+
+
+def export(trained: Trained, kind: str, out: Path, opset: int, force: bool = False) -> Exported:
+    """Export a trained model and write its card beside it (the file's name with ``.md``).
+
+    Args:
+        kind: a key of `fercli.export.formats.ENDINGS`.
+        opset: of ONNX; not read for torch.
+        force: replace a file, and a card, that is there already. Without it a card is kept: it may have been edited.
+
+    Raises:
+        FercliError: the file is there or cannot be written, a package is missing or too old, the model cannot be
+            exported, or the export differs from it by more than `TOLERANCE`; then nothing is written.
+        SpecError: an opset that cannot be written, or a name that is the card's.
+    """
+    _check_place(out, trained, force)
+    require_torch()
+    if kind == "onnx":
+        require_onnx(opset)
+    deployed, given = deploy(trained), samples(trained)
+    if given.dataset is None:
+        console.say("no prepared faces of this run at hand (paths.prepared): checking on noise instead")
+    console.say(f"tracing {trained.path} ...")
+    crop_size = None if given.crops is None else given.crops.shape[2]
+    program, about = trace(deployed, crop_size), metadata(trained, crop_size)
+    if kind == "onnx":
+        data = onnx_bytes(program, opset, {**about, "opset": str(opset)})
+        run = onnx_runner(data)
+    else:
+        data = torch_bytes(program, about)
+        run = torch_runner(data)
+    agreement = compare(deployed, run, given)
+    if not agreement.good:
+        raise FercliError(
+            f"{out} is not written: what was exported differs from the model by more than {TOLERANCE:g} ({agreement}); "
+            "try another --opset or --format"
+        )
+    _write(out, data)
+    path = out.with_suffix(".md")
+    kept = path.exists() and not force
+    if not kept:
+        delivery = Delivery(out.name, kind, opset if kind == "onnx" else None, len(data), crop_size, str(agreement))
+        _write(path, card(trained, delivery).encode())
+    return Exported(out, len(data), kind, opset if kind == "onnx" else None, path, kept, agreement)
+
+
+def metadata(trained: Trained, crop_size: int | None) -> dict[str, str]:
+    """What the file says of itself: text by name; lists are JSON."""
+    spec, best = trained.spec, trained.state["best"]
+    about = {
+        "expressions": json.dumps(EXPRESSIONS),
+        "heads": json.dumps(HEADS),
+        "rungs": json.dumps(RUNGS),
+        "rule": rule_of(trained),
+        "size": str(spec.prepare.size),
+        "landmarks": "image-left eye, image-right eye, nose tip, image-left and image-right mouth corner",
+        "align": spec.prepare.align,
+        "template": json.dumps(aligned_by(spec)),
+        "source": json.dumps(spec.data.source),
+        "target": trained.target or "",
+        "method": trained.method,
+        "backbone": spec.model.backbone,
+        "epoch": str(best["epoch"]),
+        "selection": best["rule"],
+        "fercli": __version__,
+    }
+    if crop_size is not None:
+        about |= {"crop_size": str(crop_size), "crop_zoom": f"{spec.prepare.crop_zoom:g}"}
+    return about
+
+
+def _check_place(out: Path, trained: Trained, force: bool) -> None:
+    """See before the work whether the file can be written."""
+    if out.suffix == ".md":
+        raise SpecError(f"--out {out} is the name of its model card; give another, as {out.with_suffix('.onnx').name}")
+    if out.is_dir():
+        raise FercliError(f"{out} is a folder; give the name of a file to write")
+    if out.exists() and out.samefile(trained.path):
+        raise FercliError(f"{out} is the checkpoint itself; give another name")
+    if out.exists() and not force:
+        raise FercliError(f"{out} is there already; give another name by --out, or --force to replace it")
+    folder = out.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        why = "may not be written to" if folder.is_dir() else "is no folder"
+        raise FercliError(f"cannot write {out}: {folder} {why}; name another place by --out")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data)
+    except OSError as problem:
+        raise FercliError(f"cannot write {path}: {problem.strerror or problem}; name another place by --out") from None
