@@ -51,7 +51,8 @@ class Page(HTMLParser):
         assert "url(" not in text and "@import" not in text and "http://" not in text and "https://" not in text
         for tag, attributes in self.elements:
             assert tag not in ("script", "iframe", "object", "embed", "base")
-            assert not {"src", "srcset", "onload", "onclick"} & set(attributes)
+            assert not {"srcset", "onload", "onclick"} & set(attributes)
+            assert (attributes.get("src") or "data:image/").startswith("data:image/")
             assert (attributes.get("href") or "#").startswith(("#", "data:,"))
         ids = [attributes["id"] for _, attributes in self.elements if "id" in attributes]
         assert len(ids) == len(set(ids))

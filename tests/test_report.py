@@ -11,9 +11,10 @@ from pages import Page
 
 from fercli.evaluation.metrics import confusion, scores
 from fercli.expressions import EXPRESSIONS
+from fercli.report.headline_view import headline
 from fercli.report.plots import curve, training_curves
 from fercli.report.run import render, write_report
-from fercli.report.run_view import headline, view
+from fercli.report.run_view import view
 
 HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")
 
@@ -178,7 +179,7 @@ def test_a_checkpoint_chosen_by_an_oracle_is_marked_in_every_table(results):
     results["entries"].append(oracle)
     text = render(results)
     section = text[text.index('id="dataset-1"') : text.index('id="dataset-2"')]
-    for table in Page(section[section.index(">") + 1 : section.index("</section>")]).tables:
+    for table in Page(section[section.index(">") + 1 : section.index("</div></details></section>")]).tables:
         if "source-only" in table and "aglrls" in table:
             assert "oracle" in table
     assert section.count("oracle: reads target labels") >= 3

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from fercli.report.pictures import jpeg_uri
 
 #: Side in pixels of a face in the report.
 FACE = 84
@@ -16,7 +16,7 @@ FACE = 84
 def face_uri(face: np.ndarray, margin: int) -> str:
     """Return a prepared face uint8 [S, S, 3], without its margin, as a data: URI."""
     inner = Image.fromarray(np.ascontiguousarray(face[margin : len(face) - margin, margin : len(face) - margin]))
-    return _jpeg_uri(inner.resize((FACE, FACE), Image.Resampling.LANCZOS), 72)
+    return jpeg_uri(inner.resize((FACE, FACE), Image.Resampling.LANCZOS), 72)
 
 
 def sheet_uri(path: Path, limit: int) -> str | None:
@@ -30,13 +30,7 @@ def sheet_uri(path: Path, limit: int) -> str | None:
         if width > sheet.width:
             continue
         height = max(1, round(sheet.height * width / sheet.width))
-        uri = _jpeg_uri(sheet.resize((width, height), Image.Resampling.LANCZOS), 62)
+        uri = jpeg_uri(sheet.resize((width, height), Image.Resampling.LANCZOS), 62)
         if len(uri) <= limit:
             return uri
     return None
-
-
-def _jpeg_uri(image: Image.Image, quality: int) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -92,8 +92,8 @@ def render(
 ) -> str:
     """Return the report as one HTML page; the pictures on it are those of the stores."""
     environment = Environment(
-        # The styles of all reports are those of the evaluation's.
-        loader=ChoiceLoader([PackageLoader("fercli.quality"), PackageLoader("fercli.evaluation")]),
+        # The styles of all pages are those of the run's report.
+        loader=ChoiceLoader([PackageLoader("fercli.quality"), PackageLoader("fercli.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

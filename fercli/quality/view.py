@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from fercli.quality.duplicates import Found, Pair
 from fercli.quality.pictures import face_uri, sheet_uri
+from fercli.report.pictures import landmark_dots
 from fercli.store import STATUSES, Store
 
 #: Pairs that are shown of one comparison, and of all; the rest is counted, and named in quality.json.
@@ -102,13 +103,7 @@ def dots(store: Store, i: int) -> Markup:
     """Draw a face's landmarks as inline SVG, to lie over its picture."""
     margin = int(store.meta["parameters"]["margin"])
     inner = store.faces.shape[1] - 2 * margin
-    # A line of no length with round ends is a dot; pixels are counted from their middle.
-    points = np.asarray(store.landmarks[i], float) + 0.5 - margin
-    path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
-    return Markup(
-        '<svg viewBox="0 0 {inner} {inner}" class="dots" aria-hidden="true"><path class="rim" d="{path}"/>'
-        '<path d="{path}"/></svg>'
-    ).format(inner=inner, path=path)
+    return landmark_dots(np.asarray(store.landmarks[i], float) - margin, inner)
 
 
 def _dataset(store: Store, numbers: Mapping[str, Any], folder: Path, limit: int) -> dict[str, Any]:

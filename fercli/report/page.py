@@ -21,7 +21,8 @@ def save_page(html: str, folder: Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    write_atomically(path, html.encode())
+    # Names of files may hold bytes that are no text: they become question marks here, not an error.
+    write_atomically(path, html.encode("utf-8", "replace"))
     return path
 
 
@@ -41,7 +42,7 @@ def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) 
         lstrip_blocks=True,
     )
     environment.filters.update(pct=_pct, points=_points, figure=_figure, plain=plain, shade=_shade, short=_short)
-    environment.filters.update(pvalue=_pvalue, duration=duration)
+    environment.filters.update(pvalue=_pvalue, duration=duration, decimals=_decimals, signed=_signed)
     datasets = document.get("datasets") or {}
     environment.tests["standin"] = lambda name: _is_stand_in(name, datasets, bool(document.get("stand_in")))
     return environment.get_template(template).render(values)
@@ -77,6 +78,18 @@ def _figure(value: Any) -> str:
     """A loss or a selection score: three significant digits."""
     value = number(value)
     return _NOT_DEFINED if value is None else f"{value:#.3g}".rstrip(".").replace("-", "\N{MINUS SIGN}")
+
+
+def _decimals(value: Any, digits: int) -> str:
+    """A number with a fixed count of decimals."""
+    value = number(value)
+    return _NOT_DEFINED if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: Any) -> str:
+    """A difference with its sign and two decimals, with a true minus sign."""
+    text = f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return "0.00" if text[1:] == "0.00" else text
 
 
 def _shade(count: int, row: Sequence[int]) -> int:

@@ -18,7 +18,13 @@ from fercli.evaluation.metrics import number
 #: A point (epoch, value); the value is None where it is not defined.
 Point = tuple[int, float | None]
 
-_OPEN = '<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" role="img" class="{kind}"><title>{title}</title>'
+
+def svg(height: int, kind: str, title: str, parts: str) -> Markup:
+    """Return a plot 100 wide of class `kind`; `title` is escaped, `parts` (paths made here) are not."""
+    opened = Markup(
+        '<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" role="img" class="{kind}"><title>{title}</title>'
+    )
+    return opened.format(height=height, kind=kind, title=title) + Markup(parts + "</svg>")
 
 
 def lanes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, title: str) -> Markup:
@@ -37,7 +43,7 @@ def lanes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, tit
             low, high = lane["interval"]
             parts.append(f'<path class="whisker {kind}" d="M{100 * low:.2f} {y}H{100 * high:.2f}"/>')
         parts.append(f'<path class="dot {kind}" d="M{100 * lane["accuracy"]:.2f} {y}h0"/>')
-    return Markup(_OPEN).format(height=24, kind="lanes", title=title) + Markup("".join(parts) + "</svg>")
+    return svg(24, "lanes", title, "".join(parts))
 
 
 def axis(values: Sequence[float]) -> list[float]:
@@ -82,7 +88,7 @@ def spread(
         parts.append(f'<path class="whisker after" d="M{x(mean - sd)} 10H{x(mean + sd)}"/>')
     parts.extend(f'<path class="seed after" d="M{x(value)} 10h0"/>' for value in values)
     parts.append(f'<path class="dot after" d="M{x(mean)} 10h0"/>')
-    return Markup(_OPEN).format(height=20, kind="spread", title=title) + Markup("".join(parts) + "</svg>")
+    return svg(20, "spread", title, "".join(parts))
 
 
 def curve(
@@ -120,14 +126,14 @@ def curve(
     parts = ['<path class="axis" d="M0 4H100M0 56H100"/>']
     if chosen is not None and first <= chosen <= last:
         parts.append(f'<path class="mark" d="M{x(chosen):.2f} 0V60"/>')
-    parts.extend(f'<path class="line" d="{path}"/>' for path in _runs(points, x, y))
+    parts.extend(f'<path class="line" d="{path}"/>' for path in unbroken(points, x, y))
     at_chosen = next((value for epoch, value in points if epoch == chosen), None)
     if at_chosen is not None:
         parts.append(f'<path class="dot after" d="M{x(chosen):.2f} {y(at_chosen):.2f}h0"/>')
     title = f"{name}, epochs {first} to {last}"
     return {
         "name": name,
-        "svg": Markup(_OPEN).format(height=60, kind="curve", title=title) + Markup("".join(parts) + "</svg>"),
+        "svg": svg(60, "curve", title, "".join(parts)),
         "top": top,
         "bottom": bottom,
         "first": first,
@@ -138,7 +144,7 @@ def curve(
     }
 
 
-def _runs(points: Sequence[Point], x: Any, y: Any) -> list[str]:
+def unbroken(points: Sequence[Point], x: Any, y: Any) -> list[str]:
     """Return an SVG path for each unbroken run of defined values."""
     runs: list[list[str]] = [[]]
     for epoch, value in points:
@@ -151,6 +157,8 @@ def _runs(points: Sequence[Point], x: Any, y: Any) -> list[str]:
 
 def stage_folder(entry: Mapping[str, Any]) -> str:
     """Name of the folder an entry's checkpoint lies in (``source``, ``adapt-jaffe``); its stage where it names none."""
+    if entry.get("folder"):
+        return str(entry["folder"])
     path = str(entry.get("checkpoint") or "").replace("\\", "/").split("/")
     return path[-2] if len(path) > 1 else str(entry.get("stage") or "")
 

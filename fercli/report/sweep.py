@@ -16,17 +16,15 @@ All read one results document, plain values as JSON holds them (scores are fract
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fercli import spreadsheet
 from fercli.evaluation.statistics import summary
 from fercli.evaluation.sweep_rules import rank_rules
 from fercli.evaluation.sweep_table import groups, key_text, oracle_score, score, series, table, table_columns
-from fercli.files import write_atomically
 from fercli.report.frame import frame
 from fercli.report.page import page, save_page
 from fercli.report.sweep_view import view
@@ -130,9 +128,7 @@ def write_csv(document: Mapping[str, Any], path: Path) -> None:
     head = ["seed", *(f"key:{key}" if key in taken else key for key in keys), *_COLUMNS]
     head += ["oracle_accuracy", "oracle_epoch"]
     head += [f"rule:{rule}:{what}" for rule in rules for what in ("epoch", "accuracy")] + ["seconds"]
-    text = io.StringIO(newline="")
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow([_harmless(name) for name in head])
+    rows = []
     for cell in cells:
         own, oracle = cell.get("keys") or {}, cell.get("oracle") or {}
         row = [cell["seed"], *(_flat(own.get(key)) for key in keys)]
@@ -140,8 +136,8 @@ def write_csv(document: Mapping[str, Any], path: Path) -> None:
         for rule in rules:
             chosen = (cell.get("rules") or {}).get(rule) or {}
             row += [chosen.get("epoch"), chosen.get("accuracy")]
-        rows.writerow([_harmless(value) for value in [*row, cell.get("seconds")]])
-    write_atomically(Path(path), text.getvalue().encode())
+        rows.append([*row, cell.get("seconds")])
+    spreadsheet.write_csv(path, head, rows)
 
 
 def _notes(
@@ -202,11 +198,3 @@ def _escaped(text: str) -> str:
 def _flat(value: Any) -> Any:
     """A grid key's value in one cell: numbers and text as they are, anything else as JSON."""
     return value if value is None or type(value) in (int, float) else key_text(value)
-
-
-def _harmless(value: Any) -> Any:
-    """Keep text on one line, and a spreadsheet from running it as a formula; numbers stay as they are."""
-    if not isinstance(value, str):
-        return value
-    value = re.sub(r"[\t\r\n]+", " ", value)
-    return f"'{value}" if value.lstrip()[:1] in tuple("=+-@＝＋－＠") else value

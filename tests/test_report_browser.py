@@ -1,0 +1,122 @@
+"""The run's report in a real browser: nothing it complains of, nothing loaded, nothing too wide, open at once.
+
+Takes a Chromium on the PATH (Debian: ``apt-get install chromium``); without one these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import unescape
+from pathlib import Path
+
+import pytest
+from report_documents import document, pictures
+
+from fercli.report.run import write_report
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no browser: neither chromium, chromium-browser nor google-chrome"),
+]
+
+SECTIONS = {"headline", "dataset-1", "dataset-2", "glpc", "calibration", "gap", "pseudo-labels", "exhibits", "curves",
+            "spec", "environment", "reading"}  # fmt: skip
+
+#: Appended to copies for the tests: what the browser made of the page, left in its title. Reading a width lays it out.
+PROBE = """<script>
+const root = document.documentElement, wide = [...document.querySelectorAll("body *")].filter(
+  (one) => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest(".scroll, pre, .skip, .unseen"));
+const found = {
+  scroll: root.scrollWidth, inner: innerWidth, wide: wide.slice(0, 5).map((one) => one.outerHTML.slice(0, 200)),
+  keys: [...document.querySelectorAll("summary")].every((one) => one.tabIndex === 0),
+  images: [...document.images].every((one) => one.complete && one.naturalWidth > 0),
+  resources: performance.getEntriesByType("resource").map((one) => one.name), opened: performance.now()};
+document.title = JSON.stringify(found);
+parent.postMessage(document.title, "*");
+</script></body>"""
+
+FRAME = """<!doctype html><title>none</title><script>onmessage = (said) => {{ document.title = said.data; }};</script>
+<iframe src="{name}" style="width:{width}px;height:800px;border:0"></iframe>"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory) -> Path:
+    results = document()
+    return write_report(results, tmp_path_factory.mktemp("report"), pictures(results))
+
+
+def browse(address: str, tmp_path: Path, *options: str) -> tuple[str, str]:
+    """Open a page headless and return (its DOM, what the browser logged)."""
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run"]
+    command += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
+    done = subprocess.run([*command, *options, "--dump-dom", address], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def complaints(log: str) -> list[str]:
+    """Lines that the page caused: of its console, and of requests that failed."""
+    return [line for line in log.splitlines() if "CONSOLE" in line or "net::ERR" in line]
+
+
+def probed(dom: str) -> dict:
+    return json.loads(unescape(re.search(r"<title>(.*?)</title>", dom, re.DOTALL).group(1)))
+
+
+def with_probe(report: Path, folder: Path) -> Path:
+    copy = folder / "copy.html"
+    copy.write_text(report.read_text(encoding="utf-8").replace("</body>", PROBE), encoding="utf-8")
+    return copy
+
+
+def test_every_section_is_shown_without_a_complaint(report, tmp_path):
+    dom, log = browse(report.as_uri(), tmp_path)
+    assert set(re.findall(r'id="([a-z0-9-]+)"', dom)) >= SECTIONS
+    assert len(re.findall(r'<details class="fold" open', dom)) == len(SECTIONS)
+    assert complaints(log) == [] and "<script" not in dom
+
+
+def test_a_complaint_would_be_noticed(tmp_path):
+    page = tmp_path / "bad.html"
+    page.write_text('<!doctype html><script>console.error("no");</script><img src="http://fercli.invalid/a.png">')
+    assert any("no" in line for line in complaints(browse(page.as_uri(), tmp_path)[1]))
+
+
+def test_nothing_is_loaded_and_the_keyboard_reaches_every_fold(report, tmp_path):
+    dom, log = browse(with_probe(report, tmp_path).as_uri(), tmp_path, "--window-size=1280,900")
+    found = probed(dom)
+    assert found["resources"] == [] and found["images"] and found["keys"] and complaints(log) == []
+    assert found["scroll"] <= found["inner"] and found["wide"] == []
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1024])
+def test_the_page_never_scrolls_sideways(report, tmp_path, width):
+    copy = with_probe(report, tmp_path)
+    frame = tmp_path / "frame.html"  # a window is at least 500 pixels wide, a frame as narrow as asked
+    frame.write_text(FRAME.format(name=copy.name, width=width))
+    dom, _ = browse(frame.as_uri(), tmp_path, "--window-size=1200,900", "--virtual-time-budget=5000")
+    found = probed(dom)
+    assert found["inner"] == width and found["scroll"] <= width, found["wide"]
+
+
+def test_a_link_opens_the_section_that_was_folded(report, tmp_path):
+    copy = tmp_path / "folded.html"
+    copy.write_text(report.read_text(encoding="utf-8").replace(' class="fold" open', ' class="fold"'))
+    dom, _ = browse(copy.as_uri() + "#calibration", tmp_path, "--virtual-time-budget=5000")
+    assert len(re.findall(r'<details class="fold" open', dom)) == 1
+    assert re.search(r'<details class="fold" open[^>]*><summary><h2 id="h-calibration"', dom)
+
+
+def test_ten_thousand_faces_are_small_and_open_at_once(tmp_path):
+    results = document(10_000)
+    report = write_report(results, tmp_path / "report", pictures(results))
+    assert report.stat().st_size < 8_000_000
+    dom, log = browse(with_probe(report, tmp_path).as_uri(), tmp_path, "--window-size=1280,900")
+    assert complaints(log) == [] and set(re.findall(r'id="([a-z0-9-]+)"', dom)) >= SECTIONS
+    assert probed(dom)["opened"] < 2_000 * 3, "milliseconds until laid out; 2,000 are asked, busy machines take longer"
