@@ -45,7 +45,8 @@ def spec(batch: int = 4, **adapt) -> Spec:
     ],
 )
 def test_steps_are_measured(tmp_path: Path, command: str, parts: set[str]) -> None:
-    result = bench(tmp_path, command, "--precision", "32-true", "--precision", "bf16-mixed")
+    more = ("--pictures", "8", "--workers", "1") if command == "predict" else ()
+    result = bench(tmp_path, command, "--precision", "32-true", "--precision", "bf16-mixed", *more)
     assert result == json.loads((tmp_path / f"bench/{command}.json").read_text())
     assert [path.name for path in (tmp_path / "bench").iterdir()] == [f"{command}.json"]  # the stores are gone
     assert (result["bench"], result["backbone"], result["width"]) == (command, "ir-small", 4)
@@ -64,7 +65,8 @@ def test_steps_are_measured(tmp_path: Path, command: str, parts: set[str]) -> No
 
 
 def test_operations_are_those_of_the_network(tmp_path: Path) -> None:
-    one, two = (bench(tmp_path, "predict", "--batch", str(b))["rows"][-1]["gflop_per_step"] for b in (8, 16))
+    few = ("--pictures", "8", "--workers", "1", "--rounds", "1")
+    one, two = (bench(tmp_path, "predict", "--batch", str(b), *few)["rows"][-1]["gflop_per_step"] for b in (8, 16))
     assert two == pytest.approx(2 * one)
     train = bench(tmp_path, "train", "--batch", "8")["rows"][-1]["gflop_per_step"]
     assert 2.5 * one < train < 3 * one  # backward costs twice forward, less the first layer's gradient of the pictures

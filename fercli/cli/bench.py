@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fercli import console
+from fercli.cli.completion import complete_datasets
 from fercli.cli.options import read_spec, spec_options
 
 if TYPE_CHECKING:
@@ -31,7 +32,12 @@ def command():
 
 @command.command("prepare")
 @spec_options
-@click.option("--dataset", metavar="NAME", help="Pictures to measure on. Default: procedural faces, drawn for it.")
+@click.option(
+    "--dataset",
+    metavar="NAME",
+    shell_complete=complete_datasets,
+    help="Pictures to measure on. Default: procedural faces, drawn for it.",
+)
 @click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
 @click.option("--images", type=click.IntRange(min=16), default=6000, show_default=True, help="How many, at most.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count.")
@@ -167,18 +173,36 @@ def adapt(spec_file, overrides, quiet, as_json, backbone, width, batches, precis
 
 @command.command("predict")
 @_step_options
-def predict(spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds):
-    """Faces a second through the network on prepared faces, views and answers included.
+@click.option("--pictures", type=click.IntRange(min=8), default=240, show_default=True, help="And frames of the video.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that find faces. Default: all cores.")
+def predict(
+    spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds, pictures, workers
+):
+    """Faces a second of fercli predict, from files to answers, beside detection alone and the network alone.
 
-    As fercli bench train. Results are kept in paths.runs/bench/predict.json.
+    On a folder and a video drawn for it; the three take turns, medians count, and weights are random. The bound is what
+    the two parts could reach together: 1 / (1/d + 1/n) where they share the CPU, the slower one where the network has a
+    device of its own. A second table takes the network apart, on noise (--steps, --precision); predict itself runs it
+    in float32. Results are kept in paths.runs/bench/predict.json.
 
     \b
     Examples:
-      fercli bench predict --batch 128
+      fercli bench predict --batch 64
+      fercli bench predict --backbone ir-small --width 16 --pictures 600
     """
-    _steps(
-        _step_spec(spec_file, overrides, quiet, as_json, backbone, width), "predict", batches, precisions, steps, rounds
-    )
+    from fercli.benchmarks import predict as bench
+    from fercli.benchmarks import steps as parts
+
+    spec = _step_spec(spec_file, overrides, quiet, as_json, backbone, width)
+    sizes = batches or (64,)
+    with _room(spec, "predict") as room:
+        rows = bench.measure(spec, sizes, pictures, rounds, workers, room)
+        result = parts.measure(spec, "predict", sizes, precisions, steps, rounds, room)
+    console.table(f"predict, {_name(spec)}", *bench.table(rows))
+    titles = ("The network alone, on noise", "Shares of the parts of a step")
+    for title, (columns, shown) in zip(titles, parts.tables(result), strict=True):
+        console.table(title, columns, shown)
+    _keep(spec, "predict", {**result, "pictures": pictures, "end_to_end": rows, "machine": _machine(spec)})
 
 
 def _step_spec(spec_file, overrides, quiet, as_json, backbone, width) -> Spec:

@@ -1,0 +1,207 @@
+"""How fast `fercli predict` is from files to answers, beside its two parts alone.
+
+End to end is the command's own work: reading and decoding, finding every face, aligning and cutting, the network, the
+decision, writing JSON lines. Its parts take turns with it, round after round, on the same pictures:
+
+- detection alone: `Landmarker.find_all`, nothing else, on pictures that lie decoded in the memory of as many processes;
+- network alone: views, network and softmax, nothing else, on faces that lie cut out in the memory, with all of torch's
+  threads.
+
+Each part alone has the whole machine to itself, so on a CPU both cannot reach the slower one's rate at once: they share
+the cores, and if none ever waited, faces would come at 1 / (1/d + 1/n), the rate of doing one after the other with all
+cores. Where the network has a device of its own, the bound is min(d, n). Both ratios are reported: to the slower part
+alone, and on a CPU to the shared bound, which tells what is lost to decoding, cutting, writing and waiting. Processes
+are started and models loaded before the clock runs; medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from fercli import console
+from fercli.engine.fabric import make_fabric
+from fercli.engine.stages import empty_network, view_settings
+from fercli.faces.extract import Options
+from fercli.faces.images import read_image
+from fercli.faces.landmarker import Landmarker
+from fercli.faces.synthetic import STUDIO, Face, render
+from fercli.predict.faces import CutFace, cut_faces
+from fercli.predict.inputs import Input, find_inputs
+from fercli.predict.run import predict
+from fercli.predict.videos import VideoWriter, open_video
+from fercli.predict.workers import Workers
+from fercli.recognizer import Recognizer
+from fercli.spec import Spec
+from fercli.timing import wait
+from fercli.views import plain_view
+
+#: Different pictures that are drawn; a longer folder repeats them under other names.
+DRAWN = 24
+_SIZE = (640, 480)
+
+
+def draw_folder(folder: Path, pictures: int) -> Path:
+    """Write `pictures` JPEGs of 640 x 480 with one to four procedural faces."""
+    folder.mkdir(parents=True)
+    for i in range(pictures):
+        path = folder / f"{i:06d}.jpg"
+        if i < DRAWN:
+            people = [render(STUDIO, 5 * i + k, (i + k) % 7, i) for k in range(1 + i % 4)]
+            cv2.imwrite(str(path), _scene(people, 0)[..., ::-1])
+        else:
+            os.link(folder / f"{i % DRAWN:06d}.jpg", path)
+    return folder
+
+
+def draw_video(path: Path, frames: int) -> Path:
+    """Write an MP4 of 640 x 480 in which two procedural faces wander."""
+    people = [render(STUDIO, k, 3 * k, k) for k in range(2)]
+    writer = VideoWriter(path, _SIZE, 25)
+    for i in range(frames):
+        writer.add(_scene(people, i))
+    writer.close()
+    return path
+
+
+def _scene(people: Sequence[Face], step: int) -> np.ndarray:
+    image = np.full((*_SIZE[::-1], 3), 110, np.uint8)
+    for k, person in enumerate(people):
+        height, width = person.image.shape[:2]
+        x = k % 2 * 310 + 45 + round(30 * np.sin(step / 9 + k))
+        y = (k // 2 * 240 if len(people) > 2 else 120) + (0 if len(people) > 2 else round(40 * np.cos(step / 7)))
+        image[y : y + height, x : x + width] = person.image
+    return image
+
+
+def measure(
+    spec: Spec, batches: Sequence[int], pictures: int, rounds: int, workers: int, room: Path
+) -> list[dict[str, Any]]:
+    """Measure a folder and a video with each batch size.
+
+    Args:
+        spec: whose model, its weights drawn at random; its datasets are not read.
+        batches: faces on the device at a time.
+        pictures: in the folder; the video has as many frames.
+        rounds: how often; medians count.
+        workers: processes that find faces; 0 is all cores.
+        room: an empty folder.
+
+    Returns:
+        Rows of rates in faces a second and of ratios; see `table`.
+    """
+    device = make_fabric(spec.engine).device
+    recognizer = Recognizer(empty_network(spec).to(device).eval(), spec, device)
+    sources = {"folder": draw_folder(room / "pictures", pictures), "video": draw_video(room / "video.mp4", pictures)}
+    rows = []
+    with console.progress("bench predict", total=len(batches) * rounds * len(sources)) as bar, Workers(workers) as pool:
+        for batch in batches:
+            for kind, path in sources.items():
+                inputs = find_inputs([str(path)], None)
+                cut = _cut_ahead(recognizer, inputs, kind)
+                parts: dict[str, Callable[[], float]] = {
+                    "detection": lambda inputs=inputs: _detection(recognizer.options, inputs, pool),
+                    "network": lambda cut=cut, batch=batch: _network(recognizer, cut, batch, pictures),
+                    "end_to_end": lambda inputs=inputs, batch=batch: _end_to_end(
+                        recognizer, inputs, batch, pool, room / "answers.jsonl"
+                    ),
+                }
+                with console.hushed():
+                    for part in parts.values():
+                        part()
+                rates: dict[str, list[float]] = {name: [] for name in parts}
+                for _ in range(rounds):
+                    for name, part in parts.items():
+                        with console.hushed():
+                            rates[name].append(part())
+                    bar.advance()
+                rows.append(_row(kind, batch, pool.count, device, rates))
+    return rows
+
+
+def _row(kind: str, batch: int, workers: int, device: torch.device, rates: dict[str, list[float]]) -> dict[str, Any]:
+    detection, network, whole = (statistics.median(rates[n]) for n in ("detection", "network", "end_to_end"))
+    shared = device.type == "cpu"
+    bound = 1 / (1 / detection + 1 / network) if shared else min(detection, network)
+    return {
+        "input": kind,
+        "batch": batch,
+        "workers": workers,
+        "detection_per_s": detection,
+        "network_per_s": network,
+        "end_to_end_per_s": whole,
+        "spread_per_s": [min(rates["end_to_end"]), max(rates["end_to_end"])],
+        "slower": "detection" if detection < network else "network",
+        "to_slower": whole / min(detection, network),
+        "bound_per_s": bound,
+        "to_bound": whole / bound,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of a result of `measure` for the console."""
+    columns = ["faces a second", "batch", "detection alone", "network alone", "end to end", "to the slower", "to bound"]
+    shown = []
+    for row in rows:
+        rates = [f"{row[f'{name}_per_s']:.1f}" for name in ("detection", "network", "end_to_end")]
+        slower = f"{row['to_slower']:.0%} ({row['slower']})"
+        bound = f"{row['to_bound']:.0%} of {row['bound_per_s']:.1f}"
+        shown.append([row["input"], str(row["batch"]), *rates, slower, bound])
+    return columns, shown
+
+
+def _pictures(inputs: Sequence[Input], part: int = 0, of: int = 1) -> list[np.ndarray]:
+    """Return every `of`-th picture or frame from the `part`-th on, decoded."""
+    if inputs[0].kind == "picture":
+        return [read_image(one.path) for one in inputs[part::of]]
+    with open_video(inputs[0].path) as video:
+        return [image for number, _, image in video.frames() if number % of == part]
+
+
+def _cut_ahead(recognizer: Recognizer, inputs: Sequence[Input], kind: str) -> list[CutFace]:
+    """The faces of the first few pictures: what the network costs does not depend on which they are."""
+    few = inputs[:DRAWN] if kind == "folder" else inputs
+    return [f for image in _pictures(few)[:DRAWN] for f in cut_faces(image, recognizer.options, recognizer.with_crops)]
+
+
+def _detection(options: Options, inputs: Sequence[Input], pool: Workers) -> float:
+    shares = ((options, list(inputs), part, pool.count) for part in range(pool.count))
+    return sum(rate for _, rate in pool.in_order(detect_alone, shares, lambda share: share, pool.count + 1))
+
+
+def detect_alone(options: Options, inputs: Sequence[Input], part: int, of: int) -> float:
+    """Return the faces a second that one process finds in its share of the pictures, decoding not counted."""
+    pictures = _pictures(inputs, part, of)
+    landmarker = Landmarker(options.confidence, options.low_confidence, options.retries)
+    started = time.perf_counter()
+    faces = sum(len(landmarker.find_all(image)) for image in pictures)
+    return faces / (time.perf_counter() - started)
+
+
+@torch.inference_mode()
+def _network(recognizer: Recognizer, cut: Sequence[CutFace], batch: int, least: int) -> float:
+    faces = [cut[i % len(cut)] for i in range(batch)]
+    arrays = [np.stack([face.face for face in faces]), np.stack([face.landmarks for face in faces])]
+    arrays.append(np.stack([face.crops for face in faces]) if recognizer.with_crops else None)
+    device, settings, done = recognizer.device, view_settings(recognizer.spec), 0
+    wait(device)
+    started = time.perf_counter()
+    while done < least:
+        rows = (None if a is None else torch.from_numpy(a).to(device) for a in arrays)
+        recognizer.network(*plain_view(*rows, settings).inputs).logits.float().softmax(-1).cpu()
+        done += batch
+    return done / (time.perf_counter() - started)
+
+
+def _end_to_end(recognizer: Recognizer, inputs: list[Input], batch: int, pool: Workers, out: Path) -> float:
+    started = time.perf_counter()
+    totals = predict(recognizer, inputs, {"jsonl": str(out)}, None, batch=batch, workers=pool, force=True)
+    return totals.faces / (time.perf_counter() - started)

@@ -1,0 +1,87 @@
+"""fercli predict"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from fercli import console
+from fercli.cli.options import read_spec, spec_options
+
+if TYPE_CHECKING:
+    from fercli.predict.run import Totals
+
+
+@click.command("predict", short_help="Name the expression of every face in pictures, videos or a camera.")
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@spec_options
+@click.option("--run", "run", metavar="RUN", help="Run folder, stage folder or checkpoint. Default: the spec's run.")
+@click.option("--target", metavar="NAME", help="Of several adaptations the one to this target; source: not adapted.")
+@click.option("--jsonl", metavar="FILE|-", help="Where JSON lines go. Default: stdout, unless --csv is given.")
+@click.option("--csv", "csv_to", metavar="FILE|-", help="Write a table, a row a face.")
+@click.option("--annotate", metavar="FOLDER|FILE", help="Write copies with the answers drawn over them.")
+@click.option("--smooth", type=click.FloatRange(min=0), metavar="SECONDS", help="Track faces in videos and smooth.")
+@click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Take every so many-th frame.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Faces a time on the device.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that find faces. Default: all cores.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the spec's engine.device.")
+@click.option("--force", is_flag=True, help="Replace outputs that are there.")
+def command(
+    inputs, spec_file, overrides, quiet, as_json, run, target, jsonl, csv_to, annotate, smooth, every, batch, workers,
+    device, force,
+):  # fmt: skip
+    """Find every face and name its expression.
+
+    INPUT is a picture, a folder (with all below it), a glob, a video, a camera (0 or camera:0), or - for a list of
+    paths on stdin, or the bytes of one picture. Each picture or frame gives one line of JSON with its faces: box,
+    landmarks, expression, confidence, the probabilities of all seven, the rung of GLPC that decided and each head's
+    answer. What cannot be read gives a line with an error. Remarks and progress go to stderr.
+
+    With --json and all results in files, a summary is printed on stdout.
+
+    \b
+    Examples:
+      fercli predict photos/ --run runs/demo > answers.jsonl
+      fercli predict "holiday/*.jpg" --csv answers.csv --annotate drawn/
+      fercli predict interview.mp4 --smooth 0.5 --annotate interview-faces.mp4 --jsonl interview.jsonl
+      find . -name "*.png" | fercli predict - --csv - | head
+      fercli predict camera:0
+    """
+    from fercli.errors import SpecError
+    from fercli.predict.inputs import find_inputs
+
+    spec = read_spec(spec_file, overrides, quiet, as_json)
+    if csv_to == "-" and jsonl == "-":
+        raise SpecError("--csv - and --jsonl - both ask for stdout; name a file for one of them")
+    if jsonl is None and csv_to is None:
+        jsonl = "-"
+    found = find_inputs(inputs, sys.stdin.buffer)
+
+    from fercli.predict.run import predict
+    from fercli.recognizer import Recognizer
+
+    recognizer = Recognizer.load(run or spec.run_folder, target, device or spec.engine.device)
+    files = {"jsonl": jsonl, "csv": csv_to, "annotate": annotate}
+    totals = predict(recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force)
+    if "-" not in (jsonl, csv_to):
+        console.result(totals.document(files))
+    _tell(totals)
+    if totals.stopped or not totals.pictures:
+        click.get_current_context().exit(130 if totals.stopped else 1)
+
+
+def _tell(totals: Totals) -> None:
+    where = f"{totals.pictures} pictures and frames" if totals.frames else f"{totals.pictures} pictures"
+    rate = f"{totals.pictures / max(totals.seconds, 1e-9):.1f}/s"
+    console.say(f"{totals.faces} faces in {where}, {totals.empty} of them without a face; {rate}")
+    for name, frames in totals.faceless_videos:
+        console.warn(f"no face in any of the {frames} frames of {Path(name)}")
+    if totals.errors:
+        name, why = totals.first_error
+        more = f" and {totals.errors - 1} more (see the lines with an error)" if totals.errors > 1 else ""
+        (console.warn if totals.pictures else console.error)(f"could not be read: {name}: {why}{more}")
+    if totals.stopped:
+        console.error("stopped; what was answered until then is written")

@@ -1,0 +1,117 @@
+"""Pictures in, answers out: workers find and cut faces while the network answers those of the pictures before.
+
+The order out is the order in. At most a few batches' worth of pictures is in the memory at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fercli.faces.extract import Options
+from fercli.predict.faces import CutFace, Source, look
+from fercli.predict.workers import Workers
+
+#: Pictures that go to a worker at a time, at most, and their bytes: sending costs about a millisecond each time.
+CHUNK, CHUNK_BYTES = 8, 4 << 20
+
+
+@dataclass
+class Picture:
+    """One picture or frame on its way.
+
+    Attributes:
+        name: the input it came from, as results call it.
+        source: what to look at; None where there is nothing (`error` says why).
+        number: of its input among all inputs.
+        frame: of a frame, its number in the video, from 0.
+        time_s: of a frame, seconds from the video's beginning.
+        error: why it cannot be looked at.
+    """
+
+    name: str
+    source: Source | None = None
+    number: int = 0
+    frame: int | None = None
+    time_s: float | None = None
+    error: str | None = None
+
+
+@dataclass
+class _Chunk:
+    pictures: list[Picture]
+    size: int = 0
+
+
+def recognise(
+    pictures: Iterable[Picture],
+    answer: Callable[[Sequence[CutFace]], list],
+    options: Options,
+    with_crops: bool,
+    batch: int,
+    workers: Workers,
+    live: bool = False,
+) -> Iterator[tuple[Picture, list | None]]:
+    """Yield each picture with the answers to its faces, from left to right; None where it has an `error`.
+
+    Args:
+        pictures: taken as there is room.
+        answer: what the network says of cut faces: as many answers, in their order.
+        options: how faces are found and cut.
+        with_crops: whether the network reads local crops.
+        batch: faces that are answered at a time.
+        workers: who find and cut.
+        live: answer each picture at once, as a camera's frames want it.
+    """
+    ahead = 1 if live else max(2 * workers.count + 1, 2 * -(-batch // CHUNK))
+    seen = workers.in_order(
+        look, _chunks(pictures, 1 if live else CHUNK), lambda c: (_sources(c), options, with_crops), ahead
+    )
+    held: list[tuple[Picture, list[CutFace] | None]] = []
+    faces = 0
+    for chunk, results in seen:
+        results = iter(results)
+        for picture in chunk.pictures:
+            found = None if picture.source is None else next(results)
+            if isinstance(found, str):
+                picture.error, found = found, None
+            held.append((picture, found))
+            faces += len(found or ())
+        # Pictures without a face must not pile up while a batch fills.
+        if live or faces >= batch or len(held) >= 2 * batch:
+            yield from _answered(held, answer, batch)
+            held, faces = [], 0
+    yield from _answered(held, answer, batch)
+
+
+def _answered(
+    held: list[tuple[Picture, list[CutFace] | None]], answer: Callable[[Sequence[CutFace]], list], batch: int
+) -> Iterator[tuple[Picture, list | None]]:
+    cut = [face for _, faces in held for face in faces or ()]
+    answers = iter([one for start in range(0, len(cut), batch) for one in answer(cut[start : start + batch])])
+    for picture, faces in held:
+        yield picture, None if faces is None else [next(answers) for _ in faces]
+
+
+def _chunks(pictures: Iterable[Picture], most: int) -> Iterator[_Chunk]:
+    chunk = _Chunk([])
+    for picture in pictures:
+        chunk.pictures.append(picture)
+        chunk.size += _size(picture.source)
+        if len(chunk.pictures) >= most or chunk.size >= CHUNK_BYTES:
+            yield chunk
+            chunk = _Chunk([])
+    if chunk.pictures:
+        yield chunk
+
+
+def _sources(chunk: _Chunk) -> list[Source]:
+    return [picture.source for picture in chunk.pictures if picture.source is not None]
+
+
+def _size(source: Source | None) -> int:
+    if isinstance(source, np.ndarray):
+        return source.nbytes
+    return len(source) if isinstance(source, bytes) else 0

@@ -1,0 +1,214 @@
+"""A trained model for use: pictures in, every face's expression out.
+
+    from fercli import Recognizer
+
+    recognizer = Recognizer.load("runs/baseline", target="jaffe")
+    for face in recognizer("party.jpg"):
+        print(face.expression, face.confidence, face.box)
+
+Faces are found, aligned and cut as `fercli prepare` does it with the settings that the model was trained with, and the
+network runs in float32 as in `fercli evaluate`: a picture's face gets the answer that its prepared face gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fercli.engine.fabric import resolve_device
+from fercli.engine.stages import view_settings
+from fercli.errors import FercliError
+from fercli.evaluation.decision import RUNGS, decide
+from fercli.expressions import EXPRESSIONS
+from fercli.faces.extract import Options
+from fercli.faces.images import Unreadable
+from fercli.models import HEADS, GlobalLocal, Output
+from fercli.predict.faces import CutFace, Source, cut_faces, read
+from fercli.predict.stream import Picture, recognise
+from fercli.predict.workers import Workers
+from fercli.spec import Spec
+from fercli.trained import Trained, find_trained
+from fercli.views import plain_view
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face of a picture and what the model says of it.
+
+    Attributes:
+        box: (left, top, right, bottom) of the face mesh, brow to chin, in pixels of the picture.
+        landmarks: float64 [5, 2] (x, y) in the same pixels: image-left eye, image-right eye, nose tip, image-left and
+            image-right mouth corner.
+        expression: the answer, one of `fercli.expressions.EXPRESSIONS`.
+        confidence: its probability.
+        probabilities: float32 [7] in the order of `EXPRESSIONS`, of those heads that decided.
+        rung: which rung of GLPC decided: ``fused`` (also under the other rules), ``global`` or ``sum``.
+        heads: each head's own answer, by name (`fercli.models.HEADS`).
+        score: the face detector's, 0..1.
+        how: how it was found (`fercli.faces.landmarker.Found`).
+        track: number of the person through a video, where faces are tracked.
+    """
+
+    box: tuple[float, float, float, float]
+    landmarks: np.ndarray
+    expression: str
+    confidence: float
+    probabilities: np.ndarray
+    rung: str
+    heads: dict[str, str]
+    score: float
+    how: str
+    track: int | None = None
+
+
+class Recognizer:
+    """Finds every face of a picture and names its expression.
+
+    Args:
+        network: in eval mode, on `device`.
+        spec: that it was trained with: sizes and alignment of faces.
+        device: of the network.
+        decision, status: the decision rule and the status b [7, 7] that GLPC asks for (`fercli.evaluation.decision`).
+        refine: what the method makes of the network's output.
+    """
+
+    def __init__(
+        self,
+        network: GlobalLocal,
+        spec: Spec,
+        device: torch.device,
+        decision: str = "fused",
+        status: Tensor | None = None,
+        refine: Callable[[Output], Output] | None = None,
+    ):
+        self.network, self.spec, self.device = network, spec, device
+        self.decision, self.status, self._refine = decision, status, refine
+        self.options = Options.of(spec.prepare)
+        self.with_crops = spec.model.reads_crops
+        self._settings = view_settings(spec)
+
+    @classmethod
+    def load(cls, run: str | Path, target: str | None = None, device: str = "auto") -> Recognizer:
+        """The model of a run.
+
+        Args:
+            run: a run folder, a stage folder or a checkpoint (`fercli.trained.find_trained`).
+            target: of several adaptations the one to this target; ``source`` is the source model.
+            device: ``auto``, ``cpu`` or ``cuda``.
+
+        Raises:
+            FercliError: no such model, several, no checkpoint of fercli, or no CUDA device where one is asked for.
+        """
+        return cls.of(find_trained(run, target), device)
+
+    @classmethod
+    def of(cls, trained: Trained, device: str = "auto") -> Recognizer:
+        """A model that was found already."""
+        where = torch.device(resolve_device(device))
+        return cls(trained.network(where), trained.spec, where, trained.decision, trained.status, trained.refine(where))
+
+    def __call__(self, image: np.ndarray | Image.Image | str | Path) -> list[Face]:
+        """Every face of a picture, from left to right.
+
+        Args:
+            image: uint8 [H, W, 3] RGB, a PIL image, or a file's path.
+
+        Raises:
+            FercliError: the file cannot be read.
+            ValueError: an array of another shape or type.
+        """
+        source = _as_source(image)
+        try:
+            picture = read(source)
+        except Unreadable as why:
+            raise FercliError(f"{image}: {why}") from None
+        return self.answer(cut_faces(picture, self.options, self.with_crops))
+
+    def many(
+        self, images: Iterable[np.ndarray | Image.Image | str | Path], batch: int = 64, workers: int = 1
+    ) -> Iterator[list[Face]]:
+        """The faces of each picture, in order; the network answers the faces of several pictures at a time.
+
+        Args:
+            images: as for a call; taken as there is room, so that an endless stream does.
+            batch: faces that the network answers at a time.
+            workers: processes that find faces; 1 is this one, 0 as many as there are cores.
+
+        Raises:
+            FercliError: a file cannot be read; the pictures before it have been answered.
+        """
+        pictures = (Picture(_name(image), _as_source(image)) for image in images)
+        with Workers(workers) as pool:
+            for picture, faces in self.stream(pictures, batch, pool):
+                if faces is None:
+                    raise FercliError(f"{picture.name}: {picture.error}")
+                yield faces
+
+    def stream(
+        self, pictures: Iterable[Picture], batch: int, workers: Workers, live: bool = False
+    ) -> Iterator[tuple[Picture, list[Face] | None]]:
+        """`fercli.predict.stream.recognise` by this model."""
+        return recognise(pictures, self.answer, self.options, self.with_crops, batch, workers, live)
+
+    @torch.inference_mode()
+    def answer(self, faces: Sequence[CutFace]) -> list[Face]:
+        """What the model says of faces cut out already, in one batch; none is an empty list."""
+        if not faces:
+            return []
+        rows = [np.stack([face.face for face in faces]), np.stack([face.landmarks for face in faces])]
+        rows.append(np.stack([face.crops for face in faces]) if self.with_crops else None)
+        view = plain_view(*(None if a is None else torch.from_numpy(a).to(self.device) for a in rows), self._settings)
+        with _float32(self.device):
+            output = self.network(*view.inputs)
+            output = output if self._refine is None else self._refine(output)
+        probabilities = output.logits.float().softmax(-1).cpu()
+        decision = decide(self.decision, probabilities, self.status)
+        votes = probabilities.argmax(-1).tolist()
+        made = []
+        for i, face in enumerate(faces):
+            answer, said = int(decision.answers[i]), decision.probabilities[i].numpy()
+            made.append(
+                Face(
+                    box=face.found.box,
+                    landmarks=face.found.points5,
+                    expression=EXPRESSIONS[answer],
+                    confidence=float(said[answer]),
+                    probabilities=said,
+                    rung=RUNGS[int(decision.rungs[i])],
+                    heads={name: EXPRESSIONS[vote] for name, vote in zip(HEADS, votes[i], strict=True)},
+                    score=face.found.score,
+                    how=face.found.how,
+                )
+            )
+        return made
+
+
+def _float32(device: torch.device) -> Any:
+    """Convolutions in float32 whatever the process has set: by default cuDNN rounds them to TF32."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False)
+
+
+def _as_source(image: Any) -> Source:
+    if isinstance(image, str | Path):
+        return Path(image)
+    if not isinstance(image, np.ndarray):
+        image = np.asarray(image.convert("RGB"))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"a picture must be uint8 [H, W, 3] RGB, not {image.dtype} {list(image.shape)}")
+    return np.ascontiguousarray(image)
+
+
+def _name(image: Any) -> str:
+    return str(image) if isinstance(image, str | Path) else "picture"

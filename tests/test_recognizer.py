@@ -1,0 +1,140 @@
+"""The recognizer gives a picture's face the answer that its prepared face gets, one by one or many at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Bench
+from PIL import Image
+
+import fercli
+from fercli import Recognizer
+from fercli.batches import Faces
+from fercli.engine.stages import empty_network, view_settings
+from fercli.errors import FercliError
+from fercli.evaluation.decision import RUNGS, decide
+from fercli.evaluation.inference import look
+from fercli.expressions import EXPRESSIONS
+from fercli.models import HEADS
+from fercli.spec import load
+from fercli.store import Store, read_manifest
+from fercli.trained import find_trained
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def recognizer(trained: Bench) -> Recognizer:
+    return Recognizer.load(trained.runs, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures(prepared: Path) -> list[Path]:
+    """The photographs behind the first prepared faces of JAFFE's layout."""
+    rows = [row for row in read_manifest(prepared / "jaffe") if row["status"] != "rejected"]
+    return [prepared.parent / "data/jaffe" / row["path"] for row in rows[:9]]
+
+
+def same(face, probabilities, decision, i: int) -> None:
+    answer = EXPRESSIONS[int(decision.answers[i])]
+    assert (face.expression, face.rung) == (answer, RUNGS[int(decision.rungs[i])])
+    np.testing.assert_allclose(face.probabilities, decision.probabilities[i].numpy(), atol=1e-4)
+    assert face.confidence == pytest.approx(float(decision.probabilities[i].max()), abs=1e-4)
+    votes = probabilities[i].argmax(-1).tolist()
+    assert face.heads == {name: EXPRESSIONS[vote] for name, vote in zip(HEADS, votes, strict=True)}
+
+
+@pytest.mark.parametrize("local", ["feature-map", "image-crop"])
+@pytest.mark.parametrize("rule", ["fused", "global+fused", "glpc"])
+def test_a_picture_gets_the_answer_of_its_prepared_face(trained, pictures, local, rule):
+    spec = load(str(trained.spec), [f"model.local={local}"])
+    torch.manual_seed(3)
+    network, status = empty_network(spec).eval(), torch.rand(7, 7) * 0.3
+    store = Store.open(trained.prepared / "jaffe", labels=False)
+    seen = look(
+        network, Faces([store], [np.arange(len(pictures))], CPU, spec.model.reads_crops), view_settings(spec), 4
+    )
+    decision = decide(rule, seen.probabilities, status)
+    recognizer = Recognizer(network, spec, CPU, rule, status)
+    for i, faces in enumerate(recognizer.many(pictures, batch=4)):
+        assert len(faces) == 1
+        same(faces[0], seen.probabilities, decision, i)
+
+
+def test_a_trained_run_answers_as_evaluate_does(trained, recognizer, pictures):
+    model = find_trained(trained.runs)
+    store = Store.open(trained.prepared / "jaffe", labels=False)
+    faces = Faces([store], [np.arange(len(pictures))], CPU, False)
+    seen = look(model.network(CPU), faces, view_settings(model.spec), 128)
+    decision = decide(model.decision, seen.probabilities, model.status)
+    for i, path in enumerate(pictures):
+        same(recognizer(path)[0], seen.probabilities, decision, i)
+
+
+def test_arrays_pictures_and_paths_are_the_same(recognizer, pictures):
+    image = Image.open(pictures[0])
+    array = np.asarray(image.convert("RGB"))
+    one, two, three = recognizer(str(pictures[0])), recognizer(image), recognizer(array)
+    for other in (two, three):
+        assert np.array_equal(one[0].landmarks, other[0].landmarks)
+        assert np.array_equal(one[0].probabilities, other[0].probabilities)
+    left, top, right, bottom = one[0].box
+    assert 0 <= left < right <= array.shape[1] and 0 <= top < bottom <= array.shape[0]
+    assert (one[0].landmarks >= (left, top)).all() and (one[0].landmarks <= (right, bottom)).all()
+    assert one[0].probabilities.sum() == pytest.approx(1, abs=1e-5) and one[0].track is None
+
+
+def test_many_across_processes_is_one_by_one(recognizer, pictures):
+    empty = np.full((60, 60, 3), 128, np.uint8)
+    mixed = [pictures[0], empty, np.hstack([np.asarray(Image.open(p).convert("RGB")) for p in pictures[1:3]])]
+    alone = [recognizer(image) for image in mixed * 5]
+    together = list(recognizer.many(iter(mixed * 5), batch=4, workers=2))
+    assert [len(faces) for faces in together] == [len(faces) for faces in alone] == [1, 0, 2] * 5
+    for one, other in zip(alone, together, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert a.box == b.box and a.expression == b.expression
+            np.testing.assert_allclose(a.probabilities, b.probabilities, atol=1e-5)
+
+
+def test_many_takes_an_endless_stream(recognizer, pictures):
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield pictures[taken % 2]
+
+    answers = recognizer.many(endless(), batch=2)
+    assert all(len(next(answers)) == 1 for _ in range(6))
+    assert taken < 60
+    answers.close()
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), "u1")]
+)
+def test_arrays_of_another_kind(recognizer, image):
+    with pytest.raises(ValueError, match="uint8"):
+        recognizer(image)
+
+
+def test_files_that_cannot_be_read(recognizer, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no")
+    for path, why in ((tmp_path / "bad.jpg", "not an image"), (tmp_path / "none.jpg", "no such file")):
+        with pytest.raises(FercliError, match=why):
+            recognizer(path)
+        with pytest.raises(FercliError, match=why):
+            list(recognizer.many([path]))
+
+
+def test_the_package_stays_light():
+    code = "import sys, fercli; assert 'torch' not in sys.modules and 'Recognizer' in fercli.__all__"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(fercli.__file__).parent.parent)
+    with pytest.raises(AttributeError):
+        fercli.nothing  # noqa: B018
