@@ -1,5 +1,46 @@
-"""``python -m fercli`` is ``fercli``."""
+"""``python -m fercli``, and the command `fercli` itself.
 
-from fercli.cli import main
+Everything is imported inside `run`, so that Ctrl-C while the modules load leaves one line too.
+"""
 
-main(prog_name="fercli")
+from __future__ import annotations
+
+import sys
+
+
+def run() -> None:
+    """Run the command line; whatever goes wrong leaves one line, and with ``--debug`` the trace."""
+    try:
+        from fercli.cli import main
+
+        main(prog_name="fercli")
+    except KeyboardInterrupt:
+        if "--debug" in sys.argv:
+            raise
+        _leave("stopped", 130)
+    except Exception as problem:
+        if "--debug" in sys.argv:
+            raise
+        _leave(_told(problem), 1)
+
+
+def _told(problem: Exception) -> str:
+    """The line for an error that nobody foresaw: the system's, which names a file, or a mistake of ours."""
+    if isinstance(problem, OSError) and problem.strerror:
+        named = ": ".join(str(part) for part in (problem.filename, problem.strerror) if part)
+        return f"{named}; the same command with --debug shows where"
+    trace = problem.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+    said = f"{type(problem).__name__}: {' '.join(str(problem).split())}{where}"
+    return f"{said}; fercli did not expect this: the same command with --debug shows more"
+
+
+def _leave(text: str, code: int) -> None:
+    sys.stderr.write(f"error: {text}\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -75,8 +75,10 @@ def error(text: str) -> None:
     _err.print(f"[bold red]error:[/] {escape(text)}")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> None:
-    """Print a table of results on stdout, unless silent. The first column is left-aligned, the rest right-aligned.
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None, left: int = 1
+) -> None:
+    """Print a table of results on stdout, unless silent. The first `left` columns are left-aligned, the rest right.
 
     A first cell that begins with ``*`` marks a row to stand out (the star itself is not printed).
     """
@@ -84,7 +86,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], cap
         return
     drawn = Table(title=title or None, caption=caption, title_justify="left", caption_justify="left")
     for i, name in enumerate(columns):
-        drawn.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
+        drawn.add_column(name, justify="left" if i < left else "right", overflow="fold")
     for row in rows:
         cells = [escape(str(cell)) for cell in row]
         strong = cells[0].startswith("*")

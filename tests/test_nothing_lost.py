@@ -426,7 +426,7 @@ def test_verify_on_the_command_line(tmp_path, raf_store, raf):
         file.write(b"?")
     done = run("prepare", *options)
     assert done.exit_code == 1 and "1 of 14 faces are not as they were written (test_0006.jpg)" in done.stderr
-    assert "run: fercli prepare --repair --dataset raf-db" in done.stderr
+    assert "run: fercli prepare --set " in done.stderr and " --repair --dataset raf-db" in done.stderr
     assert run("prepare", "--repair", *options[:-1]).exit_code == 0 and run("prepare", *options).exit_code == 0
     for name in ("labels.npy", "keys.npy", "digests.npy", "shapes.npy", "splits.npy"):
         content = (store / name).read_bytes()

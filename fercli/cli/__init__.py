@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import Any
 
 import click
@@ -23,6 +24,8 @@ COMMANDS = (
     *("init", "prepare", "datasets", "train-source", "adapt", "evaluate", "compare", "predict", "export"),
     *("sweep", "weights", "bench", "doctor", "demo"),
 )
+#: Those that take up again what a stop left.
+_GO_ON = frozenset({"prepare", "train-source", "adapt", "sweep", "demo"})
 
 
 class _LazyGroup(click.Group):
@@ -47,34 +50,87 @@ class _LazyGroup(click.Group):
             )
         return super().resolve_command(ctx, args)
 
+    def main(self, args=None, prog_name=None, complete_var=None, standalone_mode=True, **extra) -> Any:
+        """As click's, but for usage errors, which leave one line, and --debug, which may stand anywhere."""
+        args = _debug_first(list(sys.argv[1:] if args is None else args))
+        given = {"args": args, "prog_name": prog_name, "complete_var": complete_var, "standalone_mode": False, **extra}
+        if not standalone_mode:
+            return super().main(**given)
+        try:
+            code = super().main(**given)
+        except click.ClickException as problem:
+            _tell(problem)
+            code = problem.exit_code
+        except click.Abort:
+            console.error("stopped")
+            code = 130
+        sys.exit(code if isinstance(code, int) else 0)
+
     def invoke(self, ctx: click.Context) -> Any:
         # The user's mistakes leave one line and a code; a trace only where --debug asks for it.
         try:
             return super().invoke(ctx)
         except FercliError as problem:
-            if ctx.find_root().meta.get("debug"):
+            if ctx.meta.get("debug"):
                 raise
-            console.error(str(problem))
+            from fercli.cli.hints import with_options
+
+            console.error(with_options(str(problem), ctx))
             ctx.exit(problem.exit_code)
         except KeyboardInterrupt:
-            console.error("stopped; the same command goes on where this one was")
+            if ctx.meta.get("debug"):
+                raise
+            goes_on = ctx.invoked_subcommand in _GO_ON
+            console.error("stopped" + ("; the same command goes on where this one was" if goes_on else ""))
             ctx.exit(130)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def _debug_first(args: list[str]) -> list[str]:
+    """Bring --debug, given behind the command, to where the group reads it."""
+    end = args.index("--") if "--" in args else len(args)
+    if "--debug" not in args[:end]:
+        return args
+    return ["--debug", *(arg for arg in args[:end] if arg != "--debug"), *args[end:]]
+
+
+def _tell(problem: click.ClickException) -> None:
+    """Print a usage error as one line; a group called without a command shows its help."""
+    if isinstance(problem, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        problem.show()
+        return
+    ctx = getattr(problem, "ctx", None)
+    said = " ".join(problem.format_message().split()).rstrip(".")
+    console.error(said + (f" (run: {ctx.command_path} --help)" if ctx is not None else ""))
+
+
+@click.group(
+    "fercli",
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="""
+    \b
+    The shell completes commands, options, datasets, methods and runs after (zsh: zsh_source):
+      eval "$(_FERCLI_COMPLETE=bash_source fercli)"
+      _FERCLI_COMPLETE=fish_source fercli | source
+    """,
+)
 @click.version_option(__version__, "-V", "--version", message="fercli %(version)s")
-@click.option("--debug", is_flag=True, help="Show the trace of an error instead of one line.")
+@click.option("--debug", is_flag=True, help="Show the trace of an error instead of one line; may stand anywhere.")
 @click.pass_context
 def main(ctx: click.Context, debug: bool) -> None:
     """Cross-domain facial expression recognition, from photographs to an adapted model.
 
     \b
     The usual way, each step reading the same run spec:
+      fercli init                   write that spec, every key explained
       fercli prepare                find, align and store the faces of every dataset in the spec
       fercli train-source           train on the labelled source
       fercli adapt --target jaffe   adapt to an unlabelled target
       fercli evaluate --report      score before and after, write the report
 
-    First time here? Run: fercli demo
+    \b
+    First time here? A model in minutes, on faces drawn for it; and what this machine lacks:
+      fercli demo
+      fercli doctor
     """
-    ctx.find_root().meta["debug"] = debug
+    ctx.meta["debug"] = debug

@@ -5,20 +5,22 @@ from __future__ import annotations
 import click
 
 from fercli import console
-from fercli.cli.options import chosen_targets, read_spec, restart_option, source_option, spec_options
+from fercli.cli.options import (
+    chosen_targets,
+    method_option,
+    read_spec,
+    restart_option,
+    source_option,
+    spec_options,
+    target_option,
+)
 
 
 @click.command("adapt")
 @spec_options
 @source_option
-@click.option(
-    "--target",
-    "targets",
-    metavar="NAME",
-    multiple=True,
-    help="Unlabelled target (may be repeated), or all. Default: all of the spec.",
-)
-@click.option("--method", metavar="NAME", help="Adaptation method; a shortcut for adapt.method.")
+@target_option("Unlabelled target (may be repeated), or all. Default: all of the spec.")
+@method_option
 @restart_option
 def command(spec_file, overrides, quiet, as_json, sources, targets, method, restart):
     """Adapt the source model to unlabelled targets.
@@ -31,16 +33,22 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, method, rest
       fercli adapt --target all --set adapt.epochs=10
       fercli adapt --target jaffe --set adapt.options.adversarial=false --set adapt.tag=no-adversarial
     """
+    from fercli.engine import ranks
+    from fercli.engine.interrupt import Interrupted, StopRequest
     from fercli.engine.stages import adapt
 
     if method is not None:
         overrides = (*overrides, f"adapt.method={method}")
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
     outcomes = {}
-    for name in chosen_targets(spec, targets):
-        outcome = outcomes[name] = adapt(spec, name, restart)
-        console.say(
-            f"adapted to {name}: {outcome['folder']}/best.ckpt, epoch {outcome['epoch']}, "
-            f"{outcome['rule']} {outcome['score']:.4f}, {outcome['seconds']} s"
-        )
+    # A signal in the last step of one target ends that one in order; the next must not begin.
+    with StopRequest() as stop:
+        for name in chosen_targets(spec, targets):
+            if outcomes and any(ranks.agree(stop.requested)):
+                raise Interrupted(f"stopped before the adaptation to {name}; the same command goes on")
+            outcome = outcomes[name] = adapt(spec, name, restart)
+            console.say(
+                f"adapted to {name}: {outcome['folder']}/best.ckpt, epoch {outcome['epoch']}, "
+                f"{outcome['rule']} {outcome['score']:.4f}, {outcome['seconds']} s"
+            )
     console.result({"adapt": outcomes})

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fercli import console
+from fercli.cli.completion import complete_datasets, complete_methods, complete_specs, complete_targets
+from fercli.cli.hints import remember
 
 if TYPE_CHECKING:
     from fercli.spec import Spec
@@ -20,7 +22,7 @@ def spec_options(function: F) -> F:
     for option in reversed(
         (
             click.option(
-                "-c", "--spec", "spec_file", metavar="FILE",
+                "-c", "--spec", "spec_file", metavar="FILE", shell_complete=complete_specs,
                 help="Run spec (YAML) or a packaged one's name. Default: ./fercli.yaml, else the packaged default.",
             ),
             click.option(
@@ -38,7 +40,29 @@ def spec_options(function: F) -> F:
 def source_option(function: F) -> F:
     """--source, a shortcut for data.source."""
     return click.option(
-        "--source", "sources", metavar="NAME", multiple=True, help="Labelled source dataset (may be repeated)."
+        "--source",
+        "sources",
+        metavar="NAME",
+        multiple=True,
+        shell_complete=complete_datasets,
+        help="Labelled source dataset (may be repeated).",
+    )(function)
+
+
+def target_option(meaning: str) -> Callable[[F], F]:
+    """--target, with its help text."""
+    return click.option(
+        "--target", "targets", metavar="NAME", multiple=True, shell_complete=complete_targets, help=meaning
+    )
+
+
+def method_option(function: F) -> F:
+    """--method, a shortcut for adapt.method."""
+    return click.option(
+        "--method",
+        metavar="NAME",
+        shell_complete=complete_methods,
+        help="Adaptation method; a shortcut for adapt.method.",
     )(function)
 
 
@@ -60,6 +84,7 @@ def read_spec(
     from fercli.spec import load
 
     console.configure(quiet=quiet, as_json=as_json)
+    remember(spec_file, overrides, sources)
     shortcuts = {"data.source": list(sources)} if sources else {}
     return load(spec_file, overrides, shortcuts)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fercli import console
+from fercli.cli.completion import complete_datasets
 from fercli.cli.options import read_spec, spec_options
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _FINDINGS = {
     "datasets",
     metavar="NAME",
     multiple=True,
+    shell_complete=complete_datasets,
     help="Dataset to prepare (may be repeated). Default: all of the spec.",
 )
 @click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")

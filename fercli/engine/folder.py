@@ -66,7 +66,7 @@ def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
         if problem:
             raise FercliError(
                 f"{folder} was begun with other settings ({problem}); give the run another name, or begin it anew "
-                "(--restart)"
+                "(--restart; of a sweep, by removing that folder)"
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)

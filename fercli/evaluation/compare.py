@@ -59,6 +59,9 @@ def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         ``only_reference``, ``only_other``, ``relabelled`` (whose label is not the same: left out); ``points``, the
         differences other - reference times 100; ``mcnemar``: p, its form, ``p_holm`` over all pairs (Holm 1979);
         ``fixed``, ``broken``, ``otherwise``, counts of ``changed``, the list of faces answered otherwise.
+
+    Raises:
+        FercliError: a file of predictions is missing or none.
     """
     read: dict[Path, dict[tuple[str, str], Answer]] = {}
     documents = []

@@ -1,0 +1,77 @@
+"""fercli compare"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fercli import console
+from fercli.cli.completion import complete_datasets, complete_runs
+from fercli.cli.options import read_spec, spec_options
+
+
+@click.command("compare", short_help="Runs side by side: scores, significance, specs, faces that changed.")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
+@click.option(
+    "--dataset",
+    "datasets",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_datasets,
+    help="Compare on this dataset only (may be repeated). Default: on all that were scored.",
+)
+@click.option(
+    "--faces", type=click.IntRange(min=0), default=0, metavar="N", help="List N faces of each kind of change."
+)
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all that changed.")
+@click.option("--force", is_flag=True, help="Replace the --csv FILE where it is there already.")
+@spec_options
+def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet, as_json):
+    """Compare evaluated runs with the first: scores, paired significance, what specs differ in, faces that changed.
+
+    RUN is a run folder or its name under paths.runs, or one of its stage folders (runs/baseline/adapt-jaffe). Models
+    are compared with that of the same stage folder; of two stage folders, with each other. A single run: its models on
+    the same target, each with source-only.
+
+    \b
+    Examples:
+      fercli compare baseline
+      fercli compare baseline other --faces 5
+      fercli compare runs/baseline/adapt-jaffe runs/baseline/adapt-jaffe-dann --csv changed.csv
+    """
+    from fercli.cli import compare_view as view
+    from fercli.errors import FercliError
+    from fercli.evaluation.compare import compare
+    from fercli.evaluation.runs import find_run, match, tell_apart, within
+
+    spec = read_spec(spec_file, overrides, quiet, as_json)
+    if csv_file is not None and csv_file.exists() and not force:
+        raise FercliError(f"{csv_file} is there already; give another name, or replace it: --force")
+    found = tell_apart([find_run(given, spec.paths.runs) for given in runs])
+    pairs, left = (within(found[0]), []) if len(found) == 1 else ([], [])
+    for other in found[1:]:
+        more, lines = match(found[0], other)
+        pairs, left = pairs + more, left + lines
+    if datasets:
+        pairs = [pair for pair in pairs if pair.reference.dataset in datasets]
+    if not pairs:
+        reason = "; ".join(left) or "no two models are scored on one dataset"
+        raise FercliError(f"nothing to compare: {reason if not datasets else 'on ' + ', '.join(datasets)}")
+    for name in dict.fromkeys(f"{run.folder}/{stage}" for run in found for stage in run.outdated()):
+        console.warn(
+            f"{name} was trained after it was scored; run: fercli evaluate -c {Path(name).parent / 'spec.yaml'}"
+        )
+    documents = compare(pairs)
+    by_name = {run.name: run for run in found}
+    for document in documents:
+        document["spec"] = view.differences_of(document, by_name)
+    if csv_file is not None:
+        view.write_changed(documents, csv_file)
+    view.show(documents, found, faces)
+    for line in left:
+        console.say(f"not compared: {line}")
+    if csv_file is not None:
+        console.say(f"changed faces: {csv_file}")
+    told = [{"name": run.name, "folder": str(run.folder), "created": run.results["created"]} for run in found]
+    console.result({"compare": {"runs": told, "comparisons": documents, "not_compared": left}})

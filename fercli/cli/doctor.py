@@ -1,0 +1,45 @@
+"""fercli doctor"""
+
+from __future__ import annotations
+
+import click
+
+from fercli import console
+from fercli.cli.hints import remember, with_options
+from fercli.cli.options import spec_options
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@click.command("doctor", short_help="Check Python, CUDA, face networks, disk and data; say how to mend.")
+@spec_options
+@click.pass_context
+def command(ctx, spec_file, overrides, quiet, as_json):
+    """Check what fercli needs on this machine and for a run spec, and say how to mend what is amiss.
+
+    ok is fine, warn is what some commands will miss, fail is what must be mended: then it exits with 1. With --quiet it
+    prints warn and fail only. Nothing is written.
+
+    \b
+    Examples:
+      fercli doctor
+      fercli doctor -c raf-db-ir18 --set paths.runs=/scratch/runs
+      fercli doctor --json
+    """
+    from fercli.doctor import FAIL, OK, examine
+
+    console.configure(quiet=quiet, as_json=as_json)
+    remember(spec_file, overrides, ())
+    findings = []
+    for finding in examine(spec_file, overrides):
+        findings.append(finding)
+        if as_json or (quiet and finding.status == OK):
+            continue
+        label = click.style(f"{finding.status:<5}", fg=_STYLES[finding.status])
+        click.echo(f"{label} {finding.check:<16} {finding.found}")
+        if finding.mend:
+            click.echo(f"{'':<22} mend: {with_options(finding.mend, ctx)}")
+    failed = sum(finding.status == FAIL for finding in findings)
+    console.result({"doctor": {"findings": [vars(finding) for finding in findings], "failed": failed}})
+    if failed:
+        ctx.exit(1)

@@ -1,0 +1,78 @@
+"""fercli init"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from fercli import console
+from fercli.cli.completion import complete_packaged, complete_targets
+from fercli.cli.options import source_option
+
+
+@click.command("init", short_help="Write a run spec to edit, every key explained.")
+@click.argument("file", metavar="[FILE]", default="fercli.yaml")
+@source_option
+@click.option(
+    "--target",
+    "targets",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_targets,
+    help="Unlabelled target (may be repeated). Default: those of the spec begun from.",
+)
+@click.option("--backbone", metavar="NAME", help="A shortcut for model.backbone: ir50, ir18, mobilenet-v2, ir-small.")
+@click.option(
+    "--from",
+    "base",
+    metavar="NAME",
+    default="default",
+    show_default=True,
+    shell_complete=complete_packaged,
+    help="Spec to begin from: a packaged one's name, or a file.",
+)
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key: --set adapt.epochs=5")
+@click.option("--force", is_flag=True, help="Replace FILE where it is there already.")
+@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+def command(file, sources, targets, backbone, base, overrides, force, quiet, as_json):
+    """Write a run spec with every key, its value and what it means; the rare ones are commented out.
+
+    FILE is ./fercli.yaml, which all commands read where no other spec is named, unless given; of a folder, the file of
+    that name in it; - is stdout.
+
+    \b
+    Examples:
+      fercli init
+      fercli init jaffe.yaml --source raf-db --target jaffe --backbone ir18
+      fercli init mine.yaml --from demo --set name=mine
+    """
+    from fercli.commented import commented
+    from fercli.errors import FercliError
+    from fercli.files import disk_error, write_atomically
+    from fercli.spec import load
+
+    console.configure(quiet=quiet, as_json=as_json)
+    shortcuts = {"data.source": list(sources), "data.targets": list(targets), "model.backbone": backbone}
+    if sources and not targets:
+        # A target of the spec begun from that is now a source is none any more.
+        shortcuts["data.targets"] = [name for name in load(base).data.targets if name not in sources]
+    spec = load(base, overrides, {key: value for key, value in shortcuts.items() if value})
+    text = commented(spec)
+    if file == "-":
+        sys.stdout.write(text)
+        return
+    path = Path(file) / "fercli.yaml" if Path(file).is_dir() else Path(file)
+    if path.exists() and not force:
+        raise FercliError(f"{path} is there already; give another name, or replace it: --force")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+    except OSError as failure:
+        raise FercliError(f"cannot write {path}: {disk_error(failure, path)}; give another name") from None
+    where = "" if path == Path("fercli.yaml") else f" -c {path}"
+    console.say(f"{path}: put the datasets under {spec.paths.data}/, or say in it where they lie")
+    console.say(f"what is still missing: fercli doctor{where}; then: fercli prepare{where}")
+    console.result({"init": {"file": str(path), "spec": spec.model_dump(mode="json")}})

@@ -1,0 +1,144 @@
+"""A run spec as a file to edit: every key with its value and what it means, the rare ones commented out.
+
+The words are those of the spec's own classes (``Attributes:`` in the docstrings of `fercli.spec`) and nowhere else.
+Prose begins with ``# ``; a key commented out begins with ``#`` and its name, so that taking the ``#`` away puts it in.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic.fields import FieldInfo
+
+from fercli import __version__
+from fercli.evaluation.rules import RULES
+from fercli.methods import METHODS
+from fercli.spec import Section, Spec, Sweep
+
+#: Keys that most users set at one time or another; the others stand there commented out, at their defaults.
+COMMON = frozenset(
+    {
+        *("name", "paths.data", "paths.prepared", "paths.runs", "data.source", "data.targets", "data.augment.flip"),
+        *("prepare.align", "prepare.workers", "model.backbone", "model.weights", "engine.device", "engine.seed"),
+        *("train_source.batch", "train_source.epochs", "train_source.rate", "evaluate.title"),
+        *("adapt.method", "adapt.batch", "adapt.epochs", "adapt.rate", "adapt.select"),
+    }
+)
+#: Values that are checked elsewhere than in the field's type.
+_CHOICES = {"adapt.method": tuple(METHODS), "adapt.select": tuple(RULES)}
+_WIDTH, _COLUMN = 120, 34
+_ENTRY = re.compile(r"(\w+): (.*)")
+
+
+def commented(spec: Spec) -> str:
+    """The spec as YAML text that `fercli.spec.load` reads back as the same spec.
+
+    Keys of `COMMON` and those that are not at their defaults are live, all others commented out.
+    """
+    lines = [
+        f"# A run spec of fercli {__version__}. Keys commented out are at their defaults: take the # away to set them.",
+        "# For one command alone: --set adapt.epochs=5. What a key may be is checked before anything is done.",
+    ]
+    return "\n".join([*lines, *_lines(spec, "", "")]) + "\n"
+
+
+def words(kind: type[Section]) -> tuple[str, dict[str, str]]:
+    """What a section's docstring says: (its first paragraph, {key: its entry under ``Attributes:``})."""
+    entries: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if issubclass(base, Section) and base.__doc__:
+            _, _, listed = inspect.cleandoc(base.__doc__).partition("Attributes:\n")
+            # A line indented further than the first goes on with the entry above it.
+            for entry in re.split(r"\n(?=    \S)", listed.rstrip()):
+                found = _ENTRY.fullmatch(_plain(entry))
+                if found:
+                    entries[found[1]] = found[2]
+    head = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0]
+    return _plain(head), entries
+
+
+def _plain(text: str) -> str:
+    """One line, without the marks of reStructuredText."""
+    text = re.sub(r" \(`fercli[^)]*\)", "", " ".join(text.split()))  # where to read on is for those who read the code
+    return text.replace("``", "").replace("`", "")
+
+
+def _lines(section: Section, prefix: str, indent: str) -> Iterator[str]:
+    _, entries = words(type(section))
+    for name, field in type(section).model_fields.items():
+        value, path = getattr(section, name), prefix + name
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        if isinstance(value, Section) and default is not None:
+            below = list(_lines(value, path + ".", indent + "  "))
+            live = any(re.match(r" *\w", line) for line in below)
+            if not indent:
+                yield ""
+            yield from _prose(words(type(value))[0], indent)
+            yield f"{indent}{'' if live else '#'}{name}:"
+            yield from below
+        elif isinstance(value, Sweep):
+            yield from ["", *_prose(entries[name], indent), f"{name}:", *_lines(value, path + ".", indent + "  ")]
+        else:
+            if not indent:
+                yield ""
+            live = path in COMMON or field.is_required() or value != default
+            yield from _leaf(f"{indent}{'' if live else '#'}{name}: ", value, _meaning(path, field, entries[name]))
+            if path == "sweep":
+                for key, meaning in words(Sweep)[1].items():
+                    yield from _prose(f"sweep.{key}: {meaning}", "")
+
+
+def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
+    """A key, its value, and the words behind it where they fit, else above it."""
+    text = start + _flow(value)
+    indent = start[: len(start) - len(start.lstrip())]
+    behind = f"{text:<{_COLUMN}}  # {meaning}"
+    if len(behind) <= _WIDTH:
+        yield behind
+        return
+    yield from _prose(meaning, indent)
+    if len(text) > _WIDTH and isinstance(value, dict):  # never one at its default
+        block = yaml.safe_dump(_as_data(value), sort_keys=False, width=_WIDTH)
+        yield from (start.rstrip(), textwrap.indent(block.rstrip("\n"), indent + "  "))
+    else:
+        yield text
+
+
+def _meaning(path: str, field: FieldInfo, entry: str) -> str:
+    """The entry, and the values there are unless it has named them."""
+    choices = _CHOICES.get(path) or _choices(field.annotation)
+    missing = [choice for choice in choices if not re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", entry)]
+    return entry.rstrip(".") + (f"; one of {', '.join(choices)}" if missing else "")
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((found for one in get_args(annotation) if (found := _choices(one))), ())
+
+
+def _prose(text: str, indent: str) -> Iterator[str]:
+    start = f"{indent}# "
+    yield from textwrap.wrap(text, _WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False)
+
+
+def _flow(value: Any) -> str:
+    """A value on one line of YAML."""
+    text = yaml.safe_dump(_as_data(value), default_flow_style=True, sort_keys=False, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def _as_data(value: Any) -> Any:
+    if isinstance(value, Section):
+        return {key: _as_data(one) for key, one in value.model_dump(exclude_defaults=True).items()}
+    if isinstance(value, dict):
+        return {key: _as_data(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_data(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,134 @@
+"""Is this machine fit for fercli and for a run spec, and what is missing? Each check says how to mend it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from fercli import installed
+from fercli.errors import FercliError
+from fercli.installed import FAIL, OK, WARN, Finding
+from fercli.spec import Dataset, Spec, find, load
+
+#: Free space below which a warning is due, and below which nothing can be made, in bytes.
+_LITTLE, _NONE = 10 * 2**30, 500 * 2**20
+_MEMORY = 4 * 2**30
+
+_SOFTWARE = (
+    *(installed.python, installed.packages, installed.torch, installed.mediapipe, installed.opencv, installed.face),
+    installed.onnx,
+)
+
+
+def examine(spec_file: str | None = None, overrides: tuple[str, ...] = ()) -> Iterator[Finding]:
+    """Run all checks, in an order in which each can rely on those before.
+
+    A check that breaks down is a finding itself. Where the spec cannot be read its defaults stand in for it.
+    """
+    spec = Spec()
+    for check in _SOFTWARE:
+        yield from _guarded(check)
+    try:
+        path = find(spec_file)
+        spec = load(spec_file, overrides)
+        yield Finding("spec", OK, str(path))
+    except FercliError as problem:
+        yield Finding("spec", FAIL, " ".join(str(problem).split()), "put it right, or write a new one: fercli init")
+    for check in (installed.cuda, _machine, _paths, _weights, _datasets):
+        yield from _guarded(check, spec)
+
+
+def _guarded(check: Callable[..., Iterator[Finding]], *arguments: Spec) -> Iterator[Finding]:
+    try:
+        yield from check(*arguments)
+    except Exception as problem:
+        text = " ".join(str(problem).split())
+        yield Finding(check.__name__.strip("_"), FAIL, f"{type(problem).__name__}: {text}", "see what it says")
+
+
+def _machine(spec: Spec) -> Iterator[Finding]:
+    from joblib import cpu_count
+
+    from fercli.machine import processor
+
+    yield Finding("cores", OK, f"{cpu_count()} of {processor()}")
+    memory = _memory()
+    if memory is not None:
+        little = memory < _MEMORY
+        mend = "smaller batches (train_source.batch, adapt.batch), fewer prepare.workers" if little else ""
+        yield Finding("memory", WARN if little else OK, f"{memory / 2**30:.1f} GiB free", mend)
+
+
+def _memory() -> int | None:
+    """Bytes this process may still take: of the machine, or of its control group where that allows less."""
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+        group = Path("/sys/fs/cgroup")
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no Linux, or no limit ("max")
+        pass
+    return min(free, default=None)
+
+
+def _paths(spec: Spec) -> Iterator[Finding]:
+    face = spec.prepare.size + 2 * spec.prepare.margin
+    bytes_a_face = 3 * (face**2 + 5 * spec.prepare.crop_size**2)
+    for name in ("prepared", "runs"):
+        path = getattr(spec.paths, name).absolute()
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+        try:
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(b"fercli")
+        except OSError as problem:
+            found = f"{path}: cannot write in {there} ({problem.strerror})"
+            yield Finding(f"paths.{name}", FAIL, found, f"--set paths.{name}=FOLDER to one you may write in")
+            continue
+        free = shutil.disk_usage(there).free
+        status = FAIL if free < _NONE else WARN if free < _LITTLE else OK
+        found = f"{path}: {free / 2**30:.1f} GiB free"
+        found += f", room for {free / bytes_a_face / 1e3:,.0f} thousand faces" if name == "prepared" else ""
+        yield Finding(f"paths.{name}", status, found, "" if status == OK else f"make room, or move paths.{name}")
+
+
+def _weights(spec: Spec) -> Iterator[Finding]:
+    path = spec.model.weights
+    if path is not None:
+        there = path.is_file()
+        mend = "put the file there (see the spec's comments), or train from noise: --set model.weights=null"
+        yield Finding(
+            "weights", OK if there else FAIL, f"{path}{'' if there else ' is missing'}", "" if there else mend
+        )
+
+
+def _datasets(spec: Spec) -> Iterator[Finding]:
+    from fercli.datasets import get_reader
+    from fercli.store import Store
+
+    for name in dict.fromkeys((*spec.data.source, *spec.data.targets)):
+        check, path, entry = f"dataset {name}", spec.store_path(name), spec.data.datasets.get(name, Dataset())
+        folder = entry.root or spec.paths.data / name
+        if path.is_dir():
+            try:
+                store = Store.open(path, labels=False)
+            except FercliError as problem:
+                found, _, mend = str(problem).partition("; ")
+                yield Finding(check, FAIL, found, mend)
+                continue
+            counts = store.counts()
+            yield Finding(check, OK, f"prepared: {len(store)} of {counts['expected']} faces in {path}")
+            continue
+        try:
+            get_reader(entry.reader or name)
+        except FercliError as problem:
+            found = f"no reader is known for {name}" if entry.reader is None else str(problem)
+            yield Finding(check, FAIL, found, f"say how to read it, such as --set data.datasets.{name}.reader=folders")
+            continue
+        if folder.is_dir():
+            yield Finding(check, WARN, f"in {folder}, not prepared", f"run: fercli prepare --dataset {name}")
+        else:
+            show = f"get it (fercli datasets show {entry.reader or name}) or say where it lies"
+            yield Finding(check, WARN, f"neither prepared nor at {folder}", f"{show}: data.datasets.{name}.root")

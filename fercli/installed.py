@@ -1,0 +1,221 @@
+"""What of fercli's needs is installed, and does it work? The checks of `fercli doctor` that look at software.
+
+They do the thing itself where that is quick: a product on the device, a face found in a drawn picture. Versions alone
+would tell less.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+
+from fercli.spec import Spec
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+
+_OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
+_MEDIAPIPE = "mediapipe==0.10.21"
+#: Eyes, nose and mouth of the drawn face are found within this share of the distance between its eyes.
+_NEAR = 0.15
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found: `status` is ``ok``, ``warn`` (something will not work) or ``fail``, `mend` what to do."""
+
+    check: str
+    status: str
+    found: str
+    mend: str = ""
+
+
+def python() -> Iterator[Finding]:
+    """Whether there are wheels for it."""
+    fit = (3, 10) <= sys.version_info[:2] < (3, 13)
+    mend = "" if fit else f"make an environment of Python 3.10 to 3.12; {_MEDIAPIPE} has no wheel for others"
+    yield Finding("python", OK if fit else FAIL, f"{platform.python_version()} in {sys.prefix}", mend)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def packages() -> Iterator[Finding]:
+    """What fercli is declared to need, but for what has a check of its own."""
+    from packaging.requirements import Requirement
+
+    try:
+        declared = metadata.requires("fercli") or []
+    except metadata.PackageNotFoundError:
+        yield Finding("packages", WARN, "fercli is not installed, only importable", "run: pip install fercli")
+        return
+    own = ("torch", "mediapipe", *_OPENCV)
+    needed = [r for r in map(Requirement, declared) if (r.marker is None or r.marker.evaluate({"extra": ""}))]
+    needed = [requirement for requirement in needed if requirement.name not in own]
+    unfit = []
+    for requirement in needed:
+        version = _version(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            unfit.append(f"'{requirement.name}{requirement.specifier}'")
+    if unfit:
+        yield Finding("packages", FAIL, f"missing or too old: {', '.join(unfit)}", f"pip install {' '.join(unfit)}")
+    else:
+        yield Finding("packages", OK, f"{len(needed)} as required")
+    numpy = _version("numpy")
+    if numpy is not None and int(numpy.split(".")[0]) >= 2 and _version("mediapipe") is not None:
+        yield Finding("numpy", WARN, f"{numpy}; {_MEDIAPIPE} asks for numpy < 2", "pip install 'numpy<2'")
+
+
+def torch() -> Iterator[Finding]:
+    """Loaded, and multiplying."""
+    try:
+        import torch
+    except (ImportError, OSError) as problem:
+        text = " ".join(str(problem).split())
+        yield Finding("torch", FAIL, f"cannot be loaded ({text})", "install it as https://pytorch.org says")
+        return
+    ones = torch.ones(8, 8)
+    right = bool((ones @ ones == 8).all())
+    found = f"{torch.__version__}, {torch.get_num_threads()} threads"
+    yield Finding("torch", OK if right else FAIL, found, "" if right else "it multiplies wrongly: reinstall it")
+
+
+def cuda(spec: Spec) -> Iterator[Finding]:
+    """Whether the device that is wanted works, and if there is none, why."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return  # told by `torch`
+    wanted = spec.engine.device == "cuda"
+    driver = _driver()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        usable = torch.cuda.is_available()
+    if usable:
+        yield from _devices()
+        return
+    status = FAIL if wanted else WARN if driver else OK
+    others = "https://pytorch.org/get-started/previous-versions"
+    if torch.version.cuda is None and torch.version.hip is None:
+        found = "none: this torch is built for the CPU" + (f", though there is a driver ({driver})" if driver else "")
+        mend = "install torch built for CUDA, as https://pytorch.org says" if driver or wanted else ""
+    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        found, mend = "none: CUDA_VISIBLE_DEVICES hides all devices", "unset CUDA_VISIBLE_DEVICES"
+    elif driver is None:
+        found = "none: no NVIDIA driver" + ("" if wanted else "; training runs on the CPU")
+        mend = "install the driver, or in a container give it the devices (docker: --gpus all)" if wanted else ""
+    else:
+        reason = " ".join(str(said[0].message).split(". ")[0].split()) if said else "torch sees no device"
+        found = f"none: {reason}; driver {driver}, torch's CUDA {torch.version.cuda}"
+        mend = f"update the driver, or install torch for an older CUDA ({others}); nvidia-smi tells the driver's CUDA"
+    yield Finding("cuda", status, found, mend)
+
+
+def _driver() -> str | None:
+    """The NVIDIA driver's version, as far as the system tells; None without one."""
+    try:
+        line = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return "of unknown version" if shutil.which("nvidia-smi") else None
+    return next((word for word in line.split() if word[:1].isdigit() and "." in word), "of unknown version")
+
+
+def _devices() -> Iterator[Finding]:
+    """A product on each device, in float32 and in bfloat16."""
+    import torch
+
+    for number in range(torch.cuda.device_count()):
+        check, name = f"cuda:{number}", torch.cuda.get_device_name(number)
+        try:
+            ones = torch.ones(64, 64, device=check)
+            right = bool((ones @ ones == 64).all())
+            free, total = torch.cuda.mem_get_info(number)
+            found = f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+            yield Finding(check, OK if right else FAIL, found, "" if right else "it multiplies wrongly: try another")
+            bf16 = torch.cuda.get_device_capability(number) >= (8, 0)
+            if bf16:
+                half = ones.bfloat16()
+                bf16 = bool((half @ half == 64).all())
+            found = "in hardware: engine.precision auto is bf16-mixed" if bf16 else "not in hardware: auto is 32-true"
+            yield Finding(f"{check} bf16", OK, found)
+        except RuntimeError as problem:
+            text = str(problem).strip().splitlines()[0]
+            mend = "free its memory (nvidia-smi)" if "memory" in text else (
+                f"this torch is built for {', '.join(torch.cuda.get_arch_list())}: install another, or another driver"
+            )  # fmt: skip
+            yield Finding(check, FAIL, f"{name}: {text}", mend)
+
+
+def mediapipe() -> Iterator[Finding]:
+    """The face networks in its wheel."""
+    version, mend = _version("mediapipe"), f"pip install {_MEDIAPIPE}"
+    place = util.find_spec("mediapipe")
+    if version is None or place is None or place.origin is None:
+        yield Finding("mediapipe", FAIL, "not installed: prepare and predict need its face networks", mend)
+        return
+    modules = Path(place.origin).parent / "modules"
+    needed = (
+        "face_detection/face_detection_short_range.tflite",
+        "face_detection/face_detection_full_range_sparse.tflite",
+        "face_landmark/face_landmark.tflite",
+    )
+    missing = [name for name in needed if not (modules / name).is_file()]
+    found = f"{version}, {len(needed) - len(missing)} of {len(needed)} face networks"
+    yield Finding("mediapipe", FAIL if missing else OK, found, mend if missing else "")
+
+
+def opencv() -> Iterator[Finding]:
+    """One wheel of it, loaded."""
+    wheels = [name for name in _OPENCV if _version(name)]
+    try:
+        import cv2
+    except ImportError as problem:
+        text = " ".join(str(problem).split())
+        mend = "apt install libgl1 libglib2.0-0" if ".so" in text else "pip install opencv-contrib-python"
+        yield Finding("opencv", FAIL, f"cannot be loaded ({text})", mend)
+        return
+    found = f"{cv2.__version__} of {', '.join(wheels) or 'no wheel'}"
+    if len(wheels) > 1:
+        again = f"pip uninstall -y {' '.join(wheels)} && pip install opencv-contrib-python"
+        yield Finding("opencv", WARN, f"{found}: they overwrite each other's files", again)
+    else:
+        yield Finding("opencv", OK, found)
+
+
+def face() -> Iterator[Finding]:
+    """The face networks, at work on a drawn face."""
+    import numpy as np
+
+    from fercli.faces.landmarker import Landmarker
+    from fercli.faces.synthetic import STUDIO, render
+
+    face = render(STUDIO, 0, 3, 0)
+    found = Landmarker().find(face.image)
+    mend = f"pip install --force-reinstall {_MEDIAPIPE} ai-edge-litert"
+    if found is None:
+        yield Finding("face", FAIL, "no face is found in a drawn one", mend)
+        return
+    between_eyes = np.linalg.norm(face.landmarks[1] - face.landmarks[0])
+    error = float(np.linalg.norm(found.points5 - face.landmarks, axis=1).mean() / between_eyes)
+    text = f"a drawn one is found, landmarks {error:.1%} of the distance between its eyes off"
+    yield Finding("face", OK if error < _NEAR else FAIL, text, "" if error < _NEAR else mend)
+
+
+def onnx() -> Iterator[Finding]:
+    """The extra that exports."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if _version(name) is None]
+    if missing:
+        text = f"without {', '.join(missing)}: fercli export --format onnx does not work; all else does"
+        yield Finding("onnx", OK, f"{text} (pip install 'fercli[onnx]')")
+    else:
+        yield Finding("onnx", OK, f"onnx {_version('onnx')}, onnxruntime {_version('onnxruntime')}")

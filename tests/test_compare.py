@@ -1,0 +1,362 @@
+"""`fercli compare`: which model is set beside which, McNemar's test by hand and by plain loops, faces that changed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import Bench, run
+
+from fercli.evaluation.compare import EXACT_BELOW, compare, mcnemar, spec_differences
+from fercli.evaluation.runs import find_run, match, within
+from fercli.expressions import EXPRESSIONS
+
+#: (id, split, label, answer); label "" is not known.
+Row = tuple[str, str, str, str]
+
+
+def write_run(folder: Path, scored: dict[tuple[str, str], list[Row]], changes: dict[str, Any] | None = None) -> Path:
+    """A run's folder as `fercli evaluate` leaves it, of {(stage folder, dataset): rows}."""
+    report = folder / "report"
+    (report / "predictions").mkdir(parents=True)
+    entries = []
+    for (stage, dataset), rows in scored.items():
+        file = f"predictions/{stage}--{dataset}.csv"
+        with (report / file).open("w", newline="") as out:
+            table = csv.writer(out)
+            table.writerow(["position", "id", "subject", "split", "label", "answer", "rung"])
+            table.writerows(
+                [i, name, "p", split, label, answer, ""] for i, (name, split, label, answer) in enumerate(rows)
+            )
+        model = "source-only" if stage == "source" else "aglrls"
+        entries.append({"dataset": dataset, "folder": stage, "model": model, "oracle": False, "predictions": file})
+        (folder / stage).mkdir(exist_ok=True)
+        (folder / stage / "best.ckpt").touch()
+        os.utime(folder / stage / "best.ckpt", (1, 1))
+        spec = {"name": folder.name, "adapt": {"epochs": 30, "options": {}}, "model": {"width": 16}, **(changes or {})}
+        (folder / stage / "spec.yaml").write_text(yaml.safe_dump(spec))
+    datasets = {dataset: {"stand_in": True} for _, dataset in scored}
+    document = {"schema": 2, "created": "2026-11-23", "entries": entries, "datasets": datasets, "spec": {}}
+    (report / "results.json").write_text(json.dumps(document))
+    (folder / "spec.yaml").write_text("name: x\n")
+    return folder
+
+
+def faces(answers: str, labels: str, split: str = "test") -> list[Row]:
+    """Rows of letters: the n-th letter of the alphabet is the n-th expression; a blank is no label."""
+    names = dict(zip("abcdefg", EXPRESSIONS, strict=True)) | {" ": ""}
+    return [(f"f{i}", split, names[b], names[a]) for i, (a, b) in enumerate(zip(answers, labels, strict=True))]
+
+
+# The test
+
+
+def plain_mcnemar(fixed: int, broken: int) -> float:
+    """The definition, written out: a sum of binomial probabilities, or the tail of chi-square by the error function."""
+    n = fixed + broken
+    if n < EXACT_BELOW:
+        tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1)) / 2**n
+        return min(1.0, 2 * tail)
+    statistic = max(abs(fixed - broken) - 1, 0) ** 2 / n
+    return math.erfc(math.sqrt(statistic / 2))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 5, 24, 25, 26, 60, 400])
+def test_mcnemar_is_as_defined(n: int) -> None:
+    for fixed in {*range(0, n + 1, max(1, n // 10)), n}:
+        p, form = mcnemar(fixed, n - fixed)
+        assert form == ("exact" if n < 25 else "chi-square")
+        assert p == pytest.approx(plain_mcnemar(fixed, n - fixed), abs=1e-12)
+        assert p == pytest.approx(mcnemar(n - fixed, fixed).p, abs=1e-12)
+        assert 0 <= p <= 1
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "p"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),  # 2 * 1/2
+        (5, 0, 0.0625),  # 2 / 2^5
+        (6, 1, 0.125),  # 2 * (1 + 7) / 2^7
+        (8, 1, 0.0390625),  # 2 * (1 + 9) / 2^9
+        (20, 20, 1.0),
+        (32, 17, 0.0455003),  # (15 - 1)^2 / 49 = 4, the square of two standard deviations
+    ],
+)
+def test_mcnemar_by_hand(fixed: int, broken: int, p: float) -> None:
+    assert mcnemar(fixed, broken).p == pytest.approx(p, rel=1e-4)
+
+
+def test_false_alarms_are_as_rare_as_promised() -> None:
+    random = np.random.default_rng(0)
+    ps = [mcnemar(wins, 40 - wins).p for wins in random.binomial(40, 0.5, 4000)]
+    assert np.mean(np.array(ps) < 0.05) < 0.05 + 0.01
+
+
+# Faces
+
+
+def test_counts_by_hand(tmp_path: Path) -> None:
+    #                                                      right  fixed  broken  otherwise  unlabelled, changed and not
+    a = write_run(tmp_path / "a", {("source", "jaffe"): faces("abbbcdbcab", "abaacdaa  ")})
+    b = write_run(tmp_path / "b", {("source", "jaffe"): faces("abaaaacbbb", "abaacdaa  ")})
+    (document,) = compare(match(find_run(str(a), tmp_path), find_run(str(b), tmp_path))[0])
+    assert (document["fixed"], document["broken"], document["otherwise"]) == (2, 2, 3)
+    assert document["faces"] == {"both": 10, "labelled": 8, "only_reference": 0, "only_other": 0, "relabelled": 0}
+    assert document["reference"]["accuracy"] == document["other"]["accuracy"] == 4 / 8
+    assert document["points"]["accuracy"] == 0
+    assert document["mcnemar"] == {"p": 1.0, "form": "exact", "p_holm": 1.0}
+    assert [face["id"] for face in document["changed"]] == ["f2", "f3", "f4", "f5", "f6", "f7", "f8"]
+    assert document["changed"][0] == {
+        "id": "f2",
+        "split": "test",
+        "subject": "p",
+        "label": "surprise",
+        "reference": "fear",
+        "other": "surprise",
+        "change": "fixed",
+    }
+
+
+def test_random_answers_against_plain_loops(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    letters = np.array(list("abcdefg"))
+    for trial in range(20):
+        count = int(random.integers(1, 80))
+        labels = "".join(random.choice([*letters, " "], count))
+        answers = ["".join(random.choice(letters, count)) for _ in range(2)]
+        rows = [faces(one, labels) for one in answers]
+        order = random.permutation(count)
+        kept = [row for row in (rows[1][i] for i in order) if random.random() < 0.9]  # another order, some faces fewer
+        if not kept:
+            continue
+        a = write_run(tmp_path / f"a{trial}", {("source", "jaffe"): rows[0]})
+        b = write_run(tmp_path / f"b{trial}", {("source", "jaffe"): kept})
+        (document,) = compare(match(find_run(str(a), tmp_path), find_run(str(b), tmp_path))[0])
+        fixed = broken = right_a = right_b = known = 0
+        for name, _, label, ours in rows[0]:
+            theirs = next((row[3] for row in kept if row[0] == name), None)
+            if theirs is None or not label:
+                continue
+            known += 1
+            right_a += ours == label
+            right_b += theirs == label
+            fixed += ours != label == theirs
+            broken += theirs != label == ours
+        assert (document["fixed"], document["broken"]) == (fixed, broken)
+        assert document["faces"]["only_reference"] == count - len(kept)
+        if known:
+            assert document["reference"]["accuracy"] == pytest.approx(right_a / known)
+            assert document["points"]["accuracy"] == pytest.approx(100 * (right_b - right_a) / known)
+            assert document["mcnemar"]["p"] == pytest.approx(plain_mcnemar(fixed, broken))
+
+
+def test_faces_are_the_same_only_within_their_split_and_with_their_label(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {("source", "jaffe"): [*faces("abc", "abc"), *faces("a", "a", "val")]})
+    b = write_run(tmp_path / "b", {("source", "jaffe"): [*faces("bbb", "abb"), *faces("b", "b", "dev")]})
+    (document,) = compare(match(find_run(str(a), tmp_path), find_run(str(b), tmp_path))[0])
+    assert document["faces"] == {"both": 3, "labelled": 2, "only_reference": 1, "only_other": 1, "relabelled": 1}
+    assert (document["fixed"], document["broken"]) == (0, 1)
+
+
+def test_without_labels_nothing_is_tested_but_changes_are_told(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {("source", "x"): faces("abc", "   ")})
+    b = write_run(tmp_path / "b", {("source", "x"): faces("abd", "   ")})
+    (document,) = compare(match(find_run(str(a), tmp_path), find_run(str(b), tmp_path))[0])
+    assert document["otherwise"] == 1
+    assert document["mcnemar"]["p"] is document["mcnemar"]["p_holm"] is None
+    assert document["reference"]["accuracy"] is document["points"]["accuracy"] is None
+    assert run("compare", a, b).exit_code == 0
+
+
+# Which models
+
+
+ALIKE = faces("aab", "abb")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "pairs", "left"),
+    [
+        (["source", "adapt-j"], ["source", "adapt-j"], [("source", "source"), ("adapt-j", "adapt-j")], 0),
+        (["adapt-j"], ["adapt-j-dann"], [("adapt-j", "adapt-j-dann")], 0),
+        (["source", "adapt-j"], ["source", "adapt-j-dann"], [("source", "source"), ("adapt-j", "adapt-j-dann")], 0),
+        (["adapt-j", "adapt-j-a"], ["adapt-j", "adapt-j-b"], [("adapt-j", "adapt-j"), ("adapt-j-a", "adapt-j-b")], 0),
+        (["adapt-j-a"], ["adapt-j-b", "adapt-j-c"], [], 1),
+        (["source"], ["adapt-j"], [], 2),
+        (["source", "adapt-j"], ["source"], [("source", "source")], 1),
+    ],
+)
+def test_models_are_matched(ours, theirs, pairs, left, tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {(folder, "j"): ALIKE for folder in ours})
+    b = write_run(tmp_path / "b", {(folder, "j"): ALIKE for folder in theirs})
+    found, lines = match(find_run("a", tmp_path), find_run("b", tmp_path))
+    assert [(pair.reference.folder, pair.other.folder) for pair in found] == pairs
+    assert [(pair.reference.run, pair.other.run) for pair in found] == [("a", "b")] * len(pairs)
+    assert len(lines) == left
+    assert a.is_dir() and b.is_dir()
+
+
+def test_two_stage_folders_are_set_beside_each_other_whatever_their_names(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {("source", "j"): ALIKE, ("source", "k"): ALIKE, ("adapt-j", "j"): ALIKE})
+    pairs, left = match(find_run("a/source", tmp_path), find_run("a/adapt-j", tmp_path))
+    assert [(p.reference.folder, p.other.folder, p.other.dataset) for p in pairs] == [("source", "adapt-j", "j")]
+    assert not left
+
+
+def test_one_run_is_compared_with_its_own_source_model(tmp_path: Path) -> None:
+    scored = [("adapt-j", "j"), ("source", "j"), ("adapt-j-b", "j"), ("source", "k"), ("source", "s")]
+    write_run(tmp_path / "a", dict.fromkeys(scored, ALIKE))
+    pairs = within(find_run("a", tmp_path))
+    assert [(p.reference.folder, p.other.folder) for p in pairs] == [("source", "adapt-j"), ("source", "adapt-j-b")]
+
+
+# Specs
+
+
+def test_spec_differences_are_key_paths() -> None:
+    a = {"name": "a", "adapt": {"rate": {1: 0.1}, "options": {}}, "only": 1, "same": [1, {"x": 2}]}
+    b = {"name": "b", "adapt": {"rate": {1: 0.2, 5: 0.1}, "options": {"glpc": False}}, "same": [1, {"x": 2}]}
+    assert spec_differences(a, b) == {
+        "adapt.rate.1": (0.1, 0.2),
+        "adapt.rate.5": (None, 0.1),
+        "adapt.options.glpc": (None, False),
+        "only": (1, None),
+    }
+    assert spec_differences(a, a) == {}
+
+
+# The command
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two runs under ./runs; the second is adapted with other epochs."""
+    monkeypatch.chdir(tmp_path)
+    before, after, labels = "abcdefg" * 6, "aacdefg" * 5 + "bacdefg", "aacdeff" * 6
+    for name, answers, epochs in (("one", before, 30), ("two", after, 40)):
+        scored = {
+            ("source", "raf"): ALIKE,
+            ("source", "j"): faces(before, labels),
+            ("adapt-j", "j"): faces(answers, labels),
+        }
+        write_run(tmp_path / "runs" / name, scored, {"adapt": {"epochs": epochs, "options": {}}})
+    return tmp_path / "runs"
+
+
+def test_tables(runs: Path) -> None:
+    result = run("compare", "one", "two", "--faces", "2")
+    assert result.exit_code == 0, result.stderr
+    for text in ("j †", "+11.90", "adapt.epochs", "fixed", "... 4 more", "broken", "surprise", "Holm"):
+        assert text in result.stdout, text
+    assert "adapt.epochs" not in run("compare", "one").stdout
+    quiet = run("compare", "one", "two", "--quiet")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_json_and_csv_hold_every_face(runs: Path) -> None:
+    result = run("compare", "one", "two", "--json", "--csv", "faces.csv")
+    document = json.loads(result.stdout)["compare"]
+    assert result.stderr == ""
+    raf, source, adapted = document["comparisons"]
+    assert (raf["dataset"], raf["spec"], raf["changed"]) == ("raf", {}, [])
+    assert source["changed"] == []
+    assert (adapted["fixed"], adapted["broken"], adapted["spec"]) == (6, 1, {"adapt.epochs": [30, 40]})
+    assert adapted["mcnemar"]["p"] == pytest.approx(0.125)
+    assert adapted["mcnemar"]["p_holm"] == pytest.approx(0.375)  # of three comparisons, the others with p 1
+    with Path("faces.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == [face["id"] for face in adapted["changed"]]
+    assert rows[0]["other_run"] == "two" and rows[0]["other_model"] == "adapt-j"
+    again = run("compare", "one", "two", "--csv", "faces.csv")
+    assert again.exit_code == 1 and "--force" in again.stderr
+    assert run("compare", "one", "two", "--csv", "faces.csv", "--force").exit_code == 0
+    nowhere = run("compare", "one", "two", "--csv", "nowhere/faces.csv")
+    assert nowhere.exit_code == 1 and "cannot write nowhere/faces.csv" in nowhere.stderr
+
+
+def test_three_runs_and_a_choice_of_datasets(runs: Path) -> None:
+    write_run(runs / "three", {("adapt-j-dann", "j"): faces("abcdefg" * 6, "aacdeff" * 6)})
+    document = json.loads(run("compare", "one", "two", "three", "--dataset", "j", "--json").stdout)["compare"]
+    named = [(one["other"]["run"], one["other"]["folder"]) for one in document["comparisons"]]
+    assert named == [("two", "source"), ("two", "adapt-j"), ("three", "adapt-j-dann")]
+    assert any("raf" in line for line in document["not_compared"])
+
+
+def test_runs_of_one_name_are_told_apart(runs: Path) -> None:
+    write_run(runs.parent / "elsewhere" / "one", {("adapt-j", "j"): faces("abcdefg" * 6, "aacdeff" * 6)})
+    document = json.loads(run("compare", "runs/one", "elsewhere/one", "--json").stdout)["compare"]
+    assert [one["name"] for one in document["runs"]] == ["runs/one", "elsewhere/one"]
+
+
+def test_a_model_trained_after_it_was_scored_is_told(runs: Path) -> None:
+    os.utime(runs / "two/adapt-j/best.ckpt")
+    os.utime(runs / "two/report/results.json", (5, 5))
+    assert "runs/two/adapt-j was trained after it was scored" in " ".join(run("compare", "one", "two").stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        ("runs/two/report/results.json:rm", "runs/two is not evaluated; run: fercli evaluate -c runs/two/spec.yaml"),
+        ("runs/two/report/results.json:{", "results.json is damaged; run: fercli evaluate -c runs/two/spec.yaml"),
+        ('runs/two/report/results.json:{"schema": 1}', "another version of fercli; run: fercli evaluate -c runs/two"),
+        ("runs/two/report/predictions/source--j.csv:rm", "source--j.csv: No such file or directory; run: fercli eval"),
+        ("runs/two/report/predictions/source--j.csv:a,b\n1,2\n", "is no file of predictions; run: fercli evaluate"),
+        (
+            "runs/two/report/predictions/source--j.csv:id,split,subject,label,answer\nx,t,p,happy,fear\n",
+            "is no file of predictions",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_told_in_one_line(spoil: str, text: str, runs: Path) -> None:
+    name, _, content = spoil.partition(":")
+    Path(name).unlink() if content == "rm" else Path(name).write_text(content)
+    result = run("compare", "one", "two")
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ") and text in line
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["one", "tow"], "no run tow: did you mean two?"),
+        (["one", "zzzzz"], "no run zzzzz: runs holds one, two"),
+        (["one/adapt-j"], "nothing to compare: no two models are scored on one dataset"),
+        (["one", "two", "--dataset", "k"], "nothing to compare: on k"),
+    ],
+)
+def test_mistakes(arguments: list[str], text: str, runs: Path) -> None:
+    result = run("compare", *arguments)
+    assert result.exit_code == 1
+    assert text in " ".join(result.stderr.split())
+
+
+def test_a_sweep_is_not_one_run(runs: Path) -> None:
+    write_run(runs / "many" / "seed-0", {("source", "j"): ALIKE})
+    assert "many is a sweep, not one run; compare runs of it, such as" in run("compare", "many").stderr
+
+
+def test_a_real_run(make_adapting) -> None:
+    bench: Bench = make_adapting("compared")
+    bench.done("adapt", "--quiet")
+    missing = bench("compare", "tiny")
+    assert missing.exit_code == 1 and "is not evaluated; run: fercli evaluate -c" in missing.stderr
+    results = json.loads(bench.done("evaluate", "--json").stdout)
+    (one,) = json.loads(bench.done("compare", "tiny", "--json").stdout)["compare"]["comparisons"]
+    scored = {(e["folder"], e["dataset"]): e["decision"]["metrics"] for e in results["entries"]}
+    for side, folder in (("reference", "source"), ("other", "adapt-jaffe")):
+        assert one[side]["folder"] == folder
+        for name in ("accuracy", "macro_f1"):
+            assert one[side][name] == pytest.approx(scored[folder, "jaffe"][name])
+    right = [42 * one[side]["accuracy"] for side in ("reference", "other")]
+    assert one["fixed"] - one["broken"] == pytest.approx(right[1] - right[0])

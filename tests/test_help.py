@@ -1,0 +1,117 @@
+"""Help: every command ends in an example, every example parses, lines are short, nothing heavy is loaded for it."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from fercli.cli import COMMANDS, main
+
+#: Where an example's command ends and the shell's part begins.
+_SHELL = {"|", ">", ">>", "<", "&&", "&", ";", "2>"}
+
+
+def _root() -> click.Context:
+    # With the group's settings, as click makes it: commands keep the help option that they are first asked for.
+    return click.Context(main, info_name="fercli", terminal_width=110, **main.context_settings)
+
+
+def _words() -> list[tuple[str, ...]]:
+    """The words behind ``fercli`` of every command, groups included."""
+    root = _root()
+
+    def walk(group: click.Group, ctx: click.Context, before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        for name in group.list_commands(ctx):
+            yield (*before, name)
+            below = group.get_command(ctx, name)
+            if isinstance(below, click.Group):
+                yield from walk(below, click.Context(below, ctx, name), (*before, name))
+
+    return list(walk(main, root, ()))
+
+
+def _context(words: tuple[str, ...]) -> click.Context:
+    ctx = _root()
+    for word in words:
+        ctx = click.Context(ctx.command.get_command(ctx, word), ctx, word)
+    return ctx
+
+
+def _examples(text: str) -> list[str]:
+    """The commands that a text shows; behind one, two blanks apart, may stand what it does."""
+    lines = [line.strip() for line in text.splitlines()]
+    return [line.split("  ")[0] for line in lines if "fercli " in line and not line.endswith(":")]
+
+
+def _commands(line: str) -> list[list[str]]:
+    """What follows ``fercli`` in each part of a line that the shell would run."""
+    words, parts = shlex.split(line, comments=True), [[]]
+    for word in words:
+        parts.append([]) if word in _SHELL else parts[-1].append(word)
+    return [args for first, *args in filter(None, parts) if first == "fercli"]
+
+
+def _parse(line: str) -> None:
+    """Parse a command line as click does, executing nothing. Raises click.UsageError."""
+    commands = _commands(line)
+    assert commands, line
+    for args in commands:
+        _parse_one(args)
+
+
+def _parse_one(args: list[str]) -> None:
+    ctx = main.make_context("fercli", args)
+    while isinstance(ctx.command, click.Group):
+        rest = [*ctx._protected_args, *ctx.args] if hasattr(ctx, "_protected_args") else ctx.args
+        if not rest and ctx.command.invoke_without_command:
+            return
+        name, command, rest = ctx.command.resolve_command(ctx, rest)
+        ctx = command.make_context(name, rest, parent=ctx)
+
+
+@pytest.mark.parametrize("words", [(), *_words()], ids=" ".join)
+def test_help_ends_in_examples_that_parse(words: tuple[str, ...]) -> None:
+    ctx = _context(words)
+    assert max(map(len, ctx.get_help().splitlines())) <= 110
+    text = ctx.command.help.rstrip()
+    if words:
+        _, examples, text = text.partition("Examples:")
+        assert examples
+    lines = _examples(text)
+    assert any(args[: len(words)] == list(words) for line in lines for args in _commands(line))
+    for line in lines:
+        _parse(line)
+    # They are the end of the text.
+    assert text.endswith(lines[-1])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["fercli adapt --targt jaffe", "fercli adapt jaffe", "fercli weights inspct x", "fercli sweep", "fercli adpt"],
+)
+def test_an_example_that_would_not_work_is_noticed(line: str) -> None:
+    with pytest.raises(click.UsageError):
+        _parse(line)
+
+
+def test_every_command_has_a_short_line() -> None:
+    ctx = _root()
+    for name in COMMANDS:
+        assert 10 < len(main.get_command(ctx, name).get_short_help_str(100)) < 90
+
+
+def test_help_of_all_commands_loads_nothing_heavy() -> None:
+    script = (
+        "import sys, io, contextlib; from fercli.cli import main\n"
+        f"for words in {[(), *_words()]!r}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()): main([*words, '--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'torchvision', 'mediapipe', 'cv2', 'scipy', 'numpy', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
