@@ -214,7 +214,8 @@ class Engine(Section):
         compile: ``torch.compile`` for the network in training; ``auto`` does so on a single CUDA device.
         data: where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device
             where it is a CUDA device and they fit.
-        crop_nets: how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices.
+        crop_nets: how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices, and
+            is ``grouped`` for small nets on CPUs.
         threads: of the processor; 0 leaves it to torch.
         seed: of network, batches and views.
         deterministic: the same bits from run to run on the same machine; slower.

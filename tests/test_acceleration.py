@@ -23,9 +23,9 @@ CPU = torch.device("cpu")
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
-def network(seed: int = 0) -> GlobalLocal:
+def network(seed: int = 0, width: int = 4) -> GlobalLocal:
     torch.manual_seed(seed)
-    fields = {"backbone": "ir-small", "width": 4, "local": "feature-map", "classifiers": "shared", "weights": None}
+    fields = {"backbone": "ir-small", "width": width, "local": "feature-map", "classifiers": "shared", "weights": None}
     return build_network(SimpleNamespace(**fields)).train()
 
 
@@ -95,10 +95,20 @@ def test_a_run_in_bfloat16_trains_and_says_so(bench: Bench) -> None:
     assert {value.dtype for value in weights.values()} == {torch.float32, torch.int64}
 
 
-@pytest.mark.parametrize(("asked", "given"), [("auto", "loop"), ("matmul", "matmul")])
-def test_crop_nets_on_a_cpu(asked: str, given: str) -> None:
-    net = network()
-    assert accelerate(net, Engine(crop_nets=asked), CPU, 4)["crop_nets"] == net.local_nets.way == given
+@pytest.mark.parametrize(
+    ("asked", "width", "deterministic", "given"),
+    [
+        ("auto", 4, False, "grouped"),
+        ("auto", 16, False, "grouped"),
+        ("auto", 24, False, "loop"),
+        ("auto", 4, True, "loop"),
+        ("matmul", 4, True, "matmul"),
+    ],
+)
+def test_crop_nets_on_a_cpu(asked: str, width: int, deterministic: bool, given: str) -> None:
+    net = network(width=width)
+    engine = Engine(crop_nets=asked, deterministic=deterministic)
+    assert accelerate(net, engine, CPU, 4)["crop_nets"] == net.local_nets.way == given
 
 
 @pytest.mark.cuda
