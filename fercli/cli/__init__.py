@@ -64,7 +64,13 @@ class _LazyGroup(click.Group):
         except click.Abort:
             console.error("stopped")
             code = 130
-        sys.exit(code if isinstance(code, int) else 0)
+        except SystemExit as end:
+            code = end.code
+        code = code if isinstance(code, int) else 0
+        ranks = sys.modules.get("fercli.engine.ranks")
+        if ranks is not None:
+            ranks.end_process(code)
+        sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
         # The user's mistakes leave one line and a code; a trace only where --debug asks for it.

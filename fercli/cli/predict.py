@@ -76,7 +76,8 @@ def command(
 def _tell(totals: Totals) -> None:
     where = f"{totals.pictures} pictures and frames" if totals.frames else f"{totals.pictures} pictures"
     rate = f"{totals.pictures / max(totals.seconds, 1e-9):.1f}/s"
-    console.say(f"{totals.faces} faces in {where}, {totals.empty} of them without a face; {rate}")
+    faceless = f", {totals.empty} of them without a face" if totals.empty else ""
+    console.say(f"{totals.faces} faces in {where}{faceless}; {rate}")
     for name, frames in totals.faceless_videos:
         console.warn(f"no face in any of the {frames} frames of {Path(name)}")
     if totals.errors:

@@ -6,6 +6,8 @@ its own all of this is a no-op. What they share out, and what they do alike, sta
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -67,6 +69,18 @@ def on_first(work: Callable[..., T], *arguments: Any, **named: Any) -> T:
     if answer[1] is not None:
         raise SystemExit(answer[1])
     return answer[0]
+
+
+def end_process(code: int) -> None:
+    """End this process where several train together; alone it does nothing.
+
+    Python's own end is passed by: threads of the process group that let go of their last tensors then need an
+    interpreter that is gone, and abort the process (seen with gloo, torch 2.15, one time in four).
+    """
+    if count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def gather(tensor: Tensor) -> list[Tensor]:
