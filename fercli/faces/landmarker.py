@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from fercli.datasets.records import Box
-from fercli.faces.networks import Detector, Mesh, overlaps
+from fercli.faces.boxes import SAME, choose, is_new, overlap, starts
+from fercli.faces.networks import Detector, Mesh
 from fercli.faces.view import View
 
 #: The retry ladder's steps, in the order in which they are tried.
@@ -47,13 +48,13 @@ _BORDER, _WIDEN = 0.25, 0.5
 #: Degrees, clockwise, by which "rotate" turns the picture, and how far from upright a face in it may then still lie.
 _TURNS, _FAR_FROM_UPRIGHT = (30.0, -30.0, 60.0, -60.0), 60.0
 #: A face rolled by more degrees is looked at again in a picture turned so that it is upright: at 45 degrees that halves
-#: the error of the landmarks. A mesh that overlaps the first one by less lies on something else.
-_ROLLED, _SAME = 25.0, 0.3
-#: `find_all`: a mesh of which this share lies in another one, or the other in it, is the same face. In pictures whose
-#: longer side is above `_NEAR` small faces are looked for too, in tiles of a half, a quarter and an eighth of it, none
-#: smaller than `_TILE`, that overlap by `_TILE_OVERLAP`: what is cut by a tile's edge lies whole in the next, or is
-#: found in the larger ones. What the many tiles show must be surer than what the picture as a whole shows.
-_INSIDE, _NEAR, _TILE, _TILE_OVERLAP, _TILE_CONFIDENCE = 0.6, 320, 160, 1 / 3, 0.6
+#: the error of the landmarks.
+_ROLLED = 25.0
+#: `find_all`: in pictures whose longer side is above `_NEAR` small faces are looked for too, in tiles of a half, a
+#: quarter and an eighth of it, none smaller than `_TILE`, that overlap by `_TILE_OVERLAP`: what is cut by a tile's edge
+#: lies whole in the next, or is found in the larger ones. What the many tiles show must be surer than what the picture
+#: as a whole shows.
+_NEAR, _TILE, _TILE_OVERLAP, _TILE_CONFIDENCE = 320, 160, 1 / 3, 0.6
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,13 @@ class Landmarker:
         faces = [self._set_upright(found, view) for found in self._meshes(view, self.confidence, "found")]
         if max(image.shape[:2]) > _NEAR:
             for found in self._small(image, view, faces):
-                if _is_new(found.box, faces):
+                if is_new(found.box, [face.box for face in faces]):
                     faces.append(found)
-        faces = _distinct(faces or self._retried(view))[:_MAX_ALL]
-        return sorted(faces, key=lambda found: (found.box[0] + found.box[2], found.box[1]))
+        kept: list[Found] = []
+        for found in faces or self._retried(view):
+            if is_new(found.box, [face.box for face in kept]):
+                kept.append(found)
+        return sorted(kept[:_MAX_ALL], key=lambda found: (found.box[0] + found.box[2], found.box[1]))
 
     def _retried(self, view: View) -> list[Found]:
         """Return the faces that the first step of the ladder to find any finds; of turned pictures, those of all."""
@@ -156,7 +160,7 @@ class Landmarker:
         """Yield faces that are small in the picture; `known` grows meanwhile by those that are new."""
         whole = View.of(image)
         for how, near in self._small_boxes(whole, view):
-            if not _is_new(near, known):
+            if not is_new(near, [face.box for face in known]):
                 continue
             # Looked at again with some room around it: a tile may have cut the face, and the mesh then lies askew.
             crop = whole.crop(near, 2 * _WIDEN).limit(_MAX_SIDE)
@@ -174,8 +178,8 @@ class Landmarker:
             side = max(height, width) / part
             if side < _TILE:
                 return
-            for top in _starts(height, side):
-                for left in _starts(width, side):
+            for top in starts(height, side, _TILE_OVERLAP):
+                for left in starts(width, side, _TILE_OVERLAP):
                     tile = whole.crop((left, top, left + side, top + side), 0)
                     for detection in _networks("detector").find(tile.image, confidence):
                         corners = tile.to_original(detection.box.reshape(2, 2))
@@ -206,7 +210,7 @@ class Landmarker:
             return found
         upright = view.crop(found.box, 1.0).turn(-found.pose[0])
         again = self._mesh(upright, self.low_confidence, found.box, found.how)
-        if again is None or _overlap(again.box, found.box) < _SAME:
+        if again is None or overlap(again.box, found.box) < SAME:
             return found
         return replace(again, score=found.score)
 
@@ -231,7 +235,7 @@ class Landmarker:
 
     def _mesh(self, view: View, confidence: float, box: Box | None, how: str) -> Found | None:
         faces = self._meshes(view, confidence, how, _MAX_FACES)
-        chosen = _choose([found.box for found in faces], box)
+        chosen = choose([found.box for found in faces], box)
         return None if chosen is None else faces[chosen]
 
     def _meshes(self, view: View, confidence: float, how: str, most: int = _MAX_ALL) -> list[Found]:
@@ -253,7 +257,7 @@ class Landmarker:
     def _full_range(self, view: View, box: Box | None) -> Box | None:
         """Return the face box that the full-range detector (faces up to 5 m away) gives, in original pixels."""
         boxes = self._far_boxes(view)
-        chosen = _choose(boxes, box)
+        chosen = choose(boxes, box)
         return None if chosen is None else boxes[chosen]
 
     def _far_boxes(self, view: View) -> list[Box]:
@@ -275,52 +279,6 @@ def _pose(points: np.ndarray, depths: np.ndarray) -> tuple[float, float, float]:
         math.atan2(depths[7] - depths[8], math.hypot(*down)),
     )
     return tuple(math.degrees(angle) for angle in angles)
-
-
-def _overlap(a: Box, b: Box) -> float:
-    return float(overlaps(np.array(a), np.array([b]))[0])
-
-
-def _same_face(a: Box, b: Box) -> bool:
-    common = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
-    return _overlap(a, b) > _SAME or common > _INSIDE * min(_area(a), _area(b))
-
-
-def _is_new(box: Box, known: Sequence[Found]) -> bool:
-    return not any(_same_face(box, found.box) for found in known)
-
-
-def _distinct(faces: Sequence[Found]) -> list[Found]:
-    """Return the faces without those that overlap one before them."""
-    kept: list[Found] = []
-    for found in faces:
-        if _is_new(found.box, kept):
-            kept.append(found)
-    return kept
-
-
-def _starts(length: int, side: float) -> list[float]:
-    """Return where tiles of a side begin along a length, so that they cover it and overlap."""
-    if length <= side:
-        return [0.0]
-    count = math.ceil((length - side) / (side * (1 - _TILE_OVERLAP)))
-    return [i * (length - side) / count for i in range(count + 1)]
-
-
-def _choose(boxes: Sequence[Box], given: Box | None) -> int | None:
-    """Return the index of the face that counts: by overlap with the given box, else the largest; None if none does."""
-    if given is None:
-        return max(range(len(boxes)), key=lambda i: _area(boxes[i]), default=None)
-    inside = [
-        i
-        for i, (left, top, right, bottom) in enumerate(boxes)
-        if given[0] <= (left + right) / 2 <= given[2] and given[1] <= (top + bottom) / 2 <= given[3]
-    ]
-    return max(inside, key=lambda i: _overlap(boxes[i], given), default=None)
-
-
-def _area(box: Box) -> float:
-    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
 
 
 _built = threading.local()
