@@ -11,6 +11,8 @@ from conftest import Bench, run
 from PIL import Image
 
 from fercli.datasets import read_dataset
+from fercli.datasets.base import Collector
+from fercli.datasets.records import Record
 from fercli.errors import FercliError
 from fercli.store import Store
 
@@ -46,7 +48,6 @@ not_a_method = 3
 READER = '''
 from fercli.datasets.base import Reader, WrongLayout
 from fercli.datasets.records import Record
-from fercli.expressions import label_of
 
 
 def parse(root, collector, ending="png"):
@@ -56,7 +57,9 @@ def parse(root, collector, ending="png"):
         raise WrongLayout(f"no PERSON_EXPRESSION_NUMBER.{ending}")
     for file in files:
         person, expression, _ = file.stem.split("_")
-        collector.add(Record(id=file.stem, path=file.name, split="all", label=label_of(expression), subject=person))
+        label = collector.named_label(expression)  # None, and counted, where it is none of the seven
+        if label is not None:
+            collector.add(Record(id=file.stem, path=file.name, split="all", label=label, subject=person))
     return ("all",), ("all",)
 
 
@@ -79,7 +82,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_method_from_outside_adapts_and_is_evaluated(here: Path, make_adapting) -> None:
-    bench = make_adapting("own")
+    # The spec's own method is another one, and so are its options.
+    bench = make_adapting("own", {"adapt.options": {"reversal_steps": 50}})
     method = ("--method", "my_methods:MeanAlignment", "--set", "adapt.options.weight=0.5")
     bench.done("adapt", "--quiet", *method)
     lines = [json.loads(line) for line in (bench.runs / "adapt-jaffe/metrics.jsonl").read_text().splitlines()]
@@ -93,6 +97,7 @@ def test_a_dataset_from_outside_is_listed_prepared_and_adapted_to(here: Path, be
     for number, face in enumerate(faces[:7]):
         name = f"p{number % 2}_{['surprise', 'fear', 'disgust', 'happy', 'sad', 'anger', 'neutral'][number]}_{number}"
         Image.fromarray(face.image).save(here / f"pictures/{name}.png")
+    Image.fromarray(faces[7].image).save(here / "pictures/p1_contempt_8.png")  # counted and left out
     mine = {"reader": "my_layouts:READER", "root": str(here / "pictures")}
     own = Bench(here / "bench", here / "prepared", {"data.targets": ["mine"], "data.datasets.mine": mine})
     checked = run("datasets", "check", "mine", "-c", str(own.spec), "--json")
@@ -101,6 +106,11 @@ def test_a_dataset_from_outside_is_listed_prepared_and_adapted_to(here: Path, be
     store = Store.open(here / "prepared/mine")
     assert len(store) >= 5 and set(store.subjects) == {"p0", "p1"}
     assert read_dataset("mine", "my_layouts:READER", here / "pictures", ending="png").records[0].subject == "p0"
+
+
+def test_a_label_that_is_none_is_told_by_the_record() -> None:
+    with pytest.raises(FercliError, match=r"a\.png: a reader gave it the label None; it must be -1 to 6"):
+        Collector().add(Record(id="a.png", path="a.png", split="all", label=None))
 
 
 MISTAKES = {

@@ -25,12 +25,14 @@ from fercli.cli.options import (
 def command(spec_file, overrides, quiet, as_json, sources, targets, method, restart):
     """Adapt the source model to unlabelled targets.
 
-    Target labels are not read, neither in training nor in choosing the epoch.
+    Target labels are not read, neither in training nor in choosing the epoch. With --method of another method than the
+    spec's, the spec's adapt.options, which are that one's, do not count.
 
     \b
     Examples:
       fercli adapt --target jaffe
       fercli adapt --target all --set adapt.epochs=10
+      fercli adapt --target jaffe --method mcd --set adapt.tag=mcd
       fercli adapt --target jaffe --set adapt.options.adversarial=false --set adapt.tag=no-adversarial
     """
     from fercli.engine import ranks
@@ -38,7 +40,10 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, method, rest
     from fercli.engine.stages import adapt
 
     if method is not None:
-        overrides = (*overrides, f"adapt.method={method}")
+        # Options in the spec are those of the spec's own method.
+        own = read_spec(spec_file, (), quiet, as_json, sources).adapt.method
+        fresh = ("adapt.options={}",) if method != own else ()
+        overrides = (*fresh, *overrides, f"adapt.method={method}")
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
     outcomes = {}
     # A signal in the last step of one target ends that one in order; the next must not begin.

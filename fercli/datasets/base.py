@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fercli.datasets.records import Listing, Points, Record
 from fercli.errors import FercliError
-from fercli.expressions import is_outside, label_of
+from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED, is_outside, label_of
 
 #: A folder that holds this file holds procedural faces written by fercli, not the dataset.
 STAND_IN_MARKER = "PROCEDURAL-FACES.txt"
@@ -114,6 +114,9 @@ class Collector:
 
     def add(self, record: Record) -> None:
         """Keep the record, unless its id was listed before: the first one counts."""
+        if record.label not in range(UNLABELLED, NUM_EXPRESSIONS):
+            allowed = f"{UNLABELLED} to {NUM_EXPRESSIONS - 1}"
+            raise FercliError(f"{record.id}: a reader gave it the label {record.label!r}; it must be {allowed}")
         first = self._ids.setdefault(record.id, record.label)
         if len(self._ids) > len(self.records):
             self.records.append(record)

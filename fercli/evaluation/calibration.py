@@ -31,9 +31,8 @@ def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
         labels: int64 [N].
 
     Returns:
-        T within `T_RANGE`: its lower end where every face is answered rightly (the loss falls until T = 0), its upper
-        end where no confidence at all would be best. 1 where nothing can be fitted: without faces, and where all
-        probabilities are alike and T changes nothing.
+        T within `T_RANGE`. 1 where the faces determine none: without faces, where every one is answered rightly (the
+        loss falls until T = 0), where no confidence at all would be best, and where all probabilities are alike.
     """
     from scipy.optimize import brentq
 
@@ -50,12 +49,8 @@ def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
     least, most = -math.log(T_RANGE[1]), -math.log(T_RANGE[0])
     at_least, at_most = slope(least), slope(most)
     rounding = 1e-12 * float(logs.abs().max())
-    if at_least >= -rounding and at_most <= rounding:
+    if at_most <= rounding or at_least >= -rounding:
         return 1.0
-    if at_most <= 0:
-        return T_RANGE[0]
-    if at_least >= 0:
-        return T_RANGE[1]
     return math.exp(-brentq(slope, least, most, xtol=1e-9))
 
 

@@ -187,6 +187,8 @@ def training_curves(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         panels: dict[str, list[dict[str, Any]]] = {"losses": [], "scores": []}
         for kind, found in panels.items():
             for name in dict.fromkeys(key for row in rows for key in row.get(kind) or {}):
+                if (kind, name) == ("scores", "last"):  # the number of the epoch
+                    continue
                 points = [(row["epoch"], (row.get(kind) or {}).get(name)) for row in rows]
                 panel = curve(name, points, chosen, from_zero=kind == "losses")
                 if panel is not None:
