@@ -112,6 +112,13 @@ def source_deck(counts: Sequence[int], balance: str, seed: int) -> Deck | Mixtur
     return Mixture(counts, [count**0.5 if balance == "sqrt" else 1.0 for count in counts], seed)
 
 
+def thin(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of the positions 0..count-1, ascending, evenly spread and with both ends where limit >= 2."""
+    if count <= limit:
+        return np.arange(count)
+    return np.linspace(0, count - 1, limit).round().astype(np.int64)
+
+
 class Faces:
     """Chosen faces of one or several stores, as device tensors on demand.
 
@@ -148,7 +155,7 @@ class Faces:
         kept = []
         for indices in self._indices:
             amount = -(-len(indices) * limit // len(self))
-            kept.append(indices[np.linspace(0, len(indices) - 1, amount).round().astype(int)])
+            kept.append(indices[thin(len(indices), amount)])
         return Faces(self._stores, kept, self._device, self._with_crops, self._data)
 
     def same_as(self, other: Faces) -> bool:

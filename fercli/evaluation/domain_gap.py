@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fercli.batches import thin
+
 #: Strength of the classifier's L2 penalty, a face: weights w cost PENALTY * |w|^2 / 2 against its mean log loss.
 PENALTY = 0.01
 
@@ -19,13 +21,6 @@ COMPONENTS = 50
 
 #: Fewest faces that are mapped.
 LEAST_MAPPED = 5
-
-
-def thin(count: int, limit: int) -> np.ndarray:
-    """At most `limit` of the positions 0..count-1, ascending, evenly spread and with both ends where limit >= 2."""
-    if count <= limit:
-        return np.arange(count)
-    return np.linspace(0, count - 1, limit).round().astype(np.int64)
 
 
 def a_distance(source: ArrayLike, target: ArrayLike, folds: int = 5, seed: int = 0) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fercli import console
+from fercli.batches import thin
 from fercli.engine.fabric import resolve_device
 from fercli.engine.log import read_metrics
 from fercli.engine.stages import open_store
 from fercli.engine.watch import read_outputs
-from fercli.evaluation.domain_gap import thin
 from fercli.evaluation.exhibits import exhibits
 from fercli.evaluation.explain import Picture
 from fercli.evaluation.looker import Looker

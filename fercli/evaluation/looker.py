@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fercli.batches import Faces, labels_of
+from fercli.batches import Faces, labels_of, thin
 from fercli.engine.fabric import make_fabric
 from fercli.engine.stages import empty_network, load_network, view_settings
-from fercli.evaluation.domain_gap import a_distance, embed, thin
+from fercli.evaluation.domain_gap import a_distance, embed
 from fercli.evaluation.explain import Picture, grad_cam, picture_of
 from fercli.evaluation.inference import look
 from fercli.evaluation.scored import Scored, scored_part, training_part

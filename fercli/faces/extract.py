@@ -145,7 +145,7 @@ def locate(
         if across @ (points[4] - points[3]) <= 0 or across[0] * below[1] - across[1] * below[0] <= 0:
             raise ValueError("the given landmarks are not in order (left eye, right eye, nose, mouth corners)")
         return Extracted("given"), points, record.box
-    found = _landmarker(options).find(image, record.box)
+    found = landmarker_of(options).find(image, record.box)
     if found is None:
         reason = "no face found" if record.box is None else "no face found in the given box"
         return Extracted("rejected", reason, box=record.box, fillable=True), None, None
@@ -228,7 +228,8 @@ def cut(
     result.shape = ((points + 0.5 - frame[:2]) / (np.array(frame[2:]) - frame[:2])).astype(np.float32)
 
 
-def _landmarker(options: Options) -> Landmarker:
+def landmarker_of(options: Options) -> Landmarker:
+    """The landmarker of these options, made once a process."""
     return _cached_landmarker(options.confidence, options.low_confidence, options.retries)
 
 

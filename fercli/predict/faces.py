@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from fercli.errors import FercliError
-from fercli.faces.extract import Extracted, Options, cut
+from fercli.faces.extract import Extracted, Options, cut, landmarker_of
 from fercli.faces.images import Unreadable, decode_image, read_image
-from fercli.faces.landmarker import Found, Landmarker
+from fercli.faces.landmarker import Found
 
 #: A picture as it comes: a file, the bytes of one, or uint8 [H, W, 3] RGB.
 Source = Path | bytes | np.ndarray
@@ -59,7 +58,7 @@ def cut_faces(image: np.ndarray, options: Options, with_crops: bool) -> list[Cut
     frame = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
     inner = slice(options.margin, options.margin + options.size)
     faces = []
-    for found in _landmarker(options.confidence, options.low_confidence, options.retries).find_all(image):
+    for found in landmarker_of(options).find_all(image):
         made = Extracted("found")
         try:
             cut(made, image, found.points5, found.box, frame, options)
@@ -80,8 +79,3 @@ def look(sources: Sequence[Source], options: Options, with_crops: bool) -> list[
         except (Unreadable, FercliError) as why:
             seen.append(str(why))
     return seen
-
-
-@lru_cache(maxsize=4)
-def _landmarker(confidence: float, low_confidence: float, retries: tuple[str, ...]) -> Landmarker:
-    return Landmarker(confidence, low_confidence, retries)
