@@ -260,10 +260,27 @@ def test_our_own_checkpoint_round_trip(small, tmp_path):
         assert torch.equal(other(*batch()).logits, small.eval()(*batch()).logits)
 
 
-@pytest.mark.parametrize("place", ["model", "state_dict", None])
-def test_published_state_in_each_place_with_the_prefix_of_dataparallel(small, tmp_path, place):
-    state = {f"module.{key}": value for key, value in to_published_names(small.state_dict()).items()}
-    torch.save({"epoch": 4, "classwise": [torch.full((7,), 0.5)] * 7, place: state} if place else state, tmp_path / "a")
+WRAPPED = {
+    "bare": ("", ()),
+    "DataParallel": ("module.", ()),
+    "DataParallel in model": ("module.", ("model",)),
+    "state_dict": ("", ("state_dict",)),
+    "Lightning": ("model.", ("state_dict",)),
+    "model_state_dict": ("", ("model_state_dict",)),
+    "compiled": ("_orig_mod.", ("model_state_dict",)),
+    "compiled under DDP": ("module._orig_mod.", ("model",)),
+    "a stack nobody listed": ("trainer.net._orig_mod.module.", ("checkpoint", "ema", "weights")),
+}
+
+
+@pytest.mark.parametrize("case", WRAPPED)
+def test_published_state_under_any_wrapper(small, tmp_path, case):
+    prefix, place = WRAPPED[case]
+    document = {f"{prefix}{key}": value for key, value in to_published_names(small.state_dict()).items()}
+    for key in reversed(place):
+        others = {"epoch": 4, "classwise": [torch.full((7,), 0.5)] * 7, "optimizer": {"state": {}, "param_groups": []}}
+        document = {**others, key: document}
+    torch.save(document, tmp_path / "a")
     other = build_network(model_spec())
     description = load_weights(other, tmp_path / "a")
     assert description.kind == "aglrls"
@@ -271,9 +288,52 @@ def test_published_state_in_each_place_with_the_prefix_of_dataparallel(small, tm
     assert description.epoch == (4 if place else None)
     assert (
         description.class_status is None
-        if place is None
+        if not place
         else torch.equal(description.class_status, torch.full((7, 7), 0.5))
     )
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "backbone.", "net.module."])
+def test_backbone_alone_under_any_prefix(ir18, tmp_path, prefix):
+    state = body_numbered(to_published_names(ir18.state_dict()))
+    torch.save({"state_dict": {f"{prefix}{key}": value for key, value in state.items()}}, tmp_path / "a.pth")
+    assert inspect(tmp_path / "a.pth").kind == "face-evolve"
+
+
+def test_submodule_that_was_compiled_and_a_swa_average(small, tmp_path):
+    state = {f"module.{k}".replace(".backbone.", ".backbone._orig_mod."): v for k, v in small.state_dict().items()}
+    torch.save({"n_averaged": torch.tensor(3), **state}, tmp_path / "swa.pt")
+    other = build_network(model_spec())
+    assert load_weights(other, tmp_path / "swa.pt").kind == "fercli"
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), small.state_dict().values(), strict=True))
+
+
+AMBIGUOUS = {
+    "weights and their average": (
+        lambda state: {"model": state, "ema": {"shadow": state}},
+        r"holds 2 networks \(model: AGLRLS/CGLRL checkpoint, ema\.shadow: AGLRLS/CGLRL checkpoint\); save the one",
+    ),
+    "a network and a loss": (
+        lambda state: {"state_dict": {**{f"net.{k}": v for k, v in state.items()}, "loss.weight": torch.ones(7)}},
+        r"tensors in state_dict under names of no kind known here \(net\.\* \(\d+\), loss\.\*\)",
+    ),
+    "names that would become one": (
+        lambda state: {**state, **{f"module.{k}": v for k, v in list(state.items())[:1]}, "other": torch.ones(1)},
+        r"unexpected: .*module\.",
+    ),
+    "one mapping in many places": (
+        lambda state: {f"a{i}": d for d in [{f"b{i}": {"x": [1]} for i in range(99)}] for i in range(9999)},
+        r"is not a plain tensor at a0\.b0\.x, a0\.b1\.x",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AMBIGUOUS)
+def test_what_cannot_be_unwrapped_safely_is_refused_by_its_inner_names(small, tmp_path, case):
+    make, message = AMBIGUOUS[case]
+    torch.save(make(to_published_names(small.state_dict())), tmp_path / "a")
+    with pytest.raises(FercliError, match=message):
+        load_weights(small, tmp_path / "a")
 
 
 def test_agra_checkpoint_brings_all_but_the_classifiers(small, tmp_path):
@@ -407,11 +467,11 @@ UNREADABLE = {
     ),
     "a thousand million million lists": (
         lambda path, net: torch.save({"model": {"a": laughs(16)}}, path),
-        "is not a plain tensor at a;",
+        "is not a plain tensor at model.a;",
     ),
     "names that are no text": (
         lambda path, net: torch.save({"model": {("a", 1): torch.ones(1), 7: torch.ones(1)}}, path),
-        "is not a plain tensor at <tuple>, <int>;",
+        "is not a plain tensor at model.<tuple>, model.<int>;",
     ),
     "names that clear the screen": (
         lambda path, net: torch.save({"model": {"a\x1b[2J\nerror": torch.ones(1), "b" * 999: torch.ones(1)}}, path),
@@ -419,7 +479,7 @@ UNREADABLE = {
     ),
     "quantised": (
         lambda path, net: torch.save({"network": changed(net, a=torch.ones(2, dtype=torch.int8))["network"]}, path),
-        "is not a plain tensor at a;",
+        "is not a plain tensor at network.a;",
     ),
     "safetensors, cut": (
         lambda path, net: (save_file(net.state_dict(), path), path.write_bytes(path.read_bytes()[:-1])),
@@ -431,7 +491,7 @@ UNREADABLE = {
     "nothing": (lambda path, net: torch.save({"model": {}}, path), "its state is empty"),
     "sparse": (
         lambda path, net: torch.save({"network": {"a": torch.eye(3).to_sparse()}}, path),
-        "not a plain tensor at a",
+        "not a plain tensor at network.a",
     ),
     "another network": (
         lambda path, net: torch.save(torch.nn.Linear(2, 2).state_dict(), path),

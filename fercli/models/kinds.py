@@ -137,12 +137,12 @@ def kind_of(state: Mapping[str, Tensor], place: str | None) -> str | None:
     return None
 
 
-def left_over(kind: str, state: Mapping[str, Tensor], document: Mapping[str, Any]) -> tuple[LeftOver, ...]:
-    """List what our network does not take: of the state's tensors, and of the document's entries beside it."""
+def left_over(kind: str, state: Mapping[str, Tensor], holder: Mapping[str, Any]) -> tuple[LeftOver, ...]:
+    """List what our network does not take: of the state's tensors, and of what held it."""
     unused = KINDS[kind].unused
     tensors = [LeftOver(f"{begin}*", sum(key.startswith(begin) for key in state), why) for begin, why in unused.items()]
-    beside = [] if document is state else [(key, why) for key, why in BESIDE.items() if document.get(key) is not None]
-    return (*(it for it in tensors if it.tensors), *(LeftOver(key, None, why) for key, why in beside))
+    entries = [LeftOver(key, None, why) for key, why in BESIDE.items() if holder.get(key) is not None]
+    return (*(it for it in tensors if it.tensors), *entries)
 
 
 def epoch_of(document: Mapping[str, Any]) -> int | None:

@@ -8,8 +8,8 @@ A checkpoint is input, not code: see `fercli.models.reading`. Five kinds are kno
 - ``face-evolve``: an IR backbone of face.evoLVe (``input_layer``, ``body.N``; its ``output_layer`` is not used);
 - ``torchvision``: ImageNet weights of torchvision's MobileNetV2.
 
-A state found bare, under ``state_dict``, or with DataParallel's ``module.`` before each name is accepted likewise, and
-all of it from torch's files and from safetensors.
+The state may be bare or under any key, with any prefixes before its names (`fercli.models.unwrapping`), in torch's
+files and in safetensors.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from fercli.errors import FercliError
 from fercli.models.backbones import build_backbone
 from fercli.models.global_local import GlobalLocal, ModelSpec
-from fercli.models.kinds import KINDS, Description, class_status_of, epoch_of, kind_of, left_over, record_of
+from fercli.models.kinds import KINDS, Description, class_status_of, epoch_of, left_over, record_of
 from fercli.models.names import Architecture, architecture_of, from_face_evolve_names, from_published_names
-from fercli.models.reading import all_shown, is_plain, read_document, some
+from fercli.models.reading import all_shown, read_document, some
+from fercli.models.unwrapping import unwrap
 
 #: What no file of torchvision's brings of our MobileNetV2.
 _PROJECTIONS = ("backbone.project_local.", "backbone.project_global.")
-_KNOWN = "known are fercli, AGLRLS, AGRA, face.evoLVe and torchvision MobileNetV2 files"
 
 
 class Misfit(NamedTuple):
@@ -45,7 +45,7 @@ class Misfit(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A file that was read: what it holds, its state in our names, less what is left over, and the whole document."""
+    """A file that was read: what it holds, its state in our names, less what is left over, and what held the state."""
 
     description: Description
     state: dict[str, Tensor]
@@ -93,19 +93,10 @@ def read_weights(path: str | Path) -> Weights:
         raise FercliError(
             f"weights {path}: holds a {type(document).__name__}, not a dict of tensors; give a checkpoint file"
         )
-    place = next((key for key in ("network", "model", "state_dict") if isinstance(document.get(key), Mapping)), None)
-    state = document if place is None else document[place]
-    strange = [key for key, value in state.items() if not (isinstance(key, str) and is_plain(value))]
-    if strange or not state:
-        what = f"is not a plain tensor at {some(strange)}" if strange else "is empty"
-        raise FercliError(f"weights {path}: no checkpoint of a kind known here, since its state {what}; {_KNOWN}")
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    kind = kind_of(state, place)
-    if kind is None:
-        raise FercliError(
-            f"weights {path}: {len(state)} tensors under names of no kind known here ({some(state)}); {_KNOWN}"
-        )
-    whole = state
+    try:
+        kind, whole, holder = unwrap(document)
+    except ValueError as problem:
+        raise FercliError(f"weights {path}: {problem}") from None
     state = {key: value for key, value in whole.items() if not key.startswith(tuple(KINDS[kind].unused))}
     if kind in ("aglrls", "agra"):
         state = from_published_names(state)
@@ -120,12 +111,12 @@ def read_weights(path: str | Path) -> Weights:
         tensors=len(whole),
         parameters=sum(value.numel() for key, value in state.items() if not _is_buffer(key)),
         parts=KINDS[kind].parts,
-        epoch=epoch_of(document),
-        class_status=class_status_of(kind, document),
-        left_over=left_over(kind, whole, document if place else whole),
-        record=record_of(document) if kind == "fercli" else {},
+        epoch=epoch_of(holder),
+        class_status=class_status_of(kind, holder),
+        left_over=left_over(kind, whole, holder),
+        record=record_of(holder) if kind == "fercli" else {},
     )
-    return Weights(description, state, document)
+    return Weights(description, state, holder)
 
 
 def misfits(weights: Weights, network: nn.Module) -> list[Misfit]:
