@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fercli.engine.fabric import resolve_device
 from fercli.engine.stages import view_settings
 from fercli.errors import FercliError
-from fercli.evaluation.decision import RUNGS, decide
+from fercli.evaluation.decision import RUNGS, DecisionRule
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.extract import Options
 from fercli.faces.images import Unreadable
@@ -78,7 +77,7 @@ class Recognizer:
         network: in eval mode, on `device`.
         spec: that it was trained with: sizes and alignment of faces.
         device: of the network.
-        decision, status: the decision rule and the status b [7, 7] that GLPC asks for (`fercli.evaluation.decision`).
+        rule: the decision rule.
         refine: what the method makes of the network's output.
     """
 
@@ -87,12 +86,11 @@ class Recognizer:
         network: GlobalLocal,
         spec: Spec,
         device: torch.device,
-        decision: str = "fused",
-        status: Tensor | None = None,
+        rule: DecisionRule = DecisionRule("fused"),  # noqa: B008 (a tuple)
         refine: Callable[[Output], Output] | None = None,
     ):
         self.network, self.spec, self.device = network, spec, device
-        self.decision, self.status, self._refine = decision, status, refine
+        self.rule, self._refine = rule, refine
         self.options = Options.of(spec.prepare)
         self.with_crops = spec.model.reads_crops
         self._settings = view_settings(spec)
@@ -115,7 +113,7 @@ class Recognizer:
     def of(cls, trained: Trained, device: str = "auto") -> Recognizer:
         """A model that was found already."""
         where = torch.device(resolve_device(device))
-        return cls(trained.network(where), trained.spec, where, trained.decision, trained.status, trained.refine(where))
+        return cls(trained.network(where), trained.spec, where, trained.rule, trained.refine(where))
 
     def __call__(self, image: np.ndarray | Image.Image | str | Path) -> list[Face]:
         """Every face of a picture, from left to right.
@@ -172,7 +170,7 @@ class Recognizer:
             output = self.network(*view.inputs)
             output = output if self._refine is None else self._refine(output)
         probabilities = output.logits.float().softmax(-1).cpu()
-        decision = decide(self.decision, probabilities, self.status)
+        decision = self.rule(probabilities)
         votes = probabilities.argmax(-1).tolist()
         made = []
         for i, face in enumerate(faces):

@@ -22,11 +22,13 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,6 +56,8 @@ STATUSES = ("found", "retried", "given", "mean-landmarks", "rejected")
 
 #: Bytes of an .npy file's header.
 _HEADER = 128
+#: How manifest.csv is opened: names that are no UTF-8 keep their bytes.
+_MANIFEST_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
 
 
 class Store:
@@ -69,7 +73,7 @@ class Store:
         stand_in: true for procedural faces.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any], labels: bool):
+    def __init__(self, path: Path, meta: dict[str, Any], labels: bool, checked: bool):
         self.path, self.meta = path, meta
         self.name: str = meta["name"]
         self.stand_in: bool = meta["stand_in"]
@@ -78,20 +82,26 @@ class Store:
         self.faces, self.landmarks, self.crops = (
             np.load(path / f"{name}.npy", mmap_mode="r") for name in ("faces", "landmarks", "crops")
         )
-        self.splits: np.ndarray = np.load(path / "splits.npy")
-        kept = [row for row in read_manifest(path) if row["status"] != "rejected"]
+        hashes = meta["sha256"] if checked else {}
+        self.splits: np.ndarray = np.load(_read_small(path, "splits.npy", hashes))
+        manifest = io.TextIOWrapper(_read_small(path, "manifest.csv", hashes), **_MANIFEST_TEXT)
+        kept = [row for row in csv.DictReader(manifest) if row["status"] != "rejected"]
         self.ids = np.array([row["id"] for row in kept], dtype=str)
         self.subjects = np.array([row["subject"] for row in kept], dtype=str)
-        self._may_read_labels = labels
-        self._labels: np.ndarray | None = None
+        self._labels: np.ndarray | None = np.load(_read_small(path, "labels.npy", hashes)) if labels else None
+        columns = [self.faces, self.landmarks, self.crops, self.splits, self.ids, *([self._labels] if labels else [])]
+        if len({len(column) for column in columns}) != 1:
+            raise ValueError("its files disagree")
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], labels: bool = True) -> Store:
-        """Open the store in a folder.
+    def open(cls, path: str | os.PathLike[str], labels: bool = True, checked: bool = True) -> Store:
+        """Open the store in a folder: all of it as of one moment, though it may be prepared again meanwhile.
 
         Args:
             path: the folder, called as the dataset.
             labels: False where labels must not be read (adapting to a target): `labels` then raises.
+            checked: whether labels, splits and manifest must have the hashes that meta.json names. False where
+                damage is what is looked for (`fercli.verify`).
 
         Raises:
             FercliError: there is no store, or an incomplete or damaged one; names the command that makes it.
@@ -100,18 +110,24 @@ class Store:
         command = f"run: fercli prepare --dataset {path.name}"
         if not path.is_dir():
             raise FercliError(f"{path.name} is not prepared: no folder {path}; {command}")
-        meta = read_meta(path)
+        meta, now = None, read_meta(path)
+        # `fercli prepare` takes meta.json away before it changes any other file, and writes it last. What was read
+        # between two reads of the same meta.json belongs together.
+        while now != meta:
+            meta, problem = now, None
+            if meta is None:
+                break
+            if meta.get("format") != FORMAT:
+                raise FercliError(f"the prepared store {path} was written by another version of fercli; {command}")
+            try:
+                store = cls(path, meta, labels, checked)
+            except (OSError, ValueError, KeyError, csv.Error) as failure:
+                problem = failure
+            now = read_meta(path)
         if meta is None:
             raise FercliError(f"the prepared store {path} is incomplete; {command}")
-        if meta.get("format") != FORMAT:
-            raise FercliError(f"the prepared store {path} was written by another version of fercli; {command}")
-        try:
-            store = cls(path, meta, labels)
-        except (OSError, ValueError, KeyError) as failure:
-            raise FercliError(f"the prepared store {path} is damaged ({failure}); {command} --repair") from None
-        lengths = {len(a) for a in (store.faces, store.landmarks, store.crops, store.splits, store.ids)}
-        if len(lengths) != 1:
-            raise FercliError(f"the prepared store {path} is damaged (its files disagree); {command} --repair")
+        if problem is not None:
+            raise FercliError(f"the prepared store {path} is damaged ({problem}); {command} --repair")
         return store
 
     def __len__(self) -> int:
@@ -120,17 +136,18 @@ class Store:
     @property
     def labels(self) -> np.ndarray:
         """Labels int64 [N]. Raises RuntimeError in a store opened without them, for then reading them is a mistake."""
-        if not self._may_read_labels:
-            raise RuntimeError(f"the labels of {self.name} were asked for where none may be read")
         if self._labels is None:
-            try:
-                self._labels = np.load(self.path / "labels.npy")
-            except (OSError, ValueError) as failure:
-                raise FercliError(
-                    f"the prepared store {self.path} is damaged (labels.npy: {failure}); run: "
-                    f"fercli prepare --repair --dataset {self.name}"
-                ) from None
+            raise RuntimeError(f"the labels of {self.name} were asked for where none may be read")
         return self._labels
+
+    @cached_property
+    def faces_digest(self) -> str:
+        """Tells which faces these are and in which order: SHA-256 of ids and splits, without labels or pixels.
+
+        What was written down face by face (answers, outputs) belongs to stores of the same digest.
+        """
+        rows = "\n".join(f"{name}\t{split}" for name, split in zip(self.ids, self.splits, strict=True))
+        return hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()
 
     def indices(self, splits: Iterable[str]) -> np.ndarray:
         """Return the positions int64 [k] of the faces in these splits, ascending; FercliError where there is none."""
@@ -160,19 +177,27 @@ def read_meta(path: Path) -> dict[str, Any] | None:
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
     """Return the rows of a store's manifest.csv, every value as text."""
-    with (path / "manifest.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (path / "manifest.csv").open(**_MANIFEST_TEXT) as file:
         return list(csv.DictReader(file))
 
 
 def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write manifest rows to a file (names that are no UTF-8 keep their bytes)."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    """Write manifest rows to a file."""
+    with path.open("w", **_MANIFEST_TEXT) as file:
         writer = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n")
         # Before Python 3.13 a carriage return is not quoted, and ends the row when it is read.
         quoting = csv.DictWriter(file, MANIFEST_COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writeheader()
         for row in rows:
             (quoting if any("\r" in str(value) for value in row.values()) else writer).writerow(row)
+
+
+def _read_small(path: Path, name: str, hashes: Mapping[str, str]) -> io.BytesIO:
+    """Return one of `SMALL_FILES`, read once; ValueError where its hash is not the one given."""
+    data = (path / name).read_bytes()
+    if hashes and hashlib.sha256(data).hexdigest() != hashes[name]:
+        raise ValueError(f"{name} is not as it was written")
+    return io.BytesIO(data)
 
 
 def damaged_faces(lies: Mapping[str, Path]) -> list[int]:

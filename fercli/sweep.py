@@ -26,6 +26,7 @@ from fercli.engine.fabric import launched, make_fabric
 from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
 from fercli.engine.stages import adapt, empty_network, load_network, open_store, train_source, view_settings
 from fercli.errors import FercliError
+from fercli.evaluation.answers import write_answers
 from fercli.evaluation.collect import collect
 from fercli.evaluation.decision import FUSED
 from fercli.evaluation.inference import look
@@ -151,4 +152,4 @@ def _answer(spec: Spec, targets: list[str]) -> None:
         answers = seen.probabilities[:, FUSED].argmax(-1)
         path = spec.run_folder / "source" / "decisions" / f"{name}.txt"
         path.parent.mkdir(exist_ok=True)
-        write_atomically(path, "".join(map(str, answers.tolist())).encode() + b"\n")
+        write_answers(path, answers, store)

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fercli.engine import checkpoint
 from fercli.engine.stages import empty_network, load_network
 from fercli.errors import FercliError
+from fercli.evaluation.decision import DecisionRule
 from fercli.methods import method_class
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
 from fercli.spec import Spec, parse
@@ -65,13 +65,16 @@ class Trained:
 
     @property
     def decision(self) -> str:
-        """The decision rule."""
+        """The decision rule's name."""
         return self.state["decision"]
 
     @property
-    def status(self) -> Tensor | None:
-        """The class status b of GLPC, [7 heads, 7 expressions]; None where the method has none."""
-        return self.state["status"]
+    def rule(self) -> DecisionRule:
+        """The decision rule as the model was trained: with its status b and the threshold of its method's options."""
+        kind, options = method_class(self.registered), {}
+        if self.stage == "adapt":
+            options = kind.decision_options(kind.read_options(self.state["spec"]["adapt"]["options"]))
+        return DecisionRule(self.decision, self.state["status"], **options)
 
     def network(self, device: torch.device) -> GlobalLocal:
         """The network with its weights, on `device`, in eval mode."""

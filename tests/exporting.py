@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from fercli.batches import Faces
 from fercli.engine import checkpoint
 from fercli.engine.stages import open_store, view_settings
-from fercli.evaluation.decision import decide
 from fercli.evaluation.inference import look
 from fercli.methods import method_class
 from fercli.models import FEATURE_SIZE, build_network
@@ -85,7 +84,7 @@ def evaluated(trained: Trained, faces: Faces) -> tuple[Tensor, ...]:
     """Answer, probabilities, rung and heads as `fercli evaluate` has them."""
     device = torch.device("cpu")
     heads = look(trained.network(device), faces, view_settings(trained.spec), 16, trained.refine(device)).probabilities
-    decision = decide(trained.decision, heads, trained.status)
+    decision = trained.rule(heads)
     return decision.answers, decision.probabilities, decision.rungs, heads
 
 

@@ -186,7 +186,7 @@ class Looked:
                     "epoch": epoch["epoch"],
                     **{key: {name: [int(n) for n in row] for name, row in epoch[key].items()} for key in COUNTED},
                 }
-                for epoch in pseudo_label_counts(outputs, self.labels)
+                for epoch in pseudo_label_counts(outputs, self.labels, 0.95)
             ],
         }
 

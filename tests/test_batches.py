@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Bench
+from stores import seal
 
 from fercli.batches import Batches, Deck, Faces, Mixture, hold_out, labels_of, mix, source_deck
 from fercli.errors import FercliError
@@ -246,6 +247,7 @@ def test_an_unlabelled_source_face_is_refused(raf: Store, prepared: Path, tmp_pa
     labels = raf.labels.copy()
     labels[2] = -1
     np.save(tmp_path / "raf-db" / "labels.npy", labels)
+    seal(tmp_path / "raf-db")
     with pytest.raises(FercliError, match=r"1 faces of raf-db have no label"):
         labels_of([Store.open(tmp_path / "raf-db")], [np.arange(5)])
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from exporting import as_given, evaluated, prepared_faces
 
-from fercli.evaluation.decision import RUNGS, decide, fused, glpc
+from fercli.evaluation.answers import read_answers, write_answers
+from fercli.evaluation.decision import RUNGS, DecisionRule, fused, glpc
 from fercli.evaluation.oracle import oracle_epoch
+from fercli.export.graph import deploy
+from fercli.expressions import EXPRESSIONS
+from fercli.recognizer import Recognizer
+from fercli.store import read_manifest
+from fercli.trained import find_trained
 
 
 def probabilities(count: int, seed: int, sharpness: float = 2.0) -> torch.Tensor:
@@ -17,13 +25,13 @@ def probabilities(count: int, seed: int, sharpness: float = 2.0) -> torch.Tensor
     return (sharpness * torch.randn(count, 7, 7, generator=generator)).softmax(-1)
 
 
-def glpc_loop(p: torch.Tensor, b: torch.Tensor) -> tuple[list[int], list[str]]:
+def glpc_loop(p: torch.Tensor, b: torch.Tensor, threshold: float = 0.95) -> tuple[list[int], list[str]]:
     """AGLRLS, arXiv 2401.11085: image by image."""
     answers, rungs = [], []
     for i in range(len(p)):
         for head, rung in ((6, "fused"), (0, "global")):
             c = int(p[i, head].argmax())
-            if p[i, head, c] >= 0.95 * ((b[head, c] + 1) / 2) ** 2:
+            if p[i, head, c] >= threshold * ((b[head, c] + 1) / 2) ** 2:
                 answers.append(c)
                 rungs.append(rung)
                 break
@@ -38,17 +46,18 @@ def glpc_loop(p: torch.Tensor, b: torch.Tensor) -> tuple[list[int], list[str]]:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
-def test_glpc_equals_a_loop(seed: int, level: float) -> None:
+@pytest.mark.parametrize("threshold", [0.95, 0.6, 1.0])
+def test_glpc_equals_a_loop(seed: int, level: float, threshold: float) -> None:
     p = probabilities(200, seed)
     b = level * torch.rand(7, 7, generator=torch.Generator().manual_seed(seed))
-    decision = glpc(p, b)
-    answers, rungs = glpc_loop(p, b)
+    decision = DecisionRule("glpc", b, threshold)(p)
+    answers, rungs = glpc_loop(p, b, threshold)
     assert decision.answers.tolist() == answers
     assert [RUNGS[r] for r in decision.rungs] == rungs
 
 
 def test_every_rung_occurs() -> None:
-    assert set(glpc(probabilities(300, 0), torch.full((7, 7), 0.7)).rungs.tolist()) == {0, 1, 2}
+    assert set(glpc(probabilities(300, 0), torch.full((7, 7), 0.7), 0.95).rungs.tolist()) == {0, 1, 2}
 
 
 def test_glpc_by_hand() -> None:
@@ -61,7 +70,7 @@ def test_glpc_by_hand() -> None:
     # image 2: nothing is sure; b[:, 1] = 0.1 lets fear alone count, where 1/7 of all seven heads adds up to 1
     p[2, 6] = torch.tensor([0.3, 1 / 7, 0.2, 0.1, 0.1, 0.1, 0.1])
     b[:, 1] = 0.1
-    decision = glpc(p, b)
+    decision = glpc(p, b, 0.95)
     assert decision.answers.tolist() == [3, 5, 1]
     assert [RUNGS[r] for r in decision.rungs] == ["fused", "global", "sum"]
 
@@ -69,13 +78,13 @@ def test_glpc_by_hand() -> None:
 def test_glpc_where_no_probability_counts_falls_back_to_the_plain_sum() -> None:
     p = probabilities(20, 1, sharpness=0.1)
     b = torch.ones(7, 7)
-    assert glpc(p, b).answers.tolist() == p.sum(1).argmax(-1).tolist()
+    assert glpc(p, b, 0.95).answers.tolist() == p.sum(1).argmax(-1).tolist()
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_global_and_fused_is_the_argmax_of_the_summed_logits(seed: int) -> None:
     logits = 2 * torch.randn(100, 7, 7, generator=torch.Generator().manual_seed(seed))
-    answers = decide("global+fused", logits.softmax(-1), None).answers.tolist()
+    answers = DecisionRule("global+fused")(logits.softmax(-1)).answers.tolist()
     for i in range(100):
         sums = [float(logits[i, 0, c] + logits[i, 6, c]) for c in range(7)]
         assert answers[i] == sums.index(max(sums))
@@ -87,20 +96,20 @@ def test_global_and_fused_with_probabilities_of_zero() -> None:
     p[0, 0, 5] = p[0, 6, 2] = 1  # each certain of another class: a tie, and the lower one answers
     p[1, 0, 4] = 1
     p[1, 6, 4] = p[1, 6, 1] = 0.5
-    assert decide("global+fused", p, torch.ones(7, 7)).answers.tolist() == [2, 4]
+    assert DecisionRule("global+fused", torch.ones(7, 7))(p).answers.tolist() == [2, 4]
 
 
-def test_decide_without_status_is_the_fused_head() -> None:
+def test_a_rule_without_status_is_the_fused_head() -> None:
     p = probabilities(30, 2)
-    assert torch.equal(decide("glpc", p, None).answers, fused(p).answers)
-    assert torch.equal(decide("fused", p, torch.ones(7, 7)).answers, p[:, 6].argmax(-1))
+    assert torch.equal(DecisionRule("glpc")(p).answers, fused(p).answers)
+    assert torch.equal(DecisionRule("fused", torch.ones(7, 7))(p).answers, p[:, 6].argmax(-1))
 
 
 @pytest.mark.parametrize("rule", ["fused", "global+fused", "glpc"])
 def test_the_probabilities_of_a_decision_sum_to_one_and_the_answer_has_the_largest(rule: str) -> None:
     b = torch.rand(7, 7, generator=torch.Generator().manual_seed(5))
     p = torch.cat([probabilities(200, 3), probabilities(50, 4, sharpness=0.1)])
-    decision = decide(rule, p, b)
+    decision = DecisionRule(rule, b)(p)
     assert torch.allclose(decision.probabilities.sum(-1), torch.ones(len(p)), atol=1e-5)
     assert torch.equal(decision.probabilities.argmax(-1), decision.answers)
     if rule == "glpc":  # each rung's own words
@@ -109,15 +118,59 @@ def test_the_probabilities_of_a_decision_sum_to_one_and_the_answer_has_the_large
             assert by_it.any() and torch.equal(decision.probabilities[by_it], p[by_it, head])
 
 
+def test_a_run_decides_by_the_threshold_it_was_trained_with(make_adapting, prepared: Path, tmp_path: Path) -> None:
+    """In training, in evaluate, in use and exported; 0.95, which the options do not ask for, would answer otherwise."""
+    bench = make_adapting("run", {"adapt.options": {"threshold": 0.2}, "adapt.rate": 0.05})
+    bench.done("adapt", "--quiet")
+    bench.done("evaluate", "--quiet")
+    trained = find_trained(bench.runs)
+    faces = prepared_faces(trained.spec, "jaffe")
+    heads = evaluated(trained, faces)[3]
+    (answers, rungs), (others, other_rungs) = (glpc_loop(heads, trained.rule.status, t) for t in (0.2, 0.95))
+    assert (answers, rungs) != (others, other_rungs)
+
+    digits = (trained.folder / f"decisions/epoch-{trained.state['best']['epoch']:04d}.txt").read_text().split()[0]
+    assert [int(digit) for digit in digits] == answers
+    with (bench.runs / "report/predictions/adapt-jaffe--jaffe.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["answer"], row["rung"]) for row in rows] == [
+        (EXPRESSIONS[answer], rung) for answer, rung in zip(answers, rungs, strict=True)
+    ]
+    exported = deploy(trained)(*(torch.from_numpy(each) for each in as_given(trained, faces, 42).values()))
+    assert exported[0].tolist() == answers and [RUNGS[r] for r in exported[2]] == rungs
+    pictures = [prepared.parent / "data/jaffe" / row["path"] for row in read_manifest(prepared / "jaffe")]
+    found = [face for (face,) in Recognizer.of(trained, "cpu").many(pictures)]
+    assert [(face.expression, face.rung) for face in found] == [(row["answer"], row["rung"]) for row in rows]
+
+
+class Scored:
+    """What the oracle looks at of a store: four faces, all of them scored."""
+
+    score_splits = ("test",)
+
+    def __init__(self, labels: list[int], faces_digest: str = "these"):
+        self.labels, self.faces_digest = np.array(labels), faces_digest
+
+    def indices(self, splits: tuple[str, ...]) -> np.ndarray:
+        return np.arange(len(self.labels))
+
+
 def test_oracle_takes_the_earliest_best_epoch(tmp_path: Path) -> None:
     folder = tmp_path / "decisions"
     folder.mkdir()
-    for epoch, digits in ((1, "0123"), (2, "0113"), (3, "3113")):
-        (folder / f"epoch-{epoch:04d}.txt").write_text(digits + "\n")
-    labels = np.array([0, 1, 1, -1])  # the last is unlabelled and does not count
-    epoch, answers = oracle_epoch(tmp_path, labels)
+    store = Scored([0, 1, 1, -1])  # the last is unlabelled and does not count
+    for epoch, answers in ((1, [0, 1, 2, 3]), (2, [0, 1, 1, 3]), (3, [3, 1, 1, 3])):
+        write_answers(folder / f"epoch-{epoch:04d}.txt", torch.tensor(answers), store)
+    epoch, answers = oracle_epoch(tmp_path, store)
     assert epoch == 2
     assert answers.tolist() == [0, 1, 1, 3]
-    assert oracle_epoch(tmp_path, np.array([-1] * 4)) is None
-    assert oracle_epoch(tmp_path, labels[:3]) is None
-    assert oracle_epoch(tmp_path / "nowhere", labels) is None
+    assert oracle_epoch(tmp_path, Scored([-1] * 4)) is None
+    assert oracle_epoch(tmp_path, Scored([0, 1, 1])) is None
+    assert oracle_epoch(tmp_path, Scored([0, 1, 1, -1], "others")) is None
+    assert oracle_epoch(tmp_path / "nowhere", store) is None
+
+
+def test_answers_of_an_earlier_version_do_not_tell_their_faces(tmp_path: Path) -> None:
+    (tmp_path / "epoch-0001.txt").write_text("0123\n")
+    assert read_answers(tmp_path / "epoch-0001.txt", Scored([0, 0, 0, 0])).tolist() == [0, 1, 2, 3]
+    assert read_answers(tmp_path / "epoch-0001.txt", Scored([0, 0, 0])) is None

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EPOCHS, STEPS, Bench
+from stores import seal
 
 from fercli.batches import Batches
 from fercli.engine import checkpoint
@@ -87,7 +88,8 @@ def test_a_run_leaves_all_its_files(adapted: Bench) -> None:
         assert checkpoint.load(folder / "best.ckpt")["epoch"] == outcome["epoch"]
     decisions = sorted((adapted.runs / "adapt-jaffe/decisions").iterdir())
     assert [p.name for p in decisions] == [f"epoch-{e:04d}.txt" for e in range(1, EPOCHS + 1)]
-    assert all(set(p.read_text().strip()) <= set("0123456") and len(p.read_text()) == 43 for p in decisions)
+    digits = [p.read_text().split()[0] for p in decisions]
+    assert all(set(d) <= set("0123456") and len(d) == 42 for d in digits)
     report = adapted.runs / "report"
     assert "<html" in (report / "report.html").read_text()[:500].lower()
     table = json.loads((report / "results.json").read_text())["table"]
@@ -242,6 +244,7 @@ def with_labels(prepared: Path, folder: Path, change) -> Path:
     file.unlink()
     if labels is not None:
         np.save(file, labels)
+    seal(folder / "jaffe")
     return folder
 
 
@@ -282,7 +285,7 @@ def confusion(bench: Bench, method: str) -> list[list[int]]:
 def test_the_score_is_that_of_the_chosen_epochs_decisions(adapted: Bench) -> None:
     folder = adapted.runs / "adapt-jaffe"
     epoch = checkpoint.load(folder / "best.ckpt")["best"]["epoch"]
-    answers = np.array(list((folder / f"decisions/epoch-{epoch:04d}.txt").read_text().strip()), int)
+    answers = np.array(list((folder / f"decisions/epoch-{epoch:04d}.txt").read_text().split()[0]), int)
     labels = np.load(adapted.prepared / "jaffe/labels.npy")
     counted = np.zeros((7, 7), int)
     np.add.at(counted, (labels, answers), 1)

@@ -12,7 +12,6 @@ from exporting import as_given, evaluated, make_run, prepared_faces, spec_of
 
 import fercli
 from fercli.errors import FercliError, SpecError
-from fercli.evaluation.decision import decide
 from fercli.export import check
 from fercli.export.formats import onnx_bytes, require_onnx, torch_bytes, torch_runner
 from fercli.export.graph import OUTPUTS, deploy, require_torch, trace
@@ -152,7 +151,7 @@ def test_a_face_at_a_threshold_of_the_rule_is_judged_by_its_own_heads(judged) ->
     on[0, 6, top] = limit
     below = on.clone()
     below[0, 6, top] -= 1e-6
-    sides = [decide("glpc", each, deployed.status) for each in (on, below)]
+    sides = [deployed.rule(each) for each in (on, below)]
     assert [int(side.rungs[0] == 0) for side in sides] == [1, 0]
     outputs = [(s.answers, s.probabilities, s.rungs, h) for s, h in zip(sides, (on, below), strict=True)]
     found = check.judge(deployed, *outputs, None, (1,))

@@ -33,7 +33,7 @@ def test_by_hand():
     one = [(1, 0.96), (1, 0.33), (1, 0.32)]
     rest = [(2, 0.24), (2, 0.23), (3, 0.6)]
     labels = np.array([0, 0, 1, 0, 1, 1, 1, 2, 2, -1])
-    (got,) = pseudo_label_counts({4: _sure(*zero, *one, *rest)}, labels)
+    (got,) = pseudo_label_counts({4: _sure(*zero, *one, *rest)}, labels, 0.95)
     counts = [
         ("0.5", _at(c0=4, c1=1, c3=1), _at(c0=4, c1=1), _at(c0=3, c1=1)),
         ("0.8", _at(c0=3, c1=1), _at(c0=3, c1=1), _at(c0=2, c1=1)),
@@ -50,7 +50,7 @@ def test_by_hand():
 
 def test_faces_not_yet_confident_hold_the_status_down():
     """One confident face of four: b is 1/3, since three "none yet" are the larger number (FlexMatch's warm-up)."""
-    (got,) = pseudo_label_counts({1: _sure((0, 0.96), (0, 0.43), (0, 0.42), (0, 0.41))}, None)
+    (got,) = pseudo_label_counts({1: _sure((0, 0.96), (0, 0.43), (0, 0.42), (0, 0.41))}, None, 0.95)
     assert got["counts"]["class-aware"] == _at(c0=2)  # 0.95 * ((1/3 + 1) / 2)^2 = 0.4222
 
 
@@ -84,7 +84,7 @@ def test_equals_a_plain_loop(count, sharpness):
     }
     labels = np.random.default_rng(count).integers(-1, 7, count)
     labels[0] = 0
-    got = pseudo_label_counts(outputs, labels)
+    got = pseudo_label_counts(outputs, labels, 0.95)
     assert [row["epoch"] for row in got] == [1, 2, 3]
     for row in got:
         counts, known, correct = _loop(outputs[row["epoch"]].numpy(), labels)
@@ -92,34 +92,34 @@ def test_equals_a_plain_loop(count, sharpness):
 
 
 def test_thresholds_name_the_counts():
-    (row,) = pseudo_label_counts({1: torch.full((3, 7), 1 / 7)}, None)
+    (row,) = pseudo_label_counts({1: torch.full((3, 7), 1 / 7)}, None, 0.95)
     assert list(row["counts"]) == [*map(str, THRESHOLDS), "class-aware"] == KEYS
     assert all(counts == [0] * 7 for counts in row["counts"].values())
 
 
 @pytest.mark.parametrize("labels", [None, np.full(2, -1), np.full(2, -1, np.int8)])
 def test_without_labels_only_quantity_is_known(labels):
-    (row,) = pseudo_label_counts({1: _sure((0, 0.97), (3, 0.6))}, labels)
+    (row,) = pseudo_label_counts({1: _sure((0, 0.97), (3, 0.6))}, labels, 0.95)
     assert row["correct"] is None and row["known"] is None
     assert row["counts"]["0.5"] == _at(c0=1, c3=1)
 
 
 def test_labels_change_no_count():
     outputs = {1: torch.randn(50, 7).mul(4).softmax(-1)}
-    with_labels = pseudo_label_counts(outputs, np.arange(50) % 7)
-    assert with_labels[0]["counts"] == pseudo_label_counts(outputs, None)[0]["counts"]
+    with_labels = pseudo_label_counts(outputs, np.arange(50) % 7, 0.95)
+    assert with_labels[0]["counts"] == pseudo_label_counts(outputs, None, 0.95)[0]["counts"]
 
 
 def test_degenerate():
-    assert pseudo_label_counts({}, None) == []
-    assert pseudo_label_counts({}, np.array([1])) == []
-    (row,) = pseudo_label_counts({1: torch.zeros(0, 7)}, np.zeros(0, np.int64))
+    assert pseudo_label_counts({}, None, 0.95) == []
+    assert pseudo_label_counts({}, np.array([1]), 0.95) == []
+    (row,) = pseudo_label_counts({1: torch.zeros(0, 7)}, np.zeros(0, np.int64), 0.95)
     assert row["correct"] is None and row["counts"]["class-aware"] == [0] * 7
 
 
 def test_labels_of_other_faces_are_an_error():
     with pytest.raises(ValueError, match="outputs of 3 faces after epoch 2, but 2 labels"):
-        pseudo_label_counts({2: torch.full((3, 7), 1 / 7)}, np.array([0, 1]))
+        pseudo_label_counts({2: torch.full((3, 7), 1 / 7)}, np.array([0, 1]), 0.95)
 
 
 def test_from_an_adaptations_files(tmp_path):
@@ -128,7 +128,7 @@ def test_from_an_adaptations_files(tmp_path):
         buffer = io.BytesIO()
         np.save(buffer, _sure((0, 0.97), (3, 0.6), (3, 0.3 + epoch / 50)).half().numpy())
         (tmp_path / "outputs" / f"epoch-{epoch:04d}.npy").write_bytes(buffer.getvalue())
-    got = pseudo_label_counts(read_outputs(tmp_path), np.array([0, 3, -1]))
+    got = pseudo_label_counts(read_outputs(tmp_path), np.array([0, 3, -1]), 0.95)
     assert [row["epoch"] for row in got] == [1, 2, 10]
     assert [row["counts"]["0.5"][3] for row in got] == [1, 1, 2]
     assert [row["correct"]["0.5"][3] for row in got] == [1, 1, 1]

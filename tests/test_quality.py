@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import run
 from PIL import Image
+from stores import seal
 
 from fercli.datasets import read_dataset
 from fercli.datasets.writers import write_raf_db
@@ -80,6 +81,7 @@ def store_of(
     meta |= {"adapt_splits": protocol[0].split(), "score_splits": protocol[1].split()}
     meta |= {"counts": counts, "splits": splits, "left_out": {}}
     (folder / "meta.json").write_text(json.dumps(meta))
+    seal(folder)
     return Store.open(folder)
 
 
@@ -431,6 +433,7 @@ def test_a_manifest_of_before_lacks_columns(tmp_path, studio):
     store = store_of(tmp_path / "one", [studio[0], studio[1], studio[0]])
     text = (store.path / "manifest.csv").read_text().splitlines()
     (store.path / "manifest.csv").write_text("\n".join(",".join(line.split(",")[:9]) for line in text) + "\n")
+    seal(store.path)
     document = write_quality([Store.open(store.path)], tmp_path / "report", {})
     assert document["summary"]["duplicates"] == 1
     assert document["datasets"]["one"]["given_error"] is None

@@ -17,7 +17,7 @@ from fercli import Recognizer
 from fercli.batches import Faces
 from fercli.engine.stages import empty_network, view_settings
 from fercli.errors import FercliError
-from fercli.evaluation.decision import RUNGS, decide
+from fercli.evaluation.decision import RUNGS, DecisionRule
 from fercli.evaluation.inference import look
 from fercli.expressions import EXPRESSIONS
 from fercli.models import HEADS
@@ -59,8 +59,8 @@ def test_a_picture_gets_the_answer_of_its_prepared_face(trained, pictures, local
     seen = look(
         network, Faces([store], [np.arange(len(pictures))], CPU, spec.model.reads_crops), view_settings(spec), 4
     )
-    decision = decide(rule, seen.probabilities, status)
-    recognizer = Recognizer(network, spec, CPU, rule, status)
+    decision = DecisionRule(rule, status)(seen.probabilities)
+    recognizer = Recognizer(network, spec, CPU, DecisionRule(rule, status))
     for i, faces in enumerate(recognizer.many(pictures, batch=4)):
         assert len(faces) == 1
         same(faces[0], seen.probabilities, decision, i)
@@ -71,7 +71,7 @@ def test_a_trained_run_answers_as_evaluate_does(trained, recognizer, pictures):
     store = Store.open(trained.prepared / "jaffe", labels=False)
     faces = Faces([store], [np.arange(len(pictures))], CPU, False)
     seen = look(model.network(CPU), faces, view_settings(model.spec), 128)
-    decision = decide(model.decision, seen.probabilities, model.status)
+    decision = model.rule(seen.probabilities)
     for i, path in enumerate(pictures):
         same(recognizer(path)[0], seen.probabilities, decision, i)
 

@@ -15,7 +15,7 @@ import torch
 from conftest import Bench
 
 from fercli.errors import FercliError
-from fercli.evaluation.decision import decide
+from fercli.evaluation.decision import DecisionRule
 from fercli.evaluation.results_files import (
     PREDICTION_COLUMNS,
     RESULT_COLUMNS,
@@ -186,7 +186,7 @@ def test_rows_of_names_that_are_formulas_or_no_utf8(prepared: Path, tmp_path: Pa
     assert [row["id"] for row in rows] == ["'=1+1", "\udcff.png", 'a,"b" c', "plain", "'@x", "'-2"]
     assert [row["subject"] for row in rows] == [*"abcd", "'+e", ""]
     assert (rows[0]["label"], rows[1]["label"]) == ("", EXPRESSIONS[store.labels[1]])
-    said = decide("fused", probabilities, None).probabilities
+    said = DecisionRule("fused")(probabilities).probabilities
     assert rows[3]["p_anger"] == f"{said[3, EXPRESSIONS.index('anger')].item():.6f}"
     assert b"\xff.png" in (tmp_path / "p.csv").read_bytes()
 

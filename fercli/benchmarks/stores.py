@@ -10,7 +10,7 @@ import numpy as np
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.spec import Prepare
-from fercli.store import FORMAT, STATUSES, ArrayWriter, Store, write_manifest
+from fercli.store import FORMAT, STATUSES, ArrayWriter, Store, file_hash, write_manifest
 
 #: Where the landmarks lie, in shares of the view's side: about where the ArcFace template has them.
 _LANDMARKS = ((0.34, 0.46), (0.66, 0.46), (0.5, 0.64), (0.37, 0.82), (0.63, 0.82))
@@ -47,6 +47,7 @@ def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bo
         "splits": {"train": {"listed": faces, "kept": faces}},
         "counts": counts,
         "parameters": prepare.model_dump(mode="json"),
+        "sha256": {file: file_hash(path / file) for file in ("labels.npy", "splits.npy", "manifest.csv")},
     }
     write_atomically(path / "meta.json", json.dumps(meta).encode())
     return Store.open(path)

@@ -63,6 +63,9 @@ def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
         problem = differences(old["spec"], record["spec"], FIXED[record["stage"]], FREE)
         if not problem and old.get("source_model") != record.get("source_model"):
             problem = "from another source model"
+        if not problem and old.get("target_faces", record.get("target_faces")) != record.get("target_faces"):
+            # Banks hold what was learned of each face by its position.
+            problem = f"{record['target']} was prepared again, with other faces"
         if problem:
             raise FercliError(
                 f"{folder} was begun with other settings ({problem}); give the run another name, or begin it anew "

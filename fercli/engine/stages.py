@@ -134,6 +134,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         "target": target,
         "method_name": spec.adapt.method,
         "source_model": digest(start["network"]),
+        "target_faces": store.faces_digest,
     }
     # Patches of the photograph leave a backbone's local map unused.
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
@@ -153,7 +154,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
 
     train = faces(unlabelled)
     watch = TargetWatch(
-        network, method, settings, spec.engine.evaluate_batch, source, train, faces(to_score), plan, folder
+        network, method, settings, spec.engine.evaluate_batch, source, train, faces(to_score), plan, folder, store
     )
     batches = Batches(
         source.train,

@@ -3,7 +3,7 @@
 After each epoch of an adaptation two small files without any label are left in its folder, from which epochs can be
 compared later without the network:
 
-- ``decisions/epoch-NNNN.txt``: the answers on the target's scored part, a digit a face;
+- ``decisions/epoch-NNNN.txt``: the answers on the target's scored part (`fercli.evaluation.answers`);
 - ``outputs/epoch-NNNN.npy``: the fused head's probabilities on the watched target faces, float16 [N, 7].
 """
 
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 
 from fercli.batches import Faces
 from fercli.engine import ranks
-from fercli.evaluation import decision, selection
-from fercli.evaluation.decision import FUSED
+from fercli.evaluation import selection
+from fercli.evaluation.answers import write_answers
+from fercli.evaluation.decision import FUSED, DecisionRule
 from fercli.evaluation.inference import look
 from fercli.files import write_atomically
 from fercli.methods.base import Method, Seen
 from fercli.spec import Adapt
+from fercli.store import Store
 from fercli.views import ViewSettings
 
 if TYPE_CHECKING:
@@ -79,9 +81,10 @@ class TargetWatch(Watch):
         scored: Faces,
         plan: Adapt,
         folder: Path,
+        store: Store,
     ):
         super().__init__(network, method, settings, batch, source)
-        self._train, self._scored, self._folder = train, scored, folder
+        self._train, self._scored, self._folder, self._store = train, scored, folder, store
         self._watched = train.thinned(plan.select_images)
         # A target without a split of its own (JAFFE) watches and scores the same faces: one pass serves both.
         self._same = self._watched.same_as(scored)
@@ -99,9 +102,11 @@ class TargetWatch(Watch):
     def validate(self, epoch: int) -> dict[str, float]:
         """Scores of the rules after `epoch`; leaves the epoch's answers and outputs in the folder."""
         seen = self._look(self._scored)
-        answers = decision.decide(self._method.decision, seen.probabilities, self._method.status()).answers
+        method = self._method
+        rule = DecisionRule(method.decision, method.status(), **method.decision_options(method.options))
+        answers = rule(seen.probabilities).answers
         watched = seen if self._same else self._look(self._watched)
-        ranks.on_first(_write, self._folder, epoch, answers, watched.probabilities[:, FUSED])
+        ranks.on_first(self._write, epoch, answers, watched.probabilities[:, FUSED])
         held = self._look(self._source.held)
         scores = {**self._source_scores(epoch, held), **selection.target_scores(watched.probabilities)}
         if self._dev_faces is not None:
@@ -116,13 +121,11 @@ class TargetWatch(Watch):
         outputs = read_outputs(self._folder)
         return dict(zip(outputs, selection.ensemble_scores(list(outputs.values())), strict=True))
 
-
-def _write(folder: Path, epoch: int, answers: Tensor, probabilities: Tensor) -> None:
-    digits = "".join(map(str, answers.tolist())).encode() + b"\n"
-    write_atomically(folder / "decisions" / f"epoch-{epoch:04d}.txt", digits)
-    buffer = io.BytesIO()
-    np.save(buffer, probabilities.half().numpy())
-    write_atomically(folder / "outputs" / f"epoch-{epoch:04d}.npy", buffer.getvalue())
+    def _write(self, epoch: int, answers: Tensor, probabilities: Tensor) -> None:
+        write_answers(self._folder / "decisions" / f"epoch-{epoch:04d}.txt", answers, self._store)
+        buffer = io.BytesIO()
+        np.save(buffer, probabilities.half().numpy())
+        write_atomically(self._folder / "outputs" / f"epoch-{epoch:04d}.npy", buffer.getvalue())
 
 
 def read_outputs(folder: Path) -> dict[int, Tensor]:

@@ -18,6 +18,7 @@ from fercli.engine.folder import FIXED, FREE, differences
 from fercli.engine.log import read_metrics
 from fercli.engine.stages import open_store
 from fercli.engine.watch import read_outputs
+from fercli.evaluation.answers import read_answers
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
 from fercli.evaluation.scored import metrics_of, scored_part
@@ -25,6 +26,7 @@ from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.spec import Spec
+from fercli.store import Store
 
 if TYPE_CHECKING:
     from fercli.sweep_plan import Cell
@@ -54,9 +56,9 @@ def collect(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]
         folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
         problem = _other_settings(cell.spec, folder, "source" if is_reference else "adapt")
         read = _reference_row if is_reference else _adapted_row
-        found = None if problem else read(cell, folder, labels[cell.target])
+        found = None if problem else read(cell, folder, stores[cell.target], labels[cell.target])
         if found is None:
-            missing.append({**about, "why": problem or "not trained to the end"})
+            missing.append({**about, "why": problem or f"not trained to the end, or on other faces of {cell.target}"})
             continue
         known = int((labels[cell.target] >= 0).sum())
         counts = {"expected": parts[cell.target][2], "found": len(labels[cell.target]), "scored": known}
@@ -106,8 +108,8 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     return f"trained with other settings ({problem})" if problem else ""
 
 
-def _reference_row(cell: Cell, folder: Path, labels: np.ndarray) -> dict[str, Any] | None:
-    outcome, answers = _outcome(folder), _answers(folder / "decisions" / f"{cell.target}.txt", labels)
+def _reference_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> dict[str, Any] | None:
+    outcome, answers = _outcome(folder), read_answers(folder / "decisions" / f"{cell.target}.txt", store)
     if outcome is None or answers is None:
         return None
     return {
@@ -121,19 +123,19 @@ def _reference_row(cell: Cell, folder: Path, labels: np.ndarray) -> dict[str, An
     }
 
 
-def _adapted_row(cell: Cell, folder: Path, labels: np.ndarray) -> dict[str, Any] | None:
+def _adapted_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> dict[str, Any] | None:
     outcome = _outcome(folder)
     if outcome is None:
         return None
 
     def at(epoch: int) -> np.ndarray | None:
-        return _answers(folder / "decisions" / f"epoch-{epoch:04d}.txt", labels)
+        return read_answers(folder / "decisions" / f"epoch-{epoch:04d}.txt", store)
 
     answers = at(outcome["epoch"])
     if answers is None:
         return None
     history = {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
-    best = oracle_epoch(folder, labels)
+    best = oracle_epoch(folder, store)
     rules = {
         rule: {"epoch": epoch, "accuracy": _figures(at(epoch), labels)["accuracy"]}
         for rule, epoch in chosen_by_rule(history, read_outputs(folder)).items()
@@ -147,14 +149,6 @@ def _adapted_row(cell: Cell, folder: Path, labels: np.ndarray) -> dict[str, Any]
         "rules": rules,
         "seconds": outcome["seconds"],
     }
-
-
-def _answers(path: Path, labels: np.ndarray) -> np.ndarray | None:
-    """The answers in a file of digits; None where it is missing or about another number of faces."""
-    if not path.exists():
-        return None
-    answers = np.array(list(path.read_text().strip()), dtype=np.int64)
-    return answers if len(answers) == len(labels) else None
 
 
 def _figures(answers: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:

@@ -50,7 +50,7 @@ def global_and_fused(probabilities: Tensor) -> Decision:
     return Decision(answers, torch.zeros_like(answers), summed.softmax(-1))
 
 
-def glpc(probabilities: Tensor, status: Tensor, threshold: float = 0.95) -> Decision:
+def glpc(probabilities: Tensor, status: Tensor, threshold: float) -> Decision:
     """Global-local prediction consistency (AGLRLS, arXiv 2401.11085, the selection at test time).
 
     The fused head answers where its top probability for class c is >= threshold * ((b_c + 1) / 2) ** 2 with that
@@ -60,6 +60,7 @@ def glpc(probabilities: Tensor, status: Tensor, threshold: float = 0.95) -> Deci
     Args:
         probabilities: [N, 7, 7].
         status: b, [7 heads, 7 expressions] in 0..1; see `fercli.methods.losses.learning_status`.
+        threshold: confidence asked of a class that is fully learned, 0..1; 0.95 as published.
 
     Where no head's probability reaches its b, the sum is zero everywhere and the answer would be class 0 by accident of
     order: the plain sum of all probabilities answers then.
@@ -79,13 +80,23 @@ def glpc(probabilities: Tensor, status: Tensor, threshold: float = 0.95) -> Deci
     return Decision(answers, rungs, said)
 
 
-def decide(rule: str, probabilities: Tensor, status: Tensor | None) -> Decision:
-    """Answer by the rule's name: "fused", "global+fused" or "glpc".
+class DecisionRule(NamedTuple):
+    """A rule with all that it decides by, as the model was trained; a call answers.
 
-    GLPC without a status (a model not adapted) is the fused head.
+    Attributes:
+        name: "fused", "global+fused" or "glpc".
+        status: b of GLPC, [7 heads, 7 expressions]. Without it (a model not adapted) GLPC is the fused head.
+        threshold: of GLPC, 0..1: the one that the model's pseudo labels were chosen by.
     """
-    if rule == "global+fused":
-        return global_and_fused(probabilities)
-    if rule == "glpc" and status is not None:
-        return glpc(probabilities, status.to(probabilities))
-    return fused(probabilities)
+
+    name: str
+    status: Tensor | None = None
+    threshold: float = 0.95
+
+    def __call__(self, probabilities: Tensor) -> Decision:
+        """Answer N faces from the probabilities [N, 7, 7] of their heads."""
+        if self.name == "global+fused":
+            return global_and_fused(probabilities)
+        if self.name == "glpc" and self.status is not None:
+            return glpc(probabilities, self.status.to(probabilities), self.threshold)
+        return fused(probabilities)

@@ -158,14 +158,20 @@ def _pseudo_labels(models: Sequence[Trained], stores: Mapping[str, Store]) -> di
         faces, store = len(next(iter(outputs.values()))), stores[model.target]
         watched = store.indices(store.adapt_splits)
         watched = watched[thin(len(watched), model.state["spec"]["adapt"]["select_images"])]
-        # A store that was prepared anew may have other faces than those that were watched.
-        labels = store.labels[watched] if len(watched) == faces else None
+        same = len(watched) == faces and store.faces_digest == model.state.get("target_faces", store.faces_digest)
+        if not same:
+            console.warn(
+                f"{store.path} was prepared again after {model.folder}, with other faces: what its epochs left cannot "
+                "be scored (no oracle, no accuracy of pseudo labels); to have these, run: "
+                f"fercli adapt --target {store.name} --restart"
+            )
+        labels = store.labels[watched] if same else None
         found[model.folder.name] = {
             "target": model.target,
             "faces": faces,
             "thresholds": list(THRESHOLDS),
             "labelled": 0 if labels is None else int((labels >= 0).sum()),
-            "epochs": pseudo_label_counts(outputs, labels),
+            "epochs": pseudo_label_counts(outputs, labels, model.rule.threshold),
         }
     return found
 

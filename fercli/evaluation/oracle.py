@@ -12,25 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fercli.evaluation.answers import read_answers
 from fercli.store import Store
 
 
-def oracle_epoch(folder: Path, labels: np.ndarray) -> tuple[int, np.ndarray] | None:
+def oracle_epoch(folder: Path, store: Store) -> tuple[int, np.ndarray] | None:
     """The adaptation epoch with the highest accuracy on the scored target faces.
 
     Args:
-        folder: a stage folder with ``decisions/epoch-NNNN.txt``, one digit a scored face.
-        labels: int64 [N], their true labels; -1 (unlabelled) faces do not count.
+        folder: a stage folder with ``decisions/epoch-NNNN.txt`` (`fercli.evaluation.answers`).
+        store: the target, opened with labels; faces without one do not count.
 
     Returns:
-        (epoch, answers int64 [N]) of the earliest best epoch, or None where nothing can be reckoned: no decisions, no
-        labels, or decisions about another number of faces.
+        (epoch, answers int64 [N]) of the earliest best epoch, or None where there is none: no decisions, no labels, or
+        decisions about other faces.
     """
+    labels = store.labels[store.indices(store.score_splits)]
     known = labels >= 0
     best: tuple[float, int, np.ndarray] | None = None
     for path in sorted((folder / "decisions").glob("epoch-*.txt")):
-        answers = np.array(list(path.read_text().strip()), dtype=np.int64)
-        if len(answers) != len(labels) or not known.any():
+        answers = read_answers(path, store)
+        if answers is None or not known.any():
             return None
         accuracy = float((answers == labels)[known].mean())
         if best is None or accuracy > best[0]:

@@ -14,22 +14,22 @@ from fercli.methods.losses import class_thresholds, learning_status
 #: Fixed confidences that are compared with the class-aware one.
 THRESHOLDS = (0.5, 0.8, 0.9, 0.95, 0.99)
 
-#: What the class-aware thresholds start from, and the confidence that counts towards the status b.
-BASE = 0.95
-
 CLASS_AWARE = "class-aware"
 
 
-def pseudo_label_counts(outputs: dict[int, Tensor], labels: np.ndarray | None) -> list[dict[str, Any]]:
+def pseudo_label_counts(
+    outputs: dict[int, Tensor], labels: np.ndarray | None, threshold: float
+) -> list[dict[str, Any]]:
     """Faces of each answered class that reach each fixed threshold and the class-aware one, epoch by epoch.
 
-    The class-aware threshold of class c is 0.95 ((b_c + 1) / 2)^2 (AGLRLS, arXiv 2401.11085), b from how many faces
-    reach 0.95 in that same epoch (`learning_status`). In training b is kept from each face's last confident answer on
+    The class-aware threshold of class c is t ((b_c + 1) / 2)^2 (AGLRLS, arXiv 2401.11085), b from how many faces
+    reach t in that same epoch (`learning_status`). In training b is kept from each face's last confident answer on
     its weak view; here it comes from the view watched, which is what the files hold.
 
     Args:
         outputs: epoch -> probabilities [N, 7] on the same N target faces (see `fercli.engine.watch.read_outputs`).
         labels: integers [N], -1 where not known, or None. Oracle: for the final score only.
+        threshold: t, 0..1: the one that the model was trained with; 0.95 as published.
 
     Returns:
         A document an epoch, in order: ``epoch``; ``counts``, keyed by ``str(threshold)`` and "class-aware", the faces
@@ -44,7 +44,7 @@ def pseudo_label_counts(outputs: dict[int, Tensor], labels: np.ndarray | None) -
     for epoch in sorted(outputs):
         if truth is not None and len(truth) != len(outputs[epoch]):
             raise ValueError(f"outputs of {len(outputs[epoch])} faces after epoch {epoch}, but {len(truth)} labels")
-        passed, answers = _passed(outputs[epoch])
+        passed, answers = _passed(outputs[epoch], threshold)
         document = {"epoch": epoch, "counts": _count(passed, answers), "known": None, "correct": None}
         if truth is not None and (truth >= 0).any():
             document["known"] = _count(passed, answers, truth >= 0)
@@ -53,12 +53,12 @@ def pseudo_label_counts(outputs: dict[int, Tensor], labels: np.ndarray | None) -
     return epochs
 
 
-def _passed(probabilities: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _passed(probabilities: Tensor, threshold: float) -> tuple[dict[str, Tensor], Tensor]:
     """Which faces reach each threshold (bool [N] each), and their answers."""
     confidence, answers = probabilities.max(-1)
-    passed = {str(threshold): confidence >= threshold for threshold in THRESHOLDS}
-    bank = torch.where(confidence >= BASE, answers, -1)
-    limits = class_thresholds(learning_status(bank[None], NUM_EXPRESSIONS)[0], BASE)
+    passed = {str(fixed): confidence >= fixed for fixed in THRESHOLDS}
+    bank = torch.where(confidence >= threshold, answers, -1)
+    limits = class_thresholds(learning_status(bank[None], NUM_EXPRESSIONS)[0], threshold)
     passed[CLASS_AWARE] = confidence >= limits[answers]
     return passed, answers
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fercli.batches import hold_out
 from fercli.evaluation.calibration import calibration
-from fercli.evaluation.decision import FUSED, RUNGS, Decision, decide
+from fercli.evaluation.decision import FUSED, RUNGS, Decision
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
@@ -53,7 +53,7 @@ class Scored:
     @cached_property
     def decision(self) -> Decision:
         """By the model's own rule."""
-        return decide(self.model.decision, self.probabilities, self.model.status)
+        return self.model.rule(self.probabilities)
 
     @cached_property
     def answers(self) -> np.ndarray:
@@ -120,7 +120,7 @@ class Scored:
             "epoch": entry["epoch"],
             "oracle": entry["oracle"],
         }
-        chosen = None if self.is_source else oracle_epoch(self.model.folder, self.labels)
+        chosen = None if self.is_source else oracle_epoch(self.model.folder, self.store)
         if chosen is None:
             return [row]
         epoch, answers = chosen

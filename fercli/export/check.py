@@ -12,7 +12,6 @@ from torch import Tensor
 from fercli.batches import Faces
 from fercli.engine.stages import open_store
 from fercli.errors import FercliError
-from fercli.evaluation.decision import decide
 from fercli.export.formats import Runner
 from fercli.export.graph import Deployed
 from fercli.spec import Spec
@@ -134,7 +133,7 @@ def judge(
     """Compare outputs (answer, probabilities, rung, heads) with those expected."""
     answer, probabilities, rung, heads = got
     apart = float((heads - expected[3]).abs().max())
-    again = decide(deployed.rule, heads, deployed.status)
+    again = deployed.rule(heads)
     # A rule with thresholds jumps: heads that differ in the last digit may fall on either side of one.
     edge = (
         (again.answers != expected[0])
@@ -164,7 +163,7 @@ def _evaluated(deployed: Deployed, given: Samples, rows: slice) -> tuple[Tensor,
     if deployed.refine is not None:
         output = deployed.refine(output)
     heads = output.logits.float().softmax(-1)
-    decision = decide(deployed.rule, heads, deployed.status)
+    decision = deployed.rule(heads)
     return decision.answers, decision.probabilities, decision.rungs, heads
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fercli.engine.stages import view_settings
 from fercli.errors import FercliError
-from fercli.evaluation.decision import decide
+from fercli.evaluation.decision import DecisionRule
 from fercli.export.quiet import quiet
 from fercli.models import Output
 from fercli.trained import Trained
@@ -31,8 +31,7 @@ class Deployed(nn.Module):
 
     Args:
         network: in eval mode, on the CPU.
-        rule: the decision rule (`fercli.evaluation.decision.decide`).
-        status: b of GLPC, [7 heads, 7 expressions], or None.
+        rule: the decision rule.
         refine: what the method makes of the network's output; of a method's own networks the bound method.
         settings: of the views; only the size of the face is read.
 
@@ -47,17 +46,22 @@ class Deployed(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        rule: str,
-        status: Tensor | None,
+        rule: DecisionRule,
         refine: Callable[[Output], Output] | None,
         settings: ViewSettings,
     ):
         super().__init__()
-        self.network, self.rule, self.refine, self.settings = network, rule, refine, settings
+        self.network, self.refine, self.settings = network, refine, settings
+        self._rule = rule._replace(status=None)
         # Under a module's name, so that its tensors are parameters of the traced program and not constants.
         self.method = getattr(refine, "__self__", None)
-        self.register_buffer("status", None if status is None else status.float())
+        self.register_buffer("status", None if rule.status is None else rule.status.float())
         self.eval().requires_grad_(False)
+
+    @property
+    def rule(self) -> DecisionRule:
+        """The decision rule, its status a buffer of this module."""
+        return self._rule._replace(status=self.status)
 
     def forward(
         self, faces: Tensor, landmarks: Tensor, crops: Tensor | None = None
@@ -67,7 +71,7 @@ class Deployed(nn.Module):
         if self.refine is not None:
             output = self.refine(output)
         heads = output.logits.float().softmax(-1)
-        decision = decide(self.rule, heads, self.status)
+        decision = self.rule(heads)
         return decision.answers, decision.probabilities, decision.rungs, heads
 
 
@@ -75,12 +79,13 @@ def deploy(trained: Trained) -> Deployed:
     """The model of a checkpoint, on the CPU."""
     device = torch.device("cpu")
     settings = view_settings(trained.spec)
-    return Deployed(trained.network(device), rule_of(trained), trained.status, trained.refine(device), settings)
+    return Deployed(trained.network(device), trained.rule, trained.refine(device), settings)
 
 
 def rule_of(trained: Trained) -> str:
-    """The rule that answers: GLPC without a status is the fused head."""
-    return "fused" if trained.decision == "glpc" and trained.status is None else trained.decision
+    """The name of the rule that answers: GLPC without a status is the fused head."""
+    rule = trained.rule
+    return "fused" if rule.name == "glpc" and rule.status is None else rule.name
 
 
 def trace(deployed: Deployed, crop_size: int | None) -> torch.export.ExportedProgram:

@@ -70,6 +70,11 @@ class AGLRLS(Method):
     def status(self) -> Tensor:
         return learning_status(self.bank)
 
+    @classmethod
+    def decision_options(cls, options: AGLRLS.Options) -> dict[str, float]:
+        # GLPC asks of a class what its pseudo labels were asked for.
+        return {"threshold": options.threshold}
+
     def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
         options = self.options
         aligned = batch.source[:0]  # none

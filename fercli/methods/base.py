@@ -154,6 +154,14 @@ class Method(nn.Module):
         return None
 
     @classmethod
+    def decision_options(cls, options: Section) -> dict[str, float]:
+        """Settings of the decision rule that follow from the method's options: fields of `DecisionRule`.
+
+        See `fercli.evaluation.decision`. What is not named keeps the rule's default.
+        """
+        return {}
+
+    @classmethod
     def read_options(cls, options: Mapping[str, Any]) -> Section:
         """Check ``adapt.options``.
 

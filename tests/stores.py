@@ -1,0 +1,36 @@
+"""Prepared stores changed by hand."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fercli.store import MANIFEST_COLUMNS, SMALL_FILES, file_hash, read_manifest
+
+
+def seal(folder: Path) -> None:
+    """Let meta.json name the files as they are now, as if they had been prepared so."""
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["sha256"] = {name: file_hash(folder / name) for name in SMALL_FILES if (folder / name).exists()}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def cut(store: Path, out: Path, keep: np.ndarray, **changes: object) -> None:
+    """A copy of a store with these of its faces; `changes` go into its meta.json."""
+    out.mkdir(parents=True)
+    for file in store.glob("*.npy"):
+        array = np.load(file)
+        np.save(out / file.name, array if file.stem == "keys" else array[keep])
+    rows = [row for row in read_manifest(store) if row["status"] != "rejected"]
+    with (out / "manifest.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, MANIFEST_COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows[i] for i in keep)
+    meta = json.loads((store / "meta.json").read_text())
+    for split, counts in meta["splits"].items():
+        counts["listed"] = int((np.load(out / "splits.npy") == split).sum())
+    (out / "meta.json").write_text(json.dumps({**meta, **changes}))
+    seal(out)
