@@ -38,7 +38,7 @@ def write_clip(
     """Write pictures, 100 ms each or at the times given, and so much silence from zero on beside them."""
     with path.open("wb") as file, av.open(file, "w", format=form or _FORMATS[path.suffix]) as container:
         stream = container.add_stream(codec, rate=10, options=options)
-        stream.height, stream.width = images[0].shape[:2]
+        stream.height, stream.width = images[0].shape[:2] if images else (48, 64)
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
         if path.suffix == ".avi":  # which counts frames and has no other clock
@@ -51,7 +51,10 @@ def write_clip(
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame.pts, frame.time_base = 100 * i if times_ms is None else times_ms[i], Fraction(1, 1000)
             container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        if images:
+            container.mux(stream.encode())
+        else:
+            container.start_encoding()
     return path
 
 
@@ -82,6 +85,18 @@ def trimmed(clip: Path, to: Path, start_ms: int, length_ms: int) -> Path:
     (media,) = struct.unpack_from(">i", data, at + 4)
     struct.pack_into(">Ii", data, at, length_ms, media + int(start_ms * scale / 1000))
     to.write_bytes(data)
+    return to
+
+
+def index_first(clip: Path) -> Path:
+    """Copy an MP4 with its index before the pictures, as for the web: cut off, it lacks pictures alone."""
+    to = clip.with_stem("first")
+    with av.open(str(clip)) as source, av.open(str(to), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
     return to
 
 

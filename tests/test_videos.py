@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from clips import MATRICES, packets, trimmed, turned, write_clip, write_sound
+from clips import MATRICES, index_first, packets, trimmed, turned, write_clip, write_sound
 
 from fercli.errors import FercliError
 from fercli.predict.video_writer import VideoWriter
@@ -181,26 +181,15 @@ def _spoil(data: bytes, packet: tuple[int, int], with_: bytes = b"\xff") -> byte
     ],
 )  # fmt: skip
 def test_what_is_cut_off_or_damaged(suffix, codec, spoil, kept, says, tmp_path):
-    whole = write_clip(tmp_path / f"whole{suffix}", pictures(40), codec=codec, movflags="faststart")
+    whole = write_clip(tmp_path / f"whole{suffix}", pictures(40), codec=codec)
     spoilt = tmp_path / f"spoilt{suffix}"
-    if suffix in (".mp4", ".mov"):  # the index first, as for the web: what is cut off then is pictures
-        whole = _index_first(whole)
+    if suffix == ".mp4":
+        whole = index_first(whole)
     spoilt.write_bytes(spoil(whole.read_bytes(), packets(whole)))
     frames, problem = read(spoilt)
     assert kept[0] <= len(frames) <= kept[1] and problem.startswith(says.format(len(frames)))
     assert all(apart(frame.image, picture(frame.number)) < 20 for frame in frames[:18])
     assert read(whole)[1] is None
-
-
-def _index_first(clip: Path) -> Path:
-    to = clip.with_stem("first")
-    with av.open(str(clip)) as source, av.open(str(to), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream_from_template(source.streams.video[0])
-        for packet in source.demux(video=0):
-            if packet.size:
-                packet.stream = stream
-                container.mux(packet)
-    return to
 
 
 # What cannot be read

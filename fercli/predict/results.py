@@ -198,20 +198,23 @@ class Annotated:
 
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise FercliError where an output is there already and --force is not given, or can never be written."""
+    if _is_folder(path):
+        raise FercliError(f"cannot write {path}: it is a folder")
+    if path.exists() and not force:
+        raise FercliError(f"{path} exists; name another, or replace it with --force")
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        folder, there = path.is_dir(), path.exists()
+        return path.is_dir()
     except OSError as failure:  # too long a name
         raise cannot_write(path, failure) from None
-    if folder:
-        raise FercliError(f"cannot write {path}: it is a folder")
-    if there and not force:
-        raise FercliError(f"{path} exists; name another, or replace it with --force")
 
 
 def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
     """Return each input's annotated copy, no two alike."""
     kinds = _WRITTEN if inputs[0].kind == "picture" else {".mp4"}
-    if to.suffix.lower() in _WRITTEN | {".mp4"} and not to.is_dir():
+    if to.suffix.lower() in _WRITTEN | {".mp4"} and not _is_folder(to):
         if len(inputs) > 1:
             raise SpecError(f"--annotate {to} is one file, and there are {len(inputs)} inputs; name a folder")
         if to.suffix.lower() not in kinds:
