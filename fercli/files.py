@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+#: Bytes of a file's name that every file system takes, less the dot of a hidden one.
+_LONGEST_NAME = 254
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -34,7 +37,7 @@ def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> 
         flush: False where the file need not outlive a power cut (its readers check what is in it): not to wait for
             the disk.
     """
-    temporary = temporary or path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.tmp")
+    temporary = temporary or _beside(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -44,6 +47,15 @@ def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _beside(path: Path) -> Path:
+    """A hidden file next to another, different from process to process."""
+    ending = f".{platform.node()}-{os.getpid()}.tmp"
+    name = path.name
+    if len(os.fsencode(name)) + len(ending) > _LONGEST_NAME:
+        name = f"{zlib.crc32(os.fsencode(name)):08x}"
+    return path.with_name(f".{name}{ending}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -71,6 +83,12 @@ def disk_error(failure: OSError, path: Path) -> Exception:
             "again to go on"
         )
     return failure
+
+
+def cannot_write(path: Path, failure: OSError) -> Exception:
+    """Return the one line of a file that cannot be written."""
+    known = disk_error(failure, path)
+    return known if isinstance(known, FercliError) else FercliError(f"cannot write {path}: {failure.strerror}")
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def packages() -> Iterator[Finding]:
     except metadata.PackageNotFoundError:
         yield Finding("packages", WARN, "fercli is not installed, only importable", "run: pip install fercli")
         return
-    own = ("torch", "mediapipe", *_OPENCV)
+    own = ("torch", "mediapipe", "av", *_OPENCV)
     needed = [r for r in map(Requirement, declared) if (r.marker is None or r.marker.evaluate({"extra": ""}))]
     needed = [requirement for requirement in needed if requirement.name not in own]
     unfit = []
@@ -190,6 +190,24 @@ def opencv() -> Iterator[Finding]:
         yield Finding("opencv", WARN, f"{found}: they overwrite each other's files", again)
     else:
         yield Finding("opencv", OK, found)
+
+
+def pyav() -> Iterator[Finding]:
+    """FFmpeg's libraries, loaded, with the decoders of usual videos and the encoder of annotated ones."""
+    version, mend = _version("av"), "pip install --force-reinstall 'av>=17'"
+    try:
+        import av
+    except (ImportError, OSError) as problem:
+        text = f"cannot be loaded ({' '.join(str(problem).split())}): predict reads and writes no videos"
+        yield Finding("pyav", FAIL, text, mend)
+        return
+    missing = [codec for codec in ("h264", "hevc", "vp9", "av1", "mpeg4") if codec not in av.codecs_available]
+    if version is None or int(version.partition(".")[0]) < 17:
+        yield Finding("pyav", FAIL, f"{version} is too old", mend)
+    elif missing:
+        yield Finding("pyav", WARN, f"{version} without codecs: {', '.join(missing)}", mend)
+    else:
+        yield Finding("pyav", OK, f"{version}, {len(av.codecs_available)} codecs")
 
 
 def face() -> Iterator[Finding]:

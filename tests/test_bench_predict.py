@@ -39,4 +39,4 @@ def test_what_is_drawn_has_the_faces(tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 6
     assert [len(landmarker.find_all(read_image(folder / f"{i:06d}.jpg"))) for i in (0, 1, 2, 3, 4)] == [1, 2, 3, 4, 1]
     with open_video(bench.draw_video(tmp_path / "video.mp4", 3)) as video:
-        assert [len(landmarker.find_all(image)) for _, _, image in video.frames()] == [2, 2, 2]
+        assert [len(landmarker.find_all(frame.image)) for frame in video.frames()] == [2, 2, 2]

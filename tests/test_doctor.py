@@ -30,7 +30,9 @@ def test_a_fit_machine_and_a_prepared_run(bench: Bench) -> None:
     code, findings = found("-c", str(bench.spec))
     failed = {name: one for name, one in findings.items() if one["status"] == "fail"}
     assert (code, failed) == (0, {})
-    assert {"python", "torch", "mediapipe", "opencv", "face", "onnx", "spec", "cores", "paths.runs"} <= set(findings)
+    assert {"python", "torch", "mediapipe", "opencv", "pyav", "face", "onnx", "spec", "cores", "paths.runs"} <= set(
+        findings
+    )
     assert "landmarks" in findings["face"]["found"]
     for name, count in (("raf-db", 126), ("jaffe", 42)):
         assert findings[f"dataset {name}"]["status"] == "ok"
@@ -123,6 +125,8 @@ def test_broken_software_is_found(tmp_path: Path) -> None:
     """In another process, before whose packages stand such as users have: broken, empty, too new, twice."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
+    (tmp_path / "av").mkdir()
+    (tmp_path / "av/__init__.py").write_text("raise ImportError('libavcodec.so.62: cannot open shared object file')")
     (tmp_path / "mediapipe").mkdir()
     (tmp_path / "mediapipe/__init__.py").touch()
     for name, version in (("opencv_python", "4.9.0"), ("opencv_contrib_python", "4.9.0"), ("numpy", "2.1.0")):
@@ -137,6 +141,7 @@ def test_broken_software_is_found(tmp_path: Path) -> None:
     expected = {
         "torch": ("fail", "cannot be loaded (libcudart.so.12", "https://pytorch.org"),
         "mediapipe": ("fail", "0 of 3 face networks", "pip install mediapipe==0.10.21"),
+        "pyav": ("fail", "cannot be loaded (libavcodec.so.62", "pip install"),
         "opencv": ("warn", "overwrite each other", "pip uninstall -y opencv-python opencv-contrib-python"),
         "numpy": ("warn", "asks for numpy < 2", "pip install 'numpy<2'"),
         "face": ("fail", "carries no face networks", ""),

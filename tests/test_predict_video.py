@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from clips import MATRICES, index_first, packets, trimmed, turned, write_clip
 from conftest import Bench, run
 
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.synthetic import STUDIO, render
+from fercli.predict.inputs import Reader, find_inputs
 from fercli.predict.tracking import PATIENCE, Tracker
-from fercli.predict.videos import VideoWriter, open_video
-from fercli.recognizer import Face
+from fercli.predict.videos import open_video
+from fercli.predict.workers import Workers
+from fercli.recognizer import Face, Recognizer
 
 RATE, FRAMES = 10, 12
-
-
-def write(path: Path, frames: list[np.ndarray], code: str = "mp4v") -> Path:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), RATE, frames[0].shape[1::-1])
-    for frame in frames:
-        writer.write(np.ascontiguousarray(frame[..., ::-1]))
-    writer.release()
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +40,7 @@ def frames() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory, frames) -> Path:
-    return write(tmp_path_factory.mktemp("clip") / "clip.mp4", frames)
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", frames)
 
 
 def predict(trained: Bench, *arguments: object):
@@ -68,11 +64,14 @@ def test_every_third_frame_and_its_annotated_copy(trained, clip, tmp_path):
     found = lines(predict(trained, clip, "--every", 3, "--annotate", tmp_path / "new/drawn.mp4"))
     assert [line["frame"] for line in found] == [0, 3, 6, 9]
     with open_video(tmp_path / "new/drawn.mp4") as video:
-        images = list(video.frames())
-        assert video.rate == pytest.approx(RATE / 3, rel=0.01) and len(images) == 4
+        drawn = list(video.frames())
+    assert [frame.time_s for frame in drawn] == pytest.approx([0, 0.3, 0.6, 0.9])
+    assert drawn[-1].duration_s == pytest.approx(0.3)
     with open_video(clip) as video:
-        first = next(video.frames())[2]
-    assert images[0][2].shape == first.shape and (np.abs(images[0][2].astype(int) - first) > 80).any(-1).mean() > 0.01
+        first = next(video.frames()).image
+    assert (
+        drawn[0].image.shape == first.shape and (np.abs(drawn[0].image - first.astype(int)) > 80).any(-1).mean() > 0.01
+    )
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["drawn.mp4"]
 
 
@@ -86,45 +85,130 @@ def test_people_keep_their_numbers(trained, clip, tmp_path):
             assert sum(face["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
+# As a player shows it
+
+
+@pytest.mark.parametrize("name", ["90", "180", "270", "mirrored"])
+def test_a_turned_video_is_answered_upright(trained, name, tmp_path):
+    upright = render(STUDIO, 1, 3, 1).image
+    matrix, shown = MATRICES[name]
+    stored = next(way(upright) for way in _ways() if np.array_equal(shown(way(upright)), upright))
+    plain = write_clip(tmp_path / "plain.mp4", [upright] * 2, codec="libx264", crf="5")
+    clip = turned(write_clip(tmp_path / "a.mp4", [stored] * 2, codec="libx264", crf="5"), tmp_path / "b.mp4", matrix)
+    wanted = lines(predict(trained, plain))
+    found = lines(predict(trained, clip, "--annotate", tmp_path / "drawn.mp4"))
+    for line, right in zip(found, wanted, strict=True):
+        (face,), (expected,) = line["faces"], right["faces"]
+        assert face["box"] == pytest.approx(expected["box"], abs=2) and face["expression"] == expected["expression"]
+        assert face["confidence"] == pytest.approx(expected["confidence"], abs=0.05)
+    with open_video(tmp_path / "drawn.mp4") as video:
+        assert next(video.frames()).image.shape == upright.shape
+    # What is read back has no matrix that would turn it once more.
+    (line, _) = lines(predict(trained, tmp_path / "drawn.mp4"))
+    assert line["faces"][0]["box"] == pytest.approx(wanted[0]["faces"][0]["box"], abs=6)
+    recognizer = Recognizer.load(trained.runs, device="cpu")
+    with Workers(1) as pool:
+        streamed = list(recognizer.stream(Reader(find_inputs([str(clip)], None)), 8, pool))
+    assert streamed[0][1][0].box == pytest.approx(found[0]["faces"][0]["box"], abs=0.01)
+
+
+def _ways():
+    for quarters in range(4):
+        yield lambda image, k=quarters: np.rot90(image, k)
+        yield lambda image, k=quarters: np.rot90(image, k)[:, ::-1]
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_annotated_copies_keep_the_times_of_frames(trained, frames, every, tmp_path):
+    times = [0, 33, 70, 150, 900, 1000, 2500, 2540, 4000, 6000, 7000, 7900]
+    clip = write_clip(tmp_path / "clip.mp4", frames, times)
+    found = lines(predict(trained, clip, "--every", every, "--annotate", tmp_path / "drawn.mp4"))
+    assert [round(1000 * line["time_s"]) for line in found] == times[::every]
+    with open_video(tmp_path / "drawn.mp4") as video:
+        drawn = list(video.frames())
+    assert [round(1000 * frame.time_s) for frame in drawn] == times[::every]
+    with open_video(clip) as video:
+        last = list(video.frames())[-1]
+    end = drawn[-1].time_s + drawn[-1].duration_s
+    assert end == pytest.approx(last.time_s + last.duration_s, abs=0.001) and end == pytest.approx(8, abs=0.1)
+
+
+NAMES = ("2024-05-01T12:30:00.mp4", "concat:x.mp4", "-x.mp4", "img_%03d.mp4", os.fsdecode(b"caf\xe9.mp4"))
+
+
+@pytest.mark.parametrize("name", [*NAMES, "e" * 251 + ".mp4"])
+def test_videos_of_any_name(trained, frames, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_clip(Path(name), frames[:3])
+    options = ("--csv", "out.csv", "--jsonl", "out.jsonl", "--annotate", "drawn")
+    result = predict(trained, *options, "--", name)
+    assert result.exit_code == 0, result.stderr
+    assert [json.loads(line)["input"] for line in Path("out.jsonl").read_text().splitlines()] == [name] * 3
+    assert os.listdir("drawn") == [name] and os.fsencode(name) in Path("out.csv").read_bytes()
+    assert len(lines(predict(trained, Path("drawn") / name))) == 3
+
+
+def test_a_copy_with_too_long_a_name_is_one_line(trained, clip, tmp_path):
+    result = predict(trained, clip, "--annotate", tmp_path / f"{'e' * 252}.mp4")
+    assert result.exit_code == 1 and "Traceback" not in result.stderr
+    assert "File name too long" in result.stderr.replace("\n", " ")
+
+
+def test_a_trimmed_video_is_not_called_damaged(trained, frames, tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", frames, codec="libx264", g="4")
+    result = predict(trained, trimmed(clip, tmp_path / "trimmed.mp4", 200, 600), "--annotate", tmp_path / "drawn.mp4")
+    found = lines(result)
+    assert [line["frame"] for line in found] == list(range(6)) and "could not be read" not in result.stderr
+    assert [line["time_s"] for line in found] == pytest.approx([i / RATE for i in range(6)])
+
+
 # Not whole
 
 
-def test_a_video_that_ends_in_the_middle_of_a_frame(trained, frames, tmp_path):
-    whole = write(tmp_path / "whole.avi", frames, "MJPG").read_bytes()
-    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) * 6 // 10])
-    result = predict(trained, tmp_path / "cut.avi")
+@pytest.mark.parametrize(("suffix", "codec"), [(".avi", "mjpeg"), (".mp4", "mpeg4")])
+def test_a_video_that_ends_in_the_middle_of_a_frame(trained, frames, suffix, codec, tmp_path):
+    whole = write_clip(tmp_path / f"whole{suffix}", frames, codec=codec)
+    whole = index_first(whole) if suffix == ".mp4" else whole
+    start, size = packets(whole)[7]
+    cut = tmp_path / f"cut{suffix}"
+    cut.write_bytes(whole.read_bytes()[: start + size // 2])
+    result = predict(trained, cut)
     found = lines(result)
-    assert 3 <= len(found) - 1 < FRAMES and all(line["faces"] for line in found[:-1])
-    assert found[-1]["error"].startswith("ends after") and f"of {FRAMES} frames" in found[-1]["error"]
+    assert len(found) == 8 and all(line["faces"] for line in found[:-1])
+    assert found[-1]["error"].startswith("ends after 7 of about 12 frames")
     assert "warning: could not be read" in result.stderr and "ends after" in result.stderr
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "says"),
+    ("name", "spoil", "says"),
     [
-        ("cut.mp4", None, "cannot be opened as a video"),
-        ("noise.mp4", b"\1\2\3" * 500, "cannot be opened as a video"),
-        ("nothing.mp4", b"", "empty file"),
+        ("cut.mp4", lambda data: data[: len(data) // 2], "cannot be opened as a video"),
+        ("noise.mp4", lambda data: b"\1\2\3" * 500, "cannot be opened as a video"),
+        ("nothing.mp4", lambda data: b"", "empty file"),
+        ("codec.mp4", lambda data: data.replace(b"avc1", b"evc1"), "its codec cannot be decoded here (evc 'evc1')"),
     ],
 )
-def test_videos_that_cannot_be_opened(trained, clip, tmp_path, name, data, says):
-    whole = clip.read_bytes()
-    (tmp_path / name).write_bytes(whole[: len(whole) // 2] if data is None else data)
-    result = predict(trained, tmp_path / name, "--csv", tmp_path / "out.csv")
+def test_videos_that_cannot_be_opened(trained, frames, clip, tmp_path, name, spoil, says):
+    """One line for it, in every output; the answers of others stay."""
+    whole = write_clip(tmp_path / "whole.mp4", frames, codec="libx264").read_bytes()
+    (tmp_path / name).write_bytes(spoil(whole))
+    result = predict(trained, tmp_path / name, "--csv", tmp_path / "out.csv", "--annotate", tmp_path / "drawn")
     (line,) = result.stderr.strip().splitlines()[-1:]
     assert result.exit_code == 1 and line.startswith("error: could not be read") and says in line
     assert says in (tmp_path / "out.csv").read_text()
+    found = lines(predict(trained, tmp_path / name, clip, "--annotate", tmp_path / "drawn"))
+    assert len(found) == 1 + FRAMES and says in found[0]["error"] and (tmp_path / "drawn/clip.mp4").exists()
 
 
-def test_a_video_without_a_frame(trained, clip, tmp_path):
-    VideoWriter(tmp_path / "none.mp4", (64, 48), 25).close()
+def test_a_video_without_a_frame(trained, tmp_path):
+    write_clip(tmp_path / "none.mp4", [])
     result = predict(trained, tmp_path / "none.mp4", "--quiet", "--jsonl", tmp_path / "out")
     assert result.exit_code == 1 and "error: could not be read" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    assert len(result.stderr.strip().splitlines()) == 1 and result.stderr.strip().endswith("a video without a frame")
 
 
 def test_a_video_without_a_face(trained, tmp_path):
-    write(tmp_path / "grey.mp4", [np.full((120, 160, 3), 100 + i, np.uint8) for i in range(4)])
+    write_clip(tmp_path / "grey.mp4", [np.full((120, 160, 3), 100 + i, np.uint8) for i in range(4)])
     result = predict(trained, tmp_path / "grey.mp4", "--quiet")
     assert [line["faces"] for line in lines(result)] == [[]] * 4
     assert result.stderr.replace("\n", " ").startswith("warning: no face in any of the 4 frames of")

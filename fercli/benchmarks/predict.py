@@ -37,7 +37,8 @@ from fercli.faces.synthetic import STUDIO, Face, render
 from fercli.predict.faces import CutFace, cut_faces
 from fercli.predict.inputs import Input, find_inputs
 from fercli.predict.run import predict
-from fercli.predict.videos import VideoWriter, open_video
+from fercli.predict.video_writer import VideoWriter
+from fercli.predict.videos import open_video
 from fercli.predict.workers import Workers
 from fercli.recognizer import Recognizer
 from fercli.spec import Spec
@@ -65,9 +66,9 @@ def draw_folder(folder: Path, pictures: int) -> Path:
 def draw_video(path: Path, frames: int) -> Path:
     """Write an MP4 of 640 x 480 in which two procedural faces wander."""
     people = [render(STUDIO, k, 3 * k, k) for k in range(2)]
-    writer = VideoWriter(path, _SIZE, 25)
+    writer = VideoWriter(path, _SIZE)
     for i in range(frames):
-        writer.add(_scene(people, i))
+        writer.add(_scene(people, i), i / 25, 1 / 25)
     writer.close()
     return path
 
@@ -163,7 +164,7 @@ def _pictures(inputs: Sequence[Input], part: int = 0, of: int = 1) -> list[np.nd
     if inputs[0].kind == "picture":
         return [read_image(one.path) for one in inputs[part::of]]
     with open_video(inputs[0].path) as video:
-        return [image for number, _, image in video.frames() if number % of == part]
+        return [frame.image for frame in video.frames() if frame.number % of == part]
 
 
 def _cut_ahead(recognizer: Recognizer, inputs: Sequence[Input], kind: str) -> list[CutFace]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import IO
 
 from fercli.errors import FercliError
+from fercli.predict.cameras import open_camera
 from fercli.predict.stream import Picture
-from fercli.predict.videos import Video, open_camera, open_video
+from fercli.predict.videos import open_video
 
 #: What folders are searched for; a file that is named itself may be called anything.
 PICTURES = frozenset((
@@ -147,8 +148,6 @@ class Reader:
 
     def __init__(self, inputs: Sequence[Input], every: int = 1):
         self.inputs, self.every = inputs, every
-        #: What is known of the videos opened so far, by their number among the inputs.
-        self.videos: dict[int, Video] = {}
 
     def __iter__(self) -> Iterator[Picture]:
         for number, one in enumerate(self.inputs):
@@ -158,7 +157,7 @@ class Reader:
                 yield from self._frames(number, one)
 
     def count(self) -> int:
-        """How many pictures and frames there are to come, as far as files tell it; opens each video."""
+        """How many pictures and frames there are to come, as far as files tell it (for progress); opens each video."""
         total = 0
         for one in self.inputs:
             frames = 1
@@ -180,8 +179,7 @@ class Reader:
             yield Picture(one.name, None, number, error=str(why).removeprefix(f"{one.path}: "))
             return
         with opened as video:
-            self.videos[number] = video
-            for frame, time_s, image in video.frames(self.every):
-                yield Picture(one.name, image, number, frame, time_s)
-            if video.missing:
-                yield Picture(one.name, None, number, error=video.missing)
+            for frame in video.frames(self.every):
+                yield Picture(one.name, frame.image, number, frame.number, frame.time_s, frame.duration_s)
+            if video.problem:
+                yield Picture(one.name, None, number, error=video.problem)

@@ -17,13 +17,13 @@ import numpy as np
 from fercli.errors import FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.images import Unreadable
-from fercli.files import replacing, write_atomically
+from fercli.files import cannot_write, replacing, write_atomically
 from fercli.models import HEADS
 from fercli.predict.drawing import draw
 from fercli.predict.faces import read
-from fercli.predict.inputs import Input, Reader
+from fercli.predict.inputs import Input
 from fercli.predict.stream import Picture
-from fercli.predict.videos import VideoWriter, cannot_write
+from fercli.predict.video_writer import VideoWriter
 from fercli.recognizer import Face
 
 #: What OpenCV writes; annotated pictures of other kinds become JPEGs.
@@ -150,12 +150,11 @@ class Written:
 
 
 class Annotated:
-    """Copies of pictures and videos with the answers drawn over them.
+    """Copies of pictures and videos with the answers drawn over them; frames keep their times.
 
     Args:
         to: a folder, in which the inputs keep their relative names; or the one input's own file.
         inputs: all of them.
-        reader: that reads them: it knows the videos.
         force: replace what is there.
 
     Raises:
@@ -163,8 +162,9 @@ class Annotated:
         FercliError: a copy is there already, or its folder cannot be made.
     """
 
-    def __init__(self, to: Path, inputs: Sequence[Input], reader: Reader, force: bool):
-        self._reader, self._video, self._number = reader, None, -1
+    def __init__(self, to: Path, inputs: Sequence[Input], force: bool):
+        self._video: VideoWriter | None = None
+        self._number = -1
         self._paths = _copies(to, inputs)
         sources = {os.path.realpath(one.path) for one in inputs if one.path is not None}
         for path in self._paths:
@@ -176,19 +176,18 @@ class Annotated:
         """Write a picture's copy, or the next frame of a video's; what cannot be read has none."""
         if faces is None:
             return
-        path, video = self._paths[picture.number], self._reader.videos.get(picture.number)
+        path = self._paths[picture.number]
         try:
             drawn = draw(read(picture.source), faces)
         except Unreadable:  # gone since
             return
-        if video is None:
+        if picture.time_s is None or picture.duration_s is None:
             _write_picture(_made_room(path), drawn)
             return
         if self._number != picture.number:
             self.close()
-            size, rate = drawn.shape[1::-1], video.rate / self._reader.every
-            self._video, self._number = VideoWriter(_made_room(path), size, rate), picture.number
-        self._video.add(drawn)
+            self._video, self._number = VideoWriter(_made_room(path), drawn.shape[1::-1]), picture.number
+        self._video.add(drawn, picture.time_s, picture.duration_s)
 
     def close(self, failure: BaseException | None = None) -> None:
         """Put the video that is being written in its place; what a failure cut short is thrown away."""
@@ -199,16 +198,23 @@ class Annotated:
 
 def refuse_existing(path: Path, force: bool) -> None:
     """Raise FercliError where an output is there already and --force is not given, or can never be written."""
-    if path.is_dir():
+    if _is_folder(path):
         raise FercliError(f"cannot write {path}: it is a folder")
     if path.exists() and not force:
         raise FercliError(f"{path} exists; name another, or replace it with --force")
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError as failure:  # too long a name
+        raise cannot_write(path, failure) from None
+
+
 def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
     """Return each input's annotated copy, no two alike."""
     kinds = _WRITTEN if inputs[0].kind == "picture" else {".mp4"}
-    if to.suffix.lower() in _WRITTEN | {".mp4"} and not to.is_dir():
+    if to.suffix.lower() in _WRITTEN | {".mp4"} and not _is_folder(to):
         if len(inputs) > 1:
             raise SpecError(f"--annotate {to} is one file, and there are {len(inputs)} inputs; name a folder")
         if to.suffix.lower() not in kinds:

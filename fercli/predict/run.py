@@ -104,7 +104,7 @@ def predict(
     pool = workers if given else Workers(1 if live or count < _WORTH_IT else workers)
     trackers: dict[int, Tracker] = {}
     shown = console.progress("predict", count) if count else nullcontext()
-    with _sinks(files, inputs, reader, stdout, force, totals) as sinks, nullcontext() if given else pool, shown as bar:
+    with _sinks(files, inputs, stdout, force, totals) as sinks, nullcontext() if given else pool, shown as bar:
         for picture, faces in recognizer.stream(reader, batch, pool, live):
             if smooth_s is not None and faces is not None and picture.frame is not None:
                 tracker = trackers.setdefault(picture.number, Tracker(smooth_s))
@@ -122,7 +122,6 @@ def predict(
 def _sinks(
     files: dict[str, str | None],
     inputs: list[Input],
-    reader: Reader,
     stdout: IO[bytes] | None,
     force: bool,
     totals: Totals,
@@ -133,7 +132,7 @@ def _sinks(
     for _, path in named:
         if path is not None:
             refuse_existing(path, force)
-    drawn = [Annotated(Path(files["annotate"]), inputs, reader, force)] if files.get("annotate") is not None else []
+    drawn = [Annotated(Path(files["annotate"]), inputs, force)] if files.get("annotate") is not None else []
     sinks: list[Sink] = list(drawn)
     failure: BaseException | None = None
     try:

@@ -28,6 +28,7 @@ class Picture:
         number: of its input among all inputs.
         frame: of a frame, its number in the video, from 0.
         time_s: of a frame, seconds from the video's beginning.
+        duration_s: of a frame, seconds that it is shown.
         error: why it cannot be looked at.
     """
 
@@ -36,6 +37,7 @@ class Picture:
     number: int = 0
     frame: int | None = None
     time_s: float | None = None
+    duration_s: float | None = None
     error: str | None = None
 
 

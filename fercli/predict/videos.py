@@ -1,161 +1,354 @@
-"""Videos and cameras, frame by frame, through OpenCV; and videos written frame by frame."""
+"""Video files frame by frame, through FFmpeg's libraries (PyAV), as a player shows them: upright, each at its time."""
 
 from __future__ import annotations
 
-import os
+import re
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-
-# FFmpeg's own remarks name no file and cannot be acted on; what matters is told by `Video`. Read when cv2 first opens
-# a video.
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+from types import ModuleType
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 
 from fercli.errors import FercliError
-from fercli.faces.quiet import mute_stderr
-from fercli.files import disk_error, replacing
+
+if TYPE_CHECKING:
+    from av import Packet, VideoFrame
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
 
 #: Frames a second of a video that does not say.
 USUAL_RATE = 25.0
-#: Containers that count their frames; others reckon them from the duration, and may be a few off.
-_COUNTED = (".mp4", ".m4v", ".mov", ".avi")
+#: Containers that hold their video themselves. FFmpeg also reads playlists, which make it open other files and the
+#: network; no protocol is allowed either.
+_CONTAINERS = (
+    "mov,matroska,avi,mpegts,mpeg,asf,flv,ogg,mxf,rm,nut,dv,wtv,gxf,ivf,swf,gif,apng,yuv4mpegpipe,"
+    "mpegvideo,m4v,h264,hevc,vvc,av1,obu,vc1,h263,h261,dirac,mjpeg"
+)
+#: Containers whose header states a duration; for others FFmpeg estimates it from the size of the file.
+_TIMED = ("mov", "matroska")
+#: Pixels wider or higher than so many times their other side are an error of the file, and taken for square.
+_MOST_STRETCHED = 4
+_EMPTY, _CORRUPT = "a video without a frame", "corrupt data"
+
+
+class Frame(NamedTuple):
+    """A frame of a video or a camera.
+
+    Attributes:
+        number: its place among all frames, from 0.
+        time_s: when it is shown, in seconds from the beginning of the video; later than the frame before.
+        image: uint8 [H, W, 3] RGB, upright, its pixels square.
+        duration_s: seconds until the next frame that is taken, or until the end of the video. A camera's next frame is
+            not known: 1 / rate.
+    """
+
+    number: int
+    time_s: float
+    image: np.ndarray
+    duration_s: float
 
 
 class Video:
-    """An open video or camera; a context manager that closes it.
+    """An open video file; a context manager that closes it.
 
     Attributes:
-        rate: frames a second.
-        expected: frames that the file says it has; 0 where that is not known.
-        read: frames read so far, those passed over too.
-        missing: once it is read: why it seems not to be whole, else None.
+        rate: frames a second, on average.
+        expected: frames that the file says it has, an estimate; 0 where it does not say.
+        problem: once it is read: what of it could not be read, else None.
     """
 
-    def __init__(self, capture: cv2.VideoCapture, exact: bool):
-        self._capture, self._exact = capture, exact
-        rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.rate = float(rate) if 0 < rate < 1000 else USUAL_RATE
-        self.expected = int(count) if 0 < count < 1e9 else 0
-        self.read = 0
-        self.missing: str | None = None
+    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, resources: ExitStack):
+        self._path, self._container, self._stream, self._resources = path, container, stream, resources
+        stream.thread_type = "AUTO"
+        rate = float(stream.average_rate or stream.guessed_rate or 0)
+        self.rate = rate if 0 < rate < 1000 else USUAL_RATE
+        expected = stream.frames or int(self.rate * (container.duration or 0) / 1e6)
+        self.expected = expected if 0 < expected < 1e9 else 0
+        self.problem: str | None = None
 
     def __enter__(self) -> Video:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._capture.release()
+        self._resources.close()
 
-    def frames(self, every: int = 1) -> Iterator[tuple[int, float, np.ndarray]]:
-        """Yield (number, seconds, uint8 [H, W, 3] RGB) of every `every`-th frame, from the first, turned upright.
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """Yield every `every`-th frame, from the first. Damaged ones are left out and told by `problem`."""
+        import av
 
-        Seconds are those that the file gives the frame, or number / rate where it gives none.
-        """
-        while self._capture.grab():
-            number, self.read = self.read, self.read + 1
-            if number % every:
+        clock, tally = _Clock((self._container.start_time or 0) / 1e6, 1 / self.rate), _Tally()
+        held: tuple[int, float, np.ndarray] | None = None
+        for number, frame in enumerate(self._decoded(tally)):
+            time_s = clock.time_of(frame)
+            if frame.is_corrupt:
+                tally.lose(_CORRUPT, frame)
                 continue
-            whole, image = self._capture.retrieve()
-            if not whole or image is None:
-                break
-            at = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-            # Where the position is that of the frame to come or unknown, it is not later than the last one's.
-            time_s = at if number and 0 < at < 1e7 else number / self.rate
-            image = image if image.ndim == 3 else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-            yield number, time_s, cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        if not self.read:
-            self.missing = "a video without a frame"
+            if number % every:
+                tally.keep(frame)
+                continue
+            try:
+                image = self._picture(frame)
+            except av.FFmpegError as failure:
+                tally.lose(_reason(failure), frame)
+                continue
+            tally.keep(frame)
+            # A frame waits for the next one, which tells how long it is shown.
+            if held is not None:
+                yield Frame(*held, time_s - held[1])
+            held = number, time_s, image
+        if held is not None:
+            yield Frame(*held, clock.end_s - held[1])
+        self.problem = self._told(tally)
+
+    def _decoded(self, tally: _Tally) -> Iterator[VideoFrame]:
+        """Yield what the decoder makes of the file, to its end or to where no more of it can be read."""
+        import av
+
+        started, reached_s = False, 0.0
+        try:
+            # Packets of other streams count too: the file is as long as its longest stream.
+            for packet in self._container.demux():
+                reached_s = max(reached_s, _seconds(packet) + float((packet.duration or 0) * packet.time_base))
+                if packet.stream.index != self._stream.index:
+                    continue
+                # A recording may start in between: nothing can be decoded before its first key frame.
+                started = started or packet.is_keyframe
+                if packet.size:  # the last packet is none, but empties the decoder
+                    tally.cut_off = packet.is_corrupt
+                if packet.is_corrupt:
+                    tally.lose(_CORRUPT, packet)
+                    continue
+                if packet.size and not packet.is_discard:
+                    tally.sent_s = max(tally.sent_s, _seconds(packet))
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError as failure:
+                    tally.undecodable = tally.undecodable or isinstance(failure, NotImplementedError)
+                    if started:
+                        tally.lose(_reason(failure), packet)
+                    continue
+                yield from frames
+        except (av.FFmpegError, OSError) as failure:
+            tally.cut_off, tally.reason = True, tally.reason or _reason(failure)
             return
-        few = self.expected - self.read
-        if few > (0 if self._exact else max(2, self.expected // 50)):
-            self.missing = f"ends after {self.read} of {self.expected} frames: damaged or cut off"
+        if self._container.format.name.split(",")[0] in _TIMED:
+            end_s = ((self._container.start_time or 0) + (self._container.duration or 0)) / 1e6
+            # Headers are right to a frame or two.
+            short = end_s - reached_s > max(0.5, 2 / self.rate)
+            # PyAV says nothing of frames that are lost while the decoder is emptied.
+            unseen = tally.sent_s - max(tally.kept_s, tally.lost_s) > 0.75 / self.rate
+            tally.cut_off = tally.cut_off or short or unseen
+
+    def _picture(self, frame: VideoFrame) -> np.ndarray:
+        """Return a frame as uint8 [H, W, 3] RGB, upright, its pixels square."""
+        from av.error import OSError as Unsupported
+
+        width, height = _square(frame.width, frame.height, float(self._stream.sample_aspect_ratio or 1))
+        # One thread: the decoder's threads and the processes that find faces have the other cores.
+        wanted = {"width": width, "height": height, "format": "rgb24", "threads": 1}
+        try:
+            image = frame.reformat(**wanted).to_ndarray()
+        except Unsupported:
+            # Marked with a colour space that FFmpeg cannot convert: taken for unmarked.
+            image = frame.reformat(**wanted, src_colorspace="ITU601", dst_colorspace="ITU601").to_ndarray()
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        return image if matrix is None else _upright(image, np.frombuffer(matrix, np.int32))
+
+    def _told(self, tally: _Tally) -> str | None:
+        """Return what of the video could not be read."""
+        if not tally.kept:
+            if tally.undecodable:
+                return _no_decoder(self._stream.codec_context.codec.long_name, self._path)
+            return f"no frame of it can be decoded: {tally.reason}" if tally.reason else _EMPTY
+        if tally.cut_off or tally.lost_s > tally.kept_s:
+            of = f" of about {self._stream.frames}" if self._stream.frames > tally.kept else ""
+            return f"ends after {tally.kept}{of} frames: damaged or cut off"
+        if tally.lost:
+            return f"damaged; frames that cannot be decoded and are left out: {tally.lost} ({tally.reason})"
+        return None
 
 
 def open_video(path: Path) -> Video:
     """Open a video file.
 
     Raises:
-        FercliError: it cannot be opened; "PATH: why".
+        FercliError: it cannot be opened, or holds no video that can be decoded; "PATH: why".
     """
     try:
         if not path.is_file():
             raise FercliError(f"{path}: no such file")
         if not path.stat().st_size:
             raise FercliError(f"{path}: empty file")
-        with path.open("rb"):
-            pass
+        file = path.open("rb", buffering=0)
     except (OSError, ValueError) as failure:
-        raise FercliError(f"{path}: cannot be read: {getattr(failure, 'strerror', failure)}") from None
-    with mute_stderr():
-        capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-        if not capture.isOpened():
-            capture = cv2.VideoCapture(str(path))
-    if not capture.isOpened():
-        raise FercliError(
-            f"{path}: cannot be opened as a video: damaged, cut off, or of a kind that this OpenCV cannot decode"
-        )
-    return Video(capture, path.suffix.lower() in _COUNTED)
+        raise FercliError(f"{path}: cannot be read: {_reason(failure)}") from None
+    with ExitStack() as stack:
+        container = stack.enter_context(_open_container(stack.enter_context(file), path))
+        stream = _find_stream(container, path)
+        return Video(path, container, stream, stack.pop_all())
 
 
-def open_camera(index: int) -> Video:
-    """Open a camera by its number.
+def load_av() -> ModuleType:
+    """Import PyAV, which only videos need.
 
     Raises:
-        FercliError: there is none, or it gives no picture.
+        FercliError: it cannot be loaded.
     """
-    with mute_stderr():
-        capture = cv2.VideoCapture(index)
-    if not capture.isOpened():
-        raise FercliError(f"no camera {index} here, or another program has it; the first one is camera:0")
-    return Video(capture, exact=False)
+    try:
+        import av
+    except (ImportError, OSError) as failure:
+        raise FercliError(
+            f"PyAV, which reads and writes videos, cannot be loaded ({_reason(failure)}); run: fercli doctor"
+        ) from None
+    return av
 
 
-class VideoWriter:
-    """Writes an MP4 (MPEG-4 part 2, without sound), which takes its place when it is closed.
+class _Nameless:
+    """A file without its name: FFmpeg would look for protocols and patterns in it."""
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def _open_container(file: BinaryIO, path: Path) -> InputContainer:
+    av = load_av()
+    # A title or comment need not be UTF-8. PyAV reads it in any case from version 19 on, which has no such option.
+    lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+    only = {"format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
+    try:
+        return av.open(_Nameless(file), container_options=only, buffer_size=1 << 18, **lenient)
+    except av.FFmpegError:
+        raise FercliError(
+            f"{path}: cannot be opened as a video: damaged, cut off, or not a video file that FFmpeg knows"
+        ) from None
+    except OSError as failure:
+        raise FercliError(f"{path}: cannot be read: {_reason(failure)}") from None
+
+
+def _find_stream(container: InputContainer, path: Path) -> VideoStream:
+    from av.stream import Disposition
+
+    # A sound file may bring the picture of its cover.
+    still = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & still]
+    if not streams:
+        only = "sound" if container.streams.audio else "data of other kinds"
+        raise FercliError(f"{path}: " + (f"no video in it, only {only}" if container.streams else _EMPTY))
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise FercliError(f"{path}: {_no_decoder(_codec(container, stream), path)}")
+    return stream
+
+
+def _no_decoder(codec: str, path: Path) -> str:
+    command = f"ffmpeg -i {shlex.quote(path.name)} -c:v libx264 {shlex.quote(f'{path.stem}-h264.mp4')}"
+    return f"its codec cannot be decoded here ({codec}); convert the video, for instance with: {command}"
+
+
+def _codec(container: InputContainer, stream: VideoStream) -> str:
+    """Return the name of a codec without a decoder, and its FourCC: PyAV has them only in FFmpeg's own description."""
+    from av import logging
+
+    before = logging.get_level()
+    logging.set_level(logging.INFO)
+    try:
+        text = container.dumps_format()
+    finally:
+        logging.set_level(before)
+    found = re.search(rf"Stream #0:{stream.index}\b.*?: Video: (\w+)(?: \((\S+) / 0x\w+\))?", text)
+    name, code = found.groups() if found else ("none", None)
+    return " ".join(part for part in (name if name != "none" else "", f"'{code}'" if code else "") if part) or "unknown"
+
+
+@dataclass
+class _Tally:
+    """What became of a video's frames.
+
+    Attributes:
+        kept, kept_s: frames that are whole, and when the last one is shown by the file's clock.
+        lost, lost_s: those that are not, likewise; `reason` is the first one's.
+        sent_s: when the last frame is shown that the decoder was given.
+        undecodable: whether the decoder said that it cannot decode videos of this kind.
+        cut_off: whether the file ends before its video does.
+    """
+
+    kept: int = 0
+    kept_s: float = 0.0
+    lost: int = 0
+    lost_s: float = 0.0
+    sent_s: float = 0.0
+    reason: str = ""
+    undecodable: bool = False
+    cut_off: bool = False
+
+    def keep(self, frame: VideoFrame) -> None:
+        """Count a whole frame."""
+        self.kept, self.kept_s = self.kept + 1, _seconds(frame)
+
+    def lose(self, reason: str, what: VideoFrame | Packet) -> None:
+        """Count a frame that could not be decoded, or the packet that held it."""
+        self.lost, self.lost_s, self.reason = self.lost + 1, _seconds(what), self.reason or reason
+
+
+class _Clock:
+    """Gives frames their seconds from the beginning of the video.
 
     Args:
-        path: the file; ends in .mp4.
-        size: (width, height) in pixels of all frames; a frame of another size is fitted.
-        rate: frames a second.
+        start_s: where the file's clock starts, that of its earliest stream.
+        step_s: how long a frame is shown that does not say.
 
-    Raises:
-        FercliError: the file cannot be written.
+    Attributes:
+        end_s: when the last frame ends.
     """
 
-    def __init__(self, path: Path, size: tuple[int, int], rate: float):
-        self._path, self._size, self._stack = path, size, ExitStack()
-        # OpenCV goes by the name's ending.
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
-        try:
-            self._stack.enter_context(replacing(path, temporary))
-        except OSError as failure:
-            raise cannot_write(path, failure) from None
-        with mute_stderr():
-            self._writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
-        if not self._writer.isOpened():
-            failure = FercliError(f"cannot write {path}: this OpenCV has no encoder for MPEG-4 video")
-            self.close(failure)
-            raise failure
+    def __init__(self, start_s: float, step_s: float):
+        # Sound that starts before zero is not played.
+        self._start_s, self._step_s = max(0.0, start_s), step_s
+        self._last_s, self.end_s = -1.0, 0.0
 
-    def add(self, image: np.ndarray) -> None:
-        """Write a frame, uint8 [H, W, 3] RGB."""
-        if image.shape[1::-1] != self._size:
-            image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
-        self._writer.write(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-
-    def close(self, failure: BaseException | None = None) -> None:
-        """Put the video in its place, or with a failure leave no trace of it."""
-        if hasattr(self, "_writer"):
-            self._writer.release()
-        try:
-            self._stack.__exit__(type(failure) if failure else None, failure, None)
-        except OSError as problem:
-            raise cannot_write(self._path, problem) from None
+    def time_of(self, frame: VideoFrame) -> float:
+        """The time of the next frame; later than that of the frame before."""
+        if self._last_s < 0:
+            self._start_s = min(self._start_s, frame.time or 0.0)
+        at = self.end_s if frame.time is None else frame.time - self._start_s
+        if at < self._last_s - 1:
+            # The clock was set back, as where recordings are joined: go on from here.
+            self._start_s, at = self._start_s + at - self.end_s, self.end_s
+        elif at <= self._last_s:
+            at = self._last_s + 0.001
+        self._last_s, self.end_s = at, at + (float((frame.duration or 0) * frame.time_base) or self._step_s)
+        return at
 
 
-def cannot_write(path: Path, failure: OSError) -> Exception:
-    """The one line of a file that cannot be written."""
-    known = disk_error(failure, path)
-    return known if isinstance(known, FercliError) else FercliError(f"cannot write {path}: {failure.strerror}")
+def _seconds(what: VideoFrame | Packet) -> float:
+    """When a frame or packet is shown, by the file's clock; 0 where it has no time."""
+    at = what.dts if what.pts is None else what.pts
+    return 0.0 if at is None else float(at * what.time_base)
+
+
+def _square(width: int, height: int, aspect: float) -> tuple[int, int]:
+    """Return the (width, height) of a picture with square pixels whose pixels were `aspect` times as wide as high."""
+    if not 1 / _MOST_STRETCHED <= aspect <= _MOST_STRETCHED:
+        return width, height
+    return round(width * max(1.0, aspect)), round(height * max(1.0, 1 / aspect))
+
+
+def _upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Turn and mirror a picture as a display matrix [9] of 16.16 fixed point says, to the nearest right angle.
+
+    The matrix takes x (right) and y (down) to (a x + c y, b x + d y), where a, b, c, d are its elements 0, 1, 3, 4.
+    """
+    a, b, c, d = (float(matrix[i]) for i in (0, 1, 3, 4))
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, a, d = cv2.transpose(image), c, b
+    return image if a >= 0 <= d else cv2.flip(image, -1 if a < 0 and d < 0 else 1 if a < 0 else 0)
+
+
+def _reason(failure: BaseException) -> str:
+    return str(getattr(failure, "strerror", None) or failure)

@@ -1,0 +1,63 @@
+"""Cameras, frame by frame, through OpenCV."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+
+# FFmpeg's own remarks name no device and cannot be acted on. Read when cv2 first opens a camera.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+import cv2
+
+from fercli.errors import FercliError
+from fercli.faces.quiet import mute_stderr
+from fercli.predict.videos import USUAL_RATE, Frame
+
+
+class Camera:
+    """An open camera; a context manager that closes it.
+
+    Attributes:
+        problem: what could not be read: None, since a camera has no end.
+    """
+
+    problem: str | None = None
+
+    def __init__(self, capture: cv2.VideoCapture):
+        self._capture = capture
+        rate = capture.get(cv2.CAP_PROP_FPS)
+        self._rate = rate if 0 < rate < 1000 else USUAL_RATE
+
+    def __enter__(self) -> Camera:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._capture.release()
+
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """Yield every `every`-th frame, from the first, at the time it was taken."""
+        number, started = 0, time.monotonic()
+        while self._capture.grab():
+            time_s = time.monotonic() - started if number else 0.0
+            if number % every == 0:
+                done, image = self._capture.retrieve()
+                if not done or image is None:
+                    break
+                image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if image.ndim == 2 else cv2.COLOR_BGR2RGB)
+                yield Frame(number, time_s, image, 1 / self._rate)
+            number += 1
+
+
+def open_camera(index: int) -> Camera:
+    """Open a camera by its number.
+
+    Raises:
+        FercliError: there is none, or another program has it.
+    """
+    with mute_stderr():
+        capture = cv2.VideoCapture(index)
+    if not capture.isOpened():
+        raise FercliError(f"no camera {index} here, or another program has it; the first one is camera:0")
+    return Camera(capture)

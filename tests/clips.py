@@ -1,0 +1,112 @@
+"""Videos that tests write: any codec, container, timing and display matrix."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+_ONE, _W = 1 << 16, 1 << 30
+#: Display matrices as a track header holds them, and what each does to a picture.
+MATRICES = {
+    "90": ((0, _ONE, 0, -_ONE, 0, 0, 0, 0, _W), lambda image: np.rot90(image, -1)),
+    "180": ((-_ONE, 0, 0, 0, -_ONE, 0, 0, 0, _W), lambda image: np.rot90(image, 2)),
+    "270": ((0, -_ONE, 0, _ONE, 0, 0, 0, 0, _W), lambda image: np.rot90(image)),
+    "mirrored": ((-_ONE, 0, 0, 0, _ONE, 0, 0, 0, _W), lambda image: image[:, ::-1]),
+    "upside down": ((_ONE, 0, 0, 0, -_ONE, 0, 0, 0, _W), lambda image: image[::-1]),
+    "transposed": ((0, _ONE, 0, _ONE, 0, 0, 0, 0, _W), lambda image: image.swapaxes(0, 1)),
+    "transverse": ((0, -_ONE, 0, -_ONE, 0, 0, 0, 0, _W), lambda image: np.rot90(image, 2).swapaxes(0, 1)),
+    "upright": ((_ONE, 0, 0, 0, _ONE, 0, 0, 0, _W), lambda image: image),
+    "none at all": ((0,) * 9, lambda image: image),
+}
+
+
+def write_clip(
+    path: Path,
+    images: Sequence[np.ndarray],
+    times_ms: Sequence[int] | None = None,
+    codec: str = "mpeg4",
+    sound_ms: int = 0,
+    aspect: Fraction | None = None,
+    form: str | None = None,
+    **options: str,
+) -> Path:
+    """Write pictures, 100 ms each or at the times given, and so much silence from zero on beside them."""
+    with path.open("wb") as file, av.open(file, "w", format=form or _FORMATS[path.suffix]) as container:
+        stream = container.add_stream(codec, rate=10, options=options)
+        stream.height, stream.width = images[0].shape[:2] if images else (48, 64)
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        if path.suffix == ".avi":  # which counts frames and has no other clock
+            stream.codec_context.time_base = Fraction(1, 10)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        if sound_ms:
+            write_sound(container, container.add_stream("aac", rate=48000), sound_ms)
+        for i, image in enumerate(images):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+            frame.pts, frame.time_base = 100 * i if times_ms is None else times_ms[i], Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        if images:
+            container.mux(stream.encode())
+        else:
+            container.start_encoding()
+    return path
+
+
+def write_sound(container: av.container.OutputContainer, stream: av.AudioStream, length_ms: int) -> None:
+    """Write silence."""
+    for start in range(0, 48 * length_ms, 1024):
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48000, start, Fraction(1, 48000)
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def turned(clip: Path, to: Path, matrix: Sequence[int]) -> Path:
+    """Copy an MP4 with a display matrix in its track header."""
+    data = bytearray(clip.read_bytes())
+    start = data.find(b"tkhd") + 44
+    data[start : start + 36] = struct.pack(">9i", *matrix)
+    to.write_bytes(data)
+    return to
+
+
+def trimmed(clip: Path, to: Path, start_ms: int, length_ms: int) -> Path:
+    """Copy an MP4, its pictures as they are, with an edit list that shows only a part of them."""
+    data = bytearray(clip.read_bytes())
+    with av.open(str(clip)) as container:
+        scale = 1 / container.streams.video[0].time_base
+    at = data.find(b"elst") + 12
+    (media,) = struct.unpack_from(">i", data, at + 4)
+    struct.pack_into(">Ii", data, at, length_ms, media + int(start_ms * scale / 1000))
+    to.write_bytes(data)
+    return to
+
+
+def index_first(clip: Path) -> Path:
+    """Copy an MP4 with its index before the pictures, as for the web: cut off, it lacks pictures alone."""
+    to = clip.with_stem("first")
+    with av.open(str(clip)) as source, av.open(str(to), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                container.mux(packet)
+    return to
+
+
+def packets(clip: Path) -> list[tuple[int, int]]:
+    """Where each picture's data lies in a file, (first byte, bytes), in the order of decoding."""
+    with av.open(str(clip)) as container:
+        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+
+
+_FORMATS = {
+    **{".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm", ".avi": "avi", ".ts": "mpegts"},
+    **{".wmv": "asf", ".flv": "flv", ".mpg": "mpeg"},
+}
