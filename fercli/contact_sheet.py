@@ -98,7 +98,7 @@ def _drawn_face(face: np.ndarray, landmarks: np.ndarray, options: Options) -> Im
 
 def _thumbnail(record: Record, root: Path) -> Image.Image | None:
     try:
-        picture = Image.fromarray(decode_source(record, read_source(record, root)))
+        picture = Image.fromarray(decode_source(record, root, read_source(record, root)).pixels)
     except Unreadable:
         return None
     picture.thumbnail((_TILE, _TILE))

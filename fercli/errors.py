@@ -13,3 +13,7 @@ class SpecError(FercliError):
     """The run spec or the command line asks for something that cannot be; exits with 2, as click's own usage errors."""
 
     exit_code = 2
+
+
+class TransientError(FercliError):
+    """A failure that may pass, of memory or of a disk: never to be kept as a property of what it happened to."""

@@ -8,15 +8,21 @@
 
 Faces are found, aligned and cut as `fercli prepare` does it with the settings that the model was trained with, and the
 network runs in float32 as in `fercli evaluate`: a picture's face gets the answer that its prepared face gets.
+
+A process that is forked (``multiprocessing`` on Linux, web servers that load the application first) may use a
+Recognizer that its parent has loaded, even one in use. On the CPU it runs PyTorch with one thread from then on, as
+DataLoader's workers do: the parent's threads are not there, and waiting for them would never end. On a GPU it is an
+error, for CUDA does not work in a forked process: start processes by ``spawn`` and load the model in each.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,17 +33,18 @@ from fercli.errors import FercliError
 from fercli.evaluation.decision import RUNGS, DecisionRule
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.extract import Options
-from fercli.faces.images import Unreadable
+from fercli.faces.images import Source, Unreadable, decode
 from fercli.models import HEADS, GlobalLocal, Output
-from fercli.predict.faces import CutFace, Source, cut_faces, read
+from fercli.predict.faces import CutFace, see
+from fercli.predict.faces import Source as Prepared
 from fercli.predict.stream import Picture, recognise
 from fercli.predict.workers import Workers
 from fercli.spec import Spec
 from fercli.trained import Trained, find_trained
 from fercli.views import plain_view
 
-if TYPE_CHECKING:
-    from PIL import Image
+#: The process in which PyTorch may have started its threads.
+_home = os.getpid()
 
 
 @dataclass(frozen=True)
@@ -94,6 +101,7 @@ class Recognizer:
         self.options = Options.of(spec.prepare)
         self.with_crops = spec.model.reads_crops
         self._settings = view_settings(spec)
+        self._process = os.getpid()
 
     @classmethod
     def load(cls, run: str | Path, target: str | None = None, device: str = "auto") -> Recognizer:
@@ -107,6 +115,7 @@ class Recognizer:
         Raises:
             FercliError: no such model, several, no checkpoint of fercli, or no CUDA device where one is asked for.
         """
+        _settle()
         return cls.of(find_trained(run, target), device)
 
     @classmethod
@@ -115,26 +124,26 @@ class Recognizer:
         where = torch.device(resolve_device(device))
         return cls(trained.network(where), trained.spec, where, trained.rule, trained.refine(where))
 
-    def __call__(self, image: np.ndarray | Image.Image | str | Path) -> list[Face]:
+    def __call__(self, image: Source) -> list[Face]:
         """Every face of a picture, from left to right.
 
         Args:
-            image: uint8 [H, W, 3] RGB, a PIL image, or a file's path.
+            image: a file's path, the bytes of an image file, a PIL image, or an array: [H, W] or [H, W, C] with 1 to 4
+                channels in the order RGB (of OpenCV's arrays: ``image[..., ::-1]``), of bool, integers or floats.
+                `fercli.faces.images.decode` says how each is read; all four ways give the same answers. Of a JPEG of
+                more than 100 megapixels, boxes and landmarks are in its own pixels, though it is decoded smaller.
 
         Raises:
-            FercliError: the file cannot be read.
-            ValueError: an array of another shape or type.
+            FercliError: the picture cannot be read.
+            ValueError: an array of another shape or type, or no picture at all.
         """
-        source = _as_source(image)
         try:
-            picture = read(source)
+            cut = see(_as_source(image), self.options, self.with_crops, _name(image))
         except Unreadable as why:
-            raise FercliError(f"{image}: {why}") from None
-        return self.answer(cut_faces(picture, self.options, self.with_crops))
+            raise FercliError(f"{_name(image)}: {why}") from None
+        return self.answer(cut)
 
-    def many(
-        self, images: Iterable[np.ndarray | Image.Image | str | Path], batch: int = 64, workers: int = 1
-    ) -> Iterator[list[Face]]:
+    def many(self, images: Iterable[Source], batch: int = 64, workers: int = 1) -> Iterator[list[Face]]:
         """The faces of each picture, in order; the network answers the faces of several pictures at a time.
 
         Args:
@@ -143,11 +152,11 @@ class Recognizer:
             workers: processes that find faces; 1 is this one, 0 as many as there are cores.
 
         Raises:
-            FercliError: a file cannot be read; the pictures before it have been answered.
+            FercliError: a picture cannot be read; those before it have been answered.
+            ValueError: as for a call.
         """
-        pictures = (Picture(_name(image), _as_source(image)) for image in images)
         with Workers(workers) as pool:
-            for picture, faces in self.stream(pictures, batch, pool):
+            for picture, faces in self.stream(_pictures(images), batch, pool):
                 if faces is None:
                     raise FercliError(f"{picture.name}: {picture.error}")
                 yield faces
@@ -161,6 +170,13 @@ class Recognizer:
     @torch.inference_mode()
     def answer(self, faces: Sequence[CutFace]) -> list[Face]:
         """What the model says of faces cut out already, in one batch; none is an empty list."""
+        _settle()
+        if self.device.type == "cuda" and self._process != os.getpid():
+            raise FercliError(
+                "this Recognizer was loaded on a GPU before the process was forked, and CUDA does not work in a forked "
+                "process: start processes with multiprocessing.get_context('spawn') and load it in each, or load it "
+                "with device='cpu'"
+            )
         if not faces:
             return []
         rows = [np.stack([face.face for face in faces]), np.stack([face.landmarks for face in faces])]
@@ -198,15 +214,29 @@ def _float32(device: torch.device) -> Any:
     return torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False)
 
 
-def _as_source(image: Any) -> Source:
-    if isinstance(image, str | Path):
+def _settle() -> None:
+    """Run PyTorch with one thread in a process that was forked: a pool of several waits for ever for the parent's."""
+    global _home
+    if _home != os.getpid():
+        torch.set_num_threads(1)
+        _home = os.getpid()
+
+
+def _pictures(images: Iterable[Source]) -> Iterator[Picture]:
+    for image in images:
+        try:
+            yield Picture(_name(image), _as_source(image))
+        except Unreadable as why:
+            yield Picture(_name(image), error=str(why))
+
+
+def _as_source(image: Source) -> Prepared:
+    """Return what can go to a worker: files and bytes as they are, the rest decoded."""
+    if isinstance(image, str | os.PathLike):
         return Path(image)
-    if not isinstance(image, np.ndarray):
-        image = np.asarray(image.convert("RGB"))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-        raise ValueError(f"a picture must be uint8 [H, W, 3] RGB, not {image.dtype} {list(image.shape)}")
-    return np.ascontiguousarray(image)
+    return bytes(image) if isinstance(image, bytes | bytearray | memoryview) else decode(image, _name(image)).pixels
 
 
-def _name(image: Any) -> str:
-    return str(image) if isinstance(image, str | Path) else "picture"
+def _name(image: Source) -> str:
+    name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
+    return str(name) if name else "the picture"

@@ -86,7 +86,7 @@ def test_jaffe_goes_by_the_names(tmp_path):
     assert [r.label for r in listing] == [AN, DI, FE, HA, NE, SU, SA]
     assert listing.records[-1].subject == "KR" and listing.records[-1].id == "KR.SA3.79.tiff"
     assert (listing.adapt_splits, listing.score_splits) == (("all",), ("all",))
-    assert listing.left_out == {"file that is no image": 1, "image not named like KM.NE1.1.tiff": 1}
+    assert listing.left_out == {"files without an ending": 1, "image not named like KM.NE1.1.tiff": 1}
 
 
 # FER2013
@@ -181,7 +181,7 @@ def test_folders_per_class(tmp_path):
     assert listing.left_out == {
         "contempt (outside the seven)": 1,
         "unknown class 'happy_faces'": 1,
-        "file that is no image": 1,
+        ".txt files": 1,
     }
     assert (listing.adapt_splits, listing.score_splits) == (("all",), ("all",))
 

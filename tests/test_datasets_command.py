@@ -157,7 +157,7 @@ def test_check_marks_what_differs(tmp_path):
     assert lines["anger"] == ["anger", "*", "+1", "31", "/", "30"]
     assert lines["neutral"] == ["neutral", "*", "-30", "0", "/", "30"]
     assert lines["together"] == ["together", "*", "-91", "122", "/", "213"]
-    assert "1  file that is no image" in result.stdout and "1  image not named like KM.NE1.1.tiff" in result.stdout
+    assert "1  files without an ending" in result.stdout and "1  image not named like KM.NE1.1.tiff" in result.stdout
     assert "122 faces of 1 people in 122 files" in result.stdout
     assert "No file listed is missing." in result.stdout
 

@@ -233,7 +233,7 @@ def test_ck48_folders(tmp_path, prefix):
     assert listing.left_out == {
         "contempt (outside the seven)": 6,
         "image not named like S010_004_00000017.png": 1,
-        "file that is no image": 1,
+        ".db files": 1,
         "unknown class 'misc'": 1,
     }
 
@@ -296,7 +296,7 @@ def test_sfew_counts_what_it_leaves_out(tmp_path):
         "contempt (outside the seven)": 1,
         "unknown class 'Bored'": 1,
         "image in no class folder": 1,
-        "file that is no image": 1,
+        ".txt files": 1,
         "listed twice with different labels": 2,
     }
     # In two classes or parts, what is scored keeps it: no image is on both sides.
@@ -343,7 +343,7 @@ def test_oulu_takes_the_first_and_the_last_three_frames(tmp_path, folder):
         (f"VL/Strong/P001/Anger/{frame}.jpeg", f"{folder}/P001/Anger/{frame}.jpeg", "P001")
         for frame in ("000", "012", "013", "014")
     ]
-    assert listing.left_out == {"file that is no image": 1}
+    assert listing.left_out == {".db files": 1}
     assert (listing.adapt_splits, listing.score_splits) == (("train",), ("test",))
 
 

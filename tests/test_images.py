@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,12 +12,12 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 from trees import encoded
 
 from fercli.datasets import read_dataset
-from fercli.faces import synthetic
-from fercli.faces.images import Unreadable, decode_image, decode_pixels, read_pixels
+from fercli.faces import images, synthetic
+from fercli.faces.images import Unreadable, decode_pixels, read_image, read_pixels
 from fercli.faces.quiet import mute_stderr
 from fercli.prepare import Options, prepare
 from fercli.store import Store
@@ -114,7 +115,7 @@ def _by_opencv(ending: str, image: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("name", COLOUR_PICTURES)
 def test_every_kind_of_picture_is_read_as_rgb(name):
-    image = decode_image(COLOUR_PICTURES[name]())
+    image = read_image(COLOUR_PICTURES[name]())
     assert image.dtype == np.uint8 and image.shape == (40, 60, 3) and image.flags.c_contiguous
     for rows in (slice(4, 16), slice(24, 36)):
         for columns in (slice(4, 26), slice(34, 56)):
@@ -127,7 +128,7 @@ def test_every_kind_of_picture_is_read_as_rgb(name):
 )
 def test_transparent_parts_are_white(mode, form):
     options = {"lossless": True} if form == "WEBP" else {}
-    image = decode_image(encoded(_half_clear(mode), form, **options))
+    image = read_image(encoded(_half_clear(mode), form, **options))
     assert (image[24:] == 255).all() and image[:16].mean() < 130
 
 
@@ -149,21 +150,169 @@ GREY_PICTURES: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", GREY_PICTURES)
 def test_grey_values_of_every_depth_become_8_bits(name):
-    image = decode_image(GREY_PICTURES[name]())
+    image = read_image(GREY_PICTURES[name]())
     assert image.dtype == np.uint8 and image.shape == (40, 60, 3)
     np.testing.assert_allclose(image[20], np.repeat(np.linspace(0, 255, 60)[:, None], 3, 1), atol=2)
+
+
+_COLOURS = np.dstack([np.random.default_rng(0).integers(0, 256, (9, 13, 3)), np.arange(117).reshape(9, 13) * 2])
+_RGBA = Image.fromarray(_COLOURS.astype(np.uint8))
+_RGB = _RGBA.convert("RGB")
+
+
+def _lab() -> Image.Image:
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return ImageCms.applyTransform(_RGB, ImageCms.buildTransform(*profiles, "RGB", "LAB"))
+
+
+# Mode -> the image, the format that stores it exactly, and whether its array says the same (a palette's does not).
+MODES: dict[str, tuple[Callable[[], Image.Image], str | None, bool]] = {
+    "1": (lambda: _RGB.convert("1"), "PNG", True),
+    "L": (lambda: _RGB.convert("L"), "PNG", True),
+    "P": (lambda: _RGB.quantize(8), "PNG", False),
+    "P, transparent": (lambda: _half_clear("P"), "PNG", False),
+    "LA": (lambda: _RGBA.convert("LA"), "PNG", True),
+    "PA": (lambda: _RGB.quantize(8).convert("PA"), None, False),
+    "La": (lambda: _RGBA.convert("LA").convert("La"), None, False),
+    "RGB": (lambda: _RGB, "PNG", True),
+    "RGBA": (lambda: _RGBA, "PNG", True),
+    "RGBa": (lambda: _RGBA.convert("RGBa"), None, False),
+    "RGBX": (lambda: _RGB.convert("RGBX"), None, True),
+    "CMYK": (lambda: _RGB.convert("CMYK"), "TIFF", False),
+    "YCbCr": (lambda: _RGB.convert("YCbCr"), "TIFF", False),
+    "LAB": (_lab, "TIFF", False),
+    "HSV": (lambda: _RGB.convert("HSV"), None, False),
+    "I;16": (lambda: Image.fromarray((_RAMP * 65535).astype(np.uint16)), "PNG", True),
+    "I;16B": (lambda: Image.fromarray((_RAMP * 65535).astype(">u2")), "TIFF", True),
+    "I": (lambda: Image.fromarray((_RAMP * 65535).astype(np.int32)), "TIFF", True),
+    "I, own range": (lambda: Image.fromarray((_RAMP * 2e6 - 1e6).astype(np.int32)), "TIFF", True),
+    "F": (lambda: Image.fromarray(_RAMP.astype(np.float32)), "TIFF", True),
+    "F, own range": (lambda: Image.fromarray((_RAMP * 2e6 - 1e6).astype(np.float32)), "TIFF", True),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_path_bytes_image_and_array_give_the_same_pixels(tmp_path, mode):
+    make, form, array_agrees = MODES[mode]
+    image = make()
+    before, info = image.tobytes(), dict(image.info)
+    pixels = read_image(image)
+    assert pixels.shape == (*image.size[::-1], 3) and pixels.dtype == np.uint8 and pixels.flags.c_contiguous
+    assert image.tobytes() == before and image.info == info
+    if form is not None:
+        data = encoded(image, form)
+        (tmp_path / "file").write_bytes(data)
+        lazy = Image.open(io.BytesIO(data))
+        for source in (tmp_path / "file", str(tmp_path / "file"), data, bytearray(data), memoryview(data), lazy):
+            np.testing.assert_array_equal(read_image(source), pixels)
+        assert np.asarray(lazy).shape[:2] == pixels.shape[:2]  # it can still be used
+    if array_agrees:
+        np.testing.assert_array_equal(read_image(np.asarray(image)), pixels)
+    if mode in ("RGB", "RGBX", "CMYK", "HSV", "YCbCr", "LAB"):
+        assert abs(pixels.astype(int) - np.asarray(_RGB)).mean() < 12
+    if mode in ("RGBA", "RGBa"):
+        share = _COLOURS[..., 3:] / 255
+        np.testing.assert_allclose(
+            pixels, _COLOURS[..., :3] * share + 255 * (1 - share), atol=16 if mode[3] == "a" else 1
+        )
+    if mode in ("I;16", "I;16B", "I", "F"):
+        np.testing.assert_allclose(pixels[20, :, 0], np.linspace(0, 255, 60), atol=1)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
+def test_an_image_is_turned_as_its_file_is(form, orientation):
+    options = {"lossless": True} if form == "WEBP" else {}
+    data = encoded(_four_colours(), form, exif=exif_of(orientation), **options)
+    pixels = read_image(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(pixels, read_image(data))
+    upright = {1: 0, 3: 2, 6: -1, 8: 1}[orientation]
+    np.testing.assert_array_equal(pixels, np.rot90(_four_colours(), upright))
+    # Turned already, it is not turned again.
+    done = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(read_image(done), pixels)
+
+
+def test_a_plain_cmyk_image_opened_lazily_is_what_its_file_is():
+    data = _cmyk_without_adobes_mark()
+    np.testing.assert_array_equal(read_image(Image.open(io.BytesIO(data))), read_image(data))
+
+
+_SEVEN = np.linspace(0, 1, 7)[None].repeat(5, 0)
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        pytest.param(_SEVEN > 0.5, [0, 0, 0, 0, 255, 255, 255], id="bool"),
+        pytest.param((_SEVEN * 255).astype(np.uint8)[..., None], (_SEVEN[0] * 255).astype(int), id="one channel"),
+        pytest.param((_SEVEN * 255).astype(np.int64), (_SEVEN[0] * 255).astype(int), id="int64"),
+        pytest.param((_SEVEN * 65535).astype(np.uint16), _SEVEN[0] * 255, id="uint16"),
+        pytest.param(_SEVEN.astype(np.float16), _SEVEN[0] * 255, id="float16"),
+        pytest.param(_SEVEN * 1.02, np.minimum(_SEVEN[0] * 260.1, 255), id="floats a little above 1"),
+        pytest.param(_SEVEN * 265.0, np.minimum(_SEVEN[0] * 265, 255), id="floats a little above 255"),
+        pytest.param(_SEVEN * 2 - 1, _SEVEN[0] * 255, id="floats -1..1"),
+        pytest.param(_SEVEN * 4.7 - 2.1, _SEVEN[0] * 255, id="floats normalised by mean and deviation"),
+        pytest.param(np.stack([_SEVEN, _SEVEN > 0.5], 2), [255] * 4 + [170, 212.5, 255], id="grey and alpha"),
+    ],
+)
+def test_arrays_of_every_type(array, expected):
+    pixels = read_image(array)
+    assert pixels.shape == (5, 7, 3) and (pixels == pixels[:1, :, :1]).all()
+    np.testing.assert_allclose(pixels[0, :, 0], expected, atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+def test_colours_and_alpha_of_every_type(dtype):
+    most = {np.uint8: 255, np.uint16: 65535}.get(dtype, 1)
+    array = np.array([[(1, 0.2, 0, 1), (1, 0.2, 0, 0), (0, 0, 1, 0.6)]]) * most
+    expected = [[(255, 51, 0), (255, 255, 255), (102, 102, 255)]]
+    np.testing.assert_allclose(read_image(array.astype(dtype)), expected, atol=1)
+    np.testing.assert_allclose(read_image(array[..., :3].astype(dtype))[0, 0], (255, 51, 0), atol=1)
+
+
+@pytest.mark.parametrize("source", [np.full((9, 9), np.nan), Image.fromarray(np.full((9, 9), np.nan, np.float32)), b""])
+def test_nothing_to_see_is_refused_however_it_comes(source):
+    with pytest.raises(Unreadable, match=r"no pixel that is a number|empty file"):
+        read_image(source)
+
+
+def test_what_is_too_large_is_refused_however_it_comes(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_PIXELS", 2000)
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(_four_colours(), "PNG"))
+    for source in (path, path.read_bytes(), Image.open(path), _four_colours()):
+        with pytest.raises(Unreadable, match="megapixels: make it smaller, or save it as a JPEG file"):
+            read_image(source)
+
+
+@pytest.mark.parametrize(
+    "beginning", [b"II*\0\x10\0\0\0CR\2\0", b"II\x55\0\x88", b"FUJIFILMCCD-RAW 0201", b"\0\0\0\x18ftypcrx "]
+)
+def test_raw_photographs_are_named(beginning):
+    with pytest.raises(Unreadable, match=r"a raw photograph, .*: convert to JPEG or PNG"):
+        read_image(beginning + bytes(100))
+
+
+@pytest.mark.parametrize("tags", [{254: 1}, {50706: b"\1\4\0\0"}])
+def test_a_raw_photographs_preview_is_not_taken_for_it(tags):
+    info = TiffImagePlugin.ImageFileDirectory_v2()
+    for tag, value in tags.items():
+        info[tag] = value
+    with pytest.raises(Unreadable, match="a raw photograph"):
+        read_image(encoded(_four_colours(), "TIFF", tiffinfo=info))
 
 
 def test_floats_that_are_no_numbers_and_single_bits():
     values = _RAMP.astype(np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf
-    image = decode_image(encoded(Image.fromarray(values), "TIFF"))
+    image = read_image(encoded(Image.fromarray(values), "TIFF"))
     assert image[0, :3, 0].tolist() == [0, 255, 0]
     np.testing.assert_allclose(image[20, :, 0], np.linspace(0, 255, 60), atol=1)
     bits = np.zeros((16, 16), bool)
     bits[:, 8:] = True
     for form in ("PNG", "TIFF", "BMP", "GIF"):
-        assert decode_image(encoded(Image.fromarray(bits), form))[3, ::15].tolist() == [[0, 0, 0], [255, 255, 255]]
+        assert read_image(encoded(Image.fromarray(bits), form))[3, ::15].tolist() == [[0, 0, 0], [255, 255, 255]]
 
 
 TURNS = {
@@ -182,7 +331,7 @@ TURNS = {
 def test_exif_orientation_is_honoured(form, orientation):
     upright = Image.fromarray(_four_colours())
     stored = upright.transpose(TURNS[orientation]) if orientation in TURNS else upright
-    image = decode_image(encoded(stored, form, exif=exif_of(orientation)))
+    image = read_image(encoded(stored, form, exif=exif_of(orientation)))
     assert image.shape == (40, 60, 3)
     assert abs(image.astype(int) - np.asarray(upright)).mean() < 6
 

@@ -117,11 +117,22 @@ def test_many_takes_an_endless_stream(recognizer, pictures):
 
 
 @pytest.mark.parametrize(
-    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), "u1")]
+    ("image", "why"),
+    [
+        (np.zeros((0, 4, 3), "u1"), r"uint8 \[0, 4, 3\]"),
+        (np.zeros((3, 224, 224), "f4"), r"float32 \[3, 224, 224\]: bring the channels last"),
+        (np.zeros((2, 4, 4, 3), "u1"), r"uint8 \[2, 4, 4, 3\]"),
+        (np.zeros((4, 4, 3), complex), "complex128"),
+        (np.zeros(9, "u1"), r"uint8 \[9\]"),
+        (torch.zeros(3, 8, 8), "a Tensor is no picture"),
+        (None, "a NoneType is no picture"),
+    ],
 )
-def test_arrays_of_another_kind(recognizer, image):
-    with pytest.raises(ValueError, match="uint8"):
+def test_arrays_that_are_no_picture(recognizer, image, why):
+    with pytest.raises(ValueError, match=why):
         recognizer(image)
+    with pytest.raises(ValueError, match=why):
+        list(recognizer.many([image]))
 
 
 def test_files_that_cannot_be_read(recognizer, tmp_path):

@@ -31,7 +31,7 @@ from fercli import console
 from fercli.engine.fabric import make_fabric
 from fercli.engine.stages import empty_network, view_settings
 from fercli.faces.extract import Options
-from fercli.faces.images import read_image
+from fercli.faces.images import Decoded, read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.faces.synthetic import STUDIO, Face, render
 from fercli.predict.faces import CutFace, cut_faces
@@ -170,7 +170,8 @@ def _pictures(inputs: Sequence[Input], part: int = 0, of: int = 1) -> list[np.nd
 def _cut_ahead(recognizer: Recognizer, inputs: Sequence[Input], kind: str) -> list[CutFace]:
     """The faces of the first few pictures: what the network costs does not depend on which they are."""
     few = inputs[:DRAWN] if kind == "folder" else inputs
-    return [f for image in _pictures(few)[:DRAWN] for f in cut_faces(image, recognizer.options, recognizer.with_crops)]
+    pictures = [Decoded(image) for image in _pictures(few)[:DRAWN]]
+    return [face for one in pictures for face in cut_faces(one, recognizer.options, recognizer.with_crops)]
 
 
 def _detection(options: Options, inputs: Sequence[Input], pool: Workers) -> float:

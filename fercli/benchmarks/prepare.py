@@ -156,13 +156,13 @@ def stages_ms(listing: Listing, options: Options, folder: Path) -> dict[str, flo
             with clock("decode"):
                 data = extracting.read_source(record, root)
                 extracting.source_hash(data)
-                picture = extracting.decode_source(record, data)
+                picture = extracting.decode_source(record, root, data)
             with clock("detect"):
-                frame = extracting.frame_of(record, picture)
-                result, points, box = extracting.locate(record, picture, frame, options)
+                frame = extracting.frame_of(record, picture.size)
+                result, points, box = extracting.locate(record, picture.pixels, frame, options)
             with clock("warp"):
                 if points is not None:
-                    extracting.cut(result, picture, points, box, frame, options)
+                    extracting.cut(result, picture.pixels, points, box, frame, options)
             done.append(result)
             if len(done) == options.chunk or record is records[-1]:
                 with clock("write"):

@@ -15,12 +15,10 @@ from pathlib import Path
 from fercli.datasets.records import Listing, Points, Record
 from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED, is_outside, label_of
+from fercli.media import describe_skipped, is_picture_name
 
 #: A folder that holds this file holds procedural faces written by fercli, not the dataset.
 STAND_IN_MARKER = "PROCEDURAL-FACES.txt"
-
-#: Endings by which a file counts as an image, whatever is in it.
-IMAGE_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -185,15 +183,15 @@ def default_protocol(splits: Iterable[str]) -> tuple[tuple[str, ...], tuple[str,
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file name ends as an image's does (hidden files never count)."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
+    """Tell whether a file name ends as an image's does (`fercli.media`); hidden files never count."""
+    return not name.startswith(".") and is_picture_name(name)
 
 
 def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str]:
     """Yield what is named like an image below `folder`, as sorted paths relative to `root` with `/`.
 
     Folders and dangling links named like images are yielded too, to be rejected with their reason when they are read;
-    other files are counted as left out, hidden ones ignored.
+    other files are counted as left out by their ending, hidden ones ignored.
     """
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.name.startswith(".") or entry.name == STAND_IN_MARKER:
@@ -203,7 +201,7 @@ def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str
         elif entry.is_dir():
             yield from images_under(Path(entry.path), root, collector)
         else:
-            collector.leave_out("file that is no image")
+            collector.leave_out(describe_skipped(entry.name))
 
 
 def folder_holding(root: Path, folders: Sequence[str], names: Iterable[str]) -> str | None:

@@ -30,10 +30,10 @@ from fercli.datasets.base import (
 from fercli.datasets.records import Record
 from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
 from fercli.expressions import CODES
+from fercli.media import is_video_name
 
 #: One subject in so many is for testing.
 ONE_IN = 5
-_VIDEOS = (".avi", ".mpg", ".mpeg", ".mp4", ".mov", ".mkv")
 _CLIP = re.compile(r"(?P<subject>[Ss]\d+)[-_]\d+")
 _EXTRACT = "video without frames beside it (extract them: ffmpeg -i S001-001.avi S001-001_%05d.png)"
 
@@ -137,7 +137,7 @@ def _read_clip(root: Path, session: Path, clip: str, label: int, collector: Coll
         beside = (p for p in session.iterdir() if is_image_name(p.name) and p.name.startswith(clip))
         frames = in_order([p.relative_to(root).as_posix() for p in beside])
     if not frames:
-        filmed = any(p.suffix.lower() in _VIDEOS for p in session.iterdir())
+        filmed = any(is_video_name(p.name) for p in session.iterdir())
         collector.leave_out(_EXTRACT if filmed else "session without video and frames")
         return
     start = max(len(frames) // 2 - peak // 2, 0)

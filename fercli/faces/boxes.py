@@ -24,6 +24,16 @@ def overlap(a: Box, b: Box) -> float:
     return float(overlaps(np.array(a), np.array([b]))[0])
 
 
+def scale_box(box: Box, factor: float) -> Box:
+    """Return the box in a picture enlarged by a factor (reduced: below 1)."""
+    return tuple(edge * factor for edge in box)
+
+
+def scale_points(points: np.ndarray, factor: float) -> np.ndarray:
+    """Return points float64 [n, 2], pixel centres at integers, in a picture enlarged by a factor (reduced: below 1)."""
+    return (np.asarray(points, np.float64) + 0.5) * factor - 0.5
+
+
 def is_new(box: Box, known: Sequence[Box]) -> bool:
     """Whether a box lies on no face of those known."""
     return not any(_same_face(box, other) for other in known)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,8 +14,10 @@ import numpy as np
 
 from fercli.datasets.records import Box, Record
 from fercli.faces import align
+from fercli.faces.boxes import scale_box, scale_points
+from fercli.faces.failures import may_pass, naming
 from fercli.faces.fingerprints import perceptual_hash
-from fercli.faces.images import Unreadable, decode_image, decode_pixels, read_bytes, read_pixels
+from fercli.faces.images import Decoded, Unreadable, decode, decode_pixels, read_bytes, read_pixels
 from fercli.faces.landmarker import RETRIES, Landmarker
 
 
@@ -105,25 +107,46 @@ def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.nd
         shapes: None, or (mean shape in a given box, mean shape in a photograph), each [5, 2] as `Extracted.shape`:
             instead of looking for a face, lay the mean shape over it (status ``mean-landmarks``).
     """
+    with naming(root / record.path):
+        return _extract(record, root, options, shapes)
+
+
+def _extract(record: Record, root: Path, options: Options, shapes: Sequence[np.ndarray] | None) -> Extracted:
     source = ""
     try:
         data = read_source(record, root)
         source = source_hash(data)
-        image = decode_source(record, data)
-        frame = frame_of(record, image)
+        picture = decode_source(record, root, data)
+        frame = frame_of(record, picture.size)
     except Unreadable as why:
         return Extracted("rejected", str(why), box=record.box, source=source)
+    given, image = record, picture.pixels
+    if picture.scale > 1:
+        record, frame = _scaled(record, 1 / picture.scale), scale_box(frame, 1 / picture.scale)
     try:
         result, points, box = locate(record, image, frame, options, shapes)
         if points is not None:
             cut(result, image, points, box, frame, options)
-    except (ArithmeticError, cv2.error):
+    except (ArithmeticError, cv2.error) as failure:
+        if may_pass(failure):
+            raise
         reason = "the given box or landmarks are beyond all measure"
-        result = Extracted("rejected", reason, box=record.box, fillable=shapes is None)
+        result = Extracted("rejected", reason, fillable=shapes is None)
     except ValueError as why:
-        result = Extracted("rejected", str(why), box=record.box, fillable=shapes is None)
+        result = Extracted("rejected", str(why), fillable=shapes is None)
+    if given.box is not None or result.box is None:
+        result.box = given.box
+    elif picture.scale > 1:
+        result.box = scale_box(result.box, picture.scale)
     result.source = source
     return result
+
+
+def _scaled(record: Record, factor: float) -> Record:
+    """Return the record of a picture enlarged by a factor (reduced: below 1)."""
+    box = None if record.box is None else scale_box(record.box, factor)
+    points = None if record.landmarks is None else tuple(map(tuple, scale_points(record.landmarks, factor).tolist()))
+    return replace(record, box=box, landmarks=points)
 
 
 def locate(
@@ -162,9 +185,9 @@ def read_source(record: Record, root: Path) -> bytes:
     return read_bytes(path) if record.offset is None else read_pixels(path, record.offset)
 
 
-def decode_source(record: Record, data: bytes) -> np.ndarray:
-    """Return the record's photograph uint8 [H, W, 3] RGB from what `read_source` gave; raises `Unreadable`."""
-    return decode_image(data) if record.offset is None else decode_pixels(data)
+def decode_source(record: Record, root: Path, data: bytes) -> Decoded:
+    """Decode the record's photograph from what `read_source` gave; raises `Unreadable` with the reason."""
+    return decode(data, root / record.path) if record.offset is None else Decoded(decode_pixels(data))
 
 
 def source_hash(data: bytes) -> str:
@@ -177,9 +200,14 @@ def centred_shape() -> np.ndarray:
     return (align.ARCFACE_TEMPLATE + 0.5) / 112
 
 
-def frame_of(record: Record, image: np.ndarray) -> Box:
-    """Return what relative landmarks are shares of: the given box, or the middle square of the photograph."""
-    height, width = image.shape[:2]
+def frame_of(record: Record, size: tuple[int, int]) -> Box:
+    """Return what relative landmarks are shares of: the given box, or the middle square of the photograph.
+
+    Args:
+        record: the record.
+        size: (width, height) of its photograph in pixels.
+    """
+    width, height = size
     if record.box is None:
         side = min(width, height)
         return ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)

@@ -7,33 +7,45 @@ of Pillow's time.
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import re
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
-from fercli.errors import FercliError
+from fercli import media
+from fercli.faces.failures import may_pass, memory_left, naming
 from fercli.faces.quiet import mute_stderr
 
 #: Pictures with more pixels are refused, and so are larger files.
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 29
+#: A JPEG may have so many, for it can be decoded at a half or a quarter of its size, to at most `REDUCED_PIXELS`.
+MAX_JPEG_PIXELS = 400_000_000
+REDUCED_PIXELS = 50_000_000
+#: Most bytes of coefficients that libjpeg may hold at a time, as it does where a JPEG comes in several scans. Together
+#: with the reduced picture that is 1.2 GB at most; without, 300 MB.
+_MAX_COEFFICIENTS = 900_000_000
 
-#: What photographs are stored in. Others that Pillow knows are left out: EPS would run a program that the file brings.
-_FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "BMP", "DIB", "WEBP", "PPM", "JPEG2000", "AVIF", "PCX", "SGI")
 #: How files begin that are no image, or none that can be read; the first that fits says why.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
-    (rb"....ftyp(hei|hev|mif1|msf1)", "a HEIC image, which cannot be read: convert it to JPEG"),
-    (rb"....ftypavi", "an AVIF image, damaged or not supported by this Pillow: convert it to JPEG"),
+    (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC"),
+    (rb"....ftypavi", "an AVIF image, damaged or not supported by this Pillow: convert to JPEG"),
+    (rb"....ftypcrx|II\*\x00....CR|II(RO|RS|U\x00)|FUJIFILMCCD-RAW|FOVb|\x00MRM", "raw"),
     (rb"....ftyp", "a video, not an image"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", f"a JPEG XL image, which is not read: {media.CONVERT}"),
+    (rb"8BPS", f"a Photoshop document, which is not read: {media.CONVERT}"),
+    (rb"v/1\x01|#\?RADIANCE", f"an image of high dynamic range, which is not read: {media.CONVERT}"),
     (rb"%PDF", "a PDF, not an image"),
     (rb"%!PS", "PostScript, not an image"),
     (rb"PK\x03\x04", "a zip archive, not an image"),
@@ -45,42 +57,117 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"RIFF....WEBP", "damaged image: a WebP whose header cannot be read"),
     (rb"II\*\x00|MM\x00\*", "a TIFF that is damaged or of a kind that cannot be read"),
 )
-#: What is wrong with a file for as long as it is not changed; other failures (a disk that stutters) may pass.
-_OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+_RAW = f"a raw photograph, of which only a preview could be read: {media.CONVERT}"
+#: Tags of TIFF: bit 0 of the first marks a preview of another picture, the second is there in a DNG.
+_SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 _EXIF_ORIENTATION = 0x0112
+#: What sets a picture upright, by EXIF's orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 #: In the coded data of a JPEG: a marker, other than the stuffing and restarts that belong to the data.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+_END, _SCAN = 0xD9, 0xDA
+
+#: A picture as it comes: a file, the bytes of one, a PIL image, or an array (`decode`).
+Source = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | Image.Image
 
 
 class Unreadable(Exception):
     """The image cannot be used; the message is the reason that the manifest gives."""
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Return the image file as uint8 [H, W, 3] RGB, turned as its EXIF orientation says; `Unreadable` where it cannot.
+@dataclass(frozen=True)
+class Decoded:
+    """A picture, upright.
 
-    Of an animation or a file of several pages the first is read; transparent parts are laid on white; 16 bits are
-    scaled to 8, and numbers of other ranges from the least usual one that holds them (0..1, 0..255, 0..65535).
+    Attributes:
+        pixels: uint8 [H, W, 3] RGB, C-contiguous.
+        scale: 1, or 2 or 4 for a huge JPEG: a pixel stands for so many pixels of the file in width and in height.
     """
-    return decode_image(read_bytes(path))
+
+    pixels: np.ndarray
+    scale: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the picture in pixels of the file, to within `scale` - 1."""
+        height, width = self.pixels.shape[:2]
+        return width * self.scale, height * self.scale
+
+
+def decode(source: Source, name: str | Path = "the picture") -> Decoded:
+    """Decode a picture, whatever it comes as; each of the four ways gives the same pixels.
+
+    Files, their bytes and PIL images are turned as their EXIF orientation says; of an animation or a file of several
+    pages the first is read (of a PIL image the page it is at). A JPEG of more than 100 and up to 400 megapixels is
+    decoded at a half or a quarter of its size (`Decoded.scale`); whatever else has more than 100 is refused.
+
+    Arrays are [H, W], or [H, W, C] with C = 1 (grey), 2 (grey and alpha), 3 (RGB, in this order) or 4 (RGB and alpha):
+    an array of OpenCV's must be brought from BGR to RGB first.
+
+    Transparent parts are laid on white. 16 bits are scaled to 8; other integers and floats, from the least usual range
+    that holds them: 0..1 (floats only), 0..255, 0..65535; what resizing has put a little above it is clipped. Values
+    that fit none, or that go below 0 (a picture normalised about zero), are scaled from their own range.
+
+    Args:
+        source: a path, the bytes of an image file, a PIL image (left as it is), or an array of bool, integers or
+            floats.
+        name: of a picture that is no path, for messages.
+
+    Raises:
+        Unreadable: the picture cannot be used; the reason.
+        ValueError: an array of another shape or type, or an object that is no picture.
+        TransientError: the picture cannot be read for want of memory, or by a failure of the disk; names it.
+    """
+    if isinstance(source, np.ndarray):
+        with naming(name):
+            return Decoded(_decode_array(source))
+    if isinstance(source, Image.Image):
+        with naming(name):
+            _refuse_huge(source.size)
+            return Decoded(_rgb(source))
+    if isinstance(source, str | os.PathLike):
+        name = Path(source)
+        data = read_bytes(name)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        data = bytes(source)
+        if not data:
+            raise Unreadable("empty file")
+    else:
+        raise ValueError(f"a {type(source).__name__} is no picture: give a path, bytes, a PIL image or a NumPy array")
+    with naming(name):
+        return _decode_bytes(data)
+
+
+def read_image(source: Source) -> np.ndarray:
+    """Return what `decode` does, without its scale: uint8 [H, W, 3] RGB."""
+    return decode(source).pixels
 
 
 def read_bytes(path: Path) -> bytes:
     """Return what is in an image file; `Unreadable` where that is nothing, no file at all, or no reasonable one."""
     try:
-        state = os.stat(path)
-        if stat.S_ISDIR(state.st_mode):
-            raise Unreadable("a folder, not an image")
-        if not stat.S_ISREG(state.st_mode):
-            # A pipe that nobody writes to would be waited on for ever.
-            raise Unreadable("a pipe, socket or device, not a file")
-        if state.st_size > MAX_BYTES:
-            raise Unreadable(f"a file of more than {MAX_BYTES >> 20} MiB")
-        data = path.read_bytes()
+        with naming(path):
+            state = os.stat(path)
+            if stat.S_ISDIR(state.st_mode):
+                raise Unreadable("a folder, not an image")
+            if not stat.S_ISREG(state.st_mode):
+                # A pipe that nobody writes to would be waited on for ever.
+                raise Unreadable("a pipe, socket or device, not a file")
+            if state.st_size > MAX_BYTES:
+                raise Unreadable(f"a file of more than {MAX_BYTES >> 20} MiB")
+            data = path.read_bytes()
     except FileNotFoundError:
         raise Unreadable("a link to a file that is not there" if path.is_symlink() else "no such file") from None
     except OSError as failure:
-        raise _why(failure, path) from None
+        raise Unreadable(f"cannot be read: {failure.strerror}") from None
     except ValueError:
         raise Unreadable("no such file: no file can have this name") from None
     if not data:
@@ -88,51 +175,16 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def _why(failure: OSError, path: Path) -> Exception:
-    """Return `Unreadable` for a fault of the file itself, FercliError for one that may pass: no store may keep it."""
-    if failure.errno in _OF_THE_FILE:
-        return Unreadable(f"cannot be read: {failure.strerror}")
-    return FercliError(f"{path} cannot be read just now ({failure.strerror}); run the same command again to go on")
-
-
-def decode_image(data: bytes) -> np.ndarray:
-    """Return the bytes of an image file as `read_image` does."""
-    # The decoders' own warnings name no file: what matters of them becomes the reason.
-    with mute_stderr(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            _refuse_huge_webp(data)
-            header = Image.open(io.BytesIO(data), formats=_formats())
-            _refuse_huge(header.size)
-            if header.format == "JPEG" and header.mode in ("L", "RGB"):
-                return _decode_jpeg(data)
-            return _convert(header)
-        except UnidentifiedImageError:
-            raise Unreadable(_unknown(data)) from None
-        except Image.DecompressionBombError:
-            raise Unreadable(_too_many_pixels()) from None
-        except MemoryError:
-            raise FercliError(
-                "too little memory to decode a picture; run the same command again to go on, with fewer workers "
-                "(--set prepare.workers=1)"
-            ) from None
-        except Unreadable:
-            raise
-        except Exception as failure:
-            # Pillow's decoders raise OSError, SyntaxError, ValueError, EOFError, ... on damaged files.
-            raise Unreadable(f"damaged image: {_in_a_line(failure, data)}") from None
-
-
 def read_pixels(path: Path, offset: int) -> bytes:
     """Return the field of pixels in the csv row at byte `offset` (FER2013: grey values parted by blanks)."""
     try:
-        with path.open("rb") as file:
+        with naming(path), path.open("rb") as file:
             file.seek(offset)
             row = file.readline()
     except FileNotFoundError:
         raise Unreadable("no such file") from None
     except OSError as failure:
-        raise _why(failure, path) from None
+        raise Unreadable(f"cannot be read: {failure.strerror}") from None
     return max(row.split(b","), key=lambda field: field.count(b" ")).strip(b'" \r\n')
 
 
@@ -150,20 +202,112 @@ def decode_pixels(field: bytes, side: int = 48) -> np.ndarray:
     return np.repeat(values.astype(np.uint8).reshape(side, side, 1), 3, axis=2)
 
 
+# Files
+
+
+def _decode_bytes(data: bytes) -> Decoded:
+    # The decoders' own warnings name no file: what matters of them becomes the reason.
+    with mute_stderr(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _refuse_huge_webp(data)
+        header = _open(data)
+        scale = _reduction(header, data)
+        if header.format == "JPEG" and header.mode in ("L", "RGB"):
+            return Decoded(_decode_jpeg(data, header, scale), scale)
+        if header.format == "TIFF":
+            _refuse_preview(header)
+        if scale > 1:
+            header.draft(None, (header.width // scale, header.height // scale))
+        return Decoded(_rgb(header, data), scale)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read the header."""
+    try:
+        with _damage(data):
+            return Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError:
+        _check_memory(data)
+        raise Unreadable(_unknown(data)) from None
+    except Image.DecompressionBombError:
+        # Pillow's own limit is no higher than a photograph may be, and it is the whole process's: it stays as it is.
+        if not data.startswith(b"\xff\xd8"):
+            raise Unreadable(_too_many_pixels()) from None
+    with _damage(data):
+        return JpegImageFile(io.BytesIO(data))
+
+
+@contextmanager
+def _damage(data: bytes = b"", pixels: int = 0) -> Iterator[None]:
+    """Take what a decoder raises for damage, unless it may pass: the block holds calls of decoders only.
+
+    Damaged bytes make them raise OSError, SyntaxError, ValueError, RuntimeError, EOFError, ...
+
+    Args:
+        data: what is decoded.
+        pixels: of the picture; 0 where they are not known yet.
+    """
+    try:
+        yield
+    except (Unreadable, UnidentifiedImageError, Image.DecompressionBombError):
+        raise
+    except Exception as failure:
+        if may_pass(failure):
+            raise
+        _check_memory(data, pixels)
+        raise Unreadable(f"damaged image: {_in_a_line(failure, data)}") from None
+
+
+def _check_memory(data: bytes, pixels: int = 0) -> None:
+    """Raise MemoryError if there is not the memory that decoding takes: then the picture may be whole."""
+    if not memory_left(24 * pixels + 4 * len(data) + (32 << 20)):
+        raise MemoryError("a decoder failed, and there is too little memory")
+
+
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Return those of `_FORMATS` that this Pillow was built with."""
+    """Return the formats of `fercli.media` that this Pillow was built with."""
     Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
+    if media.reads_heif():
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    return tuple(name for name in media.picture_formats() if name in Image.OPEN)
 
 
-def _too_many_pixels() -> str:
-    return f"more than {MAX_PIXELS // 1_000_000} megapixels"
+def _too_many_pixels(kind: str | None = None) -> str:
+    if kind in ("JPEG", "MPO"):
+        return f"more than {MAX_JPEG_PIXELS // 1_000_000} megapixels: make it smaller"
+    return (
+        f"more than {MAX_PIXELS // 1_000_000} megapixels: make it smaller, or save it as a JPEG file, which may have "
+        f"{MAX_JPEG_PIXELS // 1_000_000}"
+    )
 
 
 def _refuse_huge(size: tuple[int, int]) -> None:
     if size[0] * size[1] > MAX_PIXELS:
         raise Unreadable(_too_many_pixels())
+
+
+def _reduction(header: Image.Image, data: bytes) -> int:
+    """Return by how much a picture is decoded smaller than it is: 1, 2 or 4; `Unreadable` where it is too large."""
+    pixels = header.width * header.height
+    if pixels <= MAX_PIXELS:
+        return 1
+    if header.format not in ("JPEG", "MPO") or pixels > MAX_JPEG_PIXELS:
+        raise Unreadable(_too_many_pixels(header.format))
+    # A block of 8 x 8 takes a bit at the least.
+    if len(data) * 512 < pixels:
+        raise Unreadable("damaged image: truncated")
+    if sum(code == _SCAN for code in _markers(data)) > 1:
+        most = max(across * down for _, across, down, _ in header.layer)
+        coefficients = sum(pixels * across * down // most for _, across, down, _ in header.layer)
+        if 2 * coefficients > _MAX_COEFFICIENTS:
+            raise Unreadable(
+                f"a progressive JPEG of {pixels // 1_000_000} megapixels, which takes too much memory: make it "
+                "smaller, or save it without progression"
+            )
+    return 2 if pixels <= 4 * REDUCED_PIXELS else 4
 
 
 def _refuse_huge_webp(data: bytes) -> None:
@@ -181,10 +325,20 @@ def _refuse_huge_webp(data: bytes) -> None:
         _refuse_huge((width, height))
 
 
+def _refuse_preview(header: Image.Image) -> None:
+    """Refuse a raw photograph: it is a TIFF whose first picture is a small copy."""
+    with _damage():
+        preview = header.tag_v2.get(_DNG_VERSION) or int(header.tag_v2.get(_SUBFILE_TYPE, 0)) & 1
+    if preview:
+        raise Unreadable(_RAW)
+
+
 def _unknown(data: bytes) -> str:
     for beginning, reason in _BEGINNINGS:
         if re.match(beginning, data[:64], re.DOTALL):
-            return reason
+            if reason == "HEIC" and not media.reads_heif():
+                return f"a HEIC image, which is not read: {media.CONVERT_HEIF}"
+            return {"HEIC": "a HEIC image that is damaged", "raw": _RAW}.get(reason, reason)
     return "not an image"
 
 
@@ -195,79 +349,129 @@ def _in_a_line(failure: Exception, data: bytes) -> str:
     return "truncated" if short or "truncated" in text.lower() else text or type(failure).__name__
 
 
-def _decode_jpeg(data: bytes) -> np.ndarray:
+_READ = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4}
+
+
+def _decode_jpeg(data: bytes, header: Image.Image, scale: int) -> np.ndarray:
     # libjpeg fills what is missing with grey and only warns.
-    if not _has_its_end(data):
+    if _END not in _markers(data):
         raise Unreadable("damaged image: truncated")
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise Unreadable("damaged image: cannot be decoded")
+    with _damage(data, header.width * header.height):
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), _READ[scale])
+        if image is None:
+            raise OSError("cannot be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def _has_its_end(data: bytes) -> bool:
-    """Tell whether a JPEG's end marker is there, going from segment to segment.
+def _markers(data: bytes) -> Iterator[int]:
+    """Yield the codes of a JPEG's segments up to its end marker, going from one to the next.
 
     The previews in metadata, and what phones append (depth, a film), have ends of their own.
     """
     at = data.find(b"\xff", 2)
     while 0 <= at < len(data) - 1:
         code = data[at + 1]
-        if code == 0xD9:
-            return True
         if code in (0x00, 0x01, 0xFF) or 0xD0 <= code <= 0xD8:
             at = data.find(b"\xff", at + (1 if code == 0xFF else 2))
             continue
+        yield code
+        if code == _END:
+            return
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if code == 0xDA:
+        if code == _SCAN:
             marker = _MARKER.search(data, at)
             at = -1 if marker is None else marker.start()
         else:
             at = data.find(b"\xff", at)
-    return False
 
 
-def _convert(image: Image.Image) -> np.ndarray:
-    image.load()
-    if image.format == "JPEG" and image.mode == "CMYK" and "adobe" not in image.info:
+# PIL images
+
+
+def _rgb(image: Image.Image, data: bytes = b"") -> np.ndarray:
+    """Return a PIL image of any mode, upright; the image stays as it is."""
+    pixels = image.width * image.height
+    with _damage(data, pixels):
+        image.load()
+    turn = _turn(image)
+    if image.format in ("JPEG", "MPO") and image.mode == "CMYK" and "adobe" not in image.info:
         # Pillow takes every CMYK JPEG for Adobe's, which are inverted; without Adobe's mark they are not (libjpeg.txt).
-        image = _with_exif_of(image, ImageChops.invert(image))
-    image = _upright(image)
+        image = ImageChops.invert(image)
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
-        return np.repeat(_grey_to_8_bits(image)[..., None], 3, 2)
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+        values = np.asarray(image)
+        grey = _to_8_bits(values)
+        clear = image.info.get("transparency")
+        return _repeated(grey if clear is None else np.where(values == clear, np.uint8(255), grey))
+    with _damage(data, pixels):
+        if image.mode == "La":  # Pillow converts it to LA alone
+            image = image.convert("LA")
+        if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa"):
+            image = _on_white(image.convert("RGBA"))
+        return np.array(image.convert("RGB"))
 
 
-def _with_exif_of(image: Image.Image, other: Image.Image) -> Image.Image:
-    other.info = dict(image.info)
-    return other
-
-
-def _upright(image: Image.Image) -> Image.Image:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what sets the image upright, by its EXIF orientation."""
     try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-        return image if orientation == 1 else ImageOps.exif_transpose(image)
-    except Exception:
-        # Damaged metadata does the pixels no harm.
-        return image
+        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
+    except Exception as failure:
+        if may_pass(failure):
+            raise
+        return None  # damaged metadata does the pixels no harm
 
 
-def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
-    """Return a picture of 16 or 32 bits or floats as uint8 [H, W]."""
-    grey = np.asarray(image)
-    if image.mode.startswith("I;16"):
-        table = (np.arange(65536) * (255 / 65535) + 0.5).astype(np.uint8)
-        return table[grey]
-    finite = np.isfinite(grey)
-    if not finite.any():
-        raise Unreadable("no pixel that is a number")
-    low = min(float(grey.min(where=finite, initial=0)), 0.0)
-    high = float(grey.max(where=finite, initial=low))
-    ranges = (255.0, 65535.0) if image.mode.startswith("I") else (1.0, 255.0, 65535.0)
-    high = next((usual for usual in ranges if high <= usual), high)
-    shares = np.nan_to_num((grey.astype(np.float32) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+def _on_white(image: Image.Image) -> Image.Image:
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+# Arrays
+
+
+def _decode_array(array: np.ndarray) -> np.ndarray:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.ndim not in (2, 3) or channels not in (1, 2, 3, 4) or not array.size or array.dtype.kind not in "buif":
+        first = array.ndim == 3 and channels > 4 and array.shape[0] <= 4
+        raise ValueError(
+            "an array that is a picture must be [H, W] or [H, W, C] with 1 to 4 channels, of bool, integers or floats, "
+            f"not {array.dtype} {list(array.shape)}" + (": bring the channels last" if first else "")
+        )
+    _refuse_huge((array.shape[1], array.shape[0]))
+    if channels == 3:
+        return np.ascontiguousarray(_to_8_bits(array))
+    if channels == 1:
+        return _repeated(_to_8_bits(array.reshape(array.shape[:2])))
+    # Alpha may have a range of its own: colours of 0..255, alpha of 0..1.
+    layers = np.dstack([_to_8_bits(array[..., :-1]), _to_8_bits(array[..., -1])])
+    return np.array(_on_white(Image.fromarray(layers).convert("RGBA")).convert("RGB"))
+
+
+def _repeated(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, 2)
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Return bools, integers or floats as uint8 of the same shape: see `decode` for their ranges."""
+    kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
+    if kind == "u" and bits == 8:
+        return values
+    if kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    if kind == "u" and bits == 16:
+        return (np.arange(65536) * (255 / 65535) + 0.5).astype(np.uint8)[values]
+    if kind == "f":
+        finite = np.isfinite(values)
+        if not finite.any():
+            raise Unreadable("no pixel that is a number")
+        low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
+    else:
+        low, high = values.min(), values.max()
+    low, high = float(low), float(high)
+    if low >= 0:
+        # What lies within twice a range belongs to it: in the next one, some 256 times as wide, it would all be black.
+        usual = (1.0, 255.0, 65535.0) if kind == "f" else (255.0, 65535.0)
+        low, high = 0.0, next((most for most in usual if high <= 2 * most), high)
+    shares = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low or 1.0)
+    shares = np.nan_to_num(shares, nan=0.0, posinf=1.0, neginf=0.0)
     return (np.clip(shares, 0, 1) * 255 + 0.5).astype(np.uint8)

@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from fercli.errors import FercliError
+from fercli.faces.failures import may_pass, memory_left
 from fercli.faces.quiet import mute_stderr
 
 #: Detections that overlap by more are one face.
@@ -29,6 +30,8 @@ _OVERLAP = 0.3
 _ROI = 1.5
 #: Points of the mesh.
 MESH_POINTS = 468
+#: Bytes that suffice to load any of the networks.
+_NEEDED = 64 << 20
 
 
 def bare_face_mesh() -> Any:
@@ -138,12 +141,19 @@ class _Network:
     def __init__(self, name: str):
         try:
             from ai_edge_litert.interpreter import Interpreter
-        except ImportError as failure:
+        except (ImportError, OSError) as failure:
+            if may_pass(failure):
+                raise MemoryError(str(failure)) from failure
             raise FercliError(f"LiteRT cannot be loaded ({failure}); run: pip install ai-edge-litert") from failure
         # It says on stderr that it has found the processor's own instructions.
         with mute_stderr():
-            self._interpreter = Interpreter(str(_modules() / name), num_threads=1)
-            self._interpreter.allocate_tensors()
+            try:
+                self._interpreter = Interpreter(str(_modules() / name), num_threads=1)
+                self._interpreter.allocate_tensors()
+            except RuntimeError as failure:
+                if may_pass(failure) or not memory_left(_NEEDED):
+                    raise MemoryError(str(failure)) from failure
+                raise FercliError(f"LiteRT cannot run the face network {name}: {failure}") from failure
         given = self._interpreter.get_input_details()[0]
         self._input, self.side = given["index"], int(given["shape"][1])
         outputs = self._interpreter.get_output_details()

@@ -6,15 +6,17 @@ Nothing here imports torch: the workers that find faces need none of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from fercli.errors import FercliError
+from fercli.errors import TransientError
+from fercli.faces.boxes import scale_box, scale_points
 from fercli.faces.extract import Extracted, Options, cut, landmarker_of
-from fercli.faces.images import Unreadable, decode_image, read_image
+from fercli.faces.failures import may_pass, naming
+from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.faces.landmarker import Found
 
 #: A picture as it comes: a file, the bytes of one, or uint8 [H, W, 3] RGB.
@@ -38,23 +40,17 @@ class CutFace:
     crops: np.ndarray | None
 
 
-def read(source: Source) -> np.ndarray:
-    """Return a picture uint8 [H, W, 3] RGB; `Unreadable` with the reason where it cannot be read."""
-    if isinstance(source, np.ndarray):
-        return source
-    return decode_image(source) if isinstance(source, bytes) else read_image(source)
-
-
-def cut_faces(image: np.ndarray, options: Options, with_crops: bool) -> list[CutFace]:
+def cut_faces(picture: Decoded, options: Options, with_crops: bool) -> list[CutFace]:
     """Find and cut every face of a picture, from left to right.
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        picture: the picture; of a huge one decoded at a part of its size, faces are given in pixels of the whole.
         options: how faces were prepared for the network.
         with_crops: whether it reads local crops.
 
     A face whose landmarks coincide has no alignment and is left out.
     """
+    image, scale = picture.pixels, picture.scale
     frame = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
     inner = slice(options.margin, options.margin + options.size)
     faces = []
@@ -62,20 +58,34 @@ def cut_faces(image: np.ndarray, options: Options, with_crops: bool) -> list[Cut
         made = Extracted("found")
         try:
             cut(made, image, found.points5, found.box, frame, options)
-        except (ValueError, ArithmeticError, cv2.error):
+        except (ValueError, ArithmeticError, cv2.error) as failure:
+            if may_pass(failure):
+                raise
             continue
         landmarks = made.landmarks - np.float32(options.margin)
+        if scale > 1:
+            found = replace(found, box=scale_box(found.box, scale), points5=scale_points(found.points5, scale))
         # Copies: a view would carry its margin from process to process.
         faces.append(CutFace(found, made.face[inner, inner].copy(), landmarks, made.crops if with_crops else None))
     return faces
 
 
+def see(source: Source, options: Options, with_crops: bool, name: str | Path = "the picture") -> list[CutFace]:
+    """Do `decode` and `cut_faces`; raises `Unreadable`, or TransientError with the name for what may pass."""
+    name = source if isinstance(source, Path) else name
+    with naming(name):
+        return cut_faces(decode(source, name), options, with_crops)
+
+
 def look(sources: Sequence[Source], options: Options, with_crops: bool) -> list[list[CutFace] | str]:
-    """Do `read` and `cut_faces` for some pictures; of one that cannot be read, the reason stands in its place."""
+    """Do `see` for some pictures; of one that cannot be read, or not just now, the reason stands in its place."""
     seen: list[list[CutFace] | str] = []
     for source in sources:
         try:
-            seen.append(cut_faces(read(source), options, with_crops))
-        except (Unreadable, FercliError) as why:
+            seen.append(see(source, options, with_crops))
+        except Unreadable as why:
             seen.append(str(why))
+        except TransientError as why:
+            # Its message begins with the name, which the answers name already.
+            seen.append(str(why).removeprefix(f"{source} ") if isinstance(source, Path) else str(why))
     return seen

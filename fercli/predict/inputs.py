@@ -10,20 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from fercli import console, media
 from fercli.errors import FercliError
 from fercli.predict.cameras import open_camera
 from fercli.predict.stream import Picture
 from fercli.predict.videos import open_video
 
-#: What folders are searched for; a file that is named itself may be called anything.
-PICTURES = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm",
-    ".pnm", ".jp2", ".avif", ".pcx", ".sgi",
-))  # fmt: skip
-VIDEOS = frozenset((
-    ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".m2ts",
-    ".ogv",
-))  # fmt: skip
 #: How videos begin that are called otherwise: MP4 and its kin, AVI, Matroska.
 _VIDEO = re.compile(rb"....ftyp(?!hei|hev|mif1|msf1|avi)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL)
 #: How a picture begins where stdin brings its bytes; a list of paths never does.
@@ -60,6 +52,8 @@ def find_inputs(names: Sequence[str], stdin: IO[bytes]) -> list[Input]:
 
     Raises:
         FercliError: there is no such input, nothing in a folder, no match, or nothing on stdin.
+
+    What is skipped in a folder is told on stderr, counted by ending.
     """
     found: list[Input] = []
     for name in names:
@@ -85,16 +79,22 @@ def _named(name: str) -> list[Input]:
 
 
 def _folder(folder: Path) -> list[Input]:
-    found = []
+    found, skipped = [], []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = sorted(one for one in folders if not one.startswith("."))
         here = Path(parent)
-        for one in sorted(files):
-            path = here / one
-            if not one.startswith(".") and path.suffix.lower() in PICTURES | VIDEOS:
-                found.append(_file(path, path.relative_to(folder)))
+        for one in sorted(one for one in files if not one.startswith(".")):
+            if media.is_picture_name(one) or media.is_video_name(one):
+                found.append(_file(here / one, (here / one).relative_to(folder)))
+            else:
+                skipped.append(one)
     if not found:
-        raise FercliError(f"{folder} holds no picture or video (looked for {', '.join(sorted(PICTURES | VIDEOS))})")
+        only = f" that is read, only {media.list_skipped(skipped)}" if skipped else ""
+        raise FercliError(f"{folder} holds no picture or video{only}")
+    if skipped:
+        # That pictures are passed over is told even where remarks are switched off.
+        tell = console.warn if any(map(media.is_unread_picture, skipped)) else console.say
+        tell(f"skipped in {folder}: {media.list_skipped(skipped)}")
     return found
 
 
@@ -128,9 +128,8 @@ def _file(path: Path, below: Path) -> Input:
 
 
 def _is_video(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if suffix in VIDEOS or suffix in PICTURES:
-        return suffix in VIDEOS
+    if media.is_picture_name(path.name) or media.is_video_name(path.name):
+        return media.is_video_name(path.name)
     try:
         with path.open("rb") as file:
             return path.is_file() and _VIDEO.match(file.read(16)) is not None

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -16,11 +17,11 @@ import numpy as np
 
 from fercli.errors import FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.images import Unreadable
+from fercli.faces.boxes import scale_box, scale_points
+from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.files import cannot_write, replacing, write_atomically
 from fercli.models import HEADS
 from fercli.predict.drawing import draw
-from fercli.predict.faces import read
 from fercli.predict.inputs import Input
 from fercli.predict.stream import Picture
 from fercli.predict.video_writer import VideoWriter
@@ -150,7 +151,7 @@ class Written:
 
 
 class Annotated:
-    """Copies of pictures and videos with the answers drawn over them; frames keep their times.
+    """Copies of pictures and videos with the answers drawn over them: frames keep their times, huge JPEGs are smaller.
 
     Args:
         to: a folder, in which the inputs keep their relative names; or the one input's own file.
@@ -178,7 +179,7 @@ class Annotated:
             return
         path = self._paths[picture.number]
         try:
-            drawn = draw(read(picture.source), faces)
+            drawn = _drawn(decode(picture.source, picture.name), faces)
         except Unreadable:  # gone since
             return
         if picture.time_s is None or picture.duration_s is None:
@@ -194,6 +195,15 @@ class Annotated:
         video, self._video = self._video, None
         if video is not None:
             video.close(failure)
+
+
+def _drawn(picture: Decoded, faces: Sequence[Face]) -> np.ndarray:
+    if picture.scale > 1:
+        part = 1 / picture.scale
+        faces = [
+            replace(face, box=scale_box(face.box, part), landmarks=scale_points(face.landmarks, part)) for face in faces
+        ]
+    return draw(picture.pixels, faces)
 
 
 def refuse_existing(path: Path, force: bool) -> None:

@@ -1,0 +1,75 @@
+"""What may pass (a lack of memory, a disk that stutters) and what is a property of the picture.
+
+A store keeps the reason why a picture was rejected; a failure that may pass must never become one.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from fercli.errors import FercliError, TransientError
+
+_NO_MEMORY = (
+    "cannot be processed just now (too little memory); free some memory or use fewer workers (fercli prepare --set "
+    "prepare.workers=1, fercli predict --workers 1) and run the same command again"
+)
+#: Faults of the file itself, for as long as it is not changed. Any other error of the system may pass.
+_OF_THE_FILE = (
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR),
+)
+#: OpenCV's code for "Insufficient memory".
+_OPENCV_NO_MEMORY = -4
+#: How decoders, LiteRT and the system's loader of libraries say it, whatever they raise.
+_SAYS_MEMORY = re.compile(
+    r"(out of|insufficient|not enough|too little|no more) memory|memory exhausted|bad_alloc|alloc\w* failed|"
+    r"failed to map segment|(could not|couldn't|cannot|can't|failed to|unable to) (re)?allocate",
+    re.IGNORECASE,
+)
+
+
+def may_pass(failure: BaseException) -> str | None:
+    """Return what to tell of a failure that may pass, to be read after the picture's name; None of one that stays."""
+    if isinstance(failure, OSError) and failure.errno is not None and failure.errno != errno.ENOMEM:
+        if failure.errno in _OF_THE_FILE:
+            return None
+        return f"cannot be read just now ({failure.strerror}); run the same command again to go on"
+    of_memory = (
+        isinstance(failure, MemoryError)
+        or getattr(failure, "errno", None) == errno.ENOMEM
+        or getattr(failure, "code", None) == _OPENCV_NO_MEMORY
+        or _SAYS_MEMORY.search(str(failure)) is not None
+    )
+    return _NO_MEMORY if of_memory else None
+
+
+def memory_left(size: int) -> bool:
+    """Tell whether so many bytes can be had now.
+
+    Asked after a failure: libwebp, OpenJPEG, libaom, libjpeg in OpenCV and XNNPACK do not say that it was memory they
+    lacked.
+    """
+    try:
+        np.empty(size, np.uint8)
+    except MemoryError:
+        return False
+    return True
+
+
+@contextmanager
+def naming(picture: str | Path) -> Iterator[None]:
+    """Turn a failure that may pass into a TransientError that names the picture; others go through."""
+    try:
+        yield
+    except FercliError:
+        raise
+    except Exception as failure:
+        reason = may_pass(failure)
+        if reason is None:
+            raise
+        raise TransientError(f"{picture} {reason}") from failure
