@@ -147,6 +147,7 @@ def test_ck_under_the_names_that_its_archives_unpack_to(tmp_path, images, emotio
         (b"sad\n", [], {"unreadable emotion file": 1}),
         (b"5.5\n", [], {"unreadable emotion file": 1}),
         (b"nan\n", [], {"unreadable emotion file": 1}),
+        (b"0_5\n", [], {"unreadable emotion file": 1}),
         (b"5\n6\n", [], {"unreadable emotion file": 1}),
         (b"9.0000000e+00\n", [], {"unknown code '9'": 1}),
     ],

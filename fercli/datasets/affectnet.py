@@ -19,6 +19,7 @@ from fercli.datasets.base import (
     five_of_68,
     folder_holding,
     is_image_name,
+    whole_number,
 )
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES
@@ -39,7 +40,7 @@ _IMAGE_FOLDERS = (
     "images",
 )
 #: Names of the codes that are none of our seven, under which they are counted.
-_OUTSIDE = {"7": "contempt", "8": "none", "9": "uncertain", "10": "no-face"}
+_OUTSIDE = {7: "contempt", 8: "none", 9: "uncertain", 10: "no-face"}
 
 
 def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -107,10 +108,10 @@ def _read_list(table: Path, folder: str, split: str, collector: Collector, liste
 
 
 def _label(text: str, collector: Collector) -> int | None:
-    code = text.strip()
+    code = whole_number(text)
     if code in _OUTSIDE:
         return collector.named_label(_OUTSIDE[code])
-    return collector.label(CODES["affectnet"], code)
+    return collector.label(CODES["affectnet"], text.strip())
 
 
 def _box(row: Sequence[str], at: Sequence[int | None]) -> Box | None:

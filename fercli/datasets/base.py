@@ -6,6 +6,7 @@ import csv
 import hashlib
 import inspect
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from fercli.media import describe_skipped, is_picture_name
 
 #: A folder that holds this file holds procedural faces written by fercli, not the dataset.
 STAND_IN_MARKER = "PROCEDURAL-FACES.txt"
+
+_WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,2})?")
 
 _SPLIT_NAMES = {
     "train": "train",
@@ -128,10 +131,12 @@ class Collector:
 
     def label(self, codes: dict[int, int | None], text: str) -> int | None:
         """Return the label that a dataset's code stands for; None, its reason counted, where it is none of ours."""
-        code = int(text) if text.strip().lstrip("-").isdigit() else None
-        label = codes.get(code) if code is not None else None
+        code = whole_number(text)
+        label = codes.get(code)
         if label is None:
-            self.leave_out(f"label {text.strip()!r} outside the seven" if code in codes else f"unknown code {text!r}")
+            self.leave_out(
+                f"label '{code}' outside the seven" if code in codes else f"unknown code {_shortened(text)!r}"
+            )
         return label
 
     def need_rows(self, file: Path, row: str) -> None:
@@ -152,7 +157,24 @@ class Collector:
 
     def _leave_out_name(self, name: str, kind: str, count: int = 1) -> None:
         known = is_outside(name)
-        self.leave_out(f"{name.strip().lower()} (outside the seven)" if known else f"unknown {kind} {name!r}", count)
+        reason = f"{name.strip().lower()} (outside the seven)" if known else f"unknown {kind} {_shortened(name)!r}"
+        self.leave_out(reason, count)
+
+
+def whole_number(text: str) -> int | None:
+    """Return the whole number that a text holds: ``3``, ``-1``, ``3.0``, ``3.000e+00``; None where it holds another.
+
+    Only ASCII digits count, at most 15 of them: neither ``²`` nor ``1_0`` is a number.
+    """
+    if not _WHOLE_NUMBER.fullmatch(text.strip()):
+        return None
+    value = float(text)
+    return int(value) if value.is_integer() else None
+
+
+def _shortened(text: str) -> str:
+    """Return a text of a length that a message can quote."""
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def split_name(text: str) -> str:

@@ -25,6 +25,7 @@ from fercli.datasets.base import (
     numbers_in,
     subfolders,
     text_lines,
+    whole_number,
 )
 from fercli.datasets.records import Points, Record
 from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
@@ -124,10 +125,10 @@ def _label(emotion: Path, sequence: tuple[str, str], collector: Collector) -> tu
 def _code(file: Path) -> int | None:
     """Return the one number of an emotion file, written as 3.0000000e+00; None where there is another content."""
     try:
-        (value,) = (float(line) for _, line in text_lines(file))
+        (line,) = (line for _, line in text_lines(file))
     except (OSError, ValueError):
         return None
-    return int(value) if value.is_integer() else None
+    return whole_number(line)
 
 
 def _stem(path: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 
 from fercli.datasets.base import (
@@ -13,21 +14,37 @@ from fercli.datasets.base import (
     WrongLayout,
     WrongOption,
     default_protocol,
-    folder_holding,
+    is_image_name,
     split_name,
+    whole_number,
 )
+from fercli.datasets.box_columns import (
+    FORMATS,
+    BoxColumns,
+    are_shares,
+    check_boxes,
+    chosen_box_columns,
+    find_box_columns,
+    is_box_name,
+    is_empty,
+    number_in,
+)
+from fercli.datasets.listed_pictures import ListedPictures
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES, EXPRESSIONS, UNLABELLED, is_outside, label_of
 
-#: Column names by which each column is found where the user names none; case does not matter.
+#: Column names by which each column is found where the user names none; case, blanks, `_`, `-` and `.` do not matter.
 _USUAL_NAMES: dict[str, tuple[str, ...]] = {
-    "path": ("path", "image", "file", "filename", "file_name", "image_name", "image_path", "img", "name"),
+    "path": ("path", "image", "file", "filename", "imagename", "imagepath", "img", "name"),
     "label": ("label", "emotion", "expression", "class", "labels"),
     "split": ("split", "usage", "part", "partition", "set", "subset"),
-    "subject": ("subject", "person", "identity", "subject_id", "person_id"),
+    "subject": ("subject", "person", "identity", "subjectid", "personid"),
 }
-_BOX = ("left", "top", "right", "bottom")
 _LANDMARKS = tuple(f"{p}_{axis}" for p in ("leye", "reye", "nose", "lmouth", "rmouth") for axis in "xy")
+#: Columns that number the rows: pandas writes them, without a name or as `Unnamed: 0`.
+_INDEX = re.compile(r"(unnamed:\d+|index|)")
+#: Rows from which the folder of the pictures is found, as the first ones listed may be missing.
+_FIRST_ROWS = 1000
 
 
 def parse(
@@ -39,8 +56,9 @@ def parse(
     label_column: str | None = None,
     split_column: str | None = None,
     subject_column: str | None = None,
-    box_columns: Sequence[str] = _BOX,
-    landmark_columns: Sequence[str] = _LANDMARKS,
+    box_columns: Sequence[str] | str | None = None,
+    box_format: str | None = None,
+    landmark_columns: Sequence[str] | str | None = None,
     codes: str | Mapping[int, str] | None = None,
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Read the csv.
@@ -54,62 +72,170 @@ def parse(
             none. With `label_column` "" the set is unlabelled, as it is where the csv has nothing but the columns known
             here and no labels; a csv with other columns has to be told which holds them. An empty label is an
             unlabelled image.
-        box_columns: four: left, top, right, bottom. Used where all are there. A picture may then be listed once for
-            every face: its box, as written, is part of the face's id.
+        box_columns: four columns, or one that holds all four numbers, in pixels; "" or [] stands for no boxes. Default:
+            the columns named as a box is (left, top, right, bottom; xmin, ...; x1, ...; x, y, w, h; with face_ or bbox_
+            before it), in any order. A picture may then be listed once for every face: its box, as written, is part of
+            the face's id.
+        box_format: ``corners`` (left, top, right, bottom) or ``size`` (left, top, width, height). Default: what the
+            columns' names say, and corners where they say nothing; a single column has no default.
         landmark_columns: ten: x and y of the image-left eye, image-right eye, nose tip, image-left and image-right
-            mouth corner. Used where all are there.
+            mouth corner (default: leye_x, leye_y, ... rmouth_y where they are there); "" or [] stands for none.
         codes: what numbers in the label column mean: a dataset's name (``fer2013``) or {code: expression}.
 
-    Raises WrongOption for a column or a class name that does not exist, and where labels are not found or understood.
+    Raises WrongOption for a column or a class name that does not exist, where labels are not found or understood, for
+    boxes that are not understood or cannot be true, and where rows of one picture contradict each other.
     """
     table = _table(root, file)
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-        header = opened.readline()
-        opened.seek(0)
-        delimiter = max(",;\t", key=header.count)
-        rows = csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True)
-        columns = {name.strip().lower(): name for name in rows.fieldnames or () if name}
-        asked = {"path": path_column, "label": label_column, "split": split_column, "subject": subject_column}
-        found = {kind: _column(columns, kind, name, table) for kind, name in asked.items()}
-        if found["path"] is None:
-            raise WrongLayout(
-                f"{table.name} has no column of paths (path, image, file, filename, ...; it has: {_listed(columns)})",
-                "name the column with --option path_column=..., in a run spec data.datasets.{name}.options",
+    rows = _rows(table)
+    columns = _Columns(table, next(rows, []))
+    first = list(islice(rows, _FIRST_ROWS))
+    path_at = columns.find("path", path_column)
+    if path_at is None:
+        raise _no_paths(table, columns)
+    label_at, split_at, subject_at = (
+        columns.find(kind, asked)
+        for kind, asked in (("label", label_column), ("split", split_column), ("subject", subject_column))
+    )
+    landmarks_at = _landmark_columns(columns, landmark_columns)
+    known = {path_at, label_at, split_at, subject_at, *landmarks_at} - {None}
+    boxes = _box_columns(columns, box_columns, box_format, first, known)
+    if label_at is None and label_column is None:
+        _need_no_label(columns, {*known, *boxes.at})
+    meanings = _meanings(codes)
+    pictures = ListedPictures(root)
+    folder = _picture_folder(images, pictures, (_cell(row, path_at) for row in first))
+    faces = _Faces(table)
+    for row in chain(first, rows):
+        written = _cell(row, path_at)
+        if not written:
+            collector.leave_out("row without a path")
+            continue
+        name, path, _ = pictures.find(written, folder)
+        try:
+            box_text, box = boxes.read(row)
+        except ValueError:
+            collector.leave_out("row with an unreadable box")
+            continue
+        label_text = _cell(row, label_at)
+        label = _label(label_text, meanings, collector)
+        repeated = faces.is_repeated(path, box, label, label_text)
+        if label is None:
+            continue
+        if repeated:
+            collector.leave_out("listed twice")
+            continue
+        split = split_name(_cell(row, split_at)) if split_at is not None else "all"
+        collector.add(
+            Record(
+                id=f"{name}#{box_text}" if box else name,
+                path=path,
+                label=label,
+                split=split or "all",
+                subject=_cell(row, subject_at) or None,
+                box=box,
+                landmarks=_points(row, landmarks_at, collector),
             )
-        box_names = _columns(columns, "box_columns", box_columns, _BOX, table)
-        landmark_names = _columns(columns, "landmark_columns", landmark_columns, _LANDMARKS, table)
-        if found["label"] is None and label_column is None:
-            _need_no_label(columns, {*found.values(), *box_names, *landmark_names}, table)
-        meanings = _meanings(codes)
-        folder = images
-        if folder is None:
-            paths = ((row[found["path"]] or "").strip() for row in rows)
-            folder = folder_holding(root, ("", "images"), filter(None, paths)) or ""
-            opened.seek(0)
-            rows = csv.DictReader(opened, delimiter=delimiter, skipinitialspace=True)
-        for row in rows:
-            path = (row[found["path"]] or "").strip()
-            if not path:
-                collector.leave_out("row without a path")
-                continue
-            label = _label(row[found["label"]] if found["label"] else "", meanings, collector)
-            if label is None:
-                continue
-            split = split_name(row[found["split"]] or "") if found["split"] else "all"
-            subject = (row[found["subject"]] or "").strip() if found["subject"] else ""
-            box = _box(row, box_names)
-            collector.add(
-                Record(
-                    id=f"{path}#{','.join(row[name].strip() for name in box_names)}" if box else path,
-                    path=f"{folder}/{path}" if folder else path,
-                    label=label,
-                    split=split or "all",
-                    subject=subject or None,
-                    box=box,
-                    landmarks=_points(row, landmark_names),
-                )
-            )
+        )
+    check_boxes(root, collector.records, boxes.format, table.name)
+    _check_landmarks(collector.records, table)
     return default_protocol(record.split for record in collector.records)
+
+
+class _Columns:
+    """A csv's columns, by name."""
+
+    def __init__(self, table: Path, header: Sequence[str]):
+        self.table = table
+        self.names = [name.strip() for name in header]
+        self._at: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            self._at.setdefault(_folded(name), []).append(i)
+
+    def __str__(self) -> str:
+        return ", ".join(name for name in self.names if name) or "nothing"
+
+    def find(self, kind: str, asked: str | None) -> int | None:
+        """Return the column asked for, by default the first of the usual ones; None for "" and where there is none."""
+        option = f"{kind}_column"
+        if asked is None:
+            return next((self._only(self._at[name], option) for name in _USUAL_NAMES[kind] if name in self._at), None)
+        return self.named(str(asked), option) if str(asked).strip() else None
+
+    def named(self, name: str, option: str) -> int:
+        """Return the one column of this name, case, blanks and separators aside if none has just this name.
+
+        Raises WrongOption, which names the option, where there is none or several.
+        """
+        found = [i for i, column in enumerate(self.names) if column == name.strip()] or self._at.get(_folded(name), [])
+        if not found:
+            raise WrongOption(f"{self.table.name} has no column '{name}' (it has: {self}); option {option} names one")
+        return self._only(found, option)
+
+    def _only(self, found: Sequence[int], option: str) -> int:
+        if len(found) > 1:
+            alike = ", ".join(f"'{self.names[i]}'" for i in found)
+            raise WrongOption(
+                f"{self.table.name} has {len(found)} columns of one name ({alike}): rename all but one, or name "
+                f"another with the option {option}"
+            )
+        return found[0]
+
+    def has(self, name: str) -> bool:
+        """Tell whether there is a column of this name."""
+        return _folded(name) in self._at
+
+    def several(self, option: str, asked: Sequence[str] | str, count: str) -> list[int]:
+        """Return the columns that an option lists, none for "" and []. Raises WrongOption for what is no such list."""
+        if isinstance(asked, str):
+            if not asked.strip():
+                return []
+            if not self.has(asked):
+                raise WrongOption(
+                    f"option {option} is '{asked}', not a list of {count} columns ({self.table.name} has: {self})"
+                )
+            asked = [asked]
+        if not isinstance(asked, Sequence):
+            raise WrongOption(f"option {option} is '{asked}', not a list of {count} columns")
+        at = [self.named(str(name), option) for name in asked]
+        if len(set(at)) < len(at):
+            raise WrongOption(f"option {option} is '{', '.join(map(str, asked))}': a column is named twice")
+        return at
+
+
+class _Faces:
+    """The faces listed so far: rows may repeat each other, but not contradict each other."""
+
+    def __init__(self, table: Path):
+        self._table = table
+        self._labels: dict[tuple[str, Box | None], tuple[object, str]] = {}
+        self._have_boxes: dict[str, bool] = {}
+
+    def is_repeated(self, path: str, box: Box | None, label: int | None, text: str) -> bool:
+        """Tell whether a face was listed before; `label` is what its row's text stands for, None if none of ours.
+
+        Raises WrongOption where it was listed with another label: to take the first would be a guess. So would it be
+        to take the largest face for a row without a box, where another row of the picture has one.
+        """
+        if self._have_boxes.setdefault(path, box is not None) != (box is not None):
+            raise WrongOption(
+                f"{self._table.name} lists {path} with the box of a face in one row and without in another: give a box "
+                "in every row of a picture of several faces, or keep one row"
+            )
+        meaning = text.lower() if label is None else label
+        if (path, box) not in self._labels:
+            self._labels[path, box] = (meaning, text)
+            return False
+        before, its_text = self._labels[path, box]
+        if before == meaning:
+            return True
+        words = " and ".join(f"as '{word}'" if word else "without a label" for word in (its_text, text))
+        which = "with the same box" if box else "and no box says which face is which"
+        cure = "" if box else "name the columns of the boxes with the option box_columns, or "
+        raise WrongOption(f"{self._table.name} lists {path} {words}, {which}: {cure}keep one of the rows")
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\s_.\-]+", "", name.lower())
 
 
 def _table(root: Path, file: str | None) -> Path:
@@ -125,42 +251,98 @@ def _table(root: Path, file: str | None) -> Path:
     return tables[0]
 
 
-def _column(columns: Mapping[str, str], kind: str, asked: str | None, table: Path) -> str | None:
+def _rows(table: Path) -> Iterator[list[str]]:
+    """Yield the header, then the rows; blank lines and Excel's ``sep=;`` are skipped."""
+    with table.open("rb") as raw:
+        wide = raw.read(2) in (b"\xff\xfe", b"\xfe\xff")
+    with table.open(encoding="utf-16" if wide else "utf-8-sig", errors="surrogateescape", newline="") as opened:
+        lines = (line for line in opened if line.strip())
+        first = next(lines, "")
+        told = re.fullmatch(r'"?sep=(.)"?\s*', first)
+        if told:
+            first = next(lines, "")
+        delimiter = told[1] if told else max(",;\t|", key=first.count)
+        rows = csv.reader(chain((first,), opened), delimiter=delimiter, skipinitialspace=True)
+        yield from (row for row in rows if row)
+
+
+def _no_paths(table: Path, columns: _Columns) -> WrongLayout:
+    if any(map(is_image_name, columns.names)):
+        return WrongLayout(
+            f"no column names in the first line of {table.name} (it reads: {columns})",
+            "put them above it, such as path,label",
+        )
+    return WrongLayout(
+        f"{table.name} has no column of paths (path, image, file, filename, ...; it has: {columns})",
+        "name the column with --option path_column=..., in a run spec data.datasets.{name}.options",
+    )
+
+
+def _landmark_columns(columns: _Columns, asked: Sequence[str] | str | None) -> list[int]:
+    if asked is not None:
+        at = columns.several("landmark_columns", asked, len(_LANDMARKS))
+        if len(at) not in (0, len(_LANDMARKS)):
+            named = ", ".join(columns.names[i] for i in at)
+            raise WrongOption(
+                f"option landmark_columns is a list of {len(_LANDMARKS)} columns, not of {len(at)} ({named})"
+            )
+        return at
+    missing = [name for name in _LANDMARKS if not columns.has(name)]
+    if len(missing) == len(_LANDMARKS):
+        return []
+    if missing:
+        raise WrongOption(
+            f"{columns.table.name} has landmarks but no column {', '.join(missing)}: name all ten columns with the "
+            "option landmark_columns, or say landmark_columns: '' to do without landmarks"
+        )
+    return [columns.named(name, "landmark_columns") for name in _LANDMARKS]
+
+
+def _box_columns(
+    columns: _Columns,
+    asked: Sequence[str] | str | None,
+    form: str | None,
+    first: Sequence[Sequence[str]],
+    known: Iterable[int],
+) -> BoxColumns:
+    if form not in (None, *FORMATS):
+        raise WrongOption(
+            f"option box_format is '{form}', not 'corners' (left, top, right, bottom) or 'size' (left, top, width, "
+            "height)"
+        )
     if asked is None:
-        return next((columns[name] for name in _USUAL_NAMES[kind] if name in columns), None)
-    word = str(asked).strip().lower()
-    if word and word not in columns:
-        raise WrongOption(f"{table.name} has no column '{asked}' (it has: {_listed(columns)})")
-    return columns[word] if word else None
+        return find_box_columns(columns.names, first[:100], form, known, columns.table.name)
+    at = columns.several("box_columns", asked, 4)
+    if len(at) not in (0, 1, 4):
+        named = ", ".join(columns.names[i] for i in at)
+        raise WrongOption(f"option box_columns is a list of 4 columns, not of {len(at)} ({named})")
+    return chosen_box_columns(columns.names, at, form, columns.table.name) if at else BoxColumns()
 
 
-def _columns(
-    columns: Mapping[str, str], option: str, asked: Sequence[str], usual: Sequence[str], table: Path
-) -> list[str]:
-    """Return the columns asked for as the csv writes them; none where one is missing, if these are the usual ones."""
-    if isinstance(asked, str) or not isinstance(asked, Sequence) or len(asked) != len(usual):
-        raise WrongOption(f"option {option} is '{asked}', not a list of {len(usual)} columns")
-    names = [columns.get(str(name).strip().lower()) for name in asked]
-    if all(names):
-        return names
-    if tuple(asked) != tuple(usual):
-        _column(columns, option, str(asked[names.index(None)]), table)
-    return []
-
-
-def _need_no_label(columns: Mapping[str, str], used: Set[str | None], table: Path) -> None:
+def _need_no_label(columns: _Columns, used: set[int]) -> None:
     """Raise WrongOption unless nothing in the csv could be a label: a set must not turn out unlabelled unnoticed."""
-    known = {name for names in _USUAL_NAMES.values() for name in names} | {*_BOX, *_LANDMARKS}
-    others = [column for name, column in columns.items() if name not in known and column not in used]
+    known = {name for names in _USUAL_NAMES.values() for name in names} | set(map(_folded, _LANDMARKS))
+    others = [
+        name
+        for i, name in enumerate(columns.names)
+        if i not in used
+        and _folded(name) not in known
+        and not _INDEX.fullmatch(_folded(name))
+        and not is_box_name(name)
+    ]
     if others:
         raise WrongOption(
-            f"{table.name} has no column of labels (label, emotion, expression, ...; it has: {_listed(columns)}): name "
+            f"{columns.table.name} has no column of labels (label, emotion, expression, ...; it has: {columns}): name "
             "it with the option label_column, or say label_column: '' if the set is unlabelled"
         )
 
 
-def _listed(columns: Mapping[str, str]) -> str:
-    return ", ".join(column.strip() for column in columns.values())
+def _picture_folder(images: str | None, pictures: ListedPictures, paths: Iterable[str]) -> str:
+    """Return the folder of the pictures, below the root: the one asked for, else the first that holds one of them."""
+    if images is not None:
+        return str(images).rstrip("/")
+    tries = ((path, folder) for path in paths if path and not path.startswith("/") for folder in ("", "images"))
+    return next((folder for path, folder in tries if pictures.find(path, folder)[2]), "")
 
 
 def _meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None]:
@@ -174,42 +356,48 @@ def _meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None]:
     if not isinstance(codes, Mapping):
         raise WrongOption(f"option codes is '{codes}', neither a dataset's name nor {{0: anger, 1: ...}}")
     for code, name in codes.items():
-        if isinstance(code, bool) or not re.fullmatch(r"\s*-?\d+\s*", str(code)):
+        if isinstance(code, bool) or whole_number(str(code)) is None:
             raise WrongOption(f"option codes: '{code}' is no whole number (it maps numbers to names: {{3: happy}})")
         if label_of(str(name)) is None and not is_outside(str(name)):
             raise WrongOption(
                 f"option codes: '{name}' (of {code}) is no expression ({', '.join(EXPRESSIONS)}) and none known "
                 "outside the seven (contempt, other, ...)"
             )
-    return {int(code): label_of(str(name)) for code, name in codes.items()}
+    return {whole_number(str(code)): label_of(str(name)) for code, name in codes.items()}
 
 
-def _label(text: str | None, meanings: dict[int, int | None], collector: Collector) -> int | None:
-    text = (text or "").strip()
+def _label(text: str, meanings: dict[int, int | None], collector: Collector) -> int | None:
     if not text:
         return UNLABELLED
-    if text.lstrip("-").isdigit():
+    if whole_number(text) is not None:
         if not meanings:
             raise WrongOption(f"labels are numbers (the first is {text}): say what they mean with the option codes")
         return collector.label(meanings, text)
     return collector.named_label(text)
 
 
-def _floats(row: Mapping[str, str], names: Sequence[str]) -> list[float]:
-    try:
-        return [float(row[name]) for name in names]
-    except (TypeError, ValueError):
-        return []
+def _cell(row: Sequence[str], at: int | None) -> str:
+    return row[at].strip() if at is not None and at < len(row) else ""
 
 
-def _box(row: Mapping[str, str], names: Sequence[str]) -> Box | None:
-    values = _floats(row, names)
-    return tuple(values) if values else None
+def _points(row: Sequence[str], at: Sequence[int], collector: Collector) -> Points | None:
+    cells = [_cell(row, i) for i in at]
+    if all(map(is_empty, cells)):
+        return None
+    values = list(map(number_in, cells))
+    if None in values:
+        collector.leave_out("unreadable landmarks, face kept")
+        return None
+    return tuple(zip(values[0::2], values[1::2], strict=True))
 
 
-def _points(row: Mapping[str, str], names: Sequence[str]) -> Points | None:
-    values = _floats(row, names)
-    return tuple(zip(values[0::2], values[1::2], strict=True)) if values else None
+def _check_landmarks(records: Sequence[Record], table: Path) -> None:
+    points = [point for record in records for point in record.landmarks or ()]
+    if points and are_shares(value for point in points for value in point):
+        raise WrongOption(
+            f"{table.name}: the landmarks are shares of the picture, not pixels: multiply them by the picture's width "
+            "and height, or say landmark_columns: '' to do without landmarks"
+        )
 
 
 READER = Reader(layout="a csv with a column of paths and one of labels, and the images it lists", parse=parse)

@@ -12,6 +12,7 @@ from fercli.datasets.base import (
     first_existing,
     hashed_part,
     text_lines,
+    whole_number,
 )
 from fercli.datasets.records import Record
 from fercli.expressions import CODES
@@ -42,10 +43,12 @@ def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str,
     for _, line in text_lines(listed):
         fields = line.rsplit(None, 7)
         try:
-            name, face = fields[0].strip(), int(fields[1])
+            name, face = fields[0].strip(), whole_number(fields[1])
             top, left, right, bottom = (float(v) for v in fields[2:6])
             code = fields[7]
         except (IndexError, ValueError):
+            face = None
+        if face is None:
             collector.leave_out("unreadable row")
             continue
         names.add(name)

@@ -14,6 +14,7 @@ from fercli.datasets.base import (
     WrongOption,
     count_unlisted,
     first_existing,
+    whole_number,
 )
 from fercli.datasets.fer2013 import SPLITS, pixel_rows
 from fercli.datasets.records import Record
@@ -87,7 +88,9 @@ def _rows(table: Path) -> Iterator[tuple[str | None, str, list[int] | None]]:
         at = [columns[name.lower()] for name in VOTES]
         for row in rows:
             try:
-                votes = [int(row[i]) for i in at]
+                votes = [whole_number(row[i]) for i in at]
+                if None in votes:
+                    raise ValueError("a number of votes that is none")
                 yield SPLITS.get(row[usage].strip().lower()), row[image].strip(), votes
             except (IndexError, ValueError):
                 yield None, "", None

@@ -99,13 +99,14 @@ train/happy/*.jpg ...                        and val/ test/""",
     "csv": """\
 list.csv                                     columns: paths (path, image, file, ...) and labels
                                              (label, emotion, expression, ...); if you have them
-                                             split, subject, left, top, right, bottom,
-                                             leye_x, leye_y, reye_x, ... rmouth_y
+                                             split, subject, leye_x, leye_y, ... rmouth_y, and
+                                             left, top, right, bottom (or xmin, ...; or x1, ...;
+                                             or x, y, w, h; with face_ or bbox_ before them)
                                              a picture of several faces: a row and a box for each
 images/PATH ...                              or beside the csv
 
 Labels under another name need the option label_column; a set without labels has only the columns
-above, or says label_column: ''.""",
+above, or says label_column: ''. Boxes are in pixels; under another name they need box_columns.""",
 }
 
 _SPLIT = "subject (adapted on train, scored on test: other people) or all (one part for both)"
@@ -141,8 +142,12 @@ OPTIONS: dict[str, dict[str, str]] = {
         "label_column": "column of labels (default: label, emotion, expression, class); '' if unlabelled",
         "split_column": "column of train, val, test (default: split, usage, part, set, ...); '' for none",
         "subject_column": "column of people (default: subject, person, identity, ...); '' for none",
-        "box_columns": "list of four columns, in pixels (default: left, top, right, bottom)",
-        "landmark_columns": "list of ten, x and y of eyes, nose, mouth corners (default: leye_x ... rmouth_y)",
+        "box_columns": "list of four columns, in pixels, or one with all four numbers (default: left, top, right, "
+        "bottom, or xmin, ymin, ..., or x, y, w, h, ...); '' for none",
+        "box_format": "corners (left, top, right, bottom) or size (left, top, width, height); default: what the "
+        "columns' names say, corners where they say nothing",
+        "landmark_columns": "list of ten, x and y of eyes, nose, mouth corners (default: leye_x ... rmouth_y); '' for "
+        "none",
         "codes": "what labels that are numbers mean: a dataset's name (fer2013) or {0: anger, ...}",
     },
 }

@@ -26,6 +26,7 @@ from fercli.datasets.base import (
     numbers_in,
     subfolders,
     text_lines,
+    whole_number,
 )
 from fercli.datasets.records import Record
 from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
@@ -115,11 +116,13 @@ def _clips(session: Path, collector: Collector) -> Iterator[tuple[str, int]]:
             continue
         try:
             tags = ElementTree.parse(file).getroot().iter("Metatag")
-            values = [tag.get("Value", "") for tag in tags if tag.get("Name") == "Emotion"]
-            if values:
-                yield file.stem, int(values[0])
+            codes = [whole_number(tag.get("Value", "")) for tag in tags if tag.get("Name") == "Emotion"]
         except (OSError, ValueError, ElementTree.ParseError):
+            codes = [None]
+        if codes[:1] == [None]:
             collector.leave_out("unreadable annotation file")
+        elif codes:
+            yield file.stem, codes[0]
 
 
 def _view(session: Path) -> str | None:

@@ -1,0 +1,393 @@
+"""Face boxes in a csv: which columns hold them, what their numbers mean, and whether they fit the pictures.
+
+Columns are understood by their names, whatever their order. Columns that look like a box and are not understood stop
+the run: without its box, a face in a picture of several would be taken for another.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fercli.datasets.base import WrongOption
+from fercli.datasets.records import Box, Record
+
+#: What the four numbers of a box may be: left, top, right, bottom; or left, top, width, height.
+FORMATS = ("corners", "size")
+_ORDER = {"corners": ("left", "top", "right", "bottom"), "size": ("left", "top", "width", "height")}
+
+#: What a column holds, by its name without separators and without the words of `_AFFIXES`.
+_ROLES: dict[str, str] = {
+    **dict.fromkeys(("left", "xmin", "minx", "xleft", "xtl", "tlx", "ulx", "topleftx", "xtopleft"), "left"),
+    **dict.fromkeys(("ltx", "xstart", "startx"), "left"),
+    **dict.fromkeys(("top", "ymin", "miny", "ytop", "ytl", "tly", "uly", "toplefty", "ytopleft"), "top"),
+    **dict.fromkeys(("lty", "ystart", "starty", "upper"), "top"),
+    **dict.fromkeys(("right", "xmax", "maxx", "xright", "xbr", "brx", "lrx", "bottomrightx", "xbottomright"), "right"),
+    **dict.fromkeys(("rbx", "xend", "endx"), "right"),
+    **dict.fromkeys(("bottom", "ymax", "maxy", "ybottom", "ybr", "bry", "lry", "bottomrighty"), "bottom"),
+    **dict.fromkeys(("rby", "yend", "endy", "lower", "ybottomright"), "bottom"),
+    **dict.fromkeys(("width", "w"), "width"),
+    **dict.fromkeys(("height", "h"), "height"),
+    **dict.fromkeys(("cx", "xc", "centerx", "xcenter", "centrex", "xcentre", "xmid", "midx"), "centre"),
+    **dict.fromkeys(("cy", "yc", "centery", "ycenter", "centrey", "ycentre", "ymid", "midy"), "centre"),
+}
+#: Of these names the first that a csv has is the left (top) edge, the second the right (bottom) one.
+_NUMBERED = {f"{axis}{number}": axis for axis in "xy" for number in ("", *range(5))}
+_EDGES = {"x": ("left", "right"), "y": ("top", "bottom")}
+#: Roles that say where a box lies; a width and a height alone are the picture's as often as a face's.
+_PLACES = ("left", "top", "right", "bottom", "centre")
+#: Single letters count as part of a whole box only: r, g and b are colours.
+_LETTERS = {"l": "left", "t": "top", "r": "right", "b": "bottom"}
+
+_BOX_WORDS = frozenset(
+    ("bb", "bbox", "bboxes", "bndbox", "bounding", "boundingbox", "box", "boxes", "rect", "rectangle", "roi")
+)
+#: Words around a role that leave it the box of a face.
+_AFFIXES = _BOX_WORDS | frozenset(("face", "faces", "facial", "gt", "det", "detection", "px", "pixel", "pixels"))
+#: Those that names without separators begin with (``bboxx1``), or a single letter (``bx``).
+_STARTS = re.compile(rf"(?:{'|'.join(sorted(_AFFIXES, key=len, reverse=True))})+|[a-z](?=[xywh]\d?$)")
+#: Names of points in a list of them: x_0 ... x_67 are no corners.
+_MANY_POINTS = re.compile(r"[xy](?:[5-9]|\d\d+)")
+_WORDS = re.compile(r"[\s_\-.:/()\[\]{}]+|(?<=[a-z0-9])(?=[A-Z])")
+#: What a cell may be where no box is given.
+_NOTHING = frozenset(("", "nan", "null", "none", "na", "n/a", "<na>"))
+
+_NO_BOXES = "or say box_columns: '' to do without boxes"
+#: Pictures whose sizes are compared with their boxes.
+_PICTURES = 50
+#: Numbers up to this one, all over, are shares of a picture: no face has a pixel.
+_LARGEST_SHARE = 1.5
+
+
+@dataclass(frozen=True)
+class BoxColumns:
+    """Where a row's box is, and how to read it.
+
+    Attributes:
+        at: indices of the four columns in the order of the format, of the single one that holds all four numbers, or
+            none where the csv gives no boxes.
+        format: ``corners`` or ``size``.
+    """
+
+    at: tuple[int, ...] = ()
+    format: str = "corners"
+
+    def read(self, row: Sequence[str]) -> tuple[str, Box | None]:
+        """Return a row's box as written, ``left,top,right,bottom`` or ``left,top,width,height``, and its corners.
+
+        "" and None where the row gives no box. Raises ValueError where what it gives is not four numbers.
+        """
+        if not self.at:
+            return "", None
+        words = [row[i].strip() if i < len(row) else "" for i in self.at]
+        if len(words) == 1:
+            words = _split(words[0])
+        if all(map(is_empty, words)):
+            return "", None
+        text = ",".join(words)
+        left, top, right, bottom = map(float, words)
+        if not (math.isfinite(left + top + right + bottom) and _is_plain(text)):
+            raise ValueError(f"no box: {text}")
+        return text, (left, top, left + right, top + bottom) if self.format == "size" else (left, top, right, bottom)
+
+
+def number_in(text: str) -> float | None:
+    """Return the finite number that a cell holds, None where it holds something else (``1_0`` and ``nan`` too)."""
+    try:
+        value = float(text) if _is_plain(text) else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _is_plain(text: str) -> bool:
+    """Tell whether a number is written as a csv has it: Python would take ``1_0`` and the digits of all scripts."""
+    return text.isascii() and "_" not in text
+
+
+def is_empty(text: str) -> bool:
+    """Tell whether a cell says that there is no number: it is empty, nan, NULL, ..."""
+    return text.strip().lower() in _NOTHING
+
+
+def is_box_name(name: str) -> bool:
+    """Tell whether a column is named as a face's box, or a part of one, is."""
+    part = _part(name)
+    return (part is not None and part[1] <= _AFFIXES) or _looks_single(name, ())
+
+
+def find_box_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], form: str | None, others: Iterable[int], table: str
+) -> BoxColumns:
+    """Find the boxes by the columns' names, and by what the first rows hold.
+
+    Args:
+        header: names of all columns.
+        rows: the first rows.
+        form: the option box_format, None where it is not given.
+        others: indices of columns known to hold something else.
+        table: the csv's name, for messages.
+
+    Raises WrongOption where columns look like a box and are not understood, and where there are several boxes.
+    """
+    others = set(others)
+    named = {i: name for i, name in enumerate(header) if i not in others}
+    many_points = any(_MANY_POINTS.fullmatch("".join(_words(name))) for name in named.values())
+    groups: dict[frozenset[str], dict[int, str]] = {}
+    for i, name in named.items():
+        part = _part(name)
+        if part and not (many_points and part[0] in _NUMBERED):
+            groups.setdefault(part[1], {})[i] = part[0]
+    boxes, halves = [], []
+    for affix, group in groups.items():
+        ordered = _ordered(group)
+        if ordered and affix <= _AFFIXES:
+            boxes.append(ordered)
+        elif ordered or _looks_partial(affix, group):
+            halves.append([i for i, part in group.items() if affix or part not in _LETTERS])
+    parts = {i for group in groups.values() for i in group}
+    single = [i for i in named if i not in parts and _looks_single(named[i], [row[i] for row in rows if i < len(row)])]
+    if len(boxes) > 1:
+        listed = "; ".join(_listed(header, box[0]) for box in boxes)
+        raise WrongOption(
+            f"{table} has {len(boxes)} boxes a row ({listed}): name the four columns of the face's with the option "
+            f"box_columns, {_NO_BOXES}"
+        )
+    if boxes:
+        at, its = boxes[0]
+        return BoxColumns(at, form or its)
+    if len(single) == 1 and form and not halves:
+        return BoxColumns((single[0],), form)
+    if len(single) == 1 and not halves:
+        raise WrongOption(
+            f"{table} has a column '{header[single[0]]}' that looks like a face's box: say with the option box_format "
+            f"whether it holds corners (left, top, right, bottom) or a size (left, top, width, height), {_NO_BOXES}"
+        )
+    suspects = sorted([*single, *(i for half in halves for i in half)])
+    if any(_part(header[i])[0] == "centre" for half in halves for i in half):
+        raise WrongOption(_centred(table, header, suspects))
+    if suspects:
+        raise WrongOption(
+            f"{table} has columns that look like a face's box but are not understood ({_listed(header, suspects)}): "
+            f"name the four with the option box_columns, and box_format: corners or size, {_NO_BOXES}"
+        )
+    if form:
+        raise WrongOption(
+            f"option box_format is '{form}', but {table} has no columns of boxes (it has: {', '.join(header)}): name "
+            "them with the option box_columns"
+        )
+    return BoxColumns()
+
+
+def chosen_box_columns(header: Sequence[str], at: Sequence[int], form: str | None, table: str) -> BoxColumns:
+    """Return the columns that the option box_columns names: four, or one that holds all four numbers.
+
+    Without `form` their names decide; where these say nothing, they are left, top, right and bottom. Raises WrongOption
+    where the names contradict the order, or speak of a centre, and for a single column without `form`.
+    """
+    if len(at) == 1:
+        if form is None:
+            raise WrongOption(
+                f"option box_columns names the one column '{header[at[0]]}' of {table}: say with box_format whether it "
+                "holds corners (left, top, right, bottom) or a size (left, top, width, height)"
+            )
+        return BoxColumns(tuple(at), form)
+    parts = {i: part[0] for i in at if (part := _part(header[i]))}
+    if "centre" in parts.values():
+        raise WrongOption(_centred(table, header, at))
+    ordered = _ordered(parts) if len(parts) == 4 else None
+    if ordered and ordered[0] != tuple(at):
+        raise WrongOption(
+            f"option box_columns gives {_listed(header, at)}, but its order is left, top, right, bottom (or left, top, "
+            f"width, height): give {_listed(header, ordered[0])}"
+        )
+    if form is None:
+        sizes = ordered[1] == "size" if ordered else {"width", "height"} & {parts.get(i) for i in at[2:]}
+        form = "size" if sizes else "corners"
+    return BoxColumns(tuple(at), form)
+
+
+def check_boxes(root: Path, records: Sequence[Record], form: str, table: str) -> None:
+    """Raise WrongOption where the boxes cannot be what the format says.
+
+    They cannot where many end before they begin (widths and heights read as corners), where they are shares of the
+    picture, where most leave their pictures by more than a quarter of their size, and where many leave them and none
+    would, read as corners. Sizes come from the headers of at most `_PICTURES` pictures, those that are there.
+
+    Args:
+        root: the dataset's folder.
+        records: those with a box count.
+        form: the format that the boxes were read in, ``corners`` or ``size``.
+        table: the csv's name, for messages.
+    """
+    boxed = [record for record in records if record.box]
+    good = [record for record in boxed if _is_box(record.box)]
+    # A right edge at -1 or 0 stands for no box; beyond that, it may be a width.
+    turned = [record for record in boxed if form == "corners" and not _is_box(record.box) and min(record.box[2:]) > 0]
+    if (good or turned) and are_shares(v for r in boxed for v in _written(r.box, form)):
+        raise WrongOption(
+            f"{table}: the boxes are shares of the picture, not pixels (the first: {_first(boxed, form)}): multiply "
+            f"them by the picture's width and height, {_NO_BOXES}"
+        )
+    if len(turned) > 0.05 * (len(turned) + len(good)):
+        raise WrongOption(
+            f"{table}: read as corners (left, top, right, bottom), {len(turned)} of {len(boxed)} boxes end before they "
+            f"begin (the first: {_first(turned, form)}): if the last two numbers are width and height, say box_format: "
+            "size; else name the columns in this order with box_columns"
+        )
+    _check_against_pictures(root, good, form, table)
+
+
+def _check_against_pictures(root: Path, records: Sequence[Record], form: str, table: str) -> None:
+    sizes = _picture_sizes(root, list(dict.fromkeys(record.path for record in records)))
+    compared = [record for record in records if record.path in sizes]
+    leaving = [record for record in compared if _leaves(record.box, sizes[record.path], 0.25)]
+    most = 0.5
+    cure = (
+        "boxes have to be in pixels of the pictures listed; the options box_columns and box_format say how to read them"
+    )
+    if form == "size":
+        others = [(_written(record.box, form), sizes[record.path]) for record in compared]
+        if all(_is_box(box) and not _leaves(box, its, 0.02) for box, its in others):
+            leaving = [record for record in compared if _leaves(record.box, sizes[record.path], 0.05)]
+            most = 0.1
+            cure = "read as corners (left, top, right, bottom) all would fit: say box_format: corners"
+    if len(leaving) > most * len(compared):
+        width, height = sizes[leaving[0].path][0]
+        raise WrongOption(
+            f"{table}: {len(leaving)} of {len(compared)} boxes compared with their pictures leave them (the first: "
+            f"{_first(leaving, form)}, which has {width} x {height} pixels): {cure}"
+        )
+
+
+def _picture_sizes(root: Path, paths: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """Return (width, height) of up to `_PICTURES` pictures spread over the list, by path, from their headers alone.
+
+    A picture that its EXIF orientation lays on its side has both sizes: boxes are made on either.
+    """
+    from PIL import Image
+
+    # Ten times as many are looked for: some that are listed may be missing.
+    step = max(1, len(paths) // (10 * _PICTURES))
+    there = [path for path in paths[::step] if os.path.isfile(os.path.join(root, path))]
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for path in there[:: max(1, len(there) // _PICTURES)]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                with Image.open(os.path.join(root, path)) as picture:
+                    sizes[path] = [picture.size]
+                    # Of a PNG, the orientation may stand behind the pixels.
+                    if picture.format != "PNG" and picture.getexif().get(0x0112, 1) > 4:
+                        sizes[path].append(picture.size[::-1])
+            except Exception:
+                continue  # what is wrong with a picture is told where it is decoded
+    return sizes
+
+
+def _leaves(box: Box, sizes: Sequence[tuple[int, int]], share: float) -> bool:
+    """Tell whether a box leaves a picture of any of these sizes by more than this share of its own, and two pixels."""
+    left, top, right, bottom = box
+    x, y = share * (right - left) + 2, share * (bottom - top) + 2
+    return all(left < -x or top < -y or right > width + x or bottom > height + y for width, height in sizes)
+
+
+def are_shares(numbers: Iterable[float]) -> bool:
+    """Tell whether coordinates are shares of the picture, from 0 to 1, where pixels are wanted."""
+    return all(abs(number) <= _LARGEST_SHARE for number in numbers)
+
+
+def _is_box(box: Box) -> bool:
+    return box[2] > box[0] and box[3] > box[1]
+
+
+def _written(box: Box, form: str) -> Box:
+    """Return a box's four numbers as the csv has them."""
+    left, top, right, bottom = box
+    return (left, top, right - left, bottom - top) if form == "size" else box
+
+
+def _first(records: Sequence[Record], form: str) -> str:
+    """Return the first one's box, as its csv has it, and its picture."""
+    numbers = zip(_ORDER[form], _written(records[0].box, form), strict=True)
+    return f"{', '.join(f'{role} {value:g}' for role, value in numbers)} in {records[0].path}"
+
+
+def _listed(header: Sequence[str], at: Iterable[int]) -> str:
+    return ", ".join(header[i] for i in at)
+
+
+def _centred(table: str, header: Sequence[str], at: Sequence[int]) -> str:
+    return (
+        f"{table} gives boxes by their centre ({_listed(header, at)}), which cannot be read: write left, top, width "
+        f"and height in pixels instead, {_NO_BOXES}"
+    )
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORDS.split(name) if word]
+
+
+def _part(name: str) -> tuple[str, frozenset[str]] | None:
+    """Return (role, or a name of `_NUMBERED` or `_LETTERS`, and the words around it) of a column, None without one."""
+    words = _words(name)
+    cuts = [(i, j) for i in range(len(words)) for j in range(len(words), i, -1)]
+    for i, j in sorted(cuts, key=lambda cut: cut[0] - cut[1]):
+        role = _role("".join(words[i:j]))
+        if role and (i == 0 or j == len(words)):
+            return role, frozenset(words[:i] + words[j:])
+    joined = "".join(words)
+    start = _STARTS.match(joined)
+    role = _role(joined[start.end() :]) if start else None
+    if not role:
+        return None
+    return role, frozenset(("box",) if len(start[0]) > 1 and start[0] not in _AFFIXES else (start[0],))
+
+
+def _role(word: str) -> str | None:
+    return word if word in _NUMBERED or word in _LETTERS else _ROLES.get(word)
+
+
+def _ordered(parts: Mapping[int, str]) -> tuple[tuple[int, ...], str] | None:
+    """Return the four columns in the order of a format, and the format, or None where they are not one box."""
+    roles: dict[str, list[int]] = {}
+    for axis, edges in _EDGES.items():
+        chain = sorted((i for i, part in parts.items() if _NUMBERED.get(part) == axis), key=lambda i: parts[i])
+        for edge, i in zip((*edges, *["too many"] * len(chain)), chain, strict=False):
+            roles.setdefault(edge, []).append(i)
+    for i, part in parts.items():
+        if part not in _NUMBERED:
+            roles.setdefault(_LETTERS.get(part, part), []).append(i)
+    if "centre" in roles or "too many" in roles:
+        return None
+    for form, order in _ORDER.items():
+        if all(len(roles.get(role, ())) == 1 for role in order):
+            return tuple(roles[role][0] for role in order), form
+    return None
+
+
+def _looks_partial(affix: frozenset[str], parts: Mapping[int, str]) -> bool:
+    """Tell whether columns that are no whole box look like the rest of one."""
+    places = [part for part in parts.values() if part in _PLACES or part in _NUMBERED]
+    if affix & _BOX_WORDS:
+        return True
+    return affix <= _AFFIXES and len(places) > (0 if "face" in affix else 1)
+
+
+def _looks_single(name: str, cells: Sequence[str]) -> bool:
+    """Tell whether a column looks like one that holds a whole box: by its name, or by four numbers in each cell."""
+    words = [word for word in _words(name) if not word.isdecimal()]
+    if words and set(words) <= _AFFIXES and set(words) & _BOX_WORDS:
+        return True
+    cells = [cell for cell in cells if not is_empty(cell)]
+    return bool(cells) and all(len(found := _split(cell)) == 4 and None not in map(number_in, found) for cell in cells)
+
+
+def _split(cell: str) -> list[str]:
+    """Return the words of a list in a cell: ``[10, 20, 110, 140]``, ``10 20 110 140``, ``(10, 20) (110, 140)``."""
+    return [word for word in re.split(r"[\s,;|()\[\]{}]+", cell) if word]
