@@ -163,7 +163,7 @@ def test_affectnet_csv_files_without_a_row_and_short_rows(tmp_path):
         write(tmp_path, f"Manually_Annotated_Images/{name}")
     listing = read_dataset("a", "affectnet", tmp_path)
     assert listing.left_out == {"contempt (outside the seven)": 1, "unreadable row": 1, "file without row": 2}
-    assert listing.score_splits == ("train",)
+    assert listing.score_splits == ("val",)
 
 
 # AffectNet, the release of npy files
@@ -334,7 +334,7 @@ def test_ferplus_folders(tmp_path, base):
     ("files", "options", "words"),
     [
         ({"fer2013new.csv": PLUS}, {"vote": "guess"}, "option vote is 'guess'"),
-        ({"fer2013new.csv": PLUS}, {"score": "test"}, "option score is 'test'"),
+        ({"fer2013new.csv": PLUS}, {"file": "f.csv"}, "option file is 'f.csv', which is not in "),
         ({"fer2013new.csv": PLUS}, {}, "no fer2013.csv and no FER2013Train/"),
         ({"fer2013.csv": FER}, {}, "no fer2013new.csv"),
         ({"fer2013.csv": FER, "fer2013new.csv": PLUS.replace(",NF", "")}, {}, "fer2013new.csv lacks the column NF"),

@@ -12,18 +12,18 @@ from fercli.datasets.base import (
     Reader,
     WrongLayout,
     WrongOption,
-    default_protocol,
+    code_meanings,
     folder_holding,
-    split_name,
 )
+from fercli.datasets.protocol import WHOLE, default_protocol, known_split, split_name
 from fercli.datasets.records import Box, Points, Record
-from fercli.expressions import CODES, EXPRESSIONS, UNLABELLED, is_outside, label_of
+from fercli.expressions import UNLABELLED
 
 #: Column names by which each column is found where the user names none; case does not matter.
 _USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "path": ("path", "image", "file", "filename", "file_name", "image_name", "image_path", "img", "name"),
     "label": ("label", "emotion", "expression", "class", "labels"),
-    "split": ("split", "usage", "part", "partition", "set", "subset"),
+    "split": ("split", "usage", "part", "partition", "set", "subset", "phase", "fold", "data_split", "split_name"),
     "subject": ("subject", "person", "identity", "subject_id", "person_id"),
 }
 _BOX = ("left", "top", "right", "bottom")
@@ -80,7 +80,11 @@ def parse(
         landmark_names = _columns(columns, "landmark_columns", landmark_columns, _LANDMARKS, table)
         if found["label"] is None and label_column is None:
             _need_no_label(columns, {*found.values(), *box_names, *landmark_names}, table)
-        meanings = _meanings(codes)
+        others: dict[str, set[str]] = {}  # the values of each column that could hold splits under another name
+        if found["split"] is None and split_column is None:
+            used = {*found.values(), *box_names, *landmark_names}
+            others = {name: set() for name in columns.values() if name not in used}
+        meanings = code_meanings(codes)
         folder = images
         if folder is None:
             paths = ((row[found["path"]] or "").strip() for row in rows)
@@ -95,7 +99,9 @@ def parse(
             label = _label(row[found["label"]] if found["label"] else "", meanings, collector)
             if label is None:
                 continue
-            split = split_name(row[found["split"]] or "") if found["split"] else "all"
+            for name, values in others.items():
+                values.add((row[name] or "").strip())
+            split = split_name(row[found["split"]] or "") if found["split"] else WHOLE
             subject = (row[found["subject"]] or "").strip() if found["subject"] else ""
             box = _box(row, box_names)
             collector.add(
@@ -103,12 +109,13 @@ def parse(
                     id=f"{path}#{','.join(row[name].strip() for name in box_names)}" if box else path,
                     path=f"{folder}/{path}" if folder else path,
                     label=label,
-                    split=split or "all",
+                    split=split or WHOLE,
                     subject=subject or None,
                     box=box,
                     landmarks=_points(row, landmark_names),
                 )
             )
+    _need_no_split(others, table)
     return default_protocol(record.split for record in collector.records)
 
 
@@ -159,29 +166,20 @@ def _need_no_label(columns: Mapping[str, str], used: Set[str | None], table: Pat
         )
 
 
+def _need_no_split(others: Mapping[str, Set[str]], table: Path) -> None:
+    """Raise WrongOption where a column that is not used looks like splits: by its values, or as ``is_train``."""
+    for name, values in others.items():
+        flag = known_split(re.sub(r"^is(?=[\W_])", "", name.strip().lower()))
+        if flag or (values - {""} and all(map(known_split, values - {""}))):
+            shown = ", ".join(sorted(values)[:3])
+            raise WrongOption(
+                f"{table.name}: the column '{name.strip()}' ({shown}) looks like splits: name it with --option "
+                f"split_column='{name.strip()}', or say split_column: '' if it is something else"
+            )
+
+
 def _listed(columns: Mapping[str, str]) -> str:
     return ", ".join(column.strip() for column in columns.values())
-
-
-def _meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None]:
-    """Return what each number stands for, None where that is none of the seven. Raises WrongOption, one line."""
-    if codes is None:
-        return {}
-    if isinstance(codes, str):
-        if codes not in CODES:
-            raise WrongOption(f"option codes is '{codes}', none of {', '.join(CODES)}")
-        return CODES[codes]
-    if not isinstance(codes, Mapping):
-        raise WrongOption(f"option codes is '{codes}', neither a dataset's name nor {{0: anger, 1: ...}}")
-    for code, name in codes.items():
-        if isinstance(code, bool) or not re.fullmatch(r"\s*-?\d+\s*", str(code)):
-            raise WrongOption(f"option codes: '{code}' is no whole number (it maps numbers to names: {{3: happy}})")
-        if label_of(str(name)) is None and not is_outside(str(name)):
-            raise WrongOption(
-                f"option codes: '{name}' (of {code}) is no expression ({', '.join(EXPRESSIONS)}) and none known "
-                "outside the seven (contempt, other, ...)"
-            )
-    return {int(code): label_of(str(name)) for code, name in codes.items()}
 
 
 def _label(text: str | None, meanings: dict[int, int | None], collector: Collector) -> int | None:
