@@ -124,7 +124,7 @@ def test_class_folders_too_far_down_are_pointed_at(tmp_path):
     ("column", "values", "words"),
     [
         ("purpose", ("Training", "PublicTest"), "'purpose' (PublicTest, Training) looks like splits"),
-        ("is_train", ("1", "0"), "'is_train' (0, 1) looks like splits: name it with --option split_column='is_train'"),
+        ("is_train", ("1", "0"), "'is_train' (0, 1) looks like splits: name it with --option split_column=is_train,"),
     ],
 )
 def test_a_column_that_looks_like_splits_stops(tmp_path, column, values, words):

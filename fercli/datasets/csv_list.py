@@ -80,7 +80,7 @@ def parse(
         landmark_names = _columns(columns, "landmark_columns", landmark_columns, _LANDMARKS, table)
         if found["label"] is None and label_column is None:
             _need_no_label(columns, {*found.values(), *box_names, *landmark_names}, table)
-        others: dict[str, set[str]] = {}  # the values of each column that could hold splits under another name
+        others: dict[str, set[str]] = {}  # columns that could hold splits under another name, with their values
         if found["split"] is None and split_column is None:
             used = {*found.values(), *box_names, *landmark_names}
             others = {name: set() for name in columns.values() if name not in used}
@@ -99,8 +99,7 @@ def parse(
             label = _label(row[found["label"]] if found["label"] else "", meanings, collector)
             if label is None:
                 continue
-            for name, values in others.items():
-                values.add((row[name] or "").strip())
+            _keep_splits(others, row)
             split = split_name(row[found["split"]] or "") if found["split"] else WHOLE
             subject = (row[found["subject"]] or "").strip() if found["subject"] else ""
             box = _box(row, box_names)
@@ -166,16 +165,30 @@ def _need_no_label(columns: Mapping[str, str], used: Set[str | None], table: Pat
         )
 
 
+def _keep_splits(others: dict[str, set[str]], row: Mapping[str, str]) -> None:
+    """Add a row's values to those of the columns that could hold splits; a column with another value is dropped."""
+    for name, values in list(others.items()):
+        value = (row[name] or "").strip()
+        if _is_flag(name) or known_split(value):
+            if len(values) < 3:  # to be shown
+                values.add(value)
+        elif value:
+            del others[name]
+
+
 def _need_no_split(others: Mapping[str, Set[str]], table: Path) -> None:
-    """Raise WrongOption where a column that is not used looks like splits: by its values, or as ``is_train``."""
+    """Raise WrongOption where a column that is not used looks like splits: all its values are, or its name says so."""
     for name, values in others.items():
-        flag = known_split(re.sub(r"^is(?=[\W_])", "", name.strip().lower()))
-        if flag or (values - {""} and all(map(known_split, values - {""}))):
-            shown = ", ".join(sorted(values)[:3])
+        if values:
             raise WrongOption(
-                f"{table.name}: the column '{name.strip()}' ({shown}) looks like splits: name it with --option "
-                f"split_column='{name.strip()}', or say split_column: '' if it is something else"
+                f"{table.name}: the column '{name.strip()}' ({', '.join(sorted(values))}) looks like splits: name "
+                f"it with --option split_column={name.strip()}, or say split_column: '' if it is something else"
             )
+
+
+def _is_flag(name: str) -> bool:
+    """Tell whether a column's name is that of one split: ``train``, ``is_test``."""
+    return known_split(re.sub(r"^is(?=[\W_])", "", name.strip().lower())) is not None
 
 
 def _listed(columns: Mapping[str, str]) -> str:

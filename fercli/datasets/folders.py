@@ -45,7 +45,7 @@ def parse(root: Path, collector: Collector, codes: str | Mapping[int, str] | Non
             raise WrongOption(
                 f"the class folders in {parent} are numbers ({shown}): say what they mean "
                 f"with the option codes, by a dataset's name ({code_tables(numbers)}) or as {{1: happy, 2: sad}}",
-                "with --option codes=NAME, in a run spec data.datasets.{name}.options: {{codes: NAME}}",
+                "give it with --option codes=NAME, in a run spec data.datasets.{name}.options: {{codes: NAME}}",
             )
     if not folders:
         raise _no_classes(root)

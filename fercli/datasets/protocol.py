@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ class UnknownSplits(Exception):
         self.names, self.protocol = tuple(names), protocol
 
 
+@lru_cache(maxsize=1024)
 def known_split(text: str) -> str | None:
     """Return the split that a folder's or column's word stands for: train, val or test; None where it is another word.
 
