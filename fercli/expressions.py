@@ -6,6 +6,8 @@ store, checkpoint, metric and report. Every dataset's codes are mapped here and 
 
 from __future__ import annotations
 
+import re
+
 EXPRESSIONS: tuple[str, ...] = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 NUM_EXPRESSIONS = len(EXPRESSIONS)
 
@@ -26,6 +28,9 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 OUTSIDE: frozenset[str] = frozenset(
     {"contempt", "contemptuous", "none", "uncertain", "unknown", "other", "no-face", "noface", "non-face", "nf"}
 )
+
+#: The number that some put in front of a class's name, as in ``0_angry`` or ``1. happy``.
+_NUMBERED = re.compile(r"^\d+[-.:)]+(?=[a-z])")
 
 _BY_NAME = {name: i for i, name in enumerate(EXPRESSIONS)}
 _BY_NAME.update({alias: EXPRESSIONS.index(name) for name, aliases in _ALIASES.items() for alias in aliases})
@@ -51,7 +56,8 @@ CODES: dict[str, dict[int, int | None]] = {
 def label_of(name: str) -> int | None:
     """Return the label 0..6 that a class name stands for, or None if it is none of the seven.
 
-    Case, surrounding blanks, and `_` or a blank for `-` do not matter: ``Happy``, ``happiness`` and ``HA`` are all 3.
+    Case, surrounding blanks, `_` or a blank for `-`, and a number in front do not matter: ``Happy``, ``HA`` and
+    ``3_happiness`` are all 3.
     """
     return _BY_NAME.get(_plain(name))
 
@@ -62,4 +68,5 @@ def is_outside(name: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    return name.strip().lower().replace("_", "-").replace(" ", "-")
+    word = name.strip().lower().replace("_", "-").replace(" ", "-")
+    return _NUMBERED.sub("", word)

@@ -9,6 +9,7 @@ from typing import Any
 
 from fercli import console
 from fercli.datasets import READERS, Listing, read_dataset
+from fercli.datasets.protocol import absent
 from fercli.errors import FercliError
 from fercli.spec import Dataset, Spec
 
@@ -33,6 +34,20 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
         )
     folder = Path(root) if root else entry.root or spec.paths.data / name
     return read_dataset(name, reader, folder, **entry.options)
+
+
+def need_splits(spec: Spec, listing: Listing) -> None:
+    """Raise FercliError where the spec has a use for a dataset for which it has no split.
+
+    A source needs one to train on, a target one to be scored on.
+    """
+    present = list(dict.fromkeys(record.split for record in listing))
+    for names, option, splits in (
+        (spec.data.source, "adapt", listing.adapt_splits),
+        (spec.data.targets, "score", listing.score_splits),
+    ):
+        if listing.name in names and not set(splits) & set(present):
+            raise FercliError(absent(listing.name, option, splits, present))
 
 
 def prepare_listing(spec: Spec, listing: Listing, repair: bool = False) -> dict[str, Any]:

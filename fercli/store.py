@@ -34,6 +34,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from fercli.datasets.protocol import absent
 from fercli.errors import FercliError
 from fercli.files import copy_bytes
 
@@ -150,12 +151,19 @@ class Store:
         return hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()
 
     def indices(self, splits: Iterable[str]) -> np.ndarray:
-        """Return the positions int64 [k] of the faces in these splits, ascending; FercliError where there is none."""
+        """Return the positions int64 [k] of the faces in these splits, ascending.
+
+        Raises FercliError where there is none; it names the option where they are the dataset's protocol.
+        """
         wanted = tuple(splits)
         positions = np.flatnonzero(np.isin(self.splits, wanted)).astype(np.int64)
         if not len(positions):
-            present = ", ".join(dict.fromkeys(self.splits.tolist()))
-            raise FercliError(f"{self.name} has no face in {' or '.join(wanted)} (prepared are: {present})")
+            present = list(dict.fromkeys(self.splits.tolist()))
+            protocol = {"adapt": self.adapt_splits, "score": self.score_splits}
+            option = next((option for option, splits in protocol.items() if splits == wanted), None)
+            if option:
+                raise FercliError(absent(self.name, option, wanted, present))
+            raise FercliError(f"{self.name} has no face in {' or '.join(wanted)} (prepared are: {', '.join(present)})")
         return positions
 
     def expected(self, splits: Iterable[str]) -> int:

@@ -108,6 +108,19 @@ def test_a_dataset_from_outside_is_listed_prepared_and_adapted_to(here: Path, be
     assert read_dataset("mine", "my_layouts:READER", here / "pictures", ending="png").records[0].subject == "p0"
 
 
+def test_show_tells_of_a_reader_from_outside_what_it_says_itself(here: Path) -> None:
+    shown = run("datasets", "show", "my_layouts:READER")
+    assert shown.exit_code == 0 and "PERSON_EXPRESSION_NUMBER.png, all in one folder" in shown.stdout
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert ["ending=png"] in lines and any(line[:1] == ["score"] for line in lines)
+    told = json.loads(run("datasets", "show", "my_layouts:READER", "--json").stdout)["dataset"]
+    assert told["tree"] == ["PERSON_EXPRESSION_NUMBER.png, all in one folder"]
+    assert told["options"][0] == {"name": "ending", "default": "png", "values": ""}
+    (here / "pictures").mkdir()
+    checked = run("datasets", "check", "my_layouts:READER", here / "pictures", "--option", "ending=gif")
+    assert checked.exit_code == 1 and "no PERSON_EXPRESSION_NUMBER.gif in " in checked.stderr
+
+
 def test_a_label_that_is_none_is_told_by_the_record() -> None:
     with pytest.raises(FercliError, match=r"a\.png: a reader gave it the label None; it must be -1 to 6"):
         Collector().add(Record(id="a.png", path="a.png", split="all", label=None))

@@ -272,7 +272,7 @@ FAILURES: list[tuple[str, Callable[[Path], Any], str]] = [
         lambda r: (r / LABELS["fer2013"]).write_text("pixels,Usage\n1 2,Training\n"),
         "lacks the column emotion",
     ),
-    ("fer2013", lambda r: (r / LABELS["fer2013"]).write_text("emotion,pixels\n1,1 2\n"), "lacks the column Usage"),
+    ("fer2013", lambda r: (r / LABELS["fer2013"]).write_text("emotion,Usage\n1,Training\n"), "lacks the column pixels"),
     ("fer2013", lambda r: (r / LABELS["fer2013"]).write_text(""), "lacks the column"),
     ("fer2013", lambda r: (r / LABELS["fer2013"]).write_text("emotion,pixels,Usage\n"), "nothing usable"),
     ("fer2013", lambda r: (r / LABELS["fer2013"]).unlink(), "no fer2013.csv"),

@@ -311,6 +311,7 @@ def test_completion_answers_at_once(shell: str) -> None:
         (["evaluate", "-c"], "de", {"demo", "default"}),
         (["evaluate", "-c"], "fer", {"fercli.yaml"}),
         (["init", "--from"], "raf-db-ir", {"raf-db-ir18", "raf-db-ir50"}),
+        (["datasets", "show"], "af", {"afe", "affectnet"}),
         (["compare"], "o", {"one", "other"}),
         (["compare", "one"], "runs/ot", {"runs/other"}),
     ],

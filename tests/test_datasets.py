@@ -13,6 +13,7 @@ from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset, writer
 from fercli.errors import FercliError
 from fercli.expressions import CODES, EXPRESSIONS, is_outside, label_of
 from fercli.faces import synthetic
+from fercli.faces.images import decode_pixels, read_pixels
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
 FROZEN_EXPW = ["train", "test", "test", "test", "train", "train", "train", "train", "test", "train", "train", "train"]
@@ -23,6 +24,8 @@ def pixels(value: int = 7) -> str:
 
 
 # RAF-DB
+
+THREE_FIELDS = "row of 3 fields (a picture and its code are read)"
 
 
 def raf_db(root: Path, labels: str | bytes, listed: str = "EmoLabel/list_patition_label.txt") -> Path:
@@ -63,6 +66,9 @@ def test_raf_db_aligned_images_take_no_annotation_of_the_originals(tmp_path):
         ("train_00001.jpg 5\ntrain_00002.jpg 9\n", [SA], {"unknown code '9'": 1}),
         ("train_00001.jpg 5\ntrain_00002.jpg\nsomething else 3\n", [SA], {"unreadable row": 2}),
         (b"\xef\xbb\xbftrain_00001.jpg 5\r\n\r\ntest_0001.jpg 1\r\n", [SA, SU], {}),
+        ("train_00001.jpg 5 train\ntest_0001.jpg 1\tTest \n", [SA, SU], {}),
+        ("train_00001.jpg 5\ntrain_00002.jpg 5 4\ntest_0001.jpg 1 train\n", [SA], {THREE_FIELDS: 2}),
+        ("train_two words.jpg 5 0.93\ntrain_00001.jpg 5\n", [SA], {THREE_FIELDS: 1}),
     ],
 )
 def test_raf_db_awkward_label_lists(tmp_path, labels, kept, left_out):
@@ -74,6 +80,47 @@ def test_raf_db_awkward_label_lists(tmp_path, labels, kept, left_out):
 def test_raf_db_accepts_the_list_spelt_rightly_and_keeps_rows_without_files(tmp_path):
     root = raf_db(tmp_path, "train_00009.jpg 4\n", "EmoLabel/list_partition_label.txt")
     assert rows(read_dataset("raf", "raf-db", root), "path", "label") == [("Image/original/train_00009.jpg", HA)]
+
+
+def raf_db_folders(root: Path, *parts: str) -> Path:
+    for part in parts:
+        split = part.rsplit("/", 1)[-1]
+        touch(root, *(f"{part}/{code}/{split}_0000{code}_aligned.jpg" for code in range(1, 8)))
+    return root
+
+
+@pytest.mark.parametrize("above", ["", "DATASET/", "archive/DATASET/"])
+@pytest.mark.parametrize("beside", ["", "archive/"])
+def test_raf_db_class_folders_as_on_kaggle(tmp_path, above, beside):
+    root = raf_db_folders(tmp_path, f"{above}train", f"{above}test")
+    if above.startswith(beside):
+        write(root, f"{beside}train_labels.csv", "image,label\ntrain_00002_aligned.jpg,2\ntrain_00009_aligned.jpg,1\n")
+    listing = read_dataset("raf", "raf-db", root)
+    assert [r.label for r in listing if r.split == "train"] == [SU, FE, DI, HA, SA, AN, NE]
+    assert [r.label for r in listing if r.split == "test"] == [SU, FE, DI, HA, SA, AN, NE]
+    assert ("train_00003.jpg", f"{above}train/3/train_00003_aligned.jpg") in rows(listing, "id", "path")
+    assert (listing.adapt_splits, listing.score_splits) == (("train",), ("test",))
+    assert listing.left_out == ({"row without file": 1} if above.startswith(beside) else {})
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (
+            {"train_labels.csv": "image,label\ntrain_00002_aligned.jpg,4\n"},
+            "train_labels.csv says happiness of DATASET/train/2/train_00002_aligned.jpg, whose folder says fear in ",
+        ),
+        ({"test_labels.csv": "name,label\nx.jpg,4\n"}, "test_labels.csv lacks the column image"),
+        ({"DATASET/train/0/train_1.jpg": ""}, "the class folder DATASET/train/0/ is no code of RAF-DB (1 to 7) in "),
+    ],
+)
+def test_raf_db_class_folders_that_contradict_stop(tmp_path, files, words):
+    root = raf_db_folders(tmp_path, "DATASET/train", "DATASET/test")
+    for name, text in files.items():
+        write(root, name, text)
+    with pytest.raises(FercliError) as caught:
+        read_dataset("raf", "raf-db", root)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
 # JAFFE
@@ -110,6 +157,56 @@ def test_fer2013_csv(tmp_path):
 def test_fer2013_csv_with_other_columns_quotes_crlf_and_a_byte_order_mark(tmp_path):
     write(tmp_path, "fer2013.csv", f'\ufeffUsage,"emotion", pixels\r\nTraining,3,"{pixels()}"\r\n')
     assert rows(read_dataset("f", "fer2013", tmp_path), "label", "split") == [(HA, "train")]
+
+
+#: What lies in a folder: each csv's header and its rows, `P` for the pixels.
+P = pixels()
+KAGGLE = {
+    "icml_face_data.csv": f"emotion, Usage, pixels\n3,Training,{P}\n4,PublicTest,{P}\n5,PrivateTest,{P}\n",
+    "train.csv": f'emotion,pixels\n3,"{P}"\n',
+    "test.csv": f'pixels\n"{P}"\n',
+}
+CK = f'emotion,pixels,Usage\n0,"{P}",Training\n7,{P},Training\n6,{P},PublicTest\n5,{P},Private Test\n'
+
+
+@pytest.mark.parametrize(
+    ("files", "options", "faces", "score"),
+    [
+        (KAGGLE, {}, [(HA, "train"), (SA, "public-test"), (SU, "private-test")], "private-test"),
+        (KAGGLE, {"file": "train.csv"}, [(HA, "train")], "private-test"),
+        ({"train.csv": KAGGLE["train.csv"], "test.csv": KAGGLE["test.csv"]}, {}, [(HA, "train")], "private-test"),
+        ({"train.csv": KAGGLE["train.csv"]}, {"score": "train"}, [(HA, "train")], "train"),
+        (
+            {"ckextended.csv": CK},
+            {},
+            [(AN, "train"), (NE, "public-test"), (SU, "private-test")],
+            "private-test",
+        ),
+        (
+            {"x/Mine.CSV": f"PIXELS,Emotion,USAGE\n{P},3,train_set\n{P},4,Test\n"},
+            {},
+            [(HA, "train"), (SA, "test")],
+            "test",
+        ),
+    ],
+)
+def test_fer2013_csvs_of_other_names(tmp_path, files, options, faces, score):
+    for name, text in files.items():
+        write(tmp_path, name, text)
+    listing = read_dataset("f", "fer2013", tmp_path, **options)
+    assert rows(listing, "label", "split") == faces
+    assert (listing.adapt_splits, listing.score_splits) == (("train",), (score,))
+    assert listing.left_out == ({"unknown code '7'": 1} if "ckextended.csv" in files else {})
+    for record in listing:
+        assert (decode_pixels(read_pixels(tmp_path / record.path, record.offset)) == 7).all()
+
+
+def test_several_csvs_of_pixels_stop_and_name_the_option(tmp_path):
+    write(tmp_path, "a.csv", KAGGLE["train.csv"])
+    write(tmp_path, "b.csv", CK)
+    with pytest.raises(FercliError, match=r"several csvs of emotion and pixels \(a.csv, b.csv\).*--option file=NAME"):
+        read_dataset("f", "fer2013", tmp_path)
+    assert len(read_dataset("f", "fer2013", tmp_path, file="b.csv")) == 3
 
 
 def test_fer2013_folders(tmp_path):
@@ -187,13 +284,31 @@ def test_folders_per_class(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "options", "labels", "left_out"),
+    [
+        ("1 2 7 8", {"codes": "raf-db"}, [SU, FE, NE], {"unknown code '8'": 1}),
+        ("0 1 07", {"codes": "affectnet"}, [NE, HA], {"label '07' outside the seven": 1}),
+        ("0 1", {"codes": {0: "sad", "1": "contempt"}}, [SA], {"label '1' outside the seven": 1}),
+        ("0 1 happy", {}, [HA], {"unknown class '0'": 1, "unknown class '1'": 1}),
+        ("0_angry 1-Happy 02._sad 7_contempt", {}, [SA, AN, HA], {"7_contempt (outside the seven)": 1}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("above", ["", "archive/", "train/"])
+def test_class_folders_that_are_numbers(tmp_path, names, options, labels, left_out, above):
+    touch(tmp_path, *(f"{above}{name}/1.jpg" for name in names.split()))
+    listing = read_dataset("f", "folders", tmp_path, **options)
+    assert [r.label for r in listing] == labels and listing.left_out == left_out
+    assert {r.split for r in listing} == {"train" if above == "train/" else "all"}
+
+
+@pytest.mark.parametrize(
     ("parts", "adapt", "score"),
     [
         (("train", "test"), ("train",), ("test",)),
         (("Training", "Validation"), ("train",), ("val",)),
         (("train", "valid", "test"), ("train",), ("test",)),
-        (("train",), ("train",), ("train",)),
-        (("studio", "street"), ("street", "studio"), ("street", "studio")),
+        (("train",), ("train",), ("test",)),
+        (("trainset", "val_set"), ("train",), ("val",)),
     ],
 )
 def test_folders_per_split_and_class(tmp_path, parts, adapt, score):
@@ -345,9 +460,20 @@ def test_a_folder_of_another_layout_is_named_with_the_layout_expected(tmp_path, 
     ("reader", "files", "options", "words"),
     [
         ("jafe", {}, {}, "did you mean 'jaffe'"),
-        ("jaffe", {}, {"score": "x"}, "no option 'score'"),
-        ("fer2013", {"fer2013.csv": "emotion,pixels,Usage\n"}, {"score": "test"}, "'private-test'"),
-        ("fer2013", {"fer2013.csv": "emotion,pixels\n3,1\n"}, {}, "fer2013.csv lacks the column Usage"),
+        ("jaffe", {}, {"peak": 1}, "no option 'peak' (it has: adapt, score)"),
+        ("fer2013", {"fer2013.csv": "emotion,Usage\n3,Training\n"}, {}, "fer2013.csv lacks the column pixels"),
+        ("fer2013", {"test.csv": "pixels\n1 2\n"}, {}, "test.csv lacks the column emotion in "),
+        (
+            "folders",
+            {"train/1/1.jpg": "", "train/7/1.jpg": ""},
+            {},
+            "/train are numbers (1, 7): say what they mean with ",
+        ),
+        ("folders", {"train/1/1.jpg": "", "train/7/1.jpg": ""}, {}, "(raf-db: 1 surprise, 2 fear, 3 disgust, "),
+        ("folders", {"train/1/1.jpg": "", "train/7/1.jpg": ""}, {}, "data.datasets.mine.options: {codes: NAME}"),
+        ("folders", {"0/1.jpg": "", "1/1.jpg": ""}, {}, "(fer2013 and expw: 0 anger, 1 disgust, "),
+        ("folders", {"train/0/1.jpg": "", "test/happy/1.jpg": ""}, {}, "/train are numbers (0): say what"),
+        ("folders", {"0/1.jpg": ""}, {"codes": "raf"}, "option codes is 'raf', none of raf-db, "),
         (
             "raf-db",
             {"EmoLabel/list_patition_label.txt": "train_00001.jpg 1\n"},

@@ -132,8 +132,8 @@ def test_the_list_as_json():
         "expressions": dict.fromkeys(EXPRESSIONS),
     }
     assert document["csv"]["layout"] == READERS["csv"].layout and "official" not in document["csv"]
-    (option,) = document["fer2013"]["options"]
-    assert (option["name"], option["default"]) == ("score", "private-test") and "public-test" in option["values"]
+    *_, option = document["fer2013"]["options"]
+    assert (option["name"], option["default"]) == ("score", None) and "public-test" in option["values"]
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -238,10 +238,10 @@ def test_check_options_are_yaml(tmp_path):
         (("check", "jafe", "{}"), 1, "no dataset 'jafe'"),
         (("check", "jafe", "{}"), 1, "did you mean 'jaffe'?"),
         (("show", "afectnet"), 1, "did you mean 'affectnet'?"),
-        (("check", "fer2013", "{}", "--option", "scor=1"), 1, "no option 'scor' (it has: score)"),
+        (("check", "fer2013", "{}", "--option", "scor=1"), 1, "no option 'scor' (it has: file, adapt, score)"),
         (("check", "fer2013", "{}", "--option", "score"), 2, "--option score: expected KEY=VALUE"),
         (("check", "fer2013", "{}", "--option", "score=[1"), 2, "expected KEY=VALUE"),
-        (("check", "fer2013", "{}", "--option", "score=test"), 1, "option score is 'test'"),
+        (("check", "fer2013", "{}", "--option", "file=x.csv"), 1, "option file is 'x.csv', which is not in"),
         (("shw",), 2, "show"),
     ],
 )
@@ -303,16 +303,15 @@ def test_splits_have_one_order(tmp_path):
         "train", "val", "public-test", "private-test", "test", "spare", "all"
     ]  # fmt: skip
     touch(tmp_path, "test/happy/1.jpg", "odd/happy/1.jpg", "val/sad/1.jpg", "train/sad/1.jpg")
-    document = json.loads(run("datasets", "check", "folders", tmp_path, "--json").stdout)["check"]
+    stated = ("--option", "adapt=train", "--option", "score=test")
+    document = json.loads(run("datasets", "check", "folders", tmp_path, *stated, "--json").stdout)["check"]
     assert list(document["splits"]) == ["train", "val", "test", "odd", "all"]
 
 
 def test_options_are_explained():
     shown = run("datasets", "show", "raf-db").stdout
     assert "  images  original or aligned (default: the originals where they are there)" in shown
-    assert (
-        "score=private-test  the part scored: private-test or public-test" in run("datasets", "show", "fer2013").stdout
-    )
+    assert "score  the part scored: private-test (default) or public-test" in run("datasets", "show", "fer2013").stdout
     lines = run("datasets", "show", "csv").stdout.splitlines()
     assert all(any(line.split()[:1] == [option] for line in lines) for option in READERS["csv"].options)
 

@@ -163,7 +163,20 @@ def test_affectnet_csv_files_without_a_row_and_short_rows(tmp_path):
         write(tmp_path, f"Manually_Annotated_Images/{name}")
     listing = read_dataset("a", "affectnet", tmp_path)
     assert listing.left_out == {"contempt (outside the seven)": 1, "unreadable row": 1, "file without row": 2}
-    assert listing.score_splits == ("train",)
+    assert listing.score_splits == ("val",)
+
+
+def test_affectnet_class_folders(tmp_path):
+    for name in ("train/0/a.jpg", "train/Happy/b.jpg", "train/7/c.jpg", "train/11/d.jpg", "val/6/e.jpg"):
+        write(tmp_path, f"archive/{name}")
+    listing = read_dataset("a", "affectnet", tmp_path)
+    assert {r.id.removeprefix("archive/"): (r.label, r.split) for r in listing} == {
+        "train/0/a.jpg": (NE, "train"),
+        "train/Happy/b.jpg": (HA, "train"),
+        "val/6/e.jpg": (AN, "val"),
+    }
+    assert listing.left_out == {"contempt (outside the seven)": 1, "unknown code '11'": 1}
+    assert (listing.adapt_splits, listing.score_splits) == (("train",), ("val",))
 
 
 # AffectNet, the release of npy files
@@ -297,6 +310,19 @@ def test_ferplus_points_at_the_row_of_the_same_number(tmp_path):
     assert data[record.offset :].startswith(b"6,4 5 6,Training")
 
 
+@pytest.mark.parametrize("name", ["icml_face_data.csv", "my faces.csv", "fer2013/fer2013.csv"])
+def test_ferplus_beside_another_csv_of_the_same_rows(tmp_path, name):
+    write(
+        tmp_path, "fer2013new.csv", PLUS + "Training,a.png,0,9,0,0,0,0,0,0,0,0\nPrivateTest,b.png,9,0,0,0,0,0,0,0,0,0\n"
+    )
+    write(tmp_path, name, f"emotion, Usage, pixels\n5,Training,{PIXELS}\n6,PrivateTest,{PIXELS}\n")
+    listing = read_dataset("f", "ferplus", tmp_path)
+    assert rows(listing, "id", "path", "label", "split") == [
+        ("a.png", name, HA, "train"),
+        ("b.png", name, NE, "private-test"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("usages", "words"),
     [
@@ -335,7 +361,7 @@ def test_ferplus_folders(tmp_path, base):
     ("files", "options", "words"),
     [
         ({"fer2013new.csv": PLUS}, {"vote": "guess"}, "option vote is 'guess'"),
-        ({"fer2013new.csv": PLUS}, {"score": "test"}, "option score is 'test'"),
+        ({"fer2013new.csv": PLUS}, {"file": "f.csv"}, "option file is 'f.csv', which is not in "),
         ({"fer2013new.csv": PLUS}, {}, "no fer2013.csv and no FER2013Train/"),
         ({"fer2013.csv": FER}, {}, "no fer2013new.csv"),
         ({"fer2013.csv": FER, "fer2013new.csv": PLUS.replace(",NF", "")}, {}, "fer2013new.csv lacks the column NF"),

@@ -43,6 +43,13 @@ def complete_datasets(ctx: Context, parameter: Parameter, incomplete: str) -> li
     return _fitting([*READERS, *own], incomplete)
 
 
+def complete_readers(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
+    """Readers of the registry."""
+    from fercli.datasets import READERS
+
+    return _fitting(READERS, incomplete)
+
+
 def complete_targets(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
     """Datasets, and ``all``."""
     return [*_fitting(["all"], incomplete), *complete_datasets(ctx, parameter, incomplete)]

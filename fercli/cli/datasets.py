@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fercli import console
+from fercli.cli.completion import complete_datasets, complete_readers
 from fercli.cli.options import read_spec
 
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
@@ -38,7 +39,7 @@ def command(ctx, quiet, as_json):
 
 
 @command.command("show", short_help="All that is known of one dataset, and the tree it should be.")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_readers)
 @_QUIET
 @_JSON
 def show(name, quiet, as_json):
@@ -48,6 +49,7 @@ def show(name, quiet, as_json):
     Examples:
       fercli datasets show ck+
       fercli datasets show csv
+      fercli datasets show my_layouts:READER
     """
     from fercli.cli.datasets_view import show_one
     from fercli.datasets import find_reader, get_reader
@@ -60,7 +62,7 @@ def show(name, quiet, as_json):
 
 
 @command.command("check", short_help="Compare a copy of a dataset with the official release.")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_datasets)
 @click.argument("path", required=False, metavar="[PATH]", type=click.Path(path_type=Path))
 @click.option(
     "--option",

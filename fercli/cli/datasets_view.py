@@ -17,7 +17,8 @@ from fercli import console
 from fercli.datasets import READERS
 from fercli.datasets.check import EXAMPLES, Check
 from fercli.datasets.facts import FACTS, WHOLE, Official, in_order
-from fercli.datasets.layouts import LAYOUTS, OPTIONS
+from fercli.datasets.layouts import options_of, tree_of
+from fercli.datasets.protocol import describe
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 
 if TYPE_CHECKING:
@@ -53,12 +54,12 @@ def show_one(name: str, reader: Reader) -> None:
             ("paper", facts.paper),
         ]
     _print(_heading(name, facts.title if facts else "your own files"), *(["", *_pairs(pairs)] if pairs else []))
-    _print("", "[bold]Layout[/]", "", *(Text(f"  {line}".rstrip()) for line in LAYOUTS[name].splitlines()))
+    _print("", "[bold]Layout[/]", "", *(Text(f"  {line}".rstrip()) for line in tree_of(name, reader)))
     options = [
-        (f"{option}={default}" if isinstance(default, (str, int)) else option, OPTIONS[name][option])
-        for option, default in reader.options.items()
+        (option if default is None or isinstance(default, list | tuple) else f"{option}={default}", values)
+        for option, default, values in (entry.values() for entry in options_of(name, reader))
     ]
-    _print("", "[bold]Options[/]", "", *_pairs(options or [("none", "")]))
+    _print("", "[bold]Options[/]", "", *_pairs(options))
     for official in facts.releases if facts else ():
         _print("", f"[bold]Official counts[/]{f' ({official.form})' if official.form else ''}", "", _official(official))
     _print("", f"To check a copy: fercli datasets check {name} FOLDER")
@@ -71,7 +72,10 @@ def show_check(check: Check, reader: str) -> None:
     files = "1 file" if check.images == 1 else f"{check.images:,} files"
     pairs = [
         ("folder", str(listing.root)),
-        ("splits", f"adapted on {', '.join(listing.adapt_splits)}; scored on {', '.join(listing.score_splits)}"),
+        (
+            "splits",
+            describe(listing.adapt_splits, listing.score_splits, in_order({record.split for record in listing})),
+        ),
         ("compared", _compared(check, reader)),
     ]
     if check.unscored:

@@ -64,16 +64,24 @@ def command(spec_file, overrides, quiet, as_json, datasets, root, look, repair, 
 
 
 def _prepare(spec: Spec, names: list[str], root: str | None, repair: bool, report: bool) -> None:
-    from fercli.pipeline import list_dataset, prepare_listing, write_quality_report
+    from fercli.datasets.protocol import describe
+    from fercli.pipeline import list_dataset, need_splits, prepare_listing, write_quality_report
 
     # All are listed before the first is prepared: a folder that is missing is told at once, not after an hour.
     listings = [list_dataset(spec, name, root) for name in names]
+    for listing in listings:
+        need_splits(spec, listing)
+    protocols = {
+        listing.name: describe(listing.adapt_splits, listing.score_splits, dict.fromkeys(r.split for r in listing))
+        for listing in listings
+    }
     summaries = {listing.name: prepare_listing(spec, listing, repair) for listing in listings}
     columns = ("dataset", "listed", "found", "retried", "given", "mean shape", "rejected", "left out")
     keys = ("expected", "found", "retried", "given", "mean-landmarks", "rejected", "left_out")
     console.table("Prepared faces", columns, [[name, *(row[k] for k in keys)] for name, row in summaries.items()])
     for name, row in summaries.items():
         console.say(f"{name}: {row['folder']} (look at contact-sheet.jpg)")
+        console.say(f"  {protocols[name]}")
         for what, reasons in (("rejected", row["reasons"]), ("left out", row["left_out_reasons"])):
             if reasons:
                 console.say(f"  {what}: {_few(reasons)}")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, folder_holding, text_lines
+from fercli.datasets.protocol import Protocol
 from fercli.datasets.records import Record
 from fercli.expressions import CODES
 
@@ -13,7 +14,7 @@ from fercli.expressions import CODES
 _LISTS = {"test": "Test.csv", "train": "Train.csv"}
 
 
-def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
     """Read both lists, ``path left top right bottom emotion`` a row, separated by blanks.
 
     A picture may show several faces: a face's id is its picture and its box as written, so it does not depend on the
@@ -42,7 +43,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
                 face = f"{path}#{','.join(box)}"
                 collector.add(Record(id=face, path=folder + path, label=label, split=split, box=corners))
         collector.need_rows(table, "path left top right bottom emotion")
-    return ("train",), ("test",) if "test" in lists else ("train",)
+    return ("train",), ("test",)
 
 
 def _rows(table: Path, collector: Collector) -> Iterator[tuple[str, list[str], str]]:

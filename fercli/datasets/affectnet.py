@@ -1,4 +1,5 @@
-"""AffectNet (Mollahosseini et al., TAC 2019), manually annotated part: the csv release and the one of npy files."""
+"""AffectNet (Mollahosseini et al., TAC 2019), manually annotated part: the csv release, the one of npy files, or a
+folder per class."""
 
 from __future__ import annotations
 
@@ -21,6 +22,8 @@ from fercli.datasets.base import (
     is_image_name,
     whole_number,
 )
+from fercli.datasets.folders import find_classes, labelled_pictures
+from fercli.datasets.protocol import Protocol, default_protocol
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES
 
@@ -43,8 +46,8 @@ _IMAGE_FOLDERS = (
 _OUTSIDE = {7: "contempt", 8: "none", 9: "uncertain", 10: "no-face"}
 
 
-def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read training.csv and validation.csv where they are, else train_set/ and val_set/.
+def parse(root: Path, collector: Collector) -> Protocol:
+    """Read training.csv and validation.csv where they are, else train_set/ and val_set/, else train/0/ ... val/7/.
 
     No test part was released: the validation part is scored. Box and landmarks are in pixels of the photograph; the
     newer release has landmarks only, in pixels of its cropped pictures.
@@ -67,8 +70,18 @@ def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str,
         for split, part in parts.items():
             _read_part(root, part, split, collector)
     else:
-        raise WrongLayout("no training.csv and no train_set/annotations")
-    return ("train",), ("val",) if "val" in parts else ("train",)
+        return _parse_folders(root, collector)
+    return ("train",), ("val",)
+
+
+def _parse_folders(root: Path, collector: Collector) -> Protocol:
+    """Read the class folders, named after an expression or its code, that others have made of the releases."""
+    folders = find_classes(root, collector)
+    if not folders:
+        raise WrongLayout("no training.csv, no train_set/annotations and no class folders train/0/ ...")
+    for path, label, split in labelled_pictures(folders, root, collector, lambda code: _label(code, collector)):
+        collector.add(Record(id=path, path=path, label=label, split=split))
+    return default_protocol(record.split for record in collector.records)
 
 
 def _rows(table: Path) -> Iterator[tuple[dict[str, int], list[str]]]:
@@ -191,6 +204,6 @@ def _reason(failure: Exception) -> str:
 
 READER = Reader(
     layout="training.csv and validation.csv with Manually_Annotated_Images/ (or Manually_Annotated/...), or "
-    "{train_set,val_set}/{images/1.jpg,annotations/1_exp.npy}",
+    "{train_set,val_set}/{images/1.jpg,annotations/1_exp.npy}, or a folder per class {train,val}/0/1.jpg ...",
     parse=parse,
 )

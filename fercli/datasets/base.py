@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import inspect
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from fercli.datasets.protocol import Protocol, UnknownSplits, settle
 from fercli.datasets.records import Listing, Points, Record
 from fercli.errors import FercliError
-from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED, is_outside, label_of
+from fercli.expressions import CODES, EXPRESSIONS, NUM_EXPRESSIONS, UNLABELLED, is_outside, label_of
 from fercli.media import describe_skipped, is_picture_name
 
 #: A folder that holds this file holds procedural faces written by fercli, not the dataset.
@@ -23,16 +23,8 @@ STAND_IN_MARKER = "PROCEDURAL-FACES.txt"
 
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,20})?([eE][+-]?[0-9]{1,2})?")
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+#: The options of every reader whose `parse` has none of these names.
+PROTOCOL_OPTIONS = ("adapt", "score")
 
 
 @dataclass(frozen=True)
@@ -41,36 +33,56 @@ class Reader:
 
     Attributes:
         layout: one line: what its folder should hold.
-        parse: reads a tree: (root, collector, **options) -> (adapt_splits, score_splits).
+        parse: reads a tree: (root, collector, **options) -> (adapt_splits, score_splits), or raises UnknownSplits.
     """
 
     layout: str
-    parse: Callable[..., tuple[tuple[str, ...], tuple[str, ...]]]
+    parse: Callable[..., Protocol]
 
     @property
-    def options(self) -> dict[str, object]:
-        """The options that `read` takes, by name, with their defaults."""
+    def _own(self) -> dict[str, object]:
+        """The options of `parse`, by name, with their defaults."""
         taken = list(inspect.signature(self.parse).parameters.values())[2:]
         return {option.name: option.default for option in taken}
 
+    @property
+    def options(self) -> dict[str, object]:
+        """The options that `read` takes, by name, with their defaults (`inspect.Parameter.empty`: it must be given)."""
+        return {**self._own, **{name: None for name in PROTOCOL_OPTIONS if name not in self._own}}
+
     def read(self, root: str | os.PathLike[str], name: str = "dataset", **options: object) -> Listing:
-        """List the dataset at `root`. Raises FercliError where the folder is not of this layout."""
+        """List the dataset at `root`.
+
+        The options ``adapt`` and ``score`` say which splits are adapted to (or trained on) and which are scored; else
+        the dataset's protocol says so (`fercli.datasets.protocol.settle`).
+
+        Raises FercliError where the folder is not of this layout or the splits are not understood.
+        """
         root = Path(root)
-        unknown = sorted(set(options) - set(self.options))
+        own, known = self._own, self.options
+        unknown = sorted(set(options) - set(known))
         if unknown:
-            known = ", ".join(self.options) or "none"
-            raise FercliError(f"{name}: this reader has no option '{unknown[0]}' (it has: {known})")
+            raise FercliError(f"{name}: this reader has no option '{unknown[0]}' (it has: {', '.join(known)})")
+        needed = [key for key, default in own.items() if default is inspect.Parameter.empty and key not in options]
+        if needed:
+            raise FercliError(
+                f"{name}: this reader needs the option {needed[0]}: --option {needed[0]}=..., in a run spec "
+                f"data.datasets.{name}.options: {{{needed[0]}: ...}}"
+            )
         if not root.is_dir():
             what = f"{root} is a file, not a folder" if root.exists() else f"the folder {root} is missing"
             raise FercliError(f"{name}: {what}; expected there: {self.layout}")
         collector = Collector()
+        protocol: Protocol | UnknownSplits
         try:
-            adapt_splits, score_splits = self.parse(root, collector, **options)
+            protocol = self.parse(root, collector, **{key: value for key, value in options.items() if key in own})
+        except UnknownSplits as names:
+            protocol = names
         except WrongOption as wrong:
-            raise FercliError(f"{name}: {wrong}") from None
+            raise FercliError(f"{name}: {wrong}{wrong.hint_for(name)}") from None
         except WrongLayout as wrong:
-            hint = f"; {wrong.hint.format(name=name)}" if wrong.hint else ""
-            raise FercliError(f"{name}: {wrong} in {root}; expected there: {self.layout}{hint}") from None
+            where = f"{wrong} in {root}; expected there: {self.layout}"
+            raise FercliError(f"{name}: {where}{wrong.hint_for(name)}") from None
         except csv.Error as failure:
             raise FercliError(f"{name}: a csv in {root} cannot be read: {failure}") from None
         except OSError as failure:
@@ -79,6 +91,9 @@ class Reader:
             counts = ", ".join(f"{count} {reason}" for reason, count in collector.left_out.items())
             left = f" (left out: {counts})" if counts else ""
             raise FercliError(f"{name}: nothing usable in {root}{left}; expected there: {self.layout}")
+        present = list(dict.fromkeys(record.split for record in collector.records))
+        stated = {key: options.get(key) for key in PROTOCOL_OPTIONS if key not in own}
+        adapt_splits, score_splits = settle(name, root, present, protocol, **stated)
         return Listing(
             name=name,
             root=root,
@@ -90,18 +105,23 @@ class Reader:
         )
 
 
-class WrongLayout(Exception):
-    """The folder is there but not what was expected; the message says what is amiss.
-
-    `hint`, where there is one, says what else can be done; ``{name}`` in it stands for the dataset's name.
-    """
+class _Hinted(Exception):
+    """`hint`, where there is one, says what else can be done; ``{name}`` in it stands for the dataset's name."""
 
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)
         self.hint = hint
 
+    def hint_for(self, name: str) -> str:
+        """Return the hint, to be put behind the message."""
+        return f"; {self.hint.format(name=name)}" if self.hint else ""
 
-class WrongOption(Exception):
+
+class WrongLayout(_Hinted):
+    """The folder is there but not what was expected; the message says what is amiss."""
+
+
+class WrongOption(_Hinted):
     """An option's value is none that the reader knows; the message names option, value and what is allowed."""
 
 
@@ -177,33 +197,6 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def split_name(text: str) -> str:
-    """Return the split that a folder's or column's word stands for: train, val, test, or the word in lower case."""
-    word = text.strip().lower()
-    return _SPLIT_NAMES.get(word, word)
-
-
-def hashed_part(key: str, one_in: int) -> str:
-    """Return ``train`` or ``test`` for a subject or picture: OUR splits, frozen, for datasets that have none.
-
-    One key in `one_in` is for testing: those whose SHA-256, its first 8 hex digits as a number, divides by it. Nothing
-    but the key decides, so that it is on one side whatever else is listed.
-    """
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
-    return "test" if int(digest[:8], 16) % one_in == 0 else "train"
-
-
-def default_protocol(splits: Iterable[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (adapt_splits, score_splits) of a dataset without a protocol of its own, from the splits it has.
-
-    Adapted on train, scored on test (else val); a dataset without such parts is adapted and scored as a whole.
-    """
-    present = tuple(dict.fromkeys(splits))
-    adapt = ("train",) if "train" in present else present
-    score = next(((part,) for part in ("test", "val") if part in present), present)
-    return adapt, score
-
-
 def is_image_name(name: str) -> bool:
     """Tell whether a file name ends as an image's does (`fercli.media`); hidden files never count."""
     return not name.startswith(".") and is_picture_name(name)
@@ -272,7 +265,8 @@ def numbers_in(path: Path) -> list[float]:
 
 def subfolders(folder: Path) -> list[Path]:
     """Return the folders in a folder, sorted, without hidden ones."""
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    with os.scandir(folder) as entries:  # which tells folders apart without a look at every file
+        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 def first_existing(root: Path, *candidates: str) -> Path | None:
@@ -286,3 +280,38 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, line.rstrip("\n")
+
+
+def code_meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None]:
+    """Return what the option codes says of each number: its label, None where that is none of the seven.
+
+    Raises WrongOption, one line, where it is neither a dataset's name nor {number: expression}.
+    """
+    if codes is None:
+        return {}
+    if isinstance(codes, str):
+        if codes not in CODES:
+            raise WrongOption(f"option codes is '{codes}', none of {', '.join(CODES)}")
+        return CODES[codes]
+    if not isinstance(codes, Mapping):
+        raise WrongOption(f"option codes is '{codes}', neither a dataset's name nor {{0: anger, 1: ...}}")
+    for code, name in codes.items():
+        if isinstance(code, bool) or whole_number(str(code)) is None:
+            raise WrongOption(f"option codes: '{code}' is no whole number (it maps numbers to names: {{3: happy}})")
+        if label_of(str(name)) is None and not is_outside(str(name)):
+            raise WrongOption(
+                f"option codes: '{name}' (of {code}) is no expression ({', '.join(EXPRESSIONS)}) and none known "
+                "outside the seven (contempt, other, ...)"
+            )
+    return {whole_number(str(code)): label_of(str(name)) for code, name in codes.items()}
+
+
+def code_tables(codes: Iterable[int]) -> str:
+    """Return in one line what the known datasets mean by their codes: of those that have all of `codes`, or of all."""
+    wanted = set(codes)
+    texts: dict[str, list[str]] = {}
+    for name, table in CODES.items():
+        if wanted <= set(table) or not any(wanted <= set(other) for other in CODES.values()):
+            said = ", ".join(f"{code} {EXPRESSIONS[label]}" for code, label in table.items() if label is not None)
+            texts.setdefault(said, []).append(name)
+    return "; ".join(f"{' and '.join(names)}: {said}" for said, names in texts.items())

@@ -27,6 +27,7 @@ from fercli.datasets.base import (
     text_lines,
     whole_number,
 )
+from fercli.datasets.protocol import Protocol
 from fercli.datasets.records import Points, Record
 from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
 from fercli.expressions import CODES, label_of
@@ -37,9 +38,7 @@ _ENDING = "_emotion.txt"
 _NAME_48 = re.compile(r"(?P<subject>[Ss]\d+)_\d+_\d+\.\w+")
 
 
-def parse(
-    root: Path, collector: Collector, peak: int = 3, split: str = "subject"
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse(root: Path, collector: Collector, peak: int = 3, split: str = "subject") -> Protocol:
     """Read the release where it is there, else the CK+48 folders.
 
     Args:

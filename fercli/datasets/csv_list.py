@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
 
@@ -13,9 +13,8 @@ from fercli.datasets.base import (
     Reader,
     WrongLayout,
     WrongOption,
-    default_protocol,
+    code_meanings,
     is_image_name,
-    split_name,
     whole_number,
 )
 from fercli.datasets.box_columns import (
@@ -30,14 +29,15 @@ from fercli.datasets.box_columns import (
     number_in,
 )
 from fercli.datasets.listed_pictures import ListedPictures
+from fercli.datasets.protocol import WHOLE, default_protocol, known_split, split_name
 from fercli.datasets.records import Box, Points, Record
-from fercli.expressions import CODES, EXPRESSIONS, UNLABELLED, is_outside, label_of
+from fercli.expressions import UNLABELLED
 
 #: Column names by which each column is found where the user names none; case, blanks, `_`, `-` and `.` do not matter.
 _USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "path": ("path", "image", "file", "filename", "imagename", "imagepath", "img", "name"),
     "label": ("label", "emotion", "expression", "class", "labels"),
-    "split": ("split", "usage", "part", "partition", "set", "subset"),
+    "split": ("split", "usage", "part", "partition", "set", "subset", "phase", "fold", "datasplit", "splitname"),
     "subject": ("subject", "person", "identity", "subjectid", "personid"),
 }
 _LANDMARKS = tuple(f"{p}_{axis}" for p in ("leye", "reye", "nose", "lmouth", "rmouth") for axis in "xy")
@@ -101,7 +101,10 @@ def parse(
     boxes = _box_columns(columns, box_columns, box_format, first, known)
     if label_at is None and label_column is None:
         _need_no_label(columns, {*known, *boxes.at})
-    meanings = _meanings(codes)
+    others: dict[int, set[str]] = {}  # columns that could hold splits under another name, with their values
+    if split_at is None and split_column is None:
+        others = {i: set() for i, name in enumerate(columns.names) if name and i not in {*known, *boxes.at}}
+    meanings = code_meanings(codes)
     pictures = ListedPictures(root)
     folder = _picture_folder(images, pictures, (_cell(row, path_at) for row in first))
     faces = _Faces(table)
@@ -124,13 +127,14 @@ def parse(
         if repeated:
             collector.leave_out("listed twice")
             continue
-        split = split_name(_cell(row, split_at)) if split_at is not None else "all"
+        _keep_splits(others, columns, row)
+        split = split_name(_cell(row, split_at)) if split_at is not None else WHOLE
         collector.add(
             Record(
                 id=f"{name}#{box_text}" if box else name,
                 path=path,
                 label=label,
-                split=split or "all",
+                split=split or WHOLE,
                 subject=_cell(row, subject_at) or None,
                 box=box,
                 landmarks=_points(row, landmarks_at, collector),
@@ -138,6 +142,7 @@ def parse(
         )
     check_boxes(root, collector.records, boxes.format, table.name)
     _check_landmarks(collector.records, table)
+    _need_no_split(others, columns)
     return default_protocol(record.split for record in collector.records)
 
 
@@ -345,25 +350,31 @@ def _picture_folder(images: str | None, pictures: ListedPictures, paths: Iterabl
     return next((folder for path, folder in tries if pictures.find(path, folder)[2]), "")
 
 
-def _meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None]:
-    """Return what each number stands for, None where that is none of the seven. Raises WrongOption, one line."""
-    if codes is None:
-        return {}
-    if isinstance(codes, str):
-        if codes not in CODES:
-            raise WrongOption(f"option codes is '{codes}', none of {', '.join(CODES)}")
-        return CODES[codes]
-    if not isinstance(codes, Mapping):
-        raise WrongOption(f"option codes is '{codes}', neither a dataset's name nor {{0: anger, 1: ...}}")
-    for code, name in codes.items():
-        if isinstance(code, bool) or whole_number(str(code)) is None:
-            raise WrongOption(f"option codes: '{code}' is no whole number (it maps numbers to names: {{3: happy}})")
-        if label_of(str(name)) is None and not is_outside(str(name)):
+def _keep_splits(others: dict[int, set[str]], columns: _Columns, row: Sequence[str]) -> None:
+    """Add a row's values to those of the columns that could hold splits; a column with another value is dropped."""
+    for at, values in list(others.items()):
+        value = _cell(row, at)
+        if _is_flag(columns.names[at]) or known_split(value):
+            if len(values) < 3:  # to be shown
+                values.add(value)
+        elif value:
+            del others[at]
+
+
+def _need_no_split(others: Mapping[int, Set[str]], columns: _Columns) -> None:
+    """Raise WrongOption where a column that is not used looks like splits: all its values are, or its name says so."""
+    for at, values in others.items():
+        if values:
+            name = columns.names[at]
             raise WrongOption(
-                f"option codes: '{name}' (of {code}) is no expression ({', '.join(EXPRESSIONS)}) and none known "
-                "outside the seven (contempt, other, ...)"
+                f"{columns.table.name}: the column '{name}' ({', '.join(sorted(values))}) looks like splits: name it "
+                f"with --option split_column={name}, or say split_column: '' if it is something else"
             )
-    return {whole_number(str(code)): label_of(str(name)) for code, name in codes.items()}
+
+
+def _is_flag(name: str) -> bool:
+    """Tell whether a column's name is that of one split: ``train``, ``is_test``."""
+    return known_split(re.sub(r"^is(?=[\W_])", "", name.strip().lower())) is not None
 
 
 def _label(text: str, meanings: dict[int, int | None], collector: Collector) -> int | None:

@@ -10,10 +10,10 @@ from fercli.datasets.base import (
     WrongLayout,
     count_unlisted,
     first_existing,
-    hashed_part,
     text_lines,
     whole_number,
 )
+from fercli.datasets.protocol import Protocol, hashed_part
 from fercli.datasets.records import Record
 from fercli.expressions import CODES
 
@@ -30,7 +30,7 @@ def split_of(image_name: str) -> str:
     return hashed_part(image_name, ONE_IN)
 
 
-def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse(root: Path, collector: Collector) -> Protocol:
     """Read label.lst: image_name face_id top left right bottom confidence label."""
     listed = first_existing(root, "label/label.lst", "label.lst", "data/label/label.lst")
     if listed is None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fercli.datasets.base import Reader
-from fercli.datasets.layouts import LAYOUTS, OPTIONS
+from fercli.datasets.layouts import options_of, tree_of
 from fercli.expressions import EXPRESSIONS, NUM_EXPRESSIONS
 
 #: Faces per expression, or None where that is not known.
@@ -115,11 +115,7 @@ class Facts:
 
 def describe(name: str, reader: Reader) -> dict[str, Any]:
     """Return all that is known of a reader's dataset and its layout, ready for JSON."""
-    options = [
-        {"name": option, "default": default, "values": OPTIONS[name][option]}
-        for option, default in reader.options.items()
-    ]
-    layout = {"layout": reader.layout, "tree": LAYOUTS[name].splitlines(), "options": options}
+    layout = {"layout": reader.layout, "tree": tree_of(name, reader), "options": options_of(name, reader)}
     return {**(FACTS[name].document() if name in FACTS else {}), **layout}
 
 

@@ -2,30 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, images_under, subfolders
+from fercli.datasets.protocol import Protocol, default_protocol, known_split, plain_name
 from fercli.datasets.records import Record
 from fercli.expressions import CODES, label_of
 
 #: Our names of the parts that the column Usage gives.
 SPLITS = {"training": "train", "publictest": "public-test", "privatetest": "private-test"}
+#: Where the csv lies as the challenge and Kaggle ship it; the last is beside a train.csv and a test.csv of its rows.
+_TABLES = ("fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv")
 
 
-def parse(root: Path, collector: Collector, score: str = "private-test") -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read the csv where there is one, else the folders. `score` is ``private-test`` or ``public-test``.
+def parse(root: Path, collector: Collector, file: str | None = None) -> Protocol:
+    """Read the csv where there is one, else the folders.
 
-    The published cross-domain lists do not say on which of the two test parts they score: hence the choice.
+    Args:
+        root: holds the csv or the folders.
+        collector: takes the records.
+        file: the csv's name (default: fer2013.csv or icml_face_data.csv, else the only csv of emotion and pixels).
+
+    Scored is the part private-test. The published cross-domain lists do not say on which of the two test parts they
+    score: the option score chooses. A csv without Usage is for training as a whole.
     """
-    if score not in ("private-test", "public-test"):
-        raise WrongOption(f"option score is '{score}', not 'private-test' or 'public-test'")
-    table = first_existing(root, "fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv")
+    table = pixel_table(root, file)
     if table is not None:
         _parse_csv(root, table, collector)
     else:
         _parse_folders(root, collector)
-    return ("train",), (score,)
+    present = {record.split for record in collector.records}
+    return default_protocol(present) if present & {"val", "test"} else (("train",), ("private-test",))
+
+
+def pixel_table(root: Path, file: str | None = None) -> Path | None:
+    """Return the csv of emotions and pixels in a folder, or in a folder in it; None where there is no csv of pixels.
+
+    Raises WrongOption where `file` does not exist, WrongLayout where there are several to choose from.
+    """
+    if file is not None:
+        if not (root / file).is_file():
+            raise WrongOption(f"option file is '{file}', which is not in {root}")
+        return root / file
+    table = first_existing(root, *_TABLES)
+    folders = (root, *subfolders(root)) if table is None else ()
+    csvs = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() == ".csv"]
+    pixels = [path for path in csvs if not path.name.startswith(".") and "pixels" in _columns(path)]
+    tables = [path for path in pixels if "emotion" in _columns(path)]
+    if len(tables) > 1:
+        raise WrongLayout(
+            f"several csvs of emotion and pixels ({', '.join(path.relative_to(root).as_posix() for path in tables)})",
+            "name the one with --option file=NAME, in a run spec data.datasets.{name}.options: {{file: NAME}}",
+        )
+    return table or next(iter(tables or pixels), None)
+
+
+def usage_split(text: str) -> str | None:
+    """Return the part that a word in the column Usage stands for, None where it is none; case does not matter."""
+    return SPLITS.get(plain_name(text)) or known_split(text)
 
 
 def _parse_csv(root: Path, table: Path, collector: Collector) -> None:
@@ -39,26 +75,36 @@ def _parse_csv(root: Path, table: Path, collector: Collector) -> None:
             collector.add(Record(id=f"{split}-{number:05d}", path=path, label=label, split=split, offset=offset))
 
 
-def pixel_rows(table: Path) -> Iterator[tuple[int, str | None, str]]:
-    """Yield (byte offset, split, emotion code) of every row of fer2013.csv below its header, blank lines skipped.
+def pixel_rows(table: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, str | None, str]]:
+    """Yield (byte offset, split, emotion code) of every row of a csv below its header, blank lines skipped.
 
-    The split is None where Usage is none of the three, and the code is then "" too where the row has not as many
-    fields as the header. Raises WrongLayout where a column is missing.
+    The split is None where Usage is not understood, and the code is then "" too where the row has not as many fields as
+    the header; without a column Usage it is train. Raises WrongLayout where emotion, pixels or a column in `needed` is
+    missing.
     """
-    rows = _rows_with_offsets(table)
-    _, header = next(rows, (0, b""))
-    columns = [c.strip(b' "\r\n').lower() for c in header.removeprefix(b"\xef\xbb\xbf").split(b",")]
-    missing = [name for name in ("emotion", "pixels", "Usage") if name.lower().encode() not in columns]
+    columns = _columns(table)
+    missing = [name for name in ("emotion", "pixels", *needed) if name.lower() not in columns]
     if missing:
         raise WrongLayout(f"{table.name} lacks the column {' and '.join(missing)}")
-    emotion, usage = columns.index(b"emotion"), columns.index(b"usage")
-    for offset, row in rows:
+    emotion, usage = columns.index("emotion"), columns.index("usage") if "usage" in columns else None
+    for offset, row in islice(_rows_with_offsets(table), 1, None):
         fields = row.split(b",")
         if len(fields) != len(columns):
             yield offset, None, ""
             continue
-        part = fields[usage].strip(b' "\r\n').decode("utf-8", "replace").lower()
-        yield offset, SPLITS.get(part), fields[emotion].strip(b' "\r\n').decode("utf-8", "replace") or "?"
+        split = "train" if usage is None else usage_split(_text(fields[usage]))
+        yield offset, split, _text(fields[emotion]) or "?"
+
+
+def _columns(table: Path) -> list[str]:
+    """Return the names in a csv's header, lower case."""
+    with table.open("rb") as file:
+        header = next((line for line in iter(lambda: file.readline(1 << 16), b"") if line.strip()), b"")
+    return [_text(name).lower() for name in header.removeprefix(b"\xef\xbb\xbf").split(b",")]
+
+
+def _text(field: bytes) -> str:
+    return field.strip(b' "\r\n').decode("utf-8", "replace")
 
 
 def _rows_with_offsets(table: Path) -> Iterator[tuple[int, bytes]]:
@@ -73,7 +119,7 @@ def _rows_with_offsets(table: Path) -> Iterator[tuple[int, bytes]]:
 def _parse_folders(root: Path, collector: Collector) -> None:
     parts = [part for part in subfolders(root) if any(label_of(c.name) is not None for c in subfolders(part))]
     if not parts:
-        raise WrongLayout("no fer2013.csv and no train/angry/ ... folders")
+        raise WrongLayout("no fer2013.csv, no other csv of emotion and pixels, and no train/angry/ ... folders")
     for part in parts:
         for folder in subfolders(part):
             label = label_of(folder.name)
@@ -89,6 +135,7 @@ def _parse_folders(root: Path, collector: Collector) -> None:
 
 
 READER = Reader(
-    layout="fer2013.csv, or {train,validation,test}/{angry,...}/{Training,PublicTest,PrivateTest}_123.jpg",
+    layout="fer2013.csv (or another csv of emotion, pixels and Usage), or "
+    "{train,validation,test}/{angry,...}/{Training,PublicTest,PrivateTest}_123.jpg",
     parse=parse,
 )

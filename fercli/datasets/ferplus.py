@@ -16,7 +16,8 @@ from fercli.datasets.base import (
     first_existing,
     whole_number,
 )
-from fercli.datasets.fer2013 import SPLITS, pixel_rows
+from fercli.datasets.fer2013 import pixel_rows, pixel_table, usage_split
+from fercli.datasets.protocol import Protocol
 from fercli.datasets.records import Record
 
 #: Columns of votes, in the order of fer2013new.csv; their names are mapped by `fercli.expressions`.
@@ -25,28 +26,24 @@ VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fea
 _FOLDERS = {"train": "FER2013Train", "public-test": "FER2013Valid", "private-test": "FER2013Test"}
 
 
-def parse(
-    root: Path, collector: Collector, score: str = "private-test", vote: str = "majority"
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read fer2013new.csv beside fer2013.csv, whose rows are in the same order, or beside the folders of its pictures.
+def parse(root: Path, collector: Collector, vote: str = "majority", file: str | None = None) -> Protocol:
+    """Read fer2013new.csv beside FER2013's csv, whose rows are in the same order, or beside folders of its pictures.
 
     Args:
         root: folder of fer2013new.csv.
         collector: takes the records.
-        score: the part scored, ``private-test`` or ``public-test``.
         vote: ``majority``, the rule of the paper's code: options with a single vote are dropped, and the one with more
             than half of the votes that remain is the label; ``plurality``: the option with most of the votes.
+        file: FER2013's csv (default: as `fercli.datasets.fer2013.pixel_table` finds it).
 
     No majority, a tie for most votes, and contempt, unknown or NF (not a face) in front are counted and left out.
     """
-    if score not in ("private-test", "public-test"):
-        raise WrongOption(f"option score is '{score}', not 'private-test' or 'public-test'")
     if vote not in ("majority", "plurality"):
         raise WrongOption(f"option vote is '{vote}', not 'majority' or 'plurality'")
     table = first_existing(root, "fer2013new.csv", "FERPlus/fer2013new.csv", "FERPlus-master/fer2013new.csv")
     if table is None:
         raise WrongLayout("no fer2013new.csv")
-    pixels = first_existing(root, "fer2013.csv", "fer2013/fer2013.csv")
+    pixels = pixel_table(root, file)
     if pixels is not None:
         places: Iterator[tuple[str, int | None]] = _in_csv(root, pixels, table)
     else:
@@ -64,7 +61,7 @@ def parse(
             label = collector.named_label(winner)
             if label is not None:
                 collector.add(Record(id=name, path=path, label=label, split=split, offset=offset))
-    return ("train",), (score,)
+    return ("train",), ("private-test",)
 
 
 def _winner(votes: Sequence[int], vote: str) -> str | None:
@@ -91,7 +88,7 @@ def _rows(table: Path) -> Iterator[tuple[str | None, str, list[int] | None]]:
                 votes = [whole_number(row[i]) for i in at]
                 if None in votes:
                     raise ValueError("a number of votes that is none")
-                yield SPLITS.get(row[usage].strip().lower()), row[image].strip(), votes
+                yield usage_split(row[usage]), row[image].strip(), votes
             except (IndexError, ValueError):
                 yield None, "", None
 
@@ -103,7 +100,7 @@ def _in_csv(root: Path, pixels: Path, table: Path) -> Iterator[tuple[str, int]]:
     give wrong labels: that is an error, told before any label is used.
     """
     path, places = pixels.relative_to(root).as_posix(), []
-    for number, (label_row, pixel_row) in enumerate(zip_longest(_rows(table), pixel_rows(pixels)), 1):
+    for number, (label_row, pixel_row) in enumerate(zip_longest(_rows(table), pixel_rows(pixels, ("Usage",))), 1):
         if label_row is None or pixel_row is None:
             shorter = table if label_row is None else pixels
             raise WrongLayout(f"{shorter.name} ends at row {number}, the other goes on: not the same rows")
@@ -126,7 +123,7 @@ def _in_folders(root: Path, table: Path, collector: Collector) -> Iterator[tuple
 
 
 READER = Reader(
-    layout="fer2013new.csv beside FER2013's fer2013.csv, or beside FER2013Train/, FER2013Valid/ and FER2013Test/ "
-    "(or images/FER2013Train/, ...) with fer0000000.png ...",
+    layout="fer2013new.csv beside FER2013's fer2013.csv (or icml_face_data.csv), or beside FER2013Train/, "
+    "FER2013Valid/ and FER2013Test/ (or images/FER2013Train/, ...) with fer0000000.png ...",
     parse=parse,
 )

@@ -6,12 +6,13 @@ import re
 from pathlib import Path
 
 from fercli.datasets.base import Collector, Reader, WrongLayout, images_under
+from fercli.datasets.protocol import Protocol
 from fercli.datasets.records import Record
 
 _NAME = re.compile(r"(?P<subject>[A-Za-z]{2})\.(?P<expression>[A-Za-z]{2})(?P<take>\d+)\.(?P<serial>\d+)\.\w+")
 
 
-def parse(root: Path, collector: Collector) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse(root: Path, collector: Collector) -> Protocol:
     """Read the names. They are trusted over the lists in circulation (one calls KR.SA3.79 happy)."""
     others = 0
     for path in images_under(root, root, collector):

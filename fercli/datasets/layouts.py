@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
+from fercli.datasets.base import Reader
+
 #: By the reader's name; below the folder that is given to fercli.
 LAYOUTS: dict[str, str] = {
     "raf-db": """\
@@ -11,7 +16,14 @@ Image/
   original/train_00001.jpg ...               or aligned/train_00001_aligned.jpg ...
 Annotation/                                  where you have it
   manual/train_00001_manu_attri.txt          five landmarks, then gender, race, age
-  boundingbox/train_00001_boundingbox.txt    left top right bottom""",
+  boundingbox/train_00001_boundingbox.txt    left top right bottom
+
+or as on Kaggle, possibly below DATASET/:
+train/
+  1/train_00001_aligned.jpg ...              and 2/ ... 7/, the codes of the list
+test/
+  1/test_0002_aligned.jpg ...
+train_labels.csv, test_labels.csv            where you have them: image,label""",
     "ck+": """\
 cohn-kanade-images/
   S005/001/S005_001_00000011.png ...         a folder per sequence
@@ -36,7 +48,9 @@ or the aligned faces:
 Train/Train_Aligned_Faces/Angry/*.png ...
 Val/Val_Aligned_Faces_new/Val_Aligned_Faces/Angry/*.png ...""",
     "fer2013": """\
-fer2013.csv                                  columns: emotion,pixels,Usage
+fer2013.csv                                  columns: emotion,pixels,Usage, in any order
+                                             or icml_face_data.csv, or one csv of another name;
+                                             without Usage all of it is for training
 
 or folders:
 train/
@@ -65,10 +79,16 @@ train_set/
   images/0.jpg ...
   annotations/0_exp.npy, 0_lnd.npy ...       expression, 68 points
 val_set/
-  images/ annotations/""",
+  images/ annotations/
+
+or a folder per class:
+train/
+  0/*.jpg ...                                codes 0 to 7, or names: neutral/ happy/ ...
+val/                                         or test/
+  0/*.jpg ...""",
     "ferplus": """\
 fer2013new.csv                               columns: Usage, Image name, votes
-fer2013.csv                                  FER2013's own, rows in the same order
+fer2013.csv                                  or icml_face_data.csv: rows in the same order
 
 or, made by FERPlus's script, beside fer2013new.csv (or below data/ or images/):
 FER2013Train/fer0000000.png ...
@@ -94,8 +114,11 @@ images/IMAGE ...""",
 happy/*.jpg ...                              a folder per expression, under its usual names
 sad/*.jpg ...
 
-or with splits:
-train/happy/*.jpg ...                        and val/ test/""",
+or with splits, under their usual names:
+train/happy/*.jpg ...                        and val/ test/ (Training, train_set, valid, ...)
+
+or with numbers, explained by the option codes:
+train/1/*.jpg ...""",
     "csv": """\
 list.csv                                     columns: paths (path, image, file, ...) and labels
                                              (label, emotion, expression, ...); if you have them
@@ -111,21 +134,25 @@ above, or says label_column: ''. Boxes are in pixels; under another name they ne
 
 _SPLIT = "subject (adapted on train, scored on test: other people) or all (one part for both)"
 _PEAK = "frames of a sequence that show its expression, 1 or more"
-_SCORE = "the part scored: private-test or public-test"
+_FILE = "the csv of pixels (default: fer2013.csv or icml_face_data.csv, else the only csv of emotion and pixels)"
+#: Of every reader.
+_PROTOCOL = {
+    "adapt": "splits that train or are adapted to: one, a list, or all (default: the dataset's protocol)",
+    "score": "splits that are scored, in the same way; one that is also adapted to must be named here",
+}
 
-#: What each option of a reader may be, a line each, by the names of reader and option.
-OPTIONS: dict[str, dict[str, str]] = {
+_OWN: dict[str, dict[str, str]] = {
     "raf-db": {"images": "original or aligned (default: the originals where they are there)"},
     "ck+": {"peak": f"{_PEAK}; CK+48 folders hold 3", "split": _SPLIT},
     "jaffe": {},
     "sfew": {"images": "frames or aligned (default: the frames where they are there)"},
-    "fer2013": {"score": _SCORE},
+    "fer2013": {"file": _FILE},
     "expw": {},
     "afe": {"images": "folder below which the paths listed lie (default: src/image, images, image or the root)"},
     "affectnet": {},
     "ferplus": {
-        "score": _SCORE,
         "vote": "majority (more than half of the votes, the paper's rule) or plurality (most of the votes)",
+        "file": _FILE,
     },
     "oulu-casia": {
         "spectrum": "VL (visible light) or NI (near infrared)",
@@ -134,7 +161,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         "split": _SPLIT,
     },
     "mmi": {"peak": f"{_PEAK}; a list names its frames itself", "split": _SPLIT},
-    "folders": {},
+    "folders": {"codes": "what class folders that are numbers mean: a dataset's name (raf-db) or {1: surprise, ...}"},
     "csv": {
         "file": "the csv's name (default: the only csv in the folder)",
         "images": "folder of the pictures (default: the csv's own, or images/ where they lie there)",
@@ -151,3 +178,26 @@ OPTIONS: dict[str, dict[str, str]] = {
         "codes": "what labels that are numbers mean: a dataset's name (fer2013) or {0: anger, ...}",
     },
 }
+
+#: What each option of a reader may be, a line each, by the names of reader and option.
+OPTIONS: dict[str, dict[str, str]] = {name: {**own, **_PROTOCOL} for name, own in _OWN.items()}
+OPTIONS["fer2013"]["score"] = OPTIONS["ferplus"]["score"] = "the part scored: private-test (default) or public-test"
+
+
+def tree_of(name: str, reader: Reader) -> list[str]:
+    """Return the lines of the tree that a reader expects; of a reader from outside, its own line."""
+    return LAYOUTS[name].splitlines() if name in LAYOUTS else [reader.layout]
+
+
+def options_of(name: str, reader: Reader) -> list[dict[str, Any]]:
+    """Return ``name``, ``default`` and ``values`` (in words) of each option of a reader.
+
+    The default is None where there is none; values are "" where a reader from outside does not say.
+    """
+    texts = OPTIONS.get(name, _PROTOCOL)
+    told = []
+    for option, default in reader.options.items():
+        needed = default is inspect.Parameter.empty
+        values = texts.get(option, "must be given" if needed else "")
+        told.append({"name": option, "default": None if needed else default, "values": values})
+    return told

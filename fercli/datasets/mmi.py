@@ -28,6 +28,7 @@ from fercli.datasets.base import (
     text_lines,
     whole_number,
 )
+from fercli.datasets.protocol import Protocol
 from fercli.datasets.records import Record
 from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
 from fercli.expressions import CODES
@@ -39,9 +40,7 @@ _CLIP = re.compile(r"(?P<subject>[Ss]\d+)[-_]\d+")
 _EXTRACT = "video without frames beside it (extract them: ffmpeg -i S001-001.avi S001-001_%05d.png)"
 
 
-def parse(
-    root: Path, collector: Collector, peak: int = 3, split: str = "subject"
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse(root: Path, collector: Collector, peak: int = 3, split: str = "subject") -> Protocol:
     """Read the list where there is one, else the sessions.
 
     Args:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, subfolders
+from fercli.datasets.protocol import Protocol
 from fercli.datasets.records import Record
 from fercli.datasets.sequences import check_options, frames_of, labelled, neutral_of, part_of, protocol
 from fercli.expressions import label_of
@@ -31,7 +32,7 @@ def parse(
     lighting: str = "Strong",
     peak: int = 3,
     split: str = "subject",
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+) -> Protocol:
     """Read the sequences of one camera under one light.
 
     Args:

@@ -1,8 +1,10 @@
-"""RAF-DB, basic emotions (Li, Deng and Du, CVPR 2017): labels, splits, face boxes and five landmarks as released."""
+"""RAF-DB, basic emotions (Li, Deng and Du, CVPR 2017): the release, or the class folders 1 to 7 as on Kaggle."""
 
 from __future__ import annotations
 
+import csv
 import os
+import re
 from pathlib import Path
 
 from fercli.datasets.base import (
@@ -15,20 +17,28 @@ from fercli.datasets.base import (
     numbers_in,
     text_lines,
 )
+from fercli.datasets.folders import find_classes, is_code, labelled_pictures
+from fercli.datasets.protocol import Protocol, default_protocol, known_split
 from fercli.datasets.records import Box, Points, Record
-from fercli.expressions import CODES
+from fercli.expressions import CODES, EXPRESSIONS
+
+#: A row of the list: the picture, which may have blanks in its name, its code, and what some lists have behind it.
+_ROW = re.compile(r"\s*(?P<name>\S.*?\.\w{3,4})\s+(?P<code>\S+)(?P<more>(?:\s+\S+)*)\s*")
 
 
-def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Read the label list; `images` is ``original`` or ``aligned`` (default: the originals where they are there).
+def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
+    """Read the label list, or the class folders where there is none.
 
-    The released boxes and landmarks are in pixels of the originals and go with these only.
+    `images` is ``original`` or ``aligned`` (default: the originals where they are there). The released boxes and
+    landmarks are in pixels of the originals and go with these only.
     """
-    listed = first_existing(root, "EmoLabel/list_patition_label.txt", "EmoLabel/list_partition_label.txt")
-    if listed is None:
-        raise WrongLayout("no EmoLabel/list_patition_label.txt")
     if images not in (None, "original", "aligned"):
         raise WrongOption(f"option images is '{images}', not 'original' or 'aligned'")
+    listed = first_existing(root, "EmoLabel/list_patition_label.txt", "EmoLabel/list_partition_label.txt")
+    if listed is None and images != "original":
+        return _parse_folders(root, collector)
+    if listed is None:
+        raise WrongLayout("no EmoLabel/list_patition_label.txt")
     kind = images or ("original" if (root / "Image/original").is_dir() else "aligned")
     if not (root / "Image" / kind).is_dir():
         raise WrongLayout(f"no Image/{images}" if images else "no Image/original and no Image/aligned")
@@ -36,16 +46,21 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
     boxes = root / "Annotation/boundingbox" if kind == "original" else None
     names: set[str] = set()
     for _, line in text_lines(listed):
-        fields = line.rsplit(None, 1)
-        split = fields[0].split("_", 1)[0].lower()
-        if len(fields) != 2 or split not in ("train", "test"):
+        row = _ROW.fullmatch(line)
+        split = row["name"].split("_", 1)[0].lower() if row else ""
+        if split not in ("train", "test"):
             collector.leave_out("unreadable row")
             continue
-        name = fields[0].strip()
+        name = row["name"]
         stem, ending = os.path.splitext(name)
         file = name if kind == "original" else f"{stem}_aligned{ending}"
         names.add(file)
-        label = collector.label(CODES["raf-db"], fields[1])
+        more = row["more"].split()
+        if more and [known_split(word) for word in more] != [split]:
+            # Which of the numbers is the label is not known: lists of noisy labels have two.
+            collector.leave_out(f"row of {2 + len(more)} fields (a picture and its code are read)")
+            continue
+        label = collector.label(CODES["raf-db"], row["code"])
         if label is None:
             continue
         collector.add(
@@ -63,6 +78,61 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[
     return ("train",), ("test",)
 
 
+def _parse_folders(root: Path, collector: Collector) -> Protocol:
+    """Read train/1/train_00001_aligned.jpg ..., and compare with train_labels.csv and test_labels.csv where they are.
+
+    Raises WrongLayout where a folder is no code of RAF-DB (the others may be another dataset's too then), or where a
+    csv says otherwise than a picture's folder.
+    """
+    codes = CODES["raf-db"]
+    folders = find_classes(root, collector)
+    if not folders:
+        raise WrongLayout("no EmoLabel/list_patition_label.txt and no class folders train/1/ ... train/7/")
+    other = [folder for folder, _ in folders if is_code(folder.name) and int(folder.name) not in codes]
+    if other:
+        raise WrongLayout(
+            f"the class folder {other[0].relative_to(root).as_posix()}/ is no code of RAF-DB (1 to 7)",
+            "if the numbers mean something else, say what: reader folders with the option codes",
+        )
+    tables = {parent: _labels_beside(parent, root, collector) for parent in {folder.parent for folder, _ in folders}}
+    seen: set[str] = set()
+    for path, label, split in labelled_pictures(folders, root, collector, lambda code: codes[int(code)]):
+        name = path.rsplit("/", 1)[-1]
+        seen.add(name)
+        for parent, said in tables.items():
+            if (root / path).is_relative_to(parent) and said.get(name, label) != label:
+                raise WrongLayout(
+                    f"{parent.name}_labels.csv says {EXPRESSIONS[said[name]]} of {path}, whose folder says "
+                    f"{EXPRESSIONS[label]}"
+                )
+        stem, ending = os.path.splitext(name)
+        collector.add(Record(id=f"{stem.removesuffix('_aligned')}{ending}", path=path, label=label, split=split))
+    collector.leave_out("row without file", sum(name not in seen for said in tables.values() for name in said))
+    return default_protocol(record.split for record in collector.records)
+
+
+def _labels_beside(part: Path, root: Path, collector: Collector) -> dict[str, int]:
+    """Return {picture: label} of train_labels.csv (columns image and label) beside train/ or above; {} without it."""
+    beside = (above / f"{part.name}_labels.csv" for above in part.parents if above.is_relative_to(root))
+    table = next((path for path in beside if path.is_file()), None)
+    if table is None:
+        return {}
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        rows = csv.reader(opened)
+        columns = [name.strip().lower() for name in next(rows, [])]
+        missing = [name for name in ("image", "label") if name not in columns]
+        if missing:
+            raise WrongLayout(f"{table.name} lacks the column {' and '.join(missing)}")
+        image, code = columns.index("image"), columns.index("label")
+        found = {}
+        for row in filter(None, rows):
+            if len(row) <= max(image, code):
+                collector.leave_out("unreadable row")
+            elif (label := collector.label(CODES["raf-db"], row[code])) is not None:
+                found[row[image].strip()] = label
+        return found
+
+
 def _points(folder: Path | None, stem: str) -> Points | None:
     # Five lines of x y, then gender, race and age, one number a line.
     numbers = numbers_in(folder / f"{stem}_manu_attri.txt")[:10] if folder else []
@@ -76,6 +146,6 @@ def _box(folder: Path | None, stem: str) -> Box | None:
 
 READER = Reader(
     layout="EmoLabel/list_patition_label.txt, Image/original/train_00001.jpg ... (or Image/aligned/*_aligned.jpg), "
-    "and Annotation/{manual,boundingbox}/ where you have them",
+    "and Annotation/{manual,boundingbox}/ where you have them; or train/1/train_00001_aligned.jpg ... as on Kaggle",
     parse=parse,
 )

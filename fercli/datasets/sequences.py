@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fercli.datasets.base import Collector, WrongOption, hashed_part, images_under
+from fercli.datasets.base import Collector, WrongOption, images_under
+from fercli.datasets.protocol import Protocol, hashed_part
 from fercli.expressions import EXPRESSIONS
 
 #: A sequence whose first frame has a higher number than this has lost its beginning: that frame need not be neutral.
@@ -26,7 +27,7 @@ def part_of(subject: str, one_in: int, split: str) -> str:
     return "all" if split == "all" else split_of(subject, one_in)
 
 
-def protocol(split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def protocol(split: str) -> Protocol:
     """Return (adapt_splits, score_splits) under the option split."""
     return (("all",), ("all",)) if split == "all" else (("train",), ("test",))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, images_under, is_image_name, subfolders
+from fercli.datasets.protocol import Protocol
 from fercli.datasets.records import Record
 from fercli.expressions import UNLABELLED, label_of
 
@@ -14,7 +15,7 @@ _PARTS = {"val": "Val", "train": "Train", "test": "Test"}
 _KINDS = ("frames", "aligned")
 
 
-def parse(root: Path, collector: Collector, images: str | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
     """Read the class folders of Train and Val, and the unlabelled images of Test where they are there.
 
     Args:

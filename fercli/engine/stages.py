@@ -11,6 +11,7 @@ import torch
 
 from fercli import console
 from fercli.batches import Batches, Faces, hold_out, labels_of
+from fercli.datasets.protocol import overlap
 from fercli.engine import checkpoint, ranks
 from fercli.engine.acceleration import accelerate
 from fercli.engine.fabric import make_fabric
@@ -50,6 +51,13 @@ def open_store(spec: Spec, name: str, labels: bool = True) -> Store:
             f"run: fercli prepare --dataset {name}"
         )
     return store
+
+
+def warn_of_overlap(store: Store) -> None:
+    """Say that a target is scored on splits that it is adapted to, as the user's options or an older fercli have it."""
+    both = overlap(store.adapt_splits, store.score_splits)
+    if both:
+        console.warn(f"{store.name} is scored on faces that it is adapted to (split {', '.join(both)})")
 
 
 class Source(NamedTuple):
@@ -128,6 +136,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     options = kind.read_options(spec.adapt.options)
     store = open_store(spec, target, labels=False)
     unlabelled, to_score = store.indices(store.adapt_splits), store.indices(store.score_splits)
+    warn_of_overlap(store)
     start = checkpoint.load(_source_checkpoint(spec))
     record = {
         **record_of(spec, "adapt"),

@@ -17,7 +17,7 @@ from fercli import console
 from fercli.batches import thin
 from fercli.engine.fabric import resolve_device
 from fercli.engine.log import read_metrics
-from fercli.engine.stages import open_store
+from fercli.engine.stages import open_store, warn_of_overlap
 from fercli.engine.watch import read_outputs
 from fercli.evaluation.exhibits import exhibits
 from fercli.evaluation.explain import Picture
@@ -61,6 +61,8 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     for path in unfinished(spec):
         console.warn(f"{path} has no model (best.ckpt) and is left out; train it to its end: fercli adapt")
     stores = {name: open_store(spec, name) for name in [*spec.data.source, *targets]}
+    for name in targets:
+        warn_of_overlap(stores[name])
     folder = open_report(spec.run_folder / "report")
     looked = _look(spec, source, adapted, stores, report)
     results = console.finite(_document(spec, [source, *adapted], stores, looked))  # JSON has no NaN

@@ -157,7 +157,7 @@ def scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], n
 
     A source without a test part of its own is scored on the faces held out of training, which also chose the epoch.
     """
-    if is_source and set(store.score_splits) & set(store.adapt_splits):
+    if is_source and (set(store.score_splits) & set(store.adapt_splits) or not store.expected(store.score_splits)):
         _, held = training_part(spec, store)
         return ["held out of training"], held, len(held)
     return list(store.score_splits), store.indices(store.score_splits), store.expected(store.score_splits)

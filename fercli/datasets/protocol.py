@@ -1,0 +1,186 @@
+"""Which faces of a dataset train or are adapted to, and which are scored: names of splits, options, splits of our own.
+
+A protocol is (adapt_splits, score_splits). `WHOLE` is the split of a dataset that has none: it is adapted to and scored
+as a whole. No other split is in both unless the user says so with the options ``adapt`` and ``score``, which every
+reader has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fercli.errors import FercliError
+
+Protocol = tuple[tuple[str, ...], tuple[str, ...]]
+
+#: The split of a dataset without splits; as the value of an option: every split.
+WHOLE = "all"
+
+#: The usual names of each split, lower case, without separators.
+_NAMES = {
+    "train": "train|training|trn",
+    "val": "val|valid|validate|validation|dev|devel|development|eval|evaluate|evaluation|publictest",
+    "test": "test|tests|testing|tst|privatetest",
+}
+#: What people put before or behind them.
+_AROUND = "set|subset|data|split|part|partition|folder|dir|list|images?|imgs?|pics?|pictures?|photos?|faces?|files?"
+_SPLITS = {split: re.compile(rf"(?:{_AROUND})*(?:{names})(?:{_AROUND})*") for split, names in _NAMES.items()}
+
+
+class UnknownSplits(Exception):
+    """Some splits have names that are not understood.
+
+    Attributes:
+        names: of these splits.
+        protocol: what follows from the others.
+    """
+
+    def __init__(self, names: Sequence[str], protocol: Protocol):
+        super().__init__(", ".join(names))
+        self.names, self.protocol = tuple(names), protocol
+
+
+@lru_cache(maxsize=1024)
+def known_split(text: str) -> str | None:
+    """Return the split that a folder's or column's word stands for: train, val or test; None where it is another word.
+
+    Case and separators do not matter, nor do words such as set, data or images around it: ``Train_Set`` is train.
+    """
+    word = plain_name(text)
+    return next((split for split, names in _SPLITS.items() if names.fullmatch(word)), None)
+
+
+def split_name(text: str) -> str:
+    """Return the split as `known_split`, or the word itself in lower case."""
+    return known_split(text) or text.strip().lower()
+
+
+def plain_name(text: str) -> str:
+    """Return a name in lower case without blanks, ``_``, ``-`` and ``.``: ``Public Test`` is ``publictest``."""
+    return re.sub(r"[-_.\s]+", "", text.lower())
+
+
+def default_protocol(splits: Iterable[str]) -> Protocol:
+    """Return the protocol of a dataset without one of its own, from the splits it has.
+
+    Adapted to train, scored on test (val where there is no test); one without splits as a whole. Faces without a split
+    beside others with one are in neither. Raises UnknownSplits where a split is none of these.
+    """
+    present = dict.fromkeys(splits)
+    if set(present) <= {WHOLE}:
+        return (WHOLE,), (WHOLE,)
+    protocol = ("train",), ("val",) if "val" in present and "test" not in present else ("test",)
+    unknown = [split for split in present if split not in (*_NAMES, WHOLE)]
+    if unknown:
+        raise UnknownSplits(unknown, protocol)
+    return protocol
+
+
+def settle(
+    name: str,
+    root: Path,
+    present: Sequence[str],
+    given: Protocol | UnknownSplits,
+    adapt: Any = None,
+    score: Any = None,
+) -> Protocol:
+    """Return the protocol of the dataset called `name`: its reader's, or what the options say instead.
+
+    Args:
+        name, root: of the dataset, for messages.
+        present: the splits in which it has faces.
+        given: by its reader.
+        adapt, score: the options: a split, a list of splits, or `WHOLE`; None leaves the reader's.
+
+    Raises:
+        FercliError: an option names no split; a split's name is not understood and the options do not settle it; or
+            faces would be scored that are adapted to, and neither the dataset nor an option says so.
+    """
+    known, unknown = (given.protocol, given.names) if isinstance(given, UnknownSplits) else (given, ())
+    stated = tuple(
+        None if value is None else _chosen(name, option, value, present)
+        for option, value in (("adapt", adapt), ("score", score))
+    )
+    adapted, scored = (own if said is None else said for own, said in zip(known, stated, strict=True))
+    unclear = [split for split in unknown if split not in (*adapted, *scored)]
+    if unclear and None in stated:
+        listed = ", ".join(map(repr, unclear[:4])) + (f", ... ({len(unclear)} in all)" if len(unclear) > 4 else "")
+        first, last = (splits[0] if splits else None for splits in stated)
+        first = first or next(s for s in ("train", *unclear, *present) if s in present and s != last)
+        last = last or next((s for s in ("test", "val", *reversed(unclear)) if s in present and s != first), WHOLE)
+        raise FercliError(
+            f"{name}: names of splits are not understood: {listed} (in {root}); say which splits to adapt to (or train "
+            f"on) and which to score: --option adapt={first} --option score={last}, in a run spec data.datasets.{name}"
+            f".options: {{adapt: {first}, score: {last}}} (or lists; {WHOLE} stands for every split)"
+        )
+    both = overlap(adapted, scored)
+    if both and stated == (None, None):
+        raise FercliError(
+            f"{name}: its reader scores what it adapts to ({', '.join(both)}); if that is meant, say so in "
+            f"data.datasets.{name}.options: {{adapt: [{', '.join(adapted)}], score: [{', '.join(scored)}]}}"
+        )
+    return adapted, scored
+
+
+def _chosen(name: str, option: str, value: Any, present: Sequence[str]) -> tuple[str, ...]:
+    words = [str(word) for word in (value if isinstance(value, list | tuple) else [value])]
+    chosen: list[str] = []
+    for word in words:
+        if word.strip().lower() == WHOLE:
+            chosen += present
+            continue
+        found = next((split for split in present if plain_name(split) == plain_name(word)), known_split(word))
+        if found not in present:
+            raise FercliError(f"{name}: option {option} is '{word}', not {_or([repr(split) for split in present])}")
+        chosen.append(found)
+    if not chosen:
+        raise FercliError(f"{name}: option {option} names no split ({', '.join(present)})")
+    return tuple(dict.fromkeys(chosen))
+
+
+def _or(words: Sequence[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def overlap(adapt_splits: Iterable[str], score_splits: Iterable[str]) -> list[str]:
+    """Return the splits that are adapted to and scored, without `WHOLE`, of which that is known."""
+    scored = set(score_splits) - {WHOLE}
+    return [split for split in adapt_splits if split in scored]
+
+
+def describe(adapt_splits: Sequence[str], score_splits: Sequence[str], present: Iterable[str]) -> str:
+    """Return in one line what is done with the splits that a dataset has."""
+    if tuple(adapt_splits) == tuple(score_splits) == (WHOLE,):
+        return "no splits: a target is adapted to and scored as a whole"
+    both = overlap(adapt_splits, score_splits)
+    again = f" ({', '.join(both)} is scored though it is adapted to)" if both else ""
+    unused = [split for split in present if split not in (*adapt_splits, *score_splits)]
+    rest = ", ".join("faces without a split" if split == WHOLE else split for split in unused)
+    used = f"trained on or adapted to {', '.join(adapt_splits)}; scored on {', '.join(score_splits)}{again}"
+    return used + (f"; not used: {rest}" if rest else "")
+
+
+def absent(name: str, option: str, splits: Iterable[str], present: Sequence[str]) -> str:
+    """Return in one line that a dataset has no face in the splits that `option` (adapt or score) stands for."""
+    what = "train on or adapt to" if option == "adapt" else "score"
+    note = "" if option == "adapt" else "; faces that are also adapted to are scored only where this says so"
+    return (
+        f"{name} has no face to {what}: none is in {_or(list(splits))} (there are: {', '.join(present)}); to name "
+        f"another split, run: fercli prepare --dataset {name} --set data.datasets.{name}.options.{option}=SPLIT (one "
+        f"of {', '.join(dict.fromkeys([*present, WHOLE]))}{note})"
+    )
+
+
+def hashed_part(key: str, one_in: int) -> str:
+    """Return ``train`` or ``test`` for a subject or picture: OUR splits, frozen, for datasets that have none.
+
+    One key in `one_in` is for testing: those whose SHA-256, its first 8 hex digits as a number, divides by it. Nothing
+    but the key decides, so that it is on one side whatever else is listed.
+    """
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
+    return "test" if int(digest[:8], 16) % one_in == 0 else "train"
