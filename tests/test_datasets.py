@@ -287,7 +287,7 @@ def test_folders_per_class(tmp_path):
     ("names", "options", "labels", "left_out"),
     [
         ("1 2 7 8", {"codes": "raf-db"}, [SU, FE, NE], {"unknown code '8'": 1}),
-        ("0 1 07", {"codes": "affectnet"}, [NE, HA], {"label '07' outside the seven": 1}),
+        ("0 1 07", {"codes": "affectnet"}, [NE, HA], {"label '7' outside the seven": 1}),
         ("0 1", {"codes": {0: "sad", "1": "contempt"}}, [SA], {"label '1' outside the seven": 1}),
         ("0 1 happy", {}, [HA], {"unknown class '0'": 1, "unknown class '1'": 1}),
         ("0_angry 1-Happy 02._sad 7_contempt", {}, [SA, AN, HA], {"7_contempt (outside the seven)": 1}),
