@@ -189,7 +189,7 @@ class _Columns:
         """Tell whether there is a column of this name."""
         return _folded(name) in self._at
 
-    def several(self, option: str, asked: Sequence[str] | str, count: str) -> list[int]:
+    def several(self, option: str, asked: Sequence[str] | str, count: int) -> list[int]:
         """Return the columns that an option lists, none for "" and []. Raises WrongOption for what is no such list."""
         if isinstance(asked, str):
             if not asked.strip():
