@@ -99,7 +99,8 @@ def parse(
             label = _label(row[found["label"]] if found["label"] else "", meanings, collector)
             if label is None:
                 continue
-            _keep_splits(others, row)
+            if others:
+                _keep_splits(others, row)
             split = split_name(row[found["split"]] or "") if found["split"] else WHOLE
             subject = (row[found["subject"]] or "").strip() if found["subject"] else ""
             box = _box(row, box_names)
