@@ -127,7 +127,8 @@ def parse(
         if repeated:
             collector.leave_out("listed twice")
             continue
-        _keep_splits(others, columns, row)
+        if others:
+            _keep_splits(others, columns, row)
         split = split_name(_cell(row, split_at)) if split_at is not None else WHOLE
         collector.add(
             Record(
