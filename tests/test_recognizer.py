@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from fercli.evaluation.decision import RUNGS, DecisionRule
 from fercli.evaluation.inference import look
 from fercli.expressions import EXPRESSIONS
 from fercli.models import HEADS
+from fercli.predict.faces import see
 from fercli.spec import load
 from fercli.store import Store, read_manifest
 from fercli.trained import find_trained
@@ -89,6 +91,31 @@ def test_arrays_pictures_and_paths_are_the_same(recognizer, pictures):
     assert one[0].probabilities.sum() == pytest.approx(1, abs=1e-5) and one[0].track is None
 
 
+@pytest.mark.parametrize("kind", ["turned", "clear", "grey of 16 bits", "grey of floats"])
+def test_files_bytes_images_and_arrays_get_the_same_answers(recognizer, pictures, tmp_path, kind):
+    """Answers differed, or no face was found, where a PIL image was not treated as its file is."""
+    image = Image.open(pictures[0]).convert("RGB")
+    exif, form = Image.Exif(), "PNG"
+    if kind == "turned":
+        exif[0x0112], image = 8, image.transpose(Image.Transpose.ROTATE_270)
+    elif kind == "clear":
+        image = Image.merge("RGBA", (*image.split(), image.convert("L").point(lambda value: 255 if value > 60 else 0)))
+    else:
+        grey = np.asarray(image.convert("L")) / 255
+        image = Image.fromarray((grey * 65535).astype(np.uint16) if "16" in kind else grey.astype(np.float32))
+        form = "TIFF"
+    path = tmp_path / "a"
+    image.save(path, form, **({"exif": exif} if kind == "turned" else {}))
+    (expected,) = recognizer(path)
+    others = [recognizer(source) for source in (str(path), path.read_bytes(), Image.open(path))]
+    others += recognizer.many([path, path.read_bytes(), Image.open(path)], batch=1)
+    if kind != "turned":
+        others.append(recognizer(np.asarray(image)))
+    for (face,) in others:
+        np.testing.assert_allclose(face.probabilities, expected.probabilities, atol=1e-6)
+        assert face.box == expected.box
+
+
 def test_many_across_processes_is_one_by_one(recognizer, pictures):
     empty = np.full((60, 60, 3), 128, np.uint8)
     mixed = [pictures[0], empty, np.hstack([np.asarray(Image.open(p).convert("RGB")) for p in pictures[1:3]])]
@@ -133,6 +160,39 @@ def test_arrays_that_are_no_picture(recognizer, image, why):
         recognizer(image)
     with pytest.raises(ValueError, match=why):
         list(recognizer.many([image]))
+
+
+_FORKED = """
+import multiprocessing, os, sys
+import numpy as np
+from fercli import Recognizer
+recognizer = Recognizer.load(sys.argv[1], device="cpu")
+picture = np.tile(np.asarray(__import__("PIL.Image").Image.open(sys.argv[2]).convert("RGB")), (3, 3, 1))
+def answer(_):
+    again = Recognizer.load(sys.argv[1], device="cpu")
+    return [len(recognizer(picture)), len(again(picture)), *map(len, recognizer.many([picture]))]
+before = len(recognizer(picture))
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(before, pool.map(answer, range(2)))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_may_use_it(trained, pictures):
+    """PyTorch's threads are not in the child, which waited for them for ever."""
+    command = [sys.executable, "-c", _FORKED, str(trained.runs), str(pictures[0])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "9 [[9, 9, 9], [9, 9, 9]]\n"
+
+
+def test_a_forked_process_has_no_gpu(recognizer, pictures, monkeypatch):
+    cut = see(pictures[0], recognizer.options, recognizer.with_crops)
+    monkeypatch.setattr(recognizer, "device", torch.device("cuda"))
+    monkeypatch.setattr(recognizer, "_process", os.getppid())
+    with pytest.raises(FercliError, match=r"CUDA does not work in a forked process: start processes .*'spawn'"):
+        recognizer.answer(cut)
 
 
 def test_files_that_cannot_be_read(recognizer, tmp_path):
