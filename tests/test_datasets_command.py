@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from conftest import run
+from PIL import Image
 from trees import touch
 
 from fercli.datasets import READERS, Listing, read_dataset
@@ -364,3 +366,26 @@ def test_an_option_without_a_value_is_empty(tmp_path):
 def test_quiet_says_nothing():
     result = run("datasets", "--quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_prepare_takes_the_options_of_a_reader(tmp_path, faces):
+    """As `datasets check` does: what a reader's message advises can be typed at either command."""
+    root = tmp_path / "mine"
+    root.mkdir()
+    for i in range(2):
+        Image.fromarray(faces[i].image).save(root / f"{i}.png")
+    (root / "list.csv").write_text("image,code\n0.png,1\n1.png,7\n")
+    given = ("prepare", "--dataset", "mine", "--root", root, "--set", "data.datasets.mine.reader=csv", "--no-report")
+    paths = ("--set", f"paths.prepared={tmp_path / 'out'}", "--set", "prepare.workers=1", "--quiet")
+    refused = run(*given, *paths)
+    assert refused.exit_code == 1 and "--option NAME=VALUE" in refused.stderr
+    done = run(*given, *paths, "--option", "label_column=code", "--option", "codes={1: sad, 7: happy}")
+    assert done.exit_code == 0, done.stderr
+    assert np.load(tmp_path / "out/mine/labels.npy").tolist() == [4, 3]
+    for options, message in (
+        ((*given[:1], "--option", "a=b"), "--option goes with exactly one --dataset"),
+        ((*given, "--option", "a"), "--option a: expected KEY=VALUE"),
+        ((*given, "--option", "a=b"), "this reader has no option 'a'"),
+    ):
+        result = run(*options, *paths)
+        assert result.exit_code and message in result.stderr

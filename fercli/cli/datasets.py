@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from fercli import console
 from fercli.cli.completion import complete_datasets, complete_readers
-from fercli.cli.options import read_spec
+from fercli.cli.options import read_spec, reader_option, reader_options
 
 _QUIET = click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
@@ -64,13 +63,7 @@ def show(name, quiet, as_json):
 @command.command("check", short_help="Compare a copy of a dataset with the official release.")
 @click.argument("name", shell_complete=complete_datasets)
 @click.argument("path", required=False, metavar="[PATH]", type=click.Path(path_type=Path))
-@click.option(
-    "--option",
-    "options",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Option of the dataset's reader (see fercli datasets show NAME); may be repeated.",
-)
+@reader_option
 @click.option(
     "-c", "--spec", "spec_file", metavar="FILE", help="Run spec: its name for the dataset, its path and options."
 )
@@ -96,7 +89,7 @@ def check(name, path, options, spec_file, quiet, as_json):
     from fercli.errors import FercliError
 
     quiet, as_json = _configure(quiet, as_json)
-    chosen = _chosen(options)
+    chosen = reader_options(options)
     if spec_file is None and path is not None:
         reader = name = find_reader(name)
     else:
@@ -121,22 +114,3 @@ def _configure(quiet: bool, as_json: bool) -> tuple[bool, bool]:
     mode = quiet or group["quiet"], as_json or group["as_json"]
     console.configure(*mode)
     return mode
-
-
-def _chosen(options: tuple[str, ...]) -> dict[str, Any]:
-    """Parse KEY=VALUE, the value as YAML, as --set does."""
-    import yaml
-
-    from fercli.errors import SpecError
-
-    chosen = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        try:
-            # Nothing is "", as in label_column=: YAML's null would be the option's default.
-            chosen[key.strip()] = yaml.safe_load(value) if value.strip() else ""
-        except yaml.YAMLError:
-            equals = ""
-        if not equals or not key.strip():
-            raise SpecError(f"--option {option}: expected KEY=VALUE, such as --option score=public-test")
-    return chosen

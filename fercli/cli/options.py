@@ -49,6 +49,36 @@ def source_option(function: F) -> F:
     )(function)
 
 
+def reader_option(function: F) -> F:
+    """--option, for the reader of a dataset; may be repeated."""
+    return click.option(
+        "--option",
+        "options",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Option of the dataset's reader (see fercli datasets show NAME); may be repeated.",
+    )(function)
+
+
+def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
+    """Return what --option says, KEY=VALUE with the value as YAML, as --set has it."""
+    import yaml
+
+    from fercli.errors import SpecError
+
+    chosen = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        try:
+            # Nothing is "", as in label_column=: YAML's null would be the option's default.
+            chosen[key.strip()] = yaml.safe_load(value) if value.strip() else ""
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not key.strip():
+            raise SpecError(f"--option {option}: expected KEY=VALUE, such as --option score=public-test")
+    return chosen
+
+
 def target_option(meaning: str) -> Callable[[F], F]:
     """--target, with its help text."""
     return click.option(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import click
 
 from fercli import console
 from fercli.cli.completion import complete_datasets
-from fercli.cli.options import read_spec, spec_options
+from fercli.cli.options import read_spec, reader_option, reader_options, spec_options
 
 if TYPE_CHECKING:
     from fercli.spec import Spec
@@ -35,10 +36,11 @@ _FINDINGS = {
     help="Dataset to prepare (may be repeated). Default: all of the spec.",
 )
 @click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
+@reader_option
 @click.option("--verify", "look", is_flag=True, help="Check what is prepared, from end to end, and change nothing.")
 @click.option("--repair", is_flag=True, help="Make again what --verify found damaged, and keep the rest.")
 @click.option("--report/--no-report", default=True, help="Write quality.html beside the stores (default), or do not.")
-def command(spec_file, overrides, quiet, as_json, datasets, root, look, repair, report):
+def command(spec_file, overrides, quiet, as_json, datasets, root, options, look, repair, report):
     """Find the faces of a dataset, align them, cut the local regions, and store them.
 
     Reads the dataset's own layout; a second run goes on where a stopped one left off, and makes again only what has
@@ -48,11 +50,16 @@ def command(spec_file, overrides, quiet, as_json, datasets, root, look, repair, 
     Examples:
       fercli prepare --dataset expw
       fercli prepare --dataset raf-db --root /data/RAF-DB/basic
+      fercli prepare --dataset fer2013 --option score=public-test
       fercli prepare --verify
       fercli prepare --repair --dataset expw
     """
     from fercli.errors import SpecError
 
+    if options and len(set(datasets)) != 1:
+        raise SpecError("--option goes with exactly one --dataset")
+    chosen = reader_options(options).items()
+    overrides += tuple(f"data.datasets.{datasets[0]}.options.{key}={json.dumps(value)}" for key, value in chosen)
     spec = read_spec(spec_file, overrides, quiet, as_json)
     names = list(dict.fromkeys(datasets or [*spec.data.source, *spec.data.targets]))
     if root is not None and len(names) != 1:

@@ -124,6 +124,13 @@ class WrongLayout(_Hinted):
 class WrongOption(_Hinted):
     """An option's value is none that the reader knows; the message names option, value and what is allowed."""
 
+    def __init__(
+        self,
+        message: str,
+        hint: str = "give options with --option NAME=VALUE, in a run spec under data.datasets.{name}.options",
+    ):
+        super().__init__(message, hint)
+
 
 @dataclass
 class Collector:
