@@ -100,6 +100,15 @@ def index_first(clip: Path) -> Path:
     return to
 
 
+def shown(clip: Path) -> tuple[list[int], int]:
+    """When each picture of a file is shown and when the last one ends, in milliseconds, as the file says."""
+    with av.open(str(clip)) as container:
+        found = [p for p in container.demux(video=0) if p.size]
+    last = max(found, key=lambda packet: packet.pts)
+    times = sorted(round(1000 * packet.pts * packet.time_base) for packet in found)
+    return times, round(1000 * (last.pts + last.duration) * last.time_base)
+
+
 def packets(clip: Path) -> list[tuple[int, int]]:
     """Where each picture's data lies in a file, (first byte, bytes), in the order of decoding."""
     with av.open(str(clip)) as container:

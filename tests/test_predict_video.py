@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from clips import MATRICES, index_first, packets, trimmed, turned, write_clip
+from clips import MATRICES, index_first, packets, shown, trimmed, turned, write_clip
 from conftest import Bench, run
 
 from fercli.expressions import EXPRESSIONS
@@ -63,10 +63,9 @@ def test_every_frame_has_its_line(trained, clip):
 def test_every_third_frame_and_its_annotated_copy(trained, clip, tmp_path):
     found = lines(predict(trained, clip, "--every", 3, "--annotate", tmp_path / "new/drawn.mp4"))
     assert [line["frame"] for line in found] == [0, 3, 6, 9]
+    assert shown(tmp_path / "new/drawn.mp4") == ([0, 300, 600, 900], 1200)
     with open_video(tmp_path / "new/drawn.mp4") as video:
         drawn = list(video.frames())
-    assert [frame.time_s for frame in drawn] == pytest.approx([0, 0.3, 0.6, 0.9])
-    assert drawn[-1].duration_s == pytest.approx(0.3)
     with open_video(clip) as video:
         first = next(video.frames()).image
     assert (
@@ -124,13 +123,8 @@ def test_annotated_copies_keep_the_times_of_frames(trained, frames, every, tmp_p
     clip = write_clip(tmp_path / "clip.mp4", frames, times)
     found = lines(predict(trained, clip, "--every", every, "--annotate", tmp_path / "drawn.mp4"))
     assert [round(1000 * line["time_s"]) for line in found] == times[::every]
-    with open_video(tmp_path / "drawn.mp4") as video:
-        drawn = list(video.frames())
-    assert [round(1000 * frame.time_s) for frame in drawn] == times[::every]
-    with open_video(clip) as video:
-        last = list(video.frames())[-1]
-    end = drawn[-1].time_s + drawn[-1].duration_s
-    assert end == pytest.approx(last.time_s + last.duration_s, abs=0.001) and end == pytest.approx(8, abs=0.1)
+    end = shown(clip)[1]
+    assert 7900 < end <= 8000 and shown(tmp_path / "drawn.mp4") == (times[::every], end)
 
 
 NAMES = ("2024-05-01T12:30:00.mp4", "concat:x.mp4", "-x.mp4", "img_%03d.mp4", os.fsdecode(b"caf\xe9.mp4"))

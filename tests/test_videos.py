@@ -10,7 +10,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from clips import MATRICES, index_first, packets, trimmed, turned, write_clip, write_sound
+from clips import MATRICES, index_first, packets, shown, trimmed, turned, write_clip, write_sound
 
 from fercli.errors import FercliError
 from fercli.predict.video_writer import VideoWriter
@@ -201,7 +201,7 @@ def _sound(path: Path, cover: bool) -> None:
         if cover:
             stream = container.add_stream("mjpeg", rate=1)
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
-            stream.disposition = av.stream.Disposition.attached_pic
+            stream.disposition = av.stream.Disposition.attached_pic.value
             frame = av.VideoFrame(64, 48, "yuvj420p")
             frame.pts, frame.time_base = 0, Fraction(1)
             container.mux(stream.encode(frame))
@@ -247,9 +247,9 @@ def test_written_frames_keep_their_times(tmp_path):
     for i, time_ms in enumerate(UNEVEN):
         writer.add(picture(i, (97, 63) if i != 5 else (194, 126)), time_ms / 1000, 0.1)
     writer.close()
+    assert shown(tmp_path / "clip.mp4") == (UNEVEN, 8000)
     frames, problem = read(tmp_path / "clip.mp4")
-    assert problem is None and [round(1000 * frame.time_s, 1) for frame in frames] == UNEVEN
-    assert frames[-1].time_s + frames[-1].duration_s == pytest.approx(8.0, abs=1e-3)
+    assert problem is None
     assert all(apart(frame.image, picture(i, (97, 63))) < 15 for i, frame in enumerate(frames) if i != 5)
 
 
