@@ -271,9 +271,12 @@ def test_colours_and_alpha_of_every_type(dtype):
     np.testing.assert_allclose(read_image(array[..., :3].astype(dtype))[0, 0], (255, 51, 0), atol=1)
 
 
-@pytest.mark.parametrize("source", [np.full((9, 9), np.nan), Image.fromarray(np.full((9, 9), np.nan, np.float32)), b""])
+@pytest.mark.parametrize(
+    "source",
+    [np.full((9, 9), np.nan), Image.fromarray(np.full((9, 9), np.nan, np.float32)), b"", Image.new("RGB", (0, 9))],
+)
 def test_nothing_to_see_is_refused_however_it_comes(source):
-    with pytest.raises(Unreadable, match=r"no pixel that is a number|empty file"):
+    with pytest.raises(Unreadable, match=r"no pixel that is a number|empty file|without a pixel"):
         read_image(source)
 
 
@@ -286,9 +289,7 @@ def test_what_is_too_large_is_refused_however_it_comes(tmp_path, monkeypatch):
             read_image(source)
 
 
-@pytest.mark.parametrize(
-    "beginning", [b"II*\0\x10\0\0\0CR\2\0", b"II\x55\0\x88", b"FUJIFILMCCD-RAW 0201", b"\0\0\0\x18ftypcrx "]
-)
+@pytest.mark.parametrize("beginning", [b"IIRO\x08", b"II\x55\0\x88", b"FUJIFILMCCD-RAW 0201", b"\0\0\0\x18ftypcrx "])
 def test_raw_photographs_are_named(beginning):
     with pytest.raises(Unreadable, match=r"a raw photograph, .*: convert to JPEG or PNG"):
         read_image(beginning + bytes(100))
@@ -299,8 +300,20 @@ def test_a_raw_photographs_preview_is_not_taken_for_it(tags):
     info = TiffImagePlugin.ImageFileDirectory_v2()
     for tag, value in tags.items():
         info[tag] = value
+    data = encoded(_four_colours(), "TIFF", tiffinfo=info)
+    for source in (data, Image.open(io.BytesIO(data))):
+        with pytest.raises(Unreadable, match="a raw photograph"):
+            read_image(source)
+
+
+def test_canons_raw_photographs_are_tiffs_with_a_mark():
+    data = encoded(_four_colours(), "TIFF")
+    # The directory moves behind the mark.
+    at = int.from_bytes(data[4:8], "little")
+    entries = data[at : at + 2 + 12 * data[at] + 4]
+    marked = data[:4] + len(data).to_bytes(4, "little") + b"CR\2\0" + data[12:] + entries
     with pytest.raises(Unreadable, match="a raw photograph"):
-        read_image(encoded(_four_colours(), "TIFF", tiffinfo=info))
+        read_image(marked)
 
 
 def test_floats_that_are_no_numbers_and_single_bits():

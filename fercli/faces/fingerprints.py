@@ -18,6 +18,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from fercli.faces.failures import may_pass
+
 #: Bits of a hash, and the distance within which two faces may be one picture.
 BITS, NEAR = 256, 56
 
@@ -86,7 +88,10 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 20, 1e-3)
     try:
         _, matrix = cv2.findTransformECC(first, second, matrix, cv2.MOTION_AFFINE, stop, _MIDDLE, 5)
-    except cv2.error:  # it did not converge: they are compared as they lie
+    except cv2.error as failure:
+        if may_pass(failure):
+            raise
+        # It did not converge: they are compared as they lie.
         matrix = np.eye(2, 3, dtype=np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     second = cv2.warpAffine(second, matrix, (PATCH, PATCH), flags=flags, borderMode=cv2.BORDER_REPLICATE)

@@ -41,7 +41,7 @@ _MAX_COEFFICIENTS = 900_000_000
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC"),
     (rb"....ftypavi", "an AVIF image, damaged or not supported by this Pillow: convert to JPEG"),
-    (rb"....ftypcrx|II\*\x00....CR|II(RO|RS|U\x00)|FUJIFILMCCD-RAW|FOVb|\x00MRM", "raw"),
+    (rb"....ftypcrx|II(RO|RS|U\x00)|FUJIFILMCCD-RAW|FOVb|\x00MRM", "raw"),
     (rb"....ftyp", "a video, not an image"),
     (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", f"a JPEG XL image, which is not read: {media.CONVERT}"),
     (rb"8BPS", f"a Photoshop document, which is not read: {media.CONVERT}"),
@@ -214,8 +214,6 @@ def _decode_bytes(data: bytes) -> Decoded:
         scale = _reduction(header, data)
         if header.format == "JPEG" and header.mode in ("L", "RGB"):
             return Decoded(_decode_jpeg(data, header, scale), scale)
-        if header.format == "TIFF":
-            _refuse_preview(header)
         if scale > 1:
             header.draft(None, (header.width // scale, header.height // scale))
         return Decoded(_rgb(header, data), scale)
@@ -325,11 +323,11 @@ def _refuse_huge_webp(data: bytes) -> None:
         _refuse_huge((width, height))
 
 
-def _refuse_preview(header: Image.Image) -> None:
+def _refuse_preview(image: Image.Image, data: bytes) -> None:
     """Refuse a raw photograph: it is a TIFF whose first picture is a small copy."""
-    with _damage():
-        preview = header.tag_v2.get(_DNG_VERSION) or int(header.tag_v2.get(_SUBFILE_TYPE, 0)) & 1
-    if preview:
+    with _damage(data):
+        preview = image.tag_v2.get(_DNG_VERSION) or int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1
+    if preview or data[8:10] == b"CR":
         raise Unreadable(_RAW)
 
 
@@ -391,6 +389,10 @@ def _markers(data: bytes) -> Iterator[int]:
 def _rgb(image: Image.Image, data: bytes = b"") -> np.ndarray:
     """Return a PIL image of any mode, upright; the image stays as it is."""
     pixels = image.width * image.height
+    if not pixels:
+        raise Unreadable("an image without a pixel")
+    if image.format == "TIFF":
+        _refuse_preview(image, data)
     with _damage(data, pixels):
         image.load()
     turn = _turn(image)
