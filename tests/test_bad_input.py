@@ -21,9 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Bench
+from conftest import Bench, told
 from PIL import Image
-from test_cli import told
 from trees import encoded
 
 from fercli.datasets import read_dataset

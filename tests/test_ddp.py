@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EPOCHS, STEPS, Bench
-from test_engine import assert_same_state, leaves
+from trained_runs import assert_same_state, leaves
 
 from fercli.batches import Batches, Faces
 from fercli.engine import checkpoint, ranks
