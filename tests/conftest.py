@@ -96,6 +96,17 @@ class Bench:
         return self.folder / "runs" / "tiny"
 
 
+#: Seconds that a test marked slow may take: they train, export and kill by the dozen, at times on a busy machine.
+SLOW_LIMIT_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests a limit of their own instead of setup.cfg's."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
+
+
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     """Put back what a command sets for its whole process."""

@@ -67,6 +67,7 @@ def test_decks_of_other_seeds_differ() -> None:
         (("hold-out", "a"), "a03301dd96a24ca7"),
         ((1, "source", 2), "d11ce6f0b8f8cfa2"),
         ((0,), "5feceb66ffc86f38"),
+        (("hold-out", "caf\udce9"), "a0611cfe181c7abe"),  # a file's name that is not UTF-8: its bytes
     ],
 )
 def test_mix_is_fixed_for_good(parts: tuple, digest: str) -> None:

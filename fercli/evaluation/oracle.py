@@ -29,7 +29,7 @@ def oracle_epoch(folder: Path, labels: np.ndarray) -> tuple[int, np.ndarray] | N
     known = labels >= 0
     best: tuple[float, int, np.ndarray] | None = None
     for path in sorted((folder / "decisions").glob("epoch-*.txt")):
-        answers = np.array(list(path.read_text().strip()), dtype=np.int64)
+        answers = np.array(list(path.read_text(encoding="utf-8").strip()), dtype=np.int64)
         if len(answers) != len(labels) or not known.any():
             return None
         accuracy = float((answers == labels)[known].mean())

@@ -20,7 +20,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fercli.errors import FercliError
 from fercli.faces.quiet import mute_stderr
 
 #: Detections that overlap by more are one face.
@@ -136,10 +135,8 @@ class _Network:
     """A network of mediapipe's wheel, for one thread."""
 
     def __init__(self, name: str):
-        try:
-            from ai_edge_litert.interpreter import Interpreter
-        except ImportError as failure:
-            raise FercliError(f"LiteRT cannot be loaded ({failure}); run: pip install ai-edge-litert") from failure
+        from ai_edge_litert.interpreter import Interpreter
+
         # It says on stderr that it has found the processor's own instructions.
         with mute_stderr():
             self._interpreter = Interpreter(str(_modules() / name), num_threads=1)
@@ -166,10 +163,10 @@ class _Network:
 def _modules() -> Path:
     found = importlib.util.find_spec("mediapipe")
     if found is None or not found.submodule_search_locations:
-        raise FercliError("mediapipe, whose wheel carries the face networks, is not installed: pip install fercli")
+        raise ModuleNotFoundError("its wheel carries the face networks", name="mediapipe")
     folder = Path(found.submodule_search_locations[0]) / "modules"
     if not (folder / "face_landmark/face_landmark.tflite").is_file():
-        raise FercliError("this mediapipe carries no face networks; run: pip install mediapipe==0.10.21")
+        raise ImportError("it carries no face networks", name="mediapipe")
     return folder
 
 
