@@ -1,15 +1,18 @@
 """``python -m fercli``, and the command `fercli` itself.
 
-Everything is imported inside `run`, so that Ctrl-C while the modules load leaves one line too.
+Everything is imported inside `run`, so that Ctrl-C while modules load, and a module that cannot be loaded, leave one
+line too.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
 def run() -> None:
     """Run the command line; whatever goes wrong leaves one line, and with ``--debug`` the trace."""
+    _heed_signals()
     try:
         from fercli.cli import main
 
@@ -24,8 +27,27 @@ def run() -> None:
         _leave(_told(problem), 1)
 
 
+def _heed_signals() -> None:
+    """Let SIGINT and SIGTERM stop this process, and those it starts, also where it was started to ignore them.
+
+    Shells start what a script puts into the background (``&``) with SIGINT ignored, and Python leaves it so: then
+    nothing but SIGKILL would end a training, and its last steps would be lost.
+    """
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def _told(problem: Exception) -> str:
-    """The line for an error that nobody foresaw: the system's, which names a file, or a mistake of ours."""
+    """The line for an error that no command foresaw.
+
+    A library that cannot be loaded, the system's error, which names a file, or a mistake of ours.
+    """
+    from fercli.installed import unloadable
+
+    broken = unloadable(problem)
+    if broken is not None:
+        return f"{broken.check} {broken.found}; to fix it: {broken.mend}"
     if isinstance(problem, OSError) and problem.strerror:
         named = ": ".join(str(part) for part in (problem.filename, problem.strerror) if part)
         return f"{named}; the same command with --debug shows where"

@@ -26,7 +26,7 @@ from fercli.views import Share, View, ViewSettings, plain_view, strong_view, wea
 
 def mix(*parts: object) -> int:
     """A 63-bit seed from any printable parts; the same on every machine and in every process."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    digest = hashlib.sha256("/".join(map(str, parts)).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

@@ -6,7 +6,6 @@ Prose begins with ``# ``; a key commented out begins with ``#`` and its name, so
 
 from __future__ import annotations
 
-import inspect
 import re
 import textwrap
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from fercli import __version__
+from fercli.docstrings import docstring
 from fercli.evaluation.rules import RULES
 from fercli.methods import METHODS
 from fercli.spec import Section, Spec, Sweep
@@ -52,14 +52,14 @@ def words(kind: type[Section]) -> tuple[str, dict[str, str]]:
     """What a section's docstring says: (its first paragraph, {key: its entry under ``Attributes:``})."""
     entries: dict[str, str] = {}
     for base in reversed(kind.__mro__):
-        if issubclass(base, Section) and base.__doc__:
-            _, _, listed = inspect.cleandoc(base.__doc__).partition("Attributes:\n")
+        if issubclass(base, Section):
+            _, _, listed = docstring(base).partition("Attributes:\n")
             # A line indented further than the first goes on with the entry above it.
             for entry in re.split(r"\n(?=    \S)", listed.rstrip()):
                 found = _ENTRY.fullmatch(_plain(entry))
                 if found:
                     entries[found[1]] = found[2]
-    head = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0]
+    head = docstring(kind).split("\n\n")[0]
     return _plain(head), entries
 
 

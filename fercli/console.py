@@ -2,11 +2,13 @@
 
 Three modes, set once by the command line: talkative (the default), ``--quiet`` (errors and warnings only) and
 ``--json`` (one JSON document on stdout at the end). Everything but results goes to stderr, so that stdout can be piped.
-On a terminal progress is a live bar; elsewhere it is a plain line every few seconds.
+On a terminal progress is a live bar; elsewhere it is a plain line every few seconds. Signs that the output's encoding
+lacks are replaced (`fit_streams`): no result is lost to a terminal of ASCII.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import sys
@@ -21,13 +23,60 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
+from fercli.durations import duration, rate
+
 #: Seconds between two progress lines where there is no terminal to draw a bar on.
 PLAIN_INTERVAL_S = 10.0
 
 #: Columns assumed where the output is no terminal: a pipe has no width, and narrow tables would fold.
 PLAIN_WIDTH = 120
 
-_out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+#: What stands for a sign that the output's encoding lacks; any other is shown by its number, as Python writes it.
+_STAND_INS = {
+    **{"±": "+/-", "–": "-", "—": "-", "−": "-", "†": "*", "×": "x", "…": "...", "→": "->", "≥": ">=", "≤": "<="},
+    **{"‘": "'", "’": "'", "“": '"', "”": '"', "°": " deg"},
+}
+#: The error handler of that name puts them in.
+_ERRORS = "fercli.stand-in"
+
+
+def _stand_in(problem: UnicodeError) -> tuple[str, int]:
+    if not isinstance(problem, UnicodeEncodeError):
+        raise problem
+    signs = problem.object[problem.start : problem.end]
+    return "".join(_STAND_INS.get(sign) or _by_number(sign) for sign in signs), problem.end
+
+
+def _by_number(sign: str) -> str:
+    """``\\u2603``; of a byte of a file's name that is not UTF-8, which Python keeps as a surrogate, ``\\xe9``."""
+    if "\udc80" <= sign <= "\udcff":
+        return f"\\x{ord(sign) - 0xDC00:02x}"
+    return sign.encode("ascii", "backslashreplace").decode()
+
+
+codecs.register_error(_ERRORS, _stand_in)
+
+
+def fit_streams() -> None:
+    """Let stdout and stderr take any text, whatever their encoding: see `_STAND_INS`. Bytes written to them stay.
+
+    What the user chose by PYTHONIOENCODING, such as ``ascii:ignore``, stays too.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors=_ERRORS)
+
+
+def _fitted(text: str) -> str:
+    """The text as stdout will show it, so that a table's columns are as wide as what stands in them."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, _ERRORS).decode(encoding)
+
+
+_wide = sys.stdout is not None and sys.stdout.isatty()
+_out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if _wide else PLAIN_WIDTH)
 _err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
 _mode = {"quiet": False, "json": False, "no-warnings": False}
 
@@ -84,11 +133,12 @@ def table(
     """
     if silent():
         return
-    drawn = Table(title=title or None, caption=caption, title_justify="left", caption_justify="left")
+    title, caption = (_fitted(text or "") or None for text in (title, caption))
+    drawn = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for i, name in enumerate(columns):
-        drawn.add_column(name, justify="left" if i < left else "right", overflow="fold")
+        drawn.add_column(_fitted(name), justify="left" if i < left else "right", overflow="fold")
     for row in rows:
-        cells = [escape(str(cell)) for cell in row]
+        cells = [escape(_fitted(str(cell))) for cell in row]
         strong = cells[0].startswith("*")
         if strong:
             cells[0] = cells[0][1:]
@@ -115,7 +165,7 @@ def finite(value: Any) -> Any:
 class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.1f}/s", style="cyan")
+        return Text("" if not speed else rate(speed, 1), style="cyan")
 
 
 class Bar:
@@ -141,13 +191,13 @@ class Bar:
                 self._print_plain(now, note)
 
     def _print_plain(self, now: float, note: str | None) -> None:
-        rate = (self._done - self._start_done) / max(now - self._started_at, 1e-9)
-        left = (self._total - self._done) / rate if rate > 0 else float("nan")
-        _err.print(
-            f"{self._description}: {self._done}/{self._total}, {rate:.1f}/s, {left:.0f} s left"
-            + (f", {note}" if note else ""),
-            markup=False,
-        )
+        parts = [f"{self._description}: {self._done}/{self._total}"]
+        done, spent = self._done - self._start_done, now - self._started_at
+        if done:  # before that nobody knows how long a piece takes
+            parts.append(rate(done, spent))
+        if done and self._done < self._total:
+            parts.append(f"{duration((self._total - self._done) * spent / done)} left")
+        _err.print(", ".join([*parts, note] if note else parts), markup=False)
 
 
 @contextmanager

@@ -44,8 +44,12 @@ def _guarded(check: Callable[..., Iterator[Finding]], *arguments: Spec) -> Itera
     try:
         yield from check(*arguments)
     except Exception as problem:
+        name, broken = check.__name__.strip("_"), installed.unloadable(problem)
+        if broken is not None:
+            yield Finding(name, FAIL, f"{broken.check} {broken.found}", broken.mend)
+            return
         text = " ".join(str(problem).split())
-        yield Finding(check.__name__.strip("_"), FAIL, f"{type(problem).__name__}: {text}", "see what it says")
+        yield Finding(name, FAIL, f"{type(problem).__name__}: {text}", "see what it says")
 
 
 def _machine(spec: Spec) -> Iterator[Finding]:
@@ -65,10 +69,10 @@ def _memory() -> int | None:
     """Bytes this process may still take: of the machine, or of its control group where that allows less."""
     free = []
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
         group = Path("/sys/fs/cgroup")
-        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        free.append(int((group / "memory.max").read_bytes()) - int((group / "memory.current").read_bytes()))
     except (OSError, ValueError):  # no Linux, or no limit ("max")
         pass
     return min(free, default=None)

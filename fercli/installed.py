@@ -1,27 +1,46 @@
 """What of fercli's needs is installed, and does it work? The checks of `fercli doctor` that look at software.
 
 They do the thing itself where that is quick: a product on the device, a face found in a drawn picture. Versions alone
-would tell less.
+would tell less. `unloadable` tells the same of a library that fails when a command first needs it.
+
+Only the standard library is imported here: whatever else is broken, this can say so.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fercli.spec import Spec
+if TYPE_CHECKING:
+    from fercli.spec import Spec
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 _OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
 _MEDIAPIPE = "mediapipe==0.10.21"
+_PYTHON = f"make an environment of Python 3.10 to 3.12; {_MEDIAPIPE} has no wheel for others"
+_PYTORCH = "install it as https://pytorch.org says"
+#: What installs a library again, by the name it is imported by, where that is not ``pip install`` and its own name.
+_INSTALL = {
+    **{"torch": _PYTORCH, "torchvision": _PYTORCH, "cv2": "pip install --force-reinstall opencv-contrib-python"},
+    **{"mediapipe": f"pip install --force-reinstall {_MEDIAPIPE}", "lightning": "pip install lightning-fabric"},
+}
+#: What libraries say that were built for another numpy than is installed.
+_OTHER_NUMPY = re.compile(
+    r"numpy\S* failed to import|_ARRAY_API|numpy\.dtype size changed|compiled using NumPy|against (ABI|API) version"
+)
+#: Characters of a library's own words that are repeated: some print a page.
+_MOST_SAID = 300
 #: Eyes, nose and mouth of the drawn face are found within this share of the distance between its eyes.
 _NEAR = 0.15
 
@@ -36,10 +55,81 @@ class Finding:
     mend: str = ""
 
 
+def unloadable(problem: BaseException, library: str | None = None) -> Finding | None:
+    """What is to be done where a library cannot be loaded, whatever it raises meanwhile.
+
+    Args:
+        problem: what was raised, in this process or in one of joblib's workers.
+        library: the name it is imported by, where that is known; else it is found out from where `problem` comes from.
+
+    Returns:
+        None where `problem` is something else: a mistake in fercli, or of a library at work.
+    """
+    if isinstance(problem, MemoryError):
+        return None
+    frames, said = _where(problem), _said(problem)
+    missing = problem.name if isinstance(problem, ModuleNotFoundError) else None
+    if missing is not None and missing.split(".")[0] in sys.stdlib_module_names:
+        return Finding("python", FAIL, f"lacks its own module {missing}: it was built without", _PYTHON)
+    if library is None:
+        loaded = [_library(file) for file, function in frames if function == "<module>"]
+        # What was being loaded when fercli's own code had got that far: the innermost is at fault.
+        ours = max((i for i, name in enumerate(loaded) if name == "fercli"), default=-1)
+        loaded = [name for name in loaded[ours + 1 :] if name is not None and name not in sys.stdlib_module_names]
+        if missing is not None:
+            library = missing.split(".")[0]
+        elif loaded:
+            library = loaded[-1]
+        elif isinstance(problem, ImportError) and problem.name:
+            library = problem.name.split(".")[0]
+    if library is None or library == "fercli":
+        return None
+    if _OTHER_NUMPY.search(said):
+        wheel = "opencv-contrib-python" if library == "cv2" else _distribution(library)
+        mend = f"pip install --force-reinstall {wheel} 'numpy<2'"
+    elif library == "cv2" and ".so" in said:
+        mend = "apt install libgl1 libglib2.0-0"
+    elif missing is not None:
+        mend = _INSTALL.get(library, f"pip install {_distribution(library)}").replace("--force-reinstall ", "")
+    else:
+        mend = _INSTALL.get(library, f"pip install --force-reinstall {_distribution(library)}")
+    return Finding("opencv" if library == "cv2" else library, FAIL, f"cannot be loaded ({said})", mend)
+
+
+def _where(problem: BaseException) -> list[tuple[str, str]]:
+    """(file, function) of the calls that led to an error, in a worker's process too, which sends them as text."""
+    frames = [(frame.f_code.co_filename, frame.f_code.co_name) for frame, _ in traceback.walk_tb(problem.__traceback__)]
+    return frames + re.findall(r'File "(.+)", line \d+, in (\S+)', _remote(problem))
+
+
+def _remote(problem: BaseException) -> str:
+    cause = problem.__cause__
+    return str(cause) if type(cause).__name__ == "_RemoteTraceback" else ""
+
+
+def _said(problem: BaseException) -> str:
+    """The library's own words on one line, the last where it repeats another's."""
+    there = re.findall(r"^[\w.]+: (.+)$", _remote(problem), re.MULTILINE)
+    text = there[-1] if there else str(problem).partition("Original error was: ")[2] or str(problem)
+    text = " ".join(text.split()) or type(problem).__name__
+    return text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]} ..."
+
+
+def _library(file: str) -> str | None:
+    """The top-level name that a source file is imported by; None where it is on nobody's path."""
+    folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
+    folder = max((folder for folder in folders if file.startswith(folder)), key=len, default=None)
+    return None if folder is None else file[len(folder) :].split(os.sep)[0].removesuffix(".py")
+
+
+def _distribution(library: str) -> str:
+    return metadata.packages_distributions().get(library, [library])[0]
+
+
 def python() -> Iterator[Finding]:
     """Whether there are wheels for it."""
     fit = (3, 10) <= sys.version_info[:2] < (3, 13)
-    mend = "" if fit else f"make an environment of Python 3.10 to 3.12; {_MEDIAPIPE} has no wheel for others"
+    mend = "" if fit else _PYTHON
     yield Finding("python", OK if fit else FAIL, f"{platform.python_version()} in {sys.prefix}", mend)
 
 
@@ -80,9 +170,8 @@ def torch() -> Iterator[Finding]:
     """Loaded, and multiplying."""
     try:
         import torch
-    except (ImportError, OSError) as problem:
-        text = " ".join(str(problem).split())
-        yield Finding("torch", FAIL, f"cannot be loaded ({text})", "install it as https://pytorch.org says")
+    except Exception as problem:  # a library may fail in any way while it is loaded
+        yield unloadable(problem, "torch")
         return
     ones = torch.ones(8, 8)
     right = bool((ones @ ones == 8).all())
@@ -94,7 +183,7 @@ def cuda(spec: Spec) -> Iterator[Finding]:
     """Whether the device that is wanted works, and if there is none, why."""
     try:
         import torch
-    except (ImportError, OSError):
+    except Exception:
         return  # told by `torch`
     wanted = spec.engine.device == "cuda"
     driver = _driver()
@@ -124,7 +213,7 @@ def cuda(spec: Spec) -> Iterator[Finding]:
 def _driver() -> str | None:
     """The NVIDIA driver's version, as far as the system tells; None without one."""
     try:
-        line = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+        line = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace").splitlines()[0]
     except (OSError, IndexError):
         return "of unknown version" if shutil.which("nvidia-smi") else None
     return next((word for word in line.split() if word[:1].isdigit() and "." in word), "of unknown version")
@@ -179,10 +268,8 @@ def opencv() -> Iterator[Finding]:
     wheels = [name for name in _OPENCV if _version(name)]
     try:
         import cv2
-    except ImportError as problem:
-        text = " ".join(str(problem).split())
-        mend = "apt install libgl1 libglib2.0-0" if ".so" in text else "pip install opencv-contrib-python"
-        yield Finding("opencv", FAIL, f"cannot be loaded ({text})", mend)
+    except Exception as problem:
+        yield unloadable(problem, "cv2")
         return
     found = f"{cv2.__version__} of {', '.join(wheels) or 'no wheel'}"
     if len(wheels) > 1:

@@ -20,6 +20,8 @@ from click.testing import CliRunner, Result
 from fercli import console
 from fercli.cli import main
 
+pytest.register_assert_rewrite("trained_runs", "pages")  # helpers that assert
+
 #: Steps that make an epoch, and epochs, of a bench's runs.
 STEPS, EPOCHS = 3, 2
 
@@ -39,6 +41,16 @@ def run(*arguments: str) -> Result:
     """Run ``fercli`` in this process; stdout and stderr are kept apart whatever click's version."""
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
     return CliRunner(**apart).invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def told(result, code: int) -> str:
+    """The one line of a failed command."""
+    assert result.exit_code == code, result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
 
 
 def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +94,17 @@ class Bench:
     def runs(self) -> Path:
         """The folder of this bench's run."""
         return self.folder / "runs" / "tiny"
+
+
+#: Seconds that a test marked slow may take: they train, export and kill by the dozen, at times on a busy machine.
+SLOW_LIMIT_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give slow tests a limit of their own instead of setup.cfg's."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,3 +36,17 @@ def cut(store: Path, out: Path, keep: np.ndarray, **changes: object) -> None:
         counts["listed"] = int((np.load(out / "splits.npy") == split).sum())
     (out / "meta.json").write_text(json.dumps({**meta, **changes}))
     seal(out)
+
+
+def with_labels(prepared: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray | None]) -> Path:
+    """Stores whose target labels are changed (or gone, where `change` gives None)."""
+    folder.mkdir()
+    (folder / "raf-db").symlink_to(prepared / "raf-db")
+    shutil.copytree(prepared / "jaffe", folder / "jaffe")
+    file = folder / "jaffe/labels.npy"
+    labels = change(np.load(file))
+    file.unlink()
+    if labels is not None:
+        np.save(file, labels)
+    seal(folder / "jaffe")
+    return folder

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import Bench, run
+from conftest import run
 from PIL import Image
 
 from fercli.datasets import read_dataset
@@ -16,96 +18,66 @@ from fercli.datasets.records import Record
 from fercli.errors import FercliError
 from fercli.store import Store
 
-METHOD = '''
-import torch
-from pydantic import Field
-
-from fercli.methods.base import Batch, Clock, Method, Step
-from fercli.methods.joint import fused_feature, joint_pass
-from fercli.spec import Section
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
-class MeanAlignment(Method):
-    """The domains' mean features are drawn together."""
-
-    name = "mean-alignment"
-    reaches_all = True
-    wants = frozenset({"target"})
-
-    class Options(Section):
-        weight: float = Field(1.0, ge=0)
-
-    def forward(self, network, batch: Batch, clock: Clock) -> Step:
-        source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)
-        distance = (fused_feature(source).mean(0) - fused_feature(target).mean(0)).square().sum()
-        losses["means"] = self.options.weight * distance
-        return Step(losses, logs)
+def block_of(name: str) -> re.Match:
+    """The README's code of the module `name`, and the command that it gives behind it."""
+    (found,) = re.finditer(rf"```python\n(# {name}\.py\n.*?)```\n+```\nfercli (.*?)\n```\n", README, re.DOTALL)
+    return found
 
 
-not_a_method = 3
-'''
-
-READER = '''
-from fercli.datasets.base import Reader, WrongLayout
-from fercli.datasets.records import Record
-
-
-def parse(root, collector, ending="png"):
-    """Pictures named PERSON_EXPRESSION_NUMBER.png, all in one folder."""
-    files = sorted(root.glob(f"*_*_*.{ending}"))
-    if not files:
-        raise WrongLayout(f"no PERSON_EXPRESSION_NUMBER.{ending}")
-    for file in files:
-        person, expression, _ = file.stem.split("_")
-        label = collector.named_label(expression)  # None, and counted, where it is none of the seven
-        if label is not None:
-            collector.add(Record(id=file.stem, path=file.name, split="all", label=label, subject=person))
-    return ("all",), ("all",)
-
-
-READER = Reader(layout="PERSON_EXPRESSION_NUMBER.png, all in one folder", parse=parse)
-'''
+def command_of(name: str) -> list[str]:
+    return shlex.split(block_of(name)[2])
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a user's two modules, to be worked in; they are forgotten afterwards."""
-    (tmp_path / "my_methods.py").write_text(METHOD)
-    (tmp_path / "my_layouts.py").write_text(READER)
-    (tmp_path / "broken_module.py").write_text("1 / 0")
-    (tmp_path / "needing_module.py").write_text("import a_package_that_is_not_there")
+    """A folder to work in with the README's two modules and three that are wrong; they are forgotten afterwards."""
+    modules = {name: block_of(name)[1] for name in ("my_methods", "my_layouts")}
+    modules |= {"other_module": "not_a_method = 3", "broken_module": "1 / 0"}
+    modules |= {"needing_module": "import a_package_that_is_not_there"}
+    for name, code in modules.items():
+        (tmp_path / f"{name}.py").write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    for name in ("my_methods", "my_layouts", "broken_module", "needing_module"):
+    for name in modules:
         sys.modules.pop(name, None)
 
 
-def test_a_method_from_outside_adapts_and_is_evaluated(here: Path, make_adapting) -> None:
+def test_the_readmes_method_adapts_and_is_evaluated(here: Path, make_adapting) -> None:
     # The spec's own method is another one, and so are its options.
     bench = make_adapting("own", {"adapt.options": {"reversal_steps": 50}})
-    method = ("--method", "my_methods:MeanAlignment", "--set", "adapt.options.weight=0.5")
-    bench.done("adapt", "--quiet", *method)
-    lines = [json.loads(line) for line in (bench.runs / "adapt-jaffe/metrics.jsonl").read_text().splitlines()]
+    bench.done(*command_of("my_methods"), "--quiet")
+    lines = [json.loads(line) for line in (bench.runs / "adapt-jaffe-means/metrics.jsonl").read_text().splitlines()]
     assert all(line["losses"]["means"] >= 0 for line in lines if line["kind"] == "train")
-    results = json.loads(bench.done("evaluate", "--json", *("--set", "adapt.method=my_methods:MeanAlignment")).stdout)
-    assert "my_methods:MeanAlignment" in {row["method"] for row in results["table"]}
+    method = ("--set", "adapt.method=my_methods:MeanAlignment", "--set", "adapt.tag=means")
+    results = json.loads(bench.done("evaluate", "--json", *method).stdout)
+    assert "my_methods:MeanAlignment (means)" in {row["method"] for row in results["table"]}
 
 
-def test_a_dataset_from_outside_is_listed_prepared_and_adapted_to(here: Path, bench: Bench, faces) -> None:
+def test_the_readmes_dataset_is_checked_prepared_and_adapted_to(
+    here: Path, make_adapting, prepared: Path, faces
+) -> None:
     (here / "pictures").mkdir()
     for number, face in enumerate(faces[:7]):
         name = f"p{number % 2}_{['surprise', 'fear', 'disgust', 'happy', 'sad', 'anger', 'neutral'][number]}_{number}"
         Image.fromarray(face.image).save(here / f"pictures/{name}.png")
     Image.fromarray(faces[7].image).save(here / "pictures/p1_contempt_8.png")  # counted and left out
-    mine = {"reader": "my_layouts:READER", "root": str(here / "pictures")}
-    own = Bench(here / "bench", here / "prepared", {"data.targets": ["mine"], "data.datasets.mine": mine})
-    checked = run("datasets", "check", "mine", "-c", str(own.spec), "--json")
-    assert json.loads(checked.stdout)["check"]["images"] == 7
-    own.done("prepare", "--quiet", "--dataset", "mine")
+    (here / "prepared").mkdir()
+    (here / "prepared/raf-db").symlink_to(prepared / "raf-db")
+    plain = make_adapting("plain", prepared=here / "prepared")
+    plain.done(*command_of("my_layouts"), "--quiet")  # as the README gives it; below the spec says the same
     store = Store.open(here / "prepared/mine")
     assert len(store) >= 5 and set(store.subjects) == {"p0", "p1"}
     assert read_dataset("mine", "my_layouts:READER", here / "pictures", ending="png").records[0].subject == "p0"
+    mine = {"reader": "my_layouts:READER", "root": "pictures"}
+    bench = make_adapting("own", {"data.targets": ["mine"], "data.datasets.mine": mine}, here / "prepared")
+    checked = run("datasets", "check", "mine", "-c", str(bench.spec), "--json")
+    assert json.loads(checked.stdout)["check"]["images"] == 7
+    bench.done("adapt", "--quiet")
+    assert (bench.runs / "adapt-mine/best.ckpt").is_file()
 
 
 def test_show_tells_of_a_reader_from_outside_what_it_says_itself(here: Path) -> None:
@@ -129,7 +101,7 @@ def test_a_label_that_is_none_is_told_by_the_record() -> None:
 MISTAKES = {
     "my_methods:Nothing": "my_methods has no Nothing",
     "no_such_module:Thing": "no module no_such_module in ",
-    "my_methods:not_a_method": "is no method: derive it from fercli.methods.base.Method",
+    "other_module:not_a_method": "is no method: derive it from fercli.methods.base.Method",
     "broken_module:X": "importing broken_module failed: ZeroDivisionError: division by zero",
     "needing_module:X": "its module needs a_package_that_is_not_there, which is not installed",
     "my_methods.MeanAlignment": "'my_methods.MeanAlignment' is not known",

@@ -20,10 +20,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Bench
+from conftest import Bench, told
 from PIL import Image
 from stores import cut
-from test_cli import told
 from trees import encoded
 
 from fercli import media

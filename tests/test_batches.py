@@ -62,11 +62,25 @@ def test_decks_of_other_seeds_differ() -> None:
     assert positions(50, 50, seed=1).tolist() != positions(50, 50, seed=2).tolist()
 
 
-def test_mix_is_fixed_for_good() -> None:
-    # Runs of earlier versions resume only while these stay.
-    assert mix("hold-out", "a") == mix("hold-out", "a") != mix("hold-out", "b")
-    assert mix(1, "source", 2) != mix(1, "source", 3)
-    assert 0 <= mix(0) < 2**63
+@pytest.mark.parametrize(
+    ("parts", "digest"),
+    [  # the first 16 digits of: printf hold-out/a | sha256sum
+        (("hold-out", "a"), "a03301dd96a24ca7"),
+        ((1, "source", 2), "d11ce6f0b8f8cfa2"),
+        ((0,), "5feceb66ffc86f38"),
+        (("hold-out", "caf\udce9"), "a0611cfe181c7abe"),  # a file's name that is not UTF-8: its bytes
+    ],
+)
+def test_mix_is_fixed_for_good(parts: tuple, digest: str) -> None:
+    """Eight bytes of SHA-256, the first the least, halved. Runs of earlier versions resume only while these stay."""
+    value = sum(int(digest[2 * i : 2 * i + 2], 16) << 8 * i for i in range(8))
+    assert mix(*parts) == value // 2 < 2**63
+
+
+def test_what_is_dealt_is_fixed_for_good() -> None:
+    """As dealt when runs were first kept: another order would change every run that is taken up again."""
+    assert positions(5, 10).tolist() == [1, 4, 3, 0, 2, 0, 1, 2, 4, 3]
+    assert source_deck([3, 2], "equal", seed=5).take(0, 12).tolist() == [4, 3, 2, 3, 4, 0, 1, 3, 2, 1, 0, 1]
 
 
 # Several sources

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.shell_completion import BashComplete
-from conftest import Bench, run
+from conftest import Bench, run, told
 from PIL import Image
 
 from fercli import __version__
@@ -27,16 +27,6 @@ from fercli.cli.hints import remember, with_options
 from fercli.engine import stages
 from fercli.engine.interrupt import StopRequest
 from fercli.store import Store
-
-
-def told(result, code: int) -> str:
-    """The one line of a failed command."""
-    assert result.exit_code == code, result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
-    assert result.stdout == ""
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def images_of(folder: Path, count: int, kind: str = "noise") -> None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import EPOCHS, STEPS, Bench
-from test_engine import assert_same_state, leaves
+from trained_runs import assert_same_state, leaves
 
 from fercli.batches import Batches, Faces
 from fercli.engine import checkpoint, ranks
@@ -158,7 +158,7 @@ def plain_environment() -> dict[str, str]:
 def done_together(bench: Bench, command: str, *arguments: str) -> str:
     """A command that must go well in two processes; its stdout."""
     process = together(bench, command, *arguments)
-    out, err = process.communicate(timeout=150)
+    out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     return out
 
@@ -238,7 +238,7 @@ def test_two_processes_train_the_source_as_one(well_summed: None, tmp_path: Path
     one, two = (Bench(tmp_path / name, prepared, GENTLE) for name in ("one", "two"))
     one.done("train-source", "--quiet")
     processes = by_srun(two, "train-source", "--json")
-    said = [process.communicate(timeout=150) for process in processes]
+    said = [process.communicate(timeout=500) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert json.loads(said[0][0])["train_source"]["steps"] == EPOCHS * STEPS
     assert said[1][0] == "" and "source model" not in said[1][1]  # one of them speaks
@@ -272,7 +272,7 @@ def test_a_stop_of_one_stops_both_and_both_go_on(make_adapting) -> None:
         time.sleep(0.01)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGTERM)  # the second process
-    told = process.communicate(timeout=150)[1]
+    told = process.communicate(timeout=500)[1]
     assert told.count("stopped at step ") == 1 and told.count("exitcode  : 130") == 2, told
     assert 0 < checkpoint.load(last)["step"] < 14
     done_together(stopped, "adapt", "--quiet")
@@ -285,7 +285,7 @@ def test_a_stop_of_one_stops_both_and_both_go_on(make_adapting) -> None:
 def test_what_goes_wrong_is_told_once(make_adapting) -> None:
     changes = {"adapt.rate": 1e30, "adapt.clip_norm": None}
     process = together(make_adapting("ruined", changes), "adapt")
-    told = process.communicate(timeout=150)[1]
+    told = process.communicate(timeout=500)[1]
     assert process.returncode and told.count("error:") == told.count("not finite") == 1, told
 
 

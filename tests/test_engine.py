@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,47 +18,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import EPOCHS, STEPS, Bench
-from stores import seal
+from stores import with_labels
+from trained_runs import assert_same_run, stop_in_step
 
-from fercli.batches import Batches
 from fercli.engine import checkpoint
 from fercli.engine.log import Log, Meter, read_metrics
 from fercli.engine.loop import rate_at
 from fercli.errors import FercliError
 from fercli.methods import METHODS, method_class
-
-#: What a checkpoint holds beside the spec (whose paths differ from bench to bench).
-STATE = ("network", "method", "optimizer", "meter", "rng", "best", "step", "epoch", "status", "decision")
-
-
-def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key in value:
-            yield from leaves(value[key], f"{path}.{key}")
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from leaves(item, f"{path}.{i}")
-    else:
-        yield path, value
-
-
-def assert_same_state(one: Path, other: Path) -> None:
-    """Bit for bit: weights, batch-norm statistics, bank, momentum, meters and random numbers."""
-    a, b = (dict(leaves({k: v for k, v in checkpoint.load(p).items() if k in STATE})) for p in (one, other))
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
-        assert same, name
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("best.ckpt", "last.ckpt"):
-        assert_same_state(one / name, other / name)
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    decisions = sorted(p.name for p in one.glob("decisions/*"))
-    assert decisions == sorted(p.name for p in other.glob("decisions/*"))
-    for name in decisions:
-        assert (one / "decisions" / name).read_bytes() == (other / "decisions" / name).read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -150,18 +116,6 @@ def test_raised_epochs_go_on_where_the_run_ended(make_adapting, bench: Bench) ->
 # Stopping and going on
 
 
-def stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
-    """Let the signal come while the batch of `step` is made, as a user's Ctrl-C might."""
-    make = Batches.__call__
-
-    def batch(self: Batches, asked: int, pool: torch.Tensor | None = None) -> Any:
-        if asked == step:
-            os.kill(os.getpid(), number)
-        return make(self, asked, pool)
-
-    monkeypatch.setattr(Batches, "__call__", batch)
-
-
 @pytest.mark.parametrize(("step", "number"), [(0, signal.SIGINT), (2, signal.SIGINT), (4, signal.SIGTERM)])
 def test_a_stopped_train_source_goes_on_to_the_same_bits(
     trained: Bench, bench: Bench, monkeypatch: pytest.MonkeyPatch, step: int, number: int
@@ -232,20 +186,6 @@ def test_a_killed_run_goes_on_to_the_same_bits(adapted: Bench, make_adapting) ->
 
 
 # No target label is read
-
-
-def with_labels(prepared: Path, folder: Path, change) -> Path:
-    """Stores whose target labels are changed (or gone, where `change` gives None)."""
-    folder.mkdir()
-    (folder / "raf-db").symlink_to(prepared / "raf-db")
-    shutil.copytree(prepared / "jaffe", folder / "jaffe")
-    file = folder / "jaffe/labels.npy"
-    labels = change(np.load(file))
-    file.unlink()
-    if labels is not None:
-        np.save(file, labels)
-    seal(folder / "jaffe")
-    return folder
 
 
 HONEST = sorted(name for name in METHODS if not method_class(name).oracle)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Bench
-from stores import seal
+from stores import with_labels
 
 from fercli.batches import Faces
 from fercli.engine import checkpoint
@@ -257,21 +257,10 @@ def test_faces_are_thinned_evenly_over_all_sources() -> None:
 # Targets without labels
 
 
-def relabelled(prepared: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
-    folder.mkdir()
-    (folder / "raf-db").symlink_to(prepared / "raf-db")
-    shutil.copytree(prepared / "jaffe", folder / "jaffe")
-    labels = np.load(folder / "jaffe/labels.npy")
-    (folder / "jaffe/labels.npy").unlink()
-    np.save(folder / "jaffe/labels.npy", change(labels))
-    seal(folder / "jaffe")
-    return folder
-
-
 def test_a_target_without_labels_keeps_what_needs_none(
     copy, prepared: Path, tmp_path: Path, results: dict[str, Any]
 ) -> None:
-    bench = copy(relabelled(prepared, tmp_path / "blank", lambda labels: np.full_like(labels, -1)))
+    bench = copy(with_labels(prepared, tmp_path / "blank", lambda labels: np.full_like(labels, -1)))
     found = document(bench)
     source, *targets = found["entries"]
     assert source["decision"]["metrics"] is not None
@@ -302,7 +291,7 @@ def test_a_target_with_some_labels_is_scored_on_those(copy, prepared: Path, tmp_
     def every_second(labels: np.ndarray) -> np.ndarray:
         return np.where(np.arange(len(labels)) % 2 == 0, labels, -1)
 
-    found = document(copy(relabelled(prepared, tmp_path / "some", every_second)))
+    found = document(copy(with_labels(prepared, tmp_path / "some", every_second)))
     entry = found["entries"][2]
     assert entry["counts"] == {"expected": 42, "found": 42, "scored": 21}
     assert sum(each["count"] for each in entry["calibration"]["before"]["bins"]) == 21

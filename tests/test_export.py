@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SLOW_LIMIT_S
 from exporting import as_given, evaluated, make_run, prepared_faces, spec_of
 
 import fercli
@@ -54,6 +55,7 @@ def assert_close(found, expected, count: int) -> None:
             assert (got - want).abs().max() <= 1e-4, name
 
 
+@pytest.mark.timeout(SLOW_LIMIT_S)  # torch's exporters take a minute each beside other work
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
 def test_exported_models_answer_as_evaluation_does(name: str, tmp_path: Path, prepared: Path) -> None:
     trained = trained_as(name, tmp_path, prepared)

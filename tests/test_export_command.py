@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import run
+from conftest import SLOW_LIMIT_S, run
 from exporting import make_run, prepared_faces, spec_of
 from PIL import Image
 
@@ -21,6 +21,9 @@ from fercli.export.graph import deploy
 from fercli.export.write import _write
 from fercli.expressions import EXPRESSIONS
 from fercli.trained import find_trained
+
+#: torch's exporters take half a minute each, and several beside other work.
+pytestmark = pytest.mark.timeout(SLOW_LIMIT_S)
 
 DELIVERY = Delivery("model.onnx", "onnx", 18, 1_000_000, None, "nothing")
 

@@ -211,19 +211,61 @@ def test_tiny_grey_faces_are_found():
     assert np.median(errors) < 0.1 and max(errors) < 0.25
 
 
+def cut_by(face: Face, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """The picture cut down to the face's box less a share of its sides, and the landmarks in it."""
+    left, top, right, bottom = face.box
+    across, down = share * (right - left), share * (bottom - top)
+    left, top, right, bottom = (int(v) for v in (left + across, top + down, right - across, bottom - down))
+    return np.ascontiguousarray(face.image[top:bottom, left:right]), face.landmarks - (left, top)
+
+
+def faint(face: Face, contrast: float) -> tuple[np.ndarray, np.ndarray]:
+    return (face.image * contrast + (1 - contrast) * 110).astype(np.uint8), face.landmarks
+
+
+def far_away(face: Face, side: int, canvas: int) -> tuple[np.ndarray, np.ndarray]:
+    """The picture, its longer side `side` pixels, in the middle of a grey square."""
+    scale, start = side / max(face.image.shape[:2]), (canvas - side) // 2
+    small = cv2.resize(face.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    picture = np.full((canvas, canvas, 3), 128, np.uint8)
+    picture[start : start + small.shape[0], start : start + small.shape[1]] = small
+    return picture, (face.landmarks + 0.5) * scale - 0.5 + start
+
+
+#: Pictures that the plain pass finds nothing in, by the step of the ladder that is the first to find the face.
+HARD = {
+    "border": [(STREET, 2, cut_by, 0.18), (LAB, 11, faint, 0.07)],
+    "upscale": [(THUMBNAIL, 4, faint, 0.1), (THUMBNAIL, 10, faint, 0.05)],
+    "low-confidence": [(LAB, 5, cut_by, 0.12), (LAB, 10, faint, 0.07)],
+    "full-range": [(STUDIO, 1, far_away, 48, 300), (LAB, 0, far_away, 48, 300)],
+    "rotate": [(LAB, 5, turned, 90), (THUMBNAIL, 5, turned, -90)],
+}
+
+
+@pytest.mark.parametrize(("step", "case"), [(step, case) for step, cases in HARD.items() for case in cases])
+def test_each_step_of_the_ladder_finds_what_no_step_before_it_does(step, case):
+    domain, number, change, *how_much = case
+    face = render(domain, number, number % 7, number)
+    given = (face.image, face.landmarks) if change is turned else (face,)
+    image, points = change(*given, *how_much)
+    assert Landmarker(retries=()).find(image) is None and Landmarker(retries=()).find_all(image) == []
+    found = LANDMARKER.find(image)
+    assert found.how == f"retried:{step}" and error(found, points) < 0.12
+    assert [one.how for one in LANDMARKER.find_all(image)] == [found.how]
+    fewer = Landmarker(retries=[name for name in RETRIES if name != step]).find(image)
+    assert fewer is None or RETRIES.index(fewer.how.removeprefix("retried:")) > RETRIES.index(step)
+
+
 def test_the_retry_ladder_finds_tight_faces(tmp_path, studio):
-    """The step that found a face is in the manifest; without a ladder none is retried."""
-    tight = []
-    for face in studio:
-        left, top, right, bottom = (int(v) for v in face.box)
-        tight.append(replace(face, image=np.ascontiguousarray(face.image[top:bottom, left:right])))
-    writers.write_fer2013(tmp_path / "fer", tight)
+    """The step that found a face is in the manifest; without a ladder none is retried, and fewer are found."""
+    writers.write_fer2013(tmp_path / "fer", [replace(face, image=cut_by(face, 0.17)[0]) for face in studio])
     listing = read_dataset("fer", "fer2013", tmp_path / "fer")
     summary = prepare(listing, tmp_path / "out", HERE)
-    assert summary.kept >= 6 and summary.found + summary.retried == summary.kept
-    for row in read_manifest(tmp_path / "out"):
-        assert row["reason"] in RETRIES or row["status"] != "retried"
-    assert prepare(listing, tmp_path / "o2", replace(HERE, retries=())).retried == 0
+    assert summary.retried >= 3 and summary.found + summary.retried == summary.kept >= 6
+    by_step = Counter(row["reason"] for row in read_manifest(tmp_path / "out") if row["status"] == "retried")
+    assert by_step.total() == summary.retried and set(by_step) <= set(RETRIES)
+    fewer = prepare(listing, tmp_path / "o2", replace(HERE, retries=()))
+    assert fewer.retried == 0 and fewer.kept == summary.found
 
 
 def test_faces_too_small_to_show_anything_are_not_found(studio):

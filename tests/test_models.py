@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
+from small_networks import batch, model_spec
 from torch.utils.flop_counter import FlopCounterMode
 
 from fercli.errors import FercliError
@@ -14,19 +13,6 @@ from fercli.models.global_local import HEADS, GlobalLocal, build_network
 from fercli.models.local import CropNet, LocalNets, PatchStems, cut_windows, to_map
 
 BACKBONES = {"ir50": (128, 512), "ir18": (128, 512), "mobilenet-v2": (128, 512), "ir-small": (16, 64)}
-
-
-def model_spec(**changes) -> SimpleNamespace:
-    """The model section of a run spec, small unless changed."""
-    fields = {"backbone": "ir-small", "width": 8, "local": "feature-map", "classifiers": "shared", "weights": None}
-    return SimpleNamespace(**(fields | changes))
-
-
-def batch(size: int = 2, patch: int = 48) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    images = torch.randn(size, 3, 112, 112, generator=generator)
-    landmarks = torch.rand(size, 5, 2, generator=generator) * 112
-    return images, landmarks, torch.randn(size, 5, 3, patch, patch, generator=generator)
 
 
 def plain_windows(maps: torch.Tensor, centres: torch.Tensor, size: int = 7) -> torch.Tensor:

@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Bench
-from test_cli import told
-from test_engine import assert_same_run, stop_in_step
+from conftest import Bench, told
+from trained_runs import assert_same_run, stop_in_step
 
 from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics

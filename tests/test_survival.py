@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Bench
-from test_engine import assert_same_run
-from test_sweep import assert_same_sweep
+from trained_runs import assert_same_run, assert_same_sweep
 
 from fercli.batches import Batches, Faces
 from fercli.engine import checkpoint

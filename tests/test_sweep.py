@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import EPOCHS, STEPS, TINY, Bench, merge, run
-from test_cli import told
-from test_engine import assert_same_run, with_labels
+from conftest import EPOCHS, STEPS, TINY, Bench, merge, run, told
+from stores import with_labels
+from trained_runs import assert_same_run, assert_same_sweep, figures, results, stages
 
 from fercli.batches import Batches
 from fercli.engine import checkpoint
@@ -54,30 +54,6 @@ def done(bench: Bench, *arguments: str) -> dict[str, Any]:
     assert result.exit_code == 0, result.stderr
     assert (result.stdout, result.stderr) == ("", "")
     return results(bench)
-
-
-def results(bench: Bench) -> dict[str, Any]:
-    return json.loads((bench.runs / "results.json").read_text(), parse_constant=pytest.fail)
-
-
-def figures(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells without what differs from run to run."""
-    return [{key: value for key, value in cell.items() if key != "seconds"} for cell in document["cells"]]
-
-
-def stages(bench: Bench) -> list[str]:
-    return sorted(str(path.parent.relative_to(bench.runs)) for path in bench.runs.rglob("last.ckpt"))
-
-
-def assert_same_sweep(one: Bench, other: Bench) -> None:
-    """Bit for bit, and to the same results."""
-    assert stages(one) == stages(other)
-    for stage in stages(one):
-        assert_same_run(one.runs / stage, other.runs / stage)
-        outputs = {path.name: path.read_bytes() for path in (one.runs / stage).glob("outputs/*")}
-        assert outputs == {path.name: path.read_bytes() for path in (other.runs / stage).glob("outputs/*")}
-    assert figures(results(one)) == figures(results(other))
-    assert results(one)["missing"] == results(other)["missing"]
 
 
 @pytest.fixture(scope="module")

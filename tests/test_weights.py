@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from test_models import batch, model_spec
+from small_networks import batch, model_spec
 
 from fercli.errors import FercliError
 from fercli.models.global_local import build_network

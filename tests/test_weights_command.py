@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run
-from test_models import model_spec
+from small_networks import model_spec
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from fercli.engine import checkpoint

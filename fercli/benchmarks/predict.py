@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from fercli import console
+from fercli.durations import digits
 from fercli.engine.fabric import make_fabric
 from fercli.engine.stages import empty_network, view_settings
 from fercli.faces.extract import Options
@@ -152,9 +153,9 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     columns = ["faces a second", "batch", "detection alone", "network alone", "end to end", "to the slower", "to bound"]
     shown = []
     for row in rows:
-        rates = [f"{row[f'{name}_per_s']:.1f}" for name in ("detection", "network", "end_to_end")]
+        rates = [digits(row[f"{name}_per_s"]) for name in ("detection", "network", "end_to_end")]
         slower = f"{row['to_slower']:.0%} ({row['slower']})"
-        bound = f"{row['to_bound']:.0%} of {row['bound_per_s']:.1f}"
+        bound = f"{row['to_bound']:.0%} of {digits(row['bound_per_s'])}"
         shown.append([row["input"], str(row["batch"]), *rates, slower, bound])
     return columns, shown
 

@@ -24,6 +24,7 @@ import joblib
 
 from fercli import console
 from fercli.datasets.records import Listing, Record
+from fercli.durations import digits
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting
 from fercli.faces.extract import Options
@@ -251,11 +252,11 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             str(row["processes"]),
-            f"{row['prepare_per_s']:.0f}",
-            f"{row['prepare_per_s'] / row['processes']:.0f}",
-            f"{row['bare_per_s']:.0f}",
+            digits(row["prepare_per_s"]),
+            digits(row["prepare_per_s"] / row["processes"]),
+            digits(row["bare_per_s"]),
             f"{row['prepare_to_bare']:.2f}",
-            f"{row['mesh_only_per_s']:.0f}",
+            digits(row["mesh_only_per_s"]),
             f"{row['prepare_to_mesh_only']:.2f}",
             f"{row['speed_up']:.2f}",
         ]

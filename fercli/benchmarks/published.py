@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fercli import console
 from fercli.benchmarks.steps import Steps, with_settings
+from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, set_libraries
 from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS
@@ -292,7 +293,7 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     def figures(row: dict[str, Any]) -> list[str]:
         low, high = row["spread"]
         return [
-            *(f"{row['published_ms']:.1f}", f"{row['ours_ms']:.1f}"),
+            *(digits(row["published_ms"]), digits(row["ours_ms"])),
             *(f"{row['times_faster']:.1f}", f"{low:.1f} to {high:.1f}"),
         ]
 

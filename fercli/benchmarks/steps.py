@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fercli import console
 from fercli.batches import Batches, Faces, hold_out, labels_of
 from fercli.benchmarks.stores import noise_store
+from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
 from fercli.engine.fabric import make_fabric
 from fercli.engine.log import Meter
@@ -369,8 +370,8 @@ def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
         speed.append(
             [
                 *head,
-                *(f"{row['step_ms']:.1f}", f"{row['steps_per_s']:.2f}", f"{row['images_per_s']:.0f}"),
-                *(f"{row['gflop_per_step']:.0f}", f"{row['tflops']:.2f}", f"{row['utilisation']:.0%}"),
+                *(digits(row[key]) for key in ("step_ms", "steps_per_s", "images_per_s", "gflop_per_step", "tflops")),
+                f"{row['utilisation']:.0%}",
                 *(f"{row['memory_peak_mb']:.0f}", f"{row['data_wait']:.1%}"),
             ]
         )

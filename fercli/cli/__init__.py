@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from fercli import __version__, console
+from fercli.docstrings import docstring
 from fercli.errors import FercliError
 
 # By default OpenMP's threads spin while they wait. Beside another busy process that starves both: two cores shared by
@@ -35,7 +36,7 @@ class _LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return importlib.import_module(f"fercli.cli.{name.replace('-', '_')}").command
+        return _with_help(importlib.import_module(f"fercli.cli.{name.replace('-', '_')}").command)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -52,6 +53,8 @@ class _LazyGroup(click.Group):
 
     def main(self, args=None, prog_name=None, complete_var=None, standalone_mode=True, **extra) -> Any:
         """As click's, but for usage errors, which leave one line, and --debug, which may stand anywhere."""
+        console.fit_streams()
+        _with_help(self)
         args = _debug_first(list(sys.argv[1:] if args is None else args))
         given = {"args": args, "prog_name": prog_name, "complete_var": complete_var, "standalone_mode": False, **extra}
         if not standalone_mode:
@@ -89,6 +92,15 @@ class _LazyGroup(click.Group):
             goes_on = ctx.invoked_subcommand in _GO_ON
             console.error("stopped" + ("; the same command goes on where this one was" if goes_on else ""))
             ctx.exit(130)
+
+
+def _with_help(command: click.Command) -> click.Command:
+    """Give a command, and those below it, the help that it lacks where Python has dropped docstrings."""
+    if command.help is None and command.callback is not None:
+        command.help = docstring(command.callback)
+    for below in getattr(command, "commands", {}).values():
+        _with_help(below)
+    return command
 
 
 def _debug_first(args: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from fercli.cli.options import (
     spec_options,
     target_option,
 )
+from fercli.cli.outcome import told
 
 
 @click.command("adapt")
@@ -52,8 +53,5 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, method, rest
             if outcomes and any(ranks.agree(stop.requested)):
                 raise Interrupted(f"stopped before the adaptation to {name}; the same command goes on")
             outcome = outcomes[name] = adapt(spec, name, restart)
-            console.say(
-                f"adapted to {name}: {outcome['folder']}/best.ckpt, epoch {outcome['epoch']}, "
-                f"{outcome['rule']} {outcome['score']:.4f}, {outcome['seconds']} s"
-            )
+            console.say(f"adapted to {name}: {told(outcome)}")
     console.result({"adapt": outcomes})

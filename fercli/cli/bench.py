@@ -12,6 +12,7 @@ import click
 from fercli import console
 from fercli.cli.completion import complete_datasets
 from fercli.cli.options import read_spec, spec_options
+from fercli.durations import digits
 
 if TYPE_CHECKING:
     from fercli.spec import Spec
@@ -77,7 +78,7 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     columns, rows = bench.table(result)
     console.table(f"Preparing {result['pictures']} pictures of {result['dataset']}", columns, rows)
     spent = result["stages_ms"]
-    shares = [[name, f"{ms:.2f}", f"{ms / sum(spent.values()):.0%}"] for name, ms in spent.items()]
+    shares = [[name, digits(ms), f"{ms / sum(spent.values()):.0%}"] for name, ms in spent.items()]
     console.table("One process, by stage", ("stage", "ms a picture", "share"), shares)
     _keep(spec, "prepare", result)
 
@@ -135,7 +136,7 @@ def train(spec_file, overrides, quiet, as_json, backbone, width, batches, precis
     with _room(spec, "train") as room:
         rows = bench.measure_epochs(spec, counts, room)
     result = {"bench": "train-epochs", "backbone": spec.model.backbone, "width": spec.model.width, "rows": rows}
-    shown = [[f"{r['faces']:,}", f"{r['seconds']:.1f}", f"{r['seconds_per_1000']:.2f}"] for r in rows]
+    shown = [[f"{r['faces']:,}", digits(r["seconds"]), digits(r["seconds_per_1000"])] for r in rows]
     console.table(f"One epoch of train-source, {_name(spec)}", ("faces", "seconds", "seconds per 1,000 faces"), shown)
     _keep(spec, "train-epochs", {**result, "machine": _machine(spec)})
 

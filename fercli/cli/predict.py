@@ -10,6 +10,7 @@ import click
 
 from fercli import console
 from fercli.cli.options import read_spec, spec_options
+from fercli.durations import rate
 
 if TYPE_CHECKING:
     from fercli.predict.run import Totals
@@ -75,9 +76,8 @@ def command(
 
 def _tell(totals: Totals) -> None:
     where = f"{totals.pictures} pictures and frames" if totals.frames else f"{totals.pictures} pictures"
-    rate = f"{totals.pictures / max(totals.seconds, 1e-9):.1f}/s"
     faceless = f", {totals.empty} of them without a face" if totals.empty else ""
-    console.say(f"{totals.faces} faces in {where}{faceless}; {rate}")
+    console.say(f"{totals.faces} faces in {where}{faceless}; {rate(totals.pictures, totals.seconds)}")
     for name, frames in totals.faceless_videos:
         console.warn(f"no face in any of the {frames} frames of {Path(name)}")
     if totals.errors:

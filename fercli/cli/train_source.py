@@ -6,6 +6,7 @@ import click
 
 from fercli import console
 from fercli.cli.options import read_spec, restart_option, source_option, spec_options
+from fercli.cli.outcome import told
 
 
 @click.command("train-source")
@@ -25,8 +26,5 @@ def command(spec_file, overrides, quiet, as_json, sources, restart):
     from fercli.engine.stages import train_source
 
     outcome = train_source(read_spec(spec_file, overrides, quiet, as_json, sources), restart)
-    console.say(
-        f"source model: {outcome['folder']}/best.ckpt, epoch {outcome['epoch']}, "
-        f"{outcome['rule']} {outcome['score']:.4f}, {outcome['seconds']} s"
-    )
+    console.say(f"source model: {told(outcome)}")
     console.result({"train_source": outcome})

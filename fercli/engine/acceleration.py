@@ -24,7 +24,9 @@ from fercli.spec import Engine
 
 try:
     from lightning_fabric.plugins.precision import MixedPrecision, Precision
-except ImportError:
+except ModuleNotFoundError as missing:
+    if missing.name != "lightning_fabric":
+        raise
     from lightning.fabric.plugins.precision import MixedPrecision, Precision
 
 #: What a processor that multiplies bfloat16 says of itself (x86's AVX-512 and AMX, Arm).

@@ -32,7 +32,9 @@ try:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins import environments
     from lightning_fabric.strategies import DDPStrategy
-except ImportError:
+except ModuleNotFoundError as missing:
+    if missing.name != "lightning_fabric":
+        raise
     from lightning.fabric import Fabric
     from lightning.fabric.plugins import environments
     from lightning.fabric.strategies import DDPStrategy

@@ -166,7 +166,7 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
     if job.afterwards is not None:
         best.update(ranks.on_first(_choose_afterwards, job, best))
     seconds = time.monotonic() - started_at
-    return {**best, "steps": step, "trained_steps": step - started_step, "seconds": round(seconds, 1)}
+    return {**best, "steps": step, "trained_steps": step - started_step, "seconds": round(seconds, 3)}
 
 
 def _interrupt(done: str) -> None:

@@ -93,7 +93,7 @@ def _published(spec: Spec, targets: list[str]) -> list[dict[str, Any]]:
 
 def _outcome(folder: Path) -> dict[str, Any] | None:
     path = folder / "environment.json"
-    return json.loads(path.read_text())["outcome"] if path.exists() else None
+    return json.loads(path.read_text(encoding="utf-8"))["outcome"] if path.exists() else None
 
 
 def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
@@ -101,7 +101,7 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     path = folder / "spec.yaml"
     if not path.exists():
         return ""
-    old, new = (json.loads(s.model_dump_json()) for s in (Spec.model_validate(yaml.safe_load(path.read_text())), spec))
+    old, new = (json.loads(s.model_dump_json()) for s in (Spec.model_validate(yaml.safe_load(path.read_bytes())), spec))
     problem = differences(old, new, FIXED[stage], FREE)
     if stage == "adapt" and not problem:
         problem = differences(old, new, ("train_source",), frozenset())

@@ -199,5 +199,5 @@ def _times(models: Sequence[Trained]) -> dict[str, float]:
     for model in models:
         path = model.folder / "environment.json"
         if path.exists():
-            times[model.folder.name] = json.loads(path.read_text())["outcome"]["seconds"]
+            times[model.folder.name] = json.loads(path.read_text(encoding="utf-8"))["outcome"]["seconds"]
     return times

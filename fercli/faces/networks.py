@@ -144,7 +144,7 @@ class _Network:
         except (ImportError, OSError) as failure:
             if may_pass(failure):
                 raise MemoryError(str(failure)) from failure
-            raise FercliError(f"LiteRT cannot be loaded ({failure}); run: pip install ai-edge-litert") from failure
+            raise
         # It says on stderr that it has found the processor's own instructions.
         with mute_stderr():
             try:
@@ -176,10 +176,10 @@ class _Network:
 def _modules() -> Path:
     found = importlib.util.find_spec("mediapipe")
     if found is None or not found.submodule_search_locations:
-        raise FercliError("mediapipe, whose wheel carries the face networks, is not installed: pip install fercli")
+        raise ModuleNotFoundError("its wheel carries the face networks", name="mediapipe")
     folder = Path(found.submodule_search_locations[0]) / "modules"
     if not (folder / "face_landmark/face_landmark.tflite").is_file():
-        raise FercliError("this mediapipe carries no face networks; run: pip install mediapipe==0.10.21")
+        raise ImportError("it carries no face networks", name="mediapipe")
     return folder
 
 

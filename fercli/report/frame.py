@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from fercli import durations
 from fercli.evaluation.metrics import number
 
 
@@ -28,13 +29,7 @@ def frame(document: Mapping[str, Any]) -> dict[str, Any]:
 def duration(value: Any) -> str:
     """Seconds as text; what is no number stays as it is."""
     seconds = number(value)
-    if seconds is None:
-        return plain(value)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+    return plain(value) if seconds is None else durations.duration(seconds)
 
 
 def plain(value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from fercli.durations import digits
 from fercli.evaluation.metrics import number
 from fercli.files import write_atomically
 from fercli.report.frame import duration, plain
@@ -42,7 +43,7 @@ def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) 
         lstrip_blocks=True,
     )
     environment.filters.update(pct=_pct, points=_points, figure=_figure, plain=plain, shade=_shade, short=_short)
-    environment.filters.update(pvalue=_pvalue, duration=duration, decimals=_decimals, signed=_signed)
+    environment.filters.update(pvalue=_pvalue, duration=duration, digits=digits, decimals=_decimals, signed=_signed)
     datasets = document.get("datasets") or {}
     environment.tests["standin"] = lambda name: _is_stand_in(name, datasets, bool(document.get("stand_in")))
     return environment.get_template(template).render(values)

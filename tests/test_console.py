@@ -1,0 +1,146 @@
+"""What stands on the terminal: times and rates in words, progress, and signs that its encoding lacks."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from fercli import console
+from fercli.cli import main
+from fercli.durations import digits, duration, rate
+
+# Times and rates
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((0, "under 0.1 s"), (0.049, "under 0.1 s"), (0.05, "0.1 s"), (3.24, "3.2 s"), (59.94, "59.9 s")),
+        *((59.96, "1 min 00 s"), (125, "2 min 05 s"), (3599.7, "1 h 00 min"), (3725, "1 h 02 min")),
+    ],
+)
+def test_a_duration_in_words(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        *((0, "0"), (0.00123, "0.00123"), (0.0456, "0.0456"), (1, "1.00"), (9.996, "10.0"), (12.34, "12.3")),
+        *((99.96, "100"), (682.4, "682"), (12345.6, "12346"), (-3.14159, "-3.14"), (float("nan"), "nan")),
+    ],
+)
+def test_three_digits(value: float, text: str) -> None:
+    assert digits(value) == text
+
+
+def test_a_slow_rate_is_no_zero() -> None:
+    assert rate(1, 30) == "0.0333/s" and rate(6820, 10) == "682/s"
+
+
+def test_progress_tells_no_rate_before_anything_is_done(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0)
+    with console.progress("rounds", 3) as bar:
+        for amount in (0, 1, 2):  # of a round that warms up, as `bench adapt` says it
+            bar.advance(amount)
+    first, second, last = capsys.readouterr().err.splitlines()
+    assert first == "rounds: 0/3"
+    assert re.fullmatch(r"rounds: 1/3, [\d.]+/s, under 0\.1 s left", second)
+    assert re.fullmatch(r"rounds: 3/3, [\d.]+/s", last)
+
+
+def test_a_resumed_run_counts_its_own_steps_only(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0)
+    with console.progress("train", 10, done=4) as bar:
+        bar.advance(0)
+    assert capsys.readouterr().err == "train: 4/10\n"
+
+
+@pytest.mark.parametrize("command", ["train-source", "adapt"])
+def test_what_is_trained_already_says_so_instead_of_a_time(command: str, make_adapting) -> None:
+    bench = make_adapting("again")
+    first = bench.done("adapt").stderr.strip().splitlines()[-1]
+    assert re.search(r", (under 0\.1 s|\d+\.\d s|\d+ min \d\d s)$", first)
+    assert bench.done(command).stderr.strip().splitlines()[-1].endswith(", already trained")
+
+
+# Signs that the encoding lacks
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, encoding: str, errors: str = "strict") -> tuple[str, str]:
+    """stdout and stderr of one of everything that the console prints."""
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding, errors) for name in ("stdout", "stderr")}
+    with monkeypatch.context() as patch:
+        for name, stream in streams.items():
+            patch.setattr(sys, name, stream)
+        console.fit_streams()
+        console.table("Accuracy ± sd", ["dataset", "%"], [["jaffe †", "88.4 ± 5.8"], ["caf\udce9 ☃", "–"]], "→ ≥ é")
+        console.say("é → caf\udce9")
+        console.warn("é → caf\udce9")
+        console.error("é → caf\udce9")
+        for stream in streams.values():
+            stream.flush()
+    return tuple(stream.buffer.getvalue().decode(encoding) for stream in streams.values())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "cells", "said"),
+    [
+        ("ascii", ["jaffe *", "88.4 +/- 5.8", r"caf\xe9 \u2603", "-", r"-> >= \xe9"], r"\xe9 -> caf\xe9"),
+        ("latin-1", ["jaffe *", "88.4 ± 5.8", r"caf\xe9 \u2603", "-", "-> >= é"], r"é -> caf\xe9"),
+        ("cp1252", ["jaffe †", "88.4 ± 5.8", r"caf\xe9 \u2603", "–", "-> >= é"], r"é -> caf\xe9"),
+        ("utf-8", ["jaffe †", "88.4 ± 5.8", r"caf\xe9 ☃", "–", "→ ≥ é"], r"é → caf\xe9"),
+    ],
+)
+def test_every_terminal_shows_every_sign(encoding: str, cells: list[str], said: str, monkeypatch) -> None:
+    stdout, stderr = printed(monkeypatch, encoding)
+    assert all(cell in stdout for cell in cells)
+    rows = [line for line in stdout.splitlines() if line[:1] in "|│┃+┏└┡├"]
+    assert len(rows) >= 5 and len({len(row) for row in rows}) == 1  # the columns are as wide as what stands in them
+    assert stderr.splitlines() == [said, f"warning: {said}", f"error: {said}"]
+
+
+def test_what_the_user_chose_for_such_signs_stays(monkeypatch) -> None:
+    assert printed(monkeypatch, "ascii", "ignore")[1].splitlines()[0].split() == ["caf"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_evaluate_prints_its_table_on_any_terminal(encoding: str, make_adapting) -> None:
+    bench = make_adapting("narrow")
+    bench.done("adapt", "--quiet")
+    apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
+    result = CliRunner(charset=encoding, **apart).invoke(main, ["evaluate", "-c", str(bench.spec)])
+    assert result.exit_code == 0, result.exception
+    assert "jaffe *" in result.stdout and "* are procedural faces" in result.stdout  # the stand-in's dagger
+    assert list(bench.runs.rglob("results.json"))
+
+
+#: What makes Python 3.10 to 3.12 take a terminal for one of ASCII, and ASCII for the encoding of files.
+ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@pytest.mark.parametrize("environment", [ASCII_LOCALE, {"PYTHONIOENCODING": "latin-1"}], ids=["C", "latin-1"])
+def test_commands_work_in_any_locale(environment: dict[str, str], make_adapting) -> None:
+    bench = make_adapting("plain")
+    bench.done("adapt", "--quiet")
+
+    def fercli(*arguments: str) -> str:
+        command = [sys.executable, "-m", "fercli", *arguments]
+        done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+        return done.stdout.decode("latin-1")
+
+    name = "Pietik\\xe4inen" if environment is ASCII_LOCALE else "Pietikäinen"
+    assert name in fercli("datasets", "show", "oulu-casia")
+    assert "* are procedural faces" in fercli("evaluate", "-c", str(bench.spec), "--report")
+    (page,) = bench.runs.rglob("report.html")
+    assert not page.read_text(encoding="utf-8").isascii()
+    assert json.loads(fercli("evaluate", "-c", str(bench.spec), "--json"))["table"]

@@ -1,0 +1,169 @@
+"""Commands under ``python -OO``, with signals ignored from the start, and with libraries that cannot be loaded."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from conftest import Bench, run
+from PIL import Image
+
+from fercli.cli import COMMANDS
+
+
+def fercli(*arguments: str, flags: Sequence[str] = (), first: Path | None = None) -> subprocess.CompletedProcess:
+    """Run ``python -m fercli`` in a process of its own, modules of the folder `first` before all others."""
+    path = os.pathsep.join(map(str, filter(None, (first, Path(__file__).parents[1]))))
+    command = [sys.executable, *flags, "-m", "fercli", *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory, faces) -> Path:
+    """As many as several processes are worth."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, face in enumerate(faces):
+        Image.fromarray(face.image).save(folder / f"{number:02d}.png")
+    return folder
+
+
+# python -OO: no docstrings, no asserts
+
+
+@pytest.mark.parametrize("flag", ["-O", "-OO"])
+def test_the_spec_keeps_its_comments_without_docstrings(flag: str) -> None:
+    assert fercli("init", "-", flags=[flag]).stdout == run("init", "-").stdout
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["datasets", "show"], ["bench", "adapt"]])
+def test_help_is_the_same_without_docstrings(command: list[str]) -> None:
+    given = {"flags": ["-OO"]}
+    assert fercli(*command, "--help", **given).stdout == fercli(*command, "--help").stdout != ""
+
+
+@pytest.mark.slow
+def test_every_step_works_without_docstrings(tmp_path: Path, prepared: Path, pictures: Path) -> None:
+    bench = Bench(tmp_path / "bench", tmp_path / "prepared")
+    (bench.folder / "data").symlink_to(prepared.parent / "data")
+    for step in (["prepare"], ["train-source"], ["adapt"], ["evaluate", "--report"], ["predict", pictures]):
+        done = fercli(*step, "-c", bench.spec, flags=["-OO"])
+        assert done.returncode == 0 and "Traceback" not in done.stderr, (step, done.stderr)
+    assert len(done.stdout.splitlines()) == 14 and all(json.loads(line)["faces"] for line in done.stdout.splitlines())
+
+
+# Started where SIGINT and SIGTERM are ignored, as behind & in a script
+
+
+def test_a_command_started_with_signals_ignored_heeds_them(trained: Bench, pictures: Path, tmp_path: Path) -> None:
+    for i in range(300):
+        (tmp_path / f"{i:03d}.png").hardlink_to(pictures / "00.png")
+    words = [sys.executable, "-m", "fercli", "predict", tmp_path, "--run", trained.runs, "--batch", "1"]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)):
+        ignoring = ["sh", "-c", 'trap "" INT TERM; exec "$@"', "sh", *map(str, words)]
+        process = subprocess.Popen(ignoring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        assert json.loads(process.stdout.readline())["faces"]
+        started = time.monotonic()
+        process.send_signal(number)
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == code and time.monotonic() - started < 60 and b"Traceback" not in said
+
+
+# Libraries that cannot be loaded
+
+LIBGL = "libGL.so.1: cannot open shared object file: No such file or directory"
+CUDART = "libcudart.so.12: cannot open shared object file: No such file or directory"
+AGAIN = "pip install --force-reinstall"
+#: Module, what it holds, commands that need it, and the line that each then leaves.
+BROKEN = [
+    (
+        *("cv2", f"raise ImportError({LIBGL!r})", ["prepare", "predict", "demo", "bench prepare"]),
+        f"opencv cannot be loaded ({LIBGL}); to fix it: apt install libgl1 libglib2.0-0",
+    ),
+    (
+        *("cv2", "raise ImportError('numpy.core.multiarray failed to import')", ["predict"]),
+        "opencv cannot be loaded (numpy.core.multiarray failed to import); to fix it: "
+        f"{AGAIN} opencv-contrib-python 'numpy<2'",
+    ),
+    (
+        *("torch", f"raise OSError({CUDART!r})", ["train-source", "predict"]),
+        f"torch cannot be loaded ({CUDART}); to fix it: install it as https://pytorch.org says",
+    ),
+    (
+        *("lightning_fabric", "raise AttributeError('two\\nlines')", ["train-source"]),
+        f"lightning_fabric cannot be loaded (two lines); to fix it: {AGAIN} lightning-fabric",
+    ),
+    (
+        *(
+            "ai_edge_litert",
+            "raise ImportError('GLIBCXX_3.4.30 not found')",
+            ["prepare", "predict", "predict --workers 2"],
+        ),
+        f"ai_edge_litert cannot be loaded (GLIBCXX_3.4.30 not found); to fix it: {AGAIN} ai-edge-litert",
+    ),
+    (
+        *("mediapipe", "", ["predict"]),
+        f"mediapipe cannot be loaded (it carries no face networks); to fix it: {AGAIN} mediapipe==0.10.21",
+    ),
+    (
+        *("yaml", "import a_missing_part", ["prepare"]),
+        "a_missing_part cannot be loaded (No module named 'a_missing_part'); to fix it: pip install a_missing_part",
+    ),
+    (
+        *("yaml", "import _lzma_", ["init"]),
+        "_lzma_ cannot be loaded (No module named '_lzma_'); to fix it: pip install _lzma_",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "command", "line"),
+    [(module, code, command, line) for module, code, commands, line in BROKEN for command in commands],
+)
+def test_a_library_that_cannot_be_loaded_is_one_line(
+    module: str, code: str, command: str, line: str, tmp_path: Path, trained: Bench, pictures: Path
+) -> None:
+    (tmp_path / "first" / module).mkdir(parents=True)
+    (tmp_path / "first" / module / "__init__.py").write_text(code)
+    bench = Bench(tmp_path / "bench", tmp_path / "prepared" if command == "prepare" else trained.prepared)
+    (bench.folder / "data").symlink_to(trained.prepared.parent / "data")
+    given = {"predict": (pictures, "--run", trained.runs), "demo": ("--out", tmp_path), "init": ("-",)}
+    spec = () if command in ("demo", "init") else ("-c", bench.spec)
+    done = fercli(*command.split(), *given.get(command.split()[0], ()), *spec, "--quiet", first=tmp_path / "first")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {line}\n")
+
+
+def test_one_that_a_worker_cannot_load_is_one_line_too(tmp_path: Path, trained: Bench, pictures: Path) -> None:
+    """OpenCV, in the worker's process alone: it fails before the work has reached it."""
+    (tmp_path / "cv2.py").write_text(
+        "import sys\n"
+        f"if 'loky' in ' '.join(sys.orig_argv): raise ImportError({LIBGL!r})\n"
+        "here = sys.path.pop([p.startswith(__file__[:-7]) for p in sys.path].index(True))\n"
+        "del sys.modules['cv2']\n"
+        "import cv2\n"
+        "sys.path.insert(0, here)\n"
+    )
+    done = fercli("predict", pictures, "--run", trained.runs, "--workers", "2", "--quiet", first=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"error: {BROKEN[0][3]}\n")
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [("MemoryError()", "MemoryError"), ("ImportError('no name x', name='fercli.spec')", "ImportError: no name x")],
+)
+def test_what_is_no_broken_library_is_told_as_ever(raised: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "yaml.py").write_text(f"raise {raised}\n")
+    done = fercli("prepare", first=tmp_path)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {told}") and "did not expect this" in done.stderr
+
+
+def test_a_module_of_the_users_own_keeps_its_message(tmp_path: Path, trained: Bench) -> None:
+    (tmp_path / "mine.py").write_text("raise ImportError('cannot import name x')\n")
+    command = ("adapt", "-c", trained.spec, "--method", "mine:Method")
+    done = fercli(*command, first=tmp_path)
+    said = "adapt.method: mine:Method: importing mine failed: ImportError: cannot import name x"
+    assert done.returncode == 2 and said in done.stderr

@@ -1,0 +1,85 @@
+"""Trained runs and sweeps for tests: compared bit for bit, stopped by signals."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Bench
+
+from fercli.batches import Batches
+from fercli.engine import checkpoint
+
+#: What a checkpoint holds beside the spec (whose paths differ from bench to bench).
+STATE = ("network", "method", "optimizer", "meter", "rng", "best", "step", "epoch", "status", "decision")
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key in value:
+            yield from leaves(value[key], f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from leaves(item, f"{path}.{i}")
+    else:
+        yield path, value
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Bit for bit: weights, batch-norm statistics, bank, momentum, meters and random numbers."""
+    a, b = (dict(leaves({k: v for k, v in checkpoint.load(p).items() if k in STATE})) for p in (one, other))
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        same = torch.equal(value, b[name]) if isinstance(value, torch.Tensor) else value == b[name]
+        assert same, name
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("best.ckpt", "last.ckpt"):
+        assert_same_state(one / name, other / name)
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    decisions = sorted(p.name for p in one.glob("decisions/*"))
+    assert decisions == sorted(p.name for p in other.glob("decisions/*"))
+    for name in decisions:
+        assert (one / "decisions" / name).read_bytes() == (other / "decisions" / name).read_bytes()
+
+
+def results(bench: Bench) -> dict[str, Any]:
+    return json.loads((bench.runs / "results.json").read_text(), parse_constant=pytest.fail)
+
+
+def figures(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cells without what differs from run to run."""
+    return [{key: value for key, value in cell.items() if key != "seconds"} for cell in document["cells"]]
+
+
+def stages(bench: Bench) -> list[str]:
+    return sorted(str(path.parent.relative_to(bench.runs)) for path in bench.runs.rglob("last.ckpt"))
+
+
+def assert_same_sweep(one: Bench, other: Bench) -> None:
+    """Bit for bit, and to the same results."""
+    assert stages(one) == stages(other)
+    for stage in stages(one):
+        assert_same_run(one.runs / stage, other.runs / stage)
+        outputs = {path.name: path.read_bytes() for path in (one.runs / stage).glob("outputs/*")}
+        assert outputs == {path.name: path.read_bytes() for path in (other.runs / stage).glob("outputs/*")}
+    assert figures(results(one)) == figures(results(other))
+    assert results(one)["missing"] == results(other)["missing"]
+
+
+def stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
+    """Let the signal come while the batch of `step` is made, as a user's Ctrl-C might."""
+    make = Batches.__call__
+
+    def batch(self: Batches, asked: int, pool: torch.Tensor | None = None) -> Any:
+        if asked == step:
+            os.kill(os.getpid(), number)
+        return make(self, asked, pool)
+
+    monkeypatch.setattr(Batches, "__call__", batch)
