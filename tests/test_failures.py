@@ -132,11 +132,11 @@ prepare(read_dataset("d", "folders", data + "/first"), out + "-first", here)
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (24 << 20), -1))
 try:
-    prepare(read_dataset("d", "folders", data), out, here)
+    prepare(read_dataset("d", "folders", data + "/second"), out, here)
 except FercliError as failure:
     print(failure)
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-summary = prepare(read_dataset("d", "folders", data), out, here)
+summary = prepare(read_dataset("d", "folders", data + "/second"), out, here)
 print(summary.kept, summary.rejected)
 """
 
@@ -147,13 +147,13 @@ def test_prepare_stops_for_want_of_memory_and_keeps_no_rejection(tmp_path, endin
     face = synthetic.render(synthetic.STUDIO, 1, 1, 3).image
     large = cv2.resize(face, (3000, 3200), interpolation=cv2.INTER_CUBIC)
     form = {".jpg": "JPEG", ".webp": "WEBP"}[ending]
-    for folder, image in (("first/happy", face), ("happy", large)):
+    for folder, image in (("first/happy", face), ("second/happy", large)):
         (tmp_path / "data" / folder).mkdir(parents=True)
         (tmp_path / "data" / folder / f"a{ending}").write_bytes(encoded(image, form))
     command = [sys.executable, "-c", _PREPARE, str(tmp_path / "data"), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
     said, counts = done.stdout.splitlines()
-    assert said.startswith(str(tmp_path / f"data/happy/a{ending}")) and "(too little memory)" in said
+    assert said.startswith(str(tmp_path / f"data/second/happy/a{ending}")) and "(too little memory)" in said
     assert "--set prepare.workers=1" in said and counts == "1 0"
 
 
