@@ -251,6 +251,7 @@ def test_written_frames_keep_their_times(tmp_path):
     frames, problem = read(tmp_path / "clip.mp4")
     assert problem is None
     assert all(apart(frame.image, picture(i, (97, 63))) < 15 for i, frame in enumerate(frames) if i != 5)
+    assert all(frame.image.flags.c_contiguous for frame in frames)
 
 
 def test_no_half_video_is_left(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 
 from fercli.errors import FercliError
 from fercli.files import cannot_write, replacing
-from fercli.predict.videos import load_av
+from fercli.predict.videos import NamelessFile, load_av
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -43,9 +43,11 @@ class VideoWriter:
         if max(size) > _MOST_PIXELS:
             raise FercliError(f"cannot write {path}: MPEG-4 takes up to {_MOST_PIXELS} pixels a side, not {max(size)}")
         try:
-            # FFmpeg gets the open file: it would look for a protocol in its name.
-            file = self._stack.enter_context(replacing(path))
-            self._container = self._stack.enter_context(self._av.open(file, "w", format="mp4", buffer_size=1 << 18))
+            self._file = NamelessFile(self._stack.enter_context(replacing(path)))
+            # Once the container is closed, and before the file takes its place.
+            self._stack.callback(self._file.check)
+            container = self._av.open(self._file, "w", format="mp4", buffer_size=1 << 18)
+            self._container = self._stack.enter_context(container)
             self._stream = self._container.add_stream(_CODEC, rate=25, options=_QUALITY)
             self._stream.width, self._stream.height = size
             self._stream.pix_fmt, self._stream.codec_context.time_base = "yuv420p", _TICK
@@ -90,3 +92,4 @@ class VideoWriter:
         for packet in self._stream.encode(frame):
             packet.duration = self._duration
             self._container.mux(packet)
+        self._file.check()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from av import Packet, VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
+
+T = TypeVar("T")
 
 #: Frames a second of a video that does not say.
 USUAL_RATE = 25.0
@@ -62,14 +64,18 @@ class Video:
         problem: once it is read: what of it could not be read, else None.
     """
 
-    def __init__(self, path: Path, container: InputContainer, stream: VideoStream, resources: ExitStack):
-        self._path, self._container, self._stream, self._resources = path, container, stream, resources
+    def __init__(
+        self, path: Path, file: NamelessFile, container: InputContainer, stream: VideoStream, resources: ExitStack
+    ):
+        self._path, self._file, self._resources = path, file, resources
+        self._container, self._stream = container, stream
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         self.rate = rate if 0 < rate < 1000 else USUAL_RATE
         expected = stream.frames or int(self.rate * (container.duration or 0) / 1e6)
         self.expected = expected if 0 < expected < 1e9 else 0
         self.problem: str | None = None
+        self._aspect = float(stream.sample_aspect_ratio or 1)
 
     def __enter__(self) -> Video:
         return self
@@ -109,7 +115,7 @@ class Video:
         """Yield what the decoder makes of the file, to its end or to where no more of it can be read."""
         import av
 
-        started, reached_s = False, 0.0
+        started, packets, reached_s = False, 0, 0.0
         try:
             # Packets of other streams count too: the file is as long as its longest stream.
             for packet in self._container.demux():
@@ -118,7 +124,8 @@ class Video:
                     continue
                 # A recording may start in between: nothing can be decoded before its first key frame.
                 started = started or packet.is_keyframe
-                if packet.size:  # the last packet is none, but empties the decoder
+                if packet.size:  # the last one is empty: it makes the decoder give what it holds back
+                    packets += 1
                     tally.cut_off = packet.is_corrupt
                 if packet.is_corrupt:
                     tally.lose(_CORRUPT, packet)
@@ -133,13 +140,16 @@ class Video:
                         tally.lose(_reason(failure), packet)
                     continue
                 yield from frames
-        except (av.FFmpegError, OSError) as failure:
-            tally.cut_off, tally.reason = True, tally.reason or _reason(failure)
-            return
+        except av.FFmpegError as failure:
+            tally.cut_off, tally.stopped = True, _reason(failure)
+        if self._file.failure is not None:
+            tally.cut_off, tally.stopped = True, _reason(self._file.failure)
         if self._container.format.name.split(",")[0] in _TIMED:
             end_s = ((self._container.start_time or 0) + (self._container.duration or 0)) / 1e6
-            # Headers are right to a frame or two.
-            short = end_s - reached_s > max(0.5, 2 / self.rate)
+            # A header's duration is right to a frame or two; its count is more than an edit list shows. If both say
+            # that there should be more, there should.
+            complete = 0 < self._stream.frames <= packets
+            short = end_s - reached_s > max(0.5, 2 / self.rate) and not complete
             # PyAV says nothing of frames that are lost while the decoder is emptied.
             unseen = tally.sent_s - max(tally.kept_s, tally.lost_s) > 0.75 / self.rate
             tally.cut_off = tally.cut_off or short or unseen
@@ -148,7 +158,7 @@ class Video:
         """Return a frame as uint8 [H, W, 3] RGB, upright, its pixels square."""
         from av.error import OSError as Unsupported
 
-        width, height = _square(frame.width, frame.height, float(self._stream.sample_aspect_ratio or 1))
+        width, height = _square(frame.width, frame.height, self._aspect)
         # One thread: the decoder's threads and the processes that find faces have the other cores.
         wanted = {"width": width, "height": height, "format": "rgb24", "threads": 1}
         try:
@@ -157,17 +167,18 @@ class Video:
             # Marked with a colour space that FFmpeg cannot convert: taken for unmarked.
             image = frame.reformat(**wanted, src_colorspace="ITU601", dst_colorspace="ITU601").to_ndarray()
         matrix = frame.side_data.get("DISPLAYMATRIX")
-        return image if matrix is None else _upright(image, np.frombuffer(matrix, np.int32))
+        return np.ascontiguousarray(image if matrix is None else _upright(image, np.frombuffer(matrix, np.int32)))
 
     def _told(self, tally: _Tally) -> str | None:
         """Return what of the video could not be read."""
         if not tally.kept:
             if tally.undecodable:
                 return _no_decoder(self._stream.codec_context.codec.long_name, self._path)
-            return f"no frame of it can be decoded: {tally.reason}" if tally.reason else _EMPTY
+            why = tally.reason or tally.stopped
+            return f"no frame of it can be decoded: {why}" if why else _EMPTY
         if tally.cut_off or tally.lost_s > tally.kept_s:
             of = f" of about {self._stream.frames}" if self._stream.frames > tally.kept else ""
-            return f"ends after {tally.kept}{of} frames: damaged or cut off"
+            return f"ends after {tally.kept}{of} frames: {tally.stopped or 'damaged or cut off'}"
         if tally.lost:
             return f"damaged; frames that cannot be decoded and are left out: {tally.lost} ({tally.reason})"
         return None
@@ -188,9 +199,9 @@ def open_video(path: Path) -> Video:
     except (OSError, ValueError) as failure:
         raise FercliError(f"{path}: cannot be read: {_reason(failure)}") from None
     with ExitStack() as stack:
-        container = stack.enter_context(_open_container(stack.enter_context(file), path))
-        stream = _find_stream(container, path)
-        return Video(path, container, stream, stack.pop_all())
+        nameless = NamelessFile(stack.enter_context(file))
+        container = stack.enter_context(_open_container(nameless, path))
+        return Video(path, nameless, container, _find_stream(container, path), stack.pop_all())
 
 
 def load_av() -> ModuleType:
@@ -208,26 +219,55 @@ def load_av() -> ModuleType:
     return av
 
 
-class _Nameless:
-    """A file without its name: FFmpeg would look for protocols and patterns in it."""
+class NamelessFile:
+    """A file for PyAV, without a name: FFmpeg would look for protocols and patterns in it.
+
+    Attributes:
+        failure: of the disk, the first one; for FFmpeg the file ends there. PyAV would print each further one.
+    """
 
     def __init__(self, file: BinaryIO):
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self._file, self.tell = file, file.tell
+        self.failure: OSError | None = None
+
+    def read(self, size: int) -> bytes:
+        """Read; no bytes where that fails."""
+        return self._tried(b"", self._file.read, size)
+
+    def write(self, data: bytes) -> int:
+        """Write; as many bytes as given, even where that fails."""
+        return self._tried(len(data), self._file.write, data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place in the file; -1 where that fails."""
+        return self._tried(-1, self._file.seek, offset, whence)
+
+    def check(self) -> None:
+        """Raise `failure` if there is one."""
+        if self.failure is not None:
+            raise self.failure
+
+    def _tried(self, otherwise: T, do: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return do(*arguments)
+        except OSError as failure:
+            self.failure = self.failure or failure
+            return otherwise
 
 
-def _open_container(file: BinaryIO, path: Path) -> InputContainer:
+def _open_container(file: NamelessFile, path: Path) -> InputContainer:
     av = load_av()
     # A title or comment need not be UTF-8. PyAV reads it in any case from version 19 on, which has no such option.
     lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     only = {"format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
     try:
-        return av.open(_Nameless(file), container_options=only, buffer_size=1 << 18, **lenient)
+        return av.open(file, container_options=only, buffer_size=1 << 18, **lenient)
     except av.FFmpegError:
+        if file.failure is not None:
+            raise FercliError(f"{path}: cannot be read: {_reason(file.failure)}") from None
         raise FercliError(
             f"{path}: cannot be opened as a video: damaged, cut off, or not a video file that FFmpeg knows"
         ) from None
-    except OSError as failure:
-        raise FercliError(f"{path}: cannot be read: {_reason(failure)}") from None
 
 
 def _find_stream(container: InputContainer, path: Path) -> VideoStream:
@@ -276,6 +316,7 @@ class _Tally:
         sent_s: when the last frame is shown that the decoder was given.
         undecodable: whether the decoder said that it cannot decode videos of this kind.
         cut_off: whether the file ends before its video does.
+        stopped: why reading stopped before the end.
     """
 
     kept: int = 0
@@ -286,6 +327,7 @@ class _Tally:
     reason: str = ""
     undecodable: bool = False
     cut_off: bool = False
+    stopped: str = ""
 
     def keep(self, frame: VideoFrame) -> None:
         """Count a whole frame."""
@@ -322,7 +364,8 @@ class _Clock:
             self._start_s, at = self._start_s + at - self.end_s, self.end_s
         elif at <= self._last_s:
             at = self._last_s + 0.001
-        self._last_s, self.end_s = at, at + (float((frame.duration or 0) * frame.time_base) or self._step_s)
+        step_s = float((frame.duration or 0) * frame.time_base)
+        self._last_s, self.end_s = at, at + (step_s if step_s > 0 else self._step_s)
         return at
 
 
