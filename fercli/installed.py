@@ -28,7 +28,6 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 _OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
 _MEDIAPIPE = "mediapipe==0.10.21"
-_PYTHON = f"make an environment of Python 3.10 to 3.12; {_MEDIAPIPE} has no wheel for others"
 _PYTORCH = "install it as https://pytorch.org says"
 #: What installs a library again, by the name it is imported by, where that is not ``pip install`` and its own name.
 _INSTALL = {
@@ -39,6 +38,8 @@ _INSTALL = {
 _OTHER_NUMPY = re.compile(
     r"numpy\S* failed to import|_ARRAY_API|numpy\.dtype size changed|compiled using NumPy|against (ABI|API) version"
 )
+#: What the loader says where the memory does not do for a library.
+_NO_ROOM = re.compile(r"failed to map segment|cannot allocate memory", re.IGNORECASE)
 #: Characters of a library's own words that are repeated: some print a page.
 _MOST_SAID = 300
 #: Eyes, nose and mouth of the drawn face are found within this share of the distance between its eyes.
@@ -70,7 +71,8 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
     frames, said = _where(problem), _said(problem)
     missing = problem.name if isinstance(problem, ModuleNotFoundError) else None
     if missing is not None and missing.split(".")[0] in sys.stdlib_module_names:
-        return Finding("python", FAIL, f"lacks its own module {missing}: it was built without", _PYTHON)
+        mend = "make an environment of another Python, 3.10 to 3.12"
+        return Finding("python", FAIL, f"lacks its own module {missing}: it was built without it", mend)
     if library is None:
         loaded = [_library(file) for file, function in frames if function == "<module>"]
         # What was being loaded when fercli's own code had got that far: the innermost is at fault.
@@ -84,7 +86,9 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
             library = problem.name.split(".")[0]
     if library is None or library == "fercli":
         return None
-    if _OTHER_NUMPY.search(said):
+    if _NO_ROOM.search(said):
+        mend = "there is too little memory: free some, or use fewer workers"
+    elif _OTHER_NUMPY.search(said):
         wheel = "opencv-contrib-python" if library == "cv2" else _distribution(library)
         mend = f"pip install --force-reinstall {wheel} 'numpy<2'"
     elif library == "cv2" and ".so" in said:
@@ -129,7 +133,7 @@ def _distribution(library: str) -> str:
 def python() -> Iterator[Finding]:
     """Whether there are wheels for it."""
     fit = (3, 10) <= sys.version_info[:2] < (3, 13)
-    mend = "" if fit else _PYTHON
+    mend = "" if fit else f"make an environment of Python 3.10 to 3.12; {_MEDIAPIPE} has no wheel for others"
     yield Finding("python", OK if fit else FAIL, f"{platform.python_version()} in {sys.prefix}", mend)
 
 

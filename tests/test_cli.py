@@ -260,7 +260,10 @@ def test_ctrl_c_while_modules_load_leaves_one_line(module: str, arguments: list[
     ],
 )
 def test_what_nobody_foresaw_leaves_one_line_too(raised: str, told_so: str, tmp_path: Path) -> None:
-    (tmp_path / "yaml.py").write_text(f"raise {raised}\n")
+    # As if the spec's reader had the mistake.
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import fercli.spec\ndef load(*_): raise {raised}\nfercli.spec.load = load\n"
+    )
     done = fercli("prepare", before=tmp_path)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()

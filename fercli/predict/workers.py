@@ -9,9 +9,9 @@ from __future__ import annotations
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, TypeVar
 
-import cv2
 import joblib
 from joblib.externals.loky import ProcessPoolExecutor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -59,6 +59,8 @@ class Workers:
             FercliError: a worker was killed.
         """
         if self.count == 1:
+            import cv2
+
             threads = cv2.getNumThreads()
             for item in items:
                 yield item, function(*call(item))
@@ -96,6 +98,9 @@ def _bytes_of(waiting: Iterable[tuple[Any, Any]]) -> int:
 
 
 def _begin() -> None:
-    cv2.setNumThreads(1)
+    with suppress(Exception):  # a process that cannot load it is told of by its first piece of work
+        import cv2
+
+        cv2.setNumThreads(1)
     # Ctrl-C reaches the whole group; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
