@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -142,6 +143,20 @@ def test_any_name_is_read_and_written(name, tmp_path, monkeypatch):
     writer.close()
     frames, problem = read(Path(name))
     assert problem is None and len(frames) == 1 and os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory in use is read from /proc")
+def test_memory_does_not_grow_with_the_video(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", [picture(size=(960, 540))] * 60)
+    used = []
+    gc.disable()
+    try:
+        with open_video(clip) as video:
+            for _ in video.frames():
+                used.append(4096 * int(Path("/proc/self/statm").read_text().split()[1]))
+    finally:
+        gc.enable()
+    assert used[-1] - used[19] < 12e6  # 40 frames are 93 MB
 
 
 # Not whole, and no damage

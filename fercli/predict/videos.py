@@ -76,6 +76,7 @@ class Video:
         self.expected = expected if 0 < expected < 1e9 else 0
         self.problem: str | None = None
         self._aspect = float(stream.sample_aspect_ratio or 1)
+        self._matrix: np.ndarray | None = None
 
     def __enter__(self) -> Video:
         return self
@@ -166,8 +167,11 @@ class Video:
         except Unsupported:
             # Marked with a colour space that FFmpeg cannot convert: taken for unmarked.
             image = frame.reformat(**wanted, src_colorspace="ITU601", dst_colorspace="ITU601").to_ndarray()
-        matrix = frame.side_data.get("DISPLAYMATRIX")
-        return np.ascontiguousarray(image if matrix is None else _upright(image, np.frombuffer(matrix, np.int32)))
+        if self._matrix is None:
+            # Of the first frame alone: PyAV keeps a frame that was asked until the garbage is collected.
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            self._matrix = np.eye(3).ravel() if matrix is None else np.frombuffer(matrix, np.int32).astype(float)
+        return np.ascontiguousarray(_upright(image, self._matrix))
 
     def _told(self, tally: _Tally) -> str | None:
         """Return what of the video could not be read."""
@@ -383,11 +387,11 @@ def _square(width: int, height: int, aspect: float) -> tuple[int, int]:
 
 
 def _upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror a picture as a display matrix [9] of 16.16 fixed point says, to the nearest right angle.
+    """Turn and mirror a picture as a display matrix [9] says, to the nearest right angle.
 
     The matrix takes x (right) and y (down) to (a x + c y, b x + d y), where a, b, c, d are its elements 0, 1, 3, 4.
     """
-    a, b, c, d = (float(matrix[i]) for i in (0, 1, 3, 4))
+    a, b, c, d = matrix[[0, 1, 3, 4]]
     if abs(b) + abs(c) > abs(a) + abs(d):
         image, a, d = cv2.transpose(image), c, b
     return image if a >= 0 <= d else cv2.flip(image, -1 if a < 0 and d < 0 else 1 if a < 0 else 0)
