@@ -18,7 +18,7 @@ import numpy as np
 
 from fercli.contact_sheet import draw_contact_sheet
 from fercli.datasets.records import Listing
-from fercli.faces.extract import Options
+from fercli.faces.extract import REJECTIONS, Options
 from fercli.files import to_disk, write_atomically
 from fercli.part_files import places
 from fercli.parts import versions
@@ -98,6 +98,7 @@ class Assembly:
             "adapt_splits": list(listing.adapt_splits),
             "score_splits": list(listing.score_splits),
             "parameters": self._options.parameters(),
+            "rejections": REJECTIONS,
             "counts": by_status,
             "splits": splits,
             "left_out": listing.left_out,

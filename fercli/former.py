@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from fercli.datasets.records import Record
-from fercli.faces.extract import Extracted, read_source, source_hash
+from fercli.faces.extract import REJECTIONS, Extracted, read_source, source_hash
 from fercli.faces.images import Unreadable
-from fercli.store import FACE_ARRAYS, face_digest, read_manifest
+from fercli.store import FACE_ARRAYS, face_digest, read_manifest, read_meta
 
 #: A record's key: 16 bytes of a hash over the parameters and the record, and 8 over its file's size and time.
 KEY, STATE = 16, 8
@@ -33,12 +33,15 @@ class Former:
         kept = np.array([row["status"] != "rejected" for row in self._rows], bool)
         self._faces = np.where(kept, np.cumsum(kept) - 1, -1)
         self._places = {key[:KEY].tobytes(): i for i, key in enumerate(self._keys)}
+        # A mean shape depends on all faces of its dataset: it is laid again.
+        self._again = {"mean-landmarks"}
+        if (read_meta(store) or {}).get("rejections") != REJECTIONS:
+            self._again.add("rejected")
 
     def find(self, key: np.ndarray) -> Known | None:
         """Return what there is of the record with this key, uint8 [KEY + STATE]."""
         place = self._places.get(key[:KEY].tobytes())
-        # A mean shape depends on all faces of its dataset: it is laid again.
-        if place is None or self._rows[place]["status"] == "mean-landmarks":
+        if place is None or self._rows[place]["status"] in self._again:
             return None
         untouched = bool((self._keys[place, KEY:] == key[KEY:]).all())
         return self._rows[place], int(self._faces[place]), untouched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
 import subprocess
 import sys
@@ -12,12 +13,16 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from stores import seal
 from trees import encoded
 
+from fercli.datasets import read_dataset
 from fercli.errors import TransientError
 from fercli.faces import synthetic
 from fercli.faces.failures import may_pass, naming
 from fercli.faces.images import Unreadable, read_image
+from fercli.prepare import Options, prepare
+from fercli.store import read_manifest, write_manifest
 
 FORMS: dict[str, tuple[str, dict]] = {
     "plain.jpg": ("JPEG", {}),
@@ -182,3 +187,26 @@ def test_what_may_pass_names_the_picture_and_the_rest_is_as_it_was(failure, reas
 def test_opencvs_lack_of_memory_may_pass():
     with pytest.raises(TransientError, match=r"^a.jpg cannot .*memory"), naming("a.jpg"):
         cv2.resize(np.zeros((2, 2, 3), np.uint8), (1 << 20, 1 << 27))
+
+
+def test_rejections_of_an_earlier_version_are_tried_again(tmp_path, faces):
+    """Which pictures can be read changes from version to version; faces that were found are kept."""
+    (tmp_path / "data/happy").mkdir(parents=True)
+    for i in range(3):
+        (tmp_path / f"data/happy/{i}.jpg").write_bytes(encoded(faces[i].image, "JPEG"))
+    listing, here = read_dataset("d", "folders", tmp_path / "data"), Options(workers=1)
+    prepare(listing, tmp_path / "out", here)
+    assert prepare(listing, tmp_path / "out", here).up_to_date
+    # As if the last picture had been rejected by an earlier version.
+    rows = read_manifest(tmp_path / "out")
+    rows[2] |= {"status": "rejected", "reason": "damaged image: Insufficient memory", "box": "", "score": ""}
+    write_manifest(tmp_path / "out/manifest.csv", rows)
+    for name in ("faces", "landmarks", "crops", "shapes", "digests", "labels", "splits"):
+        np.save(tmp_path / f"out/{name}.npy", np.load(tmp_path / f"out/{name}.npy")[:2])
+    meta = json.loads((tmp_path / "out/meta.json").read_text())
+    del meta["rejections"]
+    meta["bytes"] = {name: (tmp_path / "out" / name).stat().st_size for name in meta["bytes"]}
+    (tmp_path / "out/meta.json").write_text(json.dumps({**meta, "fingerprint": "of before"}))
+    seal(tmp_path / "out")
+    summary = prepare(listing, tmp_path / "out", here)
+    assert (summary.computed, summary.taken_over, summary.rejected) == (1, 2, 0)

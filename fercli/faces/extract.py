@@ -20,6 +20,9 @@ from fercli.faces.fingerprints import perceptual_hash
 from fercli.faces.images import Decoded, Unreadable, decode, decode_pixels, read_bytes, read_pixels
 from fercli.faces.landmarker import RETRIES, Landmarker
 
+#: Raised when pictures that were rejected may be read now: they are tried again, while faces that were found stay.
+REJECTIONS = 2
+
 
 @dataclass(frozen=True)
 class Options:
