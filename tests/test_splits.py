@@ -188,7 +188,7 @@ def test_a_target_of_a_single_split_stops_before_it_is_prepared(tmp_path, pictur
     result = bench("prepare", "--dataset", "mine")
     assert result.exit_code == 1 and not (tmp_path / "prepared/mine").exists()
     assert "mine has no face to score: none is in test (there are: train)" in result.stderr
-    assert "data.datasets.mine.options.score=SPLIT (one of train, all" in result.stderr
+    assert "--option score=SPLIT (one of train, all" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["adapt", "evaluate"])

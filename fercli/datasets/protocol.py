@@ -171,8 +171,8 @@ def absent(name: str, option: str, splits: Iterable[str], present: Sequence[str]
     note = "" if option == "adapt" else "; faces that are also adapted to are scored only where this says so"
     return (
         f"{name} has no face to {what}: none is in {_or(list(splits))} (there are: {', '.join(present)}); to name "
-        f"another split, run: fercli prepare --dataset {name} --set data.datasets.{name}.options.{option}=SPLIT (one "
-        f"of {', '.join(dict.fromkeys([*present, WHOLE]))}{note})"
+        f"another split, run: fercli prepare --dataset {name} --option {option}=SPLIT (one of "
+        f"{', '.join(dict.fromkeys([*present, WHOLE]))}{note})"
     )
 
 
