@@ -241,7 +241,7 @@ def _codec(path: Path, code: bytes) -> None:
         (lambda path: _sound(path, cover=True), "no video in it, only sound"),
         (lambda path: VideoWriter(path, (64, 48)).close(), "a video without a frame"),
         (lambda path: _codec(path, b"evc1"), "its codec cannot be decoded here (evc 'evc1'); convert the video"),
-        (lambda path: _codec(path, b"zzzz"), "('zzzz'); convert the video, for instance with: ffmpeg -i 'a clip.mp4'"),
+        (lambda path: _codec(path, b"zzzz"), "('zzzz'); convert the video, for instance with: ffmpeg -i '/"),
         (lambda path: _codec(path, b"\xe9zzz"), "its codec cannot be decoded here ("),
     ],
 )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -291,8 +292,9 @@ def _find_stream(container: InputContainer, path: Path) -> VideoStream:
 
 
 def _no_decoder(codec: str, path: Path) -> str:
-    command = f"ffmpeg -i {shlex.quote(path.name)} -c:v libx264 {shlex.quote(f'{path.stem}-h264.mp4')}"
-    return f"its codec cannot be decoded here ({codec}); convert the video, for instance with: {command}"
+    # With a folder no name is an option or a protocol.
+    old, new = (shlex.quote(os.path.join(path.parent, name)) for name in (path.name, f"{path.stem}-h264.mp4"))
+    return f"its codec cannot be decoded here ({codec}); convert the video, for instance with: ffmpeg -i {old} {new}"
 
 
 def _codec(container: InputContainer, stream: VideoStream) -> str:
