@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,20 @@ def run(*arguments: str) -> Result:
     """Run ``fercli`` in this process; stdout and stderr are kept apart whatever click's version."""
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
     return CliRunner(**apart).invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+
+
+def fercli(
+    *arguments: str | Path, flags: Sequence[str] = (), before: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run ``python FLAGS -m fercli`` in a process of its own, modules of the folder `before` before all others."""
+    path = os.pathsep.join(map(str, filter(None, (before, Path(__file__).parents[1]))))
+    return subprocess.run(
+        [sys.executable, *flags, "-m", "fercli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=150,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
 
 
 def told(result, code: int) -> str:

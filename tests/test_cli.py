@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from click.shell_completion import BashComplete
-from conftest import Bench, run, told
+from conftest import Bench, fercli, run, told
 from PIL import Image
 
 from fercli import __version__
@@ -226,18 +226,6 @@ def test_debug_shows_the_trace(arguments: list[str]) -> None:
     done = fercli(*arguments, "-c", "nowhere.yaml")
     assert "Traceback" in done.stderr
     assert done.returncode != 0
-
-
-def fercli(*arguments: str, before: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
-    """Run ``python -m fercli`` in a process of its own, modules of the folder `before` before all others."""
-    path = os.pathsep.join(map(str, filter(None, (before, Path(__file__).parents[1]))))
-    return subprocess.run(
-        [sys.executable, "-m", "fercli", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHONPATH": path, **environment},
-    )
 
 
 @pytest.mark.parametrize(

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import Bench, run
+from conftest import Bench, fercli, run
 from PIL import Image
 
 from fercli.cli import COMMANDS
-
-
-def fercli(*arguments: str, flags: Sequence[str] = (), first: Path | None = None) -> subprocess.CompletedProcess:
-    """Run ``python -m fercli`` in a process of its own, modules of the folder `first` before all others."""
-    path = os.pathsep.join(map(str, filter(None, (first, Path(__file__).parents[1]))))
-    command = [sys.executable, *flags, "-m", "fercli", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": path}
-    return subprocess.run(command, capture_output=True, text=True, timeout=150, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +136,7 @@ def test_a_library_that_cannot_be_loaded_is_one_line(
     (bench.folder / "data").symlink_to(trained.prepared.parent / "data")
     given = {"predict": (pictures, "--run", trained.runs), "demo": ("--out", tmp_path), "init": ("-",)}
     spec = () if command in ("demo", "init") else ("-c", bench.spec)
-    done = fercli(*command.split(), *given.get(command.split()[0], ()), *spec, "--quiet", first=tmp_path / "first")
+    done = fercli(*command.split(), *given.get(command.split()[0], ()), *spec, "--quiet", before=tmp_path / "first")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"error: {line}\n")
 
 
@@ -167,18 +157,18 @@ def test_one_that_a_worker_cannot_load_is_one_line_too(
     bench = Bench(tmp_path / "bench", tmp_path / "prepared", {"prepare.backend": "loky", "prepare.workers": 2})
     (bench.folder / "data").symlink_to(trained.prepared.parent / "data")
     given = ("--workers", "2", pictures, "--run", trained.runs) if command == "predict" else ("-c", bench.spec)
-    done = fercli(command, *given, "--quiet", first=tmp_path)
+    done = fercli(command, *given, "--quiet", before=tmp_path)
     assert (done.returncode, done.stderr) == (1, f"error: {BROKEN[0][3]}\n")
 
 
 def test_too_little_memory_is_no_broken_library(tmp_path: Path) -> None:
     (tmp_path / "yaml.py").write_text("raise MemoryError()\n")
-    assert fercli("prepare", first=tmp_path).stderr.startswith("error: MemoryError")
+    assert fercli("prepare", before=tmp_path).stderr.startswith("error: MemoryError")
 
 
 def test_a_module_of_the_users_own_keeps_its_message(tmp_path: Path, trained: Bench) -> None:
     (tmp_path / "mine.py").write_text("raise ImportError('cannot import name x')\n")
     command = ("adapt", "-c", trained.spec, "--method", "mine:Method")
-    done = fercli(*command, first=tmp_path)
+    done = fercli(*command, before=tmp_path)
     said = "adapt.method: mine:Method: importing mine failed: ImportError: cannot import name x"
     assert done.returncode == 2 and said in done.stderr
