@@ -14,7 +14,7 @@ import torch
 
 from fercli.engine import checkpoint
 from fercli.engine.stages import empty_network, load_network
-from fercli.errors import FercliError
+from fercli.errors import FercliError, SpecError
 from fercli.evaluation.decision import DecisionRule
 from fercli.methods import method_class
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
@@ -70,10 +70,16 @@ class Trained:
 
     @property
     def rule(self) -> DecisionRule:
-        """The decision rule as the model was trained: with its status b and the threshold of its method's options."""
+        """The decision rule as the model was trained: with its status b and the threshold of its method's options.
+
+        Raises FercliError where this version of the method has other options.
+        """
         kind, options = method_class(self.registered), {}
         if self.stage == "adapt":
-            options = kind.decision_options(kind.read_options(self.state["spec"]["adapt"]["options"]))
+            try:
+                options = kind.decision_options(kind.read_options(self.state["spec"]["adapt"]["options"]))
+            except SpecError:
+                raise self._of_another_version() from None
         return DecisionRule(self.decision, self.state["status"], **options)
 
     def network(self, device: torch.device) -> GlobalLocal:
@@ -93,10 +99,11 @@ class Trained:
         try:
             method.load_state_dict(self.state["method"])
         except RuntimeError:
-            raise FercliError(
-                f"{self.path} was made by another version of {self.registered}; adapt again, --restart"
-            ) from None
+            raise self._of_another_version() from None
         return method.to(device).eval().refine
+
+    def _of_another_version(self) -> FercliError:
+        return FercliError(f"{self.path} was made by another version of {self.registered}; adapt again, --restart")
 
 
 def read_trained(folder: Path) -> Trained | None:

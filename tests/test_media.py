@@ -64,7 +64,7 @@ def test_datasets_count_what_they_skip_by_ending(tmp_path, without_heif):
         ".mp4 files": 1,
     }
     result = run("datasets", "check", "folders", tmp_path)
-    assert f"2  .heic files {_HEIC}" in " ".join(result.stdout.split("\n"))
+    assert f"2 .heic files {_HEIC}" in " ".join(result.stdout.split())
 
 
 def test_a_dataset_of_nothing_but_heic_says_what_to_do(tmp_path, without_heif):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Bench, told
+from conftest import Bench, merge, told
 from trained_runs import assert_same_run, stop_in_step
 
 from fercli.engine import checkpoint
@@ -363,7 +363,7 @@ def test_a_method_that_refines_is_evaluated_with_what_it_learned(make_adapting) 
     np.add.at(counted, (labels, answers), 1)
     assert entry["decision"]["metrics"]["confusion"] in (counted.tolist(), counted.T.tolist())
     # Without the graph, other answers: the network alone, as a method that does not refine would be read.
-    state = {**best, "method_name": "source-only"}
+    state = {**best, "method_name": "source-only", "spec": merge(best["spec"], {"adapt.options": {}})}
     checkpoint.save(folder / "best.ckpt", state)
     document = json.loads(bench.done("evaluate", "--json").stdout)
     (plain,) = (e for e in document["entries"] if e["stage"] == "adapt")

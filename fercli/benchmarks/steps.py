@@ -97,7 +97,7 @@ class Steps:
                 target,
                 spec.adapt,
             )
-            self.method.begin_epoch(TargetWatch(*parts, room))
+            self.method.begin_epoch(TargetWatch(*parts, room, other))
         self._meter, self._step = Meter(), 0
 
     @property
