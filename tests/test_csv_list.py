@@ -95,9 +95,9 @@ def test_boxes_are_found_by_the_names_that_people_give_them(root, header, form):
 @pytest.mark.parametrize(
     ("header", "form", "options"),
     [
-        ("a,b,c,d", CORNERS, {"box_columns": list("abcd")}),
+        ("a,b,c,d", CORNERS, {"box_columns": list("abcd"), "box_format": "corners"}),
         ("a,b,c,d", SIZES, {"box_columns": list("abcd"), "box_format": "size"}),
-        ("d,c,b,a", "{3},{2},{1},{0}", {"box_columns": list("abcd")}),
+        ("d,c,b,a", "{3},{2},{1},{0}", {"box_columns": list("abcd"), "box_format": "corners"}),
         ("x,y,w,h", SIZES, {"box_columns": list("xywh")}),
         ("a,b,width,height", SIZES, {"box_columns": ["a", "b", "Width", "height"]}),
         ("left,top,right,bottom", SIZES, {"box_format": "size"}),
@@ -155,7 +155,8 @@ def test_a_box_as_written_is_part_of_the_id(root):
         # Numbers that cannot be what they are said to be.
         ("left,top,right,bottom", SIZES, {}, "4 of 8 boxes end before they begin (the first: left 230, top 91, right"),
         ("left,top,right,bottom", SIZES, {}, "say box_format: size"),
-        ("a,b,c,d", SIZES, {"box_columns": list("abcd")}, "say box_format: size"),
+        ("a,b,c,d", SIZES, {"box_columns": list("abcd")}, "columns of list.csv that do not tell what they hold (a, b, c, d)"),
+        ("a,b,c,d", SIZES, {"box_columns": list("abcd"), "box_format": "corners"}, "say box_format: size"),
         ("x,y,w,h", CORNERS, {}, "read as corners (left, top, right, bottom) all would fit: say box_format: corners"),
         ("a,b,c,d", CORNERS, {"box_columns": list("abcd"), "box_format": "size"}, "say box_format: corners"),
     ],

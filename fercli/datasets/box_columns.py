@@ -187,8 +187,8 @@ def find_box_columns(
 def chosen_box_columns(header: Sequence[str], at: Sequence[int], form: str | None, table: str) -> BoxColumns:
     """Return the columns that the option box_columns names: four, or one that holds all four numbers.
 
-    Without `form` their names decide; where these say nothing, they are left, top, right and bottom. Raises WrongOption
-    where the names contradict the order, or speak of a centre, and for a single column without `form`.
+    Without `form` their names decide. Raises WrongOption where these say nothing, contradict the order, or speak of a
+    centre.
     """
     if len(at) == 1:
         if form is None:
@@ -207,8 +207,15 @@ def chosen_box_columns(header: Sequence[str], at: Sequence[int], form: str | Non
             f"width, height): give {_listed(header, ordered[0])}"
         )
     if form is None:
-        sizes = ordered[1] == "size" if ordered else {"width", "height"} & {parts.get(i) for i in at[2:]}
-        form = "size" if sizes else "corners"
+        last = {parts.get(i) for i in at[2:]}
+        form = "size" if {"width", "height"} & last else "corners" if {"right", "bottom"} & last else None
+        form = ordered[1] if ordered else form
+    if form is None:
+        # In a tight portrait a width passes for a right edge: no picture would tell.
+        raise WrongOption(
+            f"option box_columns names columns of {table} that do not tell what they hold ({_listed(header, at)}): say "
+            "with box_format whether they are corners (left, top, right, bottom) or a size (left, top, width, height)"
+        )
     return BoxColumns(tuple(at), form)
 
 

@@ -77,7 +77,7 @@ def parse(
             before it), in any order. A picture may then be listed once for every face: its box, as written, is part of
             the face's id.
         box_format: ``corners`` (left, top, right, bottom) or ``size`` (left, top, width, height). Default: what the
-            columns' names say, and corners where they say nothing; a single column has no default.
+            columns' names say; columns whose names say nothing, and a single one, have no default.
         landmark_columns: ten: x and y of the image-left eye, image-right eye, nose tip, image-left and image-right
             mouth corner (default: leye_x, leye_y, ... rmouth_y where they are there); "" or [] stands for none.
         codes: what numbers in the label column mean: a dataset's name (``fer2013``) or {code: expression}.

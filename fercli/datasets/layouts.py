@@ -172,7 +172,7 @@ _OWN: dict[str, dict[str, str]] = {
         "box_columns": "list of four columns, in pixels, or one with all four numbers (default: left, top, right, "
         "bottom, or xmin, ymin, ..., or x, y, w, h, ...); '' for none",
         "box_format": "corners (left, top, right, bottom) or size (left, top, width, height); default: what the "
-        "columns' names say, corners where they say nothing",
+        "columns' names say",
         "landmark_columns": "list of ten, x and y of eyes, nose, mouth corners (default: leye_x ... rmouth_y); '' for "
         "none",
         "codes": "what labels that are numbers mean: a dataset's name (fer2013) or {0: anger, ...}",
