@@ -155,7 +155,7 @@ def test_a_box_as_written_is_part_of_the_id(root):
         # Numbers that cannot be what they are said to be.
         ("left,top,right,bottom", SIZES, {}, "4 of 8 boxes end before they begin (the first: left 230, top 91, right"),
         ("left,top,right,bottom", SIZES, {}, "say box_format: size"),
-        ("a,b,c,d", SIZES, {"box_columns": list("abcd")}, "columns of list.csv that do not tell what they hold (a, b, c, d)"),
+        ("a,b,c,d", SIZES, {"box_columns": list("abcd")}, "that do not tell what they hold (a, b, c, d)"),
         ("a,b,c,d", SIZES, {"box_columns": list("abcd"), "box_format": "corners"}, "say box_format: size"),
         ("x,y,w,h", CORNERS, {}, "read as corners (left, top, right, bottom) all would fit: say box_format: corners"),
         ("a,b,c,d", CORNERS, {"box_columns": list("abcd"), "box_format": "size"}, "say box_format: corners"),
@@ -410,3 +410,11 @@ def test_the_command_says_which_option_to_set(root):
     for nothing in ("box_columns=", "box_columns=[]", "box_columns=''"):
         result = run("datasets", "check", "csv", root, "--option", nothing)
         assert result.exit_code == 1 and "no box says which face is which" in result.stderr
+
+
+def test_what_another_reader_or_option_would_read_is_said(root):
+    (root / "list.csv").write_text("emotion,pixels\n3,1 2 3\n")
+    assert "list.csv holds pixels and no paths of pictures" in refusal(root)
+    assert "the reader fer2013: data.datasets.mine.reader=fer2013" in refusal(root)
+    (root / "list.csv").write_text("image,label\n0.png,7\n")
+    assert "by a dataset's name (raf-db: 1 surprise, 2 fear, " in refusal(root)

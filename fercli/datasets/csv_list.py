@@ -14,6 +14,7 @@ from fercli.datasets.base import (
     WrongLayout,
     WrongOption,
     code_meanings,
+    code_tables,
     is_image_name,
     whole_number,
 )
@@ -278,6 +279,11 @@ def _no_paths(table: Path, columns: _Columns) -> WrongLayout:
             f"no column names in the first line of {table.name} (it reads: {columns})",
             "put them above it, such as path,label",
         )
+    if columns.has("pixels"):
+        return WrongLayout(
+            f"{table.name} holds pixels and no paths of pictures",
+            "read it with the reader fer2013: data.datasets.{name}.reader=fer2013",
+        )
     return WrongLayout(
         f"{table.name} has no column of paths (path, image, file, filename, ...; it has: {columns})",
         "name the column with --option path_column=..., in a run spec data.datasets.{name}.options",
@@ -383,7 +389,11 @@ def _label(text: str, meanings: dict[int, int | None], collector: Collector) -> 
         return UNLABELLED
     if whole_number(text) is not None:
         if not meanings:
-            raise WrongOption(f"labels are numbers (the first is {text}): say what they mean with the option codes")
+            known = code_tables([whole_number(text)])
+            raise WrongOption(
+                f"labels are numbers (the first is {text}): say what they mean with the option codes, by a dataset's "
+                f"name ({known}) or as {{1: happy, 2: sad}}"
+            )
         return collector.label(meanings, text)
     return collector.named_label(text)
 
