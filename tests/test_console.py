@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import io
-import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import Bench
 
 from fercli import console
 from fercli.cli import main
@@ -127,20 +129,24 @@ def test_evaluate_prints_its_table_on_any_terminal(encoding: str, make_adapting)
 ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("environment", [ASCII_LOCALE, {"PYTHONIOENCODING": "latin-1"}], ids=["C", "latin-1"])
-def test_commands_work_in_any_locale(environment: dict[str, str], make_adapting) -> None:
-    bench = make_adapting("plain")
-    bench.done("adapt", "--quiet")
+def in_locale(environment: dict[str, str], *arguments: str) -> str:
+    command = [sys.executable, "-m", "fercli", *arguments]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
+    return done.stdout.decode("latin-1")
 
-    def fercli(*arguments: str) -> str:
-        command = [sys.executable, "-m", "fercli", *arguments]
-        done = subprocess.run(command, capture_output=True, env={**os.environ, **environment})
-        assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr
-        return done.stdout.decode("latin-1")
 
-    name = "Pietik\\xe4inen" if environment is ASCII_LOCALE else "Pietikäinen"
-    assert name in fercli("datasets", "show", "oulu-casia")
-    assert "* are procedural faces" in fercli("evaluate", "-c", str(bench.spec), "--report")
-    (page,) = bench.runs.rglob("report.html")
+@pytest.mark.parametrize(
+    ("environment", "name"),
+    [(ASCII_LOCALE, "Pietik\\xe4inen"), ({"PYTHONIOENCODING": "latin-1"}, "Pietikäinen")],
+)
+def test_names_are_shown_in_any_locale(environment: dict[str, str], name: str) -> None:
+    assert name in in_locale(environment, "datasets", "show", "oulu-casia")
+
+
+def test_a_report_is_written_in_a_locale_of_ascii(trained: Bench, tmp_path: Path) -> None:
+    target = Bench(tmp_path / "ascii", trained.prepared)
+    shutil.copytree(trained.runs, target.runs)
+    assert "* are procedural faces" in in_locale(ASCII_LOCALE, "evaluate", "-c", str(target.spec), "--report")
+    (page,) = target.runs.rglob("report.html")
     assert not page.read_text(encoding="utf-8").isascii()
-    assert json.loads(fercli("evaluate", "-c", str(bench.spec), "--json"))["table"]

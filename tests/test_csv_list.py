@@ -418,3 +418,15 @@ def test_what_another_reader_or_option_would_read_is_said(root):
     assert "the reader fer2013: data.datasets.mine.reader=fer2013" in refusal(root)
     (root / "list.csv").write_text("image,label\n0.png,7\n")
     assert "by a dataset's name (raf-db: 1 surprise, 2 fear, " in refusal(root)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("image,label,split\n0.png,sad,train\n0.png,sad,test\n", "list.csv lists 0.png in train and in test: keep one"),
+        ("image,emotion,label\n0.png,happy,1\n", "several columns that could hold the labels (label, emotion)"),
+    ],
+)
+def test_rows_and_columns_that_contradict_each_other(root, rows, words):
+    (root / "list.csv").write_text(rows)
+    assert words in refusal(root)

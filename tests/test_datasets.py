@@ -111,6 +111,14 @@ def test_raf_db_class_folders_as_on_kaggle(tmp_path, above, beside):
             "train_labels.csv says happiness of DATASET/train/2/train_00002_aligned.jpg, whose folder says fear in ",
         ),
         ({"test_labels.csv": "name,label\nx.jpg,4\n"}, "test_labels.csv lacks the column image"),
+        (
+            {"DATASET/train/4/test_0002_aligned.jpg": ""},
+            "train/4/test_0002_aligned.jpg is named as a test picture and lies in a folder of train pictures",
+        ),
+        (
+            {"DATASET/train/4/train_00001.jpg": ""},
+            "train_00001_aligned.jpg and DATASET/train/4/train_00001.jpg are one picture of RAF-DB by their names",
+        ),
         ({"DATASET/train/0/train_1.jpg": ""}, "the class folder DATASET/train/0/ is no code of RAF-DB (1 to 7) in "),
     ],
 )
@@ -720,3 +728,19 @@ def test_only_the_marker_makes_a_stand_in(tmp_path):
     assert not read_dataset("f", "folders", tmp_path).stand_in
     touch(tmp_path, STAND_IN_MARKER)
     assert read_dataset("f", "folders", tmp_path).stand_in
+
+
+def test_raf_db_class_folders_of_pictures_with_names_of_their_own(tmp_path):
+    """Names that are not the release's may stand in several folders; the release's tell the split."""
+    touch(tmp_path, "a/train/4/1.jpg", "a/train/5/1.jpg", "a/test/6/1.jpg", "a/test/4/1.jpg")
+    assert [(r.split, r.label) for r in read_dataset("r", "raf-db", tmp_path / "a")] == [
+        *(("test", 3), ("test", 5), ("train", 3), ("train", 4)),
+    ]
+    touch(tmp_path, "b/4/train_00001_aligned.jpg", "b/5/test_0002_aligned.jpg", "b/6/test_0003.jpg")
+    listing = read_dataset("r", "raf-db", tmp_path / "b")
+    assert [(r.id, r.split) for r in listing] == [
+        *(("train_00001.jpg", "train"), ("test_0002.jpg", "test"), ("test_0003.jpg", "test")),
+    ]
+    assert (listing.adapt_splits, listing.score_splits) == (("train",), ("test",))
+    touch(tmp_path, "c/train/4/train_00001_aligned.jpg", "c/val/4/train_00002_aligned.jpg")
+    assert [r.split for r in read_dataset("r", "raf-db", tmp_path / "c")] == ["train", "val"]

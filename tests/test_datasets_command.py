@@ -242,7 +242,7 @@ def test_check_options_are_yaml(tmp_path):
         (("show", "afectnet"), 1, "did you mean 'affectnet'?"),
         (("check", "fer2013", "{}", "--option", "scor=1"), 1, "no option 'scor' (it has: file, adapt, score)"),
         (("check", "fer2013", "{}", "--option", "score"), 2, "--option score: expected KEY=VALUE"),
-        (("check", "fer2013", "{}", "--option", "score=[1"), 2, "expected KEY=VALUE"),
+        (("check", "fer2013", "{}", "--option", "score=[1"), 2, "the value is no YAML"),
         (("check", "fer2013", "{}", "--option", "file=x.csv"), 1, "option file is 'x.csv', which is not in"),
         (("shw",), 2, "show"),
     ],

@@ -251,3 +251,10 @@ def test_help_ends_in_examples():
 def test_opencv_reads_what_is_annotated(predict, photos, tmp_path):
     assert predict(photos / "b.jpg", "--annotate", tmp_path / "b.webp").exit_code == 0
     assert cv2.imread(str(tmp_path / "b.webp")).shape == cv2.imread(str(photos / "b.jpg")).shape
+
+
+@pytest.mark.parametrize("name", ["drawn.avi", "drawn.gif", "drawn.MOV"])
+def test_a_copy_of_a_kind_that_is_not_written_is_refused(predict, photos, tmp_path, name):
+    result = predict(photos / "b.jpg", "--annotate", tmp_path / name)
+    assert result.exit_code == 2 and f"{name}: copies are written as .bmp, .jpeg, " in result.stderr
+    assert not list(tmp_path.iterdir())

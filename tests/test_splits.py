@@ -70,12 +70,16 @@ def test_what_is_adapted_to_and_what_is_scored(tmp_path, reader, splits, options
     ("splits", "options", "words"),
     [
         ("left right", {}, "mine: names of splits are not understood: 'left', 'right' (in "),
-        ("left right", {}, "data.datasets.mine.options: {adapt: left, score: right}"),
+        ("left right", {}, "data.datasets.mine.options: {adapt: A, score: B}; there are: "),
         ("train test extra", {}, "not understood: 'extra' (in "),
-        ("train test extra", {}, "{adapt: train, score: test}"),
-        ("fold1 fold2 fold3", {"score": "fold3"}, "--option adapt=fold1 --option score=fold3"),
+        ("train test extra", {}, "names of splits are not understood: 'extra' (in "),
+        ("fold1 fold2 fold3", {"score": "fold3"}, "--option adapt=A --option score=B"),
         ("1 2 3 4 5 6", {}, "'1', '2', '3', '4', ... (6 in all)"),
-        ("test train", {"score": "val"}, "mine: option score is 'val', not 'test' or 'train'"),
+        (
+            "test train",
+            {"score": "val"},
+            "mine: option score is 'val', which is no split (there are: test, train; several",
+        ),
         ("train test", {"adapt": []}, "option adapt names no split"),
     ],
 )

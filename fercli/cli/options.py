@@ -73,7 +73,9 @@ def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
             # Nothing is "", as in label_column=: YAML's null would be the option's default.
             chosen[key.strip()] = yaml.safe_load(value) if value.strip() else ""
         except yaml.YAMLError:
-            equals = ""
+            raise SpecError(
+                f"--option {option}: the value is no YAML; write words as they are, lists [a, b], tables {{1: happy}}"
+            ) from None
         if not equals or not key.strip():
             raise SpecError(f"--option {option}: expected KEY=VALUE, such as --option score=public-test")
     return chosen

@@ -122,7 +122,8 @@ def parse(
             continue
         label_text = _cell(row, label_at)
         label = _label(label_text, meanings, collector)
-        repeated = faces.is_repeated(path, box, label, label_text)
+        split = split_name(_cell(row, split_at)) if split_at is not None else WHOLE
+        repeated = faces.is_repeated(path, box, label, label_text, split)
         if label is None:
             continue
         if repeated:
@@ -130,7 +131,6 @@ def parse(
             continue
         if others:
             _keep_splits(others, columns, row)
-        split = split_name(_cell(row, split_at)) if split_at is not None else WHOLE
         collector.add(
             Record(
                 id=f"{name}#{box_text}" if box else name,
@@ -165,7 +165,14 @@ class _Columns:
         """Return the column asked for, by default the first of the usual ones; None for "" and where there is none."""
         option = f"{kind}_column"
         if asked is None:
-            return next((self._only(self._at[name], option) for name in _USUAL_NAMES[kind] if name in self._at), None)
+            usual = [self._only(self._at[name], option) for name in _USUAL_NAMES[kind] if name in self._at]
+            if kind == "label" and len(usual) > 1:
+                names = ", ".join(self.names[i] for i in usual)
+                raise WrongOption(
+                    f"{self.table.name} has several columns that could hold the labels ({names}): name one with the "
+                    f"option {option}"
+                )
+            return usual[0] if usual else None
         return self.named(str(asked), option) if str(asked).strip() else None
 
     def named(self, name: str, option: str) -> int:
@@ -198,7 +205,8 @@ class _Columns:
                 return []
             if not self.has(asked):
                 raise WrongOption(
-                    f"option {option} is '{asked}', not a list of {count} columns ({self.table.name} has: {self})"
+                    f"option {option} is '{asked}', not a list of {count} columns such as [a, b, ...] "
+                    f"({self.table.name} has: {self})"
                 )
             asked = [asked]
         if not isinstance(asked, Sequence):
@@ -214,14 +222,15 @@ class _Faces:
 
     def __init__(self, table: Path):
         self._table = table
-        self._labels: dict[tuple[str, Box | None], tuple[object, str]] = {}
+        self._labels: dict[tuple[str, Box | None], tuple[object, str, str]] = {}
         self._have_boxes: dict[str, bool] = {}
 
-    def is_repeated(self, path: str, box: Box | None, label: int | None, text: str) -> bool:
+    def is_repeated(self, path: str, box: Box | None, label: int | None, text: str, split: str) -> bool:
         """Tell whether a face was listed before; `label` is what its row's text stands for, None if none of ours.
 
-        Raises WrongOption where it was listed with another label: to take the first would be a guess. So would it be
-        to take the largest face for a row without a box, where another row of the picture has one.
+        Raises WrongOption where it was listed with another label or in another split: to take the first would be a
+        guess. So would it be to take the largest face for a row without a box, where another row of the picture has
+        one.
         """
         if self._have_boxes.setdefault(path, box is not None) != (box is not None):
             raise WrongOption(
@@ -230,11 +239,16 @@ class _Faces:
             )
         meaning = text.lower() if label is None else label
         if (path, box) not in self._labels:
-            self._labels[path, box] = (meaning, text)
+            self._labels[path, box] = (meaning, text, split)
             return False
-        before, its_text = self._labels[path, box]
-        if before == meaning:
+        before, its_text, its_split = self._labels[path, box]
+        if before == meaning and split == its_split:
             return True
+        if before == meaning:
+            raise WrongOption(
+                f"{self._table.name} lists {path} in {its_split or 'no split'} and in {split or 'no split'}: keep one "
+                "of the rows"
+            )
         words = " and ".join(f"as '{word}'" if word else "without a label" for word in (its_text, text))
         which = "with the same box" if box else "and no box says which face is which"
         cure = "" if box else "name the columns of the boxes with the option box_columns, or "

@@ -110,13 +110,11 @@ def settle(
     unclear = [split for split in unknown if split not in (*adapted, *scored)]
     if unclear and None in stated:
         listed = ", ".join(map(repr, unclear[:4])) + (f", ... ({len(unclear)} in all)" if len(unclear) > 4 else "")
-        first, last = (splits[0] if splits else None for splits in stated)
-        first = first or next(s for s in ("train", *unclear, *present) if s in present and s != last)
-        last = last or next((s for s in ("test", "val", *reversed(unclear)) if s in present and s != first), WHOLE)
         raise FercliError(
             f"{name}: names of splits are not understood: {listed} (in {root}); say which splits to adapt to (or train "
-            f"on) and which to score: --option adapt={first} --option score={last}, in a run spec data.datasets.{name}"
-            f".options: {{adapt: {first}, score: {last}}} (or lists; {WHOLE} stands for every split)"
+            f"on) and which to score, each a split, a list [A, B] or {WHOLE}: on the command line --option adapt=A "
+            f"--option score=B; in a run spec data.datasets.{name}.options: {{adapt: A, score: B}}; there are: "
+            f"{', '.join(present)}"
         )
     both = overlap(adapted, scored)
     if both and stated == (None, None):
@@ -136,7 +134,10 @@ def _chosen(name: str, option: str, value: Any, present: Sequence[str]) -> tuple
             continue
         found = next((split for split in present if plain_name(split) == plain_name(word)), known_split(word))
         if found not in present:
-            raise FercliError(f"{name}: option {option} is '{word}', not {_or([repr(split) for split in present])}")
+            raise FercliError(
+                f"{name}: option {option} is '{word}', which is no split (there are: {', '.join(present)}; several are "
+                "written [A, B])"
+            )
         chosen.append(found)
     if not chosen:
         raise FercliError(f"{name}: option {option} names no split ({', '.join(present)})")

@@ -18,12 +18,15 @@ from fercli.datasets.base import (
     text_lines,
 )
 from fercli.datasets.folders import find_classes, is_code, labelled_pictures
-from fercli.datasets.protocol import Protocol, default_protocol, known_split
+from fercli.datasets.protocol import WHOLE, Protocol, default_protocol, known_split
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES, EXPRESSIONS
 
 #: A row of the list: the picture, which may have blanks in its name, its code, and what some lists have behind it.
 _ROW = re.compile(r"\s*(?P<name>\S.*?\.\w{3,4})\s+(?P<code>\S+)(?P<more>(?:\s+\S+)*)\s*")
+
+#: A picture's name, as released.
+_OFFICIAL = re.compile(r"(?P<name>(?P<split>train|test)_\d+)(?:_aligned)?")
 
 
 def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
@@ -96,6 +99,7 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
         )
     tables = {parent: _labels_beside(parent, root, collector) for parent in {folder.parent for folder, _ in folders}}
     seen: set[str] = set()
+    official: dict[str, str] = {}
     for path, label, split in labelled_pictures(folders, root, collector, lambda code: codes[int(code)]):
         name = path.rsplit("/", 1)[-1]
         seen.add(name)
@@ -106,7 +110,17 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
                     f"{EXPRESSIONS[label]}"
                 )
         stem, ending = os.path.splitext(name)
-        collector.add(Record(id=f"{stem.removesuffix('_aligned')}{ending}", path=path, label=label, split=split))
+        named = _OFFICIAL.fullmatch(stem)
+        if named is None:  # names of others may stand in several folders
+            collector.add(Record(id=path, path=path, label=label, split=split))
+            continue
+        split = named["split"] if split == WHOLE else split
+        if {split, named["split"]} == {"train", "test"}:
+            raise WrongLayout(f"{path} is named as a {named['split']} picture and lies in a folder of {split} pictures")
+        first = official.setdefault(named["name"], path)
+        if first != path:
+            raise WrongLayout(f"{first} and {path} are one picture of RAF-DB by their names: remove one of them")
+        collector.add(Record(id=f"{named['name']}{ending}", path=path, label=label, split=split))
     collector.leave_out("row without file", sum(name not in seen for said in tables.values() for name in said))
     return default_protocol(record.split for record in collector.records)
 

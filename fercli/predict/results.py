@@ -20,6 +20,7 @@ from fercli.expressions import EXPRESSIONS
 from fercli.faces.boxes import scale_box, scale_points
 from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.files import cannot_write, replacing, write_atomically
+from fercli.media import is_picture_name, is_video_name
 from fercli.models import HEADS
 from fercli.predict.drawing import draw
 from fercli.predict.inputs import Input
@@ -230,6 +231,8 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
         if to.suffix.lower() not in kinds:
             raise SpecError(f"--annotate {to}: a {inputs[0].kind} becomes one of {', '.join(sorted(kinds))}")
         return [to]
+    if (is_picture_name(to.name) or is_video_name(to.name)) and not to.is_dir():
+        raise SpecError(f"--annotate {to}: copies are written as {', '.join(sorted(_WRITTEN))} or .mp4")
     paths: dict[Path, None] = {}
     for one in inputs:
         below = one.below
