@@ -281,6 +281,13 @@ def first_existing(root: Path, *candidates: str) -> Path | None:
     return next((root / name for name in candidates if (root / name).exists()), None)
 
 
+def chosen_file(root: Path, file: str) -> Path:
+    """Return the file below root that the option file names; raises WrongOption where it is not there."""
+    if not (root / file).is_file():
+        raise WrongOption(f"option file is '{file}', which is not in {root}")
+    return root / file
+
+
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield (number, line) of a text file, CRLF or LF, with or without byte order mark, blank lines skipped."""
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
@@ -313,7 +320,15 @@ def code_meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None
     return {whole_number(str(code)): label_of(str(name)) for code, name in codes.items()}
 
 
-def code_tables(codes: Iterable[int]) -> str:
+def ask_for_codes(numbers: Iterable[int]) -> str:
+    """Return what to do about labels or class folders that are numbers, with what known datasets mean by these."""
+    return (
+        f"say what they mean with the option codes, by a dataset's name ({_code_tables(numbers)}) or as "
+        "{1: happy, 2: sad}"
+    )
+
+
+def _code_tables(codes: Iterable[int]) -> str:
     """Return in one line what the known datasets mean by their codes: of those that have all of `codes`, or of all."""
     wanted = set(codes)
     texts: dict[str, list[str]] = {}

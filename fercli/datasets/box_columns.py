@@ -57,6 +57,7 @@ _WORDS = re.compile(r"[\s_\-.:/()\[\]{}]+|(?<=[a-z0-9])(?=[A-Z])")
 #: What a cell may be where no box is given.
 _NOTHING = frozenset(("", "nan", "null", "none", "na", "n/a", "<na>"))
 
+_EITHER = "corners (left, top, right, bottom) or a size (left, top, width, height)"
 _NO_BOXES = "or say box_columns: '' to do without boxes"
 #: Pictures whose sizes are compared with their boxes.
 _PICTURES = 50
@@ -166,7 +167,7 @@ def find_box_columns(
     if len(single) == 1 and not halves:
         raise WrongOption(
             f"{table} has a column '{header[single[0]]}' that looks like a face's box: say with the option box_format "
-            f"whether it holds corners (left, top, right, bottom) or a size (left, top, width, height), {_NO_BOXES}"
+            f"whether it holds {_EITHER}, {_NO_BOXES}"
         )
     suspects = sorted([*single, *(i for half in halves for i in half)])
     if any(_part(header[i])[0] == "centre" for half in halves for i in half):
@@ -194,7 +195,7 @@ def chosen_box_columns(header: Sequence[str], at: Sequence[int], form: str | Non
         if form is None:
             raise WrongOption(
                 f"option box_columns names the one column '{header[at[0]]}' of {table}: say with box_format whether it "
-                "holds corners (left, top, right, bottom) or a size (left, top, width, height)"
+                f"holds {_EITHER}"
             )
         return BoxColumns(tuple(at), form)
     parts = {i: part[0] for i in at if (part := _part(header[i]))}
@@ -214,7 +215,7 @@ def chosen_box_columns(header: Sequence[str], at: Sequence[int], form: str | Non
         # In a tight portrait a width passes for a right edge: no picture would tell.
         raise WrongOption(
             f"option box_columns names columns of {table} that do not tell what they hold ({_listed(header, at)}): say "
-            "with box_format whether they are corners (left, top, right, bottom) or a size (left, top, width, height)"
+            f"with box_format whether they are {_EITHER}"
         )
     return BoxColumns(tuple(at), form)
 

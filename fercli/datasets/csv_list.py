@@ -13,8 +13,9 @@ from fercli.datasets.base import (
     Reader,
     WrongLayout,
     WrongOption,
+    ask_for_codes,
+    chosen_file,
     code_meanings,
-    code_tables,
     is_image_name,
     whole_number,
 )
@@ -30,7 +31,7 @@ from fercli.datasets.box_columns import (
     number_in,
 )
 from fercli.datasets.listed_pictures import ListedPictures
-from fercli.datasets.protocol import WHOLE, default_protocol, known_split, split_name
+from fercli.datasets.protocol import WHOLE, default_protocol, known_split, plain_name, split_name
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import UNLABELLED
 
@@ -156,7 +157,7 @@ class _Columns:
         self.names = [name.strip() for name in header]
         self._at: dict[str, list[int]] = {}
         for i, name in enumerate(self.names):
-            self._at.setdefault(_folded(name), []).append(i)
+            self._at.setdefault(plain_name(name), []).append(i)
 
     def __str__(self) -> str:
         return ", ".join(name for name in self.names if name) or "nothing"
@@ -180,7 +181,8 @@ class _Columns:
 
         Raises WrongOption, which names the option, where there is none or several.
         """
-        found = [i for i, column in enumerate(self.names) if column == name.strip()] or self._at.get(_folded(name), [])
+        exact = [i for i, column in enumerate(self.names) if column == name.strip()]
+        found = exact or self._at.get(plain_name(name), [])
         if not found:
             raise WrongOption(f"{self.table.name} has no column '{name}' (it has: {self}); option {option} names one")
         return self._only(found, option)
@@ -196,7 +198,7 @@ class _Columns:
 
     def has(self, name: str) -> bool:
         """Tell whether there is a column of this name."""
-        return _folded(name) in self._at
+        return plain_name(name) in self._at
 
     def several(self, option: str, asked: Sequence[str] | str, count: int) -> list[int]:
         """Return the columns that an option lists, none for "" and []. Raises WrongOption for what is no such list."""
@@ -255,15 +257,9 @@ class _Faces:
         raise WrongOption(f"{self._table.name} lists {path} {words}, {which}: {cure}keep one of the rows")
 
 
-def _folded(name: str) -> str:
-    return re.sub(r"[\s_.\-]+", "", name.lower())
-
-
 def _table(root: Path, file: str | None) -> Path:
     if file is not None:
-        if not (root / file).is_file():
-            raise WrongOption(f"option file is '{file}', which is not in {root}")
-        return root / file
+        return chosen_file(root, file)
     tables = sorted(p for p in root.iterdir() if p.suffix.lower() == ".csv" and not p.name.startswith("."))
     if len(tables) != 1:
         names = ", ".join(p.name for p in tables) or "there is none"
@@ -347,13 +343,13 @@ def _box_columns(
 
 def _need_no_label(columns: _Columns, used: set[int]) -> None:
     """Raise WrongOption unless nothing in the csv could be a label: a set must not turn out unlabelled unnoticed."""
-    known = {name for names in _USUAL_NAMES.values() for name in names} | set(map(_folded, _LANDMARKS))
+    known = {name for names in _USUAL_NAMES.values() for name in names} | set(map(plain_name, _LANDMARKS))
     others = [
         name
         for i, name in enumerate(columns.names)
         if i not in used
-        and _folded(name) not in known
-        and not _INDEX.fullmatch(_folded(name))
+        and plain_name(name) not in known
+        and not _INDEX.fullmatch(plain_name(name))
         and not is_box_name(name)
     ]
     if others:
@@ -401,13 +397,10 @@ def _is_flag(name: str) -> bool:
 def _label(text: str, meanings: dict[int, int | None], collector: Collector) -> int | None:
     if not text:
         return UNLABELLED
-    if whole_number(text) is not None:
+    number = whole_number(text)
+    if number is not None:
         if not meanings:
-            known = code_tables([whole_number(text)])
-            raise WrongOption(
-                f"labels are numbers (the first is {text}): say what they mean with the option codes, by a dataset's "
-                f"name ({known}) or as {{1: happy, 2: sad}}"
-            )
+            raise WrongOption(f"labels are numbers (the first is {text}): {ask_for_codes([number])}")
         return collector.label(meanings, text)
     return collector.named_label(text)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, images_under, subfolders
+from fercli.datasets.base import Collector, Reader, WrongLayout, chosen_file, first_existing, images_under, subfolders
 from fercli.datasets.protocol import Protocol, default_protocol, known_split, plain_name
 from fercli.datasets.records import Record
 from fercli.expressions import CODES, label_of
@@ -43,9 +43,7 @@ def pixel_table(root: Path, file: str | None = None) -> Path | None:
     Raises WrongOption where `file` does not exist, WrongLayout where there are several to choose from.
     """
     if file is not None:
-        if not (root / file).is_file():
-            raise WrongOption(f"option file is '{file}', which is not in {root}")
-        return root / file
+        return chosen_file(root, file)
     table = first_existing(root, *_TABLES)
     folders = (root, *subfolders(root)) if table is None else ()
     csvs = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix.lower() == ".csv"]

@@ -12,8 +12,8 @@ from fercli.datasets.base import (
     Reader,
     WrongLayout,
     WrongOption,
+    ask_for_codes,
     code_meanings,
-    code_tables,
     images_under,
     subfolders,
 )
@@ -43,8 +43,7 @@ def parse(root: Path, collector: Collector, codes: str | Mapping[int, str] | Non
         if numbers and not meanings and not any(label_of(name) is not None for name in names):
             shown = ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
             raise WrongOption(
-                f"the class folders in {parent} are numbers ({shown}): say what they mean "
-                f"with the option codes, by a dataset's name ({code_tables(numbers)}) or as {{1: happy, 2: sad}}",
+                f"the class folders in {parent} are numbers ({shown}): {ask_for_codes(numbers)}",
                 "give it with --option codes=NAME, in a run spec data.datasets.{name}.options: {{codes: NAME}}",
             )
     if not folders:

@@ -231,7 +231,7 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
         if to.suffix.lower() not in kinds:
             raise SpecError(f"--annotate {to}: a {inputs[0].kind} becomes one of {', '.join(sorted(kinds))}")
         return [to]
-    if (is_picture_name(to.name) or is_video_name(to.name)) and not to.is_dir():
+    if (is_picture_name(to.name) or is_video_name(to.name)) and not _is_folder(to):
         raise SpecError(f"--annotate {to}: copies are written as {', '.join(sorted(_WRITTEN))} or .mp4")
     paths: dict[Path, None] = {}
     for one in inputs:
