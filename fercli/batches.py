@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fercli.engine.shares import rows_of
 from fercli.errors import FercliError
-from fercli.expressions import UNLABELLED
+from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED
 from fercli.methods.base import Batch
 from fercli.residence import Ahead, Resident, Rows, home_of
+from fercli.spec import TrainSource
 from fercli.store import Store
 from fercli.views import Share, View, ViewSettings, plain_view, strong_view, weak_view
 
@@ -228,6 +230,37 @@ def labels_of(stores: Sequence[Store], indices: Sequence[np.ndarray]) -> np.ndar
     return labels
 
 
+def training_and_validation(store: Store, validation: float | str) -> tuple[np.ndarray, np.ndarray]:
+    """The labelled faces of a source to train on, and those to choose the epoch by (``data.validation``).
+
+    Args:
+        validation: a share of the training faces, held out (`hold_out`), or a split of the store's own.
+
+    Raises:
+        FercliError: fewer than two training faces, or the split has no labelled face or is trained on.
+    """
+
+    def labelled(splits: Sequence[str]) -> np.ndarray:
+        indices = store.indices(splits)
+        return indices[store.labels[indices] >= 0]
+
+    train = labelled(store.adapt_splits)
+    if not isinstance(validation, str):
+        return hold_out(store, train, validation)
+    if validation in store.adapt_splits:
+        raise FercliError(
+            f"data.validation: {store.name} trains on its split {validation}; name another split, or a share"
+        )
+    held = labelled((validation,))
+    if not len(held):
+        there = ", ".join(sorted(set(store.splits.tolist()) - set(store.adapt_splits))) or "none but what it trains on"
+        raise FercliError(
+            f"data.validation: {store.name} has no labelled face in a split {validation} (there are: {there}); "
+            "name one of them, or a share of the training faces such as 0.1"
+        )
+    return train, held
+
+
 def hold_out(store: Store, indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Split labelled faces into (training, validation), the same way on every machine.
 
@@ -259,6 +292,29 @@ def hold_out(store: Store, indices: np.ndarray, fraction: float) -> tuple[np.nda
     return indices[~held], indices[held]
 
 
+class SourceRecipe(NamedTuple):
+    """How the source's faces are varied and weighed: the keys of ``train_source`` of the same names."""
+
+    views: str = "weak"
+    mixup: float = 0.0
+    class_balance: float = 0.0
+
+    @classmethod
+    def of(cls, plan: TrainSource) -> SourceRecipe:
+        """That of the spec's section."""
+        return cls(plan.views, plan.mixup, plan.class_balance)
+
+
+def class_weights(labels: np.ndarray, power: float) -> np.ndarray:
+    """The weight of a face by its expression, float32 [7]: n_c^-power, scaled so that the mean over all faces is 1.
+
+    With power 1 all expressions weigh the same in all, with 0 all faces. Expressions without a face get 0.
+    """
+    counts = np.bincount(labels, minlength=NUM_EXPRESSIONS).astype(float)
+    weights = np.where(counts > 0, np.maximum(counts, 1) ** -power, 0)
+    return (weights * counts.sum() / (weights * counts).sum()).astype(np.float32)
+
+
 class Batches:
     """Step number -> `Batch`. Among several processes each makes the views of its own share only.
 
@@ -269,6 +325,7 @@ class Batches:
         batch: faces a domain and view.
         seed: of the run.
         balance: how several sources share a batch, as ``data.balance``.
+        recipe: how the source's faces are varied and weighed.
         ahead: whether a thread fetches the faces of the next step; None for where that helps: faces in the host's
             memory, and a CUDA device that works meanwhile. No batch depends on it.
 
@@ -287,12 +344,19 @@ class Batches:
         settings: ViewSettings,
         device: torch.device,
         balance: str = "images",
+        recipe: SourceRecipe = SourceRecipe(),  # noqa: B008 (a tuple)
         ahead: bool | None = None,
     ):
         self._source, self._labels, self._target = source, labels, target
         self._wants, self._batch, self._seed, self._settings, self._device = wants, batch, seed, settings, device
         self._decks: dict[str, Deck | Mixture] = {"source": source_deck(source.counts, balance, mix(seed, "source"))}
+        self._recipe = recipe
+        self._class_weights = None
+        if recipe.class_balance:
+            self._class_weights = torch.from_numpy(class_weights(labels, recipe.class_balance))
         self._drawn_from = {"source": source}
+        if recipe.mixup:
+            self._drawn_from["partner"] = source
         if target is not None:
             self._decks.update({name: Deck(len(target), mix(seed, name)) for name in ("target", "pseudo")})
             if "target" in wants:
@@ -309,9 +373,18 @@ class Batches:
         started = time.perf_counter()
         drawn = self._faces_of(step)
         self.waited += time.perf_counter() - started
-        labels = self._on_device(self._labels[drawn["source"].positions])
-        source = self._view(weak_view, drawn["source"], "source", step)
-        parts = {}
+        faces, labels, parts = drawn["source"], torch.from_numpy(self._labels[drawn["source"].positions]), {}
+        if self._recipe.mixup or self._class_weights is not None:
+            own, soft = 1.0, F.one_hot(labels, NUM_EXPRESSIONS).float()
+            if self._class_weights is not None:
+                soft *= self._class_weights
+            if "partner" in drawn:
+                own = self._own_share(step)
+                soft = own * soft + (1 - own) * soft.roll(1, 0)
+                faces = faces._replace(faces=_blend(faces.faces, drawn["partner"].faces, own))
+            parts["soft_labels"] = soft.to(self._device, non_blocking=True)
+        labels = labels.to(self._device, non_blocking=True)
+        source = self._view(strong_view if self._recipe.views == "strong" else weak_view, faces, "source", step)
         if "target" in drawn:
             parts["target"] = self._view(weak_view, drawn["target"], "target", step)
         if "pseudo" in drawn:
@@ -342,7 +415,14 @@ class Batches:
         return pool[Deck(len(pool), mix(self._seed, "pool")).take(step * amount, amount)]
 
     def _draw(self, name: str, step: int) -> np.ndarray:
+        if name == "partner":  # who is blended with whom: the batch's faces, moved on by one
+            return np.roll(self._draw("source", step), 1)
         return self._decks[name].take(step * self._batch, self._batch)
+
+    def _own_share(self, step: int) -> float:
+        """How much of each blended face is its own, 0.5 to 1, so that its landmarks are those of the larger part."""
+        share = np.random.default_rng(mix(self._seed, "mixup", step)).beta(self._recipe.mixup, self._recipe.mixup)
+        return float(max(share, 1 - share))
 
     def _on_device(self, numbers: np.ndarray) -> Tensor:
         return torch.from_numpy(numbers).to(self._device, non_blocking=True)
@@ -350,6 +430,15 @@ class Batches:
     def _view(self, make: Callable[..., View], drawn: _Drawn, name: str, step: int) -> View:
         generator = torch.Generator().manual_seed(mix(self._seed, name, step))
         return make(*_to(drawn.faces, self._device), self._settings, generator, drawn.share)
+
+
+def _blend(faces: Rows, partners: Rows, own: float) -> Rows:
+    """Faces and crops as `own` of themselves and the rest of their partners, in whole levels; landmarks as they are."""
+    images, patches = (
+        None if mine is None else torch.lerp(theirs.float(), mine.float(), own).round_().to(torch.uint8)
+        for mine, theirs in ((faces[0], partners[0]), (faces[2], partners[2]))
+    )
+    return images, faces[1], patches
 
 
 class _Drawn(NamedTuple):

@@ -109,15 +109,23 @@ class Data(Section):
             published), ``equal`` shares, or ``sqrt``, by the square root of its faces, which lies between.
         targets: datasets to adapt to and to score on; their labels are read for the score alone.
         datasets: for those of your own, and those elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``.
-        validation: share of the source's training faces held out to choose the epoch by.
+        validation: what chooses the epoch: a share of the source's training faces, held out, or the name of a split of
+            its own (``public-test``), and then all training faces are trained on.
     """
 
     source: Names = ["raf-db"]
     balance: Literal["images", "sqrt", "equal"] = "sqrt"
     targets: Names = ["ck+", "jaffe", "sfew", "fer2013", "expw"]
     datasets: dict[str, Dataset] = {}
-    validation: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    validation: float | str = 0.1
     augment: Augment = Augment()
+
+    @field_validator("validation")
+    @classmethod
+    def _share_or_split(cls, value: float | str) -> float | str:
+        if value == "" or (not isinstance(value, str) and not 0 < value < 1):
+            raise ValueError(f"{value!r} is neither a share, greater than 0 and less than 1, nor the name of a split")
+        return value
 
     @field_validator("source")
     @classmethod
@@ -189,6 +197,8 @@ class Model(Section):
         width: channels of the first layer of ir-small; the others have their own.
         local: what the five local nets see: windows of the backbone's ``feature-map``, or patches of the photograph.
         classifiers: whether the five local heads have one (``shared``) or one each (``separate``).
+        input: ``colour``, or ``grey``: the face's luminance alone, for a source without colours.
+        test_flip: whether the answer for a face is the mean of its picture's and its mirror image's.
         weights: a checkpoint to start from (``fercli weights inspect FILE`` tells what one fills); without, noise.
     """
 
@@ -196,6 +206,8 @@ class Model(Section):
     width: Annotated[int, Field(ge=4, le=64)] = 16
     local: Literal["feature-map", "image-crop"] = "feature-map"
     classifiers: Literal["shared", "separate"] = "shared"
+    input: Literal["colour", "grey"] = "colour"
+    test_flip: bool = False
     weights: Path | None = None
 
     @property
@@ -248,11 +260,16 @@ class Optimisation(Section):
         patience: ends training early, after so many epochs in a row that the `select` rule did not like better.
         steps_per_epoch: null is once through the larger domain.
         rate: learning rate of the backbone, one number or ``{first epoch: rate, ...}``.
+        schedule: ``steps``, as `rate` says, or ``cosine``, from `rate`, one number, down to 0 at the last step
+            (Loshchilov and Hutter, ICLR 2017).
+        warmup_epochs: in which the rates rise evenly from 0, parts of an epoch too (Goyal et al., 2017).
         new_rate: how many times that the new layers learn at.
         momentum: of SGD.
         nesterov: whether it looks ahead.
         weight_decay: of SGD, on all weights.
         clip_norm: largest norm of the gradient; null does not clip.
+        ema: decay a step of the moving average of the weights, such as 0.999; the averaged network is what is scored
+            and kept (Polyak and Juditsky, 1992). null keeps the weights themselves.
         head_weights: of the heads' losses: global, five local, fused.
     """
 
@@ -261,19 +278,36 @@ class Optimisation(Section):
     patience: Positive | None = None
     steps_per_epoch: Positive | None = None
     rate: Rates
+    schedule: Literal["steps", "cosine"] = "steps"
+    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
     new_rate: Annotated[float, Field(gt=0)] = 10
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     head_weights: HeadWeights
+
+    @model_validator(mode="after")
+    def _cosine_starts_at_one_rate(self) -> Optimisation:
+        rates = {"rate": self.rate, "discriminator_rate": getattr(self, "discriminator_rate", {})}
+        if self.schedule == "cosine":
+            for name, steps in rates.items():
+                if len(steps) > 1 and name in self.model_fields_set:
+                    raise ValueError(f"schedule: cosine starts at one rate; set {name} to a number")
+        return self
 
 
 class TrainSource(Optimisation):
     """Stage 1: cross-entropy on the labelled source. Weight decay is the published 5e-4, doubled as in the code.
 
     Attributes:
-        label_smoothing: share of the answer given to the other expressions.
+        label_smoothing: share of the answer given to all expressions alike (Szegedy et al., CVPR 2016).
+        mixup: pairs of faces are blended, a batch by one share from Beta(mixup, mixup), and so are their answers
+            (Zhang et al., ICLR 2018); 0 blends none.
+        class_balance: how far rare expressions weigh more: a face by the size of its class to the power of minus this,
+            1 in the mean (Cui et al., CVPR 2019, compares such weights); 0 treats all faces alike.
+        views: of the faces: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top).
         select: the rule that chooses the epoch: ``source-val``, accuracy on the faces held out, or ``last``.
     """
 
@@ -282,6 +316,9 @@ class TrainSource(Optimisation):
     rate: Rates = {1: 1e-4, 11: 1e-5, 21: 1e-6}
     head_weights: HeadWeights = [5, 1, 1, 1, 1, 1, 5]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    views: Literal["weak", "strong"] = "weak"
     select: str = "source-val"
 
     @field_validator("select")

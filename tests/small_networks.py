@@ -10,6 +10,7 @@ import torch
 def model_spec(**changes) -> SimpleNamespace:
     """The model section of a run spec, small unless changed."""
     fields = {"backbone": "ir-small", "width": 8, "local": "feature-map", "classifiers": "shared", "weights": None}
+    fields |= {"input": "colour", "test_flip": False}
     return SimpleNamespace(**(fields | changes))
 
 

@@ -23,7 +23,7 @@ from trained_runs import assert_same_run, stop_in_step
 
 from fercli.engine import checkpoint
 from fercli.engine.log import Log, Meter, read_metrics
-from fercli.engine.loop import rate_at
+from fercli.engine.schedule import rate_in
 from fercli.errors import FercliError
 from fercli.methods import METHODS, method_class
 
@@ -319,8 +319,8 @@ def test_a_run_that_ends_in_ruin_does_not_end_well(make_adapting) -> None:
         ({1: 0.1, 5: 0.0}, [0.1, 0.1, 0.1, 0.1, 0.0]),
     ],
 )
-def test_rate_at(rates: dict[int, float], expected: list[float]) -> None:
-    assert [rate_at(rates, epoch) for epoch in range(1, 6)] == expected
+def test_rate_in(rates: dict[int, float], expected: list[float]) -> None:
+    assert [rate_in(rates, epoch) for epoch in range(1, 6)] == expected
 
 
 def test_rates_reach_the_optimizer_by_group(adapted: Bench) -> None:

@@ -22,13 +22,14 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fercli import console
-from fercli.batches import Batches, Faces, hold_out, labels_of
+from fercli.batches import Batches, Faces, SourceRecipe, hold_out, labels_of
 from fercli.benchmarks.stores import noise_store
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
 from fercli.engine.fabric import make_fabric
 from fercli.engine.log import Meter
-from fercli.engine.loop import Trainee, rate_at
+from fercli.engine.loop import Trainee
+from fercli.engine.schedule import rate_in
 from fercli.engine.stages import Source, empty_network, optimizer_groups, train_source, view_settings
 from fercli.engine.watch import TargetWatch
 from fercli.errors import FercliError
@@ -58,7 +59,7 @@ class Steps:
         self.device = self.fabric.device
         how = (self.device, spec.model.reads_crops, spec.engine.data)
         store = noise_store(room, "source", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops)
-        train, held = hold_out(store, np.arange(len(store)), spec.data.validation)
+        train, held = hold_out(store, np.arange(len(store)), 0.1)
         labels = labels_of([store], [train])
         source = Source(Faces([store], [train], *how), labels, Faces([store], [held], *how), labels_of([store], [held]))
         target = None
@@ -75,11 +76,12 @@ class Steps:
         self.batches = Batches(
             *(source.train, source.labels, target, self.method.wants, self.plan.batch, spec.engine.seed, settings),
             self.device,
+            recipe=SourceRecipe() if self.adapts else SourceRecipe.of(self.plan),
         )
         self.raw = Trainee(self.network, self.method)
         optimizer = torch.optim.SGD(
             optimizer_groups(self.network, self.method, self.plan),
-            lr=rate_at(self.plan.rate, 1),
+            lr=rate_in(self.plan.rate, 1),
             momentum=self.plan.momentum,
             weight_decay=self.plan.weight_decay,
             nesterov=self.plan.nesterov,

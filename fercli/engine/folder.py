@@ -28,6 +28,8 @@ _SHARED = (
 FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "adapt")}
 #: Keys of them that may differ all the same.
 FREE = frozenset({"epochs", "patience"})
+#: The section of a stage.
+_PLANS = {"source": "train_source", "adapt": "adapt"}
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
@@ -60,7 +62,10 @@ def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
     last = folder / "last.ckpt"
     if last.exists():
         old = checkpoint.load(last)
-        problem = differences(old["spec"], record["spec"], FIXED[record["stage"]], FREE)
+        stage = record["stage"]
+        # Along a cosine every step's rate depends on the number of epochs.
+        free = FREE - {"epochs"} if record["spec"][_PLANS[stage]]["schedule"] == "cosine" else FREE
+        problem = differences(resolved(old["spec"]), record["spec"], FIXED[stage], free)
         if not problem and old.get("source_model") != record.get("source_model"):
             problem = "from another source model"
         if not problem and old.get("target_faces", record.get("target_faces")) != record.get("target_faces"):
@@ -78,6 +83,17 @@ def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
     text = to_yaml(Spec.model_validate(record["spec"])).encode()
     write_atomically(folder / "spec.yaml", text)
     write_atomically(folder.parent / "spec.yaml", text)
+
+
+def resolved(spec: dict[str, Any]) -> dict[str, Any]:
+    """The spec of a checkpoint with the keys that fercli did not have yet when it was written, at their defaults.
+
+    One that cannot be read is returned as it is.
+    """
+    try:
+        return json.loads(Spec.model_validate(spec).model_dump_json())
+    except ValueError:
+        return spec
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], paths: tuple[str, ...], free: frozenset[str]) -> str:

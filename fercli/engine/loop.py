@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from torch import nn
 from fercli import console
 from fercli.batches import Batches
 from fercli.engine import checkpoint, ranks
+from fercli.engine.averaging import WeightAverage
 from fercli.engine.interrupt import Interrupted, StopRequest
 from fercli.engine.log import Log, Meter
+from fercli.engine.schedule import rate_at
 from fercli.engine.shares import Shared, check_batch, share_norms
 from fercli.engine.trouble import Finite, check_weights, memory
 from fercli.evaluation.selection import best_epoch
 from fercli.methods.base import Batch, Clock, Method, Survey
-from fercli.spec import Engine, Optimisation, Rates
+from fercli.spec import Engine, Optimisation
 
 
 class Trainee(nn.Module):
@@ -72,12 +75,6 @@ class Job:
     record: dict[str, Any]
 
 
-def rate_at(rates: Rates, epoch: int) -> float:
-    """The rate in force in `epoch` (from 1): that of the latest step at or before it, or the first."""
-    begun = [first for first in rates if first <= epoch]
-    return rates[max(begun) if begun else min(rates)]
-
-
 def fit(job: Job, fabric: Any) -> dict[str, Any]:
     """Train to the end of the last epoch, or until patience ends, taking up ``last.ckpt`` where there is one.
 
@@ -100,7 +97,10 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
     trainee, optimizer = fabric.setup(raw, optimizer)
     meter, best, finite = Meter(), {"epoch": 0, "score": -math.inf, "rule": job.rule}, Finite(job)
     total = plan.epochs * job.steps_per_epoch
-    step = _restore(job, optimizer, fabric, meter, best)
+    average = None
+    if plan.ema is not None:
+        average = WeightAverage(raw.network, raw.method.network_parameters(), plan.ema)
+    step = _restore(job, optimizer, fabric, meter, best, average)
     log = Log(job.folder, step, job.engine.tensorboard)
     started_at = saved_at = time.monotonic()
     started_step, note = step, ""
@@ -109,7 +109,7 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
         while step < total and not _patience_is_out(job, best, step):
             clock = Clock(step, step // job.steps_per_epoch + 1)
             for group in optimizer.param_groups:
-                group["lr"] = group["scale"] * rate_at(group["rates"], clock.epoch)
+                group["lr"] = group["scale"] * rate_at(plan, group["rates"], step, job.steps_per_epoch)
             if step % job.steps_per_epoch == 0:
                 with memory("engine.evaluate_batch", job.engine.evaluate_batch, job.folder):
                     raw.method.begin_epoch(job.survey)
@@ -129,6 +129,8 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
                     optimizer.step()
                     meter.add({f"loss/{name}": value for name, value in losses.items()})
                     meter.add({f"log/{name}": value for name, value in logs.items()})
+            if average is not None:
+                average.update(step)
             finite.check(before=step)
             step += 1
 
@@ -146,17 +148,20 @@ def fit(job: Job, fabric: Any) -> dict[str, Any]:
                 finite.check()
                 ranks.on_first(check_weights, raw, step, job.folder)
             if epoch_over:
-                with memory("engine.evaluate_batch", job.engine.evaluate_batch, job.folder):
-                    scores = _validate(job, clock.epoch, raw)
-                log.write("validate", step, clock.epoch, scores=scores)
-                if job.afterwards is not None:
-                    _save(_candidate(job, clock.epoch), job, None, meter, best, step)
-                elif _is_better(scores[job.rule], best):
-                    best.update(epoch=clock.epoch, score=scores[job.rule])
-                    _save(job.folder / "best.ckpt", job, None, meter, best, step)
+                with nullcontext() if average is None else average.in_place():
+                    with memory("engine.evaluate_batch", job.engine.evaluate_batch, job.folder):
+                        scores = _validate(job, clock.epoch, raw)
+                    log.write("validate", step, clock.epoch, scores=scores)
+                    if job.afterwards is not None:
+                        _save(_candidate(job, clock.epoch), job, None, meter, best, step)
+                    elif _is_better(scores[job.rule], best):
+                        best.update(epoch=clock.epoch, score=scores[job.rule])
+                        _save(job.folder / "best.ckpt", job, None, meter, best, step)
             if save_due:
                 # Float16 scales its gradients by what it has learned so far.
                 going_on = {"optimizer": optimizer.state_dict(), "scaling": fabric.strategy.precision.state_dict()}
+                if average is not None:
+                    going_on["average"] = average.state()
                 _save(job.folder / "last.ckpt", job, going_on, meter, best, step)
                 saved_at = time.monotonic()
             if stopping and step < total:
@@ -238,7 +243,9 @@ def _state(job: Job, going_on: dict[str, Any] | None, meter: Meter, best: dict[s
     return state
 
 
-def _restore(job: Job, optimizer: Any, fabric: Any, meter: Meter, best: dict[str, Any]) -> int:
+def _restore(
+    job: Job, optimizer: Any, fabric: Any, meter: Meter, best: dict[str, Any], average: WeightAverage | None
+) -> int:
     """Take up ``last.ckpt``; returns the steps already done."""
     path = job.folder / "last.ckpt"
     state = ranks.on_first(lambda: checkpoint.load(path) if path.exists() else None)
@@ -249,6 +256,8 @@ def _restore(job: Job, optimizer: Any, fabric: Any, meter: Meter, best: dict[str
     optimizer.load_state_dict(state["optimizer"])
     if state.get("scaling"):
         fabric.strategy.precision.load_state_dict(state["scaling"])
+    if average is not None:
+        average.load(state["average"])
     meter.load_state_dict(state["meter"], fabric.device)
     best.update(state["best"])
     torch.set_rng_state(state["rng"]["torch"])

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from fercli import console
-from fercli.batches import Batches, Faces, hold_out, labels_of
+from fercli.batches import Batches, Faces, SourceRecipe, labels_of, training_and_validation
 from fercli.datasets.protocol import overlap
 from fercli.engine import checkpoint, ranks
 from fercli.engine.acceleration import accelerate
 from fercli.engine.fabric import make_fabric
-from fercli.engine.folder import differences, digest, open_folder, record_of
+from fercli.engine.folder import differences, digest, open_folder, record_of, resolved
 from fercli.engine.loop import Job, Trainee, fit
 from fercli.engine.watch import TargetWatch, Watch
 from fercli.errors import FercliError
@@ -74,8 +74,7 @@ def source_faces(spec: Spec, device: torch.device) -> Source:
     stores = [open_store(spec, name) for name in spec.data.source]
     parts = []
     for store in stores:
-        indices = store.indices(store.adapt_splits)
-        parts.append(hold_out(store, indices[store.labels[indices] >= 0], spec.data.validation))
+        parts.append(training_and_validation(store, spec.data.validation))
     train, held = [p[0] for p in parts], [p[1] for p in parts]
     labels = labels_of(stores, train)
     absent = [name for number, name in enumerate(EXPRESSIONS) if not (labels == number).any()]
@@ -116,6 +115,7 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
         settings,
         fabric.device,
         spec.data.balance,
+        SourceRecipe.of(plan),
     )
     steps = plan.steps_per_epoch or max(1, len(source.train) // plan.batch)
     title = "train-source " + "+".join(spec.data.source)
@@ -193,7 +193,8 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
         FercliError: the checkpoint is of another architecture (the differing keys are named), or its weights are not
             those of the architecture that it names.
     """
-    problem = differences(state["spec"], json.loads(spec.model_dump_json()), ("model",), frozenset({"weights"}))
+    free = frozenset({"weights", "test_flip"})  # neither of them changes a weight's shape or meaning
+    problem = differences(resolved(state["spec"]), json.loads(spec.model_dump_json()), ("model",), free)
     if problem:
         raise FercliError(f"{path} is of another architecture ({problem}); use the spec it was trained with")
     try:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fercli.batches import hold_out
+from fercli.batches import training_and_validation
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.decision import FUSED, RUNGS, Decision
 from fercli.evaluation.intervals import bootstrap
@@ -165,8 +165,7 @@ def scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], n
 
 def training_part(spec: Spec, store: Store) -> tuple[np.ndarray, np.ndarray]:
     """Positions of a source's labelled training faces: (trained on, held out), as `train-source` divides them."""
-    indices = store.indices(store.adapt_splits)
-    return hold_out(store, indices[store.labels[indices] >= 0], spec.data.validation)
+    return training_and_validation(store, spec.data.validation)
 
 
 def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:

@@ -69,6 +69,9 @@ class Batch(NamedTuple):
         indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
         pool: weak views of up to B faces of the method's own choice (`Method.pool`), or None where it chose none.
         pool_indices: int64, their positions in the target set, or None.
+        soft_labels: float [B, 7], shares of the expressions times the face's weight, where the source is blended or
+            weighed (``train_source.mixup``, ``class_balance``): they are what is learned, and `labels` say which share
+            is larger. None where the labels say it all.
     """
 
     source: View
@@ -79,6 +82,7 @@ class Batch(NamedTuple):
     indices: Tensor | None = None
     pool: View | None = None
     pool_indices: Tensor | None = None
+    soft_labels: Tensor | None = None
 
 
 class Step(NamedTuple):

@@ -20,14 +20,20 @@ def head_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, label_sm
 
     Args:
         logits: [B, H, C].
-        labels: int64 [B], 0..C-1.
+        labels: int64 [B], 0..C-1; or float [B, C] >= 0, shares of the classes times the face's weight, 1 in all for a
+            face that weighs as any other.
         weights: [H].
         label_smoothing: 0..1.
 
     Returns:
         A scalar >= 0. NaN for an empty batch, as a mean over nothing.
     """
-    batch, heads, _ = logits.shape
+    batch, heads, classes = logits.shape
+    if labels.is_floating_point():
+        spread = labels.sum(-1, keepdim=True) / classes
+        wanted = (1 - label_smoothing) * labels + label_smoothing * spread
+        each = -(wanted[:, None] * logits.float().log_softmax(-1)).sum(-1)
+        return (each.mean(0) * weights).sum()
     each = F.cross_entropy(
         logits.flatten(0, 1).float(),
         labels.repeat_interleave(heads),

@@ -21,6 +21,7 @@ class SourceOnly(Method):
 
     def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
         output = network(*batch.source.inputs)
-        loss = head_cross_entropy(output.logits, batch.labels, self.head_weights, self.label_smoothing)
+        wanted = batch.labels if batch.soft_labels is None else batch.soft_labels
+        loss = head_cross_entropy(output.logits, wanted, self.head_weights, self.label_smoothing)
         fused = output.logits[:, -1].argmax(-1)
         return Step({"source": loss}, {"source-accuracy": (fused == batch.labels).float().mean()})

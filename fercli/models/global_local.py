@@ -16,7 +16,10 @@ from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.models.backbones import build_backbone
 from fercli.models.local import FEATURE_SIZE, REGIONS, ConvPool, LocalNets, PatchStems, cut_windows, to_map
+from fercli.views import IMAGENET_MEAN, IMAGENET_STD, MIRRORED
 
+#: Shares of red, green and blue in a grey picture (ITU-R BT.601).
+LUMA = (0.299, 0.587, 0.114)
 #: The seven heads, in the order of every array of heads in this project.
 HEADS: tuple[str, ...] = ("global", *REGIONS, "fused")
 NUM_FEATURES = 1 + len(REGIONS)
@@ -44,6 +47,8 @@ class ModelSpec(Protocol):
     width: int  # of ir-small
     local: str  # feature-map | image-crop
     classifiers: str  # shared | separate
+    input: str  # colour | grey
+    test_flip: bool
     weights: str | None
 
 
@@ -56,12 +61,24 @@ class GlobalLocal(nn.Module):
             patches of the photograph through a stem each, the paper's alternative.
         classifiers: ``shared``: three (global, one for the five local heads, fused), as the released code and its
             checkpoints have; ``separate``: seven in the order of `HEADS`, as the paper draws.
+        input: ``colour``, or ``grey``: the network sees the luminance of pictures and crops, three times.
+        test_flip: in eval mode, whether logits and features are the means over a face and its mirror image, whose
+            landmarks are mirrored and change sides. Twice the cost; a customary small gain of accuracy (Simonyan and
+            Zisserman, ICLR 2015, section 3.2).
     """
 
-    def __init__(self, backbone: nn.Module, local: str = "feature-map", classifiers: str = "shared"):
+    def __init__(
+        self,
+        backbone: nn.Module,
+        local: str = "feature-map",
+        classifiers: str = "shared",
+        input: str = "colour",
+        test_flip: bool = False,
+    ):
         super().__init__()
         light = getattr(backbone, "light", False)
         self.local, self.sharing = local, classifiers
+        self.input, self.test_flip = input, test_flip
         self.backbone = backbone
         self.global_head = ConvPool(backbone.global_channels)
         self.patch_stems = PatchStems(backbone.local_channels, light) if local == "image-crop" else None
@@ -89,7 +106,11 @@ class GlobalLocal(nn.Module):
         """
         if self.training and self.compiled is not None:
             return self.compiled(images, landmarks, crops)
-        return self.compute(images, landmarks, crops)
+        output = self.compute(images, landmarks, crops)
+        if self.test_flip and not self.training:
+            mirrored = self.compute(*mirror(images, landmarks, crops))
+            return Output((output.logits + mirrored.logits) / 2, (output.features + mirrored.features) / 2)
+        return output
 
     def compute(self, images: Tensor, landmarks: Tensor, crops: Tensor | None = None) -> Output:
         """What `forward` returns. The heads' answers are float32 in any case: thresholds such as 0.95 want that."""
@@ -104,6 +125,8 @@ class GlobalLocal(nn.Module):
             return Output(self._classify(features), features)
 
     def _features(self, images: Tensor, landmarks: Tensor, crops: Tensor | None) -> Tensor:
+        if self.input == "grey":
+            images, crops = luminance(images), None if crops is None else luminance(crops)
         local_map, global_map = self.backbone(images)
         if self.patch_stems is None:
             windows = cut_windows(local_map, to_map(landmarks, images.shape[-1], local_map.shape[-1]))
@@ -134,6 +157,28 @@ class GlobalLocal(nn.Module):
         return groups
 
 
+def luminance(pictures: Tensor) -> Tensor:
+    """Pictures [..., 3, H, W], normalised with ImageNet's mean and deviation, as grey ones in the same normalisation.
+
+    The luma of ITU-R BT.601, as OpenCV and Pillow make grey pictures, in all three channels; a grey picture stays as it
+    is, to rounding.
+    """
+    mean = pictures.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = pictures.new_tensor(IMAGENET_STD).view(3, 1, 1)
+    luma = pictures.new_tensor(LUMA).view(3, 1, 1)
+    # In one product per channel: y_c = (sum_k luma_k (x_k std_k + mean_k) - mean_c) / std_c
+    grey = (pictures * (luma * std)).sum(-3, keepdim=True) + (luma * mean).sum()
+    return (grey - mean) / std
+
+
+def mirror(images: Tensor, landmarks: Tensor, crops: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `GlobalLocal` is given, mirrored: left and right landmarks and crops change places."""
+    order = list(MIRRORED)
+    width = images.shape[-1]
+    flipped = torch.stack([width - 1 - landmarks[..., 0], landmarks[..., 1]], -1)[:, order]
+    return images.flip(-1), flipped, None if crops is None else crops.flip(-1)[:, order]
+
+
 def initialise(module: nn.Module) -> None:
     """Give one layer its first weights: Kaiming normal (over the inputs) if a convolution, Xavier uniform if linear.
 
@@ -155,7 +200,8 @@ def build_network(spec: ModelSpec) -> GlobalLocal:
     """
     from fercli.models.weights import load_weights
 
-    network = GlobalLocal(build_backbone(spec.backbone, spec.width), spec.local, spec.classifiers)
+    backbone = build_backbone(spec.backbone, spec.width)
+    network = GlobalLocal(backbone, spec.local, spec.classifiers, spec.input, spec.test_flip)
     if spec.weights is not None:
         load_weights(network, spec.weights)
     return network

@@ -1,0 +1,34 @@
+"""Learning rates over a stage: by epoch or along a cosine, behind a warm-up."""
+
+from __future__ import annotations
+
+import math
+
+from fercli.spec import Optimisation, Rates
+
+
+def rate_in(rates: Rates, epoch: int) -> float:
+    """The rate of `epoch` (from 1): that of the latest entry at or before it, or the first."""
+    begun = [first for first in rates if first <= epoch]
+    return rates[max(begun) if begun else min(rates)]
+
+
+def rate_at(plan: Optimisation, rates: Rates, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step.
+
+    Under ``cosine`` the rate falls from that of the first epoch to 0 at the end of the last (Loshchilov and Hutter,
+    ICLR 2017, eq. 5, without restarts), from the end of the warm-up on. In the warm-up it rises evenly from step to
+    step and reaches its full value with the warm-up's last (Goyal et al., 2017, section 2.2).
+
+    Args:
+        rates: of the group: ``rate`` or ``discriminator_rate`` of the plan.
+        step: steps done before this one.
+    """
+    epoch = step // steps_per_epoch + 1
+    warmup, total = round(plan.warmup_epochs * steps_per_epoch), plan.epochs * steps_per_epoch
+    if step < warmup:
+        return rate_in(rates, 1 if plan.schedule == "cosine" else epoch) * (step + 1) / warmup
+    if plan.schedule == "steps":
+        return rate_in(rates, epoch)
+    done = (step - warmup) / max(1, total - warmup)
+    return rate_in(rates, 1) * (1 + math.cos(math.pi * done)) / 2
