@@ -11,6 +11,7 @@ from fercli import installed
 from fercli.errors import FercliError
 from fercli.installed import FAIL, OK, WARN, Finding
 from fercli.spec import Dataset, Spec, find, load
+from fercli.starter import NAME, starter_file
 
 #: Free space below which a warning is due, and below which nothing can be made, in bytes.
 _LITTLE, _NONE = 10 * 2**30, 500 * 2**20
@@ -100,7 +101,13 @@ def _paths(spec: Spec) -> Iterator[Finding]:
 
 def _weights(spec: Spec) -> Iterator[Finding]:
     path = spec.model.weights
-    if path is not None:
+    if path is not None and str(path) == NAME:
+        try:
+            yield Finding("weights", OK, f"{NAME}: {starter_file()}", "")
+        except FercliError as problem:
+            found, _, mend = str(problem).rpartition("; ")
+            yield Finding("weights", FAIL, found, mend)
+    elif path is not None:
         there = path.is_file()
         mend = "put the file there (see the spec's comments), or train from noise: --set model.weights=null"
         yield Finding(

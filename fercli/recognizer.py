@@ -2,7 +2,7 @@
 
     from fercli import Recognizer
 
-    recognizer = Recognizer.load("runs/baseline", target="jaffe")
+    recognizer = Recognizer.load()  # the starter model in the package; of your own: load("runs/baseline", "jaffe")
     for face in recognizer("party.jpg"):
         print(face.expression, face.confidence, face.box)
 
@@ -17,6 +17,7 @@ error, for CUDA does not work in a forked process: start processes by ``spawn`` 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -40,11 +41,16 @@ from fercli.predict.faces import Source as Prepared
 from fercli.predict.stream import Picture, recognise
 from fercli.predict.workers import Workers
 from fercli.spec import Spec
+from fercli.starter import NAME
 from fercli.trained import Trained, find_trained
 from fercli.views import plain_view
 
+_logger = logging.getLogger("fercli")
+
 #: The process in which PyTorch may have started its threads.
 _home = os.getpid()
+#: Whether this process was told that nobody chose the model.
+_told_of_starter = False
 
 
 @dataclass(frozen=True)
@@ -104,11 +110,14 @@ class Recognizer:
         self._process = os.getpid()
 
     @classmethod
-    def load(cls, run: str | Path, target: str | None = None, device: str = "auto") -> Recognizer:
-        """The model of a run.
+    def load(cls, run: str | Path | None = None, target: str | None = None, device: str = "auto") -> Recognizer:
+        """The model of a run, or the starter model.
 
         Args:
-            run: a run folder, a stage folder or a checkpoint (`fercli.trained.find_trained`).
+            run: a run folder, a stage folder, a checkpoint or a model file (`fercli.trained.find_trained`). Without it,
+                or by the word ``starter``, it is the model that comes with fercli. Without it, a warning of the logger
+                ``fercli`` says so once a process: on stderr where the application has not set up logging, and where the
+                application wants it otherwise.
             target: of several adaptations the one to this target; ``source`` is the source model.
             device: ``auto``, ``cpu`` or ``cuda``.
 
@@ -116,7 +125,10 @@ class Recognizer:
             FercliError: no such model, several, no checkpoint of fercli, or no CUDA device where one is asked for.
         """
         _settle()
-        return cls.of(find_trained(run, target), device)
+        trained = find_trained(NAME if run is None else run, target)
+        if run is None:
+            _tell_once(trained)
+        return cls.of(trained, device)
 
     @classmethod
     def of(cls, trained: Trained, device: str = "auto") -> Recognizer:
@@ -212,6 +224,19 @@ def _float32(device: torch.device) -> Any:
     if device.type != "cuda":
         return nullcontext()
     return torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False)
+
+
+def _tell_once(trained: Trained) -> None:
+    global _told_of_starter
+    if not _told_of_starter:
+        _told_of_starter = True
+        _logger.warning("%s", starter_line(trained, 'Recognizer.load("starter") asks for it, load(RUN) for another'))
+
+
+def starter_line(trained: Trained, other: str) -> str:
+    """The one line that tells of the starter model where nobody named a model; `other` says how to name one."""
+    sources = "+".join(trained.spec.data.source)
+    return f"starter model (trained on {sources}; see: fercli weights inspect {NAME}); {other}"
 
 
 def _settle() -> None:

@@ -200,6 +200,7 @@ class Model(Section):
         input: ``colour``, or ``grey``: the face's luminance alone, for a source without colours.
         test_flip: whether the answer for a face is the mean of its picture's and its mirror image's.
         weights: a checkpoint to start from (``fercli weights inspect FILE`` tells what one fills); without, noise.
+            ``starter`` is the model that comes with fercli.
     """
 
     backbone: Literal["ir50", "ir18", "mobilenet-v2", "ir-small"] = "ir50"
@@ -214,6 +215,16 @@ class Model(Section):
     def reads_crops(self) -> bool:
         """Whether batches must bring the prepared local crops."""
         return self.local == "image-crop"
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _a_place_stays_one(cls, value: Any) -> Any:
+        """Keep ``./starter``, which a path forgets to be a place, apart from the word ``starter``."""
+        from fercli.starter import NAME
+
+        return (
+            Path(value).absolute() if isinstance(value, str) and value != NAME and Path(value) == Path(NAME) else value
+        )
 
 
 class Engine(Section):

@@ -1,11 +1,12 @@
-"""A trained model in its stage folder: what was made of which spec, and the network ready for use.
+"""A trained model, in its stage folder or in one file: what was made of which spec, and the network ready for use.
 
-Checkpoints carry their spec, so a model needs no YAML beside it.
+Checkpoints and model files carry their spec, so a model needs no YAML beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from fercli.errors import FercliError, SpecError
 from fercli.evaluation.decision import DecisionRule
 from fercli.methods import method_class
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
+from fercli.models.model_file import read_model
+from fercli.models.reading import is_safetensors
 from fercli.spec import Spec, parse
+from fercli.starter import FILE as STARTER
+from fercli.starter import is_starter, starter_file
 
 BEST = "best.ckpt"
 #: What a checkpoint of a trained stage says beside its weights and its spec.
@@ -27,15 +32,27 @@ _NEEDED = ("stage", "best", "decision", "status")
 
 @dataclass(frozen=True)
 class Trained:
-    """A checkpoint: the source model, or one adapted to `target`."""
+    """A checkpoint, or a model in one file: the source model, or one adapted to `target`.
+
+    Attributes:
+        path: the file.
+        state: what it holds, as `fercli.engine.checkpoint.load` returns it.
+        one_file: whether it is a model file (`fercli.models.model_file`): nothing of its training lies beside it.
+    """
 
     path: Path
     state: dict[str, Any]
+    one_file: bool = False
 
     @property
     def folder(self) -> Path:
-        """The stage's folder."""
-        return self.path.parent
+        """The stage's folder. A model file is its own: its name stands in tables, and no file is found below it."""
+        return self.path if self.one_file else self.path.parent
+
+    @property
+    def is_starter(self) -> bool:
+        """Whether it is the model that comes with fercli."""
+        return self.path == STARTER
 
     @property
     def stage(self) -> str:
@@ -98,7 +115,7 @@ class Trained:
         method = kind(settings, kind.read_options(settings.options), FEATURE_SIZE, target_size=0)
         try:
             method.load_state_dict(self.state["method"])
-        except RuntimeError:
+        except (KeyError, RuntimeError):
             raise self._of_another_version() from None
         return method.to(device).eval().refine
 
@@ -147,11 +164,22 @@ def unfinished(spec: Spec) -> list[Path]:
     return [path for path in sorted(spec.run_folder.glob("adapt-*")) if path.is_dir() and not (path / BEST).exists()]
 
 
+def holds_model(run: Path) -> bool:
+    """Whether a run folder has a trained model."""
+    return any(path.exists() for name in ("source", "adapt-*") for path in run.glob(f"{name}/{BEST}"))
+
+
+class NoModel(FercliError):
+    """There is no trained model where one was looked for."""
+
+
 def find_trained(run: str | Path, target: str | None = None) -> Trained:
     """The model that a user names.
 
     Args:
-        run: a run folder, one of its stage folders, or a checkpoint file of fercli.
+        run: a run folder, one of its stage folders, a checkpoint of fercli, a model file (the .safetensors that
+            ``fercli weights export`` writes), or the word ``starter``, the model that comes with fercli. A folder of
+            that name is ``./starter``, or any Path.
         target: which of a run folder's models: the target it was adapted to, the name of its folder, or ``source``.
             A stage folder or a file is one model already, and must be that one.
 
@@ -159,13 +187,16 @@ def find_trained(run: str | Path, target: str | None = None) -> Trained:
         Of a run folder without `target`, the one adapted model, or the source model where nothing is adapted.
 
     Raises:
-        FercliError: there is no model, several fit (they are named), or the file is no checkpoint of fercli.
+        NoModel: there is none.
+        FercliError: several fit (they are named), or the file is no checkpoint and no model file of fercli.
     """
+    if is_starter(run):
+        return _checked(_read(starter_file()), target)
     path = Path(run)
     if path.is_file():
         return _checked(_read(path), target)
     if not path.is_dir():
-        raise FercliError(f"no run folder or checkpoint {path}; train one: fercli train-source")
+        raise NoModel(f"no run folder or checkpoint {path}; train one: fercli train-source")
     if (path / BEST).exists():
         return _checked(_read(path / BEST), target)
     adapted = sorted(p.parent for p in path.glob(f"adapt-*/{BEST}"))
@@ -173,11 +204,11 @@ def find_trained(run: str | Path, target: str | None = None) -> Trained:
     names = ", ".join(folder.name for folder in adapted) or "none"
     if target == "source" or (target is None and not adapted and source.exists()):
         if not source.exists():
-            raise FercliError(f"no source model in {path}; run: fercli train-source")
+            raise NoModel(f"no source model in {path}; run: fercli train-source")
         return _read(source)
     if target is None:
         if not adapted:
-            raise FercliError(f"{path} holds no trained model; run: fercli train-source")
+            raise NoModel(f"{path} holds no trained model; run: fercli train-source")
         if len(adapted) == 1:
             return _read(adapted[0] / BEST)
         raise FercliError(f"{path} has several adapted models ({names}); name one: {adapted[0]}")
@@ -186,7 +217,7 @@ def find_trained(run: str | Path, target: str | None = None) -> Trained:
         names = ", ".join(model.folder.name for model in fitting)
         raise FercliError(f"{path} has several models adapted to {target} ({names}); name one: {fitting[0].folder}")
     if not fitting:
-        raise FercliError(
+        raise NoModel(
             f"{path} has no model adapted to {target} (adapted: {names}); run: fercli adapt --target {target}"
         )
     return fitting[0]
@@ -204,6 +235,9 @@ def _checked(model: Trained, target: str | None) -> Trained:
 
 
 def _read(path: Path) -> Trained:
+    with suppress(OSError):  # what cannot be opened is told below
+        if is_safetensors(path):
+            return Trained(path, read_model(path), one_file=True)
     state = checkpoint.load(path)
     missing = [name for name in _NEEDED if name not in state]
     if missing:

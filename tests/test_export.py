@@ -167,7 +167,7 @@ def test_batches_are_of_several_sizes() -> None:
     assert check._batch_sizes(2) == [1, 1] and check._batch_sizes(1) == [1]
 
 
-def test_noise_where_no_store_is(tmp_path: Path, prepared: Path) -> None:
+def test_drawn_faces_where_no_store_is(tmp_path: Path, prepared: Path) -> None:
     run = make_run(tmp_path / "mine", spec_of(prepared))
     trained = find_trained(run)
     assert check.samples(trained).dataset == "jaffe"
@@ -175,8 +175,11 @@ def test_noise_where_no_store_is(tmp_path: Path, prepared: Path) -> None:
     assert check.samples(trained).dataset == "raf-db"
     trained.state["spec"]["paths"]["prepared"] = str(tmp_path / "nothing")
     found = check.samples(trained)
-    assert found.dataset is None and found.faces.shape == (16, 112, 112, 3) and found.crops is None
-    assert torch.equal(found.faces, check.noise(trained.spec).faces)
+    assert found.dataset is None and found.faces.shape == (14, 140, 140, 3) and found.crops is None
+    assert torch.equal(found.faces, check.drawn(trained.spec).faces) and len(found.faces.unique(dim=0)) == 14
+    assert (found.landmarks[:, 0, 0] < found.landmarks[:, 1, 0]).all() and (found.landmarks > 14).all()
+    trained.state["spec"]["model"]["local"] = "image-crop"
+    assert check.samples(trained).crops.shape == (14, 5, 48, 48, 3)
 
 
 # -------------------------------------------------------------------------------------------------------- what is asked

@@ -333,7 +333,7 @@ def test_numbers_of_an_older_version_are_shown_and_the_rest_is_named(results):
 @pytest.mark.parametrize(
     ("key", "name", "note"),
     [
-        ("gaps", "gap", "no target was evaluated, so there is no gap"),
+        ("gaps", "gap", "no target was evaluated beside prepared faces of the source"),
         ("pseudo_labels", "pseudo-labels", "no adaptation has left its outputs"),
         ("exhibits", "exhibits", "there are no faces to show"),
         ("history", "curves", None),

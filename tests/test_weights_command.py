@@ -227,7 +227,7 @@ def test_the_checkpoint_that_a_folder_means(ours, tmp_path):
     out = tmp_path / "out.safetensors"
     result = run("weights", "export", run_folder / "adapt-jaffe", out, "--format", "fercli", "--json")
     (told_of,) = json.loads(result.stdout).values()
-    assert told_of["path"] == str(out) and "tensors alone" in told_of["left_out"][0]
+    assert told_of["path"] == str(out) and "of the machine that trained it" in told_of["left_out"][0]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from click import Context, Parameter
 from click.shell_completion import CompletionItem
 
 from fercli.errors import FercliError
+from fercli.starter import NAME
 
 if TYPE_CHECKING:
     from fercli.spec import Spec
@@ -63,11 +64,11 @@ def complete_methods(ctx: Context, parameter: Parameter, incomplete: str) -> lis
 
 
 def complete_runs(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Runs under paths.runs, by name and by path; where none fits, folders."""
+    """Runs under paths.runs, by name and by path, and the starter model; where none fits, folders."""
     spec = _spec(ctx)
     runs = [] if spec is None else sorted(path.parent for path in spec.paths.runs.glob("*/spec.yaml"))
     names = [*(run.name for run in runs), *(str(run) for run in runs)]
-    return [CompletionItem(incomplete, type="dir"), *_fitting(names, incomplete)]
+    return [CompletionItem(incomplete, type="dir"), *_fitting([*names, NAME], incomplete)]
 
 
 def _fitting(names: Iterable[str], incomplete: str) -> list[CompletionItem]:

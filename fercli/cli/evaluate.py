@@ -5,19 +5,31 @@ from __future__ import annotations
 import click
 
 from fercli import console
+from fercli.cli.completion import complete_runs
 from fercli.cli.options import chosen_targets, read_spec, source_option, spec_options, target_option
 
 
 @click.command("evaluate", short_help="Score source-only and adapted models; write the report.")
 @spec_options
 @source_option
+@click.option(
+    "--model",
+    metavar="MODEL",
+    shell_complete=complete_runs,
+    help="Score this model, of any run: starter, a model file, a stage folder, a checkpoint.",
+)
 @target_option("Target (may be repeated), or all. Default: those adapted to.")
 @click.option("--report", is_flag=True, help="Also write the HTML report.")
-def command(spec_file, overrides, quiet, as_json, sources, targets, report):
+def command(spec_file, overrides, quiet, as_json, sources, model, targets, report):
     """Score the source model and the adapted ones; write the numbers and, with --report, one HTML file.
 
     Into the run's folder report/ go results.json, results.csv (the scores, one a row), predictions/*.csv (a row a
     face) and report.html.
+
+    With --model it scores that model on prepared datasets, without a run of the spec. MODEL is a run folder, a stage
+    folder, a checkpoint, a .safetensors of fercli weights export, or starter, the model that comes with fercli. The
+    numbers go to model-NAME/report under paths.runs. --target may then be the model's source too: its test part is
+    scored.
 
     Of a spec with a sweep section it makes the benchmark's table from whatever the sweep has trained so far.
 
@@ -26,20 +38,48 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, report):
       fercli evaluate --report
       fercli evaluate --target jaffe --json
       fercli evaluate -c shifts --report
+      fercli evaluate --model starter --target jaffe
     """
     from fercli.evaluation.evaluate import adapted_targets, evaluate
-    from fercli.evaluation.headline import headline
 
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
+    if model is not None:
+        _evaluate_model(spec, model, sources, targets, report)
+        return
     if spec.sweep is not None:
         _evaluate_sweep(spec, targets, report)
         return
     names = chosen_targets(spec, targets) if targets else adapted_targets(spec)
-    results, files = evaluate(spec, names, report)
-    console.table(*headline(results))
+    _show(*evaluate(spec, names, report))
+
+
+def _show(results, files, of_model=False):
+    from fercli.evaluation.headline import expressions, headline
+
+    title, *table = headline(results)
+    console.table(results["title"] if of_model else title, *table)
+    if of_model:
+        console.table(*expressions(results))
     for kind, path in files.items():
         console.say(f"{kind}: {path}")
     console.result({**results, "files": {kind: str(path) for kind, path in files.items()}})
+
+
+def _evaluate_model(spec, name, sources, targets, report):
+    from fercli.errors import SpecError
+    from fercli.evaluation.evaluate import evaluate_model
+    from fercli.trained import find_trained
+
+    if sources:
+        raise SpecError("--source is of a run's spec, and --model brings its own; leave --source out")
+    prepared = [one for one in spec.data.targets if (spec.store_path(one) / "meta.json").exists()]
+    datasets = list(dict.fromkeys(targets)) if targets and "all" not in targets else prepared
+    if not datasets:
+        raise SpecError(
+            f"no dataset to score on is prepared in {spec.paths.prepared}; run: fercli prepare --dataset NAME, and "
+            "name it with --target NAME"
+        )
+    _show(*evaluate_model(spec, find_trained(name), datasets, report), of_model=True)
 
 
 def _evaluate_sweep(spec, targets, report):

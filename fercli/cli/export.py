@@ -33,10 +33,12 @@ _FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 def command(run, target, kind, out, opset, force, quiet, as_json):
     """Write a trained model as one file that runs without fercli, and a model card beside it.
 
-    RUN is a run's folder, the folder of one of its stages, or a checkpoint. Aligned faces and their five landmarks go
+    RUN is a run's folder, the folder of one of its stages, a checkpoint, a .safetensors of fercli weights export, or
+    starter, the model that comes with fercli. Aligned faces and their five landmarks go
     in, batches of any size; the answer, its probabilities and those of all heads come out: normalisation, network and
-    decision rule are inside. The file is compared with the model on the run's prepared faces, and not written where
-    they differ by more than 1e-4. The card (FILE with .md) is kept where there is one: it may have been edited.
+    decision rule are inside. The file is compared with the model on the run's prepared faces, else on drawn ones, and
+    not written where they differ by more than 1e-4. The card (FILE with .md) is kept where there is one: it may have
+    been edited.
 
     ONNX needs: pip install "fercli[onnx]"
 
@@ -44,6 +46,7 @@ def command(run, target, kind, out, opset, force, quiet, as_json):
     Examples:
       fercli export runs/baseline --target jaffe
       fercli export runs/baseline/source --format torch --out models/source.pt2
+      fercli export starter --out starter.onnx
       fercli export runs/baseline --target jaffe --opset 20 --force --json
     """
     from pathlib import Path

@@ -14,12 +14,14 @@ from fercli.durations import rate
 
 if TYPE_CHECKING:
     from fercli.predict.run import Totals
+    from fercli.spec import Spec
+    from fercli.trained import Trained
 
 
 @click.command("predict", short_help="Name the expression of every face in pictures, videos or a camera.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @spec_options
-@click.option("--run", "run", metavar="RUN", help="Run folder, stage folder or checkpoint. Default: the spec's run.")
+@click.option("--run", "run", metavar="RUN", help="Run, stage folder, model file, or starter. Default: below.")
 @click.option("--target", metavar="NAME", help="Of several adaptations the one to this target; source: not adapted.")
 @click.option("--jsonl", metavar="FILE|-", help="Where JSON lines go. Default: stdout, unless --csv is given.")
 @click.option("--csv", "csv_to", metavar="FILE|-", help="Write a table, a row a face.")
@@ -41,10 +43,16 @@ def command(
     landmarks, expression, confidence, the probabilities of all seven, the rung of GLPC that decided and each head's
     answer. What cannot be read gives a line with an error. Remarks and progress go to stderr.
 
+    The model is that of --run: a run folder, a stage folder, a checkpoint, a .safetensors of fercli weights export, or
+    starter, the one that comes with fercli (a folder of that name: ./starter). Without --run it is that of the spec's
+    run where a spec is named (-c, --set, or ./fercli.yaml is there), else that of ./runs/baseline where there is one,
+    else the starter.
+
     With --json and all results in files, a summary is printed on stdout.
 
     \b
     Examples:
+      fercli predict photo.jpg
       fercli predict photos/ --run runs/demo > answers.jsonl
       fercli predict "holiday/*.jpg" --csv answers.csv --annotate drawn/
       fercli predict interview.mp4 --smooth 0.5 --annotate interview-faces.mp4 --jsonl interview.jsonl
@@ -64,7 +72,8 @@ def command(
     from fercli.predict.run import predict
     from fercli.recognizer import Recognizer
 
-    recognizer = Recognizer.load(run or spec.run_folder, target, device or spec.engine.device)
+    trained = _model(run, target, spec, named=bool(spec_file or overrides or Path("fercli.yaml").is_file()))
+    recognizer = Recognizer.of(trained, device or spec.engine.device)
     files = {"jsonl": jsonl, "csv": csv_to, "annotate": annotate}
     totals = predict(recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force)
     if "-" not in (jsonl, csv_to):
@@ -72,6 +81,25 @@ def command(
     _tell(totals)
     if totals.stopped or not totals.pictures:
         click.get_current_context().exit(130 if totals.stopped else 1)
+
+
+def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trained:
+    """The model that --run names, or what stands for it (see the help); `named` tells whether the user named a spec."""
+    from fercli.errors import FercliError
+    from fercli.recognizer import starter_line
+    from fercli.starter import NAME
+    from fercli.trained import NoModel, find_trained, holds_model
+
+    if run is not None:
+        return find_trained(run, target)
+    if named or holds_model(spec.run_folder):
+        try:
+            return find_trained(spec.run_folder, target)
+        except NoModel as problem:
+            raise FercliError(f"{problem}; or use the model that comes with fercli: --run {NAME}") from None
+    trained = find_trained(NAME, target)
+    console.say(starter_line(trained, "--run names another"))
+    return trained
 
 
 def _tell(totals: Totals) -> None:

@@ -28,6 +28,8 @@ def command():
 def inspect(ctx, files, spec_file, overrides, quiet, as_json):
     """Tell what checkpoint files are: whose, of which network, what they fill, what is left over, what stays empty.
 
+    starter is the model that comes with fercli; its card is shown too.
+
     With -c or --set also whether they fit the spec's network, with every misfit. Exits with 1 if a file cannot be read
     or does not fit.
 
@@ -36,6 +38,7 @@ def inspect(ctx, files, spec_file, overrides, quiet, as_json):
       fercli weights inspect runs/baseline/adapt-jaffe/best.ckpt
       fercli weights inspect weights/*.pth -c raf-db-ir50
       fercli weights inspect model.pkl --set model.backbone=ir18 --json
+      fercli weights inspect starter
     """
     from fercli.cli.weights_view import document_of, examine, show
     from fercli.errors import FercliError
@@ -73,11 +76,14 @@ def inspect(ctx, files, spec_file, overrides, quiet, as_json):
     show_default=True,
     help="Whose names.",
 )
+@click.option("--half", is_flag=True, help="Store floats as float16: half the size.")
 @click.option("--force", is_flag=True, help="Replace OUT where it is there already.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
-def export(source, out, kind, force, quiet, as_json):
+def export(source, out, kind, half, force, quiet, as_json):
     """Write the checkpoint of a run (a file, or the folder of its stage) under published names.
+
+    starter is the model that comes with fercli.
 
     \b
     Formats:
@@ -86,18 +92,19 @@ def export(source, out, kind, force, quiet, as_json):
       torchvision  the MobileNetV2 alone, as torchvision names it
       fercli       our own, without what only a stopped training needs
 
-    An OUT that ends in .safetensors holds the tensors alone, under the format's names.
+    An OUT that ends in .safetensors holds the tensors alone, under the format's names; of format fercli it is a whole
+    model in one file, without paths of this machine: predict --run, evaluate --model, export and model.weights take it.
 
     \b
     Examples:
       fercli weights export runs/baseline/adapt-jaffe jaffe.pkl
       fercli weights export runs/baseline/source backbone.pth --format face-evolve
-      fercli weights export runs/baseline/source source.safetensors --format fercli
+      fercli weights export runs/baseline/source source.safetensors --format fercli --half
     """
     from fercli.models.export import export as write
 
     console.configure(quiet=quiet, as_json=as_json)
-    done = write(source, out, kind, force)
+    done = write(source, out, kind, force, half)
     for text in done.left_out:
         console.say(f"not in it: {text}")
     console.say(f"{done.path}: {done.format}, {done.tensors} tensors, {done.numbers / 1e6:.2f} M numbers")

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
+from torch.utils.flop_counter import FlopCounterMode
 
 from fercli import console
+from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
-from fercli.models import HEADS
+from fercli.models import HEADS, GlobalLocal
 from fercli.models.kinds import Description
 from fercli.models.reading import shown
-from fercli.models.weights import Misfit, empty_network, first_weights, misfits, own_network, read_weights
-from fercli.spec import Spec
+from fercli.models.weights import Misfit, Weights, empty_network, first_weights, misfits, own_network, read_weights
+from fercli.spec import Spec, parse
+from fercli.starter import is_starter, starter_card, starter_facts, starter_hash
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,10 @@ class Found:
         first_weights: parts of that network (or the spec's, where one was given) that keep their first weights.
         spec: its name, where one was given.
         spec_misfits: in what the file does not fit the spec's network; None where no spec was given.
+        mflop: millions of operations for one face, a multiply-add counted as two; None where fercli builds no such
+            network.
+        starter: of the model that comes with fercli its SHA-256 (``sha256``), the card's figures (``facts``) and the
+            ``card``; None of any other file.
     """
 
     description: Description
@@ -39,10 +49,17 @@ class Found:
     first_weights: list[str]
     spec: str | None = None
     spec_misfits: list[Misfit] | None = None
+    mflop: float | None = None
+    starter: dict[str, Any] | None = None
 
 
 def examine(file: str, spec: Spec | None) -> Found:
-    """Read a file and hold it against its own architecture's network, and the spec's; raises as `read_weights`."""
+    """Read a file and hold it against its own architecture's network, and the spec's; raises as `read_weights`.
+
+    Args:
+        file: the file, or ``starter``.
+        spec: whose network it is to fit, or None.
+    """
     weights = read_weights(file)
     own = own_network(weights.description.architecture)
     asked = None if spec is None else empty_network(spec.model)
@@ -54,7 +71,21 @@ def examine(file: str, spec: Spec | None) -> Found:
         [] if network is None else first_weights(weights.description, network),
         None if spec is None else spec.name,
         None if asked is None else misfits(weights, asked),
+        None if own is None else _mflop(weights, own),
+        {"sha256": starter_hash(), "facts": starter_facts(), "card": starter_card()} if is_starter(file) else None,
     )
+
+
+def _mflop(weights: Weights, network: GlobalLocal) -> float:
+    """What one face costs the network that a file's own spec describes, else that of its architecture."""
+    size, crop = 112, 48
+    with suppress(FercliError, KeyError):
+        spec = parse(weights.document["spec"])
+        network, size, crop = empty_network(spec.model), spec.prepare.size, spec.prepare.crop_size
+    face = torch.empty(1, 3, size, size), torch.empty(1, 5, 2), torch.empty(1, 5, 3, crop, crop)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.eval()(*(part.to("meta") for part in face))
+    return counter.get_total_flops() / 1e6
 
 
 def document_of(found: Found) -> dict[str, Any]:
@@ -67,6 +98,7 @@ def document_of(found: Found) -> dict[str, Any]:
         "architecture": {**asdict(it.architecture), "title": it.architecture.title, "model": it.architecture.model},
         "tensors": it.tensors,
         "parameters": it.parameters,
+        "mflop": found.mflop,
         "epoch": it.epoch,
         "record": dict(it.record or {}),
         "fills": found.fills,
@@ -81,11 +113,12 @@ def document_of(found: Found) -> dict[str, Any]:
             "misfits": [entry._asdict() for entry in found.spec_misfits],
         },
         "class_status": None if it.class_status is None else it.class_status.tolist(),
+        **({} if found.starter is None else {"starter": found.starter}),
     }
 
 
 def show(found: Found) -> None:
-    """Print a file's table and, where it has one, the learning status b on stdout, unless silent."""
+    """Print on stdout, unless silent: a file's table, the learning status b where it has one, the starter's card."""
     if console.silent():
         return
     it = found.description
@@ -102,12 +135,18 @@ def show(found: Found) -> None:
         rows = [[head, *(f"{value:.2f}" for value in row)] for head, row in zip(HEADS, it.class_status, strict=True)]
         console.table("  learning status b", ["head", *EXPRESSIONS], rows)
     out.print()
+    if found.starter is not None:
+        # Markdown is laid out for a reader's eyes only: a pipe gets it as it is written.
+        text = found.starter["card"]
+        out.print(Markdown(text) if sys.stdout.isatty() else Text(text), soft_wrap=not sys.stdout.isatty())
 
 
 def _rows(found: Found) -> list[tuple[str, str]]:
     """The table's rows, a word and a text."""
     it, record = found.description, found.description.record or {}
-    rows = [("network", str(it.architecture)), ("size", f"{it.parameters:,} parameters; {it.tensors} tensors")]
+    cost = "" if found.mflop is None else f"; {found.mflop:,.1f} MFLOP a face (a multiply-add counts as two)"
+    size = f"{it.parameters:,} parameters; {it.tensors} tensors{cost}"
+    rows = [("network", str(it.architecture)), ("size", size)]
     if record:
         rows.append(("trained", _trained(record, it.epoch)))
     elif it.epoch is not None:

@@ -8,7 +8,6 @@ matrix products are).
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -21,13 +20,6 @@ from fercli.machine import cpu_flags
 from fercli.models import GlobalLocal, Output
 from fercli.models.local import WINDOW
 from fercli.spec import Engine
-
-try:
-    from lightning_fabric.plugins.precision import MixedPrecision, Precision
-except ModuleNotFoundError as missing:
-    if missing.name != "lightning_fabric":
-        raise
-    from lightning.fabric.plugins.precision import MixedPrecision, Precision
 
 #: What a processor that multiplies bfloat16 says of itself (x86's AVX-512 and AMX, Arm).
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "avx_ne_convert"}
@@ -55,24 +47,6 @@ def resolve_precision(precision: str, device: str) -> str:
 def autocast_of(precision: str) -> torch.dtype | None:
     """The half-precision type of a resolved precision, None for none."""
     return _HALF.get(precision)
-
-
-class _InsideTheNetwork(MixedPrecision):
-    """Fabric's gradient scaling for float16, without its casts: the network has its own, and landmarks stay exact."""
-
-    def forward_context(self) -> AbstractContextManager:
-        return nullcontext()
-
-    def convert_input(self, data: Any) -> Any:
-        return data
-
-    def convert_output(self, data: Any) -> Any:
-        return data
-
-
-def precision_plugin(precision: str, device: str) -> Precision:
-    """What `Fabric` is told of a resolved precision: only float16 needs something of it, the scaling of gradients."""
-    return _InsideTheNetwork(precision, device) if precision == "16-mixed" else Precision()
 
 
 def set_libraries(precision: str, device: str, deterministic: bool) -> None:

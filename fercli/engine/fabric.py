@@ -12,7 +12,6 @@ in. Data and runs must lie where every machine sees them.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import re
 import warnings
@@ -23,24 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fercli import console
 from fercli.engine import ranks
-from fercli.engine.acceleration import precision_plugin, resolve_precision, set_libraries
+from fercli.engine.acceleration import resolve_precision, set_libraries
 from fercli.errors import FercliError
 from fercli.spec import Engine
-
-# lightning-fabric installs lightning_fabric; the full lightning package holds the same thing under another name.
-try:
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins import environments
-    from lightning_fabric.strategies import DDPStrategy
-except ModuleNotFoundError as missing:
-    if missing.name != "lightning_fabric":
-        raise
-    from lightning.fabric import Fabric
-    from lightning.fabric.plugins import environments
-    from lightning.fabric.strategies import DDPStrategy
-
-for _name in ("lightning_fabric", "lightning.fabric"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 class Launch(NamedTuple):
@@ -106,6 +90,8 @@ def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
     Raises:
         FercliError: no CUDA device where one is asked for, or fewer than there are processes; as `launched`.
     """
+    from fercli.engine.lightning import Fabric, precision_plugin
+
     device, launch = resolve_device(engine.device), launched()
     if engine.threads:
         torch.set_num_threads(engine.threads)
@@ -130,6 +116,8 @@ def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
 
 def _processes(launch: Launch, device: str, reaches_all: bool) -> dict[str, Any]:
     """What `Fabric` is told of devices and processes; named in full, so that it does not guess at the environment."""
+    from fercli.engine.lightning import DDPStrategy, environments
+
     if launch.processes == 1:
         return {"devices": 1, "plugins": [environments.LightningEnvironment()]}
     here = launch.processes // launch.machines

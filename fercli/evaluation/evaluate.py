@@ -1,4 +1,5 @@
-"""A finished run to numbers: every head and the decision rule, on the source's test faces and on every target.
+"""A finished run, or one trained model, to numbers: every head and the decision rule, on the source's test faces and on
+every target.
 
 This is the final score, the one place beside `oracle` where target labels are read.
 """
@@ -6,6 +7,7 @@ This is the final score, the one place beside `oracle` where target labels are r
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +21,7 @@ from fercli.engine.fabric import resolve_device
 from fercli.engine.log import read_metrics
 from fercli.engine.stages import open_store, warn_of_overlap
 from fercli.engine.watch import read_outputs
+from fercli.errors import FercliError
 from fercli.evaluation.exhibits import exhibits
 from fercli.evaluation.explain import Picture
 from fercli.evaluation.looker import Looker
@@ -27,10 +30,20 @@ from fercli.evaluation.published import published_rows
 from fercli.evaluation.results_files import open_report, predictions_name, unwritable, write_results
 from fercli.evaluation.scored import Scored
 from fercli.expressions import EXPRESSIONS
+from fercli.faces.extract import Options
 from fercli.machine import describe_device
 from fercli.spec import Spec
+from fercli.starter import NAME
 from fercli.store import Store
 from fercli.trained import Trained, adapted_models, source_model, unfinished
+
+
+class _Work(NamedTuple):
+    """A model, the datasets that it is scored on, and those of them whose faces worth a look are sought under it."""
+
+    model: Trained
+    datasets: list[str]
+    exhibited: list[str]
 
 
 class _Looked(NamedTuple):
@@ -63,9 +76,93 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     stores = {name: open_store(spec, name) for name in [*spec.data.source, *targets]}
     for name in targets:
         warn_of_overlap(stores[name])
-    folder = open_report(spec.run_folder / "report")
-    looked = _look(spec, source, adapted, stores, report)
-    results = console.finite(_document(spec, [source, *adapted], stores, looked))  # JSON has no NaN
+    # Faces worth a look are sought under the models adapted to a target; where there is none, under the source model.
+    adapted_to = {model.target for model in adapted}
+    work = [_Work(source, list(stores), [name for name in targets if name not in adapted_to])]
+    work += [_Work(model, [model.target], [model.target]) for model in adapted]
+    return _score(spec, work, stores, report, spec.run_folder / "report")
+
+
+def evaluate_model(
+    spec: Spec, model: Trained, datasets: Sequence[str], report: bool = False
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Score one trained model on prepared datasets, whatever run it comes from.
+
+    The network, the sizes and what was held out are those of the model's own spec. The model's source datasets are
+    looked up too. Without their stores no temperature is fitted, and the distance between the domains is not measured;
+    a remark says so. A source among `datasets` is scored as `fercli evaluate` scores a run's source.
+
+    Args:
+        spec: where the stores lie (``paths.prepared``), what the engine runs on, and where the numbers go:
+            ``paths.runs/model-NAME/report``.
+        datasets: to score on.
+        report: as for `evaluate`.
+
+    Returns, raises:
+        As `evaluate`.
+    """
+    own = model.spec.model_copy(
+        update={
+            **{key: getattr(spec, key) for key in ("paths", "engine", "evaluate")},
+            "name": _name_of(model),
+            "data": model.spec.data.model_copy(update={"datasets": spec.data.datasets}),
+        }
+    )
+    stores = {name: open_store(own, name) for name in datasets}
+    for name, store in stores.items():
+        _warn_of_other_faces(own, model, store)
+        if name == model.target:
+            warn_of_overlap(store)
+    sources = _sources(own, stores)
+    work = [_Work(model, list(datasets), [name for name in datasets if name not in own.data.source])]
+    return _score(own, work, stores, report, own.run_folder / "report", sources)
+
+
+def _name_of(model: Trained) -> str:
+    """What a model's own folder of results is called: no run of that name is touched."""
+    if model.is_starter:
+        return f"model-{NAME}"
+    parts = [model.path.stem] if model.one_file else [model.spec.name, model.folder.name]
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(["model", *parts]))
+
+
+def _sources(spec: Spec, stores: Mapping[str, Store]) -> list[Store]:
+    """The stores of all source datasets, or none, which is told."""
+    try:
+        return [stores.get(name) or open_store(spec, name) for name in spec.data.source]
+    except FercliError:
+        console.say(
+            f"no prepared store of {'+'.join(spec.data.source)}, which the model was trained on: no temperature is "
+            "fitted, and the distance between the domains is not measured"
+        )
+        return []
+
+
+def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
+    """Say where a store's faces are cut otherwise than those that the model was trained on."""
+    due = Options.of(spec.prepare).parameters()
+    names = ["align", "crop_size", "crop_zoom"] if spec.model.reads_crops else ["align"]
+    found = store.meta["parameters"]
+    other = [f"{name} {found[name]}, not {due[name]}" for name in names if found.get(name, due[name]) != due[name]]
+    if other:
+        console.warn(
+            f"{store.path} holds faces cut otherwise than those {model.path} was trained on: {', '.join(other)}"
+        )
+
+
+def _score(
+    spec: Spec,
+    work: Sequence[_Work],
+    stores: Mapping[str, Store],
+    report: bool,
+    folder: Path,
+    sources: Sequence[Store] | None = None,
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """Do the work and write what came of it; `sources` where they are other than the spec's among `stores`."""
+    folder = open_report(folder)
+    sources = [stores[name] for name in spec.data.source] if sources is None else sources
+    looked = _look(spec, work, stores, sources, report)
+    results = console.finite(_document(spec, [one.model for one in work], stores, looked))  # JSON has no NaN
     try:
         files = write_results(results, looked.scored, folder)
         if report:
@@ -86,27 +183,22 @@ def adapted_targets(spec: Spec) -> list[str]:
 
 
 def _look(
-    spec: Spec, source: Trained, adapted: Sequence[Trained], stores: Mapping[str, Store], report: bool
+    spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], report: bool
 ) -> _Looked:
-    """Let every model look once at each dataset that it is scored on: the source's at all, the others' at their target.
-
-    Faces worth a look are sought under the models adapted to a target; where there is none, under the source model.
-    """
-    looker = Looker(spec, [stores[name] for name in spec.data.source])
+    """Let every model look once at each dataset that it is scored on."""
+    looker = Looker(spec, sources)
     targets = [name for name in stores if name not in spec.data.source]
-    adapted_to = {model.target for model in adapted}
-    looked = _Looked([], {name: [] for name in targets}, [], {})
-    work = [(source, list(stores)), *((model, [model.target]) for model in adapted)]
-    with console.progress("evaluate", sum(1 + len(names) for _, names in work)) as bar:
-        for model, names in work:
+    looked = _Looked([], {name: [] for name in targets if sources}, [], {})
+    with console.progress("evaluate", sum(1 + len(one.datasets) for one in work)) as bar:
+        for model, names, exhibited in work:
             looker.take(model)
             bar.advance(note=f"{model.method} on source faces")
             for name in names:
                 scored, features = looker.score(stores[name])
                 looked.scored.append(scored)
-                if name in targets:
+                if name in looked.gaps:
                     looked.gaps[name].append(looker.gap(scored, features, mapped=report))
-                if name in targets and (model is not source or name not in adapted_to):
+                if name in exhibited:
                     found = exhibits(scored)
                     looked.exhibits.extend(found)
                     if report:
@@ -121,7 +213,8 @@ def _document(spec: Spec, models: Sequence[Trained], stores: Mapping[str, Store]
     for scored in looked.scored:
         entries.append({**scored.entry(), "predictions": predictions_name(scored)})
         table += scored.rows(entries[-1]) if not scored.is_source else []
-    targets, sources = list(looked.gaps), "+".join(spec.data.source)
+    sources = "+".join(spec.data.source)
+    targets = [name for name in stores if name not in spec.data.source]
     stand_in = any(store.stand_in for store in stores.values())
     published = spec.evaluate.published and not stand_in
     return {

@@ -28,13 +28,36 @@ def headline(results: dict[str, Any]) -> tuple[str, list[str], list[list[str]], 
     return f"{results['title']}: source-only beside adapted", columns, rows, "\n".join(notes)
 
 
+def expressions(results: dict[str, Any]) -> tuple[str, list[str], list[list[str]], str | None]:
+    """Recall, precision and F1 of the decision for each expression, as `headline`, of every dataset with labels."""
+    columns = ["tested on", "expression", "recall %", "precision %", "F1 %", "faces"]
+    rows = []
+    for entry in results["entries"]:
+        for one in (entry["decision"]["metrics"] or {}).get("per_expression", []):
+            figures = [_percent(one[name]) for name in ("recall", "precision", "f1")]
+            rows.append([_marked(results, entry["dataset"]), one["expression"], *figures, str(one["support"])])
+    notes = [
+        f"{entry['dataset']}: {_intervals(entry['intervals'])}" for entry in results["entries"] if entry["intervals"]
+    ]
+    return "By expression", columns, rows, "\n".join(notes) or None
+
+
+def _intervals(found: dict[str, Any]) -> str:
+    said = [f"{name} {_percent(found[key][0])} to {_percent(found[key][1])}" for key, name in _NAMES if found.get(key)]
+    return f"95 % intervals, bootstrap over {found['units']} {found['by']}: {', '.join(said)}"
+
+
+_NAMES = (("accuracy", "acc"), ("macro_f1", "F1"))
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
 def _marked(results: dict[str, Any], dataset: str) -> str:
     return dataset + (" †" if results["datasets"][dataset]["stand_in"] else "")
 
 
 def _figures(metrics: dict[str, Any] | None, counts: dict[str, Any]) -> list[str]:
-    def percent(name: str) -> str:
-        value = metrics and metrics[name]
-        return "–" if value is None else f"{100 * value:.2f}"
-
-    return [percent("accuracy"), percent("macro_f1"), f"{counts['scored']}/{counts['expected']}"]
+    shown = [_percent(metrics and metrics[name]) for name in ("accuracy", "macro_f1")]
+    return [*shown, f"{counts['scored']}/{counts['expected']}"]

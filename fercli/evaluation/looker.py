@@ -16,7 +16,8 @@ from fercli.evaluation.domain_gap import a_distance, embed
 from fercli.evaluation.explain import Picture, grad_cam, picture_of
 from fercli.evaluation.inference import look
 from fercli.evaluation.scored import Scored, scored_part, training_part
-from fercli.methods.base import Seen
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.methods.base import NUM_HEADS, Seen
 from fercli.models import Output
 from fercli.spec import Spec
 from fercli.store import Store
@@ -31,7 +32,8 @@ class Looker:
 
     Args:
         spec: the run's.
-        sources: the stores of its source datasets, opened with labels.
+        sources: the stores of its source datasets, opened with labels; none where they are not prepared: then no
+            temperature is fitted (it stays 1), and `gap` cannot be asked for.
 
     Attributes:
         device: what it runs on.
@@ -42,6 +44,8 @@ class Looker:
         fabric = make_fabric(spec.engine)
         self.device: torch.device = fabric.device
         self._network = fabric.setup_module(empty_network(spec))
+        if not sources:
+            return
         train, held = zip(*(training_part(spec, store) for store in sources), strict=True)
         train = _thinned(train, GAP_FACES)
         self._train, self._train_labels = self._faces(sources, train), labels_of(sources, train)
@@ -52,13 +56,16 @@ class Looker:
         self._train_features: Tensor
 
     def take(self, model: Trained) -> None:
-        """Put a model's weights into the network and look at the source's training and held-out faces.
+        """Put a model's weights into the network and look at the source's training and held-out faces, if any.
 
         Raises:
             FercliError: it is of another architecture than the spec's, or its method of another version.
         """
         load_network(self._network.module, model.state, self._spec, model.path)
         self._model, self._refine = model, model.refine(self.device)
+        if not self._sources:
+            self._held_seen = Seen(torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS), torch.zeros(0), torch.zeros(0).long())
+            return
         held = self._look(self._held, self._refine)
         self._held_seen = held._replace(labels=torch.from_numpy(self._held_labels))
         self._train_features = self._look(self._train).features.flatten(1)

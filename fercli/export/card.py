@@ -18,6 +18,7 @@ from fercli.expressions import EXPRESSIONS
 from fercli.methods import method_class
 from fercli.models import HEADS
 from fercli.spec import Spec
+from fercli.starter import NAME, starter_facts
 from fercli.trained import Trained
 
 _RULES = {
@@ -27,7 +28,7 @@ _RULES = {
     "status inside",
 }
 
-_LIMITS = """\
+LIMITS = """\
 - **Whom it misreads.** Models of this kind do worse on people unlike those in their training data: other ages, skin
   tones, cultures and sexes (Xu et al., ECCV Workshops 2020), and on faces with glasses, masks, make-up, paralysis or
   surgery. Fear, disgust and anger, the rarest in most datasets, are missed most often; faces at rest may be read as sad
@@ -39,7 +40,7 @@ _LIMITS = """\
 - **Probabilities** are the network's own and not calibrated; they are often too high.
 - **Labels** of such datasets are opinions of few people; a part of them is wrong."""
 
-_NOT_FOR = """\
+NOT_FOR = """\
 Decisions about anyone's job, schooling, credit, insurance, health, liberty or borders; judging honesty, intent or
 character; watching people who have not agreed to it. In the European Union, inferring emotions at work and in
 education is prohibited but for medical or safety reasons (Regulation (EU) 2024/1689, article 5 (1) f)."""
@@ -79,8 +80,8 @@ def card(trained: Trained, file: Delivery) -> str:
         f"## Figures\n\n{_figures(trained)}",
         "## Intended use\n\nResearch on facial expressions and on domain adaptation, and tools whose users know of it "
         "and agree, where a wrong answer does no harm. Measure it on your own people and cameras first.",
-        f"## Limits\n\n{_LIMITS}",
-        f"## Do not use it for\n\n{_NOT_FOR}",
+        f"## Limits\n\n{LIMITS}",
+        f"## Do not use it for\n\n{NOT_FOR}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -202,13 +203,15 @@ def _alignment(spec: Spec) -> str:
 def _figures(trained: Trained) -> str:
     path = trained.folder.parent / "report" / "results.json"
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = starter_facts() if trained.is_starter else json.loads(path.read_text(encoding="utf-8"))
         rows = [_figure(results, entry) for entry in results["entries"] if _is_of(entry, trained)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         rows = []
     if not rows:
         return "This model has not been evaluated. Run `fercli evaluate --report`, and export again with --force."
     said = _table(("tested on", "faces", "accuracy %", "macro F1 %"), rows)
+    if trained.is_starter:
+        said += f"\n\nThe starter model has a card of its own, which tells more: `fercli weights inspect {NAME}`."
     said += "\n\nBy `fercli evaluate`; in brackets 95 % intervals where they were reckoned."
     return said + ("\n\n† Procedural faces, a stand-in." if any("†" in row[0] for row in rows) else "")
 

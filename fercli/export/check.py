@@ -1,4 +1,4 @@
-"""An exported file against the model it was made of, on real prepared faces where there are any."""
+"""An exported file against the model it was made of, on prepared faces where there are any, else on drawn ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from fercli.engine.stages import open_store
 from fercli.errors import FercliError
 from fercli.export.formats import Runner
 from fercli.export.graph import Deployed
+from fercli.expressions import NUM_EXPRESSIONS
 from fercli.spec import Spec
 from fercli.trained import Trained
 from fercli.views import plain_view
@@ -21,8 +22,8 @@ from fercli.views import plain_view
 #: Largest difference of a probability that passes.
 TOLERANCE = 1e-4
 
-#: Faces checked on, at most, and the noise where there are none.
-FACES, NOISE = 64, 16
+#: Faces checked on, at most, and how many are drawn where none are prepared.
+FACES, DRAWN = 64, 14
 
 #: Sizes of the batches, in turn; the last goes on to the end.
 BATCHES = (1, 3, 8)
@@ -33,7 +34,7 @@ class Samples(NamedTuple):
 
     Attributes:
         faces, landmarks, crops: as stored (faces with their margin), crops None where they are not read.
-        dataset: whose they are; None for noise.
+        dataset: whose they are; None for procedural faces.
     """
 
     faces: Tensor
@@ -53,7 +54,8 @@ class Agreement(NamedTuple):
     """How far an exported file agrees with its model.
 
     Attributes:
-        faces: how many were compared; `dataset`: whose, None for noise; `batches`: the sizes of batches that were run.
+        faces: how many were compared; `dataset`: whose, None for procedural faces; `batches`: the sizes of batches that
+            were run.
         probabilities, heads: largest absolute difference of a probability, of the decision and of a head.
         answers: faces that are answered otherwise.
         edge: faces on which the rule itself jumps within that difference (GLPC has thresholds); there the file is
@@ -74,7 +76,7 @@ class Agreement(NamedTuple):
         return self.probabilities <= TOLERANCE and self.heads <= TOLERANCE and not self.answers
 
     def __str__(self) -> str:
-        on = f"faces of {self.dataset}" if self.dataset else "pictures of noise"
+        on = f"faces of {self.dataset}" if self.dataset else "procedural faces"
         sizes = ", ".join(map(str, self.batches))
         said = "all answers equal" if not self.answers else f"{self.answers} answers differ"
         edge = f"; on {self.edge} the rule stands at one of its thresholds" if self.edge else ""
@@ -85,7 +87,8 @@ class Agreement(NamedTuple):
 
 
 def samples(trained: Trained) -> Samples:
-    """Up to `FACES` prepared faces of the target, else of the source, spread evenly; else noise. Labels are not read.
+    """Up to `FACES` prepared faces of the target, else of the source, spread evenly; else drawn ones. Labels are not
+    read.
 
     A store that is missing, empty, damaged or of another size is passed over.
     """
@@ -99,18 +102,22 @@ def samples(trained: Trained) -> Samples:
             continue
         chosen = Faces([store], [np.arange(len(store))], torch.device("cpu"), spec.model.reads_crops).thinned(FACES)
         return Samples(*chosen.gather(np.arange(min(len(chosen), FACES))), name)
-    return noise(spec)
+    return drawn(spec)
 
 
-def noise(spec: Spec) -> Samples:
-    """Pictures of noise with landmarks anywhere in them, always the same."""
-    generator = torch.Generator().manual_seed(0)
-    size, side = spec.prepare.size, spec.prepare.crop_size
-    faces = torch.randint(0, 256, (NOISE, size, size, 3), dtype=torch.uint8, generator=generator)
-    landmarks = torch.rand(NOISE, 5, 2, generator=generator) * size
-    crops = None
-    if spec.model.reads_crops:
-        crops = torch.randint(0, 256, (NOISE, 5, side, side, 3), dtype=torch.uint8, generator=generator)
+def drawn(spec: Spec) -> Samples:
+    """Procedural faces, two people with each expression, cut by their own landmarks as the spec prepares faces."""
+    from fercli.faces.extract import Extracted, Options, cut
+    from fercli.faces.synthetic import STUDIO, render
+
+    options, made = Options.of(spec.prepare), []
+    for number in range(DRAWN):
+        face = render(STUDIO, number // NUM_EXPRESSIONS, number % NUM_EXPRESSIONS, 0)
+        made.append(Extracted("found"))
+        frame = (0.0, 0.0, float(face.image.shape[1]), float(face.image.shape[0]))
+        cut(made[-1], face.image, face.landmarks, face.box, frame, options)
+    crops = torch.from_numpy(np.stack([one.crops for one in made])) if spec.model.reads_crops else None
+    faces, landmarks = (torch.from_numpy(np.stack([getattr(one, n) for one in made])) for n in ("face", "landmarks"))
     return Samples(faces, landmarks, crops, None)
 
 

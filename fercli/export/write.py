@@ -65,7 +65,7 @@ def export(trained: Trained, kind: str, out: Path, opset: int, force: bool = Fal
         require_onnx(opset)
     deployed, given = deploy(trained), samples(trained)
     if given.dataset is None:
-        console.say("no prepared faces of this run at hand (paths.prepared): checking on noise instead")
+        console.say("no prepared faces of this model at hand (paths.prepared): checking on procedural faces instead")
     console.say(f"tracing {trained.path} ...")
     crop_size = None if given.crops is None else given.crops.shape[2]
     program, about = trace(deployed, crop_size), metadata(trained, crop_size)

@@ -11,16 +11,18 @@ from torch import Tensor
 
 from fercli.errors import FercliError
 from fercli.files import disk_error, os_error_behind, replacing
+from fercli.models.model_file import model_bytes
 from fercli.models.names import Architecture, to_face_evolve_names, to_published_names
-from fercli.models.reading import SAFETENSORS
+from fercli.models.reading import SAFETENSORS, some
 from fercli.models.weights import Weights, misfits, own_network, read_weights
+from fercli.starter import is_starter, starter_file
 
 #: Formats by name, and what each holds.
 FORMATS: dict[str, str] = {
     "aglrls": "a released AGLRLS checkpoint: epoch, classwise (b), model",
     "face-evolve": "the IR backbone alone, as face.evoLVe names it",
     "torchvision": "the MobileNetV2 alone, as torchvision names it",
-    "fercli": "our own checkpoint, without what only a stopped training needs",
+    "fercli": "our own checkpoint, without what only a stopped training needs; .safetensors: a whole model in one file",
 }
 
 #: Entries of our checkpoints that only serve to go on training.
@@ -37,22 +39,27 @@ class Exported(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def export(source: str | Path, out: str | Path, kind: str = "aglrls", force: bool = False) -> Exported:
+def export(
+    source: str | Path, out: str | Path, kind: str = "aglrls", force: bool = False, half: bool = False
+) -> Exported:
     """Write a checkpoint of ours in another format; whole or not at all.
 
-    Every tensor is written as it is, counters of batches seen included: what `fercli.models.weights.load_weights` reads
-    back equals it bit for bit.
+    Unless `half` is asked for, every tensor is written as it is, counters of batches seen included: what
+    `fercli.models.weights.load_weights` reads back equals it bit for bit.
 
     Args:
-        source: a checkpoint, or a folder with one (see `find_checkpoint`).
-        out: the file to write. If its name ends in ``.safetensors``, it holds the tensors alone, by safetensors.
+        source: a checkpoint, or a folder with one (see `find_checkpoint`); ``starter`` is the model in the package.
+        out: the file to write. If its name ends in ``.safetensors``, it holds the tensors alone, by safetensors; of
+            kind ``fercli`` it is a whole model (`fercli.models.model_file`).
         kind: a key of `FORMATS`.
         force: whether a file of that name may be replaced.
+        half: store the network's floats as float16; integers stay as they are.
 
     Raises:
-        FercliError: no checkpoint of ours, one that the format cannot hold, or a file that is in the way.
+        FercliError: no checkpoint of ours, one that the format cannot hold, numbers that float16 cannot hold, or a file
+            that is in the way.
     """
-    source, out = find_checkpoint(Path(source)), Path(out)
+    source, out = starter_file() if is_starter(source) else find_checkpoint(Path(source)), Path(out)
     if out.is_dir():
         raise FercliError(f"{out} is a folder; give the name of a file to write")
     if out.exists() and not force:
@@ -70,14 +77,16 @@ def export(source: str | Path, out: str | Path, kind: str = "aglrls", force: boo
     problems = ["of no architecture known here"] if network is None else misfits(weights, network)
     problems = list(map(str, problems)) or _obstacles(kind, description.architecture, weights.document)
     if problems:
-        raise FercliError(f"{source} cannot be exported as {kind}: {'; '.join(problems)}")
+        other = "" if kind == "fercli" or network is None else "; --format fercli holds any of ours"
+        raise FercliError(f"{source} cannot be exported as {kind}: {'; '.join(problems)}{other}")
     state = {key: value.contiguous() for key, value in weights.state.items()}
+    state = _halved(state, source) if half else state
     document, left_out = _document(kind, state, weights)
-    bare = out.suffix == SAFETENSORS
-    if bare:
-        document, dropped = _state_of(document)
-        left_out += [f"{', '.join(dropped)}: a .safetensors file holds tensors alone"] if dropped else []
-    _write(out, document, bare)
+    data = None
+    if out.suffix == SAFETENSORS:
+        data, left = _safetensors(kind, document, source)
+        left_out += left
+    _write(out, document, data)
     state, _ = _state_of(document)
     return Exported(out, kind, len(state), sum(value.numel() for value in state.values()), tuple(left_out))
 
@@ -103,6 +112,37 @@ def find_checkpoint(path: Path) -> Path:
     raise FercliError(
         f"{path} holds no best.ckpt; give a checkpoint, or the folder of a run's stage (runs/NAME/source)"
     )
+
+
+def _halved(state: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """The state with float16 for its floats; raises FercliError where a number would become infinite."""
+    halved = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    beyond = [key for key, value in halved.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if beyond:
+        raise FercliError(
+            f"{source} cannot be stored in float16, which ends at 65504: {some(beyond)} holds larger numbers; export "
+            "it without --half"
+        )
+    return halved
+
+
+def _safetensors(kind: str, document: dict[str, Any], source: Path) -> tuple[bytes, list[str]]:
+    """The bytes of a .safetensors file, and what of the document is not in it."""
+    from safetensors.torch import save
+
+    state, beside = _state_of(document)
+    if kind == "fercli" and "spec" in document:
+        kept = {"method"} & set(beside) if not _refines(document) else set()
+        left = [f"{', '.join(kept)}: only a training needs it"] if kept else []
+        return model_bytes(document, state, source), [
+            *left,
+            "paths, roots and options of datasets, sweep: they are of the machine that trained it",
+        ]
+    if kind == "fercli":
+        left = [f"a record of what it was trained on: {source} has none, so that {SAFETENSORS[1:]} holds tensors alone"]
+    else:
+        left = [f"{', '.join(beside)}: a .safetensors file holds tensors alone"] if beside else []
+    return save(state, {"format": "pt"}), left
 
 
 def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any]) -> list[str]:
@@ -161,16 +201,15 @@ def _state_of(document: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     return (document, []) if place is None else (document[place], [key for key in document if key != place])
 
 
-def _write(out: Path, document: dict[str, Any], bare: bool) -> None:
+def _write(out: Path, document: dict[str, Any], data: bytes | None) -> None:
+    """Write `data`, or where that is None the document by torch."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as file:
-            if bare:
-                from safetensors.torch import save
-
-                file.write(save(document, {"format": "pt"}))
-            else:
+            if data is None:
                 torch.save(document, file)
+            else:
+                file.write(data)
     except (OSError, RuntimeError) as failure:
         problem = os_error_behind(failure)  # torch.save wraps what goes wrong with its file in errors of its own
         if problem is None:

@@ -21,6 +21,9 @@ from fercli.errors import FercliError
 #: The safe format's ending. Files of other names are recognised by their first bytes.
 SAFETENSORS = ".safetensors"
 
+#: What is told of a file that safetensors cannot read.
+BROKEN = "is truncated or damaged, or no safetensors file; fetch or copy it again"
+
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NAMED_AT_MOST = 6
 _LONGEST_NAME = 160
@@ -40,7 +43,7 @@ def read_document(path: Path) -> Any:
         size = path.stat().st_size
         if size == 0:
             raise FercliError(f"weights {path}: the file is empty; fetch or copy it again")
-        if path.suffix == SAFETENSORS or _looks_like_safetensors(path, size):
+        if is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(path)
@@ -53,6 +56,11 @@ def read_document(path: Path) -> Any:
         raise FercliError(f"weights {path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # the readers meet arbitrary bytes: KeyError, IndexError, EOFError, ...
         raise FercliError(f"weights {path}: {_why_unreadable(error)}") from error
+
+
+def is_safetensors(path: Path) -> bool:
+    """Tell by its name, or by its first bytes, whether a file is to be read as safetensors. Raises OSError."""
+    return path.suffix == SAFETENSORS or _looks_like_safetensors(path, path.stat().st_size)
 
 
 def is_plain(value: Any) -> bool:
@@ -111,7 +119,7 @@ def _why_unreadable(error: Exception) -> str:
     if "TorchScript" in text:
         return "is a TorchScript archive; give the checkpoint with the state_dict instead"
     if type(error).__name__ == "SafetensorError":
-        return "is truncated or damaged, or no safetensors file; fetch or copy it again"
+        return BROKEN
     if "central directory" in text or "unexpected EOF" in text or isinstance(error, EOFError | zipfile.BadZipFile):
         return "is truncated or damaged; fetch or copy it again"
     return "is not a PyTorch checkpoint, or is damaged; give a file that torch.save or safetensors wrote"

@@ -2,7 +2,7 @@
 
 A checkpoint is input, not code: see `fercli.models.reading`. Five kinds are known:
 
-- ``fercli``: our own, a dict with the network's state under ``network``;
+- ``fercli``: our own, a dict with the network's state under ``network``, or one file (`fercli.models.model_file`);
 - ``aglrls``: AGLRLS and CGLRL, a dict with the state under ``model``, in the names that `to_published_names` gives;
 - ``agra``: AGRA and its baselines in the CD-FER benchmark, the same backbone and crop nets, but other classifiers;
 - ``face-evolve``: an IR backbone of face.evoLVe (``input_layer``, ``body.N``; its ``output_layer`` is not used);
@@ -26,9 +26,11 @@ from fercli.errors import FercliError
 from fercli.models.backbones import build_backbone
 from fercli.models.global_local import GlobalLocal, ModelSpec
 from fercli.models.kinds import KINDS, Description, class_status_of, epoch_of, left_over, record_of
+from fercli.models.model_file import holds_model, read_model
 from fercli.models.names import Architecture, architecture_of, from_face_evolve_names, from_published_names
 from fercli.models.reading import all_shown, read_document, some
 from fercli.models.unwrapping import unwrap
+from fercli.starter import NAME, starter_file
 
 #: What no file of torchvision's brings of our MobileNetV2.
 _PROJECTIONS = ("backbone.project_local.", "backbone.project_global.")
@@ -86,9 +88,13 @@ def load_weights(network: nn.Module, path: str | Path) -> Description:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a checkpoint file of any kind; raises as `inspect`."""
-    path = Path(path)
-    document = read_document(path)
+    """Read a checkpoint file of any kind; raises as `inspect`.
+
+    Args:
+        path: the file; ``starter``, a Path too as the spec keeps it, is the model that comes with fercli.
+    """
+    path = starter_file() if str(path) == NAME else Path(path)
+    document = read_model(path) if holds_model(path) else read_document(path)
     if not isinstance(document, Mapping):
         raise FercliError(
             f"weights {path}: holds a {type(document).__name__}, not a dict of tensors; give a checkpoint file"

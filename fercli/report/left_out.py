@@ -30,7 +30,9 @@ def left_out(results: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
     if not shown["calibration"] and any("calibration" in entry for entry in entries):
         notes.append("Calibration: it takes labels to score, and no evaluated dataset has any.")
     if not shown["gaps"] and "gaps" in results:
-        notes.append("Domain gap: no target was evaluated, so there is no gap to measure.")
+        notes.append(
+            "Domain gap: no target was evaluated beside prepared faces of the source, so there is no gap to measure."
+        )
     if not shown["pseudo_labels"] and "pseudo_labels" in results:
         notes.append("Pseudo labels: no adaptation has left its outputs of every epoch.")
     if not shown["exhibits"] and "exhibits" in results:

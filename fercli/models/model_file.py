@@ -1,0 +1,267 @@
+"""A whole model in one safetensors file: the network's tensors, and in the metadata what a checkpoint says beside them.
+
+The file can hold no code. Its tensors bear the names of the network's state, so that whatever reads safetensors reads
+them; those of a method that answers through networks of its own stand beside them under ``method.``. Two entries of the
+metadata, which is text by name, are ours:
+
+- ``fercli.format``: the number of this layout, `FORMAT`;
+- ``fercli.record``: JSON of `Record`.
+
+What belongs to the machine that trained the model does not travel: see `portable`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, ValidationError, field_validator, model_validator
+from torch import Tensor
+
+from fercli import __version__
+from fercli.errors import FercliError
+from fercli.models.reading import BROKEN, is_safetensors, shown
+from fercli.plugins import is_place
+from fercli.spec import Fraction, Section, Spec, explain, parse
+
+FORMAT = 1
+_MARK, _RECORD, _METHOD = "fercli.format", "fercli.record", "method."
+
+#: What is to be done about a file that is not as it was written.
+_AGAIN = "fetch or copy it again, or export it again: fercli weights export RUN FILE --format fercli"
+
+_Row = Annotated[list[Fraction], Field(min_length=7, max_length=7)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class Best(Section):
+    """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.evaluation.rules`)."""
+
+    epoch: _Count
+    score: float | None
+    rule: str
+
+    @field_validator("rule")
+    @classmethod
+    def _rule_exists(cls, value: str) -> str:
+        from fercli.evaluation.rules import RULES  # torch-free
+
+        if value not in RULES:
+            raise ValueError(f"{value!r} is no selection rule; one of {', '.join(RULES)}")
+        return value
+
+
+class Record(Section):
+    """What a model in one file says of itself.
+
+    Attributes:
+        fercli: the version that trained it.
+        stage: "source", or "adapt" of a model that was adapted to `target` by `method_name`.
+        decision: the decision rule; `status`: its b, [7 heads][7 expressions] in 0..1, or None.
+        best: the chosen epoch; `epoch` and `step`: where training stood then.
+        spec: the run spec that it was trained with, as data (`portable`).
+        digest: of the tensors as the file holds them (`digest_of`).
+    """
+
+    fercli: str
+    stage: Literal["source", "adapt"]
+    decision: Literal["fused", "global+fused", "glpc"]
+    status: Annotated[list[_Row], Field(min_length=7, max_length=7)] | None
+    best: Best
+    epoch: _Count
+    step: _Count
+    method_name: str | None = None
+    target: str | None = None
+    spec: dict[str, Any]
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+    @field_validator("spec")
+    @classmethod
+    def _spec_is_one(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Spec.model_validate(value)
+        except ValidationError as problem:
+            raise ValueError("\n".join(explain(problem, Spec))) from None
+        return value
+
+    @field_validator("method_name")
+    @classmethod
+    def _method_exists(cls, value: str | None) -> str | None:
+        from fercli.methods import METHODS  # torch-free
+
+        if value is not None and value not in METHODS and not is_place(value):
+            raise ValueError(f"{value!r} is no method; one of {', '.join(METHODS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _adapted_to_something(self) -> Record:
+        if self.stage == "adapt" and (self.target is None or self.method_name is None):
+            raise ValueError("stage adapt needs a target and a method_name")
+        return self
+
+
+def portable(spec: Spec) -> dict[str, Any]:
+    """A run spec as data, without what belongs to the machine where it ran.
+
+    ``paths`` are the defaults, datasets keep their reader alone (roots and readers' options name files), and the
+    cluster and the sweep are left out. Of ``model.weights`` the file's name remains: a model card tells what training
+    began with.
+    """
+    weights = spec.model.weights
+    kept = {
+        "paths": {},
+        "data": {"datasets": {name: {"reader": given.reader} for name, given in spec.data.datasets.items()}},
+        "prepare": {"cluster": None},
+        "model": {"weights": None if weights is None else weights.name},
+        "sweep": None,
+    }
+    tree = json.loads(spec.model_dump_json())
+    for section, values in kept.items():
+        tree[section] = {**tree[section], **values} if values and section != "paths" else values
+    return json.loads(parse(tree).model_dump_json())
+
+
+def model_bytes(document: Mapping[str, Any], network: Mapping[str, Tensor], source: Path) -> bytes:
+    """A checkpoint as one file's bytes.
+
+    Args:
+        document: the checkpoint, as `fercli.engine.checkpoint.load` returns it.
+        network: its network's state, in the types that the file is to have.
+        source: where it was read, for errors.
+
+    Raises:
+        FercliError: the checkpoint lacks something that a whole model needs.
+    """
+    from safetensors.torch import save
+
+    needed = [key for key in ("stage", "spec", "decision", "best") if key not in document]
+    method = _method_state(document)
+    if method is None:
+        needed.append(f"state of {document['method_name']}'s own networks")
+    if needed:
+        raise FercliError(f"{source} cannot be one file: it has no {', no '.join(needed)}; train it again")
+    tensors = {**network, **{f"{_METHOD}{name}": value.contiguous() for name, value in method.items()}}
+    status, best = document.get("status"), document["best"]
+    tree = {
+        "fercli": document.get("fercli", __version__),
+        **{key: document[key] for key in ("stage", "decision")},
+        "status": None if status is None else status.tolist(),
+        "best": {key: best.get(key) for key in Best.model_fields},
+        **{key: document.get(key, 0) for key in ("epoch", "step")},
+        **{key: document.get(key) for key in ("method_name", "target")},
+        "spec": portable(parse(document["spec"], where=str(source))),
+        "digest": digest_of(tensors),
+    }
+    try:
+        record = Record.model_validate(tree)
+    except ValidationError as problem:
+        raise FercliError(f"{source} cannot be one file: {_said(problem)}") from None
+    return _steady(save(tensors, {"format": "pt", _MARK: str(FORMAT), _RECORD: record.model_dump_json()}))
+
+
+def _steady(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in order, so that one model is one file: the writer shuffles them."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+def holds_model(path: Path) -> bool:
+    """Tell whether a file is one of ours, as far as its metadata say; False also where it cannot be read."""
+    from safetensors import safe_open
+
+    try:
+        if not (path.is_file() and is_safetensors(path)):
+            return False
+        with safe_open(path, framework="pt") as file:
+            return _MARK in (file.metadata() or {})
+    except Exception:  # whoever reads the file tells what is wrong with it
+        return False
+
+
+def read_model(path: Path) -> dict[str, Any]:
+    """Read a model in one file, as `fercli.engine.checkpoint.load` reads a checkpoint; floats become float32.
+
+    Raises:
+        FercliError: the file is missing, truncated, damaged, edited, of a newer fercli, or holds tensors alone.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except OSError as problem:
+        raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
+    except Exception:  # the reader meets arbitrary bytes
+        raise FercliError(f"{path} {BROKEN}") from None
+    record = _record(path, metadata)
+    if digest_of(tensors) != record.digest:
+        raise FercliError(f"{path} is damaged or was edited: its tensors are not those it was written with; {_AGAIN}")
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    method = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
+    tree = record.model_dump(exclude={"digest", "status"}, exclude_none=True)
+    return {
+        **tree,
+        "kind": "fercli",
+        "status": None if record.status is None else torch.tensor(record.status),
+        "network": {name: value for name, value in tensors.items() if not name.startswith(_METHOD)},
+        **({"method": method} if method else {}),
+    }
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors: their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _method_state(document: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+    """What the method answers through: {} where that is nothing, None where the checkpoint lacks it."""
+    from fercli.methods import method_class
+
+    name = document.get("method_name")
+    return document.get("method") if name is not None and method_class(name).refines else {}
+
+
+def _record(path: Path, metadata: Mapping[str, str]) -> Record:
+    if _MARK not in metadata:
+        raise FercliError(
+            f"{path} holds tensors alone, not a whole model; start a training from them with model.weights, or export "
+            "the model's run again: fercli weights export RUN FILE --format fercli"
+        )
+    mark, text = metadata[_MARK], metadata.get(_RECORD, "")
+    if mark.isdecimal() and int(mark) > FORMAT:
+        raise FercliError(f"{path} was written by a newer fercli (format {shown(mark)}) than this {__version__}")
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError):
+        tree = None
+    if mark != str(FORMAT) or not isinstance(tree, dict):
+        what = f"format {shown(mark)}" if mark != str(FORMAT) else "no record"
+        raise FercliError(f"{path} is damaged or was edited: its metadata have {what}; {_AGAIN}")
+    try:
+        return Record.model_validate(tree)
+    except ValidationError as problem:
+        wrote = shown(tree.get("fercli"))
+        raise FercliError(
+            f"{path} was edited, or written by another version of fercli ({wrote}, this is {__version__}): "
+            f"{_said(problem)}; {_AGAIN}"
+        ) from None
+
+
+def _said(problem: ValidationError) -> str:
+    """The first two problems in one line; what a file says is shown with care."""
+    lines = [shown(line) for line in explain(problem, Record)]
+    return "; ".join(lines[:2]) + (f" and {len(lines) - 2} more" if len(lines) > 2 else "")

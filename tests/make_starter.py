@@ -1,0 +1,189 @@
+"""Makes the packaged starter model of a trained run: file, figures, card, and the answers that tests hold it to.
+
+    python tests/make_starter.py runs/starter/source -c configs/starter.yaml --target fer2013 --target wild-mini
+
+writes, from the root of a checkout with fercli installed:
+
+- ``fercli/starter/starter.safetensors``, the model as float16 (at most 6 MB);
+- ``fercli/starter/facts.json``, its figures on the prepared stores of the targets (the source's test part too, where
+  the source is named), by `fercli.evaluation.evaluate.evaluate_model`, and how it was trained;
+- ``fercli/starter/CARD.md``, of ``card.md.j2`` beside it: no figure in it is written by hand;
+- ``tests/fixtures/starter_answers.json``, what it answers to procedural faces.
+
+``--card`` writes the card again, after a change of its text; ``--answers`` records the answers again.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+import jinja2
+import numpy as np
+import torch
+
+from fercli.cli.weights_view import examine
+from fercli.engine.stages import view_settings
+from fercli.errors import FercliError
+from fercli.evaluation.evaluate import evaluate_model
+from fercli.export.card import LIMITS, NOT_FOR
+from fercli.export.check import drawn
+from fercli.expressions import EXPRESSIONS
+from fercli.faces.synthetic import LAB, STUDIO, render
+from fercli.models.export import export, find_checkpoint
+from fercli.recognizer import Recognizer
+from fercli.spec import load
+from fercli.starter import CARD, FACTS, FILE, FOLDER, starter_facts, starter_hash
+from fercli.trained import Trained, find_trained
+from fercli.views import plain_view
+
+ANSWERS = Path(__file__).parent / "fixtures" / "starter_answers.json"
+#: The stand-in's file, packed: git does not keep it unpacked. It goes with the first real model.
+STAND_IN = Path(__file__).parent / "fixtures" / "starter.safetensors.xz"
+#: Bytes of the file, at most.
+MOST = 6_000_000
+
+
+def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str, Any]:
+    """The figures of a results document that the card shows, and how the model was trained (``stage``: its folder)."""
+    spec, best = trained.spec, trained.state["best"]
+    made = json.loads((stage / "environment.json").read_text(encoding="utf-8"))
+    kept = ("dataset", "role", "epoch", "folder", "splits", "counts", "decision", "intervals", "calibration")
+    entries = [{key: entry[key] for key in kept} for entry in results["entries"]]
+    for entry in entries:
+        found = entry["calibration"]
+        if found is not None:  # the bins fill a page
+            parts = {when: {key: found[when][key] for key in ("ece", "nll")} for when in ("before", "after")}
+            entry["calibration"] = {**found, **parts}
+    return {
+        "stand_in": results["stand_in"],
+        "sources": spec.data.source,
+        "datasets": results["datasets"],
+        "trained": {
+            "fercli": trained.state["fercli"],
+            "command": f"fercli train-source -c {spec.name}",
+            "seed": spec.engine.seed,
+            "device": made["device"],
+            "seconds": made["outcome"]["seconds"],
+            "steps": trained.state["step"],
+            "epoch": best["epoch"],
+            "selection": best["rule"],
+            "score": best["score"],
+            "validation": spec.data.validation,
+        },
+        "entries": entries,
+    }
+
+
+def card_of(facts: dict[str, Any]) -> str:
+    """The card of the packaged file, as Markdown."""
+    found, trained = examine(str(FILE), None), find_trained(FILE)
+    spec = trained.spec
+    room = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(FOLDER), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    return room.get_template("card.md.j2").render(
+        **facts,
+        sha256=starter_hash(),
+        bytes=FILE.stat().st_size,
+        expressions=EXPRESSIONS,
+        architecture=found.description.architecture,
+        parameters=found.description.parameters,
+        mflop=found.mflop,
+        size=spec.prepare.size,
+        decision=trained.decision,
+        first_weights="noise" if spec.model.weights is None else spec.model.weights,
+        scores=[_score(facts, entry) for entry in facts["entries"]],
+        limits=LIMITS,
+        not_for=NOT_FOR,
+    )
+
+
+def _score(facts: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
+    metrics, counts, drawn_too = entry["decision"]["metrics"], entry["counts"], facts["datasets"][entry["dataset"]]
+    per, matrix = metrics["per_expression"], np.array(metrics["confusion"])
+    of_listed = np.trace(matrix) / (counts["expected"] - counts["found"] + counts["scored"])
+    recalls = {one["expression"]: one["recall"] for one in per if one["recall"] is not None}
+    wrong = matrix * (1 - np.eye(len(EXPRESSIONS), dtype=int))
+    pairs = [np.unravel_index(place, wrong.shape) for place in wrong.ravel().argsort()[::-1][:3]]
+    worst = sorted(recalls, key=recalls.get)[:2]
+    misread = f"{' and '.join(worst)} are missed most often" if wrong.any() else ""
+    said = [f"{EXPRESSIONS[a]} for {EXPRESSIONS[b]} ({wrong[a, b]})" for a, b in pairs if wrong[a, b]]
+    return {
+        "dataset": entry["dataset"] + (" †" if drawn_too["stand_in"] else ""),
+        "stand_in": drawn_too["stand_in"],
+        "part": ", ".join(entry["splits"]),
+        "faces": f"{counts['scored']:,} of {counts['expected']:,}",
+        **{name: _with_interval(entry, name) for name in ("accuracy", "macro_f1", "mean_recall")},
+        "of_listed": _percent(of_listed),
+        "ece": _percent(entry["calibration"]["before"]["ece"]),
+        "recalls": [_percent(recalls.get(name)) for name in EXPRESSIONS],
+        "misread": misread + (f"; it takes {', '.join(said)}" if said else ""),
+    }
+
+
+def _with_interval(entry: dict[str, Any], name: str) -> str:
+    ends = (entry["intervals"] or {}).get(name)
+    text = _percent(entry["decision"]["metrics"][name])
+    return text if not ends else f"{text} [{_percent(ends[0])}, {_percent(ends[1])}]"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+@torch.inference_mode()
+def answers_of(trained: Trained) -> dict[str, Any]:
+    """What a model answers to frozen procedural faces.
+
+    ``cut``: float [14, 7], the decision's probabilities for faces cut by their own landmarks, so that no detector has a
+    part in it. ``pictures``: of whole pictures, two in each domain, the answers and their probabilities.
+    """
+    cpu, settings, given = torch.device("cpu"), view_settings(trained.spec), drawn(trained.spec)
+    output = trained.network(cpu)(*plain_view(given.faces, given.landmarks, given.crops, settings).inputs)
+    refine = trained.refine(cpu)
+    heads = (output if refine is None else refine(output)).logits.float().softmax(-1)
+    recognizer, pictures = Recognizer.of(trained, "cpu"), []
+    for domain in (STUDIO, LAB):
+        for number in range(2):
+            faces = recognizer(render(domain, 30 + number, 3 * number + 3, 7).image)
+            pictures.append([{"expression": f.expression, "probabilities": f.probabilities.tolist()} for f in faces])
+    return {"cut": trained.rule(heads).probabilities.tolist(), "pictures": pictures}
+
+
+@click.command()
+@click.argument("run", required=False)
+@click.option("-c", "--spec", "spec_file", help="Whose paths.prepared holds the targets' stores.")
+@click.option("--set", "overrides", multiple=True)
+@click.option("--target", "targets", multiple=True, help="Prepared dataset to score on; the source too.")
+@click.option("--card", "card_alone", is_flag=True, help="Write the card again, nothing else.")
+@click.option("--answers", "answers_alone", is_flag=True, help="Record the answers again, nothing else.")
+def main(run, spec_file, overrides, targets, card_alone, answers_alone) -> None:
+    """Make the packaged starter model of RUN, a stage folder."""
+    if not (card_alone or answers_alone):
+        if not (run and targets):
+            raise click.UsageError("give RUN (a stage folder) and --target, or --card or --answers")
+        checkpoint = find_checkpoint(Path(run))
+        with tempfile.TemporaryDirectory() as room:
+            made = Path(room) / FILE.name
+            export(checkpoint, made, "fercli", half=True)
+            if made.stat().st_size > MOST:
+                raise FercliError(f"{made.stat().st_size:,} bytes are more than the {MOST:,} that the package may hold")
+            trained, spec = find_trained(made), load(spec_file, (*overrides, f"paths.runs={room}"))
+            results, _ = evaluate_model(spec, trained, targets)
+            facts = facts_of(results, trained, checkpoint.parent)
+            FILE.write_bytes(made.read_bytes())
+        FACTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        STAND_IN.unlink(missing_ok=True)
+    if not answers_alone:
+        CARD.write_text(card_of(starter_facts()), encoding="utf-8")
+    if not card_alone:
+        ANSWERS.write_text(json.dumps(answers_of(find_trained(FILE)), indent=1) + "\n", encoding="utf-8")
+    click.echo(f"{FILE}: {FILE.stat().st_size:,} bytes, SHA-256 {starter_hash()}; card, figures and answers written")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""`fercli evaluate --model`: one trained model on prepared datasets, without a run of the spec."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Bench, run, told
+from exporting import evaluated, make_run, prepared_faces, spec_of
+from stores import cut
+
+from fercli.evaluation.calibration import reliability
+from fercli.evaluation.intervals import bootstrap
+from fercli.evaluation.metrics import confusion, scores
+from fercli.models.export import export
+from fercli.store import Store
+from fercli.trained import find_trained
+
+
+@pytest.fixture
+def at(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch):
+    """Give a function (words) -> the result of ``fercli evaluate`` in a folder of its own, with JAFFE's store alone."""
+    (tmp_path / "here/stores").mkdir(parents=True)
+    (tmp_path / "here/stores/jaffe").symlink_to(prepared / "jaffe")
+    monkeypatch.chdir(tmp_path / "here")
+    return lambda *words: run("evaluate", "--set", "paths.prepared=stores", *words)
+
+
+def document(result) -> dict[str, Any]:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout, parse_constant=pytest.fail)
+
+
+def test_the_starter_is_scored_without_a_run_and_without_its_source(at, prepared) -> None:
+    results = document(at("--model", "starter", "--target", "jaffe", "--json"))
+    trained, store = find_trained("starter"), Store.open(prepared / "jaffe")
+    faces = prepared_faces(trained.spec.model_copy(update={"paths": spec_of(prepared).paths}), "jaffe")
+    answers, _, _, heads = evaluated(trained, faces)
+    (entry,) = results["entries"]
+    metrics = scores(confusion(store.labels, answers.numpy()))
+    assert entry["decision"]["metrics"]["accuracy"] == metrics["accuracy"]
+    assert entry["decision"]["metrics"]["per_expression"] == metrics["per_expression"]
+    assert entry["intervals"] == bootstrap(store.labels, answers.numpy(), store.subjects.tolist())
+    # No source face is there: the temperature stays 1, and the model's own calibration is told all the same.
+    found = entry["calibration"]
+    assert (found["temperature"], found["fitted_on"]) == (1.0, 0)
+    assert found["before"]["ece"] == pytest.approx(found["after"]["ece"], abs=1e-6)
+    assert found["before"]["nll"] == pytest.approx(reliability(heads[:, 6], torch_labels(store))["nll"], abs=1e-5)
+    assert results["gaps"] == [] and results["history"] == {"starter.safetensors": []}
+    assert (entry["folder"], entry["role"], entry["stage"]) == ("starter.safetensors", "target", "source")
+    report = Path("runs/model-starter/report")
+    assert sorted(path.name for path in report.iterdir()) == ["predictions", "results.csv", "results.json"]
+    assert (report / "predictions/starter.safetensors--jaffe.csv").exists() and not Path("runs/baseline").exists()
+
+
+def torch_labels(store: Store) -> Any:
+    import torch
+
+    return torch.from_numpy(store.labels.astype(np.int64))
+
+
+def test_the_console_has_every_expression_and_says_what_is_left_out(at) -> None:
+    result = at("--model", "starter", "--target", "jaffe", "--report")
+    assert result.exit_code == 0 and "By expression" in result.stdout and "recall %" in result.stdout
+    text = " ".join(result.stdout.split())
+    assert "95 % intervals, bootstrap over 6 subjects: acc " in text and "model-starter" in text
+    assert "no temperature is fitted, and the distance between the domains is not measured" in result.stderr
+    page = Path("runs/model-starter/report/report.html").read_text()
+    assert "no target was evaluated beside prepared faces of the source" in page and "starter.safetensors" in page
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, prepared) -> Path:
+    """A run with an adapted and a source model, and a model file of the adapted one. Read only."""
+    folder = tmp_path_factory.mktemp("made") / "mine"
+    make_run(folder, spec_of(prepared))
+    make_run(folder, spec_of(prepared), target=None)
+    export(folder / "adapt-jaffe", folder / "packed.safetensors", "fercli")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "folder"),
+    [
+        ("adapt-jaffe", "model-mine-adapt-jaffe", "adapt-jaffe"),
+        ("source/best.ckpt", "model-mine-source", "source"),
+        ("packed.safetensors", "model-packed", "packed.safetensors"),
+        ("", "model-mine-adapt-jaffe", "adapt-jaffe"),
+    ],
+)
+def test_any_model_is_scored_and_no_run_is_touched(model, name, folder, at, made) -> None:
+    before = sorted(made.rglob("*"))
+    results = document(at("--model", made / model, "--target", "jaffe", "--json"))
+    (entry,) = results["entries"]
+    assert (
+        entry["folder"] == folder and results["title"] == name and results["files"]["csv"].startswith(f"runs/{name}/")
+    )
+    assert sorted(made.rglob("*")) == before and [path.name for path in Path("runs").iterdir()] == [name]
+
+
+def test_with_the_source_at_hand_it_is_scored_as_its_run_would_be(trained: Bench, tmp_path, prepared) -> None:
+    """The same numbers as `fercli evaluate` of the run gives, whatever spec is at hand."""
+    bench = Bench(tmp_path / "bench", prepared)
+    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    whole = json.loads(bench.done("evaluate", "--target", "jaffe", "--json").stdout)
+    where = ("--set", f"paths.prepared={prepared}", "--set", f"paths.runs={tmp_path / 'other'}")
+    alone = document(
+        run("evaluate", *where, *("--model", bench.runs), "--target", "jaffe", "--target", "raf-db", "--json")
+    )
+    entries = {entry["dataset"]: entry for entry in alone["entries"]}
+    for due in whole["entries"]:
+        found = entries[due["dataset"]]
+        for key in ("role", "splits", "counts", "decision", "intervals", "calibration", "heads", "epoch"):
+            assert found[key] == due[key], key
+    assert alone["gaps"] == whole["gaps"] and alone["history"] == whole["history"]
+    assert alone["exhibits"] == whole["exhibits"]
+
+
+def test_without_target_it_scores_what_is_prepared(at) -> None:
+    results = document(at("--model", "starter", "--json"))
+    assert [entry["dataset"] for entry in results["entries"]] == ["jaffe"]
+    every = document(at("--model", "starter", "--target", "all", "--json"))
+    assert every["entries"] == results["entries"]
+
+
+def test_faces_cut_otherwise_are_told(at, prepared, tmp_path) -> None:
+    parameters = json.loads((prepared / "jaffe/meta.json").read_text())["parameters"]
+    cut(
+        prepared / "jaffe", Path("stores/boxed"), np.arange(42), name="boxed", parameters={**parameters, "align": "box"}
+    )
+    result = at("--model", "starter", "--target", "boxed", "--quiet")
+    assert result.exit_code == 0 and "cut otherwise than those" in result.stderr
+    assert "align box, not template" in result.stderr
+
+
+MISTAKES = {
+    "nothing prepared": (["--set", "paths.prepared=nowhere"], 2, "no dataset to score on is prepared in nowhere"),
+    "not prepared": (["--target", "sfew"], 1, "stores/sfew"),
+    "a source": (
+        ["--target", "jaffe", "--source", "raf-db"],
+        2,
+        "--source is of a run's spec, and --model brings its own",
+    ),
+    "another size": (["--target", "small"], 1, "holds faces of 64 pixels and prepare.size is 112"),
+    "no such model": (["--model", "nowhere", "--target", "jaffe"], 1, "no run folder or checkpoint nowhere"),
+    "tensors alone": (
+        ["--model", "bare.safetensors", "--target", "jaffe"],
+        1,
+        "holds tensors alone, not a whole model",
+    ),
+    "a name that leads elsewhere": (["--target", "../x"], 2, "'../x' cannot be a dataset's name"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_line(case, at, prepared) -> None:
+    from safetensors.torch import save_file
+
+    from fercli.models.model_file import read_model
+
+    words, code, said = MISTAKES[case]
+    parameters = json.loads((prepared / "jaffe/meta.json").read_text())["parameters"]
+    cut(prepared / "jaffe", Path("stores/small"), np.arange(42), name="small", parameters={**parameters, "size": 64})
+    save_file(read_model(find_trained("starter").path)["network"], "bare.safetensors")
+    result = at("--model", "starter", *words)
+    assert said in told(result, code) and not Path("runs").exists()
