@@ -168,7 +168,9 @@ def first_weights(description: Description, network: nn.Module) -> list[str]:
 def empty_network(model: ModelSpec) -> GlobalLocal:
     """The network that a spec's ``model`` section asks for, without numbers (on the meta device): names and shapes."""
     with torch.device("meta"):
-        return GlobalLocal(build_backbone(model.backbone, model.width), model.local, model.classifiers)
+        backbone = build_backbone(model.backbone, model.width)
+        # other people's files say nothing of the last one
+        return GlobalLocal(backbone, model.local, model.classifiers, test_flip=getattr(model, "test_flip", False))
 
 
 def own_network(architecture: Architecture) -> GlobalLocal | None:
