@@ -193,8 +193,8 @@ class Model(Section):
     """The global-local network.
 
     Attributes:
-        backbone: of the global branch; ``ir-small`` is one to try things with, without a GPU.
-        width: channels of the first layer of ir-small; the others have their own.
+        backbone: of the global branch; ``ir-lite`` and ``ir-small`` are for CPUs.
+        width: channels of the first layer of ir-lite and ir-small; the others have their own.
         local: what the five local nets see: windows of the backbone's ``feature-map``, or patches of the photograph.
         classifiers: whether the five local heads have one (``shared``) or one each (``separate``).
         input: ``colour``, or ``grey``: the face's luminance alone, for a source without colours.
@@ -203,7 +203,7 @@ class Model(Section):
             ``starter`` is the model that comes with fercli.
     """
 
-    backbone: Literal["ir50", "ir18", "mobilenet-v2", "ir-small"] = "ir50"
+    backbone: Literal["ir50", "ir18", "mobilenet-v2", "ir-small", "ir-lite"] = "ir50"
     width: Annotated[int, Field(ge=4, le=64)] = 16
     local: Literal["feature-map", "image-crop"] = "feature-map"
     classifiers: Literal["shared", "separate"] = "shared"

@@ -89,7 +89,7 @@ def _step_options(function: Callable[..., Any]) -> Callable[..., Any]:
         (
             spec_options,
             click.option("--backbone", metavar="NAME", help="Instead of the spec's model.backbone."),
-            click.option("--width", type=int, help="Instead of the spec's model.width (ir-small)."),
+            click.option("--width", type=int, help="Instead of the spec's model.width (ir-small, ir-lite)."),
             click.option(
                 "--batch", "batches", type=click.IntRange(min=2), multiple=True,
                 help="Faces of a domain in a step (may be repeated). Default: the spec's.",
@@ -225,7 +225,7 @@ def _steps(spec: Spec, stage: str, batches, precisions, steps: int, rounds: int)
 
 
 def _name(spec: Spec) -> str:
-    width = f" of width {spec.model.width}" if spec.model.backbone == "ir-small" else ""
+    width = f" of width {spec.model.width}" if spec.model.backbone in ("ir-small", "ir-lite") else ""
     return f"{spec.model.backbone}{width}"
 
 

@@ -23,7 +23,7 @@ from fercli.cli.options import source_option
     shell_complete=complete_targets,
     help="Unlabelled target (may be repeated). Default: those of the spec begun from.",
 )
-@click.option("--backbone", metavar="NAME", help="A shortcut for model.backbone: ir50, ir18, mobilenet-v2, ir-small.")
+@click.option("--backbone", metavar="NAME", help="A shortcut for model.backbone: ir50, ir18, mobilenet-v2, ir-lite.")
 @click.option(
     "--from",
     "base",

@@ -17,6 +17,7 @@ from fercli.export.snippets import preparing, using
 from fercli.expressions import EXPRESSIONS
 from fercli.methods import method_class
 from fercli.models import HEADS
+from fercli.models.backbones import LIGHT
 from fercli.spec import Spec
 from fercli.starter import NAME, starter_facts
 from fercli.trained import Trained
@@ -107,7 +108,7 @@ def _training(trained: Trained) -> str:
     reads = RULES[best["rule"]].reads if best["rule"] in RULES else ()
     weights = spec.model.weights
     local = "windows of the feature map" if spec.model.local == "feature-map" else "crops of the photograph"
-    width = f", width {spec.model.width}" if spec.model.backbone == "ir-small" else ""
+    width = f", width {spec.model.width}" if spec.model.backbone in LIGHT else ""
     oracle = method_class(trained.registered).oracle
     rows = [
         ("source (labelled)", ", ".join(spec.data.source)),

@@ -43,8 +43,8 @@ class Output(NamedTuple):
 class ModelSpec(Protocol):
     """The run spec's ``model`` section, as far as it is read here."""
 
-    backbone: str  # ir50 | ir18 | mobilenet-v2 | ir-small
-    width: int  # of ir-small
+    backbone: str  # ir50 | ir18 | mobilenet-v2 | ir-small | ir-lite
+    width: int  # of ir-small and ir-lite
     local: str  # feature-map | image-crop
     classifiers: str  # shared | separate
     input: str  # colour | grey

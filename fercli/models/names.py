@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from fercli.models.backbones import IR_BLOCKS
+from fercli.models.backbones import IR_BLOCKS, LIGHT
 from fercli.models.local import REGIONS
 
 T = TypeVar("T")
@@ -137,7 +137,7 @@ class Architecture:
         if self.backbone == "mobilenet-v2":
             return {"backbone": self.backbone, "width": 16, **rest}
         name = next((name for name, blocks in IR_BLOCKS.items() if blocks == self.blocks), None)
-        if self.backbone != "ir" or name is None or self.light != (name == "ir-small"):
+        if self.backbone != "ir" or name is None or self.light != (name in LIGHT):
             return None
         if not (4 <= self.width <= 64 if self.light else self.width == 64):
             return None
