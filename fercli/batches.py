@@ -239,19 +239,15 @@ def training_and_validation(store: Store, validation: float | str) -> tuple[np.n
     Raises:
         FercliError: fewer than two training faces, or the split has no labelled face or is trained on.
     """
-
-    def labelled(splits: Sequence[str]) -> np.ndarray:
-        indices = store.indices(splits)
-        return indices[store.labels[indices] >= 0]
-
-    train = labelled(store.adapt_splits)
+    train = store.indices(store.adapt_splits)
+    train = train[store.labels[train] >= 0]
     if not isinstance(validation, str):
         return hold_out(store, train, validation)
     if validation in store.adapt_splits:
         raise FercliError(
             f"data.validation: {store.name} trains on its split {validation}; name another split, or a share"
         )
-    held = labelled((validation,))
+    held = np.flatnonzero((store.splits == validation) & (store.labels >= 0))
     if not len(held):
         there = ", ".join(sorted(set(store.splits.tolist()) - set(store.adapt_splits))) or "none but what it trains on"
         raise FercliError(

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import math
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Bench, told
 from small_networks import batch, model_spec
+from trained_runs import assert_same_run, stop_in_step
 
-from fercli.batches import class_weights
+from fercli.batches import Batches, Faces, SourceRecipe, class_weights
+from fercli.engine import checkpoint, ranks
 from fercli.engine.averaging import WeightAverage
 from fercli.engine.schedule import rate_at
 from fercli.methods.losses import head_cross_entropy
 from fercli.models.global_local import build_network, luminance
 from fercli.spec import parse
+from fercli.store import Store
+from fercli.views import ViewSettings
+
+CPU = torch.device("cpu")
+RECIPE = {
+    "train_source.rate": 0.01,
+    "train_source.schedule": "cosine",
+    "train_source.warmup_epochs": 0.5,
+    "train_source.ema": 0.9,
+    "train_source.mixup": 0.4,
+    "train_source.class_balance": 0.5,
+    "train_source.label_smoothing": 0.1,
+    "train_source.views": "strong",
+    "model.input": "grey",
+    "model.test_flip": True,
+}
 
 
 def plan(**keys):
@@ -101,3 +122,116 @@ def test_a_face_and_its_mirror_image_get_one_answer(local):
         here = network(images, landmarks, crops)
         there = network(images.flip(-1), turned, crops.flip(-1)[:, order])
     torch.testing.assert_close(here.logits, there.logits, rtol=1e-4, atol=1e-5)
+
+
+def batches_of(prepared: Path, recipe: SourceRecipe, settings: ViewSettings) -> tuple[Batches, Store]:
+    store = Store.open(prepared / "raf-db")
+    faces = Faces([store], [np.arange(len(store.labels))], CPU, with_crops=True)
+    return Batches(faces, store.labels, None, frozenset(), 8, 0, settings, CPU, recipe=recipe), store
+
+
+def test_blended_faces_are_those_of_a_plain_loop(prepared: Path) -> None:
+    still = ViewSettings(flip=0, jitter=0)
+    blended, store = batches_of(prepared, SourceRecipe(mixup=0.4), still)
+    plain, _ = batches_of(prepared, SourceRecipe(), still)
+    mixed, own = blended(3), plain(3)
+    assert torch.equal(mixed.labels, own.labels)
+    assert own.soft_labels is None
+    share = blended._own_share(3)
+    assert 0.5 <= share <= 1
+    rows = [position for position, _, _ in blended.names(3)["source"]]
+    for i, row in enumerate(rows):
+        other = rows[i - 1]
+        for array, part in ((store.faces, mixed.source.images), (store.crops, mixed.source.crops)):
+            expected = np.round(share * array[row].astype(float) + (1 - share) * array[other].astype(float))
+            made = part[i] * torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1) + torch.tensor(
+                [0.485, 0.456, 0.406]
+            ).view(3, 1, 1)
+            if array is store.faces:
+                expected = expected[14:-14, 14:-14]
+            axes = (2, 0, 1) if expected.ndim == 3 else (0, 3, 1, 2)
+            assert np.abs(255 * made.numpy() - expected.transpose(axes)).max() < 1.01
+        wanted = torch.zeros(7)
+        wanted[store.labels[row]] += share
+        wanted[store.labels[other]] += 1 - share
+        torch.testing.assert_close(mixed.soft_labels[i], wanted)
+        assert torch.equal(mixed.source.landmarks[i], own.source.landmarks[i])
+
+
+def test_shares_of_a_blended_batch_make_the_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches, _ = batches_of(prepared, SourceRecipe("strong", 0.4, 0.5), ViewSettings())
+    whole = batches(1)
+    monkeypatch.setattr(ranks, "count", lambda: 2)
+    for rank in range(2):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        share = batches(1)
+        assert torch.equal(share.soft_labels, whole.soft_labels)
+        for part, all_of_it in zip(share.source.inputs, whole.source.inputs, strict=True):
+            assert torch.equal(part, all_of_it[rank::2])
+
+
+def test_weights_of_a_batch_are_those_of_its_classes(prepared: Path) -> None:
+    batches, store = batches_of(prepared, SourceRecipe(class_balance=1.0), ViewSettings())
+    made = batches(0)
+    expected = class_weights(store.labels, 1.0)[made.labels.numpy()]
+    np.testing.assert_allclose(made.soft_labels.sum(1), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_stopped_training_with_the_whole_recipe_goes_on_to_the_same_bits(
+    step: int, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = (Bench(tmp_path / name, prepared, RECIPE) for name in ("whole", "stopped"))
+    whole.done("train-source", "--quiet")
+    with monkeypatch.context() as patch:
+        stop_in_step(patch, step, signal.SIGINT)
+        assert stopped("train-source", "--quiet").exit_code == 130
+    stopped.done("train-source", "--quiet")
+    assert_same_run(stopped.runs / "source", whole.runs / "source")
+    averages = [checkpoint.load(bench.runs / "source/last.ckpt")["average"] for bench in (whole, stopped)]
+    assert all(map(torch.equal, *averages))
+
+
+def test_what_is_kept_is_the_average(tmp_path: Path, prepared: Path) -> None:
+    bench = Bench(tmp_path / "bench", prepared, {"train_source.ema": 0.9, "train_source.select": "last"})
+    bench.done("train-source", "--quiet")
+    best, last = (checkpoint.load(bench.runs / f"source/{name}.ckpt") for name in ("best", "last"))
+    same = [torch.equal(*pair) for pair in zip(best["network"].values(), last["average"], strict=True)]
+    assert all(same)
+    assert not torch.equal(best["network"]["classifiers.0.weight"], last["network"]["classifiers.0.weight"])
+
+
+def test_an_adaptation_averages_too(make_adapting) -> None:
+    bench = make_adapting("averaged", {"adapt.ema": 0.9, "adapt.schedule": "cosine", "adapt.rate": 0.005})
+    bench.done("adapt", "--target", "jaffe", "--quiet")
+    assert "average" in checkpoint.load(bench.runs / "adapt-jaffe/last.ckpt")
+
+
+def test_epochs_along_a_cosine_cannot_be_raised(tmp_path: Path, prepared: Path) -> None:
+    bench = Bench(tmp_path / "bench", prepared, RECIPE)
+    bench.done("train-source", "--quiet")
+    assert "train_source.epochs 2 -> 3" in told(bench("train-source", "--set", "train_source.epochs=3"), 1)
+
+
+@pytest.mark.parametrize(
+    ("validation", "told_of"),
+    [
+        ("test", None),
+        ("train", ["data.validation: raf-db trains on its split train"]),
+        ("public-test", ["no labelled face in a split public-test", "there are: test"]),
+    ],
+)
+def test_a_split_of_the_source_chooses_the_epoch(validation, told_of, tmp_path: Path, prepared: Path) -> None:
+    bench = Bench(tmp_path / "bench", prepared, {"data.validation": validation})
+    result = bench("train-source", "--quiet")
+    if told_of is None:
+        assert result.exit_code == 0, result.stderr
+        assert (bench.runs / "source/best.ckpt").exists()
+    else:
+        line = told(result, 1)
+        assert all(text in line for text in told_of)
+
+
+def test_cosine_wants_one_rate(bench: Bench) -> None:
+    settings = ("--set", "train_source.schedule=cosine", "--set", "train_source.rate={1: 0.1, 2: 0.01}")
+    assert "set rate to a number" in told(bench("train-source", *settings), 2)

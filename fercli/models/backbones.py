@@ -109,10 +109,10 @@ class IRLite(nn.Module):
     """A light IR net for small and blurred pictures: deep where maps are small, and no work at full resolution.
 
     The face is halved by averaging, so that what is finer than two pixels of 112 does not count: faces of a 48x48
-    source are blurred that far anyway, and sharp ones of a target then look alike. A 5x5 stem of stride 2 gives the 28x28 map;
-    stages 1 and 2 keep it, with `width` channels, stages 3 and 4 halve it, with 2 and 4 times `width`. The local map is
-    projected to three quarters of `width` (1x1, batch norm, ReLU): the five crop nets hold most of the weights, and
-    their number grows with the square of it.
+    source are blurred that far anyway, and sharp ones of a target then look alike. A 5x5 stem of stride 2 gives the
+    28x28 map; stages 1 and 2 keep it, with `width` channels, stages 3 and 4 halve it, with 2 and 4 times `width`. The
+    local map is projected to three quarters of `width` (1x1, batch norm, ReLU): the five crop nets hold most of the
+    weights, and their number grows with the square of it.
     """
 
     light = True
