@@ -12,7 +12,13 @@ from fercli.models.backbones import BottleneckIR, build_backbone
 from fercli.models.global_local import HEADS, GlobalLocal, build_network
 from fercli.models.local import CropNet, LocalNets, PatchStems, cut_windows, to_map
 
-BACKBONES = {"ir50": (128, 512), "ir18": (128, 512), "mobilenet-v2": (128, 512), "ir-small": (16, 64)}
+BACKBONES = {
+    "ir50": (128, 512),
+    "ir18": (128, 512),
+    "mobilenet-v2": (128, 512),
+    "ir-small": (16, 64),
+    "ir-lite": (6, 32),
+}
 
 
 def plain_windows(maps: torch.Tensor, centres: torch.Tensor, size: int = 7) -> torch.Tensor:

@@ -29,7 +29,7 @@ def refusal(*overrides: str, file: Path | None = None) -> str:
         ("engine.zzz=3", ["engine.zzz: unknown key", "known: device, precision"]),
         (
             "model.backbone=ir51",
-            ["model.backbone: 'ir51' is not allowed", "'ir50', 'ir18', 'mobilenet-v2', 'ir-small'"],
+            ["model.backbone: 'ir51' is not allowed", "'ir50', 'ir18', 'mobilenet-v2', 'ir-small', 'ir-lite'"],
         ),
         ("prepare.retries=[border,zoom]", ["prepare.retries.1: 'zoom' is not allowed", "'full-range'"]),
         ("model.width=99", ["model.width: 99", "less than or equal to 64"]),
@@ -150,7 +150,7 @@ def test_a_rate_may_be_a_number_in_any_notation(text: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(packaged()))
 def test_the_resolved_spec_reads_back_as_itself(name: str) -> None:
-    spec = load(name, ["adapt.rate={1: 0.1, 3: 0.01}"])
+    spec = load(name, ["adapt.schedule=steps", "adapt.rate={1: 0.1, 3: 0.01}"])
     assert parse(yaml.safe_load(to_yaml(spec))) == spec
     assert set(yaml.safe_load(to_yaml(spec))) == set(Spec.model_fields)
 

@@ -76,7 +76,7 @@ def told(result) -> str:
 # -------------------------------------------------------------------------------------------------- export and back
 
 
-@pytest.fixture(scope="module", params=["ir18", "mobilenet-v2", "ir-small"])
+@pytest.fixture(scope="module", params=["ir18", "mobilenet-v2", "ir-small", "ir-lite"])
 def exported(request, tmp_path_factory):
     """Name, checkpoint, its state, and another network to load into; channels-last, as the engine trains it."""
     torch.manual_seed(0)
@@ -92,7 +92,7 @@ HOLDS = {
     "aglrls": ({"ir18"}, lambda key: True),
     "face-evolve": ({"ir18"}, lambda key: key.startswith("backbone.")),
     "torchvision": ({"mobilenet-v2"}, lambda key: key.startswith("backbone.features.")),
-    "fercli": ({"ir18", "mobilenet-v2", "ir-small"}, lambda key: True),
+    "fercli": ({"ir18", "mobilenet-v2", "ir-small", "ir-lite"}, lambda key: True),
 }
 
 
