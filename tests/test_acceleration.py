@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import Bench
+from small_networks import model_spec
 from torch import nn
 
 from fercli import machine
@@ -25,8 +25,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 def network(seed: int = 0, width: int = 4) -> GlobalLocal:
     torch.manual_seed(seed)
-    fields = {"backbone": "ir-small", "width": width, "local": "feature-map", "classifiers": "shared", "weights": None}
-    return build_network(SimpleNamespace(**fields)).train()
+    return build_network(model_spec(width=width)).train()
 
 
 def faces(count: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
