@@ -304,7 +304,8 @@ class Optimisation(Section):
         rates = {"rate": self.rate, "discriminator_rate": getattr(self, "discriminator_rate", {})}
         if self.schedule == "cosine":
             for name, steps in rates.items():
-                if len(steps) > 1 and name in self.model_fields_set:
+                # The default's first rate is meant where none is named, in a resolved spec too.
+                if len(steps) > 1 and steps != type(self).model_fields[name].default:
                     raise ValueError(f"schedule: cosine starts at one rate; set {name} to a number")
         return self
 

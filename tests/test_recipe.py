@@ -235,3 +235,9 @@ def test_a_split_of_the_source_chooses_the_epoch(validation, told_of, tmp_path: 
 def test_cosine_wants_one_rate(bench: Bench) -> None:
     settings = ("--set", "train_source.schedule=cosine", "--set", "train_source.rate={1: 0.1, 2: 0.01}")
     assert "set rate to a number" in told(bench("train-source", *settings), 2)
+
+
+def test_a_resolved_spec_with_a_cosine_reads_back() -> None:
+    made = parse({"train_source": {"schedule": "cosine"}, "adapt": {"schedule": "cosine"}})
+    assert parse(made.model_dump(mode="json")) == made
+    assert rate_at(made.adapt, made.adapt.discriminator_rate, 0, 10) == pytest.approx(1e-4)
