@@ -321,9 +321,9 @@ class Batches:
         batch: faces a domain and view.
         seed: of the run.
         balance: how several sources share a batch, as ``data.balance``.
-        recipe: how the source's faces are varied and weighed.
         ahead: whether a thread fetches the faces of the next step; None for where that helps: faces in the host's
             memory, and a CUDA device that works meanwhile. No batch depends on it.
+        recipe: how the source's faces are varied and weighed.
 
     Attributes:
         waited: seconds spent so far until the faces of the batches were at hand.
@@ -340,8 +340,8 @@ class Batches:
         settings: ViewSettings,
         device: torch.device,
         balance: str = "images",
-        recipe: SourceRecipe = SourceRecipe(),  # noqa: B008 (a tuple)
         ahead: bool | None = None,
+        recipe: SourceRecipe = SourceRecipe(),  # noqa: B008 (a tuple)
     ):
         self._source, self._labels, self._target = source, labels, target
         self._wants, self._batch, self._seed, self._settings, self._device = wants, batch, seed, settings, device

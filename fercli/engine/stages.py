@@ -115,7 +115,7 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
         settings,
         fabric.device,
         spec.data.balance,
-        SourceRecipe.of(plan),
+        recipe=SourceRecipe.of(plan),
     )
     steps = plan.steps_per_epoch or max(1, len(source.train) // plan.batch)
     title = "train-source " + "+".join(spec.data.source)
