@@ -17,6 +17,7 @@ from fercli.store import Store
 from fercli.views import ViewSettings
 
 CPU = torch.device("cpu")
+RECIPE = SourceRecipe("strong", mixup=0.4, class_balance=0.5)
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
@@ -37,7 +38,7 @@ def batches(raf: Store, jaffe: Store, data: str, ahead: bool | None = None, devi
     target = Faces([jaffe], [jaffe.indices(jaffe.adapt_splits)], device, True, data)
     wants = frozenset({"target", "weak", "strong"})
     labels = labels_of([raf, raf], indices)
-    return Batches(source, labels, target, wants, 6, 3, ViewSettings(), device, "equal", ahead)
+    return Batches(source, labels, target, wants, 6, 3, ViewSettings(), device, "equal", ahead, RECIPE)
 
 
 def digest(made: Batches, steps=range(4)) -> str:
