@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fercli import residence
-from fercli.batches import Batches, Deck, Faces, Mixture, labels_of
+from fercli.batches import Batches, Deck, Faces, Mixture, SourceRecipe, labels_of
 from fercli.errors import FercliError
 from fercli.residence import Ahead, OnDisk, Resident, home_of, size_of
 from fercli.store import Store
