@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import lzma
 import os
 import shutil
 import subprocess
@@ -19,16 +18,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from fercli import console, starter
+from fercli import console
 from fercli.cli import main
-from fercli.files import write_atomically
 
 pytest.register_assert_rewrite("trained_runs", "pages")  # helpers that assert
-
-# Until the package holds a model trained on photographs: its stand-in, which git keeps packed.
-_STAND_IN = Path(__file__).parent / "fixtures" / "starter.safetensors.xz"
-if _STAND_IN.exists() and not starter.FILE.exists():
-    write_atomically(starter.FILE, lzma.decompress(_STAND_IN.read_bytes()))
 
 #: Steps that make an epoch, and epochs, of a bench's runs.
 STEPS, EPOCHS = 3, 2

@@ -41,8 +41,6 @@ from fercli.trained import Trained, find_trained
 from fercli.views import plain_view
 
 ANSWERS = Path(__file__).parent / "fixtures" / "starter_answers.json"
-#: The stand-in's file, packed: git does not keep it unpacked. It goes with the first real model.
-STAND_IN = Path(__file__).parent / "fixtures" / "starter.safetensors.xz"
 #: Bytes of the file, at most.
 MOST = 6 * 2**20
 
@@ -177,7 +175,6 @@ def main(run, spec_file, overrides, targets, card_alone, answers_alone) -> None:
             facts = facts_of(results, trained, checkpoint.parent)
             FILE.write_bytes(made.read_bytes())
         FACTS.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-        STAND_IN.unlink(missing_ok=True)
     if not answers_alone:
         CARD.write_text(card_of(starter_facts()), encoding="utf-8")
     if not card_alone:
