@@ -14,6 +14,7 @@ from torch import nn
 
 from fercli.methods.losses import (
     Discriminator,
+    DistributionAlignment,
     class_thresholds,
     conditional_adversarial,
     entropy,
@@ -205,6 +206,26 @@ def test_pseudo_label_loss_equals_a_loop(seed: int, threshold: float) -> None:
     assert not value.requires_grad or torch.autograd.grad(
         pseudo_label_loss(weak, strong, status, WEIGHTS, threshold)[0], weak, allow_unused=True
     ) == (None,)
+
+
+def test_distribution_alignment_equals_a_loop() -> None:
+    """AdaMatch, section 3.2: p times the source's running mean over the target's, made to sum to one again."""
+    aligner = DistributionAlignment(7, decay=0.9)
+    means = {"source": torch.zeros(7, 7, dtype=torch.float64), "target": torch.zeros(7, 7, dtype=torch.float64)}
+    for step in range(3):
+        answers = {"source": logits(5, 7, 7, seed=step), "target": logits(4, 7, 7, seed=step + 10)}
+        aligned = aligner(answers["source"], answers["target"])
+        assert not aligned.requires_grad
+        for domain, rows in answers.items():
+            for h in range(7):
+                mean = sum(softmax(row[h]) for row in rows.detach()) / len(rows)
+                # the mean over all steps so far, weights 0.9 ** age
+                whole = sum(0.9**age for age in range(step + 1))
+                means[domain][h] = (means[domain][h] * (whole - 1) + mean) / whole
+        for i in range(4):
+            for h in range(7):
+                p = softmax(answers["target"].detach()[i, h]) * means["source"][h] / means["target"][h]
+                same(aligned[i, h].exp(), p / p.sum())
 
 
 def test_pseudo_label_loss_is_zero_when_nothing_passes() -> None:

@@ -235,6 +235,34 @@ def test_the_bank_survives_in_the_state() -> None:
     assert torch.equal(other.bank, method.bank)
 
 
+def leaning(method: AGLRLS, steps: int = 30) -> torch.Tensor:
+    """Show a target on which all heads lean to 5, and a source without 5; how often each class is in the bank."""
+    torch.manual_seed(1)
+    for _ in range(steps):
+        # sure(k, 3) of a target face that is k, and 3.5 to 5 for all: what it is comes second
+        pictures = [sure(k, 3) + sure(5, 3.5) for k in range(B)]
+        source = View(torch.stack([sure(k, 3) for k in range(B)]), torch.zeros(B, 5, 2))
+        target = View(torch.stack(pictures), torch.zeros(B, 5, 2))
+        method(Tiny(), Batch(source, torch.arange(B), target, target, target, torch.arange(B)), Clock(0, 1))
+    return torch.stack([(method.bank == k).sum() for k in range(7)])
+
+
+def test_alignment_takes_back_what_the_target_leans_to() -> None:
+    plain, aligned = leaning(aglrls(threshold=0.3)), leaning(aglrls(threshold=0.3, alignment=True))
+    assert plain[5] == plain.sum() > 0
+    assert aligned[5] == 0
+    assert (aligned[:4] > 0).all()
+
+
+def test_the_alignment_survives_in_the_state_and_leaves_others_as_they_were() -> None:
+    method, other = aglrls(alignment=True), aglrls(alignment=True)
+    leaning(method, 2)
+    other.load_state_dict(method.state_dict())
+    assert torch.equal(other.aligner.of_target, method.aligner.of_target)
+    assert "bank" in aglrls().state_dict()
+    assert not any("aligner" in name for name in aglrls().state_dict())  # older checkpoints still fit
+
+
 # Options
 
 

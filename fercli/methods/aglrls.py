@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fercli.methods.adversarial import HeadDiscriminators
 from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step, Survey
 from fercli.methods.joint import joint_pass
-from fercli.methods.losses import learning_status, pseudo_label_loss, reversal_coefficient
+from fercli.methods.losses import DistributionAlignment, learning_status, pseudo_label_loss, reversal_coefficient
 from fercli.models import HEADS
 from fercli.spec import Optimisation, Section
 
@@ -27,6 +27,9 @@ class AGLRLS(Method):
     ``passes: published`` draws the target faces of the adversarial term and of the pseudo labels separately and runs
     [source + target], [weak], [strong], each with its own batch-norm statistics. ``passes: shared`` lets the weak view
     serve both, [source + weak], [strong]: three batches' worth of forward passes instead of four.
+
+    ``alignment`` is not part of the method: pseudo labels are drawn from probabilities brought to the source's shares of
+    the expressions (`fercli.methods.losses.DistributionAlignment`), for targets on which the source model leans to one.
     """
 
     name = "aglrls"
@@ -44,6 +47,7 @@ class AGLRLS(Method):
         pseudo_labels: bool = True
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+        alignment: bool = False
         glpc: bool = True
         passes: Literal["published", "shared"] = "published"
 
@@ -62,6 +66,9 @@ class AGLRLS(Method):
         self.discriminators = nn.ModuleList()
         if options.adversarial:
             self.discriminators = HeadDiscriminators(feature_dim, options.discriminators, options.hidden)
+        self.aligner = None
+        if options.alignment and options.pseudo_labels:
+            self.aligner = DistributionAlignment(NUM_HEADS)
         self.register_buffer("bank", torch.full((NUM_HEADS, target_size), -1, dtype=torch.long))
 
     def begin_epoch(self, survey: Survey) -> None:
@@ -94,6 +101,8 @@ class AGLRLS(Method):
             else:
                 with torch.no_grad():  # only the labels are wanted; batch norm still sees the weak view, as published
                     weak_logits = network(*batch.weak.inputs).logits
+            if self.aligner is not None:
+                weak_logits = self.aligner(source.logits, weak_logits)
             strong_logits = network(*batch.strong.inputs).logits
             loss, confident, passed = pseudo_label_loss(
                 weak_logits, strong_logits, self.status(), self.head_weights, options.threshold

@@ -159,6 +159,35 @@ def class_thresholds(status: Tensor, threshold: float = 0.95) -> Tensor:
     return threshold * ((status + 1) / 2) ** 2
 
 
+class DistributionAlignment(nn.Module):
+    """Give target faces, together, the expressions' shares that source faces have in the network's answers.
+
+    A source model leans to some expressions on a new target, and its pseudo labels teach it to lean further. Here each
+    probability is multiplied by the running mean of its class over source faces, divided by the one over target faces
+    (AdaMatch, Berthelot et al., ICLR 2022, section 3.2; ReMixMatch, ICLR 2020, section 3.1). No label is read.
+    """
+
+    def __init__(self, heads: int, classes: int = 7, decay: float = 0.99):
+        super().__init__()
+        self.decay = decay
+        # Sums that fade: only their ratio counts, so that the first step needs no correction.
+        self.register_buffer("of_source", torch.zeros(heads, classes))
+        self.register_buffer("of_target", torch.zeros(heads, classes))
+
+    @torch.no_grad()
+    def forward(self, source_logits: Tensor, target_logits: Tensor) -> Tensor:
+        """Take one step's answers in, and return the target's log-probabilities [M, H, C], aligned.
+
+        Args:
+            source_logits: [B, H, C].
+            target_logits: [M, H, C].
+        """
+        target = target_logits.float().log_softmax(-1)
+        self.of_source.mul_(self.decay).add_(source_logits.float().softmax(-1).mean(0))
+        self.of_target.mul_(self.decay).add_(target.exp().mean(0))
+        return (target + self.of_source.log() - self.of_target.log()).log_softmax(-1)
+
+
 def pseudo_label_loss(
     weak_logits: Tensor, strong_logits: Tensor, status: Tensor, weights: Tensor, threshold: float = 0.95
 ) -> tuple[Tensor, Tensor, Tensor]:
