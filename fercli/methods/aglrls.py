@@ -28,8 +28,9 @@ class AGLRLS(Method):
     [source + target], [weak], [strong], each with its own batch-norm statistics. ``passes: shared`` lets the weak view
     serve both, [source + weak], [strong]: three batches' worth of forward passes instead of four.
 
-    ``alignment`` is not part of the method: pseudo labels are drawn from probabilities brought to the source's shares of
-    the expressions (`fercli.methods.losses.DistributionAlignment`), for targets on which the source model leans to one.
+    ``alignment`` is not part of the method: pseudo labels are drawn from probabilities brought to the source's shares
+    of the expressions (`fercli.methods.losses.DistributionAlignment`), for a target on which the source model leans to
+    one of them.
     """
 
     name = "aglrls"
