@@ -4,7 +4,7 @@
 
 writes, from the root of a checkout with fercli installed:
 
-- ``fercli/starter/starter.safetensors``, the model as float16 (at most 6 MiB);
+- ``fercli/starter/starter.safetensors``, the model as float16 (at most 6 MB);
 - ``fercli/starter/facts.json``, its figures on the prepared stores of the targets (the source's test part too, where
   the source is named), by `fercli.evaluation.evaluate.evaluate_model`, and how it was trained;
 - ``fercli/starter/CARD.md``, of ``card.md.j2`` beside it: no figure in it is written by hand;
@@ -42,7 +42,7 @@ from fercli.views import plain_view
 
 ANSWERS = Path(__file__).parent / "fixtures" / "starter_answers.json"
 #: Bytes of the file, at most.
-MOST = 6 * 2**20
+MOST = 6_000_000
 
 
 def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str, Any]:
