@@ -65,7 +65,7 @@ def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str
             "command": f"fercli train-source -c {spec.name}",
             "seed": spec.engine.seed,
             "device": made["device"],
-            "seconds": made["outcome"]["seconds"],
+            "seconds": seconds_of(stage, made["outcome"]["seconds"]),
             "steps": trained.state["step"],
             "epoch": best["epoch"],
             "selection": best["rule"],
@@ -74,6 +74,13 @@ def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str
         },
         "entries": entries,
     }
+
+
+def seconds_of(stage: Path, last: float) -> float:
+    """What training took in all. A run that was stopped and resumed has a TensorBoard file of each part, named by its
+    start and last written at its end; the outcome that the run folder keeps is the ``last`` part's."""
+    parts = [file.stat().st_mtime - int(file.name.split(".")[3]) for file in stage.glob("events.out.tfevents.*")]
+    return max(last, sum(parts))
 
 
 def card_of(facts: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ BACKBONES = {
     "ir18": (128, 512),
     "mobilenet-v2": (128, 512),
     "ir-small": (16, 64),
-    "ir-lite": (6, 32),
+    "ir-lite": (5, 32),
 }
 
 

@@ -111,7 +111,7 @@ class IRLite(nn.Module):
     The face is halved by averaging, so that what is finer than two pixels of 112 does not count: faces of a 48x48
     source are blurred that far anyway, and sharp ones of a target then look alike. A 5x5 stem of stride 2 gives the
     28x28 map; stages 1 and 2 keep it, with `width` channels, stages 3 and 4 halve it, with 2 and 4 times `width`. The
-    local map is projected to three quarters of `width` (1x1, batch norm, ReLU): the five crop nets hold most of the
+    local map is projected to five eighths of `width` (1x1, batch norm, ReLU): the five crop nets hold much of the
     weights, and their number grows with the square of it.
     """
 
@@ -120,7 +120,7 @@ class IRLite(nn.Module):
     def __init__(self, width: int = 32, name: str = "ir-lite"):
         super().__init__()
         self.name, self.blocks = name, IR_BLOCKS[name]
-        self.local_channels, self.global_channels = max(4, 3 * width // 4), 4 * width
+        self.local_channels, self.global_channels = max(4, 5 * width // 8), 4 * width
         self.halve = nn.AvgPool2d(2)
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), activation(width, True)
@@ -142,7 +142,7 @@ class IRLite(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the maps [B, 3 width / 4, 28, 28] and [B, 4 width, 7, 7]."""
+        """Return the maps [B, 5 width / 8, 28, 28] and [B, 4 width, 7, 7]."""
         local = self.stages[1](self.stages[0](self.stem(self.halve(images))))
         return self.project_local(local), self.stages[3](self.stages[2](local))
 
