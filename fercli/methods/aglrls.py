@@ -26,9 +26,9 @@ class AGLRLS(Method):
 
     ``passes: published`` draws the target faces of the adversarial term and of the pseudo labels separately and runs
     [source + target], [weak], [strong], each with its own batch-norm statistics. ``passes: shared`` lets the weak view
-    serve both, [source + weak], [strong]: three batches' worth of forward passes instead of four. The weak
-    view is then normalised together with the source's faces, and where the domains differ much, pseudo labels drift:
-    on real photographs it cost ten points (docs/measurements.md, the starter model).
+    serve both, [source + weak], [strong]: three batches' worth of forward passes instead of four. The weak view is then
+    normalised together with the source's faces, and where the domains differ much, pseudo labels drift: on real
+    photographs it cost 13 points (docs/measurements.md, the starter model).
 
     ``alignment`` is not part of the method: pseudo labels are drawn from probabilities brought to the source's shares
     of the expressions (`fercli.methods.losses.DistributionAlignment`), for a target on which the source model leans to
