@@ -24,6 +24,11 @@ _LONGEST_NAME = 254
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def is_file_name(name: str) -> bool:
+    """Whether a name is one that a file or folder may have, and leads to no other folder."""
+    return name not in ("", ".", "..") and not any(mark in name for mark in "/\\") and name.isprintable()
+
+
 @contextmanager
 def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the place of `path` once it is written and on the disk.

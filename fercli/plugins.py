@@ -1,7 +1,8 @@
 """Methods and readers from outside: the run spec names them ``module:Name``.
 
 The module is looked for in the current folder, then where Python looks. It is the user's own code and is run when the
-spec asks for it; nothing is imported for a name of fercli's registries.
+spec asks for it; nothing is imported for a name of fercli's registries. Files that fercli wrote (checkpoints, models)
+may have been edited by others: what they name is run only where the user has named it too (`trust`).
 """
 
 from __future__ import annotations
@@ -16,10 +17,23 @@ from fercli.errors import SpecError
 
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
+#: What the user has named in this process.
+_trusted: set[str] = set()
+
 
 def is_place(name: str) -> bool:
     """Whether a name is of the form ``module:Name``."""
     return _PLACE.fullmatch(name) is not None
+
+
+def trust(*names: str) -> None:
+    """Let files name these too: the user's spec or command line has named them. Other names are passed over."""
+    _trusted.update(filter(is_place, names))
+
+
+def is_trusted(name: str) -> bool:
+    """Whether the user has named ``module:Name`` in this process."""
+    return name in _trusted
 
 
 def import_from(place: str, key: str) -> Any:

@@ -17,7 +17,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fercli.errors import SpecError
-from fercli.plugins import is_place
+from fercli.files import is_file_name
+from fercli.plugins import is_place, trust
 
 #: Head weights are given in this order: global, five local, fused.
 NUM_HEADS = 7
@@ -471,7 +472,7 @@ class Spec(Section):
 
     def store_path(self, dataset: str) -> Path:
         """The prepared store of a dataset. Raises SpecError for a name that would lead elsewhere."""
-        if dataset in ("", ".", "..") or any(mark in dataset for mark in "/\\\0"):
+        if not is_file_name(dataset):
             raise SpecError(
                 f"{dataset!r} cannot be a dataset's name; say where it lies with --root or data.datasets.NAME.root"
             )
@@ -549,7 +550,10 @@ def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict
             raise SpecError(f"--set {text}: the value is not YAML") from None
     for key, value in (shortcuts or {}).items():
         _put(tree, key, value)
-    return parse(tree, where=str(path))
+    spec = parse(tree, where=str(path))
+    sweep = {} if spec.sweep is None else spec.sweep.methods
+    trust(spec.adapt.method, *(str(given.get("method", label)) for label, given in sweep.items()))
+    return spec
 
 
 def parse(tree: dict[str, Any], where: str = "spec") -> Spec:

@@ -17,7 +17,8 @@ from fercli.engine import checkpoint
 from fercli.engine.stages import empty_network, load_network
 from fercli.errors import FercliError, SpecError
 from fercli.evaluation.decision import DecisionRule
-from fercli.methods import method_class
+from fercli.methods import method_in_file
+from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
 from fercli.models.model_file import read_model
 from fercli.models.reading import is_safetensors
@@ -67,13 +68,18 @@ class Trained:
     @property
     def method(self) -> str:
         """What tables call it: the method, and its tag where it has one."""
-        tag = self.state["spec"]["adapt"]["tag"] if self.stage == "adapt" else ""
+        tag = self.spec.adapt.tag if self.stage == "adapt" else ""
         return self.registered + (f" ({tag})" if tag not in ("", self.registered) else "")
 
     @property
     def registered(self) -> str:
         """The method's name in the registry."""
-        return self.state.get("method_name", "source-only")
+        return self.state.get("method_name") or "source-only"
+
+    @property
+    def kind(self) -> type[Method]:
+        """The method's class. Raises FercliError where it is from outside and the user has not named it."""
+        return method_in_file(self.registered, self.path)
 
     @property
     def spec(self) -> Spec:
@@ -91,10 +97,10 @@ class Trained:
 
         Raises FercliError where this version of the method has other options.
         """
-        kind, options = method_class(self.registered), {}
+        kind, options = self.kind, {}
         if self.stage == "adapt":
             try:
-                options = kind.decision_options(kind.read_options(self.state["spec"]["adapt"]["options"]))
+                options = kind.decision_options(kind.read_options(self.spec.adapt.options))
             except SpecError:
                 raise self._of_another_version() from None
         return DecisionRule(self.decision, self.state["status"], **options)
@@ -108,14 +114,14 @@ class Trained:
 
     def refine(self, device: torch.device) -> Callable[[Output], Output] | None:
         """What the method makes of the network's output, or None where that is nothing."""
-        kind = method_class(self.registered)
+        kind = self.kind
         if not kind.refines:
             return None
         settings = self.spec.adapt
         method = kind(settings, kind.read_options(settings.options), FEATURE_SIZE, target_size=0)
         try:
             method.load_state_dict(self.state["method"])
-        except (KeyError, RuntimeError):
+        except (KeyError, RuntimeError, TypeError, AttributeError):
             raise self._of_another_version() from None
         return method.to(device).eval().refine
 

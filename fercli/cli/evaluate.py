@@ -6,7 +6,7 @@ import click
 
 from fercli import console
 from fercli.cli.completion import complete_runs
-from fercli.cli.options import chosen_targets, read_spec, source_option, spec_options, target_option
+from fercli.cli.options import chosen_targets, outside_method_option, read_spec, source_option, spec_options, target_option
 
 
 @click.command("evaluate", short_help="Score source-only and adapted models; write the report.")
@@ -19,6 +19,7 @@ from fercli.cli.options import chosen_targets, read_spec, source_option, spec_op
     help="Score this model, of any run: starter, a model file, a stage folder, a checkpoint.",
 )
 @target_option("Target (may be repeated), or all. Default: those adapted to.")
+@outside_method_option
 @click.option("--report", is_flag=True, help="Also write the HTML report.")
 def command(spec_file, overrides, quiet, as_json, sources, model, targets, report):
     """Score the source model and the adapted ones; write the numbers and, with --report, one HTML file.

@@ -98,6 +98,24 @@ def method_option(function: F) -> F:
     )(function)
 
 
+def outside_method_option(function: F) -> F:
+    """--method of commands that use a trained model: code from outside that its file may name."""
+
+    def trust(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
+        from fercli.plugins import trust
+
+        trust(*names)
+
+    return click.option(
+        "--method",
+        metavar="MODULE:NAME",
+        multiple=True,
+        expose_value=False,
+        callback=trust,
+        help="Method from outside fercli that the model was adapted by; its code is run.",
+    )(function)
+
+
 def restart_option(function: F) -> F:
     """--restart."""
     return click.option("--restart", is_flag=True, help="Throw away what this step has made so far and begin anew.")(

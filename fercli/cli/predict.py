@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fercli import console
-from fercli.cli.options import read_spec, spec_options
+from fercli.cli.options import outside_method_option, read_spec, spec_options
 from fercli.durations import rate
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Take every so many-th frame.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Faces a time on the device.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that find faces. Default: all cores.")
+@outside_method_option
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the spec's engine.device.")
 @click.option("--force", is_flag=True, help="Replace outputs that are there.")
 def command(

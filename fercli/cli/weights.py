@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fercli import console
-from fercli.cli.options import read_spec, spec_options
+from fercli.cli.options import outside_method_option, read_spec, spec_options
 
 
 @click.group("weights", short_help="Tell what a checkpoint is, or export one of ours.")
@@ -76,6 +76,7 @@ def inspect(ctx, files, spec_file, overrides, quiet, as_json):
     show_default=True,
     help="Whose names.",
 )
+@outside_method_option
 @click.option("--half", is_flag=True, help="Store floats as float16: half the size.")
 @click.option("--force", is_flag=True, help="Replace OUT where it is there already.")
 @click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")

@@ -27,6 +27,7 @@ from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE, GlobalLocal, build_network
+from fercli.models.reading import is_finite, some
 from fercli.spec import Model, Optimisation, Spec
 from fercli.store import Store
 from fercli.views import ViewSettings
@@ -191,7 +192,7 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
 
     Raises:
         FercliError: the checkpoint is of another architecture (the differing keys are named), or its weights are not
-            those of the architecture that it names.
+            those of the architecture that it names, or not finite.
     """
     free = frozenset({"weights", "test_flip"})  # neither of them changes a weight's shape or meaning
     problem = differences(resolved(state["spec"]), json.loads(spec.model_dump_json()), ("model",), free)
@@ -204,6 +205,12 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
             f"the weights in {path} are of another network than its spec describes (made by another version, or put "
             "together by hand); train again, --restart"
         ) from None
+    broken = [name for name, value in state["network"].items() if value.is_floating_point() and not is_finite(value)]
+    if broken:
+        raise FercliError(
+            f"the weights in {path} are NaN or infinite at {some(broken)}: no answer of theirs would mean anything; "
+            "train again, --restart, or fetch the file again"
+        )
 
 
 def _network(model: Model) -> GlobalLocal:

@@ -20,7 +20,6 @@ from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.rules import RULES
-from fercli.methods import method_class
 from fercli.methods.base import Seen
 from fercli.models import HEADS
 from fercli.spec import Spec
@@ -89,7 +88,7 @@ class Scored:
             "epoch": best["epoch"],
             "selection": {"rule": best["rule"], "reads": list(RULES[best["rule"]].reads)},
             # A method that trains on target labels is an upper bound, whatever chose its epoch.
-            "oracle": method_class(self.model.registered).oracle,
+            "oracle": self.model.kind.oracle,
             "splits": self.splits,
             "counts": self._counts(),
             "heads": {

@@ -15,7 +15,6 @@ from fercli.evaluation.rules import RULES
 from fercli.export.graph import rule_of
 from fercli.export.snippets import preparing, using
 from fercli.expressions import EXPRESSIONS
-from fercli.methods import method_class
 from fercli.models import HEADS
 from fercli.models.backbones import LIGHT
 from fercli.spec import Spec
@@ -109,7 +108,7 @@ def _training(trained: Trained) -> str:
     weights = spec.model.weights
     local = "windows of the feature map" if spec.model.local == "feature-map" else "crops of the photograph"
     width = f", width {spec.model.width}" if spec.model.backbone in LIGHT else ""
-    oracle = method_class(trained.registered).oracle
+    oracle = trained.kind.oracle
     rows = [
         ("source (labelled)", ", ".join(spec.data.source)),
         ("target (unlabelled)", trained.target or "none"),

@@ -7,10 +7,11 @@ This registry holds names only, so that a spec can be checked without loading to
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fercli.errors import SpecError
-from fercli.plugins import import_from
+from fercli.errors import FercliError, SpecError
+from fercli.plugins import import_from, is_trusted
 
 if TYPE_CHECKING:
     from fercli.methods.base import Method
@@ -47,3 +48,20 @@ def method_class(name: str) -> type[Method]:
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise SpecError(f"adapt.method: {name} is no method: derive it from fercli.methods.base.Method")
     return found
+
+
+def method_in_file(name: str, path: Path) -> type[Method]:
+    """The class of the method that a checkpoint or model file names.
+
+    A file is data: code from outside runs only where the user names it too (`fercli.plugins.trust`).
+
+    Raises:
+        FercliError: it is a method from outside that the user has not named.
+        SpecError: as `method_class`.
+    """
+    if name not in METHODS and not is_trusted(name):
+        raise FercliError(
+            f"{path} was adapted by {name}, which is code from outside fercli, and a file cannot make it run; if you "
+            f"trust that code, name it yourself: --method {name}"
+        )
+    return method_class(name)

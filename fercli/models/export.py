@@ -75,7 +75,7 @@ def export(
         )
     network = own_network(description.architecture)
     problems = ["of no architecture known here"] if network is None else misfits(weights, network)
-    problems = list(map(str, problems)) or _obstacles(kind, description.architecture, weights.document)
+    problems = list(map(str, problems)) or _obstacles(kind, description.architecture, weights.document, source)
     if problems:
         other = "" if kind == "fercli" or network is None else "; --format fercli holds any of ours"
         raise FercliError(f"{source} cannot be exported as {kind}: {'; '.join(problems)}{other}")
@@ -132,7 +132,7 @@ def _safetensors(kind: str, document: dict[str, Any], source: Path) -> tuple[byt
 
     state, beside = _state_of(document)
     if kind == "fercli" and "spec" in document:
-        kept = {"method"} & set(beside) if not _refines(document) else set()
+        kept = {"method"} & set(beside) if not _refines(document, source) else set()
         left = [f"{', '.join(kept)}: only a training needs it"] if kept else []
         return model_bytes(document, state, source), [
             *left,
@@ -145,7 +145,7 @@ def _safetensors(kind: str, document: dict[str, Any], source: Path) -> tuple[byt
     return save(state, {"format": "pt"}), left
 
 
-def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any]) -> list[str]:
+def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any], source: Path) -> list[str]:
     """Say why a format cannot hold a network."""
     published_ir = architecture.backbone == "ir" and not architecture.light
     said = []
@@ -158,17 +158,16 @@ def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any
             said.append("the format has three classifiers, and this network seven (model.classifiers: separate)")
         if architecture.local != "feature-map":
             said.append("the format has no patch stems (model.local: image-crop)")
-        if _refines(document):
+        if _refines(document, source):
             said.append(f"the format has no place for what {document['method_name']} answers through, its own networks")
     return said
 
 
-def _refines(document: Mapping[str, Any]) -> bool:
-    from fercli.methods import METHODS, method_class
-    from fercli.plugins import is_place
+def _refines(document: Mapping[str, Any], source: Path) -> bool:
+    from fercli.methods import method_in_file
 
     name = document.get("method_name")
-    return isinstance(name, str) and (name in METHODS or is_place(name)) and method_class(name).refines
+    return name is not None and method_in_file(name, source).refines
 
 
 def _document(kind: str, state: dict[str, Tensor], weights: Weights) -> tuple[dict[str, Any], list[str]]:

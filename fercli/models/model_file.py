@@ -24,7 +24,8 @@ from torch import Tensor
 
 from fercli import __version__
 from fercli.errors import FercliError
-from fercli.models.reading import BROKEN, is_safetensors, shown
+from fercli.files import is_file_name
+from fercli.models.reading import BROKEN, check_plain, is_plain, is_safetensors, shown, some
 from fercli.plugins import is_place
 from fercli.spec import Fraction, Section, Spec, explain, parse
 
@@ -35,7 +36,7 @@ _MARK, _RECORD, _METHOD = "fercli.format", "fercli.record", "method."
 _AGAIN = "fetch or copy it again, or export it again: fercli weights export RUN FILE --format fercli"
 
 _Row = Annotated[list[Fraction], Field(min_length=7, max_length=7)]
-_Count = Annotated[int, Field(ge=0)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Best(Section):
@@ -55,27 +56,52 @@ class Best(Section):
         return value
 
 
-class Record(Section):
-    """What a model in one file says of itself.
+class ModelFacts(Section):
+    """What a checkpoint and a model in one file say of their model, beside its tensors.
 
     Attributes:
-        fercli: the version that trained it.
         stage: "source", or "adapt" of a model that was adapted to `target` by `method_name`.
-        decision: the decision rule; `status`: its b, [7 heads][7 expressions] in 0..1, or None.
+        decision: the decision rule.
         best: the chosen epoch; `epoch` and `step`: where training stood then.
-        spec: the run spec that it was trained with, as data (`portable`).
-        digest: of the tensors as the file holds them (`digest_of`).
     """
 
-    fercli: str
     stage: Literal["source", "adapt"]
     decision: Literal["fused", "global+fused", "glpc"]
-    status: Annotated[list[_Row], Field(min_length=7, max_length=7)] | None
     best: Best
     epoch: _Count
     step: _Count
     method_name: str | None = None
     target: str | None = None
+
+    @field_validator("method_name")
+    @classmethod
+    def _method_exists(cls, value: str | None) -> str | None:
+        from fercli.methods import METHODS  # torch-free
+
+        if value is not None and value not in METHODS and not is_place(value):
+            raise ValueError(f"{value!r} is no method; one of {', '.join(METHODS)}")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _target_is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and not is_file_name(value):
+            raise ValueError(f"{value!r} cannot be a dataset's name")
+        return value
+
+
+class Record(ModelFacts):
+    """What a model in one file says of itself.
+
+    Attributes:
+        fercli: the version that trained it.
+        status: b of the decision rule, [7 heads][7 expressions] in 0..1, or None.
+        spec: the run spec that it was trained with, as data (`portable`).
+        digest: of the tensors as the file holds them (`digest_of`).
+    """
+
+    fercli: str
+    status: Annotated[list[_Row], Field(min_length=7, max_length=7)] | None
     spec: dict[str, Any]
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -88,20 +114,39 @@ class Record(Section):
             raise ValueError("\n".join(explain(problem, Spec))) from None
         return value
 
-    @field_validator("method_name")
-    @classmethod
-    def _method_exists(cls, value: str | None) -> str | None:
-        from fercli.methods import METHODS  # torch-free
-
-        if value is not None and value not in METHODS and not is_place(value):
-            raise ValueError(f"{value!r} is no method; one of {', '.join(METHODS)}")
-        return value
-
     @model_validator(mode="after")
     def _adapted_to_something(self) -> Record:
         if self.stage == "adapt" and (self.target is None or self.method_name is None):
             raise ValueError("stage adapt needs a target and a method_name")
         return self
+
+
+def check_checkpoint(document: Any) -> None:
+    """See that a checkpoint of ours is one, whoever wrote it, before anything is done with what it says.
+
+    Weights that are not finite are found where they are put into a network. What a checkpoint may lack (of an earlier
+    version, or of weights alone) is not asked for.
+
+    Raises:
+        ValueError: why it cannot be used, to be put behind the file's name.
+    """
+    if not isinstance(document, Mapping) or not all(isinstance(document.get(key), dict) for key in ("network", "spec")):
+        raise ValueError("is not a fercli checkpoint; read other people's weights with model.weights")
+    check_plain(document)
+    strange = [name for name, value in document["network"].items() if not (isinstance(name, str) and is_plain(value))]
+    if strange:
+        raise ValueError(f"is damaged or was edited: its network holds no numbers at {some(strange)}")
+    facts = {"stage": "source", "decision": "fused", "best": {"epoch": 0, "score": None, "rule": "last"}}
+    facts.update(epoch=0, step=0)
+    try:
+        ModelFacts.model_validate({key: document.get(key, facts.get(key)) for key in ModelFacts.model_fields})
+    except ValidationError as problem:
+        raise ValueError(f"is damaged or was edited: {first_problems(problem, ModelFacts)}") from None
+    status = document.get("status")
+    if status is None:
+        return
+    if not is_plain(status) or status.shape != (7, 7) or not bool(((status >= 0) & (status <= 1)).all()):
+        raise ValueError("is damaged or was edited: its status is not 7 x 7 numbers from 0 to 1")
 
 
 def portable(spec: Spec) -> dict[str, Any]:
@@ -139,7 +184,7 @@ def model_bytes(document: Mapping[str, Any], network: Mapping[str, Tensor], sour
     from safetensors.torch import save
 
     needed = [key for key in ("stage", "spec", "decision", "best") if key not in document]
-    method = _method_state(document)
+    method = _method_state(document, source)
     if method is None:
         needed.append(f"state of {document['method_name']}'s own networks")
     if needed:
@@ -159,7 +204,7 @@ def model_bytes(document: Mapping[str, Any], network: Mapping[str, Tensor], sour
     try:
         record = Record.model_validate(tree)
     except ValidationError as problem:
-        raise FercliError(f"{source} cannot be one file: {_said(problem)}") from None
+        raise FercliError(f"{source} cannot be one file: {first_problems(problem, Record)}") from None
     return _steady(save(tensors, {"format": "pt", _MARK: str(FORMAT), _RECORD: record.model_dump_json()}))
 
 
@@ -227,12 +272,12 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _method_state(document: Mapping[str, Any]) -> Mapping[str, Tensor] | None:
+def _method_state(document: Mapping[str, Any], source: Path) -> Mapping[str, Tensor] | None:
     """What the method answers through: {} where that is nothing, None where the checkpoint lacks it."""
-    from fercli.methods import method_class
+    from fercli.methods import method_in_file
 
     name = document.get("method_name")
-    return document.get("method") if name is not None and method_class(name).refines else {}
+    return document.get("method") if name is not None and method_in_file(name, source).refines else {}
 
 
 def _record(path: Path, metadata: Mapping[str, str]) -> Record:
@@ -257,11 +302,11 @@ def _record(path: Path, metadata: Mapping[str, str]) -> Record:
         wrote = shown(tree.get("fercli"))
         raise FercliError(
             f"{path} was edited, or written by another version of fercli ({wrote}, this is {__version__}): "
-            f"{_said(problem)}; {_AGAIN}"
+            f"{first_problems(problem, Record)}; {_AGAIN}"
         ) from None
 
 
-def _said(problem: ValidationError) -> str:
+def first_problems(problem: ValidationError, model: type[Section]) -> str:
     """The first two problems in one line; what a file says is shown with care."""
-    lines = [shown(line) for line in explain(problem, Record)]
+    lines = [shown(line) for line in explain(problem, model)]
     return "; ".join(lines[:2]) + (f" and {len(lines) - 2} more" if len(lines) > 2 else "")

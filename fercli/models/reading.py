@@ -1,15 +1,17 @@
 """Checkpoint files as data: tensors and plain values, never code, whoever wrote them.
 
 Files of torch are read with ``torch.load(weights_only=True)``, and a file that needs more than tensors and plain values
-is refused; so is an archive that unpacks to more than it weighs. Files of safetensors hold nothing but tensors. Names
-inside a file are the writer's too: they are printed by `shown` alone.
+is refused; so is an archive that unpacks to more than it weighs, or whose bytes are not those that were written. Files
+of safetensors hold nothing but tensors. Names inside a file are the writer's too: they are printed by `shown` alone.
 """
 
 from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ SAFETENSORS = ".safetensors"
 
 #: What is told of a file that safetensors cannot read.
 BROKEN = "is truncated or damaged, or no safetensors file; fetch or copy it again"
+
+_BROKEN_ARCHIVE = "is truncated or damaged; fetch or copy it again"
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NAMED_AT_MOST = 6
@@ -40,22 +44,111 @@ def read_document(path: Path) -> Any:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FercliError(f"weights {path}: {what}; give a checkpoint file (or model.weights: null for none)")
     try:
-        size = path.stat().st_size
-        if size == 0:
+        if path.stat().st_size == 0:
             raise FercliError(f"weights {path}: the file is empty; fetch or copy it again")
         if is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(path)
-        if _unpacks_to_more(path, size):
-            raise FercliError(f"weights {path}: unpacks to more than the file holds, which torch.save's never do")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_torch(path)
     except FercliError:
         raise
     except OSError as error:
         raise FercliError(f"weights {path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # the readers meet arbitrary bytes: KeyError, IndexError, EOFError, ...
+    except ValueError as error:
+        raise FercliError(f"weights {path}: {error}") from error
+    except Exception as error:  # safetensors meets arbitrary bytes
         raise FercliError(f"weights {path}: {_why_unreadable(error)}") from error
+
+
+def read_torch(path: Path) -> Any:
+    """Return what torch.save wrote into a file, on the CPU, once its bytes are checked.
+
+    The archive's check sums are compared while torch reads, in a thread: torch itself does not look at them. (The
+    format before torch 1.6 is no archive and has none.)
+
+    Raises:
+        ValueError: why it cannot be read, to be put behind the file's name.
+        OSError: the file cannot be opened.
+    """
+    with path.open("rb") as file, ThreadPoolExecutor(1) as thread:
+        if zipfile.is_zipfile(file):
+            entries = _entries(file)
+            checked = thread.submit(_compare_sums, path, entries)
+        else:
+            checked = None
+        try:
+            document = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, IndexError, AssertionError, ...
+            if checked is not None:
+                checked.result()
+            raise ValueError(_why_unreadable(error)) from error
+        if checked is not None:
+            checked.result()
+    return document
+
+
+def _entries(file: Any) -> list[zipfile.ZipInfo]:
+    """The entries of an archive of torch's. It stores them as they are, so that it is larger than what is in it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        raise ValueError(_BROKEN_ARCHIVE) from None
+    size = file.seek(0, 2)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
+        raise ValueError("unpacks to more than the file holds, which torch.save's never do")
+    return entries
+
+
+def _compare_sums(path: Path, entries: Iterable[zipfile.ZipInfo]) -> None:
+    """Raise ValueError where an entry's bytes are not those of its check sum; 0 stands where none was computed."""
+    block = memoryview(bytearray(1 << 18))
+    with path.open("rb", buffering=0) as file:
+        for entry in entries:
+            file.seek(entry.header_offset + 26)
+            lengths = file.read(4)
+            file.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), 1)
+            left, found = entry.file_size, 0
+            while left and (count := file.readinto(block[: min(left, len(block))])):
+                found, left = zlib.crc32(block[:count], found), left - count
+            if left or found != entry.CRC != 0:
+                raise ValueError("is damaged: its bytes are not those that were written; fetch or copy it again")
+
+
+def check_plain(document: Any, most: int = 200_000) -> None:
+    """Look through what a checkpoint of ours holds, before anything is done with it.
+
+    Args:
+        document: mappings, sequences, plain values and tensors, nested.
+        most: values that it may have. One list named in many places counts in each: a small file may so ask for more
+            than any memory holds.
+
+    Raises:
+        ValueError: why it cannot be used, to be put behind the file's name.
+    """
+    waiting, count = [document], 0
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            if not _holds_its_numbers(value):
+                raise ValueError("holds a tensor without its numbers")
+        elif isinstance(value, int) and value.bit_length() > 64:
+            raise ValueError("holds a number of more than 64 bits")
+        elif isinstance(value, Mapping | list | tuple | set | frozenset):
+            count += len(value)
+            if count > most:
+                raise ValueError(f"holds more than {most} values")
+            waiting.extend(value.values() if isinstance(value, Mapping) else value)
+
+
+def _holds_its_numbers(tensor: Tensor) -> bool:
+    """Tell a tensor with a place in its storage for each number from those that only claim their size."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def is_safetensors(path: Path) -> bool:
@@ -71,6 +164,11 @@ def is_plain(value: Any) -> bool:
         and value.device.type == "cpu"
         and (value.dtype in _FLOATS or value.dtype == torch.int64)
     )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tell whether all of a float tensor's numbers are finite; in one pass and without another tensor of its size."""
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def some(names: Iterable[Any]) -> str:
@@ -100,14 +198,6 @@ def _looks_like_safetensors(path: Path, size: int) -> bool:
     return head[8:] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8
 
 
-def _unpacks_to_more(path: Path, size: int) -> bool:
-    """Torch stores its entries as they are, so that an archive is always larger than what is in it."""
-    if not zipfile.is_zipfile(path):
-        return False  # the format before torch 1.6, or no checkpoint at all
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist()) > size
-
-
 def _why_unreadable(error: Exception) -> str:
     text = str(error)
     wanted = re.search(r"GLOBAL (\S+)", text)
@@ -116,10 +206,12 @@ def _why_unreadable(error: Exception) -> str:
             f"asks to run code ({shown(wanted[1])}) while it is read, which is refused;"
             " save its tensors alone with torch.save(model.state_dict(), file) where you trust it, and give that"
         )
+    if "alloc" in text:
+        return "does not fit into the memory that is free"
     if "TorchScript" in text:
         return "is a TorchScript archive; give the checkpoint with the state_dict instead"
     if type(error).__name__ == "SafetensorError":
         return BROKEN
     if "central directory" in text or "unexpected EOF" in text or isinstance(error, EOFError | zipfile.BadZipFile):
-        return "is truncated or damaged; fetch or copy it again"
+        return _BROKEN_ARCHIVE
     return "is not a PyTorch checkpoint, or is damaged; give a file that torch.save or safetensors wrote"

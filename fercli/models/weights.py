@@ -26,7 +26,7 @@ from fercli.errors import FercliError
 from fercli.models.backbones import build_backbone
 from fercli.models.global_local import GlobalLocal, ModelSpec
 from fercli.models.kinds import KINDS, Description, class_status_of, epoch_of, left_over, record_of
-from fercli.models.model_file import holds_model, read_model
+from fercli.models.model_file import check_checkpoint, holds_model, read_model
 from fercli.models.names import Architecture, architecture_of, from_face_evolve_names, from_published_names
 from fercli.models.reading import all_shown, read_document, some
 from fercli.models.unwrapping import unwrap
@@ -100,6 +100,8 @@ def read_weights(path: str | Path) -> Weights:
             f"weights {path}: holds a {type(document).__name__}, not a dict of tensors; give a checkpoint file"
         )
     try:
+        if document.get("kind") == "fercli":
+            check_checkpoint(document)
         kind, whole, holder = unwrap(document)
     except ValueError as problem:
         raise FercliError(f"weights {path}: {problem}") from None
