@@ -15,6 +15,7 @@ from fercli.datasets.records import Listing, Record
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 from fercli.faces.extract import Options, decode_source, read_source
 from fercli.faces.images import Unreadable
+from fercli.store import read_array
 
 #: Tiles in a row; a class and the rejected records get at most so many rows.
 COLUMNS, CLASS_ROWS, REJECTED_ROWS = 12, 1, 3
@@ -37,8 +38,8 @@ def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Li
         listing: where the rejected photographs lie.
         options: sizes of faces and crops.
     """
-    faces = np.load(folder / "faces.npy", mmap_mode="r")
-    landmarks = np.load(folder / "landmarks.npy", mmap_mode="r")
+    faces = read_array(folder / "faces.npy", mapped=True)
+    landmarks = read_array(folder / "landmarks.npy", mapped=True)
     kept = [(i, row) for i, row in enumerate(r for r in rows if r["status"] != "rejected")]
     rejected = [(i, row) for i, row in enumerate(rows) if row["status"] == "rejected"]
     bands: list[tuple[str, list[Image.Image]]] = []

@@ -124,7 +124,7 @@ def _datasets(spec: Spec) -> Iterator[Finding]:
         folder = entry.root or spec.paths.data / name
         if path.is_dir():
             try:
-                store = Store.open(path, labels=False)
+                store = Store.open(path, labels=False, name=path.name)
             except FercliError as problem:
                 found, _, mend = str(problem).partition("; ")
                 yield Finding(check, FAIL, found, mend)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -14,10 +15,8 @@ from typing import IO
 from fercli import console
 from fercli.errors import FercliError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+#: The file in a folder by which one process keeps others out (`only_one`).
+LOCK = ".lock"
 
 #: Bytes of a file's name that every file system takes, less the dot of a hidden one.
 _LONGEST_NAME = 254
@@ -31,7 +30,7 @@ def is_file_name(name: str) -> bool:
 
 @contextmanager
 def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> Iterator[IO[bytes]]:
-    """Yield a binary file that takes the place of `path` once it is written and on the disk.
+    """Yield a binary file, for reading too, that takes the place of `path` once it is written and on the disk.
 
     A kill at any moment leaves the old file or the new one; a failure leaves the old one and no litter.
 
@@ -44,7 +43,7 @@ def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> 
     """
     temporary = temporary or _beside(path)
     try:
-        with temporary.open("wb") as file:
+        with temporary.open("w+b") as file:
             yield file
             if flush:
                 to_disk(file)
@@ -98,26 +97,43 @@ def cannot_write(path: Path, failure: OSError) -> Exception:
 
 @contextmanager
 def only_one(folder: Path, work: str) -> Iterator[None]:
-    """Keep other processes from the same work on a folder as long as the block runs; a kill ends that too.
+    """Keep other processes from the same work in a folder as long as the block runs; a kill ends that too.
+
+    The lock is the file `LOCK` in the folder, which stays. What a kill left half written there is removed.
 
     Raises:
-        FercliError: another process is at it.
+        FercliError: another process is at work there.
     """
-    if fcntl is None:
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FercliError(f"another fercli {work} is at work in {folder}; wait for it, or stop it") from None
+    except (OSError, NotImplementedError) as failure:
+        # Where nothing can be written nobody else writes either, and the work itself tells.
+        if os.access(folder, os.W_OK) and getattr(failure, "errno", None) not in _FULL:
+            console.warn(f"{folder} cannot be locked ({failure}): make sure that no other fercli works there")
         yield
         return
-    # The lock is on the folder itself: no file is left behind, and the system drops it with the process.
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FercliError(f"another fercli {work} is at work in {folder}; wait for it, or stop it") from None
-        except OSError:
-            console.say(f"{folder} is on a file system without locks: see to it that no other fercli works there")
+        for left in folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
         yield
     finally:
-        os.close(handle)
+        lock.release()
+
+
+def empty_folder(folder: Path, first: Iterable[str]) -> None:
+    """Remove all that a folder holds but its lock, these files first."""
+    for name in first:
+        (folder / name).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def to_disk(file: IO[bytes] | IO[str]) -> None:

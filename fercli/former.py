@@ -11,7 +11,7 @@ import numpy as np
 from fercli.datasets.records import Record
 from fercli.faces.extract import REJECTIONS, Extracted, read_source, source_hash
 from fercli.faces.images import Unreadable
-from fercli.store import FACE_ARRAYS, face_digest, read_manifest, read_meta
+from fercli.store import FACE_ARRAYS, face_digest, read_array, read_manifest, read_meta
 
 #: A record's key: 16 bytes of a hash over the parameters and the record, and 8 over its file's size and time.
 KEY, STATE = 16, 8
@@ -29,7 +29,7 @@ class Former:
     """
 
     def __init__(self, store: Path):
-        self._keys, self._rows = np.load(store / "keys.npy"), read_manifest(store)
+        self._keys, self._rows = read_array(store / "keys.npy"), read_manifest(store)
         kept = np.array([row["status"] != "rejected" for row in self._rows], bool)
         self._faces = np.where(kept, np.cumsum(kept) - 1, -1)
         self._places = {key[:KEY].tobytes(): i for i, key in enumerate(self._keys)}
@@ -70,7 +70,10 @@ def take_over(record: Record, root: Path, store: Path, known: Known | None) -> E
         hash=row["hash"],
     )
     if place >= 0:
-        *face, digest = (array[place] for array in _arrays(store, os.stat(store / "meta.json").st_mtime_ns))
+        try:
+            *face, digest = (array[place] for array in _arrays(store, os.stat(store / "meta.json").st_mtime_ns))
+        except (ValueError, IndexError):  # an array's own header is damaged
+            return None
         if (face_digest(*face) != digest).any():
             return None
         one.face, one.landmarks, one.crops, one.shape = face
@@ -84,7 +87,7 @@ def forget() -> None:
 
 @lru_cache(maxsize=1)
 def _arrays(store: Path, _written_at: int) -> list[np.ndarray]:
-    return [np.load(store / f"{name}.npy", mmap_mode="r") for name in FACE_ARRAYS]
+    return [read_array(store / f"{name}.npy", mapped=True) for name in FACE_ARRAYS]
 
 
 def _number(text: str) -> float | None:

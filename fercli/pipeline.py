@@ -87,7 +87,7 @@ def write_quality_report(spec: Spec, names: Sequence[str]) -> dict[str, Any]:
         if read_meta(spec.store_path(name)) is None:
             continue
         try:
-            stores.append(Store.open(spec.store_path(name)))
+            stores.append(Store.open(spec.store_path(name), name=name))
         except FercliError as failure:
             console.warn(f"{name} is left out of the quality report: {failure}")
     document = write_quality(stores, spec.paths.prepared, {store.name: roles[store.name] for store in stores})

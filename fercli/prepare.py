@@ -26,7 +26,7 @@ from fercli.assembly import PICTURE, Assembly, is_complete, recover
 from fercli.datasets.records import Listing
 from fercli.errors import FercliError
 from fercli.faces.extract import REJECTIONS, Options, centred_shape
-from fercli.files import disk_error, only_one
+from fercli.files import LOCK, disk_error, only_one
 from fercli.former import Former
 from fercli.part_files import MADE_COLUMNS, read_arrays
 from fercli.parts import Chunk, plan, record_keys, run, versions
@@ -250,8 +250,8 @@ def _with_filled(
 def _discard(out: Path) -> None:
     """Remove what a run that found no face has made, and the folder if nothing else is in it."""
     shutil.rmtree(out / "parts")
-    if not any(out.iterdir()):
-        out.rmdir()
+    if all(path.name == LOCK for path in out.iterdir()):
+        shutil.rmtree(out)
 
 
 def _summary(out: Path, listing: Listing, rows: Sequence[dict[str, Any]]) -> Summary:

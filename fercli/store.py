@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from fercli.datasets.protocol import absent
 from fercli.errors import FercliError
@@ -55,10 +56,35 @@ MANIFEST_COLUMNS = (
 STATUSES = ("found", "retried", "given", "mean-landmarks", "rejected")
 
 
+#: What a store maps: name, type, and the shape of a row; None is a side that the options set.
+_MAPPED: tuple[tuple[str, str, tuple[int | None, ...]], ...] = (
+    ("faces", "uint8", (None, None, 3)),
+    ("landmarks", "float32", (5, 2)),
+    ("crops", "uint8", (5, None, None, 3)),
+)
+
 #: Bytes of an .npy file's header.
 _HEADER = 128
 #: How manifest.csv is opened: names that are no UTF-8 keep their bytes.
 _MANIFEST_TEXT = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+
+
+class _Meta(BaseModel):
+    """What is read of meta.json."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    name: str
+    stand_in: bool
+    adapt_splits: list[str]
+    score_splits: list[str]
+    parameters: dict[str, Any]
+    counts: dict[str, int]
+    splits: dict[str, dict[str, int]]
+    sha256: dict[str, str]
+    bytes: dict[str, int | None]
+    fingerprint: str
 
 
 class Store:
@@ -80,32 +106,36 @@ class Store:
         self.stand_in: bool = meta["stand_in"]
         self.adapt_splits: tuple[str, ...] = tuple(meta["adapt_splits"])
         self.score_splits: tuple[str, ...] = tuple(meta["score_splits"])
-        self.faces, self.landmarks, self.crops = (
-            np.load(path / f"{name}.npy", mmap_mode="r") for name in ("faces", "landmarks", "crops")
-        )
+        self.faces, self.landmarks, self.crops = (_faces_array(path, name, dtype, row) for name, dtype, row in _MAPPED)
         hashes = meta["sha256"] if checked else {}
-        self.splits: np.ndarray = np.load(_read_small(path, "splits.npy", hashes))
+        self.splits: np.ndarray = read_array(_read_small(path, "splits.npy", hashes))
         manifest = io.TextIOWrapper(_read_small(path, "manifest.csv", hashes), **_MANIFEST_TEXT)
         kept = [row for row in csv.DictReader(manifest) if row["status"] != "rejected"]
         self.ids = np.array([row["id"] for row in kept], dtype=str)
         self.subjects = np.array([row["subject"] for row in kept], dtype=str)
-        self._labels: np.ndarray | None = np.load(_read_small(path, "labels.npy", hashes)) if labels else None
+        self._labels: np.ndarray | None = read_array(_read_small(path, "labels.npy", hashes)) if labels else None
         columns = [self.faces, self.landmarks, self.crops, self.splits, self.ids, *([self._labels] if labels else [])]
+        if checked:
+            columns.append(read_array(_read_small(path, "digests.npy", hashes)))
         if len({len(column) for column in columns}) != 1:
             raise ValueError("its files disagree")
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], labels: bool = True, checked: bool = True) -> Store:
+    def open(
+        cls, path: str | os.PathLike[str], labels: bool = True, checked: bool = True, name: str | None = None
+    ) -> Store:
         """Open the store in a folder: all of it as of one moment, though it may be prepared again meanwhile.
 
         Args:
-            path: the folder, called as the dataset.
+            path: the folder.
             labels: False where labels must not be read (adapting to a target): `labels` then raises.
-            checked: whether labels, splits and manifest must have the hashes that meta.json names. False where
-                damage is what is looked for (`fercli.verify`).
+            checked: whether labels, splits, manifest and digests must have the hashes that meta.json names. False
+                where damage is what is looked for (`fercli.verify`).
+            name: of the dataset that it must be of; None where any will do.
 
         Raises:
-            FercliError: there is no store, or an incomplete or damaged one; names the command that makes it.
+            FercliError: there is no store, an incomplete or damaged one, or that of another dataset; names the command
+                that makes it.
         """
         path = Path(path)
         command = f"run: fercli prepare --dataset {path.name}"
@@ -122,11 +152,17 @@ class Store:
                 raise FercliError(f"the prepared store {path} was written by another version of fercli; {command}")
             try:
                 store = cls(path, meta, labels, checked)
-            except (OSError, ValueError, KeyError, csv.Error) as failure:
+            except (OSError, ValueError, KeyError, TypeError, csv.Error) as failure:
                 problem = failure
             now = read_meta(path)
         if meta is None:
-            raise FercliError(f"the prepared store {path} is incomplete; {command}")
+            what = "has a damaged meta.json" if (path / "meta.json").exists() else "is incomplete"
+            raise FercliError(f"the prepared store {path} {what}; {command}")
+        if name not in (None, meta["name"]):
+            raise FercliError(
+                f"the prepared store {path} holds the faces of {meta['name']}: its folder was copied or renamed; "
+                f"remove it, and {command}"
+            )
         if problem is not None:
             raise FercliError(f"the prepared store {path} is damaged ({problem}); {command} --repair")
         return store
@@ -149,6 +185,19 @@ class Store:
         """
         rows = "\n".join(f"{name}\t{split}" for name, split in zip(self.ids, self.splits, strict=True))
         return hashlib.sha256(rows.encode("utf-8", "surrogateescape")).hexdigest()
+
+    def content_digest(self, labels: bool = False) -> str:
+        """Tells the faces themselves: SHA-256 of `faces_digest` and of every face's pixels and landmarks.
+
+        Args:
+            labels: of their labels too; for sources.
+
+        What is trained on these faces holds for stores of the same digest. It takes no longer than opening the store:
+        pixels are in it by the digests that `fercli prepare` left.
+        """
+        files = ["digests.npy", *(["labels.npy"] if labels else [])]
+        parts = [self.faces_digest, *(self.meta["sha256"][name] for name in files)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def indices(self, splits: Iterable[str]) -> np.ndarray:
         """Return the positions int64 [k] of the faces in these splits, ascending.
@@ -176,11 +225,43 @@ class Store:
 
 
 def read_meta(path: Path) -> dict[str, Any] | None:
-    """Return a store's meta.json, or None where the store is incomplete or not there."""
+    """Return a store's meta.json, or None where the store is incomplete or not there, or the file is damaged."""
     try:
-        return json.loads((path / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        if meta["format"] == FORMAT:
+            _Meta.model_validate(meta)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):  # pydantic's is a ValueError
         return None
+    return meta
+
+
+def read_array(file: Path | IO[bytes], mapped: bool = False) -> np.ndarray:
+    """Return the array in an .npy file.
+
+    Args:
+        mapped: as a read-only memory map.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is empty, damaged, or no .npy file.
+    """
+    try:
+        array = np.load(file, mmap_mode="r" if mapped else None)
+    except OSError:
+        raise
+    except Exception as failure:  # numpy meets arbitrary bytes: EOFError, TokenError, OverflowError, MemoryError, ...
+        raise ValueError(f"{getattr(file, 'name', 'an array')} is empty or damaged") from failure
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{getattr(file, 'name', 'an array')} is no .npy file")
+    return array
+
+
+def _faces_array(path: Path, name: str, dtype: str, row: tuple[int | None, ...]) -> np.ndarray:
+    array = read_array(path / f"{name}.npy", mapped=True)
+    fits = array.ndim == 1 + len(row) and all(b in (None, a) for a, b in zip(array.shape[1:], row, strict=True))
+    if array.dtype != dtype or not fits:
+        raise ValueError(f"{name}.npy holds {array.dtype} {list(array.shape)}")
+    return array
 
 
 def read_manifest(path: Path) -> list[dict[str, str]]:
@@ -211,10 +292,10 @@ def _read_small(path: Path, name: str, hashes: Mapping[str, str]) -> io.BytesIO:
 def damaged_faces(lies: Mapping[str, Path]) -> list[int]:
     """Return the positions of the faces that are not as they were written; `lies` tells each file's folder."""
     files = [lies[f"{name}.npy"] / f"{name}.npy" for name in FACE_ARRAYS]
-    damaged, count, block = [], len(np.load(files[-1], mmap_mode="r")), 128
+    damaged, count, block = [], len(read_array(files[-1])), 128
     for start in range(0, count, block):
         # Mapped anew for each block: what was read of a map counts as this process's memory.
-        arrays = (np.load(file, mmap_mode="r")[start : start + block] for file in files)
+        arrays = (read_array(file, mapped=True)[start : start + block] for file in files)
         rows = enumerate(zip(*arrays, strict=True), start)
         damaged += [i for i, (*face, digest) in rows if (face_digest(*face) != digest).any()]
     return damaged

@@ -60,7 +60,8 @@ def sweep(spec: Spec) -> list[str]:
     for name in dict.fromkeys([*(n for c in cells for n in c.spec.data.source), *(c.target for c in cells)]):
         open_store(cells[0].spec, name, labels=False)
     targets = list(dict.fromkeys(cell.target for cell in cells))
-    runs = list({cell.spec.name: cell.spec for cell in cells}.values())
+    # With the sweep's own adapt section, in which the cells of a run differ.
+    runs = list({c.spec.name: c.spec.model_copy(update={"adapt": spec.adapt}) for c in cells}.values())
     threads = spec.engine.threads or max(1, (torch.get_num_threads() if jobs == 1 else joblib.cpu_count() // jobs))
     failed: dict[str, str] = {}
     adaptations = sum(cell.method != REFERENCE for cell in cells)

@@ -15,7 +15,7 @@ from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED
 from fercli.faces.extract import read_source, source_hash
 from fercli.faces.images import Unreadable
-from fercli.store import FILES, SMALL_FILES, Store, count_statuses, damaged_faces, file_hash, read_manifest
+from fercli.store import FILES, SMALL_FILES, Store, count_statuses, damaged_faces, file_hash, read_array, read_manifest
 
 
 @dataclass
@@ -70,7 +70,7 @@ def _damage(store: Store) -> list[str]:
         for look in (_small_files, _faces, _disagreements):
             try:
                 damage += look(store)
-            except (OSError, ValueError, KeyError, csv.Error, FercliError) as failure:
+            except (OSError, ValueError, KeyError, TypeError, csv.Error, FercliError) as failure:
                 what = getattr(failure, "filename", None)
                 damage.append(f"{Path(what).name} is missing" if what else f"a file cannot be read ({failure})")
             bar.advance()
@@ -97,7 +97,7 @@ def _disagreements(store: Store) -> Iterator[str]:
     if count_statuses(rows) != (store.meta["counts"], store.meta["splits"]):
         yield "manifest.csv and meta.json count other records"
     kept = [row for row in rows if row["status"] != "rejected"]
-    labels = np.load(store.path / "labels.npy")
+    labels = read_array(store.path / "labels.npy")
     if [row["label"] for row in kept] != [str(label) for label in labels.tolist()]:
         yield "labels.npy and manifest.csv disagree"
     if [row["split"] for row in kept] != store.splits.tolist():

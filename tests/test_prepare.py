@@ -18,6 +18,7 @@ from fercli.errors import FercliError
 from fercli.faces import align
 from fercli.faces.images import read_image
 from fercli.faces.landmarker import Landmarker
+from fercli.files import LOCK
 from fercli.prepare import Options, prepare
 from fercli.store import FILES, SMALL_FILES, Store, read_manifest
 
@@ -48,7 +49,7 @@ def test_a_store_holds_what_its_contract_says(raf_store, faces):
         rows = (store.faces[i], store.landmarks[i], store.crops[i], shapes[i])
         plain = hashlib.sha256(b"".join(row.tobytes() for row in rows)).digest()
         assert digests[i].tobytes() == plain[:16]
-    assert sorted(p.name for p in raf_store.iterdir()) == sorted([*FILES, "meta.json", "contact-sheet.jpg"])
+    assert sorted(p.name for p in raf_store.iterdir()) == sorted([*FILES, "meta.json", "contact-sheet.jpg", LOCK])
 
 
 def test_faces_match_a_plain_alignment_of_the_photograph(raf_store, raf):

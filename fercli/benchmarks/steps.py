@@ -61,7 +61,9 @@ class Steps:
         store = noise_store(room, "source", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops)
         train, held = hold_out(store, np.arange(len(store)), 0.1)
         labels = labels_of([store], [train])
-        source = Source(Faces([store], [train], *how), labels, Faces([store], [held], *how), labels_of([store], [held]))
+        source = Source(
+            Faces([store], [train], *how), labels, Faces([store], [held], *how), labels_of([store], [held]), [store]
+        )
         target = None
         if self.adapts:
             other = noise_store(room, "target", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops, 1)

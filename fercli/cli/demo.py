@@ -48,19 +48,27 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     """
     from fercli.cli import adapt, evaluate, prepare, sweep, train_source
     from fercli.demo import write_demo, write_shifts
+    from fercli.errors import FercliError
+    from fercli.files import only_one
 
     console.configure(quiet=quiet, as_json=as_json)
+    folder = out / ("shifts" if sweeping else f"seed-{seed}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise FercliError(f"cannot make {folder}: {problem.strerror}; name another folder by --out") from None
+    ctx.with_resource(only_one(folder, "demo"))
     still = quiet or as_json
     preparing = (prepare.command, "prepare", {"datasets": (), "root": None})
     if sweeping:
-        spec_file = str(write_shifts(out / "shifts"))
+        spec_file = str(write_shifts(folder))
         steps = (
             preparing,
             (sweep.command, f"sweep {spec_file} --jobs {jobs}", {"jobs": jobs, "dry_run": False}),
             (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
         )
     else:
-        spec_file = str(write_demo(out / f"seed-{seed}", seed))
+        spec_file = str(write_demo(folder, seed))
         steps = (
             preparing,
             (train_source.command, "train-source", {"sources": (), "restart": False}),

@@ -6,7 +6,14 @@ import click
 
 from fercli import console
 from fercli.cli.completion import complete_runs
-from fercli.cli.options import chosen_targets, outside_method_option, read_spec, source_option, spec_options, target_option
+from fercli.cli.options import (
+    chosen_targets,
+    outside_method_option,
+    read_spec,
+    source_option,
+    spec_options,
+    target_option,
+)
 
 
 @click.command("evaluate", short_help="Score source-only and adapted models; write the report.")

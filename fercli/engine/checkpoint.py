@@ -11,7 +11,7 @@ from fercli import __version__
 from fercli.errors import FercliError
 from fercli.files import os_error_behind, replacing
 from fercli.models.model_file import check_checkpoint
-from fercli.models.reading import read_torch, shown
+from fercli.models.reading import read_torch, seal_torch, shown
 
 FORMAT = 1
 
@@ -21,6 +21,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
     try:
         with replacing(path) as file:
             torch.save({"format": FORMAT, "fercli": __version__, **state}, file)
+            seal_torch(file)
     except (OSError, RuntimeError) as failure:
         problem = os_error_behind(failure)  # torch.save wraps what goes wrong with its file in errors of its own
         if problem is None:

@@ -1,10 +1,11 @@
-"""A stage's folder: made once, and taken up again only by a run with the same settings."""
+"""A stage's folder: made once, worked in by one command at a time, and taken up again only by the same run."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 
 from fercli.engine import checkpoint, ranks
 from fercli.errors import FercliError
-from fercli.files import write_atomically
+from fercli.files import empty_folder, only_one, write_atomically
 from fercli.spec import Spec, to_yaml
+from fercli.store import Store
 
 #: Sections (and keys) that two commands of one run must agree on. Epochs may be raised; devices and logging may change.
 _SHARED = (
@@ -30,6 +32,7 @@ FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "adapt")}
 FREE = frozenset({"epochs", "patience"})
 #: The section of a stage.
 _PLANS = {"source": "train_source", "adapt": "adapt"}
+_COMMANDS = {"source": "train-source", "adapt": "adapt"}
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
@@ -40,49 +43,88 @@ def digest(weights: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def record_of(spec: Spec, stage: str) -> dict[str, Any]:
-    """What every checkpoint of a stage says of itself."""
-    return {"kind": "fercli", "stage": stage, "spec": json.loads(spec.model_dump_json())}
+def record_of(spec: Spec, stage: str, stores: Sequence[Store]) -> dict[str, Any]:
+    """What every checkpoint of a stage says of itself.
+
+    Args:
+        stores: what it is trained on. Those of the spec's sources count with their labels.
+    """
+    return {
+        "kind": "fercli",
+        "stage": stage,
+        "spec": json.loads(spec.model_dump_json()),
+        "stores": {store.name: store.content_digest(store.name in spec.data.source) for store in stores},
+    }
 
 
-def open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
-    """Make the stage folder, or check that what lies there is this same run.
+def prepared_again(record: Mapping[str, Any], stores: Sequence[Store]) -> list[Store]:
+    """Those stores that hold other faces than a stage was trained on, by its record (`record_of`).
+
+    Records of earlier versions do not tell the faces, but for the names of a target's.
+    """
+    sources = record["spec"]["data"]["source"]
+    other = []
+    for store in stores:
+        then = record.get("stores", {}).get(store.name)
+        now = store.content_digest(store.name in sources)
+        if then is None and record.get("target") == store.name:
+            then, now = record.get("target_faces"), store.faces_digest
+        if then not in (None, now):
+            other.append(store)
+    return other
+
+
+@contextmanager
+def stage_folder(folder: Path, record: dict[str, Any], stores: Sequence[Store], restart: bool) -> Iterator[None]:
+    """Make the stage folder, or check that what lies there is this same run, and keep others out of it.
 
     Of processes that train together all must call it.
 
+    Args:
+        record: from `record_of`, of the same stores.
+        restart: remove what lies there.
+
     Raises:
-        FercliError: the folder cannot be made, or holds a run with other settings.
+        FercliError: the folder cannot be made, another command works in it, or it holds a run with other settings or
+            of other faces.
     """
-    ranks.on_first(_open_folder, folder, record, restart)
+    with ExitStack() as held:
+        ranks.on_first(_open_folder, held, folder, record, stores, restart)
+        yield
 
 
-def _open_folder(folder: Path, record: dict[str, Any], restart: bool) -> None:
-    if restart and folder.exists():
-        shutil.rmtree(folder)
+def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: Sequence[Store], restart: bool) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise FercliError(f"cannot make {folder}: {problem.strerror}; set paths.runs to a folder to write in") from None
+    stage = record["stage"]
+    held.enter_context(only_one(folder, _COMMANDS[stage]))
+    if restart:
+        # Without a checkpoint nothing of the old run can pass for the new one's, should a kill come here.
+        empty_folder(folder, first=("last.ckpt", "best.ckpt"))
     last = folder / "last.ckpt"
     if last.exists():
         old = checkpoint.load(last)
-        stage = record["stage"]
         # Along a cosine every step's rate depends on the number of epochs.
         free = FREE - {"epochs"} if record["spec"][_PLANS[stage]]["schedule"] == "cosine" else FREE
         problem = differences(resolved(old["spec"]), record["spec"], FIXED[stage], free)
         if not problem and old.get("source_model") != record.get("source_model"):
             problem = "from another source model"
-        if not problem and old.get("target_faces", record.get("target_faces")) != record.get("target_faces"):
-            # Banks hold what was learned of each face by its position.
-            problem = f"{record['target']} was prepared again, with other faces"
+        other = [] if problem else prepared_again(old, stores)
+        if other:
+            problem = f"{', '.join(store.name for store in other)} was prepared again, with other faces"
         if problem:
             raise FercliError(
                 f"{folder} was begun with other settings ({problem}); give the run another name, or begin it anew "
                 "(--restart; of a sweep, by removing that folder)"
             )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise FercliError(f"cannot make {folder}: {problem.strerror}; set paths.runs to a folder to write in") from None
     text = to_yaml(Spec.model_validate(record["spec"])).encode()
     write_atomically(folder / "spec.yaml", text)
-    write_atomically(folder.parent / "spec.yaml", text)
+    # Adaptations may run at the same time, and differ: what the run's own spec says is the source stage's.
+    run = folder.parent / "spec.yaml"
+    if stage == "source" or not run.exists():
+        write_atomically(run, text)
 
 
 def resolved(spec: dict[str, Any]) -> dict[str, Any]:

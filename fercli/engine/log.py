@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from fercli.engine import ranks
+from fercli.errors import FercliError
 from fercli.files import disk_error, write_atomically
+
+METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
 
 
 class Meter:
@@ -51,7 +55,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool):
-        self._path, self._writer = folder / "metrics.jsonl", None
+        self._path, self._writer = folder / METRICS, None
         ranks.on_first(self._open, folder, step, tensorboard)
 
     def _open(self, folder: Path, step: int, tensorboard: bool) -> None:
@@ -89,15 +93,89 @@ class Log:
             self._writer.close()
 
 
+class _Line(BaseModel):
+    """What is read of a line of metrics.jsonl."""
+
+    model_config = ConfigDict(strict=True)
+
+    kind: Literal["train", "validate"]
+    step: int
+    epoch: int
+    losses: dict[str, float] = {}
+    scores: dict[str, float] = {}
+
+
+class Outcome(BaseModel):
+    """What is read of the outcome in environment.json: the chosen epoch, by which rule, and what it took."""
+
+    model_config = ConfigDict(strict=True)
+
+    epoch: int
+    rule: str
+    decision: str
+    seconds: float
+
+
+class MadeOf(BaseModel):
+    """What a stage was made of, and what it made: digests of the stores, of the source model, and of its own model.
+
+    Empty where an earlier version wrote it.
+    """
+
+    stores: dict[str, str] = {}
+    source_model: str = ""
+    model: str = ""
+
+
+class Environment(BaseModel):
+    """What is read of environment.json."""
+
+    outcome: Outcome
+    made_of: MadeOf = MadeOf()
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
-    path = folder / "metrics.jsonl"
+    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out.
+
+    Raises:
+        FercliError: the file cannot be read, or is damaged before its end.
+    """
+    path = folder / METRICS
     if not path.exists():
         return []
+    try:
+        texts = path.read_bytes().split(b"\n")
+    except OSError as problem:
+        raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
+    for number, text in enumerate(texts, 1):
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+            _Line.model_validate(line)
+        except (ValueError, RecursionError):
+            if number == len(texts):
+                break
+            raise FercliError(
+                f"line {number} of {path} is damaged; remove that file (it holds the curves alone), or train again: "
+                "--restart"
+            ) from None
+        lines.append(line)
     return lines
+
+
+def read_environment(folder: Path) -> Environment | None:
+    """What a finished stage says of itself in ``environment.json``; None where the stage is not finished.
+
+    Raises:
+        FercliError: the file is damaged.
+    """
+    path = folder / ENVIRONMENT
+    try:
+        return Environment.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as problem:
+        why = getattr(problem, "strerror", None) or "it is damaged"
+        raise FercliError(
+            f"{path} cannot be read ({why}); remove it, and run the command that trained the stage again"
+        ) from None

@@ -22,6 +22,7 @@ from fercli.engine.log import Log, Meter
 from fercli.engine.schedule import rate_at
 from fercli.engine.shares import Shared, check_batch, share_norms
 from fercli.engine.trouble import Finite, check_weights, memory
+from fercli.errors import FercliError
 from fercli.evaluation.selection import best_epoch
 from fercli.methods.base import Batch, Clock, Method, Survey
 from fercli.spec import Engine, Optimisation
@@ -251,6 +252,20 @@ def _restore(
     state = ranks.on_first(lambda: checkpoint.load(path) if path.exists() else None)
     if state is None:
         return 0
+    try:
+        _take_up(state, job, optimizer, fabric, meter, average)
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as problem:
+        raise FercliError(
+            f"training cannot go on from {path} ({type(problem).__name__}): it was edited, or written by another "
+            "version of fercli; begin the stage again: --restart"
+        ) from problem
+    best.update(state["best"])
+    return state["step"]
+
+
+def _take_up(
+    state: dict[str, Any], job: Job, optimizer: Any, fabric: Any, meter: Meter, average: WeightAverage | None
+) -> None:
     job.trainee.network.load_state_dict(state["network"])
     job.trainee.method.load_state_dict(state["method"])
     optimizer.load_state_dict(state["optimizer"])
@@ -259,11 +274,9 @@ def _restore(
     if average is not None:
         average.load(state["average"])
     meter.load_state_dict(state["meter"], fabric.device)
-    best.update(state["best"])
     torch.set_rng_state(state["rng"]["torch"])
     if state["rng"]["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["rng"]["cuda"][0])
-    return state["step"]
 
 
 def _part(means: dict[str, float], prefix: str) -> dict[str, float]:

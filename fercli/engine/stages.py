@@ -15,7 +15,8 @@ from fercli.datasets.protocol import overlap
 from fercli.engine import checkpoint, ranks
 from fercli.engine.acceleration import accelerate
 from fercli.engine.fabric import make_fabric
-from fercli.engine.folder import differences, digest, open_folder, record_of, resolved
+from fercli.engine.folder import differences, digest, prepared_again, record_of, resolved, stage_folder
+from fercli.engine.log import ENVIRONMENT
 from fercli.engine.loop import Job, Trainee, fit
 from fercli.engine.watch import TargetWatch, Watch
 from fercli.errors import FercliError
@@ -44,7 +45,7 @@ def open_store(spec: Spec, name: str, labels: bool = True) -> Store:
     Raises:
         FercliError: it is not prepared, or for faces of another size.
     """
-    store = Store.open(spec.store_path(name), labels)
+    store = Store.open(spec.store_path(name), labels, name=name)
     size = store.meta["parameters"]["size"]
     if size != spec.prepare.size:
         raise FercliError(
@@ -68,6 +69,7 @@ class Source(NamedTuple):
     labels: np.ndarray
     held: Faces
     held_labels: np.ndarray
+    stores: list[Store]
 
 
 def source_faces(spec: Spec, device: torch.device) -> Source:
@@ -83,7 +85,7 @@ def source_faces(spec: Spec, device: torch.device) -> Source:
         names = "+".join(spec.data.source)
         console.warn(f"{names} has no training face of {', '.join(absent)}: the model cannot learn to answer so")
     how = (device, spec.model.reads_crops, spec.engine.data)
-    return Source(Faces(stores, train, *how), labels, Faces(stores, held, *how), labels_of(stores, held))
+    return Source(Faces(stores, train, *how), labels, Faces(stores, held, *how), labels_of(stores, held), stores)
 
 
 def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
@@ -96,31 +98,31 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
         FercliError: a store is missing, or the folder holds a run with other settings.
     """
     folder = spec.run_folder / "source"
-    record = record_of(spec, "source")
     kind = method_class("source-only")
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     source = source_faces(spec, fabric.device)
+    record = record_of(spec, "source", source.stores)
     network = _network(spec.model)
     # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
-    open_folder(folder, record, restart)
-    plan, settings = spec.train_source, view_settings(spec)
-    method = kind(plan, Method.read_options({}), FEATURE_SIZE, target_size=0)
-    watch = Watch(network, method, settings, spec.engine.evaluate_batch, source)
-    batches = Batches(
-        source.train,
-        source.labels,
-        None,
-        frozenset(),
-        plan.batch,
-        spec.engine.seed,
-        settings,
-        fabric.device,
-        spec.data.balance,
-        recipe=SourceRecipe.of(plan),
-    )
-    steps = plan.steps_per_epoch or max(1, len(source.train) // plan.batch)
-    title = "train-source " + "+".join(spec.data.source)
-    return _run(title, spec, plan, folder, record, fabric, Trainee(network, method), batches, steps, watch)
+    with stage_folder(folder, record, source.stores, restart):
+        plan, settings = spec.train_source, view_settings(spec)
+        method = kind(plan, Method.read_options({}), FEATURE_SIZE, target_size=0)
+        watch = Watch(network, method, settings, spec.engine.evaluate_batch, source)
+        batches = Batches(
+            source.train,
+            source.labels,
+            None,
+            frozenset(),
+            plan.batch,
+            spec.engine.seed,
+            settings,
+            fabric.device,
+            spec.data.balance,
+            recipe=SourceRecipe.of(plan),
+        )
+        steps = plan.steps_per_epoch or max(1, len(source.train) // plan.batch)
+        title = "train-source " + "+".join(spec.data.source)
+        return _run(title, spec, plan, folder, record, fabric, Trainee(network, method), batches, steps, watch)
 
 
 def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
@@ -139,47 +141,61 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     unlabelled, to_score = store.indices(store.adapt_splits), store.indices(store.score_splits)
     warn_of_overlap(store)
     start = checkpoint.load(_source_checkpoint(spec))
-    record = {
-        **record_of(spec, "adapt"),
-        "target": target,
-        "method_name": spec.adapt.method,
-        "source_model": digest(start["network"]),
-        "target_faces": store.faces_digest,
-    }
     # Patches of the photograph leave a backbone's local map unused.
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     network = empty_network(spec)
     load_network(network, start, spec, _source_checkpoint(spec))
     source = source_faces(spec, fabric.device)
+    _check_faces(spec, start, source.stores, store)
+    record = {
+        **record_of(spec, "adapt", [*source.stores, store]),
+        "target": target,
+        "method_name": spec.adapt.method,
+        "source_model": digest(start["network"]),
+    }
     plan, settings = spec.adapt, view_settings(spec)
     if len(unlabelled) < plan.batch:
         console.warn(f"{target} has {len(unlabelled)} face(s), fewer than a batch of {plan.batch}: faces repeat in it")
     method = kind(plan, options, FEATURE_SIZE, target_size=len(unlabelled))
     if kind.oracle:
         method.give_labels(oracle_labels(open_store(spec, target), unlabelled))
-    open_folder(folder, record, restart)
 
     def faces(indices: np.ndarray) -> Faces:
         return Faces([store], [indices], fabric.device, spec.model.reads_crops, spec.engine.data)
 
-    train = faces(unlabelled)
-    watch = TargetWatch(
-        network, method, settings, spec.engine.evaluate_batch, source, train, faces(to_score), plan, folder, store
-    )
-    batches = Batches(
-        source.train,
-        source.labels,
-        train,
-        method.wants,
-        plan.batch,
-        spec.engine.seed,
-        settings,
-        fabric.device,
-        spec.data.balance,
-    )
-    steps = plan.steps_per_epoch or max(1, max(len(source.train), len(train)) // plan.batch)
-    title = f"adapt {spec.adapt.method} -> {target}"
-    return _run(title, spec, plan, folder, record, fabric, Trainee(network, method), batches, steps, watch)
+    with stage_folder(folder, record, [*source.stores, store], restart):
+        train = faces(unlabelled)
+        watch = TargetWatch(
+            network, method, settings, spec.engine.evaluate_batch, source, train, faces(to_score), plan, folder, store
+        )
+        batches = Batches(
+            source.train,
+            source.labels,
+            train,
+            method.wants,
+            plan.batch,
+            spec.engine.seed,
+            settings,
+            fabric.device,
+            spec.data.balance,
+        )
+        steps = plan.steps_per_epoch or max(1, max(len(source.train), len(train)) // plan.batch)
+        title = f"adapt {spec.adapt.method} -> {target}"
+        return _run(title, spec, plan, folder, record, fabric, Trainee(network, method), batches, steps, watch)
+
+
+def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target: Store) -> None:
+    """Refuse to adapt with other source faces than the source model's, or to the source itself under another name."""
+    for store in prepared_again(start, sources):
+        raise FercliError(
+            f"{store.path} was prepared again, with other faces or labels than {_source_checkpoint(spec)} was trained "
+            "on; run: fercli train-source --restart"
+        )
+    for store in sources:
+        if store.content_digest() == target.content_digest():
+            raise FercliError(
+                f"{target.path} and {store.path} hold the same faces; a target must be another dataset than the source"
+            )
 
 
 def empty_network(spec: Spec) -> GlobalLocal:
@@ -199,8 +215,11 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
     if problem:
         raise FercliError(f"{path} is of another architecture ({problem}); use the spec it was trained with")
     try:
+        due = network.state_dict()
+        if any(value.is_floating_point() != due[name].is_floating_point() for name, value in state["network"].items()):
+            raise TypeError("integers for floats")  # which torch would convert
         network.load_state_dict(state["network"])
-    except (RuntimeError, TypeError, AttributeError):
+    except (KeyError, RuntimeError, TypeError, AttributeError):
         raise FercliError(
             f"the weights in {path} are of another network than its spec describes (made by another version, or put "
             "together by hand); train again, --restart"
@@ -256,11 +275,17 @@ def _run(
     )
     outcome = {**fit(job, fabric), "decision": trainee.method.decision}
     facts = describe_device(fabric.device.type)
-    kept = folder / "environment.json"
-    if outcome["trained_steps"] or not kept.exists():  # a finished run stays as it was, its seconds too
-        told = console.finite({**facts, **chosen, "processes": ranks.count(), "outcome": outcome})
-        ranks.on_first(lambda: write_atomically(kept, json.dumps(told, indent=2).encode()))
+    if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
+        told = {**facts, **chosen, "processes": ranks.count(), "outcome": outcome}
+        ranks.on_first(_write_environment, folder, record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
+
+
+def _write_environment(folder: Path, record: dict[str, Any], told: dict[str, Any]) -> None:
+    model = digest(checkpoint.load(folder / "best.ckpt")["network"])
+    made_of = {key: record[key] for key in ("stores", "source_model") if key in record}
+    document = {**told, "made_of": {**made_of, "model": model}}
+    write_atomically(folder / ENVIRONMENT, json.dumps(document, indent=2).encode())
 
 
 def optimizer_groups(network: torch.nn.Module, method: Method, plan: Any) -> list[dict[str, Any]]:

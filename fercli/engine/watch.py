@@ -19,14 +19,16 @@ from torch import Tensor, nn
 
 from fercli.batches import Faces
 from fercli.engine import ranks
+from fercli.errors import FercliError
 from fercli.evaluation import selection
-from fercli.evaluation.answers import write_answers
+from fercli.evaluation.answers import by_epoch, write_answers
 from fercli.evaluation.decision import FUSED, DecisionRule
 from fercli.evaluation.inference import look
+from fercli.expressions import NUM_EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.methods.base import Method, Seen
 from fercli.spec import Adapt
-from fercli.store import Store
+from fercli.store import Store, read_array
 from fercli.views import ViewSettings
 
 if TYPE_CHECKING:
@@ -129,6 +131,20 @@ class TargetWatch(Watch):
 
 
 def read_outputs(folder: Path) -> dict[int, Tensor]:
-    """Epoch -> fused probabilities float32 [N, 7] that an adaptation left in its folder."""
-    paths = sorted((folder / "outputs").glob("epoch-*.npy"))
-    return {int(path.stem.split("-")[1]): torch.from_numpy(np.load(path)).float() for path in paths}
+    """Epoch -> fused probabilities float32 [N, 7] that an adaptation left in its folder.
+
+    Raises:
+        FercliError: one of its files cannot be read, or they are of different faces.
+    """
+    outputs: dict[int, Tensor] = {}
+    for epoch, path in by_epoch(folder / "outputs", ".npy").items():
+        try:
+            array = read_array(path)
+            if array.dtype != np.float16 or array.shape[1:] != (NUM_EXPRESSIONS,) or not np.isfinite(array).all():
+                raise ValueError(f"it holds other numbers than probabilities, {array.dtype} {list(array.shape)}")
+            outputs[epoch] = torch.from_numpy(array).float()
+        except (OSError, ValueError) as problem:
+            raise FercliError(f"{path} cannot be read ({getattr(problem, 'strerror', None) or problem})") from None
+    if len({len(one) for one in outputs.values()}) > 1:
+        raise FercliError(f"the epochs in {folder / 'outputs'} are of different numbers of faces")
+    return outputs

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from fercli.engine.folder import FIXED, FREE, differences
-from fercli.engine.log import read_metrics
+from fercli.engine.folder import FIXED, FREE, differences, prepared_again
+from fercli.engine.log import read_environment, read_metrics
 from fercli.engine.stages import open_store
 from fercli.engine.watch import read_outputs
+from fercli.errors import FercliError
 from fercli.evaluation.answers import read_answers
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
@@ -54,9 +55,14 @@ def collect(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]
         about = {"seed": cell.seed, "keys": cell.keys, "target": cell.target, "method": cell.method}
         is_reference = cell.method == reference
         folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
-        problem = _other_settings(cell.spec, folder, "source" if is_reference else "adapt")
         read = _reference_row if is_reference else _adapted_row
-        found = None if problem else read(cell, folder, stores[cell.target], labels[cell.target])
+        found, problem = None, ""
+        try:
+            problem = _other_settings(cell.spec, folder, "source" if is_reference else "adapt")
+            problem = problem or _other_origins(cell, folder, stores)
+            found = None if problem else read(cell, folder, stores[cell.target], labels[cell.target])
+        except FercliError as failure:
+            problem = str(failure)
         if found is None:
             missing.append({**about, "why": problem or f"not trained to the end, or on other faces of {cell.target}"})
             continue
@@ -91,47 +97,63 @@ def _published(spec: Spec, targets: list[str]) -> list[dict[str, Any]]:
     return published_rows(spec.data.source, targets, spec.model.backbone)
 
 
-def _outcome(folder: Path) -> dict[str, Any] | None:
-    path = folder / "environment.json"
-    return json.loads(path.read_text(encoding="utf-8"))["outcome"] if path.exists() else None
-
-
 def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     """How a folder's run differs from the spec, or an empty string: its figures would stand under the wrong name."""
     path = folder / "spec.yaml"
     if not path.exists():
         return ""
-    old, new = (json.loads(s.model_dump_json()) for s in (Spec.model_validate(yaml.safe_load(path.read_bytes())), spec))
+    try:
+        trained = Spec.model_validate(yaml.safe_load(path.read_bytes()))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise FercliError(f"{path} is damaged; train that stage again, after removing {folder}") from None
+    old, new = (json.loads(s.model_dump_json()) for s in (trained, spec))
     problem = differences(old, new, FIXED[stage], FREE)
     if stage == "adapt" and not problem:
         problem = differences(old, new, ("train_source",), frozenset())
     return f"trained with other settings ({problem})" if problem else ""
 
 
+def _other_origins(cell: Cell, folder: Path, stores: dict[str, Store]) -> str:
+    """How a folder's model was made of something else than what lies there now, or an empty string."""
+    made = read_environment(folder)
+    if made is None:
+        return ""
+    record = {"stores": made.made_of.stores, "spec": {"data": {"source": cell.spec.data.source}}}
+    other = prepared_again(record, [stores[name] for name in (*cell.spec.data.source, cell.target)])
+    if other:
+        return f"{', '.join(store.name for store in other)} was prepared again after it was trained"
+    start, source = made.made_of.source_model, read_environment(cell.spec.run_folder / "source")
+    if start and source is not None and source.made_of.model not in ("", start):
+        return "adapted from another source model than the run has now"
+    return ""
+
+
 def _reference_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> dict[str, Any] | None:
-    outcome, answers = _outcome(folder), read_answers(folder / "decisions" / f"{cell.target}.txt", store)
-    if outcome is None or answers is None:
+    finished, answers = read_environment(folder), read_answers(folder / "decisions" / f"{cell.target}.txt", store)
+    if finished is None or answers is None:
         return None
+    outcome = finished.outcome
     return {
         "decision": "fused",
         **_figures(answers, labels),
-        "selection": outcome["rule"],
-        "epoch": outcome["epoch"],
+        "selection": outcome.rule,
+        "epoch": outcome.epoch,
         "oracle": None,
         "rules": {},
-        "seconds": outcome["seconds"],
+        "seconds": outcome.seconds,
     }
 
 
 def _adapted_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> dict[str, Any] | None:
-    outcome = _outcome(folder)
-    if outcome is None:
+    finished = read_environment(folder)
+    if finished is None:
         return None
+    outcome = finished.outcome
 
     def at(epoch: int) -> np.ndarray | None:
         return read_answers(folder / "decisions" / f"epoch-{epoch:04d}.txt", store)
 
-    answers = at(outcome["epoch"])
+    answers = at(outcome.epoch)
     if answers is None:
         return None
     history = {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
@@ -141,13 +163,13 @@ def _adapted_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> 
         for rule, epoch in chosen_by_rule(history, read_outputs(folder)).items()
     }
     return {
-        "decision": outcome["decision"],
+        "decision": outcome.decision,
         **_figures(answers, labels),
-        "selection": outcome["rule"],
-        "epoch": outcome["epoch"],
+        "selection": outcome.rule,
+        "epoch": outcome.epoch,
         "oracle": None if best is None else {"epoch": best[0], "accuracy": _figures(best[1], labels)["accuracy"]},
         "rules": rules,
-        "seconds": outcome["seconds"],
+        "seconds": outcome.seconds,
     }
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from fercli import console
 from fercli.batches import thin
 from fercli.engine.fabric import resolve_device
-from fercli.engine.log import read_metrics
+from fercli.engine.folder import digest, prepared_again
+from fercli.engine.log import read_environment, read_metrics
 from fercli.engine.stages import open_store, warn_of_overlap
 from fercli.engine.watch import read_outputs
 from fercli.errors import FercliError
@@ -31,6 +32,7 @@ from fercli.evaluation.results_files import open_report, predictions_name, unwri
 from fercli.evaluation.scored import Scored
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.extract import Options
+from fercli.files import only_one
 from fercli.machine import describe_device
 from fercli.spec import Spec
 from fercli.starter import NAME
@@ -76,11 +78,35 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     stores = {name: open_store(spec, name) for name in [*spec.data.source, *targets]}
     for name in targets:
         warn_of_overlap(stores[name])
+    _check_origins(source, adapted, stores)
     # Faces worth a look are sought under the models adapted to a target; where there is none, under the source model.
     adapted_to = {model.target for model in adapted}
     work = [_Work(source, list(stores), [name for name in targets if name not in adapted_to])]
     work += [_Work(model, [model.target], [model.target]) for model in adapted]
     return _score(spec, work, stores, report, spec.run_folder / "report")
+
+
+def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[str, Store]) -> None:
+    """Refuse to put figures side by side that do not belong together.
+
+    Raises:
+        FercliError: a model was trained on other faces than the stores hold now, or adapted from another source model.
+    """
+    own = digest(source.state["network"])
+    for model in (source, *adapted):
+        command = f"train-source -c {model.folder / 'spec.yaml'}"
+        if model is not source:
+            command = f"adapt -c {model.folder / 'spec.yaml'} --target {model.target}"
+        if model is not source and model.state.get("source_model", own) != own:
+            raise FercliError(
+                f"{model.folder} was adapted from another source model than {source.path} is now; run: fercli "
+                f"{command} --restart"
+            )
+        for store in prepared_again(model.state, list(stores.values())):
+            raise FercliError(
+                f"{store.path} was prepared again, with other faces or labels than {model.folder} was trained on; run: "
+                f"fercli {command} --restart"
+            )
 
 
 def evaluate_model(
@@ -160,6 +186,18 @@ def _score(
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Do the work and write what came of it; `sources` where they are other than the spec's among `stores`."""
     folder = open_report(folder)
+    with only_one(folder, "evaluate"):
+        return _score_alone(spec, work, stores, report, folder, sources)
+
+
+def _score_alone(
+    spec: Spec,
+    work: Sequence[_Work],
+    stores: Mapping[str, Store],
+    report: bool,
+    folder: Path,
+    sources: Sequence[Store] | None,
+) -> tuple[dict[str, Any], dict[str, Path]]:
     sources = [stores[name] for name in spec.data.source] if sources is None else sources
     looked = _look(spec, work, stores, sources, report)
     results = console.finite(_document(spec, [one.model for one in work], stores, looked))  # JSON has no NaN
@@ -245,15 +283,15 @@ def _pseudo_labels(models: Sequence[Trained], stores: Mapping[str, Store]) -> di
     for model in (model for model in models if model.stage == "adapt"):
         try:
             outputs = read_outputs(model.folder)
-        except (OSError, ValueError, EOFError) as problem:
-            console.warn(f"{model.folder / 'outputs'} cannot be read ({problem}): no pseudo-label quantities of it")
+        except FercliError as problem:
+            console.warn(f"{problem}: no pseudo-label quantities of {model.folder.name}")
             continue
         if not outputs:
             continue
         faces, store = len(next(iter(outputs.values()))), stores[model.target]
         watched = store.indices(store.adapt_splits)
         watched = watched[thin(len(watched), model.state["spec"]["adapt"]["select_images"])]
-        same = len(watched) == faces and store.faces_digest == model.state.get("target_faces", store.faces_digest)
+        same = len(watched) == faces and not prepared_again(model.state, [store])
         if not same:
             console.warn(
                 f"{store.path} was prepared again after {model.folder}, with other faces: what its epochs left cannot "
@@ -274,7 +312,12 @@ def _pseudo_labels(models: Sequence[Trained], stores: Mapping[str, Store]) -> di
 def _history(model: Trained) -> list[dict[str, Any]]:
     """Mean losses and selection scores of every epoch."""
     epochs: dict[int, dict[str, Any]] = {}
-    for line in read_metrics(model.folder):
+    try:
+        lines = read_metrics(model.folder)
+    except FercliError as problem:
+        console.warn(f"{problem}; {model.folder.name} is shown without its curves")
+        return []
+    for line in lines:
         epoch = epochs.setdefault(line["epoch"], {"epoch": line["epoch"], "losses": {}, "scores": {}, "chosen": False})
         if line["kind"] == "train":
             for name, value in line["losses"].items():
@@ -290,7 +333,11 @@ def _history(model: Trained) -> list[dict[str, Any]]:
 def _times(models: Sequence[Trained]) -> dict[str, float]:
     times = {}
     for model in models:
-        path = model.folder / "environment.json"
-        if path.exists():
-            times[model.folder.name] = json.loads(path.read_text(encoding="utf-8"))["outcome"]["seconds"]
+        try:
+            found = read_environment(model.folder)
+        except FercliError as problem:
+            console.warn(f"{problem}; {model.folder.name} is shown without its time")
+            continue
+        if found is not None:
+            times[model.folder.name] = found.outcome.seconds
     return times

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fercli.evaluation.answers import read_answers
+from fercli.evaluation.answers import by_epoch, read_answers
 from fercli.store import Store
 
 
@@ -26,17 +26,20 @@ def oracle_epoch(folder: Path, store: Store) -> tuple[int, np.ndarray] | None:
     Returns:
         (epoch, answers int64 [N]) of the earliest best epoch, or None where there is none: no decisions, no labels, or
         decisions about other faces.
+
+    Raises:
+        FercliError: a file of decisions is damaged.
     """
     labels = store.labels[store.indices(store.score_splits)]
     known = labels >= 0
     best: tuple[float, int, np.ndarray] | None = None
-    for path in sorted((folder / "decisions").glob("epoch-*.txt")):
+    for epoch, path in by_epoch(folder / "decisions", ".txt").items():
         answers = read_answers(path, store)
         if answers is None or not known.any():
             return None
         accuracy = float((answers == labels)[known].mean())
         if best is None or accuracy > best[0]:
-            best = accuracy, int(path.stem.split("-")[1]), answers
+            best = accuracy, epoch, answers
     return None if best is None else best[1:]
 
 

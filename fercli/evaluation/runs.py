@@ -10,15 +10,39 @@ import difflib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import yaml
+from pydantic import BaseModel, Field, ValidationError
 
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 
 #: The results document that this reads.
 SCHEMA = 2
+
+
+class _Entry(BaseModel):
+    """What is read of a results document's entry."""
+
+    folder: str
+    dataset: str
+    model: str
+    oracle: bool
+    predictions: Annotated[str, Field(pattern=r"^[^/\\]+/[^/\\]+\.csv$")]
+
+
+class _Dataset(BaseModel):
+    stand_in: bool
+
+
+class _Results(BaseModel):
+    """What is read of a results document."""
+
+    created: str
+    entries: list[_Entry]
+    datasets: dict[str, _Dataset]
+    spec: dict[str, Any]
 
 
 class Answer(NamedTuple):
@@ -86,9 +110,10 @@ class Run:
     def spec_of(self, folder: str) -> dict[str, Any]:
         """The spec that a stage was trained with, as data; that of the scoring where the folder is gone."""
         try:
-            return yaml.safe_load((self.folder / folder / "spec.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            return self.results["spec"]
+            spec = yaml.safe_load((self.folder / folder / "spec.yaml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError):
+            spec = None
+        return spec if isinstance(spec, dict) else self.results["spec"]
 
     def outdated(self) -> list[str]:
         """Stage folders whose model is newer than the results."""
@@ -114,16 +139,20 @@ def find_run(given: str, runs: Path) -> Run:
         path, only = path.parent, path.resolve().name
     file = path / "report" / "results.json"
     try:
-        results = json.loads(file.read_text(encoding="utf-8"))
+        results = json.loads(file.read_bytes())
     except OSError:
         below = sorted(spec.parent for spec in path.glob("*/spec.yaml") if spec.parent.name.startswith("seed-"))
         if below:
             raise FercliError(f"{path} is a sweep, not one run; compare runs of it, such as {below[0]}") from None
         raise FercliError(f"{path} is not evaluated; {_advice(path)}") from None
-    except ValueError:
-        raise FercliError(f"{file} is damaged; {_advice(path)}") from None
-    if results.get("schema") != SCHEMA:
+    except (ValueError, RecursionError):
+        results = None
+    if isinstance(results, dict) and results.get("schema") != SCHEMA:
         raise FercliError(f"{file} was written by another version of fercli; {_advice(path)}")
+    try:
+        _Results.model_validate(results)
+    except ValidationError:
+        raise FercliError(f"{file} is damaged; {_advice(path)}") from None
     run = Run(path.resolve().name, path, results, only)
     if not run.models():
         raise FercliError(f"{path / only} is not among what was scored; {_advice(path)}")

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fercli import console
 from fercli.batches import training_and_validation
+from fercli.errors import FercliError
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.decision import FUSED, RUNGS, Decision
 from fercli.evaluation.intervals import bootstrap
@@ -119,7 +121,11 @@ class Scored:
             "epoch": entry["epoch"],
             "oracle": entry["oracle"],
         }
-        chosen = None if self.is_source else oracle_epoch(self.model.folder, self.store)
+        try:
+            chosen = None if self.is_source else oracle_epoch(self.model.folder, self.store)
+        except FercliError as problem:
+            console.warn(f"{problem}; no oracle of {self.model.folder.name}")
+            chosen = None
         if chosen is None:
             return [row]
         epoch, answers = chosen

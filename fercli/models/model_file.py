@@ -90,6 +90,16 @@ class ModelFacts(Section):
         return value
 
 
+class CheckpointFacts(ModelFacts):
+    """What a checkpoint says beside that: which fercli wrote it, and digests of what the model was made of."""
+
+    fercli: str | None = None
+    format: _Count = 0
+    source_model: str | None = None
+    target_faces: str | None = None
+    stores: dict[str, str] = Field(default_factory=dict)
+
+
 class Record(ModelFacts):
     """What a model in one file says of itself.
 
@@ -139,9 +149,10 @@ def check_checkpoint(document: Any) -> None:
     facts = {"stage": "source", "decision": "fused", "best": {"epoch": 0, "score": None, "rule": "last"}}
     facts.update(epoch=0, step=0)
     try:
-        ModelFacts.model_validate({key: document.get(key, facts.get(key)) for key in ModelFacts.model_fields})
+        known = {key: document[key] for key in CheckpointFacts.model_fields if key in document}
+        CheckpointFacts.model_validate({**facts, **known})
     except ValidationError as problem:
-        raise ValueError(f"is damaged or was edited: {first_problems(problem, ModelFacts)}") from None
+        raise ValueError(f"is damaged or was edited: {first_problems(problem, CheckpointFacts)}") from None
     status = document.get("status")
     if status is None:
         return

@@ -7,13 +7,16 @@ of safetensors hold nothing but tensors. Names inside a file are the writer's to
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +29,7 @@ SAFETENSORS = ".safetensors"
 #: What is told of a file that safetensors cannot read.
 BROKEN = "is truncated or damaged, or no safetensors file; fetch or copy it again"
 
+_OTHER_BYTES = "is damaged: its bytes are not those that were written; fetch or copy it again"
 _BROKEN_ARCHIVE = "is truncated or damaged; fetch or copy it again"
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -78,7 +82,9 @@ def read_torch(path: Path) -> Any:
         else:
             checked = None
         try:
-            document = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # of sparse tensors and the like, which are told below or not used
+                warnings.simplefilter("ignore")
+                document = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise
         except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, IndexError, AssertionError, ...
@@ -90,16 +96,35 @@ def read_torch(path: Path) -> Any:
     return document
 
 
-def _entries(file: Any) -> list[zipfile.ZipInfo]:
+def seal_torch(file: IO[bytes]) -> None:
+    """Put behind what torch.save wrote into a file, open for reading and writing, a digest of all its entries.
+
+    It stands in the archive's comment, which torch does not read. `read_torch` compares it where there is one: then an
+    entry that something else wrote anew is seen, whose own check sum is right.
+    """
+    file.flush()
+    digest = _digest(_entries(file))
+    file.seek(-2, os.SEEK_END)
+    file.write(len(digest).to_bytes(2, "little") + digest)
+
+
+def _digest(entries: Iterable[zipfile.ZipInfo]) -> bytes:
+    told = "\n".join(f"{entry.filename} {entry.file_size} {entry.CRC}" for entry in entries)
+    return b"fercli sha256 " + hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest().encode()
+
+
+def _entries(file: IO[bytes]) -> list[zipfile.ZipInfo]:
     """The entries of an archive of torch's. It stores them as they are, so that it is larger than what is in it."""
     try:
         with zipfile.ZipFile(file) as archive:
-            entries = archive.infolist()
+            entries, comment = archive.infolist(), archive.comment
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
         raise ValueError(_BROKEN_ARCHIVE) from None
-    size = file.seek(0, 2)
+    size = file.seek(0, os.SEEK_END)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
         raise ValueError("unpacks to more than the file holds, which torch.save's never do")
+    if comment and comment != _digest(entries):
+        raise ValueError(_OTHER_BYTES)
     return entries
 
 
@@ -115,7 +140,7 @@ def _compare_sums(path: Path, entries: Iterable[zipfile.ZipInfo]) -> None:
             while left and (count := file.readinto(block[: min(left, len(block))])):
                 found, left = zlib.crc32(block[:count], found), left - count
             if left or found != entry.CRC != 0:
-                raise ValueError("is damaged: its bytes are not those that were written; fetch or copy it again")
+                raise ValueError(_OTHER_BYTES)
 
 
 def check_plain(document: Any, most: int = 200_000) -> None:
