@@ -1,0 +1,104 @@
+"""Files of runs and stores that are empty, cut short or something else: each is told in one line that names it."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Bench, told
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
+    """Stores, a source model, an adaptation, a report. Read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(trained.prepared, folder / "prepared")
+    bench = Bench(folder, folder / "prepared", {"adapt.epochs": 1})
+    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench.done("adapt", "--quiet")
+    bench.done("evaluate", "--quiet")
+    return bench
+
+
+@pytest.fixture
+def own(finished: Bench, tmp_path: Path) -> Bench:
+    shutil.copytree(finished.prepared, tmp_path / "prepared")
+    shutil.copytree(finished.runs, tmp_path / "runs/tiny")
+    return Bench(tmp_path, tmp_path / "prepared", finished.changes)
+
+
+ADAPTED, REPORT, STORE = "runs/tiny/adapt-jaffe", "runs/tiny/report", "prepared/jaffe"
+#: What the user has to know though the scores stand: a warning of `fercli evaluate`.
+LEFT_OUT = {
+    "environment.json": [b"[]", b'{"outcome": {"seconds": "long"}}', "{}".encode("utf-16")],
+    "metrics.jsonl": [b"null\n{}\n", b'{"kind": "train", "step": 1, "epoch": null}\n\n', b"%d\n\n" % 10**4000],
+    "decisions/epoch-0001.txt": [b"", b"789", b"\xff\xfe"],
+    "outputs/epoch-0001.npy": [b"", npy(np.zeros(7)), npy(np.full((42, 7), np.nan, "e"))],
+}
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_is_left_out_of_the_scores_is_told(name: str, own: Bench) -> None:
+    path = own.folder / ADAPTED / name
+    for data in LEFT_OUT[name]:
+        path.write_bytes(data)
+        result = own.done("evaluate", "--quiet")
+        assert result.stderr.startswith("warning: ") and str(path) in result.stderr, data[:50]
+        assert len(result.stderr.splitlines()) == 1 and len(result.stderr) < 500
+
+
+def test_training_does_not_go_on_from_a_damaged_log(own: Bench) -> None:
+    path = own.folder / ADAPTED / "metrics.jsonl"
+    path.write_bytes(b"[]\n" + path.read_bytes())
+    line = told(own("adapt", "--set", "adapt.epochs=2"), 1)
+    assert f"line 1 of {path} is damaged; remove that file" in line
+
+
+def test_training_does_not_go_on_from_a_checkpoint_of_something_else(own: Bench) -> None:
+    best, last = (own.folder / ADAPTED / name for name in ("best.ckpt", "last.ckpt"))
+    shutil.copyfile(best, last)
+    line = told(own("adapt", "--set", "adapt.epochs=2"), 1)
+    assert str(last) in line and "begin the stage again: --restart" in line
+
+
+#: File -> contents, and the commands that cannot do without it.
+NEEDED = {
+    f"{STORE}/meta.json": ([b"", b"[]", b"{}", b"[" * 5000], "adapt evaluate"),
+    f"{STORE}/labels.npy": ([b"", b"text", npy(np.zeros(3))], "evaluate"),
+    f"{STORE}/splits.npy": ([b"", npy(np.array("a"))], "adapt evaluate"),
+    f"{STORE}/faces.npy": (
+        [b"", b"\x93NUMPY\x01\x00\x04\x00[[[[", npy(np.zeros((42, 3))), npy(np.array("x"))],
+        "adapt",
+    ),
+    f"{STORE}/landmarks.npy": ([b"", npy(np.zeros((42, 5, 3), "float32"))], "adapt evaluate"),
+    f"{STORE}/digests.npy": ([b""], "adapt evaluate"),
+    f"{REPORT}/results.json": ([b"", b"0", b"[]", b'{"schema": 2}', DIGITS, b"[" * 5000], "compare"),
+}
+
+
+@pytest.mark.parametrize("name", NEEDED)
+def test_what_is_needed_stops_the_command(name: str, own: Bench) -> None:
+    contents, commands = NEEDED[name]
+    for data in contents:
+        (own.folder / name).write_bytes(data)
+        for command in commands.split():
+            more = [str(own.runs)] if command == "compare" else []
+            line = told(own(command, *more, "--quiet"), 1)
+            assert str((own.folder / name).parent) in line and "fercli " in line and len(line) < 500, data[:50]
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "faces.npy", "digests.npy", "shapes.npy"])
+def test_verify_and_repair_meet_an_empty_array(name: str, own: Bench) -> None:
+    (own.folder / STORE / name).write_bytes(b"")
+    result = own("prepare", "--dataset", "jaffe", "--verify")
+    assert result.exit_code == 1 and "stopped" not in result.stderr and "prepare" in result.stderr
+    assert "Traceback" not in result.stderr
