@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fercli.console import plain
 from fercli.errors import FercliError
 
 #: The safe format's ending. Files of other names are recognised by their first bytes.
@@ -89,7 +90,7 @@ def shown(name: Any) -> str:
     """Return a name found in a file as a short text without line breaks or codes that a terminal would obey."""
     # No repr of anything else: a few bytes of nested tuples can ask for gigabytes of text.
     text = name if isinstance(name, str) else f"<{type(name).__name__}>"
-    text = text if text.isprintable() else ascii(text)[1:-1]
+    text = plain(text.encode("utf-8", "backslashreplace").decode(), lines=False)
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
 
 
