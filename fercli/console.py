@@ -75,15 +75,15 @@ _UNSHOWN = re.compile(
 )
 
 
-def plain(text: str, lines: bool = True) -> str:
-    """Return a text that no terminal obeys: each control character is shown by its number, ESC as ``\\x1b``.
+def plain(text: str) -> str:
+    """Return a text that no terminal obeys: each control character is shown by its number, ESC as ``\\x1b``."""
+    return _UNSHOWN.sub(lambda sign: _by_number(sign[0]), text)
 
-    Args:
-        text: of any origin.
-        lines: whether line feeds stay; without, they are shown too, as suits a name that is part of a line.
-    """
-    text = _UNSHOWN.sub(lambda sign: _by_number(sign[0]), text)
-    return text if lines else text.replace("\n", "\\n")
+
+def brief(text: str, most: int = 80) -> str:
+    """Return a text of unknown origin as a message can quote it: `plain`, in one line of at most `most` characters."""
+    text = plain(text[: most + 1]).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 #: What kept results from stdout, in the order of time.

@@ -100,7 +100,7 @@ def show_check(check: Check, reader: str) -> None:
 
 def missing_line(check: Check) -> str:
     """Return in one line how many of the pictures listed are missing."""
-    name, first = check.listing.name, console.plain(check.missing[0], lines=False)
+    name, first = check.listing.name, console.brief(check.missing[0], 300)
     if len(check.missing) < check.images:
         return f"{name}: {len(check.missing):,} of {check.images:,} files listed are missing: {first}, ..."
     return (

@@ -61,6 +61,7 @@ def command(
     """
     from fercli.errors import SpecError
     from fercli.predict.inputs import find_inputs
+    from fercli.spec import local_spec
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
     if csv_to == "-" and jsonl == "-":
@@ -72,7 +73,7 @@ def command(
     from fercli.predict.run import predict
     from fercli.recognizer import Recognizer
 
-    trained = _model(run, target, spec, named=bool(spec_file or overrides or Path("fercli.yaml").is_file()))
+    trained = _model(run, target, spec, named=bool(spec_file or overrides or local_spec()))
     recognizer = Recognizer.of(trained, device or spec.engine.device)
     files = {"jsonl": jsonl, "csv": csv_to, "annotate": annotate}
     totals = predict(recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force)

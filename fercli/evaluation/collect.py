@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from fercli.engine.folder import FIXED, FREE, differences
 from fercli.engine.log import read_metrics
 from fercli.engine.stages import open_store
 from fercli.engine.watch import read_outputs
+from fercli.errors import SpecError
 from fercli.evaluation.answers import read_answers
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
@@ -25,8 +25,9 @@ from fercli.evaluation.scored import metrics_of, scored_part
 from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class
-from fercli.spec import Spec
+from fercli.spec import Spec, parse
 from fercli.store import Store
+from fercli.yaml_data import read_yaml_file
 
 if TYPE_CHECKING:
     from fercli.sweep_plan import Cell
@@ -101,7 +102,11 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     path = folder / "spec.yaml"
     if not path.exists():
         return ""
-    old, new = (json.loads(s.model_dump_json()) for s in (Spec.model_validate(yaml.safe_load(path.read_bytes())), spec))
+    try:
+        trained = parse(read_yaml_file(path), str(path))
+    except SpecError:
+        return f"{path} is damaged"
+    old, new = (json.loads(one.model_dump_json()) for one in (trained, spec))
     problem = differences(old, new, FIXED[stage], FREE)
     if stage == "adapt" and not problem:
         problem = differences(old, new, ("train_source",), frozenset())
