@@ -62,7 +62,7 @@ def find_classes(root: Path, collector: Collector) -> list[tuple[Path, str]]:
     """
     top = root
     while not _holds_classes(top) and not any(map(_holds_classes, subfolders(top))):
-        inner = [folder for folder in subfolders(top) if folder.name != "__MACOSX"]
+        inner = subfolders(top)
         if len(inner) != 1:
             return []
         top = inner[0]
