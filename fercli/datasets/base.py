@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import math
 import os
 import re
 from collections import Counter
@@ -199,6 +200,23 @@ def whole_number(text: str) -> int | None:
     return int(value) if value.is_integer() else None
 
 
+def number_in(text: str) -> float | None:
+    """Return the finite number that a text holds; None where it holds something else.
+
+    As with `whole_number` only ASCII digits count. Python would take ``1_0``, ``nan`` and the digits of all scripts.
+    """
+    try:
+        value = float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def is_code(name: str) -> bool:
+    """Tell whether a folder's name is a number: ASCII digits alone, no more than 15."""
+    return re.fullmatch("[0-9]{1,15}", name.strip()) is not None
+
+
 def _shortened(text: str) -> str:
     """Return a text of a length that a message can quote."""
     return text if len(text) <= 40 else f"{text[:37]}..."
@@ -263,9 +281,10 @@ def five_of_68(values: Sequence[float | str]) -> Points | None:
 def numbers_in(path: Path) -> list[float]:
     """Return the numbers of a small annotation file, split by blanks; none where it is missing or malformed."""
     try:
-        return [float(word) for word in path.read_text(encoding="utf-8-sig").split()]
+        numbers = [number_in(word) for word in path.read_text(encoding="utf-8-sig").split()]
     except (OSError, ValueError):
         return []
+    return [] if None in numbers else numbers
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -79,7 +79,7 @@ def _named(name: str) -> list[Input]:
     except (OSError, ValueError) as failure:  # a name that is too long, or holds a zero; a folder that is closed to us
         why = f" ({failure.strerror})" if isinstance(failure, OSError) else ""
         raise FercliError(f"no such picture, folder or video: {name!r:.200}{why}") from None
-    camera = re.fullmatch(r"(?:camera:)?(\d{1,3})", name)
+    camera = re.fullmatch(r"(?:camera:)?([0-9]{1,3})", name)
     if camera:
         return [Input(f"camera:{camera[1]}", "camera", None, Path(f"camera-{camera[1]}"))]
     if any(mark in name for mark in "*?["):
