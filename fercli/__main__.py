@@ -6,6 +6,7 @@ line too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import sys
 def run() -> None:
     """Run the command line; whatever goes wrong leaves one line, and with ``--debug`` the trace."""
     _open_streams()
+    _leave_deleted_folder()
     _heed_signals()
     try:
         from fercli.cli import main
@@ -48,6 +50,18 @@ def _open_streams() -> None:
         os.set_inheritable(descriptor, True)
         mode = "r" if name == "stdin" else "w"
         setattr(sys, name, open(descriptor, mode, closefd=False, encoding="utf-8"))  # noqa: SIM115, as long as we live
+
+
+def _leave_deleted_folder() -> None:
+    """Work on, with absolute paths, where the working folder has been deleted: Intel's MKL ends such a process.
+
+    The folder gone to has no file of a user's name and takes none, as the deleted one.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.chdir("/proc/self/ns")
 
 
 def _heed_signals() -> None:

@@ -93,7 +93,11 @@ def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trai
 
     if run is not None:
         return find_trained(run, target)
-    if named or holds_model(spec.run_folder):
+    try:
+        there = holds_model(spec.run_folder)
+    except OSError:  # a working folder that is closed to us
+        there = False
+    if named or there:
         try:
             return find_trained(spec.run_folder, target)
         except NoModel as problem:
