@@ -88,6 +88,11 @@ def _told(problem: Exception) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         named = ": ".join(str(part) for part in (problem.filename, problem.strerror) if part)
         return f"{named}; the same command with --debug shows where"
+    if isinstance(problem, UnicodeEncodeError):
+        # A path of the spec, where names of files are in the terminal's encoding.
+        return (
+            f"{problem.object!r:.200} has signs that {problem.encoding} lacks, the locale's encoding; set PYTHONUTF8=1"
+        )
     trace = problem.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -111,6 +111,8 @@ def read_yaml(text: bytes | str) -> Any:
     """
     if len(text) > MAX_BYTES:
         raise NotYAML(f"more than {MAX_BYTES >> 10} KiB, which no spec needs")
+    if isinstance(text, str) and any("\udc80" <= sign <= "\udcff" for sign in text):
+        raise NotYAML("not a text in the terminal's encoding; where it is UTF-8, set PYTHONUTF8=1")
     try:
         return _Loader(text if isinstance(text, str) else text.decode("utf-8-sig")).get_single_data()
     except UnicodeDecodeError:
