@@ -316,6 +316,7 @@ class Bar:
     def advance(self, amount: int = 1, note: str | None = None) -> None:
         """Count `amount` more as done; `note` (losses, counts) is shown behind the bar."""
         self._done += amount
+        note = note and plain(note)
         if self._live is not None:
             fields = {} if note is None else {"note": escape(note)}
             self._live.update(self._task, advance=amount, **fields)
@@ -342,6 +343,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
     Yields a `Bar`. A live bar with rate and time left on a terminal, a plain line every `PLAIN_INTERVAL_S` seconds
     elsewhere, nothing when silent.
     """
+    description = plain(description)
     if silent() or not _err.is_terminal:
         yield Bar(description, total, done, live=None, plain=not silent())
         return
