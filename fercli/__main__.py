@@ -6,12 +6,16 @@ line too.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 
 
 def run() -> None:
     """Run the command line; whatever goes wrong leaves one line, and with ``--debug`` the trace."""
+    _open_streams()
+    _leave_deleted_folder()
     _heed_signals()
     try:
         from fercli.cli import main
@@ -25,6 +29,39 @@ def run() -> None:
         if "--debug" in sys.argv:
             raise
         _leave(_told(problem), 1)
+
+
+def _open_streams() -> None:
+    """Open what the shell has closed of stdin, stdout and stderr (``<&-``, ``>&-``, ``2>&-``).
+
+    Else the next file that is opened would get its number: a store would be taken for stderr, and be written to. An
+    opened stdin is empty and an opened stderr takes all. An opened stdout refuses whatever is printed, so that results
+    that are lost are reported, as those of a full disk are.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        descriptor = os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)
+        if descriptor != number:
+            try:
+                os.fstat(number)
+            except OSError:
+                descriptor = os.dup2(descriptor, number)
+        os.set_inheritable(descriptor, True)
+        mode = "r" if name == "stdin" else "w"
+        setattr(sys, name, open(descriptor, mode, closefd=False, encoding="utf-8"))  # noqa: SIM115, as long as we live
+
+
+def _leave_deleted_folder() -> None:
+    """Work on, with absolute paths, where the working folder has been deleted: Intel's MKL ends such a process.
+
+    The folder gone to has no file of a user's name and takes none, as the deleted one.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.chdir("/proc/self/ns")
 
 
 def _heed_signals() -> None:
@@ -51,6 +88,11 @@ def _told(problem: Exception) -> str:
     if isinstance(problem, OSError) and problem.strerror:
         named = ": ".join(str(part) for part in (problem.filename, problem.strerror) if part)
         return f"{named}; the same command with --debug shows where"
+    if isinstance(problem, UnicodeEncodeError):
+        # A path of the spec, where names of files are in the terminal's encoding.
+        return (
+            f"{problem.object!r:.200} has signs that {problem.encoding} lacks, the locale's encoding; set PYTHONUTF8=1"
+        )
     trace = problem.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -60,7 +102,12 @@ def _told(problem: Exception) -> str:
 
 
 def _leave(text: str, code: int) -> None:
-    sys.stderr.write(f"error: {text}\n")
+    try:
+        from fercli.console import error
+
+        error(text)
+    except Exception:  # rich itself may be what cannot be loaded
+        sys.stderr.write(f"error: {text}\n")
     sys.exit(code)
 
 

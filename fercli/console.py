@@ -2,24 +2,35 @@
 
 Three modes, set once by the command line: talkative (the default), ``--quiet`` (errors and warnings only) and
 ``--json`` (one JSON document on stdout at the end). Everything but results goes to stderr, so that stdout can be piped.
-On a terminal progress is a live bar; elsewhere it is a plain line every few seconds. Signs that the output's encoding
-lacks are replaced (`fit_streams`): no result is lost to a terminal of ASCII.
+On a terminal progress is a live bar; elsewhere it is a plain line every few seconds.
+
+Three rules hold for all of it:
+
+- Names of files, cells of a csv and labels are data. Control characters in them are shown, never sent (`plain`).
+- Signs that the output's encoding lacks are replaced (`fit_streams`): no result is lost to a terminal of ASCII.
+- A stream that is closed or full ends no work. Remarks are dropped; results that could not be printed are reported when
+  the command ends (`unprinted`).
 """
 
 from __future__ import annotations
 
 import codecs
+import errno
+import io
 import json
 import math
+import os
+import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -51,10 +62,43 @@ def _by_number(sign: str) -> str:
     """``\\u2603``; of a byte of a file's name that is not UTF-8, which Python keeps as a surrogate, ``\\xe9``."""
     if "\udc80" <= sign <= "\udcff":
         return f"\\x{ord(sign) - 0xDC00:02x}"
-    return sign.encode("ascii", "backslashreplace").decode()
+    return sign.encode("unicode_escape").decode()
 
 
 codecs.register_error(_ERRORS, _stand_in)
+
+#: What a terminal obeys instead of showing it: C0, DEL and C1; marks that are invisible or turn the direction of
+#: writing, tags and line separators. Line feeds, which our own texts hold, stay. So do the two joiners (U+200C, U+200D)
+#: that Persian, Hindi and emoji are written with. Half characters are the stream's (`fit_streams`).
+_UNSHOWN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
+
+
+def plain(text: str) -> str:
+    """Return a text that no terminal obeys: each control character is shown by its number, ESC as ``\\x1b``."""
+    return _UNSHOWN.sub(lambda sign: _by_number(sign[0]), text)
+
+
+def brief(text: str, most: int = 80) -> str:
+    """Return a text of unknown origin as a message can quote it: `plain`, in one line of at most `most` characters."""
+    text = plain(text[: most + 1]).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+#: What kept results from stdout, in the order of time.
+_lost: list[OSError] = []
+
+
+class _Stdout(io.FileIO):
+    """File descriptor 1, which remembers that it failed: the error of a full disk does not say whose it is."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as failure:
+            _lost.append(failure)
+            raise
 
 
 def fit_streams() -> None:
@@ -62,6 +106,14 @@ def fit_streams() -> None:
 
     What the user chose by PYTHONIOENCODING, such as ``ascii:ignore``, stays too.
     """
+    out = sys.stdout
+    below = out.buffer if type(out) is io.TextIOWrapper else None
+    if type(getattr(below, "raw", below)) is io.FileIO:  # python -u has nothing in between
+        out.flush()
+        raw = _Stdout(out.fileno(), "w", closefd=False)
+        layer = raw if type(below) is io.FileIO else io.BufferedWriter(raw)
+        how = {"line_buffering": out.line_buffering, "write_through": out.write_through}
+        sys.stdout = io.TextIOWrapper(layer, out.encoding, out.errors, **how)
     for stream in (sys.stdout, sys.stderr):
         if getattr(stream, "errors", None) in ("strict", "surrogateescape", "backslashreplace"):
             reconfigure = getattr(stream, "reconfigure", None)
@@ -72,12 +124,53 @@ def fit_streams() -> None:
 def _fitted(text: str) -> str:
     """The text as stdout will show it, so that a table's columns are as wide as what stands in them."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, _ERRORS).decode(encoding)
+    return plain(text).encode(encoding, _ERRORS).decode(encoding)
 
 
-_wide = sys.stdout is not None and sys.stdout.isatty()
-_out = Console(highlight=False, emoji=False, soft_wrap=True, width=None if _wide else PLAIN_WIDTH)
-_err = Console(stderr=True, highlight=False, emoji=False, soft_wrap=True)
+class _Console(Console):
+    """Rich's console, but for what is sent: no control character but rich's own (colours, the bar's cursor)."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+    def on_broken_pipe(self) -> None:
+        """Let the caller decide: rich would end the process in the middle of its work."""
+        raise
+
+
+class _Remarks:
+    """The stderr of the moment, for what may be lost: nothing fails where it is closed or full, or its reader gone."""
+
+    def write(self, text: str) -> None:
+        self._try(lambda: sys.stderr.write(text))
+
+    def flush(self) -> None:
+        self._try(lambda: sys.stderr.flush())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    @staticmethod
+    def _try(work: Callable[[], Any]) -> None:
+        if sys.stderr is not None:
+            try:
+                work()
+            except OSError:
+                _forget(sys.stderr)
+
+
+def _forget(stream: IO[str]) -> None:
+    """Send to nowhere whatever a stream still holds and gets, so that Python's flush at its end does not fail again."""
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except (OSError, ValueError):
+        pass
+
+
+_err = _Console(file=_Remarks(), highlight=False, emoji=False, soft_wrap=True)
 _mode = {"quiet": False, "json": False, "no-warnings": False}
 
 
@@ -110,18 +203,18 @@ def hushed(warnings: bool = False) -> Iterator[None]:
 def say(text: str, style: str | None = None) -> None:
     """Print a remark on stderr, unless silent. What looks like markup in it is not: folders may be called anything."""
     if not silent():
-        _err.print(text, style=style, markup=False)
+        _err.print(plain(text), style=style, markup=False)
 
 
 def warn(text: str) -> None:
     """Print what the user should know though the work goes on; also where remarks are switched off, but for JSON."""
     if not (_mode["json"] or _mode["no-warnings"]):
-        _err.print(f"[bold yellow]warning:[/] {escape(text)}")
+        _err.print(f"[bold yellow]warning:[/] {escape(plain(text))}")
 
 
 def error(text: str) -> None:
     """Print the one line a failed command leaves."""
-    _err.print(f"[bold red]error:[/] {escape(text)}")
+    _err.print(f"[bold red]error:[/] {escape(plain(text))}")
 
 
 def table(
@@ -143,14 +236,56 @@ def table(
         if strong:
             cells[0] = cells[0][1:]
         drawn.add_row(*cells, style="bold" if strong else None)
-    _out.print(drawn)
+    show(drawn)
+
+
+def show(*parts: RenderableType, even_silent: bool = False) -> None:
+    """Print results on stdout, unless silent: lines in one piece, to be copied whole; the rest as wide as `width`."""
+    if silent() and not even_silent:
+        return
+    out = _Console(highlight=False, emoji=False, width=width())
+    for part in parts:
+        _on_stdout(lambda part=part: out.print(part, soft_wrap=isinstance(part, str | Text), crop=False))
+
+
+def width() -> int:
+    """Columns of stdout: the terminal's, or what COLUMNS says, or `PLAIN_WIDTH`."""
+    wide = sys.stdout is not None and sys.stdout.isatty()
+    return Console().width if wide or "COLUMNS" in os.environ else PLAIN_WIDTH
+
+
+def write(text: str) -> None:
+    """Print a text for other programs on stdout as it is, silent or not."""
+    _on_stdout(lambda: (sys.stdout.write(text), sys.stdout.flush()))
 
 
 def result(document: dict[str, Any]) -> None:
     """Print the command's result as JSON on stdout, in ``--json`` mode only. What is not finite becomes null."""
     if _mode["json"]:
-        sys.stdout.write(json.dumps(finite(document), indent=2, default=str) + "\n")
-        sys.stdout.flush()
+        write(json.dumps(finite(document), indent=2, default=str) + "\n")
+
+
+def _on_stdout(work: Callable[[], Any]) -> None:
+    try:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        work()
+    except OSError as failure:
+        _lost.append(failure)
+        if sys.stdout is not None:
+            _forget(sys.stdout)
+
+
+def unprinted() -> OSError | None:
+    """Return what kept results from stdout since the last call, and let nothing that is still to be written fail again.
+
+    The command has done its work then, and its files are written.
+    """
+    if sys.stdout is not None:
+        _on_stdout(sys.stdout.flush)
+    failure = _lost[0] if _lost else None
+    _lost.clear()
+    return failure
 
 
 def finite(value: Any) -> Any:
@@ -181,6 +316,7 @@ class Bar:
     def advance(self, amount: int = 1, note: str | None = None) -> None:
         """Count `amount` more as done; `note` (losses, counts) is shown behind the bar."""
         self._done += amount
+        note = note and plain(note)
         if self._live is not None:
             fields = {} if note is None else {"note": escape(note)}
             self._live.update(self._task, advance=amount, **fields)
@@ -207,6 +343,7 @@ def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
     Yields a `Bar`. A live bar with rate and time left on a terminal, a plain line every `PLAIN_INTERVAL_S` seconds
     elsewhere, nothing when silent.
     """
+    description = plain(description)
     if silent() or not _err.is_terminal:
         yield Bar(description, total, done, live=None, plain=not silent())
         return

@@ -1,4 +1,4 @@
-"""File name endings of pictures and videos: the one list that folders are searched by, and that formats come from.
+"""Finding pictures and videos: the one walk through folders, and the endings of names by which files count.
 
 Nothing here looks into a file, and no image library is imported: `fercli.faces.images` decodes.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
 
@@ -44,6 +44,13 @@ _UNREAD = frozenset((
     ".psd", ".qoi", ".ras", ".svg", ".svgz", ".tga", ".wmf", ".xcf",
 ))  # fmt: skip
 
+#: What systems and file managers leave in folders, lower case: thumbnails, resource forks, waste bins, indices. What
+#: begins with a dot (``.thumbnails``, ``.AppleDouble``, ``._photo.jpg``) is left out too.
+_LITTER = frozenset((
+    "@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "@recycle", "#recycle",
+    "$recycle.bin", "system volume information", "lost+found",
+))  # fmt: skip
+
 _ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9_]{1,10}")
 
 #: What to do about a picture in a format that is not read, and about HEIC.
@@ -67,6 +74,93 @@ def picture_formats() -> dict[str, tuple[str, ...]]:
 def picture_endings() -> frozenset[str]:
     """Return the endings, in lower case, by which a file counts as a picture."""
     return frozenset(ending for endings in picture_formats().values() for ending in endings)
+
+
+def is_litter(name: str) -> bool:
+    """Tell whether a file or folder is hidden, or is not the user's: `walk` passes it over."""
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def walk(
+    folder: str | os.PathLike[str],
+    unreadable: Callable[[OSError], object] | None = None,
+    closed: Callable[[str], bool] = lambda name: False,
+) -> Iterator[str]:
+    """Yield the files below a folder, as paths that begin with it: by name, a folder's files where its name stands.
+
+    Links are followed, but each real folder is entered once, and none in which `folder` itself lies: links in a circle
+    end. Litter (`is_litter`) is passed over.
+
+    Args:
+        folder: where to begin; read whatever its name.
+        unreadable: called with the error for a folder that cannot be read; without, the error is raised.
+        closed: folders of these names are yielded as if they were files.
+
+    Raises:
+        OSError: a folder cannot be read, and there is no `unreadable`.
+    """
+    entered = {_identity(above) for above in _and_all_above(os.path.realpath(folder))}
+    pending = [iter(_entries(os.fspath(folder), unreadable))]
+    while pending:
+        entry = next(pending[-1], None)
+        if entry is None:
+            pending.pop()
+        elif is_litter(entry.name):
+            continue
+        elif closed(entry.name) or not is_folder(entry):
+            yield entry.path
+        elif (identity := _identity(entry.path)) not in entered:
+            entered.add(identity)
+            pending.append(iter(_entries(entry.path, unreadable)))
+
+
+def subfolders(folder: str | os.PathLike[str]) -> list[str]:
+    """Return the paths of the folders in a folder, by name, without litter and links to a folder that holds it."""
+    above = set(_and_all_above(os.path.realpath(folder)))
+    return [
+        entry.path
+        for entry in _entries(os.fspath(folder), None)
+        if not is_litter(entry.name)
+        and is_folder(entry)
+        and not (entry.is_symlink() and os.path.realpath(entry.path) in above)
+    ]
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Tell whether an entry is a folder or a link to one. A link to itself and one that leads nowhere are none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _entries(folder: str, unreadable: Callable[[OSError], object] | None) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as failure:
+        if unreadable is None:
+            raise
+        failure.filename = failure.filename or folder
+        unreadable(failure)
+        return []
+
+
+def _and_all_above(path: str) -> Iterator[str]:
+    yield path
+    while (above := os.path.dirname(path)) != path:
+        yield above
+        path = above
+
+
+def _identity(path: str) -> object:
+    """What two paths of one folder have in common."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return path
+    # Some file systems number nothing.
+    return (state.st_dev, state.st_ino) if state.st_ino else os.path.realpath(path)
 
 
 def ending_of(name: str) -> str:

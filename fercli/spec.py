@@ -9,16 +9,20 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fercli.console import brief
 from fercli.errors import SpecError
 from fercli.files import is_file_name
 from fercli.plugins import is_place, trust
+from fercli.yaml_data import MAX_DEPTH, NotYAML, read_yaml, read_yaml_file
 
 #: Head weights are given in this order: global, five local, fused.
 NUM_HEADS = 7
@@ -39,18 +43,20 @@ def _as_switch(value: Any) -> Any:
 
 Names = Annotated[list[str], BeforeValidator(_as_list)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(gt=0)]
+#: Numbers that torch and numpy count with have 63 bits.
+LARGEST = (1 << 63) - 1
+Positive = Annotated[int, Field(gt=0, le=LARGEST)]
+#: Of random numbers.
+Seed = Annotated[int, Field(ge=0, le=LARGEST)]
 #: A learning rate by epoch: ``{1: 1e-4, 11: 1e-5}`` is 1e-4 up to epoch 10 and 1e-5 from 11 on; a number is constant.
-Rates = Annotated[
-    dict[Positive, Annotated[float, Field(ge=0, allow_inf_nan=False)]], Field(min_length=1), BeforeValidator(_as_steps)
-]
+Rates = Annotated[dict[Positive, Annotated[float, Field(ge=0)]], Field(min_length=1), BeforeValidator(_as_steps)]
 HeadWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=NUM_HEADS, max_length=NUM_HEADS)]
 
 
 class Section(BaseModel):
-    """A part of the spec: unknown keys are errors, and a spec does not change once it is read."""
+    """A part of the spec: unknown keys are errors, numbers are finite, and a spec does not change once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Paths(Section):
@@ -125,7 +131,9 @@ class Data(Section):
     @classmethod
     def _share_or_split(cls, value: float | str) -> float | str:
         if value == "" or (not isinstance(value, str) and not 0 < value < 1):
-            raise ValueError(f"{value!r} is neither a share, greater than 0 and less than 1, nor the name of a split")
+            raise ValueError(
+                f"{brief(repr(value))} is neither a share, greater than 0 and less than 1, nor the name of a split"
+            )
         return value
 
     @field_validator("source")
@@ -184,7 +192,7 @@ class Prepare(Section):
         "full-range",
         "rotate",
     ]
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0, le=1 << 15)] = 0
     backend: Literal["loky", "dask", "ray", "threading", "sequential"] = "loky"
     cluster: str | None = None
     chunk: Positive = 64
@@ -254,8 +262,8 @@ class Engine(Section):
     compile: Annotated[Literal["off", "auto", "on"], BeforeValidator(_as_switch)] = "off"
     data: Literal["auto", "device", "host"] = "auto"
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0
-    seed: Annotated[int, Field(ge=0)] = 0
+    threads: Annotated[int, Field(ge=0, le=1 << 15)] = 0
+    seed: Seed = 0
     deterministic: bool = False
     log_every: Positive = 20
     save_every_s: Annotated[float, Field(ge=0)] = 300
@@ -291,7 +299,7 @@ class Optimisation(Section):
     steps_per_epoch: Positive | None = None
     rate: Rates
     schedule: Literal["steps", "cosine"] = "steps"
-    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0
     new_rate: Annotated[float, Field(gt=0)] = 10
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     nesterov: bool = False
@@ -329,7 +337,7 @@ class TrainSource(Optimisation):
     rate: Rates = {1: 1e-4, 11: 1e-5, 21: 1e-6}
     head_weights: HeadWeights = [5, 1, 1, 1, 1, 1, 5]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    mixup: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    mixup: Annotated[float, Field(ge=0)] = 0.0
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
     views: Literal["weak", "strong"] = "weak"
     select: str = "source-val"
@@ -356,7 +364,7 @@ class Adapt(Optimisation):
     """
 
     method: str = "aglrls"
-    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]*$")] = ""
+    tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]*$", max_length=100)] = ""
     batch: Annotated[int, Field(ge=2)] = 16
     epochs: Positive = 30
     rate: Rates = {1: 1e-5, 11: 5e-6, 21: 1e-6}
@@ -397,6 +405,9 @@ class Adapt(Optimisation):
         return value if is_place(value) else _one_of(value, list(METHODS))
 
 
+#: Problems that are told one by one.
+_MOST_PROBLEMS = 20
+
 #: Labels of methods become parts of folders' names.
 _LABEL = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 
@@ -422,7 +433,7 @@ class Sweep(Section):
         dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]], Field(min_length=1), BeforeValidator(_as_methods)
     ]
     targets: Names | None = None
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     jobs: Positive = 1
 
@@ -454,7 +465,7 @@ class Spec(Section):
         sweep: methods x targets x seeds (``fercli sweep``); null is a single run.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")] = "baseline"
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)] = "baseline"
     paths: Paths = Paths()
     data: Data = Data()
     prepare: Prepare = Prepare()
@@ -474,7 +485,8 @@ class Spec(Section):
         """The prepared store of a dataset. Raises SpecError for a name that would lead elsewhere."""
         if not is_file_name(dataset):
             raise SpecError(
-                f"{dataset!r} cannot be a dataset's name; say where it lies with --root or data.datasets.NAME.root"
+                f"{brief(repr(dataset))} cannot be a dataset's name; say where it lies with --root or "
+                "data.datasets.NAME.root"
             )
         return self.paths.prepared / dataset
 
@@ -501,6 +513,12 @@ def packaged() -> dict[str, Path]:
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
+def local_spec() -> Path | None:
+    """The spec that the working folder has, ``./fercli.yaml``; None without one that can be read."""
+    local = Path("fercli.yaml")
+    return local if os.path.isfile(local) else None
+
+
 def find(file: str | None) -> Path:
     """The spec file that ``-c FILE`` means: a path, or the name of a packaged spec.
 
@@ -508,14 +526,13 @@ def find(file: str | None) -> Path:
         SpecError: there is neither such a file nor such a packaged spec.
     """
     if file is None:
-        local = Path("fercli.yaml")
-        return local if local.is_file() else packaged()["default"]
+        return local_spec() or packaged()["default"]
     path = Path(file)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     if file in packaged():
         return packaged()[file]
-    raise SpecError(f"no spec file {file}; give a path, or a packaged spec: {', '.join(packaged())}")
+    raise SpecError(f"no spec file {brief(file, 200)}; give a path, or a packaged spec: {', '.join(packaged())}")
 
 
 def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict[str, Any] | None = None) -> Spec:
@@ -530,12 +547,8 @@ def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict
         SpecError: with every problem, one a line.
     """
     path = find(file)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise SpecError(f"{path} is not YAML: {' '.join(str(problem).split())}") from None
-    except OSError as problem:
-        raise SpecError(f"{path} cannot be read: {problem.strerror}") from None
+    tree = read_yaml_file(path)
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise SpecError(
             f"{path} must be a mapping of sections (paths, data, prepare, ...), not a {type(tree).__name__}"
@@ -543,11 +556,11 @@ def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
-            raise SpecError(f"--set {text}: write it as key.path=value, such as --set adapt.epochs=5")
+            raise SpecError(f"--set {brief(text)}: write it as key.path=value, such as --set adapt.epochs=5")
         try:
-            _put(tree, key.strip(), yaml.safe_load(value))
-        except yaml.YAMLError:
-            raise SpecError(f"--set {text}: the value is not YAML") from None
+            _put(tree, key.strip(), read_yaml(value))
+        except NotYAML as problem:
+            raise SpecError(f"--set {brief(text)}: the value is not YAML that fercli reads: {problem}") from None
     for key, value in (shortcuts or {}).items():
         _put(tree, key, value)
     spec = parse(tree, where=str(path))
@@ -562,14 +575,16 @@ def parse(tree: dict[str, Any], where: str = "spec") -> Spec:
         return Spec.model_validate(tree)
     except ValidationError as problem:
         lines = list(explain(problem, Spec))
-        head = f"{where}: {len(lines)} problem{'s' if len(lines) > 1 else ''}"
+        head = f"{where}: {max(problem.error_count(), len(lines))} problems"
         raise SpecError("\n  ".join([head, *lines]) if len(lines) > 1 else f"{where}: {lines[0]}") from None
 
 
 def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield one line a problem: key path, value, what is allowed."""
-    for item in problem.errors():
-        path = ".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"]))
+    """Yield one line a problem, and one for those beyond the first twenty: key path, value, what is allowed."""
+    found = problem.errors(include_url=False)
+    for item in found[:_MOST_PROBLEMS]:
+        path = brief(".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"])))
+        value = brief(repr(item["input"]))
         if item["type"] == "extra_forbidden":
             *parents, key = item["loc"]
             known = _keys_at(model, parents)
@@ -577,23 +592,29 @@ def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") 
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
             yield f"{path}: unknown key ({hint})"
         elif item["type"] == "literal_error":
-            yield f"{path}: {item['input']!r} is not allowed; one of {item['ctx']['expected'].replace(' or ', ', ')}"
+            yield f"{path}: {value} is not allowed; one of {item['ctx']['expected'].replace(' or ', ', ')}"
         elif item["type"] == "value_error":
             yield from (f"{path + ': ' if path else ''}{line}" for line in str(item["ctx"]["error"]).splitlines())
+        elif item["type"] == "string_type" and isinstance(item["input"], int | float | date):
+            yield f"{path}: {value}: write it in quotes, '{item['input']}'"
         else:
-            yield f"{path}: {item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}"
+            yield f"{path}: {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
+    if len(found) > _MOST_PROBLEMS:
+        yield f"and {len(found) - _MOST_PROBLEMS} more"
 
 
 def _one_of(value: str, names: Sequence[str]) -> str:
     if value not in names:
         close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"{value!r} is not known{hint}; one of {', '.join(names)}")
+        raise ValueError(f"{brief(repr(value))} is not known{hint}; one of {', '.join(names)}")
     return value
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
+    if len(parents) > MAX_DEPTH:
+        raise SpecError(f"--set {brief(path)}: no key of the spec lies that deep")
     for key in parents:
         below = tree.get(key)
         tree[key] = dict(below) if isinstance(below, dict) else {}

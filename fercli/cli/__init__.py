@@ -5,6 +5,7 @@ Neither torch nor mediapipe nor the spec is imported here, so that ``fercli --he
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -69,7 +70,14 @@ class _LazyGroup(click.Group):
             code = 130
         except SystemExit as end:
             code = end.code
+        except OSError:
+            lost = console.unprinted()
+            if lost is None:  # another file's
+                raise
+            code = _not_printed(lost)
         code = code if isinstance(code, int) else 0
+        lost = console.unprinted()
+        code = code or (0 if lost is None else _not_printed(lost))
         ranks = sys.modules.get("fercli.engine.ranks")
         if ranks is not None:
             ranks.end_process(code)
@@ -86,12 +94,29 @@ class _LazyGroup(click.Group):
 
             console.error(with_options(str(problem), ctx))
             ctx.exit(problem.exit_code)
+        except EOFError as problem:
+            # Nothing here asks the user, so that this is no Ctrl-D, for which click would take it: a file ended early.
+            raise FercliError(_ended_early(problem)) from problem
         except KeyboardInterrupt:
             if ctx.meta.get("debug"):
                 raise
             goes_on = ctx.invoked_subcommand in _GO_ON
             console.error("stopped" + ("; the same command goes on where this one was" if goes_on else ""))
             ctx.exit(130)
+
+
+def _ended_early(problem: EOFError) -> str:
+    said = " ".join(str(problem).split())
+    return f"a file is empty or cut short{f' ({said})' if said else ''}; the same command with --debug shows which"
+
+
+def _not_printed(failure: OSError) -> int:
+    """Tell what kept the results from stdout; return the exit code. A reader that has gone (``| head``) had enough."""
+    if failure.errno == errno.EPIPE:
+        return 0
+    why = "it is closed" if failure.errno == errno.EBADF else failure.strerror
+    console.error(f"the results could not be printed on stdout: {why}; send it elsewhere, to a file or a terminal")
+    return 1
 
 
 def _with_help(command: click.Command) -> click.Command:

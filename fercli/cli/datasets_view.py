@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -22,8 +19,6 @@ from fercli.datasets.protocol import describe
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from fercli.datasets import Reader
 
 
@@ -33,11 +28,13 @@ def show_all() -> None:
     for name, facts in FACTS.items():
         table.add_row(Text(name, "bold"), facts.size, facts.about, facts.split, facts.licence)
     _fold_between_words(table)
-    _print(table, "", "?: not published, or not found; +: not all parts are counted")
-    _print("", "[bold]Where to apply, and the layout expected[/]")
+    console.show(table, "", "?: not published, or not found; +: not all parts are counted")
+    console.show("", "[bold]Where to apply, and the layout expected[/]")
     for name, reader in READERS.items():
-        _print("", *_pairs([(name, FACTS[name].apply if name in FACTS else "your own files"), ("", reader.layout)], 10))
-    _print("", "More of one, its tree and counts per expression: fercli datasets show ck+")
+        console.show(
+            "", *_pairs([(name, FACTS[name].apply if name in FACTS else "your own files"), ("", reader.layout)], 10)
+        )
+    console.show("", "More of one, its tree and counts per expression: fercli datasets show ck+")
 
 
 def show_one(name: str, reader: Reader) -> None:
@@ -53,16 +50,18 @@ def show_one(name: str, reader: Reader) -> None:
             ("split", split),
             ("paper", facts.paper),
         ]
-    _print(_heading(name, facts.title if facts else "your own files"), *(["", *_pairs(pairs)] if pairs else []))
-    _print("", "[bold]Layout[/]", "", *(Text(f"  {line}".rstrip()) for line in tree_of(name, reader)))
+    console.show(_heading(name, facts.title if facts else "your own files"), *(["", *_pairs(pairs)] if pairs else []))
+    console.show("", "[bold]Layout[/]", "", *(Text(f"  {line}".rstrip()) for line in tree_of(name, reader)))
     options = [
         (option if default is None or isinstance(default, list | tuple) else f"{option}={default}", values)
         for option, default, values in (entry.values() for entry in options_of(name, reader))
     ]
-    _print("", "[bold]Options[/]", "", *_pairs(options))
+    console.show("", "[bold]Options[/]", "", *_pairs(options))
     for official in facts.releases if facts else ():
-        _print("", f"[bold]Official counts[/]{f' ({official.form})' if official.form else ''}", "", _official(official))
-    _print("", f"To check a copy: fercli datasets check {name} FOLDER")
+        console.show(
+            "", f"[bold]Official counts[/]{f' ({official.form})' if official.form else ''}", "", _official(official)
+        )
+    console.show("", f"To check a copy: fercli datasets check {name} FOLDER")
 
 
 def show_check(check: Check, reader: str) -> None:
@@ -80,26 +79,28 @@ def show_check(check: Check, reader: str) -> None:
     ]
     if check.unscored:
         pairs.insert(2, ("", f"no labelled face is in {', '.join(check.unscored)}: nothing can be scored there"))
-    _print(_heading(listing.name, f"{len(listing):,} faces{subjects} in {files}"), "", *_pairs(pairs), "")
-    _print(_counts(check))
+    console.show(_heading(listing.name, f"{len(listing):,} faces{subjects} in {files}"), "", *_pairs(pairs), "")
+    console.show(_counts(check))
     if check.differences:
-        _print("", f"[yellow]*[/] not the official count: off by the number beside it ({check.differences} in all)")
+        console.show(
+            "", f"[yellow]*[/] not the official count: off by the number beside it ({check.differences} in all)"
+        )
     if listing.left_out:
         width = max(len(f"{count:,}") for count in listing.left_out.values())
         reasons = [(f"{count:,}".rjust(width), reason) for reason, count in listing.left_out.items()]
-        _print("", "[bold]Left out[/]", "", *_pairs(reasons))
+        console.show("", "[bold]Left out[/]", "", *_pairs(reasons))
     if check.missing:
         names = [*check.missing[:EXAMPLES], *(["..."] if len(check.missing) > EXAMPLES else [])]
         where = ": do the pictures lie in another folder?" if len(check.missing) == check.images else ""
-        _print("", f"[bold yellow]Missing: {len(check.missing):,} of {files} listed[/]{where}", "")
-        _print(*_pairs([("", name) for name in names], 0))
+        console.show("", f"[bold yellow]Missing: {len(check.missing):,} of {files} listed[/]{where}", "")
+        console.show(*_pairs([("", name) for name in names], 0))
     else:
-        _print("", "No file listed is missing.")
+        console.show("", "No file listed is missing.")
 
 
 def missing_line(check: Check) -> str:
     """Return in one line how many of the pictures listed are missing."""
-    name, first = check.listing.name, _printable(check.missing[0])
+    name, first = check.listing.name, console.brief(check.missing[0], 300)
     if len(check.missing) < check.images:
         return f"{name}: {len(check.missing):,} of {check.images:,} files listed are missing: {first}, ..."
     return (
@@ -169,7 +170,7 @@ def _fold_between_words(table: Table) -> None:
     """
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     longest = [max(len(word) for cell in column for word in cell.split()) for column in cells]
-    room = _stdout().width - sum(longest) - 2 * len(longest) + 1
+    room = console.width() - sum(longest) - 2 * len(longest) + 1
     if room < 0:
         return
     wanted = [max(map(len, column)) - word for column, word in zip(cells, longest, strict=True)]
@@ -180,18 +181,14 @@ def _fold_between_words(table: Table) -> None:
         room -= more
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _pairs(pairs: Sequence[tuple[str, str]], width: int | None = None) -> list[Text]:
     """Lines of a word, `width` columns wide (default: the longest's), and a text wrapped beside it, addresses whole."""
     width = max(len(word) for word, _ in pairs) if width is None else width
     indent = width + 4 if width else 2
     lines = []
     for word, text in pairs:
-        room = max(_stdout().width - indent - 1, 20)
-        wrapped = textwrap.wrap(_printable(text), room, break_long_words=False, break_on_hyphens=False) or [""]
+        room = max(console.width() - indent - 1, 20)
+        wrapped = textwrap.wrap(console.plain(text), room, break_long_words=False, break_on_hyphens=False) or [""]
         for i, part in enumerate(wrapped):
             lines.append(Text(f"  {word if i == 0 else '':{width}}".ljust(indent), "cyan").append(part, "default"))
     return lines
@@ -199,18 +196,3 @@ def _pairs(pairs: Sequence[tuple[str, str]], width: int | None = None) -> list[T
 
 def _heading(name: str, text: str) -> Text:
     return Text(name, "bold cyan").append(f"  {text}", "default")
-
-
-def _stdout() -> Console:
-    """Stdout, as wide as the terminal, or as COLUMNS says, or as `console.PLAIN_WIDTH`."""
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=console.PLAIN_WIDTH if plain else None)
-
-
-def _print(*parts: RenderableType) -> None:
-    if console.silent():
-        return
-    out = _stdout()
-    for part in parts:
-        # Soft wrap leaves a long line in one piece, to be copied whole; tables are to keep to the width.
-        out.print(part, soft_wrap=not isinstance(part, Table))

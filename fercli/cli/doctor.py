@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+from rich.text import Text
 
 from fercli import console
 from fercli.cli.hints import remember, with_options
@@ -35,10 +36,10 @@ def command(ctx, spec_file, overrides, quiet, as_json):
         findings.append(finding)
         if as_json or (quiet and finding.status == OK):
             continue
-        label = click.style(f"{finding.status:<5}", fg=_STYLES[finding.status])
-        click.echo(f"{label} {finding.check:<16} {finding.found}")
+        label = Text(f"{finding.status:<5}", _STYLES[finding.status])
+        console.show(label.append(f" {finding.check:<16} {finding.found}", "default"), even_silent=True)
         if finding.mend:
-            click.echo(f"{'':<22} mend: {with_options(finding.mend, ctx)}")
+            console.show(Text(f"{'':<22} mend: {with_options(finding.mend, ctx)}"), even_silent=True)
     failed = sum(finding.status == FAIL for finding in findings)
     console.result({"doctor": {"findings": [vars(finding) for finding in findings], "failed": failed}})
     if failed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -62,7 +61,7 @@ def command(file, sources, targets, backbone, base, overrides, force, quiet, as_
     spec = load(base, overrides, {key: value for key, value in shortcuts.items() if value})
     text = commented(spec)
     if file == "-":
-        sys.stdout.write(text)
+        console.write(text)
         return
     path = Path(file) / "fercli.yaml" if Path(file).is_dir() else Path(file)
     if path.exists() and not force:

@@ -62,22 +62,22 @@ def reader_option(function: F) -> F:
 
 def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
     """Return what --option says, KEY=VALUE with the value as YAML, as --set has it."""
-    import yaml
-
     from fercli.errors import SpecError
+    from fercli.yaml_data import NotYAML, read_yaml
 
     chosen = {}
     for option in options:
         key, equals, value = option.partition("=")
         try:
             # Nothing is "", as in label_column=: YAML's null would be the option's default.
-            chosen[key.strip()] = yaml.safe_load(value) if value.strip() else ""
-        except yaml.YAMLError:
+            chosen[key.strip()] = read_yaml(value) if value.strip() else ""
+        except NotYAML as problem:
             raise SpecError(
-                f"--option {option}: the value is no YAML; write words as they are, lists [a, b], tables {{1: happy}}"
+                f"--option {console.brief(option)}: the value is no YAML that fercli reads ({problem}); write words as "
+                "they are, lists [a, b], tables {1: happy}"
             ) from None
         if not equals or not key.strip():
-            raise SpecError(f"--option {option}: expected KEY=VALUE, such as --option score=public-test")
+            raise SpecError(f"--option {console.brief(option)}: expected KEY=VALUE, such as --option score=public-test")
     return chosen
 
 

@@ -62,6 +62,7 @@ def command(
     """
     from fercli.errors import SpecError
     from fercli.predict.inputs import find_inputs
+    from fercli.spec import local_spec
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
     if csv_to == "-" and jsonl == "-":
@@ -73,7 +74,7 @@ def command(
     from fercli.predict.run import predict
     from fercli.recognizer import Recognizer
 
-    trained = _model(run, target, spec, named=bool(spec_file or overrides or Path("fercli.yaml").is_file()))
+    trained = _model(run, target, spec, named=bool(spec_file or overrides or local_spec()))
     recognizer = Recognizer.of(trained, device or spec.engine.device)
     files = {"jsonl": jsonl, "csv": csv_to, "annotate": annotate}
     totals = predict(recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force)
@@ -93,7 +94,11 @@ def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trai
 
     if run is not None:
         return find_trained(run, target)
-    if named or holds_model(spec.run_folder):
+    try:
+        there = holds_model(spec.run_folder)
+    except OSError:  # a working folder that is closed to us
+        there = False
+    if named or there:
         try:
             return find_trained(spec.run_folder, target)
         except NoModel as problem:

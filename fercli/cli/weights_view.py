@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
@@ -127,18 +125,15 @@ def show(found: Found) -> None:
     table.add_column(overflow="fold")
     for word, text in _rows(found):
         table.add_row(word, Text(text))
-    plain = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    out = Console(highlight=False, emoji=False, width=console.PLAIN_WIDTH if plain else None)
-    out.print(Text(str(it.path), "bold").append(f"  {it.title}", "default"), soft_wrap=True)
-    out.print(table)
+    console.show(Text(str(it.path), "bold").append(f"  {it.title}", "default"), table)
     if it.class_status is not None:
         rows = [[head, *(f"{value:.2f}" for value in row)] for head, row in zip(HEADS, it.class_status, strict=True)]
         console.table("  learning status b", ["head", *EXPRESSIONS], rows)
-    out.print()
+    console.show("")
     if found.starter is not None:
         # Markdown is laid out for a reader's eyes only: a pipe gets it as it is written.
         text = found.starter["card"]
-        out.print(Markdown(text) if sys.stdout.isatty() else Text(text), soft_wrap=not sys.stdout.isatty())
+        console.show(Markdown(text) if sys.stdout.isatty() else Text(text))
 
 
 def _rows(found: Found) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, folder_holding, text_lines
+from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, folder_holding, number_in, text_lines
 from fercli.datasets.protocol import Protocol
 from fercli.datasets.records import Record
 from fercli.expressions import CODES
@@ -51,11 +51,7 @@ def _rows(table: Path, collector: Collector) -> Iterator[tuple[str, list[str], s
         fields = line.rsplit(None, 5)
         if number == 1 and fields[-1].strip('"').lower() in ("emotion", "label", "expression"):
             continue
-        try:
-            numbers = [float(v) for v in fields[1:5]]
-        except ValueError:
-            numbers = []
-        if len(fields) == 6 and len(numbers) == 4:
+        if len(fields) == 6 and None not in map(number_in, fields[1:5]):
             yield fields[0].strip(), fields[1:5], fields[5]
         else:
             collector.leave_out("unreadable row")

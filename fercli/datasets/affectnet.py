@@ -20,6 +20,7 @@ from fercli.datasets.base import (
     five_of_68,
     folder_holding,
     is_image_name,
+    number_in,
     whole_number,
 )
 from fercli.datasets.folders import find_classes, labelled_pictures
@@ -128,10 +129,10 @@ def _label(text: str, collector: Collector) -> int | None:
 
 
 def _box(row: Sequence[str], at: Sequence[int | None]) -> Box | None:
-    try:
-        left, top, width, height = (float(row[i]) for i in at)
-    except (IndexError, TypeError, ValueError):
+    numbers = [number_in(row[i]) if i is not None and i < len(row) else None for i in at]
+    if None in numbers:
         return None  # NULL where the annotators saw no face
+    left, top, width, height = numbers
     return (left, top, left + width, top + height) if width > 0 and height > 0 else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import inspect
+import math
 import os
 import re
 from collections import Counter
@@ -12,11 +13,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from fercli import media
 from fercli.datasets.protocol import Protocol, UnknownSplits, settle
 from fercli.datasets.records import Listing, Points, Record
 from fercli.errors import FercliError
 from fercli.expressions import CODES, EXPRESSIONS, NUM_EXPRESSIONS, UNLABELLED, is_outside, label_of
-from fercli.media import describe_skipped, is_picture_name
 
 #: A folder that holds this file holds procedural faces written by fercli, not the dataset.
 STAND_IN_MARKER = "PROCEDURAL-FACES.txt"
@@ -199,6 +200,23 @@ def whole_number(text: str) -> int | None:
     return int(value) if value.is_integer() else None
 
 
+def number_in(text: str) -> float | None:
+    """Return the finite number that a text holds; None where it holds something else.
+
+    As with `whole_number` only ASCII digits count. Python would take ``1_0``, ``nan`` and the digits of all scripts.
+    """
+    try:
+        value = float(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def is_code(name: str) -> bool:
+    """Tell whether a folder's name is a number: ASCII digits alone, no more than 15."""
+    return re.fullmatch("[0-9]{1,15}", name.strip()) is not None
+
+
 def _shortened(text: str) -> str:
     """Return a text of a length that a message can quote."""
     return text if len(text) <= 40 else f"{text[:37]}..."
@@ -206,24 +224,22 @@ def _shortened(text: str) -> str:
 
 def is_image_name(name: str) -> bool:
     """Tell whether a file name ends as an image's does (`fercli.media`); hidden files never count."""
-    return not name.startswith(".") and is_picture_name(name)
+    return not name.startswith(".") and media.is_picture_name(name)
 
 
 def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str]:
     """Yield what is named like an image below `folder`, as sorted paths relative to `root` with `/`.
 
     Folders and dangling links named like images are yielded too, to be rejected with their reason when they are read;
-    other files are counted as left out by their ending, hidden ones ignored.
+    other files are counted as left out by their ending, hidden ones and litter ignored. Each real folder is read once.
+    Raises OSError for a folder that cannot be read: a dataset must not lose pictures unnoticed.
     """
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith(".") or entry.name == STAND_IN_MARKER:
-            continue
-        if is_image_name(entry.name):
-            yield Path(entry.path).relative_to(root).as_posix()
-        elif entry.is_dir():
-            yield from images_under(Path(entry.path), root, collector)
-        else:
-            collector.leave_out(describe_skipped(entry.name))
+    for path in media.walk(folder, closed=is_image_name):
+        name = os.path.basename(path)
+        if is_image_name(name):
+            yield Path(path).relative_to(root).as_posix()
+        elif name != STAND_IN_MARKER:
+            collector.leave_out(media.describe_skipped(name))
 
 
 def folder_holding(root: Path, folders: Sequence[str], names: Iterable[str]) -> str | None:
@@ -265,15 +281,15 @@ def five_of_68(values: Sequence[float | str]) -> Points | None:
 def numbers_in(path: Path) -> list[float]:
     """Return the numbers of a small annotation file, split by blanks; none where it is missing or malformed."""
     try:
-        return [float(word) for word in path.read_text(encoding="utf-8-sig").split()]
+        numbers = [number_in(word) for word in path.read_text(encoding="utf-8-sig").split()]
     except (OSError, ValueError):
         return []
+    return [] if None in numbers else numbers
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones."""
-    with os.scandir(folder) as entries:  # which tells folders apart without a look at every file
-        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    """Return the folders in a folder, sorted, without hidden ones, litter, and links to a folder that holds it."""
+    return list(map(Path, media.subfolders(folder)))
 
 
 def first_existing(root: Path, *candidates: str) -> Path | None:

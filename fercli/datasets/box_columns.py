@@ -6,7 +6,6 @@ the run: without its box, a face in a picture of several would be taken for anot
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import warnings
@@ -14,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fercli.datasets.base import WrongOption
+from fercli.datasets.base import WrongOption, number_in
 from fercli.datasets.records import Box, Record
 
 #: What the four numbers of a box may be: left, top, right, bottom; or left, top, width, height.
@@ -91,24 +90,11 @@ class BoxColumns:
         if all(map(is_empty, words)):
             return "", None
         text = ",".join(words)
-        left, top, right, bottom = map(float, words)
-        if not (math.isfinite(left + top + right + bottom) and _is_plain(text)):
+        numbers = [number_in(word) for word in words]
+        if None in numbers:
             raise ValueError(f"no box: {text}")
+        left, top, right, bottom = numbers
         return text, (left, top, left + right, top + bottom) if self.format == "size" else (left, top, right, bottom)
-
-
-def number_in(text: str) -> float | None:
-    """Return the finite number that a cell holds, None where it holds something else (``1_0`` and ``nan`` too)."""
-    try:
-        value = float(text) if _is_plain(text) else math.nan
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
-
-
-def _is_plain(text: str) -> bool:
-    """Tell whether a number is written as a csv has it: Python would take ``1_0`` and the digits of all scripts."""
-    return text.isascii() and "_" not in text
 
 
 def is_empty(text: str) -> bool:

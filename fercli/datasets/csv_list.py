@@ -17,6 +17,7 @@ from fercli.datasets.base import (
     chosen_file,
     code_meanings,
     is_image_name,
+    number_in,
     whole_number,
 )
 from fercli.datasets.box_columns import (
@@ -28,7 +29,6 @@ from fercli.datasets.box_columns import (
     find_box_columns,
     is_box_name,
     is_empty,
-    number_in,
 )
 from fercli.datasets.listed_pictures import ListedPictures
 from fercli.datasets.protocol import WHOLE, default_protocol, known_split, plain_name, split_name

@@ -10,6 +10,7 @@ from fercli.datasets.base import (
     WrongLayout,
     count_unlisted,
     first_existing,
+    number_in,
     text_lines,
     whole_number,
 )
@@ -42,15 +43,13 @@ def parse(root: Path, collector: Collector) -> Protocol:
     names: set[str] = set()
     for _, line in text_lines(listed):
         fields = line.rsplit(None, 7)
-        try:
-            name, face = fields[0].strip(), whole_number(fields[1])
-            top, left, right, bottom = (float(v) for v in fields[2:6])
-            code = fields[7]
-        except (IndexError, ValueError):
-            face = None
-        if face is None:
+        face = whole_number(fields[1]) if len(fields) == 8 else None
+        numbers = [number_in(word) for word in fields[2:6]]
+        if face is None or None in numbers:
             collector.leave_out("unreadable row")
             continue
+        name, code = fields[0].strip(), fields[7]
+        top, left, right, bottom = numbers
         names.add(name)
         label = collector.label(CODES["expw"], code)
         if label is None:

@@ -15,6 +15,7 @@ from fercli.datasets.base import (
     ask_for_codes,
     code_meanings,
     images_under,
+    is_code,
     subfolders,
 )
 from fercli.datasets.protocol import WHOLE, Protocol, default_protocol, known_split, split_name
@@ -62,7 +63,7 @@ def find_classes(root: Path, collector: Collector) -> list[tuple[Path, str]]:
     """
     top = root
     while not _holds_classes(top) and not any(map(_holds_classes, subfolders(top))):
-        inner = [folder for folder in subfolders(top) if folder.name != "__MACOSX"]
+        inner = subfolders(top)
         if len(inner) != 1:
             return []
         top = inner[0]
@@ -109,11 +110,6 @@ def labelled_pictures(
                 below = (root / path).relative_to(folder).parts
                 inner = known_split(below[0]) if split == WHOLE and len(below) > 1 else None
                 yield path, label, inner or split
-
-
-def is_code(name: str) -> bool:
-    """Tell whether a folder's name is a number."""
-    return name.strip().isdecimal()
 
 
 def _holds_classes(folder: Path) -> bool:

@@ -14,10 +14,11 @@ from fercli.datasets.base import (
     WrongOption,
     count_unlisted,
     first_existing,
+    is_code,
     numbers_in,
     text_lines,
 )
-from fercli.datasets.folders import find_classes, is_code, labelled_pictures
+from fercli.datasets.folders import find_classes, labelled_pictures
 from fercli.datasets.protocol import WHOLE, Protocol, default_protocol, known_split
 from fercli.datasets.records import Box, Points, Record
 from fercli.expressions import CODES, EXPRESSIONS

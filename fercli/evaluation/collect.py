@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 
 from fercli.engine.folder import FIXED, FREE, differences, prepared_again
 from fercli.engine.log import read_environment, read_metrics
 from fercli.engine.stages import open_store
 from fercli.engine.watch import read_outputs
-from fercli.errors import FercliError
+from fercli.errors import FercliError, SpecError
 from fercli.evaluation.answers import read_answers
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.published import published_rows
@@ -26,8 +25,9 @@ from fercli.evaluation.scored import metrics_of, scored_part
 from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class
-from fercli.spec import Spec
+from fercli.spec import Spec, parse
 from fercli.store import Store
+from fercli.yaml_data import read_yaml_file
 
 if TYPE_CHECKING:
     from fercli.sweep_plan import Cell
@@ -103,10 +103,10 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     if not path.exists():
         return ""
     try:
-        trained = Spec.model_validate(yaml.safe_load(path.read_bytes()))
-    except (OSError, ValueError, yaml.YAMLError):
-        raise FercliError(f"{path} is damaged; train that stage again, after removing {folder}") from None
-    old, new = (json.loads(s.model_dump_json()) for s in (trained, spec))
+        trained = parse(read_yaml_file(path), str(path))
+    except SpecError:
+        raise FercliError(f"{path} is damaged; remove {folder}, and train that stage again") from None
+    old, new = (json.loads(one.model_dump_json()) for one in (trained, spec))
     problem = differences(old, new, FIXED[stage], FREE)
     if stage == "adapt" and not problem:
         problem = differences(old, new, ("train_source",), frozenset())

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from fercli.errors import FercliError
+from fercli.errors import FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
+from fercli.yaml_data import read_yaml_file
 
 #: The results document that this reads.
 SCHEMA = 2
@@ -110,10 +110,10 @@ class Run:
     def spec_of(self, folder: str) -> dict[str, Any]:
         """The spec that a stage was trained with, as data; that of the scoring where the folder is gone."""
         try:
-            spec = yaml.safe_load((self.folder / folder / "spec.yaml").read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            spec = None
-        return spec if isinstance(spec, dict) else self.results["spec"]
+            tree = read_yaml_file(self.folder / folder / "spec.yaml")
+        except SpecError:
+            tree = None
+        return tree if isinstance(tree, dict) else self.results["spec"]
 
     def outdated(self) -> list[str]:
         """Stage folders whose model is newer than the results."""

@@ -21,6 +21,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from fercli.console import brief
 from fercli.errors import FercliError
 
 #: The safe format's ending. Files of other names are recognised by their first bytes.
@@ -212,8 +213,7 @@ def shown(name: Any) -> str:
     """Return a name found in a file as a short text without line breaks or codes that a terminal would obey."""
     # No repr of anything else: a few bytes of nested tuples can ask for gigabytes of text.
     text = name if isinstance(name, str) else f"<{type(name).__name__}>"
-    text = text if text.isprintable() else ascii(text)[1:-1]
-    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 3] + "..."
+    return brief(text.encode("utf-8", "backslashreplace").decode(), _LONGEST_NAME)
 
 
 def _looks_like_safetensors(path: Path, size: int) -> bool:

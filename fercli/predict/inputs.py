@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import os
 import re
@@ -12,14 +13,18 @@ from typing import IO
 
 from fercli import console, media
 from fercli.errors import FercliError
+from fercli.faces.images import MAX_BYTES
 from fercli.predict.cameras import open_camera
 from fercli.predict.stream import Picture
 from fercli.predict.videos import open_video
 
 #: How videos begin that are called otherwise: MP4 and its kin, AVI, Matroska.
 _VIDEO = re.compile(rb"....ftyp(?!hei|hev|mif1|msf1|avi)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL)
-#: How a picture begins where stdin brings its bytes; a list of paths never does.
-_PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM....\0\0\0\0|II\*\0|MM\0\*|RIFF....WEBP|P[456]\s", re.DOTALL)
+#: How a picture begins where stdin brings its bytes, and a list of paths never does. The first bytes of most other
+#: formats (AVIF, JPEG 2000, TIFF, ...) hold a zero.
+_PICTURE = re.compile(
+    rb"\xff\xd8\xff|\xff\x4f\xff\x51|\x89PNG|GIF8[79]a|RIFF....WEBP|P[1-6Ff]\s+(#[^\n]*\s+)*\d+\s+\d+\s", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Input:
         path: the file; None for cameras and bytes.
         below: where its annotated copy goes, relative to the folder of these.
         data: of a picture on stdin.
+        problem: why it is known already that it cannot be read.
     """
 
     name: str
@@ -39,6 +45,7 @@ class Input:
     path: Path | None
     below: Path
     data: bytes | None = None
+    problem: str | None = None
 
 
 def find_inputs(names: Sequence[str], stdin: IO[bytes]) -> list[Input]:
@@ -53,7 +60,8 @@ def find_inputs(names: Sequence[str], stdin: IO[bytes]) -> list[Input]:
     Raises:
         FercliError: there is no such input, nothing in a folder, no match, or nothing on stdin.
 
-    What is skipped in a folder is told on stderr, counted by ending.
+    What is skipped in a folder is told on stderr, counted by ending. A folder in it that cannot be read becomes an
+    input with a `problem`; links are followed, each real folder once.
     """
     found: list[Input] = []
     for name in names:
@@ -68,9 +76,10 @@ def _named(name: str) -> list[Input]:
             return _folder(path)
         if path.exists():
             return [_file(path, Path(path.name))]
-    except (OSError, ValueError):  # a name that is too long, or holds a zero
-        raise FercliError(f"no such picture, folder or video: {name!r:.200}") from None
-    camera = re.fullmatch(r"(?:camera:)?(\d{1,3})", name)
+    except (OSError, ValueError) as failure:  # a name that is too long, or holds a zero; a folder that is closed to us
+        why = f" ({failure.strerror})" if isinstance(failure, OSError) else ""
+        raise FercliError(f"no such picture, folder or video: {name!r:.200}{why}") from None
+    camera = re.fullmatch(r"(?:camera:)?([0-9]{1,3})", name)
     if camera:
         return [Input(f"camera:{camera[1]}", "camera", None, Path(f"camera-{camera[1]}"))]
     if any(mark in name for mark in "*?["):
@@ -80,14 +89,13 @@ def _named(name: str) -> list[Input]:
 
 def _folder(folder: Path) -> list[Input]:
     found, skipped = [], []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(one for one in folders if not one.startswith("."))
-        here = Path(parent)
-        for one in sorted(one for one in files if not one.startswith(".")):
-            if media.is_picture_name(one) or media.is_video_name(one):
-                found.append(_file(here / one, (here / one).relative_to(folder)))
-            else:
-                skipped.append(one)
+    for one in _below(folder):
+        if isinstance(one, Input):
+            found.append(one)
+        elif media.is_picture_name(one.name) or media.is_video_name(one.name):
+            found.append(_file(one, one.relative_to(folder)))
+        else:
+            skipped.append(one.name)
     if not found:
         only = f" that is read, only {media.list_skipped(skipped)}" if skipped else ""
         raise FercliError(f"{folder} holds no picture or video{only}")
@@ -98,24 +106,64 @@ def _folder(folder: Path) -> list[Input]:
     return found
 
 
+def _below(folder: Path) -> list[Path | Input]:
+    """Return the files below a folder; a folder that cannot be read becomes an input with an error."""
+    found: list[Path | Input] = []
+
+    def unreadable(failure: OSError) -> None:
+        path, why = Path(os.fspath(failure.filename)), f"a folder that cannot be read: {failure.strerror}"
+        if path == folder:
+            raise FercliError(f"{folder}: {why}")
+        found.append(Input(str(path), "picture", path, path.relative_to(folder), problem=why))
+
+    for path in media.walk(folder, unreadable):
+        found.append(Path(path))
+    return found
+
+
 def _matches(pattern: str) -> list[Input]:
-    paths = [Path(one) for one in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(one)]
-    if not paths:
+    parts = Path(pattern).parts
+    count = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
+    fixed, wanted = Path(*parts[:count]), parts[count:]
+    if "**" in wanted:
+        # The library's own search goes through circles of links for ever.
+        listed = [path for path in _below(fixed) if isinstance(path, Path)] if fixed.is_dir() else []
+        found = [path for path in listed if _fits(path.relative_to(fixed).parts, wanted)]
+    else:
+        listed = [Path(one) for one in sorted(glob.glob(pattern)) if os.path.isfile(one)]
+        found = [path for path in listed if not _is_litter(path.relative_to(fixed).parts, wanted)]
+    if not found:
         raise FercliError(f"nothing matches {pattern}")
-    fixed = []
-    for part in Path(pattern).parts[:-1]:
-        if any(mark in part for mark in "*?["):
-            break
-        fixed.append(part)
-    return [_file(path, path.relative_to(Path(*fixed))) for path in paths]
+    return [_file(path, path.relative_to(fixed)) for path in found]
+
+
+def _fits(names: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Tell whether the folders and the file of a path match a pattern, in which ``**`` is any number of folders."""
+    if not wanted or not names:
+        return not names and all(one == "**" for one in wanted)
+    if wanted[0] == "**":
+        return _fits(names, wanted[1:]) or _fits(names[1:], wanted)
+    return fnmatch.fnmatch(names[0], wanted[0]) and _fits(names[1:], wanted[1:])
+
+
+def _is_litter(names: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Tell whether a path that matches a pattern is nothing that was meant by it."""
+    pairs = zip(names, wanted, strict=True)
+    return any(media.is_litter(name) and name != one and not one.startswith(".") for name, one in pairs)
 
 
 def _stdin(stdin: IO[bytes]) -> list[Input]:
-    first = stdin.readline()
-    if _PICTURE.match(first) or first.startswith(b"\x89PNG"):
-        return [Input("-", "picture", None, Path("stdin.jpg"), first + stdin.read())]
-    names = [os.fsdecode(line.rstrip(b"\r\n")) for line in [first, *stdin]]
-    paths = [Path(name) for name in names if name.strip()]
+    try:
+        data = stdin.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as failure:
+        raise FercliError(f"stdin cannot be read: {getattr(failure, 'strerror', None) or failure}") from None
+    if len(data) > MAX_BYTES:
+        raise FercliError(f"more than {MAX_BYTES >> 20} MiB on stdin: - wants a list of paths or a picture's bytes")
+    # No path holds a zero, as the first bytes of nearly all pictures and videos do.
+    if _PICTURE.match(data) or b"\0" in data[:512]:
+        return [Input("-", "picture", None, Path("stdin.jpg"), data)]
+    lines = (line.rstrip(b"\r") for line in data.split(b"\n"))
+    paths = [Path(os.fsdecode(line)) for line in lines if line.strip()]
     if not paths:
         raise FercliError("nothing on stdin: - wants a list of paths, one a line, or a picture's bytes")
     plain = [path if not path.is_absolute() and ".." not in path.parts else Path(path.name) for path in paths]
@@ -150,7 +198,9 @@ class Reader:
 
     def __iter__(self) -> Iterator[Picture]:
         for number, one in enumerate(self.inputs):
-            if one.kind == "picture":
+            if one.problem is not None:
+                yield Picture(one.name, None, number, error=one.problem)
+            elif one.kind == "picture":
                 yield Picture(one.name, one.path if one.data is None else one.data, number)
             else:
                 yield from self._frames(number, one)
