@@ -31,10 +31,11 @@ if TYPE_CHECKING:
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Faces a time on the device.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that find faces. Default: all cores.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the spec's engine.device.")
-@click.option("--force", is_flag=True, help="Replace outputs that are there.")
+@click.option("--force", is_flag=True, help="Replace outputs that are there, and begin again.")
+@click.option("--resume", is_flag=True, help="Go on behind what a stopped run has answered (FILE.part).")
 def command(
     inputs, spec_file, overrides, quiet, as_json, run, target, jsonl, csv_to, annotate, smooth, every, batch, workers,
-    device, force,
+    device, force, resume,
 ):  # fmt: skip
     """Find every face and name its expression.
 
@@ -48,6 +49,11 @@ def command(
     run where a spec is named (-c, --set, or ./fercli.yaml is there), else that of ./runs/baseline where there is one,
     else the starter.
 
+    Until all inputs are answered, a FILE is called FILE.part, and FILE.part.log beside it says how far the run has come.
+    A run that was stopped, however, leaves both: what is in FILE.part are whole lines, and the same command with
+    --resume goes on behind them, to the same bytes as a run that was not stopped. Devices and pipes are written to,
+    links followed; an output that would replace an input, a model or another output is refused before the work.
+
     With --json and all results in files, a summary is printed on stdout.
 
     \b
@@ -57,6 +63,7 @@ def command(
       fercli predict "holiday/*.jpg" --csv answers.csv --annotate drawn/
       fercli predict interview.mp4 --smooth 0.5 --annotate interview-faces.mp4 --jsonl interview.jsonl
       find . -name "*.png" | fercli predict - --csv - | head
+      fercli predict photos/ --jsonl answers.jsonl --resume
       fercli predict camera:0
     """
     from fercli.errors import SpecError
@@ -75,7 +82,9 @@ def command(
     trained = _model(run, target, spec, named=bool(spec_file or overrides or Path("fercli.yaml").is_file()))
     recognizer = Recognizer.of(trained, device or spec.engine.device)
     files = {"jsonl": jsonl, "csv": csv_to, "annotate": annotate}
-    totals = predict(recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force)
+    totals = predict(
+        recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force, resume, trained.path
+    )
     if "-" not in (jsonl, csv_to):
         console.result(totals.document(files))
     _tell(totals)
@@ -114,4 +123,4 @@ def _tell(totals: Totals) -> None:
         more = f" and {totals.errors - 1} more (see the lines with an error)" if totals.errors > 1 else ""
         (console.warn if totals.pictures else console.error)(f"could not be read: {name}: {why}{more}")
     if totals.stopped:
-        console.error("stopped; what was answered until then is written")
+        console.error("stopped")
