@@ -49,7 +49,7 @@ def command(
     run where a spec is named (-c, --set, or ./fercli.yaml is there), else that of ./runs/baseline where there is one,
     else the starter.
 
-    Until all inputs are answered, a FILE is called FILE.part, and FILE.part.log beside it says how far the run has come.
+    Until all inputs are answered, a FILE is called FILE.part, and FILE.part.log beside it says how far the run is.
     A run that was stopped, however, leaves both: what is in FILE.part are whole lines, and the same command with
     --resume goes on behind them, to the same bytes as a run that was not stopped. Devices and pipes are written to,
     links followed; an output that would replace an input, a model or another output is refused before the work.

@@ -91,7 +91,8 @@ class Decoded:
 
     Attributes:
         pixels: uint8 [H, W, 3] RGB, C-contiguous.
-        scale: 1, or 2 or 4 for a huge JPEG, or more where a side is too long for OpenCV: a pixel stands for so many pixels of the file in width and in height.
+        scale: a pixel stands for so many pixels of the file in width and in height: 1; 2 or 4 for a huge JPEG; more
+            where a side is too long for OpenCV.
     """
 
     pixels: np.ndarray

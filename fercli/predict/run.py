@@ -123,21 +123,24 @@ def predict(
     options = {"smooth": smooth_s, "every": every, "batch": batch, "device": recognizer.device.type}
     given = isinstance(workers, Workers)
     trackers: dict[int, Tracker] = {}
-    with _heeding_signals(), _ending(totals, stdout):
-        with Writing(files, inputs, stdout, options, model, totals, live, force, resume) as writing:
-            reader = Reader(inputs, every, writing.start.inputs)
-            count = 0 if live else reader.count()
-            pool = workers if given else Workers(1 if live or count < _WORTH_IT else workers)
-            shown = console.progress("predict", count) if count else nullcontext()
-            with nullcontext() if given else pool, shown as bar:
-                for picture, faces in recognizer.stream(reader, batch, pool, live):
-                    if smooth_s is not None and faces is not None and picture.frame is not None:
-                        tracker = trackers.setdefault(picture.number, Tracker(smooth_s))
-                        faces = tracker(faces, picture.time_s or 0.0)
-                    writing.add(picture, faces)
-                    if bar is not None:
-                        bar.advance(1, f"{totals.faces} faces")
-            writing.finish()
+    with (
+        _heeding_signals(),
+        _ending(totals, stdout),
+        Writing(files, inputs, stdout, options, model, totals, live, force, resume) as writing,
+    ):
+        reader = Reader(inputs, every, writing.start.inputs)
+        count = 0 if live else reader.count()
+        pool = workers if given else Workers(1 if live or count < _WORTH_IT else workers)
+        shown = console.progress("predict", count) if count else nullcontext()
+        with nullcontext() if given else pool, shown as bar:
+            for picture, faces in recognizer.stream(reader, batch, pool, live):
+                if smooth_s is not None and faces is not None and picture.frame is not None:
+                    tracker = trackers.setdefault(picture.number, Tracker(smooth_s))
+                    faces = tracker(faces, picture.time_s or 0.0)
+                writing.add(picture, faces)
+                if bar is not None:
+                    bar.advance(1, f"{totals.faces} faces")
+        writing.finish()
     totals.seconds = time.monotonic() - started
     return totals
 

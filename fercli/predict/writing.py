@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -211,7 +211,8 @@ class Writing:
             elif failure is not None and not self.finished:
                 self._keep(failure)
         finally:
-            self._stack.close()
+            with suppress(OSError):  # told when it was written
+                self._stack.close()
 
     def _keep(self, failure: BaseException) -> None:
         """Leave what was answered in the part files, and nothing where that is nothing."""
