@@ -115,7 +115,9 @@ def _tell(totals: Totals) -> None:
     where = f"{totals.pictures} pictures and frames" if totals.frames else f"{totals.pictures} pictures"
     faceless = f", {totals.empty} of them without a face" if totals.empty else ""
     if totals.pictures:
-        console.say(f"{totals.faces} faces in {where}{faceless}; {rate(totals.pictures, totals.seconds)}")
+        console.say(
+            f"{totals.faces} faces in {where}{faceless}; {rate(totals.pictures - totals.before, totals.seconds)}"
+        )
     for name, frames in totals.faceless_videos:
         console.warn(f"no face in any of the {frames} frames of {Path(name)}")
     if totals.errors:

@@ -25,11 +25,11 @@ from fercli.predict.inputs import Input
 
 #: What a run must have in common with the one that it goes on with, and how messages name it.
 _SAME = {
-    "fercli": "the version of fercli",
-    "model": "the model",
-    "inputs": "the inputs (names, sizes, dates)",
-    "options": "--smooth, --every, --batch or --device",
-    "outputs": "the outputs",
+    "fercli": "another version of fercli",
+    "model": "another model",
+    "inputs": "other inputs (names, sizes or times of change)",
+    "options": "another --smooth, --every, --batch or --device",
+    "outputs": "other outputs",
 }
 
 
@@ -111,12 +111,13 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
             "with --force"
         )
     header, positions = _read_log(log)
-    again = "give what that run was given, or begin again with --force"
     if header is None:
         raise FercliError(f"{first} cannot be resumed: {log} is missing or damaged; begin again with --force")
     for key, name in _SAME.items():
         if header.get(key) != begun_with[key]:
-            raise FercliError(f"{first} cannot be resumed: it was begun with another state of {name}; {again}")
+            raise FercliError(
+                f"{first} cannot be resumed: it was begun with {name}; give the same, or begin again with --force"
+            )
     for position in reversed(positions):
         fits = len(position.sizes) == len(paths)
         if fits and (position.complete or all(map(_reaches, map(part_of, paths), position.sizes))):

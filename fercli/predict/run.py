@@ -35,7 +35,7 @@ class Totals:
         pictures: pictures and frames answered; `frames` of them are of videos, `empty` show no face.
         faces: faces answered.
         errors: pictures and videos that could not be read, or not to their end; the first, and why.
-        seconds: wall time.
+        seconds: wall time; `before`: pictures and frames that an earlier start of the run has answered.
         stopped: by Ctrl-C or a signal.
     """
 
@@ -46,6 +46,7 @@ class Totals:
     errors: int = 0
     first_error: tuple[str, str] = ("", "")
     seconds: float = 0.0
+    before: int = 0
     stopped: bool = False
     by_video: dict[str, list[int]] = field(default_factory=dict)
 
@@ -70,7 +71,7 @@ class Totals:
         """Take over what `counts` gave when a run was stopped."""
         for name in _COUNTS:
             setattr(self, name, counts.get(name, getattr(self, name)))
-        self.first_error = tuple(self.first_error)
+        self.first_error, self.before = tuple(self.first_error), self.pictures
 
     def counts(self) -> dict[str, Any]:
         """What a run that goes on with this one takes over."""
