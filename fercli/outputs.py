@@ -65,9 +65,7 @@ class Outputs:
             raise FercliError(f"cannot write {path}: it is a {_kind(found.st_mode)}; name a file, a pipe or a terminal")
         for key in _keys(path):
             if key in self._inputs:
-                raise SpecError(
-                    f"{option} would write over {self._inputs[key]}, which this command reads; name another file"
-                )
+                raise SpecError(f"{option} would write over {self._inputs[key]}, which is read; name another file")
         owner = _owner(real_path(path)) if found is not None else None
         if owner is not None:
             raise FercliError(f"{path} belongs to {owner}; {option} would write over it: name another file")

@@ -36,5 +36,10 @@ def harmless(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     value = re.sub(r"[\t\r\n]+", " ", value)
-    value = _CONTROLS.sub(lambda sign: sign[0].encode("ascii", "backslashreplace").decode(), value)
+    value = _CONTROLS.sub(_by_number, value)
     return f"'{value}" if value.lstrip()[:1] in tuple("=+-@＝＋－＠") else value
+
+
+def _by_number(sign: re.Match[str]) -> str:
+    number = ord(sign[0])
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

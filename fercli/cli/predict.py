@@ -87,7 +87,7 @@ def command(
     )
     if "-" not in (jsonl, csv_to):
         console.result(totals.document(files))
-    _tell(totals)
+    _tell(totals, annotate is not None)
     if totals.stopped or not totals.pictures:
         click.get_current_context().exit(130 if totals.stopped else 1)
 
@@ -111,18 +111,18 @@ def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trai
     return trained
 
 
-def _tell(totals: Totals) -> None:
+def _tell(totals: Totals, drawn: bool) -> None:
     where = f"{totals.pictures} pictures and frames" if totals.frames else f"{totals.pictures} pictures"
     faceless = f", {totals.empty} of them without a face" if totals.empty else ""
     if totals.pictures:
-        console.say(
-            f"{totals.faces} faces in {where}{faceless}; {rate(totals.pictures - totals.before, totals.seconds)}"
-        )
+        speed = rate(totals.pictures - totals.before, totals.seconds)
+        console.say(f"{totals.faces} faces in {where}{faceless}; {speed}")
     for name, frames in totals.faceless_videos:
         console.warn(f"no face in any of the {frames} frames of {Path(name)}")
     if totals.errors:
         name, why = totals.first_error
         more = f" and {totals.errors - 1} more (see the lines with an error)" if totals.errors > 1 else ""
-        (console.warn if totals.pictures else console.error)(f"could not be read: {name}: {why}{more}")
+        what = "could not be read or drawn" if drawn else "could not be read"
+        (console.warn if totals.pictures else console.error)(f"{what}: {name}: {why}{more}")
     if totals.stopped:
         console.error("stopped")

@@ -115,9 +115,8 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
         raise FercliError(f"{first} cannot be resumed: {log} is missing or damaged; begin again with --force")
     for key, name in _SAME.items():
         if header.get(key) != begun_with[key]:
-            raise FercliError(
-                f"{first} cannot be resumed: it was begun with {name}; give the same, or begin again with --force"
-            )
+            why = f"it was begun with {name}; give the same, or begin again with --force"
+            raise FercliError(f"{first} cannot be resumed: {why}")
     for position in reversed(positions):
         fits = len(position.sizes) == len(paths)
         if fits and (position.complete or all(map(_reaches, map(part_of, paths), position.sizes))):
