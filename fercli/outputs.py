@@ -52,9 +52,9 @@ class Outputs:
         """
         try:
             found = path.stat()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             found = None
-        except OSError as failure:  # too long a name, links in a circle, a file where a folder should be
+        except OSError as failure:  # too long a name, links in a circle
             raise cannot_write(path, failure) from None
         if found is not None and stat.S_ISDIR(found.st_mode):
             raise FercliError(f"cannot write {path}: it is a folder; give the name of a file")
