@@ -88,7 +88,7 @@ def command(
     if "-" not in (jsonl, csv_to):
         console.result(totals.document(files))
     _tell(totals, annotate is not None)
-    if totals.stopped or not totals.pictures:
+    if totals.stopped or not (totals.pictures or totals.left):
         click.get_current_context().exit(130 if totals.stopped else 1)
 
 

@@ -36,7 +36,7 @@ class Totals:
         faces: faces answered.
         errors: pictures and videos that could not be read, or not to their end; the first, and why.
         seconds: wall time; `before`: pictures and frames that an earlier start of the run has answered.
-        stopped: by Ctrl-C or a signal.
+        stopped: by Ctrl-C or a signal; `left`: by the reader of stdout, who has gone.
     """
 
     pictures: int = 0
@@ -48,6 +48,7 @@ class Totals:
     seconds: float = 0.0
     before: int = 0
     stopped: bool = False
+    left: bool = False
     by_video: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, picture: Picture, faces: list[Face] | None) -> None:
@@ -173,6 +174,7 @@ def _ending(totals: Totals, stdout: IO[bytes] | None) -> Iterator[None]:
     except KeyboardInterrupt:
         totals.stopped = True
     except BrokenPipeError:
+        totals.left = True
         # What python flushes at its end must not fail again.
         _forget(stdout)
 

@@ -47,6 +47,10 @@ class WorkerEnded(FercliError):
     """A worker process ended in the middle of its work."""
 
 
+class WorkerTrace(Exception):
+    """What led to an error in a worker process, as text: the cause of that error in this one."""
+
+
 class Workers:
     """Processes that find faces, started when the first work comes; a context manager that ends them.
 
@@ -168,7 +172,7 @@ class _Worker:
                     future.set_result(result)
                     continue
                 failure, trace = result
-                failure.__cause__ = RuntimeError(f"in a worker process:\n{trace}")
+                failure.__cause__ = WorkerTrace(f"\n{trace}")
                 future.set_exception(failure)
         except Exception:  # the pipe's, or of a result that cannot be read
             for future in given:
