@@ -19,7 +19,7 @@ from PIL import Image
 
 import fercli
 from fercli.faces.synthetic import STUDIO, render
-from fercli.predict.workers import Workers
+from fercli.workers import Workers
 
 #: Seconds within which a run that is stopped must be gone, its workers too.
 AT_ONCE = 5

@@ -16,9 +16,9 @@ from fercli import console
 from fercli.predict.inputs import Input, Reader
 from fercli.predict.stream import Picture
 from fercli.predict.tracking import Tracker
-from fercli.predict.workers import Workers
 from fercli.predict.writing import Writing
 from fercli.recognizer import Face, Recognizer
+from fercli.workers import Workers
 
 #: Pictures from which on processes are started: they take a second or two to load.
 _WORTH_IT = 12

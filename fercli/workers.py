@@ -1,7 +1,4 @@
-"""Work in processes whose results come in order, taken no further ahead than the memory allows.
-
-`fercli.clusters.in_order` goes on working while nobody takes its results: right for parts that are written to the disk,
-wrong for pictures that a slower network has to answer.
+"""Work in processes of this machine, whose results come in order, taken no further ahead than the memory allows.
 
 A worker is a Python process with two pipes: calls come in by the one, results go out by the other. It ends when its
 first pipe does, so that it never outlives its parent, however that ended. Nothing else is shared: no lock, no semaphore
@@ -19,13 +16,17 @@ import subprocess
 import sys
 import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import IO, Any, TypeVar
 
-import joblib
+with warnings.catch_warnings():
+    # Where /dev/shm cannot be written to, joblib warns of it whoever needs it.
+    warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
+    from joblib.externals.loky import cpu_count
 
 from fercli.errors import FercliError
 
@@ -40,7 +41,12 @@ _PATIENCE_S = 2
 _MOST_BYTES = 256 << 20
 _LENGTH = struct.Struct("<Q")
 #: What a worker's interpreter runs. The path is set before anything is imported: the working folder is not on it.
-_BEGIN = "import sys; sys.path[:] = sys.argv[1:]; from fercli.predict.workers import work; work()"
+_BEGIN = "import sys; sys.path[:] = sys.argv[1:]; from fercli.workers import work; work()"
+
+
+def cores() -> int:
+    """How many cores this process may use, by its affinity and its container's limit."""
+    return cpu_count()
 
 
 class WorkerEnded(FercliError):
@@ -59,7 +65,7 @@ class Workers:
     """
 
     def __init__(self, count: int = 0):
-        self.count = count or joblib.cpu_count()
+        self.count = count or cores()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
 
