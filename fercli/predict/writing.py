@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from fercli import console
+from fercli.errors import SpecError
 from fercli.faces.failures import reason
 from fercli.files import cannot_write, is_stream, open_stream, real_path
 from fercli.outputs import Outputs
@@ -67,6 +68,8 @@ class Writing:
         self._begun_with = {}
         if self._kept:
             self._begun_with = description(inputs, model, options, [*self._kept, *filter(None, [to])])
+        if live and resume:
+            raise SpecError("--resume cannot go on with a camera: what it saw is gone; name another file")
         at = find_position(self._kept, self._begun_with, resume, force)
         self.start, self._goes_on = at or Position(sizes=(0,) * len(self._kept)), at is not None
         self._annotated = None if to is None else Annotated(to, inputs, self.start.inputs)
