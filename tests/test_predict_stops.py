@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import write_clip
+from conftest import run
 from PIL import Image
 
 import fercli
@@ -181,6 +182,27 @@ def test_a_part_of_another_run_is_refused(tmp_path, faces):
     assert "begun with other inputs (names, sizes or times of change)" in refused(*again, "--batch", 8, "--resume")
     assert "name one by --jsonl or --csv" in refused(inputs, "--resume")
     assert done(*again, "--force").returncode == 0 and sorted(os.listdir(tmp_path)) == ["a.jsonl", "in"]
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_stopped_while_the_files_take_their_places(tmp_path, faces, monkeypatch, moved):
+    replace = os.replace
+
+    def stop(source, target):
+        if Path(target).name == ("a.jsonl", "a.csv")[moved]:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    words = ["predict", faces / "000.jpg", faces / "021.jpg", "--run", "starter", "--device", "cpu", "-q"]
+    outputs = ["--jsonl", tmp_path / "a.jsonl", "--csv", tmp_path / "a.csv"]
+    with monkeypatch.context() as patch:
+        patch.setattr("fercli.predict.writing.os.replace", stop)
+        assert run(*words, *outputs).exit_code == 130
+    kept = {
+        path.name.removesuffix(".part"): path.read_bytes() for path in tmp_path.glob("a.*") if path.suffix != ".log"
+    }
+    assert run(*words, *outputs, "--resume").exit_code == 0
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept and len(kept) == 2
 
 
 def test_a_worker_that_ends_is_one_line_and_others_serve():

@@ -100,9 +100,9 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
         raise SpecError("--resume goes on and --force begins again; give one of them")
     if resume and not paths:
         raise SpecError("--resume goes on in a file; name one by --jsonl or --csv")
-    there = [path for path in map(part_of, paths) if path.exists()]
+    there = [path for path in map(part_of, paths) if os.path.exists(path)]
     log = log_of(paths[0]) if paths else None
-    if force or not (there or (log is not None and log.exists())):
+    if force or not (there or (log is not None and os.path.exists(log))):
         return None
     first = there[0] if there else log
     if not resume:

@@ -64,7 +64,7 @@ class Writing:
         self._named = {name: files[name] for name in FORMS if files.get(name) is not None}
         paths = [Path(to) for to in self._named.values() if to != "-"]
         self._kept = [path for path in paths if not is_stream(path)]
-        self._drawn = to = Path(files["annotate"]) if files.get("annotate") is not None else None
+        to = Path(files["annotate"]) if files.get("annotate") is not None else None
         self._begun_with = {}
         if self._kept:
             self._begun_with = description(inputs, model, options, [*self._kept, *filter(None, [to])])
