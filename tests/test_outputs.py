@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -31,7 +32,8 @@ FACE = render(STUDIO, 1, 3, 1).image
 
 
 def predict(*arguments: object):
-    return run("predict", *arguments, "--run", "starter", "--device", "cpu", "--workers", "1", "-q")
+    model = [] if "--run" in arguments else ["--run", "starter"]
+    return run("predict", *arguments, *model, "--device", "cpu", "--workers", "1", "-q")
 
 
 def lines(path: Path) -> list[dict]:
@@ -44,6 +46,7 @@ def there(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(FACE).save("photo.png")
     os.link("photo.png", "hard.png")
+    shutil.copy(STARTER, "model.safetensors")
     Path("link.png").symlink_to("photo.png")
     for folder in ("run/source", "store", "in", "outside"):
         Path(folder).mkdir(parents=True)
@@ -68,7 +71,11 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
         (["--csv", "hard.png", "--force"], 2, "--csv would write over photo.png, which is read"),
         (["--jsonl", "./in/../link.png", "--force"], 2, "--jsonl would write over photo.png, which is read"),
         (["--annotate", "photo.png", "--force"], 2, "--annotate would write over photo.png, which is read"),
-        (["--csv", str(STARTER), "--force"], 2, "starter"),
+        (
+            ["--run", "model.safetensors", "--csv", "model.safetensors", "--force"],
+            2,
+            "model.safetensors, which is read",
+        ),
         (["--csv", "run/source/best.ckpt", "--force"], 1, "belongs to a run"),
         (["--csv", "run/source/metrics.jsonl", "--force"], 1, "belongs to a run"),
         (["--csv", "run/spec.yaml", "--force"], 1, "belongs to a run"),
