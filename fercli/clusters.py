@@ -1,4 +1,4 @@
-"""Work in parallel: over processes here (loky), or over the workers of a dask or ray cluster, all through joblib.
+"""Work in parallel: over processes here, or over the workers of a dask or ray cluster through joblib.
 
 A cluster's workers must have fercli installed and see the datasets and the prepared stores under the same paths.
 """
@@ -19,6 +19,7 @@ import joblib
 
 from fercli import console
 from fercli.errors import FercliError
+from fercli.workers import WorkerEnded, Workers, cores
 
 R = TypeVar("R")
 
@@ -39,7 +40,7 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
     if not count:
         return
     remote = options.backend in ("dask", "ray")
-    workers = options.workers or (-1 if remote else joblib.cpu_count())
+    workers = options.workers or (-1 if remote else cores())
     if not remote and (options.backend == "sequential" or min(workers, count) <= 1):
         threads = cv2.getNumThreads()
         try:
@@ -48,8 +49,10 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
         finally:
             cv2.setNumThreads(threads)
         return
-    here = os.getpid() if options.backend == "loky" else None
-    jobs = (joblib.delayed(_call)(function, given, here) for given in arguments)
+    if options.backend == "loky":
+        yield from _in_processes(function, arguments, min(workers, count))
+        return
+    jobs = (joblib.delayed(function)(*given) for given in arguments)
     with _backend(options, workers if remote else min(workers, count)):
         try:
             if options.backend == "ray":
@@ -58,11 +61,6 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
                     yield from joblib.Parallel()(batch)
             else:
                 yield from joblib.Parallel(return_as="generator")(jobs)
-        except joblib.externals.loky.process_executor.TerminatedWorkerError as failure:
-            raise FercliError(
-                "a worker process was killed, most likely for want of memory; run the same command again to go on, "
-                "with fewer workers (--set prepare.workers=1)"
-            ) from failure
         except Exception as failure:
             if not remote or isinstance(failure, FercliError):
                 raise
@@ -70,6 +68,18 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
             why = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
             raise FercliError(
                 f"the {options.backend} cluster failed ({why}); run the same command again to go on"
+            ) from failure
+
+
+def _in_processes(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], count: int) -> Iterator[R]:
+    with Workers(count) as workers:
+        try:
+            for _, result in workers.in_order(function, arguments, lambda given: given, 4 * count):
+                yield result
+        except WorkerEnded as failure:
+            raise FercliError(
+                "a worker process was killed, most likely for want of memory; run the same command again to go on, "
+                "with fewer workers (--set prepare.workers=1)"
             ) from failure
 
 
@@ -91,6 +101,8 @@ def as_completed(
         for given in arguments:
             yield function(*given)
         return
+    if joblib.effective_n_jobs(jobs) == 1:
+        console.warn("no processes can share memory here (is /dev/shm read-only or full?): one job after another")
     tasks = (joblib.delayed(_call)(function, given, os.getpid()) for given in arguments)
     try:
         with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=threads):
@@ -102,8 +114,8 @@ def as_completed(
         ) from failure
 
 
-def _call(function: Callable[..., R], arguments: tuple[Any, ...], parent: int | None) -> R:
-    if parent is not None and os.getpid() != parent:
+def _call(function: Callable[..., R], arguments: tuple[Any, ...], parent: int) -> R:
+    if os.getpid() != parent:
         _end_with(parent)
     return function(*arguments)
 
@@ -130,8 +142,7 @@ def _backend(options: Any, workers: int) -> Iterator[None]:
         with joblib.parallel_config(backend="ray", n_jobs=workers):
             yield
     else:
-        inner = {"inner_max_num_threads": 1} if options.backend == "loky" else {}
-        with joblib.parallel_config(backend=options.backend, n_jobs=workers, **inner):
+        with joblib.parallel_config(backend=options.backend, n_jobs=workers):
             yield
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import re
 import shutil
+import stat
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -32,7 +34,9 @@ def is_file_name(name: str) -> bool:
 def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> Iterator[IO[bytes]]:
     """Yield a binary file, for reading too, that takes the place of `path` once it is written and on the disk.
 
-    A kill at any moment leaves the old file or the new one; a failure leaves the old one and no litter.
+    A kill at any moment leaves the old file or the new one; a failure leaves the old one and no litter. Symbolic links
+    are followed: the file behind them is replaced. A device, a FIFO or an open file (``/dev/stdout``) is not replaced
+    but written to (`is_stream`).
 
     Args:
         path: the file.
@@ -41,7 +45,12 @@ def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> 
         flush: False where the file need not outlive a power cut (its readers check what is in it): not to wait for
             the disk.
     """
-    temporary = temporary or _beside(path)
+    if is_stream(path):
+        with open_stream(path) as file:
+            yield file
+        return
+    path = real_path(path)
+    temporary = _beside(path) if temporary is None else path.with_name(temporary.name)
     try:
         with temporary.open("w+b") as file:
             yield file
@@ -53,13 +62,50 @@ def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> 
         raise
 
 
-def _beside(path: Path) -> Path:
-    """A hidden file next to another, different from process to process."""
-    ending = f".{platform.node()}-{os.getpid()}.tmp"
+def is_stream(path: Path) -> bool:
+    """Whether a path is written to rather than replaced: a device, a FIFO, or a file that a process holds open."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or (stat.S_ISREG(mode) and _is_open_file(path))
+
+
+def open_stream(path: Path) -> IO[bytes]:
+    """Open what `is_stream` says is one; a FIFO waits for its reader, as in the shell. Nothing is cut off."""
+    return path.open("ab")
+
+
+def _is_open_file(path: Path) -> bool:
+    """Whether a path, or a link on its way, names a process's open file: ``/dev/stdout``, ``/proc/self/fd/3``."""
+    for _ in range(40):  # as many links as the system follows
+        folder = os.path.realpath(path.parent)
+        if re.fullmatch(r"/proc/\d+(/task/\d+)?/fd|/dev/fd", folder):
+            return True
+        try:
+            path = Path(folder, os.readlink(Path(folder, path.name)))
+        except OSError:
+            return False
+    return False
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads: absolute, every symbolic link followed, whether the file is there or not."""
+    return Path(os.path.realpath(path))
+
+
+def beside(path: Path, ending: str) -> Path:
+    """A file next to another, by its name and an ending; a name that is too long is shortened to its check sum."""
     name = path.name
     if len(os.fsencode(name)) + len(ending) > _LONGEST_NAME:
         name = f"{zlib.crc32(os.fsencode(name)):08x}"
-    return path.with_name(f".{name}{ending}")
+    return path.with_name(name + ending)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden file next to another, different from process to process."""
+    hidden = beside(path, f".{platform.node()}-{os.getpid()}.tmp")
+    return hidden.with_name(f".{hidden.name}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:

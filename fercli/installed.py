@@ -60,7 +60,7 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
     """What is to be done where a library cannot be loaded, whatever it raises meanwhile.
 
     Args:
-        problem: what was raised, in this process or in one of joblib's workers.
+        problem: what was raised, in this process or in a worker's.
         library: the name it is imported by, where that is known; else it is found out from where `problem` comes from.
 
     Returns:
@@ -108,7 +108,7 @@ def _where(problem: BaseException) -> list[tuple[str, str]]:
 
 def _remote(problem: BaseException) -> str:
     cause = problem.__cause__
-    return str(cause) if type(cause).__name__ == "_RemoteTraceback" else ""
+    return str(cause) if type(cause).__name__ in ("_RemoteTraceback", "WorkerTrace") else ""
 
 
 def _said(problem: BaseException) -> str:

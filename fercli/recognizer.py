@@ -39,11 +39,11 @@ from fercli.models import HEADS, GlobalLocal, Output
 from fercli.predict.faces import CutFace, see
 from fercli.predict.faces import Source as Prepared
 from fercli.predict.stream import Picture, recognise
-from fercli.predict.workers import Workers
 from fercli.spec import Spec
 from fercli.starter import NAME
 from fercli.trained import Trained, find_trained
 from fercli.views import plain_view
+from fercli.workers import Workers
 
 _logger = logging.getLogger("fercli")
 

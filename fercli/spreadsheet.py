@@ -24,9 +24,22 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
     write_atomically(Path(path), text.getvalue().encode("utf-8", "surrogateescape"))
 
 
+#: Signs that are no text: controls of C0 and C1, marks that turn the direction of writing, parts of no character.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]")
+
+
 def harmless(value: Any) -> Any:
-    """Keep text on one line, and a spreadsheet from running it as a formula; numbers stay as they are."""
+    """Keep text on one line, a spreadsheet from running it as a formula and a terminal from obeying it.
+
+    Tabs and ends of lines become a blank, other control characters their number (``\\x1b``); numbers stay as they are.
+    """
     if not isinstance(value, str):
         return value
     value = re.sub(r"[\t\r\n]+", " ", value)
+    value = _CONTROLS.sub(_by_number, value)
     return f"'{value}" if value.lstrip()[:1] in tuple("=+-@＝＋－＠") else value
+
+
+def _by_number(sign: re.Match[str]) -> str:
+    number = ord(sign[0])
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

@@ -125,7 +125,7 @@ def test_nothing_is_overwritten_unasked_and_an_edited_card_is_kept(made, tmp_pat
     monkeypatch.chdir(tmp_path)
     model, edited = Path("mine-jaffe.pt2"), Path("mine-jaffe.md")
     model.write_bytes(b"mine")
-    assert "mine-jaffe.pt2 is there already" in told(run("export", made, "--format", "torch"))
+    assert "mine-jaffe.pt2 already exists" in told(run("export", made, "--format", "torch"))
     assert model.read_bytes() == b"mine" and list(tmp_path.iterdir()) == [tmp_path / model]
     model.unlink()
     edited.write_text("edited")
@@ -149,10 +149,10 @@ REFUSED = {
     "damaged": (["TMP/damaged.ckpt"], "is damaged or not a fercli checkpoint"),
     "foreign": (["TMP/foreign.ckpt"], "is not a fercli checkpoint"),
     "no such target": (["MADE", "--target", "sfew"], "no model adapted to sfew"),
-    "below a file": (["MADE", "--out", "TMP/file/x.onnx"], "is no folder; name another place by --out"),
-    "a folder": (["MADE", "--out", "TMP/empty"], "is a folder; give the name of a file"),
+    "below a file": (["MADE", "--out", "TMP/file/x.onnx"], "is no folder; name another place"),
+    "a folder": (["MADE", "--out", "TMP/empty"], "it is a folder; give the name of a file"),
     "the card": (["MADE", "--out", "TMP/x.md"], "is the name of its model card; give another, as x.onnx"),
-    "itself": (["MADE", "--out", "MADE/adapt-jaffe/best.ckpt", "--force"], "is the checkpoint itself"),
+    "itself": (["MADE", "--out", "MADE/adapt-jaffe/best.ckpt", "--force"], "best.ckpt, which is read"),
     "two formats": (["MADE", "--out", "x.pt2", "--format", "onnx"], "is a name for --format torch, not onnx"),
 }
 

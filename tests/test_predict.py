@@ -173,12 +173,12 @@ def test_drawings_stand_out_on_dark_and_on_light(trained, shade):
         (["93"], 1, "no camera 93"),
         (["-"], 1, "nothing on stdin"),
         (["{photos}/a.png", "--csv", "-", "--jsonl", "-"], 2, "both ask for stdout"),
-        (["{photos}/a.png", "--csv", "{tmp}/there.csv"], 1, "exists; name another"),
-        (["{photos}/a.png", "--annotate", "{tmp}/there.png"], 1, "exists; name another"),
+        (["{photos}/a.png", "--csv", "{tmp}/there.csv"], 1, "already exists; name another"),
+        (["{photos}/a.png", "--annotate", "{tmp}/there.png"], 1, "already exists; name another"),
         (["{photos}/a.png", "--jsonl", "{tmp}/there.csv/out.jsonl"], 1, "cannot write"),
         (["{photos}/a.png", "--jsonl", "{tmp}/empty"], 1, "it is a folder"),
         (["{photos}/a.png", "--annotate", "{tmp}/there.csv/drawn"], 1, "cannot write"),
-        (["{photos}/a.png", "--annotate", "{photos}", "--force"], 2, "write over its input"),
+        (["{photos}/a.png", "--annotate", "{photos}", "--force"], 2, "--annotate would write over"),
         (["{photos}/a.png", "{photos}/b.jpg", "--annotate", "{tmp}/one.png"], 2, "there are 2 inputs"),
         (["{photos}/a.png", "--annotate", "{tmp}/one.mp4"], 2, "a picture becomes one of"),
         (["{photos}/a.png", "--run", "{tmp}/empty"], 1, "holds no trained model"),
@@ -238,9 +238,10 @@ def test_ctrl_c_keeps_what_was_answered(trained, long_folder, tmp_path):
     started = time.monotonic()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and time.monotonic() - started < 30
-    assert b"stopped; what was answered until then is written" in stderr and b"Traceback" not in stderr
-    kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert 10 <= len(kept) < 400 and [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
+    assert b"error: stopped" in stderr and b"run the command with --resume" in stderr and b"Traceback" not in stderr
+    kept = [json.loads(line) for line in (tmp_path / "out.jsonl.part").read_text().splitlines()]
+    assert 10 <= len(kept) < 400
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl.part", "out.jsonl.part.log"]
 
 
 def test_help_ends_in_examples():

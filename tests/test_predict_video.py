@@ -18,8 +18,8 @@ from fercli.faces.synthetic import STUDIO, render
 from fercli.predict.inputs import Reader, find_inputs
 from fercli.predict.tracking import PATIENCE, Tracker
 from fercli.predict.videos import open_video
-from fercli.predict.workers import Workers
 from fercli.recognizer import Face, Recognizer
+from fercli.workers import Workers
 
 RATE, FRAMES = 10, 12
 

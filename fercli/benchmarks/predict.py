@@ -40,11 +40,11 @@ from fercli.predict.inputs import Input, find_inputs
 from fercli.predict.run import predict
 from fercli.predict.video_writer import VideoWriter
 from fercli.predict.videos import open_video
-from fercli.predict.workers import Workers
 from fercli.recognizer import Recognizer
 from fercli.spec import Spec
 from fercli.timing import wait
 from fercli.views import plain_view
+from fercli.workers import Workers
 
 #: Different pictures that are drawn; a longer folder repeats them under other names.
 DRAWN = 24

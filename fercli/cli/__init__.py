@@ -9,6 +9,7 @@ import errno
 import importlib
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -20,6 +21,8 @@ from fercli.errors import FercliError
 # By default OpenMP's threads spin while they wait. Beside another busy process that starves both: two cores shared by
 # two trainings took 0.1 steps a second, and 4.6 with waiting threads asleep. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Where /dev/shm cannot be written to, joblib warns of it whoever needs it; `fercli.clusters` says so where it matters.
+warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
 
 #: Commands in the order a user meets them; each lives in the module of its name.
 COMMANDS = (

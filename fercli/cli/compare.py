@@ -44,10 +44,11 @@ def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet,
     from fercli.errors import FercliError
     from fercli.evaluation.compare import compare
     from fercli.evaluation.runs import find_run, match, tell_apart, within
+    from fercli.outputs import check_output
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
-    if csv_file is not None and csv_file.exists() and not force:
-        raise FercliError(f"{csv_file} is there already; give another name, or replace it: --force")
+    if csv_file is not None:
+        check_output("--csv", csv_file, force)
     found = tell_apart([find_run(given, spec.paths.runs) for given in runs])
     pairs, left = (within(found[0]), []) if len(found) == 1 else ([], [])
     for other in found[1:]:

@@ -69,8 +69,13 @@ def command(run, target, kind, out, opset, force, quiet, as_json):
     console.say(f"{done.path}: {what}, {done.size / 1e6:.1f} MB, batches of any size")
     if done.card_kept:
         console.say(f"{done.card}: kept as it is (--force writes it anew)")
-    else:
+    elif done.card is not None:
         console.say(f"{done.card}: model card; read it, and add what it cannot know")
     agreement = {**done.agreement._asdict(), "batches": list(done.agreement.batches)}
-    document = {**done._asdict(), "path": str(done.path), "card": str(done.card), "batch": "any"}
+    document = {
+        **done._asdict(),
+        "path": str(done.path),
+        "card": None if done.card is None else str(done.card),
+        "batch": "any",
+    }
     console.result({"export": {**document, "agreement": agreement}})

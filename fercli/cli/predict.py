@@ -32,10 +32,11 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that find faces. Default: all cores.")
 @outside_method_option
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the spec's engine.device.")
-@click.option("--force", is_flag=True, help="Replace outputs that are there.")
+@click.option("--force", is_flag=True, help="Replace outputs that are there, and begin again.")
+@click.option("--resume", is_flag=True, help="Go on behind what a stopped run has answered (FILE.part).")
 def command(
     inputs, spec_file, overrides, quiet, as_json, run, target, jsonl, csv_to, annotate, smooth, every, batch, workers,
-    device, force,
+    device, force, resume,
 ):  # fmt: skip
     """Find every face and name its expression.
 
@@ -49,6 +50,11 @@ def command(
     run where a spec is named (-c, --set, or ./fercli.yaml is there), else that of ./runs/baseline where there is one,
     else the starter.
 
+    Until all inputs are answered, a FILE is called FILE.part, and FILE.part.log beside it says how far the run is.
+    A run that was stopped, however, leaves both: what is in FILE.part are whole lines, and the same command with
+    --resume goes on behind them, to the same bytes as a run that was not stopped. Devices and pipes are written to,
+    links followed; an output that would replace an input, a model or another output is refused before the work.
+
     With --json and all results in files, a summary is printed on stdout.
 
     \b
@@ -58,6 +64,7 @@ def command(
       fercli predict "holiday/*.jpg" --csv answers.csv --annotate drawn/
       fercli predict interview.mp4 --smooth 0.5 --annotate interview-faces.mp4 --jsonl interview.jsonl
       find . -name "*.png" | fercli predict - --csv - | head
+      fercli predict photos/ --jsonl answers.jsonl --resume
       fercli predict camera:0
     """
     from fercli.errors import SpecError
@@ -77,11 +84,13 @@ def command(
     trained = _model(run, target, spec, named=bool(spec_file or overrides or local_spec()))
     recognizer = Recognizer.of(trained, device or spec.engine.device)
     files = {"jsonl": jsonl, "csv": csv_to, "annotate": annotate}
-    totals = predict(recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force)
+    totals = predict(
+        recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force, resume, trained.path
+    )
     if "-" not in (jsonl, csv_to):
         console.result(totals.document(files))
-    _tell(totals)
-    if totals.stopped or not totals.pictures:
+    _tell(totals, annotate is not None)
+    if totals.stopped or not (totals.pictures or totals.left):
         click.get_current_context().exit(130 if totals.stopped else 1)
 
 
@@ -108,16 +117,18 @@ def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trai
     return trained
 
 
-def _tell(totals: Totals) -> None:
+def _tell(totals: Totals, drawn: bool) -> None:
     where = f"{totals.pictures} pictures and frames" if totals.frames else f"{totals.pictures} pictures"
     faceless = f", {totals.empty} of them without a face" if totals.empty else ""
     if totals.pictures:
-        console.say(f"{totals.faces} faces in {where}{faceless}; {rate(totals.pictures, totals.seconds)}")
+        speed = rate(totals.pictures - totals.before, totals.seconds)
+        console.say(f"{totals.faces} faces in {where}{faceless}; {speed}")
     for name, frames in totals.faceless_videos:
         console.warn(f"no face in any of the {frames} frames of {Path(name)}")
     if totals.errors:
         name, why = totals.first_error
         more = f" and {totals.errors - 1} more (see the lines with an error)" if totals.errors > 1 else ""
-        (console.warn if totals.pictures else console.error)(f"could not be read: {name}: {why}{more}")
+        what = "could not be read or drawn" if drawn else "could not be read"
+        (console.warn if totals.pictures else console.error)(f"{what}: {name}: {why}{more}")
     if totals.stopped:
-        console.error("stopped; what was answered until then is written")
+        console.error("stopped")

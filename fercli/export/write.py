@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +14,9 @@ from fercli.export.check import TOLERANCE, Agreement, compare, samples
 from fercli.export.formats import ENDINGS, onnx_bytes, onnx_runner, require_onnx, torch_bytes, torch_runner
 from fercli.export.graph import deploy, require_torch, rule_of, trace
 from fercli.expressions import EXPRESSIONS
-from fercli.files import write_atomically
+from fercli.files import is_stream, write_atomically
 from fercli.models import HEADS
+from fercli.outputs import Outputs
 from fercli.trained import Trained
 
 
@@ -26,7 +26,7 @@ class Exported(NamedTuple):
     Attributes:
         path: the model; `size`: its bytes.
         format: "onnx" or "torch"; `opset`: of ONNX.
-        card: the model card; `card_kept`: whether one was there and was left as it is.
+        card: the model card, None beside a device or a FIFO; `card_kept`: whether one was there and was left as it is.
         agreement: of the file with the model.
     """
 
@@ -34,7 +34,7 @@ class Exported(NamedTuple):
     size: int
     format: str
     opset: int | None
-    card: Path
+    card: Path | None
     card_kept: bool
     agreement: Agreement
 
@@ -82,12 +82,13 @@ def export(trained: Trained, kind: str, out: Path, opset: int, force: bool = Fal
             "try another --opset or --format"
         )
     _write(out, data)
-    path = out.with_suffix(".md")
-    kept = path.exists() and not force
-    if not kept:
-        delivery = Delivery(out.name, kind, opset if kind == "onnx" else None, len(data), crop_size, str(agreement))
+    opset = opset if kind == "onnx" else None
+    path = None if is_stream(out) else out.with_suffix(".md")
+    kept = path is not None and path.exists() and not force
+    if path is not None and not kept:
+        delivery = Delivery(out.name, kind, opset, len(data), crop_size, str(agreement))
         _write(path, card(trained, delivery).encode())
-    return Exported(out, len(data), kind, opset if kind == "onnx" else None, path, kept, agreement)
+    return Exported(out, len(data), kind, opset, path, kept, agreement)
 
 
 def metadata(trained: Trained, crop_size: int | None) -> dict[str, str]:
@@ -119,18 +120,10 @@ def _check_place(out: Path, trained: Trained, force: bool) -> None:
     """See before the work whether the file can be written."""
     if out.suffix == ".md":
         raise SpecError(f"--out {out} is the name of its model card; give another, as {out.with_suffix('.onnx').name}")
-    if out.is_dir():
-        raise FercliError(f"{out} is a folder; give the name of a file to write")
-    if out.exists() and out.samefile(trained.path):
-        raise FercliError(f"{out} is the checkpoint itself; give another name")
-    if out.exists() and not force:
-        raise FercliError(f"{out} is there already; give another name by --out, or --force to replace it")
-    folder = out.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        why = "may not be written to" if folder.is_dir() else "is no folder"
-        raise FercliError(f"cannot write {out}: {folder} {why}; name another place by --out")
+    outputs = Outputs([trained.path], force)
+    outputs.check("--out", out)
+    if not is_stream(out):
+        outputs.check("the model card", out.with_suffix(".md"), again=True)
 
 
 def _write(path: Path, data: bytes) -> None:

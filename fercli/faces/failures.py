@@ -61,6 +61,23 @@ def memory_left(size: int) -> bool:
     return True
 
 
+def reason(failure: Exception, name: str | Path) -> str:
+    """Return why one picture cannot be answered, to be read after its name; all others can.
+
+    Raises:
+        TransientError: memory or a disk that is short; names the picture.
+        Exception: `failure` itself where it is not the picture's: it says already what is to be done (FercliError), or
+            a library cannot be loaded.
+    """
+    if isinstance(failure, FercliError | ImportError):
+        raise failure
+    passing = may_pass(failure)
+    if passing is not None:
+        raise TransientError(f"{name} {passing}") from failure
+    said = " ".join(str(failure).split())
+    return f"cannot be processed ({type(failure).__name__}{f': {said:.200}' if said else ''})"
+
+
 @contextmanager
 def naming(picture: str | Path) -> Iterator[None]:
     """Turn a failure that may pass into a TransientError that names the picture; others go through."""

@@ -27,6 +27,8 @@ from fercli import media
 from fercli.faces.failures import may_pass, memory_left, naming
 from fercli.faces.quiet import mute_stderr
 
+#: Pixels of a side up to which OpenCV warps a picture.
+_LONGEST_SIDE = 32766
 #: Pictures with more pixels are refused, and so are larger files.
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 29
@@ -89,7 +91,8 @@ class Decoded:
 
     Attributes:
         pixels: uint8 [H, W, 3] RGB, C-contiguous.
-        scale: 1, or 2 or 4 for a huge JPEG: a pixel stands for so many pixels of the file in width and in height.
+        scale: a pixel stands for so many pixels of the file in width and in height: 1; 2 or 4 for a huge JPEG; more
+            where a side is too long for OpenCV.
     """
 
     pixels: np.ndarray
@@ -107,7 +110,8 @@ def decode(source: Source, name: str | Path = "the picture") -> Decoded:
 
     Files, their bytes and PIL images are turned as their EXIF orientation says; of an animation or a file of several
     pages the first is read (of a PIL image the page it is at). A JPEG of more than 100 and up to 400 megapixels is
-    decoded at a half or a quarter of its size (`Decoded.scale`); whatever else has more than 100 is refused.
+    decoded at a half or a quarter of its size (`Decoded.scale`); whatever else has more than 100 is refused. A picture
+    with a side of more than 32,767 pixels, which OpenCV does not warp, is made smaller likewise.
 
     Arrays are [H, W], or [H, W, C] with C = 1 (grey), 2 (grey and alpha), 3 (RGB, in this order) or 4 (RGB and alpha):
     an array of OpenCV's must be brought from BGR to RGB first.
@@ -128,11 +132,11 @@ def decode(source: Source, name: str | Path = "the picture") -> Decoded:
     """
     if isinstance(source, np.ndarray):
         with naming(name):
-            return Decoded(_decode_array(source))
+            return _within_sides(Decoded(_decode_array(source)))
     if isinstance(source, Image.Image):
         with naming(name):
             _refuse_huge(source.size)
-            return Decoded(_rgb(source))
+            return _within_sides(Decoded(_rgb(source)))
     if isinstance(source, str | os.PathLike):
         name = Path(source)
         data = read_bytes(name)
@@ -143,7 +147,17 @@ def decode(source: Source, name: str | Path = "the picture") -> Decoded:
     else:
         raise ValueError(f"a {type(source).__name__} is no picture: give a path, bytes, a PIL image or a NumPy array")
     with naming(name):
-        return _decode_bytes(data)
+        return _within_sides(_decode_bytes(data))
+
+
+def _within_sides(picture: Decoded) -> Decoded:
+    """Return a picture that OpenCV can warp: made smaller by the least whole number where a side is too long."""
+    height, width = picture.pixels.shape[:2]
+    by = -(-max(height, width) // _LONGEST_SIDE)
+    if by <= 1:
+        return picture
+    size = max(1, width // by), max(1, height // by)
+    return Decoded(cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA), picture.scale * by)
 
 
 def read_image(source: Source) -> np.ndarray:

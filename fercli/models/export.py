@@ -15,6 +15,7 @@ from fercli.models.model_file import model_bytes
 from fercli.models.names import Architecture, to_face_evolve_names, to_published_names
 from fercli.models.reading import SAFETENSORS, some
 from fercli.models.weights import Weights, misfits, own_network, read_weights
+from fercli.outputs import check_output
 from fercli.starter import is_starter, starter_file
 
 #: Formats by name, and what each holds.
@@ -60,12 +61,7 @@ def export(
             that is in the way.
     """
     source, out = starter_file() if is_starter(source) else find_checkpoint(Path(source)), Path(out)
-    if out.is_dir():
-        raise FercliError(f"{out} is a folder; give the name of a file to write")
-    if out.exists() and not force:
-        raise FercliError(f"{out} is there already; give another name, or --force to replace it")
-    if out.exists() and out.samefile(source):
-        raise FercliError(f"{out} is the checkpoint itself; give another name")
+    check_output("OUT", out, force, [source])
     weights = read_weights(source)
     description = weights.description
     if description.kind != "fercli":

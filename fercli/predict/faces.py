@@ -15,7 +15,7 @@ import numpy as np
 from fercli.errors import TransientError
 from fercli.faces.boxes import scale_box, scale_points
 from fercli.faces.extract import Extracted, Options, cut, landmarker_of
-from fercli.faces.failures import may_pass, naming
+from fercli.faces.failures import may_pass, naming, reason
 from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.faces.landmarker import Found
 
@@ -78,7 +78,7 @@ def see(source: Source, options: Options, with_crops: bool, name: str | Path = "
 
 
 def look(sources: Sequence[Source], options: Options, with_crops: bool) -> list[list[CutFace] | str]:
-    """Do `see` for some pictures; of one that cannot be read, or not just now, the reason stands in its place."""
+    """Do `see` for some pictures; of one that cannot be answered, or not just now, the reason stands in its place."""
     seen: list[list[CutFace] | str] = []
     for source in sources:
         try:
@@ -88,4 +88,6 @@ def look(sources: Sequence[Source], options: Options, with_crops: bool) -> list[
         except TransientError as why:
             # Its message begins with the name, which the answers name already.
             seen.append(str(why).removeprefix(f"{source} ") if isinstance(source, Path) else str(why))
+        except Exception as failure:
+            seen.append(reason(failure, "the picture"))
     return seen

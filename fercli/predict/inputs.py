@@ -13,6 +13,7 @@ from typing import IO
 
 from fercli import console, media
 from fercli.errors import FercliError
+from fercli.faces.failures import reason
 from fercli.faces.images import MAX_BYTES
 from fercli.predict.cameras import open_camera
 from fercli.predict.stream import Picture
@@ -191,13 +192,14 @@ class Reader:
     Args:
         inputs: what to read.
         every: take every so many-th frame of videos and cameras, from the first.
+        start: number of the first input to read; those before it have been answered.
     """
 
-    def __init__(self, inputs: Sequence[Input], every: int = 1):
-        self.inputs, self.every = inputs, every
+    def __init__(self, inputs: Sequence[Input], every: int = 1, start: int = 0):
+        self.inputs, self.every, self.start = inputs, every, start
 
     def __iter__(self) -> Iterator[Picture]:
-        for number, one in enumerate(self.inputs):
+        for number, one in enumerate(self.inputs[self.start :], self.start):
             if one.problem is not None:
                 yield Picture(one.name, None, number, error=one.problem)
             elif one.kind == "picture":
@@ -208,13 +210,13 @@ class Reader:
     def count(self) -> int:
         """How many pictures and frames there are to come, as far as files tell it (for progress); opens each video."""
         total = 0
-        for one in self.inputs:
+        for one in self.inputs[self.start :]:
             frames = 1
             if one.kind == "video" and one.path is not None:
                 try:
                     with open_video(one.path) as video:
                         frames = -(-video.expected // self.every)
-                except FercliError:
+                except Exception:  # told when it is read
                     pass
             total += max(1, frames)
         return total
@@ -227,8 +229,16 @@ class Reader:
                 raise
             yield Picture(one.name, None, number, error=str(why).removeprefix(f"{one.path}: "))
             return
+        except Exception as failure:
+            yield Picture(one.name, None, number, error=reason(failure, one.name))
+            return
         with opened as video:
-            for frame in video.frames(self.every):
-                yield Picture(one.name, frame.image, number, frame.number, frame.time_s, frame.duration_s)
-            if video.problem:
-                yield Picture(one.name, None, number, error=video.problem)
+            problem = None
+            try:
+                for frame in video.frames(self.every):
+                    yield Picture(one.name, frame.image, number, frame.number, frame.time_s, frame.duration_s)
+            except Exception as failure:
+                problem = reason(failure, one.name)
+            problem = problem or video.problem
+            if problem:
+                yield Picture(one.name, None, number, error=problem)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,15 +17,18 @@ import numpy as np
 from fercli.errors import FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.boxes import scale_box, scale_points
+from fercli.faces.failures import may_pass, reason
 from fercli.faces.images import Decoded, Unreadable, decode
-from fercli.files import cannot_write, replacing, write_atomically
+from fercli.files import cannot_write, real_path, replacing
 from fercli.media import is_picture_name, is_video_name
 from fercli.models import HEADS
 from fercli.predict.drawing import draw
 from fercli.predict.inputs import Input
+from fercli.predict.resume import part_of
 from fercli.predict.stream import Picture
 from fercli.predict.video_writer import VideoWriter
 from fercli.recognizer import Face
+from fercli.spreadsheet import harmless
 
 #: What OpenCV writes; annotated pictures of other kinds become JPEGs.
 _WRITTEN = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
@@ -41,21 +43,11 @@ COLUMNS: tuple[str, ...] = (
 )
 
 
-class Sink(Protocol):
-    """Where answers go, picture by picture."""
-
-    def add(self, picture: Picture, faces: Sequence[Face] | None) -> None:
-        """Take a picture's answers; None where it has an error."""
-
-    def close(self, failure: BaseException | None = None) -> None:
-        """Finish what was begun; with a failure leave no half file."""
-
-
 def document(picture: Picture, faces: Sequence[Face] | None) -> dict[str, Any]:
     """One picture's or frame's line of JSON: pixels to hundredths, probabilities to six digits."""
     line: dict[str, Any] = {"input": picture.name, "frame": picture.frame}
     line["time_s"] = None if picture.time_s is None else round(picture.time_s, 4)
-    if faces is None:
+    if picture.error is not None:
         line["error"] = picture.error
     line["faces"] = [_face(face) for face in faces or ()]
     return line
@@ -77,108 +69,104 @@ def _face(face: Face) -> dict[str, Any]:
     }
 
 
-class Lines:
-    """JSON lines: one for each picture or frame."""
-
-    def __init__(self, to: IO[bytes]):
-        self._to = to
-
-    def add(self, picture: Picture, faces: Sequence[Face] | None) -> None:
-        # ASCII: names that are no UTF-8 are escaped too.
-        self._to.write(json.dumps(document(picture, faces)).encode() + b"\n")
-
-
-class Table:
-    """CSV with a header (`COLUMNS`): a row a face, and one with no face for a picture without any."""
-
-    def __init__(self, to: IO[bytes]):
-        self._to = to
-        self._write([COLUMNS])
-
-    def add(self, picture: Picture, faces: Sequence[Face] | None) -> None:
-        line = document(picture, faces)
-        about = {name: line[name] for name in ("input", "frame", "time_s")}
-        rows = []
-        for number, face in enumerate(line["faces"]):
-            row = {**about, **face, "face": number, **dict(zip(COLUMNS[10:14], face["box"], strict=True))}
-            row.update(zip(COLUMNS[14:24], (v for point in face["landmarks"] for v in point), strict=True))
-            row.update({f"p_{name}": p for name, p in face["probabilities"].items()})
-            row.update({f"head_{name}": said for name, said in face["heads"].items()})
-            rows.append(row)
-        rows = rows or [{**about, "error": line.get("error")}]
-        self._write([["" if row.get(name) is None else row[name] for name in COLUMNS] for row in rows])
-
-    def _write(self, rows: Sequence[Sequence[Any]]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        self._to.write(text.getvalue().encode("utf-8", "surrogateescape"))
-
-
-class Written:
-    """Lines or a table to a file, which takes its place when it is closed, or to stdout.
+def json_line(picture: Picture, faces: Sequence[Face] | None) -> bytes:
+    """One picture's or frame's line of JSON, in ASCII: names that are no UTF-8 are escaped too.
 
     Raises:
-        FercliError: the file cannot be written.
+        ValueError: a number that is none, which JSON does not have.
     """
+    return json.dumps(document(picture, faces), allow_nan=False).encode() + b"\n"
 
-    def __init__(self, kind: type[Lines] | type[Table], path: Path | None, stdout: IO[bytes] | None):
-        self._path, self._stack, self._stdout = path, ExitStack(), stdout if path is None else None
-        try:
-            self._writer = kind(stdout if path is None else self._stack.enter_context(replacing(_made_room(path))))
-        except OSError as failure:
-            if path is None:
-                raise
-            raise cannot_write(path, failure) from None
 
-    def add(self, picture: Picture, faces: Sequence[Face] | None) -> None:
-        """Write a picture's answers; stdout gets them at once."""
-        try:
-            self._writer.add(picture, faces)
-            if self._stdout is not None:
-                self._stdout.flush()
-        except OSError as failure:
-            if self._path is None:
-                raise
-            raise cannot_write(self._path, failure) from None
+def table_rows(picture: Picture, faces: Sequence[Face] | None) -> bytes:
+    """CSV of a picture or frame (`COLUMNS`): a row a face, and one without a face where there is none.
 
-    def close(self, failure: BaseException | None = None) -> None:
-        """Put the file in its place, or with a failure leave no trace of it."""
-        try:
-            self._stack.__exit__(type(failure) if failure else None, failure, None)
-        except OSError as problem:
-            if self._path is None:
-                raise
-            raise cannot_write(self._path, problem) from None
+    Text is made `harmless`: a name reads otherwise there if it holds control characters or begins like a formula, and
+    as it is in the line of JSON.
+    """
+    line = document(picture, faces)
+    about = {name: line.get(name) for name in ("input", "frame", "time_s", "error")}
+    rows = []
+    for number, face in enumerate(line["faces"]):
+        row = {**about, **face, "face": number, **dict(zip(COLUMNS[10:14], face["box"], strict=True))}
+        row.update(zip(COLUMNS[14:24], (v for point in face["landmarks"] for v in point), strict=True))
+        row.update({f"p_{name}": p for name, p in face["probabilities"].items()})
+        row.update({f"head_{name}": said for name, said in face["heads"].items()})
+        rows.append(row)
+    return _csv([["" if row.get(name) is None else row[name] for name in COLUMNS] for row in rows or [about]])
+
+
+def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([harmless(cell) for cell in row] for row in rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+class Form(NamedTuple):
+    """What a file of answers begins with, and what it holds of a picture."""
+
+    head: bytes
+    lines: Callable[[Picture, Sequence[Face] | None], bytes]
+
+
+FORMS: dict[str, Form] = {"jsonl": Form(b"", json_line), "csv": Form(_csv([COLUMNS]), table_rows)}
 
 
 class Annotated:
-    """Copies of pictures and videos with the answers drawn over them: frames keep their times, huge JPEGs are smaller.
+    """Copies of pictures and videos with the answers drawn over them: frames keep their times, huge ones are smaller.
 
     Args:
-        to: a folder, in which the inputs keep their relative names; or the one input's own file.
+        to: a folder, in which the inputs keep their relative names and which no copy leaves; or the one input's own
+            file.
         inputs: all of them.
-        force: replace what is there.
+        start: number of the first input whose copy is to be written.
+
+    Attributes:
+        paths: the copy of each input.
 
     Raises:
-        SpecError: a copy would take its input's place, or a file is given for several inputs.
-        FercliError: a copy is there already, or its folder cannot be made.
+        SpecError: a file is given for several inputs, or one of a kind that is not written.
+        FercliError: a copy would lie outside the folder.
     """
 
-    def __init__(self, to: Path, inputs: Sequence[Input], force: bool):
+    def __init__(self, to: Path, inputs: Sequence[Input], start: int = 0):
         self._video: VideoWriter | None = None
-        self._number = -1
-        self._paths = _copies(to, inputs)
-        sources = {os.path.realpath(one.path) for one in inputs if one.path is not None}
-        for path in self._paths:
-            if os.path.realpath(path) in sources:
-                raise SpecError(f"--annotate would write over its input {path}; give another folder")
-            refuse_existing(path, force)
+        self._failed = -1
+        self.paths = _copies(to, inputs)
+        if self.paths != [to]:
+            _keep_inside(to, self.paths[start:])
 
-    def add(self, picture: Picture, faces: Sequence[Face] | None) -> None:
-        """Write a picture's copy, or the next frame of a video's; what cannot be read has none."""
-        if faces is None:
-            return
-        path = self._paths[picture.number]
+    def add(self, picture: Picture, faces: Sequence[Face] | None) -> str | None:
+        """Write a picture's copy, or the next frame of a video's; what cannot be read has none.
+
+        Returns:
+            Why the input has no copy, said once; else None.
+
+        Raises:
+            FercliError: nothing can be written there: the disk is full, the folder closed.
+        """
+        if faces is None or self._failed == picture.number:
+            return None
+        with self._failures(picture.number) as failed:
+            self._write(self.paths[picture.number], picture, faces)
+        return failed.why
+
+    def finish(self, number: int) -> str | None:
+        """Put the video that is being written in its place; returns why it has no copy, else None."""
+        video, self._video = self._video, None
+        if video is None:
+            return None
+        with self._failures(number) as failed:
+            video.close()
+        return failed.why
+
+    def close(self, failure: BaseException) -> None:
+        """Throw the video away that a failure cut short."""
+        video, self._video = self._video, None
+        if video is not None:
+            video.close(failure)
+
+    def _write(self, path: Path, picture: Picture, faces: Sequence[Face]) -> None:
         try:
             drawn = _drawn(decode(picture.source, picture.name), faces)
         except Unreadable:  # gone since
@@ -186,16 +174,28 @@ class Annotated:
         if picture.time_s is None or picture.duration_s is None:
             _write_picture(_made_room(path), drawn)
             return
-        if self._number != picture.number:
-            self.close()
-            self._video, self._number = VideoWriter(_made_room(path), drawn.shape[1::-1]), picture.number
+        if self._video is None:
+            self._video = VideoWriter(_made_room(path), drawn.shape[1::-1])
         self._video.add(drawn, picture.time_s, picture.duration_s)
 
-    def close(self, failure: BaseException | None = None) -> None:
-        """Put the video that is being written in its place; what a failure cut short is thrown away."""
-        video, self._video = self._video, None
-        if video is not None:
-            video.close(failure)
+    @contextmanager
+    def _failures(self, number: int) -> Iterator[_Failed]:
+        failed = _Failed()
+        try:
+            yield failed
+        except Exception as failure:
+            path = self.paths[number]
+            if isinstance(failure, OSError) and may_pass(failure):
+                raise cannot_write(path, failure) from None
+            said = failure.strerror if isinstance(failure, OSError) and failure.strerror else None
+            why = reason(failure, path) if said is None else said
+            failed.why, self._failed = f"no annotated copy {path}: {why}", number
+            self.close(failure)
+
+
+@dataclass
+class _Failed:
+    why: str | None = None
 
 
 def _drawn(picture: Decoded, faces: Sequence[Face]) -> np.ndarray:
@@ -207,19 +207,19 @@ def _drawn(picture: Decoded, faces: Sequence[Face]) -> np.ndarray:
     return draw(picture.pixels, faces)
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise FercliError where an output is there already and --force is not given, or can never be written."""
-    if _is_folder(path):
-        raise FercliError(f"cannot write {path}: it is a folder")
-    if path.exists() and not force:
-        raise FercliError(f"{path} exists; name another, or replace it with --force")
-
-
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError as failure:  # too long a name
         raise cannot_write(path, failure) from None
+
+
+def _keep_inside(folder: Path, copies: Sequence[Path]) -> None:
+    """Raise FercliError where a link in the folder leads a copy out of it."""
+    real = real_path(folder)
+    for path in copies:
+        if not real_path(path).is_relative_to(real):
+            raise FercliError(f"--annotate {folder}: a link there leads {path} out of it; name another folder")
 
 
 def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
@@ -234,33 +234,30 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
     if (is_picture_name(to.name) or is_video_name(to.name)) and not _is_folder(to):
         raise SpecError(f"--annotate {to}: copies are written as {', '.join(sorted(_WRITTEN))} or .mp4")
     paths: dict[Path, None] = {}
+    counts: dict[Path, int] = {}
     for one in inputs:
-        below = one.below
+        # Without what would lead out of the folder: "..", a root or a drive.
+        below = Path(*[part for part in one.below.parts if part not in ("..", one.below.anchor)] or ["input"])
         if one.kind != "picture":
             below = below.with_suffix(".mp4")
         elif below.suffix.lower() not in _WRITTEN:
             below = below.with_name(below.name + ".jpg")
-        path, again = to / below, 1
+        path, again = to / below, counts.get(below, 1)
         while path in paths:
             again += 1
             path = to / below.with_name(f"{below.stem}-{again}{below.suffix}")
-        paths[path] = None
+        paths[path], counts[below] = None, again
     return list(paths)
 
 
 def _made_room(path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as failure:
-        raise cannot_write(path, failure) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def _write_picture(path: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
-        raise FercliError(f"cannot write {path}: this OpenCV cannot write {path.suffix}")
-    try:
-        write_atomically(path, data.tobytes())
-    except OSError as failure:
-        raise cannot_write(path, failure) from None
+        raise ValueError(f"OpenCV cannot write {path.suffix} of {image.shape[1]} x {image.shape[0]} pixels")
+    with replacing(path, part_of(path)) as file:
+        file.write(data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -12,14 +14,17 @@ from typing import IO, Any
 
 from fercli import console
 from fercli.predict.inputs import Input, Reader
-from fercli.predict.results import Annotated, Lines, Sink, Table, Written, refuse_existing
 from fercli.predict.stream import Picture
 from fercli.predict.tracking import Tracker
-from fercli.predict.workers import Workers
+from fercli.predict.writing import Writing
 from fercli.recognizer import Face, Recognizer
+from fercli.workers import Workers
 
 #: Pictures from which on processes are started: they take a second or two to load.
 _WORTH_IT = 12
+
+#: What is counted over all starts of a run.
+_COUNTS = ("pictures", "frames", "empty", "faces", "errors", "first_error")
 
 
 @dataclass
@@ -30,8 +35,8 @@ class Totals:
         pictures: pictures and frames answered; `frames` of them are of videos, `empty` show no face.
         faces: faces answered.
         errors: pictures and videos that could not be read, or not to their end; the first, and why.
-        seconds: wall time.
-        stopped: by Ctrl-C.
+        seconds: wall time; `before`: pictures and frames that an earlier start of the run has answered.
+        stopped: by Ctrl-C or a signal; `left`: by the reader of stdout, who has gone.
     """
 
     pictures: int = 0
@@ -41,15 +46,18 @@ class Totals:
     errors: int = 0
     first_error: tuple[str, str] = ("", "")
     seconds: float = 0.0
+    before: int = 0
     stopped: bool = False
+    left: bool = False
     by_video: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, picture: Picture, faces: list[Face] | None) -> None:
         """Count one picture or frame."""
-        if faces is None:
+        if picture.error is not None:
             self.errors += 1
             if self.errors == 1:
-                self.first_error = picture.name, str(picture.error)
+                self.first_error = picture.name, picture.error
+        if faces is None:
             return
         self.pictures += 1
         self.faces += len(faces)
@@ -59,6 +67,16 @@ class Totals:
             counts = self.by_video.setdefault(picture.name, [0, 0])
             counts[0] += 1
             counts[1] += len(faces)
+
+    def restore(self, counts: dict[str, Any]) -> None:
+        """Take over what `counts` gave when a run was stopped."""
+        for name in _COUNTS:
+            setattr(self, name, counts.get(name, getattr(self, name)))
+        self.first_error, self.before = tuple(self.first_error), self.pictures
+
+    def counts(self) -> dict[str, Any]:
+        """What a run that goes on with this one takes over."""
+        return {name: getattr(self, name) for name in _COUNTS}
 
     @property
     def faceless_videos(self) -> list[tuple[str, int]]:
@@ -81,74 +99,84 @@ def predict(
     batch: int = 64,
     workers: int | Workers = 0,
     force: bool = False,
+    resume: bool = False,
+    model: Path | None = None,
 ) -> Totals:
     """Answer all inputs in their order and write the answers.
 
-    Ctrl-C ends it, and so does whoever reads stdout by closing it: files then hold what was answered until then. Any
-    other failure leaves no file.
+    Ctrl-C, SIGTERM and SIGHUP end it, and so does whoever reads stdout by closing it. A file of answers takes its place
+    when all is answered (a camera: when it is stopped); until then, and however it ends, what was answered is in the
+    part file beside it (`fercli.predict.resume`).
 
     Args:
         files: where ``jsonl``, ``csv`` (``-`` is stdout) and ``annotate`` go; None for nowhere.
         stdout: of bytes; None where nothing goes there.
         smooth_s: track faces in videos and smooth over so many seconds.
-        every, batch, force: as the options of the command.
+        every, batch, force, resume: as the options of the command.
         workers: as the option, or processes that are there already and stay.
+        model: the file of the recognizer's model, which no output may replace.
 
     Raises:
-        FercliError: an output exists or cannot be written, there is no such camera, or a worker was killed.
+        FercliError: an output exists or cannot be written, there is no such camera, a worker was killed, or the files
+            are of another run than the one to go on with.
     """
-    reader, totals, started = Reader(inputs, every), Totals(), time.monotonic()
+    totals, started = Totals(), time.monotonic()
     live = any(one.kind == "camera" for one in inputs)
-    count = 0 if live else reader.count()
+    options = {"smooth": smooth_s, "every": every, "batch": batch, "device": recognizer.device.type}
     given = isinstance(workers, Workers)
-    pool = workers if given else Workers(1 if live or count < _WORTH_IT else workers)
     trackers: dict[int, Tracker] = {}
-    shown = console.progress("predict", count) if count else nullcontext()
-    with _sinks(files, inputs, stdout, force, totals) as sinks, nullcontext() if given else pool, shown as bar:
-        for picture, faces in recognizer.stream(reader, batch, pool, live):
-            if smooth_s is not None and faces is not None and picture.frame is not None:
-                tracker = trackers.setdefault(picture.number, Tracker(smooth_s))
-                faces = tracker(faces, picture.time_s or 0.0)
-            for sink in sinks:
-                sink.add(picture, faces)
-            totals.add(picture, faces)
-            if bar is not None:
-                bar.advance(1, f"{totals.faces} faces")
+    with (
+        _heeding_signals(),
+        _ending(totals, stdout),
+        Writing(files, inputs, stdout, options, model, totals, live, force, resume) as writing,
+    ):
+        reader = Reader(inputs, every, writing.start.inputs)
+        count = 0 if live else reader.count()
+        pool = workers if given else Workers(1 if live or count < _WORTH_IT else workers)
+        shown = console.progress("predict", count) if count else nullcontext()
+        with nullcontext() if given else pool, shown as bar:
+            for picture, faces in recognizer.stream(reader, batch, pool, live):
+                if smooth_s is not None and faces is not None and picture.frame is not None:
+                    tracker = trackers.setdefault(picture.number, Tracker(smooth_s))
+                    faces = tracker(faces, picture.time_s or 0.0)
+                writing.add(picture, faces)
+                if bar is not None:
+                    bar.advance(1, f"{totals.faces} faces")
+        writing.finish()
     totals.seconds = time.monotonic() - started
     return totals
 
 
 @contextmanager
-def _sinks(
-    files: dict[str, str | None],
-    inputs: list[Input],
-    stdout: IO[bytes] | None,
-    force: bool,
-    totals: Totals,
-) -> Iterator[list[Sink]]:
-    """Open the outputs; close them whatever ends the block. An end that the user wants is none of its failures."""
-    kinds = [(kind, files[name]) for name, kind in (("jsonl", Lines), ("csv", Table)) if files.get(name) is not None]
-    named = [(kind, None if to == "-" else Path(to)) for kind, to in kinds]
-    for _, path in named:
-        if path is not None:
-            refuse_existing(path, force)
-    drawn = [Annotated(Path(files["annotate"]), inputs, force)] if files.get("annotate") is not None else []
-    sinks: list[Sink] = list(drawn)
-    failure: BaseException | None = None
+def _heeding_signals() -> Iterator[None]:
+    """Let SIGTERM, and SIGHUP where it is heeded at all, end the block as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere signals keep their meaning
+        for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, stop)
     try:
-        sinks += [Written(kind, path, stdout) for kind, path in named]
-        yield sinks
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _ending(totals: Totals, stdout: IO[bytes] | None) -> Iterator[None]:
+    """Take an end that the user wants for no failure."""
+    try:
+        yield
     except KeyboardInterrupt:
         totals.stopped = True
     except BrokenPipeError:
+        totals.left = True
         # What python flushes at its end must not fail again.
         _forget(stdout)
-    except BaseException as problem:
-        failure = problem
-        raise
-    finally:
-        for sink in sinks:
-            sink.close(failure)
 
 
 def _forget(stdout: IO[bytes] | None) -> None:

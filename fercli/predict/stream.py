@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from fercli.faces.extract import Options
+from fercli.faces.failures import reason
 from fercli.predict.faces import CutFace, Source, look
-from fercli.predict.workers import Workers
+from fercli.workers import Workers
 
 #: Pictures that go to a worker at a time, at most, and their bytes: sending costs about a millisecond each time.
 CHUNK, CHUNK_BYTES = 8, 4 << 20
@@ -29,7 +30,8 @@ class Picture:
         frame: of a frame, its number in the video, from 0.
         time_s: of a frame, seconds from the video's beginning.
         duration_s: of a frame, seconds that it is shown.
-        error: why it cannot be looked at.
+        error: why it cannot be looked at; or what else went wrong with it, beside its answers.
+        settled: nothing is under way behind it: what comes next is answered in batches of its own.
     """
 
     name: str
@@ -39,12 +41,21 @@ class Picture:
     time_s: float | None = None
     duration_s: float | None = None
     error: str | None = None
+    settled: bool = False
 
 
 @dataclass
 class _Chunk:
+    """Pictures for one worker.
+
+    Attributes:
+        size: bytes of their sources.
+        fresh: a video begins here, or has ended before it.
+    """
+
     pictures: list[Picture]
     size: int = 0
+    fresh: bool = False
 
 
 def recognise(
@@ -66,6 +77,9 @@ def recognise(
         batch: faces that are answered at a time.
         workers: who find and cut.
         live: answer each picture at once, as a camera's frames want it.
+
+    A batch ends where a video begins or ends. What goes on from a `Picture.settled` with the next input is therefore
+    answered in the same batches, to the same bits.
     """
     ahead = 1 if live else max(2 * workers.count + 1, 2 * -(-batch // CHUNK))
     seen = workers.in_order(
@@ -74,6 +88,9 @@ def recognise(
     held: list[tuple[Picture, list[CutFace] | None]] = []
     faces = 0
     for chunk, results in seen:
+        if chunk.fresh:
+            yield from _answered(held, answer, batch)
+            held, faces = [], 0
         results = iter(results)
         for picture in chunk.pictures:
             found = None if picture.source is None else next(results)
@@ -91,15 +108,47 @@ def recognise(
 def _answered(
     held: list[tuple[Picture, list[CutFace] | None]], answer: Callable[[Sequence[CutFace]], list], batch: int
 ) -> Iterator[tuple[Picture, list | None]]:
+    if not held:
+        return
     cut = [face for _, faces in held for face in faces or ()]
-    answers = iter([one for start in range(0, len(cut), batch) for one in answer(cut[start : start + batch])])
+    try:
+        answers = iter(_in_batches(cut, answer, batch))
+    except Exception as failure:
+        reason(failure, "the pictures")
+        # It may be one picture's: each is answered apart.
+        held, answers = _apart(held, answer, batch)
+    held[-1][0].settled = True
     for picture, faces in held:
         yield picture, None if faces is None else [next(answers) for _ in faces]
 
 
+def _in_batches(cut: list[CutFace], answer: Callable[[Sequence[CutFace]], list], batch: int) -> list:
+    return [one for start in range(0, len(cut), batch) for one in answer(cut[start : start + batch])]
+
+
+def _apart(
+    held: list[tuple[Picture, list[CutFace] | None]], answer: Callable[[Sequence[CutFace]], list], batch: int
+) -> tuple[list[tuple[Picture, list[CutFace] | None]], Iterator]:
+    kept: list[tuple[Picture, list[CutFace] | None]] = []
+    answers = []
+    for picture, faces in held:
+        try:
+            answers += _in_batches(faces or [], answer, batch)
+        except Exception as failure:
+            picture.error, faces = reason(failure, picture.name), None
+        kept.append((picture, faces))
+    return kept, iter(answers)
+
+
 def _chunks(pictures: Iterable[Picture], most: int) -> Iterator[_Chunk]:
-    chunk = _Chunk([])
+    chunk, number, of_video = _Chunk([]), None, False
     for picture in pictures:
+        if picture.number != number:
+            if chunk.pictures and (of_video or picture.frame is not None):
+                yield chunk
+                chunk = _Chunk([])
+            chunk.fresh = chunk.fresh or of_video or picture.frame is not None
+            number, of_video = picture.number, picture.frame is not None
         chunk.pictures.append(picture)
         chunk.size += _size(picture.source)
         if len(chunk.pictures) >= most or chunk.size >= CHUNK_BYTES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from fercli.errors import FercliError
-from fercli.files import cannot_write, replacing
+from fercli.files import replacing
+from fercli.predict.resume import part_of
 from fercli.predict.videos import NamelessFile, load_av
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class VideoWriter:
         size: (width, height) in pixels of all frames; a frame of another size is fitted.
 
     Raises:
-        FercliError: the file cannot be written.
+        OSError: the file cannot be written, as do the methods.
+        ValueError: frames of this size cannot be encoded.
+        av.FFmpegError: this video cannot be encoded, as do the methods.
     """
 
     def __init__(self, path: Path, size: tuple[int, int]):
@@ -41,9 +43,9 @@ class VideoWriter:
         self._duration = 1
         self._av = load_av()
         if max(size) > _MOST_PIXELS:
-            raise FercliError(f"cannot write {path}: MPEG-4 takes up to {_MOST_PIXELS} pixels a side, not {max(size)}")
+            raise ValueError(f"MPEG-4 takes up to {_MOST_PIXELS} pixels a side, not {max(size)}")
         try:
-            self._file = NamelessFile(self._stack.enter_context(replacing(path)))
+            self._file = NamelessFile(self._stack.enter_context(replacing(path, part_of(path))))
             # Once the container is closed, and before the file takes its place.
             self._stack.callback(self._file.check)
             container = self._av.open(self._file, "w", format="mp4", buffer_size=1 << 18)
@@ -52,9 +54,9 @@ class VideoWriter:
             self._stream.width, self._stream.height = size
             self._stream.pix_fmt, self._stream.codec_context.time_base = "yuv420p", _TICK
             self._container.start_encoding()
-        except (self._av.FFmpegError, OSError) as failure:
+        except BaseException as failure:
             self.close(failure)
-            raise cannot_write(path, failure) from None
+            raise
 
     def add(self, image: np.ndarray, time_s: float, duration_s: float) -> None:
         """Write a frame.
@@ -71,21 +73,16 @@ class VideoWriter:
         self._ticks = max(self._ticks + 1, round(time_s / _TICK))
         frame.pts, frame.time_base = self._ticks, _TICK
         self._duration = max(1, round(duration_s / _TICK))
-        try:
-            self._mux(frame)
-        except (self._av.FFmpegError, OSError) as failure:
-            raise cannot_write(self._path, failure) from None
+        self._mux(frame)
 
     def close(self, failure: BaseException | None = None) -> None:
         """Put the video in its place, or with a failure leave no trace of it."""
-        try:
-            if failure is None:
+        if failure is None:
+            with self._stack:
                 self._mux(None)
-            self._stack.__exit__(type(failure) if failure else None, failure, None)
-        except (self._av.FFmpegError, OSError) as problem:
-            self._stack.__exit__(type(problem), problem, None)
-            if failure is None:
-                raise cannot_write(self._path, problem) from None
+            return
+        with suppress(Exception):  # it has failed already
+            self._stack.__exit__(type(failure), failure, None)
 
     def _mux(self, frame: VideoFrame | None) -> None:
         """Encode a frame and write it; None writes what the encoder holds back."""

@@ -1,0 +1,234 @@
+"""All that a run of `fercli predict` writes: checked before the work, kept when it stops, put in place at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+from fercli import console
+from fercli.errors import SpecError
+from fercli.faces.failures import reason
+from fercli.files import cannot_write, is_stream, open_stream, real_path
+from fercli.outputs import Outputs
+from fercli.predict.inputs import Input
+from fercli.predict.results import FORMS, Annotated, Form
+from fercli.predict.resume import Log, PartFile, Position, description, find_position, log_of, part_of
+from fercli.predict.stream import Picture
+from fercli.recognizer import Face
+
+if TYPE_CHECKING:
+    from fercli.predict.run import Totals
+
+
+class _Target(NamedTuple):
+    form: Form
+    path: Path | None
+    to: PartFile | IO[bytes]
+
+
+class Writing:
+    """The outputs of one run; a context manager.
+
+    Args:
+        files, stdout, force, resume, model: as `fercli.predict.run.predict` takes them.
+        inputs: all of them.
+        options: of the run; what goes on with it must have the same.
+        totals: counts what is added; of a run that goes on, from where it was.
+        live: the end is when the user stops it.
+
+    Attributes:
+        start: from where the run goes on.
+        finished: whether the files have taken their places.
+
+    Raises:
+        FercliError: an output may not or cannot be written, or the files there are of another run.
+    """
+
+    def __init__(
+        self,
+        files: dict[str, str | None],
+        inputs: Sequence[Input],
+        stdout: IO[bytes] | None,
+        options: dict[str, Any],
+        model: Path | None,
+        totals: Totals,
+        live: bool,
+        force: bool,
+        resume: bool,
+    ):
+        self._inputs, self._stdout, self._totals, self._live = inputs, stdout, totals, live
+        self._stack = ExitStack()
+        self._named = {name: files[name] for name in FORMS if files.get(name) is not None}
+        paths = [Path(to) for to in self._named.values() if to != "-"]
+        self._kept = [path for path in paths if not is_stream(path)]
+        to = Path(files["annotate"]) if files.get("annotate") is not None else None
+        self._begun_with = {}
+        if self._kept:
+            self._begun_with = description(inputs, model, options, [*self._kept, *filter(None, [to])])
+        if live and resume:
+            raise SpecError("--resume cannot go on with a camera: what it saw is gone; name another file")
+        at = find_position(self._kept, self._begun_with, resume, force)
+        self.start, self._goes_on = at or Position(sizes=(0,) * len(self._kept)), at is not None
+        self._annotated = None if to is None else Annotated(to, inputs, self.start.inputs)
+        self._check(paths, [model, *(one.path for one in inputs)] if paths or to is not None else [], force)
+        self._targets: list[_Target] = []
+        self._log: Log | None = None
+        self._number, self._settled, self.finished = self.start.inputs, False, False
+        self._answered = self._goes_on
+        totals.restore(self.start.totals)
+
+    def _check(self, paths: Sequence[Path], reads: Sequence[Path | None], force: bool) -> None:
+        outputs = Outputs(reads, force)
+        if "-" in self._named.values() and self._stdout is not None:
+            outputs.take("stdout", self._stdout)
+        for name, to in self._named.items():
+            if to != "-":
+                path = Path(to)
+                beside = [part_of(path), log_of(path)] if path in self._kept else []
+                outputs.check(f"--{name}", path, beside, again=self._goes_on)
+        if self._annotated is not None:
+            for path in self._annotated.paths[self.start.inputs :]:
+                outputs.check("--annotate", path, again=self._goes_on)
+
+    @property
+    def part_files(self) -> list[Path]:
+        """Those that hold answers, as long as they have not taken their places."""
+        return [target.to.part for target in self._targets if isinstance(target.to, PartFile)]
+
+    def __enter__(self) -> Writing:
+        if not self.start.complete:
+            try:
+                self._open()
+            except BaseException as failure:
+                self.__exit__(type(failure), failure, None)
+                raise
+        return self
+
+    def _open(self) -> None:
+        sizes = dict(zip(self._kept, self.start.sizes, strict=True))
+        for name, to in self._named.items():
+            path = None if to == "-" else Path(to)
+            try:
+                if path is None:
+                    opened = self._stdout
+                elif path in sizes:
+                    opened = PartFile(path, sizes[path])
+                else:
+                    opened = self._stack.enter_context(open_stream(path))
+                self._targets.append(_Target(FORMS[name], path, opened))
+                if not sizes.get(path):
+                    self._write(self._targets[-1], FORMS[name].head)
+            except OSError as failure:
+                if path is None:
+                    raise
+                raise cannot_write(path, failure) from None
+        if self._kept:
+            log = log_of(self._kept[0])
+            try:
+                self._log = Log(log, None if self._goes_on else self._begun_with)
+            except OSError as failure:
+                raise cannot_write(log, failure) from None
+        if self._goes_on:
+            console.say(f"going on behind {self.start.inputs} of {len(self._inputs)} inputs")
+
+    def add(self, picture: Picture, faces: Sequence[Face] | None) -> None:
+        """Write a picture's answers and its copy; stdout gets them at once. What goes wrong with it is in its line."""
+        if picture.number != self._number:
+            self._end_input()
+            self._note(picture.number)
+            self._number = picture.number
+        try:
+            if self._annotated is not None:
+                picture.error = self._annotated.add(picture, faces) or picture.error
+            lines = [target.form.lines(picture, faces) for target in self._targets]
+        except Exception as failure:
+            picture.error, faces = reason(failure, picture.name), None
+            lines = [target.form.lines(picture, faces) for target in self._targets]
+        for target, line in zip(self._targets, lines, strict=True):
+            self._write(target, line)
+        self._totals.add(picture, faces)
+        self._answered, self._settled = True, picture.settled
+        if self._inputs[picture.number].kind == "picture":
+            self._note(picture.number + 1)
+
+    def _end_input(self) -> None:
+        """Put the copy of a video in its place; why it has none is a line of its own."""
+        why = None if self._annotated is None else self._annotated.finish(self._number)
+        if why is not None:
+            last = Picture(self._inputs[self._number].name, None, self._number, error=why)
+            for target in self._targets:
+                self._write(target, target.form.lines(last, None))
+            self._totals.add(last, None)
+
+    def _note(self, inputs: int, complete: bool = False) -> None:
+        if self._log is not None and (self._settled or complete):
+            sizes = tuple(target.to.size for target in self._targets if isinstance(target.to, PartFile))
+            try:
+                self._log.note(Position(inputs, sizes, self._totals.counts(), complete))
+            except OSError as failure:
+                raise cannot_write(self._log.path, failure) from None
+            self._settled = False
+
+    def _write(self, target: _Target, lines: bytes) -> None:
+        try:
+            target.to.write(lines)
+            if not isinstance(target.to, PartFile):
+                target.to.flush()
+        except OSError as failure:
+            if target.path is None:
+                raise
+            raise cannot_write(target.path, failure) from None
+
+    def finish(self) -> None:
+        """Put the files in their places."""
+        if not self.start.complete:
+            if self._answered:
+                self._end_input()
+            for target in self._targets:
+                if isinstance(target.to, PartFile):
+                    try:
+                        target.to.close(to_the_disk=True)
+                    except OSError as failure:
+                        raise cannot_write(target.path, failure) from None
+            self._note(len(self._inputs), complete=True)
+        if self._log is not None:
+            self._log.close()
+        for path in self._kept:
+            part = part_of(path)
+            try:
+                if part.exists() or not self.start.complete:
+                    os.replace(part, real_path(path))
+            except OSError as failure:
+                raise cannot_write(path, failure) from None
+        if self._kept:
+            log_of(self._kept[0]).unlink(missing_ok=True)
+        self.finished = True
+
+    def __exit__(self, kind: type[BaseException] | None, failure: BaseException | None, _: object) -> None:
+        try:
+            if self._live and self._answered and isinstance(failure, KeyboardInterrupt):
+                self.finish()
+            elif failure is not None and not self.finished:
+                self._keep(failure)
+        finally:
+            with suppress(OSError):  # told when it was written
+                self._stack.close()
+
+    def _keep(self, failure: BaseException) -> None:
+        """Leave what was answered in the part files, and nothing where that is nothing."""
+        if self._annotated is not None:
+            self._annotated.close(failure)
+        for target in self._targets:
+            if isinstance(target.to, PartFile):
+                target.to.close()
+        if self._log is not None:
+            self._log.close()
+        if not self._answered:
+            for path in [*self.part_files, *([self._log.path] if self._log is not None else [])]:
+                path.unlink(missing_ok=True)
+        elif self.part_files:
+            parts = " and ".join(map(str, self.part_files))
+            console.warn(f"what was answered is in {parts}; to go on behind it, run the command with --resume")
