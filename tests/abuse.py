@@ -655,7 +655,9 @@ def checkpoint_changed(name: str, rng: np.random.Generator) -> tuple[str, Callab
 
 
 def _owner(state: dict[str, Any], path: Sequence[Any]) -> str:
-    return next(key for key in ("spec", "best", "meter", "optimizer", "rng", "method") if _reaches(state.get(key), path))
+    return next(
+        key for key in ("spec", "best", "meter", "optimizer", "rng", "method") if _reaches(state.get(key), path)
+    )
 
 
 def _reaches(tree: Any, path: Sequence[Any]) -> bool:
@@ -742,9 +744,27 @@ def safetensors_changed(name: str, rng: np.random.Generator) -> tuple[str, Calla
 
 _YAML: tuple[str, ...] = (
     *("2024-99-99", "2024-02-30 25:61:61", "!!int abc", "!!float abc", "!!bool maybe", "!!timestamp x", "!!binary '='"),
-    *("!!python/object/apply:os.system [touch pwned]", "!!set {a}", "!!omap [a]", "!!pairs x", "!unknown 5", "!!null x"),
+    *(
+        "!!python/object/apply:os.system [touch pwned]",
+        "!!set {a}",
+        "!!omap [a]",
+        "!!pairs x",
+        "!unknown 5",
+        "!!null x",
+    ),
     *("9" * 5000, str(2**64), "-1", "0", ".inf", "-.inf", ".nan", "1e400", "0x", "0b2", "1:99:99", "~", "1_0", "0o9"),
-    *("[" * 3000, "[" * 900 + "]" * 900, "{a: " * 900 + "1" + "}" * 900, "[", "{", '"', "'", "- -", "? [a]", "{[a]: b}"),
+    *(
+        "[" * 3000,
+        "[" * 900 + "]" * 900,
+        "{a: " * 900 + "1" + "}" * 900,
+        "[",
+        "{",
+        '"',
+        "'",
+        "- -",
+        "? [a]",
+        "{[a]: b}",
+    ),
     *("*nowhere", "&a [*a]", "&a {b: *a}", "<<: 3", "{<<: [1]}", "{<<: {a: 1}}", '"a\\0b"', '"\\ud800"', '"\\x1b[31m"'),
     *("../../pwn", "/", "''", "[]", "{}", "[[]]", "true", "null", "x" * 100_000, "|", ">", "|\n  a", "%", "@x", "`x`"),
     *("²", "--5", "\t", "a: b: c", "# x", "!!str", "!!seq x", "!!map x", "0.1.2", "NO", "evil_mod:X", "1e-400"),
@@ -764,10 +784,14 @@ def spec_text(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path]
         lines[at] = lines[at].split(":", 1)[0] + ": " + value
         about = f"line {at + 1} {lines[at].strip():.60}"
     elif way == 4:
-        whole = _pick((*_YAML, _LAUGH, "a: 1\n" * 50_000, "\0", "\x85", "---\n---\n", "--- a\n--- b", "name: x\nname: y"), rng)
+        whole = _pick(
+            (*_YAML, _LAUGH, "a: 1\n" * 50_000, "\0", "\x85", "---\n---\n", "--- a\n--- b", "name: x\nname: y"), rng
+        )
         lines, about = [whole], f"all of it {whole[:40]!r}"
     elif way == 5:
-        lines.insert(at, _pick(("\t", " x: 1", "  - a", "name: [", "? ", "unknown: 5", "%YAML 9.9", "...", "<<: *x"), rng))
+        lines.insert(
+            at, _pick(("\t", " x: 1", "  - a", "name: [", "? ", "unknown: 5", "%YAML 9.9", "...", "<<: *x"), rng)
+        )
         about = f"a line more {lines[at]!r}"
     elif way == 6:
         lines.insert(0, _LAUGH.rstrip())
@@ -784,7 +808,16 @@ def setting(rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
     from fercli.spec import Spec
 
     keys = [".".join(map(str, path)) for path in places(json.loads(Spec().model_dump_json()))]
-    keys += ["sweep.seeds", "sweep.grid", "sweep.methods", "sweep.jobs", "data.datasets.listed.options.file", "", ".", "a..b"]
+    keys += [
+        "sweep.seeds",
+        "sweep.grid",
+        "sweep.methods",
+        "sweep.jobs",
+        "data.datasets.listed.options.file",
+        "",
+        ".",
+        "a..b",
+    ]
     keys += ["adapt.options.threshold", "adapt.options", "model.0", "data.source.0"]
     given = f"{_pick(keys, rng)}={_pick(_YAML, rng)}"
     if rng.random() < 0.08:
@@ -812,7 +845,16 @@ def _of_checkpoint(rng: np.random.Generator) -> Case:
     if stage == "source":
         commands = ["predict source", "evaluate", "adapt", "inspect fit"] if kind == "best" else ["train-source"]
     elif kind == "best":
-        commands = ["predict", "evaluate", "compare", "export", "inspect", "weights export", "weights export half", "predict"]
+        commands = [
+            "predict",
+            "evaluate",
+            "compare",
+            "export",
+            "inspect",
+            "weights export",
+            "weights export half",
+            "predict",
+        ]
     else:
         commands = ["adapt", "longer"]
     if kind == "last" and stage == "source":
@@ -886,7 +928,10 @@ def _of_setting(rng: np.random.Generator) -> Case:
     command = _pick(("doctor", "evaluate", "verify", "sweep", "inspect fit", "compare", "predict"), rng)
     arguments, writes = COMMANDS[command]
     return Case(
-        f"fercli {' '.join(arguments)} --set {given!r:.200}", lambda work: None, (*arguments, *option), ("runs", "prepared")
+        f"fercli {' '.join(arguments)} --set {given!r:.200}",
+        lambda work: None,
+        (*arguments, *option),
+        ("runs", "prepared"),
     )
 
 
@@ -907,7 +952,9 @@ def _of_list(rng: np.random.Generator) -> Case:
     root = f"data/{reader}"
     options: tuple[str, ...] = ()
     if reader == "csv" and rng.random() < 0.3:
-        key = _pick(("label_column", "path_column", "split_column", "box", "labels", "file", "images", "score", "adapt"), rng)
+        key = _pick(
+            ("label_column", "path_column", "split_column", "box", "labels", "file", "images", "score", "adapt"), rng
+        )
         options = ("--option", f"{key}={_pick(_YAML, rng)}")
     if rng.random() < 0.6:
         arguments, writes = ("datasets", "check", reader, root, *options), ()
@@ -935,7 +982,9 @@ def _odd_picture(path: Path, width: int, height: int, mode: str) -> None:
     from PIL import Image
 
     if path.suffix in (".mp4", ".avi", ".mkv"):
-        frames = [np.full((max(2, height % 999 // 2 * 2), max(2, width % 999 // 2 * 2), 3), i, np.uint8) for i in range(2)]
+        frames = [
+            np.full((max(2, height % 999 // 2 * 2), max(2, width % 999 // 2 * 2), 3), i, np.uint8) for i in range(2)
+        ]
         path.write_bytes(b"")
         write_clip(path, frames, codec="mjpeg" if path.suffix == ".avi" else "mpeg4")
         return

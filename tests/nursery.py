@@ -35,10 +35,8 @@ for line in sys.stdin:
             code = 0
         except SystemExit as end:
             code = end.code or 0
-        import atexit
-        atexit._run_exitfuncs()
         sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
+        os._exit(code)  # what torch and joblib do at an exit may hang in a process that was forked
     print(child, flush=True)
     sys.stdin.readline()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -96,6 +94,38 @@ class Nursery:
         """End the nursery."""
         self._process.stdin.close()
         self._process.wait(30)
+
+
+class Alone:
+    """Starts commands as a shell does, which takes seconds: for those that start processes themselves."""
+
+    def __init__(self, folder: Path):
+        self._output = folder / "output"
+
+    def start(self, *arguments: str | Path, folder: Path = Path()) -> int:
+        """As a nursery's."""
+        path = os.pathsep.join(part for part in sys.path if part)
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "fercli", *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder.absolute(),
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+                start_new_session=True,
+            )
+        return self._process.pid
+
+    def end(self, within_s: float = 120) -> tuple[int, str]:
+        """As a nursery's."""
+        try:
+            code = self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            code = self._process.wait()
+            return code, f"(did not end within {within_s} s) {self._output.read_text(errors='replace')}"
+        return code, self._output.read_text(errors="replace")
 
 
 def ended(number: int) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from abuse import Ground, draw
 
-CASES = int(os.environ.get("FERCLI_ABUSE_CASES", "300"))
+CASES = int(os.environ.get("FERCLI_ABUSE_CASES", "240"))
 SEED = int(os.environ.get("FERCLI_ABUSE_SEED", "14"))
 
 
