@@ -18,9 +18,8 @@ import struct
 import time
 import traceback
 import zipfile
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +107,6 @@ class Case:
     expect: str = "any"
     answer: str = ""
     stdin: bytes | None = None
-    faults: list[str] = field(default_factory=list)
 
 
 class Ground:
@@ -626,8 +624,7 @@ def checkpoint_changed(name: str, rng: np.random.Generator) -> tuple[str, Callab
     if way < 9:
         path = [_pick(list(state), rng)]
         if path[0] in ("spec", "best", "meter", "optimizer", "rng", "method") and rng.random() < 0.7:
-            path = list(_pick([p for p in places(state[path[0]]) if len(p) < 4] or [()], rng))
-            path = [path and "spec", *path] if False else [_owner(state, path), *path]
+            path += _pick([p for p in places(state[path[0]]) if len(p) < 4] or [()], rng)
         if rng.random() < 0.15:
             about, value = "gone", GONE
         elif rng.random() < 0.5:
@@ -652,21 +649,6 @@ def checkpoint_changed(name: str, rng: np.random.Generator) -> tuple[str, Callab
         rng,
     )
     return f"{name}: {about}", lambda work: torch.save(document, work / name)
-
-
-def _owner(state: dict[str, Any], path: Sequence[Any]) -> str:
-    return next(
-        key for key in ("spec", "best", "meter", "optimizer", "rng", "method") if _reaches(state.get(key), path)
-    )
-
-
-def _reaches(tree: Any, path: Sequence[Any]) -> bool:
-    for key in path:
-        try:
-            tree = tree[key]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return True
 
 
 def _with_nan(old: torch.Tensor) -> torch.Tensor:
@@ -895,8 +877,8 @@ def _of_run(rng: np.random.Generator) -> Case:
 
 def _of_store(rng: np.random.Generator) -> Case:
     store = _pick(("raf-db", "jaffe"), rng)
-    files = sorted(str(p) for p in Path("prepared", store).iterdir() if p.suffix != ".jpg") + ["prepared/quality.json"]
-    name = _pick(files, rng)
+    files = sorted(str(p) for p in Path("prepared", store).iterdir() if p.suffix != ".jpg")
+    name = _pick([*files, "prepared/quality.json"], rng)
     ways: list[Any] = [replaced]
     if name.endswith(".json"):
         ways += [json_changed] * 3
@@ -926,13 +908,9 @@ def _of_spec(rng: np.random.Generator) -> Case:
 def _of_setting(rng: np.random.Generator) -> Case:
     given, option = setting(rng)
     command = _pick(("doctor", "evaluate", "verify", "sweep", "inspect fit", "compare", "predict"), rng)
-    arguments, writes = COMMANDS[command]
-    return Case(
-        f"fercli {' '.join(arguments)} --set {given!r:.200}",
-        lambda work: None,
-        (*arguments, *option),
-        ("runs", "prepared"),
-    )
+    arguments = COMMANDS[command][0]
+    about = f"fercli {' '.join(arguments)} --set {given!r:.200}"
+    return Case(about, lambda work: None, (*arguments, *option), ("runs", "prepared"))
 
 
 _READERS = {

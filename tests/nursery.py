@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 #: For each line it reads, {"arguments", "folder", "output", "file_size"}, it forks a process, the head of a session of
@@ -155,7 +156,5 @@ def _stat(number: int) -> tuple[str, int]:
 
 def send(number: int, sent: signal.Signals, whole_session: bool) -> None:
     """Send a signal to a process, or to all of its session, as a terminal does."""
-    try:
+    with suppress(ProcessLookupError):
         (os.killpg if whole_session else os.kill)(number, sent)
-    except ProcessLookupError:
-        pass

@@ -3,7 +3,6 @@ never been stopped, and nothing is left behind: no temporary file, no process, n
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re

@@ -47,14 +47,6 @@ def bench(tmp_path: Path, alone: Bench) -> Bench:
     return made
 
 
-def wait_for(path: Path, number: int, within_s: float = 60) -> None:
-    """Wait until a command has begun to write a file."""
-    deadline = time.monotonic() + within_s
-    while not path.exists() and not ended(number) and time.monotonic() < deadline:
-        time.sleep(0.002)
-    assert path.exists() and not ended(number), f"{path} did not come in time"
-
-
 def refused(code: int, told: str) -> None:
     """Check that a command was refused: one line, which names what is at work."""
     lines = [line for line in told.splitlines() if line.startswith(("error: ", "Traceback"))]
