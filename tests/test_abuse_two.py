@@ -111,10 +111,8 @@ def test_adaptations_to_different_targets_run_side_by_side(
         (stores / name).symlink_to(alone.prepared / name)
     cut(alone.prepared / "jaffe", stores / "fer2013", np.arange(0, 42, 2), name="fer2013")
     both = Bench(bench.folder, stores, {**LONG, "data.targets": ["jaffe", "fer2013"]})
-    numbers = [
-        n.start("adapt", "-c", both.spec, "--target", t) for n, t in zip(nurseries, ("jaffe", "fer2013"), strict=True)
-    ]
-    wait_for(bench.runs / "adapt-jaffe/metrics.jsonl", numbers[0])
+    for nursery, target in zip(nurseries, ("jaffe", "fer2013"), strict=True):
+        nursery.start("adapt", "-c", both.spec, "--target", target)
     ends = [nursery.end() for nursery in nurseries]
     assert [code for code, _ in ends] == [0, 0], ends
     assert_same_run(alone.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
