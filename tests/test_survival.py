@@ -1,15 +1,8 @@
-"""Runs that are killed, short of disk or memory, or whose loss breaks: what is kept, what is told, and going on."""
+"""Runs short of disk or memory, or whose loss breaks: what is kept, what is told, and going on."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import Bench
-from trained_runs import assert_same_run, assert_same_sweep
+from nursery import Nursery
+from trained_runs import assert_same_run
 
 from fercli.batches import Batches, Faces
 from fercli.engine import checkpoint
@@ -25,138 +19,12 @@ from fercli.engine.log import read_metrics
 from fercli.engine.trouble import FAILED_BATCH
 from fercli.store import Store
 
-#: For each line it reads, {"arguments", "output", "file_size"}, it forks a process in which all is loaded already: to
-#: start anew for each of thirty kills would take minutes. Says the process's number, and after another line its status.
-NURSERY = """
-import json, os, resource, sys
-import fercli.engine.stages, fercli.sweep, fercli.evaluation.collect
-from fercli.cli import main
-for line in sys.stdin:
-    asked = json.loads(line)
-    child = os.fork()
-    if not child:
-        output = os.open(asked["output"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(output, 1), os.dup2(output, 2)
-        if asked["file_size"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (asked["file_size"],) * 2)
-        try:
-            main(asked["arguments"], standalone_mode=True)
-            code = 0
-        except SystemExit as end:
-            code = end.code or 0
-        sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)
-    print(child, flush=True)
-    sys.stdin.readline()
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-
-
-class Nursery:
-    """Commands in processes of their own."""
-
-    def __init__(self, folder: Path):
-        self._output = folder / "output"
-        path = os.pathsep.join(part for part in sys.path if part)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", NURSERY],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        )
-
-    def start(self, *arguments: str, file_size: int = 0) -> int:
-        """Start a command, with the largest size in bytes that a file of its may have; its process's number."""
-        asked = {"arguments": arguments, "output": str(self._output), "file_size": file_size}
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
-        return int(self._process.stdout.readline())
-
-    def end(self) -> tuple[int, str]:
-        """Wait for it: exit code (-9 where it was killed) and what it said."""
-        print(file=self._process.stdin, flush=True)
-        code = int(self._process.stdout.readline())
-        return code, self._output.read_text()
-
-    def close(self) -> None:
-        self._process.stdin.close()
-        self._process.wait(30)
-
-
-def ended(number: int) -> bool:
-    """Whether a process has ended, be it waited for or not."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
 
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
     made = Nursery(tmp_path_factory.mktemp("nursery"))
     yield made
     made.close()
-
-
-# Killed
-
-KILLS = 10
-FULL = {"adapt.options": {"threshold": 0.3}, "engine.save_every_s": 0}
-SWEEP = {"sweep": {"methods": {"dann": None}, "seeds": [0]}, "engine.save_every_s": 0}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("command", ["train-source", "adapt", "sweep"])
-def test_ten_kills_change_no_bit(command: str, tmp_path: Path, trained: Bench, nursery: Nursery) -> None:
-    seed = time.time_ns()
-    draw = random.Random(seed)
-
-    def fresh(name: str) -> Bench:
-        made = Bench(tmp_path / name, trained.prepared, SWEEP if command == "sweep" else FULL)
-        if command == "adapt":
-            shutil.copytree(trained.runs / "source", made.runs / "source")
-        return made
-
-    def start(bench: Bench) -> int:
-        return nursery.start(*((command, str(bench.spec)) if command == "sweep" else (command, "-c", str(bench.spec))))
-
-    def compare(bench: Bench) -> None:
-        if command == "sweep":
-            assert_same_sweep(whole, bench)
-        else:
-            stage = {"train-source": "source", "adapt": "adapt-jaffe"}[command]
-            assert_same_run(whole.runs / stage, bench.runs / stage)
-            outputs = [{p.name: p.read_bytes() for p in b.runs.glob(f"{stage}/outputs/*")} for b in (whole, bench)]
-            assert outputs[0] == outputs[1]
-
-    whole = fresh("whole")
-    begun = time.monotonic()
-    start(whole)
-    assert nursery.end()[0] == 0
-    lasts = time.monotonic() - begun
-
-    kills, rounds, bench = 0, 0, fresh("killed-0")
-    while kills < KILLS and rounds < 10 * KILLS:
-        rounds += 1
-        number, begun = start(bench), time.monotonic()
-        delay = draw.uniform(0, lasts)
-        while time.monotonic() < begun + delay and not ended(number):
-            time.sleep(0.001)
-        passed = time.monotonic() - begun
-        os.kill(number, signal.SIGKILL)  # a process that has ended is one still, until it is waited for
-        code, told = nursery.end()
-        if code == -signal.SIGKILL:
-            kills += 1
-        else:
-            assert code == 0, (seed, told)
-            compare(bench)
-            lasts = min(lasts, passed)  # the machine may have been busy with others before
-            bench = fresh(f"killed-{rounds}")
-    assert kills == KILLS
-    start(bench)
-    assert nursery.end()[0] == 0
-    compare(bench)
 
 
 # A loss that is not finite
