@@ -44,11 +44,10 @@ _UNREAD = frozenset((
     ".psd", ".qoi", ".ras", ".svg", ".svgz", ".tga", ".wmf", ".xcf",
 ))  # fmt: skip
 
-#: What systems and file managers leave in folders, lower case: thumbnails, resource forks, waste bins, indices. What
-#: begins with a dot (``.thumbnails``, ``.AppleDouble``, ``._photo.jpg``) is left out too.
+#: Folders of systems and file managers, lower case: thumbnails, resource forks, waste bins. What begins with a dot
+#: (``.thumbnails``, ``.AppleDouble``, ``._photo.jpg``) is left out too. A Thumbs.db is counted as what is no picture.
 _LITTER = frozenset((
-    "@eadir", "__macosx", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "@recycle", "#recycle",
-    "$recycle.bin", "system volume information", "lost+found",
+    "@eadir", "__macosx", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found",
 ))  # fmt: skip
 
 _ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9_]{1,10}")
