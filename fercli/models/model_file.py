@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from fercli import __version__
@@ -40,7 +40,12 @@ _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Best(Section):
-    """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.evaluation.rules`)."""
+    """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.evaluation.rules`).
+
+    Before the first epoch ends the score is minus infinity; a rule may have none (NaN).
+    """
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
     epoch: _Count
     score: float | None
