@@ -7,6 +7,7 @@ line too.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -29,6 +30,9 @@ def run() -> None:
         if "--debug" in sys.argv:
             raise
         _leave(_told(problem), 1)
+    finally:
+        # Python's last search for garbage takes a second or two once torch is loaded, and the process ends anyway.
+        gc.freeze()
 
 
 def _open_streams() -> None:

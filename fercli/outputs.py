@@ -13,7 +13,7 @@ from fercli.files import cannot_write, is_stream, real_path
 
 #: Files of a run's stage folder and of a prepared store that other commands read; each folder is known by its marks.
 _KEPT = (
-    ("a run", ("best.ckpt", "last.ckpt"), (".ckpt", "spec.yaml", "metrics.jsonl", "environment.json")),
+    ("a run", ("best.ckpt", "last.ckpt"), ("best.ckpt", "last.ckpt", "spec.yaml", "metrics.jsonl", "environment.json")),
     ("a run", ("source/best.ckpt", "source/last.ckpt"), ("spec.yaml",)),
     ("a run's results", ("results.json",), ("results.json", "results.csv")),
     ("a run's results", ("../results.json",), (".csv",)),
