@@ -147,7 +147,7 @@ def made(folder: Path, bench: Bench) -> dict[str, bytes]:
 
 def litter(folder: Path) -> list[str]:
     """What a write that was stopped leaves."""
-    return [str(path) for path in folder.rglob("*") if re.search(r"\.(tmp|partial|part)$|^\.", path.name)]
+    return [str(path) for path in folder.rglob("*") if re.search(r"\.(tmp|partial|part)$|^\.(?!lock$)", path.name)]
 
 
 def in_shared_memory(number: int) -> list[str]:

@@ -19,7 +19,7 @@ from trained_runs import assert_same_run
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
 #: Long enough that the second command comes while the first is at work.
-LONG = {"train_source.steps_per_epoch": 60, "adapt.steps_per_epoch": 40}
+LONG = {"train_source.steps_per_epoch": 30, "adapt.steps_per_epoch": 20}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_adaptations_to_different_targets_run_side_by_side(
 def test_evaluate_beside_an_adaptation_reads_whole_files_only(bench: Bench, alone: Bench, nurseries) -> None:
     number = nurseries[0].start("adapt", "-c", bench.spec)
     looks = 0
-    while not ended(number) and looks < 40:
+    while not ended(number) and looks < 5:
         nurseries[1].start("evaluate", "-c", bench.spec)
         code, told = nurseries[1].end()
         assert code == 0, told
