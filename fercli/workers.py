@@ -58,7 +58,7 @@ class WorkerTrace(Exception):
 
 
 class Workers:
-    """Processes that find faces, started when the first work comes; a context manager that ends them.
+    """Worker processes, started when the first work comes; a context manager that ends them.
 
     Args:
         count: processes; 0 is all cores, 1 is this process.

@@ -139,7 +139,7 @@ def evaluate_model(
         _warn_of_other_faces(own, model, store)
         if name == model.target:
             warn_of_overlap(store)
-    sources = _sources(own, stores)
+    sources = _sources(own, model, stores)
     work = [_Work(model, list(datasets), [name for name in datasets if name not in own.data.source])]
     return _score(own, work, stores, report, own.run_folder / "report", sources)
 
@@ -152,16 +152,21 @@ def _name_of(model: Trained) -> str:
     return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(["model", *parts]))
 
 
-def _sources(spec: Spec, stores: Mapping[str, Store]) -> list[Store]:
-    """The stores of all source datasets, or none, which is told."""
+def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[Store]:
+    """The stores of all source datasets, as long as they hold the faces that the model was trained on; else none.
+
+    None is told: of other faces nobody knows which were held out.
+    """
+    without = "no temperature is fitted, and the distance between the domains is not measured"
     try:
-        return [stores.get(name) or open_store(spec, name) for name in spec.data.source]
+        found = [stores.get(name) or open_store(spec, name) for name in spec.data.source]
     except FercliError:
-        console.say(
-            f"no prepared store of {'+'.join(spec.data.source)}, which the model was trained on: no temperature is "
-            "fitted, and the distance between the domains is not measured"
-        )
+        console.say(f"no prepared store of {'+'.join(spec.data.source)}, which the model was trained on: {without}")
         return []
+    for store in prepared_again(model.state, found):
+        console.say(f"{store.path} holds other faces or labels than those that the model was trained on: {without}")
+        return []
+    return found
 
 
 def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
