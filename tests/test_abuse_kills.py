@@ -24,7 +24,7 @@ from trees import encoded
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
 #: Stops of each command; the seed stands in what a failure says.
-STOPS = int(os.environ.get("FERCLI_ABUSE_STOPS", "8"))
+STOPS = int(os.environ.get("FERCLI_ABUSE_STOPS", "5"))
 SEED = int(os.environ.get("FERCLI_ABUSE_SEED", "14"))
 #: Seconds that a command may take to end after a signal (its last write may wait for a busy disk), and that the
 #: processes which it started may take to follow it.
@@ -62,7 +62,7 @@ COMMANDS = {
     "adapt": Command(("adapt", "-c", "{spec}"), ("runs/tiny/source",)),
     "evaluate": Command(("evaluate", "-c", "{spec}", "--report"), ("runs/tiny/source", "runs/tiny/adapt-jaffe")),
     "predict": Command((*_PREDICT, "--workers", "1"), ("runs/tiny/source", "pictures"), ("--resume",)),
-    "predict by two": Command((*_PREDICT, "--workers", "2"), ("runs/tiny/source", "pictures"), ("--resume",), stops=4),
+    "predict by two": Command((*_PREDICT, "--workers", "2"), ("runs/tiny/source", "pictures"), ("--resume",), stops=3),
     "sweep": Command(("sweep", "{spec}"), changes=tuple(_SWEEP.items())),
     "export": Command(
         ("export", "{folder}/runs/tiny", "--format", "torch", "--out", "model.pt2"),
