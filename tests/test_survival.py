@@ -130,7 +130,10 @@ def test_metrics_that_find_no_room_are_one_line(tmp_path: Path, trained: Bench, 
     bench = Bench(tmp_path / "full", trained.prepared)
     bench.done("train-source", "--quiet", "--set", "train_source.epochs=1")
     folder = bench.runs / "source"
-    metrics, padding = folder / "metrics.jsonl", json.dumps({"kind": "padding", "step": 0, "text": "x" * 1000}) + "\n"
+    metrics, padding = (
+        folder / "metrics.jsonl",
+        json.dumps({"kind": "padding", "step": 0, "epoch": 1, "text": "x" * 1000}) + "\n",
+    )
     largest = max((folder / name).stat().st_size for name in ("last.ckpt", "best.ckpt"))
     metrics.write_text(padding * (largest // 500) + metrics.read_text())
     nursery.start("train-source", "--quiet", "-c", str(bench.spec), file_size=metrics.stat().st_size + 10)
