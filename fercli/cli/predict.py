@@ -129,6 +129,8 @@ def _tell(totals: Totals, drawn: bool) -> None:
         name, why = totals.first_error
         more = f" and {totals.errors - 1} more (see the lines with an error)" if totals.errors > 1 else ""
         what = "could not be read or drawn" if drawn else "could not be read"
-        (console.warn if totals.pictures else console.error)(f"{what}: {name}: {why}{more}")
+        (console.warn if totals.pictures else console.error)(
+            f"{what}: {console.brief(name, 200)}: {console.brief(why, 400)}{more}"
+        )
     if totals.stopped:
         console.error("stopped")

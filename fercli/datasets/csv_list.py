@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain, islice
 from pathlib import Path
 
+from fercli.console import brief
 from fercli.datasets.base import (
     Collector,
     Reader,
@@ -160,7 +161,7 @@ class _Columns:
             self._at.setdefault(plain_name(name), []).append(i)
 
     def __str__(self) -> str:
-        return ", ".join(name for name in self.names if name) or "nothing"
+        return brief(", ".join(name for name in self.names if name), 600) or "nothing"
 
     def find(self, kind: str, asked: str | None) -> int | None:
         """Return the column asked for, by default the first of the usual ones; None for "" and where there is none."""
