@@ -448,7 +448,7 @@ def test_a_broken_checkpoint_is_told(make_adapting) -> None:
         file = bench.runs / f"source/{name}.ckpt"
         file.write_bytes(file.read_bytes()[:1000])
         line = told(bench(command), 1)
-        assert f"{name}.ckpt is damaged or not a fercli checkpoint" in line
+        assert f"{name}.ckpt is truncated or damaged; train that stage again: --restart" in line
 
 
 def test_a_stop_in_the_last_step_of_one_target_begins_no_other(

@@ -353,17 +353,20 @@ def test_hostile_foreign_and_broken_checkpoints_are_refused(
         torch.save(value, file)
         return file.read_bytes()
 
-    damaged, foreign = "is damaged or not a fercli checkpoint", "is not a fercli checkpoint"
+    damaged, code, foreign = "is truncated or damaged", "asks to run code", "is not a fercli checkpoint"
     cases = [(whole[: len(whole) * k // 8], damaged) for k in range(8)]
     cases += [
-        (b"garbage " * 100, damaged),
-        (pickle.dumps(Hostile()), damaged),
-        (saved(Hostile()), damaged),
-        (saved({"network": {}, "spec": {}, "extra": Hostile()}), damaged),
+        (b"garbage " * 100, "is not a PyTorch checkpoint, or is damaged"),
+        (pickle.dumps(Hostile()), "is not a PyTorch checkpoint, or is damaged"),
+        (saved(Hostile()), code),
+        (saved({"network": {}, "spec": {}, "extra": Hostile()}), code),
         (saved({"state_dict": {"a": torch.zeros(2)}}), foreign),
         (saved([torch.zeros(2)]), foreign),
         (saved(torch.zeros(2)), foreign),
-        (saved({"format": 99, "fercli": "9.9", "network": {}, "spec": {}}), "written by fercli 9.9, which is newer"),
+        (
+            saved({"format": 99, "fercli": "9.9", "network": {}, "spec": {}}),
+            "by fercli 9.9, newer than this",
+        ),
     ]
     for content, told in cases:
         file.write_bytes(content)

@@ -363,7 +363,7 @@ def results_is_a_folder(runs: Path) -> None:
     ("change", "text"),
     [
         (drop, "no source model in"),
-        (damage, "adapt-jaffe/best.ckpt is damaged or not a fercli checkpoint"),
+        (damage, "adapt-jaffe/best.ckpt is truncated or damaged; train that stage again"),
         (source_in_its_place, "adapt-jaffe/best.ckpt is not an adapted model"),
         (adapted_in_its_place, "source/best.ckpt is not a source model"),
         (other_architecture, "is of another architecture (model.backbone ir18 -> ir-small)"),
@@ -412,7 +412,7 @@ def test_damaged_outputs_are_left_out_and_told(copy) -> None:
     bench = copy()
     path = bench.runs / "adapt-jaffe/outputs/epoch-0002.npy"
     path.write_bytes(path.read_bytes()[:100])
-    assert "outputs cannot be read" in bench.done("evaluate", "--quiet").stderr
+    assert f"{path} cannot be read" in bench.done("evaluate", "--quiet").stderr
     assert json.loads((bench.runs / "report/results.json").read_text())["pseudo_labels"] == {}
 
 

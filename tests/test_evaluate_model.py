@@ -16,6 +16,7 @@ from stores import cut
 from fercli.evaluation.calibration import reliability
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
+from fercli.files import LOCK
 from fercli.models.export import export
 from fercli.store import Store
 from fercli.trained import find_trained
@@ -53,7 +54,7 @@ def test_the_starter_is_scored_without_a_run_and_without_its_source(at, prepared
     assert results["gaps"] == [] and results["history"] == {"starter.safetensors": []}
     assert (entry["folder"], entry["role"], entry["stage"]) == ("starter.safetensors", "target", "source")
     report = Path("runs/model-starter/report")
-    assert sorted(path.name for path in report.iterdir()) == ["predictions", "results.csv", "results.json"]
+    assert sorted(path.name for path in report.iterdir()) == [LOCK, "predictions", "results.csv", "results.json"]
     assert (report / "predictions/starter.safetensors--jaffe.csv").exists() and not Path("runs/baseline").exists()
 
 

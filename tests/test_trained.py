@@ -143,7 +143,7 @@ def plain_weights(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (damage, "is truncated or damaged; fetch or copy it again"),
+        (damage, "is truncated or damaged; train that stage again: --restart"),
         (plain_weights, "is not a fercli checkpoint"),
         (take("stage"), "is not a model of train-source or adapt (it has no stage)"),
         (take("best", "status"), "is not a model of train-source or adapt (it has no best, status)"),

@@ -11,7 +11,7 @@ from fercli import __version__
 from fercli.errors import FercliError
 from fercli.files import os_error_behind, replacing
 from fercli.models.model_file import check_checkpoint
-from fercli.models.reading import read_torch, seal_torch, shown
+from fercli.models.reading import Damaged, read_torch, seal_torch, shown
 
 FORMAT = 1
 
@@ -47,6 +47,8 @@ def load(path: Path) -> dict[str, Any]:
         raise FercliError(f"no checkpoint at {path}") from None
     except OSError as problem:
         raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
+    except Damaged as problem:
+        raise FercliError(f"{path} {problem}; train that stage again: --restart, or copy the file again") from None
     except ValueError as problem:
         raise FercliError(f"{path} {problem}") from None
     return state

@@ -30,12 +30,16 @@ SAFETENSORS = ".safetensors"
 #: What is told of a file that safetensors cannot read.
 BROKEN = "is truncated or damaged, or no safetensors file; fetch or copy it again"
 
-_OTHER_BYTES = "is damaged: its bytes are not those that were written; fetch or copy it again"
-_BROKEN_ARCHIVE = "is truncated or damaged; fetch or copy it again"
+_OTHER_BYTES = "is damaged: its bytes are not those that were written"
+_CUT = "is truncated or damaged"
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _NAMED_AT_MOST = 6
 _LONGEST_NAME = 160
+
+
+class Damaged(ValueError):
+    """A file is not as it was written; the message says how, to be put behind its name."""
 
 
 def read_document(path: Path) -> Any:
@@ -60,6 +64,8 @@ def read_document(path: Path) -> Any:
         raise
     except OSError as error:
         raise FercliError(f"weights {path}: cannot be read ({error.strerror or error})") from error
+    except Damaged as error:
+        raise FercliError(f"weights {path}: {error}; fetch or copy it again") from error
     except ValueError as error:
         raise FercliError(f"weights {path}: {error}") from error
     except Exception as error:  # safetensors meets arbitrary bytes
@@ -73,7 +79,8 @@ def read_torch(path: Path) -> Any:
     format before torch 1.6 is no archive and has none.)
 
     Raises:
-        ValueError: why it cannot be read, to be put behind the file's name.
+        Damaged: it is not as it was written.
+        ValueError: why it cannot be read, and what to do, to be put behind the file's name.
         OSError: the file cannot be opened.
     """
     with path.open("rb") as file, ThreadPoolExecutor(1) as thread:
@@ -91,7 +98,8 @@ def read_torch(path: Path) -> Any:
         except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, IndexError, AssertionError, ...
             if checked is not None:
                 checked.result()
-            raise ValueError(_why_unreadable(error)) from error
+            why = _why_unreadable(error)
+            raise (Damaged if why == _CUT else ValueError)(why) from error
         if checked is not None:
             checked.result()
     return document
@@ -120,17 +128,17 @@ def _entries(file: IO[bytes]) -> list[zipfile.ZipInfo]:
         with zipfile.ZipFile(file) as archive:
             entries, comment = archive.infolist(), archive.comment
     except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise ValueError(_BROKEN_ARCHIVE) from None
+        raise Damaged(_CUT) from None
     size = file.seek(0, os.SEEK_END)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
         raise ValueError("unpacks to more than the file holds, which torch.save's never do")
     if comment and comment != _digest(entries):
-        raise ValueError(_OTHER_BYTES)
+        raise Damaged(_OTHER_BYTES)
     return entries
 
 
 def _compare_sums(path: Path, entries: Iterable[zipfile.ZipInfo]) -> None:
-    """Raise ValueError where an entry's bytes are not those of its check sum; 0 stands where none was computed."""
+    """Raise Damaged where an entry's bytes are not those of its check sum; 0 stands where none was computed."""
     block = memoryview(bytearray(1 << 18))
     with path.open("rb", buffering=0) as file:
         for entry in entries:
@@ -141,7 +149,7 @@ def _compare_sums(path: Path, entries: Iterable[zipfile.ZipInfo]) -> None:
             while left and (count := file.readinto(block[: min(left, len(block))])):
                 found, left = zlib.crc32(block[:count], found), left - count
             if left or found != entry.CRC != 0:
-                raise ValueError(_OTHER_BYTES)
+                raise Damaged(_OTHER_BYTES)
 
 
 def check_plain(document: Any, most: int = 200_000) -> None:
@@ -238,5 +246,5 @@ def _why_unreadable(error: Exception) -> str:
     if type(error).__name__ == "SafetensorError":
         return BROKEN
     if "central directory" in text or "unexpected EOF" in text or isinstance(error, EOFError | zipfile.BadZipFile):
-        return _BROKEN_ARCHIVE
+        return _CUT
     return "is not a PyTorch checkpoint, or is damaged; give a file that torch.save or safetensors wrote"
