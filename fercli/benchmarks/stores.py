@@ -10,7 +10,7 @@ import numpy as np
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.spec import Prepare
-from fercli.store import FORMAT, STATUSES, ArrayWriter, Store, file_hash, write_manifest
+from fercli.store import FORMAT, SMALL_FILES, STATUSES, ArrayWriter, Store, file_hash, write_manifest
 
 #: Where the landmarks lie, in shares of the view's side: about where the ArcFace template has them.
 _LANDMARKS = ((0.34, 0.46), (0.66, 0.46), (0.5, 0.64), (0.37, 0.82), (0.63, 0.82))
@@ -36,6 +36,7 @@ def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bo
     ArrayWriter.whole(path / "landmarks.npy", (places + jitter).astype("float32"))
     _fill(path / "faces.npy", (faces, side, side, 3), numbers)
     _fill(path / "crops.npy", (faces, 5, patch, patch, 3), numbers if crops else None)
+    ArrayWriter.whole(path / "digests.npy", np.zeros((faces, 16), "uint8"))
     write_manifest(path / "manifest.csv", ({"id": f"{i}", "split": "train", "status": "found"} for i in range(faces)))
     counts = {status: 0 for status in STATUSES} | {"expected": faces, "found": faces}
     meta = {
@@ -47,7 +48,9 @@ def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bo
         "splits": {"train": {"listed": faces, "kept": faces}},
         "counts": counts,
         "parameters": prepare.model_dump(mode="json"),
-        "sha256": {file: file_hash(path / file) for file in ("labels.npy", "splits.npy", "manifest.csv")},
+        "sha256": {name: file_hash(path / name) for name in SMALL_FILES if name != "keys.npy"},
+        "bytes": {},
+        "fingerprint": "",
     }
     write_atomically(path / "meta.json", json.dumps(meta).encode())
     return Store.open(path)
