@@ -128,7 +128,7 @@ def prepare(listing: Listing, out: str | os.PathLike[str], options: object = Non
             recover(out)
             meta = read_meta(out)
             complete = is_complete(out, meta)
-            if complete and meta["fingerprint"] == fingerprint and (out / PICTURE).exists() and not repair:
+            if complete and meta.get("fingerprint") == fingerprint and (out / PICTURE).exists() and not repair:
                 console.say(f"{listing.name}: {out} is up to date")
                 summary = _summary(out, listing, read_manifest(out))
                 summary.up_to_date = True

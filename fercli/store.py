@@ -82,9 +82,9 @@ class _Meta(BaseModel):
     parameters: dict[str, Any]
     counts: dict[str, int]
     splits: dict[str, dict[str, int]]
-    sha256: dict[str, str]
-    bytes: dict[str, int | None]
-    fingerprint: str
+    sha256: dict[str, str] = {}
+    bytes: dict[str, int | None] = {}
+    fingerprint: str = ""
 
 
 class Store:

@@ -183,7 +183,7 @@ def test_drawings_stand_out_on_dark_and_on_light(trained, shade):
         (["{photos}/a.png", "--annotate", "{tmp}/one.mp4"], 2, "a picture becomes one of"),
         (["{photos}/a.png", "--run", "{tmp}/empty"], 1, "holds no trained model"),
         (["{photos}/a.png", "--run", "{tmp}/none"], 1, "no run folder"),
-        (["{photos}/a.png", "--run", "{tmp}/there.csv"], 1, "damaged or not a fercli checkpoint"),
+        (["{photos}/a.png", "--run", "{tmp}/there.csv"], 1, "is not a PyTorch checkpoint, or is damaged"),
         (["{photos}/a.png", "--run", "{tmp}/foreign.ckpt"], 1, "not a fercli checkpoint"),
         (["{photos}/a.png", "--target", "sfew"], 1, "no model adapted to sfew"),
     ],

@@ -75,6 +75,7 @@ def store_of(
     np.save(folder / "landmarks.npy", np.zeros((n, 5, 2), np.float32))
     np.save(folder / "crops.npy", np.zeros((n, 5, 48, 48, 3), np.uint8))
     np.save(folder / "labels.npy", np.arange(n) % 7)
+    np.save(folder / "digests.npy", np.zeros((n, 16), np.uint8))
     np.save(folder / "splits.npy", np.array([row["split"] for row in rows[:n]], dtype="<U16"))
     counts, splits = count_statuses(rows)
     meta = {"format": FORMAT, "name": folder.name, "stand_in": stand_in, "parameters": {"margin": MARGIN}}
