@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: the machine's cores are shared
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for itself; our tables would follow it
 
 import pytest
 import yaml
