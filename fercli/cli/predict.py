@@ -51,9 +51,9 @@ def command(
     else the starter.
 
     Until all inputs are answered, a FILE is called FILE.part, and FILE.part.log beside it says how far the run is.
-    A run that was stopped, however, leaves both: what is in FILE.part are whole lines, and the same command with
-    --resume goes on behind them, to the same bytes as a run that was not stopped. Devices and pipes are written to,
-    links followed; an output that would replace an input, a model or another output is refused before the work.
+    A run that was stopped leaves both. FILE.part then holds whole lines, and the same command with --resume goes on
+    behind them: it ends with the same bytes as a run that was not stopped. Devices and pipes are written to, and links
+    are followed. An output that would replace an input, a model or another output is refused before the work.
 
     With --json and all results in files, a summary is printed on stdout.
 
