@@ -157,16 +157,16 @@ class _Remarks:
             try:
                 work()
             except OSError:
-                _forget(sys.stderr)
+                forget(sys.stderr)
 
 
-def _forget(stream: IO[str]) -> None:
+def forget(stream: IO[Any] | None) -> None:
     """Send to nowhere whatever a stream still holds and gets, so that Python's flush at its end does not fail again."""
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError):
         pass
 
 
@@ -273,7 +273,7 @@ def _on_stdout(work: Callable[[], Any]) -> None:
     except OSError as failure:
         _lost.append(failure)
         if sys.stdout is not None:
-            _forget(sys.stdout)
+            forget(sys.stdout)
 
 
 def unprinted() -> OSError | None:

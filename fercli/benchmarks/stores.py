@@ -49,8 +49,6 @@ def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bo
         "counts": counts,
         "parameters": prepare.model_dump(mode="json"),
         "sha256": {name: file_hash(path / name) for name in SMALL_FILES if name != "keys.npy"},
-        "bytes": {},
-        "fingerprint": "",
     }
     write_atomically(path / "meta.json", json.dumps(meta).encode())
     return Store.open(path)

@@ -32,7 +32,6 @@ FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "adapt")}
 FREE = frozenset({"epochs", "patience"})
 #: The section of a stage.
 _PLANS = {"source": "train_source", "adapt": "adapt"}
-_COMMANDS = {"source": "train-source", "adapt": "adapt"}
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
@@ -99,7 +98,7 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
     except OSError as problem:
         raise FercliError(f"cannot make {folder}: {problem.strerror}; set paths.runs to a folder to write in") from None
     stage = record["stage"]
-    held.enter_context(only_one(folder, _COMMANDS[stage]))
+    held.enter_context(only_one(folder, _PLANS[stage].replace("_", "-")))
     if restart:
         # Without a checkpoint nothing of the old run can pass for the new one's, should a kill come here.
         empty_folder(folder, first=("last.ckpt", "best.ckpt"))

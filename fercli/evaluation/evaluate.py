@@ -191,30 +191,19 @@ def _score(
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Do the work and write what came of it; `sources` where they are other than the spec's among `stores`."""
     folder = open_report(folder)
-    with only_one(folder, "evaluate"):
-        return _score_alone(spec, work, stores, report, folder, sources)
-
-
-def _score_alone(
-    spec: Spec,
-    work: Sequence[_Work],
-    stores: Mapping[str, Store],
-    report: bool,
-    folder: Path,
-    sources: Sequence[Store] | None,
-) -> tuple[dict[str, Any], dict[str, Path]]:
     sources = [stores[name] for name in spec.data.source] if sources is None else sources
-    looked = _look(spec, work, stores, sources, report)
-    results = console.finite(_document(spec, [one.model for one in work], stores, looked))  # JSON has no NaN
-    try:
-        files = write_results(results, looked.scored, folder)
-        if report:
-            from fercli.report.run import write_report
+    with only_one(folder, "evaluate"):
+        looked = _look(spec, work, stores, sources, report)
+        results = console.finite(_document(spec, [one.model for one in work], stores, looked))  # JSON has no NaN
+        try:
+            files = write_results(results, looked.scored, folder)
+            if report:
+                from fercli.report.run import write_report
 
-            files["report"] = write_report(results, folder, looked.pictures)
-    except OSError as problem:
-        raise unwritable(folder, problem) from None
-    return results, files
+                files["report"] = write_report(results, folder, looked.pictures)
+        except OSError as problem:
+            raise unwritable(folder, problem) from None
+        return results, files
 
 
 def adapted_targets(spec: Spec) -> list[str]:

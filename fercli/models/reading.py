@@ -109,7 +109,7 @@ def seal_torch(file: IO[bytes]) -> None:
     """Put behind what torch.save wrote into a file, open for reading and writing, a digest of all its entries.
 
     It stands in the archive's comment, which torch does not read. `read_torch` compares it where there is one: then an
-    entry that something else wrote anew is seen, whose own check sum is right.
+    entry that something else rewrote is seen, though its own check sum is right.
     """
     file.flush()
     digest = _digest(_entries(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
@@ -175,14 +174,4 @@ def _ending(totals: Totals, stdout: IO[bytes] | None) -> Iterator[None]:
         totals.stopped = True
     except BrokenPipeError:
         totals.left = True
-        # What python flushes at its end must not fail again.
-        _forget(stdout)
-
-
-def _forget(stdout: IO[bytes] | None) -> None:
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stdout.fileno())
-        os.close(nowhere)
-    except (OSError, ValueError, AttributeError):
-        pass
+        console.forget(stdout)
