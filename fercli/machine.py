@@ -12,16 +12,27 @@ from fercli import __version__
 
 
 def describe(*packages: str) -> dict[str, str]:
-    """Return processor, platform, versions (of Python, fercli and the packages named), date and command."""
+    """Return processor, platform, versions (of Python, fercli and the packages named), date and command.
+
+    A package that is not installed is left out.
+    """
     return {
         "processor": f"{os.cpu_count()} cores of {processor()}",
         "platform": platform.platform(),
         "python": platform.python_version(),
         "fercli": __version__,
-        **{name: metadata.version(name) for name in packages},
+        **{name: version for name in packages if (version := installed_version(name)) is not None},
         "date": datetime.date.today().isoformat(),
         "command": " ".join(sys.argv),
     }
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package by its metadata; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def describe_device(device: str) -> dict[str, str | int]:

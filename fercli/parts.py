@@ -1,6 +1,6 @@
 """Records -> parts: the chunks of a dataset being prepared, each one file, made in parallel and resumable.
 
-A part is named by a hash of all that it depends on (parameters, versions, records, size and time of the source files):
+A part is named by a hash of all that it depends on (parameters, records, size and time of the source files):
 a run that was stopped goes on with the parts that are missing, and never takes one of other parameters or sources for
 its own. What a former, complete store holds is taken over face by face (`fercli.former`).
 """
@@ -16,18 +16,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
+import PIL
 
-from fercli import clusters, console
+from fercli import __version__, clusters, console
 from fercli.datasets.records import Listing, Record
 from fercli.errors import FercliError
-from fercli.faces.extract import Options, extract
+from fercli.faces.extract import STEPS, Options, extract
+from fercli.faces.network_files import RELEASE, ensure_networks
 from fercli.former import KEY, STATE, Former, Known, forget, take_over
 from fercli.part_files import read_rows, write_part
 from fercli.store import FORMAT
@@ -57,7 +58,7 @@ class Chunk:
 
 def record_keys(listing: Listing, options: Options) -> np.ndarray:
     """Return what each record's face depends on, uint8 [len(listing), KEY + STATE]."""
-    parameters = json.dumps([FORMAT, options.parameters(), versions()], sort_keys=True).encode()
+    parameters = json.dumps([FORMAT, STEPS, options.parameters()], sort_keys=True).encode()
     keys = np.empty((len(listing.records), KEY + STATE), np.uint8)
     states: dict[str, bytes] = {}
     for key, record in zip(keys, listing.records, strict=True):
@@ -81,20 +82,12 @@ def _hash(data: bytes, size: int) -> bytes:
     return hashlib.blake2b(data, digest_size=size).digest()
 
 
-@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
-    """Return the versions that a store's bytes may depend on; none for a package that is not installed."""
-    packages = {
-        **{name: name for name in ("fercli", "mediapipe", "numpy", "pillow")},
-        **{"litert": "ai-edge-litert", "opencv": "opencv-contrib-python"},
+    """Return what a store was made with, for its meta.json: no key depends on it."""
+    return {
+        **{"fercli": __version__, "numpy": np.__version__, "pillow": PIL.__version__, "opencv": cv2.__version__},
+        **{"litert": metadata.version("ai-edge-litert"), "networks": RELEASE},
     }
-    found = {}
-    for name, package in packages.items():
-        try:
-            found[name] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[name] = cv2.__version__ if name == "opencv" else "none"
-    return found
 
 
 def plan(
@@ -172,6 +165,8 @@ def run(
     if open_ < total:
         console.say(f"{title}: going on after {total - open_} of {total}")
     counts: Counter[str] = Counter()
+    if todo and todo[0].shapes is None and options.landmarks == "detect" and options.backend not in ("dask", "ray"):
+        ensure_networks()
     root, store = Path(os.path.abspath(listing.root)), Path(os.path.abspath(store))
     made = clusters.in_order(make_part, ((c, root, options, store) for c in todo), len(todo), options)
     with console.progress(title, total=total, done=total - open_) as bar, closing(made):

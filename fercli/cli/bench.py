@@ -57,6 +57,7 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
 
     from fercli.benchmarks import prepare as bench
     from fercli.faces.extract import Options
+    from fercli.installed import OPENCV_WHEELS
     from fercli.machine import describe
     from fercli.pipeline import list_dataset
 
@@ -73,7 +74,7 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     result = {
         "dataset": dataset or "procedural faces",
         **result,
-        "machine": describe("mediapipe", "opencv-contrib-python", "numpy", "joblib"),
+        "machine": describe("mediapipe", *OPENCV_WHEELS, "numpy", "joblib"),
     }
     columns, rows = bench.table(result)
     console.table(f"Preparing {result['pictures']} pictures of {result['dataset']}", columns, rows)

@@ -20,6 +20,9 @@ from fercli.faces.fingerprints import perceptual_hash
 from fercli.faces.images import Decoded, Unreadable, decode, decode_pixels, read_bytes, read_pixels
 from fercli.faces.landmarker import RETRIES, Landmarker
 
+#: Raised when a step from photograph to face changes (decoding, finding, aligning, cutting): all faces are made again.
+#: The versions of libraries do not count.
+STEPS = 1
 #: Raised when pictures that were rejected may be read now: they are tried again, while faces that were found stay.
 REJECTIONS = 2
 

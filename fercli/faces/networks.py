@@ -1,7 +1,7 @@
 """MediaPipe's face networks, run without its graph: BlazeFace finds faces, the face mesh lays 468 points over each.
 
-The networks are the ones in mediapipe's wheel (0.10.21, the last that carries them); they run in LiteRT, its runtime.
-What its graph does around them stands here, by its own constants, and agrees with ``FaceMesh`` to a fraction of a pixel
+The networks are those of mediapipe's wheel (`fercli.faces.network_files`); they run in LiteRT, its runtime. What its
+graph does around them stands here, by its own constants, and agrees with ``FaceMesh`` to a fraction of a pixel
 (tests/test_networks.py). Measured on the same pictures it takes 0.6 of the time, as no packet, thread or message
 passes between the two; a process starts in a fraction of the time and needs half the memory.
 
@@ -11,10 +11,8 @@ Kartynnik et al., "Real-time Facial Surface Geometry from Monocular Video on Mob
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,6 +20,7 @@ import numpy as np
 
 from fercli.errors import FercliError
 from fercli.faces.failures import may_pass, memory_left
+from fercli.faces.network_files import read_network
 from fercli.faces.quiet import mute_stderr
 
 #: Detections that overlap by more are one face.
@@ -68,7 +67,7 @@ class Detector:
 
     def __init__(self, full_range: bool = False):
         name = "face_detection_full_range_sparse" if full_range else "face_detection_short_range"
-        self._network = _Network(f"face_detection/{name}.tflite")
+        self._network = _Network(f"{name}.tflite")
         self._side = self._network.side
         # Cells of the picture and how many boxes each proposes: a centre, for the network says all the rest.
         grids = ((48, 1),) if full_range else ((16, 2), (8, 6))
@@ -105,7 +104,7 @@ class Mesh:
     """The face mesh without attention: 468 points with depth."""
 
     def __init__(self) -> None:
-        self._network = _Network("face_landmark/face_landmark.tflite")
+        self._network = _Network("face_landmark.tflite")
         self._side = self._network.side
 
     def fit(self, image: np.ndarray, detection: Detection) -> tuple[np.ndarray, float]:
@@ -145,10 +144,11 @@ class _Network:
             if may_pass(failure):
                 raise MemoryError(str(failure)) from failure
             raise
+        content = read_network(name)
         # It says on stderr that it has found the processor's own instructions.
         with mute_stderr():
             try:
-                self._interpreter = Interpreter(str(_modules() / name), num_threads=1)
+                self._interpreter = Interpreter(model_content=content, num_threads=1)
                 self._interpreter.allocate_tensors()
             except RuntimeError as failure:
                 if may_pass(failure) or not memory_left(_NEEDED):
@@ -171,16 +171,6 @@ class _Network:
         del place
         self._interpreter.invoke()
         return [self._interpreter.get_tensor(index) for index in self._outputs]
-
-
-def _modules() -> Path:
-    found = importlib.util.find_spec("mediapipe")
-    if found is None or not found.submodule_search_locations:
-        raise ModuleNotFoundError("its wheel carries the face networks", name="mediapipe")
-    folder = Path(found.submodule_search_locations[0]) / "modules"
-    if not (folder / "face_landmark/face_landmark.tflite").is_file():
-        raise ImportError("it carries no face networks", name="mediapipe")
-    return folder
 
 
 def _centres(cells: int, boxes: int) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from fercli.faces.extract import Options
 from fercli.faces.failures import reason
+from fercli.faces.network_files import ensure_networks
 from fercli.predict.faces import CutFace, Source, look
 from fercli.workers import Workers
 
@@ -81,6 +82,8 @@ def recognise(
     A batch ends where a video begins or ends. What goes on from a `Picture.settled` with the next input is therefore
     answered in the same batches, to the same bits.
     """
+    if workers.count > 1:
+        ensure_networks()
     ahead = 1 if live else max(2 * workers.count + 1, 2 * -(-batch // CHUNK))
     seen = workers.in_order(
         look, _chunks(pictures, 1 if live else CHUNK), lambda c: (_sources(c), options, with_crops), ahead
