@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fercli.recognizer import Recognizer
 
 __version__ = "0.2.0"
 __all__ = ["Recognizer", "__version__"]

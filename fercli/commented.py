@@ -31,7 +31,7 @@ COMMON = frozenset(
     }
 )
 #: Values that are checked elsewhere than in the field's type.
-_CHOICES = {"adapt.method": tuple(METHODS), "adapt.select": tuple(RULES)}
+CHOICES = {"adapt.method": tuple(METHODS), "adapt.select": tuple(RULES)}
 _WIDTH, _COLUMN = 120, 34
 _ENTRY = re.compile(r"(\w+): (.*)")
 
@@ -112,7 +112,7 @@ def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
 
 def _meaning(path: str, field: FieldInfo, entry: str) -> str:
     """The entry, and the values there are unless it has named them."""
-    choices = _CHOICES.get(path) or _choices(field.annotation)
+    choices = CHOICES.get(path) or _choices(field.annotation)
     missing = [choice for choice in choices if not re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", entry)]
     return entry.rstrip(".") + (f"; one of {', '.join(choices)}" if missing else "")
 

@@ -191,9 +191,9 @@ class Recognizer:
             )
         if not faces:
             return []
-        rows = [np.stack([face.face for face in faces]), np.stack([face.landmarks for face in faces])]
-        rows.append(np.stack([face.crops for face in faces]) if self.with_crops else None)
-        view = plain_view(*(None if a is None else torch.from_numpy(a).to(self.device) for a in rows), self._settings)
+        crops = self._stack([face.crops for face in faces if face.crops is not None]) if self.with_crops else None
+        pictures, landmarks = self._stack([face.face for face in faces]), self._stack([f.landmarks for f in faces])
+        view = plain_view(pictures, landmarks, crops, self._settings)
         with _float32(self.device):
             output = self.network(*view.inputs)
             output = output if self._refine is None else self._refine(output)
@@ -217,6 +217,9 @@ class Recognizer:
                 )
             )
         return made
+
+    def _stack(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
+        return torch.from_numpy(np.stack(arrays)).to(self.device)
 
 
 def _float32(device: torch.device) -> Any:

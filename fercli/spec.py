@@ -41,7 +41,8 @@ def _as_switch(value: Any) -> Any:
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
-Names = Annotated[list[str], BeforeValidator(_as_list)]
+#: The second type of each is what may be written instead; the schema for editors names both.
+Names = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 #: Numbers that torch and numpy count with have 63 bits.
 LARGEST = (1 << 63) - 1
@@ -49,7 +50,9 @@ Positive = Annotated[int, Field(gt=0, le=LARGEST)]
 #: Of random numbers.
 Seed = Annotated[int, Field(ge=0, le=LARGEST)]
 #: A learning rate by epoch: ``{1: 1e-4, 11: 1e-5}`` is 1e-4 up to epoch 10 and 1e-5 from 11 on; a number is constant.
-Rates = Annotated[dict[Positive, Annotated[float, Field(ge=0)]], Field(min_length=1), BeforeValidator(_as_steps)]
+_Rate = Annotated[float, Field(ge=0)]
+_Rates = Annotated[dict[Positive, _Rate], Field(min_length=1)]
+Rates = Annotated[_Rates, BeforeValidator(_as_steps, json_schema_input_type=_Rate | _Rates)]
 HeadWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=NUM_HEADS, max_length=NUM_HEADS)]
 
 
@@ -259,7 +262,10 @@ class Engine(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"] = "auto"
-    compile: Annotated[Literal["off", "auto", "on"], BeforeValidator(_as_switch)] = "off"
+    compile: Annotated[
+        Literal["off", "auto", "on"],
+        BeforeValidator(_as_switch, json_schema_input_type=Literal["off", "auto", "on"] | bool),
+    ] = "off"
     data: Literal["auto", "device", "host"] = "auto"
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
     threads: Annotated[int, Field(ge=0, le=1 << 15)] = 0
@@ -417,6 +423,9 @@ def _as_methods(value: Any) -> Any:
     return {name: {} if given is None else given for name, given in named.items()} if isinstance(named, dict) else named
 
 
+_Methods = Annotated[dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]], Field(min_length=1)]
+
+
 class Sweep(Section):
     """Methods x targets x seeds, and any key of the spec (`fercli.sweep`).
 
@@ -430,7 +439,7 @@ class Sweep(Section):
     """
 
     methods: Annotated[
-        dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]], Field(min_length=1), BeforeValidator(_as_methods)
+        _Methods, BeforeValidator(_as_methods, json_schema_input_type=list[str] | dict[str, dict[str, Any] | None])
     ]
     targets: Names | None = None
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]

@@ -9,8 +9,8 @@ random number is drawn on the CPU with the caller's generator, so all devices se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -87,9 +87,9 @@ class View:
         """The same view on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def _map(self, change) -> View:
-        values = (getattr(self, field.name) for field in fields(self))
-        return View(*(None if value is None else change(value) for value in values))
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> View:
+        crops = None if self.crops is None else change(self.crops)
+        return View(change(self.images), change(self.landmarks), crops)
 
 
 def cat(views: Sequence[View]) -> View:

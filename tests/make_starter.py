@@ -7,7 +7,7 @@ writes, from the root of a checkout with fercli installed:
 - ``fercli/starter/starter.safetensors``, the model as float16 (at most 6 MB);
 - ``fercli/starter/facts.json``, its figures on the prepared stores of the targets (the source's test part too, where
   the source is named), by `fercli.evaluation.evaluate.evaluate_model`, and how it was trained;
-- ``fercli/starter/CARD.md``, of ``card.md.j2`` beside it: no figure in it is written by hand;
+- ``fercli/starter/CARD.md``, of ``tests/starter-card.md.j2``: no figure in it is written by hand;
 - ``tests/fixtures/starter_answers.json``, what it answers to procedural faces.
 
 ``--card`` writes the card again, after a change of its text; ``--answers`` records the answers again.
@@ -36,7 +36,7 @@ from fercli.faces.synthetic import LAB, STUDIO, render
 from fercli.models.export import export, find_checkpoint
 from fercli.recognizer import Recognizer
 from fercli.spec import load
-from fercli.starter import CARD, FACTS, FILE, FOLDER, starter_facts, starter_hash
+from fercli.starter import CARD, FACTS, FILE, starter_facts, starter_hash
 from fercli.trained import Trained, find_trained
 from fercli.views import plain_view
 
@@ -88,9 +88,11 @@ def card_of(facts: dict[str, Any]) -> str:
     found, trained = examine(str(FILE), None), find_trained(FILE)
     spec = trained.spec
     room = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
-    return room.get_template("card.md.j2").render(
+    return room.get_template("starter-card.md.j2").render(
         **facts,
         sha256=starter_hash(),
         bytes=FILE.stat().st_size,

@@ -30,7 +30,7 @@ def test_a_fit_machine_and_a_prepared_run(bench: Bench) -> None:
     code, findings = found("-c", str(bench.spec))
     failed = {name: one for name, one in findings.items() if one["status"] == "fail"}
     assert (code, failed) == (0, {})
-    assert {"python", "torch", "mediapipe", "opencv", "pyav", "face", "onnx", "spec", "cores", "paths.runs"} <= set(
+    assert {"python", "torch", "face networks", "opencv", "pyav", "face", "onnx", "spec", "cores", "paths.runs"} <= set(
         findings
     )
     assert "landmarks" in findings["face"]["found"]
@@ -127,24 +127,22 @@ def test_broken_software_is_found(tmp_path: Path) -> None:
     (tmp_path / "torch/__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
     (tmp_path / "av").mkdir()
     (tmp_path / "av/__init__.py").write_text("raise ImportError('libavcodec.so.62: cannot open shared object file')")
-    (tmp_path / "mediapipe").mkdir()
-    (tmp_path / "mediapipe/__init__.py").touch()
-    for name, version in (("opencv_python", "4.9.0"), ("opencv_contrib_python", "4.9.0"), ("numpy", "2.1.0")):
+    for name, version in (("opencv_python", "4.9.0"), ("opencv_contrib_python", "4.9.0"), ("numpy", "1.2.0")):
         info = tmp_path / f"{name}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: {version}\n")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1])))}
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[1])))
+    env = {**os.environ, "PYTHONPATH": path, "FERCLI_FACE_MODELS": str(tmp_path)}
     command = [sys.executable, "-m", "fercli", "doctor", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=120)
     assert done.returncode == 1, done.stderr
     findings = {one["check"]: one for one in json.loads(done.stdout)["doctor"]["findings"]}
     expected = {
         "torch": ("fail", "cannot be loaded (libcudart.so.12", "https://pytorch.org"),
-        "mediapipe": ("fail", "0 of 3 face networks", "pip install mediapipe==0.10.21"),
         "pyav": ("fail", "cannot be loaded (libavcodec.so.62", "pip install"),
         "opencv": ("warn", "overwrite each other", "pip uninstall -y opencv-python opencv-contrib-python"),
-        "numpy": ("warn", "asks for numpy < 2", "pip install 'numpy<2'"),
-        "face": ("fail", "carries no face networks", ""),
+        "packages": ("fail", "missing or too old: 'numpy", "pip install 'numpy"),
+        "face networks": ("fail", f"FERCLI_FACE_MODELS names {tmp_path}, where no", "pip download mediapipe==0.10.21"),
     }
     for name, (status, text, mend) in expected.items():
         one = findings[name]

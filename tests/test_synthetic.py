@@ -304,10 +304,10 @@ def test_writing_is_whole_or_absent(tmp_path, studio):
 
 def test_mediapipe_finds_the_faces_where_they_are_drawn():
     os.environ.setdefault("GLOG_minloglevel", "3")
-    mediapipe = pytest.importorskip("mediapipe")
+    face_mesh = pytest.importorskip("mediapipe.python.solutions.face_mesh")
     errors, tried = [], 0
     options = {"static_image_mode": True, "max_num_faces": 1, "min_detection_confidence": 0.5}
-    with mediapipe.solutions.face_mesh.FaceMesh(**options) as mesh:
+    with face_mesh.FaceMesh(**options) as mesh:
         for domain in (STUDIO, LAB, STREET):
             for face in sample(domain, 14, seed=8, identities=14):
                 tried += 1

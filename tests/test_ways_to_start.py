@@ -14,6 +14,7 @@ from conftest import Bench, fercli, run
 from PIL import Image
 
 from fercli.cli import COMMANDS
+from fercli.installed import _requirement
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +79,21 @@ def test_a_command_started_with_signals_ignored_heeds_them(trained: Bench, pictu
 
 LIBGL = "libGL.so.1: cannot open shared object file: No such file or directory"
 CUDART = "libcudart.so.12: cannot open shared object file: No such file or directory"
+LIBGOMP = "libgomp.so.1: cannot open shared object file: No such file or directory"
 AGAIN = "pip install --force-reinstall"
+#: Where mediapipe is declared, and pins numpy.
+PINNED = " 'numpy<2'" if _requirement("mediapipe") is not None else ""
 #: Module, what it holds, commands that need it, and the line that each then leaves.
 BROKEN = [
     (
         *("cv2", f"raise ImportError({LIBGL!r})", ["prepare", "predict", "demo", "bench prepare"]),
-        f"opencv cannot be loaded ({LIBGL}); to fix it: apt install libgl1 libglib2.0-0",
+        f"opencv cannot be loaded ({LIBGL}); to fix it: "
+        "apt install libgl1 libglib2.0-0, or: dnf install mesa-libGL glib2",
     ),
     (
         *("cv2", "raise ImportError('numpy.core.multiarray failed to import')", ["predict"]),
         "opencv cannot be loaded (numpy.core.multiarray failed to import); to fix it: "
-        f"{AGAIN} opencv-contrib-python 'numpy<2'",
+        f"{AGAIN} {'opencv-contrib-python' if PINNED else 'opencv-python-headless'}{PINNED}",
     ),
     (
         *("torch", f"raise OSError({CUDART!r})", ["train-source", "predict"]),
@@ -107,8 +112,8 @@ BROKEN = [
         f"ai_edge_litert cannot be loaded (GLIBCXX_3.4.30 not found); to fix it: {AGAIN} ai-edge-litert",
     ),
     (
-        *("mediapipe", "", ["predict"]),
-        f"mediapipe cannot be loaded (it carries no face networks); to fix it: {AGAIN} mediapipe==0.10.21",
+        *("torch", f"raise OSError({LIBGOMP!r})", ["train-source"]),
+        f"torch cannot be loaded ({LIBGOMP}); to fix it: apt install libgomp1, or: dnf install libgomp",
     ),
     (
         *("yaml", "import a_missing_part", ["prepare"]),
@@ -117,7 +122,7 @@ BROKEN = [
     (
         *("yaml", "raise ModuleNotFoundError('No module named _lzma', name='_lzma')", ["init"]),
         "python lacks its own module _lzma: it was built without it; to fix it: "
-        "make an environment of another Python, 3.10 to 3.12",
+        "make an environment of another Python, 3.10 or newer",
     ),
 ]
 

@@ -1,7 +1,8 @@
 """How fast `fercli prepare` is, beside what it cannot do without: MediaPipe's face mesh.
 
 Bare means a loop that reads each picture with OpenCV and gives it to ``FaceMesh(static_image_mode=True)``, and does
-nothing else; "mesh only" is the same with the pictures decoded beforehand. Bare and `prepare` take turns on the same
+nothing else (mediapipe 1.x has no ``FaceMesh``; there it is ``FaceLandmarker``); "mesh only" is the same with the
+pictures decoded beforehand. Without mediapipe `prepare` is measured alone. Bare and `prepare` take turns on the same
 pictures with as many processes, so that a machine's moods meet both; what is printed is the median over the rounds.
 The processes are started, and the models loaded, before the clock runs. `prepare` is timed whole: hashing the sources'
 state, finding, aligning, cutting, writing the parts, assembling the store, drawing the contact sheet.
@@ -16,19 +17,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
 import joblib
+import numpy as np
 
 from fercli import console
+from fercli.benchmarks import face_mesh
 from fercli.datasets.records import Listing, Record
 from fercli.durations import digits
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting
 from fercli.faces.extract import Options
-from fercli.faces.networks import bare_face_mesh
 from fercli.part_files import write_part
 from fercli.prepare import prepare
 
@@ -66,27 +69,37 @@ def measure(listing: Listing, options: Options, processes: Sequence[int], rounds
         folder: where stores may be written, to be removed again.
 
     Returns:
-        Rates in pictures a second (medians), ratios and shares; see `table`.
+        Rates in pictures a second (medians), ratios and shares; see `table`. Those of the yardstick are None where
+        mediapipe is not installed.
     """
     if any(record.offset is not None for record in listing):
         raise FercliError(f"{listing.name} lies in a csv of pixels: bench prepare needs one file a picture")
     listing = _readable(listing)
     warm = replace_records(listing, listing.records[: 16 * max(processes)])
+    runs = {"bare": _bare, "mesh only": _mesh_only, "prepare": _prepare}
+    if not face_mesh.is_installed():
+        console.say("mediapipe is not installed: prepare is measured without its yardstick")
+        runs = {"prepare": _prepare}
     rates: dict[tuple[str, int], list[float]] = {}
     with console.progress("rounds", total=rounds * len(processes)) as bar:
         for _ in range(rounds):
             for count in processes:
                 own = replace(options, workers=count, backend="loky")
-                for name, run in (("bare", _bare), ("mesh only", _mesh_only), ("prepare", _prepare)):
+                for name, run in runs.items():
                     with console.hushed():
                         run(warm, own, folder)
                         rates.setdefault((name, count), []).append(len(listing) / run(listing, own, folder))
                 bar.advance()
-    middle = {key: statistics.median(values) for key, values in rates.items()}
-    ratio = {
-        count: statistics.median(p / b for p, b in zip(rates["prepare", count], rates["bare", count], strict=True))
-        for count in processes
-    }
+
+    def rate(name: str, count: int) -> float | None:
+        return statistics.median(rates[name, count]) if name in runs else None
+
+    def ratio(name: str, count: int) -> float | None:
+        """Of prepare to a yardstick, round by round."""
+        if name not in runs:
+            return None
+        return statistics.median(p / b for p, b in zip(rates["prepare", count], rates[name, count], strict=True))
+
     scaling = {
         count: statistics.median(
             many / one for many, one in zip(rates["prepare", count], rates["prepare", processes[0]], strict=True)
@@ -98,17 +111,17 @@ def measure(listing: Listing, options: Options, processes: Sequence[int], rounds
         "processes": [
             {
                 "processes": count,
-                "prepare_per_s": middle["prepare", count],
-                "bare_per_s": middle["bare", count],
-                "mesh_only_per_s": middle["mesh only", count],
-                "prepare_to_bare": ratio[count],
-                "prepare_to_mesh_only": middle["prepare", count] / middle["mesh only", count],
+                "prepare_per_s": rate("prepare", count),
+                "bare_per_s": rate("bare", count),
+                "mesh_only_per_s": rate("mesh only", count),
+                "prepare_to_bare": ratio("bare", count),
+                "prepare_to_mesh_only": ratio("mesh only", count),
                 "speed_up": scaling[count],
                 "spread": [min(rates["prepare", count]), max(rates["prepare", count])],
             }
             for count in processes
         ],
-        "stages_ms": _with_rest(stages_ms(some_of(listing, 400), options, folder), middle["prepare", processes[0]]),
+        "stages_ms": _with_rest(stages_ms(some_of(listing, 400), options, folder), rate("prepare", processes[0])),
     }
 
 
@@ -216,7 +229,7 @@ def _mesh_of_files(paths: list[str]) -> float:
     mesh = _face_mesh()
     started = time.perf_counter()
     for path in paths:
-        mesh.process(cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB))
+        mesh(cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB))
     return time.perf_counter() - started
 
 
@@ -228,19 +241,16 @@ def _mesh_of_pictures(paths: list[str]) -> float:
         pictures = [cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB) for path in paths[start : start + step]]
         started = time.perf_counter()
         for picture in pictures:
-            mesh.process(picture)
+            mesh(picture)
         spent += time.perf_counter() - started
     return spent
 
 
-_meshes: list[Any] = []
-
-
-def _face_mesh() -> Any:
+@lru_cache(maxsize=1)
+def _face_mesh() -> Callable[[np.ndarray], int]:
+    """Loaded once a process, whose threads are then OpenCV's too."""
     cv2.setNumThreads(1)
-    if not _meshes:
-        _meshes.append(bare_face_mesh())
-    return _meshes[0]
+    return face_mesh.face_mesh()
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -254,12 +264,16 @@ def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             str(row["processes"]),
             digits(row["prepare_per_s"]),
             digits(row["prepare_per_s"] / row["processes"]),
-            digits(row["bare_per_s"]),
-            f"{row['prepare_to_bare']:.2f}",
-            digits(row["mesh_only_per_s"]),
-            f"{row['prepare_to_mesh_only']:.2f}",
+            _or_none(row["bare_per_s"], digits),
+            _or_none(row["prepare_to_bare"], "{:.2f}".format),
+            _or_none(row["mesh_only_per_s"], digits),
+            _or_none(row["prepare_to_mesh_only"], "{:.2f}".format),
             f"{row['speed_up']:.2f}",
         ]
         for row in result["processes"]
     ]
     return columns, rows
+
+
+def _or_none(value: float | None, show: Callable[[float], str]) -> str:
+    return "-" if value is None else show(value)

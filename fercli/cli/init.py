@@ -40,7 +40,8 @@ def command(file, sources, targets, backbone, base, overrides, force, quiet, as_
     """Write a run spec with every key, its value and what it means; the rare ones are commented out.
 
     FILE is ./fercli.yaml, which all commands read where no other spec is named, unless given; of a folder, the file of
-    that name in it; - is stdout.
+    that name in it; - is stdout. Its first line names the JSON schema of the installed fercli: editors with a YAML
+    language server complete and check keys by it.
 
     \b
     Examples:
@@ -52,6 +53,7 @@ def command(file, sources, targets, backbone, base, overrides, force, quiet, as_
     from fercli.errors import FercliError
     from fercli.files import disk_error, write_atomically
     from fercli.spec import load
+    from fercli.spec_schema import schema_file
 
     console.configure(quiet=quiet, as_json=as_json)
     shortcuts = {"data.source": list(sources), "data.targets": list(targets), "model.backbone": backbone}
@@ -59,7 +61,8 @@ def command(file, sources, targets, backbone, base, overrides, force, quiet, as_
         # A target of the spec begun from that is now a source is none any more.
         shortcuts["data.targets"] = [name for name in load(base).data.targets if name not in sources]
     spec = load(base, overrides, {key: value for key, value in shortcuts.items() if value})
-    text = commented(spec)
+    # Read by editors that have a YAML language server: keys are completed and checked while one types.
+    text = f"# yaml-language-server: $schema={schema_file().absolute().as_uri()}\n{commented(spec)}"
     if file == "-":
         console.write(text)
         return

@@ -160,7 +160,7 @@ class Collector:
     def label(self, codes: dict[int, int | None], text: str) -> int | None:
         """Return the label that a dataset's code stands for; None, its reason counted, where it is none of ours."""
         code = whole_number(text)
-        label = codes.get(code)
+        label = None if code is None else codes.get(code)
         if label is None:
             self.leave_out(
                 f"label '{code}' outside the seven" if code in codes else f"unknown code {_shortened(text)!r}"
@@ -284,7 +284,8 @@ def numbers_in(path: Path) -> list[float]:
         numbers = [number_in(word) for word in path.read_text(encoding="utf-8-sig").split()]
     except (OSError, ValueError):
         return []
-    return [] if None in numbers else numbers
+    given = [number for number in numbers if number is not None]
+    return given if len(given) == len(numbers) else []
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -325,15 +326,18 @@ def code_meanings(codes: str | Mapping[int, str] | None) -> dict[int, int | None
         return CODES[codes]
     if not isinstance(codes, Mapping):
         raise WrongOption(f"option codes is '{codes}', neither a dataset's name nor {{0: anger, 1: ...}}")
+    labels: dict[int, int | None] = {}
     for code, name in codes.items():
-        if isinstance(code, bool) or whole_number(str(code)) is None:
+        number = None if isinstance(code, bool) else whole_number(str(code))
+        if number is None:
             raise WrongOption(f"option codes: '{code}' is no whole number (it maps numbers to names: {{3: happy}})")
         if label_of(str(name)) is None and not is_outside(str(name)):
             raise WrongOption(
                 f"option codes: '{name}' (of {code}) is no expression ({', '.join(EXPRESSIONS)}) and none known "
                 "outside the seven (contempt, other, ...)"
             )
-    return {whole_number(str(code)): label_of(str(name)) for code, name in codes.items()}
+        labels[number] = label_of(str(name))
+    return labels
 
 
 def ask_for_codes(numbers: Iterable[int]) -> str:

@@ -133,7 +133,7 @@ def _chosen(name: str, option: str, value: Any, present: Sequence[str]) -> tuple
             chosen += present
             continue
         found = next((split for split in present if plain_name(split) == plain_name(word)), known_split(word))
-        if found not in present:
+        if found is None or found not in present:
             raise FercliError(
                 f"{name}: option {option} is '{word}', which is no split (there are: {', '.join(present)}; several are "
                 "written [A, B])"

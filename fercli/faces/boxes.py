@@ -26,7 +26,8 @@ def overlap(a: Box, b: Box) -> float:
 
 def scale_box(box: Box, factor: float) -> Box:
     """Return the box in a picture enlarged by a factor (reduced: below 1)."""
-    return tuple(edge * factor for edge in box)
+    left, top, right, bottom = box
+    return left * factor, top * factor, right * factor, bottom * factor
 
 
 def scale_points(points: np.ndarray, factor: float) -> np.ndarray:

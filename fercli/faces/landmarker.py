@@ -183,7 +183,7 @@ class Landmarker:
                     tile = whole.crop((left, top, left + side, top + side), 0)
                     for detection in _networks("detector").find(tile.image, confidence):
                         corners = tile.to_original(detection.box.reshape(2, 2))
-                        yield "tile", tuple(float(v) for v in corners.ravel())
+                        yield "tile", _box(corners)
 
     def _turned(self, view: View, box: Box | None) -> Found | None:
         """Return the face that scores best in the view turned by `_TURNS`: in a wrong turn the mesh may be mirrored."""
@@ -250,8 +250,7 @@ class Landmarker:
             if max(right - left, bottom - top) >= _MIN_SIDE:
                 points5 = np.stack([(p[0] + p[1]) / 2, (p[2] + p[3]) / 2, p[4], p[5], p[6]])
                 pose = _pose(p, points[_VERTICES, 2] * view.scale[0])
-                box = tuple(float(v) for v in (left, top, right, bottom))
-                faces.append(Found(points5, detection.score, box, pose, how))
+                faces.append(Found(points5, detection.score, _box(np.stack([p.min(0), p.max(0)])), pose, how))
         return faces
 
     def _full_range(self, view: View, box: Box | None) -> Box | None:
@@ -261,11 +260,11 @@ class Landmarker:
         return None if chosen is None else boxes[chosen]
 
     def _far_boxes(self, view: View) -> list[Box]:
-        boxes = []
+        boxes: list[Box] = []
         for detection in _networks("full-range").find(view.image, _FAR_CONFIDENCE):
             (left, top), (right, bottom) = detection.box.reshape(2, 2)
             corners = view.to_original(np.array([(left, top), (right, top), (left, bottom), (right, bottom)]))
-            boxes.append((*map(float, corners.min(0)), *map(float, corners.max(0))))
+            boxes.append(_box(np.stack([corners.min(0), corners.max(0)])))
         return boxes
 
 
@@ -273,12 +272,16 @@ def _pose(points: np.ndarray, depths: np.ndarray) -> tuple[float, float, float]:
     """Return (roll, yaw, pitch) in degrees of the vertices `_VERTICES`: points [11, 2] and depths [11] in pixels."""
     eyes = points[2:4].sum(0) - points[0:2].sum(0)
     across, down = points[10] - points[9], points[8] - points[7]
-    angles = (
-        math.atan2(eyes[1], eyes[0]),
-        math.atan2(depths[10] - depths[9], math.hypot(*across)),
-        math.atan2(depths[7] - depths[8], math.hypot(*down)),
-    )
-    return tuple(math.degrees(angle) for angle in angles)
+    roll = math.atan2(eyes[1], eyes[0])
+    yaw = math.atan2(depths[10] - depths[9], math.hypot(*across))
+    pitch = math.atan2(depths[7] - depths[8], math.hypot(*down))
+    return math.degrees(roll), math.degrees(yaw), math.degrees(pitch)
+
+
+def _box(corners: np.ndarray) -> Box:
+    """The box between two corners [2, 2], the upper left one first."""
+    (left, top), (right, bottom) = corners.tolist()
+    return left, top, right, bottom
 
 
 _built = threading.local()

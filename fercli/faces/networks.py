@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -31,16 +30,6 @@ _ROI = 1.5
 MESH_POINTS = 468
 #: Bytes that suffice to load any of the networks.
 _NEEDED = 64 << 20
-
-
-def bare_face_mesh() -> Any:
-    """Return MediaPipe's own FaceMesh for single pictures, its models loaded: the yardstick of `fercli bench`."""
-    with mute_stderr():
-        from mediapipe.python.solutions.face_mesh import FaceMesh
-
-        mesh = FaceMesh(static_image_mode=True)
-        mesh.process(np.zeros((64, 64, 3), np.uint8))
-    return mesh
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,8 @@ class Method(nn.Module):
     class Options(Section):
         """A method without options."""
 
+    head_weights: Tensor
+
     #: Which target views each batch holds: any of "target", "weak", "strong".
     wants: frozenset[str] = frozenset()
     #: The decision rule that the method's paper reports; see `fercli.evaluation.decision`.

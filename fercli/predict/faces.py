@@ -62,6 +62,7 @@ def cut_faces(picture: Decoded, options: Options, with_crops: bool) -> list[CutF
             if may_pass(failure):
                 raise
             continue
+        assert made.face is not None and made.landmarks is not None  # it was cut
         landmarks = made.landmarks - np.float32(options.margin)
         if scale > 1:
             found = replace(found, box=scale_box(found.box, scale), points5=scale_points(found.points5, scale))

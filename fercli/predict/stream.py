@@ -94,9 +94,9 @@ def recognise(
         if chunk.fresh:
             yield from _answered(held, answer, batch)
             held, faces = [], 0
-        results = iter(results)
+        left = iter(results)
         for picture in chunk.pictures:
-            found = None if picture.source is None else next(results)
+            found = None if picture.source is None else next(left)
             if isinstance(found, str):
                 picture.error, found = found, None
             held.append((picture, found))

@@ -1,0 +1,65 @@
+"""MediaPipe's own face mesh, the yardstick of `fercli bench prepare`: of its last release with "solutions", or Tasks.
+
+The newer releases, which install on every Python, carry no networks. They are given the same ones
+(`fercli.faces.network_files`), in the archive that their FaceLandmarker reads, so that both run the same work.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import zipfile
+from collections.abc import Callable
+
+import numpy as np
+
+from fercli.faces.network_files import read_network
+from fercli.faces.quiet import mute_stderr
+
+#: What Tasks calls the two networks.
+_BUNDLE = {
+    "face_detector.tflite": "face_detection_short_range.tflite",
+    "face_landmarks_detector.tflite": "face_landmark.tflite",
+}
+
+
+def is_installed() -> bool:
+    """Whether there is a mediapipe to measure."""
+    found = importlib.util.find_spec("mediapipe")
+    return found is not None and found.origin is not None
+
+
+def face_mesh() -> Callable[[np.ndarray], int]:
+    """Return a function that runs face mesh on uint8 [H, W, 3] RGB and counts the faces; its models are loaded."""
+    with mute_stderr():
+        try:
+            run = _solutions()
+        except ModuleNotFoundError:  # mediapipe 0.10.30 and above
+            run = _tasks()
+        run(np.zeros((64, 64, 3), np.uint8))
+    return run
+
+
+def _solutions() -> Callable[[np.ndarray], int]:
+    from mediapipe.python.solutions.face_mesh import FaceMesh
+
+    mesh = FaceMesh(static_image_mode=True)
+    return lambda image: len(mesh.process(image).multi_face_landmarks or ())
+
+
+def _tasks() -> Callable[[np.ndarray], int]:
+    import mediapipe
+    from mediapipe.tasks.python import BaseOptions, vision
+
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as file:
+        for theirs, ours in _BUNDLE.items():
+            file.writestr(theirs, read_network(ours))
+    options = vision.FaceLandmarkerOptions(base_options=BaseOptions(model_asset_buffer=archive.getvalue()))
+    mesh = vision.FaceLandmarker.create_from_options(options)
+
+    def run(image: np.ndarray) -> int:
+        picture = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=image)
+        return len(mesh.detect(picture).face_landmarks)
+
+    return run

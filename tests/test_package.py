@@ -1,0 +1,120 @@
+"""What `python -m build` makes: an sdist and a wheel that hold all that is needed, and run where no checkout is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import cv2
+import pytest
+
+import fercli
+from fercli.faces.synthetic import STUDIO, render
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the sdist, and the wheel that is built from it."""
+    folder = tmp_path_factory.mktemp("package")
+    tree = folder / "tree"
+    tree.mkdir()
+    litter = shutil.ignore_patterns("__pycache__", "*.egg-info", ".*", "build", "dist")
+    for name in ("fercli", "configs"):
+        shutil.copytree(ROOT / name, tree / name, ignore=litter)
+    for name in ("setup.py", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", tree]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder / "dist"
+
+
+def wheel_of(built: Path) -> Path:
+    """The one wheel: for every Python and system."""
+    (wheel,) = built.glob("*.whl")
+    assert wheel.name == f"fercli-{fercli.__version__}-py3-none-any.whl"
+    return wheel
+
+
+def expected() -> set[str]:
+    """What a checkout has that belongs into the wheel, by its path there."""
+    found = set()
+    for below in (ROOT / "fercli", ROOT / "configs"):
+        for path in below.rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                found.add(path.relative_to(ROOT).as_posix())
+    return {re.sub(r"^configs/", "fercli/configs/", name) for name in found}
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
+    with zipfile.ZipFile(wheel_of(built)) as wheel:
+        names = {name for name in wheel.namelist() if not name.split("/")[0].endswith(".dist-info")}
+        about = wheel.read(f"fercli-{fercli.__version__}.dist-info/METADATA").decode()
+        entry = wheel.read(f"fercli-{fercli.__version__}.dist-info/entry_points.txt").decode()
+    assert names == expected()
+    assert {
+        *("fercli/py.typed", "fercli/configs/default.yaml", "fercli/configs/methods/mcd.yaml"),
+        *("fercli/configs/spec.schema.json", "fercli/starter/starter.safetensors", "fercli/starter/CARD.md"),
+        *("fercli/report/templates/report.html.j2", "fercli/quality/templates/quality.css"),
+    } <= names
+    assert "fercli = fercli.__main__:run" in entry
+    assert re.search(r"^Requires-Python: >=3\.10$", about, re.M)
+    # Where mediapipe has a wheel, and where not.
+    needs = re.findall(r"^Requires-Dist: (.+)$", about, re.M)
+    assert any(need.startswith("mediapipe==0.10.21;") for need in needs)
+    assert not any(re.match(r"(nvidia|cuda|triton)", need) for need in needs)
+
+
+@pytest.mark.slow
+def test_the_sdist_builds_the_same_and_brings_the_licence(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "setup.cfg", "setup.py", "fercli/py.typed", "configs/default.yaml"} <= names
+    # The wheel was built from it: what it lacks the wheel would lack.
+    assert {re.sub(r"^fercli/configs/", "configs/", name) for name in expected()} <= names
+
+
+@pytest.mark.slow
+def test_the_wheel_runs_from_an_empty_folder(built: Path, tmp_path: Path) -> None:
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site]
+    subprocess.run([*install, wheel_of(built)], check=True, timeout=120)
+    picture = tmp_path / "face.png"
+    cv2.imwrite(str(picture), render(STUDIO, 0, 3, 0).image[..., ::-1])
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
+    def run(*arguments: str | Path) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "fercli", *arguments],
+            **{"cwd": empty, "env": environment, "capture_output": True, "text": True, "timeout": 120},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert fercli.__version__ in run("--version")
+    where = subprocess.run(
+        [sys.executable, "-c", "import fercli; print(fercli.__file__)"],
+        **{"cwd": empty, "env": environment, "capture_output": True, "text": True, "check": True},
+    )
+    assert where.stdout.startswith(str(site))
+    assert f"$schema={(site / 'fercli/configs/spec.schema.json').as_uri()}" in run("init", "-")
+    assert '"expression"' in run("predict", picture)
+    assert "raf-db" in run("init", "-", "--from", "raf-db-ir18")
+
+
+def test_the_version_is_told_alike_everywhere() -> None:
+    version = re.escape(fercli.__version__)
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## (\S+)", changes, re.M)[1] == fercli.__version__
+    assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)
