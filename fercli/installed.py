@@ -306,6 +306,9 @@ def opencv() -> Iterator[Finding]:
     if len(wheels) > 1:
         again = f"pip uninstall -y {' '.join(wheels)} && pip install {_distribution('cv2')}"
         yield Finding("opencv", WARN, f"{found}: they overwrite each other's files", again)
+    elif int(cv2.__version__.partition(".")[0]) > 4:
+        again = f"pip install '{_distribution('cv2')}<5'"
+        yield Finding("opencv", WARN, f"{found}: it cuts other faces than OpenCV 4 from the same photographs", again)
     else:
         yield Finding("opencv", OK, found)
 

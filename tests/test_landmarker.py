@@ -328,7 +328,7 @@ def _gradient(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _text(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    picture = np.full((height, width, 3), float(rng.integers(180, 256)))
+    picture = np.full((height, width, 3), rng.integers(180, 256), np.uint8)
     for y in range(8, height + 10, int(rng.integers(14, 40))):
         words = "".join(rng.choice(list(string.ascii_letters + "     .,"), 60))
         cv2.putText(picture, words, (-5, y), int(rng.integers(0, 8)), rng.uniform(0.3, 1.4), (20, 20, 20))
@@ -337,7 +337,7 @@ def _text(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def _two_letters(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Large signs with holes, the nearest to eyes and mouths."""
-    picture = np.full((height, width, 3), float(rng.integers(150, 256)))
+    picture = np.full((height, width, 3), rng.integers(150, 256), np.uint8)
     sign = "".join(rng.choice(list("AOQ8BDG0@:()"), 2))
     cv2.putText(picture, sign, (2, int(height * 0.8)), int(rng.integers(0, 8)), height / 40, (30, 30, 30), height // 30)
     return picture

@@ -1,9 +1,10 @@
-"""The JSON schema of the run spec: the file in the package is the spec's, takes what the spec takes, and names words."""
+"""The JSON schema of the run spec: the packaged file is the spec's own, and takes what the spec takes."""
 
 from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
@@ -116,5 +117,5 @@ def test_init_names_the_schema_on_top(tmp_path) -> None:
     assert run("init", str(tmp_path / "mine.yaml"), "--quiet").exit_code == 0
     first = (tmp_path / "mine.yaml").read_text().splitlines()[0]
     address = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)[1]
-    assert json.loads(open(unquote(urlparse(address).path), encoding="utf-8").read())["title"] == "fercli run spec"
+    assert json.loads(Path(unquote(urlparse(address).path)).read_text(encoding="utf-8"))["title"] == "fercli run spec"
     assert load(str(tmp_path / "mine.yaml")) == load("default")

@@ -22,6 +22,7 @@ import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from fercli import console
@@ -80,6 +81,12 @@ def ensure_networks() -> None:
     Raises:
         FercliError: as `read_network`.
     """
+    _ensured(os.environ.get(VARIABLE))
+
+
+@lru_cache(maxsize=1)
+def _ensured(named: str | None) -> None:
+    """Once a process is enough."""
     if where() is None:
         fetch()
 
