@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib import metadata
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from fercli.errors import FercliError
 from fercli.faces.extract import STEPS, Options, extract
 from fercli.faces.network_files import RELEASE, ensure_networks
 from fercli.former import KEY, STATE, Former, Known, forget, take_over
+from fercli.machine import installed_version
 from fercli.part_files import read_rows, write_part
 from fercli.store import FORMAT
 
@@ -82,11 +83,12 @@ def _hash(data: bytes, size: int) -> bytes:
     return hashlib.blake2b(data, digest_size=size).digest()
 
 
-def versions() -> dict[str, str]:
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str | None]:
     """Return what a store was made with, for its meta.json: no key depends on it."""
     return {
         **{"fercli": __version__, "numpy": np.__version__, "pillow": PIL.__version__, "opencv": cv2.__version__},
-        **{"litert": metadata.version("ai-edge-litert"), "networks": RELEASE},
+        **{"litert": installed_version("ai-edge-litert"), "networks": RELEASE},
     }
 
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +182,15 @@ class TestEmbed:
         with threadpool_limits(2):
             got = embed(*domains)
         assert embed(*domains) == got
+
+
+def test_a_machine_that_cannot_count_its_cores_says_nothing_of_it(tmp_path: Path) -> None:
+    """joblib asks lscpu, which slim containers lack, and prints a warning with a trace."""
+    code = (
+        "import numpy as np; from fercli.evaluation.domain_gap import embed; "
+        "x = np.random.default_rng(0).normal(size=(12, 4)); print(len(embed(x, x + 1)['x']))"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "24\n", "")

@@ -8,8 +8,8 @@ utilisation sets them against a large matrix product of the same precision on th
 
 from __future__ import annotations
 
-import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -320,11 +320,16 @@ def _forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_mb(device: torch.device) -> float:
-    """Of the device's memory since `_forget_peak`; on a CPU of the process since it began."""
+def _peak_mb(device: torch.device) -> float | None:
+    """Of the device's memory since `_forget_peak`; on a CPU of the process since it began. None on Windows' CPUs."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[str, float]]:
@@ -376,7 +381,7 @@ def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
                 *head,
                 *(digits(row[key]) for key in ("step_ms", "steps_per_s", "images_per_s", "gflop_per_step", "tflops")),
                 f"{row['utilisation']:.0%}",
-                *(f"{row['memory_peak_mb']:.0f}", f"{row['data_wait']:.1%}"),
+                *("-" if row["memory_peak_mb"] is None else f"{row['memory_peak_mb']:.0f}", f"{row['data_wait']:.1%}"),
             ]
         )
         shares.append([*head, *(f"{row['shares'].get(name, 0):.0%}" for name in parts)])

@@ -12,8 +12,8 @@ from fercli.errors import FercliError
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 #: By it a parent passes a request on to its workers. They may have had it from the terminal too, so it never counts as
-#: a second one.
-PASSED_ON = signal.SIGUSR1
+#: a second one. Windows has no such signal; there it is the one that ends a process.
+PASSED_ON = getattr(signal, "SIGUSR1", signal.SIGTERM)
 
 
 class Interrupted(FercliError):
@@ -37,7 +37,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         # Handlers can be set in the main thread only; elsewhere signals keep their meaning.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (*_SIGNALS, PASSED_ON)}
+            self._before = {number: signal.signal(number, self._handle) for number in {*_SIGNALS, PASSED_ON}}
         outer = self._outer()
         self.requested = outer is not None and outer.requested
         return self

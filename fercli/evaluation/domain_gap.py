@@ -6,6 +6,9 @@ because sums over several round differently from run to run and t-SNE multiplies
 
 from __future__ import annotations
 
+import io
+import warnings
+from contextlib import redirect_stderr
 from typing import Any
 
 import numpy as np
@@ -95,6 +98,7 @@ def embed(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any]
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
+    _count_cores()
     perplexity = min(30.0, (len(both) - 1) / 3)
     with threadpool_limits(1):
         components = PCA(min(COMPONENTS, *both.shape), svd_solver="full").fit_transform(both)
@@ -105,6 +109,18 @@ def embed(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any]
     scaled = np.where(spread > 0, (plane - low) / np.where(spread > 0, spread, 1), 0.5)
     x, y = scaled.astype(np.float64).round(4).T.tolist()
     return {"x": x, "y": y, "domain": [0] * len(source) + [1] * len(target), "perplexity": perplexity}
+
+
+def _count_cores() -> None:
+    """Let joblib count the processor's cores, which scikit-learn asks for, before it does.
+
+    It calls ``lscpu``, which slim containers lack, and tells of that at length; but only the first time.
+    """
+    from joblib.externals.loky import cpu_count
+
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        cpu_count(only_physical_cores=True)
 
 
 def _joined(source: np.ndarray, target: np.ndarray) -> np.ndarray:
