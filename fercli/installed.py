@@ -137,6 +137,8 @@ def _said(problem: BaseException) -> str:
 def _library(file: str) -> str | None:
     """The top-level name that a source file is imported by; None where it is on nobody's path."""
     folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
+    # OpenCV puts its own folder on the path while it is loaded.
+    folders = [folder for folder in folders if not os.path.exists(f"{folder}__init__.py")]
     folder = max((folder for folder in folders if file.startswith(folder)), key=len, default=None)
     return None if folder is None else file[len(folder) :].split(os.sep)[0].removesuffix(".py")
 

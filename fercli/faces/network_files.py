@@ -236,9 +236,11 @@ def _downloaded(place: Path, folder: Path) -> Path:
             shown = 0
             while process.poll() is None:
                 time.sleep(0.2)
-                there = min(_size(place) >> 20, _MEGABYTES)
+                there = min(_size(place) // 10**6, _MEGABYTES - 1)
                 bar.advance(max(0, there - shown))
                 shown = max(shown, there)
+            if process.returncode == 0:
+                bar.advance(_MEGABYTES - shown)
         finally:
             process.kill()
             process.wait()
