@@ -126,7 +126,8 @@ def test_too_little_memory_is_never_taken_for_damage(tmp_path):
     assert set(said) == set(names)
     for name, outcomes in said.items():
         assert set(outcomes) <= {"memory", "picture"}, (name, outcomes)
-        assert outcomes[0] == "memory" and outcomes[-1] == "picture", (name, outcomes)
+        # The least that is left may do where the picture before has freed enough.
+        assert "memory" in outcomes and outcomes[-1] == "picture", (name, outcomes)
 
 
 _PREPARE = """
