@@ -266,4 +266,5 @@ def test_stopped_in_the_middle_the_next_run_fetches_them(number: int, place: Pla
         assert said.splitlines()[-1].startswith("stopped") or "stopped" in said.splitlines()[-1]
         assert {path.name for path in place.cache.iterdir()} == {".lock"}
     done = place("predict", picture)
-    assert done.returncode == 0 and FETCHING in done.stderr and place.has_all()
+    assert done.returncode == 0 and FETCHING in done.stderr
+    assert set(NETWORKS) <= {path.name for path in place.cache.iterdir()}

