@@ -142,19 +142,30 @@ def cannot_write(path: Path, failure: OSError) -> Exception:
 
 
 @contextmanager
-def only_one(folder: Path, work: str) -> Iterator[None]:
+def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[None]:
     """Keep other processes from the same work in a folder as long as the block runs; a kill ends that too.
 
     The lock is the file `LOCK` in the folder, which stays. What a kill left half written there is removed.
 
+    Args:
+        folder: where the work is done.
+        work: what it is called.
+        waiting: said where another process is at work, which is then waited for.
+
     Raises:
-        FercliError: another process is at work there.
+        FercliError: another process is at work there, and it is not waited for.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK, timeout=0)
     try:
-        lock.acquire()
+        try:
+            lock.acquire()
+        except Timeout:
+            if waiting is None:
+                raise
+            console.say(waiting)
+            lock.acquire(timeout=-1)
     except Timeout:
         raise FercliError(f"another fercli {work} is at work in {folder}; wait for it, or stop it") from None
     except (OSError, NotImplementedError) as failure:

@@ -83,8 +83,8 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
     frames, said = _where(problem), _said(problem)
     missing = problem.name if isinstance(problem, ModuleNotFoundError) else None
     if missing is not None and missing.split(".")[0] in sys.stdlib_module_names:
-        mend = "make an environment of another Python, 3.10 or newer"
-        return Finding("python", FAIL, f"lacks its own module {missing}: it was built without it", mend)
+        fix = "make an environment of another Python, 3.10 or newer"
+        return Finding("python", FAIL, f"lacks its own module {missing}: it was built without it", fix)
     if library is None:
         loaded = [_library(file) for file, function in frames if function == "<module>"]
         # What was being loaded when fercli's own code had got that far: the innermost is at fault.
@@ -100,19 +100,19 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
         return None
     lacking = _LACKING.search(said)
     if _NO_ROOM.search(said):
-        mend = "there is too little memory: free some, or use fewer workers"
+        fix = "there is too little memory: free some, or use fewer workers"
     elif lacking is not None and lacking[1] in _SYSTEM:
         # OpenCV needs both, and the loader names the first that it misses.
         needed = ("libGL.so.1", "libglib-2.0.so.0") if library == "cv2" else (lacking[1],)
         debian, fedora = zip(*(_SYSTEM[name] for name in dict.fromkeys((*needed, lacking[1]))), strict=True)
-        mend = f"apt install {' '.join(dict.fromkeys(debian))}, or: dnf install {' '.join(dict.fromkeys(fedora))}"
+        fix = f"apt install {' '.join(dict.fromkeys(debian))}, or: dnf install {' '.join(dict.fromkeys(fedora))}"
     elif _OTHER_NUMPY.search(said):
         pins = _requirement("mediapipe") is not None
-        mend = f"pip install --force-reinstall {_distribution(library)}" + (" 'numpy<2'" if pins else "")
+        fix = f"pip install --force-reinstall {_distribution(library)}" + (" 'numpy<2'" if pins else "")
     else:
         again = "" if missing is not None else "--force-reinstall "
-        mend = _INSTALL.get(library, f"pip install {again}{_distribution(library)}")
-    return Finding("opencv" if library == "cv2" else library, FAIL, f"cannot be loaded ({said})", mend)
+        fix = _INSTALL.get(library, f"pip install {again}{_distribution(library)}")
+    return Finding("opencv" if library == "cv2" else library, FAIL, f"cannot be loaded ({said})", fix)
 
 
 def _where(problem: BaseException) -> list[tuple[str, str]]:
@@ -152,40 +152,35 @@ def _distribution(library: str) -> str:
 
 def _requirement(package: str) -> Requirement | None:
     """What fercli declares to need of a package on this system; None where that is nothing."""
+    return next((requirement for requirement in _needed() if requirement.name == package), None)
+
+
+def _needed() -> list[Requirement]:
+    """What fercli declares to need on this system; nothing where it is not installed."""
     from packaging.requirements import Requirement
 
-    for text in _declared():
-        requirement = Requirement(text)
-        if requirement.name == package and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
-            return requirement
-    return None
-
-
-def _declared() -> list[str]:
     try:
-        return metadata.requires("fercli") or []
+        declared = map(Requirement, metadata.requires("fercli") or [])
     except metadata.PackageNotFoundError:
         return []
+    return [need for need in declared if need.marker is None or need.marker.evaluate({"extra": ""})]
 
 
 def python() -> Iterator[Finding]:
     """Whether it is new enough."""
     fit = sys.version_info[:2] >= (3, 10)
-    mend = "" if fit else "make an environment of Python 3.10 or newer"
-    yield Finding("python", OK if fit else FAIL, f"{platform.python_version()} in {sys.prefix}", mend)
+    fix = "" if fit else "make an environment of Python 3.10 or newer"
+    yield Finding("python", OK if fit else FAIL, f"{platform.python_version()} in {sys.prefix}", fix)
 
 
 def packages() -> Iterator[Finding]:
     """What fercli is declared to need, but for what has a check of its own."""
-    from packaging.requirements import Requirement
-
-    declared = _declared()
+    declared = _needed()
     if not declared:
         yield Finding("packages", WARN, "fercli is not installed, only importable", "run: pip install fercli")
         return
     own = ("torch", "mediapipe", "av", *OPENCV_WHEELS)
-    needed = [r for r in map(Requirement, declared) if (r.marker is None or r.marker.evaluate({"extra": ""}))]
-    needed = [requirement for requirement in needed if requirement.name not in own]
+    needed = [requirement for requirement in declared if requirement.name not in own]
     unfit = []
     for requirement in needed:
         version = installed_version(requirement.name)
@@ -228,17 +223,17 @@ def cuda(spec: Spec) -> Iterator[Finding]:
     others = "https://pytorch.org/get-started/previous-versions"
     if torch.version.cuda is None and torch.version.hip is None:
         found = "none: this torch is built for the CPU" + (f", though there is a driver ({driver})" if driver else "")
-        mend = "install torch built for CUDA, as https://pytorch.org says" if driver or wanted else ""
+        fix = "install torch built for CUDA, as https://pytorch.org says" if driver or wanted else ""
     elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        found, mend = "none: CUDA_VISIBLE_DEVICES hides all devices", "unset CUDA_VISIBLE_DEVICES"
+        found, fix = "none: CUDA_VISIBLE_DEVICES hides all devices", "unset CUDA_VISIBLE_DEVICES"
     elif driver is None:
         found = "none: no NVIDIA driver" + ("" if wanted else "; training runs on the CPU")
-        mend = "install the driver, or in a container give it the devices (docker: --gpus all)" if wanted else ""
+        fix = "install the driver, or in a container give it the devices (docker: --gpus all)" if wanted else ""
     else:
         reason = " ".join(str(said[0].message).split(". ")[0].split()) if said else "torch sees no device"
         found = f"none: {reason}; driver {driver}, torch's CUDA {torch.version.cuda}"
-        mend = f"update the driver, or install torch for an older CUDA ({others}); nvidia-smi tells the driver's CUDA"
-    yield Finding("cuda", status, found, mend)
+        fix = f"update the driver, or install torch for an older CUDA ({others}); nvidia-smi tells the driver's CUDA"
+    yield Finding("cuda", status, found, fix)
 
 
 def _driver() -> str | None:
@@ -270,10 +265,10 @@ def _devices() -> Iterator[Finding]:
             yield Finding(f"{check} bf16", OK, found)
         except RuntimeError as problem:
             text = str(problem).strip().splitlines()[0]
-            mend = "free its memory (nvidia-smi)" if "memory" in text else (
+            fix = "free its memory (nvidia-smi)" if "memory" in text else (
                 f"this torch is built for {', '.join(torch.cuda.get_arch_list())}: install another, or another driver"
             )  # fmt: skip
-            yield Finding(check, FAIL, f"{name}: {text}", mend)
+            yield Finding(check, FAIL, f"{name}: {text}", fix)
 
 
 def face_networks() -> Iterator[Finding]:
@@ -284,8 +279,8 @@ def face_networks() -> Iterator[Finding]:
     try:
         place = network_files.where()
     except FercliError as problem:
-        found, _, mend = str(problem).partition("; ")
-        yield Finding("face networks", FAIL, found, mend)
+        found, _, fix = str(problem).partition("; ")
+        yield Finding("face networks", FAIL, found, fix)
         return
     if place is not None:
         yield Finding("face networks", OK, f"of {network_files.RELEASE}, in {place}")
@@ -317,18 +312,18 @@ def opencv() -> Iterator[Finding]:
 
 def pyav() -> Iterator[Finding]:
     """FFmpeg's libraries, loaded, with the decoders of usual videos and the encoder of annotated ones."""
-    version, mend = installed_version("av"), "pip install --force-reinstall 'av>=17'"
+    version, fix = installed_version("av"), "pip install --force-reinstall 'av>=17'"
     try:
         import av
     except (ImportError, OSError) as problem:
         text = f"cannot be loaded ({' '.join(str(problem).split())}): predict reads and writes no videos"
-        yield Finding("pyav", FAIL, text, mend)
+        yield Finding("pyav", FAIL, text, fix)
         return
     missing = [codec for codec in ("h264", "hevc", "vp9", "av1", "mpeg4") if codec not in av.codecs_available]
     if version is None or int(version.partition(".")[0]) < 17:
-        yield Finding("pyav", FAIL, f"{version} is too old", mend)
+        yield Finding("pyav", FAIL, f"{version} is too old", fix)
     elif missing:
-        yield Finding("pyav", WARN, f"{version} without codecs: {', '.join(missing)}", mend)
+        yield Finding("pyav", WARN, f"{version} without codecs: {', '.join(missing)}", fix)
     else:
         yield Finding("pyav", OK, f"{version}, {len(av.codecs_available)} codecs")
 
@@ -345,14 +340,14 @@ def face() -> Iterator[Finding]:
         return
     face = render(STUDIO, 0, 3, 0)
     found = Landmarker().find(face.image)
-    mend = f"pip install --force-reinstall ai-edge-litert {_distribution('cv2')}"
+    fix = f"pip install --force-reinstall ai-edge-litert {_distribution('cv2')}"
     if found is None:
-        yield Finding("face", FAIL, "no face is found in a drawn one", mend)
+        yield Finding("face", FAIL, "no face is found in a drawn one", fix)
         return
     between_eyes = np.linalg.norm(face.landmarks[1] - face.landmarks[0])
     error = float(np.linalg.norm(found.points5 - face.landmarks, axis=1).mean() / between_eyes)
     text = f"a drawn one is found, landmarks {error:.1%} of the distance between its eyes off"
-    yield Finding("face", OK if error < _NEAR else FAIL, text, "" if error < _NEAR else mend)
+    yield Finding("face", OK if error < _NEAR else FAIL, text, "" if error < _NEAR else fix)
 
 
 def onnx() -> Iterator[Finding]:

@@ -25,7 +25,7 @@ from fercli import console
 from fercli.assembly import PICTURE, Assembly, is_complete, recover
 from fercli.datasets.records import Listing
 from fercli.errors import FercliError
-from fercli.faces.extract import REJECTIONS, STEPS, Options, centred_shape
+from fercli.faces.extract import REJECTIONS, Options, centred_shape
 from fercli.files import LOCK, disk_error, only_one
 from fercli.former import Former
 from fercli.part_files import MADE_COLUMNS, read_arrays
@@ -149,7 +149,7 @@ def prepare(listing: Listing, out: str | os.PathLike[str], options: object = Non
 
 def _fingerprint(listing: Listing, options: Options, keys: np.ndarray) -> str:
     """Return the hash of all that a store depends on."""
-    whole = [FORMAT, REJECTIONS, STEPS, options.parameters()]
+    whole = [FORMAT, REJECTIONS, options.parameters()]
     whole += [listing.name, listing.adapt_splits, listing.score_splits]
     text = json.dumps([*whole, listing.left_out, listing.stand_in], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape") + keys.tobytes()).hexdigest()

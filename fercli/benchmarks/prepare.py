@@ -94,18 +94,12 @@ def measure(listing: Listing, options: Options, processes: Sequence[int], rounds
     def rate(name: str, count: int) -> float | None:
         return statistics.median(rates[name, count]) if name in runs else None
 
-    def ratio(name: str, count: int) -> float | None:
-        """Of prepare to a yardstick, round by round."""
+    def ratio(count: int, name: str, base: int) -> float | None:
+        """Of prepare with `count` processes to what ran with `base` of them, round by round."""
         if name not in runs:
             return None
-        return statistics.median(p / b for p, b in zip(rates["prepare", count], rates[name, count], strict=True))
+        return statistics.median(p / b for p, b in zip(rates["prepare", count], rates[name, base], strict=True))
 
-    scaling = {
-        count: statistics.median(
-            many / one for many, one in zip(rates["prepare", count], rates["prepare", processes[0]], strict=True)
-        )
-        for count in processes
-    }
     return {
         "pictures": len(listing),
         "processes": [
@@ -114,9 +108,9 @@ def measure(listing: Listing, options: Options, processes: Sequence[int], rounds
                 "prepare_per_s": rate("prepare", count),
                 "bare_per_s": rate("bare", count),
                 "mesh_only_per_s": rate("mesh only", count),
-                "prepare_to_bare": ratio("bare", count),
-                "prepare_to_mesh_only": ratio("mesh only", count),
-                "speed_up": scaling[count],
+                "prepare_to_bare": ratio(count, "bare", count),
+                "prepare_to_mesh_only": ratio(count, "mesh only", count),
+                "speed_up": ratio(count, "prepare", processes[0]),
                 "spread": [min(rates["prepare", count]), max(rates["prepare", count])],
             }
             for count in processes

