@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from fercli.recognizer import Recognizer
+from fercli.version import __version__
 
-__version__ = "0.2.0"
+if TYPE_CHECKING:
+    from fercli.predict.recognizer import Recognizer
+
 __all__ = ["Recognizer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     # Loaded when it is asked for: it needs torch, and `import fercli` must stay light.
     if name == "Recognizer":
-        from fercli.recognizer import Recognizer
+        from fercli.predict.recognizer import Recognizer
 
         return Recognizer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

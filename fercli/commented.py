@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from fercli import __version__
 from fercli.docstrings import docstring
 from fercli.evaluation.rules import RULES
 from fercli.methods import METHODS
 from fercli.spec import Section, Spec, Sweep
+from fercli.version import __version__
 
 #: Keys that most users set at one time or another; the others stand there commented out, at their defaults.
 COMMON = frozenset(

@@ -1,4 +1,4 @@
-"""What a figure was measured on, and what a run ran on: one description for benchmarks, run folders and reports."""
+"""What a figure was measured on, what a run ran on, and how long work on a device takes."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import datetime
 import os
 import platform
 import sys
+import time
+from collections.abc import Callable
 from importlib import metadata
+from typing import TYPE_CHECKING
 
-from fercli import __version__
+from fercli.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 
 def describe(*packages: str) -> dict[str, str]:
@@ -64,3 +70,23 @@ def _cpuinfo(key: str) -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith(key))
     except (OSError, StopIteration):
         return ""
+
+
+def wait(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def seconds(run: Callable[[], object], device: torch.device, rounds: int = 3, warm: int = 1) -> list[float]:
+    """Return the seconds of each of `rounds` calls, after `warm` ones that are not counted."""
+    spent = []
+    for _ in range(warm + rounds):
+        wait(device)
+        started = time.perf_counter()
+        run()
+        wait(device)
+        spent.append(time.perf_counter() - started)
+    return spent[warm:]

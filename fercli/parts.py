@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import PIL
 
-from fercli import __version__, clusters, console
+from fercli import console, parallel
 from fercli.datasets.records import Listing, Record
 from fercli.errors import FercliError
 from fercli.faces.extract import STEPS, Options, extract
@@ -33,6 +33,7 @@ from fercli.former import KEY, STATE, Former, Known, forget, take_over
 from fercli.machine import installed_version
 from fercli.part_files import read_rows, write_part
 from fercli.store import FORMAT
+from fercli.version import __version__
 
 #: Mean shapes to lay over pictures without landmarks: in a given box, in a whole picture; see `extract`.
 Shapes = tuple[np.ndarray, np.ndarray]
@@ -170,7 +171,7 @@ def run(
     if todo and todo[0].shapes is None and options.landmarks == "detect" and options.backend not in ("dask", "ray"):
         ensure_networks()
     root, store = Path(os.path.abspath(listing.root)), Path(os.path.abspath(store))
-    made = clusters.in_order(make_part, ((c, root, options, store) for c in todo), len(todo), options)
+    made = parallel.in_order(make_part, ((c, root, options, store) for c in todo), len(todo), options)
     with console.progress(title, total=total, done=total - open_) as bar, closing(made):
         for chunk in chunks:
             if not chunk.rows:

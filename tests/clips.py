@@ -41,7 +41,7 @@ def write_clip(
         stream.height, stream.width = images[0].shape[:2] if images else (48, 64)
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        if path.suffix == ".avi":  # which counts frames and has no other clock
+        if path.suffix == ".avi":  # which counts frames and has no other progress
             stream.codec_context.time_base = Fraction(1, 10)
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fercli.batches import Faces
 from fercli.engine import checkpoint
-from fercli.engine.stages import open_store, view_settings
-from fercli.evaluation.inference import look
+from fercli.engine.data import open_store, view_settings
+from fercli.engine.predict import predict
+from fercli.engine.trained import Trained
+from fercli.loading.face_dataset import FaceDataset
 from fercli.methods import method_class
 from fercli.models import FEATURE_SIZE, build_network
 from fercli.spec import Spec, parse
-from fercli.trained import Trained
 
 
 def spec_of(prepared: Path, method: str = "aglrls", data: dict[str, Any] | None = None, **model: Any) -> Spec:
@@ -46,7 +46,7 @@ def make_run(folder: Path, spec: Spec, rule: str = "glpc", target: str | None = 
     first, *locals_, last = network.classifiers
     for heads, said in (([first], logits[:, 0]), (locals_, logits[:, 1:6]), ([last], logits[:, 6])):
         for head in heads:
-            head.weight /= said.std()  # sure enough, and unsure enough, for each rung of GLPC to be heard
+            head.weight /= said.std()  # sure enough, and unsure enough, for each stage of GLPC to be heard
     state = {
         "network": network.state_dict(),
         "status": torch.rand(7, 7) if rule == "glpc" and target else None,
@@ -61,7 +61,7 @@ def make_run(folder: Path, spec: Spec, rule: str = "glpc", target: str | None = 
     if target:
         state |= {"target": target, "method_name": spec.adapt.method}
         kind = method_class(spec.adapt.method)
-        if kind.refines:
+        if kind.transforms_output:
             method = kind(spec.adapt, kind.read_options({}), FEATURE_SIZE, target_size=0)
             flat = features.flatten(1)
             for norm, means in zip(method.norms, method.means, strict=True):
@@ -74,21 +74,23 @@ def make_run(folder: Path, spec: Spec, rule: str = "glpc", target: str | None = 
     return folder
 
 
-def prepared_faces(spec: Spec, name: str) -> Faces:
+def prepared_faces(spec: Spec, name: str) -> FaceDataset:
     """All faces of a prepared store, without labels."""
     store = open_store(spec, name, labels=False)
-    return Faces([store], [np.arange(len(store))], torch.device("cpu"), spec.model.reads_crops)
+    return FaceDataset([store], [np.arange(len(store))], torch.device("cpu"), spec.model.reads_crops)
 
 
-def evaluated(trained: Trained, faces: Faces) -> tuple[Tensor, ...]:
-    """Answer, probabilities, rung and heads as `fercli evaluate` has them."""
+def evaluated(trained: Trained, faces: FaceDataset) -> tuple[Tensor, ...]:
+    """Answer, probabilities, stage and heads as `fercli evaluate` has them."""
     device = torch.device("cpu")
-    heads = look(trained.network(device), faces, view_settings(trained.spec), 16, trained.refine(device)).probabilities
+    heads = predict(
+        trained.network(device), faces, view_settings(trained.spec), 16, trained.output_transform(device)
+    ).probabilities
     decision = trained.rule(heads)
-    return decision.answers, decision.probabilities, decision.rungs, heads
+    return decision.answers, decision.probabilities, decision.stages, heads
 
 
-def as_given(trained: Trained, faces: Faces, count: int) -> dict[str, np.ndarray]:
+def as_given(trained: Trained, faces: FaceDataset, count: int) -> dict[str, np.ndarray]:
     """The first faces as an exported model takes them: the middle of the stored face, cut here by hand."""
     pixels, landmarks, crops = faces.gather(np.arange(count))
     size = trained.spec.prepare.size

@@ -6,7 +6,7 @@ writes, from the root of a checkout with fercli installed:
 
 - ``fercli/starter/starter.safetensors``, the model as float16 (at most 6 MB);
 - ``fercli/starter/facts.json``, its figures on the prepared stores of the targets (the source's test part too, where
-  the source is named), by `fercli.evaluation.evaluate.evaluate_model`, and how it was trained;
+  the source is named), by `fercli.scoring.evaluate.evaluate_model`, and how it was trained;
 - ``fercli/starter/CARD.md``, of ``tests/starter-card.md.j2``: no figure in it is written by hand;
 - ``tests/fixtures/starter_answers.json``, what it answers to procedural faces.
 
@@ -26,19 +26,19 @@ import numpy as np
 import torch
 
 from fercli.cli.weights_view import examine
-from fercli.engine.stages import view_settings
+from fercli.engine.data import view_settings
+from fercli.engine.trained import Trained, find_trained
 from fercli.errors import FercliError
-from fercli.evaluation.evaluate import evaluate_model
 from fercli.export.card import LIMITS, NOT_FOR
 from fercli.export.check import drawn
+from fercli.export.weights import export, find_checkpoint
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.synthetic import LAB, STUDIO, render
-from fercli.models.export import export, find_checkpoint
-from fercli.recognizer import Recognizer
+from fercli.loading.augment import plain_view
+from fercli.predict.recognizer import Recognizer
+from fercli.scoring.evaluate import evaluate_model
 from fercli.spec import load
 from fercli.starter import CARD, FACTS, FILE, starter_facts, starter_hash
-from fercli.trained import Trained, find_trained
-from fercli.views import plain_view
 
 ANSWERS = Path(__file__).parent / "fixtures" / "starter_answers.json"
 #: Bytes of the file, at most.
@@ -151,8 +151,8 @@ def answers_of(trained: Trained) -> dict[str, Any]:
     """
     cpu, settings, given = torch.device("cpu"), view_settings(trained.spec), drawn(trained.spec)
     output = trained.network(cpu)(*plain_view(given.faces, given.landmarks, given.crops, settings).inputs)
-    refine = trained.refine(cpu)
-    heads = (output if refine is None else refine(output)).logits.float().softmax(-1)
+    output_transform = trained.output_transform(cpu)
+    heads = (output if output_transform is None else output_transform(output)).logits.float().softmax(-1)
     recognizer, pictures = Recognizer.of(trained, "cpu"), []
     for domain in (STUDIO, LAB):
         for number in range(2):

@@ -16,7 +16,7 @@ from pathlib import Path
 #: its status.
 _PROGRAM = """
 import faulthandler, json, os, resource, signal, sys
-import fercli.engine.stages, fercli.sweep, fercli.evaluation.collect, fercli.predict.run, fercli.export.write
+import fercli.engine.stages, fercli.sweep, fercli.sweep.aggregate, fercli.predict.run, fercli.export.write
 from fercli.__main__ import run
 for line in sys.stdin:
     asked = json.loads(line)

@@ -64,7 +64,7 @@ def document(faces: int = 213, targets: tuple[str, ...] = ("jaffe",), seed: int 
         },
         "gaps": [_gap(rng, name, looked[1 + 2 * i], looked[2 + 2 * i]) for i, name in enumerate(targets)],
         "pseudo_labels": {one.folder: one.pseudo(rng) for one in looked if one.folder != "source"},
-        "exhibits": [exhibit for one in looked if one.folder != "source" for exhibit in one.exhibits()],
+        "failure_cases": [case for one in looked if one.folder != "source" for case in one.failure_cases()],
         "published": [
             {
                 "method": "AGRA",
@@ -87,9 +87,9 @@ def document(faces: int = 213, targets: tuple[str, ...] = ("jaffe",), seed: int 
 
 
 def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
-    """A picture of every exhibit: a procedural face of its label, and heat at a place of its own."""
+    """A picture of every failure case: a procedural face of its label, and heat at a place of its own."""
     shown = {}
-    for one in results["exhibits"]:
+    for one in results["failure_cases"]:
         for face in one["faces"]:
             label = EXPRESSIONS.index(face["label"]) if face["label"] else 6
             picture = _face(label, face["position"] % 12)
@@ -124,7 +124,7 @@ class Looked:
         self.probabilities = torch.from_numpy(self.logits).softmax(-1).permute(1, 0, 2)
         self.said = self.probabilities[:, -1]
         self.answers = self.said.argmax(-1).numpy()
-        self.rungs = np.digitize(self.said.max(-1).values, (0.5, 0.8))  # 0 sum, 1 global, 2 fused
+        self.stages = np.digitize(self.said.max(-1).values, (0.5, 0.8))  # 0 sum, 1 global, 2 fused
 
     def metrics(self, answers: np.ndarray) -> dict[str, Any]:
         matrix = confusion(self.labels, answers)
@@ -133,10 +133,10 @@ class Looked:
     def entry(self, home: Looked) -> dict[str, Any]:
         adapted = self.folder != "source"
         subjects = [f"person-{i % 10}" for i in range(self.faces)] if self.dataset == "jaffe" else None
-        rungs = {
+        stages = {
             name: {
-                "count": int((self.rungs == level).sum()),
-                "correct": int(((self.answers == self.labels) & (self.rungs == level)).sum()),
+                "count": int((self.stages == level).sum()),
+                "correct": int(((self.answers == self.labels) & (self.stages == level)).sum()),
             }
             for name, level in (("fused", 2), ("global", 1), ("sum", 0))
         }
@@ -161,7 +161,7 @@ class Looked:
             "decision": {
                 "rule": "glpc" if adapted else "fused",
                 "metrics": self.metrics(self.answers),
-                "rungs": rungs if adapted else None,
+                "stages": stages if adapted else None,
             },
             "intervals": bootstrap(self.labels, self.answers, subjects),
             "calibration": calibration(
@@ -190,7 +190,7 @@ class Looked:
             ],
         }
 
-    def exhibits(self) -> list[dict[str, Any]]:
+    def failure_cases(self) -> list[dict[str, Any]]:
         sure = self.said.max(-1).values.numpy()
         wrong = np.flatnonzero(self.answers != self.labels)
         entropy = (-(self.said * self.said.log()).sum(-1) / np.log(7)).numpy()
@@ -200,19 +200,19 @@ class Looked:
                 "folder": self.folder,
                 "dataset": self.dataset,
                 "kind": kind,
-                "faces": [self._exhibit(int(i), float(sure[i]), float(entropy[i])) for i in rows],
+                "faces": [self._case(int(i), float(sure[i]), float(entropy[i])) for i in rows],
             }
             for kind, rows in chosen.items()
         ]
 
-    def _exhibit(self, i: int, sure: float, entropy: float) -> dict[str, Any]:
+    def _case(self, i: int, sure: float, entropy: float) -> dict[str, Any]:
         tops = self.probabilities[i].max(-1)
         return {
             "position": i,
             "id": f"{PEOPLE[i % 10]}.{EXPRESSIONS[self.labels[i]][:2].upper()}{i}.tiff",
             "label": EXPRESSIONS[self.labels[i]],
             "answer": EXPRESSIONS[self.answers[i]],
-            "rung": ("sum", "global", "fused")[self.rungs[i]],
+            "stage": ("sum", "global", "fused")[self.stages[i]],
             "confidence": sure,
             "entropy": entropy,
             "probabilities": self.said[i].tolist(),

@@ -107,7 +107,7 @@ def test_a_run_in_bfloat16_trains_and_says_so(bench: Bench) -> None:
 def test_crop_nets_on_a_cpu(asked: str, width: int, deterministic: bool, given: str) -> None:
     net = network(width=width)
     engine = Engine(crop_nets=asked, deterministic=deterministic)
-    assert accelerate(net, engine, CPU, 4)["crop_nets"] == net.local_nets.way == given
+    assert accelerate(net, engine, CPU, 4)["crop_nets"] == net.local_nets.implementation == given
 
 
 @pytest.mark.cuda
@@ -150,11 +150,11 @@ def test_compiling_changes_neither_names_nor_numbers() -> None:
     assert list(compiled.state_dict()) == list(plain.state_dict())
 
 
-@pytest.mark.parametrize("way", ["grouped", "matmul"])
-def test_crop_nets_side_by_side_can_be_compiled(way: str) -> None:
+@pytest.mark.parametrize("implementation", ["grouped", "matmul"])
+def test_crop_nets_side_by_side_can_be_compiled(implementation: str) -> None:
     plain, nets = LocalNets(4, light=True), LocalNets(4, light=True)
     nets.load_state_dict(plain.state_dict())
-    plain.way = nets.way = way
+    plain.implementation = nets.implementation = implementation
     traced, maps = torch.compile(nets, backend="eager", fullgraph=True), torch.randn(2, 5, 4, 7, 7)
     torch.testing.assert_close(traced(maps), plain(maps))
     assert all(torch.equal(a, b) for a, b in zip(nets.state_dict().values(), plain.state_dict().values(), strict=True))

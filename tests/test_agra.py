@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from fercli.errors import SpecError
+from fercli.loading.augment import View
+from fercli.loading.batches import Batch
 from fercli.methods.agra import AGRA, SOURCE, TARGET
-from fercli.methods.base import Batch, Clock, Seen
+from fercli.methods.base import Outputs, Progress
 from fercli.methods.graph import ClassMeans, StackedGraphs, carried_over, class_means, k_means, lloyd, row_normalised
 from fercli.models import Output
 from fercli.spec import Adapt
-from fercli.views import View
 
 D, B, STEP = 4, 5, 700
 WIDTH = 6 * D
@@ -53,19 +54,19 @@ class Survey:
         self.given = [(source, labels), (target, None)]
         self.looks = 0
 
-    def source(self) -> Seen:
+    def source(self) -> Outputs:
         self.looks += 1
         return self._seen(SOURCE)
 
-    def target(self) -> Seen:
+    def target(self) -> Outputs:
         return self._seen(TARGET)
 
-    def _seen(self, domain: int) -> Seen:
+    def _seen(self, domain: int) -> Outputs:
         points, labels = self.given[domain]
-        return Seen(torch.full((len(points), 7, 7), 1 / 7), points.unflatten(1, (6, -1)), labels)
+        return Outputs(torch.full((len(points), 7, 7), 1 / 7), points.unflatten(1, (6, -1)), labels)
 
 
-def survey(seed: int = 0, source: int = 40, target: int = 30) -> Survey:
+def evaluator(seed: int = 0, source: int = 40, target: int = 30) -> Survey:
     generator = torch.Generator().manual_seed(seed)
     points = torch.rand(source + target, WIDTH, generator=generator)
     return Survey(points[:source], torch.arange(source) % 7, points[source:])
@@ -236,13 +237,13 @@ def test_the_graphs_equal_a_loop_in_values_and_gradients(training: bool) -> None
 
 def test_refining_equals_a_loop_in_values_and_gradients() -> None:
     method = agra()
-    method.begin_epoch(survey())
+    method.begin_epoch(evaluator())
     for seed in range(3):
-        method(Tiny(), batch(seed), Clock(seed, 1))  # norms and means that are not as they began
+        method(Tiny(), batch(seed), Progress(seed, 1))  # norms and means that are not as they began
     method.eval()
     output = Tiny()(*view(7).inputs)
     output = Output(output.logits.detach(), output.features.detach().requires_grad_())
-    refined = method.refine(output)
+    refined = method.transform_output(output)
     rows = refined_loop(method, output.features, TARGET, training=False)
 
     assert refined.logits.shape == (B, 7, 7)
@@ -261,31 +262,31 @@ def test_refining_equals_a_loop_in_values_and_gradients() -> None:
 
 def test_an_image_is_refined_alike_in_any_company() -> None:
     method = agra()
-    method.begin_epoch(survey())
-    method(Tiny(), batch(), Clock(0, 1))
+    method.begin_epoch(evaluator())
+    method(Tiny(), batch(), Progress(0, 1))
     method.eval()
     output = Tiny()(*view(3).inputs)
-    whole = method.refine(output)
+    whole = method.transform_output(output)
     for i in range(B):
-        alone = method.refine(Output(output.logits[i : i + 1], output.features[i : i + 1]))
+        alone = method.transform_output(Output(output.logits[i : i + 1], output.features[i : i + 1]))
         same(alone.features, whole.features[i : i + 1])
         same(alone.logits, whole.logits[i : i + 1])
 
 
 def test_refining_reads_the_source_s_means_and_the_moments_of_both() -> None:
     method, points = agra(), torch.rand(9, WIDTH)
-    method.begin_epoch(survey())
+    method.begin_epoch(evaluator())
     method.eval()
     output = Tiny()(*view(3).inputs)
-    before = method.refine(output)
+    before = method.transform_output(output)
     target, source = method.means[TARGET], method.means[SOURCE]
     target.means.copy_(torch.rand(7, WIDTH))
-    assert torch.equal(method.refine(output).features, before.features)
+    assert torch.equal(method.transform_output(output).features, before.features)
     target.centre.add_(3 * torch.rand(WIDTH) - 1.5)
-    assert not torch.equal(method.refine(output).features, before.features)
-    before = method.refine(output)
+    assert not torch.equal(method.transform_output(output).features, before.features)
+    before = method.transform_output(output)
     source.start(torch.rand(7, WIDTH), points)
-    assert not torch.equal(method.refine(output).features, before.features)
+    assert not torch.equal(method.transform_output(output).features, before.features)
 
 
 # The losses
@@ -295,8 +296,8 @@ def test_refining_reads_the_source_s_means_and_the_moments_of_both() -> None:
 @pytest.mark.parametrize("target", [B, 3])
 def test_the_losses_are_the_sum_of_the_equations(conditioned: bool, target: int) -> None:
     method, network, given = agra(entropy_conditioning=conditioned), Tiny(), batch(target=target)
-    method.begin_epoch(survey())
-    losses, logs = method(network, given, Clock(STEP, 1))  # a batch this small moves no mean yet
+    method.begin_epoch(evaluator())
+    losses, logs = method(network, given, Progress(STEP, 1))  # a batch this small moves no mean yet
 
     refined, logits, plain = [], [], []
     for domain, faces in ((SOURCE, given.source), (TARGET, given.target)):
@@ -343,8 +344,8 @@ def test_the_losses_are_the_sum_of_the_equations(conditioned: bool, target: int)
 
 
 def test_weights_scale_their_terms() -> None:
-    one = agra()(Tiny(), batch(), Clock(STEP, 1)).losses
-    other = agra(adversarial_weight=3)(Tiny(), batch(), Clock(STEP, 1)).losses
+    one = agra()(Tiny(), batch(), Progress(STEP, 1)).losses
+    other = agra(adversarial_weight=3)(Tiny(), batch(), Progress(STEP, 1)).losses
     same(other["source"], one["source"])
     same(other["adversarial"], 3 * one["adversarial"])
 
@@ -354,7 +355,7 @@ def test_published_head_weights_leave_agra_s_own_losses() -> None:
     method = AGRA(Adapt(head_weights=[0, 0, 0, 0, 0, 0, 1]), AGRA.read_options({"hidden": 8}), D, 0)
     for layer in (method.classifier, method.local_classifier):
         nn.init.zeros_(layer.weight)
-    losses, _ = method(Tiny(), batch(), Clock(0, 1))
+    losses, _ = method(Tiny(), batch(), Progress(0, 1))
     ln7 = torch.tensor(7.0).log()
     same(losses["source"], ln7)
     same(losses["local"], ln7)
@@ -364,8 +365,8 @@ def test_the_reversal_turns_the_graph_against_the_discriminator() -> None:
     gradients = {}
     for step in (0, STEP):
         method = agra(entropy_conditioning=False, reversal_steps=1000)
-        method.begin_epoch(survey())
-        losses, logs = method(Tiny(), batch(), Clock(step, 1))
+        method.begin_epoch(evaluator())
+        losses, logs = method(Tiny(), batch(), Progress(step, 1))
         parts = [method.graphs.inter_layer.linear.weight, method.discriminator.layers[0].weight]
         gradients[step] = torch.autograd.grad(losses["adversarial"], parts)
     assert not gradients[0][0].any()  # nothing is reversed yet at step 0, and nothing passes
@@ -419,7 +420,7 @@ def test_carried_over_by_hand() -> None:
 @pytest.mark.parametrize("wait", [0, 3])
 def test_the_means_of_training_equal_a_loop(wait: int) -> None:
     method, network = agra(average=0.3, average_after=wait), Tiny()
-    method.begin_epoch(survey())
+    method.begin_epoch(evaluator())
     expected = [[x.clone() for x in each.means] for each in method.means]
     gathered: list[list[list]] = [[[] for _ in range(7)] for _ in range(2)]
     for seed in range(6):
@@ -433,7 +434,7 @@ def test_the_means_of_training_equal_a_loop(wait: int) -> None:
                     new = sum(gathered[domain][k]) / len(gathered[domain][k])
                     expected[domain][k] = 0.7 * expected[domain][k] + 0.3 * new
                     gathered[domain][k] = []
-        method(network, given, Clock(seed, 1))
+        method(network, given, Progress(seed, 1))
         for domain in (SOURCE, TARGET):
             same(method.means[domain].means, torch.stack(expected[domain]))
     assert any(x.counts.any() for x in method.means) == (wait > 0)
@@ -471,7 +472,7 @@ def test_a_class_without_faces_has_the_mean_of_all() -> None:
 
 @pytest.mark.parametrize("recluster", [1, 3, 10])
 def test_faces_are_clustered_at_first_and_every_so_many_epochs(recluster: int) -> None:
-    method, all_faces, looked = agra(recluster=recluster), survey(), []
+    method, all_faces, looked = agra(recluster=recluster), evaluator(), []
     for epoch in range(1, 21):
         before = all_faces.looks
         method.begin_epoch(all_faces)
@@ -481,7 +482,7 @@ def test_faces_are_clustered_at_first_and_every_so_many_epochs(recluster: int) -
 
 
 def test_means_of_classes_are_the_labels_and_the_target_starts_from_them() -> None:
-    method, all_faces = agra(means="classes"), survey()
+    method, all_faces = agra(means="classes"), evaluator()
     method.begin_epoch(all_faces)
     (points, labels), (target, _) = all_faces.given
     expected = torch.stack([sum(x for x, y in zip(points, labels, strict=True) if y == k) for k in range(7)])
@@ -490,14 +491,14 @@ def test_means_of_classes_are_the_labels_and_the_target_starts_from_them() -> No
     same(method.means[TARGET].means, lloyd(target, carried_over(expected, points, target)))
 
     given = batch()
-    method(Tiny(), given, Clock(0, 1))
+    method(Tiny(), given, Progress(0, 1))
     assert method.means[SOURCE].counts.tolist() == torch.bincount(given.labels, minlength=7).tolist()
 
 
 def test_clusters_leave_the_source_labels_unread() -> None:
     found = []
     for shift in (0, 3):
-        method, all_faces = agra(), survey()
+        method, all_faces = agra(), evaluator()
         points, labels = all_faces.given[SOURCE]
         all_faces.given[SOURCE] = (points, (labels + shift) % 7)
         method.begin_epoch(all_faces)
@@ -533,7 +534,9 @@ def test_a_warm_start_makes_both_domains_answers_useful() -> None:
             if not warm:  # moments as of a network in use; the rest is noise
                 for norm, each in zip(method.norms, (points, target), strict=True):
                     norm.running_mean.copy_(each.mean(0)), norm.running_var.copy_(each.var(0))
-            answers = method.refine(Output(torch.zeros(70, 7, 7), target.view(-1, 6, 32))).logits[:, -1].argmax(-1)
+            answers = (
+                method.transform_output(Output(torch.zeros(70, 7, 7), target.view(-1, 6, 32))).logits[:, -1].argmax(-1)
+            )
         right[warm] = (answers == target_labels).float().mean().item()
     assert right[True] > 0.95
     assert right[False] < 0.5
@@ -557,7 +560,7 @@ def test_a_warm_start_leaves_discriminator_and_means_alone() -> None:
     states = []
     for method in (warm, cold):
         torch.manual_seed(5)
-        method.begin_epoch(survey())
+        method.begin_epoch(evaluator())
         states.append(method.state_dict())
         assert all(p.grad is None for p in method.parameters())
     for name in states[0]:
@@ -570,7 +573,7 @@ def test_only_the_first_epoch_starts_warm(warm: bool) -> None:
     method, changed = agra(recluster=1, warm_start=warm), []
     for _ in range(3):
         before = parts_of(method)
-        method.begin_epoch(survey())
+        method.begin_epoch(evaluator())
         changed.append(any(not torch.equal(v, before[k]) for k, v in parts_of(method).items()))
     assert changed == [warm, False, False]
 
@@ -582,9 +585,9 @@ def test_a_stopped_run_goes_on_bit_by_bit() -> None:
     def train(method: AGRA, epochs: range) -> None:
         optimizer = torch.optim.SGD(method.parameters(), 0.01)
         for epoch in epochs:
-            method.begin_epoch(survey(epoch))
+            method.begin_epoch(evaluator(epoch))
             for seed in range(3):
-                losses, _ = method(Tiny(), batch(seed), Clock(seed, epoch))
+                losses, _ = method(Tiny(), batch(seed), Progress(seed, epoch))
                 optimizer.zero_grad()
                 sum(losses.values()).backward()
                 optimizer.step()
@@ -606,21 +609,21 @@ def test_a_stopped_run_goes_on_bit_by_bit() -> None:
 
 def test_the_state_refines_alike_whatever_the_size_of_the_target() -> None:
     method = agra(target_size=12)
-    method.begin_epoch(survey())
-    method(Tiny(), batch(), Clock(0, 1))
+    method.begin_epoch(evaluator())
+    method(Tiny(), batch(), Progress(0, 1))
     other = agra(target_size=0)
     other.load_state_dict(method.state_dict())
     output = Tiny()(*view(3).inputs)
-    for a, b in zip(method.eval().refine(output), other.eval().refine(output), strict=True):
+    for a, b in zip(method.eval().transform_output(output), other.eval().transform_output(output), strict=True):
         assert torch.equal(a, b)
 
 
 def test_looking_changes_nothing() -> None:
     method = agra()
-    method.begin_epoch(survey())
+    method.begin_epoch(evaluator())
     method.eval()
     before = {k: v.clone() for k, v in method.state_dict().items()}
-    method.refine(Tiny()(*view(3).inputs))
+    method.transform_output(Tiny()(*view(3).inputs))
     for name, value in method.state_dict().items():
         assert torch.equal(value, before[name]), name
 
@@ -632,9 +635,9 @@ def test_looking_changes_nothing() -> None:
 @pytest.mark.parametrize(
     "all_faces",
     [
-        survey(target=1),
-        survey(target=3),
-        survey(source=1, target=1),
+        evaluator(target=1),
+        evaluator(target=3),
+        evaluator(source=1, target=1),
         Survey(torch.rand(20, WIDTH), torch.zeros(20, dtype=torch.long), torch.rand(20, WIDTH)),
         Survey(torch.zeros(20, WIDTH), torch.arange(20) % 5, torch.zeros(20, WIDTH)),
     ],
@@ -647,24 +650,24 @@ def test_degenerate_domains_train_and_refine(means: str, all_faces: Survey) -> N
     alike = view(4, 1)
     for step in range(3):
         given = batch(step)._replace(target=View(alike.images.expand(B, -1, -1, -1), torch.zeros(B, 5, 2)))
-        losses, _ = method(network, given, Clock(STEP, 1))
+        losses, _ = method(network, given, Progress(STEP, 1))
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-    refined = method.eval().refine(network(*alike.inputs))
+    refined = method.eval().transform_output(network(*alike.inputs))
     values = [*refined, *losses.values(), *method.state_dict().values(), network.gain]
     assert all(torch.isfinite(x).all() for x in values)
 
 
 def test_zero_features_and_no_clustering_yet_are_no_trouble() -> None:
     method = agra().eval()
-    refined = method.refine(Output(torch.zeros(1, 7, 7), torch.zeros(1, 6, D)))
+    refined = method.transform_output(Output(torch.zeros(1, 7, 7), torch.zeros(1, 6, D)))
     assert torch.isfinite(refined.features).all()
 
 
 def test_half_precision_features_answer_in_single() -> None:
     method = agra().eval()
-    refined = method.refine(Output(torch.zeros(2, 7, 7), torch.rand(2, 6, D).bfloat16()))
+    refined = method.transform_output(Output(torch.zeros(2, 7, 7), torch.rand(2, 6, D).bfloat16()))
     assert refined.logits.dtype == refined.features.dtype == torch.float32
 
 

@@ -14,10 +14,13 @@ import torch
 from conftest import Bench
 from stores import seal
 
-from fercli.batches import Batches, Deck, Faces, Mixture, hold_out, labels_of, mix, source_deck
 from fercli.errors import FercliError
+from fercli.loading.augment import ViewSettings
+from fercli.loading.batches import Batches
+from fercli.loading.face_dataset import FaceDataset
+from fercli.loading.held_out import hold_out, labels_of
+from fercli.loading.samplers import ShuffledSampler, WeightedSampler, derive_seed, source_sampler
 from fercli.store import Store
-from fercli.views import ViewSettings
 
 CPU = torch.device("cpu")
 
@@ -33,7 +36,7 @@ def jaffe(prepared: Path) -> Store:
 
 
 def positions(count: int, places: int, seed: int = 3) -> np.ndarray:
-    return Deck(count, seed).take(0, places)
+    return ShuffledSampler(count, seed).take(0, places)
 
 
 # Deck
@@ -51,11 +54,11 @@ def test_a_deck_deals_every_position_once_a_round(count: int) -> None:
 @pytest.mark.parametrize("amount", [1, 3, 7, 8, 25])
 def test_a_deal_depends_on_its_place_only(amount: int) -> None:
     whole = positions(7, 100)
-    deck = Deck(7, seed=3)
+    deck = ShuffledSampler(7, seed=3)
     starts = list(range(0, 100 - amount, amount))
     for start in reversed(starts):  # backwards, with one deck that has dealt later places before
         np.testing.assert_array_equal(deck.take(start, amount), whole[start : start + amount])
-        np.testing.assert_array_equal(Deck(7, seed=3).take(start, amount), whole[start : start + amount])
+        np.testing.assert_array_equal(ShuffledSampler(7, seed=3).take(start, amount), whole[start : start + amount])
 
 
 def test_decks_of_other_seeds_differ() -> None:
@@ -74,13 +77,13 @@ def test_decks_of_other_seeds_differ() -> None:
 def test_mix_is_fixed_for_good(parts: tuple, digest: str) -> None:
     """Eight bytes of SHA-256, the first the least, halved. Runs of earlier versions resume only while these stay."""
     value = sum(int(digest[2 * i : 2 * i + 2], 16) << 8 * i for i in range(8))
-    assert mix(*parts) == value // 2 < 2**63
+    assert derive_seed(*parts) == value // 2 < 2**63
 
 
 def test_what_is_dealt_is_fixed_for_good() -> None:
     """As dealt when runs were first kept: another order would change every run that is taken up again."""
     assert positions(5, 10).tolist() == [1, 4, 3, 0, 2, 0, 1, 2, 4, 3]
-    assert source_deck([3, 2], "equal", seed=5).take(0, 12).tolist() == [4, 3, 2, 3, 4, 0, 1, 3, 2, 1, 0, 1]
+    assert source_sampler([3, 2], "equal", seed=5).take(0, 12).tolist() == [4, 3, 2, 3, 4, 0, 1, 3, 2, 1, 0, 1]
 
 
 # Several sources
@@ -103,7 +106,7 @@ def drawn_of(counts: Sequence[int], places: np.ndarray) -> list[np.ndarray]:
 
 @pytest.mark.parametrize(("balance", "counts", "shares"), [(b, *case) for b, cases in SHARES.items() for case in cases])
 def test_each_source_gets_its_share_of_the_draws(balance: str, counts: list[int], shares: list[float]) -> None:
-    places = source_deck(counts, balance, seed=5).take(0, 20_000)
+    places = source_sampler(counts, balance, seed=5).take(0, 20_000)
     assert places.dtype == np.int64
     assert places.min() >= 0
     assert places.max() < sum(counts)
@@ -117,7 +120,7 @@ def test_each_source_gets_its_share_of_the_draws(balance: str, counts: list[int]
 @pytest.mark.parametrize("balance", ["sqrt", "equal"])
 @pytest.mark.parametrize("counts", [[84, 30], [7, 1, 300], [1, 1], [5, 5, 5, 5]])
 def test_every_face_of_every_source_comes_up_equally_often(balance: str, counts: list[int]) -> None:
-    deck = source_deck(counts, balance, seed=5)
+    deck = source_sampler(counts, balance, seed=5)
     for count, part in zip(counts, drawn_of(counts, deck.take(0, 8000)), strict=True):
         times = np.bincount(part, minlength=count)
         assert times.max() - times.min() <= 1, count
@@ -128,16 +131,16 @@ def test_every_face_of_every_source_comes_up_equally_often(balance: str, counts:
 @pytest.mark.parametrize("amount", [1, 7, 64, 999, 1000, 1001])
 def test_a_mixture_depends_on_its_place_only(amount: int) -> None:
     counts = [84, 30, 7]
-    whole = Mixture(counts, [2, 1, 1], seed=3).take(0, 4000)
-    deck = Mixture(counts, [2, 1, 1], seed=3)
+    whole = WeightedSampler(counts, [2, 1, 1], seed=3).take(0, 4000)
+    deck = WeightedSampler(counts, [2, 1, 1], seed=3)
     for start in reversed(range(0, 4000 - amount, max(amount, 500))):
         np.testing.assert_array_equal(deck.take(start, amount), whole[start : start + amount])
-    assert not np.array_equal(Mixture(counts, [2, 1, 1], seed=4).take(0, 4000), whole)
+    assert not np.array_equal(WeightedSampler(counts, [2, 1, 1], seed=4).take(0, 4000), whole)
 
 
 def test_a_cycle_holds_every_set_s_quota_and_mixes_them() -> None:
     counts, shares = [50, 50, 50], [0.7, 0.2, 0.1]
-    places = Mixture(counts, shares, seed=0).take(0, 3 * Mixture.CYCLE).reshape(3, -1)
+    places = WeightedSampler(counts, shares, seed=0).take(0, 3 * WeightedSampler.CYCLE).reshape(3, -1)
     for cycle in places:
         assert [len(part) for part in drawn_of(counts, cycle)] == [700, 200, 100]
     # In batches of 50, none without the smallest for long and none full of it.
@@ -148,30 +151,34 @@ def test_a_cycle_holds_every_set_s_quota_and_mixes_them() -> None:
 
 def test_the_smallest_share_is_one_draw_a_cycle() -> None:
     counts = [10, 10]
-    places = Mixture(counts, [1e9, 1.0], seed=0).take(0, 10_000)
+    places = WeightedSampler(counts, [1e9, 1.0], seed=0).take(0, 10_000)
     assert 9 <= len(drawn_of(counts, places)[1]) <= 10
 
 
 @pytest.mark.parametrize("balance", ["images", "sqrt", "equal"])
 def test_one_source_is_dealt_as_ever(balance: str) -> None:
     for counts in ([40], [0, 40], [40, 0]):
-        np.testing.assert_array_equal(source_deck(counts, balance, 9).take(0, 100), Deck(40, 9).take(0, 100))
+        np.testing.assert_array_equal(
+            source_sampler(counts, balance, 9).take(0, 100), ShuffledSampler(40, 9).take(0, 100)
+        )
 
 
 def test_one_union_is_dealt_by_images() -> None:
-    np.testing.assert_array_equal(source_deck([30, 10], "images", 9).take(0, 100), Deck(40, 9).take(0, 100))
+    np.testing.assert_array_equal(
+        source_sampler([30, 10], "images", 9).take(0, 100), ShuffledSampler(40, 9).take(0, 100)
+    )
 
 
 @pytest.mark.parametrize("balance", ["sqrt", "equal"])
 def test_a_source_without_faces_shifts_no_position(balance: str) -> None:
-    with_empty = source_deck([30, 0, 10], balance, 9).take(0, 500)
-    np.testing.assert_array_equal(with_empty, source_deck([30, 10], balance, 9).take(0, 500))
+    with_empty = source_sampler([30, 0, 10], balance, 9).take(0, 500)
+    np.testing.assert_array_equal(with_empty, source_sampler([30, 10], balance, 9).take(0, 500))
     assert with_empty.max() == 39
 
 
 def test_batches_draw_from_several_sources_by_the_balance_asked_for(raf: Store, jaffe: Store) -> None:
     chosen = [raf.indices(["train"]), raf.indices(["test"])[:7]]
-    faces = Faces([raf, raf], chosen, CPU, False)
+    faces = FaceDataset([raf, raf], chosen, CPU, False)
     assert faces.counts == [84, 7]
     marks = np.r_[np.zeros(84, np.int64), np.ones(7, np.int64)]  # in place of labels: which source
     for balance, share in (("images", 7 / 91), ("sqrt", 7**0.5 / (84**0.5 + 7**0.5)), ("equal", 0.5)):
@@ -186,7 +193,7 @@ def test_batches_draw_from_several_sources_by_the_balance_asked_for(raf: Store, 
 @pytest.mark.parametrize("with_crops", [True, False])
 def test_gathering_over_two_stores_is_plain_indexing_in_order(raf: Store, jaffe: Store, with_crops: bool) -> None:
     chosen = [raf.indices(["train"])[::3], jaffe.indices(jaffe.adapt_splits)[5:25]]
-    faces = Faces([raf, jaffe], chosen, CPU, with_crops)
+    faces = FaceDataset([raf, jaffe], chosen, CPU, with_crops)
     assert len(faces) == len(chosen[0]) + len(chosen[1])
     rows = [(store, i) for store, indices in zip((raf, jaffe), chosen, strict=True) for i in indices]
     asked = np.random.default_rng(0).integers(0, len(faces), 17)
@@ -203,14 +210,14 @@ def test_gathering_over_two_stores_is_plain_indexing_in_order(raf: Store, jaffe:
 
 
 def test_an_empty_first_store_shifts_nothing(raf: Store, jaffe: Store) -> None:
-    faces = Faces([raf, jaffe], [np.empty(0, np.int64), np.arange(4)], CPU, False)
+    faces = FaceDataset([raf, jaffe], [np.empty(0, np.int64), np.arange(4)], CPU, False)
     np.testing.assert_array_equal(faces.gather(np.array([3, 0]))[0], jaffe.faces[[3, 0]])
 
 
 @pytest.mark.parametrize("limit", [1, 5, 20, 61, 62])
 def test_thinned_faces_are_spread_over_stores_and_within_each(raf: Store, jaffe: Store, limit: int) -> None:
     chosen = [raf.indices(["test"])[:42], jaffe.indices(jaffe.adapt_splits)[:20], np.empty(0, np.int64)]
-    faces = Faces([raf, jaffe, raf], chosen, CPU, False)
+    faces = FaceDataset([raf, jaffe, raf], chosen, CPU, False)
     thin = faces.thinned(limit)
     assert limit <= len(thin) <= min(limit + 1, 62)
     assert thin.counts == [-(-42 * limit // 62), -(-20 * limit // 62), 0]
@@ -229,15 +236,15 @@ def test_thinned_faces_are_spread_over_stores_and_within_each(raf: Store, jaffe:
 
 
 def test_few_faces_are_not_thinned(raf: Store) -> None:
-    faces = Faces([raf], [np.arange(9)], CPU, False)
+    faces = FaceDataset([raf], [np.arange(9)], CPU, False)
     assert faces.thinned(9) is faces
     assert faces.thinned(10) is faces
     assert len(faces.thinned(8)) == 8
 
 
 def test_faces_are_the_same_only_in_the_same_order_of_the_same_stores(raf: Store, jaffe: Store) -> None:
-    def of(*parts: tuple[Store, Sequence[int]]) -> Faces:
-        return Faces([store for store, _ in parts], [np.array(rows) for _, rows in parts], CPU, False)
+    def of(*parts: tuple[Store, Sequence[int]]) -> FaceDataset:
+        return FaceDataset([store for store, _ in parts], [np.array(rows) for _, rows in parts], CPU, False)
 
     faces = of((raf, [1, 2, 3]), (jaffe, [4]))
     assert faces.same_as(of((raf, [1, 2, 3]), (jaffe, [4])))
@@ -328,8 +335,8 @@ def test_one_face_cannot_be_split() -> None:
 
 def make(raf: Store, jaffe: Store, wants: set[str], seed: int = 0, batch: int = 6) -> Batches:
     indices = raf.indices(["train"])
-    faces = Faces([raf], [indices], CPU, True)
-    target = Faces([jaffe], [jaffe.indices(jaffe.adapt_splits)[:10]], CPU, True)
+    faces = FaceDataset([raf], [indices], CPU, True)
+    target = FaceDataset([jaffe], [jaffe.indices(jaffe.adapt_splits)[:10]], CPU, True)
     labels = labels_of([raf], [indices])
     return Batches(faces, labels, target, frozenset(wants), batch, seed, ViewSettings(), CPU)
 
@@ -378,35 +385,35 @@ def test_a_batch_may_be_larger_than_the_target(raf: Store, jaffe: Store) -> None
     assert set(batch.indices.tolist()) == set(range(10))
 
 
-@pytest.mark.parametrize("pool", [None, torch.empty(0, dtype=torch.long)])
-def test_without_a_pool_there_is_no_batch_of_it(raf: Store, jaffe: Store, pool: torch.Tensor | None) -> None:
-    batch = make(raf, jaffe, {"target"})(2, pool)
-    assert batch.pool is batch.pool_indices is None
+@pytest.mark.parametrize("pseudo_labelled", [None, torch.empty(0, dtype=torch.long)])
+def test_without_a_pool_there_is_no_batch_of_it(raf: Store, jaffe: Store, pseudo_labelled: torch.Tensor | None) -> None:
+    batch = make(raf, jaffe, {"target"})(2, pseudo_labelled)
+    assert batch.pseudo_labelled is batch.pseudo_labelled_indices is None
 
 
 @pytest.mark.parametrize("members", [[7], [1, 4, 9], [9, 8, 7, 6, 5, 4, 3, 2]])
 def test_a_pool_s_batch_is_of_its_members_and_no_larger_than_it(raf: Store, jaffe: Store, members: list[int]) -> None:
-    pool = torch.tensor(members)
+    pseudo_labelled = torch.tensor(members)
     batches = make(raf, jaffe, {"target"})
     size = min(6, len(members))
     drawn = []
     for step in range(4 * len(members)):
-        batch = batches(step, pool)
-        assert len(batch.pool) == len(batch.pool_indices) == size
-        assert batch.pool_indices.dtype == torch.int64
-        drawn += batch.pool_indices.tolist()
+        batch = batches(step, pseudo_labelled)
+        assert len(batch.pseudo_labelled) == len(batch.pseudo_labelled_indices) == size
+        assert batch.pseudo_labelled_indices.dtype == torch.int64
+        drawn += batch.pseudo_labelled_indices.tolist()
     assert set(drawn) == set(members)
     assert len({drawn.count(member) for member in members}) == 1  # whole rounds of it
 
 
 def test_a_pool_s_views_are_of_the_faces_that_its_indices_name(raf: Store, jaffe: Store) -> None:
     indices = jaffe.indices(jaffe.adapt_splits)[:10]
-    target, settings = Faces([jaffe], [indices], CPU, False), ViewSettings(flip=0, jitter=0)
-    source = Faces([raf], [raf.indices(["train"])], CPU, False)
+    target, settings = FaceDataset([jaffe], [indices], CPU, False), ViewSettings(flip=0, jitter=0)
+    source = FaceDataset([raf], [raf.indices(["train"])], CPU, False)
     batches = Batches(source, labels_of([raf], [raf.indices(["train"])]), target, frozenset(), 4, 0, settings, CPU)
     batch = batches(1, torch.tensor([2, 3, 5, 7, 8]))
-    plain = target.plain(batch.pool_indices.numpy(), settings)
-    torch.testing.assert_close(batch.pool.images, plain.images, rtol=0, atol=1e-4)
+    plain = target.plain(batch.pseudo_labelled_indices.numpy(), settings)
+    torch.testing.assert_close(batch.pseudo_labelled.images, plain.images, rtol=0, atol=1e-4)
     assert batch.target is None
 
 
@@ -416,14 +423,14 @@ def test_a_pool_changes_no_other_view(raf: Store, jaffe: Store) -> None:
     for name in ("source", "labels", "target", "weak", "strong", "indices"):
         assert same(getattr(without, name), getattr(with_, name))
     again = make(raf, jaffe, set())(3, torch.arange(4))
-    assert same(again.pool, with_.pool)
-    assert same(again.pool_indices, with_.pool_indices)
+    assert same(again.pseudo_labelled, with_.pseudo_labelled)
+    assert same(again.pseudo_labelled_indices, with_.pseudo_labelled_indices)
 
 
 def test_source_labels_go_with_their_faces(raf: Store, jaffe: Store) -> None:
     indices = raf.indices(["train"])
     settings = ViewSettings(flip=0, jitter=0)
-    faces = Faces([raf], [indices], CPU, False)
+    faces = FaceDataset([raf], [indices], CPU, False)
     labels = labels_of([raf], [indices])
     batch = Batches(faces, labels, None, frozenset(), 8, 0, settings, CPU)(1)
     plain = faces.plain(np.arange(len(faces)), settings)

@@ -14,10 +14,10 @@ from conftest import run
 from fercli.benchmarks.published import PublishedStep, cut_one_by_one
 from fercli.benchmarks.steps import Steps, with_settings
 from fercli.benchmarks.stores import noise_store
-from fercli.methods.base import Clock
+from fercli.loading.augment import ViewSettings, weak_view
+from fercli.methods.base import Progress
 from fercli.models.local import cut_windows, to_map
 from fercli.spec import Prepare, Spec
-from fercli.views import ViewSettings, weak_view
 
 TINY = ("--backbone", "ir-small", "--width", "4", "--batch", "4", "--steps", "1", "--rounds", "2", "--json")
 
@@ -135,7 +135,7 @@ def test_the_published_way_gives_our_losses(tmp_path: Path, sharing: str) -> Non
     plain = PublishedStep(copy.deepcopy(network), copy.deepcopy(method))
     batch = made.batch()
     theirs = plain.losses(batch, 0)
-    ours, logs = made.raw(batch, Clock(0, 1))
+    ours, logs = made.raw(batch, Progress(0, 1))
     assert theirs.keys() == ours.keys()
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)

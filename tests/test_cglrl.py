@@ -9,14 +9,15 @@ import torch
 from tiny import Tiny
 
 from fercli.errors import FercliError, SpecError
+from fercli.loading.augment import View
+from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
-from fercli.methods.base import Batch, Clock, Seen
+from fercli.methods.base import Outputs, Progress
 from fercli.methods.cglrl import CGLRL, CGLRLOracle, consistent_labels, holds_up
 from fercli.methods.losses import conditional_adversarial, reversal_coefficient
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
 from fercli.models.backbones import build_backbone
 from fercli.spec import Adapt
-from fercli.views import View
 
 B, STEP, LIMIT = 4, 700, 0.19459
 WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
@@ -51,11 +52,11 @@ class Survey:
     def __init__(self, probabilities: torch.Tensor):
         self.probabilities = probabilities
 
-    def target(self) -> Seen:
-        return Seen(self.probabilities, torch.zeros(len(self.probabilities), 6, FEATURE_SIZE))
+    def target(self) -> Outputs:
+        return Outputs(self.probabilities, torch.zeros(len(self.probabilities), 6, FEATURE_SIZE))
 
 
-def survey(*labels: int) -> Survey:
+def evaluator(*labels: int) -> Survey:
     return Survey(answering(*labels))
 
 
@@ -120,7 +121,7 @@ def test_when_new_labels_hold_up(old: list[int], new: list[int], accepted: bool)
 
 def test_labels_are_renewed_epoch_by_epoch() -> None:
     method = made()
-    assert method.pool().tolist() == []
+    assert method.pseudo_labelled().tolist() == []
     for labels, in_force in (
         ((-1,) * 6, [-1] * 6),  # nobody is sure yet
         ((0, 1, 2, 3, -1, -1), [0, 1, 2, 3, -1, -1]),
@@ -130,25 +131,25 @@ def test_labels_are_renewed_epoch_by_epoch() -> None:
         ((0, 1, 2, 3, 4, 5), [0, 1, 2, 3, 4, 5]),
     ):
         before = method.pseudo.tolist()
-        method.begin_epoch(survey(*labels))
+        method.begin_epoch(evaluator(*labels))
         assert method.pseudo.tolist() == in_force
         assert bool(method.renewed) == (in_force != before)
-        assert method.pool().tolist() == [i for i, label in enumerate(in_force) if label >= 0]
+        assert method.pseudo_labelled().tolist() == [i for i, label in enumerate(in_force) if label >= 0]
 
 
 def test_the_gate_follows_its_options() -> None:
     for options, accepted in (({}, False), ({"min_agreement": 0}, True), ({"min_agreement": 0, "min_size": 2}, False)):
         method = made(targets=2, **options)
         for labels in ((1, 1), (2, 2)):
-            method.begin_epoch(survey(*labels))
+            method.begin_epoch(evaluator(*labels))
         assert (method.pseudo.tolist() == [2, 2]) == accepted
 
 
 def test_the_set_survives_in_the_state() -> None:
     method, other = made(), made()
-    method.begin_epoch(survey(0, 1, 2, -1, -1, 6))
+    method.begin_epoch(evaluator(0, 1, 2, -1, -1, 6))
     other.load_state_dict(method.state_dict())
-    assert other.pool().tolist() == [0, 1, 2, 5]
+    assert other.pseudo_labelled().tolist() == [0, 1, 2, 5]
     assert other.renewed
 
 
@@ -181,19 +182,25 @@ def adversarial(method: CGLRL, source: Output, target: Output) -> torch.Tensor:
     return total
 
 
-def batch_of(pool: int, positions: list[int]) -> Batch:
+def batch_of(pseudo_labelled: int, positions: list[int]) -> Batch:
     labels = torch.randint(0, 7, (B,), generator=torch.Generator().manual_seed(3))
-    picked = view(pool, 9) if pool else None
-    return Batch(view(B, 1), labels, view(B, 2), pool=picked, pool_indices=torch.tensor(positions) if pool else None)
+    picked = view(pseudo_labelled, 9) if pseudo_labelled else None
+    return Batch(
+        view(B, 1),
+        labels,
+        view(B, 2),
+        pseudo_labelled=picked,
+        pseudo_labelled_indices=torch.tensor(positions) if pseudo_labelled else None,
+    )
 
 
 @pytest.mark.parametrize("discriminators", ["shared", "separate"])
 @pytest.mark.parametrize("positions", [[], [3], [0, 1, 3], [0, 3, 3, 1]])
 def test_the_loss_is_the_sum_of_the_equations(positions: list[int], discriminators: str) -> None:
     method, network = made(discriminators=discriminators), Tiny()
-    method.begin_epoch(survey(6, 2, -1, 4, -1, -1))
+    method.begin_epoch(evaluator(6, 2, -1, 4, -1, -1))
     batch = batch_of(len(positions), positions)
-    losses, logs = method(network, batch, Clock(STEP, 1))
+    losses, logs = method(network, batch, Progress(STEP, 1))
     source, target = (network(*v.inputs) for v in (batch.source, batch.target))
     expected = {
         "source": cross_entropy(source.logits, batch.labels, WEIGHTS),
@@ -201,7 +208,7 @@ def test_the_loss_is_the_sum_of_the_equations(positions: list[int], discriminato
     }
     if positions:
         labels = torch.tensor([{0: 6, 1: 2, 3: 4}[i] for i in positions])
-        expected["pseudo"] = cross_entropy(network(*batch.pool.inputs).logits, labels, [1.0] * 7)
+        expected["pseudo"] = cross_entropy(network(*batch.pseudo_labelled.inputs).logits, labels, [1.0] * 7)
     assert set(losses) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-5)
@@ -218,8 +225,8 @@ def test_weights_scale_their_terms() -> None:
     steps = []
     for options in ({}, {"adversarial_weight": 0.5, "pseudo_weight": 3}):
         method = made(**options)
-        method.begin_epoch(survey(6, 2, -1, 4, -1, -1))
-        steps.append(method(network, batch, Clock(STEP, 1)).losses)
+        method.begin_epoch(evaluator(6, 2, -1, 4, -1, -1))
+        steps.append(method(network, batch, Progress(STEP, 1)).losses)
     for name, factor in (("source", 1), ("adversarial", 0.5), ("pseudo", 3)):
         torch.testing.assert_close(steps[1][name], factor * steps[0][name])
 
@@ -248,7 +255,7 @@ def test_head_discriminators_sum_the_heads_terms(sharing: str) -> None:
 def test_the_reversal_grows_with_the_steps() -> None:
     method, network = made(reversal_steps=1000), Tiny()
     for step in (0, STEP):
-        losses, logs = method(network, batch_of(0, []), Clock(step, 1))
+        losses, logs = method(network, batch_of(0, []), Progress(step, 1))
         (gradient,) = torch.autograd.grad(losses["adversarial"], network.mix)
         assert bool(gradient.any()) == (step > 0)
         assert logs["reversal"].item() == pytest.approx(reversal_coefficient(step, 1000))
@@ -258,10 +265,18 @@ def test_a_pool_of_one_face_trains_the_real_network() -> None:
     # Batch norm in training mode refuses a channel of one value; one face brings more.
     torch.manual_seed(0)
     network, method = GlobalLocal(build_backbone("ir-small", 4)).train(), made(targets=1).train()
-    method.begin_epoch(survey(5))
-    source, target, pool = (View(draw(n, 3, 112, 112, seed=n), torch.full((n, 5, 2), 50.0)) for n in (2, 3, 1))
-    batch = Batch(source, torch.tensor([0, 1]), target, pool=pool, pool_indices=method.pool())
-    sum(method(network, batch, Clock(STEP, 1)).losses.values()).backward()
+    method.begin_epoch(evaluator(5))
+    source, target, pseudo_labelled = (
+        View(draw(n, 3, 112, 112, seed=n), torch.full((n, 5, 2), 50.0)) for n in (2, 3, 1)
+    )
+    batch = Batch(
+        source,
+        torch.tensor([0, 1]),
+        target,
+        pseudo_labelled=pseudo_labelled,
+        pseudo_labelled_indices=method.pseudo_labelled(),
+    )
+    sum(method(network, batch, Progress(STEP, 1)).losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in network.parameters())
 
 
@@ -277,7 +292,7 @@ def test_the_published_gate_reads_the_truth() -> None:
     for labels, accepted in ((right, True), (wrong, False), (almost, True), (torch.full((200,), -1), False)):
         method = made(CGLRLOracle, targets=200)
         method.give_labels(truth)
-        method.begin_epoch(survey(*labels.tolist()))
+        method.begin_epoch(evaluator(*labels.tolist()))
         assert bool(method.renewed) is accepted
         assert torch.equal(method.pseudo, labels if accepted else torch.full((200,), -1))
 
@@ -289,7 +304,7 @@ def test_the_published_gate_reads_the_truth() -> None:
 def test_only_known_labels_are_checked(truth: list[int], accepted: bool) -> None:
     method = made(CGLRLOracle, targets=3)
     method.give_labels(torch.tensor(truth))
-    method.begin_epoch(survey(1, 2, -1))
+    method.begin_epoch(evaluator(1, 2, -1))
     assert bool(method.renewed) is accepted
 
 
@@ -299,13 +314,13 @@ def test_the_oracle_needs_labels_and_keeps_them_to_itself() -> None:
     assert not hasattr(CGLRL, "give_labels")
     method = made(CGLRLOracle, targets=2)
     with pytest.raises(FercliError, match="true labels and has none"):
-        method.begin_epoch(survey(1, 1))
+        method.begin_epoch(evaluator(1, 1))
     with pytest.raises(FercliError, match="3 labels for 2 target faces"):
         method.give_labels(torch.tensor([0, 1, 2]))
     keys = set(method.state_dict())
     method.give_labels(torch.tensor([-1, -1]))
     with pytest.raises(FercliError, match="true labels and has none"):
-        method.begin_epoch(survey(1, 1))
+        method.begin_epoch(evaluator(1, 1))
     method.give_labels(torch.tensor([1, 1]))
     assert set(method.state_dict()) == keys == set(made(CGLRL, targets=2).state_dict())
 

@@ -31,7 +31,7 @@ def write_run(folder: Path, scored: dict[tuple[str, str], list[Row]], changes: d
         file = f"predictions/{stage}--{dataset}.csv"
         with (report / file).open("w", newline="") as out:
             table = csv.writer(out)
-            table.writerow(["position", "id", "subject", "split", "label", "answer", "rung"])
+            table.writerow(["position", "id", "subject", "split", "label", "answer", "stage"])
             table.writerows(
                 [i, name, "p", split, label, answer, ""] for i, (name, split, label, answer) in enumerate(rows)
             )

@@ -21,20 +21,21 @@ import torch
 from conftest import EPOCHS, STEPS, Bench
 from trained_runs import assert_same_state, leaves
 
-from fercli.batches import Batches, Faces
-from fercli.engine import checkpoint, ranks
+from fercli.engine import checkpoint, distributed
 from fercli.engine.fabric import Launch, launched
 from fercli.engine.log import read_metrics
-from fercli.engine.loop import Trainee
-from fercli.engine.shares import check_batch, rows_of, share_norms
+from fercli.engine.loop import TrainingModule
+from fercli.engine.sharding import check_batch, shard_of, sync_norms
 from fercli.errors import FercliError
+from fercli.loading.augment import View, ViewSettings
+from fercli.loading.batches import Batch, Batches
+from fercli.loading.face_dataset import FaceDataset
 from fercli.methods import METHODS, method_class
-from fercli.methods.base import Batch, Clock
+from fercli.methods.base import Progress
 from fercli.models import FEATURE_SIZE, GlobalLocal
 from fercli.models.backbones import IR_BLOCKS, IRNet
 from fercli.spec import Adapt
 from fercli.store import Store
-from fercli.views import View, ViewSettings
 
 # Every method, in float64
 
@@ -53,33 +54,33 @@ def steps(name: str) -> dict[str, torch.Tensor]:
     method = kind(plan, kind.read_options(OPTIONS.get(name, {})), FEATURE_SIZE, TARGET)
     if name == "cglrl":
         method.pseudo[:POOL] = torch.arange(POOL)
-    trainee = raw = Trainee(network, method).double().train()
-    if ranks.count() > 1:
-        share_norms(network, torch.device("cpu"))
+    trainee = raw = TrainingModule(network, method).double().train()
+    if distributed.world_size() > 1:
+        sync_norms(network, torch.device("cpu"))
         trainee = torch.nn.parallel.DistributedDataParallel(raw, find_unused_parameters=not kind.reaches_all)
     optimizer = torch.optim.SGD(trainee.parameters(), 1e-3, 0.9)
     generator = torch.Generator().manual_seed(1)
 
     def view(count: int) -> View:
         images = torch.randn(count, 3, 112, 112, generator=generator, dtype=torch.float64)
-        landmarks, rows = torch.rand(count, 5, 2, generator=generator) * 112, rows_of(count)
+        landmarks, rows = torch.rand(count, 5, 2, generator=generator) * 112, shard_of(count)
         return View(images[rows], landmarks[rows])
 
     seen = {}
     for step in range(3):
         labels, indices = (torch.randint(most, (BATCH,), generator=generator) for most in (7, TARGET))
         batch = Batch(view(BATCH), labels, view(BATCH), view(BATCH), view(BATCH), indices)
-        pool = method.pool()
-        if pool is not None:
-            batch = batch._replace(pool=view(len(pool)), pool_indices=pool)
-        for turn in range(method.turns):
-            losses, logs = trainee(batch, Clock(1000 * step, 1, turn))
+        pseudo_labelled = method.pseudo_labelled()
+        if pseudo_labelled is not None:
+            batch = batch._replace(pseudo_labelled=view(len(pseudo_labelled)), pseudo_labelled_indices=pseudo_labelled)
+        for update in range(method.updates):
+            losses, logs = trainee(batch, Progress(1000 * step, 1, update))
             optimizer.zero_grad()
             sum(losses.values()).backward()
-            for parameter in method.frozen(network, turn):
+            for parameter in method.frozen(network, update):
                 parameter.grad = None
             optimizer.step()
-            seen.update({f"{step} {turn} {key}": value.detach() for key, value in (losses | logs).items()})
+            seen.update({f"{step} {update} {key}": value.detach() for key, value in (losses | logs).items()})
     return {**seen, **{key: value.clone() for key, value in raw.state_dict().items()}}
 
 
@@ -92,7 +93,7 @@ def worker(rank: int, world: int, folder: str) -> None:
         torch.distributed.init_process_group(
             "gloo", init_method=f"file://{folder}/meet-{world}", rank=rank, world_size=world
         )
-        ranks.open_messages()
+        distributed.open_cpu_group()
     torch.save({name: steps(name) for name in DOUBLE}, f"{folder}/{world}-{rank}.pt")
     if world > 1:
         torch.distributed.destroy_process_group()
@@ -121,19 +122,19 @@ def test_shares_of_a_batch_make_the_batch(prepared: Path, monkeypatch: pytest.Mo
     stores = [Store.open(prepared / name) for name in ("raf-db", "jaffe")]
     cpu, everything = torch.device("cpu"), [np.arange(len(store.labels)) for store in stores]
     source, target = (
-        Faces([store], [chosen], cpu, with_crops=True) for store, chosen in zip(stores, everything, strict=True)
+        FaceDataset([store], [chosen], cpu, with_crops=True) for store, chosen in zip(stores, everything, strict=True)
     )
     wants = frozenset({"target", "weak", "strong"})
-    batches = Batches(source, stores[0].labels, target, wants, 8, 0, ViewSettings(), cpu)
-    pool = torch.arange(3, 8)  # five faces for three processes
-    whole = batches(1, pool)
-    monkeypatch.setattr(ranks, "count", lambda: 3)
+    batches = Batches(source, stores[0].labels, target, wants, 8, 0, ViewSettings(), cpu, shard=shard_of)
+    pseudo_labelled = torch.arange(3, 8)  # five faces for three processes
+    whole = batches(1, pseudo_labelled)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
     for rank in range(3):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
-        share = batches(1, pool)
-        for name in ("labels", "indices", "pool_indices"):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        share = batches(1, pseudo_labelled)
+        for name in ("labels", "indices", "pseudo_labelled_indices"):
             assert torch.equal(getattr(share, name), getattr(whole, name))
-        for name in ("source", "target", "weak", "strong", "pool"):
+        for name in ("source", "target", "weak", "strong", "pseudo_labelled"):
             for part, all_of_it in zip(getattr(share, name).inputs, getattr(whole, name).inputs, strict=True):
                 assert torch.equal(part, all_of_it[rank::3]), (name, rank)
 
@@ -246,7 +247,7 @@ def test_two_processes_train_the_source_as_one(well_summed: None, tmp_path: Path
     assert json.loads((two.runs / "source/environment.json").read_text())["processes"] == 2
 
 
-#: Methods that have a bank (at a threshold low enough for it to fill), several turns and a first look, a refinement.
+#: Methods that have a bank (at a threshold low enough for it to fill), several updates and a first look, a refinement.
 FULL = {"aglrls": {"threshold": 0.3}, "mcd": {"generator_steps": 2}, "agra": {"warm_steps": 5}}
 
 
@@ -325,7 +326,7 @@ def test_launched(environment: dict[str, str], expected: Any, monkeypatch: pytes
 
 @pytest.mark.parametrize(("batch", "advised"), [(8, None), (7, 8), (9, 8), (2, 4), (31, 32)])
 def test_a_batch_is_shared_evenly_or_refused(batch: int, advised: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "count", lambda: 4)
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
     if advised is None:
         check_batch(batch, "adapt.batch")
     else:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from exporting import as_given, evaluated, prepared_faces
 
+from fercli.engine.trained import find_trained
 from fercli.evaluation.answers import read_answers, write_answers
-from fercli.evaluation.decision import RUNGS, DecisionRule, fused, glpc
+from fercli.evaluation.decision import STAGES, DecisionRule, fused, glpc
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.export.graph import deploy
 from fercli.expressions import EXPRESSIONS
-from fercli.recognizer import Recognizer
+from fercli.predict.recognizer import Recognizer
 from fercli.store import read_manifest
-from fercli.trained import find_trained
 
 
 def probabilities(count: int, seed: int, sharpness: float = 2.0) -> torch.Tensor:
@@ -27,21 +27,21 @@ def probabilities(count: int, seed: int, sharpness: float = 2.0) -> torch.Tensor
 
 def glpc_loop(p: torch.Tensor, b: torch.Tensor, threshold: float = 0.95) -> tuple[list[int], list[str]]:
     """AGLRLS, arXiv 2401.11085: image by image."""
-    answers, rungs = [], []
+    answers, stages = [], []
     for i in range(len(p)):
-        for head, rung in ((6, "fused"), (0, "global")):
+        for head, stage in ((6, "fused"), (0, "global")):
             c = int(p[i, head].argmax())
             if p[i, head, c] >= threshold * ((b[head, c] + 1) / 2) ** 2:
                 answers.append(c)
-                rungs.append(rung)
+                stages.append(stage)
                 break
         else:
             totals = [sum(float(p[i, h, c]) for h in range(7) if p[i, h, c] >= b[h, c]) for c in range(7)]
             if max(totals) == 0:
                 totals = [sum(float(p[i, h, c]) for h in range(7)) for c in range(7)]
             answers.append(totals.index(max(totals)))
-            rungs.append("sum")
-    return answers, rungs
+            stages.append("sum")
+    return answers, stages
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -51,13 +51,13 @@ def test_glpc_equals_a_loop(seed: int, level: float, threshold: float) -> None:
     p = probabilities(200, seed)
     b = level * torch.rand(7, 7, generator=torch.Generator().manual_seed(seed))
     decision = DecisionRule("glpc", b, threshold)(p)
-    answers, rungs = glpc_loop(p, b, threshold)
+    answers, stages = glpc_loop(p, b, threshold)
     assert decision.answers.tolist() == answers
-    assert [RUNGS[r] for r in decision.rungs] == rungs
+    assert [STAGES[r] for r in decision.stages] == stages
 
 
 def test_every_rung_occurs() -> None:
-    assert set(glpc(probabilities(300, 0), torch.full((7, 7), 0.7), 0.95).rungs.tolist()) == {0, 1, 2}
+    assert set(glpc(probabilities(300, 0), torch.full((7, 7), 0.7), 0.95).stages.tolist()) == {0, 1, 2}
 
 
 def test_glpc_by_hand() -> None:
@@ -72,7 +72,7 @@ def test_glpc_by_hand() -> None:
     b[:, 1] = 0.1
     decision = glpc(p, b, 0.95)
     assert decision.answers.tolist() == [3, 5, 1]
-    assert [RUNGS[r] for r in decision.rungs] == ["fused", "global", "sum"]
+    assert [STAGES[r] for r in decision.stages] == ["fused", "global", "sum"]
 
 
 def test_glpc_where_no_probability_counts_falls_back_to_the_plain_sum() -> None:
@@ -112,9 +112,9 @@ def test_the_probabilities_of_a_decision_sum_to_one_and_the_answer_has_the_large
     decision = DecisionRule(rule, b)(p)
     assert torch.allclose(decision.probabilities.sum(-1), torch.ones(len(p)), atol=1e-5)
     assert torch.equal(decision.probabilities.argmax(-1), decision.answers)
-    if rule == "glpc":  # each rung's own words
-        for rung, head in (("fused", 6), ("global", 0)):
-            by_it = decision.rungs == RUNGS.index(rung)
+    if rule == "glpc":  # each stage's own words
+        for stage, head in (("fused", 6), ("global", 0)):
+            by_it = decision.stages == STAGES.index(stage)
             assert by_it.any() and torch.equal(decision.probabilities[by_it], p[by_it, head])
 
 
@@ -126,21 +126,21 @@ def test_a_run_decides_by_the_threshold_it_was_trained_with(make_adapting, prepa
     trained = find_trained(bench.runs)
     faces = prepared_faces(trained.spec, "jaffe")
     heads = evaluated(trained, faces)[3]
-    (answers, rungs), (others, other_rungs) = (glpc_loop(heads, trained.rule.status, t) for t in (0.2, 0.95))
-    assert (answers, rungs) != (others, other_rungs)
+    (answers, stages), (others, other_stages) = (glpc_loop(heads, trained.rule.status, t) for t in (0.2, 0.95))
+    assert (answers, stages) != (others, other_stages)
 
     digits = (trained.folder / f"decisions/epoch-{trained.state['best']['epoch']:04d}.txt").read_text().split()[0]
     assert [int(digit) for digit in digits] == answers
     with (bench.runs / "report/predictions/adapt-jaffe--jaffe.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["answer"], row["rung"]) for row in rows] == [
-        (EXPRESSIONS[answer], rung) for answer, rung in zip(answers, rungs, strict=True)
+    assert [(row["answer"], row["stage"]) for row in rows] == [
+        (EXPRESSIONS[answer], stage) for answer, stage in zip(answers, stages, strict=True)
     ]
     exported = deploy(trained)(*(torch.from_numpy(each) for each in as_given(trained, faces, 42).values()))
-    assert exported[0].tolist() == answers and [RUNGS[r] for r in exported[2]] == rungs
+    assert exported[0].tolist() == answers and [STAGES[r] for r in exported[2]] == stages
     pictures = [prepared.parent / "data/jaffe" / row["path"] for row in read_manifest(prepared / "jaffe")]
     found = [face for (face,) in Recognizer.of(trained, "cpu").many(pictures)]
-    assert [(face.expression, face.rung) for face in found] == [(row["answer"], row["rung"]) for row in rows]
+    assert [(face.expression, face.stage) for face in found] == [(row["answer"], row["stage"]) for row in rows]
 
 
 class Scored:

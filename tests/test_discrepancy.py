@@ -1,4 +1,5 @@
-"""MCD and SWD: discrepancies against plain loops, each turn's loss, what each turn moves, and the second classifier.
+"""MCD and SWD: discrepancies against plain loops, each update's loss, what each update moves, and the second
+classifier.
 
 Equations: MCD, arXiv 1712.02560, section 3.3; SWD, arXiv 1903.04064.
 """
@@ -11,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from fercli.methods.base import Batch, Clock, Seen
+from fercli.loading.augment import View
+from fercli.loading.batches import Batch
+from fercli.methods.base import Outputs, Progress
 from fercli.methods.mcd import MCD, classifier_discrepancy, fit
 from fercli.methods.swd import SWD, random_directions, sliced_wasserstein
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
 from fercli.models.backbones import build_backbone
 from fercli.spec import Adapt
-from fercli.views import View
 
 B = 4
 WEIGHTS = [7.0, 1, 1, 1, 1, 1, 3]
@@ -141,7 +143,7 @@ def test_discrepancies_equal_pytorch_adapt() -> None:
     torch.testing.assert_close(theirs, sliced_wasserstein(x.softmax(-1), y.softmax(-1), random_directions(7, 128)))
 
 
-# The turns
+# The updates
 
 
 def softmax(row: torch.Tensor) -> torch.Tensor:
@@ -152,30 +154,30 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return sum(-softmax(logits[i])[labels[i]].log() for i in range(len(labels))) / len(labels)
 
 
-def reference(method: MCD, network: Small, batch: Batch, turn: int) -> torch.Tensor:
+def reference(method: MCD, network: Small, batch: Batch, update: int) -> torch.Tensor:
     """The step's loss by the paper's equations."""
     source, target = network(batch.source.images, None), network(batch.target.images, None)
     features = [output.features.reshape(B, -1) for output in (source, target)]
-    if turn == 1:
+    if update == 1:
         features = [feature.detach() for feature in features]
     weight, bias = method.second.weight, method.second.bias
     first, second = ([c(f) for f in features] for c in (network.classifiers[-1], lambda f: f @ weight.T + bias))
-    if turn == 0:
+    if update == 0:
         heads = sum(WEIGHTS[h] * cross_entropy(source.logits[:, h], batch.labels) for h in range(7))
         return heads + WEIGHTS[6] * cross_entropy(second[0], batch.labels)
     p, q = (torch.stack([softmax(row) for row in x[1]]) for x in (first, second))
     apart = l1_loop(p, q)
-    if turn == 1:
+    if update == 1:
         return WEIGHTS[6] * (cross_entropy(first[0], batch.labels) + cross_entropy(second[0], batch.labels) - apart)
     return WEIGHTS[6] * apart
 
 
-@pytest.mark.parametrize("turn", [0, 1, 2, 5])
-def test_a_turn_is_its_equation(turn: int) -> None:
+@pytest.mark.parametrize("update", [0, 1, 2, 5])
+def test_a_turn_is_its_equation(update: int) -> None:
     method, network = made()
     batch = batch_of()
-    losses, logs = method(network, batch, Clock(0, 1, turn))
-    value, expected = sum(losses.values()), reference(method, network, batch, turn)
+    losses, logs = method(network, batch, Progress(0, 1, update))
+    value, expected = sum(losses.values()), reference(method, network, batch, update)
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
     wanted = [*network.parameters(), *method.parameters()]
     pairs = zip(
@@ -187,7 +189,7 @@ def test_a_turn_is_its_equation(turn: int) -> None:
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
-    assert set(logs) == ({"source-accuracy"}, {"discrepancy"}, set())[min(turn, 2)]
+    assert set(logs) == ({"source-accuracy"}, {"discrepancy"}, set())[min(update, 2)]
 
 
 def test_swd_differs_from_mcd_in_the_discrepancy_alone() -> None:
@@ -195,10 +197,10 @@ def test_swd_differs_from_mcd_in_the_discrepancy_alone() -> None:
     batch = batch_of()
     features = network(batch.target.images, None).features.flatten(1)
     p, q = (c(features).softmax(-1) for c in (network.classifiers[-1], swd.second))
-    for turn, sign in ((0, 0), (1, -1), (2, 1)):
-        plain = mcd(network, batch, Clock(0, 1, turn)).losses
+    for update, sign in ((0, 0), (1, -1), (2, 1)):
+        plain = mcd(network, batch, Progress(0, 1, update)).losses
         torch.manual_seed(3)
-        sliced = swd(network, batch, Clock(0, 1, turn)).losses
+        sliced = swd(network, batch, Progress(0, 1, update)).losses
         torch.manual_seed(3)
         apart = sliced_wasserstein(p, q, random_directions(7, 16))
         assert set(plain) == set(sliced)
@@ -207,12 +209,12 @@ def test_swd_differs_from_mcd_in_the_discrepancy_alone() -> None:
             torch.testing.assert_close(value, expected)
 
 
-def update(method: MCD, network: Small, batch: Batch, turn: int, optimizer: torch.optim.Optimizer) -> None:
-    """One turn as the engine takes it."""
-    loss = sum(method(network, batch, Clock(0, 1, turn)).losses.values())
+def take_update(method: MCD, network: Small, batch: Batch, update: int, optimizer: torch.optim.Optimizer) -> None:
+    """One update as the engine takes it."""
+    loss = sum(method(network, batch, Progress(0, 1, update)).losses.values())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    for parameter in method.frozen(network, turn):
+    for parameter in method.frozen(network, update):
         parameter.grad = None
     optimizer.step()
 
@@ -220,7 +222,7 @@ def update(method: MCD, network: Small, batch: Batch, turn: int, optimizer: torc
 @pytest.mark.parametrize("kind", [MCD, SWD])
 def test_each_turn_moves_only_what_it_should(kind: type[MCD]) -> None:
     method, network = made(kind, generator_steps=2)
-    assert method.turns == 4
+    assert method.updates == 4
     named = {**dict(network.named_parameters()), **{f"method.{n}": p for n, p in method.named_parameters()}}
     # Momentum and decay would move what merely has a gradient of zero.
     optimizer = torch.optim.SGD(named.values(), lr=0.05, momentum=0.9, weight_decay=0.1)
@@ -228,10 +230,10 @@ def test_each_turn_moves_only_what_it_should(kind: type[MCD]) -> None:
     pair = {name for name in named if name.startswith(("classifiers.2.", "method.second."))}
     before_classifiers = {name for name in named if name.startswith(("backbone.", "spread."))}
     batch = batch_of()
-    for turn, expected in enumerate((everything, pair, before_classifiers, before_classifiers)):
+    for update, expected in enumerate((everything, pair, before_classifiers, before_classifiers)):
         before = {name: parameter.detach().clone() for name, parameter in named.items()}
-        update(method, network, batch, turn, optimizer)
-        assert {name for name in named if not torch.equal(named[name], before[name])} == expected, turn
+        take_update(method, network, batch, update, optimizer)
+        assert {name for name in named if not torch.equal(named[name], before[name])} == expected, update
 
 
 def test_raising_and_lowering_do_what_they_say() -> None:
@@ -240,16 +242,16 @@ def test_raising_and_lowering_do_what_they_say() -> None:
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=0.02)
 
     def apart() -> torch.Tensor:
-        return method(network, batch, Clock(0, 1, 1)).logs["discrepancy"]
+        return method(network, batch, Progress(0, 1, 1)).logs["discrepancy"]
 
     start = apart()
     assert not start.requires_grad
-    method(network, batch, Clock(0, 1, 1)).losses["discrepancy-raised"].backward()
+    method(network, batch, Progress(0, 1, 1)).losses["discrepancy-raised"].backward()
     optimizer.step()
     raised = apart()
     assert raised > start
-    for turn in (2, 3, 4, 5):
-        update(method, network, batch, turn, optimizer)
+    for update in (2, 3, 4, 5):
+        take_update(method, network, batch, update, optimizer)
     assert apart() < raised
 
 
@@ -264,11 +266,11 @@ def test_every_pass_has_one_domain_and_moves_the_running_statistics() -> None:
         return network.backbone[0](view.images).mean((0, 2, 3))
 
     seen = {0: [batch.source], 1: [batch.source, batch.target], 2: [batch.target]}
-    for turn, views in seen.items():
+    for update, views in seen.items():
         expected, count = norm.running_mean.clone(), int(norm.num_batches_tracked)
         for view in views:
             expected = 0.9 * expected + 0.1 * moments(view)
-        method(network, batch, Clock(0, 1, turn))
+        method(network, batch, Progress(0, 1, update))
         torch.testing.assert_close(norm.running_mean, expected)
         assert int(norm.num_batches_tracked) == count + len(views)
 
@@ -277,12 +279,12 @@ def test_every_pass_has_one_domain_and_moves_the_running_statistics() -> None:
 
 
 class Given:
-    """A survey of faces whose features are known; it counts how often it is asked."""
+    """A evaluator of faces whose features are known; it counts how often it is asked."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
-        self.seen, self.asked = Seen(torch.zeros(len(labels), 7, 7), features, labels), 0
+        self.seen, self.asked = Outputs(torch.zeros(len(labels), 7, 7), features, labels), 0
 
-    def source(self) -> Seen:
+    def source(self) -> Outputs:
         self.asked += 1
         return self.seen
 
@@ -291,20 +293,20 @@ def test_the_second_classifier_is_fitted_to_the_source_once() -> None:
     method, network = made()
     labels = torch.arange(28) % 6  # no face of class 6
     features = draw(28, 6, FEATURE_SIZE).abs() + 2 * torch.eye(7)[labels].repeat(1, 10)[:, None, :FEATURE_SIZE]
-    survey = Given(features, labels)
+    evaluator = Given(features, labels)
     start = method.second.weight.clone()
     assert not torch.equal(start, network.classifiers[-1].weight)
     with torch.no_grad():  # an engine may call it so
-        method.begin_epoch(survey)
+        method.begin_epoch(evaluator)
     assert (method.second(features.flatten(1)).argmax(-1) == labels).all()
     assert all(p.grad is None for p in method.parameters())
     fitted = method.second.weight.clone()
     other, _ = made()
     other.load_state_dict(method.state_dict())  # a run that is taken up
     for again in (method, other):
-        again.begin_epoch(survey)
+        again.begin_epoch(evaluator)
         assert torch.equal(again.second.weight, fitted)
-    assert survey.asked == 1
+    assert evaluator.asked == 1
 
 
 def test_the_fit_finds_the_minimum() -> None:
@@ -339,19 +341,19 @@ def test_the_turns_move_the_real_network_as_they_should() -> None:
     faces = [View(draw(2, 3, 112, 112, seed=k), torch.full((2, 5, 2), 50.0)) for k in (1, 2)]
     batch = Batch(faces[0], torch.tensor([1, 4]), faces[1])
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=0.01, weight_decay=0.1)
-    for turn, (backbone, heads, fused) in enumerate(((True, True, True), (False, False, True), (True, False, False))):
+    for update, (backbone, heads, fused) in enumerate(((True, True, True), (False, False, True), (True, False, False))):
         parts = network.backbone, network.classifiers[:2], network.classifiers[-1]
         before = [[p.detach().clone() for p in part.parameters()] for part in parts]
-        update(method, network, batch, turn, optimizer)
+        take_update(method, network, batch, update, optimizer)
         moved = [
             any(not torch.equal(a, b) for a, b in zip(part.parameters(), old, strict=True))
             for part, old in zip(parts, before, strict=True)
         ]
-        assert moved == [backbone, heads, fused], turn
+        assert moved == [backbone, heads, fused], update
 
 
-@pytest.mark.parametrize("turn", range(3))
-def test_a_batch_of_one_face_has_a_loss(turn: int) -> None:
+@pytest.mark.parametrize("update", range(3))
+def test_a_batch_of_one_face_has_a_loss(update: int) -> None:
     method, network = made()
-    losses = method(network, batch_of(1), Clock(0, 1, turn)).losses
+    losses = method(network, batch_of(1), Progress(0, 1, update)).losses
     assert torch.isfinite(sum(losses.values()))

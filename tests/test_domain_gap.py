@@ -14,8 +14,8 @@ import torch
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from fercli.batches import Faces
 from fercli.evaluation.domain_gap import a_distance, embed, thin
+from fercli.loading.face_dataset import FaceDataset
 from fercli.store import Store
 
 
@@ -55,7 +55,7 @@ class TestThin:
         """Evaluation finds the labels of `Watch`'s outputs by it."""
         store = Store.open(raf_store)
         indices = store.indices(["train"])
-        watched = Faces([store], [indices], torch.device("cpu"), False).thinned(limit)
+        watched = FaceDataset([store], [indices], torch.device("cpu"), False).thinned(limit)
         ids = [name for _, _, name in watched.names(np.arange(len(watched)))]
         assert ids == [str(name) for name in store.ids[indices[thin(len(indices), limit)]]]
 

@@ -15,22 +15,22 @@ import torch
 from conftest import Bench
 from stores import with_labels
 
-from fercli.batches import Faces
 from fercli.engine import checkpoint
-from fercli.engine.stages import open_store, source_faces, view_settings
-from fercli.engine.watch import read_outputs
+from fercli.engine.data import open_store, source_faces, view_settings
+from fercli.engine.evaluator import read_outputs
+from fercli.engine.predict import predict
+from fercli.engine.trained import adapted_models, source_model
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.domain_gap import a_distance
-from fercli.evaluation.evaluate import evaluate
-from fercli.evaluation.explain import grad_cam
-from fercli.evaluation.inference import look
 from fercli.evaluation.intervals import bootstrap
-from fercli.evaluation.looker import GAP_FACES, MAPPED_FACES, Looker, _thinned
 from fercli.evaluation.pseudo_labels import pseudo_label_counts
 from fercli.expressions import EXPRESSIONS
+from fercli.loading.face_dataset import FaceDataset
+from fercli.scoring.evaluate import evaluate
+from fercli.scoring.explain import grad_cam
+from fercli.scoring.trained_evaluator import GAP_FACES, MAPPED_FACES, TrainedEvaluator, _thinned
 from fercli.spec import load
 from fercli.store import Store
-from fercli.trained import adapted_models, source_model
 
 CPU = torch.device("cpu")
 FUSED = 6
@@ -73,8 +73,8 @@ def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
     network, store = models[entry["folder"]].network(CPU), open_store(spec, entry["dataset"])
     source, settings = source_faces(spec, CPU), view_settings(spec)
     indices = store.indices(store.score_splits)
-    seen = look(network, Faces([store], [indices], CPU, False), settings, 32)
-    held = look(network, source.held, settings, 32)._replace(labels=torch.from_numpy(source.held_labels))
+    seen = predict(network, FaceDataset([store], [indices], CPU, False), settings, 32)
+    held = predict(network, source.held, settings, 32)._replace(labels=torch.from_numpy(source.held_labels))
     return seen, held, store.labels[indices]
 
 
@@ -135,7 +135,7 @@ def test_the_gap_is_between_training_faces_and_the_targets(results: dict[str, An
         assert model["embedding"] is None  # a map is made for the report only
         seen, _, labels = seen_by(adapted, entry)
         own = source_model(spec) if model["folder"] == "source" else adapted_models(spec)[0]
-        ours = look(own.network(CPU), train, view_settings(spec), 32).features.flatten(1)
+        ours = predict(own.network(CPU), train, view_settings(spec), 32).features.flatten(1)
         expected = a_distance(ours.numpy(), seen.features.flatten(1).numpy())
         assert model["faces"] == [len(train), len(labels)]
         assert model["error"] == pytest.approx(expected["error"], abs=0.02)
@@ -161,14 +161,14 @@ def test_pseudo_labels_of_thinned_faces_have_their_own_labels(make_adapting) -> 
     assert found["epochs"] == pseudo_label_counts(read_outputs(bench.runs / "adapt-jaffe"), labels, 0.95)
 
 
-def test_exhibits_are_of_the_adapted_model(results: dict[str, Any], adapted: Bench) -> None:
-    assert [(one["folder"], one["dataset"], one["kind"]) for one in results["exhibits"]] == [
+def test_failure_cases_are_of_the_adapted_model(results: dict[str, Any], adapted: Bench) -> None:
+    assert [(one["folder"], one["dataset"], one["kind"]) for one in results["failure_cases"]] == [
         ("adapt-jaffe", "jaffe", "mistakes"),
         ("adapt-jaffe", "jaffe", "uncertain"),
     ]
     store, entry = Store.open(adapted.prepared / "jaffe"), results["entries"][2]
     wrong = round((1 - entry["decision"]["metrics"]["accuracy"]) * 42)
-    mistakes, uncertain = (one["faces"] for one in results["exhibits"])
+    mistakes, uncertain = (one["faces"] for one in results["failure_cases"])
     assert (len(mistakes), len(uncertain)) == (min(12, wrong), 12)
     assert [face["confidence"] for face in mistakes] == sorted((face["confidence"] for face in mistakes), reverse=True)
     for face in (*mistakes, *uncertain):
@@ -177,16 +177,16 @@ def test_exhibits_are_of_the_adapted_model(results: dict[str, Any], adapted: Ben
         assert face["confidence"] == max(face["probabilities"])
 
 
-def test_exhibits_are_of_the_source_model_where_nothing_is_adapted(make_adapting) -> None:
+def test_failure_cases_are_of_the_source_model_where_nothing_is_adapted(make_adapting) -> None:
     found = document(make_adapting("early"))
-    assert {(one["folder"], one["dataset"]) for one in found["exhibits"]} == {("source", "jaffe")}
+    assert {(one["folder"], one["dataset"]) for one in found["failure_cases"]} == {("source", "jaffe")}
     assert found["pseudo_labels"] == {}
     assert [model["folder"] for model in found["gaps"][0]["models"]] == ["source"]
 
 
 def test_the_same_run_gives_the_same_document(results: dict[str, Any], adapted: Bench) -> None:
     again = document(adapted)
-    for key in ("entries", "table", "gaps", "pseudo_labels", "exhibits"):
+    for key in ("entries", "table", "gaps", "pseudo_labels", "failure_cases"):
         assert again[key] == results[key], key
 
 
@@ -197,13 +197,13 @@ def test_pictures_show_the_face_and_what_spoke_for_its_answer(adapted: Bench) ->
     spec = load(str(adapted.spec))
     (model,) = adapted_models(spec)
     store = open_store(spec, "jaffe")
-    looker = Looker(spec, [open_store(spec, "raf-db")])
+    looker = TrainedEvaluator(spec, [open_store(spec, "raf-db")])
     looker.take(model)
     scored, _ = looker.score(store)
     pictures = looker.pictures(scored, {30, 4})
     assert list(pictures) == [("adapt-jaffe", "jaffe", 4), ("adapt-jaffe", "jaffe", 30)]
     assert looker.pictures(scored, []) == {}
-    view = Faces([store], [np.array([4, 30])], CPU, False).plain(np.arange(2), view_settings(spec))
+    view = FaceDataset([store], [np.array([4, 30])], CPU, False).plain(np.arange(2), view_settings(spec))
     heat = grad_cam(model.network(CPU), view.inputs, torch.from_numpy(scored.answers[[4, 30]]))
     for picture, expected in zip(pictures.values(), heat, strict=True):
         np.testing.assert_allclose(picture.heat, expected, atol=1e-5)
@@ -216,7 +216,7 @@ def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting) -> N
     bench.done("adapt", "--quiet")
     spec = load(str(bench.spec))
     (model,) = adapted_models(spec)
-    looker = Looker(spec, [open_store(spec, "raf-db")])
+    looker = TrainedEvaluator(spec, [open_store(spec, "raf-db")])
     looker.take(model)
     scored, features = looker.score(open_store(spec, "jaffe"))
     gap = looker.gap(scored, features, mapped=True)
@@ -226,10 +226,10 @@ def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting) -> N
     assert drawn["label"] == [*source.labels.tolist(), *scored.labels.tolist()]
     assert drawn["domain"] == [0] * len(source.train) + [1] * len(scored.labels)
     # The network's own features, also of AGRA, which refines them before it answers.
-    faces = Faces([scored.store], [scored.indices], CPU, False)
-    plain = look(model.network(CPU), faces, view_settings(spec), 32)
+    faces = FaceDataset([scored.store], [scored.indices], CPU, False)
+    plain = predict(model.network(CPU), faces, view_settings(spec), 32)
     torch.testing.assert_close(features, plain.features.flatten(1), rtol=1e-4, atol=1e-5)
-    refined = look(model.network(CPU), faces, view_settings(spec), 32, model.refine(CPU))
+    refined = predict(model.network(CPU), faces, view_settings(spec), 32, model.output_transform(CPU))
     torch.testing.assert_close(scored.probabilities, refined.probabilities, rtol=1e-4, atol=1e-5)
 
 
@@ -241,7 +241,7 @@ def test_with_the_report_the_same_numbers_and_a_map(copy, results: dict[str, Any
     for one, other in zip(found["gaps"][0]["models"], results["gaps"][0]["models"], strict=True):
         assert len(one["embedding"]["label"]) == sum(one["faces"])
         assert {**one, "embedding": None} == other
-    for key in ("table", "pseudo_labels", "exhibits"):
+    for key in ("table", "pseudo_labels", "failure_cases"):
         assert found[key] == results[key], key
 
 
@@ -268,10 +268,12 @@ def test_a_target_without_labels_keeps_what_needs_none(
         assert entry["counts"] == {"expected": 42, "found": 42, "scored": 0}
         assert not any(entry["heads"].values())
         assert (entry["decision"]["metrics"], entry["intervals"], entry["calibration"]) == (None, None, None)
-        rungs, before = entry["decision"]["rungs"], labelled["decision"]["rungs"]
-        if rungs is not None:
-            assert {name: rung["count"] for name, rung in rungs.items()} == {k: r["count"] for k, r in before.items()}
-            assert {rung["correct"] for rung in rungs.values()} == {None}
+        stages, before = entry["decision"]["stages"], labelled["decision"]["stages"]
+        if stages is not None:
+            assert {name: stage["count"] for name, stage in stages.items()} == {
+                k: r["count"] for k, r in before.items()
+            }
+            assert {stage["correct"] for stage in stages.values()} == {None}
     assert [(row["accuracy"], row["intervals"], row["oracle"]) for row in found["table"]] == [(None, None, False)] * 2
     assert found["gaps"] == results["gaps"]
     (pseudo,) = found["pseudo_labels"].values()
@@ -279,8 +281,8 @@ def test_a_target_without_labels_keeps_what_needs_none(
     assert pseudo["labelled"] == 0
     assert [line["counts"] for line in pseudo["epochs"]] == [line["counts"] for line in labelled["epochs"]]
     assert {line["correct"] for line in pseudo["epochs"]} == {None}
-    (uncertain,) = found["exhibits"]
-    before = next(one for one in results["exhibits"] if one["kind"] == "uncertain")
+    (uncertain,) = found["failure_cases"]
+    before = next(one for one in results["failure_cases"] if one["kind"] == "uncertain")
     assert uncertain["faces"] == [{**face, "label": None} for face in before["faces"]]
     rows = (bench.runs / "report/results.csv").read_text().splitlines()
     assert not [row for row in rows if row.startswith("jaffe") and ",accuracy," in row]
@@ -295,9 +297,9 @@ def test_a_target_with_some_labels_is_scored_on_those(copy, prepared: Path, tmp_
     entry = found["entries"][2]
     assert entry["counts"] == {"expected": 42, "found": 42, "scored": 21}
     assert sum(each["count"] for each in entry["calibration"]["before"]["bins"]) == 21
-    assert sum(rung["count"] for rung in entry["decision"]["rungs"].values()) == 21
+    assert sum(stage["count"] for stage in entry["decision"]["stages"].values()) == 21
     assert found["pseudo_labels"]["adapt-jaffe"]["labelled"] == 21
-    mistakes, uncertain = found["exhibits"]
+    mistakes, uncertain = found["failure_cases"]
     assert all(face["position"] % 2 == 0 for face in mistakes["faces"])
     assert {face["label"] is None for face in uncertain["faces"]} == {True, False}
 

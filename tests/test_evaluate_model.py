@@ -13,13 +13,13 @@ from conftest import Bench, run, told
 from exporting import evaluated, make_run, prepared_faces, spec_of
 from stores import cut
 
+from fercli.engine.trained import find_trained
 from fercli.evaluation.calibration import reliability
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
+from fercli.export.weights import export
 from fercli.files import LOCK
-from fercli.models.export import export
 from fercli.store import Store
-from fercli.trained import find_trained
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_with_the_source_at_hand_it_is_scored_as_its_run_would_be(trained: Bench
         for key in ("role", "splits", "counts", "decision", "intervals", "calibration", "heads", "epoch"):
             assert found[key] == due[key], key
     assert alone["gaps"] == whole["gaps"] and alone["history"] == whole["history"]
-    assert alone["exhibits"] == whole["exhibits"]
+    assert alone["failure_cases"] == whole["failure_cases"]
 
 
 def test_without_target_it_scores_what_is_prepared(at) -> None:

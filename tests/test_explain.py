@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fercli.evaluation.explain import grad_cam, picture_of, votes
 from fercli.methods import method_class
 from fercli.models import FEATURE_SIZE, HEADS, GlobalLocal, Output
 from fercli.models.backbones import build_backbone
+from fercli.scoring.explain import grad_cam, picture_of, votes
 from fercli.spec import Adapt
 from fercli.store import Store
 
@@ -30,7 +30,7 @@ def inputs_for(local: str, count: int = FACES) -> tuple[Tensor, Tensor, Tensor |
     return images, landmarks, crops
 
 
-def one_by_one(network: GlobalLocal, inputs: tuple[Tensor, ...], expressions: Tensor, refine=None) -> Tensor:
+def one_by_one(network: GlobalLocal, inputs: tuple[Tensor, ...], expressions: Tensor, output_transform=None) -> Tensor:
     """Grad-CAM of a face at a time, the whole network differentiated, written from the paper's equations."""
     network.eval()
     heats = []
@@ -44,7 +44,7 @@ def one_by_one(network: GlobalLocal, inputs: tuple[Tensor, ...], expressions: Te
         hook = network.global_head.register_forward_pre_hook(keep)
         output = network(*own)
         hook.remove()
-        output = output if refine is None else refine(output)
+        output = output if output_transform is None else output_transform(output)
         (gradient,) = torch.autograd.grad(output.logits[0, HEADS.index("fused"), expression], kept["maps"])
         heat = torch.zeros(kept["maps"].shape[2:])
         for channel in range(gradient.shape[1]):
@@ -81,8 +81,10 @@ def test_heat_of_a_method_that_refines_equals_the_loop() -> None:
     torch.manual_seed(5)
     agra = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, target_size=0).eval()
     expressions = torch.tensor([1, 2, 5])
-    heat = grad_cam(network, inputs, expressions, agra.refine)
-    torch.testing.assert_close(heat, one_by_one(network, inputs, expressions, agra.refine), rtol=1e-4, atol=1e-5)
+    heat = grad_cam(network, inputs, expressions, agra.transform_output)
+    torch.testing.assert_close(
+        heat, one_by_one(network, inputs, expressions, agra.transform_output), rtol=1e-4, atol=1e-5
+    )
     assert not torch.allclose(heat, grad_cam(network, inputs, expressions))
     assert all(parameter.grad is None for parameter in agra.parameters())
 
@@ -174,7 +176,7 @@ def test_votes_name_each_heads_answer() -> None:
 
 
 def test_a_picture_is_what_the_network_sees(raf_store) -> None:
-    from fercli.views import ViewSettings, plain_view
+    from fercli.loading.augment import ViewSettings, plain_view
 
     store = Store.open(raf_store)
     position, heat = len(store) - 1, np.ones((7, 7))

@@ -12,13 +12,13 @@ from conftest import SLOW_LIMIT_S
 from exporting import as_given, evaluated, make_run, prepared_faces, spec_of
 
 import fercli
+from fercli.engine.trained import Trained, find_trained
 from fercli.errors import FercliError, SpecError
 from fercli.export import check
 from fercli.export.formats import onnx_bytes, require_onnx, torch_bytes, torch_runner
 from fercli.export.graph import OUTPUTS, deploy, require_torch, trace
 from fercli.export.write import metadata
 from fercli.models import HEADS
-from fercli.trained import Trained, find_trained
 
 SIZES = (1, 3, 8)
 #: rule, method, target, and the model section.
@@ -61,7 +61,7 @@ def test_exported_models_answer_as_evaluation_does(name: str, tmp_path: Path, pr
     trained = trained_as(name, tmp_path, prepared)
     faces, expected = due(trained, prepared)
     if name == "glpc":
-        assert len(set(expected[2].tolist())) == 3  # every rung is tried
+        assert len(set(expected[2].tolist())) == 3  # every stage is tried
     size = trained.spec.prepare.crop_size if trained.spec.model.reads_crops else None
     program, about = trace(deploy(trained), size), metadata(trained, size)
 
@@ -136,7 +136,7 @@ def test_what_is_equal_passes(judged) -> None:
         lambda a, p, r, h: {"probabilities": p * float("nan")},
         lambda a, p, r, h: {"heads": h * float("nan")},
         lambda a, p, r, h: {"answer": (a + 1) % 7},
-        lambda a, p, r, h: {"rung": (r + 1) % 3},
+        lambda a, p, r, h: {"stage": (r + 1) % 3},
     ],
 )
 def test_what_differs_is_not_good(judged, spoil) -> None:
@@ -154,8 +154,8 @@ def test_a_face_at_a_threshold_of_the_rule_is_judged_by_its_own_heads(judged) ->
     below = on.clone()
     below[0, 6, top] -= 1e-6
     sides = [deployed.rule(each) for each in (on, below)]
-    assert [int(side.rungs[0] == 0) for side in sides] == [1, 0]
-    outputs = [(s.answers, s.probabilities, s.rungs, h) for s, h in zip(sides, (on, below), strict=True)]
+    assert [int(side.stages[0] == 0) for side in sides] == [1, 0]
+    outputs = [(s.answers, s.probabilities, s.stages, h) for s, h in zip(sides, (on, below), strict=True)]
     found = check.judge(deployed, *outputs, None, (1,))
     assert found.good and found.edge == 1 and "thresholds" in str(found)
     # and not where the decision does not follow from the heads

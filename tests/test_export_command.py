@@ -14,13 +14,13 @@ from conftest import SLOW_LIMIT_S, run
 from exporting import make_run, prepared_faces, spec_of
 from PIL import Image
 
+from fercli.engine.trained import find_trained
 from fercli.errors import FercliError
 from fercli.export import check
 from fercli.export.card import Delivery, card
 from fercli.export.graph import deploy
 from fercli.export.write import _write
 from fercli.expressions import EXPRESSIONS
-from fercli.trained import find_trained
 
 #: torch's exporters take half a minute each, and several beside other work.
 pytestmark = pytest.mark.timeout(SLOW_LIMIT_S)
@@ -220,7 +220,7 @@ def test_other_faces_are_described_as_they_are_made(tmp_path, prepared) -> None:
     text = card(trained, DELIVERY._replace(crop_size=48))
     assert "| `crops` | uint8 | [batch, 5, 48, 48, 3] |" in text and "square around the face's box" in text
     assert "box_matrix(box_of_points(points), size=112, margin=0)" in text and '"crops": crops[None]' in text
-    assert "| decision rule | fused: " in text and "0: this rule has one rung" in text
+    assert "| decision rule | fused: " in text and "0: this rule has one stage" in text
 
 
 def test_a_method_that_saw_target_labels_says_so(tmp_path, prepared) -> None:

@@ -7,12 +7,13 @@ import torch
 from tiny import Tiny
 
 from fercli.errors import SpecError
+from fercli.loading.augment import View
+from fercli.loading.batches import Batch
 from fercli.methods import METHODS, method_class
 from fercli.methods.aglrls import AGLRLS
-from fercli.methods.base import Batch, Clock
+from fercli.methods.base import Progress
 from fercli.models import FEATURE_SIZE, HEADS, Output
 from fercli.spec import Adapt
-from fercli.views import View
 
 B, TARGETS, STEP = 4, 12, 700
 WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
@@ -98,7 +99,7 @@ def test_the_loss_is_the_sum_of_the_equations(passes: str, discriminators: str, 
     method.bank[:, :7] = torch.arange(7)  # a bank that is not empty: thresholds differ class by class
     method.bank[:, 7:10] = 2
     batch, bank = batch_for(method), method.bank.clone()
-    losses, logs = method(network, batch, Clock(STEP, 1))
+    losses, logs = method(network, batch, Progress(STEP, 1))
 
     assert (batch.target is None) == (passes == "shared")
     source, weak, strong = (network(*v.inputs) for v in (batch.source, batch.weak, batch.strong))
@@ -119,8 +120,8 @@ def test_the_loss_is_the_sum_of_the_equations(passes: str, discriminators: str, 
 def test_weights_scale_their_terms() -> None:
     network = Tiny()
     plain, scaled = aglrls(), aglrls(adversarial_weight=2, pseudo_weight=3)
-    one = plain(network, batch_for(plain), Clock(0, 1)).losses
-    other = scaled(network, batch_for(scaled), Clock(0, 1)).losses
+    one = plain(network, batch_for(plain), Progress(0, 1)).losses
+    other = scaled(network, batch_for(scaled), Progress(0, 1)).losses
     torch.testing.assert_close(other["source"], one["source"])
     torch.testing.assert_close(other["adversarial"], 4 * one["adversarial"])
     torch.testing.assert_close(other["pseudo"], 3 * one["pseudo"])
@@ -142,7 +143,7 @@ def test_each_part_can_be_switched_off(options: dict, names: set[str], wants: se
     method, network = aglrls(**options), Tiny()
     assert method.wants == wants
     batch = batch_for(method)
-    losses, _ = method(network, batch, Clock(STEP, 1))
+    losses, _ = method(network, batch, Progress(STEP, 1))
     assert set(losses) == names
     torch.testing.assert_close(losses["source"], source_term(network(*batch.source.inputs).logits, batch.labels))
     assert len(method.discriminators) == (3 if "adversarial" in names else 0)
@@ -160,7 +161,7 @@ def test_glpc_alone_can_be_switched_off() -> None:
 def test_no_gradient_of_the_pseudo_labels_reaches_the_weak_view(passes: str) -> None:
     method = aglrls(passes=passes, threshold=0.3)
     batch = batch_for(method)
-    losses, _ = method(Tiny(), batch, Clock(STEP, 1))
+    losses, _ = method(Tiny(), batch, Progress(STEP, 1))
     assert losses["pseudo"] > 0
     gradients = torch.autograd.grad(
         losses["pseudo"], [batch.weak.images, batch.strong.images], allow_unused=True, retain_graph=True
@@ -176,7 +177,7 @@ def test_the_reversal_turns_the_network_against_the_discriminator() -> None:
     network, gradients = Tiny(), {}
     for step in (0, STEP):
         method = aglrls(pseudo_labels=False, entropy_conditioning=False, reversal_steps=1000)
-        losses, _ = method(network, batch_for(method), Clock(step, 1))
+        losses, _ = method(network, batch_for(method), Progress(step, 1))
         gradients[step] = torch.autograd.grad(
             losses["adversarial"], [network.mix, method.discriminators[0].layers[0].weight]
         )
@@ -198,7 +199,7 @@ def sure(label: int, strength: float = 9.0) -> torch.Tensor:
 def seen(method: AGLRLS, pictures: list[torch.Tensor], indices: list[int]) -> None:
     images = View(torch.stack(pictures), torch.zeros(len(pictures), 5, 2))
     labels = torch.zeros(len(pictures), dtype=torch.long)
-    method(Tiny(), Batch(images, labels, images, images, images, torch.tensor(indices)), Clock(0, 1))
+    method(Tiny(), Batch(images, labels, images, images, images, torch.tensor(indices)), Progress(0, 1))
 
 
 def test_the_bank_keeps_earlier_confident_labels_and_is_emptied_each_epoch() -> None:
@@ -243,7 +244,7 @@ def leaning(method: AGLRLS, steps: int = 30) -> torch.Tensor:
         pictures = [sure(k, 3) + sure(5, 3.5) for k in range(B)]
         source = View(torch.stack([sure(k, 3) for k in range(B)]), torch.zeros(B, 5, 2))
         target = View(torch.stack(pictures), torch.zeros(B, 5, 2))
-        method(Tiny(), Batch(source, torch.arange(B), target, target, target, torch.arange(B)), Clock(0, 1))
+        method(Tiny(), Batch(source, torch.arange(B), target, target, target, torch.arange(B)), Progress(0, 1))
     return torch.stack([(method.bank == k).sum() for k in range(7)])
 
 
@@ -289,7 +290,7 @@ def test_source_only_takes_no_options() -> None:
 def test_a_method_gives_scalar_losses_that_train_the_network(name: str) -> None:
     kind = method_class(name)
     method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), Tiny()
-    losses, logs = method(network, batch_for(method), Clock(1, 1))
+    losses, logs = method(network, batch_for(method), Progress(1, 1))
     for value in (*losses.values(), *logs.values()):
         assert value.shape == ()
         assert torch.isfinite(value)

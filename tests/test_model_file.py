@@ -17,12 +17,12 @@ from safetensors.torch import load_file, save_file
 from small_networks import model_spec
 
 from fercli.engine import checkpoint
+from fercli.engine.trained import Trained, find_trained
 from fercli.errors import FercliError
+from fercli.export.weights import export
 from fercli.models import build_network
-from fercli.models.export import export
 from fercli.models.model_file import Record, digest_of, holds_model, read_model
 from fercli.spec import Spec, parse
-from fercli.trained import Trained, find_trained
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fercli.errors import FercliError
 from fercli.models.backbones import BottleneckIR, build_backbone
-from fercli.models.global_local import HEADS, GlobalLocal, build_network
+from fercli.models.build import build_network
+from fercli.models.global_local import GlobalLocal
+from fercli.models.heads import HEADS
 from fercli.models.local import CropNet, LocalNets, PatchStems, cut_windows, to_map
 
 BACKBONES = {

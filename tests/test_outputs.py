@@ -24,10 +24,10 @@ from fercli.errors import FercliError
 from fercli.faces.images import decode
 from fercli.faces.synthetic import STUDIO, render
 from fercli.files import replacing
-from fercli.outputs import check_output
+from fercli.output_files import check_output
+from fercli.parallel import Workers
 from fercli.predict.stream import Picture, recognise
 from fercli.starter import FILE as STARTER
-from fercli.workers import Workers
 
 FACE = render(STUDIO, 1, 3, 1).image
 

@@ -27,8 +27,8 @@ from fercli.cli import main
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.synthetic import STUDIO, render
 from fercli.predict.drawing import draw
+from fercli.predict.recognizer import Recognizer
 from fercli.predict.results import COLUMNS
-from fercli.recognizer import Recognizer
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,9 @@ def test_a_folder_as_json_lines(predict, photos, trained):
     assert "could not be read" in result.stderr and "4 faces in 4 pictures" in result.stderr
     face, (own,) = found["a.png"]["faces"][0], Recognizer.load(trained.runs, device="cpu")(photos / "a.png")
     assert face["expression"] == own.expression == max(face["probabilities"], key=face["probabilities"].get)
-    assert list(face["probabilities"]) == list(EXPRESSIONS) and face["rung"] == own.rung and face["heads"] == own.heads
+    assert (
+        list(face["probabilities"]) == list(EXPRESSIONS) and face["stage"] == own.stage and face["heads"] == own.heads
+    )
     assert face["box"] == pytest.approx(own.box, abs=0.01)
     assert np.abs(np.array(face["landmarks"]) - own.landmarks).max() < 0.01
     assert found["a.png"]["frame"] is None and found["a.png"]["time_s"] is None

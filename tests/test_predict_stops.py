@@ -20,7 +20,7 @@ from PIL import Image
 
 import fercli
 from fercli.faces.synthetic import STUDIO, render
-from fercli.workers import Workers
+from fercli.parallel import Workers
 
 #: Seconds within which a run that is stopped must be gone, its workers too.
 AT_ONCE = 5

@@ -15,11 +15,11 @@ from conftest import Bench, run
 
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.synthetic import STUDIO, render
+from fercli.parallel import Workers
 from fercli.predict.inputs import Reader, find_inputs
+from fercli.predict.recognizer import Face, Recognizer
 from fercli.predict.tracking import PATIENCE, Tracker
 from fercli.predict.videos import open_video
-from fercli.recognizer import Face, Recognizer
-from fercli.workers import Workers
 
 RATE, FRAMES = 10, 12
 

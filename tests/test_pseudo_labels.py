@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fercli.engine.watch import read_outputs
+from fercli.engine.evaluator import read_outputs
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 
 KEYS = ["0.5", "0.8", "0.9", "0.95", "0.99", "class-aware"]

@@ -13,15 +13,18 @@ from conftest import Bench, told
 from small_networks import batch, model_spec
 from trained_runs import assert_same_run, stop_in_step
 
-from fercli.batches import Batches, Faces, SourceRecipe, class_weights
-from fercli.engine import checkpoint, ranks
+from fercli.engine import checkpoint, distributed
 from fercli.engine.averaging import WeightAverage
 from fercli.engine.schedule import rate_at
+from fercli.engine.sharding import shard_of
+from fercli.loading.augment import ViewSettings
+from fercli.loading.batches import Batches, SourceRecipe, class_weights
+from fercli.loading.face_dataset import FaceDataset
 from fercli.methods.losses import head_cross_entropy
-from fercli.models.global_local import build_network, luminance
+from fercli.models.build import build_network
+from fercli.models.global_local import luminance
 from fercli.spec import parse
 from fercli.store import Store
-from fercli.views import ViewSettings
 
 CPU = torch.device("cpu")
 RECIPE = {
@@ -126,8 +129,8 @@ def test_a_face_and_its_mirror_image_get_one_answer(local):
 
 def batches_of(prepared: Path, recipe: SourceRecipe, settings: ViewSettings) -> tuple[Batches, Store]:
     store = Store.open(prepared / "raf-db")
-    faces = Faces([store], [np.arange(len(store.labels))], CPU, with_crops=True)
-    return Batches(faces, store.labels, None, frozenset(), 8, 0, settings, CPU, recipe=recipe), store
+    faces = FaceDataset([store], [np.arange(len(store.labels))], CPU, with_crops=True)
+    return Batches(faces, store.labels, None, frozenset(), 8, 0, settings, CPU, recipe=recipe, shard=shard_of), store
 
 
 def test_blended_faces_are_those_of_a_plain_loop(prepared: Path) -> None:
@@ -161,9 +164,9 @@ def test_blended_faces_are_those_of_a_plain_loop(prepared: Path) -> None:
 def test_shares_of_a_blended_batch_make_the_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches, _ = batches_of(prepared, SourceRecipe("strong", 0.4, 0.5), ViewSettings())
     whole = batches(1)
-    monkeypatch.setattr(ranks, "count", lambda: 2)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
     for rank in range(2):
-        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         share = batches(1)
         assert torch.equal(share.soft_labels, whole.soft_labels)
         for part, all_of_it in zip(share.source.inputs, whole.source.inputs, strict=True):

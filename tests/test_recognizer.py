@@ -15,17 +15,18 @@ from PIL import Image
 
 import fercli
 from fercli import Recognizer
-from fercli.batches import Faces
-from fercli.engine.stages import empty_network, view_settings
+from fercli.engine.data import view_settings
+from fercli.engine.network import empty_network
+from fercli.engine.predict import predict
+from fercli.engine.trained import find_trained
 from fercli.errors import FercliError
-from fercli.evaluation.decision import RUNGS, DecisionRule
-from fercli.evaluation.inference import look
+from fercli.evaluation.decision import STAGES, DecisionRule
 from fercli.expressions import EXPRESSIONS
+from fercli.loading.face_dataset import FaceDataset
 from fercli.models import HEADS
 from fercli.predict.faces import see
 from fercli.spec import load
 from fercli.store import Store, read_manifest
-from fercli.trained import find_trained
 
 CPU = torch.device("cpu")
 
@@ -44,7 +45,7 @@ def pictures(prepared: Path) -> list[Path]:
 
 def same(face, probabilities, decision, i: int) -> None:
     answer = EXPRESSIONS[int(decision.answers[i])]
-    assert (face.expression, face.rung) == (answer, RUNGS[int(decision.rungs[i])])
+    assert (face.expression, face.stage) == (answer, STAGES[int(decision.stages[i])])
     np.testing.assert_allclose(face.probabilities, decision.probabilities[i].numpy(), atol=1e-4)
     assert face.confidence == pytest.approx(float(decision.probabilities[i].max()), abs=1e-4)
     votes = probabilities[i].argmax(-1).tolist()
@@ -58,8 +59,8 @@ def test_a_picture_gets_the_answer_of_its_prepared_face(trained, pictures, local
     torch.manual_seed(3)
     network, status = empty_network(spec).eval(), torch.rand(7, 7) * 0.3
     store = Store.open(trained.prepared / "jaffe", labels=False)
-    seen = look(
-        network, Faces([store], [np.arange(len(pictures))], CPU, spec.model.reads_crops), view_settings(spec), 4
+    seen = predict(
+        network, FaceDataset([store], [np.arange(len(pictures))], CPU, spec.model.reads_crops), view_settings(spec), 4
     )
     decision = DecisionRule(rule, status)(seen.probabilities)
     recognizer = Recognizer(network, spec, CPU, DecisionRule(rule, status))
@@ -71,8 +72,8 @@ def test_a_picture_gets_the_answer_of_its_prepared_face(trained, pictures, local
 def test_a_trained_run_answers_as_evaluate_does(trained, recognizer, pictures):
     model = find_trained(trained.runs)
     store = Store.open(trained.prepared / "jaffe", labels=False)
-    faces = Faces([store], [np.arange(len(pictures))], CPU, False)
-    seen = look(model.network(CPU), faces, view_settings(model.spec), 128)
+    faces = FaceDataset([store], [np.arange(len(pictures))], CPU, False)
+    seen = predict(model.network(CPU), faces, view_settings(model.spec), 128)
     decision = model.rule(seen.probabilities)
     for i, path in enumerate(pictures):
         same(recognizer(path)[0], seen.probabilities, decision, i)

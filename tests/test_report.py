@@ -29,7 +29,7 @@ def _entry(rng, dataset, model, folder, epoch, accuracy, count, rule, expected=N
     adapted = folder != "source"
     metrics = _metrics(rng, count, accuracy, absent)
     right = sum(row[i] for i, row in enumerate(metrics["confusion"]))
-    rungs = {
+    stages = {
         "fused": {"count": count - 10, "correct": right},
         "global": {"count": 10, "correct": 0},
         "sum": {"count": 0, "correct": 0},
@@ -49,7 +49,7 @@ def _entry(rng, dataset, model, folder, epoch, accuracy, count, rule, expected=N
         "decision": {
             "rule": "glpc" if adapted else "fused",
             "metrics": metrics,
-            "rungs": rungs if adapted else None,
+            "stages": stages if adapted else None,
         },
     }
 
@@ -224,8 +224,8 @@ def test_a_target_without_labels_says_what_is_left_out(results):
         entry["heads"] = dict.fromkeys(entry["heads"])
         entry["decision"]["metrics"] = None
         entry["counts"]["scored"] = 0
-        if entry["decision"]["rungs"]:
-            entry["decision"]["rungs"] = {
+        if entry["decision"]["stages"]:
+            entry["decision"]["stages"] = {
                 "fused": {"count": 200, "correct": None},
                 "sum": {"count": 12, "correct": None},
             }

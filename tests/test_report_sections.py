@@ -1,4 +1,4 @@
-"""Sections of the run's report beyond its tables: intervals, calibration, domain gap, pseudo labels, exhibits."""
+"""Sections of the run's report beyond its tables: intervals, calibration, domain gap, pseudo labels, failure cases."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from report_documents import document, pictures
 
 from fercli.report.charts import ceiling, lines, reliability, scatter
 from fercli.report.headline_view import all_rows, benchmark, variant
-from fercli.report.look_view import calibration, exhibits, gaps
+from fercli.report.look_view import calibration, failure_cases, gaps
 from fercli.report.pictures import FACE, Faces, face_uri, heated, landmark_dots
 from fercli.report.pseudo_view import pseudo_labels
 from fercli.report.run import render, write_report
 from fercli.report.run_view import view
 
-SECTIONS = ["headline", "dataset-1", "dataset-2", "glpc", "calibration", "gap", "pseudo-labels", "exhibits", "curves",
+SECTIONS = ["headline", "dataset-1", "dataset-2", "glpc", "calibration", "gap", "pseudo-labels", "failure-cases", "curves",
             "spec", "environment", "reading"]  # fmt: skip
 
 
@@ -63,8 +63,8 @@ def without_labels(results):
         one["labelled"] = 0
         for epoch in one["epochs"]:
             epoch.update(correct=None, known=None)
-    results["exhibits"] = [one for one in results["exhibits"] if one["kind"] == "uncertain"]
-    for one in results["exhibits"]:
+    results["failure_cases"] = [one for one in results["failure_cases"] if one["kind"] == "uncertain"]
+    for one in results["failure_cases"]:
         for face in one["faces"]:
             face["label"] = None
     return results
@@ -239,36 +239,36 @@ def test_lines_share_a_scale_and_leave_gaps():
     assert [ceiling(n) for n in (0, 1, 2, 3, 7, 10, 11, 61, 213)] == [1, 1, 2, 3, 8, 10, 20, 80, 300]
 
 
-def test_exhibits_hold_small_pictures_their_votes_and_what_they_show_in_words(results, shown):
-    text = section(render(results, shown), "exhibits")
+def test_failure_cases_hold_small_pictures_their_votes_and_what_they_show_in_words(results, shown):
+    text = section(render(results, shown), "failure-cases")
     page = Page(text + "</div>")
     images = [attributes for tag, attributes in page.elements if tag == "img"]
     assert len(images) == 2 * 24 and all(len(a["src"]) < 6_000 for a in images)
     with Image.open(io.BytesIO(base64.b64decode(images[0]["src"].split(",")[1]))) as file:
         assert (file.format, file.size) == ("JPEG", (112, 112))
-    face = results["exhibits"][0]["faces"][0]
+    face = results["failure_cases"][0]["faces"][0]
     assert images[0]["alt"] == (
         f"face {face['id']} with its five landmarks: labelled {face['label']}, answered {face['answer']}"
     )
     assert f"heat map of what spoke for {face['answer']}" in images[1]["alt"]
     assert text.count('class="votes"') == 24 and len(page.rows) == 24 * 7
-    for value in (f"{100 * face['confidence']:.0f}% sure", f"rung {face['rung']}", face["id"]):
+    for value in (f"{100 * face['confidence']:.0f}% sure", f"stage {face['stage']}", face["id"]):
         assert value in text
 
 
 def test_a_face_without_its_picture_keeps_its_numbers(results):
-    text = section(render(results), "exhibits")
+    text = section(render(results), "failure-cases")
     assert "<img" not in text and text.count("no picture kept") == 24 and text.count('class="votes"') == 24
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_no_exhibits_of_a_kind_says_why(results, labelled):
+def test_no_failure_cases_of_a_kind_says_why(results, labelled):
     if not labelled:
         results = without_labels(results)
-    results["exhibits"] = [{**one, "faces": []} for one in results["exhibits"]]
-    mistakes, uncertain = exhibits(results, Faces(None))[0]["kinds"]
+    results["failure_cases"] = [{**one, "faces": []} for one in results["failure_cases"]]
+    mistakes, uncertain = failure_cases(results, Faces(None))[0]["kinds"]
     assert mistakes["empty"].startswith("No mistakes" if labelled else "Its faces have no labels")
-    text = section(render(results), "exhibits")
+    text = section(render(results), "failure-cases")
     assert mistakes["empty"] in text and uncertain["empty"] in text
 
 
@@ -307,7 +307,7 @@ def test_a_target_without_labels_says_what_is_left_out(results, shown):
     page = Page(text)
     page.assert_self_contained(text)
     assert "jaffe: its images have no labels" in text and 'unknown tgt"' in text and "no label</span>" in text
-    assert "oracle" not in section(text, "pseudo-labels") and "(no label)" in section(text, "exhibits")
+    assert "oracle" not in section(text, "pseudo-labels") and "(no label)" in section(text, "failure-cases")
     assert "jaffe" not in section(text, "calibration")  # the source has labels, and stays
     assert "nan" not in re.sub(r"data:[^\"]*", "", text).lower()
     for entry in results["entries"]:
@@ -317,7 +317,7 @@ def test_a_target_without_labels_says_what_is_left_out(results, shown):
 
 def test_numbers_of_an_older_version_are_shown_and_the_rest_is_named(results):
     results["schema"] = 1
-    for key in ("gaps", "pseudo_labels", "exhibits"):
+    for key in ("gaps", "pseudo_labels", "failure_cases"):
         del results[key]
     for one in [*results["entries"], *results["table"]]:
         for key in ("calibration", "intervals", "folder", "predictions"):
@@ -325,8 +325,8 @@ def test_numbers_of_an_older_version_are_shown_and_the_rest_is_named(results):
     text = render(results)
     page = Page(text)
     bodies = [a["id"] for tag, a in page.elements if tag == "div" and a.get("class") == "body"]
-    assert bodies == [name for name in SECTIONS if name not in ("calibration", "gap", "pseudo-labels", "exhibits")]
-    assert "Calibration, domain gap, pseudo labels, exhibits: these numbers do not hold them" in text
+    assert bodies == [name for name in SECTIONS if name not in ("calibration", "gap", "pseudo-labels", "failure-cases")]
+    assert "Calibration, domain gap, pseudo labels, failure cases: these numbers do not hold them" in text
     assert "A-distance" not in text and "ECE" not in text
 
 
@@ -335,7 +335,7 @@ def test_numbers_of_an_older_version_are_shown_and_the_rest_is_named(results):
     [
         ("gaps", "gap", "no target was evaluated beside prepared faces of the source"),
         ("pseudo_labels", "pseudo-labels", "no adaptation has left its outputs"),
-        ("exhibits", "exhibits", "there are no faces to show"),
+        ("failure_cases", "failure-cases", "there are no faces to show"),
         ("history", "curves", None),
         ("spec", "spec", None),
     ],
@@ -359,9 +359,9 @@ EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>'
 def test_hostile_names_are_escaped_everywhere(results):
     evil = document(60, (EVIL,))
     evil["title"] = EVIL
-    for one in evil["exhibits"]:
+    for one in evil["failure_cases"]:
         for face in one["faces"]:
-            face.update(id=EVIL + face["id"], rung=EVIL)
+            face.update(id=EVIL + face["id"], stage=EVIL)
             face["votes"][0]["head"] = EVIL
     for one in evil["pseudo_labels"].values():
         for epoch in one["epochs"]:
@@ -378,7 +378,7 @@ def test_hostile_names_are_escaped_everywhere(results):
 
 
 def test_names_that_are_no_text_do_not_stop_the_page(results, tmp_path):
-    results["exhibits"][0]["faces"][0]["id"] = "face-\udcff\ud800.png"
+    results["failure_cases"][0]["faces"][0]["id"] = "face-\udcff\ud800.png"
     assert "face-??.png" in write_report(results, tmp_path).read_text(encoding="utf-8")
 
 

@@ -14,22 +14,22 @@ import pytest
 import torch
 from conftest import Bench
 
+from fercli.engine.trained import Trained
 from fercli.errors import FercliError
 from fercli.evaluation.decision import DecisionRule
-from fercli.evaluation.results_files import (
+from fercli.expressions import EXPRESSIONS
+from fercli.methods.base import Outputs
+from fercli.models import HEADS
+from fercli.scoring.results import Results
+from fercli.scoring.results_files import (
     PREDICTION_COLUMNS,
     RESULT_COLUMNS,
     open_report,
     prediction_rows,
     result_rows,
 )
-from fercli.evaluation.scored import Scored
-from fercli.expressions import EXPRESSIONS
-from fercli.methods.base import Seen
-from fercli.models import HEADS
 from fercli.spreadsheet import harmless, write_csv
 from fercli.store import Store
-from fercli.trained import Trained
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -96,10 +96,10 @@ def test_the_oracle_is_told_apart_and_the_gap_is_there(evaluated) -> None:
     distances = {row["folder"]: float(row["value"]) for row in found(rows, metric="a_distance")}
     assert distances == {model["folder"]: model["a_distance"] for model in results["gaps"][0]["models"]}
     (entry,) = (entry for entry in results["entries"] if entry["stage"] == "adapt")
-    for name, rung in entry["decision"]["rungs"].items():
-        (row,) = found(rows, metric=f"rung:{name}")
-        assert (int(row["count"]), row["head"]) == (rung["count"], "decision")
-        assert row["value"] == ("" if not rung["count"] else repr(rung["correct"] / rung["count"]))
+    for name, stage in entry["decision"]["stages"].items():
+        (row,) = found(rows, metric=f"stage:{name}")
+        assert (int(row["count"]), row["head"]) == (stage["count"], "decision")
+        assert row["value"] == ("" if not stage["count"] else repr(stage["correct"] / stage["count"]))
 
 
 def test_a_dataset_without_labels_has_its_counts_alone() -> None:
@@ -107,7 +107,7 @@ def test_a_dataset_without_labels_has_its_counts_alone() -> None:
         **{"dataset": "mine", "role": "target", "model": "aglrls", "folder": "adapt-mine", "oracle": False},
         "counts": {"expected": 9, "found": 8, "scored": 0},
         "heads": dict.fromkeys(HEADS),
-        "decision": {"rule": "glpc", "metrics": None, "rungs": {"fused": {"count": 8, "correct": None}}},
+        "decision": {"rule": "glpc", "metrics": None, "stages": {"fused": {"count": 8, "correct": None}}},
         "intervals": None,
         "calibration": None,
     }
@@ -117,7 +117,7 @@ def test_a_dataset_without_labels_has_its_counts_alone() -> None:
         [*about, "", "", "expected", 9, None, None, None],
         [*about, "", "", "found", 8, None, None, None],
         [*about, "", "", "scored", 0, None, None, None],
-        [*about, "decision", "", "rung:fused", None, None, None, 8],
+        [*about, "decision", "", "stage:fused", None, None, None, 8],
     ]
 
 
@@ -150,12 +150,12 @@ def test_predictions_are_what_was_scored(evaluated) -> None:
         said = np.array([[float(row[f"p_{name}"]) for name in EXPRESSIONS] for row in rows])
         np.testing.assert_allclose(said.sum(1), 1, atol=5e-6)
         assert all(len(row["p_fear"]) == len("0.123456") for row in rows)
-        rungs = entry["decision"]["rungs"]
-        if rungs is None:
-            assert {row["rung"] for row in rows} == {entry["decision"]["rule"]}
+        stages = entry["decision"]["stages"]
+        if stages is None:
+            assert {row["stage"] for row in rows} == {entry["decision"]["rule"]}
         else:
-            counts = {name: sum(row["rung"] == name for row in rows) for name in rungs}
-            assert counts == {name: rung["count"] for name, rung in rungs.items()}
+            counts = {name: sum(row["stage"] == name for row in rows) for name in stages}
+            assert counts == {name: stage["count"] for name, stage in stages.items()}
 
 
 def test_predictions_of_models_that_are_gone_are_removed(evaluated, tmp_path: Path) -> None:
@@ -177,10 +177,10 @@ def test_rows_of_names_that_are_formulas_or_no_utf8(prepared: Path, tmp_path: Pa
     store.ids[indices], store.subjects[indices] = names, [*"abcd", "+e", ""]
     store.labels[0] = -1
     probabilities = torch.rand(len(names), 7, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    held = Seen(torch.zeros(0, 7, 7), torch.zeros(0, 6, 64), torch.zeros(0, dtype=torch.long))
+    held = Outputs(torch.zeros(0, 7, 7), torch.zeros(0, 6, 64), torch.zeros(0, dtype=torch.long))
     state = {"stage": "source", "decision": "fused", "status": None, "spec": {}}
     model = Trained(tmp_path / "source/best.ckpt", state)
-    one = Scored(model, store, "raf-db", False, ["all"], indices, len(names), probabilities, held)
+    one = Results(model, store, "raf-db", False, ["all"], indices, len(names), probabilities, held)
     write_csv(tmp_path / "p.csv", PREDICTION_COLUMNS, prediction_rows(one))
     rows = read(tmp_path / "p.csv")
     assert [row["id"] for row in rows] == ["'=1+1", "\udcff.png", 'a,"b" c', "plain", "'@x", "'-2"]

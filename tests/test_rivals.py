@@ -10,15 +10,16 @@ from tiny import Tiny
 from torch import nn
 
 from fercli.errors import SpecError
+from fercli.loading.augment import View
+from fercli.loading.batches import Batch
 from fercli.methods import method_class
 from fercli.methods.alignment import domain_adversarial, hard_feature_norm, stepwise_feature_norm
-from fercli.methods.base import Batch, Clock, Method
+from fercli.methods.base import Method, Progress
 from fercli.methods.joint import fused_feature, joint_pass
 from fercli.methods.losses import reversal_coefficient
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
 from fercli.models.backbones import build_backbone
 from fercli.spec import Adapt
-from fercli.views import View
 
 B, STEP = 4, 700
 WEIGHTS = [5.0, 1, 1, 2, 1, 1, 7]
@@ -150,7 +151,7 @@ def expected_losses(method: Method, network: nn.Module, batch: Batch) -> dict[st
 def test_a_rival_is_the_sum_of_its_equations(name: str, options: dict, logs: set[str]) -> None:
     method, network = rival(name, **options), Tiny()
     batch = batch_for(method)
-    step = method(network, batch, Clock(STEP, 1))
+    step = method(network, batch, Progress(STEP, 1))
     expected = expected_losses(method, network, batch)
     assert set(step.losses) == set(expected)
     assert set(step.logs) == logs | {"source-accuracy"}
@@ -219,7 +220,7 @@ def test_fixmatch_by_hand() -> None:
     # One of two faces is sure; its strong view knows nothing: 7 (the head's weight) * ln 7 / 2 faces.
     weak, strong = pictures(sure(3), sure(5, 0.1)), pictures(sure(0, 0), sure(0, 0))
     batch = Batch(pictures(sure(1), sure(2)), torch.tensor([1, 3]), None, weak, strong, torch.arange(2))
-    step = rival("fixmatch")(Tiny(), batch, Clock(0, 1))
+    step = rival("fixmatch")(Tiny(), batch, Progress(0, 1))
     assert step.losses["pseudo"].item() == pytest.approx(7 * math.log(7) / 2, rel=1e-5)
     assert step.logs["pseudo-rate"].item() == 0.5
     assert step.logs["source-accuracy"].item() == 0.5
@@ -232,7 +233,7 @@ def test_fixmatch_by_hand() -> None:
 
 def test_fixmatch_without_a_sure_face_costs_nothing() -> None:
     method, network = rival("fixmatch", threshold=1.0), Tiny()
-    step = method(network, batch_for(method), Clock(0, 1))
+    step = method(network, batch_for(method), Progress(0, 1))
     assert step.losses["pseudo"].item() == 0
     assert step.logs["pseudo-rate"].item() == 0
     assert not any(
@@ -245,7 +246,7 @@ def test_fixmatch_without_a_sure_face_costs_nothing() -> None:
 def test_cdan_e_is_cdan_where_all_faces_are_equally_sure() -> None:
     views = [pictures(sure(1), sure(4), sure(2)) for _ in range(2)]
     batch = Batch(views[0], torch.tensor([1, 4, 0]), views[1])
-    one, other = (rival(name)(Tiny(), batch, Clock(STEP, 1)).losses["adversarial"] for name in ("cdan", "cdan-e"))
+    one, other = (rival(name)(Tiny(), batch, Progress(STEP, 1)).losses["adversarial"] for name in ("cdan", "cdan-e"))
     torch.testing.assert_close(one, other)
 
 
@@ -257,7 +258,7 @@ def test_the_reversal_turns_the_network_against_the_discriminator(name: str) -> 
     network, gradients = Tiny(), {}
     for step in (0, STEP):
         method = rival(name, reversal_steps=1000)
-        made = method(network, batch_for(method), Clock(step, 1))
+        made = method(network, batch_for(method), Progress(step, 1))
         assert made.logs["reversal"].item() == pytest.approx(reversal_coefficient(step, 1000))
         gradients[step] = torch.autograd.grad(
             made.losses["adversarial"], [network.mix, method.discriminator.layers[0].weight]
@@ -287,7 +288,7 @@ def degenerate(case: str, method: Method) -> Batch:
 def test_degenerate_batches_give_finite_losses_and_gradients(name: str, options: dict, case: str) -> None:
     method, network = rival(name, **options), Tiny()
     batch = degenerate(case, method)
-    step = method(network, batch, Clock(STEP, 1))
+    step = method(network, batch, Progress(STEP, 1))
     for value in (*step.losses.values(), *step.logs.values()):
         assert value.shape == ()
         assert torch.isfinite(value)
@@ -307,7 +308,7 @@ def test_values_of_zero_features() -> None:
         ("fixmatch", {}, {"pseudo": 0}),
     ]:
         method = rival(name, **options)
-        losses = method(Tiny(), batch_for(method, scale=0.0), Clock(STEP, 1)).losses
+        losses = method(Tiny(), batch_for(method, scale=0.0), Progress(STEP, 1)).losses
         assert {key: losses[key].item() for key in expected} == pytest.approx(expected)
 
 
@@ -318,14 +319,14 @@ def test_values_of_zero_features() -> None:
 def test_what_a_rival_asks_for(name: str) -> None:
     method = rival(name)
     assert method.wants == ({"weak", "strong"} if name == "fixmatch" else {"target"})
-    assert (method.name, method.decision, method.turns, method.oracle, method.refines) == (
+    assert (method.name, method.decision, method.updates, method.oracle, method.transforms_output) == (
         name,
         "fused",
         1,
         False,
         False,
     )
-    assert method.pool() is None
+    assert method.pseudo_labelled() is None
     assert method.status() is None
 
 
@@ -374,7 +375,7 @@ def test_a_rival_trains_the_real_network(name: str, autocast: bool) -> None:
     sources = []
     for step in range(4):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            losses = method(network, batch, Clock(step, 1)).losses
+            losses = method(network, batch, Progress(step, 1)).losses
         assert all(loss.dtype == torch.float32 and bool(torch.isfinite(loss)) for loss in losses.values())
         sources.append(losses["source"].item())
         optimizer.zero_grad()

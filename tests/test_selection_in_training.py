@@ -392,12 +392,12 @@ def test_turns_are_steps_of_their_own_and_what_is_frozen_stays_to_the_bit(
         both = [("network", network), ("method", method)]
         return {f"{n}.{k}": p.detach().clone() for n, m in both for k, p in m.named_parameters()}
 
-    def look(method: MCD, network: torch.nn.Module, batch: Any, clock: Any) -> Any:
+    def look(method: MCD, network: torch.nn.Module, batch: Any, progress: Any) -> Any:
         now = values(method, network)
         if last:
             seen.append((last["turn"], [name for name in now if not torch.equal(now[name], last["values"][name])]))
-        last.update(turn=clock.turn, values=now)
-        return forward(method, network, batch, clock)
+        last.update(turn=progress.turn, values=now)
+        return forward(method, network, batch, progress)
 
     monkeypatch.setattr(MCD, "forward", look)
     changes = {**LIVELY, "adapt.method": "mcd", "adapt.epochs": 1, "adapt.options.generator_steps": 2}

@@ -218,7 +218,7 @@ def test_scored_on_what_it_was_adapted_to_where_the_user_says_so_and_told_each_t
 
 
 def test_a_source_of_a_single_split_is_scored_on_the_faces_held_out(tmp_path, pictures, make_adapting, prepared, faces):
-    from fercli.evaluation.scored import scored_part
+    from fercli.scoring.results import scored_part
     from fercli.spec import load
 
     many = tmp_path / "many"

@@ -13,10 +13,11 @@ from conftest import Bench
 from nursery import Nursery
 from trained_runs import assert_same_run
 
-from fercli.batches import Batches, Faces
 from fercli.engine import checkpoint
+from fercli.engine.guards import FAILED_BATCH
 from fercli.engine.log import read_metrics
-from fercli.engine.trouble import FAILED_BATCH
+from fercli.loading.batches import Batches
+from fercli.loading.face_dataset import FaceDataset
 from fercli.store import Store
 
 
@@ -85,7 +86,7 @@ def on_a_cpu(*_: Any) -> None:
         ((Batches, "__call__"), on_a_gpu, {}, "out of GPU memory with adapt.batch 8: try adapt.batch=4; nothing"),
         ((Batches, "__call__"), on_a_cpu, {}, "out of memory with adapt.batch 8: try adapt.batch=4; nothing"),
         ((Batches, "__call__"), on_a_gpu, {"adapt.batch": 3}, "adapt.batch 3: free memory that others hold, or take a"),
-        ((Faces, "plain"), on_a_gpu, {}, "with engine.evaluate_batch 128: try engine.evaluate_batch=64; nothing"),
+        ((FaceDataset, "plain"), on_a_gpu, {}, "with engine.evaluate_batch 128: try engine.evaluate_batch=64; nothing"),
     ],
 )
 def test_too_little_memory_says_what_to_try(

@@ -22,15 +22,15 @@ from conftest import EPOCHS, STEPS, TINY, Bench, merge, run, told
 from stores import with_labels
 from trained_runs import assert_same_run, assert_same_sweep, figures, results, stages
 
-from fercli.batches import Batches
 from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
 from fercli.errors import SpecError
 from fercli.evaluation.metrics import confusion, scores
 from fercli.files import LOCK
+from fercli.loading.batches import Batches
 from fercli.spec import parse
-from fercli.sweep import sweep
-from fercli.sweep_plan import Cell, plan
+from fercli.sweep.plan import Cell, plan
+from fercli.sweep.run import sweep
 
 #: Two methods, one of them under a label of its own.
 METHODS = {"dann": None, "no-pseudo": {"method": "aglrls", "options": {"pseudo_labels": False}}}

@@ -10,9 +10,9 @@ import torch
 from conftest import Bench
 
 from fercli.engine import checkpoint
+from fercli.engine.trained import adapted_models, find_trained, source_model, unfinished
 from fercli.errors import FercliError
 from fercli.spec import load
-from fercli.trained import adapted_models, find_trained, source_model, unfinished
 
 
 def put(folder: Path, trained: Bench, **changes: object) -> Path:
@@ -118,7 +118,7 @@ def test_a_model_tells_what_it_is(runs: Path) -> None:
     assert not network.training
     weights = network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in source.state["network"].items())
-    assert source.refine(torch.device("cpu")) is None
+    assert source.output_transform(torch.device("cpu")) is None
 
 
 # Checkpoints that are none, or another's

@@ -13,10 +13,19 @@ from PIL import Image, ImageEnhance, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
-from fercli import randaugment
 from fercli.errors import FercliError
-from fercli.randaugment import GEOMETRIC_OPERATIONS, OPERATIONS, PIXEL_OPERATIONS, Layout, Plan
-from fercli.views import IMAGENET_MEAN, IMAGENET_STD, View, ViewSettings, cat, plain_view, strong_view, weak_view
+from fercli.loading import randaugment
+from fercli.loading.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    View,
+    ViewSettings,
+    cat,
+    plain_view,
+    strong_view,
+    weak_view,
+)
+from fercli.loading.randaugment import GEOMETRIC_OPERATIONS, OPERATIONS, PIXEL_OPERATIONS, Layout, Plan
 
 STORED, SIZE, MARGIN, PATCH = 140, 112, 14, 21
 STILL = ViewSettings(flip=0, jitter=0)

@@ -157,7 +157,7 @@ def test_one_that_a_worker_cannot_load_is_one_line_too(
     (tmp_path / "cv2.py").write_text(
         "import os, sys\n"
         "here, command = os.path.dirname(__file__), ' '.join(sys.orig_argv)\n"
-        f"if 'loky' in command or 'fercli.workers' in command: raise ImportError({LIBGL!r})\n"
+        f"if 'loky' in command or 'fercli.parallel' in command: raise ImportError({LIBGL!r})\n"
         "sys.path.remove(here)\n"
         "del sys.modules['cv2']\n"
         "import cv2\n"

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from small_networks import batch, model_spec
 
 from fercli.errors import FercliError
-from fercli.models.global_local import build_network
+from fercli.models.build import build_network
 from fercli.models.kinds import Description
 from fercli.models.names import (
     from_face_evolve_names,

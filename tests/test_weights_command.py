@@ -14,8 +14,9 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from fercli.engine import checkpoint
 from fercli.errors import FercliError
-from fercli.models.export import FORMATS, export, find_checkpoint
-from fercli.models.global_local import HEADS, build_network
+from fercli.export.weights import FORMATS, export, find_checkpoint
+from fercli.models.build import build_network
+from fercli.models.heads import HEADS
 from fercli.models.names import to_published_names
 from fercli.models.weights import load_weights
 from fercli.spec import parse

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import Bench
 
-from fercli.batches import Batches
 from fercli.engine import checkpoint
+from fercli.loading.batches import Batches
 
 #: What a checkpoint holds beside the spec (whose paths differ from bench to bench).
 STATE = ("network", "method", "optimizer", "meter", "rng", "best", "step", "epoch", "status", "decision")

@@ -29,22 +29,23 @@ import torch
 
 from fercli import console
 from fercli.durations import digits
+from fercli.engine.data import view_settings
 from fercli.engine.fabric import make_fabric
-from fercli.engine.stages import empty_network, view_settings
+from fercli.engine.network import empty_network
 from fercli.faces.extract import Options
 from fercli.faces.images import Decoded, read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.faces.synthetic import STUDIO, Face, render
+from fercli.loading.augment import plain_view
+from fercli.machine import wait
+from fercli.parallel import Workers
 from fercli.predict.faces import CutFace, cut_faces
 from fercli.predict.inputs import Input, find_inputs
+from fercli.predict.recognizer import Recognizer
 from fercli.predict.run import predict
 from fercli.predict.video_writer import VideoWriter
 from fercli.predict.videos import open_video
-from fercli.recognizer import Recognizer
 from fercli.spec import Spec
-from fercli.timing import wait
-from fercli.views import plain_view
-from fercli.workers import Workers
 
 #: Different pictures that are drawn; a longer folder repeats them under other names.
 DRAWN = 24

@@ -24,13 +24,14 @@ from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, set_libraries
 from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS
+from fercli.loading.batches import Batch
+from fercli.machine import seconds
 from fercli.methods.aglrls import AGLRLS
-from fercli.methods.base import NUM_HEADS, Batch
+from fercli.methods.base import NUM_HEADS
 from fercli.methods.losses import conditional_adversarial, learning_status, reversal_coefficient
 from fercli.models import GlobalLocal, Output
 from fercli.models.local import WINDOW, cut_windows, to_map
 from fercli.spec import Spec
-from fercli.timing import seconds
 
 MAP = 28
 #: Window cutting is too short to be timed by itself.

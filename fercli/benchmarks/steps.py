@@ -22,23 +22,27 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fercli import console
-from fercli.batches import Batches, Faces, SourceRecipe, hold_out, labels_of
 from fercli.benchmarks.stores import noise_store
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
+from fercli.engine.data import Source, view_settings
+from fercli.engine.evaluator import TargetEvaluator
 from fercli.engine.fabric import make_fabric
 from fercli.engine.log import Meter
-from fercli.engine.loop import Trainee
+from fercli.engine.loop import TrainingModule
+from fercli.engine.network import empty_network
 from fercli.engine.schedule import rate_in
-from fercli.engine.stages import Source, empty_network, optimizer_groups, train_source, view_settings
-from fercli.engine.watch import TargetWatch
+from fercli.engine.stages import optimizer_groups, train_source
 from fercli.errors import FercliError
+from fercli.loading.augment import plain_view
+from fercli.loading.batches import Batch, Batches, SourceRecipe
+from fercli.loading.face_dataset import FaceDataset
+from fercli.loading.held_out import hold_out, labels_of
+from fercli.machine import seconds, wait
 from fercli.methods import method_class
-from fercli.methods.base import Batch, Clock, Method
+from fercli.methods.base import Method, Progress
 from fercli.models import FEATURE_SIZE
 from fercli.spec import Spec
-from fercli.timing import seconds, wait
-from fercli.views import plain_view
 
 PARTS = ("batch", "forward", "backward", "optimizer")
 
@@ -62,12 +66,16 @@ class Steps:
         train, held = hold_out(store, np.arange(len(store)), 0.1)
         labels = labels_of([store], [train])
         source = Source(
-            Faces([store], [train], *how), labels, Faces([store], [held], *how), labels_of([store], [held]), [store]
+            FaceDataset([store], [train], *how),
+            labels,
+            FaceDataset([store], [held], *how),
+            labels_of([store], [held]),
+            [store],
         )
         target = None
         if self.adapts:
             other = noise_store(room, "target", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops, 1)
-            target = Faces([other], [np.arange(len(other))], *how)
+            target = FaceDataset([other], [np.arange(len(other))], *how)
         kind = method_class(spec.adapt.method if self.adapts else "source-only")
         if kind.oracle:
             raise FercliError(f"adapt.method {spec.adapt.method} reads target labels, and noise has none")
@@ -80,7 +88,7 @@ class Steps:
             self.device,
             recipe=SourceRecipe() if self.adapts else SourceRecipe.of(self.plan),
         )
-        self.raw = Trainee(self.network, self.method)
+        self.raw = TrainingModule(self.network, self.method)
         optimizer = torch.optim.SGD(
             optimizer_groups(self.network, self.method, self.plan),
             lr=rate_in(self.plan.rate, 1),
@@ -88,7 +96,7 @@ class Steps:
             weight_decay=self.plan.weight_decay,
             nesterov=self.plan.nesterov,
         )
-        self.trainee, self.optimizer = self.fabric.setup(self.raw, optimizer)
+        self.module, self.optimizer = self.fabric.setup(self.raw, optimizer)
         self.raw.train()
         if self.adapts:
             parts = (
@@ -101,7 +109,7 @@ class Steps:
                 target,
                 spec.adapt,
             )
-            self.method.begin_epoch(TargetWatch(*parts, room, other))
+            self.method.begin_epoch(TargetEvaluator(*parts, room, other))
         self._meter, self._step = Meter(), 0
 
     @property
@@ -111,7 +119,7 @@ class Steps:
 
     def batch(self) -> Batch:
         """The batch of the step that comes next."""
-        return self.batches(self._step, self.method.pool())
+        return self.batches(self._step, self.method.pseudo_labelled())
 
     def run(self, timed: Callable[[str], Any] | None = None) -> None:
         """Do one step as the loop does; `timed`: name of a part -> a context to do it in."""
@@ -123,19 +131,19 @@ class Steps:
     def update(self, batch: Batch, timed: Callable[[str], Any] | None = None) -> None:
         """Do what follows in a step when its batch is made."""
         timed = timed or _untimed
-        for turn in range(self.method.turns):
+        for update in range(self.method.updates):
             with timed("forward"):
-                losses, logs = self.trainee(batch, Clock(self._step, 1, turn))
+                losses, logs = self.module(batch, Progress(self._step, 1, update))
                 loss = torch.stack(list(losses.values())).sum()
             with timed("backward"):
                 self.optimizer.zero_grad(set_to_none=True)
                 self.fabric.backward(loss)
             with timed("optimizer"):
-                for parameter in self.method.frozen(self.network, turn):
+                for parameter in self.method.frozen(self.network, update):
                     parameter.grad = None
                 if self.plan.clip_norm is not None:
                     self.fabric.clip_gradients(
-                        self.trainee, self.optimizer, max_norm=self.plan.clip_norm, error_if_nonfinite=False
+                        self.module, self.optimizer, max_norm=self.plan.clip_norm, error_if_nonfinite=False
                     )
                 self.optimizer.step()
             self._meter.add({**losses, **logs})
@@ -246,7 +254,7 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
     fabric, batch = make_fabric(spec.engine), spec.engine.evaluate_batch
     device = fabric.device
     store = noise_store(room, "source", max(256, batch), spec.prepare, spec.model.reads_crops)
-    faces = Faces([store], [np.arange(len(store))], device, spec.model.reads_crops, spec.engine.data)
+    faces = FaceDataset([store], [np.arange(len(store))], device, spec.model.reads_crops, spec.engine.data)
     network = empty_network(spec).to(device).eval()
     settings, precision = view_settings(spec), resolve_precision(spec.engine.precision, device.type)
     half, positions, waited = autocast_of(precision), np.arange(batch), 0.0
@@ -271,7 +279,7 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
         run(parts)
     waited = 0.0
     spent = seconds(lambda: [run() for _ in range(steps)], device, rounds, warm=0)
-    chosen = {"precision": precision, "crop_nets": network.local_nets.way, "compile": False}
+    chosen = {"precision": precision, "crop_nets": network.local_nets.implementation, "compile": False}
     flops = counter.get_total_flops()
     return _row(spec, device, chosen, batch, batch, steps, spent, parts.spent, flops, waited / (rounds * steps))
 

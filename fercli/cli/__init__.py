@@ -14,14 +14,15 @@ from typing import Any
 
 import click
 
-from fercli import __version__, console
+from fercli import console
 from fercli.docstrings import docstring
 from fercli.errors import FercliError
+from fercli.version import __version__
 
 # By default OpenMP's threads spin while they wait. Beside another busy process that starves both: two cores shared by
 # two trainings took 0.1 steps a second, and 4.6 with waiting threads asleep. Read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Where /dev/shm cannot be written to, joblib warns of it whoever needs it; `fercli.clusters` says so where it matters.
+# Where /dev/shm cannot be written to, joblib warns of it whoever needs it; `fercli.parallel` says so where it matters.
 warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
 
 #: Commands in the order a user meets them; each lives in the module of its name.
@@ -81,7 +82,7 @@ class _LazyGroup(click.Group):
         code = code if isinstance(code, int) else 0
         lost = console.unprinted()
         code = code or (0 if lost is None else _not_printed(lost))
-        ranks = sys.modules.get("fercli.engine.ranks")
+        ranks = sys.modules.get("fercli.engine.distributed")
         if ranks is not None:
             ranks.end_process(code)
         sys.exit(code)

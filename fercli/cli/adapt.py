@@ -36,7 +36,7 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, method, rest
       fercli adapt --target jaffe --method mcd --set adapt.tag=mcd
       fercli adapt --target jaffe --set adapt.options.adversarial=false --set adapt.tag=no-adversarial
     """
-    from fercli.engine import ranks
+    from fercli.engine import distributed
     from fercli.engine.interrupt import Interrupted, StopRequest
     from fercli.engine.stages import adapt
 
@@ -50,7 +50,7 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, method, rest
     # A signal in the last step of one target ends that one in order; the next must not begin.
     with StopRequest() as stop:
         for name in chosen_targets(spec, targets):
-            if outcomes and any(ranks.agree(stop.requested)):
+            if outcomes and any(distributed.any_of(stop.requested)):
                 raise Interrupted(f"stopped before the adaptation to {name}; the same command goes on")
             outcome = outcomes[name] = adapt(spec, name, restart)
             console.say(f"adapted to {name}: {told(outcome)}")

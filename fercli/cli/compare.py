@@ -44,7 +44,7 @@ def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet,
     from fercli.errors import FercliError
     from fercli.evaluation.compare import compare
     from fercli.evaluation.runs import find_run, match, tell_apart, within
-    from fercli.outputs import check_output
+    from fercli.output_files import check_output
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
     if csv_file is not None:

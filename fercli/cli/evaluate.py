@@ -48,7 +48,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, repor
       fercli evaluate -c shifts --report
       fercli evaluate --model starter --target jaffe
     """
-    from fercli.evaluation.evaluate import adapted_targets, evaluate
+    from fercli.scoring.evaluate import adapted_targets, evaluate
 
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
     if model is not None:
@@ -74,9 +74,9 @@ def _show(results, files, of_model=False):
 
 
 def _evaluate_model(spec, name, sources, targets, report):
+    from fercli.engine.trained import find_trained
     from fercli.errors import SpecError
-    from fercli.evaluation.evaluate import evaluate_model
-    from fercli.trained import find_trained
+    from fercli.scoring.evaluate import evaluate_model
 
     if sources:
         raise SpecError("--source is of a run's spec, and --model brings its own; leave --source out")
@@ -92,7 +92,7 @@ def _evaluate_model(spec, name, sources, targets, report):
 
 def _evaluate_sweep(spec, targets, report):
     from fercli.report.sweep import sweep_headline, sweep_rule_table, write_sweep_report
-    from fercli.sweep import gather, write_results
+    from fercli.sweep.run import gather, write_results
 
     if targets and "all" not in targets:
         spec = spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"targets": list(targets)})})

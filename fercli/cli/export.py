@@ -53,9 +53,9 @@ def command(run, target, kind, out, opset, force, quiet, as_json):
     """
     from pathlib import Path
 
+    from fercli.engine.trained import find_trained
     from fercli.errors import SpecError
     from fercli.export.write import default_name, export
-    from fercli.trained import find_trained
 
     console.configure(quiet=quiet, as_json=as_json)
     implied = _FORMATS.get(Path(out).suffix) if out else None

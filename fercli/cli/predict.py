@@ -13,9 +13,9 @@ from fercli.cli.options import outside_method_option, read_spec, spec_options
 from fercli.durations import rate
 
 if TYPE_CHECKING:
-    from fercli.predict.run import Totals
+    from fercli.engine.trained import Trained
+    from fercli.predict.totals import Totals
     from fercli.spec import Spec
-    from fercli.trained import Trained
 
 
 @click.command("predict", short_help="Name the expression of every face in pictures, videos or a camera.")
@@ -42,7 +42,7 @@ def command(
 
     INPUT is a picture, a folder (with all below it), a glob, a video, a camera (0 or camera:0), or - for a list of
     paths on stdin, or the bytes of one picture. Each picture or frame gives one line of JSON with its faces: box,
-    landmarks, expression, confidence, the probabilities of all seven, the rung of GLPC that decided and each head's
+    landmarks, expression, confidence, the probabilities of all seven, the stage of GLPC that decided and each head's
     answer. What cannot be read gives a line with an error. Remarks and progress go to stderr.
 
     The model is that of --run: a run folder, a stage folder, a checkpoint, a .safetensors of fercli weights export, or
@@ -78,8 +78,8 @@ def command(
         jsonl = "-"
     found = find_inputs(inputs, sys.stdin.buffer)
 
+    from fercli.predict.recognizer import Recognizer
     from fercli.predict.run import predict
-    from fercli.recognizer import Recognizer
 
     trained = _model(run, target, spec, named=bool(spec_file or overrides or local_spec()))
     recognizer = Recognizer.of(trained, device or spec.engine.device)
@@ -96,10 +96,10 @@ def command(
 
 def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trained:
     """The model that --run names, or what stands for it (see the help); `named` tells whether the user named a spec."""
+    from fercli.engine.trained import NoModel, find_trained, holds_model
     from fercli.errors import FercliError
-    from fercli.recognizer import starter_line
+    from fercli.predict.recognizer import starter_line
     from fercli.starter import NAME
-    from fercli.trained import NoModel, find_trained, holds_model
 
     if run is not None:
         return find_trained(run, target)

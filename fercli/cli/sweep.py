@@ -35,8 +35,8 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
     """
     from fercli.errors import FercliError
     from fercli.report.sweep import sweep_headline, sweep_rule_table
-    from fercli.sweep import gather, sweep, write_results
-    from fercli.sweep_plan import plan
+    from fercli.sweep.plan import plan
+    from fercli.sweep.run import gather, sweep, write_results
 
     overrides = overrides if jobs is None else (*overrides, f"sweep.jobs={jobs}")
     spec = read_spec(spec_file, overrides, quiet, as_json)

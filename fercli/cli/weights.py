@@ -70,7 +70,7 @@ def inspect(ctx, files, spec_file, overrides, quiet, as_json):
 @click.option(
     "--format",
     "kind",
-    # as `fercli.models.export.FORMATS`, which is not imported before it is needed
+    # as `fercli.export.weights.FORMATS`, which is not imported before it is needed
     type=click.Choice(["aglrls", "face-evolve", "torchvision", "fercli"]),
     default="aglrls",
     show_default=True,
@@ -102,7 +102,7 @@ def export(source, out, kind, half, force, quiet, as_json):
       fercli weights export runs/baseline/source backbone.pth --format face-evolve
       fercli weights export runs/baseline/source source.safetensors --format fercli --half
     """
-    from fercli.models.export import export as write
+    from fercli.export.weights import export as write
 
     console.configure(quiet=quiet, as_json=as_json)
     done = write(source, out, kind, force, half)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fercli import console
-from fercli.engine import ranks
+from fercli.engine import distributed
 from fercli.errors import FercliError
 from fercli.machine import cpu_flags
 from fercli.models import GlobalLocal, Output
@@ -73,15 +73,15 @@ def accelerate(network: GlobalLocal, engine: Engine, device: torch.device, batch
         console.warn("this processor shows no bfloat16 instructions: engine.precision=32-true is likely faster here")
     network.to(device)
     network.autocast = autocast_of(precision)
-    network.local_nets.way = _crop_nets(network, engine, device, batch)
+    network.local_nets.implementation = _crop_nets(network, engine, device, batch)
     compiles = engine.compile == "on" or (engine.compile == "auto" and compile_pays(engine, device))
     network.compiled = Compiled(network.compute) if compiles else None
-    return {"precision": precision, "crop_nets": network.local_nets.way, "compile": compiles}
+    return {"precision": precision, "crop_nets": network.local_nets.implementation, "compile": compiles}
 
 
 def compile_pays(engine: Engine, device: torch.device) -> bool:
     """Whether ``engine.compile: auto`` compiles: on one CUDA device, unless runs must repeat bit for bit."""
-    return device.type == "cuda" and not engine.deterministic and ranks.count() == 1
+    return device.type == "cuda" and not engine.deterministic and distributed.world_size() == 1
 
 
 def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch: int) -> str:
@@ -89,7 +89,7 @@ def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch
         return engine.crop_nets
     channels = network.backbone.local_channels
     # What is measured may come out otherwise in the next run; norms that processes share are called one by one.
-    if engine.deterministic or ranks.count() > 1:
+    if engine.deterministic or distributed.world_size() > 1:
         return "loop"
     if device.type == "cpu":
         return "grouped" if channels <= SIDE_BY_SIDE else "loop"

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from fercli import __version__
 from fercli.errors import FercliError
 from fercli.files import os_error_behind, replacing
 from fercli.models.model_file import check_checkpoint
 from fercli.models.reading import Damaged, read_torch, seal_torch, shown
+from fercli.version import __version__
 
 FORMAT = 1
 

@@ -5,8 +5,8 @@ Several processes, one a device, are started from without, and found here by the
 - ``torchrun --nproc-per-node 4 -m fercli adapt ...``, on each machine;
 - SLURM: ``srun --nodes 2 --ntasks-per-node 4 --gres gpu:4 python -m fercli adapt ...``.
 
-They are one run: the same spec, one batch shared out (`fercli.engine.shares`), one folder that the first process writes
-in. Data and runs must lie where every machine sees them.
+They are one run: the same spec, one batch shared out (`fercli.engine.sharding`), one folder that the first process
+writes in. Data and runs must lie where every machine sees them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fercli import console
-from fercli.engine import ranks
+from fercli.engine import distributed
 from fercli.engine.acceleration import resolve_precision, set_libraries
 from fercli.errors import FercliError
 from fercli.spec import Engine
@@ -107,8 +107,8 @@ def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
         processes["plugins"].append(precision_plugin(precision, device))
         fabric = Fabric(accelerator=device, **processes)
         fabric.launch()
-    ranks.open_messages()
-    if ranks.rank():
+    distributed.open_cpu_group()
+    if distributed.rank():
         console.mute()
     torch.manual_seed(engine.seed)
     return fabric

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fercli.engine import checkpoint, ranks
+from fercli.engine import checkpoint, distributed
 from fercli.errors import FercliError
 from fercli.files import empty_folder, only_one, write_atomically
 from fercli.spec import Spec, to_yaml
@@ -88,7 +88,7 @@ def stage_folder(folder: Path, record: dict[str, Any], stores: Sequence[Store], 
             of other faces.
     """
     with ExitStack() as held:
-        ranks.on_first(_open_folder, held, folder, record, stores, restart)
+        distributed.on_rank_zero(_open_folder, held, folder, record, stores, restart)
         yield
 
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from fercli.engine import ranks
+from fercli.engine import distributed
 from fercli.errors import FercliError
 from fercli.files import disk_error, write_atomically
 
@@ -56,7 +56,7 @@ class Log:
 
     def __init__(self, folder: Path, step: int, tensorboard: bool):
         self._path, self._writer = folder / METRICS, None
-        ranks.on_first(self._open, folder, step, tensorboard)
+        distributed.on_rank_zero(self._open, folder, step, tensorboard)
 
     def _open(self, folder: Path, step: int, tensorboard: bool) -> None:
         kept = [line for line in read_metrics(folder) if line["step"] <= step]
@@ -73,7 +73,7 @@ class Log:
         Raises:
             FercliError: the disk is full.
         """
-        ranks.on_first(self._write, kind, step, epoch, groups)
+        distributed.on_rank_zero(self._write, kind, step, epoch, groups)
 
     def _write(self, kind: str, step: int, epoch: int, groups: dict[str, Any]) -> None:
         try:

@@ -4,88 +4,34 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from fercli import console
-from fercli.batches import Batches, Faces, SourceRecipe, labels_of, training_and_validation
-from fercli.datasets.protocol import overlap
-from fercli.engine import checkpoint, ranks
+from fercli.engine import checkpoint, distributed
 from fercli.engine.acceleration import accelerate
+from fercli.engine.data import open_store, source_faces, view_settings, warn_of_overlap
+from fercli.engine.evaluator import SourceEvaluator, TargetEvaluator
 from fercli.engine.fabric import make_fabric
-from fercli.engine.folder import differences, digest, prepared_again, record_of, resolved, stage_folder
+from fercli.engine.folder import digest, prepared_again, record_of, stage_folder
 from fercli.engine.log import ENVIRONMENT
-from fercli.engine.loop import Job, Trainee, fit
-from fercli.engine.watch import TargetWatch, Watch
+from fercli.engine.loop import TrainerConfig, TrainingModule, fit
+from fercli.engine.network import channels_last, empty_network, load_network
+from fercli.engine.sharding import shard_of
 from fercli.errors import FercliError
 from fercli.evaluation.oracle import oracle_labels
 from fercli.evaluation.rules import RULES
-from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
+from fercli.loading.batches import Batches, SourceRecipe
+from fercli.loading.face_dataset import FaceDataset
 from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.methods.base import Method
-from fercli.models import FEATURE_SIZE, GlobalLocal, build_network
-from fercli.models.reading import is_finite, some
-from fercli.spec import Model, Optimisation, Spec
+from fercli.models import FEATURE_SIZE
+from fercli.spec import Optimisation, Spec
 from fercli.store import Store
-from fercli.views import ViewSettings
-
-
-def view_settings(spec: Spec) -> ViewSettings:
-    """How the spec wants faces varied."""
-    return ViewSettings(size=spec.prepare.size, **spec.data.augment.model_dump())
-
-
-def open_store(spec: Spec, name: str, labels: bool = True) -> Store:
-    """The prepared store of a dataset; without labels, reading them is an error.
-
-    Raises:
-        FercliError: it is not prepared, or for faces of another size.
-    """
-    store = Store.open(spec.store_path(name), labels, name=name)
-    size = store.meta["parameters"]["size"]
-    if size != spec.prepare.size:
-        raise FercliError(
-            f"{store.path} holds faces of {size} pixels and prepare.size is {spec.prepare.size}; "
-            f"run: fercli prepare --dataset {name}"
-        )
-    return store
-
-
-def warn_of_overlap(store: Store) -> None:
-    """Say that a target is scored on splits that it is adapted to, as the user's options or an older fercli have it."""
-    both = overlap(store.adapt_splits, store.score_splits)
-    if both:
-        console.warn(f"{store.name} is scored on faces that it is adapted to (split {', '.join(both)})")
-
-
-class Source(NamedTuple):
-    """The labelled faces of the source datasets: to train on, and held out for choosing."""
-
-    train: Faces
-    labels: np.ndarray
-    held: Faces
-    held_labels: np.ndarray
-    stores: list[Store]
-
-
-def source_faces(spec: Spec, device: torch.device) -> Source:
-    """Training and held-out faces of the source datasets with their labels. Warns of an expression without any."""
-    stores = [open_store(spec, name) for name in spec.data.source]
-    parts = []
-    for store in stores:
-        parts.append(training_and_validation(store, spec.data.validation))
-    train, held = [p[0] for p in parts], [p[1] for p in parts]
-    labels = labels_of(stores, train)
-    absent = [name for number, name in enumerate(EXPRESSIONS) if not (labels == number).any()]
-    if absent:
-        names = "+".join(spec.data.source)
-        console.warn(f"{names} has no training face of {', '.join(absent)}: the model cannot learn to answer so")
-    how = (device, spec.model.reads_crops, spec.engine.data)
-    return Source(Faces(stores, train, *how), labels, Faces(stores, held, *how), labels_of(stores, held), stores)
 
 
 def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
@@ -102,12 +48,12 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     source = source_faces(spec, fabric.device)
     record = record_of(spec, "source", source.stores)
-    network = _network(spec.model)
+    network = channels_last(spec.model)
     # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
     with stage_folder(folder, record, source.stores, restart):
         plan, settings = spec.train_source, view_settings(spec)
         method = kind(plan, Method.read_options({}), FEATURE_SIZE, target_size=0)
-        watch = Watch(network, method, settings, spec.engine.evaluate_batch, source)
+        evaluator = SourceEvaluator(network, method, settings, spec.engine.evaluate_batch, source)
         batches = Batches(
             source.train,
             source.labels,
@@ -119,17 +65,20 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
             fabric.device,
             spec.data.balance,
             recipe=SourceRecipe.of(plan),
+            shard=shard_of,
         )
         steps = plan.steps_per_epoch or max(1, len(source.train) // plan.batch)
         title = "train-source " + "+".join(spec.data.source)
-        return _run(title, spec, plan, folder, record, fabric, Trainee(network, method), batches, steps, watch)
+        return _run(
+            title, spec, plan, folder, record, fabric, TrainingModule(network, method), batches, steps, evaluator
+        )
 
 
 def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     """Stage 2: adapt the source model to an unlabelled target into ``runs/NAME/adapt-TARGET``.
 
     Target labels are not read: the store is opened without them (a method of whose name oracle is part gets them from
-    `fercli.evaluation.oracle`). What each epoch leaves for choosing and for the oracle: `fercli.engine.watch`.
+    `fercli.evaluation.oracle`). What each epoch leaves for choosing and for the oracle: `fercli.engine.evaluator`.
 
     Returns, raises:
         As `train_source`; also where there is no source checkpoint, or one of another architecture.
@@ -160,12 +109,12 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     if kind.oracle:
         method.give_labels(oracle_labels(open_store(spec, target), unlabelled))
 
-    def faces(indices: np.ndarray) -> Faces:
-        return Faces([store], [indices], fabric.device, spec.model.reads_crops, spec.engine.data)
+    def faces(indices: np.ndarray) -> FaceDataset:
+        return FaceDataset([store], [indices], fabric.device, spec.model.reads_crops, spec.engine.data)
 
     with stage_folder(folder, record, [*source.stores, store], restart):
         train = faces(unlabelled)
-        watch = TargetWatch(
+        evaluator = TargetEvaluator(
             network, method, settings, spec.engine.evaluate_batch, source, train, faces(to_score), plan, folder, store
         )
         batches = Batches(
@@ -178,10 +127,13 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
             settings,
             fabric.device,
             spec.data.balance,
+            shard=shard_of,
         )
         steps = plan.steps_per_epoch or max(1, max(len(source.train), len(train)) // plan.batch)
         title = f"adapt {spec.adapt.method} -> {target}"
-        return _run(title, spec, plan, folder, record, fabric, Trainee(network, method), batches, steps, watch)
+        return _run(
+            title, spec, plan, folder, record, fabric, TrainingModule(network, method), batches, steps, evaluator
+        )
 
 
 def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target: Store) -> None:
@@ -198,45 +150,6 @@ def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target
             )
 
 
-def empty_network(spec: Spec) -> GlobalLocal:
-    """The network that the spec describes, to be filled from a checkpoint."""
-    return _network(spec.model.model_copy(update={"weights": None}))
-
-
-def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, path: Path) -> None:
-    """Put a checkpoint's weights into the network that the spec describes.
-
-    Raises:
-        FercliError: the checkpoint is of another architecture (the differing keys are named), or its weights are not
-            those of the architecture that it names, or not finite.
-    """
-    free = frozenset({"weights", "test_flip"})  # neither of them changes a weight's shape or meaning
-    problem = differences(resolved(state["spec"]), json.loads(spec.model_dump_json()), ("model",), free)
-    if problem:
-        raise FercliError(f"{path} is of another architecture ({problem}); use the spec it was trained with")
-    try:
-        due = network.state_dict()
-        if any(value.is_floating_point() != due[name].is_floating_point() for name, value in state["network"].items()):
-            raise TypeError("integers for floats")  # which torch would convert
-        network.load_state_dict(state["network"])
-    except (KeyError, RuntimeError, TypeError, AttributeError):
-        raise FercliError(
-            f"the weights in {path} are of another network than its spec describes (made by another version, or put "
-            "together by hand); train again, --restart"
-        ) from None
-    broken = [name for name, value in state["network"].items() if value.is_floating_point() and not is_finite(value)]
-    if broken:
-        raise FercliError(
-            f"the weights in {path} are NaN or infinite at {some(broken)}: no answer of theirs would mean anything; "
-            "train again, --restart, or fetch the file again"
-        )
-
-
-def _network(model: Model) -> GlobalLocal:
-    # Channels-last: a quarter to a third off a step of the small IR on CPUs, and the layout tensor cores want.
-    return build_network(model).to(memory_format=torch.channels_last)
-
-
 def _source_checkpoint(spec: Spec) -> Path:
     path = spec.run_folder / "source" / "best.ckpt"
     if not path.exists():
@@ -251,33 +164,33 @@ def _run(
     folder: Path,
     record: dict[str, Any],
     fabric: Any,
-    trainee: Trainee,
+    module: TrainingModule,
     batches: Batches,
     steps_per_epoch: int,
-    watch: Watch,
+    evaluator: SourceEvaluator,
 ) -> dict[str, Any]:
-    faces = plan.batch * (2 if trainee.method.wants else 1)
-    chosen = accelerate(trainee.network, spec.engine, fabric.device, faces)
-    job = Job(
+    faces = plan.batch * (2 if module.method.wants else 1)
+    chosen = accelerate(module.network, spec.engine, fabric.device, faces)
+    config = TrainerConfig(
         title=title,
         folder=folder,
-        trainee=trainee,
-        groups=optimizer_groups(trainee.network, trainee.method, plan),
+        module=module,
+        groups=optimizer_groups(module.network, module.method, plan),
         batches=batches,
         steps_per_epoch=steps_per_epoch,
-        survey=watch,
-        validate=watch.validate,
+        evaluator=evaluator,
+        validate=evaluator.validate,
         rule=plan.select,
-        afterwards=watch.afterwards if RULES[plan.select].post_hoc else None,
+        afterwards=evaluator.afterwards if RULES[plan.select].post_hoc else None,
         optimisation=plan,
         engine=spec.engine,
         record=record,
     )
-    outcome = {**fit(job, fabric), "decision": trainee.method.decision}
+    outcome = {**fit(config, fabric), "decision": module.method.decision}
     facts = describe_device(fabric.device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
-        told = {**facts, **chosen, "processes": ranks.count(), "outcome": outcome}
-        ranks.on_first(_write_environment, folder, record, console.finite(told))
+        told = {**facts, **chosen, "processes": distributed.world_size(), "outcome": outcome}
+        distributed.on_rank_zero(_write_environment, folder, record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
 

@@ -14,8 +14,8 @@ from fercli.methods.losses import class_thresholds
 
 GLOBAL, FUSED = 0, 6
 
-#: Which rung of GLPC gave the answer.
-RUNGS = ("fused", "global", "sum")
+#: Which stage of GLPC gave the answer.
+STAGES = ("fused", "global", "sum")
 
 
 class Decision(NamedTuple):
@@ -23,12 +23,12 @@ class Decision(NamedTuple):
 
     Attributes:
         answers: int64 [N], the expression.
-        rungs: int64 [N], an index into `RUNGS`.
+        stages: int64 [N], an index into `STAGES`.
         probabilities: [N, 7], what those say that decided, summing to one; the answer has the largest.
     """
 
     answers: Tensor
-    rungs: Tensor
+    stages: Tensor
     probabilities: Tensor
 
 
@@ -70,14 +70,14 @@ def glpc(probabilities: Tensor, status: Tensor, threshold: float) -> Decision:
     nothing = counted.amax(-1, keepdim=True) <= 0
     said = torch.where(nothing, probabilities.sum(1), counted)
     answers, said = said.argmax(-1), said / said.sum(-1, keepdim=True)
-    rungs = torch.full_like(answers, RUNGS.index("sum"))
-    for head, rung in ((GLOBAL, "global"), (FUSED, "fused")):  # the fused head is tried first, so it is written last
+    stages = torch.full_like(answers, STAGES.index("sum"))
+    for head, stage in ((GLOBAL, "global"), (FUSED, "fused")):  # the fused head is tried first, so it is written last
         probability, label = probabilities[:, head].max(-1)
         sure = probability >= limits[head, label]
         answers = torch.where(sure, label, answers)
         said = torch.where(sure[:, None], probabilities[:, head], said)
-        rungs = torch.where(sure, torch.full_like(rungs, RUNGS.index(rung)), rungs)
-    return Decision(answers, rungs, said)
+        stages = torch.where(sure, torch.full_like(stages, STAGES.index(stage)), stages)
+    return Decision(answers, stages, said)
 
 
 class DecisionRule(NamedTuple):

@@ -1,6 +1,6 @@
 """The oracle: the epoch that looks best when the target's own labels choose it. An upper bound, never a result.
 
-This and the final score (`fercli.evaluation.evaluate`) are the only places that read target labels. Published figures
+This and the final score (`fercli.scoring.evaluate`) are the only places that read target labels. Published figures
 of the field are mostly oracles; ours stand beside the honest choice, marked.
 """
 

@@ -27,7 +27,7 @@ def pseudo_label_counts(
     its weak view; here it comes from the view watched, which is what the files hold.
 
     Args:
-        outputs: epoch -> probabilities [N, 7] on the same N target faces (see `fercli.engine.watch.read_outputs`).
+        outputs: epoch -> probabilities [N, 7] on the same N target faces (see `fercli.engine.evaluator.read_outputs`).
         labels: integers [N], -1 where not known, or None. Oracle: for the final score only.
         threshold: t, 0..1: the one that the model was trained with; 0.95 as published.
 

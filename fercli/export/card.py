@@ -6,11 +6,11 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fercli import __version__
 from fercli.datasets.facts import FACTS
-from fercli.engine.stages import open_store
+from fercli.engine.data import open_store
+from fercli.engine.trained import Trained
 from fercli.errors import FercliError
-from fercli.evaluation.decision import RUNGS
+from fercli.evaluation.decision import STAGES
 from fercli.evaluation.rules import RULES
 from fercli.export.graph import rule_of
 from fercli.export.snippets import preparing, using
@@ -19,7 +19,7 @@ from fercli.models import HEADS
 from fercli.models.backbones import LIGHT
 from fercli.spec import Spec
 from fercli.starter import NAME, starter_facts
-from fercli.trained import Trained
+from fercli.version import __version__
 
 _RULES = {
     "fused": "the fused head's most probable expression",
@@ -168,8 +168,8 @@ def _inputs(size: int, crop_size: int | None) -> str:
 
 
 def _outputs(trained: Trained) -> str:
-    rungs = ", ".join(f"{number} {name}" for number, name in enumerate(RUNGS))
-    rung = f"which rung of GLPC decided: {rungs}" if rule_of(trained) == "glpc" else "0: this rule has one rung"
+    stages = ", ".join(f"{number} {name}" for number, name in enumerate(STAGES))
+    stage = f"which stage of GLPC decided: {stages}" if rule_of(trained) == "glpc" else "0: this rule has one stage"
     rows = [
         ("`answer`", "int64", "[batch]", "0 to 6, the expression (Labels)"),
         (
@@ -178,7 +178,7 @@ def _outputs(trained: Trained) -> str:
             "[batch, 7]",
             "0 to 1, of the decision, summing to one; the answer's is largest",
         ),
-        ("`rung`", "int64", "[batch]", rung),
+        ("`stage`", "int64", "[batch]", stage),
         ("`heads`", "float32", "[batch, 7, 7]", f"0 to 1, each head's probabilities; heads: {', '.join(HEADS)}"),
     ]
     return _table(("name", "type", "shape", "what"), rows)

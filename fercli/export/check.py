@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fercli.batches import Faces
-from fercli.engine.stages import open_store
+from fercli.engine.data import open_store
+from fercli.engine.trained import Trained
 from fercli.errors import FercliError
 from fercli.export.formats import Runner
 from fercli.export.graph import Deployed
 from fercli.expressions import NUM_EXPRESSIONS
+from fercli.loading.augment import plain_view
+from fercli.loading.face_dataset import FaceDataset
 from fercli.spec import Spec
-from fercli.trained import Trained
-from fercli.views import plain_view
 
 #: Largest difference of a probability that passes.
 TOLERANCE = 1e-4
@@ -100,7 +100,9 @@ def samples(trained: Trained) -> Samples:
             continue
         if not len(store):
             continue
-        chosen = Faces([store], [np.arange(len(store))], torch.device("cpu"), spec.model.reads_crops).thinned(FACES)
+        chosen = FaceDataset([store], [np.arange(len(store))], torch.device("cpu"), spec.model.reads_crops).thinned(
+            FACES
+        )
         return Samples(*chosen.gather(np.arange(min(len(chosen), FACES))), name)
     return drawn(spec)
 
@@ -137,19 +139,19 @@ def judge(
     dataset: str | None,
     batches: tuple[int, ...],
 ) -> Agreement:
-    """Compare outputs (answer, probabilities, rung, heads) with those expected."""
-    answer, probabilities, rung, heads = got
+    """Compare outputs (answer, probabilities, stage, heads) with those expected."""
+    answer, probabilities, stage, heads = got
     apart = float((heads - expected[3]).abs().max())
     again = deployed.rule(heads)
     # A rule with thresholds jumps: heads that differ in the last digit may fall on either side of one.
     edge = (
         (again.answers != expected[0])
-        | (again.rungs != expected[2])
+        | (again.stages != expected[2])
         | ((again.probabilities - expected[1]).abs().amax(-1) > TOLERANCE)
     )
     due = torch.where(edge[:, None], again.probabilities, expected[1])
     differ = (answer != torch.where(edge, again.answers, expected[0])) | (
-        rung != torch.where(edge, again.rungs, expected[2])
+        stage != torch.where(edge, again.stages, expected[2])
     )
     return Agreement(
         faces=len(answer),
@@ -167,11 +169,11 @@ def _evaluated(deployed: Deployed, given: Samples, rows: slice) -> tuple[Tensor,
     crops = None if given.crops is None else given.crops[rows]
     view = plain_view(given.faces[rows], given.landmarks[rows], crops, deployed.settings)
     output = deployed.network(*view.inputs)
-    if deployed.refine is not None:
-        output = deployed.refine(output)
+    if deployed.output_transform is not None:
+        output = deployed.output_transform(output)
     heads = output.logits.float().softmax(-1)
     decision = deployed.rule(heads)
-    return decision.answers, decision.probabilities, decision.rungs, heads
+    return decision.answers, decision.probabilities, decision.stages, heads
 
 
 def _batch_sizes(count: int) -> list[int]:

@@ -11,16 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fercli.engine.stages import view_settings
+from fercli.engine.data import view_settings
+from fercli.engine.trained import Trained
 from fercli.errors import FercliError
 from fercli.evaluation.decision import DecisionRule
 from fercli.export.quiet import quiet
+from fercli.loading.augment import ViewSettings, plain_view
 from fercli.models import Output
-from fercli.trained import Trained
-from fercli.views import ViewSettings, plain_view
 
 INPUTS = ("faces", "landmarks", "crops")
-OUTPUTS = ("answer", "probabilities", "rung", "heads")
+OUTPUTS = ("answer", "probabilities", "stage", "heads")
 
 #: torch's exporters for whole models with a batch of any size, as they are called here.
 LEAST_TORCH = (2, 6)
@@ -32,29 +32,29 @@ class Deployed(nn.Module):
     Args:
         network: in eval mode, on the CPU.
         rule: the decision rule.
-        refine: what the method makes of the network's output; of a method's own networks the bound method.
+        output_transform: what the method makes of the network's output; of a method's own networks the bound method.
         settings: of the views; only the size of the face is read.
 
     `forward` takes faces uint8 [B, size, size, 3] RGB, aligned; landmarks float32 [B, 5, 2], (x, y) in pixels of that
     face, pixel centres at whole numbers; and, where the network reads them, crops uint8 [B, 5, C, C, 3]. It returns
-    answer int64 [B] (place in `fercli.expressions.EXPRESSIONS`), probabilities float32 [B, 7] of the decision, rung
-    int64 [B] (place in `fercli.evaluation.decision.RUNGS`) and heads float32 [B, 7, 7], the probabilities of each head.
-    Landmarks outside the face are moved to where a window still lies inside it. Each face's answer is its own: no other
-    face of the batch has a part in it.
+    answer int64 [B] (place in `fercli.expressions.EXPRESSIONS`), probabilities float32 [B, 7] of the decision, stage
+    int64 [B] (place in `fercli.evaluation.decision.STAGES`) and heads float32 [B, 7, 7], the probabilities of each
+    head. Landmarks outside the face are moved to where a window still lies inside it. Each face's answer is its own: no
+    other face of the batch has a part in it.
     """
 
     def __init__(
         self,
         network: nn.Module,
         rule: DecisionRule,
-        refine: Callable[[Output], Output] | None,
+        output_transform: Callable[[Output], Output] | None,
         settings: ViewSettings,
     ):
         super().__init__()
-        self.network, self.refine, self.settings = network, refine, settings
+        self.network, self.output_transform, self.settings = network, output_transform, settings
         self._rule = rule._replace(status=None)
         # Under a module's name, so that its tensors are parameters of the traced program and not constants.
-        self.method = getattr(refine, "__self__", None)
+        self.method = getattr(output_transform, "__self__", None)
         self.register_buffer("status", None if rule.status is None else rule.status.float())
         self.eval().requires_grad_(False)
 
@@ -68,18 +68,18 @@ class Deployed(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         view = plain_view(faces, landmarks, crops, self.settings)
         output = self.network(*view.inputs)
-        if self.refine is not None:
-            output = self.refine(output)
+        if self.output_transform is not None:
+            output = self.output_transform(output)
         heads = output.logits.float().softmax(-1)
         decision = self.rule(heads)
-        return decision.answers, decision.probabilities, decision.rungs, heads
+        return decision.answers, decision.probabilities, decision.stages, heads
 
 
 def deploy(trained: Trained) -> Deployed:
     """The model of a checkpoint, on the CPU."""
     device = torch.device("cpu")
     settings = view_settings(trained.spec)
-    return Deployed(trained.network(device), trained.rule, trained.refine(device), settings)
+    return Deployed(trained.network(device), trained.rule, trained.output_transform(device), settings)
 
 
 def rule_of(trained: Trained) -> str:

@@ -53,7 +53,7 @@ from PIL import Image
 
 session = onnxruntime.InferenceSession({json.dumps(name)}, providers=["CPUExecutionProvider"])
 expressions = json.loads(session.get_modelmeta().custom_metadata_map["expressions"])
-{reading}answer, probabilities, rung, heads = session.run(None, {{{fed}}})
+{reading}answer, probabilities, stage, heads = session.run(None, {{{fed}}})
 print(expressions[answer[0]], probabilities[0].round(3))
 """
     return f"""\
@@ -67,6 +67,6 @@ extra = {{"fercli.json": ""}}
 program = torch.export.load({json.dumps(name)}, extra_files=extra).module()
 expressions = json.loads(json.loads(extra["fercli.json"])["expressions"])
 {reading}with torch.no_grad():
-    answer, probabilities, rung, heads = program(*(torch.tensor(each)[None] for each in ({", ".join(values)})))
+    answer, probabilities, stage, heads = program(*(torch.tensor(each)[None] for each in ({", ".join(values)})))
 print(expressions[answer[0]], probabilities[0].numpy().round(3))
 """

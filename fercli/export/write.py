@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from fercli import __version__, console
+from fercli import console
+from fercli.engine.trained import Trained
 from fercli.errors import FercliError, SpecError
-from fercli.evaluation.decision import RUNGS
+from fercli.evaluation.decision import STAGES
 from fercli.export.card import Delivery, aligned_by, card
 from fercli.export.check import TOLERANCE, Agreement, compare, samples
 from fercli.export.formats import ENDINGS, onnx_bytes, onnx_runner, require_onnx, torch_bytes, torch_runner
@@ -16,8 +17,8 @@ from fercli.export.graph import deploy, require_torch, rule_of, trace
 from fercli.expressions import EXPRESSIONS
 from fercli.files import is_stream, write_atomically
 from fercli.models import HEADS
-from fercli.outputs import Outputs
-from fercli.trained import Trained
+from fercli.output_files import Outputs
+from fercli.version import __version__
 
 
 class Exported(NamedTuple):
@@ -97,7 +98,7 @@ def metadata(trained: Trained, crop_size: int | None) -> dict[str, str]:
     about = {
         "expressions": json.dumps(EXPRESSIONS),
         "heads": json.dumps(HEADS),
-        "rungs": json.dumps(RUNGS),
+        "stages": json.dumps(STAGES),
         "rule": rule_of(trained),
         "size": str(spec.prepare.size),
         "landmarks": "image-left eye, image-right eye, nose tip, image-left and image-right mouth corner",

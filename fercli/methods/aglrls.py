@@ -13,8 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
-from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step, Survey
+from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
 from fercli.methods.joint import joint_pass
 from fercli.methods.losses import DistributionAlignment, learning_status, pseudo_label_loss, reversal_coefficient
 from fercli.models import HEADS
@@ -74,7 +75,7 @@ class AGLRLS(Method):
             self.aligner = DistributionAlignment(NUM_HEADS)
         self.register_buffer("bank", torch.full((NUM_HEADS, target_size), -1, dtype=torch.long))
 
-    def begin_epoch(self, survey: Survey) -> None:
+    def begin_epoch(self, evaluator: Evaluator) -> None:
         self.bank.fill_(-1)
 
     def status(self) -> Tensor:
@@ -85,7 +86,7 @@ class AGLRLS(Method):
         # GLPC asks of a class what its pseudo labels were asked for.
         return {"threshold": options.threshold}
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         options = self.options
         aligned = batch.source[:0]  # none
         if options.adversarial:
@@ -93,7 +94,7 @@ class AGLRLS(Method):
         source, target, losses, logs = joint_pass(network, batch.source, aligned, batch.labels, self.head_weights)
 
         if options.adversarial:
-            coefficient = reversal_coefficient(clock.step, options.reversal_steps)
+            coefficient = reversal_coefficient(progress.step, options.reversal_steps)
             adversarial = self.discriminators(source, target, coefficient, options.entropy_conditioning)
             losses["adversarial"] = options.adversarial_weight * adversarial
             logs["reversal"] = adversarial.new_tensor(coefficient)

@@ -16,14 +16,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fercli.expressions import NUM_EXPRESSIONS
-from fercli.methods.base import Batch, Clock, Method, Step, Survey
+from fercli.loading.augment import cat
+from fercli.loading.batches import Batch
+from fercli.methods.base import Evaluator, Method, Progress, Step
 from fercli.methods.graph import ClassMeans, StackedGraphs, carried_over, class_means, k_means, lloyd
 from fercli.methods.joint import fused_feature
 from fercli.methods.losses import Discriminator, conditional_adversarial, head_cross_entropy, reversal_coefficient
 from fercli.models import Output
-from fercli.models.global_local import NUM_FEATURES
+from fercli.models.heads import NUM_FEATURES
 from fercli.spec import Optimisation, Section
-from fercli.views import cat
 
 SOURCE, TARGET = 0, 1
 
@@ -59,8 +60,9 @@ class AGRA(Method):
     and lets the target's k-means start from there (carried over to the target's moments), so that the means of a row
     belong together.
 
-    `refine` takes every image for a target image, since it is not told better; so the source's held-out faces, which
-    the code scores as source images, go the way here that the target's answers come from, under the target's norm.
+    `transform_output` takes every image for a target image, since it is not told better; so the source's held-out
+    faces, which the code scores as source images, go the way here that the target's answers come from, under the
+    target's norm.
 
     Differs from the code: it clusters the refined features and compares the centres with the unrefined (in training
     batch-normalised) ones, and its moving average adds the mean over all dimensions, one number, to all of a centre;
@@ -77,7 +79,7 @@ class AGRA(Method):
 
     name = "agra"
     wants = frozenset({"target"})
-    refines = True
+    transforms_output = True
 
     class Options(Section):
         """``adapt.options`` of AGRA."""
@@ -111,12 +113,12 @@ class AGRA(Method):
         self.register_buffer("epoch", torch.zeros((), dtype=torch.long))
         self.register_buffer("fitted", torch.tensor(not options.warm_start))
 
-    def begin_epoch(self, survey: Survey) -> None:
+    def begin_epoch(self, evaluator: Evaluator) -> None:
         self.epoch += 1
         epoch = int(self.epoch)
         if epoch > 1 and epoch % self.options.recluster:
             return
-        source, target = survey.source(), survey.target()
+        source, target = evaluator.source(), evaluator.target()
         points = [seen.features.flatten(1).to(self.means[SOURCE].means) for seen in (source, target)]
         labels = source.labels.to(points[SOURCE].device)
         if self.options.means == "classes":
@@ -130,7 +132,7 @@ class AGRA(Method):
             self._fit(points, labels)
             self.fitted.fill_(True)
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         options, count = self.options, len(batch.labels)
         output = network(*cat([batch.source, batch.target]).inputs)
         flat = fused_feature(output).tensor_split([count])
@@ -140,7 +142,7 @@ class AGRA(Method):
         features = self._refined(flat)
         output = self._answer(output, features)
 
-        coefficient = reversal_coefficient(clock.step, options.reversal_steps)
+        coefficient = reversal_coefficient(progress.step, options.reversal_steps)
         is_source = torch.arange(len(features), device=features.device) < count
         adversarial = conditional_adversarial(
             features.flatten(1),
@@ -161,7 +163,7 @@ class AGRA(Method):
         }
         return Step(losses, logs)
 
-    def refine(self, output: Output) -> Output:
+    def transform_output(self, output: Output) -> Output:
         """What AGRA makes of target images: refined features [B, 6, 64] and the fused head's logits from them.
 
         The logits of the other heads stay. No label is read, and in eval mode an image's result does not depend on the

@@ -9,28 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from fercli.errors import SpecError
+from fercli.loading.batches import Batch
 from fercli.models import HEADS, Output
 from fercli.spec import Optimisation, Section, explain
-from fercli.views import View
 
 NUM_HEADS = len(HEADS)
 
 
-class Clock(NamedTuple):
+class Progress(NamedTuple):
     """Where training stands.
 
     Attributes:
         step: batches done in all, before this one.
         epoch: counts from 1.
-        turn: which of the method's updates on this batch this is, 0..turns-1.
+        update: which of the method's updates on this batch this is, 0..updates-1.
     """
 
     step: int
     epoch: int
-    turn: int = 0
+    update: int = 0
 
 
-class Seen(NamedTuple):
+class Outputs(NamedTuple):
     """The network's outputs on N faces, in eval mode on centre-crop views.
 
     Attributes:
@@ -44,45 +44,16 @@ class Seen(NamedTuple):
     labels: Tensor | None = None
 
 
-class Survey(Protocol):
-    """A look at all training faces through the network as it is now, before `Method.refine`. Each costs a pass."""
-
-    def source(self) -> Seen:
-        """All labelled training faces."""
-
-    def target(self) -> Seen:
-        """All unlabelled target faces, in the order of `Batch.indices`."""
-
-
-class Batch(NamedTuple):
-    """One step's faces. Nothing here, and nothing that made it, has read a target label.
-
-    Where several processes train together (`fercli.engine.shares`) the views hold this process's share of the faces,
-    while labels and positions are those of the whole batch, as are the network's answers: count by them, never by the
-    length of a view. A view may be cut to nothing, and views joined, but not cut otherwise.
-
-    Attributes:
-        source: B views of labelled source faces.
-        labels: int64 [B], 0..6.
-        target: views of unlabelled target faces for alignment, or None.
-        weak, strong: two views of the same target faces, for pseudo labels, or None.
-        indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
-        pool: weak views of up to B faces of the method's own choice (`Method.pool`), or None where it chose none.
-        pool_indices: int64, their positions in the target set, or None.
-        soft_labels: float [B, 7], shares of the expressions times the face's weight, where the source is blended or
-            weighed (``train_source.mixup``, ``class_balance``): they are what is learned, and `labels` say which share
-            is larger. None where the labels say it all.
+class Evaluator(Protocol):
+    """A look at all training faces through the network as it is now, before `Method.transform_output`. Each costs a
+    pass.
     """
 
-    source: View
-    labels: Tensor
-    target: View | None = None
-    weak: View | None = None
-    strong: View | None = None
-    indices: Tensor | None = None
-    pool: View | None = None
-    pool_indices: Tensor | None = None
-    soft_labels: Tensor | None = None
+    def source(self) -> Outputs:
+        """All labelled training faces."""
+
+    def target(self) -> Outputs:
+        """All unlabelled target faces, in the order of `Batch.indices`."""
 
 
 class Step(NamedTuple):
@@ -116,25 +87,25 @@ class Method(nn.Module):
     name: ClassVar[str] = ""
     #: Reads target labels. Only methods whose name says oracle may.
     oracle: ClassVar[bool] = False
-    #: Whether `refine` does anything: then the method's state goes into the checkpoints that are evaluated.
-    refines: ClassVar[bool] = False
+    #: Whether `transform_output` does anything: then the method's state goes into the checkpoints that are evaluated.
+    transforms_output: ClassVar[bool] = False
     #: Whether each update gives every parameter of network and method a gradient, as far as the method knows the
     #: network. Several processes then need not search each step for those without.
     reaches_all: ClassVar[bool] = False
     #: Updates on each batch. Every one is a forward, a backward and an optimizer step of its own.
-    turns: int = 1
+    updates: int = 1
 
     def __init__(self, settings: Optimisation, options: Section, feature_dim: int, target_size: int):
         super().__init__()
         self.options = options
         self.register_buffer("head_weights", torch.tensor(settings.head_weights), persistent=False)
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
-        """Compute the losses of one step, or of one turn of it."""
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
+        """Compute the losses of one step, or of one update of it."""
         raise NotImplementedError
 
-    def frozen(self, network: nn.Module, turn: int) -> Iterable[nn.Parameter]:
-        """Parameters, of the network or of the method, that this turn leaves as they are."""
+    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
+        """Parameters, of the network or of the method, that this update leaves as they are."""
         return ()
 
     def network_parameters(self) -> list[nn.Parameter]:
@@ -144,14 +115,14 @@ class Method(nn.Module):
         """
         return []
 
-    def begin_epoch(self, survey: Survey) -> None:
+    def begin_epoch(self, evaluator: Evaluator) -> None:
         """Called before the first step of every epoch."""
 
-    def pool(self) -> Tensor | None:
-        """Positions int64 [M] of target faces from which `Batch.pool` is drawn, or None for none."""
+    def pseudo_labelled(self) -> Tensor | None:
+        """Positions int64 [M] of target faces from which `Batch.pseudo_labelled` is drawn, or None for none."""
         return None
 
-    def refine(self, output: Output) -> Output:
+    def transform_output(self, output: Output) -> Output:
         """What the network's output becomes before it is answered from, in training and in use."""
         return output
 

@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fercli.errors import FercliError
+from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
-from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step, Survey
+from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
 from fercli.methods.joint import joint_pass
 from fercli.methods.losses import entropy, head_cross_entropy, reversal_coefficient
 from fercli.spec import Fraction, Optimisation, Section
@@ -112,8 +113,8 @@ class CGLRL(Method):
         self.register_buffer("pseudo", torch.full((target_size,), -1, dtype=torch.long))
         self.register_buffer("renewed", torch.tensor(False))
 
-    def begin_epoch(self, survey: Survey) -> None:
-        offered = consistent_labels(survey.target().probabilities.to(self.pseudo.device), self.options.entropy_limit)
+    def begin_epoch(self, evaluator: Evaluator) -> None:
+        offered = consistent_labels(evaluator.target().probabilities.to(self.pseudo.device), self.options.entropy_limit)
         self.renewed.fill_(self.accepts(offered))
         if self.renewed:
             self.pseudo.copy_(offered)
@@ -122,22 +123,24 @@ class CGLRL(Method):
         """Whether pseudo labels int64 [N] (-1 for none) replace those in force."""
         return holds_up(offered, self.pseudo, self.options.min_size, self.options.min_agreement)
 
-    def pool(self) -> Tensor:
+    def pseudo_labelled(self) -> Tensor:
         return (self.pseudo >= 0).nonzero().squeeze(1)
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         options = self.options
         source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)
-        coefficient = reversal_coefficient(clock.step, options.reversal_steps)
+        coefficient = reversal_coefficient(progress.step, options.reversal_steps)
         adversarial = self.discriminators(source, target, coefficient, options.entropy_conditioning)
         losses["adversarial"] = options.adversarial_weight * adversarial
         logs["reversal"] = adversarial.new_tensor(coefficient)
         logs["pseudo-labelled"] = (self.pseudo >= 0).sum() / max(1, len(self.pseudo))
         logs["pseudo-renewed"] = self.renewed.float()
-        if batch.pool is not None:
-            logits = network(*batch.pool.inputs).logits
+        if batch.pseudo_labelled is not None:
+            logits = network(*batch.pseudo_labelled.inputs).logits
             even = torch.ones_like(self.head_weights)
-            losses["pseudo"] = options.pseudo_weight * head_cross_entropy(logits, self.pseudo[batch.pool_indices], even)
+            losses["pseudo"] = options.pseudo_weight * head_cross_entropy(
+                logits, self.pseudo[batch.pseudo_labelled_indices], even
+            )
         return Step(losses, logs)
 
 

@@ -8,8 +8,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from fercli.loading.batches import Batch
 from fercli.methods.alignment import domain_adversarial
-from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step
+from fercli.methods.base import NUM_HEADS, Method, Progress, Step
 from fercli.methods.joint import fused_feature, joint_pass
 from fercli.methods.losses import Discriminator, reversal_coefficient
 from fercli.models import Output
@@ -46,9 +47,9 @@ class DANN(Method):
         self.fused_weight = settings.head_weights[-1]
         self.discriminator = Discriminator(self.input_width * feature_dim * (NUM_HEADS - 1), options.hidden)
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)
-        coefficient = reversal_coefficient(clock.step, self.options.reversal_steps)
+        coefficient = reversal_coefficient(progress.step, self.options.reversal_steps)
         adversarial = self.adversarial(source, target, self.fused_weight * coefficient)
         losses["adversarial"] = self.options.weight * adversarial
         logs["reversal"] = torch.tensor(coefficient)

@@ -8,11 +8,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from fercli.methods.base import Batch, Clock, Method, Step
+from fercli.loading.augment import cat
+from fercli.loading.batches import Batch
+from fercli.methods.base import Method, Progress, Step
 from fercli.methods.joint import joint_pass
 from fercli.methods.losses import pseudo_label_loss
 from fercli.spec import Section
-from fercli.views import cat
 
 
 class FixMatch(Method):
@@ -38,7 +39,7 @@ class FixMatch(Method):
         weight: Annotated[float, Field(ge=0)] = 1.0
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         _, target, losses, logs = joint_pass(
             network, batch.source, cat([batch.weak, batch.strong]), batch.labels, self.head_weights
         )

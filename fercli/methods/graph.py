@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fercli.models.global_local import NUM_FEATURES
+from fercli.models.heads import NUM_FEATURES
 
 #: Starting weights of the edges: within a domain, and across (where the same place has an edge of its own).
 GLOBAL_LOCAL, LOCAL_LOCAL = 0.8, 0.5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fercli.loading.augment import View, cat
 from fercli.methods.losses import head_cross_entropy
 from fercli.models import Output
-from fercli.views import View, cat
 
 
 def joint_pass(
@@ -17,7 +17,8 @@ def joint_pass(
     Args:
         network: gives an `Output` of H heads and C expressions.
         source: B faces.
-        target: any number of faces M; several views of them may stand one after the other (`fercli.views.cat`).
+        target: any number of faces M; several views of them may stand one after the other
+            (`fercli.loading.augment.cat`).
         labels: int64 [B], 0..C-1, of the source.
         head_weights: [H].
 

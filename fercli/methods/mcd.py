@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from fercli.expressions import NUM_EXPRESSIONS
-from fercli.methods.base import NUM_HEADS, Batch, Clock, Method, Step, Survey
+from fercli.loading.batches import Batch
+from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
 from fercli.methods.joint import fused_feature, joint_pass
 from fercli.models.global_local import initialise
 from fercli.spec import Optimisation, Section
@@ -36,10 +37,10 @@ class MCD(Method):
     F1 is the network's fused classifier, and alone answers in use; F2 is a linear layer of the method's own. A batch is
     used 2 + n times (section 3.3):
 
-    - turn 0 (step A): everything learns the source: the seven heads, and F2 by cross-entropy;
-    - turn 1 (step B): only F1 and F2 move, to keep the source and to differ on the target;
-    - turns 2.. (step C), n = ``generator_steps``, 4 in the authors' code: only what lies before the classifiers moves,
-      to make F1 and F2 agree on the target.
+    - update 0 (step A): everything learns the source: the seven heads, and F2 by cross-entropy;
+    - update 1 (step B): only F1 and F2 move, to keep the source and to differ on the target;
+    - updates 2.. (step C), n = ``generator_steps``, 4 in the authors' code: only what lies before the classifiers
+      moves, to make F1 and F2 agree on the target.
 
     All that is asked of the fused feature, the discrepancy included, is multiplied by the fused head's weight, so that
     the three steps stand to each other as in the paper.
@@ -66,15 +67,15 @@ class MCD(Method):
 
     def __init__(self, settings: Optimisation, options: MCD.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)
-        self.turns = 2 + options.generator_steps
+        self.updates = 2 + options.generator_steps
         self.second = nn.Linear(feature_dim * (NUM_HEADS - 1), NUM_EXPRESSIONS)
         initialise(self.second)
         self.weight_decay = settings.weight_decay
         self.register_buffer("fitted", torch.tensor(not options.warm_start))
 
-    def begin_epoch(self, survey: Survey) -> None:
+    def begin_epoch(self, evaluator: Evaluator) -> None:
         if not self.fitted:
-            seen = survey.source()
+            seen = evaluator.source()
             features = seen.features.flatten(1).to(self.second.weight)
             fit(self.second, features, seen.labels.to(features.device), self.weight_decay)
             self.fitted.fill_(True)
@@ -82,10 +83,10 @@ class MCD(Method):
     def network_parameters(self) -> list[nn.Parameter]:
         return list(self.second.parameters())
 
-    def frozen(self, network: nn.Module, turn: int) -> Iterable[nn.Parameter]:
-        if turn == 0:
+    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
+        if update == 0:
             return []
-        if turn == 1:
+        if update == 1:
             free = set(network.classifiers[-1].parameters())
             return [parameter for parameter in network.parameters() if parameter not in free]
         return [*network.classifiers.parameters(), *self.parameters()]
@@ -94,10 +95,10 @@ class MCD(Method):
         """How far apart two classifiers' probabilities [B, C] are, a scalar >= 0."""
         return classifier_discrepancy(p1, p2)
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
-        if clock.turn == 0:
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
+        if progress.update == 0:
             return self._learn_source(network, batch)
-        return self._part(network, batch) if clock.turn == 1 else self._reconcile(network, batch)
+        return self._part(network, batch) if progress.update == 1 else self._reconcile(network, batch)
 
     def _learn_source(self, network: nn.Module, batch: Batch) -> Step:
         alone = batch.target[:0]

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
+from fercli.loading.batches import Batch
 from fercli.methods.alignment import hard_feature_norm, stepwise_feature_norm
-from fercli.methods.base import Batch, Clock, Method, Step
+from fercli.methods.base import Method, Progress, Step
 from fercli.methods.joint import fused_feature, joint_pass
 from fercli.spec import Section
 
@@ -38,7 +39,7 @@ class SAFN(Method):
         step: Annotated[float, Field(gt=0)] = 1.0
         radius: Annotated[float, Field(gt=0)] = 25.0
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         options = self.options
         source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)
         for domain, output in (("source", source), ("target", target)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from fercli.methods.base import Batch, Clock, Method, Step
+from fercli.loading.batches import Batch
+from fercli.methods.base import Method, Progress, Step
 from fercli.methods.losses import head_cross_entropy
 from fercli.spec import Optimisation, Section
 
@@ -19,7 +20,7 @@ class SourceOnly(Method):
         super().__init__(settings, options, feature_dim, target_size)
         self.label_smoothing = getattr(settings, "label_smoothing", 0.0)
 
-    def forward(self, network: nn.Module, batch: Batch, clock: Clock) -> Step:
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         output = network(*batch.source.inputs)
         wanted = batch.labels if batch.soft_labels is None else batch.soft_labels
         loss = head_cross_entropy(output.logits, wanted, self.head_weights, self.label_smoothing)

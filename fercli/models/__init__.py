@@ -1,6 +1,7 @@
 """The networks: backbones, local crop nets, the global-local network, and other people's weights."""
 
-from fercli.models.global_local import HEADS, GlobalLocal, Output, build_network
-from fercli.models.local import FEATURE_SIZE
+from fercli.models.build import build_network
+from fercli.models.global_local import GlobalLocal, Output
+from fercli.models.heads import FEATURE_SIZE, HEADS
 
 __all__ = ["FEATURE_SIZE", "HEADS", "GlobalLocal", "Output", "build_network"]

@@ -14,15 +14,12 @@ from torch import Tensor, nn
 
 from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS
-from fercli.models.backbones import build_backbone
-from fercli.models.local import FEATURE_SIZE, REGIONS, ConvPool, LocalNets, PatchStems, cut_windows, to_map
-from fercli.views import IMAGENET_MEAN, IMAGENET_STD, MIRRORED
+from fercli.loading.augment import IMAGENET_MEAN, IMAGENET_STD, MIRRORED
+from fercli.models.heads import FEATURE_SIZE, NUM_FEATURES, REGIONS
+from fercli.models.local import ConvPool, LocalNets, PatchStems, cut_windows, to_map
 
 #: Shares of red, green and blue in a grey picture (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
-#: The seven heads, in the order of every array of heads in this project.
-HEADS: tuple[str, ...] = ("global", *REGIONS, "fused")
-NUM_FEATURES = 1 + len(REGIONS)
 
 
 class Output(NamedTuple):
@@ -190,18 +187,3 @@ def initialise(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-def build_network(spec: ModelSpec) -> GlobalLocal:
-    """Build the network that the ``model`` section of the run spec asks for, with its weights if it names any.
-
-    Raises:
-        FercliError: the weights cannot be read or do not fit (see `fercli.models.weights.load_weights`).
-    """
-    from fercli.models.weights import load_weights
-
-    backbone = build_backbone(spec.backbone, spec.width)
-    network = GlobalLocal(backbone, spec.local, spec.classifiers, spec.input, spec.test_flip)
-    if spec.weights is not None:
-        load_weights(network, spec.weights)
-    return network

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fercli.models.global_local import HEADS
+from fercli.models.heads import HEADS
 from fercli.models.names import Architecture
 from fercli.models.reading import is_plain, shown
 

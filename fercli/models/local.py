@@ -8,15 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from fercli.machine import seconds
 from fercli.models.backbones import BottleneckIR, activation
-from fercli.models.together import WAYS, Together
-from fercli.timing import seconds
-
-#: The regions in the order of the landmarks, left and right as seen in the image.
-REGIONS: tuple[str, ...] = ("left-eye", "right-eye", "nose", "left-mouth", "right-mouth")
-
-#: Length of each of the six features (one global, five local).
-FEATURE_SIZE = 64
+from fercli.models.grouped import IMPLEMENTATIONS, GroupedNets
+from fercli.models.heads import FEATURE_SIZE, REGIONS
 
 #: Side of the window around a landmark, in pixels of the 28x28 map.
 WINDOW = 7
@@ -94,8 +89,8 @@ class CropNet(nn.Module):
 class LocalNets(nn.Module):
     """The five crop nets, which share no weights: windows [B, 5, c, h, w] to features [B, 5, 64].
 
-    They may be run in one of `fercli.models.together.WAYS`: one after the other, or side by side in one. Outputs,
-    gradients and statistics are the same to rounding, names of parameters the same in any case.
+    They may be run in one of `fercli.models.grouped.IMPLEMENTATIONS`: one after the other, or side by side in one.
+    Outputs, gradients and statistics are the same to rounding, names of parameters the same in any case.
 
     Processor time of one forward and backward pass of the crop nets, in hundredths of the loop's; hints only: the best
     of 2 to 6 passes on one thread of an AMD EPYC with avx512_bf16 that was not idle, torch 2.15, channels-last weights,
@@ -122,28 +117,28 @@ class LocalNets(nn.Module):
     def __init__(self, channels: int, light: bool = False):
         super().__init__()
         self.nets = nn.ModuleList(CropNet(channels, light) for _ in REGIONS)
-        self.way = "loop"
+        self.implementation = "loop"
 
     @property
-    def way(self) -> str:
-        """One of `fercli.models.together.WAYS`."""
-        return self._way
+    def implementation(self) -> str:
+        """One of `fercli.models.grouped.IMPLEMENTATIONS`."""
+        return self._implementation
 
-    @way.setter
-    def way(self, way: str) -> None:
-        self._way = way
-        self._together = None if way == "loop" else Together(self.nets[0], len(self.nets), way)
+    @implementation.setter
+    def implementation(self, implementation: str) -> None:
+        self._implementation = implementation
+        self._grouped = None if implementation == "loop" else GroupedNets(self.nets[0], len(self.nets), implementation)
 
     def forward(self, windows: Tensor) -> Tensor:
-        if self._together is None:
+        if self._grouped is None:
             return torch.stack([net(windows[:, region]) for region, net in enumerate(self.nets)], dim=1)
-        return self._together(self.nets, windows)
+        return self._grouped(self.nets, windows)
 
     def fastest(self, windows: Tensor, autocast: torch.dtype | None = None) -> dict[str, float]:
-        """Time each way of a training pass over `windows` on their device; nothing here is changed.
+        """Time each implementation of a training pass over `windows` on their device; nothing here is changed.
 
         Returns:
-            Seconds by way, the fastest first. A way that fails is left out.
+            Seconds by implementation, the fastest first. One that fails is left out.
         """
         trial, spent = copy.deepcopy(self).train(), {}
 
@@ -153,11 +148,11 @@ class LocalNets(nn.Module):
                 trial(leaf).float().square().mean().backward()
             trial.zero_grad()
 
-        for trial.way in WAYS:
+        for trial.implementation in IMPLEMENTATIONS:
             try:
-                spent[trial.way] = min(seconds(step, windows.device))
+                spent[trial.implementation] = min(seconds(step, windows.device))
             except RuntimeError:  # a device or library that cannot: the others remain
-                if trial.way == "loop":
+                if trial.implementation == "loop":
                     raise
         return dict(sorted(spent.items(), key=lambda item: item[1]))
 

@@ -22,12 +22,12 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
-from fercli import __version__
 from fercli.errors import FercliError
 from fercli.files import is_file_name
 from fercli.models.reading import BROKEN, check_plain, is_plain, is_safetensors, shown, some
 from fercli.plugins import is_place
 from fercli.spec import Fraction, Section, Spec, explain, parse
+from fercli.version import __version__
 
 FORMAT = 1
 _MARK, _RECORD, _METHOD = "fercli.format", "fercli.record", "method."
@@ -186,13 +186,16 @@ def portable(spec: Spec) -> dict[str, Any]:
     return json.loads(parse(tree).model_dump_json())
 
 
-def model_bytes(document: Mapping[str, Any], network: Mapping[str, Tensor], source: Path) -> bytes:
+def model_bytes(
+    document: Mapping[str, Any], network: Mapping[str, Tensor], source: Path, transforms_output: bool
+) -> bytes:
     """A checkpoint as one file's bytes.
 
     Args:
         document: the checkpoint, as `fercli.engine.checkpoint.load` returns it.
         network: its network's state, in the types that the file is to have.
         source: where it was read, for errors.
+        transforms_output: whether its method answers through networks of its own: then they are in the file too.
 
     Raises:
         FercliError: the checkpoint lacks something that a whole model needs.
@@ -200,7 +203,7 @@ def model_bytes(document: Mapping[str, Any], network: Mapping[str, Tensor], sour
     from safetensors.torch import save
 
     needed = [key for key in ("stage", "spec", "decision", "best") if key not in document]
-    method = _method_state(document, source)
+    method = document.get("method") if transforms_output else {}
     if method is None:
         needed.append(f"state of {document['method_name']}'s own networks")
     if needed:
@@ -286,14 +289,6 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _method_state(document: Mapping[str, Any], source: Path) -> Mapping[str, Tensor] | None:
-    """What the method answers through: {} where that is nothing, None where the checkpoint lacks it."""
-    from fercli.methods import method_in_file
-
-    name = document.get("method_name")
-    return document.get("method") if name is not None and method_in_file(name, source).refines else {}
 
 
 def _record(path: Path, metadata: Mapping[str, str]) -> Record:

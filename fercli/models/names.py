@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from fercli.models.backbones import IR_BLOCKS, LIGHT
-from fercli.models.local import REGIONS
+from fercli.models.heads import REGIONS
 
 T = TypeVar("T")
 

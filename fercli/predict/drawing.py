@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fercli.expressions import EXPRESSIONS
-from fercli.recognizer import Face
+from fercli.predict.recognizer import Face
 
 #: One a class, told apart by the colour-blind too (after Okabe and Ito, 2008); the label says the same in words.
 COLOURS: dict[str, tuple[int, int, int]] = dict(

@@ -24,17 +24,17 @@ from fercli.media import is_picture_name, is_video_name
 from fercli.models import HEADS
 from fercli.predict.drawing import draw
 from fercli.predict.inputs import Input
+from fercli.predict.recognizer import Face
 from fercli.predict.resume import part_of
 from fercli.predict.stream import Picture
 from fercli.predict.video_writer import VideoWriter
-from fercli.recognizer import Face
 from fercli.spreadsheet import harmless
 
 #: What OpenCV writes; annotated pictures of other kinds become JPEGs.
 _WRITTEN = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
 COLUMNS: tuple[str, ...] = (
-    *("input", "frame", "time_s", "face", "track", "expression", "confidence", "rung", "score", "how"),
+    *("input", "frame", "time_s", "face", "track", "expression", "confidence", "stage", "score", "how"),
     *("left", "top", "right", "bottom"),
     *(f"{axis}_{point}" for point in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right") for axis in "xy"),
     *(f"p_{name}" for name in EXPRESSIONS),
@@ -60,7 +60,7 @@ def _face(face: Face) -> dict[str, Any]:
         "expression": face.expression,
         "confidence": round(face.confidence, 6),
         "probabilities": {n: round(float(p), 6) for n, p in zip(EXPRESSIONS, face.probabilities, strict=True)},
-        "rung": face.rung,
+        "stage": face.stage,
         "heads": face.heads,
         "box": [round(float(edge), 2) for edge in face.box],
         "landmarks": [[round(float(x), 2), round(float(y), 2)] for x, y in face.landmarks],

@@ -18,10 +18,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from fercli import __version__
 from fercli.errors import FercliError, SpecError
 from fercli.files import beside, real_path, to_disk
 from fercli.predict.inputs import Input
+from fercli.version import __version__
 
 #: What a run must have in common with the one that it goes on with, and how messages name it.
 _SAME = {
@@ -50,7 +50,7 @@ class Position:
     Attributes:
         inputs: those answered completely, from the first.
         sizes: of each part file then, in bytes.
-        totals: what was counted until then (`fercli.predict.run.Totals`).
+        totals: what was counted until then (`fercli.predict.totals.Totals`).
         complete: all is answered: the files only have to take their places.
     """
 

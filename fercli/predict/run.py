@@ -7,85 +7,19 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from fercli import console
+from fercli.parallel import Workers
 from fercli.predict.inputs import Input, Reader
-from fercli.predict.stream import Picture
+from fercli.predict.recognizer import Recognizer
+from fercli.predict.totals import Totals
 from fercli.predict.tracking import Tracker
 from fercli.predict.writing import Writing
-from fercli.recognizer import Face, Recognizer
-from fercli.workers import Workers
 
 #: Pictures from which on processes are started: they take a second or two to load.
 _WORTH_IT = 12
-
-#: What is counted over all starts of a run.
-_COUNTS = ("pictures", "frames", "empty", "faces", "errors", "first_error")
-
-
-@dataclass
-class Totals:
-    """What became of the inputs.
-
-    Attributes:
-        pictures: pictures and frames answered; `frames` of them are of videos, `empty` show no face.
-        faces: faces answered.
-        errors: pictures and videos that could not be read, or not to their end; the first, and why.
-        seconds: wall time; `before`: pictures and frames that an earlier start of the run has answered.
-        stopped: by Ctrl-C or a signal; `left`: by the reader of stdout, who has gone.
-    """
-
-    pictures: int = 0
-    frames: int = 0
-    empty: int = 0
-    faces: int = 0
-    errors: int = 0
-    first_error: tuple[str, str] = ("", "")
-    seconds: float = 0.0
-    before: int = 0
-    stopped: bool = False
-    left: bool = False
-    by_video: dict[str, list[int]] = field(default_factory=dict)
-
-    def add(self, picture: Picture, faces: list[Face] | None) -> None:
-        """Count one picture or frame."""
-        if picture.error is not None:
-            self.errors += 1
-            if self.errors == 1:
-                self.first_error = picture.name, picture.error
-        if faces is None:
-            return
-        self.pictures += 1
-        self.faces += len(faces)
-        self.empty += not faces
-        if picture.frame is not None:
-            self.frames += 1
-            counts = self.by_video.setdefault(picture.name, [0, 0])
-            counts[0] += 1
-            counts[1] += len(faces)
-
-    def restore(self, counts: dict[str, Any]) -> None:
-        """Take over what `counts` gave when a run was stopped."""
-        for name in _COUNTS:
-            setattr(self, name, counts.get(name, getattr(self, name)))
-        self.first_error, self.before = tuple(self.first_error), self.pictures
-
-    def counts(self) -> dict[str, Any]:
-        """What a run that goes on with this one takes over."""
-        return {name: getattr(self, name) for name in _COUNTS}
-
-    @property
-    def faceless_videos(self) -> list[tuple[str, int]]:
-        """Videos without a face in any frame, and their frames."""
-        return [(name, frames) for name, (frames, faces) in self.by_video.items() if not faces]
-
-    def document(self, files: dict[str, str | None]) -> dict[str, Any]:
-        """The summary that ``--json`` prints."""
-        counts = {name: getattr(self, name) for name in ("pictures", "frames", "faces", "empty", "errors", "seconds")}
-        return {**counts, "files": {name: path for name, path in files.items() if path is not None}}
 
 
 def predict(

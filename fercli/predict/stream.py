@@ -13,8 +13,8 @@ import numpy as np
 from fercli.faces.extract import Options
 from fercli.faces.failures import reason
 from fercli.faces.network_files import ensure_networks
+from fercli.parallel import Workers
 from fercli.predict.faces import CutFace, Source, look
-from fercli.workers import Workers
 
 #: Pictures that go to a worker at a time, at most, and their bytes: sending costs about a millisecond each time.
 CHUNK, CHUNK_BYTES = 8, 4 << 20

@@ -20,7 +20,7 @@ import numpy as np
 
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.networks import overlaps
-from fercli.recognizer import Face
+from fercli.predict.recognizer import Face
 
 #: Least intersection over union of a face with itself one frame later, and seconds that a face may be out of sight.
 LEAST, PATIENCE = 0.3, 1.0
@@ -47,7 +47,7 @@ class Tracker:
     def __call__(self, faces: Sequence[Face], time_s: float) -> list[Face]:
         """The same faces with their track's number, its smoothed probabilities and the answer by these.
 
-        Rung and heads stay those of the frame. Times must not fall.
+        Stage and heads stay those of the frame. Times must not fall.
         """
         self._tracks = [track for track in self._tracks if time_s - track.seen_s <= PATIENCE]
         mine = self._match([np.array(face.box) for face in faces])

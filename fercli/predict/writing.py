@@ -6,21 +6,19 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from fercli import console
 from fercli.errors import SpecError
 from fercli.faces.failures import reason
 from fercli.files import cannot_write, is_stream, open_stream, real_path
-from fercli.outputs import Outputs
+from fercli.output_files import Outputs
 from fercli.predict.inputs import Input
+from fercli.predict.recognizer import Face
 from fercli.predict.results import FORMS, Annotated, Form
 from fercli.predict.resume import Log, PartFile, Position, description, find_position, log_of, part_of
 from fercli.predict.stream import Picture
-from fercli.recognizer import Face
-
-if TYPE_CHECKING:
-    from fercli.predict.run import Totals
+from fercli.predict.totals import Totals
 
 
 class _Target(NamedTuple):

@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from fercli import __version__, console
+from fercli import console
 from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED
 from fercli.faces.fingerprints import BITS, NEAR
@@ -26,6 +26,7 @@ from fercli.quality.duplicates import ALIKE, KINDS, LOOKED_AT, SAME, Faces, Foun
 from fercli.quality.numbers import dataset_numbers
 from fercli.quality.view import view
 from fercli.store import Store, file_hash
+from fercli.version import __version__
 
 #: Pairs of one comparison that quality.json names; it counts them all.
 NAMED = 1000

@@ -9,7 +9,7 @@ from fercli.report.frame import plain
 from fercli.report.headline_view import COUNTS
 
 #: Parts of the results document that older ones lack, by the names of their sections.
-_NEW = {"gaps": "domain gap", "pseudo_labels": "pseudo labels", "exhibits": "exhibits"}
+_NEW = {"gaps": "domain gap", "pseudo_labels": "pseudo labels", "failure_cases": "failure cases"}
 
 
 def left_out(results: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
@@ -17,7 +17,7 @@ def left_out(results: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
 
     Args:
         shown: what the page shows (`fercli.report.run_view.view`): its empty ``calibration``, ``gaps``,
-            ``pseudo_labels`` and ``exhibits`` are explained, and pictures refused for want of room.
+            ``pseudo_labels`` and ``failure_cases`` are explained, and pictures refused for want of room.
     """
     notes = [*_datasets(results), *_images(results)]
     entries = results.get("entries") or []
@@ -35,10 +35,12 @@ def left_out(results: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
         )
     if not shown["pseudo_labels"] and "pseudo_labels" in results:
         notes.append("Pseudo labels: no adaptation has left its outputs of every epoch.")
-    if not shown["exhibits"] and "exhibits" in results:
-        notes.append("Exhibits: no target was evaluated, so there are no faces to show.")
+    if not shown["failure_cases"] and "failure_cases" in results:
+        notes.append("Failure cases: no target was evaluated, so there are no faces to show.")
     if shown["refused"]:
-        notes.append(f"Exhibits: {shown['refused']} pictures, so that the page stays small; their numbers are there.")
+        notes.append(
+            f"Failure cases: {shown['refused']} pictures, so that the page stays small; their numbers are there."
+        )
     return notes
 
 

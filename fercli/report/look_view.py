@@ -1,4 +1,4 @@
-"""Calibration, domain gap and exhibits of a run's report, worked out for their templates."""
+"""Calibration, domain gap and failure cases of a run's report, worked out for their templates."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _maps(embedding: Mapping[str, Any], labels: list[int], whose: str) -> list[d
     ]
 
 
-def exhibits(results: Mapping[str, Any], pictures: Faces) -> list[dict[str, Any]]:
+def failure_cases(results: Mapping[str, Any], pictures: Faces) -> list[dict[str, Any]]:
     """Return {"dataset", "folder", "model", "kinds"} of each model whose faces are shown.
 
     A kind has "kind", "faces" and "empty" (what to say where there are none); of a face see `_face`.
@@ -107,7 +107,7 @@ def exhibits(results: Mapping[str, Any], pictures: Faces) -> list[dict[str, Any]
     names = list(results["expressions"])
     entries = {(stage_folder(entry), entry["dataset"]): entry for entry in results.get("entries") or []}
     groups: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for one in results.get("exhibits") or []:
+    for one in results.get("failure_cases") or []:
         groups.setdefault((one["folder"], one["dataset"]), {})[one["kind"]] = one.get("faces") or []
     found = []
     for (folder, dataset), kinds in groups.items():
@@ -157,7 +157,7 @@ def _face(face: Mapping[str, Any], names: list[str], shown: Mapping[str, Any] | 
         for vote in face.get("votes") or []
     ]
     return {
-        **{key: face.get(key) for key in ("id", "label", "answer", "rung")},
+        **{key: face.get(key) for key in ("id", "label", "answer", "stage")},
         "confidence": number(face.get("confidence")),
         "entropy": number(face.get("entropy")),
         "bars": bars,

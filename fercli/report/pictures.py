@@ -5,14 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
-
-if TYPE_CHECKING:
-    from fercli.evaluation.explain import Picture
 
 #: Longest side in pixels of a face, and how well its JPEG is kept: 3 to 4 KB.
 FACE, QUALITY = 112, 74
@@ -23,6 +21,21 @@ MOST = 5_000_000
 #: Colours of the heat map, RGB 0..255, at heat 0, 1/2 and 1, and how much of the face they cover there at most.
 _RAMP = np.array([[70, 0, 110], [225, 40, 70], [255, 225, 60]], float)
 _COVER = 0.75
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A face as the network saw it, with what to draw on it.
+
+    Attributes:
+        face: uint8 [S, S, 3] RGB, the centre crop.
+        landmarks: float [5, 2], (x, y) in its pixels; they may lie outside.
+        heat: float [h, w] in 0..1, `fercli.scoring.explain.grad_cam` for the answer, to be stretched over the face.
+    """
+
+    face: np.ndarray
+    landmarks: np.ndarray
+    heat: np.ndarray
 
 
 class Faces:

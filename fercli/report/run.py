@@ -15,7 +15,7 @@ from fercli.report.page import page, save_page
 from fercli.report.run_view import view
 
 if TYPE_CHECKING:
-    from fercli.evaluation.explain import Picture
+    from fercli.report.pictures import Picture
 
 #: Faces to show: {(stage folder, dataset, position in the store): picture}.
 Pictures = Mapping[tuple[str, str, int], "Picture"]
@@ -28,10 +28,10 @@ def write_report(results: Mapping[str, Any], folder: Path, pictures: Pictures | 
     ever found under that name.
 
     Args:
-        results: the document of `results.json`, schema 2 or 1 (`fercli.evaluation.results_files`). Scores may be None
+        results: the document of `results.json`, schema 2 or 1 (`fercli.scoring.results_files`). Scores may be None
             (not defined); whatever else is missing or empty is left out, and the page says so.
         folder: where to write.
-        pictures: of the exhibits' faces; those that are not there are shown as numbers alone.
+        pictures: of the faces of failure cases; those that are not there are shown as numbers alone.
     """
     return save_page(render(results, pictures), folder)
 

@@ -10,13 +10,13 @@ from fercli.report.charts import FEW
 from fercli.report.frame import frame, plain
 from fercli.report.headline_view import COUNTS, all_rows, benchmark, headline, intervals, variant
 from fercli.report.left_out import labelled, left_out
-from fercli.report.look_view import calibration, exhibits, gaps
+from fercli.report.look_view import calibration, failure_cases, gaps
 from fercli.report.pictures import Faces
 from fercli.report.plots import stage_folder, training_curves
 from fercli.report.pseudo_view import pseudo_labels
 
-#: What each rung of the GLPC ladder asks, for readers who do not know the rule.
-RUNGS = {
+#: What each stage of GLPC asks, for readers who do not know the rule.
+STAGES = {
     "fused": "the fused head is above its threshold for the class it names",
     "global": "else the global head is",
     "sum": "else the sum over the seven heads of their confident probabilities",
@@ -40,14 +40,14 @@ def view(results: Mapping[str, Any], pictures: Mapping[Hashable, Any] | None = N
         "rows": rows,
         "any_oracle": any(row.get("oracle") for row in rows),
         "datasets": _datasets(results),
-        "rungs": _rungs(results),
+        "glpc": _glpc(results),
         "calibration": calibration(results),
         "few_faces": FEW,
         "gaps": gaps(results),
         "pseudo_labels": pseudo_labels(results),
-        "exhibits": exhibits(results, faces),
-        "labelled_exhibits": any(
-            face.get("label") for one in results.get("exhibits") or [] for face in one.get("faces") or []
+        "failure_cases": failure_cases(results, faces),
+        "labelled_cases": any(
+            face.get("label") for one in results.get("failure_cases") or [] for face in one.get("faces") or []
         ),
         "stages": training_curves(results),
         "refused": faces.refused,
@@ -142,21 +142,21 @@ def _per_expression(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _rungs(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _glpc(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ladders = []
     for entry in results.get("entries") or []:
         decision = entry.get("decision") or {}
-        rungs = decision.get("rungs") or {}
-        total = sum(rung["count"] for rung in rungs.values())
+        stages = decision.get("stages") or {}
+        total = sum(stage["count"] for stage in stages.values())
         if not total:
             continue
         steps = []
-        for name, rung in rungs.items():
-            count, correct = rung["count"], rung.get("correct")
+        for name, stage in stages.items():
+            count, correct = stage["count"], stage.get("correct")
             steps.append(
                 {
                     "name": name,
-                    "meaning": RUNGS.get(name, ""),
+                    "meaning": STAGES.get(name, ""),
                     "count": count,
                     "correct": correct,
                     "share": count / total,

@@ -1,0 +1,130 @@
+"""What can go wrong in a step: a loss that is not finite, ruined weights, too little memory. Each is told in one line.
+
+The last good checkpoint is kept in every case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fercli.engine import distributed
+from fercli.errors import FercliError
+from fercli.files import write_atomically
+
+#: Where the faces of a batch whose loss is not finite are named, in the stage's folder.
+FAILED_BATCH = "failed-batch.json"
+
+
+class NonFiniteGuard:
+    """Watches that the losses are finite, without making an accelerator wait for its host.
+
+    On a CPU a loss is looked at once; elsewhere one step later, when it is long there, and before anything is saved.
+
+    Args:
+        folder: of the stage; the faces of a batch whose loss is not finite are named in its `FAILED_BATCH`.
+        describe: step (from 0) -> what else that file says of it: where training stood, and the faces of its batch.
+    """
+
+    def __init__(self, folder: Path, describe: Callable[[int], dict[str, Any]]):
+        self._folder, self._describe = folder, describe
+        self._waiting: list[tuple[int, int, list[str], Tensor, Any]] = []
+
+    def watch(self, losses: dict[str, Tensor], step: int, update: int) -> Tensor:
+        """Take note of the losses of an update of a step; returns their sum."""
+        values = list(losses.values())
+        loss = torch.stack(values).sum()
+        seen = torch.stack([*values, loss]).detach()
+        arrived = None
+        if seen.device.type == "cuda":
+            seen = seen.to("cpu", non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._waiting.append((step, update, list(losses), seen, arrived))
+        if arrived is None:
+            self.check()
+        return loss
+
+    def check(self, before: int | None = None) -> None:
+        """Look at what is noted, with `before` at steps before that only.
+
+        Raises:
+            FercliError: a loss is not finite; which one, at which step, and where its batch is described.
+        """
+        while self._waiting and (before is None or self._waiting[0][0] < before):
+            step, update, names, seen, arrived = self._waiting.pop(0)
+            if arrived is not None:
+                arrived.synchronize()
+            if not torch.isfinite(seen).all():
+                values = dict(zip(names, seen.tolist(), strict=False))
+                distributed.on_rank_zero(self._fail, step, update, values)
+
+    def _fail(self, step: int, update: int, losses: dict[str, float]) -> None:
+        bad = ", ".join(name for name, value in losses.items() if not abs(value) < float("inf")) or "their sum"
+        document = {
+            "step": step + 1,
+            "update": update,
+            "losses": {name: str(value) for name, value in losses.items()},  # JSON has no word for what is not finite
+            **self._describe(step),
+        }
+        path = self._folder / FAILED_BATCH
+        try:
+            write_atomically(path, json.dumps(document, indent=1).encode())
+            told = f"its faces are named in {path}"
+        except (FercliError, OSError):  # the disk is full, say: that must not hide what happened
+            told = f"{path} could not be written"
+        raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {told}; {_remedy(self._folder)}")
+
+
+def check_weights(module: nn.Module, step: int, folder: Path) -> None:
+    """Refuse to save weights that the last update has ruined: infinite, or so large that their square is."""
+    size = torch.stack([p.detach().float().square().sum() for p in module.parameters()]).sum()
+    if not torch.isfinite(size):
+        raise FercliError(f"the weights are not finite after step {step}; {_remedy(folder)}")
+
+
+def _remedy(folder: Path) -> str:
+    return f"lower the rate or set clip_norm; {_kept(folder)}"
+
+
+def _kept(folder: Path) -> str:
+    if (folder / "last.ckpt").exists():
+        return f"the last good checkpoint in {folder} is kept"
+    return "nothing was saved yet"
+
+
+@contextmanager
+def memory_hint(key: str, batch: int, folder: Path) -> Iterator[None]:
+    """Update a want of memory within the block into one line that says which batch size to try.
+
+    Args:
+        key: of the spec, that sets the batch size of what is done here: a stage's, or engine.evaluate_batch.
+        batch: that size.
+        folder: of the stage.
+    """
+    try:
+        yield
+    except (torch.cuda.OutOfMemoryError, MemoryError) as problem:
+        raise FercliError(_too_much(key, batch, folder, isinstance(problem, MemoryError))) from None
+    except RuntimeError as problem:
+        if "DefaultCPUAllocator" not in str(problem):
+            raise
+        raise FercliError(_too_much(key, batch, folder, True)) from None
+
+
+def _too_much(key: str, batch: int, folder: Path, of_cpu: bool) -> str:
+    world = distributed.world_size()
+    smaller = batch // 2 // world * world
+    if smaller >= max(2, world):
+        # A stage that has begun holds on to its batch.
+        begun = key.split(".")[0] != "engine" and (folder / "last.ckpt").exists()
+        try_this = f"try {key}={smaller}{' with --restart' if begun else ''}"
+    else:
+        try_this = "free memory that others hold, or take a smaller model.backbone"
+    return f"out of {'memory' if of_cpu else 'GPU memory'} with {key} {batch}: {try_this}; {_kept(folder)}"

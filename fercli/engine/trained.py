@@ -1,0 +1,251 @@
+"""A trained model, in its stage folder or in one file: what was made of which spec, and the network ready for use.
+
+Checkpoints and model files carry their spec, so a model needs no YAML beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fercli.engine import checkpoint
+from fercli.engine.network import empty_network, load_network
+from fercli.errors import FercliError, SpecError
+from fercli.evaluation.decision import DecisionRule
+from fercli.methods import method_in_file
+from fercli.methods.base import Method
+from fercli.models import FEATURE_SIZE, GlobalLocal, Output
+from fercli.models.model_file import read_model
+from fercli.models.reading import is_safetensors
+from fercli.spec import Spec, parse
+from fercli.starter import FILE as STARTER
+from fercli.starter import is_starter, starter_file
+
+BEST = "best.ckpt"
+#: What a checkpoint of a trained stage says beside its weights and its spec.
+_NEEDED = ("stage", "best", "decision", "status")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A checkpoint, or a model in one file: the source model, or one adapted to `target`.
+
+    Attributes:
+        path: the file.
+        state: what it holds, as `fercli.engine.checkpoint.load` returns it.
+        one_file: whether it is a model file (`fercli.models.model_file`): nothing of its training lies beside it.
+    """
+
+    path: Path
+    state: dict[str, Any]
+    one_file: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The stage's folder. A model file is its own: its name stands in tables, and no file is found below it."""
+        return self.path if self.one_file else self.path.parent
+
+    @property
+    def is_starter(self) -> bool:
+        """Whether it is the model that comes with fercli."""
+        return self.path == STARTER
+
+    @property
+    def stage(self) -> str:
+        """ "source" or "adapt"."""
+        return self.state["stage"]
+
+    @property
+    def target(self) -> str | None:
+        """The target it was adapted to."""
+        return self.state.get("target")
+
+    @property
+    def method(self) -> str:
+        """What tables call it: the method, and its tag where it has one."""
+        tag = self.spec.adapt.tag if self.stage == "adapt" else ""
+        return self.registered + (f" ({tag})" if tag not in ("", self.registered) else "")
+
+    @property
+    def registered(self) -> str:
+        """The method's name in the registry."""
+        return self.state.get("method_name") or "source-only"
+
+    @property
+    def kind(self) -> type[Method]:
+        """The method's class. Raises FercliError where it is from outside and the user has not named it."""
+        return method_in_file(self.registered, self.path)
+
+    @property
+    def spec(self) -> Spec:
+        """The spec that it was trained with. Raises SpecError where this version of fercli cannot read it."""
+        return parse(self.state["spec"], where=str(self.path))
+
+    @property
+    def decision(self) -> str:
+        """The decision rule's name."""
+        return self.state["decision"]
+
+    @property
+    def rule(self) -> DecisionRule:
+        """The decision rule as the model was trained: with its status b and the threshold of its method's options.
+
+        Raises FercliError where this version of the method has other options.
+        """
+        kind, options = self.kind, {}
+        if self.stage == "adapt":
+            try:
+                options = kind.decision_options(kind.read_options(self.spec.adapt.options))
+            except SpecError:
+                raise self._of_another_version() from None
+        return DecisionRule(self.decision, self.state["status"], **options)
+
+    def network(self, device: torch.device) -> GlobalLocal:
+        """The network with its weights, on `device`, in eval mode."""
+        spec = self.spec
+        network = empty_network(spec)
+        load_network(network, self.state, spec, self.path)
+        return network.to(device).eval()
+
+    def output_transform(self, device: torch.device) -> Callable[[Output], Output] | None:
+        """What the method makes of the network's output, or None where that is nothing."""
+        kind = self.kind
+        if not kind.transforms_output:
+            return None
+        settings = self.spec.adapt
+        method = kind(settings, kind.read_options(settings.options), FEATURE_SIZE, target_size=0)
+        try:
+            method.load_state_dict(self.state["method"])
+        except (KeyError, RuntimeError, TypeError, AttributeError):
+            raise self._of_another_version() from None
+        return method.to(device).eval().transform_output
+
+    def _of_another_version(self) -> FercliError:
+        return FercliError(f"{self.path} was made by another version of {self.registered}; adapt again, --restart")
+
+
+def read_trained(folder: Path) -> Trained | None:
+    """The chosen model of a stage folder; None where there is none yet. Raises FercliError where it is damaged."""
+    path = folder / BEST
+    return _read(path) if path.exists() else None
+
+
+def source_model(spec: Spec) -> Trained:
+    """The source model of a run.
+
+    Raises:
+        FercliError: there is none, it is damaged, or it is not of this stage.
+    """
+    model = read_trained(spec.run_folder / "source")
+    if model is None:
+        raise FercliError(f"no source model in {spec.run_folder}; run: fercli train-source")
+    if model.stage != "source":
+        raise FercliError(
+            f"{model.path} is not a source model but one of `fercli adapt`; run: fercli train-source --restart"
+        )
+    return model
+
+
+def adapted_models(spec: Spec) -> list[Trained]:
+    """The adapted models of a run, in the order of their folders' names; folders without one are `unfinished`.
+
+    Raises:
+        FercliError: one is damaged, or not of this stage.
+    """
+    found = [read_trained(path) for path in sorted(spec.run_folder.glob("adapt-*"))]
+    models = [model for model in found if model is not None]
+    for model in models:
+        if model.stage != "adapt" or model.target is None:
+            raise FercliError(f"{model.path} is not an adapted model; remove {model.folder}, or adapt anew (--restart)")
+    return models
+
+
+def unfinished(spec: Spec) -> list[Path]:
+    """Folders of adaptations that have no model yet: begun and stopped, or their model was taken away."""
+    return [path for path in sorted(spec.run_folder.glob("adapt-*")) if path.is_dir() and not (path / BEST).exists()]
+
+
+def holds_model(run: Path) -> bool:
+    """Whether a run folder has a trained model."""
+    return any(path.exists() for name in ("source", "adapt-*") for path in run.glob(f"{name}/{BEST}"))
+
+
+class NoModel(FercliError):
+    """There is no trained model where one was looked for."""
+
+
+def find_trained(run: str | Path, target: str | None = None) -> Trained:
+    """The model that a user names.
+
+    Args:
+        run: a run folder, one of its stage folders, a checkpoint of fercli, a model file (the .safetensors that
+            ``fercli weights export`` writes), or the word ``starter``, the model that comes with fercli. A folder of
+            that name is ``./starter``, or any Path.
+        target: which of a run folder's models: the target it was adapted to, the name of its folder, or ``source``.
+            A stage folder or a file is one model already, and must be that one.
+
+    Returns:
+        Of a run folder without `target`, the one adapted model, or the source model where nothing is adapted.
+
+    Raises:
+        NoModel: there is none.
+        FercliError: several fit (they are named), or the file is no checkpoint and no model file of fercli.
+    """
+    if is_starter(run):
+        return _checked(_read(starter_file()), target)
+    path = Path(run)
+    if path.is_file():
+        return _checked(_read(path), target)
+    if not path.is_dir():
+        raise NoModel(f"no run folder or checkpoint {path}; train one: fercli train-source")
+    if (path / BEST).exists():
+        return _checked(_read(path / BEST), target)
+    adapted = sorted(p.parent for p in path.glob(f"adapt-*/{BEST}"))
+    source = path / "source" / BEST
+    names = ", ".join(folder.name for folder in adapted) or "none"
+    if target == "source" or (target is None and not adapted and source.exists()):
+        if not source.exists():
+            raise NoModel(f"no source model in {path}; run: fercli train-source")
+        return _read(source)
+    if target is None:
+        if not adapted:
+            raise NoModel(f"{path} holds no trained model; run: fercli train-source")
+        if len(adapted) == 1:
+            return _read(adapted[0] / BEST)
+        raise FercliError(f"{path} has several adapted models ({names}); name one: {adapted[0]}")
+    fitting = [model for model in (_read(folder / BEST) for folder in adapted) if _is(model, target)]
+    if len(fitting) > 1:
+        names = ", ".join(model.folder.name for model in fitting)
+        raise FercliError(f"{path} has several models adapted to {target} ({names}); name one: {fitting[0].folder}")
+    if not fitting:
+        raise NoModel(
+            f"{path} has no model adapted to {target} (adapted: {names}); run: fercli adapt --target {target}"
+        )
+    return fitting[0]
+
+
+def _is(model: Trained, target: str) -> bool:
+    return target in (model.target, model.folder.name) or (target == "source" and model.stage == "source")
+
+
+def _checked(model: Trained, target: str | None) -> Trained:
+    if target is not None and not _is(model, target):
+        told = f"adapted to {model.target}" if model.target else "the source model"
+        raise FercliError(f"{model.path} is {told}, not for {target}; leave the target out, or name the run's folder")
+    return model
+
+
+def _read(path: Path) -> Trained:
+    with suppress(OSError):  # what cannot be opened is told below
+        if is_safetensors(path):
+            return Trained(path, read_model(path), one_file=True)
+    state = checkpoint.load(path)
+    missing = [name for name in _NEEDED if name not in state]
+    if missing:
+        raise FercliError(f"{path} is not a model of train-source or adapt (it has no {', '.join(missing)})")
+    return Trained(path, state)

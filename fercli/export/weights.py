@@ -1,0 +1,215 @@
+"""Our checkpoints under the names that other code reads, and what each of those formats cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fercli.errors import FercliError
+from fercli.files import disk_error, os_error_behind, replacing
+from fercli.methods import method_in_file
+from fercli.models.model_file import model_bytes
+from fercli.models.names import Architecture, to_face_evolve_names, to_published_names
+from fercli.models.reading import SAFETENSORS, some
+from fercli.models.weights import Weights, misfits, own_network, read_weights
+from fercli.output_files import check_output
+from fercli.starter import is_starter, starter_file
+
+#: Formats by name, and what each holds.
+FORMATS: dict[str, str] = {
+    "aglrls": "a released AGLRLS checkpoint: epoch, classwise (b), model",
+    "face-evolve": "the IR backbone alone, as face.evoLVe names it",
+    "torchvision": "the MobileNetV2 alone, as torchvision names it",
+    "fercli": "our own checkpoint, without what only a stopped training needs; .safetensors: a whole model in one file",
+}
+
+#: Entries of our checkpoints that only serve to go on training.
+_FOR_RESUMING = ("optimizer", "meter", "rng")
+
+
+class Exported(NamedTuple):
+    """What was written: the file, its format, tensors and numbers (parameters and buffers) in it, what was left out."""
+
+    path: Path
+    format: str
+    tensors: int
+    numbers: int
+    left_out: tuple[str, ...]
+
+
+def export(
+    source: str | Path, out: str | Path, kind: str = "aglrls", force: bool = False, half: bool = False
+) -> Exported:
+    """Write a checkpoint of ours in another format; whole or not at all.
+
+    Unless `half` is asked for, every tensor is written as it is, counters of batches seen included: what
+    `fercli.models.weights.load_weights` reads back equals it bit for bit.
+
+    Args:
+        source: a checkpoint, or a folder with one (see `find_checkpoint`); ``starter`` is the model in the package.
+        out: the file to write. If its name ends in ``.safetensors``, it holds the tensors alone, by safetensors; of
+            kind ``fercli`` it is a whole model (`fercli.models.model_file`).
+        kind: a key of `FORMATS`.
+        force: whether a file of that name may be replaced.
+        half: store the network's floats as float16; integers stay as they are.
+
+    Raises:
+        FercliError: no checkpoint of ours, one that the format cannot hold, numbers that float16 cannot hold, or a file
+            that is in the way.
+    """
+    source, out = starter_file() if is_starter(source) else find_checkpoint(Path(source)), Path(out)
+    check_output("OUT", out, force, [source])
+    weights = read_weights(source)
+    description = weights.description
+    if description.kind != "fercli":
+        raise FercliError(
+            f"{source} is no fercli checkpoint ({description.title}); only those are exported,"
+            " and model.weights takes the others as they are"
+        )
+    network = own_network(description.architecture)
+    problems = ["of no architecture known here"] if network is None else misfits(weights, network)
+    problems = list(map(str, problems)) or _obstacles(kind, description.architecture, weights.document, source)
+    if problems:
+        other = "" if kind == "fercli" or network is None else "; --format fercli holds any of ours"
+        raise FercliError(f"{source} cannot be exported as {kind}: {'; '.join(problems)}{other}")
+    state = {key: value.contiguous() for key, value in weights.state.items()}
+    state = _halved(state, source) if half else state
+    document, left_out = _document(kind, state, weights)
+    data = None
+    if out.suffix == SAFETENSORS:
+        data, left = _safetensors(kind, document, source)
+        left_out += left
+    _write(out, document, data)
+    state, _ = _state_of(document)
+    return Exported(out, kind, len(state), sum(value.numel() for value in state.values()), tuple(left_out))
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path means: a file, the ``best.ckpt`` in it, or in the only stage folder below it.
+
+    Raises:
+        FercliError: there is none, or several stages have one.
+    """
+    if not path.is_dir():
+        return path  # reading it tells what is wrong with it
+    if (path / "best.ckpt").is_file():
+        return path / "best.ckpt"
+    found = sorted(path.glob("*/best.ckpt"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise FercliError(
+            f"{path} holds {len(found)} checkpoints ({', '.join(it.parent.name for it in found)});"
+            " give one of these folders"
+        )
+    raise FercliError(
+        f"{path} holds no best.ckpt; give a checkpoint, or the folder of a run's stage (runs/NAME/source)"
+    )
+
+
+def _halved(state: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """The state with float16 for its floats; raises FercliError where a number would become infinite."""
+    halved = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    beyond = [key for key, value in halved.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if beyond:
+        raise FercliError(
+            f"{source} cannot be stored in float16, which ends at 65504: {some(beyond)} holds larger numbers; export "
+            "it without --half"
+        )
+    return halved
+
+
+def _safetensors(kind: str, document: dict[str, Any], source: Path) -> tuple[bytes, list[str]]:
+    """The bytes of a .safetensors file, and what of the document is not in it."""
+    from safetensors.torch import save
+
+    state, beside = _state_of(document)
+    if kind == "fercli" and "spec" in document:
+        transforms_output = _transforms_output(document, source)
+        kept = set() if transforms_output else {"method"} & set(beside)
+        left = [f"{', '.join(kept)}: only a training needs it"] if kept else []
+        return model_bytes(document, state, source, transforms_output), [
+            *left,
+            "paths, roots and options of datasets, sweep: they are of the machine that trained it",
+        ]
+    if kind == "fercli":
+        left = [f"a record of what it was trained on: {source} has none, so that {SAFETENSORS[1:]} holds tensors alone"]
+    else:
+        left = [f"{', '.join(beside)}: a .safetensors file holds tensors alone"] if beside else []
+    return save(state, {"format": "pt"}), left
+
+
+def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any], source: Path) -> list[str]:
+    """Say why a format cannot hold a network."""
+    published_ir = architecture.backbone == "ir" and not architecture.light
+    said = []
+    if kind in ("aglrls", "face-evolve") and not published_ir:
+        said.append(f"the format is for IR-50 and IR-18, and this is {architecture.title}")
+    if kind == "torchvision" and architecture.backbone != "mobilenet-v2":
+        said.append(f"the format is for MobileNetV2, and this is {architecture.title}")
+    if kind == "aglrls":
+        if architecture.classifiers != "shared":
+            said.append("the format has three classifiers, and this network seven (model.classifiers: separate)")
+        if architecture.local != "feature-map":
+            said.append("the format has no patch stems (model.local: image-crop)")
+        if _transforms_output(document, source):
+            said.append(f"the format has no place for what {document['method_name']} answers through, its own networks")
+    return said
+
+
+def _transforms_output(document: Mapping[str, Any], source: Path) -> bool:
+    name = document.get("method_name")
+    return name is not None and method_in_file(name, source).transforms_output
+
+
+def _document(kind: str, state: dict[str, Tensor], weights: Weights) -> tuple[dict[str, Any], list[str]]:
+    """What is to be written, and what of the checkpoint is not in it."""
+    description, document = weights.description, weights.document
+    if kind == "fercli":
+        kept = {key: value for key, value in document.items() if key not in _FOR_RESUMING}
+        dropped = [key for key in _FOR_RESUMING if key in document]
+        # a bare state of ours (safetensors) has no record to keep
+        return ({**kept, "network": state} if "network" in document else {"network": state}), (
+            [f"{', '.join(dropped)}: only a stopped training needs them"] if dropped else []
+        )
+    if kind == "aglrls":
+        status = description.class_status
+        classwise = {} if status is None else {"classwise": [row.clone() for row in status]}
+        epoch = {} if description.epoch is None else {"epoch": description.epoch}
+        missing = [] if classwise else ["classwise: the checkpoint has no learning status b"]
+        return {**epoch, **classwise, "model": to_published_names(state)}, missing
+    parts = dict.fromkeys(key.split(".", 1)[0] for key in state if not key.startswith("backbone."))
+    if kind == "face-evolve":
+        return to_face_evolve_names(state), [f"{', '.join(parts)}: the format is a backbone alone"]
+    begin = "backbone.features."
+    features = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith(begin)}
+    return features, [f"backbone.project_*, {', '.join(parts)}: the format is torchvision's layers alone"]
+
+
+def _state_of(document: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of the network in what is to be written, and the entries beside them."""
+    place = next((key for key in ("network", "model") if isinstance(document.get(key), Mapping)), None)
+    return (document, []) if place is None else (document[place], [key for key in document if key != place])
+
+
+def _write(out: Path, document: dict[str, Any], data: bytes | None) -> None:
+    """Write `data`, or where that is None the document by torch."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as file:
+            if data is None:
+                torch.save(document, file)
+            else:
+                file.write(data)
+    except (OSError, RuntimeError) as failure:
+        problem = os_error_behind(failure)  # torch.save wraps what goes wrong with its file in errors of its own
+        if problem is None:
+            raise
+        full = disk_error(problem, out)
+        if full is not problem:
+            raise full from problem
+        raise FercliError(f"cannot write {out}: {problem.strerror or problem}") from problem

@@ -1,0 +1,264 @@
+"""Views of stored faces: plain for testing, weak (flip, jitter) and strong (RandAugment on top) for training.
+
+A stored face has the template (the "box") in its middle and a margin of true picture around it. Each view reads a
+window of it through ONE affine map a sample (flip, jitter and, in strong views, the geometric operations), moves the
+landmarks by the inverse of that map and turns the local crops by its linear part; the crops stay centred on their
+landmarks, so a shift of the window does not touch them. Everything runs batched on the device of the faces; every
+random number is drawn on the CPU with the caller's generator, so all devices see the same views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+
+from fercli.errors import FercliError
+from fercli.loading import randaugment
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+# Image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, as a mirror orders them.
+MIRRORED = (1, 0, 2, 4, 3)
+#: (B, rows): the faces given are these rows of a batch of B. Random numbers are drawn for all B, so that the views are
+#: those that the whole batch would have.
+Shard = tuple[int, slice]
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How views are made. Raises FercliError for a value out of its range."""
+
+    size: int = 112  # pixels a side of the view, and of the box in the middle of the stored face
+    flip: float = 0.5  # probability of a horizontal flip
+    jitter: float = 0.1  # the window shifts by up to this share of the box's side and scales within 1 ± this
+    operations: int = 3  # RandAugment operations a strong view draws
+    magnitude: float = 5  # of RandAugment, 0 to 10
+    swap_landmarks: bool = (
+        True  # a flip swaps left and right landmarks (and crops); False: as the published code, it does not
+    )
+    move_landmarks: bool = True  # geometric operations move the landmarks; False: as the published code, they do not
+
+    def __post_init__(self):
+        limits = (("flip", 0, 1), ("jitter", 0, 0.5), ("magnitude", 0, randaugment.MAX_MAGNITUDE))
+        for name, low, high in limits:
+            if not low <= getattr(self, name) <= high:
+                raise FercliError(f"views: {name} is {getattr(self, name)}; it must be from {low} to {high}")
+        for name, low in (("size", 8), ("operations", 0)):
+            if getattr(self, name) < low:
+                raise FercliError(f"views: {name} is {getattr(self, name)}; it must be at least {low}")
+
+
+# Not frozen: Lightning Fabric rebuilds dataclasses among the inputs it casts, and refuses frozen ones.
+@dataclass
+class View:
+    """A batch of pictures as the network takes it: `network(*view.inputs)`.
+
+    images float32 [B, 3, size, size], normalised with ImageNet's mean and deviation; landmarks float32 [B, 5, 2],
+    (x, y) in pixels of that picture, pixel centres at whole numbers (a shift may carry them outside it); crops float32
+    [B, 5, 3, C, C], normalised alike, or None. `len(view)` is B; `view[index]` takes samples by slice, mask or
+    positions.
+    """
+
+    images: torch.Tensor
+    landmarks: torch.Tensor
+    crops: torch.Tensor | None = None
+
+    @property
+    def inputs(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """(images, landmarks, crops)."""
+        return self.images, self.landmarks, self.crops
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | torch.Tensor | list[int]) -> View:
+        if isinstance(index, int):
+            raise TypeError("a View keeps its batch dimension: take view[i : i + 1]")
+        return self._map(lambda tensor: tensor[index])
+
+    # Neither samples nor fields: unpack `inputs` instead.
+    __iter__ = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> View:
+        """The same view on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> View:
+        crops = None if self.crops is None else change(self.crops)
+        return View(change(self.images), change(self.landmarks), crops)
+
+
+def cat(views: Sequence[View]) -> View:
+    """One view with the samples of all, in order. Raises FercliError where some have crops and some have none."""
+    crops = [view.crops for view in views if view.crops is not None]
+    if len(crops) not in (0, len(views)):
+        raise FercliError("views: some have local crops and some have none; prepare all datasets with the same crops")
+    return View(
+        torch.cat([view.images for view in views]),
+        torch.cat([view.landmarks for view in views]),
+        torch.cat(crops) if crops else None,
+    )
+
+
+@torch.no_grad()
+def plain_view(
+    faces: torch.Tensor, landmarks: torch.Tensor, crops: torch.Tensor | None, settings: ViewSettings
+) -> View:
+    """The box itself, for testing: the exact stored pixels, nothing random.
+
+    faces uint8 [B, S, S, 3]; landmarks float32 [B, 5, 2], pixels of the stored face; crops uint8 [B, 5, C, C, 3] or
+    None; all on one device. Raises FercliError where S is smaller than `settings.size`.
+    """
+    offset = _offset(faces, settings)
+    window = faces[:, offset : offset + settings.size, offset : offset + settings.size]
+    images = _normalise(window.permute(0, 3, 1, 2))
+    patches = None if crops is None else _normalise(crops.permute(0, 4, 1, 2, 3)).transpose(1, 2).contiguous()
+    return View(images.contiguous(), landmarks - offset, patches)
+
+
+@torch.no_grad()
+def weak_view(
+    faces: torch.Tensor,
+    landmarks: torch.Tensor,
+    crops: torch.Tensor | None,
+    settings: ViewSettings,
+    generator: torch.Generator | None = None,
+    share: Shard | None = None,
+) -> View:
+    """Flip and jitter: the box, shifted by up to jitter * size pixels a direction and scaled within 1 ± jitter.
+
+    Inputs and errors as for `plain_view`.
+    The shift is drawn from what leaves the window inside the stored face; where its margin is too small even for the
+    scale, the border is replicated. `generator` is a CPU generator (None: torch's global one). `share`: see `Shard`.
+    """
+    window, flipped = _draw_window(faces, settings, generator, share)
+    pixels, layout, points = _warp(faces, landmarks, crops, window, window, flipped, settings)
+    return _finish(pixels, layout, points)
+
+
+@torch.no_grad()
+def strong_view(
+    faces: torch.Tensor,
+    landmarks: torch.Tensor,
+    crops: torch.Tensor | None,
+    settings: ViewSettings,
+    generator: torch.Generator | None = None,
+    share: Shard | None = None,
+) -> View:
+    """Flip and jitter as in `weak_view`, then `settings.operations` operations of RandAugment drawn per sample.
+
+    The operations, their meaning at a magnitude, and the deliberate differences (above all: geometric operations come
+    before those on pixels, whatever the drawn order) are in `fercli.loading.randaugment`. With `move_landmarks=False`
+    the landmarks stay where flip and jitter left them; crops are turned all the same. Inputs and errors: `plain_view`.
+    """
+    window, flipped = _draw_window(faces, settings, generator, share)
+    batch, rows = share or (len(faces), slice(None))
+    plan = randaugment.draw(batch, settings.operations, generator)
+    plan = randaugment.Plan(*(drawn[:, rows] for drawn in plan))
+    whole = window @ randaugment.geometry(plan, settings.magnitude, settings.size)
+    mover = whole if settings.move_landmarks else window
+    pixels, layout, points = _warp(faces, landmarks, crops, whole, mover, flipped, settings)
+    return _finish(randaugment.apply_pixel_operations(pixels, layout, plan, settings.magnitude), layout, points)
+
+
+def _offset(faces: torch.Tensor, settings: ViewSettings) -> int:
+    """The margin: where the box begins in the stored face."""
+    stored = faces.shape[1]
+    if stored < settings.size:
+        raise FercliError(
+            f"views: stored faces are {stored} pixels a side, smaller than the view's {settings.size}; "
+            "prepare them anew with prepare.size of at least that"
+        )
+    return (stored - settings.size) // 2
+
+
+def _draw_window(
+    faces: torch.Tensor, settings: ViewSettings, generator: torch.Generator | None, share: Shard | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip and jitter as maps [B, 3, 3] (float64, CPU), and who is flipped, bool [B].
+
+    A map takes a pixel of the view, counted from its centre, to a pixel of the stored face.
+    """
+    batch, rows = share or (len(faces), slice(None))
+    stored = faces.shape[1]
+    half = (settings.size - 1) / 2
+    centre = _offset(faces, settings) + half
+    uniform = torch.rand(batch, 4, dtype=torch.float64, generator=generator)
+    flipped = uniform[:, 0] < settings.flip
+    scale = 1 + settings.jitter * (2 * uniform[:, 1] - 1)
+    room = min(centre, stored - 1 - centre) - half * scale
+    reach = room.clamp(0, settings.jitter * settings.size)
+    window = torch.zeros(batch, 3, 3, dtype=torch.float64)
+    window[:, 0, 0] = torch.where(flipped, -scale, scale)
+    window[:, 1, 1] = scale
+    window[:, :2, 2] = centre + (2 * uniform[:, 2:] - 1) * reach[:, None]
+    window[:, 2, 2] = 1
+    return window[rows], flipped[rows]
+
+
+def _warp(faces, landmarks, crops, whole, mover, flipped, settings):
+    """Read faces and crops through `whole`, move landmarks by the inverse of `mover` (float64 [B, 3, 3] on the CPU).
+
+    Returns pixels float32 [B, 3, N] in whole levels 0..255, their Layout, and the landmarks in pixels of the view.
+    """
+    device, size, batch = faces.device, settings.size, len(faces)
+    moved = torch.linalg.inv(mover)
+    moved[:, :2, 2] += (size - 1) / 2
+    moved = moved.to(torch.float32).to(device, non_blocking=True)
+    # Plain sums, no matrix product: autocast or TF32 would round the coordinates.
+    points = (moved[:, None, :2, :2] * landmarks[:, :, None, :]).sum(-1) + moved[:, None, :2, 2]
+    if settings.swap_landmarks:
+        order = torch.where(flipped[:, None], torch.tensor(MIRRORED), torch.arange(5)).to(device, non_blocking=True)
+        points = points.gather(1, order[..., None].expand(-1, -1, 2))
+        if crops is not None:
+            crops = crops[torch.arange(batch, device=device)[:, None], order]
+
+    pixels = _read(faces.permute(0, 3, 1, 2), whole, size).flatten(2)
+    if crops is None:
+        return pixels, randaugment.Layout(size, 0, 0), points
+    number, side = crops.shape[1:3]
+    turn = whole.clone()
+    turn[:, :2, 2] = (side - 1) / 2
+    # A sample's crops share its turn: one picture of many channels.
+    turned = _read(crops.permute(0, 4, 1, 2, 3).flatten(1, 2), turn, side).view(batch, 3, -1)
+    return torch.cat([pixels, turned], dim=-1), randaugment.Layout(size, number, side), points
+
+
+def _read(pictures: torch.Tensor, maps: torch.Tensor, size: int) -> torch.Tensor:
+    """Pictures uint8 [B, K, S, S] read bilinearly through maps [B, 3, 3]: float32 [B, K, size, size] of whole levels.
+
+    A map takes a result's pixel, counted from its centre, to a pixel of the picture. With align_corners=True pixel i of
+    S lies at 2 i/(S - 1) - 1, and rounding to whole levels makes the identity exact.
+    """
+    stored, device = pictures.shape[-1], pictures.device
+    maps = maps[:, :2] * (2 / (stored - 1))
+    maps[:, :, 2] -= 1
+    maps = maps.to(torch.float32).to(device, non_blocking=True)[:, None, None]  # [B, 1, 1, 2, 3]
+    steps = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
+    across = steps[:, None] * maps[..., 0]  # [B, 1, size, 2]
+    down = steps[:, None, None] * maps[..., 1] + maps[..., 2]  # [B, size, 1, 2]
+    read = F.grid_sample(pictures.float(), across + down, mode="bilinear", padding_mode="border", align_corners=True)
+    return read.round_()
+
+
+def _finish(pixels: torch.Tensor, layout: randaugment.Layout, points: torch.Tensor) -> View:
+    images, patches = layout.split(pixels)
+    crops = _normalise(patches).transpose(1, 2).contiguous() if layout.crops else None
+    return View(_normalise(images).contiguous(), points, crops)
+
+
+def _normalise(levels: torch.Tensor) -> torch.Tensor:
+    """Levels 0..255 [B, 3, ...] to ImageNet's normalisation, float32."""
+    scale, shift = _constants(levels.device)
+    shape = (3,) + (1,) * (levels.dim() - 2)
+    return torch.addcmul(shift.view(shape), levels.float(), scale.view(shape))
+
+
+@lru_cache
+def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return (1 / (255 * std)).to(device), (-mean / std).to(device)

@@ -1,0 +1,230 @@
+"""Prepared stores to endless device batches of views. The target side yields images, landmarks and indices: no labels.
+
+Every batch is a pure function of (seed, step): which faces, and how each is cropped, flipped and augmented. Nothing
+needs saving to resume in the middle of an epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.loading.augment import Shard, View, ViewSettings, strong_view, weak_view
+from fercli.loading.face_dataset import FaceDataset, to_device
+from fercli.loading.placement import Prefetcher, RawBatch
+from fercli.loading.samplers import ShuffledSampler, WeightedSampler, derive_seed, source_sampler
+from fercli.spec import TrainSource
+
+
+class Batch(NamedTuple):
+    """One step's faces. Nothing here, and nothing that made it, has read a target label.
+
+    Where several processes train together (`fercli.engine.sharding`) the views hold this process's share of the faces,
+    while labels and positions are those of the whole batch, as are the network's answers: count by them, never by the
+    length of a view. A view may be cut to nothing, and views joined, but not cut otherwise.
+
+    Attributes:
+        source: B views of labelled source faces.
+        labels: int64 [B], 0..6.
+        target: views of unlabelled target faces for alignment, or None.
+        weak, strong: two views of the same target faces, for pseudo labels, or None.
+        indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
+        pseudo_labelled: weak views of up to B target faces of the method's own choice (`Method.pseudo_labelled`), or
+            None where it chose none.
+        pseudo_labelled_indices: int64, their positions in the target set, or None.
+        soft_labels: float [B, 7], shares of the expressions times the face's weight, where the source is blended or
+            weighed (``train_source.mixup``, ``class_balance``): they are what is learned, and `labels` say which share
+            is larger. None where the labels say it all.
+    """
+
+    source: View
+    labels: Tensor
+    target: View | None = None
+    weak: View | None = None
+    strong: View | None = None
+    indices: Tensor | None = None
+    pseudo_labelled: View | None = None
+    pseudo_labelled_indices: Tensor | None = None
+    soft_labels: Tensor | None = None
+
+
+class SourceRecipe(NamedTuple):
+    """How the source's faces are varied and weighed: the keys of ``train_source`` of the same names."""
+
+    views: str = "weak"
+    mixup: float = 0.0
+    class_balance: float = 0.0
+
+    @classmethod
+    def of(cls, plan: TrainSource) -> SourceRecipe:
+        """That of the spec's section."""
+        return cls(plan.views, plan.mixup, plan.class_balance)
+
+
+def class_weights(labels: np.ndarray, power: float) -> np.ndarray:
+    """The weight of a face by its expression, float32 [7]: n_c^-power, scaled so that the mean over all faces is 1.
+
+    With power 1 all expressions weigh the same in all, with 0 all faces. Expressions without a face get 0.
+    """
+    counts = np.bincount(labels, minlength=NUM_EXPRESSIONS).astype(float)
+    weights = np.where(counts > 0, np.maximum(counts, 1) ** -power, 0)
+    return (weights * counts.sum() / (weights * counts).sum()).astype(np.float32)
+
+
+class Batches:
+    """Step number -> `Batch`. Among several processes each makes the views of its own share only.
+
+    Args:
+        source, labels: the labelled faces and their labels, int64 [len(source)].
+        target: the unlabelled faces, or None in stage 1.
+        wants: which target views the method asks for.
+        batch: faces a domain and view.
+        seed: of the run.
+        balance: how several sources share a batch, as ``data.balance``.
+        prefetch: whether a thread fetches the faces of the next step; None for where that helps: faces in the host's
+            memory, and a CUDA device that works meanwhile. No batch depends on it.
+        recipe: how the source's faces are varied and weighed.
+        shard: which of a batch's faces are this process's, by their number; without it all are.
+
+    Attributes:
+        waited: seconds spent so far until the faces of the batches were at hand.
+    """
+
+    def __init__(
+        self,
+        source: FaceDataset,
+        labels: np.ndarray,
+        target: FaceDataset | None,
+        wants: frozenset[str],
+        batch: int,
+        seed: int,
+        settings: ViewSettings,
+        device: torch.device,
+        balance: str = "images",
+        prefetch: bool | None = None,
+        recipe: SourceRecipe = SourceRecipe(),  # noqa: B008 (a tuple)
+        shard: Callable[[int], slice] = slice,
+    ):
+        self._source, self._labels, self._target = source, labels, target
+        self._wants, self._batch, self._seed, self._settings, self._device = wants, batch, seed, settings, device
+        self._samplers: dict[str, ShuffledSampler | WeightedSampler] = {
+            "source": source_sampler(source.counts, balance, derive_seed(seed, "source"))
+        }
+        self._recipe, self._shard = recipe, shard
+        self._class_weights = None
+        if recipe.class_balance:
+            self._class_weights = torch.from_numpy(class_weights(labels, recipe.class_balance))
+        self._drawn_from = {"source": source}
+        if recipe.mixup:
+            self._drawn_from["partner"] = source
+        if target is not None:
+            self._samplers.update(
+                {name: ShuffledSampler(len(target), derive_seed(seed, name)) for name in ("target", "pseudo")}
+            )
+            if "target" in wants:
+                self._drawn_from["target"] = target
+            if wants & {"weak", "strong"}:
+                self._drawn_from["pseudo"] = target
+        if prefetch is None:
+            prefetch = device.type == "cuda" and not all(faces.on_device for faces in self._drawn_from.values())
+        self._faces_of = Prefetcher(self._fetch_all) if prefetch else self._fetch_all
+        self.waited = 0.0
+
+    def __call__(self, step: int, pseudo_labelled: Tensor | None = None) -> Batch:
+        """The batch of a step.
+
+        Args:
+            pseudo_labelled: int64 [M], target positions from which `Batch.pseudo_labelled` is drawn.
+        """
+        started = time.perf_counter()
+        drawn = self._faces_of(step)
+        self.waited += time.perf_counter() - started
+        faces, labels, parts = drawn["source"], torch.from_numpy(self._labels[drawn["source"].positions]), {}
+        if self._recipe.mixup or self._class_weights is not None:
+            own, soft = 1.0, F.one_hot(labels, NUM_EXPRESSIONS).float()
+            if self._class_weights is not None:
+                soft *= self._class_weights
+            if "partner" in drawn:
+                own = self._own_share(step)
+                soft = own * soft + (1 - own) * soft.roll(1, 0)
+                faces = faces._replace(faces=_blend(faces.faces, drawn["partner"].faces, own))
+            parts["soft_labels"] = soft.to(self._device, non_blocking=True)
+        labels = labels.to(self._device, non_blocking=True)
+        source = self._view(strong_view if self._recipe.views == "strong" else weak_view, faces, "source", step)
+        if "target" in drawn:
+            parts["target"] = self._view(weak_view, drawn["target"], "target", step)
+        if "pseudo" in drawn:
+            pseudo = drawn["pseudo"]
+            pseudo = pseudo._replace(faces=to_device(pseudo.faces, self._device))
+            parts["weak"] = self._view(weak_view, pseudo, "weak", step)
+            parts["strong"] = self._view(strong_view, pseudo, "strong", step)
+            parts["indices"] = self._on_device(pseudo.positions)
+        if pseudo_labelled is not None and len(pseudo_labelled):
+            chosen = self._fetch(self._target, self._draw_pseudo_labelled(step, pseudo_labelled))
+            parts["pseudo_labelled"] = self._view(weak_view, chosen, "pool", step)
+            parts["pseudo_labelled_indices"] = self._on_device(chosen.positions)
+        return Batch(source, labels, **parts)
+
+    def names(self, step: int, pseudo_labelled: Tensor | None = None) -> dict[str, list[tuple[int, str, str]]]:
+        """Position, dataset and id of all the faces in the batch of a step, by what they are drawn for."""
+        named = {name: faces.names(self._draw(name, step)) for name, faces in self._drawn_from.items()}
+        if pseudo_labelled is not None and len(pseudo_labelled):
+            named["pseudo_labelled"] = self._target.names(self._draw_pseudo_labelled(step, pseudo_labelled))
+        return named
+
+    def _fetch_all(self, step: int) -> dict[str, _Drawn]:
+        return {name: self._fetch(faces, self._draw(name, step)) for name, faces in self._drawn_from.items()}
+
+    def _fetch(self, faces: FaceDataset, positions: np.ndarray) -> _Drawn:
+        rows = self._shard(len(positions))
+        return _Drawn(positions, faces.fetch(positions[rows]), (len(positions), rows))
+
+    def _draw_pseudo_labelled(self, step: int, pseudo_labelled: Tensor) -> np.ndarray:
+        positions = pseudo_labelled.cpu().numpy()
+        amount = min(self._batch, len(positions))
+        # The word stands in every seed of a run that has begun: it stays.
+        sampler = ShuffledSampler(len(positions), derive_seed(self._seed, "pool"))
+        return positions[sampler.take(step * amount, amount)]
+
+    def _draw(self, name: str, step: int) -> np.ndarray:
+        if name == "partner":  # who is blended with whom: the batch's faces, moved on by one
+            return np.roll(self._draw("source", step), 1)
+        return self._samplers[name].take(step * self._batch, self._batch)
+
+    def _own_share(self, step: int) -> float:
+        """How much of each blended face is its own, 0.5 to 1, so that its landmarks are those of the larger part."""
+        share = np.random.default_rng(derive_seed(self._seed, "mixup", step)).beta(
+            self._recipe.mixup, self._recipe.mixup
+        )
+        return float(max(share, 1 - share))
+
+    def _on_device(self, numbers: np.ndarray) -> Tensor:
+        return torch.from_numpy(numbers).to(self._device, non_blocking=True)
+
+    def _view(self, make: Callable[..., View], drawn: _Drawn, name: str, step: int) -> View:
+        generator = torch.Generator().manual_seed(derive_seed(self._seed, name, step))
+        return make(*to_device(drawn.faces, self._device), self._settings, generator, drawn.share)
+
+
+def _blend(faces: RawBatch, partners: RawBatch, own: float) -> RawBatch:
+    """Faces and crops as `own` of themselves and the rest of their partners, in whole levels; landmarks as they are."""
+    images, patches = (
+        None if mine is None else torch.lerp(theirs.float(), mine.float(), own).round_().to(torch.uint8)
+        for mine, theirs in ((faces[0], partners[0]), (faces[2], partners[2]))
+    )
+    return images, faces[1], patches
+
+
+class _Drawn(NamedTuple):
+    """Positions drawn for a whole batch, this process's faces of them (`FaceDataset.fetch`), and which those are."""
+
+    positions: np.ndarray
+    faces: RawBatch
+    share: Shard

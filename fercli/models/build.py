@@ -1,0 +1,20 @@
+"""From the run spec's ``model`` section to a network with its first weights."""
+
+from __future__ import annotations
+
+from fercli.models.backbones import build_backbone
+from fercli.models.global_local import GlobalLocal, ModelSpec
+from fercli.models.weights import load_weights
+
+
+def build_network(spec: ModelSpec) -> GlobalLocal:
+    """Build the network that the ``model`` section of the run spec asks for, with its weights if it names any.
+
+    Raises:
+        FercliError: the weights cannot be read or do not fit (see `fercli.models.weights.load_weights`).
+    """
+    backbone = build_backbone(spec.backbone, spec.width)
+    network = GlobalLocal(backbone, spec.local, spec.classifiers, spec.input, spec.test_flip)
+    if spec.weights is not None:
+        load_weights(network, spec.weights)
+    return network

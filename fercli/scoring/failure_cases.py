@@ -1,0 +1,80 @@
+"""Faces worth a look: the mistakes a model is surest of, and the faces it is least sure of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fercli.expressions import EXPRESSIONS, NUM_EXPRESSIONS
+from fercli.scoring.explain import votes
+from fercli.scoring.results import Results
+
+#: Most faces of one kind.
+LIMIT = 12
+
+
+def failure_cases(scored: Results, limit: int = LIMIT) -> list[dict[str, Any]]:
+    """The failure cases of one model on one dataset.
+
+    Returns:
+        ``mistakes`` (where any face has a label) and ``uncertain``, a document each: ``folder``, ``dataset``, ``kind``,
+        ``faces`` (none where the model makes no mistake). Of a face: ``position`` (in the store), ``id``, ``label``
+        (name, or None), ``answer`` (name), ``stage``, ``confidence`` and ``entropy`` (of the decision, see `entropy`),
+        ``probabilities`` [7] of the decision, ``votes`` of the seven heads.
+    """
+    said = scored.decision.probabilities
+    unsure = entropy(said)
+    kinds = {"uncertain": least_sure(unsure, limit)}
+    if scored.known.any():
+        kinds = {"mistakes": surest_mistakes(scored.labels, scored.answers, said, limit), **kinds}
+    about = {"folder": scored.model.folder.name, "dataset": scored.store.name}
+    return [
+        {**about, "kind": kind, "faces": [_face(scored, int(row), float(unsure[row])) for row in rows]}
+        for kind, rows in kinds.items()
+    ]
+
+
+def surest_mistakes(labels: np.ndarray, answers: np.ndarray, said: Tensor, limit: int = LIMIT) -> np.ndarray:
+    """Rows of wrong answers, int64 [<= limit], the most confident first; of equals the earlier row.
+
+    Args:
+        labels: int64 [N]; a face without a label (-1) is no mistake.
+        answers: int64 [N].
+        said: [N, 7], the decision's probabilities; confidence is that of the answer.
+    """
+    wrong = np.flatnonzero((labels >= 0) & (answers != labels))
+    confidence = said.double().numpy()[wrong, answers[wrong]]
+    return wrong[np.argsort(-confidence, kind="stable")][:limit]
+
+
+def least_sure(unsure: np.ndarray, limit: int = LIMIT) -> np.ndarray:
+    """Rows int64 [<= limit] of the largest entropy first, labelled or not; of equals the earlier row."""
+    return np.argsort(-unsure, kind="stable")[:limit]
+
+
+def entropy(probabilities: Tensor) -> np.ndarray:
+    """Entropy of rows [N, 7] over log 7, float64 [N]: 0 (one-hot) .. 1 (uniform)."""
+    found = torch.special.entr(probabilities.double()).sum(-1) / math.log(NUM_EXPRESSIONS)
+    return found.clamp(0, 1).numpy()
+
+
+def _face(scored: Results, row: int, unsure: float) -> dict[str, Any]:
+    said, answer, label = scored.decision.probabilities[row].tolist(), scored.answers[row], scored.labels[row]
+    position = int(scored.indices[row])
+    # Names that are no UTF-8 have no place in JSON or on a page; predictions/*.csv keeps their bytes.
+    name = str(scored.store.ids[position]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return {
+        "position": position,
+        "id": name,
+        "label": EXPRESSIONS[label] if label >= 0 else None,
+        "answer": EXPRESSIONS[answer],
+        "stage": scored.stage(row),
+        "confidence": said[answer],
+        "entropy": unsure,
+        "probabilities": said,
+        "votes": votes(scored.probabilities[row]),
+    }

@@ -1,0 +1,158 @@
+"""Sweeps: methods x targets x seeds, and any key of the spec, in run folders of their own and one table.
+
+A sweep is a run spec with a ``sweep`` section. For every seed, and every combination of those grid keys that the
+source stage depends on, there is a run folder ``runs/NAME/seed-N[-key-value]`` as `train-source` and `adapt` make it;
+each cell (method, target) is an adaptation in it, its label as the tag. So whatever goes for a single run goes here:
+stopped or killed, the same command goes on. Results are read from those folders alone (`gather`), at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import joblib
+import torch
+
+from fercli import console
+from fercli.engine import checkpoint
+from fercli.engine.data import open_store, view_settings
+from fercli.engine.fabric import launched, make_fabric
+from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
+from fercli.engine.network import empty_network, load_network
+from fercli.engine.predict import predict
+from fercli.engine.stages import adapt, train_source
+from fercli.errors import FercliError
+from fercli.evaluation.answers import write_answers
+from fercli.evaluation.decision import FUSED
+from fercli.files import only_one, write_atomically
+from fercli.loading.face_dataset import FaceDataset
+from fercli.parallel import as_completed
+from fercli.report.sweep import write_csv
+from fercli.spec import Spec
+from fercli.sweep.aggregate import aggregate
+from fercli.sweep.plan import REFERENCE, plan
+
+_STOPPED = "stopped by a signal"
+
+
+def gather(spec: Spec) -> dict[str, Any]:
+    """The results document of what is trained so far; see `fercli.sweep.aggregate`."""
+    return aggregate(spec, plan(spec), REFERENCE)
+
+
+def sweep(spec: Spec) -> list[str]:
+    """Train whatever is not trained yet, ``sweep.jobs`` cells at a time.
+
+    Returns:
+        What failed, a line each; the rest is done.
+
+    Raises:
+        SpecError: as `plan`.
+        FercliError: a dataset is not prepared.
+        Interrupted: SIGINT or SIGTERM came; what runs is saved.
+    """
+    cells, jobs = plan(spec), spec.sweep.jobs
+    if launched().processes > 1:
+        raise FercliError("a sweep starts its own processes (sweep.jobs); start it once, not by torchrun or srun")
+    for name in dict.fromkeys([*(n for c in cells for n in c.spec.data.source), *(c.target for c in cells)]):
+        open_store(cells[0].spec, name, labels=False)
+    targets = list(dict.fromkeys(cell.target for cell in cells))
+    # With the sweep's own adapt section, in which the cells of a run differ.
+    runs = list({c.spec.name: c.spec.model_copy(update={"adapt": spec.adapt}) for c in cells}.values())
+    threads = spec.engine.threads or max(1, (torch.get_num_threads() if jobs == 1 else joblib.cpu_count() // jobs))
+    failed: dict[str, str] = {}
+    adaptations = sum(cell.method != REFERENCE for cell in cells)
+    spec.run_folder.mkdir(parents=True, exist_ok=True)
+    with (
+        only_one(spec.run_folder, "sweep"),
+        StopRequest(_stop_workers) as stop,
+        console.progress("sweep", len(runs) + adaptations) as bar,
+    ):
+
+        def work(function: Any, tasks: list[tuple[Any, ...]]) -> None:
+            def until_stopped() -> Iterator[tuple[Any, ...]]:
+                for task in tasks:
+                    if stop.requested:
+                        return
+                    yield (task[0].model_dump_json(), *task[1:], threads)
+
+            try:
+                for title, problem in as_completed(function, until_stopped(), jobs, threads):
+                    if problem == _STOPPED:
+                        stop.requested = True  # a signal that reached the one who trains
+                    elif problem:
+                        failed[title] = problem
+                    bar.advance(note=title)
+            except FercliError:  # a worker that was stopped between two cells is gone
+                if not stop.requested:
+                    raise
+
+        work(_train_source, [(run, targets) for run in runs])
+        work(
+            _adapt,
+            [(c.spec, c.target, c.title) for c in cells if c.method != REFERENCE and c.spec.name not in failed],
+        )
+        if stop.requested:
+            raise Interrupted(f"stopped; what is done is in {spec.run_folder}, and the same command goes on")
+    return [f"{title}: {problem}" for title, problem in failed.items()]
+
+
+def write_results(document: dict[str, Any], folder: Path) -> dict[str, Path]:
+    """Write ``results.json`` and ``results.csv``; returns the files by kind."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"results": folder / "results.json", "csv": folder / "results.csv"}
+    write_atomically(files["results"], json.dumps(document, indent=1).encode())
+    write_csv(document, files["csv"])
+    return files
+
+
+def _stop_workers() -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, PASSED_ON)
+
+
+def _train_source(document: str, targets: list[str], threads: int) -> tuple[str, str | None]:
+    """Train a run's source model and leave its answers on every target's scored faces, for the reference row."""
+    spec = Spec.model_validate_json(document)
+    return spec.name, _quietly(threads, lambda: (train_source(spec), _answer(spec, targets)))
+
+
+def _adapt(document: str, target: str, title: str, threads: int) -> tuple[str, str | None]:
+    spec = Spec.model_validate_json(document)
+    return title, _quietly(threads, lambda: adapt(spec, target))
+
+
+def _quietly(threads: int, work: Any) -> str | None:
+    """Do the work without a word; a mistake of one cell is told at the end and costs no other cell."""
+    torch.set_num_threads(threads)
+    # A request that comes while stores and weights are read is there when training begins.
+    with console.hushed(warnings=True), StopRequest() as stop:
+        try:
+            work()
+        except (Interrupted, KeyboardInterrupt):
+            return _STOPPED
+        except FercliError as problem:
+            return str(problem)
+        except Exception as problem:  # out of memory, or a mistake of ours: it is this cell's alone
+            return f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
+    return _STOPPED if stop.requested else None
+
+
+def _answer(spec: Spec, targets: list[str]) -> None:
+    path = spec.run_folder / "source" / "best.ckpt"
+    fabric = make_fabric(spec.engine)
+    network = fabric.setup_module(empty_network(spec))
+    load_network(network.module, checkpoint.load(path), spec, path)
+    for name in targets:
+        store = open_store(spec, name, labels=False)
+        faces = FaceDataset([store], [store.indices(store.score_splits)], fabric.device, spec.model.reads_crops)
+        seen = predict(network, faces, view_settings(spec), spec.engine.evaluate_batch)
+        answers = seen.probabilities[:, FUSED].argmax(-1)
+        path = spec.run_folder / "source" / "decisions" / f"{name}.txt"
+        path.parent.mkdir(exist_ok=True)
+        write_answers(path, answers, store)

@@ -1,0 +1,126 @@
+"""Which faces are shown, and what is told of them: plain rules on plain numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fercli.engine.trained import Trained
+from fercli.expressions import EXPRESSIONS
+from fercli.methods.base import Outputs
+from fercli.models import HEADS
+from fercli.scoring.failure_cases import LIMIT, entropy, failure_cases, least_sure, surest_mistakes
+from fercli.scoring.results import Results
+from fercli.store import Store
+
+
+def said(*tops: tuple[int, float]) -> torch.Tensor:
+    """Rows of probabilities that give an expression so much, the others the rest in equal shares."""
+    rows = torch.stack([torch.full((7,), (1 - top) / 6, dtype=torch.float64) for _, top in tops])
+    for row, (answer, top) in zip(rows, tops, strict=True):
+        row[answer] = top
+    return rows
+
+
+def test_mistakes_are_the_surest_first_and_ties_by_position() -> None:
+    probabilities = said((0, 0.9), (1, 0.6), (2, 0.8), (3, 0.8), (4, 0.99), (5, 0.8))
+    answers, labels = np.array([0, 1, 2, 3, 4, 5]), np.array([0, 2, 1, 1, -1, 0])
+    assert surest_mistakes(labels, answers, probabilities).tolist() == [2, 3, 5, 1]  # 0 is right, 4 has no label
+    assert surest_mistakes(labels, answers, probabilities, 2).tolist() == [2, 3]
+    assert surest_mistakes(answers, answers, probabilities).tolist() == []
+    assert surest_mistakes(np.full(6, -1), answers, probabilities).tolist() == []
+
+
+def test_the_least_sure_have_the_largest_entropy() -> None:
+    unsure = entropy(said((0, 0.9), (1, 1 / 7), (2, 1.0), (3, 0.9), (4, 0.5)))
+    assert least_sure(unsure).tolist() == [1, 4, 0, 3, 2]
+    assert least_sure(unsure, 3).tolist() == [1, 4, 0]
+
+
+def test_entropy_lies_in_the_unit_interval() -> None:
+    by_hand = -(0.9 * math.log(0.9) + 6 * (0.1 / 6) * math.log(0.1 / 6)) / math.log(7)
+    np.testing.assert_allclose(entropy(said((0, 1.0), (1, 1 / 7), (2, 0.9))), [0, 1, by_hand], atol=1e-12)
+    rows = torch.rand(200, 7).softmax(-1)
+    plain = [-sum(p * math.log(p) for p in row) / math.log(7) for row in rows.double().tolist()]
+    np.testing.assert_allclose(entropy(rows), plain, atol=1e-12)
+
+
+@pytest.fixture
+def make(prepared, tmp_path):
+    """Give a function (labels, probabilities [N, 7, 7], rule) -> what a model says of JAFFE's last N faces."""
+
+    def scored(labels: list[int], probabilities: torch.Tensor, rule: str = "fused", status=None) -> Results:
+        store = Store.open(prepared / "jaffe")
+        indices = np.arange(len(store) - len(labels), len(store))
+        store.labels[indices] = labels
+        state = {"stage": "source", "decision": rule, "status": status, "spec": {}}
+        model = Trained(tmp_path / "source/best.ckpt", state)
+        held = Outputs(torch.zeros(0, 7, 7), torch.zeros(0, 6, 64), torch.zeros(0, dtype=torch.long))
+        return Results(model, store, "raf-db", False, ["all"], indices, len(labels), probabilities, held)
+
+    return scored
+
+
+def heads(*tops: tuple[int, float]) -> torch.Tensor:
+    """Probabilities [N, 7, 7] of which all heads say the same."""
+    return said(*tops)[:, None].expand(-1, 7, -1).float().contiguous()
+
+
+def test_failure_cases_tell_all_of_a_face(make) -> None:
+    probabilities = heads((0, 0.9), (1, 0.6), (2, 0.8))
+    probabilities[1, 0] = heads((6, 0.95))[0, 0]
+    one = make([0, 3, -1], probabilities)
+    mistakes, uncertain = failure_cases(one)
+    assert {key: mistakes[key] for key in ("folder", "dataset", "kind")} == {
+        "folder": "source",
+        "dataset": "jaffe",
+        "kind": "mistakes",
+    }
+    assert [face["position"] for face in uncertain["faces"]] == [one.indices[row] for row in (1, 2, 0)]
+    assert [face["label"] for face in uncertain["faces"]] == ["happiness", None, "surprise"]
+    (face,) = mistakes["faces"]
+    assert face == uncertain["faces"][0]
+    assert face["id"] == one.store.ids[one.indices[1]]
+    assert (face["label"], face["answer"], face["stage"]) == ("happiness", "fear", "fused")
+    assert face["confidence"] == pytest.approx(0.6)
+    assert face["entropy"] == pytest.approx(entropy(said((1, 0.6)))[0])
+    np.testing.assert_allclose(face["probabilities"], said((1, 0.6))[0], rtol=1e-6)
+    assert [vote["head"] for vote in face["votes"]] == list(HEADS)
+    assert [vote["expression"] for vote in face["votes"]] == ["neutral"] + ["fear"] * 6
+
+
+def test_without_labels_only_the_uncertain_remain(make) -> None:
+    found = failure_cases(make([-1] * 3, heads((0, 0.9), (1, 0.6), (2, 0.8))))
+    assert [(one["kind"], len(one["faces"])) for one in found] == [("uncertain", 3)]
+
+
+def test_without_mistakes_the_list_is_empty(make) -> None:
+    found = failure_cases(make([0, 1], heads((0, 0.9), (1, 0.6))))
+    assert [(one["kind"], len(one["faces"])) for one in found] == [("mistakes", 0), ("uncertain", 2)]
+
+
+def test_at_most_a_dozen_of_each(make) -> None:
+    found = failure_cases(make([1] * 20, heads(*[(0, 0.5)] * 20)))
+    positions = [face["position"] for face in found[0]["faces"]]
+    assert [len(one["faces"]) for one in found] == [LIMIT, LIMIT] == [12, 12]
+    assert positions == sorted(positions)
+
+
+def test_the_rung_is_told_of_glpc_alone(make) -> None:
+    probabilities = heads((0, 0.99), (1, 0.3))
+    probabilities[1, 0] = heads((3, 0.99))[0, 0]
+    told = failure_cases(make([0, 0], probabilities, "glpc", torch.ones(7, 7)))[1]["faces"]
+    assert {(face["stage"], face["answer"]) for face in told} == {("fused", "surprise"), ("global", "happiness")}
+    told = failure_cases(make([0, 0], probabilities, "global+fused"))[1]["faces"]
+    assert {face["stage"] for face in told} == {"global+fused"}
+
+
+def test_a_name_that_is_no_utf8_can_be_shown(make) -> None:
+    one = make([0], heads((1, 0.6)))
+    one.store.ids[one.indices[0]] = "\udcff.png"
+    name = failure_cases(one)[0]["faces"][0]["id"]
+    assert name.encode() == "�.png".encode()
+    assert EXPRESSIONS[one.labels[0]] == "surprise"
