@@ -218,7 +218,7 @@ def test_an_empty_first_store_shifts_nothing(raf: Store, jaffe: Store) -> None:
 def test_thinned_faces_are_spread_over_stores_and_within_each(raf: Store, jaffe: Store, limit: int) -> None:
     chosen = [raf.indices(["test"])[:42], jaffe.indices(jaffe.adapt_splits)[:20], np.empty(0, np.int64)]
     faces = FaceDataset([raf, jaffe, raf], chosen, CPU, False)
-    thin = faces.thinned(limit)
+    thin = faces.subsampled(limit)
     assert limit <= len(thin) <= min(limit + 1, 62)
     assert thin.counts == [-(-42 * limit // 62), -(-20 * limit // 62), 0]
     kept, positions = thin.gather(np.arange(len(thin)))[0], []
@@ -237,9 +237,9 @@ def test_thinned_faces_are_spread_over_stores_and_within_each(raf: Store, jaffe:
 
 def test_few_faces_are_not_thinned(raf: Store) -> None:
     faces = FaceDataset([raf], [np.arange(9)], CPU, False)
-    assert faces.thinned(9) is faces
-    assert faces.thinned(10) is faces
-    assert len(faces.thinned(8)) == 8
+    assert faces.subsampled(9) is faces
+    assert faces.subsampled(10) is faces
+    assert len(faces.subsampled(8)) == 8
 
 
 def test_faces_are_the_same_only_in_the_same_order_of_the_same_stores(raf: Store, jaffe: Store) -> None:

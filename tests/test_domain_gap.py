@@ -55,7 +55,7 @@ class TestThin:
         """Evaluation finds the labels of `Watch`'s outputs by it."""
         store = Store.open(raf_store)
         indices = store.indices(["train"])
-        watched = FaceDataset([store], [indices], torch.device("cpu"), False).thinned(limit)
+        watched = FaceDataset([store], [indices], torch.device("cpu"), False).subsampled(limit)
         ids = [name for _, _, name in watched.names(np.arange(len(watched)))]
         assert ids == [str(name) for name in store.ids[indices[thin(len(indices), limit)]]]
 

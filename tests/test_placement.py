@@ -107,9 +107,9 @@ def test_all_faces_of_a_store_share_what_lies_on_the_device(raf: Store) -> None:
     assert isinstance(one, DeviceCache)
     assert place(raf, CPU, False, "device") is one and place(raf, CPU, True, "device") is not one
     faces = FaceDataset([raf], [np.arange(20)], CPU, False, "device")
-    assert faces.resident and faces.thinned(5).resident
+    assert faces.on_device and faces.subsampled(5).on_device
     assert (
-        not FaceDataset([raf], [np.arange(20)], CPU, True, "host").resident or place(raf, CPU, True, "host") is not one
+        not FaceDataset([raf], [np.arange(20)], CPU, True, "host").on_device or place(raf, CPU, True, "host") is not one
     )
 
 

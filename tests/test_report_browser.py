@@ -24,8 +24,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: neither chromium, chromium-browser nor google-chrome"),
 ]
 
-SECTIONS = {"headline", "dataset-1", "dataset-2", "glpc", "calibration", "gap", "pseudo-labels", "failure-cases", "curves",
-            "spec", "environment", "reading"}  # fmt: skip
+SECTIONS = {"headline", "dataset-1", "dataset-2", "glpc", "calibration", "gap", "pseudo-labels", "failure-cases",
+            "curves", "spec", "environment", "reading"}  # fmt: skip
 
 #: Appended to copies for the tests: what the browser made of the page, left in its title. Reading a width lays it out.
 PROBE = """<script>

@@ -22,8 +22,8 @@ from fercli.report.pseudo_view import pseudo_labels
 from fercli.report.run import render, write_report
 from fercli.report.run_view import view
 
-SECTIONS = ["headline", "dataset-1", "dataset-2", "glpc", "calibration", "gap", "pseudo-labels", "failure-cases", "curves",
-            "spec", "environment", "reading"]  # fmt: skip
+SECTIONS = ["headline", "dataset-1", "dataset-2", "glpc", "calibration", "gap", "pseudo-labels", "failure-cases",
+            "curves", "spec", "environment", "reading"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

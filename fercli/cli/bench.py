@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import click
 
 from fercli import console
 from fercli.cli.completion import complete_datasets
-from fercli.cli.options import read_spec, spec_options
+from fercli.cli.options import read_spec, root_option, spec_options, together
 from fercli.durations import digits
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def command():
     shell_complete=complete_datasets,
     help="Pictures to measure on. Default: procedural faces, drawn for it.",
 )
-@click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
+@root_option
 @click.option("--images", type=click.IntRange(min=16), default=6000, show_default=True, help="How many, at most.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count.")
 def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds):
@@ -84,30 +84,30 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     _keep(spec, "prepare", result)
 
 
-def _step_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What train, adapt and predict share."""
-    for option in reversed(
-        (
-            spec_options,
-            click.option("--backbone", metavar="NAME", help="Instead of the spec's model.backbone."),
-            click.option("--width", type=int, help="Instead of the spec's model.width (ir-small, ir-lite)."),
-            click.option(
-                "--batch", "batches", type=click.IntRange(min=2), multiple=True,
-                help="Faces of a domain in a step (may be repeated). Default: the spec's.",
-            ),
-            click.option(
-                "--precision", "precisions", multiple=True,
-                type=click.Choice(["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"]),
-                help="Instead of the spec's engine.precision (may be repeated).",
-            ),
-            click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="In a round."),
-            click.option(
-                "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count."
-            ),
-        )
-    ):  # fmt: skip
-        function = option(function)
-    return function
+#: What train, adapt and predict share.
+_step_options = together(
+    spec_options,
+    click.option("--backbone", metavar="NAME", help="Instead of the spec's model.backbone."),
+    click.option("--width", type=int, help="Instead of the spec's model.width (ir-small, ir-lite)."),
+    click.option(
+        "--batch",
+        "batches",
+        type=click.IntRange(min=2),
+        multiple=True,
+        help="Faces of a domain in a step (may be repeated). Default: the spec's.",
+    ),
+    click.option(
+        "--precision",
+        "precisions",
+        multiple=True,
+        type=click.Choice(["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"]),
+        help="Instead of the spec's engine.precision (may be repeated).",
+    ),
+    click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="In a round."),
+    click.option(
+        "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count."
+    ),
+)
 
 
 @command.command("train")

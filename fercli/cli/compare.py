@@ -7,25 +7,18 @@ from pathlib import Path
 import click
 
 from fercli import console
-from fercli.cli.completion import complete_datasets, complete_runs
-from fercli.cli.options import read_spec, spec_options
+from fercli.cli.completion import complete_runs
+from fercli.cli.options import dataset_option, force_option, read_spec, spec_options
 
 
 @click.command("compare", short_help="Runs side by side: scores, significance, specs, faces that changed.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
-@click.option(
-    "--dataset",
-    "datasets",
-    metavar="NAME",
-    multiple=True,
-    shell_complete=complete_datasets,
-    help="Compare on this dataset only (may be repeated). Default: on all that were scored.",
-)
+@dataset_option("Compare on this dataset only (may be repeated). Default: on all that were scored.")
 @click.option(
     "--faces", type=click.IntRange(min=0), default=0, metavar="N", help="List N faces of each kind of change."
 )
 @click.option("--csv", "csv_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all that changed.")
-@click.option("--force", is_flag=True, help="Replace the --csv FILE where it is there already.")
+@force_option("Replace the --csv FILE where it is there already.")
 @spec_options
 def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet, as_json):
     """Compare evaluated runs with the first: scores, paired significance, what specs differ in, faces that changed.

@@ -8,15 +8,11 @@ import click
 
 from fercli import console
 from fercli.cli.completion import complete_datasets, complete_readers
-from fercli.cli.options import read_spec, reader_option, reader_options
-
-_QUIET = click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+from fercli.cli.options import console_options, read_spec, reader_option, reader_options
 
 
 @click.group("datasets", short_help="List the datasets, or check a copy of one.", invoke_without_command=True)
-@_QUIET
-@_JSON
+@console_options
 @click.pass_context
 def command(ctx, quiet, as_json):
     """List the datasets that can be read: their sizes, whose split, where to apply, on what terms.
@@ -39,8 +35,7 @@ def command(ctx, quiet, as_json):
 
 @command.command("show", short_help="All that is known of one dataset, and the tree it should be.")
 @click.argument("name", shell_complete=complete_readers)
-@_QUIET
-@_JSON
+@console_options
 def show(name, quiet, as_json):
     """Show one dataset: what it is, where to apply, terms, paper, official counts, options, and the tree expected.
 
@@ -67,8 +62,7 @@ def show(name, quiet, as_json):
 @click.option(
     "-c", "--spec", "spec_file", metavar="FILE", help="Run spec: its name for the dataset, its path and options."
 )
-@_QUIET
-@_JSON
+@console_options
 def check(name, path, options, spec_file, quiet, as_json):
     """Read a dataset's tree without touching a face, and set what is found beside the official counts.
 

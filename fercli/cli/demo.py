@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fercli import console
+from fercli.cli.options import console_options
 
 
 @click.command("demo", short_help="Run all four on faces it draws itself, in minutes.")
@@ -31,8 +32,7 @@ from fercli import console
     help="Instead: every method, three targets ever further from the source, five seeds. Takes most of an hour.",
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="With --sweep: cells at a time.")
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, and nothing else.")
+@console_options
 @click.pass_context
 def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     """Go from nothing to an adapted, evaluated model, on faces it draws itself.

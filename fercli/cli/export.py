@@ -6,7 +6,7 @@ import click
 
 from fercli import console
 from fercli.cli.completion import complete_datasets, complete_runs
-from fercli.cli.options import outside_method_option
+from fercli.cli.options import console_options, force_option, outside_method_option
 
 #: Endings that tell the format.
 _FORMATS = {".onnx": "onnx", ".pt2": "torch"}
@@ -29,9 +29,8 @@ _FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 @click.option("--out", metavar="FILE", help="File to write. Default: ./RUN-TARGET.onnx (or .pt2).")
 @click.option("--opset", metavar="N", type=int, default=18, show_default=True, help="ONNX operator set.")
 @outside_method_option
-@click.option("--force", is_flag=True, help="Replace the file and its card where they are there already.")
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+@force_option("Replace the file and its card where they are there already.")
+@console_options
 def command(run, target, kind, out, opset, force, quiet, as_json):
     """Write a trained model as one file that runs without fercli, and a model card beside it.
 

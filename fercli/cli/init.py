@@ -7,21 +7,14 @@ from pathlib import Path
 import click
 
 from fercli import console
-from fercli.cli.completion import complete_packaged, complete_targets
-from fercli.cli.options import source_option
+from fercli.cli.completion import complete_packaged
+from fercli.cli.options import console_options, force_option, source_option, target_option
 
 
 @click.command("init", short_help="Write a run spec to edit, every key explained.")
 @click.argument("file", metavar="[FILE]", default="fercli.yaml")
 @source_option
-@click.option(
-    "--target",
-    "targets",
-    metavar="NAME",
-    multiple=True,
-    shell_complete=complete_targets,
-    help="Unlabelled target (may be repeated). Default: those of the spec begun from.",
-)
+@target_option("Unlabelled target (may be repeated). Default: those of the spec begun from.")
 @click.option("--backbone", metavar="NAME", help="A shortcut for model.backbone: ir50, ir18, mobilenet-v2, ir-lite.")
 @click.option(
     "--from",
@@ -33,9 +26,8 @@ from fercli.cli.options import source_option
     help="Spec to begin from: a packaged one's name, or a file.",
 )
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Set any key: --set adapt.epochs=5")
-@click.option("--force", is_flag=True, help="Replace FILE where it is there already.")
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+@force_option("Replace FILE where it is there already.")
+@console_options
 def command(file, sources, targets, backbone, base, overrides, force, quiet, as_json):
     """Write a run spec with every key, its value and what it means; the rare ones are commented out.
 

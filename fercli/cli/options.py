@@ -17,47 +17,88 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def spec_options(function: F) -> F:
-    """-c/--spec, --set, --quiet and --json."""
-    for option in reversed(
-        (
-            click.option(
-                "-c", "--spec", "spec_file", metavar="FILE", shell_complete=complete_specs,
-                help="Run spec (YAML) or a packaged one's name. Default: ./fercli.yaml, else the packaged default.",
-            ),
-            click.option(
-                "--set", "overrides", metavar="KEY=VALUE", multiple=True,
-                help="Override any key: --set adapt.epochs=5",
-            ),
-            click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors."),
-            click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else."),
-        )
-    ):  # fmt: skip
-        function = option(function)
-    return function
+def together(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order in which --help lists them."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
 
 
-def source_option(function: F) -> F:
-    """--source, a shortcut for data.source."""
+#: --quiet and --json.
+console_options = together(
+    click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else."),
+)
+#: --set.
+overrides_option = click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key: --set adapt.epochs=5"
+)
+#: -c/--spec, --set, --quiet and --json.
+spec_options = together(
+    click.option(
+        "-c",
+        "--spec",
+        "spec_file",
+        metavar="FILE",
+        shell_complete=complete_specs,
+        help="Run spec (YAML) or a packaged one's name. Default: ./fercli.yaml, else the packaged default.",
+    ),
+    overrides_option,
+    console_options,
+)
+#: --source, a shortcut for data.source.
+source_option = click.option(
+    "--source",
+    "sources",
+    metavar="NAME",
+    multiple=True,
+    shell_complete=complete_datasets,
+    help="Labelled source dataset (may be repeated).",
+)
+#: --root, of the one dataset that a command reads.
+root_option = click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
+#: --option, for the reader of a dataset; may be repeated.
+reader_option = click.option(
+    "--option",
+    "options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="Option of the dataset's reader (see fercli datasets show NAME); may be repeated.",
+)
+#: --method, a shortcut for adapt.method.
+method_option = click.option(
+    "--method",
+    metavar="NAME",
+    shell_complete=complete_methods,
+    help="Adaptation method; a shortcut for adapt.method.",
+)
+#: --restart.
+restart_option = click.option(
+    "--restart", is_flag=True, help="Throw away what this step has made so far and begin again."
+)
+
+
+def dataset_option(meaning: str) -> Callable[[F], F]:
+    """--dataset, with its help text."""
     return click.option(
-        "--source",
-        "sources",
-        metavar="NAME",
-        multiple=True,
-        shell_complete=complete_datasets,
-        help="Labelled source dataset (may be repeated).",
-    )(function)
+        "--dataset", "datasets", metavar="NAME", multiple=True, shell_complete=complete_datasets, help=meaning
+    )
 
 
-def reader_option(function: F) -> F:
-    """--option, for the reader of a dataset; may be repeated."""
+def target_option(meaning: str) -> Callable[[F], F]:
+    """--target, with its help text."""
     return click.option(
-        "--option",
-        "options",
-        metavar="KEY=VALUE",
-        multiple=True,
-        help="Option of the dataset's reader (see fercli datasets show NAME); may be repeated.",
-    )(function)
+        "--target", "targets", metavar="NAME", multiple=True, shell_complete=complete_targets, help=meaning
+    )
+
+
+def force_option(meaning: str) -> Callable[[F], F]:
+    """--force, with its help text."""
+    return click.option("--force", is_flag=True, help=meaning)
 
 
 def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
@@ -81,23 +122,6 @@ def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
     return chosen
 
 
-def target_option(meaning: str) -> Callable[[F], F]:
-    """--target, with its help text."""
-    return click.option(
-        "--target", "targets", metavar="NAME", multiple=True, shell_complete=complete_targets, help=meaning
-    )
-
-
-def method_option(function: F) -> F:
-    """--method, a shortcut for adapt.method."""
-    return click.option(
-        "--method",
-        metavar="NAME",
-        shell_complete=complete_methods,
-        help="Adaptation method; a shortcut for adapt.method.",
-    )(function)
-
-
 def outside_method_option(function: F) -> F:
     """--method of commands that use a trained model: code from outside that its file may name."""
 
@@ -114,13 +138,6 @@ def outside_method_option(function: F) -> F:
         callback=trust,
         help="Method from outside fercli that the model was adapted by; its code is run.",
     )(function)
-
-
-def restart_option(function: F) -> F:
-    """--restart."""
-    return click.option("--restart", is_flag=True, help="Throw away what this step has made so far and begin anew.")(
-        function
-    )
 
 
 def read_spec(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fercli import console
-from fercli.cli.options import outside_method_option, read_spec, spec_options
+from fercli.cli.options import force_option, outside_method_option, read_spec, spec_options
 from fercli.durations import rate
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that find faces. Default: all cores.")
 @outside_method_option
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the spec's engine.device.")
-@click.option("--force", is_flag=True, help="Replace outputs that are there, and begin again.")
+@force_option("Replace outputs that are there, and begin again.")
 @click.option("--resume", is_flag=True, help="Go on behind what a stopped run has answered (FILE.part).")
 def command(
     inputs, spec_file, overrides, quiet, as_json, run, target, jsonl, csv_to, annotate, smooth, every, batch, workers,

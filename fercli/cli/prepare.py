@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fercli import console
-from fercli.cli.completion import complete_datasets
-from fercli.cli.options import read_spec, reader_option, reader_options, spec_options
+from fercli.cli.options import dataset_option, read_spec, reader_option, reader_options, root_option, spec_options
 
 if TYPE_CHECKING:
     from fercli.spec import Spec
@@ -27,15 +26,8 @@ _FINDINGS = {
 
 @click.command("prepare", short_help="Find, align and store the faces of a dataset.")
 @spec_options
-@click.option(
-    "--dataset",
-    "datasets",
-    metavar="NAME",
-    multiple=True,
-    shell_complete=complete_datasets,
-    help="Dataset to prepare (may be repeated). Default: all of the spec.",
-)
-@click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
+@dataset_option("Dataset to prepare (may be repeated). Default: all of the spec.")
+@root_option
 @reader_option
 @click.option("--verify", "look", is_flag=True, help="Check what is prepared, from end to end, and change nothing.")
 @click.option("--repair", is_flag=True, help="Make again what --verify found damaged, and keep the rest.")

@@ -5,16 +5,15 @@ from __future__ import annotations
 import click
 
 from fercli import console
-from fercli.cli.options import read_spec
+from fercli.cli.options import console_options, overrides_option, read_spec
 
 
 @click.command("sweep", short_help="Methods x targets x seeds, and one table.")
 @click.argument("spec_file", metavar="SPEC")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override any key: --set adapt.epochs=5")
+@overrides_option
 @click.option("--jobs", type=click.IntRange(min=1), help="Cells trained at a time; a shortcut for sweep.jobs.")
 @click.option("--dry-run", is_flag=True, help="Check the spec and list the cells; train nothing.")
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+@console_options
 def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
     """Train and score methods on targets over seeds, by the `sweep` section of a run spec.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from fercli import console
-from fercli.cli.options import outside_method_option, read_spec, spec_options
+from fercli.cli.options import console_options, force_option, outside_method_option, read_spec, spec_options
 
 
 @click.group("weights", short_help="Tell what a checkpoint is, or export one of ours.")
@@ -78,9 +78,8 @@ def inspect(ctx, files, spec_file, overrides, quiet, as_json):
 )
 @outside_method_option
 @click.option("--half", is_flag=True, help="Store floats as float16: half the size.")
-@click.option("--force", is_flag=True, help="Replace OUT where it is there already.")
-@click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else.")
+@force_option("Replace OUT where it is there already.")
+@console_options
 def export(source, out, kind, half, force, quiet, as_json):
     """Write the checkpoint of a run (a file, or the folder of its stage) under published names.
 

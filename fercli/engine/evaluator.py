@@ -84,12 +84,12 @@ class TargetEvaluator(SourceEvaluator):
     ):
         super().__init__(network, method, settings, batch, source)
         self._train, self._scored, self._folder, self._store = train, scored, folder, store
-        self._watched = train.thinned(plan.select_images)
+        self._watched = train.subsampled(plan.select_images)
         # A target without a split of its own (JAFFE) watches and scores the same faces: one pass serves both.
         self._same = self._watched.same_as(scored)
         self._dev_faces = None
         if "dev" in (plan.select, *plan.also_score):
-            self._dev_faces = source.train.thinned(plan.select_images)
+            self._dev_faces = source.train.subsampled(plan.select_images)
         names = ("decisions", "outputs", "candidates") if plan.select == "ensv" else ("decisions", "outputs")
         for name in names:
             distributed.on_rank_zero((folder / name).mkdir, exist_ok=True)

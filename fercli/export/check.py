@@ -100,7 +100,7 @@ def samples(trained: Trained) -> Samples:
             continue
         if not len(store):
             continue
-        chosen = FaceDataset([store], [np.arange(len(store))], torch.device("cpu"), spec.model.reads_crops).thinned(
+        chosen = FaceDataset([store], [np.arange(len(store))], torch.device("cpu"), spec.model.reads_crops).subsampled(
             FACES
         )
         return Samples(*chosen.gather(np.arange(min(len(chosen), FACES))), name)

@@ -10,7 +10,7 @@ random number is drawn on the CPU with the caller's generator, so all devices se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -120,7 +120,6 @@ def plain_view(
     return View(images.contiguous(), landmarks - offset, patches)
 
 
-@torch.no_grad()
 def weak_view(
     faces: torch.Tensor,
     landmarks: torch.Tensor,
@@ -135,9 +134,7 @@ def weak_view(
     The shift is drawn from what leaves the window inside the stored face; where its margin is too small even for the
     scale, the border is replicated. `generator` is a CPU generator (None: torch's global one). `share`: see `Shard`.
     """
-    window, flipped = _draw_window(faces, settings, generator, share)
-    pixels, layout, points = _warp(faces, landmarks, crops, window, window, flipped, settings)
-    return _finish(pixels, layout, points)
+    return strong_view(faces, landmarks, crops, replace(settings, operations=0), generator, share)
 
 
 @torch.no_grad()

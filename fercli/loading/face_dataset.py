@@ -43,7 +43,7 @@ class FaceDataset:
         """Chosen faces of each store."""
         return [len(indices) for indices in self._indices]
 
-    def thinned(self, limit: int) -> FaceDataset:
+    def subsampled(self, limit: int) -> FaceDataset:
         """At most about `limit` of the faces, evenly spread over the stores and within each."""
         if len(self) <= limit:
             return self
@@ -69,7 +69,7 @@ class FaceDataset:
         return named
 
     @property
-    def resident(self) -> bool:
+    def on_device(self) -> bool:
         """Whether all of them lie on the device."""
         return all(isinstance(home, DeviceCache) for home in self._homes)
 

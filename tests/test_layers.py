@@ -1,0 +1,95 @@
+"""The house: which package may import which, no circles, and a front door that names what is behind it."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import fercli
+
+ROOT = Path(fercli.__file__).parent
+
+#: From the ground up: a package or root module imports only from lines above its own in this list, or from itself.
+LAYERS = (
+    *("version", "errors", "expressions", "durations", "console", "files"),
+    *("machine", "media", "output_files", "parallel", "spreadsheet"),
+    *("starter", "spec", "datasets", "faces", "synthetic", "store"),
+    *("loading", "models", "methods", "evaluation", "report"),
+    *("prepare", "engine", "scoring", "sweep", "predict", "export"),
+    *("benchmarks", "doctor", "cli", "__init__", "__main__"),
+)
+#: At the root lie the ground floor, the store and the entry points.
+MOST_AT_THE_ROOT = 14
+
+
+def _modules() -> dict[str, Path]:
+    """Every module by its name below the package, such as ``engine.loop``; of a package ``engine``."""
+    found = {}
+    for path in ROOT.rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(name: str) -> set[str]:
+    """What a module imports of the package, anywhere in it: in functions and for the type checker too."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} has a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for full in names:
+            package, _, below = full.partition(".")
+            if package != "fercli":
+                continue
+            while below and below not in MODULES:
+                below = below.rpartition(".")[0]
+            found.add(below or "__init__")
+    return found - {name}
+
+
+def test_imports_run_downwards() -> None:
+    upward = []
+    for name in MODULES:
+        own = name.partition(".")[0]
+        for other in _imports(name):
+            there = other.partition(".")[0]
+            if there != own and LAYERS.index(there) > LAYERS.index(own):
+                upward.append(f"{name} imports {other}")
+    assert not upward
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    try:
+        TopologicalSorter({name: _imports(name) for name in MODULES}).prepare()
+    except CycleError as circle:
+        pytest.fail(f"imports run in a circle: {' -> '.join(circle.args[1])}")
+
+
+def test_every_room_has_its_place() -> None:
+    rooms = {name.partition(".")[0] for name in MODULES} - {"configs"}
+    assert rooms == set(LAYERS)
+    assert len([name for name in LAYERS if (ROOT / f"{name}.py").exists()]) <= MOST_AT_THE_ROOT
+
+
+@pytest.mark.parametrize("package", [name for name in LAYERS if (ROOT / name).is_dir()])
+def test_the_front_door_names_what_others_may_use(package: str) -> None:
+    used = {
+        other.split(".")[1]
+        for name in MODULES
+        if name.partition(".")[0] != package
+        for other in _imports(name)
+        if other.startswith(f"{package}.")
+    }
+    told = ast.get_docstring(ast.parse(MODULES[package].read_text(encoding="utf-8"))) or ""
+    assert {module for module in used if f"`{module}`" not in told} == set()
