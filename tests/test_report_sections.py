@@ -14,9 +14,9 @@ from pages import Page
 from PIL import Image
 from report_documents import document, pictures
 
+from fercli.report.analysis_view import calibration, failure_cases, gaps
 from fercli.report.charts import ceiling, lines, reliability, scatter
 from fercli.report.headline_view import all_rows, benchmark, variant
-from fercli.report.look_view import calibration, failure_cases, gaps
 from fercli.report.pictures import FACE, Faces, face_uri, heated, landmark_dots
 from fercli.report.pseudo_view import pseudo_labels
 from fercli.report.run import render, write_report

@@ -62,7 +62,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, repor
 
 
 def _show(results, files, of_model=False):
-    from fercli.evaluation.headline import expressions, headline
+    from fercli.cli.evaluate_view import expressions, headline
 
     title, *table = headline(results)
     console.table(results["title"] if of_model else title, *table)

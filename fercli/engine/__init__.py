@@ -1,0 +1,22 @@
+"""Training: one loop, and the run folder that it leaves.
+
+- `stages`: ``train-source`` and ``adapt``: a spec in, a filled stage folder out;
+- `loop`: the one training loop;
+- `data`: the stores and faces that a stage trains on;
+- `network`: the network of a spec, new or from a checkpoint;
+- `evaluator`: what is computed over all faces before an epoch, and the scores after it;
+- `predict`: a network over chosen faces;
+- `schedule`: learning rates;
+- `averaging`: the moving average of the weights;
+- `guards`: losses that are not finite, and too little memory;
+- `interrupt`: SIGINT and SIGTERM;
+- `acceleration`: precision, libraries of the device, compilation;
+- `fabric`: devices and processes;
+- `lightning`: what is used of Lightning Fabric;
+- `distributed`: several processes that train as one;
+- `sharding`: one batch over several processes;
+- `folder`: a stage's folder, and what its checkpoints say of themselves;
+- `checkpoint`: checkpoints as files;
+- `log`: metrics.jsonl and environment.json;
+- `trained`: a trained model, ready for use.
+"""

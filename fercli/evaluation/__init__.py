@@ -1,1 +1,20 @@
-"""Trained networks to numbers: decision rules, metrics, label-free selection, sweeps."""
+"""Outputs to numbers: pure functions of probabilities, answers and results. Nothing here runs a network.
+
+- `decision`: from seven heads to one answer;
+- `metrics`: scores from a confusion matrix;
+- `intervals`: bootstrap intervals;
+- `calibration`: reliability, and temperature scaling;
+- `selection`: choosing the epoch without target labels;
+- `predictions`: selection rules that look at predictions alone;
+- `importance_weights`: DEV, the rule that weighs source faces by density ratio;
+- `oracle`: the best epoch by the target's own labels: an upper bound, never a result;
+- `answers`: files of answers without labels;
+- `pseudo_labels`: how many pseudo labels a threshold admits;
+- `domain_gap`: the proxy A-distance, and the t-SNE map;
+- `statistics`: what several seeds allow to be said;
+- `sweep_table`: the tables of a sweep;
+- `sweep_rules`: how well each selection rule did;
+- `runs`: evaluated runs, to be compared;
+- `compare`: two models face by face;
+- `published`: published accuracies.
+"""

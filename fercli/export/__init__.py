@@ -1,1 +1,11 @@
-"""A trained model to take away: ONNX and torch.export, checked, with a model card."""
+"""A trained model to take away.
+
+- `write`: `fercli export`: traced, checked, written;
+- `graph`: from a prepared face to an answer in one module;
+- `formats`: ONNX and torch.export;
+- `check`: the file against the model;
+- `card`: the model card;
+- `snippets`: the card's code;
+- `quiet`: silence around torch's exporters;
+- `weights`: `fercli weights export`: our checkpoints in the names of other code.
+"""

@@ -2,6 +2,12 @@
 
 A method supplies losses and extra modules, never a loop of its own. See `fercli.methods.base` for the contract.
 This registry holds names only, so that a spec can be checked without loading torch.
+
+- `base`: the contract, `Method`, and what it gets and gives;
+- `losses`, `adversarial`, `alignment`: losses that methods share;
+- `joint`: source and target through the network together;
+- `graph`: the graph networks of AGRA;
+- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: a method each.
 """
 
 from __future__ import annotations

@@ -1,1 +1,17 @@
-"""Pictures and videos in, answers out: what `fercli predict` is made of."""
+"""Pictures and videos in, expressions out.
+
+- `recognizer`: `fercli.Recognizer`, a trained model for use;
+- `run`: `fercli predict` from inputs to outputs;
+- `inputs`: pictures, folders, globs, videos, cameras, lists;
+- `videos`: video files frame by frame;
+- `cameras`: cameras frame by frame;
+- `stream`: workers find faces while the network answers;
+- `faces`: what a worker does with one picture;
+- `tracking`: who is who from frame to frame;
+- `results`: JSON lines, CSV, annotated copies;
+- `drawing`: answers drawn over a picture;
+- `video_writer`: annotated videos;
+- `writing`: all files of a run, put in place at its end;
+- `resume`: from where a stopped run goes on;
+- `totals`: what is counted.
+"""

@@ -6,11 +6,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from fercli.evaluation.metrics import number
+from fercli.report.analysis_view import calibration, failure_cases, gaps
 from fercli.report.charts import FEW
 from fercli.report.frame import frame, plain
 from fercli.report.headline_view import COUNTS, all_rows, benchmark, headline, intervals, variant
 from fercli.report.left_out import labelled, left_out
-from fercli.report.look_view import calibration, failure_cases, gaps
 from fercli.report.pictures import Faces
 from fercli.report.plots import stage_folder, training_curves
 from fercli.report.pseudo_view import pseudo_labels
