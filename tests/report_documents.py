@@ -45,7 +45,7 @@ def document(faces: int = 213, targets: tuple[str, ...] = ("jaffe",), seed: int 
     for row in bound:
         row["intervals"] = None
     return {
-        "schema": 2,
+        "schema": 3,
         "title": "a demo of mine",
         "created": "2026-11-23T10:00:00+00:00",
         "stand_in": True,

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fercli.evaluation import importance_weights, predictions, selection
+from fercli.evaluation import predictions, selection
+from fercli.evaluation.importance_weights import weighted_risk
 from fercli.evaluation.rules import RULES
 
 ON_TARGET = ["entropy", "infomax", "agreement", "bnm", "snd", "corr-c"]
@@ -233,12 +234,10 @@ def test_dev_equals_a_loop(seed: int) -> None:
 
 def test_weighted_risk_by_hand() -> None:
     # w l = 2, 0, 1 (mean 1), w = 2, 3, 1 (mean 2): Cov = (1 * 0 - 1 * 1 + 0 * -1) / 3 = -1/3, Var = 2/3, eta = 1/2
-    found = importance_weights.weighted_risk(np.array([2.0, 3.0, 1.0]), np.array([1.0, 0.0, 1.0]))
+    found = weighted_risk(np.array([2.0, 3.0, 1.0]), np.array([1.0, 0.0, 1.0]))
     assert found == pytest.approx(1 + 0.5 * (2 - 1))
-    assert (
-        importance_weights.weighted_risk(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == 0.25
-    )  # weights alike: no variate
-    assert importance_weights.weighted_risk(np.array([3.0]), np.array([1.0])) == 3  # one face: no variance
+    assert weighted_risk(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == 0.25  # weights alike: no variate
+    assert weighted_risk(np.array([3.0]), np.array([1.0])) == 3  # one face: no variance
 
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
@@ -399,4 +398,4 @@ def test_rules_of_pytorch_adapt_agree() -> None:
     assert predictions.bnm(p) == pytest.approx(bnm * math.sqrt(90 / 7), rel=1e-6)
     weights, losses = p[:40, :1] * 7, p[:40, 1:2]
     risk = get_dev_risk(weights.clone(), losses, None)
-    assert importance_weights.weighted_risk(weights.numpy()[:, 0], losses.numpy()[:, 0]) == pytest.approx(float(risk))
+    assert weighted_risk(weights.numpy()[:, 0], losses.numpy()[:, 0]) == pytest.approx(float(risk))

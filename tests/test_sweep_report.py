@@ -68,7 +68,7 @@ def cell(method, target, seed, accuracy, keys=None, oracle=None, rules=None, **o
 def document():
     """Four methods, two targets, three seeds, all there."""
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "sweep",
         "title": "a sweep of mine",
         "created": "2026-11-23T10:00:00Z",

@@ -1,6 +1,6 @@
 """Evaluated runs as `fercli compare` reads them, and which model of one is compared with which of another.
 
-Read is what `fercli evaluate` leaves in a run's report folder: results.json (schema 2) and predictions/*.csv.
+Read is what `fercli evaluate` leaves in a run's report folder: results.json (schema 3) and predictions/*.csv.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fercli.expressions import EXPRESSIONS
 from fercli.yaml_data import read_yaml_file
 
 #: The results document that this reads.
-SCHEMA = 2
+SCHEMA = 3
 
 
 class _Entry(BaseModel):

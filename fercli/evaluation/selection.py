@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fercli.evaluation import importance_weights, predictions
+from fercli.evaluation import predictions
 from fercli.evaluation.decision import FUSED
+from fercli.evaluation.importance_weights import density_ratio, weighted_risk
 from fercli.evaluation.rules import RULES
 
 
@@ -71,7 +72,7 @@ def dev_score(
 ) -> dict[str, float]:
     """``dev``: minus the 0-1 risk on the target that deep embedded validation estimates (You et al., ICML 2019).
 
-    The held-out source faces' errors are weighed by `importance_weights.density_ratio` and averaged by `importance_weights.weighted_risk`.
+    The held-out source faces' errors are weighed by `density_ratio` and averaged by `weighted_risk`.
 
     Args:
         train_features: [M, 384], of source faces trained on: flattened features of the fused head, in eval mode.
@@ -90,7 +91,7 @@ def dev_score(
         return {"dev": math.nan}
     train, target, held = (features.detach().cpu().double().numpy() for features in given[:3])
     wrong = (held_probabilities.argmax(-1) != held_labels).cpu().double().numpy()
-    risk = importance_weights.weighted_risk(importance_weights.density_ratio(train, target, held), wrong)
+    risk = weighted_risk(density_ratio(train, target, held), wrong)
     return {"dev": -risk if math.isfinite(risk) else math.nan}
 
 

@@ -28,7 +28,7 @@ def write_report(results: Mapping[str, Any], folder: Path, pictures: Pictures | 
     ever found under that name.
 
     Args:
-        results: the document of `results.json`, schema 2 or 1 (`fercli.scoring.results_files`). Scores may be None
+        results: the document of `results.json`, schema 3 (`fercli.scoring.results_files`). Scores may be None
             (not defined); whatever else is missing or empty is left out, and the page says so.
         folder: where to write.
         pictures: of the faces of failure cases; those that are not there are shown as numbers alone.

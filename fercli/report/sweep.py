@@ -2,7 +2,7 @@
 
 All read one results document, plain values as JSON holds them (scores are fractions in [0, 1], None = not defined):
 
-- ``schema`` 1, ``kind`` "sweep", ``title``, ``created`` (ISO 8601), ``stand_in`` (bool), ``spec``, ``environment``;
+- ``schema`` 2, ``kind`` "sweep", ``title``, ``created`` (ISO 8601), ``stand_in`` (bool), ``spec``, ``environment``;
 - ``targets``, ``methods`` (labels) and ``seeds``, in order; ``reference``, the label that others are compared with;
 - ``datasets``: name -> {"stand_in", "role": "source" or "target"};
 - ``cells``, a dict for each that was run: ``seed``, ``keys`` (values of the grid's spec keys), ``target``, ``method``
@@ -41,7 +41,7 @@ def write_sweep_report(document: Mapping[str, Any], folder: Path) -> Path:
     One file that loads nothing. The folder is made if it is not there, and an older report replaced in one move.
 
     Args:
-        document: the results of a sweep (schema 1, kind "sweep"). Scores, oracles, rules and seconds may be None or
+        document: the results of a sweep (schema 2, kind "sweep"). Scores, oracles, rules and seconds may be None or
             empty, `missing`, `published`, `spec` and `environment` may be left out.
         folder: where to write.
     """

@@ -250,7 +250,7 @@ def _document(spec: Spec, models: Sequence[Trained], stores: Mapping[str, Store]
     stand_in = any(store.stand_in for store in stores.values())
     published = spec.evaluate.published and not stand_in
     return {
-        "schema": 2,
+        "schema": 3,
         "title": spec.evaluate.title or spec.name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "stand_in": stand_in,

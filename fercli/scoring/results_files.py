@@ -1,6 +1,6 @@
 """The results of a run in files: ``results.json``, the same scores as ``results.csv``, and each face's answer.
 
-``results.json`` (schema 2; shares are fractions in 0..1, None is not defined) holds
+``results.json`` (schema 3; shares are fractions in 0..1, None is not defined) holds
 
 - ``schema``, ``title``, ``created`` (ISO 8601), ``stand_in``, ``expressions``, ``spec``, ``environment``;
 - ``datasets``: name -> {"stand_in", "role": "source" or "target"};

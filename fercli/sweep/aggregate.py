@@ -72,7 +72,7 @@ def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, An
         oracle_method = method_class(registered).oracle
         rows.append({**about, "registered": registered, "oracle_method": oracle_method, **counts, **found})
     return {
-        "schema": 1,
+        "schema": 2,
         "kind": "sweep",
         "title": spec.evaluate.title or spec.name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
