@@ -23,7 +23,7 @@ from fercli.errors import FercliError, SpecError
 from fercli.models.reading import shown
 from fercli.predict.inputs import find_inputs
 from fercli.spec import LARGEST, load, to_yaml
-from fercli.yaml_data import MAX_BYTES
+from fercli.spec.yaml_data import MAX_BYTES
 
 NOBODY = io.BytesIO()
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from conftest import run
 
-from fercli.commented import COMMON, commented, words
 from fercli.spec import Section, Spec, load, packaged, parse
+from fercli.spec.template import COMMON, to_template, words
 
 _OUT = re.compile(r"(?m)^( *)#(?=[a-z_]+:)")
 
@@ -48,7 +48,7 @@ def _is_section(annotation: object) -> bool:
 @pytest.mark.parametrize("name", sorted(packaged()))
 def test_what_is_written_loads_as_it_was_with_and_without_the_comments(name: str) -> None:
     spec = load(name)
-    text = commented(spec)
+    text = to_template(spec)
     assert parse(yaml.safe_load(text)) == spec
     everything = _OUT.sub(r"\1", text)
     assert parse(yaml.safe_load(everything)) == spec
@@ -69,21 +69,21 @@ def _keys(tree: dict, before: str = "") -> set[str]:
 
 
 def test_the_defaults_are_written_as_the_defaults() -> None:
-    text = commented(Spec())
+    text = to_template(Spec())
     assert parse(yaml.safe_load(text)) == Spec()
     live = _keys(yaml.safe_load(text))
     assert live == COMMON  # which also says that every common key exists
 
 
 def test_every_commented_key_may_be_put_in_alone() -> None:
-    text = commented(Spec())
+    text = to_template(Spec())
     for match in _OUT.finditer(text):
         one = text[: match.start()] + match[1] + text[match.end() :]
         assert parse(yaml.safe_load(one)) == Spec(), text[match.start() : match.end() + 40]
 
 
 def test_lines_are_short_and_choices_are_told() -> None:
-    text = commented(load("default"))
+    text = to_template(load("default"))
     assert max(map(len, text.splitlines())) <= 120
     for word in ("mobilenet-v2", "bf16-mixed", "image-crop", "aglrls", "infomax", "mean-landmarks", "sqrt"):
         assert word in text

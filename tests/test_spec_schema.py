@@ -13,9 +13,9 @@ import pytest
 import yaml
 from conftest import run
 
-from fercli.commented import commented
 from fercli.spec import Spec, load, packaged, parse, to_yaml
-from fercli.spec_schema import schema, schema_file
+from fercli.spec.json_schema import schema, schema_file
+from fercli.spec.template import to_template
 
 #: Strings that YAML 1.1 (PyYAML) does not take for the numbers that the spec, and editors' YAML 1.2, read in them.
 _NUMBER = re.compile(r"[0-9.]+e[+-]?[0-9]+")
@@ -42,7 +42,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_the_packaged_file_is_the_specs_own() -> None:
-    """If this fails, write the file again: python -m fercli.spec_schema"""
+    """If this fails, write the file again: python -m fercli.spec.json_schema"""
     assert json.loads(schema_file().read_text(encoding="utf-8")) == schema()
 
 
@@ -53,7 +53,7 @@ def test_it_takes_the_packaged_specs_as_they_are_and_resolved(name: str, validat
 
 
 def test_it_takes_the_template_with_every_key_put_in(validator) -> None:
-    text = re.sub(r"(?m)^( *)#(?=[a-z_]+:)", r"\1", commented(Spec()))
+    text = re.sub(r"(?m)^( *)#(?=[a-z_]+:)", r"\1", to_template(Spec()))
     validator.validate(read(text))
 
 

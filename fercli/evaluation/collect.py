@@ -26,8 +26,8 @@ from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.spec import Spec, parse
+from fercli.spec.yaml_data import read_yaml_file
 from fercli.store import Store
-from fercli.yaml_data import read_yaml_file
 
 if TYPE_CHECKING:
     from fercli.sweep_plan import Cell

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from fercli.errors import FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
-from fercli.yaml_data import read_yaml_file
+from fercli.spec.yaml_data import read_yaml_file
 
 #: The results document that this reads.
 SCHEMA = 2

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fercli.errors import FercliError, SpecError
-from fercli.plugins import import_from, is_trusted
+from fercli.spec.plugins import import_from, is_trusted
 
 if TYPE_CHECKING:
     from fercli.methods.base import Method
@@ -53,7 +53,7 @@ def method_class(name: str) -> type[Method]:
 def method_in_file(name: str, path: Path) -> type[Method]:
     """The class of the method that a checkpoint or model file names.
 
-    A file is data: code from outside runs only where the user names it too (`fercli.plugins.trust`).
+    A file is data: code from outside runs only where the user names it too (`fercli.spec.plugins.trust`).
 
     Raises:
         FercliError: it is a method from outside that the user has not named.

@@ -26,8 +26,8 @@ from fercli import __version__
 from fercli.errors import FercliError
 from fercli.files import is_file_name
 from fercli.models.reading import BROKEN, check_plain, is_plain, is_safetensors, shown, some
-from fercli.plugins import is_place
 from fercli.spec import Fraction, Section, Spec, explain, parse
+from fercli.spec.plugins import is_place
 
 FORMAT = 1
 _MARK, _RECORD, _METHOD = "fercli.format", "fercli.record", "method."

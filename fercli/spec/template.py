@@ -36,7 +36,7 @@ _WIDTH, _COLUMN = 120, 34
 _ENTRY = re.compile(r"(\w+): (.*)")
 
 
-def commented(spec: Spec) -> str:
+def to_template(spec: Spec) -> str:
     """The spec as YAML text that `fercli.spec.load` reads back as the same spec.
 
     Keys of `COMMON` and those that are not at their defaults are live, all others commented out.

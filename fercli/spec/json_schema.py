@@ -2,7 +2,7 @@
 
 It is made of the same classes and words as the spec itself. The file in the package is written by::
 
-    python -m fercli.spec_schema
+    python -m fercli.spec.json_schema
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fercli.commented import CHOICES, words
 from fercli.files import write_atomically
 from fercli.spec import Section, Spec, config_folder
+from fercli.spec.template import CHOICES, words
 
 #: Choices that may be a place in the user's own code too, ``MODULE:NAME``.
 _OPEN = {"adapt.method": "^[^:]+:[^:]+$"}
