@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from fercli.datasets import READERS
-from fercli.methods import METHODS, method_class
+from fercli.methods import method_class
 from fercli.methods.base import Method
 from fercli.spec import Adapt, Spec, TrainSource, config_folder, load, packaged
+from fercli.spec.registry import METHODS
 
 NAMES = sorted(packaged())
 PUBLISHED = [f"{source}-{net}" for source in ("raf-db", "fer2013") for net in ("ir50", "ir18", "mobilenet-v2")]

@@ -28,11 +28,12 @@ from fercli.engine.log import read_metrics
 from fercli.engine.loop import Trainee
 from fercli.engine.shares import check_batch, rows_of, share_norms
 from fercli.errors import FercliError
-from fercli.methods import METHODS, method_class
+from fercli.methods import method_class
 from fercli.methods.base import Batch, Clock
 from fercli.models import FEATURE_SIZE, GlobalLocal
 from fercli.models.backbones import IR_BLOCKS, IRNet
 from fercli.spec import Adapt
+from fercli.spec.registry import METHODS
 from fercli.store import Store
 from fercli.views import View, ViewSettings
 

@@ -25,7 +25,8 @@ from fercli.engine import checkpoint
 from fercli.engine.log import Log, Meter, read_metrics
 from fercli.engine.schedule import rate_in
 from fercli.errors import FercliError
-from fercli.methods import METHODS, method_class
+from fercli.methods import method_class
+from fercli.spec.registry import METHODS
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,12 @@ import torch
 from tiny import Tiny
 
 from fercli.errors import SpecError
-from fercli.methods import METHODS, method_class
+from fercli.methods import method_class
 from fercli.methods.aglrls import AGLRLS
 from fercli.methods.base import Batch, Clock
 from fercli.models import FEATURE_SIZE, HEADS, Output
 from fercli.spec import Adapt
+from fercli.spec.registry import METHODS
 from fercli.views import View
 
 B, TARGETS, STEP = 4, 12, 700

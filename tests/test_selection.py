@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fercli.evaluation import density, predictions, selection
-from fercli.evaluation.rules import RULES
+from fercli.spec.registry import RULES
 
 ON_TARGET = ["entropy", "infomax", "agreement", "bnm", "snd", "corr-c"]
 DIMENSIONS = 5
@@ -378,7 +378,7 @@ def test_every_rule_has_a_score() -> None:
 
 
 def test_the_registry_needs_no_torch() -> None:
-    code = "import sys, fercli.evaluation.rules; sys.exit(bool({'torch', 'sklearn', 'numpy'} & set(sys.modules)))"
+    code = "import sys, fercli.spec.registry; sys.exit(bool({'torch', 'sklearn', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

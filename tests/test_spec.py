@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fercli
 from fercli.errors import SpecError
 from fercli.spec import Spec, find, load, packaged, parse, to_yaml
 
@@ -176,6 +178,24 @@ def test_folders() -> None:
 def test_a_read_spec_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Spec().name = "other"
+
+
+SPEC = Path(fercli.__file__).parent / "spec"
+#: What stands below the spec.
+GROUND = {"fercli", "fercli.console", "fercli.docstrings", "fercli.errors", "fercli.files", "fercli.starter"}
+
+
+@pytest.mark.parametrize("path", sorted(SPEC.glob("*.py")), ids=lambda path: path.stem)
+def test_the_package_imports_nothing_above_itself(path: Path) -> None:
+    """Neither at the top, nor inside a function, nor for types alone."""
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    own = {name for name in imported if name.partition(".")[0] == "fercli" and not name.startswith("fercli.spec")}
+    assert own <= GROUND
 
 
 HEAVY = ("torch", "torchvision", "mediapipe", "cv2", "lightning_fabric", "matplotlib", "tensorboard")

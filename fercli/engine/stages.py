@@ -21,7 +21,6 @@ from fercli.engine.loop import Job, Trainee, fit
 from fercli.engine.watch import TargetWatch, Watch
 from fercli.errors import FercliError
 from fercli.evaluation.oracle import oracle_labels
-from fercli.evaluation.rules import RULES
 from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.machine import describe_device
@@ -30,6 +29,7 @@ from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE, GlobalLocal, build_network
 from fercli.models.reading import is_finite, some
 from fercli.spec import Model, Optimisation, Spec
+from fercli.spec.registry import RULES
 from fercli.store import Store
 from fercli.views import ViewSettings
 

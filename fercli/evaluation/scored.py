@@ -21,10 +21,10 @@ from fercli.evaluation.decision import FUSED, RUNGS, Decision
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
-from fercli.evaluation.rules import RULES
 from fercli.methods.base import Seen
 from fercli.models import HEADS
 from fercli.spec import Spec
+from fercli.spec.registry import RULES
 from fercli.store import Store
 from fercli.trained import Trained
 

@@ -11,13 +11,13 @@ from fercli.datasets.facts import FACTS
 from fercli.engine.stages import open_store
 from fercli.errors import FercliError
 from fercli.evaluation.decision import RUNGS
-from fercli.evaluation.rules import RULES
 from fercli.export.graph import rule_of
 from fercli.export.snippets import preparing, using
 from fercli.expressions import EXPRESSIONS
 from fercli.models import HEADS
 from fercli.models.backbones import LIGHT
 from fercli.spec import Spec
+from fercli.spec.registry import RULES
 from fercli.starter import NAME, starter_facts
 from fercli.trained import Trained
 

@@ -28,6 +28,7 @@ from fercli.files import is_file_name
 from fercli.models.reading import BROKEN, check_plain, is_plain, is_safetensors, shown, some
 from fercli.spec import Fraction, Section, Spec, explain, parse
 from fercli.spec.plugins import is_place
+from fercli.spec.registry import METHODS, RULES
 
 FORMAT = 1
 _MARK, _RECORD, _METHOD = "fercli.format", "fercli.record", "method."
@@ -40,7 +41,7 @@ _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Best(Section):
-    """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.evaluation.rules`).
+    """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.spec.registry`).
 
     Before the first epoch ends the score is minus infinity; a rule may have none (NaN).
     """
@@ -54,8 +55,6 @@ class Best(Section):
     @field_validator("rule")
     @classmethod
     def _rule_exists(cls, value: str) -> str:
-        from fercli.evaluation.rules import RULES  # torch-free
-
         if value not in RULES:
             raise ValueError(f"{value!r} is no selection rule; one of {', '.join(RULES)}")
         return value
@@ -81,8 +80,6 @@ class ModelFacts(Section):
     @field_validator("method_name")
     @classmethod
     def _method_exists(cls, value: str | None) -> str | None:
-        from fercli.methods import METHODS  # torch-free
-
         if value is not None and value not in METHODS and not is_place(value):
             raise ValueError(f"{value!r} is no method; one of {', '.join(METHODS)}")
         return value

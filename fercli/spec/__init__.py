@@ -5,6 +5,7 @@ on top and returns a `Spec`, or raises one `SpecError` that lists every problem 
 allowed.
 
 - `fercli.spec.schema`: the sections, their defaults and the checks across fields
+- `fercli.spec.registry`: the names of methods and selection rules
 - `fercli.spec.load`: finding and reading a spec file, ``--set``, the messages
 - `fercli.spec.template`: a spec as a file to edit, every key explained (``fercli init``)
 - `fercli.spec.json_schema`: the JSON Schema for editors; ``python -m fercli.spec.json_schema`` writes it

@@ -16,6 +16,8 @@ from fercli.console import brief
 from fercli.errors import SpecError
 from fercli.files import is_file_name
 from fercli.spec.plugins import is_place
+from fercli.spec.registry import METHODS, RULES
+from fercli.starter import NAME
 
 #: Head weights are given in this order: global, five local, fused.
 NUM_HEADS = 7
@@ -233,8 +235,6 @@ class Model(Section):
     @classmethod
     def _a_place_stays_one(cls, value: Any) -> Any:
         """Keep ``./starter``, which a path forgets to be a place, apart from the word ``starter``."""
-        from fercli.starter import NAME
-
         return (
             Path(value).absolute() if isinstance(value, str) and value != NAME and Path(value) == Path(NAME) else value
         )
@@ -352,8 +352,6 @@ class TrainSource(Optimisation):
     @field_validator("select")
     @classmethod
     def _rule_needs_no_target(cls, value: str) -> str:
-        from fercli.evaluation.rules import RULES  # torch-free
-
         return _one_of(value, [name for name, rule in RULES.items() if not rule.needs_target])
 
 
@@ -365,7 +363,7 @@ class Adapt(Optimisation):
         options: what the method lets one set.
         discriminator_rate: learning rate of a method's own discriminators, as `rate`.
         tag: put behind the target's name in the folder's, to keep several adaptations to one target.
-        select: the rule that chooses the epoch (`fercli.evaluation.rules`).
+        select: the rule that chooses the epoch (`fercli.spec.registry`).
         select_images: faces of the target that rules look at, at most.
         also_score: costly rules (``dev``) to reckon each epoch though another chooses.
     """
@@ -385,21 +383,15 @@ class Adapt(Optimisation):
     @field_validator("select")
     @classmethod
     def _rule_exists(cls, value: str) -> str:
-        from fercli.evaluation.rules import RULES  # torch-free
-
         return _one_of(value, list(RULES))
 
     @field_validator("also_score")
     @classmethod
     def _rules_are_costly(cls, value: list[str]) -> list[str]:
-        from fercli.evaluation.rules import RULES  # torch-free
-
         return [_one_of(name, [rule for rule, about in RULES.items() if about.costly]) for name in value]
 
     @model_validator(mode="after")
     def _patience_needs_a_score_each_epoch(self) -> Adapt:
-        from fercli.evaluation.rules import RULES  # torch-free
-
         if self.patience is not None and RULES[self.select].post_hoc:
             raise ValueError(f"patience cannot wait for {self.select}, which is known only after the last epoch")
         return self
@@ -407,8 +399,6 @@ class Adapt(Optimisation):
     @field_validator("method")
     @classmethod
     def _method_exists(cls, value: str) -> str:
-        from fercli.methods import METHODS  # torch-free
-
         return value if is_place(value) else _one_of(value, list(METHODS))
 
 

@@ -17,9 +17,8 @@ from pydantic.fields import FieldInfo
 
 from fercli import __version__
 from fercli.docstrings import docstring
-from fercli.evaluation.rules import RULES
-from fercli.methods import METHODS
 from fercli.spec import Section, Spec, Sweep
+from fercli.spec.registry import METHODS, RULES
 
 #: Keys that most users set at one time or another; the others stand there commented out, at their defaults.
 COMMON = frozenset(
