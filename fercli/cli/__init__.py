@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from fercli import __version__, console
-from fercli.docstrings import docstring
+from fercli.cli.docstrings import docstring
 from fercli.errors import FercliError
 
 # By default OpenMP's threads spin while they wait. Beside another busy process that starves both: two cores shared by

@@ -65,73 +65,72 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Paths(Section):
-    """Where things are. Relative paths start at the working folder.
+class _Explained(Section):
+    """A section whose keys are explained, each by the words under it: in `fercli init`, and in the JSON Schema.
 
-    Attributes:
-        data: photographs, each dataset in a folder of its name.
-        prepared: stores of prepared faces.
-        runs: trained models and their reports, each run in a folder of its name.
+    pydantic reads the words from the source, so that ``python -OO`` keeps them. Others' sections are left alone: to
+    find a class's source Python looks at every module that is loaded, which is slow and may load more beside torch.
     """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class Paths(_Explained):
+    """Folders of photographs, prepared stores and runs."""
 
     data: Path = Path("data")
+    """photographs, each dataset in a folder of its name."""
     prepared: Path = Path("prepared")
+    """stores of prepared faces."""
     runs: Path = Path("runs")
+    """trained models and their reports, each run in a folder of its name."""
 
 
-class Dataset(Section):
-    """How to read a dataset that is not built in, or lies elsewhere than ``paths.data/NAME``.
-
-    Attributes:
-        reader: whose layout it has (``fercli datasets`` lists them); without, the dataset's own.
-        root: where it lies.
-        options: of the reader; ``fercli datasets show NAME`` lists them.
-    """
+class Dataset(_Explained):
+    """How to read a dataset that is not built in, or lies elsewhere than ``paths.data/NAME``."""
 
     reader: str | None = None
+    """whose layout it has (``fercli datasets`` lists them); without, the dataset's own."""
     root: Path | None = None
+    """where it lies."""
     options: dict[str, Any] = {}
+    """of the reader; ``fercli datasets show NAME`` lists them."""
 
 
-class Augment(Section):
-    """Random views of faces in training: crop and flip, in stage 2 RandAugment on top.
-
-    Attributes:
-        flip: how often a face is mirrored, 0 to 1.
-        jitter: how far the crop moves and by how much its size varies, as a share of the face.
-        operations: strong operations in a row (RandAugment), of stage 2.
-        magnitude: how strong they are, 0 to 10.
-        swap_landmarks: whether a mirrored face swaps left and right landmarks; the released code does not.
-        move_landmarks: whether strong operations move the landmarks with the face; the released code does not.
-    """
+class Augment(_Explained):
+    """The random views of training."""
 
     flip: Fraction = 0.5
+    """how often a face is mirrored, 0 to 1."""
     jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """how far the crop moves and by how much its size varies, as a share of the face."""
     operations: Annotated[int, Field(ge=0, le=14)] = 3
+    """strong operations in a row (RandAugment), of stage 2."""
     magnitude: Annotated[float, Field(ge=0, le=10)] = 5
+    """how strong they are, 0 to 10."""
     swap_landmarks: bool = True
+    """whether a mirrored face swaps left and right landmarks; the released code does not."""
     move_landmarks: bool = True
+    """whether strong operations move the landmarks with the face; the released code does not."""
 
 
-class Data(Section):
-    """Which datasets take part, and how their faces are varied in training.
-
-    Attributes:
-        source: labelled datasets to train on: a name or a list of names.
-        balance: how much of every batch each of several sources gets: ``images``, as many as it has (one union, as
-            published), ``equal`` shares, or ``sqrt``, by the square root of its faces, which lies between.
-        targets: datasets to adapt to and to score on; their labels are read for the score alone.
-        datasets: for those of your own, and those elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``.
-        validation: what chooses the epoch: a share of the source's training faces, held out, or the name of a split of
-            its own (``public-test``), and then all training faces are trained on.
-    """
+class Data(_Explained):
+    """The datasets and their roles."""
 
     source: Names = ["raf-db"]
+    """labelled datasets to train on: a name or a list of names."""
     balance: Literal["images", "sqrt", "equal"] = "sqrt"
+    """how much of every batch each of several sources gets: ``images``, as many as it has (one union, as published),
+    ``equal`` shares, or ``sqrt``, by the square root of its faces, which lies between."""
     targets: Names = ["ck+", "jaffe", "sfew", "fer2013", "expw"]
+    """datasets to adapt to and to score on; their labels are read for the score alone."""
     datasets: dict[str, Dataset] = {}
+    """for those of your own, and those elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``."""
     validation: float | str = 0.1
+    """what chooses the epoch: a share of the source's training faces, held out, or the name of a split of its own
+    (``public-test``), and then all training faces are trained on."""
     augment: Augment = Augment()
+    """Random views of faces in training: crop and flip, in stage 2 RandAugment on top."""
 
     @field_validator("validation")
     @classmethod
@@ -161,36 +160,28 @@ class Data(Section):
         return self
 
 
-class Prepare(Section):
-    """Photographs to aligned faces. Sizes are in pixels.
-
-    Attributes:
-        align: ``template``, a similarity to the ArcFace template by five landmarks, or ``box``, the paper's square
-            around the box, not turned.
-        landmarks: ``detect``, or ``given``: the dataset's own, where it brings any.
-        missing: what becomes of pictures without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape.
-        size: side of the face as the network sees it.
-        margin: how much more is kept around it, for jitter.
-        crop_size: side of the local crops.
-        crop_zoom: how much closer than the face the local crops look.
-        confidence: least score of a detection, 0 to 1.
-        low_confidence: the same in the later retries.
-        retries: what is tried, in this order, where no face is found.
-        workers: processes; 0 is all cores, or all of the cluster.
-        backend: where they run.
-        cluster: address of a dask scheduler or a ray head.
-        chunk: records in a piece of work; no byte of the store depends on it.
-    """
+class Prepare(_Explained):
+    """How faces are prepared."""
 
     align: Literal["template", "box"] = "template"
+    """``template``, a similarity to the ArcFace template by five landmarks, or ``box``, the paper's square around the
+    box, not turned."""
     landmarks: Literal["detect", "given"] = "detect"
+    """``detect``, or ``given``: the dataset's own, where it brings any."""
     missing: Literal["reject", "mean-landmarks"] = "reject"
+    """what becomes of pictures without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape."""
     size: Annotated[int, Field(ge=32, le=448)] = 112
+    """side of the face as the network sees it."""
     margin: Annotated[int, Field(ge=0, le=112)] = 14
+    """how much more is kept around it, for jitter."""
     crop_size: Annotated[int, Field(ge=16, le=224)] = 48
+    """side of the local crops."""
     crop_zoom: Annotated[float, Field(gt=0, le=8)] = 1.5
+    """how much closer than the face the local crops look."""
     confidence: Fraction = 0.5
+    """least score of a detection, 0 to 1."""
     low_confidence: Fraction = 0.2
+    """the same in the later retries."""
     retries: list[Literal["border", "upscale", "low-confidence", "full-range", "rotate"]] = [
         "border",
         "upscale",
@@ -198,33 +189,35 @@ class Prepare(Section):
         "full-range",
         "rotate",
     ]
+    """what is tried, in this order, where no face is found."""
     workers: Annotated[int, Field(ge=0, le=1 << 15)] = 0
+    """processes; 0 is all cores, or all of the cluster."""
     backend: Literal["loky", "dask", "ray", "threading", "sequential"] = "loky"
+    """where they run."""
     cluster: str | None = None
+    """address of a dask scheduler or a ray head."""
     chunk: Positive = 64
+    """records in a piece of work; no byte of the store depends on it."""
 
 
-class Model(Section):
-    """The global-local network.
-
-    Attributes:
-        backbone: of the global branch; ``ir-lite`` and ``ir-small`` are for CPUs.
-        width: channels of the first layer of ir-lite and ir-small; the others have their own.
-        local: what the five local nets see: windows of the backbone's ``feature-map``, or patches of the photograph.
-        classifiers: whether the five local heads have one (``shared``) or one each (``separate``).
-        input: ``colour``, or ``grey``: the face's luminance alone, for a source without colours.
-        test_flip: whether the answer for a face is the mean of its picture's and its mirror image's.
-        weights: a checkpoint to start from (``fercli weights inspect FILE`` tells what one fills); without, noise.
-            ``starter`` is the model that comes with fercli.
-    """
+class Model(_Explained):
+    """The network."""
 
     backbone: Literal["ir50", "ir18", "mobilenet-v2", "ir-small", "ir-lite"] = "ir50"
+    """of the global branch; ``ir-lite`` and ``ir-small`` are for CPUs."""
     width: Annotated[int, Field(ge=4, le=64)] = 16
+    """channels of the first layer of ir-lite and ir-small; the others have their own."""
     local: Literal["feature-map", "image-crop"] = "feature-map"
+    """what the five local nets see: windows of the backbone's ``feature-map``, or patches of the photograph."""
     classifiers: Literal["shared", "separate"] = "shared"
+    """whether the five local heads have one (``shared``) or one each (``separate``)."""
     input: Literal["colour", "grey"] = "colour"
+    """``colour``, or ``grey``: the face's luminance alone, for a source without colours."""
     test_flip: bool = False
+    """whether the answer for a face is the mean of its picture's and its mirror image's."""
     weights: Path | None = None
+    """a checkpoint to start from (``fercli weights inspect FILE`` tells what one fills); without, noise. ``starter`` is
+    the model that comes with fercli."""
 
     @property
     def reads_crops(self) -> bool:
@@ -240,80 +233,79 @@ class Model(Section):
         )
 
 
-class Engine(Section):
-    """The one training loop, its device and its habits.
-
-    Attributes:
-        device: where the network is trained; ``auto`` is CUDA where there is any.
-        precision: of the network in training; losses, saved weights and evaluation are float32 in any case. ``auto`` is
-            bf16-mixed on CUDA devices that have it, else 32-true.
-        compile: ``torch.compile`` for the network in training; ``auto`` does so on a single CUDA device.
-        data: where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device
-            where it is a CUDA device and they fit.
-        crop_nets: how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices, and
-            is ``grouped`` for small nets on CPUs.
-        threads: of the processor; 0 leaves it to torch.
-        seed: of network, batches and views.
-        deterministic: the same bits from run to run on the same machine; slower.
-        log_every: steps between two lines of the log.
-        save_every_s: seconds between two checkpoints to go on from.
-        evaluate_batch: faces at a time where nothing is trained.
-        tensorboard: whether curves are written for TensorBoard too.
-    """
+class Engine(_Explained):
+    """The training loop and its device."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """where the network is trained; ``auto`` is CUDA where there is any."""
     precision: Literal["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"] = "auto"
+    """of the network in training; losses, saved weights and evaluation are float32 in any case. ``auto`` is bf16-mixed
+    on CUDA devices that have it, else 32-true."""
     compile: Annotated[
         Literal["off", "auto", "on"],
         BeforeValidator(_as_switch, json_schema_input_type=Literal["off", "auto", "on"] | bool),
     ] = "off"
+    """``torch.compile`` for the network in training; ``auto`` does so on a single CUDA device."""
     data: Literal["auto", "device", "host"] = "auto"
+    """where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device where it
+    is a CUDA device and they fit."""
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
+    """how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices, and is
+    ``grouped`` for small nets on CPUs."""
     threads: Annotated[int, Field(ge=0, le=1 << 15)] = 0
+    """of the processor; 0 leaves it to torch."""
     seed: Seed = 0
+    """of network, batches and views."""
     deterministic: bool = False
+    """the same bits from run to run on the same machine; slower."""
     log_every: Positive = 20
+    """steps between two lines of the log."""
     save_every_s: Annotated[float, Field(ge=0)] = 300
+    """seconds between two checkpoints to go on from."""
     evaluate_batch: Positive = 128
+    """faces at a time where nothing is trained."""
     tensorboard: bool = True
+    """whether curves are written for TensorBoard too."""
 
 
-class Optimisation(Section):
-    """What both training stages set: SGD over groups, each with a rate by epoch.
+#: Keys of both stages whose defaults differ: their words go with the type, so that they are said once.
+_Batch = Annotated[int, Field(ge=2, description="faces in a batch, of each domain.")]
+_Epochs = Annotated[Positive, Field(description="how many; may be raised later, the same command then goes on.")]
+_LearningRate = Annotated[
+    Rates, Field(description="learning rate of the backbone, one number or ``{first epoch: rate, ...}``.")
+]
+_LossWeights = Annotated[HeadWeights, Field(description="of the heads' losses: global, five local, fused.")]
 
-    Attributes:
-        batch: faces in a batch, of each domain.
-        epochs: how many; may be raised later, the same command then goes on.
-        patience: ends training early, after so many epochs in a row that the `select` rule did not like better.
-        steps_per_epoch: null is once through the larger domain.
-        rate: learning rate of the backbone, one number or ``{first epoch: rate, ...}``.
-        schedule: ``steps``, as `rate` says, or ``cosine``, from `rate`, one number, down to 0 at the last step
-            (Loshchilov and Hutter, ICLR 2017).
-        warmup_epochs: in which the rates rise evenly from 0, parts of an epoch too (Goyal et al., 2017).
-        new_rate: how many times that the new layers learn at.
-        momentum: of SGD.
-        nesterov: whether it looks ahead.
-        weight_decay: of SGD, on all weights.
-        clip_norm: largest norm of the gradient; null does not clip.
-        ema: decay a step of the moving average of the weights, such as 0.999; the averaged network is what is scored
-            and kept (Polyak and Juditsky, 1992). null keeps the weights themselves.
-        head_weights: of the heads' losses: global, five local, fused.
-    """
 
-    batch: Annotated[int, Field(ge=2)]
-    epochs: Positive
+class Optimisation(_Explained):
+    """What both training stages set: SGD over groups, each with a rate by epoch."""
+
+    batch: _Batch
+    epochs: _Epochs
     patience: Positive | None = None
+    """ends training early, after so many epochs in a row that the `select` rule did not like better."""
     steps_per_epoch: Positive | None = None
-    rate: Rates
+    """null is once through the larger domain."""
+    rate: _LearningRate
     schedule: Literal["steps", "cosine"] = "steps"
+    """``steps``, as `rate` says, or ``cosine``, from `rate`, one number, down to 0 at the last step (Loshchilov and
+    Hutter, ICLR 2017)."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
+    """in which the rates rise evenly from 0, parts of an epoch too (Goyal et al., 2017)."""
     new_rate: Annotated[float, Field(gt=0)] = 10
+    """how many times that the new layers learn at."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """of SGD."""
     nesterov: bool = False
+    """whether it looks ahead."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    """of SGD, on all weights."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """largest norm of the gradient; null does not clip."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    head_weights: HeadWeights
+    """decay a step of the moving average of the weights, such as 0.999; the averaged network is what is scored and kept
+    (Polyak and Juditsky, 1992). null keeps the weights themselves."""
+    head_weights: _LossWeights
 
     @model_validator(mode="after")
     def _cosine_starts_at_one_rate(self) -> Optimisation:
@@ -327,27 +319,24 @@ class Optimisation(Section):
 
 
 class TrainSource(Optimisation):
-    """Stage 1: cross-entropy on the labelled source. Weight decay is the published 5e-4, doubled as in the code.
+    """Stage 1, on the labelled source."""
 
-    Attributes:
-        label_smoothing: share of the answer given to all expressions alike (Szegedy et al., CVPR 2016).
-        mixup: pairs of faces are blended, a batch by one share from Beta(mixup, mixup), and so are their answers
-            (Zhang et al., ICLR 2018); 0 blends none.
-        class_balance: how far rare expressions weigh more: a face by the size of its class to the power of minus this,
-            1 in the mean (Cui et al., CVPR 2019, compares such weights); 0 treats all faces alike.
-        views: of the faces: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top).
-        select: the rule that chooses the epoch: ``source-val``, accuracy on the faces held out, or ``last``.
-    """
-
-    batch: Annotated[int, Field(ge=2)] = 64
-    epochs: Positive = 15
-    rate: Rates = {1: 1e-4, 11: 1e-5, 21: 1e-6}
-    head_weights: HeadWeights = [5, 1, 1, 1, 1, 1, 5]
+    batch: _Batch = 64
+    epochs: _Epochs = 15
+    rate: _LearningRate = {1: 1e-4, 11: 1e-5, 21: 1e-6}
+    head_weights: _LossWeights = [5, 1, 1, 1, 1, 1, 5]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """share of the answer given to all expressions alike (Szegedy et al., CVPR 2016)."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
+    """pairs of faces are blended, a batch by one share from Beta(mixup, mixup), and so are their answers (Zhang et al.,
+    ICLR 2018); 0 blends none."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """how far rare expressions weigh more: a face by the size of its class to the power of minus this, 1 in the mean
+    (Cui et al., CVPR 2019, compares such weights); 0 treats all faces alike."""
     views: Literal["weak", "strong"] = "weak"
+    """of the faces: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top)."""
     select: str = "source-val"
+    """the rule that chooses the epoch: ``source-val``, accuracy on the faces held out, or ``last``."""
 
     @field_validator("select")
     @classmethod
@@ -356,29 +345,26 @@ class TrainSource(Optimisation):
 
 
 class Adapt(Optimisation):
-    """Stage 2: adaptation to one unlabelled target.
-
-    Attributes:
-        method: how (``configs/methods`` has one spec each).
-        options: what the method lets one set.
-        discriminator_rate: learning rate of a method's own discriminators, as `rate`.
-        tag: put behind the target's name in the folder's, to keep several adaptations to one target.
-        select: the rule that chooses the epoch (`fercli.spec.registry`).
-        select_images: faces of the target that rules look at, at most.
-        also_score: costly rules (``dev``) to reckon each epoch though another chooses.
-    """
+    """Stage 2, adaptation."""
 
     method: str = "aglrls"
+    """how (``configs/methods`` has one spec each)."""
     tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]*$", max_length=100)] = ""
-    batch: Annotated[int, Field(ge=2)] = 16
-    epochs: Positive = 30
-    rate: Rates = {1: 1e-5, 11: 5e-6, 21: 1e-6}
+    """put behind the target's name in the folder's, to keep several adaptations to one target."""
+    batch: _Batch = 16
+    epochs: _Epochs = 30
+    rate: _LearningRate = {1: 1e-5, 11: 5e-6, 21: 1e-6}
     discriminator_rate: Rates = {1: 1e-4, 21: 1e-5}
-    head_weights: HeadWeights = [7, 1, 1, 1, 1, 1, 7]
+    """learning rate of a method's own discriminators, as `rate`."""
+    head_weights: _LossWeights = [7, 1, 1, 1, 1, 1, 7]
     options: dict[str, Any] = {}
+    """what the method lets one set."""
     select: str = "infomax"
+    """the rule that chooses the epoch (`fercli.spec.registry`)."""
     select_images: Positive = 2000
+    """faces of the target that rules look at, at most."""
     also_score: Names = []
+    """costly rules (``dev``) to reckon each epoch though another chooses."""
 
     @field_validator("select")
     @classmethod
@@ -414,25 +400,22 @@ def _as_methods(value: Any) -> Any:
 _Methods = Annotated[dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]], Field(min_length=1)]
 
 
-class Sweep(Section):
-    """Methods x targets x seeds, and any key of the spec (`fercli.sweep`).
-
-    Attributes:
-        methods: label -> what it sets under ``adapt``; without ``method`` the label is the method's name. A list of
-            names does where nothing is set. Source-only is always there: all differences are to it.
-        targets: null for those of ``data.targets``.
-        seeds: of network, batches and views; every run with one seed starts from the same source model.
-        grid: ``key.path: [values]``, every combination of which is run.
-        jobs: cells trained at a time, each in a process of its own.
-    """
+class Sweep(_Explained):
+    """The runs of a sweep (`fercli.sweep`)."""
 
     methods: Annotated[
         _Methods, BeforeValidator(_as_methods, json_schema_input_type=list[str] | dict[str, dict[str, Any] | None])
     ]
+    """label -> what it sets under ``adapt``; without ``method`` the label is the method's name. A list of names does
+    where nothing is set. Source-only is always there: all differences are to it."""
     targets: Names | None = None
+    """null for those of ``data.targets``."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
+    """of network, batches and views; every run with one seed starts from the same source model."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
+    """``key.path: [values]``, every combination of which is run."""
     jobs: Positive = 1
+    """cells trained at a time, each in a process of its own."""
 
     @field_validator("seeds")
     @classmethod
@@ -442,36 +425,38 @@ class Sweep(Section):
         return value
 
 
-class Evaluate(Section):
-    """How a trained run is scored.
-
-    Attributes:
-        title: of the report; null is the run's name.
-        published: whether published rows stand beside ours (never beside stand-ins).
-    """
+class Evaluate(_Explained):
+    """Scores and reports."""
 
     title: str | None = None
+    """of the report; null is the run's name."""
     published: bool = True
+    """whether published rows stand beside ours (never beside stand-ins)."""
 
 
-class Spec(Section):
-    """One run: what is read, how it is prepared, trained and scored.
-
-    Attributes:
-        name: the run's folder under ``paths.runs``.
-        sweep: methods x targets x seeds (``fercli sweep``); null is a single run.
-    """
+class Spec(_Explained):
+    """One run: what is read, how it is prepared, trained and scored."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)] = "baseline"
+    """the run's folder under ``paths.runs``."""
     paths: Paths = Paths()
+    """Where things are. Relative paths start at the working folder."""
     data: Data = Data()
+    """Which datasets take part, and how their faces are varied in training."""
     prepare: Prepare = Prepare()
+    """Photographs to aligned faces. Sizes are in pixels."""
     model: Model = Model()
+    """The global-local network."""
     engine: Engine = Engine()
+    """The one training loop, its device and its habits."""
     train_source: TrainSource = TrainSource()
+    """Stage 1: cross-entropy on the labelled source. Weight decay is the published 5e-4, doubled as in the code."""
     adapt: Adapt = Adapt()
+    """Stage 2: adaptation to one unlabelled target."""
     evaluate: Evaluate = Evaluate()
+    """How a trained run is scored."""
     sweep: Sweep | None = None
+    """methods x targets x seeds (``fercli sweep``); null is a single run."""
 
     @property
     def run_folder(self) -> Path:
