@@ -55,7 +55,7 @@ def _keys(tree: dict, before: str = "") -> set[str]:
     found = set()
     for key, value in tree.items():
         path = f"{before}{key}"
-        if isinstance(value, dict) and not path.endswith(("rate", "options", "datasets")):
+        if isinstance(value, dict) and not path.endswith(("lr", "options", "datasets")):
             found |= _keys(value, path + ".")
         else:
             found.add(path)

@@ -24,7 +24,7 @@ from fercli.spec.registry import RULES
 from fercli.store import Store
 
 #: Rates so high that epochs differ.
-LIVELY = {"adapt.method": "dann", "adapt.rate": 0.03, "adapt.steps_per_epoch": 2, "adapt.clip_norm": 10}
+LIVELY = {"adapt.method": "dann", "adapt.lr": 0.03, "adapt.steps_per_epoch": 2, "adapt.clip_norm": 10}
 
 
 def validated(folder: Path) -> dict[int, dict[str, float]]:

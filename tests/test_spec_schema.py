@@ -61,7 +61,7 @@ def test_it_takes_the_template_with_every_key_put_in(validator) -> None:
     "text",
     [
         "{data: {source: raf-db, targets: [jaffe]}}",
-        "{train_source: {rate: 0.1}, adapt: {rate: {1: 0.1, 3: 0.01}}}",
+        "{train_source: {lr: 0.1}, adapt: {lr: {1: 0.1, 3: 0.01}}}",
         "{engine: {compile: true}}",
         "{adapt: {method: 'mine:Method', select: dev, also_score: [dev]}}",
         "{sweep: {methods: [dann, mcd]}}",
@@ -86,7 +86,7 @@ def test_it_takes_what_the_spec_takes(text: str, validator) -> None:
         ("{model: {backbone: ir-50}}", ["model", "backbone"]),
         ("{data: {augment: {flip: 2}}}", ["data", "augment", "flip"]),
         ("{data: {datasets: {mine: {folder: x}}}}", ["data", "datasets", "mine"]),
-        ("{train_source: {rate: -1}}", ["train_source", "rate"]),
+        ("{train_source: {lr: -1}}", ["train_source", "lr"]),
         ("{prepare: {retries: [pray]}}", ["prepare", "retries", 0]),
         ("{sweep: {seeds: [1]}}", ["sweep"]),
     ],

@@ -292,11 +292,11 @@ def optimizer_groups(network: torch.nn.Module, method: Method, plan: Any) -> lis
     """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs."""
     parts, more = network.parameter_groups(), method.network_parameters()
     groups = [
-        {"params": parts["backbone"], "rates": plan.rate, "scale": 1.0},
-        {"params": [*parts["new"], *more], "rates": plan.rate, "scale": plan.new_rate},
+        {"params": parts["backbone"], "rates": plan.lr, "scale": 1.0},
+        {"params": [*parts["new"], *more], "rates": plan.lr, "scale": plan.head_lr_multiplier},
     ]
     ids = set(map(id, more))
     extra = [parameter for parameter in method.parameters() if id(parameter) not in ids]
     if extra:
-        groups.append({"params": extra, "rates": plan.discriminator_rate, "scale": 1.0})
+        groups.append({"params": extra, "rates": plan.discriminator_lr, "scale": 1.0})
     return groups

@@ -25,7 +25,7 @@ from fercli.evaluation.scored import metrics_of, scored_part
 from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class
-from fercli.spec import Spec, parse
+from fercli.spec import Spec, parse_recorded
 from fercli.spec.yaml_data import read_yaml_file
 from fercli.store import Store
 
@@ -103,7 +103,7 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     if not path.exists():
         return ""
     try:
-        trained = parse(read_yaml_file(path), str(path))
+        trained = parse_recorded(read_yaml_file(path), str(path))
     except SpecError:
         raise FercliError(f"{path} is damaged; remove {folder}, and train that stage again") from None
     old, new = (json.loads(one.model_dump_json()) for one in (trained, spec))

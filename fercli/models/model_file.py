@@ -26,7 +26,7 @@ from fercli import __version__
 from fercli.errors import FercliError
 from fercli.files import is_file_name
 from fercli.models.reading import BROKEN, check_plain, is_plain, is_safetensors, shown, some
-from fercli.spec import Fraction, Section, Spec, explain, parse
+from fercli.spec import Fraction, Section, Spec, explain, parse, parse_recorded, up_to_date
 from fercli.spec.plugins import is_place
 from fercli.spec.registry import METHODS, RULES
 
@@ -120,6 +120,7 @@ class Record(ModelFacts):
     @field_validator("spec")
     @classmethod
     def _spec_is_one(cls, value: dict[str, Any]) -> dict[str, Any]:
+        value = up_to_date(value)
         try:
             Spec.model_validate(value)
         except ValidationError as problem:
@@ -211,7 +212,7 @@ def model_bytes(document: Mapping[str, Any], network: Mapping[str, Tensor], sour
         "best": {key: best.get(key) for key in Best.model_fields},
         **{key: document.get(key, 0) for key in ("epoch", "step")},
         **{key: document.get(key) for key in ("method_name", "target")},
-        "spec": portable(parse(document["spec"], where=str(source))),
+        "spec": portable(parse_recorded(document["spec"], where=str(source))),
         "digest": digest_of(tensors),
     }
     try:

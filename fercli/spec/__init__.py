@@ -15,7 +15,18 @@ allowed.
 Nothing here imports torch.
 """
 
-from fercli.spec.load import config_folder, explain, find, load, local_spec, packaged, parse, to_yaml
+from fercli.spec.load import (
+    config_folder,
+    explain,
+    find,
+    load,
+    local_spec,
+    packaged,
+    parse,
+    parse_recorded,
+    to_yaml,
+    up_to_date,
+)
 from fercli.spec.schema import (
     LARGEST,
     Adapt,
@@ -61,5 +72,7 @@ __all__ = [
     "local_spec",
     "packaged",
     "parse",
+    "parse_recorded",
     "to_yaml",
+    "up_to_date",
 ]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from fercli.console import brief
 from fercli.errors import SpecError
 from fercli.spec.plugins import trust
-from fercli.spec.schema import Dataset, Spec, Sweep
+from fercli.spec.schema import RENAMED, Dataset, Spec, Sweep
 from fercli.spec.yaml_data import MAX_DEPTH, NotYAML, read_yaml, read_yaml_file
 
 #: Problems that are told one by one.
@@ -80,6 +80,8 @@ def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict
         raise SpecError(
             f"{path} must be a mapping of sections (paths, data, prepare, ...), not a {type(tree).__name__}"
         )
+    if _is_record(path):
+        tree = up_to_date(tree)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -106,6 +108,27 @@ def parse(tree: dict[str, Any], where: str = "spec") -> Spec:
         raise SpecError("\n  ".join([head, *lines]) if len(lines) > 1 else f"{where}: {lines[0]}") from None
 
 
+def parse_recorded(tree: dict[str, Any], where: str = "spec") -> Spec:
+    """As `parse`, of a spec that some version of fercli has saved: in a run folder, a checkpoint or a model file."""
+    return parse(up_to_date(tree), where)
+
+
+def up_to_date(tree: dict[str, Any]) -> dict[str, Any]:
+    """A spec that fercli has saved, with its keys as this version calls them.
+
+    Runs of earlier versions go on and are compared that way. Users' own files are not translated: `explain` tells them
+    the new name.
+    """
+    stages = {name: tree[name] for name in ("train_source", "adapt") if isinstance(tree.get(name), dict)}
+    renamed = {name: {RENAMED.get(key, key): value for key, value in stage.items()} for name, stage in stages.items()}
+    return {**tree, **renamed}
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a spec file is what a run has saved beside its checkpoints, or above them."""
+    return path.name == "spec.yaml" and any(next(path.parent.glob(below), None) for below in ("*.ckpt", "*/*.ckpt"))
+
+
 def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Yield one line a problem, and one for those beyond the first twenty: key path, value, what is allowed."""
     found = problem.errors(include_url=False)
@@ -114,10 +137,7 @@ def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") 
         value = brief(repr(item["input"]))
         if item["type"] == "extra_forbidden":
             *parents, key = item["loc"]
-            known = _keys_at(model, parents)
-            close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-            yield f"{path}: unknown key ({hint})"
+            yield f"{path}: {_unknown(str(key), _keys_at(model, parents), path)}"
         elif item["type"] == "literal_error":
             yield f"{path}: {value} is not allowed; one of {item['ctx']['expected'].replace(' or ', ', ')}"
         elif item["type"] == "value_error":
@@ -128,6 +148,15 @@ def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") 
             yield f"{path}: {value}: {item['msg'][0].lower()}{item['msg'][1:]}"
     if len(found) > _MOST_PROBLEMS:
         yield f"and {len(found) - _MOST_PROBLEMS} more"
+
+
+def _unknown(key: str, known: list[str], path: str) -> str:
+    new = RENAMED.get(key)
+    if new in known:
+        return f"called {new} since 0.3; write {path.removesuffix(key)}{new}"
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+    return f"unknown key ({hint})"
 
 
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:

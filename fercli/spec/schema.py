@@ -268,6 +268,9 @@ class Engine(_Explained):
     """whether curves are written for TensorBoard too."""
 
 
+#: Keys of both stages that were renamed in 0.3.
+RENAMED = {"rate": "lr", "new_rate": "head_lr_multiplier", "discriminator_rate": "discriminator_lr"}
+
 #: Keys of both stages whose defaults differ: their words go with the type, so that they are said once.
 _Batch = Annotated[int, Field(ge=2, description="faces in a batch, of each domain.")]
 _Epochs = Annotated[Positive, Field(description="how many; may be raised later, the same command then goes on.")]
@@ -286,14 +289,14 @@ class Optimisation(_Explained):
     """ends training early, after so many epochs in a row that the `select` rule did not like better."""
     steps_per_epoch: Positive | None = None
     """null is once through the larger domain."""
-    rate: _LearningRate
+    lr: _LearningRate
     schedule: Literal["steps", "cosine"] = "steps"
-    """``steps``, as `rate` says, or ``cosine``, from `rate`, one number, down to 0 at the last step (Loshchilov and
+    """``steps``, as `lr` says, or ``cosine``, from `lr`, one number, down to 0 at the last step (Loshchilov and
     Hutter, ICLR 2017)."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
     """in which the rates rise evenly from 0, parts of an epoch too (Goyal et al., 2017)."""
-    new_rate: Annotated[float, Field(gt=0)] = 10
-    """how many times that the new layers learn at."""
+    head_lr_multiplier: Annotated[float, Field(gt=0)] = 10
+    """how many times `lr` the new layers learn at."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """of SGD."""
     nesterov: bool = False
@@ -309,7 +312,7 @@ class Optimisation(_Explained):
 
     @model_validator(mode="after")
     def _cosine_starts_at_one_rate(self) -> Optimisation:
-        rates = {"rate": self.rate, "discriminator_rate": getattr(self, "discriminator_rate", {})}
+        rates = {"lr": self.lr, "discriminator_lr": getattr(self, "discriminator_lr", {})}
         if self.schedule == "cosine":
             for name, steps in rates.items():
                 # The default's first rate is meant where none is named, in a resolved spec too.
@@ -323,7 +326,7 @@ class TrainSource(Optimisation):
 
     batch: _Batch = 64
     epochs: _Epochs = 15
-    rate: _LearningRate = {1: 1e-4, 11: 1e-5, 21: 1e-6}
+    lr: _LearningRate = {1: 1e-4, 11: 1e-5, 21: 1e-6}
     head_weights: _LossWeights = [5, 1, 1, 1, 1, 1, 5]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """share of the answer given to all expressions alike (Szegedy et al., CVPR 2016)."""
@@ -353,9 +356,9 @@ class Adapt(Optimisation):
     """put behind the target's name in the folder's, to keep several adaptations to one target."""
     batch: _Batch = 16
     epochs: _Epochs = 30
-    rate: _LearningRate = {1: 1e-5, 11: 5e-6, 21: 1e-6}
-    discriminator_rate: Rates = {1: 1e-4, 21: 1e-5}
-    """learning rate of a method's own discriminators, as `rate`."""
+    lr: _LearningRate = {1: 1e-5, 11: 5e-6, 21: 1e-6}
+    discriminator_lr: Rates = {1: 1e-4, 21: 1e-5}
+    """learning rate of a method's own discriminators, as `lr`."""
     head_weights: _LossWeights = [7, 1, 1, 1, 1, 1, 7]
     options: dict[str, Any] = {}
     """what the method lets one set."""

@@ -24,8 +24,8 @@ COMMON = frozenset(
     {
         *("name", "paths.data", "paths.prepared", "paths.runs", "data.source", "data.targets", "data.augment.flip"),
         *("prepare.align", "prepare.workers", "model.backbone", "model.weights", "engine.device", "engine.seed"),
-        *("train_source.batch", "train_source.epochs", "train_source.rate", "evaluate.title"),
-        *("adapt.method", "adapt.batch", "adapt.epochs", "adapt.rate", "adapt.select"),
+        *("train_source.batch", "train_source.epochs", "train_source.lr", "evaluate.title"),
+        *("adapt.method", "adapt.batch", "adapt.epochs", "adapt.lr", "adapt.select"),
     }
 )
 #: Values that are checked elsewhere than in the field's type.
