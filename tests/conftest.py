@@ -27,15 +27,15 @@ pytest.register_assert_rewrite("trained_runs", "pages")  # helpers that assert
 #: Steps that make an epoch, and epochs, of a bench's runs.
 STEPS, EPOCHS = 3, 2
 
-_STAGE = {"batch": 8, "epochs": EPOCHS, "steps_per_epoch": STEPS, "new_rate": 1, "clip_norm": 5}
+_STAGE = {"batch": 8, "epochs": EPOCHS, "steps_per_epoch": STEPS, "head_lr_multiplier": 1, "clip_norm": 5}
 TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "raf-db", "targets": ["jaffe"]},
     "prepare": {"workers": 1, "backend": "sequential"},
     "model": {"backbone": "ir-small", "width": 4},
     "engine": {"device": "cpu", "threads": 1, "deterministic": True, "tensorboard": False, "log_every": 2},
-    "train_source": {**_STAGE, "rate": {1: 0.01, 2: 0.005}},
-    "adapt": {**_STAGE, "rate": 0.005, "discriminator_rate": 0.01},
+    "train_source": {**_STAGE, "lr": {1: 0.01, 2: 0.005}},
+    "adapt": {**_STAGE, "lr": 0.005, "discriminator_lr": 0.01},
 }
 
 

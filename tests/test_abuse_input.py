@@ -23,7 +23,7 @@ from fercli.errors import FercliError, SpecError
 from fercli.models.reading import shown
 from fercli.predict.inputs import find_inputs
 from fercli.spec import LARGEST, load, to_yaml
-from fercli.yaml_data import MAX_BYTES
+from fercli.spec.yaml_data import MAX_BYTES
 
 NOBODY = io.BytesIO()
 
@@ -61,8 +61,8 @@ TEXTS = {
     "half a character": ('name: "\\ud800"', "half a character"),
     "no character": ('name: "\\U99999999"', "no character's"),
     "bytes": ("a: !!binary gIGC", "!!binary"),
-    "an infinite rate": ("train_source: {rate: .inf}", "train_source.rate.1: inf: input should be a finite number"),
-    "a rate beyond floats": ("train_source: {rate: 1e999}", "finite number"),
+    "an infinite rate": ("train_source: {lr: .inf}", "train_source.lr.1: inf: input should be a finite number"),
+    "a rate beyond floats": ("train_source: {lr: 1e999}", "finite number"),
     "an infinite weight": ("adapt: {head_weights: [.inf, 1, 1, 1, 1, 1, 1]}", "finite number"),
     "an infinite share": ("prepare: {confidence: .nan}", "finite number"),
     "a long name": (f"name: {'x' * 100_000}", "at most 200 characters"),

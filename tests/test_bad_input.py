@@ -33,8 +33,8 @@ from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import synthetic
 from fercli.faces.images import MAX_BYTES, Unreadable, read_image
-from fercli.methods import METHODS
 from fercli.prepare import Options, prepare
+from fercli.spec.registry import METHODS
 from fercli.store import Store, read_manifest
 
 HERE = Options(workers=1, backend="sequential")

@@ -393,7 +393,7 @@ def test_a_damaged_store_is_told(tmp_path: Path, prepared: Path) -> None:
     [
         ("train-source", "train_source.batch=4", "train_source.batch 8 -> 4"),
         ("train-source", "engine.seed=5", "engine.seed 0 -> 5"),
-        ("train-source", "train_source.rate=0.5", "train_source.rate.1 0.01 -> 0.5"),
+        ("train-source", "train_source.lr=0.5", "train_source.lr.1 0.01 -> 0.5"),
         ("train-source", "model.width=8", "model.width 4 -> 8"),
         ("adapt", "adapt.options.threshold=0.5", "adapt.options.threshold None -> 0.5"),
         ("adapt", "adapt.method=source-only", "adapt.method aglrls -> source-only"),
@@ -429,7 +429,7 @@ def test_restart_begins_anew(make_adapting) -> None:
 def test_an_adaptation_of_a_former_source_model_is_not_taken_for_this_one(make_adapting) -> None:
     bench = make_adapting("former")
     bench.done("adapt", "--quiet")
-    other = ("--set", "train_source.rate=0.02")
+    other = ("--set", "train_source.lr=0.02")
     bench.done("train-source", "--quiet", "--restart", *other)
     result = bench("adapt", "--json", *other)
     assert result.exit_code == 1 or json.loads(result.stdout)["adapt"]["jaffe"]["trained_steps"] > 0

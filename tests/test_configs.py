@@ -9,9 +9,10 @@ import pytest
 import yaml
 
 from fercli.datasets import READERS
-from fercli.methods import METHODS, method_class
+from fercli.methods import method_class
 from fercli.methods.base import Method
 from fercli.spec import Adapt, Spec, TrainSource, config_folder, load, packaged
+from fercli.spec.registry import METHODS
 
 NAMES = sorted(packaged())
 PUBLISHED = [f"{source}-{net}" for source in ("raf-db", "fer2013") for net in ("ir50", "ir18", "mobilenet-v2")]
@@ -82,14 +83,14 @@ def test_the_published_specs_are_as_published(name: str) -> None:
 
     stage = spec.train_source
     falling = {1: 1e-3, 21: 1e-4, 41: 1e-5} if net == "mobilenet-v2" else {1: 1e-4, 11: 1e-5, 21: 1e-6}
-    assert (stage.batch, stage.epochs, stage.rate, stage.new_rate) == (64, 15, falling, 10)
+    assert (stage.batch, stage.epochs, stage.lr, stage.head_lr_multiplier) == (64, 15, falling, 10)
     assert (stage.momentum, stage.weight_decay, stage.nesterov, stage.clip_norm) == (0.9, 2 * 5e-4, False, None)
     assert (stage.head_weights, stage.label_smoothing, stage.steps_per_epoch) == ([5, 1, 1, 1, 1, 1, 5], 0, None)
 
     stage = spec.adapt
     assert (stage.method, stage.batch, stage.epochs, stage.steps_per_epoch) == ("aglrls", 16, 30, None)
-    assert stage.rate == {1: 1e-5, 11: 5e-6, 21: 1e-6}
-    assert (stage.discriminator_rate, stage.new_rate) == ({1: 1e-4, 21: 1e-5}, 10)
+    assert stage.lr == {1: 1e-5, 11: 5e-6, 21: 1e-6}
+    assert (stage.discriminator_lr, stage.head_lr_multiplier) == ({1: 1e-4, 21: 1e-5}, 10)
     assert (stage.head_weights, stage.momentum, stage.clip_norm) == ([7, 1, 1, 1, 1, 1, 7], 0.9, None)
     options = method_class("aglrls").read_options(stage.options)
     assert (options.adversarial_weight, options.entropy_conditioning, options.reversal_steps) == (0.5, True, 10_000)

@@ -30,11 +30,12 @@ from fercli.errors import FercliError
 from fercli.loading.augment import View, ViewSettings
 from fercli.loading.batches import Batch, Batches
 from fercli.loading.face_dataset import FaceDataset
-from fercli.methods import METHODS, method_class
+from fercli.methods import method_class
 from fercli.methods.base import Progress
 from fercli.models import FEATURE_SIZE, GlobalLocal
 from fercli.models.backbones import IR_BLOCKS, IRNet
 from fercli.spec import Adapt
+from fercli.spec.registry import METHODS
 from fercli.store import Store
 
 # Every method, in float64
@@ -50,7 +51,7 @@ def steps(name: str) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     network = GlobalLocal(IRNet(IR_BLOCKS["ir-small"], 4, light=True))
     kind = method_class(name)
-    plan = Adapt(batch=BATCH, epochs=1, rate={1: 1e-3}, method=name)
+    plan = Adapt(batch=BATCH, epochs=1, lr={1: 1e-3}, method=name)
     method = kind(plan, kind.read_options(OPTIONS.get(name, {})), FEATURE_SIZE, TARGET)
     if name == "cglrl":
         method.pseudo[:POOL] = torch.arange(POOL)
@@ -193,7 +194,7 @@ def assert_close(one: Path, other: Path) -> None:
 
 
 #: Rates at which a few steps do not blow up what sums in another order differ by.
-GENTLE = {"train_source.rate": 1e-4, "adapt.rate": 1e-4, "adapt.discriminator_rate": 1e-3}
+GENTLE = {"train_source.lr": 1e-4, "adapt.lr": 1e-4, "adapt.discriminator_lr": 1e-3}
 
 
 @pytest.fixture
@@ -284,7 +285,7 @@ def test_a_stop_of_one_stops_both_and_both_go_on(make_adapting) -> None:
 
 @pytest.mark.slow
 def test_what_goes_wrong_is_told_once(make_adapting) -> None:
-    changes = {"adapt.rate": 1e30, "adapt.clip_norm": None}
+    changes = {"adapt.lr": 1e30, "adapt.clip_norm": None}
     process = together(make_adapting("ruined", changes), "adapt")
     told = process.communicate(timeout=500)[1]
     assert process.returncode and told.count("error:") == told.count("not finite") == 1, told

@@ -120,7 +120,7 @@ def test_the_probabilities_of_a_decision_sum_to_one_and_the_answer_has_the_large
 
 def test_a_run_decides_by_the_threshold_it_was_trained_with(make_adapting, prepared: Path, tmp_path: Path) -> None:
     """In training, in evaluate, in use and exported; 0.95, which the options do not ask for, would answer otherwise."""
-    bench = make_adapting("run", {"adapt.options": {"threshold": 0.2}, "adapt.rate": 0.05})
+    bench = make_adapting("run", {"adapt.options": {"threshold": 0.2}, "adapt.lr": 0.05})
     bench.done("adapt", "--quiet")
     bench.done("evaluate", "--quiet")
     trained = find_trained(bench.runs)

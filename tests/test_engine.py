@@ -25,7 +25,8 @@ from fercli.engine import checkpoint
 from fercli.engine.log import Log, Meter, read_metrics
 from fercli.engine.schedule import rate_in
 from fercli.errors import FercliError
-from fercli.methods import METHODS, method_class
+from fercli.methods import method_class
+from fercli.spec.registry import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +276,7 @@ def test_each_network_runs(model: dict[str, str], tmp_path: Path, prepared: Path
 
 
 def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_kept(bench: Bench) -> None:
-    options = ("--set", "train_source.rate={1: 0.01, 2: 0.005, 3: 1e30}", "--set", "train_source.clip_norm=null")
+    options = ("--set", "train_source.lr={1: 0.01, 2: 0.005, 3: 1e30}", "--set", "train_source.clip_norm=null")
     bench.done("train-source", "--quiet", *options)
     kept = (bench.runs / "source/last.ckpt").read_bytes()
     result = bench("train-source", "--quiet", *options, "--set", "train_source.epochs=3")
@@ -292,7 +293,7 @@ def test_a_timed_save_never_holds_ruined_weights(bench: Bench) -> None:
         "--set",
         "engine.save_every_s=0",
         "--set",
-        "train_source.rate=1e30",
+        "train_source.lr=1e30",
         "--set",
         "train_source.clip_norm=null",
     )
@@ -302,7 +303,7 @@ def test_a_timed_save_never_holds_ruined_weights(bench: Bench) -> None:
 
 
 def test_a_run_that_ends_in_ruin_does_not_end_well(make_adapting) -> None:
-    changes = {"adapt.rate": 1e30, "adapt.discriminator_rate": 1e30, "adapt.clip_norm": None}
+    changes = {"adapt.lr": 1e30, "adapt.discriminator_lr": 1e30, "adapt.clip_norm": None}
     bench = make_adapting("ruined", {**changes, "adapt.epochs": 1, "adapt.steps_per_epoch": 1})
     result = bench("adapt", "--quiet")
     assert result.exit_code == 1
@@ -329,7 +330,7 @@ def test_rates_reach_the_optimizer_by_group(adapted: Bench) -> None:
             group["lr"] for group in checkpoint.load(adapted.runs / stage / "last.ckpt")["optimizer"]["param_groups"]
         ]
 
-    assert rates("source") == [0.005, 0.005]  # the rate of epoch 2; new_rate is 1 here
+    assert rates("source") == [0.005, 0.005]  # the rate of epoch 2; head_lr_multiplier is 1 here
     assert rates("adapt-jaffe") == [0.005, 0.005, 0.01]
 
 

@@ -9,11 +9,12 @@ from tiny import Tiny
 from fercli.errors import SpecError
 from fercli.loading.augment import View
 from fercli.loading.batches import Batch
-from fercli.methods import METHODS, method_class
+from fercli.methods import method_class
 from fercli.methods.aglrls import AGLRLS
 from fercli.methods.base import Progress
 from fercli.models import FEATURE_SIZE, HEADS, Output
 from fercli.spec import Adapt
+from fercli.spec.registry import METHODS
 
 B, TARGETS, STEP = 4, 12, 700
 WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]

@@ -116,5 +116,5 @@ def test_the_wheel_runs_from_an_empty_folder(built: Path, tmp_path: Path) -> Non
 def test_the_version_is_told_alike_everywhere() -> None:
     version = re.escape(fercli.__version__)
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    assert re.search(r"^## (\S+)", changes, re.M)[1] == fercli.__version__
+    assert re.search(r"^## (?!Unreleased)(\S+)", changes, re.M)[1] == fercli.__version__
     assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.M)

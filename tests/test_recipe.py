@@ -28,7 +28,7 @@ from fercli.store import Store
 
 CPU = torch.device("cpu")
 RECIPE = {
-    "train_source.rate": 0.01,
+    "train_source.lr": 0.01,
     "train_source.schedule": "cosine",
     "train_source.warmup_epochs": 0.5,
     "train_source.ema": 0.9,
@@ -48,17 +48,17 @@ def plan(**keys):
 @pytest.mark.parametrize(
     ("keys", "step", "expected"),
     [
-        ({"rate": {1: 1.0, 3: 0.1}, "epochs": 4}, 19, 1.0),
-        ({"rate": {1: 1.0, 3: 0.1}, "epochs": 4}, 20, 0.1),
-        ({"rate": {1: 1.0, 3: 0.1}, "epochs": 4, "warmup_epochs": 0.5}, 0, 0.2),
-        ({"rate": 1.0, "schedule": "cosine", "epochs": 4, "warmup_epochs": 1}, 9, 1.0),
-        ({"rate": 1.0, "schedule": "cosine", "epochs": 4, "warmup_epochs": 1}, 25, 0.5),
-        ({"rate": 1.0, "schedule": "cosine", "epochs": 4}, 39, (1 + math.cos(math.pi * 39 / 40)) / 2),
+        ({"lr": {1: 1.0, 3: 0.1}, "epochs": 4}, 19, 1.0),
+        ({"lr": {1: 1.0, 3: 0.1}, "epochs": 4}, 20, 0.1),
+        ({"lr": {1: 1.0, 3: 0.1}, "epochs": 4, "warmup_epochs": 0.5}, 0, 0.2),
+        ({"lr": 1.0, "schedule": "cosine", "epochs": 4, "warmup_epochs": 1}, 9, 1.0),
+        ({"lr": 1.0, "schedule": "cosine", "epochs": 4, "warmup_epochs": 1}, 25, 0.5),
+        ({"lr": 1.0, "schedule": "cosine", "epochs": 4}, 39, (1 + math.cos(math.pi * 39 / 40)) / 2),
     ],
 )
 def test_the_rate_of_a_step(keys, step, expected):
     made = plan(**keys)
-    assert rate_at(made, made.rate, step, steps_per_epoch=10) == pytest.approx(expected)
+    assert rate_at(made, made.lr, step, steps_per_epoch=10) == pytest.approx(expected)
 
 
 def test_the_average_is_that_of_a_plain_loop_and_gives_the_weights_back():
@@ -205,7 +205,7 @@ def test_what_is_kept_is_the_average(tmp_path: Path, prepared: Path) -> None:
 
 
 def test_an_adaptation_averages_too(make_adapting) -> None:
-    bench = make_adapting("averaged", {"adapt.ema": 0.9, "adapt.schedule": "cosine", "adapt.rate": 0.005})
+    bench = make_adapting("averaged", {"adapt.ema": 0.9, "adapt.schedule": "cosine", "adapt.lr": 0.005})
     bench.done("adapt", "--target", "jaffe", "--quiet")
     assert "average" in checkpoint.load(bench.runs / "adapt-jaffe/last.ckpt")
 
@@ -236,11 +236,11 @@ def test_a_split_of_the_source_chooses_the_epoch(validation, told_of, tmp_path: 
 
 
 def test_cosine_wants_one_rate(bench: Bench) -> None:
-    settings = ("--set", "train_source.schedule=cosine", "--set", "train_source.rate={1: 0.1, 2: 0.01}")
-    assert "set rate to a number" in told(bench("train-source", *settings), 2)
+    settings = ("--set", "train_source.schedule=cosine", "--set", "train_source.lr={1: 0.1, 2: 0.01}")
+    assert "set lr to a number" in told(bench("train-source", *settings), 2)
 
 
 def test_a_resolved_spec_with_a_cosine_reads_back() -> None:
     made = parse({"train_source": {"schedule": "cosine"}, "adapt": {"schedule": "cosine"}})
     assert parse(made.model_dump(mode="json")) == made
-    assert rate_at(made.adapt, made.adapt.discriminator_rate, 0, 10) == pytest.approx(1e-4)
+    assert rate_at(made.adapt, made.adapt.discriminator_lr, 0, 10) == pytest.approx(1e-4)

@@ -20,11 +20,11 @@ from trained_runs import assert_same_run, stop_in_step
 from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
 from fercli.engine.loop import _choose_afterwards, _is_better
-from fercli.evaluation.rules import RULES
+from fercli.spec.registry import RULES
 from fercli.store import Store
 
 #: Rates so high that epochs differ.
-LIVELY = {"adapt.method": "dann", "adapt.rate": 0.03, "adapt.steps_per_epoch": 2, "adapt.clip_norm": 10}
+LIVELY = {"adapt.method": "dann", "adapt.lr": 0.03, "adapt.steps_per_epoch": 2, "adapt.clip_norm": 10}
 
 
 def validated(folder: Path) -> dict[int, dict[str, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import fercli
 from fercli.errors import SpecError
 from fercli.spec import Spec, find, load, packaged, parse, to_yaml
 
@@ -47,11 +49,11 @@ def refusal(*overrides: str, file: Path | None = None) -> str:
         ("adapt.head_weights=[1,2,3]", ["adapt.head_weights: [1, 2, 3]", "at least 7"]),
         ("adapt.head_weights=[1,1,1,1,1,1,1,1]", ["adapt.head_weights", "at most 7"]),
         ("adapt.head_weights=[1,1,1,1,1,1,-1]", ["adapt.head_weights.6: -1"]),
-        ("adapt.rate=abc", ["adapt.rate.1: 'abc'", "valid number"]),
-        ("adapt.rate={0: 1}", ["adapt.rate.0", "greater than 0"]),
-        ("adapt.rate={}", ["adapt.rate", "at least 1"]),
-        ("adapt.rate=.inf", ["adapt.rate.1: inf", "finite"]),
-        ("adapt.rate=-1", ["adapt.rate.1: -1"]),
+        ("adapt.lr=abc", ["adapt.lr.1: 'abc'", "valid number"]),
+        ("adapt.lr={0: 1}", ["adapt.lr.0", "greater than 0"]),
+        ("adapt.lr={}", ["adapt.lr", "at least 1"]),
+        ("adapt.lr=.inf", ["adapt.lr.1: inf", "finite"]),
+        ("adapt.lr=-1", ["adapt.lr.1: -1"]),
         ("train_source.select=infomax", ["train_source.select: 'infomax' is not known", "one of last, source-val"]),
         ("adapt.select=infomx", ["adapt.select: 'infomx'", "did you mean infomax?"]),
         ("adapt.method=aglrs", ["adapt.method: 'aglrs' is not known", "did you mean aglrls?", "source-only"]),
@@ -145,12 +147,12 @@ def test_overrides_go_over_the_file_and_shortcuts_over_both(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("text", ["1e-5", "1.0e-5", "0.00001", "{1: 1e-5}"])
 def test_a_rate_may_be_a_number_in_any_notation(text: str) -> None:
-    assert load(None, [f"adapt.rate={text}"]).adapt.rate == {1: 1e-5}
+    assert load(None, [f"adapt.lr={text}"]).adapt.lr == {1: 1e-5}
 
 
 @pytest.mark.parametrize("name", sorted(packaged()))
 def test_the_resolved_spec_reads_back_as_itself(name: str) -> None:
-    spec = load(name, ["adapt.schedule=steps", "adapt.rate={1: 0.1, 3: 0.01}"])
+    spec = load(name, ["adapt.schedule=steps", "adapt.lr={1: 0.1, 3: 0.01}"])
     assert parse(yaml.safe_load(to_yaml(spec))) == spec
     assert set(yaml.safe_load(to_yaml(spec))) == set(Spec.model_fields)
 
@@ -158,11 +160,11 @@ def test_the_resolved_spec_reads_back_as_itself(name: str) -> None:
 def test_the_defaults_are_the_published_settings() -> None:
     spec = Spec()
     assert (spec.train_source.batch, spec.train_source.epochs) == (64, 15)
-    assert spec.train_source.rate == {1: 1e-4, 11: 1e-5, 21: 1e-6}
+    assert spec.train_source.lr == {1: 1e-4, 11: 1e-5, 21: 1e-6}
     assert spec.train_source.head_weights == [5, 1, 1, 1, 1, 1, 5]
     assert (spec.adapt.batch, spec.adapt.epochs) == (16, 30)
-    assert spec.adapt.rate == {1: 1e-5, 11: 5e-6, 21: 1e-6}
-    assert spec.adapt.discriminator_rate == {1: 1e-4, 21: 1e-5}
+    assert spec.adapt.lr == {1: 1e-5, 11: 5e-6, 21: 1e-6}
+    assert spec.adapt.discriminator_lr == {1: 1e-4, 21: 1e-5}
     assert spec.adapt.head_weights == [7, 1, 1, 1, 1, 1, 7]
 
 
@@ -176,6 +178,24 @@ def test_folders() -> None:
 def test_a_read_spec_does_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Spec().name = "other"
+
+
+SPEC = Path(fercli.__file__).parent / "spec"
+#: What stands below the spec.
+GROUND = {"fercli", "fercli.console", "fercli.errors", "fercli.files", "fercli.starter"}
+
+
+@pytest.mark.parametrize("path", sorted(SPEC.glob("*.py")), ids=lambda path: path.stem)
+def test_the_package_imports_nothing_above_itself(path: Path) -> None:
+    """Neither at the top, nor inside a function, nor for types alone."""
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            imported.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module)
+    own = {name for name in imported if name.partition(".")[0] == "fercli" and not name.startswith("fercli.spec")}
+    assert own <= GROUND
 
 
 HEAVY = ("torch", "torchvision", "mediapipe", "cv2", "lightning_fabric", "matplotlib", "tensorboard")

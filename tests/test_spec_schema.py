@@ -13,9 +13,9 @@ import pytest
 import yaml
 from conftest import run
 
-from fercli.commented import commented
 from fercli.spec import Spec, load, packaged, parse, to_yaml
-from fercli.spec_schema import schema, schema_file
+from fercli.spec.json_schema import schema, schema_file
+from fercli.spec.template import to_template
 
 #: Strings that YAML 1.1 (PyYAML) does not take for the numbers that the spec, and editors' YAML 1.2, read in them.
 _NUMBER = re.compile(r"[0-9.]+e[+-]?[0-9]+")
@@ -42,7 +42,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 
 def test_the_packaged_file_is_the_specs_own() -> None:
-    """If this fails, write the file again: python -m fercli.spec_schema"""
+    """If this fails, write the file again: python -m fercli.spec.json_schema"""
     assert json.loads(schema_file().read_text(encoding="utf-8")) == schema()
 
 
@@ -53,7 +53,7 @@ def test_it_takes_the_packaged_specs_as_they_are_and_resolved(name: str, validat
 
 
 def test_it_takes_the_template_with_every_key_put_in(validator) -> None:
-    text = re.sub(r"(?m)^( *)#(?=[a-z_]+:)", r"\1", commented(Spec()))
+    text = re.sub(r"(?m)^( *)#(?=[a-z_]+:)", r"\1", to_template(Spec()))
     validator.validate(read(text))
 
 
@@ -61,7 +61,7 @@ def test_it_takes_the_template_with_every_key_put_in(validator) -> None:
     "text",
     [
         "{data: {source: raf-db, targets: [jaffe]}}",
-        "{train_source: {rate: 0.1}, adapt: {rate: {1: 0.1, 3: 0.01}}}",
+        "{train_source: {lr: 0.1}, adapt: {lr: {1: 0.1, 3: 0.01}}}",
         "{engine: {compile: true}}",
         "{adapt: {method: 'mine:Method', select: dev, also_score: [dev]}}",
         "{sweep: {methods: [dann, mcd]}}",
@@ -86,7 +86,7 @@ def test_it_takes_what_the_spec_takes(text: str, validator) -> None:
         ("{model: {backbone: ir-50}}", ["model", "backbone"]),
         ("{data: {augment: {flip: 2}}}", ["data", "augment", "flip"]),
         ("{data: {datasets: {mine: {folder: x}}}}", ["data", "datasets", "mine"]),
-        ("{train_source: {rate: -1}}", ["train_source", "rate"]),
+        ("{train_source: {lr: -1}}", ["train_source", "lr"]),
         ("{prepare: {retries: [pray]}}", ["prepare", "retries", 0]),
         ("{sweep: {seeds: [1]}}", ["sweep"]),
     ],
@@ -104,11 +104,9 @@ def test_every_key_has_its_words(validator) -> None:
         for name, value in part["properties"].items():
             below = value.get("$ref", "").rpartition("/")[2]
             assert "title" not in value
+            assert len(value["description"]) > 5 and not set("`\n") & set(value["description"]), f"{path}{name}"
             if below:
-                assert validator.schema["$defs"][below]["description"]
                 keys(validator.schema["$defs"][below], f"{path}{name}.")
-            else:
-                assert "`" not in value["description"] and len(value["description"]) > 5, f"{path}{name}"
 
     keys(validator.schema)
 

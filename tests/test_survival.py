@@ -32,7 +32,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 
 def test_the_batch_of_a_broken_loss_is_named(make_adapting) -> None:
-    bench = make_adapting("broken", {"adapt.rate": 1e30, "adapt.clip_norm": None, "engine.seed": 0})
+    bench = make_adapting("broken", {"adapt.lr": 1e30, "adapt.clip_norm": None, "engine.seed": 0})
     result = bench("adapt", "--quiet")
     path = bench.runs / "adapt-jaffe" / FAILED_BATCH
     assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) == 1
@@ -63,7 +63,7 @@ def test_the_named_faces_are_those_of_the_batch(make_adapting, monkeypatch: pyte
         return made
 
     monkeypatch.setattr(Batches, "__call__", batch)
-    bench = make_adapting("broken", {"adapt.rate": 1e30, "adapt.clip_norm": None})
+    bench = make_adapting("broken", {"adapt.lr": 1e30, "adapt.clip_norm": None})
     assert bench("adapt", "--quiet").exit_code == 1
     told = json.loads((bench.runs / "adapt-jaffe" / FAILED_BATCH).read_text())
     assert [face["position"] for face in told["faces"]["pseudo"]] == drawn[told["step"]]

@@ -133,9 +133,9 @@ def test_a_key_of_adapt_shares_the_source_model_and_any_other_has_its_own() -> N
 def test_options_are_merged_key_by_key_and_all_else_is_replaced() -> None:
     methods = {
         "aglrls": None,
-        "bare": {"method": "aglrls", "options": {"adversarial": False}, "rate": {1: 0.1, 2: 0.01}},
+        "bare": {"method": "aglrls", "options": {"adversarial": False}, "lr": {1: 0.1, 2: 0.01}},
     }
-    spec = {"adapt.options": {"hidden": 32}, "adapt.rate": {1: 0.5, 4: 0.25}}
+    spec = {"adapt.options": {"hidden": 32}, "adapt.lr": {1: 0.5, 4: 0.25}}
     grid = {"adapt.options.threshold": [0.5, 0.9]}
     section = {"sweep": {"methods": methods, "grid": grid, "seeds": [0]}}
     cells = [c for c in plan(parse(merge(TINY, {**spec, **section}))) if c.method != "source-only"]
@@ -144,7 +144,7 @@ def test_options_are_merged_key_by_key_and_all_else_is_replaced() -> None:
         for threshold in (0.5, 0.9)
         for more in ({}, {"adversarial": False})
     ]
-    assert [c.spec.adapt.rate for c in cells[:2]] == [{1: 0.5, 4: 0.25}, {1: 0.1, 2: 0.01}]
+    assert [c.spec.adapt.lr for c in cells[:2]] == [{1: 0.5, 4: 0.25}, {1: 0.1, 2: 0.01}]
     assert [c.spec.adapt.tag for c in cells[:2]] == ["aglrls-threshold-0.5", "bare-threshold-0.5"]
 
 
@@ -159,8 +159,8 @@ def test_options_of_the_spec_s_own_method_are_not_asked_of_source_only() -> None
         ("data.source", ["raf-db", "ck+"], "seed-0-source-raf-db-ck"),
         ("evaluate.title", "a/b c", "seed-0-title-a-b-c"),
         ("evaluate.title", "é", "seed-0-title"),
-        ("train_source.rate", 1.5e20, "seed-0-rate-1.5e-20"),
-        ("train_source.rate", {1: 0.1, 3: 0.01}, "seed-0-rate-1-0.1-3-0.01"),
+        ("train_source.lr", 1.5e20, "seed-0-lr-1.5e-20"),
+        ("train_source.lr", {1: 0.1, 3: 0.01}, "seed-0-lr-1-0.1-3-0.01"),
         ("model.weights", None, "seed-0-weights-None"),
     ],
 )
@@ -524,7 +524,7 @@ def test_a_sweep_of_two_processes_that_is_stopped_saves_and_goes_on(
 # A cell that fails
 
 
-RUINED = {"method": "dann", "rate": 1e30, "discriminator_rate": 1e30, "clip_norm": None}
+RUINED = {"method": "dann", "lr": 1e30, "discriminator_lr": 1e30, "clip_norm": None}
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])

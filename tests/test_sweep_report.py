@@ -368,18 +368,18 @@ def test_hostile_names_are_escaped(document, tmp_path):
 
 
 def test_csv_has_a_flat_row_for_each_cell(document, tmp_path):
-    document["cells"][2]["keys"] = {"adapt.batch": 16, "adapt.rate": -0.5, "adapt.parts": ["a"], "seed": True}
+    document["cells"][2]["keys"] = {"adapt.batch": 16, "adapt.lr": -0.5, "adapt.parts": ["a"], "seed": True}
     write_csv(document, tmp_path / "cells.csv")
     with open(tmp_path / "cells.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(document["cells"]) and list(rows[0]) == [
-        *("seed", "adapt.batch", "adapt.rate", "adapt.parts", "key:seed", "target", "method", "decision", "accuracy"),
+        *("seed", "adapt.batch", "adapt.lr", "adapt.parts", "key:seed", "target", "method", "decision", "accuracy"),
         *("macro_f1", "expected", "found", "scored", "selection", "epoch", "oracle_accuracy", "oracle_epoch"),
         *("rule:infomax:epoch", "rule:infomax:accuracy", "rule:last:epoch", "rule:last:accuracy", "seconds"),
     ]  # fmt: skip
     assert rows[0]["oracle_accuracy"] == rows[0]["rule:last:epoch"] == rows[0]["adapt.batch"] == ""
     third = rows[2]
-    assert (third["adapt.batch"], third["adapt.rate"], third["adapt.parts"]) == ("16", "-0.5", '["a"]')
+    assert (third["adapt.batch"], third["adapt.lr"], third["adapt.parts"]) == ("16", "-0.5", '["a"]')
     assert (third["seed"], third["key:seed"], third["method"], third["target"]) == ("0", "true", "aglrls", "near")
     assert (float(third["accuracy"]), float(third["oracle_accuracy"])) == pytest.approx((0.80, 0.81))
 

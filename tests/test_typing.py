@@ -11,10 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 #: What users import, by README and docstrings.
 PUBLIC = [
-    *("__init__", "recognizer", "spec", "errors", "expressions", "views", "methods/__init__", "methods/base"),
+    *("__init__", "recognizer", "spec/__init__", "errors", "expressions", "views", "methods/__init__", "methods/base"),
     *("methods/joint", "datasets/__init__", "datasets/base", "datasets/records", "datasets/protocol"),
     *("predict/faces", "predict/stream", "evaluation/decision", "faces/landmarker", "faces/boxes"),
-    *("faces/network_files", "spec_schema"),
+    *("faces/network_files", "spec/schema", "spec/load", "spec/json_schema"),
 ]
 
 

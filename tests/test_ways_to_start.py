@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,10 @@ from PIL import Image
 
 from fercli.cli import COMMANDS
 from fercli.installed import _requirement
+from fercli.spec import Spec
+from fercli.spec.template import to_template
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, faces) -> Path:
 @pytest.mark.parametrize("flag", ["-O", "-OO"])
 def test_the_spec_keeps_its_comments_without_docstrings(flag: str) -> None:
     assert fercli("init", "-", flags=[flag]).stdout == run("init", "-").stdout
+
+
+def test_the_spec_keeps_its_comments_in_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in (ROOT / "fercli").rglob("*.py"):
+            archive.write(path, path.relative_to(ROOT))
+    program = "import sys; from fercli.spec.template import Spec, to_template; sys.stdout.write(to_template(Spec()))"
+    given = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(tmp_path / "all.zip")}}
+    done = subprocess.run([sys.executable, "-OO", "-c", program], **given, capture_output=True, text=True, timeout=60)
+    assert done.stdout == to_template(Spec()), done.stderr
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["datasets", "show"], ["bench", "adapt"]])

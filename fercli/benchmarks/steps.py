@@ -91,7 +91,7 @@ class Steps:
         self.raw = TrainingModule(self.network, self.method)
         optimizer = torch.optim.SGD(
             optimizer_groups(self.network, self.method, self.plan),
-            lr=rate_in(self.plan.rate, 1),
+            lr=rate_in(self.plan.lr, 1),
             momentum=self.plan.momentum,
             weight_decay=self.plan.weight_decay,
             nesterov=self.plan.nesterov,

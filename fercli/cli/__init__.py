@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from fercli import console
-from fercli.docstrings import docstring
+from fercli.cli.docstrings import docstring
 from fercli.errors import FercliError
 from fercli.version import __version__
 

@@ -58,7 +58,7 @@ def complete_targets(ctx: Context, parameter: Parameter, incomplete: str) -> lis
 
 def complete_methods(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
     """Adaptation methods."""
-    from fercli.methods import METHODS
+    from fercli.spec.registry import METHODS
 
     return _fitting(METHODS, incomplete)
 

@@ -41,11 +41,11 @@ def command(file, sources, targets, backbone, base, overrides, force, quiet, as_
       fercli init jaffe.yaml --source raf-db --target jaffe --backbone ir18
       fercli init mine.yaml --from demo --set name=mine
     """
-    from fercli.commented import commented
     from fercli.errors import FercliError
     from fercli.files import disk_error, write_atomically
     from fercli.spec import load
-    from fercli.spec_schema import schema_file
+    from fercli.spec.json_schema import schema_file
+    from fercli.spec.template import to_template
 
     console.configure(quiet=quiet, as_json=as_json)
     shortcuts = {"data.source": list(sources), "data.targets": list(targets), "model.backbone": backbone}
@@ -54,7 +54,7 @@ def command(file, sources, targets, backbone, base, overrides, force, quiet, as_
         shortcuts["data.targets"] = [name for name in load(base).data.targets if name not in sources]
     spec = load(base, overrides, {key: value for key, value in shortcuts.items() if value})
     # Read by editors that have a YAML language server: keys are completed and checked while one types.
-    text = f"# yaml-language-server: $schema={schema_file().absolute().as_uri()}\n{commented(spec)}"
+    text = f"# yaml-language-server: $schema={schema_file().absolute().as_uri()}\n{to_template(spec)}"
     if file == "-":
         console.write(text)
         return

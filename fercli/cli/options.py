@@ -104,7 +104,7 @@ def force_option(meaning: str) -> Callable[[F], F]:
 def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
     """Return what --option says, KEY=VALUE with the value as YAML, as --set has it."""
     from fercli.errors import SpecError
-    from fercli.yaml_data import NotYAML, read_yaml
+    from fercli.spec.yaml_data import NotYAML, read_yaml
 
     chosen = {}
     for option in options:
@@ -126,7 +126,7 @@ def outside_method_option(function: F) -> F:
     """--method of commands that use a trained model: code from outside that its file may name."""
 
     def trust(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
-        from fercli.plugins import trust
+        from fercli.spec.plugins import trust
 
         trust(*names)
 

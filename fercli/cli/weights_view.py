@@ -20,7 +20,7 @@ from fercli.models import HEADS, GlobalLocal
 from fercli.models.kinds import Description
 from fercli.models.reading import shown
 from fercli.models.weights import Misfit, Weights, empty_network, first_weights, misfits, own_network, read_weights
-from fercli.spec import Spec, parse
+from fercli.spec import Spec, parse_recorded
 from fercli.starter import is_starter, starter_card, starter_facts, starter_hash
 
 
@@ -78,7 +78,7 @@ def _mflop(weights: Weights, network: GlobalLocal) -> float:
     """What one face costs the network that a file's own spec describes, else that of its architecture."""
     size, crop = 112, 48
     with suppress(FercliError, KeyError):
-        spec = parse(weights.document["spec"])
+        spec = parse_recorded(weights.document["spec"])
         network, size, crop = empty_network(spec.model), spec.prepare.size, spec.prepare.crop_size
     face = torch.empty(1, 3, size, size), torch.empty(1, 5, 2), torch.empty(1, 5, 3, crop, crop)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -26,7 +26,7 @@ from fercli.datasets import (
 from fercli.datasets.base import STAND_IN_MARKER, Reader
 from fercli.datasets.records import Listing, Record
 from fercli.errors import FercliError, SpecError
-from fercli.plugins import import_from, is_place
+from fercli.spec.plugins import import_from, is_place
 
 #: Every reader by the name that the run spec gives it. A new dataset: one module, one line here.
 READERS: dict[str, Reader] = {

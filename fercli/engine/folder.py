@@ -14,7 +14,7 @@ import torch
 from fercli.engine import checkpoint, distributed
 from fercli.errors import FercliError
 from fercli.files import empty_folder, only_one, write_atomically
-from fercli.spec import Spec, to_yaml
+from fercli.spec import Spec, to_yaml, up_to_date
 from fercli.store import Store
 
 #: Sections (and keys) that two commands of one run must agree on. Epochs may be raised; devices and logging may change.
@@ -127,12 +127,12 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
 
 
 def resolved(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec of a checkpoint with the keys that fercli did not have yet when it was written, at their defaults.
+    """The spec of a checkpoint as this version would write it: keys that fercli did not have yet at their defaults.
 
     One that cannot be read is returned as it is.
     """
     try:
-        return json.loads(Spec.model_validate(spec).model_dump_json())
+        return json.loads(Spec.model_validate(up_to_date(spec)).model_dump_json())
     except ValueError:
         return spec
 

@@ -90,7 +90,7 @@ def check_weights(module: nn.Module, step: int, folder: Path) -> None:
 
 
 def _remedy(folder: Path) -> str:
-    return f"lower the rate or set clip_norm; {_kept(folder)}"
+    return f"lower lr or set clip_norm; {_kept(folder)}"
 
 
 def _kept(folder: Path) -> str:

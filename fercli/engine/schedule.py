@@ -21,7 +21,7 @@ def rate_at(plan: Optimisation, rates: Rates, step: int, steps_per_epoch: int) -
     step and reaches its full value with the warm-up's last (Goyal et al., 2017, section 2.2).
 
     Args:
-        rates: of the group: ``rate`` or ``discriminator_rate`` of the plan.
+        rates: of the group: ``rate`` or ``discriminator_lr`` of the plan.
         step: steps done before this one.
     """
     epoch = step // steps_per_epoch + 1

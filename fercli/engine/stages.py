@@ -22,7 +22,6 @@ from fercli.engine.network import channels_last, empty_network, load_network
 from fercli.engine.sharding import shard_of
 from fercli.errors import FercliError
 from fercli.evaluation.oracle import oracle_labels
-from fercli.evaluation.rules import RULES
 from fercli.files import write_atomically
 from fercli.loading.batches import Batches, SourceRecipe
 from fercli.loading.face_dataset import FaceDataset
@@ -31,6 +30,7 @@ from fercli.methods import method_class
 from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE
 from fercli.spec import Optimisation, Spec
+from fercli.spec.registry import RULES
 from fercli.store import Store
 
 
@@ -205,11 +205,11 @@ def optimizer_groups(network: torch.nn.Module, method: Method, plan: Any) -> lis
     """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs."""
     parts, more = network.parameter_groups(), method.network_parameters()
     groups = [
-        {"params": parts["backbone"], "rates": plan.rate, "scale": 1.0},
-        {"params": [*parts["new"], *more], "rates": plan.rate, "scale": plan.new_rate},
+        {"params": parts["backbone"], "rates": plan.lr, "scale": 1.0},
+        {"params": [*parts["new"], *more], "rates": plan.lr, "scale": plan.head_lr_multiplier},
     ]
     ids = set(map(id, more))
     extra = [parameter for parameter in method.parameters() if id(parameter) not in ids]
     if extra:
-        groups.append({"params": extra, "rates": plan.discriminator_rate, "scale": 1.0})
+        groups.append({"params": extra, "rates": plan.discriminator_lr, "scale": 1.0})
     return groups

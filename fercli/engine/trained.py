@@ -22,7 +22,7 @@ from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
 from fercli.models.model_file import read_model
 from fercli.models.reading import is_safetensors
-from fercli.spec import Spec, parse
+from fercli.spec import Spec, parse_recorded
 from fercli.starter import FILE as STARTER
 from fercli.starter import is_starter, starter_file
 
@@ -84,7 +84,7 @@ class Trained:
     @property
     def spec(self) -> Spec:
         """The spec that it was trained with. Raises SpecError where this version of fercli cannot read it."""
-        return parse(self.state["spec"], where=str(self.path))
+        return parse_recorded(self.state["spec"], where=str(self.path))
 
     @property
     def decision(self) -> str:

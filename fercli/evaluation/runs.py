@@ -16,7 +16,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from fercli.errors import FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
-from fercli.yaml_data import read_yaml_file
+from fercli.spec import up_to_date
+from fercli.spec.yaml_data import read_yaml_file
 
 #: The results document that this reads.
 SCHEMA = 3
@@ -113,7 +114,7 @@ class Run:
             tree = read_yaml_file(self.folder / folder / "spec.yaml")
         except SpecError:
             tree = None
-        return tree if isinstance(tree, dict) else self.results["spec"]
+        return up_to_date(tree if isinstance(tree, dict) else self.results["spec"])
 
     def outdated(self) -> list[str]:
         """Stage folders whose model is newer than the results."""

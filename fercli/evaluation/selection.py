@@ -16,7 +16,7 @@ from torch import Tensor
 from fercli.evaluation import predictions
 from fercli.evaluation.decision import FUSED
 from fercli.evaluation.importance_weights import density_ratio, weighted_risk
-from fercli.evaluation.rules import RULES
+from fercli.spec.registry import RULES
 
 
 def target_scores(probabilities: Tensor) -> dict[str, float]:
@@ -127,7 +127,7 @@ def best_epoch(scores: Mapping[int, float]) -> int | None:
 def chosen_by_rule(
     history: Mapping[int, Mapping[str, float]], outputs: Mapping[int, Tensor] | None = None
 ) -> dict[str, int]:
-    """The epoch that each rule would choose, in the order of `rules.RULES`.
+    """The epoch that each rule would choose, in the order of `fercli.spec.registry.RULES`.
 
     Args:
         history: epoch -> rule -> score. An epoch may lack a rule: it cannot be that rule's choice.

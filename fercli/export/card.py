@@ -11,13 +11,13 @@ from fercli.engine.data import open_store
 from fercli.engine.trained import Trained
 from fercli.errors import FercliError
 from fercli.evaluation.decision import STAGES
-from fercli.evaluation.rules import RULES
 from fercli.export.graph import rule_of
 from fercli.export.snippets import preparing, using
 from fercli.expressions import EXPRESSIONS
 from fercli.models import HEADS
 from fercli.models.backbones import LIGHT
 from fercli.spec import Spec
+from fercli.spec.registry import RULES
 from fercli.starter import NAME, starter_facts
 from fercli.version import __version__
 

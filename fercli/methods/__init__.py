@@ -1,7 +1,7 @@
-"""The adaptation methods: one module and one line here each; those of others are named ``module:Class`` in the spec.
+"""The adaptation methods: one module each, and one line in `fercli.spec.registry`, which names them without torch.
 
 A method supplies losses and extra modules, never a loop of its own. See `fercli.methods.base` for the contract.
-This registry holds names only, so that a spec can be checked without loading torch.
+Those of others are named ``module:Class`` in the spec.
 
 - `base`: the contract, `Method`, and what it gets and gives;
 - `losses`, `adversarial`, `alignment`: losses that methods share;
@@ -17,26 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fercli.errors import FercliError, SpecError
-from fercli.plugins import import_from, is_trusted
+from fercli.spec.plugins import import_from, is_trusted
+from fercli.spec.registry import METHODS
 
 if TYPE_CHECKING:
     from fercli.methods.base import Method
-
-#: Name in the spec (``adapt.method``) -> module and class.
-METHODS: dict[str, str] = {
-    "source-only": "fercli.methods.source_only:SourceOnly",
-    "aglrls": "fercli.methods.aglrls:AGLRLS",
-    "cglrl": "fercli.methods.cglrl:CGLRL",
-    "cglrl-oracle": "fercli.methods.cglrl:CGLRLOracle",
-    "dann": "fercli.methods.dann:DANN",
-    "cdan": "fercli.methods.cdan:CDAN",
-    "cdan-e": "fercli.methods.cdan:CDANE",
-    "safn": "fercli.methods.safn:SAFN",
-    "mcd": "fercli.methods.mcd:MCD",
-    "swd": "fercli.methods.swd:SWD",
-    "fixmatch": "fercli.methods.fixmatch:FixMatch",
-    "agra": "fercli.methods.agra:AGRA",
-}
 
 
 def method_class(name: str) -> type[Method]:
@@ -59,7 +44,7 @@ def method_class(name: str) -> type[Method]:
 def method_in_file(name: str, path: Path) -> type[Method]:
     """The class of the method that a checkpoint or model file names.
 
-    A file is data: code from outside runs only where the user names it too (`fercli.plugins.trust`).
+    A file is data: code from outside runs only where the user names it too (`fercli.spec.plugins.trust`).
 
     Raises:
         FercliError: it is a method from outside that the user has not named.

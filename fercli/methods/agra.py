@@ -70,7 +70,7 @@ class AGRA(Method):
     compared with. Where one domain's features are smaller than the other's, most of its faces are then nearest to the
     other's smallest mean, and, a mean being some 70 % of what a node is refined from at first, get one answer. Its
     reversal inside the discriminator grows at twice the stated speed, being counted twice a step. All that is the
-    method's own learns at ``adapt.discriminator_rate``.
+    method's own learns at ``adapt.discriminator_lr``.
 
     Degenerate input: one source face, or one class, is fitted as it is. A class absent from the source, and clusters
     beyond the number of different faces, leave means that nobody is near to, never NaN. A batch needs two faces of each

@@ -111,7 +111,7 @@ class Method(nn.Module):
     def network_parameters(self) -> list[nn.Parameter]:
         """Parameters of the method that belong to the recogniser: they train at the rate of the network's new layers.
 
-        All others of the method's (discriminators) train at ``adapt.discriminator_rate``.
+        All others of the method's (discriminators) train at ``adapt.discriminator_lr``.
         """
         return []
 

@@ -25,8 +25,9 @@ from torch import Tensor
 from fercli.errors import FercliError
 from fercli.files import is_file_name
 from fercli.models.reading import BROKEN, check_plain, is_plain, is_safetensors, shown, some
-from fercli.plugins import is_place
-from fercli.spec import Fraction, Section, Spec, explain, parse
+from fercli.spec import Fraction, Section, Spec, explain, parse, parse_recorded, up_to_date
+from fercli.spec.plugins import is_place
+from fercli.spec.registry import METHODS, RULES
 from fercli.version import __version__
 
 FORMAT = 1
@@ -40,7 +41,7 @@ _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Best(Section):
-    """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.evaluation.rules`).
+    """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.spec.registry`).
 
     Before the first epoch ends the score is minus infinity; a rule may have none (NaN).
     """
@@ -54,8 +55,6 @@ class Best(Section):
     @field_validator("rule")
     @classmethod
     def _rule_exists(cls, value: str) -> str:
-        from fercli.evaluation.rules import RULES  # torch-free
-
         if value not in RULES:
             raise ValueError(f"{value!r} is no selection rule; one of {', '.join(RULES)}")
         return value
@@ -81,8 +80,6 @@ class ModelFacts(Section):
     @field_validator("method_name")
     @classmethod
     def _method_exists(cls, value: str | None) -> str | None:
-        from fercli.methods import METHODS  # torch-free
-
         if value is not None and value not in METHODS and not is_place(value):
             raise ValueError(f"{value!r} is no method; one of {', '.join(METHODS)}")
         return value
@@ -123,6 +120,7 @@ class Record(ModelFacts):
     @field_validator("spec")
     @classmethod
     def _spec_is_one(cls, value: dict[str, Any]) -> dict[str, Any]:
+        value = up_to_date(value)
         try:
             Spec.model_validate(value)
         except ValidationError as problem:
@@ -217,7 +215,7 @@ def model_bytes(
         "best": {key: best.get(key) for key in Best.model_fields},
         **{key: document.get(key, 0) for key in ("epoch", "step")},
         **{key: document.get(key) for key in ("method_name", "target")},
-        "spec": portable(parse(document["spec"], where=str(source))),
+        "spec": portable(parse_recorded(document["spec"], where=str(source))),
         "digest": digest_of(tensors),
     }
     try:

@@ -21,11 +21,11 @@ from fercli.evaluation.decision import FUSED, STAGES, Decision
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
-from fercli.evaluation.rules import RULES
 from fercli.loading.held_out import training_and_validation
 from fercli.methods.base import Outputs
 from fercli.models import HEADS
 from fercli.spec import Spec
+from fercli.spec.registry import RULES
 from fercli.store import Store
 
 

@@ -25,9 +25,9 @@ from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.scoring.results import metrics_of, scored_part
-from fercli.spec import Spec, parse
+from fercli.spec import Spec, parse_recorded
+from fercli.spec.yaml_data import read_yaml_file
 from fercli.store import Store
-from fercli.yaml_data import read_yaml_file
 
 if TYPE_CHECKING:
     from fercli.sweep.plan import Cell
@@ -103,7 +103,7 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     if not path.exists():
         return ""
     try:
-        trained = parse(read_yaml_file(path), str(path))
+        trained = parse_recorded(read_yaml_file(path), str(path))
     except SpecError:
         raise FercliError(f"{path} is damaged; remove {folder}, and train that stage again") from None
     old, new = (json.loads(one.model_dump_json()) for one in (trained, spec))

@@ -1,4 +1,4 @@
-"""Docstrings that are shown to users: the spec's comments and the commands' help. ``python -OO`` drops them all."""
+"""The docstrings that are the commands' help. ``python -OO`` drops them all."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A run spec as a file to edit: every key with its value and what it means, the rare ones commented out.
 
-The words are those of the spec's own classes (``Attributes:`` in the docstrings of `fercli.spec`) and nowhere else.
+The words are those under each key in `fercli.spec.schema` and nowhere else.
 Prose begins with ``# ``; a key commented out begins with ``#`` and its name, so that taking the ``#`` away puts it in.
 """
 
@@ -15,10 +15,8 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from fercli.docstrings import docstring
-from fercli.evaluation.rules import RULES
-from fercli.methods import METHODS
 from fercli.spec import Section, Spec, Sweep
+from fercli.spec.registry import METHODS, RULES
 from fercli.version import __version__
 
 #: Keys that most users set at one time or another; the others stand there commented out, at their defaults.
@@ -26,17 +24,16 @@ COMMON = frozenset(
     {
         *("name", "paths.data", "paths.prepared", "paths.runs", "data.source", "data.targets", "data.augment.flip"),
         *("prepare.align", "prepare.workers", "model.backbone", "model.weights", "engine.device", "engine.seed"),
-        *("train_source.batch", "train_source.epochs", "train_source.rate", "evaluate.title"),
-        *("adapt.method", "adapt.batch", "adapt.epochs", "adapt.rate", "adapt.select"),
+        *("train_source.batch", "train_source.epochs", "train_source.lr", "evaluate.title"),
+        *("adapt.method", "adapt.batch", "adapt.epochs", "adapt.lr", "adapt.select"),
     }
 )
 #: Values that are checked elsewhere than in the field's type.
 CHOICES = {"adapt.method": tuple(METHODS), "adapt.select": tuple(RULES)}
 _WIDTH, _COLUMN = 120, 34
-_ENTRY = re.compile(r"(\w+): (.*)")
 
 
-def commented(spec: Spec) -> str:
+def to_template(spec: Spec) -> str:
     """The spec as YAML text that `fercli.spec.load` reads back as the same spec.
 
     Keys of `COMMON` and those that are not at their defaults are live, all others commented out.
@@ -48,50 +45,34 @@ def commented(spec: Spec) -> str:
     return "\n".join([*lines, *_lines(spec, "", "")]) + "\n"
 
 
-def words(kind: type[Section]) -> tuple[str, dict[str, str]]:
-    """What a section's docstring says: (its first paragraph, {key: its entry under ``Attributes:``})."""
-    entries: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
-        if issubclass(base, Section):
-            _, _, listed = docstring(base).partition("Attributes:\n")
-            # A line indented further than the first goes on with the entry above it.
-            for entry in re.split(r"\n(?=    \S)", listed.rstrip()):
-                found = _ENTRY.fullmatch(_plain(entry))
-                if found:
-                    entries[found[1]] = found[2]
-    head = docstring(kind).split("\n\n")[0]
-    return _plain(head), entries
-
-
-def _plain(text: str) -> str:
-    """One line, without the marks of reStructuredText."""
+def plain(text: str) -> str:
+    """A key's words on one line, without the marks of reStructuredText."""
     text = re.sub(r" \(`fercli[^)]*\)", "", " ".join(text.split()))  # where to read on is for those who read the code
     return text.replace("``", "").replace("`", "")
 
 
 def _lines(section: Section, prefix: str, indent: str) -> Iterator[str]:
-    _, entries = words(type(section))
     for name, field in type(section).model_fields.items():
-        value, path = getattr(section, name), prefix + name
+        value, path, words = getattr(section, name), prefix + name, plain(field.description or "")
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         if isinstance(value, Section) and default is not None:
             below = list(_lines(value, path + ".", indent + "  "))
             live = any(re.match(r" *\w", line) for line in below)
             if not indent:
                 yield ""
-            yield from _prose(words(type(value))[0], indent)
+            yield from _prose(words, indent)
             yield f"{indent}{'' if live else '#'}{name}:"
             yield from below
         elif isinstance(value, Sweep):
-            yield from ["", *_prose(entries[name], indent), f"{name}:", *_lines(value, path + ".", indent + "  ")]
+            yield from ["", *_prose(words, indent), f"{name}:", *_lines(value, path + ".", indent + "  ")]
         else:
             if not indent:
                 yield ""
             live = path in COMMON or field.is_required() or value != default
-            yield from _leaf(f"{indent}{'' if live else '#'}{name}: ", value, _meaning(path, field, entries[name]))
+            yield from _leaf(f"{indent}{'' if live else '#'}{name}: ", value, _meaning(path, field, words))
             if path == "sweep":
-                for key, meaning in words(Sweep)[1].items():
-                    yield from _prose(f"sweep.{key}: {meaning}", "")
+                for key, inner in Sweep.model_fields.items():
+                    yield from _prose(f"sweep.{key}: {plain(inner.description or '')}", "")
 
 
 def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
@@ -110,11 +91,11 @@ def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
         yield text
 
 
-def _meaning(path: str, field: FieldInfo, entry: str) -> str:
-    """The entry, and the values there are unless it has named them."""
+def _meaning(path: str, field: FieldInfo, words: str) -> str:
+    """The key's words, and the values there are unless they have been named."""
     choices = CHOICES.get(path) or _choices(field.annotation)
-    missing = [choice for choice in choices if not re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", entry)]
-    return entry.rstrip(".") + (f"; one of {', '.join(choices)}" if missing else "")
+    missing = [choice for choice in choices if not re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", words)]
+    return words.rstrip(".") + (f"; one of {', '.join(choices)}" if missing else "")
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 It is made of the same classes and words as the spec itself. The file in the package is written by::
 
-    python -m fercli.spec_schema
+    python -m fercli.spec.json_schema
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fercli.commented import CHOICES, words
 from fercli.files import write_atomically
-from fercli.spec import Section, Spec, config_folder
+from fercli.spec import Spec, config_folder
+from fercli.spec.template import CHOICES, plain
 
 #: Choices that may be a place in the user's own code too, ``MODULE:NAME``.
 _OPEN = {"adapt.method": "^[^:]+:[^:]+$"}
@@ -27,15 +27,12 @@ def schema_file() -> Path:
 def schema() -> dict[str, Any]:
     """The schema of `Spec`, as what may be written in a file: shortcuts such as one name for a list are allowed."""
     made = Spec.model_json_schema(mode="validation")
-    kinds = {kind.__name__: kind for kind in _sections(Spec)}
-    for name, section in {**made["$defs"], "Spec": made}.items():
-        head, entries = words(kinds[name])
-        section["description"] = head
+    for section in (made, *made["$defs"].values()):
         section.pop("title", None)
-        for key, value in section["properties"].items():
+        section["description"] = plain(section["description"])
+        for value in section["properties"].values():
             value.pop("title", None)
-            if key in entries:
-                value["description"] = entries[key]
+            value["description"] = plain(value["description"])
     for path, choices in CHOICES.items():
         section, key = path.split(".")
         value = made["$defs"][_kind(section)]["properties"][key]
@@ -44,21 +41,6 @@ def schema() -> dict[str, Any]:
         value.update({"anyOf": [listed, {"pattern": _OPEN[path]}]} if path in _OPEN else listed)
     first = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fercli run spec"}
     return {**first, **made}
-
-
-def _sections(kind: type[Section]) -> list[type[Section]]:
-    """A section of the spec and all below it."""
-    found = [kind]
-    for field in kind.model_fields.values():
-        found += [below for inner in _classes(field.annotation) for below in _sections(inner)]
-    return found
-
-
-def _classes(annotation: Any) -> list[type[Section]]:
-    """The sections that a field's type names, such as ``dict[str, Dataset]`` or ``Sweep | None``."""
-    if isinstance(annotation, type) and issubclass(annotation, Section):
-        return [annotation]
-    return [kind for one in getattr(annotation, "__args__", ()) for kind in _classes(one)]
 
 
 def _kind(section: str) -> str:

@@ -1,0 +1,78 @@
+"""The run spec: one typed, strict YAML that drives every command.
+
+`load` reads ``-c FILE``, else ``./fercli.yaml``, else the packaged ``configs/default.yaml``, puts ``--set`` overrides
+on top and returns a `Spec`, or raises one `SpecError` that lists every problem with its key path, its value and what is
+allowed.
+
+- `fercli.spec.schema`: the sections, their defaults and the checks across fields
+- `fercli.spec.registry`: the names of methods and selection rules
+- `fercli.spec.load`: finding and reading a spec file, ``--set``, the messages
+- `fercli.spec.template`: a spec as a file to edit, every key explained (``fercli init``)
+- `fercli.spec.json_schema`: the JSON Schema for editors; ``python -m fercli.spec.json_schema`` writes it
+- `fercli.spec.yaml_data`: YAML as plain, bounded data
+- `fercli.spec.plugins`: methods and readers of the user's own, named ``module:Name``
+
+Nothing here imports torch.
+"""
+
+from fercli.spec.load import (
+    config_folder,
+    explain,
+    find,
+    load,
+    local_spec,
+    packaged,
+    parse,
+    parse_recorded,
+    to_yaml,
+    up_to_date,
+)
+from fercli.spec.schema import (
+    LARGEST,
+    Adapt,
+    Augment,
+    Data,
+    Dataset,
+    Engine,
+    Evaluate,
+    Fraction,
+    Model,
+    Optimisation,
+    Paths,
+    Prepare,
+    Rates,
+    Section,
+    Spec,
+    Sweep,
+    TrainSource,
+)
+
+__all__ = [
+    "LARGEST",
+    "Adapt",
+    "Augment",
+    "Data",
+    "Dataset",
+    "Engine",
+    "Evaluate",
+    "Fraction",
+    "Model",
+    "Optimisation",
+    "Paths",
+    "Prepare",
+    "Rates",
+    "Section",
+    "Spec",
+    "Sweep",
+    "TrainSource",
+    "config_folder",
+    "explain",
+    "find",
+    "load",
+    "local_spec",
+    "packaged",
+    "parse",
+    "parse_recorded",
+    "to_yaml",
+    "up_to_date",
+]

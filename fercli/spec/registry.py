@@ -1,0 +1,61 @@
+"""The names that a spec may choose from: methods, and rules that select the best epoch.
+
+Names alone, so that a spec is checked without loading torch: methods are loaded by `fercli.methods.method_class`, rules
+are computed in `fercli.evaluation.selection`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+#: ``adapt.method`` -> module and class. Those of others are named ``module:Class`` in the spec.
+METHODS: dict[str, str] = {
+    "source-only": "fercli.methods.source_only:SourceOnly",
+    "aglrls": "fercli.methods.aglrls:AGLRLS",
+    "cglrl": "fercli.methods.cglrl:CGLRL",
+    "cglrl-oracle": "fercli.methods.cglrl:CGLRLOracle",
+    "dann": "fercli.methods.dann:DANN",
+    "cdan": "fercli.methods.cdan:CDAN",
+    "cdan-e": "fercli.methods.cdan:CDANE",
+    "safn": "fercli.methods.safn:SAFN",
+    "mcd": "fercli.methods.mcd:MCD",
+    "swd": "fercli.methods.swd:SWD",
+    "fixmatch": "fercli.methods.fixmatch:FixMatch",
+    "agra": "fercli.methods.agra:AGRA",
+}
+
+
+class SelectionRule(NamedTuple):
+    """What a selection rule reads, and when it can be computed.
+
+    A rule that read target labels would be an oracle. None is registered: the oracle is computed after the run, by
+    `fercli.evaluation.oracle`, from the decisions that each epoch left behind.
+
+    Attributes:
+        reads: in words, for reports.
+        needs_target: true where it looks at the (unlabelled) target images, so that it cannot choose in train-source.
+        post_hoc: true where an epoch's score depends on the other epochs, so that it exists only after the last one.
+        costly: true where an epoch's score takes one more pass over the source's training faces.
+    """
+
+    reads: tuple[str, ...]
+    needs_target: bool
+    post_hoc: bool = False
+    costly: bool = False
+
+
+_LABELS, _SOURCE, _TARGET = "source validation labels", "source training images", "target images"
+
+#: ``train_source.select``, ``adapt.select`` and ``adapt.also_score``.
+RULES: dict[str, SelectionRule] = {
+    "last": SelectionRule((), needs_target=False),
+    "source-val": SelectionRule((_LABELS,), needs_target=False),
+    "entropy": SelectionRule((_TARGET,), needs_target=True),
+    "infomax": SelectionRule((_TARGET,), needs_target=True),
+    "agreement": SelectionRule((_TARGET,), needs_target=True),
+    "bnm": SelectionRule((_TARGET,), needs_target=True),
+    "snd": SelectionRule((_TARGET,), needs_target=True),
+    "corr-c": SelectionRule((_TARGET,), needs_target=True),
+    "dev": SelectionRule((_LABELS, _SOURCE, _TARGET), needs_target=True, costly=True),
+    "ensv": SelectionRule((_TARGET,), needs_target=True, post_hoc=True),
+}
