@@ -13,7 +13,7 @@ from PIL import Image
 from trees import encoded, rows, touch, write
 
 from fercli.datasets import read_dataset
-from fercli.datasets.base import whole_number
+from fercli.datasets.parsing import whole_number
 from fercli.errors import FercliError
 from fercli.faces import synthetic
 from fercli.prepare import Options, prepare

@@ -13,7 +13,7 @@ from conftest import Bench, run
 from PIL import Image
 from trees import encoded
 
-from fercli.datasets.records import Record
+from fercli.datasets.reader import Record
 from fercli.faces import images
 from fercli.faces.extract import Options, extract
 from fercli.faces.images import Unreadable, decode

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fercli.datasets import STAND_IN_MARKER, read_dataset, writers
-from fercli.datasets.records import Listing
+from fercli.datasets.reader import Listing
 from fercli.datasets.writers.points import sixty_eight
 from fercli.errors import FercliError
 from fercli.faces.synthetic import LAB, STREET, STUDIO, THUMBNAIL, Face, render, sequence

@@ -27,7 +27,7 @@ import numpy as np
 
 from fercli import console
 from fercli.benchmarks import face_mesh
-from fercli.datasets.records import Listing, Record
+from fercli.datasets.reader import Listing, Record
 from fercli.durations import digits
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting

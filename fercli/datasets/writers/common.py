@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fercli.datasets.base import STAND_IN_MARKER
+from fercli.datasets import READERS
+from fercli.datasets.reader import STAND_IN_MARKER
 from fercli.errors import FercliError
-from fercli.expressions import CODES
 from fercli.faces.align import ARCFACE_TEMPLATE, transform, umeyama
 from fercli.faces.synthetic import Face
 
@@ -48,12 +48,12 @@ def made(folder: Path) -> Path:
 
 def code_of(dataset: str) -> dict[int, int]:
     """Return the dataset's code of each of our labels: the table that its reader uses, the other way round."""
-    return {label: code for code, label in CODES[dataset].items() if label is not None}
+    return {label: code for code, label in READERS[dataset].codes.items() if label is not None}
 
 
 def codes_outside(dataset: str) -> list[int]:
     """Return the dataset's codes that are none of the seven, in order; contempt is the first wherever it is known."""
-    return sorted(code for code, label in CODES[dataset].items() if label is None)
+    return sorted(code for code, label in READERS[dataset].codes.items() if label is None)
 
 
 class Subjects:
