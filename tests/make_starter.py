@@ -32,11 +32,11 @@ from fercli.evaluation.evaluate import evaluate_model
 from fercli.export.card import LIMITS, NOT_FOR
 from fercli.export.check import drawn
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.synthetic import LAB, STUDIO, render
 from fercli.models.export import export, find_checkpoint
 from fercli.recognizer import Recognizer
 from fercli.spec import load
 from fercli.starter import CARD, FACTS, FILE, starter_facts, starter_hash
+from fercli.synthetic.render import LAB, STUDIO, render
 from fercli.trained import Trained, find_trained
 from fercli.views import plain_view
 

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from trees import rows, touch, write
 
-from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset, writers
+from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS, is_outside, label_of
-from fercli.faces import synthetic
 from fercli.faces.images import decode_pixels, read_pixels
+from fercli.synthetic import writers
+from fercli.synthetic.render import LAB, Face, render
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
 FROZEN_EXPW = ["train", "test", "test", "test", "train", "train", "train", "train", "test", "train", "train", "train"]
@@ -704,8 +705,8 @@ def test_raf_db_aligned_files_without_a_row(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def faces() -> list[synthetic.Face]:
-    return [synthetic.render(synthetic.LAB, identity, label, 5) for identity in range(2) for label in range(7)]
+def faces() -> list[Face]:
+    return [render(LAB, identity, label, 5) for identity in range(2) for label in range(7)]
 
 
 def test_what_the_writers_write_the_readers_read(tmp_path, faces):

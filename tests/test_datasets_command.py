@@ -19,9 +19,9 @@ from fercli.datasets.card import UNKNOWN, DatasetCard, Official
 from fercli.datasets.check import check
 from fercli.datasets.protocol import WHOLE, in_order
 from fercli.datasets.reader import PROTOCOL_OPTIONS, Record
-from fercli.datasets.writers import write_class_folders, write_jaffe, write_raf_db
 from fercli.expressions import EXPRESSIONS
-from fercli.faces import synthetic
+from fercli.synthetic.render import LAB, render
+from fercli.synthetic.writers import write_class_folders, write_jaffe, write_raf_db
 
 CARDS = {name: reader.card for name, reader in READERS.items() if reader.card}
 
@@ -194,7 +194,7 @@ def test_check_as_json(tmp_path):
 
 
 def test_check_of_procedural_faces_compares_with_nothing(tmp_path):
-    faces = [synthetic.render(synthetic.LAB, 0, label, 5) for label in range(7)]
+    faces = [render(LAB, 0, label, 5) for label in range(7)]
     write_raf_db(tmp_path / "raf", faces[:4], faces[4:])
     write_jaffe(tmp_path / "jaffe", faces)
     for name in ("raf-db", "jaffe"):
@@ -204,7 +204,7 @@ def test_check_of_procedural_faces_compares_with_nothing(tmp_path):
 
 
 def test_check_with_a_spec_takes_its_reader_folder_and_options(tmp_path):
-    faces = [synthetic.render(synthetic.LAB, 0, label, 5) for label in range(7)]
+    faces = [render(LAB, 0, label, 5) for label in range(7)]
     write_class_folders(tmp_path / "data/mine", {"train": faces})
     spec = tmp_path / "run.yaml"
     csv = {"reader": "csv", "root": str(tmp_path / "list"), "options": {"file": "b.csv"}}

@@ -22,11 +22,11 @@ from PIL import Image
 
 from fercli.errors import FercliError
 from fercli.faces.images import decode
-from fercli.faces.synthetic import STUDIO, render
 from fercli.files import replacing
 from fercli.outputs import check_output
 from fercli.predict.stream import Picture, recognise
 from fercli.starter import FILE as STARTER
+from fercli.synthetic.render import STUDIO, render
 from fercli.workers import Workers
 
 FACE = render(STUDIO, 1, 3, 1).image

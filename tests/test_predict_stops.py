@@ -19,7 +19,7 @@ from conftest import run
 from PIL import Image
 
 import fercli
-from fercli.faces.synthetic import STUDIO, render
+from fercli.synthetic.render import STUDIO, render
 from fercli.workers import Workers
 
 #: Seconds within which a run that is stopped must be gone, its workers too.

@@ -14,11 +14,11 @@ from clips import MATRICES, index_first, packets, shown, trimmed, turned, write_
 from conftest import Bench, run
 
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.synthetic import STUDIO, render
 from fercli.predict.inputs import Reader, find_inputs
 from fercli.predict.tracking import PATIENCE, Tracker
 from fercli.predict.videos import open_video
 from fercli.recognizer import Face, Recognizer
+from fercli.synthetic.render import STUDIO, render
 from fercli.workers import Workers
 
 RATE, FRAMES = 10, 12

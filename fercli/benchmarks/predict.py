@@ -34,7 +34,6 @@ from fercli.engine.stages import empty_network, view_settings
 from fercli.faces.extract import Options
 from fercli.faces.images import Decoded, read_image
 from fercli.faces.landmarker import Landmarker
-from fercli.faces.synthetic import STUDIO, Face, render
 from fercli.predict.faces import CutFace, cut_faces
 from fercli.predict.inputs import Input, find_inputs
 from fercli.predict.run import predict
@@ -42,6 +41,7 @@ from fercli.predict.video_writer import VideoWriter
 from fercli.predict.videos import open_video
 from fercli.recognizer import Recognizer
 from fercli.spec import Spec
+from fercli.synthetic.render import STUDIO, Face, render
 from fercli.timing import wait
 from fercli.views import plain_view
 from fercli.workers import Workers
