@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fercli.contact_sheet import draw_contact_sheet
-from fercli.datasets.records import Listing
+from fercli.datasets.reader import Listing
 from fercli.faces.extract import REJECTIONS, Options
 from fercli.files import to_disk, write_atomically
 from fercli.part_files import places

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fercli.datasets.records import Listing, Record
+from fercli.datasets.reader import Listing, Record
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 from fercli.faces.extract import Options, decode_source, read_source
 from fercli.faces.images import Unreadable

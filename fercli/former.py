@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fercli.datasets.records import Record
+from fercli.datasets.reader import Record
 from fercli.faces.extract import REJECTIONS, Extracted, read_source, source_hash
 from fercli.faces.images import Unreadable
 from fercli.store import FACE_ARRAYS, face_digest, read_array, read_manifest, read_meta

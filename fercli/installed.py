@@ -334,7 +334,7 @@ def face() -> Iterator[Finding]:
 
     from fercli.faces import network_files
     from fercli.faces.landmarker import Landmarker
-    from fercli.faces.synthetic import STUDIO, render
+    from fercli.synthetic.render import STUDIO, render
 
     if network_files.where() is None:  # told already, and a doctor downloads nothing
         return

@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 
 from fercli import console, parallel
-from fercli.datasets.records import Listing, Record
+from fercli.datasets.reader import Listing, Record
 from fercli.errors import FercliError
 from fercli.faces.extract import STEPS, Options, extract
 from fercli.faces.network_files import RELEASE, ensure_networks

@@ -23,7 +23,7 @@ import numpy as np
 
 from fercli import console
 from fercli.assembly import PICTURE, Assembly, is_complete, recover
-from fercli.datasets.records import Listing
+from fercli.datasets.reader import Listing
 from fercli.errors import FercliError
 from fercli.faces.extract import REJECTIONS, Options, centred_shape
 from fercli.files import LOCK, disk_error, only_one

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fercli import console
-from fercli.datasets.records import Listing
+from fercli.datasets.reader import Listing
 from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED
 from fercli.faces.extract import read_source, source_hash

@@ -29,7 +29,7 @@ import yaml
 from click.testing import Result
 from clips import write_clip
 from conftest import TINY, merge, run
-from trees import encoded
+from trees import encoded, write
 
 from fercli.__main__ import _told
 
@@ -261,11 +261,41 @@ def _peak() -> int:
 
 # The ground
 
+AFFECTNET = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
+FERPLUS = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+
+
+def _list_more(faces: Sequence[Any]) -> None:
+    """Write the lists of AFE, AffectNet and FERPlus, each with the pictures that it names."""
+    tables: dict[str, list[str]] = {
+        "afe/annos/TrainTest/Train.csv": [],
+        "afe/annos/TrainTest/Test.csv": [],
+        "affectnet/Manually_Annotated_file_lists/training.csv": [AFFECTNET],
+        "affectnet/Manually_Annotated_file_lists/validation.csv": [AFFECTNET],
+        "ferplus/fer2013new.csv": [FERPLUS],
+    }
+    afe, afe_test, training, validation, votes = tables.values()
+    for number, face in enumerate(faces):
+        name, (left, top, right, bottom) = f"film/{number}.jpg", map(round, face.box)
+        picture = encoded(face.image, "JPEG", quality=92)
+        write(Path("data/afe/src/image"), name, picture)
+        write(Path("data/affectnet/Manually_Annotated_Images"), name, picture)
+        (afe if number < 7 else afe_test).append(f"{name} {left} {top} {right} {bottom} {number % 7}")
+        points = ";".join(f"{value:.2f}" for value in np.tile(face.landmarks, (14, 1))[:68].ravel().tolist())
+        row = f"{name},{left},{top},{right - left},{bottom - top},{points},{number % 7},0.25,0.25"
+        (training if number < 7 else validation).append(row)
+        usage = ("Training", "PublicTest", "PrivateTest")[(number >= 7) + (number >= 10)]
+        counts = [7 if column == number % 7 else int(column in (7, 8, 9)) for column in range(10)]
+        votes.append(f"{usage},fer{number:07d}.png,{','.join(map(str, counts))}")
+    for file, lines in tables.items():
+        write(Path("data"), file, "\n".join(lines) + "\n")
+    shutil.copy("data/fer2013/fer2013.csv", "data/ferplus/fer2013.csv")
+
 
 def _fill(work: Path) -> None:
-    from fercli.datasets import writers
-    from fercli.faces.domains import LAB, STUDIO, THUMBNAIL
-    from fercli.faces.synthetic import sample, sequence
+    from fercli.synthetic import writers
+    from fercli.synthetic.domains import LAB, STUDIO, THUMBNAIL
+    from fercli.synthetic.render import render, sample
 
     tree = merge(
         TINY,
@@ -280,17 +310,12 @@ def _fill(work: Path) -> None:
     Path("sweep.yaml").write_text(yaml.safe_dump(merge({**tree, "name": "swept"}, sweep), sort_keys=False))
     faces = list(sample(STUDIO, 14, 5, range(30, 34)))
     small = list(sample(THUMBNAIL, 14, 6, range(30, 34)))
-    films = [list(sequence(STUDIO, person, 1 + person % 5, 3, 3)) for person in range(40, 43)]
     writers.write_raf_db("data/raf-db", sample(STUDIO, 28, 0, range(12)), sample(STUDIO, 14, 1, range(12, 18)))
     writers.write_jaffe("data/jaffe", sample(LAB, 14, 2, range(20, 26)))
     writers.write_csv("data/csv", {"train": faces[:7], "test": faces[7:]})
     writers.write_fer2013("data/fer2013", small[:7], small[7:10], small[10:])
-    writers.write_ferplus("data/ferplus", small[:7], small[7:10], small[10:])
     writers.write_expw("data/expw", faces)
-    writers.write_affectnet_csv("data/affectnet", faces[:7], faces[7:])
-    writers.write_afe("data/afe", faces[:7], faces[7:])
-    writers.write_ck_plus("data/ck+", films)
-    writers.write_sfew("data/sfew", faces[:7], faces[7:])
+    _list_more(faces)
     for command in ("prepare", "train-source", "adapt", "evaluate"):
         done = run(command, "--quiet", *(["--report"] if command == "evaluate" else []))
         assert done.exit_code == 0, done.stderr
@@ -305,7 +330,7 @@ def _fill(work: Path) -> None:
         Path(f"media/a.{ending}").write_bytes(encoded(image, form))
     Path("media/b.gif").write_bytes(encoded(image, "GIF"))
     Path("media/b.ppm").write_bytes(encoded(image, "PPM"))
-    frames = [face.image[:200, :200] for face in films[0][:3]]
+    frames = [render(STUDIO, 40, expression, 3).image[:200, :200] for expression in (6, 1, 1)]
     write_clip(Path("media/c.mp4"), frames)
     write_clip(Path("media/c.avi"), frames, codec="mjpeg")
     write_clip(Path("media/c.mkv"), frames)

@@ -135,9 +135,9 @@ def _as_before() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Stores of 84 + 42 procedural faces in RAF-DB's layout and 42 in JAFFE's, by the real prepare. Read only."""
-    from fercli.datasets.writers import write_jaffe, write_raf_db
-    from fercli.faces.domains import LAB, STUDIO
-    from fercli.faces.synthetic import sample
+    from fercli.synthetic.domains import LAB, STUDIO
+    from fercli.synthetic.render import sample
+    from fercli.synthetic.writers import write_jaffe, write_raf_db
 
     folder = tmp_path_factory.mktemp("prepared")
     bench = Bench(folder, folder / "prepared")
@@ -151,7 +151,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def faces() -> list[Any]:
     """Two people with each of the seven expressions. Read only, as is what is made of them."""
-    from fercli.faces.synthetic import STUDIO, render
+    from fercli.synthetic.render import STUDIO, render
 
     return [render(STUDIO, identity, label, 3) for identity in range(2) for label in range(7)]
 
@@ -159,7 +159,7 @@ def faces() -> list[Any]:
 @pytest.fixture(scope="session")
 def raf(tmp_path_factory: pytest.TempPathFactory, faces: list[Any]) -> Path:
     """The fourteen faces in RAF-DB's layout: eight to train on, six to score."""
-    from fercli.datasets.writers import write_raf_db
+    from fercli.synthetic.writers import write_raf_db
 
     return write_raf_db(tmp_path_factory.mktemp("data") / "raf", faces[:8], faces[8:])
 

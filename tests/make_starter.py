@@ -33,12 +33,12 @@ from fercli.export.card import LIMITS, NOT_FOR
 from fercli.export.check import drawn
 from fercli.export.weights import export, find_checkpoint
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.synthetic import LAB, STUDIO, render
 from fercli.loading.augment import plain_view
 from fercli.predict.recognizer import Recognizer
 from fercli.scoring.evaluate import evaluate_model
 from fercli.spec import load
 from fercli.starter import CARD, FACTS, FILE, starter_facts, starter_hash
+from fercli.synthetic.render import LAB, STUDIO, render
 
 ANSWERS = Path(__file__).parent / "fixtures" / "starter_answers.json"
 #: Bytes of the file, at most.

@@ -15,8 +15,9 @@ from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.expressions import EXPRESSIONS
-from fercli.faces import align, synthetic
+from fercli.faces import align
 from fercli.loading.samplers import subsample
+from fercli.synthetic.render import LAB, render
 
 HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")
 
@@ -101,7 +102,7 @@ def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
 
 @cache
 def _face(label: int, person: int) -> dict[str, np.ndarray]:
-    drawn = synthetic.render(synthetic.LAB, person, label, person)
+    drawn = render(LAB, person, label, person)
     matrix = align.template_matrix(drawn.landmarks, 112, 0)
     return {"face": align.warp(drawn.image, matrix, 112), "landmarks": align.transform(matrix, drawn.landmarks)}
 

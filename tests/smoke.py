@@ -33,9 +33,9 @@ def fercli(*arguments: str) -> str:
 
 def draw() -> None:
     """A source in RAF-DB's layout and a target in JAFFE's, as the demo's but smaller."""
-    from fercli.datasets.writers import write_jaffe, write_raf_db
-    from fercli.faces.domains import LAB, STUDIO
-    from fercli.faces.synthetic import sample
+    from fercli.synthetic.domains import LAB, STUDIO
+    from fercli.synthetic.render import sample
+    from fercli.synthetic.writers import write_jaffe, write_raf_db
 
     train, test = (
         sample(STUDIO, 140, seed=0, identities=range(10)),

@@ -388,7 +388,7 @@ def test_other_closed_streams_do_not_matter(redirected: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("redirected", ["2>&-", ">&- 2>&-", ">&- 2>&- <&-", "2>/dev/full", ">/dev/full 2>/dev/full"])
 def test_files_are_written_whatever_is_closed(redirected: str, tmp_path: Path, faces) -> None:
-    from fercli.datasets.writers import write_raf_db
+    from fercli.synthetic.writers import write_raf_db
 
     write_raf_db(tmp_path / "data/raf-db", faces[:2], faces[2:3])
     where = (f"paths.data={tmp_path / 'data'}", f"paths.prepared={tmp_path / 'out'}", "prepare.workers=1")

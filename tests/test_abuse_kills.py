@@ -88,8 +88,8 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 @pytest.fixture(scope="module")
 def stocked(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
     """A bench with all that commands need: data, pictures, a trained and adapted run. Read only."""
-    from fercli.faces.domains import STUDIO
-    from fercli.faces.synthetic import sample
+    from fercli.synthetic.domains import STUDIO
+    from fercli.synthetic.render import sample
 
     bench = Bench(tmp_path_factory.mktemp("stocked"), prepared, _LONG)
     shutil.copytree(prepared.parent / "data", bench.folder / "data")

@@ -134,9 +134,9 @@ def test_evaluate_beside_an_adaptation_reads_whole_files_only(bench: Bench, alon
 
 def test_two_demos_do_not_mix(tmp_path: Path, nurseries) -> None:
     """On a few faces that are there already: drawing the demo's own takes a minute."""
-    from fercli.datasets.writers import write_jaffe, write_raf_db
-    from fercli.faces.domains import LAB, STUDIO
-    from fercli.faces.synthetic import sample
+    from fercli.synthetic.domains import LAB, STUDIO
+    from fercli.synthetic.render import sample
+    from fercli.synthetic.writers import write_jaffe, write_raf_db
 
     data = tmp_path / "demo/seed-0/data"
     write_raf_db(data / "raf-db", sample(STUDIO, 42, 0, range(12)), sample(STUDIO, 21, 1, range(12, 18)))

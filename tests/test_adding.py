@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import conftest
 import pytest
 from conftest import run
 from PIL import Image
 
+import fercli
 from fercli.datasets import read_dataset
-from fercli.datasets.base import Collector
-from fercli.datasets.records import Record
+from fercli.datasets.reader import Collector, Record
 from fercli.errors import FercliError
 from fercli.store import Store
 
@@ -93,6 +95,97 @@ def test_show_tells_of_a_reader_from_outside_what_it_says_itself(here: Path) -> 
     assert checked.exit_code == 1 and "no PERSON_EXPRESSION_NUMBER.gif in " in checked.stderr
 
 
+#: All of a dataset: the file that adds it to fercli.
+MINE = '''"""MINE: pictures named CODE_PERSON.png."""
+
+from fercli.datasets.card import DatasetCard, Official
+from fercli.datasets.reader import Reader, Record
+
+CODES = {1: 3, 2: 4, 9: None}
+
+
+def parse(root, collector, ending="png"):
+    for file in sorted(root.glob(f"*.{ending}")):
+        code, _, person = file.stem.partition("_")
+        label = collector.label(CODES, code)
+        if label is not None:
+            split = "test" if person == "zoe" else "train"
+            collector.add(Record(file.name, file.name, label, split, subject=person))
+    return ("train",), ("test",)
+
+
+READER = Reader(
+    layout="CODE_PERSON.png in one folder",
+    parse=parse,
+    codes=CODES,
+    tree="1_ann.png    1 happy, 2 sad, 9 bored",
+    option_help={"ending": "how the pictures' names end"},
+    card=DatasetCard(
+        title="My Own Faces",
+        about="holiday photographs",
+        apply="https://example.org/mine",
+        licence="all rights mine",
+        split="ours, by subject",
+        paper="Doe: Faces of mine. 2026",
+        releases=(Official.of_splits(train=(0, 0, 0, 2, 1, 0, 0), test=(0, 0, 0, 1, 0, 0, 0)),),
+    ),
+)
+'''
+
+
+def test_a_dataset_is_one_file_and_one_line_of_the_registry(tmp_path: Path, faces, monkeypatch) -> None:
+    """In a copy of the package, whose other modules are links."""
+    package = Path(fercli.__file__).parent
+    copy = tmp_path / "copy/fercli"
+    copy.mkdir(parents=True)
+    for path in package.iterdir():
+        if path.name not in ("datasets", "__pycache__"):
+            (copy / path.name).symlink_to(path)
+    shutil.copytree(package / "datasets", copy / "datasets", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "copy/configs").symlink_to(package.parent / "configs")
+    (copy / "datasets/mine.py").write_text(MINE)
+    registry = copy / "datasets/__init__.py"
+    line = '    "raf-db": "raf_db",\n'
+    assert registry.read_text().count(line) == 1
+    registry.write_text(registry.read_text().replace(line, f'{line}    "mine": "mine",\n'))
+    pictures, labels = tmp_path / "pictures", tmp_path / "numbers"
+    for folder, name in ((pictures, "1_ann"), (pictures, "2_ann"), (pictures, "1_zoe"), (pictures, "9_zoe")):
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(faces[0].image).save(folder / f"{name}.png")
+    for code in ("1", "2"):
+        (labels / code).mkdir(parents=True)
+        Image.fromarray(faces[0].image).save(labels / f"{code}/a.png")
+
+    monkeypatch.chdir(copy.parent)  # from which `python -m` takes it
+
+    def done(*arguments: str | Path) -> str:
+        result = conftest.fercli(*arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert re.search(r"^mine +4  holiday photographs +ours, by subject +all rights mine", done("datasets"), re.M)
+    shown = done("datasets", "show", "mine")
+    for text in ("My Own Faces", "https://example.org/mine", "1_ann.png    1 happy", "Doe: Faces of mine. 2026"):
+        assert text in shown
+    assert re.search(r"^ +ending=png +how the pictures' names end$", shown, re.M)
+    assert re.search(r"^happiness +2 +1 +3 *$", shown, re.M)
+    checked = done("datasets", "check", "mine", pictures)
+    assert re.search(r"^happiness +\* -1 +1 / 2 +1 / 1 +\* -1 +2 / 3 *$", checked, re.M), checked
+    assert "label '9' outside the seven" in checked
+    spec = ("--set", f"paths.prepared={tmp_path / 'prepared'}", "--set", "prepare.workers=1", "--no-report")
+    prepared = conftest.fercli("prepare", "--dataset", "mine", "--root", pictures, *spec)
+    assert prepared.returncode == 0, prepared.stderr
+    assert "trained on or adapted to train; scored on test" in prepared.stdout + prepared.stderr
+    store = Store.open(tmp_path / "prepared/mine")
+    assert sorted(zip(store.labels.tolist(), store.splits.tolist(), store.subjects.tolist(), strict=True)) == [
+        (3, "test", "zoe"), (3, "train", "ann"), (4, "train", "ann")
+    ]  # fmt: skip
+    # What its numbers mean, others may use.
+    borrowed = json.loads(done("datasets", "check", "folders", labels, "--option", "codes=mine", "--json"))["check"]
+    found = borrowed["splits"]["all"]["expressions"]
+    assert (found["happiness"]["found"], found["sadness"]["found"]) == (1, 1)
+
+
 def test_a_label_that_is_none_is_told_by_the_record() -> None:
     with pytest.raises(FercliError, match=r"a\.png: a reader gave it the label None; it must be -1 to 6"):
         Collector().add(Record(id="a.png", path="a.png", split="all", label=None))
@@ -119,7 +212,7 @@ def test_a_mistake_in_a_methods_place_is_one_line(name: str, here: Path, make_ad
 @pytest.mark.parametrize(
     ("reader", "told"),
     [
-        ("my_layouts:parse", "is no reader: make it a fercli.datasets.base.Reader"),
+        ("my_layouts:parse", "is no reader: make it a fercli.datasets.reader.Reader"),
         ("my_layouts:READE", "my_layouts has no READE"),
         ("nowhere:READER", "no module nowhere"),
     ],

@@ -31,18 +31,18 @@ from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
-from fercli.faces import synthetic
 from fercli.faces.images import MAX_BYTES, Unreadable, read_image
 from fercli.prepare import Options, prepare
 from fercli.spec.registry import METHODS
 from fercli.store import Store, read_manifest
+from fercli.synthetic.render import STUDIO, Face, render
 
 HERE = Options(workers=1, backend="sequential")
 
 
 @pytest.fixture(scope="module")
-def faces() -> list[synthetic.Face]:
-    return [synthetic.render(synthetic.STUDIO, 1, label, 3) for label in range(7)]
+def faces() -> list[Face]:
+    return [render(STUDIO, 1, label, 3) for label in range(7)]
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ import yaml
 from conftest import TINY, merge, run
 from trees import encoded
 
-from fercli.datasets import writers
-from fercli.faces import synthetic
 from fercli.store import read_manifest
+from fercli.synthetic import writers
+from fercli.synthetic.render import STUDIO, Face, render
 
 
 @pytest.fixture(scope="module")
-def faces() -> list[synthetic.Face]:
-    return [synthetic.render(synthetic.STUDIO, 1, label, 3) for label in range(7)]
+def faces() -> list[Face]:
+    return [render(STUDIO, 1, label, 3) for label in range(7)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def trees(tmp_path_factory, faces) -> Path:
     return folder
 
 
-def _edges(face: synthetic.Face, axis: int) -> tuple[int, int]:
+def _edges(face: Face, axis: int) -> tuple[int, int]:
     return max(0, int(face.box[axis]) - 12), int(face.box[axis + 2]) + 12
 
 

@@ -8,8 +8,8 @@ import pytest
 from conftest import run
 
 from fercli.benchmarks import face_mesh
-from fercli.datasets.writers import write_fer2013
-from fercli.faces import synthetic
+from fercli.synthetic.render import THUMBNAIL, render
+from fercli.synthetic.writers import write_fer2013
 
 
 @pytest.mark.slow
@@ -30,6 +30,6 @@ def test_bench_prepare(tmp_path):
 
 
 def test_a_csv_of_pixels_cannot_be_measured(tmp_path):
-    root = write_fer2013(tmp_path / "fer", [synthetic.render(synthetic.THUMBNAIL, 1, label, 1) for label in range(2)])
+    root = write_fer2013(tmp_path / "fer", [render(THUMBNAIL, 1, label, 1) for label in range(2)])
     done = run("bench", "prepare", "--dataset", "fer2013", "--root", str(root), "--set", f"paths.runs={tmp_path}")
     assert done.exit_code == 1 and "one file a picture" in done.stderr

@@ -13,11 +13,11 @@ from PIL import Image
 from trees import encoded, rows, touch, write
 
 from fercli.datasets import read_dataset
-from fercli.datasets.base import whole_number
+from fercli.datasets.parsing import whole_number
 from fercli.errors import FercliError
-from fercli.faces import synthetic
 from fercli.prepare import Options, prepare
 from fercli.store import Store
+from fercli.synthetic.render import STUDIO, Face, render
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
 SIZE = (400, 300)
@@ -371,8 +371,8 @@ def test_headers_that_are_none_stop_the_run(tmp_path, text, words):
 
 
 @pytest.fixture(scope="module")
-def pairs() -> list[tuple[synthetic.Face, synthetic.Face]]:
-    return [tuple(synthetic.render(synthetic.STUDIO, 2 * i + j, (HA, SA)[j], 3) for j in range(2)) for i in range(3)]
+def pairs() -> list[tuple[Face, Face]]:
+    return [tuple(render(STUDIO, 2 * i + j, (HA, SA)[j], 3) for j in range(2)) for i in range(3)]
 
 
 def test_each_face_of_a_picture_gets_its_own_label(tmp_path, pairs):

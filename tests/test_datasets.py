@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from trees import rows, touch, write
 
-from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset, writers
+from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset
 from fercli.errors import FercliError
-from fercli.expressions import CODES, EXPRESSIONS, is_outside, label_of
-from fercli.faces import synthetic
+from fercli.expressions import EXPRESSIONS, is_outside, label_of
 from fercli.faces.images import decode_pixels, read_pixels
+from fercli.synthetic import writers
+from fercli.synthetic.render import LAB, Face, render
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
 FROZEN_EXPW = ["train", "test", "test", "test", "train", "train", "train", "train", "test", "train", "train", "train"]
@@ -479,7 +480,7 @@ def test_a_folder_of_another_layout_is_named_with_the_layout_expected(tmp_path, 
         ),
         ("folders", {"train/1/1.jpg": "", "train/7/1.jpg": ""}, {}, "(raf-db: 1 surprise, 2 fear, 3 disgust, "),
         ("folders", {"train/1/1.jpg": "", "train/7/1.jpg": ""}, {}, "data.datasets.mine.options: {codes: NAME}"),
-        ("folders", {"0/1.jpg": "", "1/1.jpg": ""}, {}, "(fer2013 and expw: 0 anger, 1 disgust, "),
+        ("folders", {"0/1.jpg": "", "1/1.jpg": ""}, {}, "fer2013 and expw: 0 anger, 1 disgust, "),
         ("folders", {"train/0/1.jpg": "", "test/happy/1.jpg": ""}, {}, "/train are numbers (0): say what"),
         ("folders", {"0/1.jpg": ""}, {"codes": "raf"}, "option codes is 'raf', none of raf-db, "),
         (
@@ -541,14 +542,19 @@ CODE_NAMES = {
 }
 
 
-@pytest.mark.parametrize("name", CODES)
+def test_every_dataset_with_codes_is_tested():
+    assert set(CODE_NAMES) == {name for name, reader in READERS.items() if reader.codes}
+
+
+@pytest.mark.parametrize("name", CODE_NAMES)
 def test_every_label_map_agrees_with_the_expressions_by_name(name):
     words = CODE_NAMES[name].split()
     named = dict(zip(map(int, words[0::2]), words[1::2], strict=True))
-    assert CODES[name] == {code: label_of(word) for code, word in named.items()}
+    codes = READERS[name].codes
+    assert codes == {code: label_of(word) for code, word in named.items()}
     assert all(label_of(word) is not None or is_outside(word) for word in named.values())
     every = set(range(len(EXPRESSIONS))) - ({NE} if name == "mmi" else set())
-    assert {label for label in CODES[name].values() if label is not None} == every
+    assert {label for label in codes.values() if label is not None} == every
 
 
 @pytest.mark.parametrize(
@@ -699,8 +705,8 @@ def test_raf_db_aligned_files_without_a_row(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def faces() -> list[synthetic.Face]:
-    return [synthetic.render(synthetic.LAB, identity, label, 5) for identity in range(2) for label in range(7)]
+def faces() -> list[Face]:
+    return [render(LAB, identity, label, 5) for identity in range(2) for label in range(7)]
 
 
 def test_what_the_writers_write_the_readers_read(tmp_path, faces):

@@ -15,13 +15,15 @@ from PIL import Image
 from trees import touch
 
 from fercli.datasets import READERS, Listing, read_dataset
+from fercli.datasets.card import UNKNOWN, DatasetCard, Official
 from fercli.datasets.check import check
-from fercli.datasets.facts import FACTS, UNKNOWN, WHOLE, Facts, Official, in_order
-from fercli.datasets.layouts import LAYOUTS, OPTIONS
-from fercli.datasets.records import Record
-from fercli.datasets.writers import write_class_folders, write_jaffe, write_raf_db
+from fercli.datasets.protocol import WHOLE, in_order
+from fercli.datasets.reader import PROTOCOL_OPTIONS, Record
 from fercli.expressions import EXPRESSIONS
-from fercli.faces import synthetic
+from fercli.synthetic.render import LAB, render
+from fercli.synthetic.writers import write_class_folders, write_jaffe, write_raf_db
+
+CARDS = {name: reader.card for name, reader in READERS.items() if reader.card}
 
 #: Faces in all, by each dataset's paper or label list.
 TOTALS = {
@@ -44,15 +46,17 @@ def _columns(monkeypatch):
 # What is known
 
 
-def test_facts_and_layouts_cover_every_reader():
-    assert set(FACTS) == set(READERS) - {"folders", "csv"}
-    assert list(LAYOUTS) == list(OPTIONS) == list(READERS)
-    assert {name: list(OPTIONS[name]) for name in READERS} == {name: list(r.options) for name, r in READERS.items()}
+def test_every_dataset_has_a_card_a_tree_and_help_for_its_options():
+    assert set(CARDS) == set(READERS) - {"folders", "csv"}
+    for reader in READERS.values():
+        assert reader.tree
+        own = set(reader.options) - set(PROTOCOL_OPTIONS)
+        assert own <= set(reader.option_help) <= set(reader.options)
 
 
-@pytest.mark.parametrize("name", FACTS)
+@pytest.mark.parametrize("name", CARDS)
 def test_official_counts_add_up(name):
-    for release in FACTS[name].releases:
+    for release in CARDS[name].releases:
         parts = {split: known for split, known in release.splits.items() if split != WHOLE}
         for total, counts in release.splits.values():
             assert len(counts) == len(EXPRESSIONS)
@@ -60,21 +64,21 @@ def test_official_counts_add_up(name):
         if parts and WHOLE in release.splits:
             assert release.total(WHOLE) == sum(total for total, _ in parts.values())
     if name in TOTALS:
-        assert FACTS[name].releases[0].total(WHOLE) == TOTALS[name]
+        assert CARDS[name].releases[0].total(WHOLE) == TOTALS[name]
 
 
-@pytest.mark.parametrize("name", FACTS)
-def test_facts_are_one_line_each_with_an_address(name):
-    facts = FACTS[name]
-    assert facts.apply.startswith(("http://", "https://")) and " " not in facts.apply
-    for text in (facts.title, facts.about, facts.licence, facts.split, facts.split_note, facts.paper):
+@pytest.mark.parametrize("name", CARDS)
+def test_cards_are_one_line_each_with_an_address(name):
+    card = CARDS[name]
+    assert card.apply.startswith(("http://", "https://")) and " " not in card.apply
+    for text in (card.title, card.about, card.licence, card.split, card.split_note, card.paper):
         assert "\n" not in text and text == text.strip()
-    assert facts.title and facts.about and facts.licence and facts.split and facts.paper
+    assert card.title and card.about and card.licence and card.split and card.paper
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_fit_a_terminal(name):
-    assert max(map(len, LAYOUTS[name].splitlines())) <= 98
+@pytest.mark.parametrize("name", READERS)
+def test_trees_fit_a_terminal(name):
+    assert max(map(len, READERS[name].tree_lines)) <= 98
 
 
 def test_the_layouts_first_files_are_of_the_layout_read(tmp_path):
@@ -98,8 +102,8 @@ def test_the_nearest_release_is_compared_with():
 
     peaks = [Record(f"{i}-{k}", "x.png", i, "train") for i, count in counts.items() for k in range(count)]
     neutral = [Record(f"6-{k}", "x.png", 6, "train") for k in range(320)]
-    assert check(listing(peaks), FACTS["ck+"]).official.form.startswith("CK+48")
-    whole = check(listing(peaks + neutral), FACTS["ck+"])
+    assert check(listing(peaks), CARDS["ck+"]).official.form.startswith("CK+48")
+    whole = check(listing(peaks + neutral), CARDS["ck+"])
     assert whole.official.form.startswith("the release")
     assert (whole.found(WHOLE, 6), whole.expected(WHOLE, 6), whole.differences) == (320, 327, 2)
     assert (whole.images, whole.missing) == (1, ["x.png"])
@@ -117,8 +121,8 @@ def test_nothing_known_is_no_difference(tmp_path):
 def test_the_list_reads_at_a_hundred_columns():
     result = run("datasets")
     assert result.exit_code == 0
-    for name, facts in FACTS.items():
-        assert name in result.stdout and facts.apply in result.stdout and facts.size in result.stdout
+    for name, card in CARDS.items():
+        assert name in result.stdout and card.apply in result.stdout and card.size in result.stdout
     for reader in READERS.values():
         assert reader.layout.split()[0] in result.stdout
     long = [line for line in result.stdout.splitlines() if len(line) > 100]
@@ -142,10 +146,10 @@ def test_the_list_as_json():
 def test_show(name):
     result = run("datasets", "show", name.upper())
     assert result.exit_code == 0
-    assert all(line.strip() in result.stdout for line in LAYOUTS[name].splitlines())
-    if name in FACTS:
-        assert FACTS[name].apply in result.stdout and FACTS[name].title in result.stdout
-    assert json.loads(run("datasets", "show", name, "--json").stdout)["dataset"]["tree"] == LAYOUTS[name].splitlines()
+    assert all(line.strip() in result.stdout for line in READERS[name].tree_lines)
+    if name in CARDS:
+        assert CARDS[name].apply in result.stdout and CARDS[name].title in result.stdout
+    assert json.loads(run("datasets", "show", name, "--json").stdout)["dataset"]["tree"] == READERS[name].tree_lines
 
 
 def test_check_marks_what_differs(tmp_path):
@@ -190,7 +194,7 @@ def test_check_as_json(tmp_path):
 
 
 def test_check_of_procedural_faces_compares_with_nothing(tmp_path):
-    faces = [synthetic.render(synthetic.LAB, 0, label, 5) for label in range(7)]
+    faces = [render(LAB, 0, label, 5) for label in range(7)]
     write_raf_db(tmp_path / "raf", faces[:4], faces[4:])
     write_jaffe(tmp_path / "jaffe", faces)
     for name in ("raf-db", "jaffe"):
@@ -200,7 +204,7 @@ def test_check_of_procedural_faces_compares_with_nothing(tmp_path):
 
 
 def test_check_with_a_spec_takes_its_reader_folder_and_options(tmp_path):
-    faces = [synthetic.render(synthetic.LAB, 0, label, 5) for label in range(7)]
+    faces = [render(LAB, 0, label, 5) for label in range(7)]
     write_class_folders(tmp_path / "data/mine", {"train": faces})
     spec = tmp_path / "run.yaml"
     csv = {"reader": "csv", "root": str(tmp_path / "list"), "options": {"file": "b.csv"}}
@@ -268,8 +272,8 @@ def test_unlabelled_faces_have_a_row_of_their_own(tmp_path):
 
 
 def test_unknown_totals_are_said_to_be_unknown():
-    assert Facts("t", "a", "https://x", "l", "s", "p").size == "?"
-    half = Facts("t", "a", "https://x", "l", "s", "p", releases=(Official({"train": (1234, UNKNOWN)}),))
+    assert DatasetCard("t", "a", "https://x", "l", "s", "p").size == "?"
+    half = DatasetCard("t", "a", "https://x", "l", "s", "p", releases=(Official({"train": (1234, UNKNOWN)}),))
     assert half.size == "1,234+"
 
 

@@ -9,7 +9,7 @@ import pytest
 from trees import rows, write
 
 from fercli.datasets import read_dataset
-from fercli.datasets.base import five_of_68
+from fercli.datasets.parsing import five_of_68
 from fercli.errors import FercliError
 
 SU, FE, DI, HA, SA, AN, NE = range(7)

@@ -19,11 +19,11 @@ from trees import encoded
 
 from fercli.datasets import read_dataset
 from fercli.errors import TransientError
-from fercli.faces import synthetic
 from fercli.faces.failures import may_pass, naming
 from fercli.faces.images import Unreadable, read_image
 from fercli.prepare import Options, prepare
 from fercli.store import read_manifest, write_manifest
+from fercli.synthetic.render import STUDIO, render
 
 FORMS: dict[str, tuple[str, dict]] = {
     "plain.jpg": ("JPEG", {}),
@@ -153,7 +153,7 @@ print(summary.kept, summary.rejected)
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("ending", [".jpg", ".webp"])
 def test_prepare_stops_for_want_of_memory_and_keeps_no_rejection(tmp_path, ending):
-    face = synthetic.render(synthetic.STUDIO, 1, 1, 3).image
+    face = render(STUDIO, 1, 1, 3).image
     large = cv2.resize(face, (3000, 3200), interpolation=cv2.INTER_CUBIC)
     form = {".jpg": "JPEG", ".webp": "WEBP"}[ending]
     for folder, image in (("first/happy", face), ("second/happy", large)):

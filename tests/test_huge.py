@@ -13,12 +13,12 @@ from conftest import Bench, run
 from PIL import Image
 from trees import encoded
 
-from fercli.datasets.records import Record
+from fercli.datasets.reader import Record
 from fercli.faces import images
 from fercli.faces.extract import Options, extract
 from fercli.faces.images import Unreadable, decode
-from fercli.faces.synthetic import STUDIO, render
 from fercli.predict.faces import see
+from fercli.synthetic.render import STUDIO, render
 
 _DRAWN = render(STUDIO, 1, 1, 3)
 #: 440 x 480 pixels with a face; its landmarks and box.

@@ -17,18 +17,19 @@ from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 from trees import encoded
 
 from fercli.datasets import read_dataset
-from fercli.faces import images, synthetic
+from fercli.faces import images
 from fercli.faces.images import Unreadable, decode_pixels, read_image, read_pixels
 from fercli.faces.quiet import mute_stderr
 from fercli.prepare import Options, prepare
 from fercli.store import Store
+from fercli.synthetic.render import STUDIO, Face, render
 
 HERE = Options(workers=1, backend="sequential")
 
 
 @pytest.fixture(scope="module")
-def faces() -> list[synthetic.Face]:
-    return [synthetic.render(synthetic.STUDIO, 1, label, 3) for label in range(7)]
+def faces() -> list[Face]:
+    return [render(STUDIO, 1, label, 3) for label in range(7)]
 
 
 def exif_of(orientation: int) -> Image.Exif:

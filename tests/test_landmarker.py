@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fercli.datasets import read_dataset, writers
-from fercli.faces import align, synthetic
+from fercli.datasets import read_dataset
+from fercli.faces import align
 from fercli.faces.landmarker import RETRIES, Found, Landmarker
-from fercli.faces.synthetic import LAB, STREET, STUDIO, THUMBNAIL, Domain, Face, render
 from fercli.faces.view import View
 from fercli.prepare import Options, prepare
 from fercli.spec import Prepare
 from fercli.store import Store, read_manifest
+from fercli.synthetic import writers
+from fercli.synthetic.render import LAB, STREET, STUDIO, THUMBNAIL, Domain, Face, _background, render
 
 HERE = Options(workers=1, backend="sequential")
 
@@ -384,7 +385,7 @@ def _egg(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 def _crowd(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """The backdrop of the procedural street: blocks and people without features, out of focus."""
-    return cv2.resize(synthetic._background(STREET, rng), (width, height), interpolation=cv2.INTER_AREA)
+    return cv2.resize(_background(STREET, rng), (width, height), interpolation=cv2.INTER_AREA)
 
 
 NO_FACES: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (

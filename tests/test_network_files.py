@@ -26,7 +26,7 @@ import pytest
 from conftest import fercli
 
 from fercli.faces.network_files import NETWORKS, read_network
-from fercli.faces.synthetic import STUDIO, render
+from fercli.synthetic.render import STUDIO, render
 
 WHEEL = "mediapipe-0.10.21-cp312-cp312-manylinux_2_28_x86_64.whl"
 FETCHING = "fetching the face networks once"

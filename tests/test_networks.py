@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
-from fercli.faces import synthetic
 from fercli.faces.networks import MESH_POINTS, Detector, Mesh, _merge
+from fercli.synthetic.render import LAB, STREET, STUDIO, THUMBNAIL, render
 
 
 def solution(name: str) -> Any:
@@ -21,8 +21,8 @@ def solution(name: str) -> Any:
 def pictures() -> list[np.ndarray]:
     """Faces of four domains; wide, high, small, turned, cut off, two in one, and none."""
     drawn = [
-        synthetic.render(domain, person, person % 7, person).image
-        for domain in (synthetic.STUDIO, synthetic.LAB, synthetic.THUMBNAIL, synthetic.STREET)
+        render(domain, person, person % 7, person).image
+        for domain in (STUDIO, LAB, THUMBNAIL, STREET)
         for person in range(4)
     ]
     first, second = drawn[0], cv2.resize(drawn[1], first_size := drawn[0].shape[1::-1])
@@ -78,7 +78,7 @@ def test_detectors_agree_with_mediapipe(pictures, full_range, least):
 
 
 def test_a_face_is_where_it_was_drawn():
-    face = synthetic.render(synthetic.STUDIO, 3, 6, 1)
+    face = render(STUDIO, 3, 6, 1)
     detection = Detector().find(face.image, 0.5)[0]
     assert np.abs(detection.eyes - face.landmarks[:2]).max() < 0.1 * np.ptp(face.landmarks[:2, 0])
     points, sure = Mesh().fit(face.image, detection)

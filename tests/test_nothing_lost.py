@@ -20,13 +20,14 @@ import pytest
 from conftest import run
 from trees import digests, encoded
 
-from fercli.datasets import read_dataset, writers
+from fercli.datasets import read_dataset
 from fercli.errors import FercliError
-from fercli.faces import synthetic
 from fercli.files import LOCK
 from fercli.parts import _cut
 from fercli.prepare import Options, prepare
 from fercli.store import FILES, Store, read_manifest
+from fercli.synthetic import writers
+from fercli.synthetic.render import THUMBNAIL, render
 from fercli.verify import verify
 
 HERE = Options(workers=1)
@@ -219,7 +220,7 @@ def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
 
 def test_a_row_of_a_csv_that_moved_is_kept(tmp_path, faces):
     root, out = tmp_path / "fer", tmp_path / "out"
-    small = [synthetic.render(synthetic.THUMBNAIL, 1, label, 1) for label in range(4)]
+    small = [render(THUMBNAIL, 1, label, 1) for label in range(4)]
     writers.write_fer2013(root, small)
     assert prepare(read_dataset("f", "fer2013", root), out, HERE).computed == 4
     text = (root / "fer2013.csv").read_text().splitlines()

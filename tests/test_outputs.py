@@ -22,12 +22,12 @@ from PIL import Image
 
 from fercli.errors import FercliError
 from fercli.faces.images import decode
-from fercli.faces.synthetic import STUDIO, render
 from fercli.files import replacing
 from fercli.output_files import check_output
 from fercli.parallel import Workers
 from fercli.predict.stream import Picture, recognise
 from fercli.starter import FILE as STARTER
+from fercli.synthetic.render import STUDIO, render
 
 FACE = render(STUDIO, 1, 3, 1).image
 

@@ -15,7 +15,7 @@ import cv2
 import pytest
 
 import fercli
-from fercli.faces.synthetic import STUDIO, render
+from fercli.synthetic.render import STUDIO, render
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,10 +25,10 @@ from PIL import Image
 import fercli
 from fercli.cli import main
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.synthetic import STUDIO, render
 from fercli.predict.drawing import draw
 from fercli.predict.recognizer import Recognizer
 from fercli.predict.results import COLUMNS
+from fercli.synthetic.render import STUDIO, render
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fercli.faces.landmarker import Landmarker
-from fercli.faces.synthetic import LAB, STREET, STUDIO, THUMBNAIL, render
 from fercli.faces.view import View
+from fercli.synthetic.render import LAB, STREET, STUDIO, THUMBNAIL, render
 
 LANDMARKER = Landmarker()
 

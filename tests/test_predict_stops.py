@@ -19,8 +19,8 @@ from conftest import run
 from PIL import Image
 
 import fercli
-from fercli.faces.synthetic import STUDIO, render
 from fercli.parallel import Workers
+from fercli.synthetic.render import STUDIO, render
 
 #: Seconds within which a run that is stopped must be gone, its workers too.
 AT_ONCE = 5

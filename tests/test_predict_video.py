@@ -14,12 +14,12 @@ from clips import MATRICES, index_first, packets, shown, trimmed, turned, write_
 from conftest import Bench, run
 
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.synthetic import STUDIO, render
 from fercli.parallel import Workers
 from fercli.predict.inputs import Reader, find_inputs
 from fercli.predict.recognizer import Face, Recognizer
 from fercli.predict.tracking import PATIENCE, Tracker
 from fercli.predict.videos import open_video
+from fercli.synthetic.render import STUDIO, render
 
 RATE, FRAMES = 10, 12
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from trees import digests, encoded
 
-from fercli.datasets import read_dataset, writers
+from fercli.datasets import read_dataset
 from fercli.errors import FercliError
 from fercli.faces import align
 from fercli.faces.images import read_image
@@ -21,6 +21,7 @@ from fercli.faces.landmarker import Landmarker
 from fercli.files import LOCK
 from fercli.prepare import Options, prepare
 from fercli.store import FILES, SMALL_FILES, Store, read_manifest
+from fercli.synthetic import writers
 
 HERE = Options(workers=1)
 

@@ -18,16 +18,17 @@ from PIL import Image
 from stores import seal
 
 from fercli.datasets import read_dataset
-from fercli.datasets.writers import write_raf_db
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
-from fercli.faces import align, synthetic
+from fercli.faces import align
 from fercli.faces.fingerprints import NEAR, likeness, patch, perceptual_hash, unpack
 from fercli.prepare import Options, prepare
 from fercli.quality import numbers
 from fercli.quality.duplicates import compare, faces_of, near_pairs, numbering
 from fercli.quality.report import write_quality
 from fercli.store import FORMAT, MANIFEST_COLUMNS, Store, count_statuses, read_manifest, write_manifest
+from fercli.synthetic.render import STUDIO, Domain, render
+from fercli.synthetic.writers import write_raf_db
 
 MARGIN = 14
 NOTHING = dict.fromkeys(
@@ -37,15 +38,15 @@ GREEN = "No face was found in two splits"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
-def aligned(domain: synthetic.Domain, identities: range, image_seed: int = 0) -> list[np.ndarray]:
+def aligned(domain: Domain, identities: range, image_seed: int = 0) -> list[np.ndarray]:
     """One face [140, 140, 3] for each person, of changing expression."""
-    faces = [synthetic.render(domain, person, person % 7, image_seed) for person in identities]
+    faces = [render(domain, person, person % 7, image_seed) for person in identities]
     return [align.warp(face.image, align.template_matrix(face.landmarks), 140) for face in faces]
 
 
 @pytest.fixture(scope="module")
 def studio() -> list[np.ndarray]:
-    return aligned(synthetic.STUDIO, range(24))
+    return aligned(STUDIO, range(24))
 
 
 def store_of(
@@ -340,9 +341,9 @@ def test_leaks_are_found_from_photographs_on(tmp_path):
     """The whole way: photographs under other names, sizes and qualities, prepared anew."""
     for name, people in (("here", range(6)), ("there", range(6, 11))):
         for person in people:
-            face = synthetic.render(synthetic.STUDIO, person, person % 7, 1)
+            face = render(STUDIO, person, person % 7, 1)
             save(tmp_path / "data" / name / EXPRESSIONS[person % 7] / f"{person}.png", face.image)
-    copied = synthetic.render(synthetic.STUDIO, 4, 4, 1).image
+    copied = render(STUDIO, 4, 4, 1).image
     smaller = cv2.resize(copied, None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA)
     save(tmp_path / "data/there/happiness/IMG_0001.jpg", smaller, quality=60)
     stores = []
@@ -547,7 +548,7 @@ def test_many_pairs_do_not_swell_the_page(tmp_path, studio):
 
 def test_the_command_line_tells_a_leak(tmp_path):
     """A photograph of the source stands in the target too, written again at another quality."""
-    faces = [synthetic.render(synthetic.STUDIO, person, person % 7, 1) for person in range(6)]
+    faces = [render(STUDIO, person, person % 7, 1) for person in range(6)]
     write_raf_db(tmp_path / "data/raf-db", faces[:3], faces[3:4])
     (tmp_path / "data/mine/happy").mkdir(parents=True)
     for i, face in enumerate([faces[1], *faces[4:]]):

@@ -12,9 +12,8 @@ from PIL import Image
 from trees import rows, touch, write
 
 from fercli.datasets import read_dataset
-from fercli.datasets.base import Reader
 from fercli.datasets.protocol import known_split
-from fercli.datasets.records import Record
+from fercli.datasets.reader import Reader, Record
 from fercli.errors import FercliError
 from fercli.store import Store
 

@@ -35,7 +35,6 @@ from fercli.engine.network import empty_network
 from fercli.faces.extract import Options
 from fercli.faces.images import Decoded, read_image
 from fercli.faces.landmarker import Landmarker
-from fercli.faces.synthetic import STUDIO, Face, render
 from fercli.loading.augment import plain_view
 from fercli.machine import wait
 from fercli.parallel import Workers
@@ -46,6 +45,7 @@ from fercli.predict.run import predict
 from fercli.predict.video_writer import VideoWriter
 from fercli.predict.videos import open_video
 from fercli.spec import Spec
+from fercli.synthetic.render import STUDIO, Face, render
 
 #: Different pictures that are drawn; a longer folder repeats them under other names.
 DRAWN = 24

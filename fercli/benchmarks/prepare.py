@@ -27,7 +27,7 @@ import numpy as np
 
 from fercli import console
 from fercli.benchmarks import face_mesh
-from fercli.datasets.records import Listing, Record
+from fercli.datasets.reader import Listing, Record
 from fercli.durations import digits
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting
@@ -42,9 +42,9 @@ DRAWN = 280
 def draw_pictures(folder: Path, count: int) -> Listing:
     """Write `count` JPEG pictures of procedural faces below a folder and return their listing."""
     from fercli.datasets import read_dataset
-    from fercli.datasets.writers import write_raf_db
-    from fercli.faces.domains import STUDIO
-    from fercli.faces.synthetic import sample
+    from fercli.synthetic.domains import STUDIO
+    from fercli.synthetic.render import sample
+    from fercli.synthetic.writers import write_raf_db
 
     faces = sample(STUDIO, min(DRAWN, count), 0, range(40), workers=-1)
     root = write_raf_db(folder / "pictures", faces, ())

@@ -27,10 +27,9 @@ def command(ctx, quiet, as_json):
     if ctx.invoked_subcommand is None:
         from fercli.cli.datasets_view import show_all
         from fercli.datasets import READERS
-        from fercli.datasets.facts import describe
 
         show_all()
-        console.result({"datasets": {name: describe(name, reader) for name, reader in READERS.items()}})
+        console.result({"datasets": {name: reader.document() for name, reader in READERS.items()}})
 
 
 @command.command("show", short_help="All that is known of one dataset, and the tree it should be.")
@@ -47,12 +46,12 @@ def show(name, quiet, as_json):
     """
     from fercli.cli.datasets_view import show_one
     from fercli.datasets import find_reader, get_reader
-    from fercli.datasets.facts import describe
 
     _configure(quiet, as_json)
     name = find_reader(name)
-    show_one(name, get_reader(name))
-    console.result({"dataset": describe(name, get_reader(name))})
+    reader = get_reader(name)
+    show_one(name, reader)
+    console.result({"dataset": reader.document()})
 
 
 @command.command("check", short_help="Compare a copy of a dataset with the official release.")
@@ -77,9 +76,8 @@ def check(name, path, options, spec_file, quiet, as_json):
       fercli datasets check expw -c run.yaml --json
     """
     from fercli.cli.datasets_view import missing_line, show_check
-    from fercli.datasets import find_reader, read_dataset
+    from fercli.datasets import find_reader, get_reader, read_dataset
     from fercli.datasets.check import check as compare
-    from fercli.datasets.facts import FACTS
     from fercli.errors import FercliError
 
     quiet, as_json = _configure(quiet, as_json)
@@ -93,8 +91,9 @@ def check(name, path, options, spec_file, quiet, as_json):
         entry = spec.data.datasets.get(name, Dataset())
         reader = find_reader(entry.reader or name)
         path, chosen = path or entry.root or spec.paths.data / name, {**entry.options, **chosen}
-    result = compare(read_dataset(name, reader, path, **chosen), FACTS.get(reader))
-    show_check(result, reader)
+    card = get_reader(reader).card
+    result = compare(read_dataset(name, reader, path, **chosen), card)
+    show_check(result, card)
     console.result({"check": {**result.document(), "reader": reader}})
     if result.missing:
         if len(result.missing) == result.images:

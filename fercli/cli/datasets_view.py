@@ -13,58 +13,57 @@ from rich.text import Text
 from fercli import console
 from fercli.datasets import READERS
 from fercli.datasets.check import EXAMPLES, Check
-from fercli.datasets.facts import FACTS, WHOLE, Official, in_order
-from fercli.datasets.layouts import options_of, tree_of
-from fercli.datasets.protocol import describe
+from fercli.datasets.protocol import WHOLE, describe, in_order
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 
 if TYPE_CHECKING:
     from fercli.datasets import Reader
+    from fercli.datasets.card import DatasetCard, Official
 
 
 def show_all() -> None:
     """Print the table of all datasets, then each one's address and layout."""
     table = _grid(["name", "faces", "what", "split", "terms"], right=("faces",))
-    for name, facts in FACTS.items():
-        table.add_row(Text(name, "bold"), facts.size, facts.about, facts.split, facts.licence)
+    for name, reader in READERS.items():
+        if card := reader.card:
+            table.add_row(Text(name, "bold"), card.size, card.about, card.split, card.licence)
     _fold_between_words(table)
     console.show(table, "", "?: not published, or not found; +: not all parts are counted")
     console.show("", "[bold]Where to apply, and the layout expected[/]")
     for name, reader in READERS.items():
-        console.show(
-            "", *_pairs([(name, FACTS[name].apply if name in FACTS else "your own files"), ("", reader.layout)], 10)
-        )
+        where = reader.card.apply if reader.card else "your own files"
+        console.show("", *_pairs([(name, where), ("", reader.layout)], 10))
     console.show("", "More of one, its tree and counts per expression: fercli datasets show ck+")
 
 
 def show_one(name: str, reader: Reader) -> None:
     """Print what is known of one dataset, the tree expected, the reader's options, and the official counts."""
-    facts = FACTS.get(name)
+    card = reader.card
     pairs = []
-    if facts:
-        split = f"{facts.split} ({facts.split_note})" if facts.split_note else facts.split
+    if card:
+        split = f"{card.split} ({card.split_note})" if card.split_note else card.split
         pairs = [
-            ("what", facts.about),
-            ("apply", facts.apply),
-            ("terms", facts.licence),
+            ("what", card.about),
+            ("apply", card.apply),
+            ("terms", card.licence),
             ("split", split),
-            ("paper", facts.paper),
+            ("paper", card.paper),
         ]
-    console.show(_heading(name, facts.title if facts else "your own files"), *(["", *_pairs(pairs)] if pairs else []))
-    console.show("", "[bold]Layout[/]", "", *(Text(f"  {line}".rstrip()) for line in tree_of(name, reader)))
+    console.show(_heading(name, card.title if card else "your own files"), *(["", *_pairs(pairs)] if pairs else []))
+    console.show("", "[bold]Layout[/]", "", *(Text(f"  {line}".rstrip()) for line in reader.tree_lines))
     options = [
         (option if default is None or isinstance(default, list | tuple) else f"{option}={default}", values)
-        for option, default, values in (entry.values() for entry in options_of(name, reader))
+        for option, default, values in (entry.values() for entry in reader.describe_options())
     ]
     console.show("", "[bold]Options[/]", "", *_pairs(options))
-    for official in facts.releases if facts else ():
+    for official in card.releases if card else ():
         console.show(
             "", f"[bold]Official counts[/]{f' ({official.form})' if official.form else ''}", "", _official(official)
         )
     console.show("", f"To check a copy: fercli datasets check {name} FOLDER")
 
 
-def show_check(check: Check, reader: str) -> None:
+def show_check(check: Check, card: DatasetCard | None) -> None:
     """Print a check: a summary, the counts found beside the official ones, what is left out, what is missing."""
     listing = check.listing
     subjects = f" of {check.subjects} people" if check.subjects else ""
@@ -75,7 +74,7 @@ def show_check(check: Check, reader: str) -> None:
             "splits",
             describe(listing.adapt_splits, listing.score_splits, in_order({record.split for record in listing})),
         ),
-        ("compared", _compared(check, reader)),
+        ("compared", _compared(check, card)),
     ]
     if check.unscored:
         pairs.insert(2, ("", f"no labelled face is in {', '.join(check.unscored)}: nothing can be scored there"))
@@ -109,11 +108,11 @@ def missing_line(check: Check) -> str:
     )
 
 
-def _compared(check: Check, reader: str) -> str:
+def _compared(check: Check, card: DatasetCard | None) -> str:
     if check.listing.stand_in:
         return "with nothing: procedural faces drawn by fercli, not the dataset"
     if check.official is None:
-        return "with nothing: no official counts are known" if reader in FACTS else "with nothing: your own files"
+        return "with nothing: no official counts are known" if card else "with nothing: your own files"
     return f"with the official counts{f' ({check.official.form})' if check.official.form else ''}"
 
 

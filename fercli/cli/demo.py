@@ -47,9 +47,9 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
       fercli demo --sweep --jobs 2
     """
     from fercli.cli import adapt, evaluate, prepare, sweep, train_source
-    from fercli.demo import write_demo, write_shifts
     from fercli.errors import FercliError
     from fercli.files import only_one
+    from fercli.synthetic.demo import write_demo, write_shifts
 
     console.configure(quiet=quiet, as_json=as_json)
     folder = out / ("shifts" if sweeping else f"seed-{seed}")

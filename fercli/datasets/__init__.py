@@ -1,4 +1,4 @@
-"""Datasets: each module reads one layout on disk into records; this is the list of them.
+"""Datasets: a module each holds all that is known of one: how to read it, its label codes, tree, options and card.
 
 Readers from outside are named ``module:READER`` where the spec takes a reader.
 """
@@ -7,43 +7,29 @@ from __future__ import annotations
 
 import difflib
 import os
+from importlib import import_module
 
-from fercli.datasets import (
-    afe,
-    affectnet,
-    ck_plus,
-    csv_list,
-    expw,
-    fer2013,
-    ferplus,
-    folders,
-    jaffe,
-    mmi,
-    oulu_casia,
-    raf_db,
-    sfew,
-)
-from fercli.datasets.base import STAND_IN_MARKER, Reader
-from fercli.datasets.records import Listing, Record
+from fercli.datasets.reader import READERS, STAND_IN_MARKER, Listing, Reader, Record
 from fercli.errors import FercliError, SpecError
 from fercli.spec.plugins import import_from, is_place
 
-#: Every reader by the name that the run spec gives it. A new dataset: one module, one line here.
-READERS: dict[str, Reader] = {
-    "raf-db": raf_db.READER,
-    "ck+": ck_plus.READER,
-    "jaffe": jaffe.READER,
-    "sfew": sfew.READER,
-    "fer2013": fer2013.READER,
-    "expw": expw.READER,
-    "afe": afe.READER,
-    "affectnet": affectnet.READER,
-    "ferplus": ferplus.READER,
-    "oulu-casia": oulu_casia.READER,
-    "mmi": mmi.READER,
-    "folders": folders.READER,
-    "csv": csv_list.READER,
+#: A reader's name in the run spec, and the module here whose READER it is. A new dataset: one module, one line.
+_MODULES = {
+    "raf-db": "raf_db",
+    "ck+": "ck_plus",
+    "jaffe": "jaffe",
+    "sfew": "sfew",
+    "fer2013": "fer2013",
+    "expw": "expw",
+    "afe": "afe",
+    "affectnet": "affectnet",
+    "ferplus": "ferplus",
+    "oulu-casia": "oulu_casia",
+    "mmi": "mmi",
+    "folders": "folders",
+    "csv": "csv_list",
 }
+READERS.update((name, import_module(f"{__name__}.{module}").READER) for name, module in _MODULES.items())
 
 __all__ = ["READERS", "STAND_IN_MARKER", "Listing", "Reader", "Record", "find_reader", "get_reader", "read_dataset"]
 
@@ -78,5 +64,5 @@ def get_reader(name: str, what: str = "no dataset") -> Reader:
         return READERS[name]
     found = import_from(name, "reader")
     if not isinstance(found, Reader):
-        raise SpecError(f"reader: {name} is no reader: make it a fercli.datasets.base.Reader")
+        raise SpecError(f"reader: {name} is no reader: make it a fercli.datasets.reader.Reader")
     return found

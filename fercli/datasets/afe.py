@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, first_existing, folder_holding, number_in, text_lines
+from fercli.datasets.card import DatasetCard
+from fercli.datasets.parsing import number_in, text_lines
 from fercli.datasets.protocol import Protocol
-from fercli.datasets.records import Record
-from fercli.expressions import CODES
+from fercli.datasets.reader import Collector, Reader, Record, WrongLayout
+from fercli.datasets.tree_files import first_existing, folder_holding
+
+#: 0 angry 1 disgust 2 fear 3 happy 4 neutral 5 sad 6 surprise.
+CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 6, 5: 4, 6: 0}
 
 # The part that is scored comes first: a picture on both lists stays there and is taken out of training.
 _LISTS = {"test": "Test.csv", "train": "Train.csv"}
@@ -37,7 +41,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> Protoc
             elif path in tested:
                 collector.leave_out("training row of a test picture")
                 continue
-            label = collector.label(CODES["afe"], code)
+            label = collector.label(CODES, code)
             if label is not None:
                 corners = tuple(float(v) for v in box)
                 face = f"{path}#{','.join(box)}"
@@ -61,4 +65,21 @@ READER = Reader(
     layout="annos/TrainTest/{Train,Test}.csv (path left top right bottom emotion) and src/image/ (or images/) with the "
     "paths listed",
     parse=parse,
+    codes=CODES,
+    tree="""\
+annos/TrainTest/
+  Train.csv                                  rows: path left top right bottom emotion
+  Test.csv
+src/image/                                   or images/, image/, or beside annos/
+  PATH ...                                   as the rows name them""",
+    option_help={"images": "folder below which the paths listed lie (default: src/image, images, image or the root)"},
+    card=DatasetCard(
+        title="Asian Facial Expression",
+        about="stills of Asian films, boxes given",
+        apply="https://github.com/HCPLab-SYSU/CD-FER-Benchmark",
+        licence="research; agreement signed by faculty",
+        split="official",
+        paper="Chen et al.: Cross-domain facial expression recognition: a unified evaluation benchmark and adversarial "
+        "graph learning. TPAMI 2022",
+    ),
 )

@@ -11,25 +11,19 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fercli.datasets.base import (
-    Collector,
-    Reader,
-    WrongLayout,
-    count_unlisted,
-    first_existing,
-    five_of_68,
-    folder_holding,
-    is_image_name,
-    number_in,
-    whole_number,
-)
-from fercli.datasets.folders import find_classes, labelled_pictures
+from fercli.datasets.card import DatasetCard, Official
+from fercli.datasets.class_folders import find_classes, labelled_pictures
+from fercli.datasets.parsing import five_of_68, number_in, whole_number
 from fercli.datasets.protocol import Protocol, default_protocol
-from fercli.datasets.records import Box, Points, Record
-from fercli.expressions import CODES
+from fercli.datasets.reader import Box, Collector, Points, Reader, Record, WrongLayout
+from fercli.datasets.tree_files import count_unlisted, first_existing, folder_holding, is_image_name
+from fercli.expressions import NUM_EXPRESSIONS
 
 if TYPE_CHECKING:
     import numpy as np
+
+#: 0 neutral 1 happy 2 sad 3 surprise 4 fear 5 disgust 6 anger 7 contempt 8 none 9 uncertain 10 no face.
+CODES: dict[int, int | None] = {0: 6, 1: 3, 2: 4, 3: 0, 4: 1, 5: 2, 6: 5, 7: None, 8: None, 9: None, 10: None}
 
 # What is scored is read first: a picture on both lists stays there and counts as listed twice in training.
 _LISTS = {"val": "validation.csv", "train": "training.csv"}
@@ -125,7 +119,7 @@ def _label(text: str, collector: Collector) -> int | None:
     code = whole_number(text)
     if code in _OUTSIDE:
         return collector.named_label(_OUTSIDE[code])
-    return collector.label(CODES["affectnet"], text.strip())
+    return collector.label(CODES, text.strip())
 
 
 def _box(row: Sequence[str], at: Sequence[int | None]) -> Box | None:
@@ -207,4 +201,37 @@ READER = Reader(
     layout="training.csv and validation.csv with Manually_Annotated_Images/ (or Manually_Annotated/...), or "
     "{train_set,val_set}/{images/1.jpg,annotations/1_exp.npy}, or a folder per class {train,val}/0/1.jpg ...",
     parse=parse,
+    codes=CODES,
+    tree="""\
+training.csv                                 subDirectory_filePath, face_x, ..., expression, ...
+validation.csv                               (or both in Manually_Annotated_file_lists/)
+Manually_Annotated_Images/                   or Manually_Annotated/Manually_Annotated_Images/
+  103/29a31ebf1567693f4644c8ba3476ca9a.jpg ...
+
+or the newer release:
+train_set/
+  images/0.jpg ...
+  annotations/0_exp.npy, 0_lnd.npy ...       expression, 68 points
+val_set/
+  images/ annotations/
+
+or a folder per class:
+train/
+  0/*.jpg ...                                codes 0 to 7, or names: neutral/ happy/ ...
+val/                                         or test/
+  0/*.jpg ...""",
+    card=DatasetCard(
+        title="AffectNet, manually annotated part",
+        about="web photographs, landmarks given",
+        apply="http://mohammadmahoor.com/affectnet/",
+        licence="research; agreement signed by a professor",
+        split="official",
+        split_note="scored on val: no test part was released",
+        paper="Mollahosseini, Hasani and Mahoor: AffectNet: a database for facial expression, valence, and arousal "
+        "computing in the wild. TAC 2019",
+        # field (github.com/coder-xinxiaohai/AffectNet_Processing); the same seven classes in both releases
+        releases=(
+            Official.of_splits(train=(14090, 6378, 3803, 134415, 25459, 24882, 74874), val=(500,) * NUM_EXPRESSIONS),
+        ),
+    ),
 )

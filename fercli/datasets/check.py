@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from fercli.datasets.facts import WHOLE, Facts, Official, in_order
-from fercli.datasets.records import Listing
+from fercli.datasets.card import DatasetCard, Official
+from fercli.datasets.protocol import WHOLE, in_order
+from fercli.datasets.reader import Listing
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 
 #: Missing files named in a result; the rest are counted.
@@ -102,7 +103,7 @@ class Check:
         }
 
 
-def check(listing: Listing, facts: Facts | None) -> Check:
+def check(listing: Listing, card: DatasetCard | None) -> Check:
     """Count a listing, look whether its files exist, and set it beside the official release nearest to it.
 
     Faces are counted per split and expression; a file is looked for, not opened.
@@ -114,7 +115,7 @@ def check(listing: Listing, facts: Facts | None) -> Check:
     subjects = len({record.subject for record in listing} - {None})
     checks = [
         Check(listing, official, counts, len(images), missing, subjects)
-        for official in (facts.releases if facts and not listing.stand_in else ())
+        for official in (card.releases if card and not listing.stand_in else ())
     ]
     return min(checks, key=_distance, default=Check(listing, None, counts, len(images), missing, subjects))
 

@@ -12,25 +12,28 @@ S138 S155 S505 S506.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
-from fercli.datasets.base import (
-    Collector,
-    Reader,
-    WrongLayout,
-    WrongOption,
-    first_existing,
-    five_of_68,
-    images_under,
-    numbers_in,
-    subfolders,
-    text_lines,
-    whole_number,
-)
+from fercli.datasets.card import DatasetCard, Official
+from fercli.datasets.parsing import five_of_68, numbers_in, text_lines, whole_number
 from fercli.datasets.protocol import Protocol
-from fercli.datasets.records import Points, Record
-from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
-from fercli.expressions import CODES, label_of
+from fercli.datasets.reader import Collector, Points, Reader, Record, WrongLayout, WrongOption
+from fercli.datasets.sequences import (
+    PEAK_HELP,
+    SPLIT_HELP,
+    add_sequence,
+    check_options,
+    frames_of,
+    in_order,
+    part_of,
+    protocol,
+)
+from fercli.datasets.tree_files import first_existing, images_under, subfolders
+from fercli.expressions import label_of
+
+#: *_emotion.txt: 0 neutral 1 anger 2 contempt 3 disgust 4 fear 5 happy 6 sadness 7 surprise.
+CODES: dict[int, int | None] = {0: 6, 1: 5, 2: None, 3: 2, 4: 1, 5: 3, 6: 4, 7: 0}
 
 #: One subject in so many is for testing.
 ONE_IN = 10
@@ -74,22 +77,11 @@ def _parse_release(root: Path, images: Path, collector: Collector, peak: int, sp
         if all(_stem(path) != last for path in frames):
             frames = in_order([*frames, f"{folder}/{last}.png"])
         frames = frames[: [_stem(path) for path in frames].index(last) + 1]
-        neutral = neutral_of(frames, collector)
-        peaks = (frames[1:] if neutral else frames)[-peak:]
+        points = partial(_points, landmarks, subject, sequence)
+        part = part_of(subject, ONE_IN, split)
+        shown = add_sequence(collector, frames, label, peak, f"{subject}/{sequence}", subject, part, points)
         if label is None:
-            collector.leave_out("contempt (outside the seven)", len(peaks))
-        for path, its_label in labelled(neutral, peaks, label):
-            name = path.rsplit("/", 1)[-1]
-            collector.add(
-                Record(
-                    id=f"{subject}/{sequence}/{name}",
-                    path=path,
-                    label=its_label,
-                    split=part_of(subject, ONE_IN, split),
-                    subject=subject.upper(),
-                    landmarks=_points(landmarks, subject, sequence, _stem(path)),
-                )
-            )
+            collector.leave_out("contempt (outside the seven)", shown)
 
 
 def _sequences(folder: Path) -> set[tuple[str, str]]:
@@ -115,10 +107,10 @@ def _label(emotion: Path, sequence: tuple[str, str], collector: Collector) -> tu
     if codes[0] is None:
         collector.leave_out("unreadable emotion file")
         return None
-    if codes[0] not in CODES["ck+"]:
+    if codes[0] not in CODES:
         collector.leave_out(f"unknown code '{codes[0]}'")
         return None
-    return CODES["ck+"][codes[0]], files[0].name.removesuffix(_ENDING)
+    return CODES[codes[0]], files[0].name.removesuffix(_ENDING)
 
 
 def _code(file: Path) -> int | None:
@@ -134,10 +126,10 @@ def _stem(path: str) -> str:
     return path.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _points(landmarks: Path | None, subject: str, sequence: str, stem: str) -> Points | None:
+def _points(landmarks: Path | None, subject: str, sequence: str, frame: str) -> Points | None:
     if landmarks is None:
         return None
-    return five_of_68(numbers_in(landmarks / subject / sequence / f"{stem}_landmarks.txt"))
+    return five_of_68(numbers_in(landmarks / subject / sequence / f"{_stem(frame)}_landmarks.txt"))
 
 
 def _parse_48(root: Path, collector: Collector, peak: int, split: str) -> None:
@@ -165,4 +157,31 @@ READER = Reader(
     layout="cohn-kanade-images/S005/001/S005_001_00000011.png ... with Emotion/S005/001/*_emotion.txt (and Landmarks/ "
     "where you have it), or the CK+48 folders anger/S010_004_00000017.png ...",
     parse=parse,
+    codes=CODES,
+    tree="""\
+cohn-kanade-images/
+  S005/001/S005_001_00000011.png ...         a folder per sequence
+Emotion/
+  S005/001/S005_001_00000011_emotion.txt     one number; no file: no label
+Landmarks/                                   where you have it
+  S005/001/S005_001_00000011_landmarks.txt   68 points
+
+or CK+48:
+anger/S010_004_00000017.png ...              and contempt/ disgust/ fear/ happy/ ...""",
+    option_help={"peak": f"{PEAK_HELP}; CK+48 folders hold 3", "split": SPLIT_HELP},
+    card=DatasetCard(
+        title="Extended Cohn-Kanade",
+        about="posed sequences, 123 people",
+        apply="http://www.jeffcohn.net/Resources/",
+        licence="research; agreement signed",
+        split="ours, by subject",
+        split_note="a tenth for testing, frozen: the benchmark's is not published",
+        paper="Lucey et al.: The Extended Cohn-Kanade Dataset (CK+): a complete dataset for action unit and "
+        "emotion-specified expression. CVPR Workshops 2010",
+        # Paper: 83 25 59 69 28 45 labelled sequences (and 18 of contempt), three frames each; first frame of all 327.
+        releases=(
+            Official.of_whole((249, 75, 177, 207, 84, 135, 327), "the release: last three frames, first as neutral"),
+            Official.of_whole((249, 75, 177, 207, 84, 135, 0), "CK+48 folders: no neutral"),
+        ),
+    ),
 )

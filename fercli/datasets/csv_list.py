@@ -9,19 +9,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from fercli.console import brief
-from fercli.datasets.base import (
-    Collector,
-    Reader,
-    WrongLayout,
-    WrongOption,
-    ask_for_codes,
-    chosen_file,
-    code_meanings,
-    is_image_name,
-    number_in,
-    whole_number,
-)
-from fercli.datasets.box_columns import (
+from fercli.datasets.codes import ask_for_codes, code_meanings
+from fercli.datasets.csv_boxes import (
     FORMATS,
     BoxColumns,
     are_shares,
@@ -31,9 +20,11 @@ from fercli.datasets.box_columns import (
     is_box_name,
     is_empty,
 )
-from fercli.datasets.listed_pictures import ListedPictures
+from fercli.datasets.csv_paths import ListedPictures
+from fercli.datasets.parsing import number_in, whole_number
 from fercli.datasets.protocol import WHOLE, default_protocol, known_split, plain_name, split_name
-from fercli.datasets.records import Box, Points, Record
+from fercli.datasets.reader import Box, Collector, Points, Reader, Record, WrongLayout, WrongOption
+from fercli.datasets.tree_files import chosen_file, is_image_name
 from fercli.expressions import UNLABELLED
 
 #: Column names by which each column is found where the user names none; case, blanks, `_`, `-` and `.` do not matter.
@@ -430,4 +421,33 @@ def _check_landmarks(records: Sequence[Record], table: Path) -> None:
         )
 
 
-READER = Reader(layout="a csv with a column of paths and one of labels, and the images it lists", parse=parse)
+READER = Reader(
+    layout="a csv with a column of paths and one of labels, and the images it lists",
+    parse=parse,
+    tree="""\
+list.csv                                     columns: paths (path, image, file, ...) and labels
+                                             (label, emotion, expression, ...); if you have them
+                                             split, subject, leye_x, leye_y, ... rmouth_y, and
+                                             left, top, right, bottom (or xmin, ...; or x1, ...;
+                                             or x, y, w, h; with face_ or bbox_ before them)
+                                             a picture of several faces: a row and a box for each
+images/PATH ...                              or beside the csv
+
+Labels under another name need the option label_column; a set without labels has only the columns
+above, or says label_column: ''. Boxes are in pixels; under another name they need box_columns.""",
+    option_help={
+        "file": "the csv's name (default: the only csv in the folder)",
+        "images": "folder of the pictures (default: the csv's own, or images/ where they lie there)",
+        "path_column": "column of paths (default: path, image, file, filename, name, ...)",
+        "label_column": "column of labels (default: label, emotion, expression, class); '' if unlabelled",
+        "split_column": "column of train, val, test (default: split, usage, part, set, ...); '' for none",
+        "subject_column": "column of people (default: subject, person, identity, ...); '' for none",
+        "box_columns": "list of four columns, in pixels, or one with all four numbers (default: left, top, right, "
+        "bottom, or xmin, ymin, ..., or x, y, w, h, ...); '' for none",
+        "box_format": "corners (left, top, right, bottom) or size (left, top, width, height); default: what the "
+        "columns' names say",
+        "landmark_columns": "list of ten, x and y of eyes, nose, mouth corners (default: leye_x ... rmouth_y); '' for "
+        "none",
+        "codes": "what labels that are numbers mean: a dataset's name (fer2013) or {0: anger, ...}",
+    },
+)

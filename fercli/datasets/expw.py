@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fercli.datasets.base import (
-    Collector,
-    Reader,
-    WrongLayout,
-    count_unlisted,
-    first_existing,
-    number_in,
-    text_lines,
-    whole_number,
-)
+from fercli.datasets.card import DatasetCard, Official
+from fercli.datasets.parsing import number_in, text_lines, whole_number
 from fercli.datasets.protocol import Protocol, hashed_part
-from fercli.datasets.records import Record
-from fercli.expressions import CODES
+from fercli.datasets.reader import Collector, Reader, Record, WrongLayout
+from fercli.datasets.tree_files import count_unlisted, first_existing
+
+#: FER2013's: 0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral.
+CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0, 6: 6}
 
 #: One image in so many is for testing.
 ONE_IN = 5
@@ -51,7 +46,7 @@ def parse(root: Path, collector: Collector) -> Protocol:
         name, code = fields[0].strip(), fields[7]
         top, left, right, bottom = numbers
         names.add(name)
-        label = collector.label(CODES["expw"], code)
+        label = collector.label(CODES, code)
         if label is None:
             continue
         box = (left, top, right, bottom)
@@ -61,4 +56,25 @@ def parse(root: Path, collector: Collector) -> Protocol:
     return ("train",), ("test",)
 
 
-READER = Reader(layout="label/label.lst and data/image/origin/*.jpg (or image/origin/)", parse=parse)
+READER = Reader(
+    layout="label/label.lst and data/image/origin/*.jpg (or image/origin/)",
+    parse=parse,
+    codes=CODES,
+    tree="""\
+label/
+  label.lst                                  name face top left right bottom confidence label
+data/image/origin/                           or image/origin/
+  afraid_African_214.jpg ...""",
+    card=DatasetCard(
+        title="Expression in-the-Wild",
+        about="web photographs, boxes given",
+        apply="http://mmlab.ie.cuhk.edu.hk/projects/socialrelation/index.html",
+        licence="non-commercial research",
+        split="ours, by picture",
+        split_note="a fifth for testing, hashed from the name: there is none, and the benchmark's is lost",
+        paper="Zhang, Luo, Loy and Tang: From facial expression recognition to interpersonal relation prediction. "
+        "IJCV 2018",
+        # list
+        releases=(Official.of_whole((7060, 1088, 3995, 30537, 10559, 3671, 34883)),),
+    ),
+)

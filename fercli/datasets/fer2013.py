@@ -6,13 +6,20 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, chosen_file, first_existing, images_under, subfolders
+from fercli.datasets.card import DatasetCard, Official
 from fercli.datasets.protocol import Protocol, default_protocol, known_split, plain_name
-from fercli.datasets.records import Record
-from fercli.expressions import CODES, label_of
+from fercli.datasets.reader import Collector, Reader, Record, WrongLayout
+from fercli.datasets.tree_files import chosen_file, first_existing, images_under, subfolders
+from fercli.expressions import label_of
+
+#: 0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral.
+CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0, 6: 6}
 
 #: Our names of the parts that the column Usage gives.
 SPLITS = {"training": "train", "publictest": "public-test", "privatetest": "private-test"}
+#: What the options file and score may be, FERPlus's too.
+FILE_HELP = "the csv of pixels (default: fer2013.csv or icml_face_data.csv, else the only csv of emotion and pixels)"
+SCORE_HELP = "the part scored: private-test (default) or public-test"
 #: Where the csv lies as the challenge and Kaggle ship it; the last is beside a train.csv and a test.csv of its rows.
 _TABLES = ("fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv")
 
@@ -68,7 +75,7 @@ def _parse_csv(root: Path, table: Path, collector: Collector) -> None:
         if split is None:
             collector.leave_out("row of an unknown Usage" if code else "unreadable row")
             continue
-        label = collector.label(CODES["fer2013"], code)
+        label = collector.label(CODES, code)
         if label is not None:
             collector.add(Record(id=f"{split}-{number:05d}", path=path, label=label, split=split, offset=offset))
 
@@ -136,4 +143,34 @@ READER = Reader(
     layout="fer2013.csv (or another csv of emotion, pixels and Usage), or "
     "{train,validation,test}/{angry,...}/{Training,PublicTest,PrivateTest}_123.jpg",
     parse=parse,
+    codes=CODES,
+    tree="""\
+fer2013.csv                                  columns: emotion,pixels,Usage, in any order
+                                             or icml_face_data.csv, or one csv of another name;
+                                             without Usage all of it is for training
+
+or folders:
+train/
+  angry/Training_3908.jpg ...                and disgust/ fear/ happy/ neutral/ sad/ surprise/
+test/
+  angry/PrivateTest_88305.jpg ...            PublicTest_... and PrivateTest_...""",
+    option_help={"file": FILE_HELP, "score": SCORE_HELP},
+    card=DatasetCard(
+        title="FER2013, challenge of the ICML 2013 workshop on representation learning",
+        about="web photographs, 48x48, grey",
+        apply="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
+        licence="the competition's rules; account needed",
+        split="official",
+        split_note="scored on private-test, or on public-test by the option score",
+        paper="Goodfellow et al.: Challenges in representation learning: a report on three machine learning contests. "
+        "ICONIP 2013",
+        # field; the sums agree with the paper's totals
+        releases=(
+            Official.of_splits(
+                train=(3171, 4097, 436, 7215, 4830, 3995, 4965),
+                public_test=(415, 496, 56, 895, 653, 467, 607),
+                private_test=(416, 528, 55, 879, 594, 491, 626),
+            ),
+        ),
+    ),
 )

@@ -7,18 +7,12 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from fercli.datasets.base import (
-    Collector,
-    Reader,
-    WrongLayout,
-    WrongOption,
-    count_unlisted,
-    first_existing,
-    whole_number,
-)
-from fercli.datasets.fer2013 import pixel_rows, pixel_table, usage_split
+from fercli.datasets.card import DatasetCard, Official
+from fercli.datasets.fer2013 import FILE_HELP, SCORE_HELP, pixel_rows, pixel_table, usage_split
+from fercli.datasets.parsing import whole_number
 from fercli.datasets.protocol import Protocol
-from fercli.datasets.records import Record
+from fercli.datasets.reader import Collector, Reader, Record, WrongLayout, WrongOption
+from fercli.datasets.tree_files import count_unlisted, first_existing
 
 #: Columns of votes, in the order of fer2013new.csv; their names are mapped by `fercli.expressions`.
 VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
@@ -126,4 +120,37 @@ READER = Reader(
     layout="fer2013new.csv beside FER2013's fer2013.csv (or icml_face_data.csv), or beside FER2013Train/, "
     "FER2013Valid/ and FER2013Test/ (or images/FER2013Train/, ...) with fer0000000.png ...",
     parse=parse,
+    tree="""\
+fer2013new.csv                               columns: Usage, Image name, votes
+fer2013.csv                                  or icml_face_data.csv: rows in the same order
+
+or, made by FERPlus's script, beside fer2013new.csv (or below data/ or images/):
+FER2013Train/fer0000000.png ...
+FER2013Valid/ FER2013Test/""",
+    option_help={
+        "vote": "majority (more than half of the votes, the paper's rule) or plurality (most of the votes)",
+        "file": FILE_HELP,
+        "score": SCORE_HELP,
+    },
+    card=DatasetCard(
+        title="FER+: FER2013 labelled anew by ten people a picture",
+        about="FER2013's, ten votes each",
+        apply="https://github.com/microsoft/FERPlus",
+        licence="labels MIT; pictures as FER2013",
+        split="official",
+        split_note="FER2013's: scored on private-test, or on public-test by the option score",
+        paper="Barsoum, Zhang, Canton Ferrer and Zhang: Training deep networks for facial expression recognition with "
+        "crowd-sourced label distribution. ICMI 2016",
+        # field, by the majority rule of the paper's code, one source whose sums others confirm (25,060 and 3,153 with
+        # 119 and 16 of contempt, left out here); nothing was found of public-test
+        releases=(
+            Official(
+                {
+                    "train": (24941, (3149, 532, 119, 7287, 3014, 2100, 8740)),
+                    "private-test": (3137, (396, 83, 18, 893, 384, 273, 1090)),
+                },
+                "majority vote",
+            ),
+        ),
+    ),
 )

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from fercli.datasets.base import (
-    Collector,
-    Reader,
-    WrongLayout,
-    WrongOption,
-    ask_for_codes,
-    code_meanings,
-    images_under,
-    is_code,
-    subfolders,
-)
-from fercli.datasets.protocol import WHOLE, Protocol, default_protocol, known_split, split_name
-from fercli.datasets.records import Record
+from fercli.datasets.class_folders import find_classes, labelled_pictures
+from fercli.datasets.codes import ask_for_codes, code_meanings
+from fercli.datasets.parsing import is_code
+from fercli.datasets.protocol import Protocol, default_protocol
+from fercli.datasets.reader import Collector, Reader, Record, WrongLayout, WrongOption
 from fercli.expressions import label_of
 
 #: How many folders down class folders are looked for, to say where they are.
@@ -55,70 +47,6 @@ def parse(root: Path, collector: Collector, codes: str | Mapping[int, str] | Non
     return default_protocol(record.split for record in collector.records)
 
 
-def find_classes(root: Path, collector: Collector) -> list[tuple[Path, str]]:
-    """Return the folders that stand for a class, each with its split; none where the tree has another layout.
-
-    They are named after an expression or are numbers, and lie beside others in the root or in a folder per split. What
-    else lies beside them is returned too (a class of another name), and images in other folders are counted.
-    """
-    top = root
-    while not _holds_classes(top) and not any(map(_holds_classes, subfolders(top))):
-        inner = subfolders(top)
-        if len(inner) != 1:
-            return []
-        top = inner[0]
-    beside = subfolders(top)
-    parts = [folder for folder in beside if label_of(folder.name) is None and _holds_classes(folder)]
-    named = any(label_of(folder.name) is not None for folder in beside)
-    around = not named and len(parts) == 1 and known_split(parts[0].name) is None
-    found = []
-    for folder in beside:
-        if folder in parts:
-            split = WHOLE if around else split_name(folder.name)
-            found += [(inner, split) for inner in subfolders(folder)]
-        elif named or not parts:
-            found.append((folder, WHOLE))
-        else:
-            collector.leave_out(f"image in {folder.name}/", sum(1 for _ in images_under(folder, root, Collector())))
-    return found
-
-
-def labelled_pictures(
-    folders: Iterable[tuple[Path, str]],
-    root: Path,
-    collector: Collector,
-    by_code: Callable[[str], int | None] | None,
-) -> Iterator[tuple[str, int, str]]:
-    """Yield (path, label, split) of the images in class folders.
-
-    Args:
-        folders: each class folder with its split, as of `find_classes`. In one without, a folder per split may lie
-            below it instead of above.
-        root: the paths are relative to it.
-        collector: counts the images of folders that stand for none of the seven.
-        by_code: label of a folder that is a number; None, and counted, where it is none of the seven.
-    """
-    for folder, split in folders:
-        named = label_of(folder.name)
-        for path in images_under(folder, root, collector):
-            label = named
-            if named is None and by_code is not None and is_code(folder.name):
-                label = by_code(folder.name.strip())
-            elif named is None:
-                collector.leave_out_class(folder.name)
-            if label is not None:
-                below = (root / path).relative_to(folder).parts
-                inner = known_split(below[0]) if split == WHOLE and len(below) > 1 else None
-                yield path, label, inner or split
-
-
-def _holds_classes(folder: Path) -> bool:
-    inner = [below.name for below in subfolders(folder)]
-    return any(label_of(name) is not None for name in inner) or (
-        any(map(is_code, inner)) and not any(_holds_classes(folder / name) for name in inner)
-    )
-
-
 def _no_classes(root: Path) -> WrongLayout:
     """Say so, and where there are some further below."""
     for above, names, _ in os.walk(root):
@@ -138,4 +66,14 @@ READER = Reader(
     layout="a folder per expression (surprise, fear, disgust, happiness, sadness, anger, neutral or their usual names; "
     "numbers with the option codes), possibly below train/, val/ and test/",
     parse=parse,
+    tree="""\
+happy/*.jpg ...                              a folder per expression, under its usual names
+sad/*.jpg ...
+
+or with splits, under their usual names:
+train/happy/*.jpg ...                        and val/ test/ (Training, train_set, valid, ...)
+
+or with numbers, explained by the option codes:
+train/1/*.jpg ...""",
+    option_help={"codes": "what class folders that are numbers mean: a dataset's name (raf-db) or {1: surprise, ...}"},
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, images_under
+from fercli.datasets.card import DatasetCard, Official
 from fercli.datasets.protocol import Protocol
-from fercli.datasets.records import Record
+from fercli.datasets.reader import Collector, Reader, Record, WrongLayout
+from fercli.datasets.tree_files import images_under
 
 _NAME = re.compile(r"(?P<subject>[A-Za-z]{2})\.(?P<expression>[A-Za-z]{2})(?P<take>\d+)\.(?P<serial>\d+)\.\w+")
 
@@ -30,4 +31,22 @@ def parse(root: Path, collector: Collector) -> Protocol:
     return ("all",), ("all",)
 
 
-READER = Reader(layout="213 files named like KM.NE1.1.tiff", parse=parse)
+READER = Reader(
+    layout="213 files named like KM.NE1.1.tiff",
+    parse=parse,
+    tree="""\
+KA.AN1.39.tiff                               subject . expression and take . number
+KM.NE1.1.tiff ...                            in the folder or below it""",
+    card=DatasetCard(
+        title="Japanese Female Facial Expression",
+        about="posed portraits, 10 people",
+        apply="https://zenodo.org/record/3451524",
+        licence="non-commercial research; on request",
+        split="none",
+        split_note="all 213 to adapt and to score",
+        paper="Lyons, Akamatsu, Kamachi and Gyoba: Coding facial expressions with Gabor wavelets. FG 1998",
+        # list: the 213 file names themselves
+        releases=(Official.of_whole((30, 32, 29, 31, 31, 30, 30)),),
+        subjects=10,
+    ),
+)

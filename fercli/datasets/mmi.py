@@ -15,24 +15,26 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from fercli.datasets.base import (
-    Collector,
-    Reader,
-    WrongLayout,
-    WrongOption,
-    first_existing,
-    images_under,
-    is_image_name,
-    numbers_in,
-    subfolders,
-    text_lines,
-    whole_number,
-)
+from fercli.datasets.card import DatasetCard
+from fercli.datasets.parsing import numbers_in, text_lines, whole_number
 from fercli.datasets.protocol import Protocol
-from fercli.datasets.records import Record
-from fercli.datasets.sequences import check_options, frames_of, in_order, labelled, neutral_of, part_of, protocol
-from fercli.expressions import CODES
+from fercli.datasets.reader import Collector, Reader, Record, WrongLayout, WrongOption
+from fercli.datasets.sequences import (
+    PEAK_HELP,
+    SPLIT_HELP,
+    check_options,
+    frames_of,
+    in_order,
+    labelled,
+    neutral_of,
+    part_of,
+    protocol,
+)
+from fercli.datasets.tree_files import first_existing, images_under, is_image_name, subfolders
 from fercli.media import is_video_name
+
+#: As numbered in the field's lists: 0 anger 1 disgust 2 fear 3 happiness 4 sadness 5 surprise.
+CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0}
 
 #: One subject in so many is for testing.
 ONE_IN = 5
@@ -76,7 +78,7 @@ def _parse_list(root: Path, listed: Path, collector: Collector, split: str) -> N
             continue
         name = fields[0].strip()
         names.add(name)
-        label = collector.label(CODES["mmi"], fields[1])
+        label = collector.label(CODES, fields[1])
         if label is not None:
             stem = name.rpartition(".")[0]
             box = _exactly(root / "annos/bbox" / f"{stem}.txt", 4)
@@ -99,7 +101,7 @@ def _parse_sessions(root: Path, collector: Collector, peak: int, split: str) -> 
             collector.leave_out("session without emotion label")
         for clip, code in clips:
             # The files count from 1, and go on to 9 beyond the six that the lists number from 0.
-            label = CODES["mmi"].get(code - 1)
+            label = CODES.get(code - 1)
             if label is None:
                 collector.leave_out(f"emotion {code} (outside the seven)")
             elif _view(session) == "1":
@@ -168,4 +170,24 @@ READER = Reader(
     layout="list/list.txt (image code) with images/, or Sessions/1/ ... as downloaded: session.xml, S001-001.xml and "
     "the frames of S001-001.avi beside it (ffmpeg -i S001-001.avi S001-001_%05d.png)",
     parse=parse,
+    codes=CODES,
+    tree="""\
+Sessions/
+  1/session.xml, S001-001.xml                as downloaded
+    S001-001.avi
+    S001-001_00001.png ...                   its frames: ffmpeg -i S001-001.avi S001-001_%05d.png
+
+or a list:
+list/list.txt                                rows: image code
+images/IMAGE ...""",
+    option_help={"peak": f"{PEAK_HELP}; a list names its frames itself", "split": SPLIT_HELP},
+    card=DatasetCard(
+        title="MMI facial expression database",
+        about="posed videos and stills",
+        apply="https://mmifacedb.eu/",
+        licence="research; agreement signed",
+        split="ours, by subject",
+        split_note="a fifth for testing, frozen",
+        paper="Pantic, Valstar, Rademaker and Maat: Web-based database for facial expression analysis. ICME 2005",
+    ),
 )

@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, first_existing, subfolders
+from fercli.datasets.card import DatasetCard, Official
 from fercli.datasets.protocol import Protocol
-from fercli.datasets.records import Record
-from fercli.datasets.sequences import check_options, frames_of, labelled, neutral_of, part_of, protocol
+from fercli.datasets.reader import Collector, Reader, WrongLayout, WrongOption
+from fercli.datasets.sequences import PEAK_HELP, SPLIT_HELP, add_sequence, check_options, frames_of, part_of, protocol
+from fercli.datasets.tree_files import first_existing, subfolders
 from fercli.expressions import label_of
 
 #: One subject in so many is for testing.
@@ -66,19 +67,9 @@ def parse(
             elif not frames:
                 collector.leave_out("sequence without frames")
             else:
-                neutral = neutral_of(frames, collector)
-                peaks = (frames[1:] if neutral else frames)[-peak:]
-                for path, its_label in labelled(neutral, peaks, label):
-                    name = path.rsplit("/", 1)[-1]
-                    collector.add(
-                        Record(
-                            id=f"{spectrum}/{lighting}/{subject.name}/{sequence.name}/{name}",
-                            path=path,
-                            label=its_label,
-                            split=part_of(subject.name, ONE_IN, split),
-                            subject=subject.name.upper(),
-                        )
-                    )
+                prefix = f"{spectrum}/{lighting}/{subject.name}/{sequence.name}"
+                part = part_of(subject.name, ONE_IN, split)
+                add_sequence(collector, frames, label, peak, prefix, subject.name, part)
     return protocol(split)
 
 
@@ -86,4 +77,33 @@ READER = Reader(
     layout="VL/Strong/P001/Anger/000.jpeg ... (and NI/, Weak/, Dark/), possibly below OriginalImg/ or B_OriginalImg/, "
     "or the crops PreProcess_Img/VL_Acropped/",
     parse=parse,
+    tree="""\
+VL/                                          visible light, and NI/ near infrared
+  Strong/                                    and Weak/ Dark/
+    P001/Anger/000.jpeg ...                  and Disgust/ Fear/ Happiness/ Sadness/ Surprise/
+                                             possibly all below OriginalImg/ or B_OriginalImg/
+
+or the dataset's own crops:
+PreProcess_Img/VL_Acropped/Strong/P001/Anger/000.jpeg ...""",
+    option_help={
+        "spectrum": "VL (visible light) or NI (near infrared)",
+        "lighting": "Strong, Weak or Dark",
+        "peak": PEAK_HELP,
+        "split": SPLIT_HELP,
+    },
+    card=DatasetCard(
+        title="Oulu-CASIA NIR&VIS facial expression database",
+        about="posed sequences, 80 people",
+        apply="https://www.oulu.fi/cmvs/node/41319",
+        licence="research; agreement signed",
+        split="ours, by subject",
+        split_note="a fifth for testing, frozen: everyone draws ten folds anew",
+        paper="Zhao, Huang, Taini, Li and Pietikäinen: Facial expression recognition from near-infrared videos. "
+        "Image and Vision Computing 2011",
+        # paper: 80 subjects, six expressions each under every light; three frames each, the first as neutral
+        releases=(
+            Official.of_whole((240, 240, 240, 240, 240, 240, 480), "three frames at the peak, first as neutral"),
+        ),
+        subjects=80,
+    ),
 )

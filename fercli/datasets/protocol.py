@@ -27,6 +27,8 @@ _NAMES = {
     "val": "val|valid|validate|validation|dev|devel|development|eval|evaluate|evaluation|publictest",
     "test": "test|tests|testing|tst|privatetest",
 }
+#: The order of all tables.
+_ORDER = ("train", "val", "public-test", "private-test", "test")
 #: What people put before or behind them.
 _AROUND = "set|subset|data|split|part|partition|folder|dir|list|images?|imgs?|pics?|pictures?|photos?|faces?|files?"
 _SPLITS = {split: re.compile(rf"(?:{_AROUND})*(?:{names})(?:{_AROUND})*") for split, names in _NAMES.items()}
@@ -58,6 +60,15 @@ def known_split(text: str) -> str | None:
 def split_name(text: str) -> str:
     """Return the split as `known_split`, or the word itself in lower case."""
     return known_split(text) or text.strip().lower()
+
+
+def in_order(splits: Iterable[str]) -> list[str]:
+    """Return the splits in the order of all tables: train, val, the test parts, others as they come, `WHOLE` last."""
+
+    def rank(split: str) -> int:
+        return _ORDER.index(split) if split in _ORDER else len(_ORDER) + (split == WHOLE)
+
+    return sorted(dict.fromkeys(splits), key=rank)
 
 
 def plain_name(text: str) -> str:

@@ -7,21 +7,16 @@ import os
 import re
 from pathlib import Path
 
-from fercli.datasets.base import (
-    Collector,
-    Reader,
-    WrongLayout,
-    WrongOption,
-    count_unlisted,
-    first_existing,
-    is_code,
-    numbers_in,
-    text_lines,
-)
-from fercli.datasets.folders import find_classes, labelled_pictures
+from fercli.datasets.card import DatasetCard, Official
+from fercli.datasets.class_folders import find_classes, labelled_pictures
+from fercli.datasets.parsing import is_code, numbers_in, text_lines
 from fercli.datasets.protocol import WHOLE, Protocol, default_protocol, known_split
-from fercli.datasets.records import Box, Points, Record
-from fercli.expressions import CODES, EXPRESSIONS
+from fercli.datasets.reader import Box, Collector, Points, Reader, Record, WrongLayout, WrongOption
+from fercli.datasets.tree_files import count_unlisted, first_existing
+from fercli.expressions import EXPRESSIONS
+
+#: list_patition_label.txt: 1 surprise 2 fear 3 disgust 4 happiness 5 sadness 6 anger 7 neutral.
+CODES: dict[int, int | None] = {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 6: 5, 7: 6}
 
 #: A row of the list: the picture, which may have blanks in its name, its code, and what some lists have behind it.
 _ROW = re.compile(r"\s*(?P<name>\S.*?\.\w{3,4})\s+(?P<code>\S+)(?P<more>(?:\s+\S+)*)\s*")
@@ -64,7 +59,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> Protoc
             # Which of the numbers is the label is not known: lists of noisy labels have two.
             collector.leave_out(f"row of {2 + len(more)} fields (a picture and its code are read)")
             continue
-        label = collector.label(CODES["raf-db"], row["code"])
+        label = collector.label(CODES, row["code"])
         if label is None:
             continue
         collector.add(
@@ -88,7 +83,7 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
     Raises WrongLayout where a folder is no code of RAF-DB (the others may be another dataset's too then), or where a
     csv says otherwise than a picture's folder.
     """
-    codes = CODES["raf-db"]
+    codes = CODES
     folders = find_classes(root, collector)
     if not folders:
         raise WrongLayout("no EmoLabel/list_patition_label.txt and no class folders train/1/ ... train/7/")
@@ -143,7 +138,7 @@ def _labels_beside(part: Path, root: Path, collector: Collector) -> dict[str, in
         for row in filter(None, rows):
             if len(row) <= max(image, code):
                 collector.leave_out("unreadable row")
-            elif (label := collector.label(CODES["raf-db"], row[code])) is not None:
+            elif (label := collector.label(CODES, row[code])) is not None:
                 found[row[image].strip()] = label
         return found
 
@@ -163,4 +158,34 @@ READER = Reader(
     layout="EmoLabel/list_patition_label.txt, Image/original/train_00001.jpg ... (or Image/aligned/*_aligned.jpg), "
     "and Annotation/{manual,boundingbox}/ where you have them; or train/1/train_00001_aligned.jpg ... as on Kaggle",
     parse=parse,
+    codes=CODES,
+    tree="""\
+EmoLabel/
+  list_patition_label.txt                    rows: train_00001.jpg 5
+Image/
+  original/train_00001.jpg ...               or aligned/train_00001_aligned.jpg ...
+Annotation/                                  where you have it
+  manual/train_00001_manu_attri.txt          five landmarks, then gender, race, age
+  boundingbox/train_00001_boundingbox.txt    left top right bottom
+
+or as on Kaggle, possibly below DATASET/:
+train/
+  1/train_00001_aligned.jpg ...              and 2/ ... 7/, the codes of the list
+test/
+  1/test_0002_aligned.jpg ...
+train_labels.csv, test_labels.csv            where you have them: image,label""",
+    option_help={"images": "original or aligned (default: the originals where they are there)"},
+    card=DatasetCard(
+        title="Real-world Affective Faces Database, basic expressions",
+        about="web photographs",
+        apply="http://www.whdeng.cn/raf/model1.html",
+        licence="non-commercial research; on request",
+        split="official",
+        paper="Li, Deng and Du: Reliable crowdsourcing and deep locality-preserving learning for expression "
+        "recognition in the wild. CVPR 2017",
+        # train: paper; test: field
+        releases=(
+            Official.of_splits(train=(1290, 281, 717, 4772, 1982, 705, 2524), test=(329, 74, 160, 1185, 478, 162, 680)),
+        ),
+    ),
 )

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
-from fercli.datasets.base import Collector, WrongOption, images_under
 from fercli.datasets.protocol import Protocol, hashed_part
+from fercli.datasets.reader import Collector, Points, Record, WrongOption
+from fercli.datasets.tree_files import images_under
 from fercli.expressions import EXPRESSIONS
+
+#: What the options of `check_options` may be.
+PEAK_HELP = "frames of a sequence that show its expression, 1 or more"
+SPLIT_HELP = "subject (adapted on train, scored on test: other people) or all (one part for both)"
 
 #: A sequence whose first frame has a higher number than this has lost its beginning: that frame need not be neutral.
 _HIGHEST_FIRST = 3
@@ -71,3 +77,36 @@ def neutral_of(frames: list[str], collector: Collector) -> str | None:
         return frames[0]
     collector.leave_out("sequence without its neutral first frame")
     return None
+
+
+def add_sequence(
+    collector: Collector,
+    frames: list[str],
+    label: int | None,
+    peak: int,
+    prefix: str,
+    subject: str,
+    part: str,
+    landmarks_of: Callable[[str], Points | None] = lambda path: None,
+) -> int:
+    """Add the records of a sequence that goes from neutral to its peak: its first frame and its last `peak` frames.
+
+    Args:
+        collector: takes the records.
+        frames: in order, relative to the root; at least one.
+        label: what the peak shows; None where that is none of the seven, and only the neutral frame is added.
+        peak: how many frames at the end show it.
+        prefix: of the records' ids, before the frame's name.
+        subject: the person's name.
+        part: the split of all of it.
+        landmarks_of: a frame's five points.
+
+    Returns:
+        How many frames show the peak.
+    """
+    neutral = neutral_of(frames, collector)
+    peaks = (frames[1:] if neutral else frames)[-peak:]
+    for path, its_label in labelled(neutral, peaks, label):
+        name = path.rsplit("/", 1)[-1]
+        collector.add(Record(f"{prefix}/{name}", path, its_label, part, subject.upper(), landmarks=landmarks_of(path)))
+    return len(peaks)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from fercli.datasets.base import Collector, Reader, WrongLayout, WrongOption, images_under, is_image_name, subfolders
+from fercli.datasets.card import DatasetCard, Official
 from fercli.datasets.protocol import Protocol
-from fercli.datasets.records import Record
+from fercli.datasets.reader import Collector, Reader, Record, WrongLayout, WrongOption
+from fercli.datasets.tree_files import images_under, is_image_name, subfolders
 from fercli.expressions import UNLABELLED, label_of
 
 #: What is scored comes first: a frame that is in two parts stays there, and counts as listed twice in the other.
@@ -85,4 +86,26 @@ READER = Reader(
     layout="Train/Angry/*.png ... and Val/Angry/*.png ... (or Train/imgs/Angry/), or the faces "
     "Train/Train_Aligned_Faces/Angry/ and Val/Val_Aligned_Faces_new/Val_Aligned_Faces/Angry/; Test/ where you have it",
     parse=parse,
+    tree="""\
+Train/
+  Angry/*.png ...                            and Disgust/ Fear/ Happy/ ... (or all below imgs/)
+Val/
+  Angry/*.png ...
+Test/*.png                                   where you have it: no labels
+
+or the aligned faces:
+Train/Train_Aligned_Faces/Angry/*.png ...
+Val/Val_Aligned_Faces_new/Val_Aligned_Faces/Angry/*.png ...""",
+    option_help={"images": "frames or aligned (default: the frames where they are there)"},
+    card=DatasetCard(
+        title="Static Facial Expressions in the Wild 2.0",
+        about="stills of films",
+        apply="https://cs.anu.edu.au/few/AFEW.html",
+        licence="academic research; agreement signed",
+        split="official",
+        split_note="scored on val: the test part has no labels",
+        paper="Dhall et al.: Video and image based emotion recognition challenges in the wild: EmotiW 2015. ICMI 2015",
+        # paper; counts per expression were found nowhere, and the 372 of the test part have no labels
+        releases=(Official.of_splits(train=958, val=436),),
+    ),
 )

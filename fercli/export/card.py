@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from fercli.datasets.facts import FACTS
+from fercli.datasets import READERS
 from fercli.engine.data import open_store
 from fercli.engine.trained import Trained
 from fercli.errors import FercliError
@@ -130,8 +130,9 @@ def _data(trained: Trained) -> str:
     roles = [(name, "source") for name in spec.data.source]
     for name, role in roles + ([(trained.target, "target")] if trained.target else []):
         given = spec.data.datasets.get(name)
-        facts = FACTS.get((given.reader if given else None) or name)
-        what, terms = (facts.about, facts.licence) if facts else ("not known here", "check the terms")
+        reader = READERS.get((given.reader if given else None) or name)
+        card = reader.card if reader else None
+        what, terms = (card.about, card.licence) if card else ("not known here", "check the terms")
         count = "not known here"
         try:
             store = open_store(spec, name, labels=False)

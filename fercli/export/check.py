@@ -110,7 +110,7 @@ def samples(trained: Trained) -> Samples:
 def drawn(spec: Spec) -> Samples:
     """Procedural faces, two people with each expression, cut by their own landmarks as the spec prepares faces."""
     from fercli.faces.extract import Extracted, Options, cut
-    from fercli.faces.synthetic import STUDIO, render
+    from fercli.synthetic.render import STUDIO, render
 
     options, made = Options.of(spec.prepare), []
     for number in range(DRAWN):

@@ -12,7 +12,7 @@ import math
 import cv2
 import numpy as np
 
-from fercli.datasets.records import Box
+from fercli.datasets.reader import Box
 
 #: The ArcFace 112 x 112 template (x, y): image-left eye, image-right eye, nose tip, image-left and -right mouth corner.
 ARCFACE_TEMPLATE = np.array(

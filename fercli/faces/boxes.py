@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fercli.datasets.records import Box
+from fercli.datasets.reader import Box
 from fercli.faces.networks import overlaps
 
 #: Meshes that overlap by more lie on one face.

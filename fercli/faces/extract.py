@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from fercli.datasets.records import Box, Record
+from fercli.datasets.reader import Box, Record
 from fercli.faces import align
 from fercli.faces.boxes import scale_box, scale_points
 from fercli.faces.failures import may_pass, naming

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fercli.datasets.records import Box
+from fercli.datasets.reader import Box
 from fercli.faces.boxes import SAME, choose, is_new, overlap, starts
 from fercli.faces.networks import Detector, Mesh
 from fercli.faces.view import View

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from fercli.datasets.records import Box
+from fercli.datasets.reader import Box
 
 #: A sliver of a picture would outgrow the memory when its short side is enlarged: no side becomes longer than this.
 _MOST = 5120

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fercli.datasets.facts import in_order
+from fercli.datasets.protocol import in_order
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 from fercli.store import Store, count_statuses, read_manifest
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from fercli.faces.anatomy import Anatomy
+from fercli.synthetic.anatomy import Anatomy
 
 #: Height field: left, top, step and shape (rows, columns) of its grid, in face units.
 _LEFT, _TOP, _STEP, _ROWS, _COLUMNS = -1.6, -2.0, 0.03, 150, 107

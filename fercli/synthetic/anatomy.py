@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from fercli.faces.action_units import Units
+from fercli.synthetic.action_units import Units
 
 Points = np.ndarray
 

@@ -1,6 +1,6 @@
 """Procedural faces: shaded drawings with the seven expressions, in domains that differ as datasets do.
 
-They are a stand-in, for the demo and the tests, of photographs nobody may redistribute; figures measured on them say
+For the demo and the tests they take the place of photographs nobody may redistribute; figures measured on them say
 that the pipeline works, not how well it reads people. Every face is a pure function of its arguments.
 """
 
@@ -15,13 +15,13 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from fercli.expressions import NUM_EXPRESSIONS
-from fercli.faces.action_units import Units, draw_units
-from fercli.faces.anatomy import Identity, build
-from fercli.faces.domains import DOMAINS, LAB, STREET, STUDIO, THUMBNAIL, Domain
-from fercli.faces.drawing import Canvas, paint
-from fercli.faces.lighting import Light, light_up
+from fercli.synthetic.action_units import draw_units
+from fercli.synthetic.anatomy import Identity, build
+from fercli.synthetic.domains import DOMAINS, LAB, STREET, STUDIO, THUMBNAIL, Domain
+from fercli.synthetic.drawing import Canvas, paint
+from fercli.synthetic.lighting import Light, light_up
 
-__all__ = ["DOMAINS", "LAB", "STREET", "STUDIO", "THUMBNAIL", "Domain", "Face", "render", "sample", "sequence"]
+__all__ = ["DOMAINS", "LAB", "STREET", "STUDIO", "THUMBNAIL", "Domain", "Face", "render", "sample"]
 
 
 @dataclass(frozen=True)
@@ -44,22 +44,13 @@ class Face:
     box: tuple[float, float, float, float]
 
 
-def render(domain: Domain, identity_seed: int, expression: int, image_seed: int, strength: float | None = None) -> Face:
+def render(domain: Domain, identity_seed: int, expression: int, image_seed: int) -> Face:
     """Return one face of a domain: the person of `identity_seed` with `expression` 0..6, photographed as `image_seed`.
 
-    The same arguments give the same pixels, in any order, thread or process.
-
-    Args:
-        strength: how far the face has come from rest (0, neutral) to what it shows without this argument (1), all else
-            in the photograph being the same: a frame of a sequence.
-
-    Raises:
-        ValueError: no such expression, or a strength outside 0..1.
+    The same arguments give the same pixels, in any order, thread or process. Raises ValueError for no such expression.
     """
     if not 0 <= expression < NUM_EXPRESSIONS:
         raise ValueError(f"expression {expression} is not one of 0..{NUM_EXPRESSIONS - 1}")
-    if strength is not None and not 0 <= strength <= 1:
-        raise ValueError(f"strength {strength} is not within 0..1")
     seeds = np.random.SeedSequence([identity_seed, expression, image_seed]).spawn(4)
     muscles, scene, paints, sensor = (np.random.default_rng(seed) for seed in seeds)
     person = Identity.of(identity_seed)
@@ -73,8 +64,6 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int,
         dict(domain.gains),
         dict(domain.rest),
     )
-    if strength is not None:
-        units = _on_the_way(units, dict(domain.rest), strength)
     roll, yaw, pitch = np.clip(scene.standard_normal(3), -2.2, 2.2) * (domain.roll, domain.yaw, domain.pitch)
     body = build(person, person.factors(domain.proportions), units, yaw, pitch, muscles)
     matrix = _placement(domain, body.outline, roll, scene)
@@ -96,17 +85,6 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int,
     image = _photograph(light_up(picture, covered, matrix, body, _light(domain, scene)), domain, sensor)
     landmarks = body.landmarks @ matrix[:, :2].T + matrix[:, 2]
     return Face(image, landmarks.astype(np.float32), expression, identity_seed, _box(body, matrix, domain.size))
-
-
-def sequence(domain: Domain, identity_seed: int, expression: int, image_seed: int, count: int) -> list[Face]:
-    """Return `count` frames (at least 2) in which a face goes from neutral to its peak in even steps.
-
-    The last is what `render` gives; all bear the label of `expression`. Raises ValueError for fewer frames, and as
-    `render`.
-    """
-    if count < 2:
-        raise ValueError(f"a sequence from neutral to peak has at least 2 frames, not {count}")
-    return [render(domain, identity_seed, expression, image_seed, frame / (count - 1)) for frame in range(count)]
 
 
 def sample(
@@ -145,12 +123,6 @@ def sample(
     if workers == 1:
         return (render(*job) for job in jobs)
     return Parallel(n_jobs=workers, batch_size=16, return_as="generator")(delayed(render)(*job) for job in jobs)
-
-
-def _on_the_way(units: Units, rest: Units, strength: float) -> Units:
-    """Return the units between the face at rest (0) and these (1); stray ones are at rest, too, when all is."""
-    floor = {unit: min(value, rest.get(unit, 0.0)) for unit, value in units.items()}
-    return {unit: (1 - strength) * floor[unit] + strength * value for unit, value in units.items()}
 
 
 def _apportion(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fercli.datasets.base import WrongOption, number_in
-from fercli.datasets.records import Box, Record
+from fercli.datasets.parsing import number_in
+from fercli.datasets.reader import Box, Record, WrongOption
 
 #: What the four numbers of a box may be: left, top, right, bottom; or left, top, width, height.
 FORMATS = ("corners", "size")

@@ -1,6 +1,6 @@
-"""Painting a procedural face in flat colours; `fercli.faces.lighting` then makes it round.
+"""Painting a procedural face in flat colours; `fercli.synthetic.lighting` then makes it round.
 
-All contours arrive in face units (see `fercli.faces.anatomy`) and go through one similarity to the canvas.
+All contours arrive in face units (see `fercli.synthetic.anatomy`) and go through one similarity to the canvas.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import colorsys
 import cv2
 import numpy as np
 
-from fercli.faces.anatomy import Anatomy, Identity, Points, smooth
+from fercli.synthetic.anatomy import Anatomy, Identity, Points, smooth
 
 _FRACTION_BITS = 4
 Colour = np.ndarray

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from fercli.faces.anatomy import Proportions
+from fercli.synthetic.anatomy import Proportions
 
 Range = tuple[float, float]
 

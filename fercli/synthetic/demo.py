@@ -9,11 +9,11 @@ from pathlib import Path
 import yaml
 
 from fercli import console
-from fercli.datasets.writers import write_csv, write_jaffe, write_raf_db
-from fercli.faces.domains import LAB, STUDIO, Domain, between
-from fercli.faces.synthetic import Face, sample
 from fercli.files import write_atomically
 from fercli.spec import packaged
+from fercli.synthetic.domains import LAB, STUDIO, Domain, between
+from fercli.synthetic.render import Face, sample
+from fercli.synthetic.writers import write_csv, write_jaffe, write_raf_db
 
 #: Faces drawn of each part, and who is on them: nobody stands in two parts.
 TRAIN, TRAIN_PEOPLE = 1200, range(60)

@@ -1,0 +1,61 @@
+"""What labels and class folders that are numbers mean, by the known datasets or as the option codes says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fercli.datasets.parsing import whole_number
+from fercli.datasets.reader import READERS, WrongOption
+from fercli.expressions import EXPRESSIONS, is_outside, label_of
+
+
+def known_codes() -> dict[str, Mapping[int, int | None]]:
+    """Return the codes of each dataset that numbers its expressions, by its name."""
+    return {name: reader.codes for name, reader in READERS.items() if reader.codes}
+
+
+def code_meanings(codes: str | Mapping[int, str] | None) -> Mapping[int, int | None]:
+    """Return what the option codes says of each number: its label, None where that is none of the seven.
+
+    Raises WrongOption, one line, where it is neither a dataset's name nor {number: expression}.
+    """
+    if codes is None:
+        return {}
+    if isinstance(codes, str):
+        known = known_codes()
+        if codes not in known:
+            raise WrongOption(f"option codes is '{codes}', none of {', '.join(known)}")
+        return known[codes]
+    if not isinstance(codes, Mapping):
+        raise WrongOption(f"option codes is '{codes}', neither a dataset's name nor {{0: anger, 1: ...}}")
+    labels: dict[int, int | None] = {}
+    for code, name in codes.items():
+        number = None if isinstance(code, bool) else whole_number(str(code))
+        if number is None:
+            raise WrongOption(f"option codes: '{code}' is no whole number (it maps numbers to names: {{3: happy}})")
+        if label_of(str(name)) is None and not is_outside(str(name)):
+            raise WrongOption(
+                f"option codes: '{name}' (of {code}) is no expression ({', '.join(EXPRESSIONS)}) and none known "
+                "outside the seven (contempt, other, ...)"
+            )
+        labels[number] = label_of(str(name))
+    return labels
+
+
+def ask_for_codes(numbers: Iterable[int]) -> str:
+    """Return what to do about labels or class folders that are numbers, with what known datasets mean by these."""
+    return (
+        f"say what they mean with the option codes, by a dataset's name ({_code_tables(numbers)}) or as "
+        "{1: happy, 2: sad}"
+    )
+
+
+def _code_tables(codes: Iterable[int]) -> str:
+    """Return in one line what the known datasets mean by their codes: of those that have all of `codes`, or of all."""
+    wanted, known = set(codes), known_codes()
+    texts: dict[str, list[str]] = {}
+    for name, table in known.items():
+        if wanted <= set(table) or not any(wanted <= set(other) for other in known.values()):
+            said = ", ".join(f"{code} {EXPRESSIONS[label]}" for code, label in table.items() if label is not None)
+            texts.setdefault(said, []).append(name)
+    return "; ".join(f"{' and '.join(names)}: {said}" for said, names in texts.items())

@@ -1,0 +1,284 @@
+"""A dataset's reader: the entry of the registry, the records that it lists, and the count of what it leaves out."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fercli.datasets.card import DatasetCard
+from fercli.datasets.parsing import whole_number
+from fercli.datasets.protocol import Protocol, UnknownSplits, settle
+from fercli.errors import FercliError
+from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED, is_outside, label_of
+
+#: A folder that holds this file holds procedural faces written by fercli, not the dataset.
+STAND_IN_MARKER = "PROCEDURAL-FACES.txt"
+
+#: The options of every reader whose `parse` has none of these names, and what they may be.
+PROTOCOL_OPTIONS = {
+    "adapt": "splits that train or are adapted to: one, a list, or all (default: the dataset's protocol)",
+    "score": "splits that are scored, in the same way; one that is also adapted to must be named here",
+}
+
+Box = tuple[float, float, float, float]
+Points = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One face as its dataset lists it; nothing has been read from the image yet.
+
+    Attributes:
+        id: unique in its dataset and stable from run to run (``train_00001.jpg``, ``name.jpg#2`` for face 2).
+        path: the image (or the csv that holds it), relative to the dataset's root.
+        label: 0..6 in the order of `fercli.expressions.EXPRESSIONS`, or -1 where it is not known.
+        split: the dataset's own part (``train``, ``val``, ``test``, ``public-test``, ``all``, ...).
+        subject: the person, where the dataset names them.
+        box: face box (left, top, right, bottom) in pixels of the image, where the dataset gives one.
+        landmarks: five points (x, y) in pixels of the image: image-left eye, image-right eye, nose tip, image-left and
+            image-right mouth corner, where the dataset gives them.
+        offset: byte offset of the image's row where `path` is a csv of pixels (FER2013), else None.
+    """
+
+    id: str
+    path: str
+    label: int = UNLABELLED
+    split: str = "all"
+    subject: str | None = None
+    box: Box | None = None
+    landmarks: Points | None = None
+    offset: int | None = None
+
+
+@dataclass
+class Listing:
+    """All records of one dataset, and what its reader left out.
+
+    Attributes:
+        name: the dataset as the user calls it.
+        root: its folder.
+        records: in the order of the dataset's own list.
+        adapt_splits: the parts whose images train (a source) or are adapted to (a target).
+        score_splits: the parts on which accuracy is reported.
+        left_out: how many entries each reason left out (``contempt``, ``row without file``, ...).
+        stand_in: true for procedural faces written in this layout by fercli itself.
+    """
+
+    name: str
+    root: Path
+    records: list[Record]
+    adapt_splits: tuple[str, ...]
+    score_splits: tuple[str, ...]
+    left_out: dict[str, int] = field(default_factory=dict)
+    stand_in: bool = False
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """All that fercli knows of one dataset, as the registry holds it.
+
+    Attributes:
+        layout: one line: what its folder should hold.
+        parse: reads a tree: (root, collector, **options) -> (adapt_splits, score_splits), or raises UnknownSplits.
+        codes: the numbers that stand for its expressions, as labels 0..6 in the order of
+            `fercli.expressions.EXPRESSIONS`; None for those outside the seven.
+        tree: what should lie where, as a file manager shows it, with what is in it (default: `layout`).
+        option_help: what each option of `parse` may be, a line each.
+        card: sizes, terms, where to apply; None for a layout of anybody's files.
+    """
+
+    layout: str
+    parse: Callable[..., Protocol]
+    codes: Mapping[int, int | None] = field(default_factory=dict)
+    tree: str = ""
+    option_help: Mapping[str, str] = field(default_factory=dict)
+    card: DatasetCard | None = None
+
+    @property
+    def _own(self) -> dict[str, object]:
+        """The options of `parse`, by name, with their defaults."""
+        taken = list(inspect.signature(self.parse).parameters.values())[2:]
+        return {option.name: option.default for option in taken}
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The options that `read` takes, by name, with their defaults (`inspect.Parameter.empty`: it must be given)."""
+        return {**self._own, **{name: None for name in PROTOCOL_OPTIONS if name not in self._own}}
+
+    @property
+    def tree_lines(self) -> list[str]:
+        """The lines of the tree expected."""
+        return (self.tree or self.layout).splitlines()
+
+    def describe_options(self) -> list[dict[str, Any]]:
+        """Return ``name``, ``default`` (None where there is none) and ``values`` (in words) of each option."""
+        texts, described = {**PROTOCOL_OPTIONS, **self.option_help}, []
+        for option, default in self.options.items():
+            needed = default is inspect.Parameter.empty
+            values = texts.get(option, "must be given" if needed else "")
+            described.append({"name": option, "default": None if needed else default, "values": values})
+        return described
+
+    def document(self) -> dict[str, Any]:
+        """Return all that is known of the dataset and its layout, ready for JSON."""
+        layout = {"layout": self.layout, "tree": self.tree_lines, "options": self.describe_options()}
+        return {**(self.card.document() if self.card else {}), **layout}
+
+    def read(self, root: str | os.PathLike[str], name: str = "dataset", **options: object) -> Listing:
+        """List the dataset at `root`.
+
+        The options ``adapt`` and ``score`` say which splits are adapted to (or trained on) and which are scored; else
+        the dataset's protocol says so (`fercli.datasets.protocol.settle`).
+
+        Raises FercliError where the folder is not of this layout or the splits are not understood.
+        """
+        root = Path(root)
+        own, known = self._own, self.options
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise FercliError(f"{name}: this reader has no option '{unknown[0]}' (it has: {', '.join(known)})")
+        needed = [key for key, default in own.items() if default is inspect.Parameter.empty and key not in options]
+        if needed:
+            raise FercliError(
+                f"{name}: this reader needs the option {needed[0]}: --option {needed[0]}=..., in a run spec "
+                f"data.datasets.{name}.options: {{{needed[0]}: ...}}"
+            )
+        if not root.is_dir():
+            what = f"{root} is a file, not a folder" if root.exists() else f"the folder {root} is missing"
+            raise FercliError(f"{name}: {what}; expected there: {self.layout}")
+        collector = Collector()
+        protocol: Protocol | UnknownSplits
+        try:
+            protocol = self.parse(root, collector, **{key: value for key, value in options.items() if key in own})
+        except UnknownSplits as names:
+            protocol = names
+        except WrongOption as wrong:
+            raise FercliError(f"{name}: {wrong}{wrong.hint_for(name)}") from None
+        except WrongLayout as wrong:
+            where = f"{wrong} in {root}; expected there: {self.layout}"
+            raise FercliError(f"{name}: {where}{wrong.hint_for(name)}") from None
+        except csv.Error as failure:
+            raise FercliError(f"{name}: a csv in {root} cannot be read: {failure}") from None
+        except OSError as failure:
+            raise FercliError(f"{name}: cannot read {failure.filename or root}: {failure.strerror}") from None
+        if not collector.records:
+            counts = ", ".join(f"{count} {reason}" for reason, count in collector.left_out.items())
+            left = f" (left out: {counts})" if counts else ""
+            raise FercliError(f"{name}: nothing usable in {root}{left}; expected there: {self.layout}")
+        present = list(dict.fromkeys(record.split for record in collector.records))
+        stated = {key: options.get(key) for key in PROTOCOL_OPTIONS if key not in own}
+        adapt_splits, score_splits = settle(name, root, present, protocol, **stated)
+        return Listing(
+            name=name,
+            root=root,
+            records=collector.records,
+            adapt_splits=adapt_splits,
+            score_splits=score_splits,
+            left_out=dict(collector.left_out),
+            stand_in=(root / STAND_IN_MARKER).is_file(),
+        )
+
+
+#: Every reader by the name that the run spec gives it. `fercli.datasets` fills it; here those find it who read what
+#: the others know (`fercli.datasets.codes`).
+READERS: dict[str, Reader] = {}
+
+
+class _Hinted(Exception):
+    """`hint`, where there is one, says what else can be done; ``{name}`` in it stands for the dataset's name."""
+
+    def __init__(self, message: str, hint: str = ""):
+        super().__init__(message)
+        self.hint = hint
+
+    def hint_for(self, name: str) -> str:
+        """Return the hint, to be put behind the message."""
+        return f"; {self.hint.format(name=name)}" if self.hint else ""
+
+
+class WrongLayout(_Hinted):
+    """The folder is there but not what was expected; the message says what is amiss."""
+
+
+class WrongOption(_Hinted):
+    """An option's value is none that the reader knows; the message names option, value and what is allowed."""
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "give options with --option NAME=VALUE, in a run spec under data.datasets.{name}.options",
+    ):
+        super().__init__(message, hint)
+
+
+@dataclass
+class Collector:
+    """Gathers records, and counts whatever is left out under its reason."""
+
+    records: list[Record] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+    _ids: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: Record) -> None:
+        """Keep the record, unless its id was listed before: the first one counts."""
+        if record.label not in range(UNLABELLED, NUM_EXPRESSIONS):
+            allowed = f"{UNLABELLED} to {NUM_EXPRESSIONS - 1}"
+            raise FercliError(f"{record.id}: a reader gave it the label {record.label!r}; it must be {allowed}")
+        first = self._ids.setdefault(record.id, record.label)
+        if len(self._ids) > len(self.records):
+            self.records.append(record)
+        else:
+            self.leave_out("listed twice" if first == record.label else "listed twice with different labels")
+
+    def leave_out(self, reason: str, count: int = 1) -> None:
+        """Count entries that become no record."""
+        if count:
+            self.left_out[reason] += count
+
+    def label(self, codes: Mapping[int, int | None], text: str) -> int | None:
+        """Return the label that a dataset's code stands for; None, its reason counted, where it is none of ours."""
+        code = whole_number(text)
+        label = None if code is None else codes.get(code)
+        if label is None:
+            self.leave_out(
+                f"label '{code}' outside the seven" if code in codes else f"unknown code {_shortened(text)!r}"
+            )
+        return label
+
+    def need_rows(self, file: Path, row: str) -> None:
+        """Raise WrongLayout, naming the file and what a row of it should be, where none of its rows could be read."""
+        if not self.records and set(self.left_out) == {"unreadable row"}:
+            raise WrongLayout(f"{file.name} lacks a column: no row of it reads '{row}'")
+
+    def leave_out_class(self, name: str, count: int = 1) -> None:
+        """Count images of a class folder whose name is none of the seven expressions'."""
+        self._leave_out_name(name, "class", count)
+
+    def named_label(self, name: str) -> int | None:
+        """As `label`, for a class name."""
+        label = label_of(name)
+        if label is None:
+            self._leave_out_name(name, "label")
+        return label
+
+    def _leave_out_name(self, name: str, kind: str, count: int = 1) -> None:
+        known = is_outside(name)
+        reason = f"{name.strip().lower()} (outside the seven)" if known else f"unknown {kind} {_shortened(name)!r}"
+        self.leave_out(reason, count)
+
+
+def _shortened(text: str) -> str:
+    """Return a text of a length that a message can quote."""
+    return text if len(text) <= 40 else f"{text[:37]}..."

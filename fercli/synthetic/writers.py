@@ -1,0 +1,247 @@
+"""Write procedural faces in real datasets' own layouts, so that a demo or a test goes through the true readers.
+
+Each writer fills a sibling folder ``NAME.partial`` and renames it to ``NAME`` when all is there: a folder that exists
+is whole, and what a killed write left is swept away by the next. In every root lies `STAND_IN_MARKER`, which says in a
+sentence that these are no photographs. Faces may be any iterable: they are written as they come.
+"""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import cv2
+import numpy as np
+
+from fercli.datasets import READERS
+from fercli.datasets.reader import STAND_IN_MARKER
+from fercli.errors import FercliError
+from fercli.expressions import EXPRESSIONS
+from fercli.synthetic.render import Face
+
+__all__ = [
+    "write_class_folders",
+    "write_csv",
+    "write_expw",
+    "write_fer2013",
+    "write_jaffe",
+    "write_raf_db",
+]
+
+_SENTENCE = (
+    "These are procedural faces drawn by fercli, a stand-in written in the layout of {layout}: "
+    "no photographs, no real people, and none of that dataset's images.\n"
+)
+_JPEG_QUALITY = 92
+_JAFFE_SUBJECTS = ("KA", "KL", "KM", "KR", "MK", "NA", "NM", "TM", "UY", "YM")
+_JAFFE_EXPRESSIONS = ("SU", "FE", "DI", "HA", "SA", "AN", "NE")
+_USAGES = ("Training", "PublicTest", "PrivateTest")
+_COLUMNS = ("path", "label", "split", "subject", "left", "top", "right", "bottom")
+_POINTS = tuple(f"{point}_{axis}" for point in ("leye", "reye", "nose", "lmouth", "rmouth") for axis in "xy")
+
+
+def write_raf_db(root: str | Path, train: Iterable[Face], test: Iterable[Face]) -> Path:
+    """Write RAF-DB's basic part: label list, original images, five landmarks and face box an image.
+
+    The attributes after the landmarks are constants, drawn people having none: gender 2 (unsure), race 0, age 2
+    (20-39). Returns the root; raises FercliError where it exists already and is not empty.
+    """
+    codes = _code_of("raf-db")
+    with _whole(root, "RAF-DB") as folder:
+        images, points, boxes = (
+            _made(folder / name) for name in ("Image/original", "Annotation/manual", "Annotation/boundingbox")
+        )
+        lines = []
+        for split, faces, digits in (("train", train, 5), ("test", test, 4)):
+            for number, face in enumerate(faces, 1):
+                stem = f"{split}_{number:0{digits}d}"
+                _write_image(images / f"{stem}.jpg", face.image)
+                rows = [f"{x:.3f}\t{y:.3f}" for x, y in face.landmarks.tolist()] + ["2", "0", "2"]
+                (points / f"{stem}_manu_attri.txt").write_text("\n".join(rows) + "\n")
+                (boxes / f"{stem}_boundingbox.txt").write_text(" ".join(f"{v:.3f}" for v in face.box) + "\n")
+                lines.append(f"{stem}.jpg {codes[face.label]}\n")
+        (_made(folder / "EmoLabel") / "list_patition_label.txt").write_text("".join(lines))
+    return Path(root)
+
+
+def write_jaffe(root: str | Path, faces: Iterable[Face]) -> Path:
+    """Write JAFFE's flat folder of 256x256 grey tiffs, ``KM.NE1.1.tiff``: subject, expression, take, serial number.
+
+    Identities become JAFFE's ten subjects in the order in which they first come. Take and serial count within a
+    subject, so takes pass 9 where there are many. Returns the root.
+
+    Raises:
+        FercliError: the root exists already and is not empty.
+        ValueError: a face is not 256x256, or there are more than ten identities.
+    """
+    subjects: dict[int, str] = {}
+    takes: Counter[tuple[str, str]] = Counter()
+    serials: Counter[str] = Counter()
+    with _whole(root, "JAFFE") as folder:
+        for face in faces:
+            if face.image.shape[:2] != (256, 256):
+                raise ValueError(f"JAFFE's images are 256x256, not {face.image.shape[1]}x{face.image.shape[0]}")
+            if face.identity not in subjects:
+                if len(subjects) == len(_JAFFE_SUBJECTS):
+                    raise ValueError("JAFFE has 10 subjects: sample from that many identities")
+                subjects[face.identity] = _JAFFE_SUBJECTS[len(subjects)]
+            subject, expression = subjects[face.identity], _JAFFE_EXPRESSIONS[face.label]
+            takes[subject, expression] += 1
+            serials[subject] += 1
+            name = f"{subject}.{expression}{takes[subject, expression]}.{serials[subject]}.tiff"
+            _write_image(folder / name, _grey(face.image))
+    return Path(root)
+
+
+def write_fer2013(
+    root: str | Path, train: Iterable[Face], public: Iterable[Face] = (), private: Iterable[Face] = ()
+) -> Path:
+    """Write ``fer2013.csv``: emotion, 2,304 grey pixels, Usage. Faces of another size are reduced to 48x48.
+
+    Returns the root; raises FercliError where it exists already and is not empty.
+    """
+    codes = _code_of("fer2013")
+    with _whole(root, "FER2013") as folder, _table(folder) as table:
+        for usage, face in _in_parts(train, public, private):
+            _write_row(table, codes[face.label], _thumbnail(face.image), usage)
+    return Path(root)
+
+
+def _in_parts(*faces: Iterable[Face]) -> Iterator[tuple[str, Face]]:
+    for usage, part in zip(_USAGES, faces, strict=True):
+        for face in part:
+            yield usage, face
+
+
+def _table(folder: Path) -> TextIO:
+    table = (folder / "fer2013.csv").open("w", newline="")
+    table.write("emotion,pixels,Usage\n")
+    return table
+
+
+def _write_row(table: TextIO, code: int, image: np.ndarray, usage: str) -> None:
+    table.write(f"{code},{' '.join(map(str, image.ravel().tolist()))},{usage}\n")
+
+
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    image = _grey(image)
+    return image if image.shape == (48, 48) else cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
+
+
+def write_expw(root: str | Path, faces: Iterable[Face]) -> Path:
+    """Write ExpW: ``label/label.lst`` and ``data/image/origin/``; every third image shows two faces side by side.
+
+    A row is name, face number, box as top left right bottom (integers), confidence, label. Returns the root; raises
+    FercliError where it exists already and is not empty.
+    """
+    codes = _code_of("expw")
+    with _whole(root, "ExpW") as folder:
+        images, lines = _made(folder / "data/image/origin"), []
+        for number, group in enumerate(_in_groups(faces, (1, 1, 2)), 1):
+            name = f"procedural_face_{number}.jpg"
+            _write_image(images / name, _side_by_side([face.image for face in group]))
+            offset = 0
+            for index, face in enumerate(group):
+                left, top, right, bottom = (round(v) for v in face.box)
+                box = f"{top} {left + offset} {right + offset} {bottom}"
+                lines.append(f"{name} {index} {box} {60 + 10 * index}.0 {codes[face.label]}\n")
+                offset += face.image.shape[1]
+        (_made(folder / "label") / "label.lst").write_text("".join(lines))
+    return Path(root)
+
+
+def _in_groups(faces: Iterable[Face], sizes: Sequence[int]) -> Iterator[list[Face]]:
+    """Yield the faces in lists whose lengths cycle through `sizes`; the last may be shorter."""
+    turn, group = 0, []
+    for face in faces:
+        group.append(face)
+        if len(group) == sizes[turn % len(sizes)]:
+            yield group
+            turn, group = turn + 1, []
+    if group:
+        yield group
+
+
+def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
+    height = max(image.shape[0] for image in images)
+    padded = (cv2.copyMakeBorder(i, 0, height - i.shape[0], 0, 0, cv2.BORDER_REPLICATE) for i in images)
+    return np.hstack(list(padded))
+
+
+def write_class_folders(root: str | Path, splits: Mapping[str, Iterable[Face]]) -> Path:
+    """Write ``{split}/{class}/00001.jpg``, the classes named as in `EXPRESSIONS`.
+
+    Returns the root; raises FercliError where it exists already and is not empty.
+    """
+    with _whole(root, "a folder per class") as folder:
+        for split, faces in splits.items():
+            folders = [_made(folder / split / name) for name in EXPRESSIONS]
+            for number, face in enumerate(faces, 1):
+                _write_image(folders[face.label] / f"{number:05d}.jpg", face.image)
+    return Path(root)
+
+
+def write_csv(root: str | Path, splits: Mapping[str, Iterable[Face]]) -> Path:
+    """Write ``faces.csv`` and the images it lists, ``images/train_00001.png``.
+
+    Columns: path (below ``images/``), label (in words), split, subject, left, top, right, bottom, and x and y of the
+    five landmarks (leye_x ... rmouth_y). Returns the root; raises FercliError where it exists already and is not empty.
+    """
+    with _whole(root, "a csv of paths and labels") as folder, (folder / "faces.csv").open("w", newline="") as file:
+        rows, images = csv.writer(file), _made(folder / "images")
+        rows.writerow(_COLUMNS + _POINTS)
+        for split, faces in splits.items():
+            for number, face in enumerate(faces, 1):
+                name = f"{split}_{number:05d}.png"
+                _write_image(images / name, face.image)
+                numbers = [f"{v:.3f}" for v in (*face.box, *face.landmarks.ravel().tolist())]
+                rows.writerow([name, EXPRESSIONS[face.label], split, f"person-{face.identity}", *numbers])
+    return Path(root)
+
+
+@contextmanager
+def _whole(root: str | Path, layout: str) -> Iterator[Path]:
+    """Give a folder to fill that becomes `root` when the block ends well, and never exists half filled under it."""
+    root = Path(root)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise FercliError(f"{root} exists already; remove it to write procedural faces there")
+    partial = root.with_name(root.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    yield partial
+    (partial / STAND_IN_MARKER).write_text(_SENTENCE.format(layout=layout))
+    if root.exists():
+        root.rmdir()
+    partial.rename(root)
+
+
+def _made(folder: Path) -> Path:
+    """Return the folder, made with its parents where it was not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _code_of(dataset: str) -> dict[int, int]:
+    """Return the dataset's code of each of our labels: the table that its reader uses, the other way round."""
+    return {label: code for code, label in READERS[dataset].codes.items() if label is not None}
+
+
+def _grey(image: np.ndarray) -> np.ndarray:
+    """Return uint8 [H, W] of an RGB image."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image, uint8 [H, W] or RGB [H, W, 3]; through bytes, for cv2 cannot open every name on every system."""
+    ordered = image if image.ndim == 2 else image[..., ::-1]
+    options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
+    done, data = cv2.imencode(path.suffix, ordered, options)
+    if not done:
+        raise ValueError(f"OpenCV cannot write {path.suffix} images")
+    path.write_bytes(data.tobytes())
