@@ -48,8 +48,8 @@ class _Work(NamedTuple):
     with_cases: list[str]
 
 
-class _Looked(NamedTuple):
-    """What came of looking at all faces, in the order of the work."""
+class _Evaluated(NamedTuple):
+    """What came of all faces, in the order of the work."""
 
     scored: list[Results]
     gaps: dict[str, list[dict[str, Any]]]
@@ -193,14 +193,14 @@ def _score(
     folder = open_report(folder)
     sources = [stores[name] for name in spec.data.source] if sources is None else sources
     with only_one(folder, "evaluate"):
-        looked = _look(spec, work, stores, sources, report)
-        results = console.finite(_document(spec, [one.model for one in work], stores, looked))  # JSON has no NaN
+        evaluated = _evaluate_all(spec, work, stores, sources, report)
+        results = console.finite(_document(spec, [one.model for one in work], stores, evaluated))  # JSON has no NaN
         try:
-            files = write_results(results, looked.scored, folder)
+            files = write_results(results, evaluated.scored, folder)
             if report:
                 from fercli.report.run import write_report
 
-                files["report"] = write_report(results, folder, looked.pictures)
+                files["report"] = write_report(results, folder, evaluated.pictures)
         except OSError as problem:
             raise unwritable(folder, problem) from None
         return results, files
@@ -214,35 +214,37 @@ def adapted_targets(spec: Spec) -> list[str]:
     return [n for n in spec.data.targets if n in names] + sorted(names - set(spec.data.targets))
 
 
-def _look(
+def _evaluate_all(
     spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], report: bool
-) -> _Looked:
-    """Let every model look once at each dataset that it is scored on."""
-    looker = TrainedEvaluator(spec, sources)
+) -> _Evaluated:
+    """Have every model answer each dataset that it is scored on, once."""
+    evaluator = TrainedEvaluator(spec, sources)
     targets = [name for name in stores if name not in spec.data.source]
-    looked = _Looked([], {name: [] for name in targets if sources}, [], {})
+    evaluated = _Evaluated([], {name: [] for name in targets if sources}, [], {})
     with console.progress("evaluate", sum(1 + len(one.datasets) for one in work)) as bar:
         for model, names, with_cases in work:
-            looker.take(model)
+            evaluator.take(model)
             bar.advance(note=f"{model.method} on source faces")
             for name in names:
-                scored, features = looker.score(stores[name])
-                looked.scored.append(scored)
-                if name in looked.gaps:
-                    looked.gaps[name].append(looker.gap(scored, features, mapped=report))
+                scored, features = evaluator.score(stores[name])
+                evaluated.scored.append(scored)
+                if name in evaluated.gaps:
+                    evaluated.gaps[name].append(evaluator.gap(scored, features, mapped=report))
                 if name in with_cases:
                     found = failure_cases(scored)
-                    looked.failure_cases.extend(found)
+                    evaluated.failure_cases.extend(found)
                     if report:
                         positions = {face["position"] for case in found for face in case["faces"]}
-                        looked.pictures.update(looker.pictures(scored, positions))
+                        evaluated.pictures.update(evaluator.pictures(scored, positions))
                 bar.advance(note=f"{model.method} on {name}")
-    return looked
+    return evaluated
 
 
-def _document(spec: Spec, models: Sequence[Trained], stores: Mapping[str, Store], looked: _Looked) -> dict[str, Any]:
+def _document(
+    spec: Spec, models: Sequence[Trained], stores: Mapping[str, Store], evaluated: _Evaluated
+) -> dict[str, Any]:
     entries, table = [], []
-    for scored in looked.scored:
+    for scored in evaluated.scored:
         entries.append({**scored.entry(), "predictions": predictions_name(scored)})
         table += scored.rows(entries[-1]) if not scored.is_source else []
     sources = "+".join(spec.data.source)
@@ -262,9 +264,9 @@ def _document(spec: Spec, models: Sequence[Trained], stores: Mapping[str, Store]
         "table": sorted(table, key=lambda row: targets.index(row["target"])),
         "entries": entries,
         "history": {model.folder.name: _history(model) for model in models},
-        "gaps": [{"target": name, "source": sources, "models": found} for name, found in looked.gaps.items()],
+        "gaps": [{"target": name, "source": sources, "models": found} for name, found in evaluated.gaps.items()],
         "pseudo_labels": _pseudo_labels(models, stores),
-        "failure_cases": looked.failure_cases,
+        "failure_cases": evaluated.failure_cases,
         "published": published_rows(spec.data.source, targets, spec.model.backbone) if published else [],
         "spec": json.loads(spec.model_dump_json()),
         "environment": {**describe_device(resolve_device(spec.engine.device)), "time_s": _times(models)},

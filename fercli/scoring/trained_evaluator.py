@@ -32,7 +32,7 @@ GAP_FACES, MAPPED_FACES = 1000, 400
 
 
 class TrainedEvaluator:
-    """Shows faces to models. `take` a model first; the rest is about it until another is taken.
+    """Trained models over prepared faces. `take` a model first; the rest is about it until another is taken.
 
     Args:
         spec: the run's.
@@ -56,11 +56,11 @@ class TrainedEvaluator:
         self._held, self._held_labels = self._faces(sources, held), labels_of(sources, held)
         self._model: Trained
         self._output_transform: Callable[[Output], Output] | None
-        self._held_seen: Outputs
+        self._held_outputs: Outputs
         self._train_features: Tensor
 
     def take(self, model: Trained) -> None:
-        """Put a model's weights into the network and look at the source's training and held-out faces, if any.
+        """Put a model's weights into the network and answer the source's training and held-out faces, if any.
 
         Raises:
             FercliError: it is of another architecture than the spec's, or its method of another version.
@@ -68,14 +68,16 @@ class TrainedEvaluator:
         load_network(self._network.module, model.state, self._spec, model.path)
         self._model, self._output_transform = model, model.output_transform(self.device)
         if not self._sources:
-            self._held_seen = Outputs(torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS), torch.zeros(0), torch.zeros(0).long())
+            self._held_outputs = Outputs(
+                torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS), torch.zeros(0), torch.zeros(0).long()
+            )
             return
-        held = self._look(self._held, self._output_transform)
-        self._held_seen = held._replace(labels=torch.from_numpy(self._held_labels))
-        self._train_features = self._look(self._train).features.flatten(1)
+        held = self._predict(self._held, self._output_transform)
+        self._held_outputs = held._replace(labels=torch.from_numpy(self._held_labels))
+        self._train_features = self._predict(self._train).features.flatten(1)
 
     def score(self, store: Store) -> tuple[Results, Tensor]:
-        """Look at a dataset's scored part.
+        """Have the model answer a dataset's scored part.
 
         Returns:
             What the model answers, and the features float32 [N, 384] that the gap is reckoned from: the network's own,
@@ -84,15 +86,15 @@ class TrainedEvaluator:
         is_source = store.name in self._spec.data.source
         splits, indices, expected = scored_part(self._spec, store, is_source)
         faces = self._faces([store], [indices])
-        seen = self._look(faces, self._output_transform)
+        outputs = self._predict(faces, self._output_transform)
         rows = subsample(len(indices), GAP_FACES)
         if self._output_transform is None or is_source:
-            features = seen.features[rows]
+            features = outputs.features[rows]
         else:
-            features = self._look(self._faces([store], [indices[rows]])).features
+            features = self._predict(self._faces([store], [indices[rows]])).features
         source = "+".join(self._spec.data.source)
-        held = self._held_seen
-        scored = Results(self._model, store, source, is_source, splits, indices, expected, seen.probabilities, held)
+        held = self._held_outputs
+        scored = Results(self._model, store, source, is_source, splits, indices, expected, outputs.probabilities, held)
         return scored, features.flatten(1)
 
     def gap(self, scored: Results, features: Tensor, mapped: bool) -> dict[str, Any]:
@@ -146,7 +148,7 @@ class TrainedEvaluator:
     def _faces(self, stores: Sequence[Store], indices: Sequence[np.ndarray]) -> FaceDataset:
         return FaceDataset(stores, indices, self.device, self._spec.model.reads_crops)
 
-    def _look(self, faces: FaceDataset, output_transform: Callable[[Output], Output] | None = None) -> Outputs:
+    def _predict(self, faces: FaceDataset, output_transform: Callable[[Output], Output] | None = None) -> Outputs:
         return predict(
             self._network, faces, view_settings(self._spec), self._spec.engine.evaluate_batch, output_transform
         )

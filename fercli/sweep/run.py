@@ -151,8 +151,8 @@ def _answer(spec: Spec, targets: list[str]) -> None:
     for name in targets:
         store = open_store(spec, name, labels=False)
         faces = FaceDataset([store], [store.indices(store.score_splits)], fabric.device, spec.model.reads_crops)
-        seen = predict(network, faces, view_settings(spec), spec.engine.evaluate_batch)
-        answers = seen.probabilities[:, FUSED].argmax(-1)
+        outputs = predict(network, faces, view_settings(spec), spec.engine.evaluate_batch)
+        answers = outputs.probabilities[:, FUSED].argmax(-1)
         path = spec.run_folder / "source" / "decisions" / f"{name}.txt"
         path.parent.mkdir(exist_ok=True)
         write_answers(path, answers, store)
