@@ -21,7 +21,7 @@ from fercli.datasets import read_dataset
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align
-from fercli.faces.fingerprints import NEAR, likeness, patch, perceptual_hash, unpack
+from fercli.faces.perceptual_hash import NEAR, likeness, patch, perceptual_hash, unpack
 from fercli.prepare import Options, prepare
 from fercli.quality import numbers
 from fercli.quality.duplicates import compare, faces_of, near_pairs, numbering

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = [
     *("__init__", "recognizer", "spec/__init__", "errors", "expressions", "views", "methods/__init__", "methods/base"),
     *("methods/joint", "datasets/__init__", "datasets/base", "datasets/records", "datasets/protocol"),
-    *("predict/faces", "predict/stream", "evaluation/decision", "faces/landmarker", "faces/boxes"),
+    *("predict/faces", "predict/stream", "evaluation/decision", "faces/landmarker", "faces/search"),
     *("faces/network_files", "spec/schema", "spec/load", "spec/json_schema"),
 ]
 

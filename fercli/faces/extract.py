@@ -14,11 +14,11 @@ import numpy as np
 
 from fercli.datasets.reader import Box, Record
 from fercli.faces import align
-from fercli.faces.boxes import scale_box, scale_points
 from fercli.faces.failures import may_pass, naming
-from fercli.faces.fingerprints import perceptual_hash
 from fercli.faces.images import Decoded, Unreadable, decode, decode_pixels, read_bytes, read_pixels
 from fercli.faces.landmarker import RETRIES, Landmarker
+from fercli.faces.perceptual_hash import perceptual_hash
+from fercli.faces.search import scale_box, scale_points
 
 #: Raised when a step from photograph to face changes (decoding, finding, aligning, cutting): all faces are made again.
 #: The versions of libraries do not count.

@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from fercli.datasets.reader import Box
-from fercli.faces.boxes import SAME, choose, is_new, overlap, starts
 from fercli.faces.networks import Detector, Mesh
-from fercli.faces.view import View
+from fercli.faces.search import SAME, SearchRegion, choose, is_new, overlap, starts
 
 #: The retry ladder's steps, in the order in which they are tried.
 RETRIES: tuple[str, ...] = ("border", "upscale", "low-confidence", "full-range", "rotate")
@@ -101,7 +100,7 @@ class Landmarker:
         With a `box` (left, top, right, bottom) the search stays around it, and of several faces whose centre is in it
         the one that overlaps it best counts; without, the largest does. Returns None where no step finds a face.
         """
-        view = View.of(image)
+        view = SearchRegion.of(image)
         if box is not None:
             view = view.crop(box, _WIDEN)
         view = view.limit(_MAX_SIDE)
@@ -129,7 +128,7 @@ class Landmarker:
         whole picture alone shows both detectors 12 of 12, 11 of 48 and nothing. On 44 pictures of 640 x 480 without a
         face (text, bricks, clouds, ...) none is found. tests/test_predict_faces.py repeats some of it.
         """
-        view = View.of(image).limit(_MAX_SIDE)
+        view = SearchRegion.of(image).limit(_MAX_SIDE)
         faces = [self._set_upright(found, view) for found in self._meshes(view, self.confidence, "found")]
         if max(image.shape[:2]) > _NEAR:
             for found in self._small(image, view, faces):
@@ -141,7 +140,7 @@ class Landmarker:
                 kept.append(found)
         return sorted(kept[:_MAX_ALL], key=lambda found: (found.box[0] + found.box[2], found.box[1]))
 
-    def _retried(self, view: View) -> list[Found]:
+    def _retried(self, view: SearchRegion) -> list[Found]:
         """Return the faces that the first step of the ladder to find any finds; of turned pictures, those of all."""
         for step, variant, confidence in self._ladder(view, None):
             faces = [self._set_upright(f, variant) for f in self._meshes(variant, confidence, f"retried:{step}")]
@@ -156,9 +155,9 @@ class Landmarker:
         turned.sort(key=lambda one: -one[0].score)
         return [self._set_upright(found, view, angle) for found, angle in turned]
 
-    def _small(self, image: np.ndarray, view: View, known: Sequence[Found]) -> Iterator[Found]:
+    def _small(self, image: np.ndarray, view: SearchRegion, known: Sequence[Found]) -> Iterator[Found]:
         """Yield faces that are small in the picture; `known` grows meanwhile by those that are new."""
-        whole = View.of(image)
+        whole = SearchRegion.of(image)
         for how, near in self._small_boxes(whole, view):
             if not is_new(near, [face.box for face in known]):
                 continue
@@ -168,7 +167,7 @@ class Landmarker:
             if found is not None:
                 yield self._set_upright(found, view)
 
-    def _small_boxes(self, whole: View, view: View) -> Iterator[tuple[str, Box]]:
+    def _small_boxes(self, whole: SearchRegion, view: SearchRegion) -> Iterator[tuple[str, Box]]:
         """Yield (how, box in pixels of the picture) of what the detectors see that look for small faces."""
         for near in self._far_boxes(view):
             yield "far", near
@@ -185,7 +184,7 @@ class Landmarker:
                         corners = tile.to_original(detection.box.reshape(2, 2))
                         yield "tile", _box(corners)
 
-    def _turned(self, view: View, box: Box | None) -> Found | None:
+    def _turned(self, view: SearchRegion, box: Box | None) -> Found | None:
         """Return the face that scores best in the view turned by `_TURNS`: in a wrong turn the mesh may be mirrored."""
         best = None
         for angle, turned in self._turns(view):
@@ -196,12 +195,12 @@ class Landmarker:
                 best = found, angle
         return None if best is None else self._set_upright(best[0], view, best[1])
 
-    def _turns(self, view: View) -> Iterator[tuple[float, View]]:
+    def _turns(self, view: SearchRegion) -> Iterator[tuple[float, SearchRegion]]:
         large = view.enlarge(_UPSCALE_TO)
         for angle in _TURNS:
             yield angle, large.turn(angle)
 
-    def _set_upright(self, found: Found, view: View, angle: float = 0.0) -> Found:
+    def _set_upright(self, found: Found, view: SearchRegion, angle: float = 0.0) -> Found:
         """Return the face as it is found once more with the view turned so that it is upright.
 
         The same face is returned where it was found near enough to upright, the view then turned by `angle`.
@@ -214,7 +213,7 @@ class Landmarker:
             return found
         return replace(again, score=found.score)
 
-    def _ladder(self, view: View, box: Box | None) -> Iterator[tuple[str, View, float]]:
+    def _ladder(self, view: SearchRegion, box: Box | None) -> Iterator[tuple[str, SearchRegion, float]]:
         """Yield (step, view, confidence) for each try; the pictures are made only as far as the caller asks."""
         tries = [view]
         if "border" in self.retries:
@@ -233,12 +232,12 @@ class Landmarker:
                     crop = view.crop(near, _WIDEN).pad(_BORDER).enlarge(_UPSCALE_TO)
                     yield "full-range", crop, self.low_confidence
 
-    def _mesh(self, view: View, confidence: float, box: Box | None, how: str) -> Found | None:
+    def _mesh(self, view: SearchRegion, confidence: float, box: Box | None, how: str) -> Found | None:
         faces = self._meshes(view, confidence, how, _MAX_FACES)
         chosen = choose([found.box for found in faces], box)
         return None if chosen is None else faces[chosen]
 
-    def _meshes(self, view: View, confidence: float, how: str, most: int = _MAX_ALL) -> list[Found]:
+    def _meshes(self, view: SearchRegion, confidence: float, how: str, most: int = _MAX_ALL) -> list[Found]:
         """Return the meshes laid over what the short-range detector sees, as far as they lie on a face of some size."""
         faces, mesh = [], _networks("mesh")
         for detection in _networks("detector").find(view.image, confidence)[:most]:
@@ -253,13 +252,13 @@ class Landmarker:
                 faces.append(Found(points5, detection.score, _box(np.stack([p.min(0), p.max(0)])), pose, how))
         return faces
 
-    def _full_range(self, view: View, box: Box | None) -> Box | None:
+    def _full_range(self, view: SearchRegion, box: Box | None) -> Box | None:
         """Return the face box that the full-range detector (faces up to 5 m away) gives, in original pixels."""
         boxes = self._far_boxes(view)
         chosen = choose(boxes, box)
         return None if chosen is None else boxes[chosen]
 
-    def _far_boxes(self, view: View) -> list[Box]:
+    def _far_boxes(self, view: SearchRegion) -> list[Box]:
         boxes: list[Box] = []
         for detection in _networks("full-range").find(view.image, _FAR_CONFIDENCE):
             (left, top), (right, bottom) = detection.box.reshape(2, 2)

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 
 from fercli.errors import TransientError
-from fercli.faces.boxes import scale_box, scale_points
 from fercli.faces.extract import Extracted, Options, cut, landmarker_of
 from fercli.faces.failures import may_pass, naming, reason
 from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.faces.landmarker import Found
+from fercli.faces.search import scale_box, scale_points
 
 #: A picture as it comes: a file, the bytes of one, or uint8 [H, W, 3] RGB.
 Source = Path | bytes | np.ndarray

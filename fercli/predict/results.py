@@ -16,9 +16,9 @@ import numpy as np
 
 from fercli.errors import FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.boxes import scale_box, scale_points
 from fercli.faces.failures import may_pass, reason
 from fercli.faces.images import Decoded, Unreadable, decode
+from fercli.faces.search import scale_box, scale_points
 from fercli.files import cannot_write, real_path, replacing
 from fercli.media import is_picture_name, is_video_name
 from fercli.models import HEADS

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fercli.faces.fingerprints import BITS, NEAR, likeness, patch, perceptual_hash, unpack
+from fercli.faces.perceptual_hash import BITS, NEAR, likeness, patch, perceptual_hash, unpack
 from fercli.store import Store, read_manifest
 
 #: Likeness from which two faces are one picture, and from which they are alike.

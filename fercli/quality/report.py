@@ -20,7 +20,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from fercli import console
 from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED
-from fercli.faces.fingerprints import BITS, NEAR
+from fercli.faces.perceptual_hash import BITS, NEAR
 from fercli.files import write_atomically
 from fercli.quality.duplicates import ALIKE, KINDS, LOOKED_AT, SAME, Faces, Found, Pair, compare, faces_of, numbering
 from fercli.quality.numbers import dataset_numbers

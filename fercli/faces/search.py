@@ -1,21 +1,30 @@
-"""Parts of a picture, enlarged, padded or turned, in which a face is looked for, and the way back to the picture."""
+"""Where a face is looked for in a picture, and which of the faces found there counts.
+
+Regions of a picture are enlarged, padded or turned, and lead back to it. A box is (left, top, right, bottom) in pixels.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
 from fercli.datasets.reader import Box
+from fercli.faces.networks import overlaps
 
 #: A sliver of a picture would outgrow the memory when its short side is enlarged: no side becomes longer than this.
 _MOST = 5120
+#: Meshes that overlap by more lie on one face.
+SAME = 0.3
+#: So do two of which one has this share of itself in the other.
+_INSIDE = 0.6
 
 
 @dataclass(frozen=True)
-class View:
+class SearchRegion:
     """A crop, enlargement or padding of a picture, and the way back: original = view * scale + offset.
 
     Offsets are in edge coordinates (a pixel's centre lies at +0.5), which scaling leaves alone. A view may be turned
@@ -29,7 +38,7 @@ class View:
     back: np.ndarray | None = None
 
     @classmethod
-    def of(cls, image: np.ndarray) -> View:
+    def of(cls, image: np.ndarray) -> SearchRegion:
         """The whole picture, uint8 [H, W, 3]."""
         return cls(image, (1.0, 1.0), (0.0, 0.0))
 
@@ -38,7 +47,7 @@ class View:
         """Shorter side in pixels."""
         return min(self.image.shape[:2])
 
-    def crop(self, box: Box, widen: float) -> View:
+    def crop(self, box: Box, widen: float) -> SearchRegion:
         """Cut the box (in original pixels), widened on each side by `widen` of its longer side, clipped to the view."""
         grow = widen * max(box[2] - box[0], box[3] - box[1])
         edges = np.array([[box[0] - grow, box[1] - grow], [box[2] + grow, box[3] + grow]])
@@ -47,26 +56,26 @@ class View:
         if x1 - x0 < 2 or y1 - y0 < 2:
             return self
         offset = (self.offset[0] + x0 * self.scale[0], self.offset[1] + y0 * self.scale[1])
-        return View(self.image[y0:y1, x0:x1], self.scale, offset)
+        return SearchRegion(self.image[y0:y1, x0:x1], self.scale, offset)
 
-    def pad(self, share: float) -> View:
+    def pad(self, share: float) -> SearchRegion:
         """Replicate the border by this share of the longer side."""
         n = max(1, round(share * max(self.image.shape[:2])))
         padded = cv2.copyMakeBorder(self.image, n, n, n, n, cv2.BORDER_REPLICATE)
         offset = (self.offset[0] - n * self.scale[0], self.offset[1] - n * self.scale[1])
-        return View(padded, self.scale, offset)
+        return SearchRegion(padded, self.scale, offset)
 
-    def enlarge(self, short_side: int) -> View:
+    def enlarge(self, short_side: int) -> SearchRegion:
         """Enlarge to this shorter side, where it is shorter."""
         factor = short_side / self.short_side
         return self if factor <= 1 else self._resize(factor, cv2.INTER_CUBIC)
 
-    def limit(self, long_side: int) -> View:
+    def limit(self, long_side: int) -> SearchRegion:
         """Reduce to this longer side, where it is longer."""
         factor = long_side / max(self.image.shape[:2])
         return self if factor >= 1 else self._resize(factor, cv2.INTER_AREA)
 
-    def turn(self, degrees: float) -> View:
+    def turn(self, degrees: float) -> SearchRegion:
         """Turn clockwise about the middle; the picture grows so that all stays in it, its border is replicated."""
         height, width = self.image.shape[:2]
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -79,15 +88,65 @@ class View:
         turned = cv2.warpAffine(self.image, centres, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
         return replace(self, image=turned, angle=degrees, back=back)
 
-    def _resize(self, factor: float, interpolation: int) -> View:
+    def _resize(self, factor: float, interpolation: int) -> SearchRegion:
         height, width = self.image.shape[:2]
         size = [max(1, min(round(n * factor), _MOST)) for n in (width, height)]
         resized = cv2.resize(self.image, size, interpolation=interpolation)
         scale = (self.scale[0] * width / size[0], self.scale[1] * height / size[1])
-        return View(resized, scale, self.offset)
+        return SearchRegion(resized, scale, self.offset)
 
     def to_original(self, points: np.ndarray) -> np.ndarray:
         """Map points [n, 2] in pixels of this view (edges at integers) to original pixels (centres at integers)."""
         if self.back is not None:
             points = points @ self.back[:, :2].T + self.back[:, 2]
         return points * self.scale + self.offset - 0.5
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Intersection over union, 0..1."""
+    return float(overlaps(np.array(a), np.array([b]))[0])
+
+
+def scale_box(box: Box, factor: float) -> Box:
+    """Return the box in a picture enlarged by a factor (reduced: below 1)."""
+    left, top, right, bottom = box
+    return left * factor, top * factor, right * factor, bottom * factor
+
+
+def scale_points(points: np.ndarray, factor: float) -> np.ndarray:
+    """Return points float64 [n, 2], pixel centres at integers, in a picture enlarged by a factor (reduced: below 1)."""
+    return (np.asarray(points, np.float64) + 0.5) * factor - 0.5
+
+
+def is_new(box: Box, known: Sequence[Box]) -> bool:
+    """Whether a box lies on no face of those known."""
+    return not any(_same_face(box, other) for other in known)
+
+
+def choose(boxes: Sequence[Box], given: Box | None) -> int | None:
+    """Return the index of the face that counts: by overlap with the given box, else the largest; None if none does."""
+    if given is None:
+        return max(range(len(boxes)), key=lambda i: _area(boxes[i]), default=None)
+    inside = [
+        i
+        for i, (left, top, right, bottom) in enumerate(boxes)
+        if given[0] <= (left + right) / 2 <= given[2] and given[1] <= (top + bottom) / 2 <= given[3]
+    ]
+    return max(inside, key=lambda i: overlap(boxes[i], given), default=None)
+
+
+def starts(length: int, side: float, shared: float) -> list[float]:
+    """Return where tiles of a side begin along a length, so that they cover it and share at least so much of a side."""
+    if length <= side:
+        return [0.0]
+    count = math.ceil((length - side) / (side * (1 - shared)))
+    return [i * (length - side) / count for i in range(count + 1)]
+
+
+def _same_face(a: Box, b: Box) -> bool:
+    common = _area((max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])))
+    return overlap(a, b) > SAME or common > _INSIDE * min(_area(a), _area(b))
+
+
+def _area(box: Box) -> float:
+    return max(0.0, box[2] - box[0]) * max(0.0, box[3] - box[1])
