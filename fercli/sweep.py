@@ -25,7 +25,7 @@ from fercli.engine import checkpoint
 from fercli.engine.fabric import launched, make_fabric
 from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
 from fercli.engine.stages import adapt, empty_network, load_network, open_store, train_source, view_settings
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 from fercli.evaluation.answers import write_answers
 from fercli.evaluation.collect import collect
 from fercli.evaluation.decision import FUSED
@@ -43,7 +43,7 @@ def gather(spec: Spec) -> dict[str, Any]:
     return collect(spec, plan(spec), REFERENCE)
 
 
-def sweep(spec: Spec) -> list[str]:
+def sweep(spec: Spec) -> list[Advice]:
     """Train whatever is not trained yet, ``sweep.jobs`` cells at a time.
 
     Returns:
@@ -97,7 +97,7 @@ def sweep(spec: Spec) -> list[str]:
         )
         if stop.requested:
             raise Interrupted(f"stopped; what is done is in {spec.run_folder}, and the same command goes on")
-    return [f"{title}: {problem}" for title, problem in failed.items()]
+    return [Advice(f"{title}: ", problem) for title, problem in failed.items()]
 
 
 def write_results(document: dict[str, Any], folder: Path) -> dict[str, Path]:
@@ -135,7 +135,7 @@ def _quietly(threads: int, work: Any) -> str | None:
         except (Interrupted, KeyboardInterrupt):
             return _STOPPED
         except FercliError as problem:
-            return str(problem)
+            return problem.text
         except Exception as problem:  # out of memory, or a mistake of ours: it is this cell's alone
             return f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
     return _STOPPED if stop.requested else None

@@ -74,7 +74,7 @@ def _show(results, files, of_model=False):
 
 
 def _evaluate_model(spec, name, sources, targets, report):
-    from fercli.errors import SpecError
+    from fercli.errors import Advice, SpecError
     from fercli.evaluation.evaluate import evaluate_model
     from fercli.trained import find_trained
 
@@ -84,8 +84,8 @@ def _evaluate_model(spec, name, sources, targets, report):
     datasets = list(dict.fromkeys(targets)) if targets and "all" not in targets else prepared
     if not datasets:
         raise SpecError(
-            f"no dataset to score on is prepared in {spec.paths.prepared}; run: fercli prepare --dataset NAME, and "
-            "name it with --target NAME"
+            f"no dataset to score on is prepared in {spec.paths.prepared}",
+            Advice(Advice.run("prepare", "--dataset NAME"), ", and name it with --target NAME"),
         )
     _show(*evaluate_model(spec, find_trained(name), datasets, report), of_model=True)
 

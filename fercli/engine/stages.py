@@ -19,7 +19,7 @@ from fercli.engine.folder import differences, digest, prepared_again, record_of,
 from fercli.engine.log import ENVIRONMENT
 from fercli.engine.loop import Job, Trainee, fit
 from fercli.engine.watch import TargetWatch, Watch
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 from fercli.evaluation.oracle import oracle_labels
 from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
@@ -49,8 +49,8 @@ def open_store(spec: Spec, name: str, labels: bool = True) -> Store:
     size = store.meta["parameters"]["size"]
     if size != spec.prepare.size:
         raise FercliError(
-            f"{store.path} holds faces of {size} pixels and prepare.size is {spec.prepare.size}; "
-            f"run: fercli prepare --dataset {name}"
+            f"{store.path} holds faces of {size} pixels and prepare.size is {spec.prepare.size}",
+            Advice.run("prepare", f"--dataset {name}"),
         )
     return store
 
@@ -189,12 +189,14 @@ def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target
     for store in prepared_again(start, sources):
         raise FercliError(
             f"{store.path} was prepared again, with other faces or labels than {_source_checkpoint(spec)} was trained "
-            "on; run: fercli train-source --restart"
+            "on",
+            Advice.run("train-source", "--restart"),
         )
     for store in sources:
         if store.content_digest() == target.content_digest():
             raise FercliError(
-                f"{target.path} and {store.path} hold the same faces; a target must be another dataset than the source"
+                f"{target.path} and {store.path} hold the same faces",
+                "a target must be another dataset than the source",
             )
 
 
@@ -213,7 +215,7 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
     free = frozenset({"weights", "test_flip"})  # neither of them changes a weight's shape or meaning
     problem = differences(resolved(state["spec"]), json.loads(spec.model_dump_json()), ("model",), free)
     if problem:
-        raise FercliError(f"{path} is of another architecture ({problem}); use the spec it was trained with")
+        raise FercliError(f"{path} is of another architecture ({problem})", "use the spec it was trained with")
     try:
         due = network.state_dict()
         if any(value.is_floating_point() != due[name].is_floating_point() for name, value in state["network"].items()):
@@ -222,13 +224,14 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
     except (KeyError, RuntimeError, TypeError, AttributeError):
         raise FercliError(
             f"the weights in {path} are of another network than its spec describes (made by another version, or put "
-            "together by hand); train again, --restart"
+            "together by hand)",
+            "train again, --restart",
         ) from None
     broken = [name for name, value in state["network"].items() if value.is_floating_point() and not is_finite(value)]
     if broken:
         raise FercliError(
-            f"the weights in {path} are NaN or infinite at {some(broken)}: no answer of theirs would mean anything; "
-            "train again, --restart, or fetch the file again"
+            f"the weights in {path} are NaN or infinite at {some(broken)}: no answer of theirs would mean anything",
+            "train again, --restart, or fetch the file again",
         )
 
 
@@ -240,7 +243,7 @@ def _network(model: Model) -> GlobalLocal:
 def _source_checkpoint(spec: Spec) -> Path:
     path = spec.run_folder / "source" / "best.ckpt"
     if not path.exists():
-        raise FercliError(f"no source model at {path}; run: fercli train-source")
+        raise FercliError(f"no source model at {path}", Advice.run("train-source"))
     return path
 
 

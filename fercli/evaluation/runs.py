@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fercli.errors import FercliError, SpecError
+from fercli.errors import Advice, Command, FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
 from fercli.spec import up_to_date
 from fercli.spec.yaml_data import read_yaml_file
@@ -188,7 +188,8 @@ def match(reference: Run, other: Run) -> tuple[list[Pair], list[str]]:
     Returns:
         The pairs, and between whole runs a line for the models of each dataset that have no counterpart.
     """
-    pairs, left = [], []
+    pairs: list[Pair] = []
+    left: list[str] = []
     ours, theirs = reference.models(), other.models()
     for dataset in dict.fromkeys(model.dataset for model in (*ours, *theirs)):
         here = {model.folder: model for model in ours if model.dataset == dataset}
@@ -205,8 +206,11 @@ def match(reference: Run, other: Run) -> tuple[list[Pair], list[str]]:
             pairs.append(Pair(here.pop(a[0]), there.pop(b[0])))
         elif a and b and not (reference.only or other.only):
             left.append(
-                f"{dataset}: {', '.join(a)} of {reference.name} and {', '.join(b)} of {other.name} go by other names; "
-                f"name two, such as: fercli compare {reference.folder / a[0]} {other.folder / b[0]}"
+                Advice(
+                    f"{dataset}: {', '.join(a)} of {reference.name} and {', '.join(b)} of {other.name} go by other "
+                    "names; name two, such as: ",
+                    Command("compare", f"{reference.folder / a[0]} {other.folder / b[0]}"),
+                )
             )
             continue
         if (here or there) and not (reference.only or other.only):
