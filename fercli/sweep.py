@@ -56,7 +56,7 @@ def sweep(spec: Spec) -> list[Advice]:
     """
     cells, jobs = plan(spec), spec.sweep.jobs
     if launched().processes > 1:
-        raise FercliError("a sweep starts its own processes (sweep.jobs); start it once, not by torchrun or srun")
+        raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, not by torchrun or srun")
     for name in dict.fromkeys([*(n for c in cells for n in c.spec.data.source), *(c.target for c in cells)]):
         open_store(cells[0].spec, name, labels=False)
     targets = list(dict.fromkeys(cell.target for cell in cells))

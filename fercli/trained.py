@@ -162,7 +162,7 @@ def adapted_models(spec: Spec) -> list[Trained]:
     for model in models:
         if model.stage != "adapt" or model.target is None:
             raise FercliError(
-                f"{model.path} is not an adapted model", f"remove {model.folder}, or adapt anew (--restart)"
+                f"{model.path} is not an adapted model", f"remove {model.folder}, or adapt again (--restart)"
             )
     return models
 

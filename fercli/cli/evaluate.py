@@ -79,7 +79,7 @@ def _evaluate_model(spec, name, sources, targets, report):
     from fercli.trained import find_trained
 
     if sources:
-        raise SpecError("--source is of a run's spec, and --model brings its own; leave --source out")
+        raise SpecError("--source is of a run's spec, and --model brings its own", "leave --source out")
     prepared = [one for one in spec.data.targets if (spec.store_path(one) / "meta.json").exists()]
     datasets = list(dict.fromkeys(targets)) if targets and "all" not in targets else prepared
     if not datasets:

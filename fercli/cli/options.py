@@ -73,8 +73,8 @@ def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
             chosen[key.strip()] = read_yaml(value) if value.strip() else ""
         except NotYAML as problem:
             raise SpecError(
-                f"--option {console.brief(option)}: the value is no YAML that fercli reads ({problem}); write words as "
-                "they are, lists [a, b], tables {1: happy}"
+                f"--option {console.brief(option)}: the value is no YAML that fercli reads ({problem})",
+                "write words as they are, lists [a, b], tables {1: happy}",
             ) from None
         if not equals or not key.strip():
             raise SpecError(f"--option {console.brief(option)}: expected KEY=VALUE, such as --option score=public-test")
@@ -118,7 +118,7 @@ def outside_method_option(function: F) -> F:
 
 def restart_option(function: F) -> F:
     """--restart."""
-    return click.option("--restart", is_flag=True, help="Throw away what this step has made so far and begin anew.")(
+    return click.option("--restart", is_flag=True, help="Throw away what this step has made so far and begin again.")(
         function
     )
 
@@ -152,5 +152,5 @@ def chosen_targets(spec: Spec, targets: tuple[str, ...]) -> list[str]:
         raise SpecError("no target: name one with --target, or list them under data.targets in the spec")
     for name in names:
         if name in spec.data.source:
-            raise SpecError(f"--target {name} is a source of this run; a target must be another dataset")
+            raise SpecError(f"--target {name} is a source of this run", "a target must be another dataset")
     return names

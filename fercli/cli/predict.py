@@ -73,7 +73,7 @@ def command(
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
     if csv_to == "-" and jsonl == "-":
-        raise SpecError("--csv - and --jsonl - both ask for stdout; name a file for one of them")
+        raise SpecError("--csv - and --jsonl - both ask for stdout", "name a file for one of them")
     if jsonl is None and csv_to is None:
         jsonl = "-"
     found = find_inputs(inputs, sys.stdin.buffer)

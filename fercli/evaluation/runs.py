@@ -85,12 +85,12 @@ class Model:
                 rows = list(csv.DictReader(file))
             found = {(r["split"], r["id"]): Answer(r["subject"], r["label"], r["answer"]) for r in rows}
         except OSError as problem:
-            raise FercliError(f"{path}: {problem.strerror}; {_advice(self.report.parent)}") from None
+            raise FercliError(f"{path}: {problem.strerror}", _advice(self.report.parent)) from None
         except (KeyError, UnicodeDecodeError, csv.Error):
             found = {}
         names = {name for answer in found.values() for name in (answer.label or answer.answer, answer.answer)}
         if not found or len(found) < len(rows) or not names <= set(EXPRESSIONS):
-            raise FercliError(f"{path} is no file of predictions; {_advice(self.report.parent)}")
+            raise FercliError(f"{path} is no file of predictions", _advice(self.report.parent))
         return found
 
 
@@ -144,19 +144,19 @@ def find_run(given: str, runs: Path) -> Run:
     except OSError:
         below = sorted(spec.parent for spec in path.glob("*/spec.yaml") if spec.parent.name.startswith("seed-"))
         if below:
-            raise FercliError(f"{path} is a sweep, not one run; compare runs of it, such as {below[0]}") from None
-        raise FercliError(f"{path} is not evaluated; {_advice(path)}") from None
+            raise FercliError(f"{path} is a sweep, not one run", f"compare runs of it, such as {below[0]}") from None
+        raise FercliError(f"{path} is not evaluated", _advice(path)) from None
     except (ValueError, RecursionError):
         results = None
     if isinstance(results, dict) and results.get("schema") != SCHEMA:
-        raise FercliError(f"{file} was written by another version of fercli; {_advice(path)}")
+        raise FercliError(f"{file} was written by another version of fercli", _advice(path))
     try:
         _Results.model_validate(results)
     except ValidationError:
-        raise FercliError(f"{file} is damaged; {_advice(path)}") from None
+        raise FercliError(f"{file} is damaged", _advice(path)) from None
     run = Run(path.resolve().name, path, results, only)
     if not run.models():
-        raise FercliError(f"{path / only} is not among what was scored; {_advice(path)}")
+        raise FercliError(f"{path / only} is not among what was scored", _advice(path))
     return run
 
 

@@ -59,7 +59,7 @@ def find(file: str | None) -> Path:
         return path
     if file in packaged():
         return packaged()[file]
-    raise SpecError(f"no spec file {brief(file, 200)}; give a path, or a packaged spec: {', '.join(packaged())}")
+    raise SpecError(f"no spec file {brief(file, 200)}", f"give a path, or a packaged spec: {', '.join(packaged())}")
 
 
 def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict[str, Any] | None = None) -> Spec:

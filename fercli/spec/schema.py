@@ -367,7 +367,7 @@ class Adapt(Optimisation):
     select_images: Positive = 2000
     """faces of the target that rules look at, at most."""
     also_score: Names = []
-    """costly rules (``dev``) to reckon each epoch though another chooses."""
+    """costly rules (``dev``) to compute each epoch though another chooses."""
 
     @field_validator("select")
     @classmethod
@@ -470,8 +470,8 @@ class Spec(_Explained):
         """The prepared store of a dataset. Raises SpecError for a name that would lead elsewhere."""
         if not is_file_name(dataset):
             raise SpecError(
-                f"{brief(repr(dataset))} cannot be a dataset's name; say where it lies with --root or "
-                "data.datasets.NAME.root"
+                f"{brief(repr(dataset))} cannot be a dataset's name",
+                "say where it lies with --root or data.datasets.NAME.root",
             )
         return self.paths.prepared / dataset
 
