@@ -126,7 +126,8 @@ def up_to_date(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _is_record(path: Path) -> bool:
     """Whether a spec file is what a run has saved beside its checkpoints, or above them."""
-    return path.name == "spec.yaml" and any(next(path.parent.glob(below), None) for below in ("*.ckpt", "*/*.ckpt"))
+    saved = ("best.ckpt", "last.ckpt", "*/best.ckpt", "*/last.ckpt")
+    return path.name == "spec.yaml" and any(next(path.parent.glob(below), None) for below in saved)
 
 
 def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -68,8 +68,9 @@ class Section(BaseModel):
 class _Explained(Section):
     """A section whose keys are explained, each by the words under it: in `fercli init`, and in the JSON Schema.
 
-    pydantic reads the words from the source, so that ``python -OO`` keeps them. Others' sections are left alone: to
-    find a class's source Python looks at every module that is loaded, which is slow and may load more beside torch.
+    pydantic reads the words from the source, so that ``python -OO`` keeps them. Sections elsewhere (methods' options,
+    model files) go without: to find a class's source Python looks at every loaded module, and beside torch that takes
+    long and can import more.
     """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
