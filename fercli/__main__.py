@@ -98,11 +98,11 @@ def _told(problem: Exception) -> str:
 
     A library that cannot be loaded, the system's error, which names a file, or a mistake of ours.
     """
-    from fercli.installed import unloadable
+    from fercli.doctor import unloadable
 
     broken = unloadable(problem)
     if broken is not None:
-        return f"{broken.check} {broken.found}; to fix it: {broken.mend}"
+        return f"{broken.check} {broken.found}; to fix it: {broken.fix}"
     if isinstance(problem, OSError) and problem.strerror:
         named = ": ".join(str(part) for part in (problem.filename, problem.strerror) if part)
         return f"{named}; the same command with --debug shows where"

@@ -129,8 +129,8 @@ def disk_error(failure: OSError, path: Path) -> Exception:
     """Return the FercliError for a full disk, or the failure itself if it is another."""
     if failure.errno in _FULL:
         return FercliError(
-            f"the disk is full while writing {path} (or takes no file this large); make room and run the same command "
-            "again to go on"
+            f"the disk is full while writing {path} (or takes no file this large)",
+            "make room and run the same command again to go on",
         )
     return failure
 
@@ -167,7 +167,7 @@ def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[No
             console.say(waiting)
             lock.acquire(timeout=-1)
     except Timeout:
-        raise FercliError(f"another fercli {work} is at work in {folder}; wait for it, or stop it") from None
+        raise FercliError(f"another fercli {work} is at work in {folder}", "wait for it, or stop it") from None
     except (OSError, NotImplementedError) as failure:
         # Where nothing can be written nobody else writes either, and the work itself tells.
         if os.access(folder, os.W_OK) and getattr(failure, "errno", None) not in _FULL:

@@ -57,20 +57,22 @@ class Outputs:
         except OSError as failure:  # too long a name, links in a circle
             raise cannot_write(path, failure) from None
         if found is not None and stat.S_ISDIR(found.st_mode):
-            raise FercliError(f"cannot write {path}: it is a folder; give the name of a file")
+            raise FercliError(f"cannot write {path}: it is a folder", "give the name of a file")
         if is_stream(path):
             self._claim(option, path, harmless=_same(path, os.devnull))
             return
         if found is not None and not stat.S_ISREG(found.st_mode):
-            raise FercliError(f"cannot write {path}: it is a {_kind(found.st_mode)}; name a file, a pipe or a terminal")
+            raise FercliError(
+                f"cannot write {path}: it is a {_kind(found.st_mode)}", "name a file, a pipe or a terminal"
+            )
         for key in _keys(path):
             if key in self._inputs:
-                raise SpecError(f"{option} would write over {self._inputs[key]}, which is read; name another file")
+                raise SpecError(f"{option} would write over {self._inputs[key]}, which is read", "name another file")
         owner = _owner(real_path(path)) if found is not None else None
         if owner is not None:
             raise FercliError(f"{path} belongs to {owner}; {option} would write over it: name another file")
         if found is not None and not (self._force or again):
-            raise FercliError(f"{path} already exists; name another file, or replace it with --force")
+            raise FercliError(f"{path} already exists", "name another file, or replace it with --force")
         self._claim(option, path)
         for other in beside:
             self._claim(option, other)
@@ -80,7 +82,7 @@ class Outputs:
         for key in () if harmless else _keys(path):
             other = self._taken.setdefault(key, (option, path))
             if other != (option, path):
-                raise SpecError(f"{other[0]} {other[1]} and {option} {path} are the same file; name two")
+                raise SpecError(f"{other[0]} {other[1]} and {option} {path} are the same file", "name two")
 
     def take(self, option: str, file: IO[bytes]) -> None:
         """Take a file that is open already, such as stdout: no other output may be the same one."""
@@ -132,6 +134,6 @@ def _check_folder(path: Path) -> None:
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise FercliError(f"cannot write {path}: {folder} is no folder; name another place")
+        raise FercliError(f"cannot write {path}: {folder} is no folder", "name another place")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise FercliError(f"cannot write {path}: {folder} may not be written to; name another place")
+        raise FercliError(f"cannot write {path}: {folder} may not be written to", "name another place")

@@ -36,7 +36,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from fercli.datasets.protocol import absent
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 from fercli.files import copy_bytes
 
 #: Changed whenever stores written before can no longer be used.
@@ -138,9 +138,9 @@ class Store:
                 that makes it.
         """
         path = Path(path)
-        command = f"run: fercli prepare --dataset {path.name}"
+        make = Advice.run("prepare", f"--dataset {path.name}")
         if not path.is_dir():
-            raise FercliError(f"{path.name} is not prepared: no folder {path}; {command}")
+            raise FercliError(f"{path.name} is not prepared: no folder {path}", make)
         meta, now = None, read_meta(path)
         # `fercli prepare` takes meta.json away before it changes any other file, and writes it last. What was read
         # between two reads of the same meta.json belongs together.
@@ -149,7 +149,7 @@ class Store:
             if meta is None:
                 break
             if meta.get("format") != FORMAT:
-                raise FercliError(f"the prepared store {path} was written by another version of fercli; {command}")
+                raise FercliError(f"the prepared store {path} was written by another version of fercli", make)
             try:
                 store = cls(path, meta, labels, checked)
             except (OSError, ValueError, KeyError, TypeError, csv.Error) as failure:
@@ -157,14 +157,14 @@ class Store:
             now = read_meta(path)
         if meta is None:
             what = "has a damaged meta.json" if (path / "meta.json").exists() else "is incomplete"
-            raise FercliError(f"the prepared store {path} {what}; {command}")
+            raise FercliError(f"the prepared store {path} {what}", make)
         if name not in (None, meta["name"]):
             raise FercliError(
-                f"the prepared store {path} holds the faces of {meta['name']}: its folder was copied or renamed; "
-                f"remove it, and {command}"
+                f"the prepared store {path} holds the faces of {meta['name']}: its folder was copied or renamed",
+                Advice("remove it, and ", make),
             )
         if problem is not None:
-            raise FercliError(f"the prepared store {path} is damaged ({problem}); {command} --repair")
+            raise FercliError(f"the prepared store {path} is damaged ({problem})", Advice(make, " --repair"))
         return store
 
     def __len__(self) -> int:

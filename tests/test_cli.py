@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pickle
 import shlex
 import shutil
 import signal
@@ -26,6 +27,7 @@ from fercli.cli import COMMANDS, main
 from fercli.cli.hints import remember, with_options
 from fercli.engine import stages
 from fercli.engine.interrupt import StopRequest
+from fercli.errors import Advice, FercliError
 from fercli.store import Store
 
 
@@ -112,32 +114,42 @@ def test_a_group_alone_shows_its_help(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "given", "advised"),
+    ("command", "given", "advised"),
     [
-        ("x; run: fercli prepare --dataset a", {}, "x; run: fercli prepare --dataset a"),
-        ("x; run: fercli prepare --dataset a", {"spec_file": "my.yaml"}, "run: fercli prepare -c my.yaml --dataset a"),
-        ("x; run: fercli prepare", {"spec_file": "a b.yaml"}, "run: fercli prepare -c 'a b.yaml'"),
+        (("prepare", "--dataset a"), {}, "fercli prepare --dataset a"),
+        (("prepare", "--dataset a"), {"spec_file": "my.yaml"}, "fercli prepare -c my.yaml --dataset a"),
+        (("prepare",), {"spec_file": "a b.yaml"}, "fercli prepare -c 'a b.yaml'"),
         (
-            "x; run: fercli train-source",
+            ("train-source",),
             {"overrides": ("data.source=[a, b]", "name=x")},
-            "run: fercli train-source --set 'data.source=[a, b]' --set name=x",
+            "fercli train-source --set 'data.source=[a, b]' --set name=x",
         ),
-        ("x; run: fercli train-source", {"sources": ("a", "b")}, "run: fercli train-source --source a --source b"),
-        ("x; run: fercli prepare", {"sources": ("a",)}, "run: fercli prepare"),
-        ("x; run: fercli evaluate -c runs/x/spec.yaml", {"spec_file": "y"}, "run: fercli evaluate -c runs/x/spec.yaml"),
-        ("x; see: fercli sweep --help", {"spec_file": "y", "overrides": ("a=b",)}, "see: fercli sweep --help"),
-        ("get it (fercli datasets show a)", {"spec_file": "y"}, "get it (fercli datasets show a)"),
-        ("x: fercli weights inspect FILE; y", {"spec_file": "y"}, "x: fercli weights inspect -c y FILE; y"),
-        ("run: fercli prepare; run: fercli adapt", {"spec_file": "y"}, "fercli prepare -c y; run: fercli adapt -c y"),
-        ("a\n  b; run: fercli adapt --target t", {"spec_file": "y"}, "run: fercli adapt -c y --target t"),
-        ("run: fercli nothing", {"spec_file": "y"}, "run: fercli nothing"),
-        ("the next fercli prepare puts it right", {"spec_file": "y"}, "the next fercli prepare puts it right"),
+        (("train-source",), {"sources": ("a", "b")}, "fercli train-source --source a --source b"),
+        (("prepare",), {"sources": ("a",)}, "fercli prepare"),
+        (("weights inspect", "FILE"), {"spec_file": "y"}, "fercli weights inspect -c y FILE"),
+        (("weights export", "FILE"), {"spec_file": "y"}, "fercli weights export FILE"),
+        (("nothing",), {"spec_file": "y"}, "fercli nothing"),
+        (("adapt nothing",), {"spec_file": "y"}, "fercli adapt nothing"),
     ],
 )
-def test_advice_repeats_what_describes_the_spec(text: str, given: dict, advised: str) -> None:
+def test_advice_repeats_what_describes_the_spec(command: tuple[str, ...], given: dict, advised: str) -> None:
+    error = FercliError("x: fercli prepare", Advice(Advice.run(*command), " --last; y"))
     with click.Context(main, info_name="fercli", **main.context_settings) as ctx:
         remember(given.get("spec_file"), given.get("overrides", ()), given.get("sources", ()))
-        assert with_options(text, ctx).endswith(advised)
+        assert with_options(error.text, ctx) == f"x: fercli prepare; run: {advised} --last; y"
+        # Text is never searched for commands: whoever advises one says so.
+        assert with_options(str(error), ctx) == str(error)
+
+
+def test_an_error_keeps_what_is_wrong_and_what_to_do_apart() -> None:
+    advised = Advice.join("; ", ["then", Advice.run("adapt", "--target t")])
+    error = FercliError("no model; none at all", advised)
+    assert (error.what, error.fix) == ("no model; none at all", "then; run: fercli adapt --target t")
+    assert str(error) == "no model; none at all; then; run: fercli adapt --target t"
+    assert str(FercliError("alone")) == "alone" and FercliError("alone").fix == ""
+    # From a worker process.
+    again = pickle.loads(pickle.dumps(error))
+    assert (again.what, again.fix, again.text.parts) == (error.what, error.fix, error.text.parts)
 
 
 def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:

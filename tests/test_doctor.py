@@ -22,7 +22,7 @@ def found(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
     """Exit code and findings by name."""
     result = run("doctor", "--json", *arguments)
     findings = json.loads(result.stdout)["doctor"]["findings"]
-    assert all(one["mend"] for one in findings if one["status"] != "ok")
+    assert all(one["fix"] for one in findings if one["status"] != "ok")
     return result.exit_code, {one["check"]: one for one in findings}
 
 
@@ -58,7 +58,7 @@ def _cut(store: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "status", "text", "mend"),
+    ("spoil", "status", "text", "fix"),
     [
         (_unlink_meta, "fail", "is incomplete", "run: fercli prepare --dataset jaffe"),
         (_older, "fail", "another version of fercli", "run: fercli prepare --dataset jaffe"),
@@ -66,28 +66,29 @@ def _cut(store: Path) -> None:
         (shutil.rmtree, "warn", "neither prepared nor at", "fercli datasets show jaffe"),
     ],
 )
-def test_stores(spoil, status: str, text: str, mend: str, tmp_path: Path, prepared: Path) -> None:
-    shutil.copytree(prepared, tmp_path / "stores")
-    spoil(tmp_path / "stores/jaffe")
-    bench = Bench(tmp_path / "bench", tmp_path / "stores")
+def test_stores(spoil, status: str, text: str, fix: str, tmp_path: Path, prepared: Path) -> None:
+    stores = tmp_path / "stores; all"  # what is wrong and what to do are kept apart, whatever stands in them
+    shutil.copytree(prepared, stores)
+    spoil(stores / "jaffe")
+    bench = Bench(tmp_path / "bench", stores)
     code, findings = found("-c", str(bench.spec))
     one = findings["dataset jaffe"]
     assert code == (status == "fail")
     assert one["status"] == status
     assert text in one["found"]
-    assert mend in one["mend"]
+    assert fix in one["fix"]
     assert findings["dataset raf-db"]["status"] == "ok"
 
 
-def test_mending_can_be_typed_as_printed(tmp_path: Path, prepared: Path) -> None:
+def test_a_fix_can_be_typed_as_printed(tmp_path: Path, prepared: Path) -> None:
     shutil.copytree(prepared, tmp_path / "stores")
     _unlink_meta(tmp_path / "stores/jaffe")
     bench = Bench(tmp_path / "bench", tmp_path / "stores")
     result = bench("doctor", "--quiet")
     assert result.exit_code == 1
-    fail, mend = result.stdout.splitlines()
+    fail, fix = result.stdout.splitlines()
     assert fail.startswith("fail  dataset jaffe")
-    assert mend.strip() == f"mend: run: fercli prepare -c {bench.spec} --dataset jaffe"
+    assert fix.strip() == f"fix: run: fercli prepare -c {bench.spec} --dataset jaffe"
 
 
 @pytest.mark.parametrize(
@@ -144,9 +145,9 @@ def test_broken_software_is_found(tmp_path: Path) -> None:
         "packages": ("fail", "missing or too old: 'numpy", "pip install 'numpy"),
         "face networks": ("fail", f"FERCLI_FACE_MODELS names {tmp_path}, where no", "pip download mediapipe==0.10.21"),
     }
-    for name, (status, text, mend) in expected.items():
+    for name, (status, text, fix) in expected.items():
         one = findings[name]
-        assert (one["status"], text in one["found"], mend in one["mend"]) == (status, True, True), one
+        assert (one["status"], text in one["found"], fix in one["fix"]) == (status, True, True), one
     assert findings["spec"]["status"] == "ok"
 
 

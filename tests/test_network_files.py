@@ -200,7 +200,7 @@ def test_a_folder_that_lacks_them_is_told(change, said: str, place: Place, netwo
     assert not place.cache.exists()
     doctor = place("doctor", FERCLI_FACE_MODELS=str(folder))
     assert doctor.returncode == 1
-    assert re.search(rf"^fail +face networks +.*{said}.*\n +mend: {BY_HAND}", doctor.stdout, re.M), doctor.stdout
+    assert re.search(rf"^fail +face networks +.*{said}.*\n +fix: {BY_HAND}", doctor.stdout, re.M), doctor.stdout
 
 
 def _files_gone(folder: Path) -> None:

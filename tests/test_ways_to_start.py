@@ -16,7 +16,7 @@ from conftest import Bench, fercli, run
 from PIL import Image
 
 from fercli.cli import COMMANDS
-from fercli.installed import _requirement
+from fercli.doctor.software import _requirement
 from fercli.spec import Spec
 from fercli.spec.template import to_template
 

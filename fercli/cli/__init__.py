@@ -96,7 +96,7 @@ class _LazyGroup(click.Group):
                 raise
             from fercli.cli.hints import with_options
 
-            console.error(with_options(str(problem), ctx))
+            console.error(with_options(problem.text, ctx))
             ctx.exit(problem.exit_code)
         except EOFError as problem:
             # Nothing here asks the user, so that this is no Ctrl-D, for which click would take it: a file ended early.

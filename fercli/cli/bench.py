@@ -56,8 +56,8 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     import joblib
 
     from fercli.benchmarks import prepare as bench
+    from fercli.doctor import OPENCV_WHEELS
     from fercli.faces.extract import Options
-    from fercli.installed import OPENCV_WHEELS
     from fercli.machine import describe
     from fercli.pipeline import list_dataset
 

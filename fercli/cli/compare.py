@@ -34,7 +34,7 @@ def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet,
       fercli compare runs/baseline/adapt-jaffe runs/baseline/adapt-jaffe-dann --csv changed.csv
     """
     from fercli.cli import compare_view as view
-    from fercli.errors import FercliError
+    from fercli.errors import Advice, FercliError
     from fercli.evaluation.compare import compare
     from fercli.evaluation.runs import find_run, match, tell_apart, within
     from fercli.output_files import check_output
@@ -50,8 +50,8 @@ def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet,
     if datasets:
         pairs = [pair for pair in pairs if pair.reference.dataset in datasets]
     if not pairs:
-        reason = "; ".join(left) or "no two models are scored on one dataset"
-        raise FercliError(f"nothing to compare: {reason if not datasets else 'on ' + ', '.join(datasets)}")
+        reason = f"on {', '.join(datasets)}" if datasets else "no two models are scored on one dataset"
+        raise FercliError(Advice("nothing to compare: ", Advice.join("; ", left) if left and not datasets else reason))
     for name in dict.fromkeys(f"{run.folder}/{stage}" for run in found for stage in run.outdated()):
         console.warn(
             f"{name} was trained after it was scored; run: fercli evaluate -c {Path(name).parent / 'spec.yaml'}"

@@ -147,4 +147,4 @@ def write_changed(documents: Sequence[dict[str, Any]], path: Path) -> None:
     try:
         write_csv(path, columns, rows)
     except OSError as failure:
-        raise FercliError(f"cannot write {path}: {failure.strerror}; give another --csv FILE") from None
+        raise FercliError(f"cannot write {path}: {failure.strerror}", "give another --csv FILE") from None

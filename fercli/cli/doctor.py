@@ -12,13 +12,13 @@ from fercli.cli.options import spec_options
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-@click.command("doctor", short_help="Check Python, CUDA, face networks, disk and data; say how to mend.")
+@click.command("doctor", short_help="Check Python, CUDA, face networks, disk and data; say how to fix it.")
 @spec_options
 @click.pass_context
 def command(ctx, spec_file, overrides, quiet, as_json):
-    """Check what fercli needs on this machine and for a run spec, and say how to mend what is amiss.
+    """Check what fercli needs on this machine and for a run spec, and say how to fix what is amiss.
 
-    ok is fine, warn is what some commands will miss, fail is what must be mended: then it exits with 1. With --quiet it
+    ok is fine, warn is what some commands will miss, fail is what must be fixed: then it exits with 1. With --quiet it
     prints warn and fail only. Nothing is written.
 
     \b
@@ -38,8 +38,8 @@ def command(ctx, spec_file, overrides, quiet, as_json):
             continue
         label = Text(f"{finding.status:<5}", _STYLES[finding.status])
         console.show(label.append(f" {finding.check:<16} {finding.found}", "default"), even_silent=True)
-        if finding.mend:
-            console.show(Text(f"{'':<22} mend: {with_options(finding.mend, ctx)}"), even_silent=True)
+        if finding.fix:
+            console.show(Text(f"{'':<22} fix: {with_options(finding.fix, ctx)}"), even_silent=True)
     failed = sum(finding.status == FAIL for finding in findings)
     console.result({"doctor": {"findings": [vars(finding) for finding in findings], "failed": failed}})
     if failed:

@@ -75,17 +75,17 @@ def _show(results, files, of_model=False):
 
 def _evaluate_model(spec, name, sources, targets, report):
     from fercli.engine.trained import find_trained
-    from fercli.errors import SpecError
+    from fercli.errors import Advice, SpecError
     from fercli.scoring.evaluate import evaluate_model
 
     if sources:
-        raise SpecError("--source is of a run's spec, and --model brings its own; leave --source out")
+        raise SpecError("--source is of a run's spec, and --model brings its own", "leave --source out")
     prepared = [one for one in spec.data.targets if (spec.store_path(one) / "meta.json").exists()]
     datasets = list(dict.fromkeys(targets)) if targets and "all" not in targets else prepared
     if not datasets:
         raise SpecError(
-            f"no dataset to score on is prepared in {spec.paths.prepared}; run: fercli prepare --dataset NAME, and "
-            "name it with --target NAME"
+            f"no dataset to score on is prepared in {spec.paths.prepared}",
+            Advice(Advice.run("prepare", "--dataset NAME"), ", and name it with --target NAME"),
         )
     _show(*evaluate_model(spec, find_trained(name), datasets, report), of_model=True)
 

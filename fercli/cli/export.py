@@ -59,7 +59,7 @@ def command(run, target, kind, out, opset, force, quiet, as_json):
     console.configure(quiet=quiet, as_json=as_json)
     implied = _FORMATS.get(Path(out).suffix) if out else None
     if kind and implied and kind != implied:
-        raise SpecError(f"--out {out} is a name for --format {implied}, not {kind}; leave --format out, or rename it")
+        raise SpecError(f"--out {out} is a name for --format {implied}, not {kind}", "leave --format out, or rename it")
     kind = kind or implied or "onnx"
     trained = find_trained(run, target)
     done = export(trained, kind, Path(out) if out else default_name(trained, kind), opset, force)
@@ -67,7 +67,7 @@ def command(run, target, kind, out, opset, force, quiet, as_json):
     what = f"ONNX, opset {done.opset}" if done.format == "onnx" else "torch.export program"
     console.say(f"{done.path}: {what}, {done.size / 1e6:.1f} MB, batches of any size")
     if done.card_kept:
-        console.say(f"{done.card}: kept as it is (--force writes it anew)")
+        console.say(f"{done.card}: kept as it is (--force writes it again)")
     elif done.card is not None:
         console.say(f"{done.card}: model card; read it, and add what it cannot know")
     agreement = {**done.agreement._asdict(), "batches": list(done.agreement.batches)}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 
 import click
 
+from fercli.errors import Advice, Command
+
 _KEY = "fercli.given"
-#: A command advised in a message: behind a colon, so that prose that only mentions one stays as it is.
-_ADVICE = re.compile(r"(?<=: )fercli (?P<name>[a-z-]+)(?: (?P<below>[a-z-]+)(?![^\s;,)]))?")
 
 
 def remember(spec_file: str | None, overrides: tuple[str, ...], sources: tuple[str, ...]) -> None:
@@ -21,22 +20,16 @@ def remember(spec_file: str | None, overrides: tuple[str, ...], sources: tuple[s
 
 
 def with_options(text: str, ctx: click.Context) -> str:
-    """Repeat what was remembered in every command that the text advises and that has these options.
+    """The text with what was remembered repeated in every command that it advises and that has these options."""
+    if not isinstance(text, Advice):
+        return text
+    return "".join(_completed(part, ctx) if isinstance(part, Command) else part for part in text.parts)
 
-    A command advised with a spec of its own, or for its help, stays as it is.
-    """
-    given = ctx.meta.get(_KEY, [])
-    root = ctx.find_root()
 
-    def complete(advice: re.Match[str]) -> str:
-        command, words = root.command.get_command(root, advice["name"]), f"fercli {advice['name']}"
-        if isinstance(command, click.Group) and advice["below"]:
-            command, words = command.get_command(root, advice["below"]), f"{words} {advice['below']}"
-        rest = re.split(r"[;\n)]", advice.string[advice.start() :])[0]
-        if command is None or {"-c", "--spec", "--help"} & set(rest.split()):
-            return advice[0]
-        known = {option for parameter in command.params for option in parameter.opts}
-        options = [f"{option} {shlex.quote(value)}" for option, value in given if option in known]
-        return " ".join([words, *options]) + advice[0][len(words) :]
-
-    return _ADVICE.sub(complete, text) if given else text
+def _completed(advised: Command, ctx: click.Context) -> str:
+    command: click.Command | None = ctx.find_root().command
+    for word in advised.name.split():
+        command = command.get_command(ctx.find_root(), word) if isinstance(command, click.Group) else None
+    known = {option for parameter in command.params for option in parameter.opts} if command is not None else set()
+    given = [f"{option} {shlex.quote(value)}" for option, value in ctx.meta.get(_KEY, []) if option in known]
+    return " ".join(filter(None, ("fercli", advised.name, *given, advised.arguments)))

@@ -60,12 +60,12 @@ def command(file, sources, targets, backbone, base, overrides, force, quiet, as_
         return
     path = Path(file) / "fercli.yaml" if Path(file).is_dir() else Path(file)
     if path.exists() and not force:
-        raise FercliError(f"{path} is there already; give another name, or replace it: --force")
+        raise FercliError(f"{path} is there already", "give another name, or replace it: --force")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode())
     except OSError as failure:
-        raise FercliError(f"cannot write {path}: {disk_error(failure, path)}; give another name") from None
+        raise FercliError(f"cannot write {path}: {disk_error(failure, path)}", "give another name") from None
     where = "" if path == Path("fercli.yaml") else f" -c {path}"
     console.say(f"{path}: put the datasets under {spec.paths.data}/, or say in it where they lie")
     console.say(f"what is still missing: fercli doctor{where}; then: fercli prepare{where}")

@@ -114,8 +114,8 @@ def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
             chosen[key.strip()] = read_yaml(value) if value.strip() else ""
         except NotYAML as problem:
             raise SpecError(
-                f"--option {console.brief(option)}: the value is no YAML that fercli reads ({problem}); write words as "
-                "they are, lists [a, b], tables {1: happy}"
+                f"--option {console.brief(option)}: the value is no YAML that fercli reads ({problem})",
+                "write words as they are, lists [a, b], tables {1: happy}",
             ) from None
         if not equals or not key.strip():
             raise SpecError(f"--option {console.brief(option)}: expected KEY=VALUE, such as --option score=public-test")
@@ -169,5 +169,5 @@ def chosen_targets(spec: Spec, targets: tuple[str, ...]) -> list[str]:
         raise SpecError("no target: name one with --target, or list them under data.targets in the spec")
     for name in names:
         if name in spec.data.source:
-            raise SpecError(f"--target {name} is a source of this run; a target must be another dataset")
+            raise SpecError(f"--target {name} is a source of this run", "a target must be another dataset")
     return names

@@ -73,7 +73,7 @@ def command(
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
     if csv_to == "-" and jsonl == "-":
-        raise SpecError("--csv - and --jsonl - both ask for stdout; name a file for one of them")
+        raise SpecError("--csv - and --jsonl - both ask for stdout", "name a file for one of them")
     if jsonl is None and csv_to is None:
         jsonl = "-"
     found = find_inputs(inputs, sys.stdin.buffer)
@@ -97,7 +97,7 @@ def command(
 def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trained:
     """The model that --run names, or what stands for it (see the help); `named` tells whether the user named a spec."""
     from fercli.engine.trained import NoModel, find_trained, holds_model
-    from fercli.errors import FercliError
+    from fercli.errors import Advice, FercliError
     from fercli.predict.recognizer import starter_line
     from fercli.starter import NAME
 
@@ -111,7 +111,8 @@ def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trai
         try:
             return find_trained(spec.run_folder, target)
         except NoModel as problem:
-            raise FercliError(f"{problem}; or use the model that comes with fercli: --run {NAME}") from None
+            starter = f"; or use the model that comes with fercli: --run {NAME}"
+            raise FercliError(problem.what, Advice(problem.fix, starter)) from None
     trained = find_trained(NAME, target)
     console.say(starter_line(trained, "--run names another"))
     return trained

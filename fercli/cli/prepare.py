@@ -104,7 +104,7 @@ def _few(reasons: dict[str, int], most: int = 4) -> str:
 
 
 def _verify(spec: Spec, names: list[str], root: str | None, named: bool) -> None:
-    from fercli.errors import FercliError
+    from fercli.errors import Advice, FercliError
     from fercli.pipeline import list_dataset
     from fercli.store import read_meta
     from fercli.verify import verify
@@ -121,13 +121,15 @@ def _verify(spec: Spec, names: list[str], root: str | None, named: bool) -> None
         try:
             verdicts[name] = verify(spec.store_path(name), listing)
         except FercliError as failure:
-            failures.append(str(failure))
+            failures.append(failure)
             continue
         if listing is None and verdicts[name].whole:
             console.say(f"{name}: its photographs are not on this machine and were not compared")
         if verdicts[name].damage:
             path, damage = verdicts[name].store, "; ".join(verdicts[name].damage)
-            failures.append(f"{path} is damaged: {damage}; run: fercli prepare --repair --dataset {name}")
+            failures.append(
+                FercliError(f"{path} is damaged: {damage}", Advice.run("prepare", f"--repair --dataset {name}"))
+            )
     rows = [
         [name, "whole", v.faces, v.photographs or "-", len(v.changed), len(v.gone), len(v.new)]
         if v.whole
@@ -141,8 +143,8 @@ def _verify(spec: Spec, names: list[str], root: str | None, named: bool) -> None
             console.say(f"{name}: the dataset is not what it was when it was prepared: fercli prepare --dataset {name}")
     console.result({"verified": {name: {**vars(v), "whole": v.whole} for name, v in verdicts.items()}})
     for failure in failures[:-1]:
-        console.error(failure)
+        console.error(str(failure))
     if failures:
-        raise FercliError(failures[-1])
+        raise failures[-1]
     if not verdicts:
-        raise FercliError("nothing is prepared; run: fercli prepare")
+        raise FercliError("nothing is prepared", Advice.run("prepare"))

@@ -32,7 +32,7 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
       fercli sweep shifts --jobs 2
       fercli sweep my-sweep.yaml --set sweep.seeds=[0,1,2,3,4]
     """
-    from fercli.errors import FercliError
+    from fercli.errors import Advice, FercliError
     from fercli.report.sweep import sweep_headline, sweep_rule_table
     from fercli.sweep.plan import plan
     from fercli.sweep.run import gather, sweep, write_results
@@ -54,4 +54,4 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
         console.say(f"{kind}: {path}")
     console.result({**document, "files": {kind: str(path) for kind, path in files.items()}})
     if failed:
-        raise FercliError("\n  ".join([f"{len(failed)} of {len(cells)} cells failed:", *failed]))
+        raise FercliError(Advice.join("\n  ", [f"{len(failed)} of {len(cells)} cells failed:", *failed]))

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 
 Protocol = tuple[tuple[str, ...], tuple[str, ...]]
 
@@ -177,14 +177,15 @@ def describe(adapt_splits: Sequence[str], score_splits: Sequence[str], present: 
     return used + (f"; not used: {rest}" if rest else "")
 
 
-def absent(name: str, option: str, splits: Iterable[str], present: Sequence[str]) -> str:
+def absent(name: str, option: str, splits: Iterable[str], present: Sequence[str]) -> Advice:
     """Return in one line that a dataset has no face in the splits that `option` (adapt or score) stands for."""
     what = "train on or adapt to" if option == "adapt" else "score"
     note = "" if option == "adapt" else "; faces that are also adapted to are scored only where this says so"
-    return (
+    return Advice(
         f"{name} has no face to {what}: none is in {_or(list(splits))} (there are: {', '.join(present)}); to name "
-        f"another split, run: fercli prepare --dataset {name} --option {option}=SPLIT (one of "
-        f"{', '.join(dict.fromkeys([*present, WHOLE]))}{note})"
+        "another split, ",
+        Advice.run("prepare", f"--dataset {name} --option {option}=SPLIT"),
+        f" (one of {', '.join(dict.fromkeys([*present, WHOLE]))}{note})",
     )
 
 

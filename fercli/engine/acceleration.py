@@ -40,7 +40,7 @@ def resolve_precision(precision: str, device: str) -> str:
     if precision == "auto":
         return "bf16-mixed" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "32-true"
     if device == "cpu" and precision in ("tf32", "16-mixed"):
-        raise FercliError(f"engine.precision {precision} needs a CUDA device; on a CPU take 32-true or bf16-mixed")
+        raise FercliError(f"engine.precision {precision} needs a CUDA device", "on a CPU take 32-true or bf16-mixed")
     return precision
 
 

@@ -48,7 +48,7 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as problem:
         raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
     except Damaged as problem:
-        raise FercliError(f"{path} {problem}; train that stage again: --restart, or copy the file again") from None
+        raise FercliError(f"{path} {problem}", "train that stage again: --restart, or copy the file again") from None
     except ValueError as problem:
         raise FercliError(f"{path} {problem}") from None
     return state

@@ -9,7 +9,7 @@ import torch
 
 from fercli import console
 from fercli.datasets.protocol import overlap
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.loading.augment import ViewSettings
 from fercli.loading.face_dataset import FaceDataset
@@ -33,8 +33,8 @@ def open_store(spec: Spec, name: str, labels: bool = True) -> Store:
     size = store.meta["parameters"]["size"]
     if size != spec.prepare.size:
         raise FercliError(
-            f"{store.path} holds faces of {size} pixels and prepare.size is {spec.prepare.size}; "
-            f"run: fercli prepare --dataset {name}"
+            f"{store.path} holds faces of {size} pixels and prepare.size is {spec.prepare.size}",
+            Advice.run("prepare", f"--dataset {name}"),
         )
     return store
 

@@ -70,8 +70,8 @@ def resolve_device(name: str) -> str:
     """
     if name == "cuda" and not torch.cuda.is_available():
         raise FercliError(
-            "engine.device is cuda but torch sees no CUDA device; check the driver with nvidia-smi, or set "
-            "engine.device=auto"
+            "engine.device is cuda but torch sees no CUDA device",
+            "check the driver with nvidia-smi, or set engine.device=auto",
         )
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -123,8 +123,8 @@ def _processes(launch: Launch, device: str, reaches_all: bool) -> dict[str, Any]
     here = launch.processes // launch.machines
     if device == "cuda" and torch.cuda.device_count() < here:
         raise FercliError(
-            f"{here} processes a machine, but a process sees {torch.cuda.device_count()} CUDA device(s); start one "
-            "process a device, each seeing all of them (srun: --gres gpu:N, not --gpus-per-task)"
+            f"{here} processes a machine, but a process sees {torch.cuda.device_count()} CUDA device(s)",
+            "start one process a device, each seeing all of them (srun: --gres gpu:N, not --gpus-per-task)",
         )
     # Buffers move alike in every process; how one says so depends on torch's version.
     known = inspect.signature(DistributedDataParallel).parameters

@@ -96,7 +96,9 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise FercliError(f"cannot make {folder}: {problem.strerror}; set paths.runs to a folder to write in") from None
+        raise FercliError(
+            f"cannot make {folder}: {problem.strerror}", "set paths.runs to a folder to write in"
+        ) from None
     stage = record["stage"]
     held.enter_context(only_one(folder, _PLANS[stage].replace("_", "-")))
     if restart:
@@ -115,8 +117,8 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
             problem = f"{', '.join(store.name for store in other)} was prepared again, with other faces"
         if problem:
             raise FercliError(
-                f"{folder} was begun with other settings ({problem}); give the run another name, or begin it anew "
-                "(--restart; of a sweep, by removing that folder)"
+                f"{folder} was begun with other settings ({problem})",
+                "give the run another name, or begin it again (--restart; of a sweep, by removing that folder)",
             )
     text = to_yaml(Spec.model_validate(record["spec"])).encode()
     write_atomically(folder / "spec.yaml", text)

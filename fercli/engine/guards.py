@@ -79,14 +79,14 @@ class NonFiniteGuard:
             told = f"its faces are named in {path}"
         except (FercliError, OSError):  # the disk is full, say: that must not hide what happened
             told = f"{path} could not be written"
-        raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {told}; {_remedy(self._folder)}")
+        raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {told}", _remedy(self._folder))
 
 
 def check_weights(module: nn.Module, step: int, folder: Path) -> None:
     """Refuse to save weights that the last update has ruined: infinite, or so large that their square is."""
     size = torch.stack([p.detach().float().square().sum() for p in module.parameters()]).sum()
     if not torch.isfinite(size):
-        raise FercliError(f"the weights are not finite after step {step}; {_remedy(folder)}")
+        raise FercliError(f"the weights are not finite after step {step}", _remedy(folder))
 
 
 def _remedy(folder: Path) -> str:

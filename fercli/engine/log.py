@@ -156,8 +156,8 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
             if number == len(texts):
                 break
             raise FercliError(
-                f"line {number} of {path} is damaged; remove that file (it holds the curves alone), or train again: "
-                "--restart"
+                f"line {number} of {path} is damaged",
+                "remove that file (it holds the curves alone), or train again: --restart",
             ) from None
         lines.append(line)
     return lines
@@ -177,5 +177,5 @@ def read_environment(folder: Path) -> Environment | None:
     except (OSError, ValidationError) as problem:
         why = getattr(problem, "strerror", None) or "it is damaged"
         raise FercliError(
-            f"{path} cannot be read ({why}); remove it, and run the command that trained the stage again"
+            f"{path} cannot be read ({why})", "remove it, and run the command that trained the stage again"
         ) from None

@@ -281,7 +281,8 @@ def _restore(
     except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as problem:
         raise FercliError(
             f"training cannot go on from {path} ({type(problem).__name__}): it was edited, or written by another "
-            "version of fercli; begin the stage again: --restart"
+            "version of fercli",
+            "begin the stage again: --restart",
         ) from problem
     best.update(state["best"])
     return state["step"]

@@ -36,7 +36,7 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
     free = frozenset({"weights", "test_flip"})  # neither of them changes a weight's shape or meaning
     problem = differences(resolved(state["spec"]), json.loads(spec.model_dump_json()), ("model",), free)
     if problem:
-        raise FercliError(f"{path} is of another architecture ({problem}); use the spec it was trained with")
+        raise FercliError(f"{path} is of another architecture ({problem})", "use the spec it was trained with")
     try:
         due = network.state_dict()
         if any(value.is_floating_point() != due[name].is_floating_point() for name, value in state["network"].items()):
@@ -45,11 +45,12 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
     except (KeyError, RuntimeError, TypeError, AttributeError):
         raise FercliError(
             f"the weights in {path} are of another network than its spec describes (made by another version, or put "
-            "together by hand); train again, --restart"
+            "together by hand)",
+            "train again, --restart",
         ) from None
     broken = [name for name, value in state["network"].items() if value.is_floating_point() and not is_finite(value)]
     if broken:
         raise FercliError(
-            f"the weights in {path} are NaN or infinite at {some(broken)}: no answer of theirs would mean anything; "
-            "train again, --restart, or fetch the file again"
+            f"the weights in {path} are NaN or infinite at {some(broken)}: no answer of theirs would mean anything",
+            "train again, --restart, or fetch the file again",
         )

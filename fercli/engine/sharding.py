@@ -40,7 +40,7 @@ def check_batch(batch: int, key: str) -> None:
     world = distributed.world_size()
     if batch % world:
         nearest = max(world, round(batch / world) * world)
-        raise FercliError(f"{key} {batch} cannot be shared evenly by {world} processes; set it to {nearest}, say")
+        raise FercliError(f"{key} {batch} cannot be shared evenly by {world} processes", f"set it to {nearest}, say")
 
 
 class ShardedNetwork:

@@ -20,7 +20,7 @@ from fercli.engine.log import ENVIRONMENT
 from fercli.engine.loop import TrainerConfig, TrainingModule, fit
 from fercli.engine.network import channels_last, empty_network, load_network
 from fercli.engine.sharding import shard_of
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 from fercli.evaluation.oracle import oracle_labels
 from fercli.files import write_atomically
 from fercli.loading.batches import Batches, SourceRecipe
@@ -141,19 +141,21 @@ def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target
     for store in prepared_again(start, sources):
         raise FercliError(
             f"{store.path} was prepared again, with other faces or labels than {_source_checkpoint(spec)} was trained "
-            "on; run: fercli train-source --restart"
+            "on",
+            Advice.run("train-source", "--restart"),
         )
     for store in sources:
         if store.content_digest() == target.content_digest():
             raise FercliError(
-                f"{target.path} and {store.path} hold the same faces; a target must be another dataset than the source"
+                f"{target.path} and {store.path} hold the same faces",
+                "a target must be another dataset than the source",
             )
 
 
 def _source_checkpoint(spec: Spec) -> Path:
     path = spec.run_folder / "source" / "best.ckpt"
     if not path.exists():
-        raise FercliError(f"no source model at {path}; run: fercli train-source")
+        raise FercliError(f"no source model at {path}", Advice.run("train-source"))
     return path
 
 

@@ -15,7 +15,7 @@ import torch
 
 from fercli.engine import checkpoint
 from fercli.engine.network import empty_network, load_network
-from fercli.errors import FercliError, SpecError
+from fercli.errors import Advice, Command, FercliError, SpecError
 from fercli.evaluation.decision import DecisionRule
 from fercli.methods import method_in_file
 from fercli.methods.base import Method
@@ -126,7 +126,7 @@ class Trained:
         return method.to(device).eval().transform_output
 
     def _of_another_version(self) -> FercliError:
-        return FercliError(f"{self.path} was made by another version of {self.registered}; adapt again, --restart")
+        return FercliError(f"{self.path} was made by another version of {self.registered}", "adapt again, --restart")
 
 
 def read_trained(folder: Path) -> Trained | None:
@@ -143,10 +143,10 @@ def source_model(spec: Spec) -> Trained:
     """
     model = read_trained(spec.run_folder / "source")
     if model is None:
-        raise FercliError(f"no source model in {spec.run_folder}; run: fercli train-source")
+        raise FercliError(f"no source model in {spec.run_folder}", Advice.run("train-source"))
     if model.stage != "source":
         raise FercliError(
-            f"{model.path} is not a source model but one of `fercli adapt`; run: fercli train-source --restart"
+            f"{model.path} is not a source model but one of `fercli adapt`", Advice.run("train-source", "--restart")
         )
     return model
 
@@ -161,7 +161,9 @@ def adapted_models(spec: Spec) -> list[Trained]:
     models = [model for model in found if model is not None]
     for model in models:
         if model.stage != "adapt" or model.target is None:
-            raise FercliError(f"{model.path} is not an adapted model; remove {model.folder}, or adapt anew (--restart)")
+            raise FercliError(
+                f"{model.path} is not an adapted model", f"remove {model.folder}, or adapt again (--restart)"
+            )
     return models
 
 
@@ -202,7 +204,7 @@ def find_trained(run: str | Path, target: str | None = None) -> Trained:
     if path.is_file():
         return _checked(_read(path), target)
     if not path.is_dir():
-        raise NoModel(f"no run folder or checkpoint {path}; train one: fercli train-source")
+        raise NoModel(f"no run folder or checkpoint {path}", Advice("train one: ", Command("train-source")))
     if (path / BEST).exists():
         return _checked(_read(path / BEST), target)
     adapted = sorted(p.parent for p in path.glob(f"adapt-*/{BEST}"))
@@ -210,21 +212,21 @@ def find_trained(run: str | Path, target: str | None = None) -> Trained:
     names = ", ".join(folder.name for folder in adapted) or "none"
     if target == "source" or (target is None and not adapted and source.exists()):
         if not source.exists():
-            raise NoModel(f"no source model in {path}; run: fercli train-source")
+            raise NoModel(f"no source model in {path}", Advice.run("train-source"))
         return _read(source)
     if target is None:
         if not adapted:
-            raise NoModel(f"{path} holds no trained model; run: fercli train-source")
+            raise NoModel(f"{path} holds no trained model", Advice.run("train-source"))
         if len(adapted) == 1:
             return _read(adapted[0] / BEST)
-        raise FercliError(f"{path} has several adapted models ({names}); name one: {adapted[0]}")
+        raise FercliError(f"{path} has several adapted models ({names})", f"name one: {adapted[0]}")
     fitting = [model for model in (_read(folder / BEST) for folder in adapted) if _is(model, target)]
     if len(fitting) > 1:
         names = ", ".join(model.folder.name for model in fitting)
-        raise FercliError(f"{path} has several models adapted to {target} ({names}); name one: {fitting[0].folder}")
+        raise FercliError(f"{path} has several models adapted to {target} ({names})", f"name one: {fitting[0].folder}")
     if not fitting:
         raise NoModel(
-            f"{path} has no model adapted to {target} (adapted: {names}); run: fercli adapt --target {target}"
+            f"{path} has no model adapted to {target} (adapted: {names})", Advice.run("adapt", f"--target {target}")
         )
     return fitting[0]
 
@@ -236,7 +238,7 @@ def _is(model: Trained, target: str) -> bool:
 def _checked(model: Trained, target: str | None) -> Trained:
     if target is not None and not _is(model, target):
         told = f"adapted to {model.target}" if model.target else "the source model"
-        raise FercliError(f"{model.path} is {told}, not for {target}; leave the target out, or name the run's folder")
+        raise FercliError(f"{model.path} is {told}, not for {target}", "leave the target out, or name the run's folder")
     return model
 
 

@@ -48,7 +48,7 @@ def read_answers(path: Path, store: Store) -> np.ndarray | None:
         raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
     found = _ANSWERS.fullmatch(text)
     if found is None:
-        raise FercliError(f"{path} holds no answers: it is damaged; train that stage again: --restart")
+        raise FercliError(f"{path} holds no answers: it is damaged", "train that stage again: --restart")
     if found[2] not in (None, store.faces_digest.encode()):
         return None
     answers = np.frombuffer(found[1], np.uint8).astype(np.int64) - ord("0")

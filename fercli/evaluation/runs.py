@@ -14,7 +14,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
-from fercli.errors import FercliError, SpecError
+from fercli.errors import Advice, Command, FercliError, SpecError
 from fercli.expressions import EXPRESSIONS
 from fercli.spec import up_to_date
 from fercli.spec.yaml_data import read_yaml_file
@@ -85,12 +85,12 @@ class Model:
                 rows = list(csv.DictReader(file))
             found = {(r["split"], r["id"]): Answer(r["subject"], r["label"], r["answer"]) for r in rows}
         except OSError as problem:
-            raise FercliError(f"{path}: {problem.strerror}; {_advice(self.report.parent)}") from None
+            raise FercliError(f"{path}: {problem.strerror}", _advice(self.report.parent)) from None
         except (KeyError, UnicodeDecodeError, csv.Error):
             found = {}
         names = {name for answer in found.values() for name in (answer.label or answer.answer, answer.answer)}
         if not found or len(found) < len(rows) or not names <= set(EXPRESSIONS):
-            raise FercliError(f"{path} is no file of predictions; {_advice(self.report.parent)}")
+            raise FercliError(f"{path} is no file of predictions", _advice(self.report.parent))
         return found
 
 
@@ -144,19 +144,19 @@ def find_run(given: str, runs: Path) -> Run:
     except OSError:
         below = sorted(spec.parent for spec in path.glob("*/spec.yaml") if spec.parent.name.startswith("seed-"))
         if below:
-            raise FercliError(f"{path} is a sweep, not one run; compare runs of it, such as {below[0]}") from None
-        raise FercliError(f"{path} is not evaluated; {_advice(path)}") from None
+            raise FercliError(f"{path} is a sweep, not one run", f"compare runs of it, such as {below[0]}") from None
+        raise FercliError(f"{path} is not evaluated", _advice(path)) from None
     except (ValueError, RecursionError):
         results = None
     if isinstance(results, dict) and results.get("schema") != SCHEMA:
-        raise FercliError(f"{file} was written by another version of fercli; {_advice(path)}")
+        raise FercliError(f"{file} was written by another version of fercli", _advice(path))
     try:
         _Results.model_validate(results)
     except ValidationError:
-        raise FercliError(f"{file} is damaged; {_advice(path)}") from None
+        raise FercliError(f"{file} is damaged", _advice(path)) from None
     run = Run(path.resolve().name, path, results, only)
     if not run.models():
-        raise FercliError(f"{path / only} is not among what was scored; {_advice(path)}")
+        raise FercliError(f"{path / only} is not among what was scored", _advice(path))
     return run
 
 
@@ -188,7 +188,8 @@ def match(reference: Run, other: Run) -> tuple[list[Pair], list[str]]:
     Returns:
         The pairs, and between whole runs a line for the models of each dataset that have no counterpart.
     """
-    pairs, left = [], []
+    pairs: list[Pair] = []
+    left: list[str] = []
     ours, theirs = reference.models(), other.models()
     for dataset in dict.fromkeys(model.dataset for model in (*ours, *theirs)):
         here = {model.folder: model for model in ours if model.dataset == dataset}
@@ -205,8 +206,11 @@ def match(reference: Run, other: Run) -> tuple[list[Pair], list[str]]:
             pairs.append(Pair(here.pop(a[0]), there.pop(b[0])))
         elif a and b and not (reference.only or other.only):
             left.append(
-                f"{dataset}: {', '.join(a)} of {reference.name} and {', '.join(b)} of {other.name} go by other names; "
-                f"name two, such as: fercli compare {reference.folder / a[0]} {other.folder / b[0]}"
+                Advice(
+                    f"{dataset}: {', '.join(a)} of {reference.name} and {', '.join(b)} of {other.name} go by other "
+                    "names; name two, such as: ",
+                    Command("compare", f"{reference.folder / a[0]} {other.folder / b[0]}"),
+                )
             )
             continue
         if (here or there) and not (reference.only or other.only):

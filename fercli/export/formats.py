@@ -42,7 +42,7 @@ def require_onnx(opset: int = DEFAULT_OPSET) -> None:
         ) from None
     most = onnx.defs.onnx_opset_version()
     if not LEAST_OPSET <= opset <= most:
-        raise SpecError(f"--opset {opset} cannot be written; give {LEAST_OPSET} to {most}")
+        raise SpecError(f"--opset {opset} cannot be written", f"give {LEAST_OPSET} to {most}")
 
 
 def onnx_bytes(program: torch.export.ExportedProgram, opset: int, metadata: Mapping[str, str]) -> bytes:
@@ -70,11 +70,14 @@ def onnx_bytes(program: torch.export.ExportedProgram, opset: int, metadata: Mapp
         except Exception as problem:  # the exporter's own, and whatever its parts raise
             raise FercliError(
                 f"torch {torch.__version__} cannot write this model as ONNX with opset {opset}"
-                f" ({type(problem).__name__}); try another --opset, or --format torch"
+                f" ({type(problem).__name__})",
+                "try another --opset, or --format torch",
             ) from problem
     written = next((each.version for each in model.opset_import if each.domain in ("", "ai.onnx")), None)
     if written != opset:
-        raise FercliError(f"torch {torch.__version__} wrote opset {written} instead of {opset}; give --opset {written}")
+        raise FercliError(
+            f"torch {torch.__version__} wrote opset {written} instead of {opset}", f"give --opset {written}"
+        )
     _tidy(model)
     # As old a file format as the operators allow, so that older runtimes read it too.
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)

@@ -109,8 +109,8 @@ def trace(deployed: Deployed, crop_size: int | None) -> torch.export.ExportedPro
             )
         except Exception as problem:  # the tracer's own, and whatever its parts raise
             raise FercliError(
-                f"torch {torch.__version__} cannot trace this model ({type(problem).__name__}); try another version of "
-                "torch, or use it through `from fercli import Recognizer`"
+                f"torch {torch.__version__} cannot trace this model ({type(problem).__name__})",
+                "try another version of torch, or use it through `from fercli import Recognizer`",
             ) from problem
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
@@ -129,4 +129,4 @@ def require_torch(version: str = torch.__version__) -> None:
     """Raise FercliError where torch is older than `LEAST_TORCH`."""
     if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < LEAST_TORCH:
         least = ".".join(map(str, LEAST_TORCH))
-        raise FercliError(f"fercli export needs torch {least} or newer, and this is {version}; pip install -U torch")
+        raise FercliError(f"fercli export needs torch {least} or newer, and this is {version}", "pip install -U torch")

@@ -107,7 +107,7 @@ def find_checkpoint(path: Path) -> Path:
             " give one of these folders"
         )
     raise FercliError(
-        f"{path} holds no best.ckpt; give a checkpoint, or the folder of a run's stage (runs/NAME/source)"
+        f"{path} holds no best.ckpt", "give a checkpoint, or the folder of a run's stage (runs/NAME/source)"
     )
 
 
@@ -117,8 +117,8 @@ def _halved(state: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
     beyond = [key for key, value in halved.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if beyond:
         raise FercliError(
-            f"{source} cannot be stored in float16, which ends at 65504: {some(beyond)} holds larger numbers; export "
-            "it without --half"
+            f"{source} cannot be stored in float16, which ends at 65504: {some(beyond)} holds larger numbers",
+            "export it without --half",
         )
     return halved
 

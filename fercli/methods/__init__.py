@@ -52,7 +52,7 @@ def method_in_file(name: str, path: Path) -> type[Method]:
     """
     if name not in METHODS and not is_trusted(name):
         raise FercliError(
-            f"{path} was adapted by {name}, which is code from outside fercli, and a file cannot make it run; if you "
-            f"trust that code, name it yourself: --method {name}"
+            f"{path} was adapted by {name}, which is code from outside fercli, and a file cannot make it run",
+            f"if you trust that code, name it yourself: --method {name}",
         )
     return method_class(name)

@@ -171,7 +171,9 @@ class CGLRLOracle(CGLRL):
             FercliError: they are not as many as the target's faces.
         """
         if labels.shape != self.pseudo.shape:
-            raise FercliError(f"cglrl-oracle: {len(labels)} labels for {len(self.pseudo)} target faces; give each one")
+            raise FercliError(
+                f"cglrl-oracle: {len(labels)} labels for {len(self.pseudo)} target faces", "give each one"
+            )
         self.truth = labels.to(self.pseudo)
 
     def accepts(self, offered: Tensor) -> bool:
@@ -181,7 +183,7 @@ class CGLRLOracle(CGLRL):
             FercliError: the target's true labels were never given, or none of them is known.
         """
         if self.truth is None or not (self.truth >= 0).any():
-            raise FercliError("cglrl-oracle judges by the target's true labels and has none; use method cglrl")
+            raise FercliError("cglrl-oracle judges by the target's true labels and has none", "use method cglrl")
         truth = self.truth.to(offered.device)
         checked = (offered >= 0) & (truth >= 0)
         number = int(checked.sum())

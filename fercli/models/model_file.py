@@ -205,7 +205,7 @@ def model_bytes(
     if method is None:
         needed.append(f"state of {document['method_name']}'s own networks")
     if needed:
-        raise FercliError(f"{source} cannot be one file: it has no {', no '.join(needed)}; train it again")
+        raise FercliError(f"{source} cannot be one file: it has no {', no '.join(needed)}", "train it again")
     tensors = {**network, **{f"{_METHOD}{name}": value.contiguous() for name, value in method.items()}}
     status, best = document.get("status"), document["best"]
     tree = {
@@ -266,7 +266,7 @@ def read_model(path: Path) -> dict[str, Any]:
         raise FercliError(f"{path} {BROKEN}") from None
     record = _record(path, metadata)
     if digest_of(tensors) != record.digest:
-        raise FercliError(f"{path} is damaged or was edited: its tensors are not those it was written with; {_AGAIN}")
+        raise FercliError(f"{path} is damaged or was edited: its tensors are not those it was written with", _AGAIN)
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     method = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
     tree = record.model_dump(exclude={"digest", "status"}, exclude_none=True)
@@ -292,8 +292,9 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 def _record(path: Path, metadata: Mapping[str, str]) -> Record:
     if _MARK not in metadata:
         raise FercliError(
-            f"{path} holds tensors alone, not a whole model; start a training from them with model.weights, or export "
-            "the model's run again: fercli weights export RUN FILE --format fercli"
+            f"{path} holds tensors alone, not a whole model",
+            "start a training from them with model.weights, or export "
+            "the model's run again: fercli weights export RUN FILE --format fercli",
         )
     mark, text = metadata[_MARK], metadata.get(_RECORD, "")
     if mark.isdecimal() and int(mark) > FORMAT:
@@ -304,14 +305,15 @@ def _record(path: Path, metadata: Mapping[str, str]) -> Record:
         tree = None
     if mark != str(FORMAT) or not isinstance(tree, dict):
         what = f"format {shown(mark)}" if mark != str(FORMAT) else "no record"
-        raise FercliError(f"{path} is damaged or was edited: its metadata have {what}; {_AGAIN}")
+        raise FercliError(f"{path} is damaged or was edited: its metadata have {what}", _AGAIN)
     try:
         return Record.model_validate(tree)
     except ValidationError as problem:
         wrote = shown(tree.get("fercli"))
         raise FercliError(
             f"{path} was edited, or written by another version of fercli ({wrote}, this is {__version__}): "
-            f"{first_problems(problem, Record)}; {_AGAIN}"
+            f"{first_problems(problem, Record)}",
+            _AGAIN,
         ) from None
 
 

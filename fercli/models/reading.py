@@ -51,10 +51,10 @@ def read_document(path: Path) -> Any:
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise FercliError(f"weights {path}: {what}; give a checkpoint file (or model.weights: null for none)")
+        raise FercliError(f"weights {path}: {what}", "give a checkpoint file (or model.weights: null for none)")
     try:
         if path.stat().st_size == 0:
-            raise FercliError(f"weights {path}: the file is empty; fetch or copy it again")
+            raise FercliError(f"weights {path}: the file is empty", "fetch or copy it again")
         if is_safetensors(path):
             from safetensors.torch import load_file
 
@@ -65,7 +65,7 @@ def read_document(path: Path) -> Any:
     except OSError as error:
         raise FercliError(f"weights {path}: cannot be read ({error.strerror or error})") from error
     except Damaged as error:
-        raise FercliError(f"weights {path}: {error}; fetch or copy it again") from error
+        raise FercliError(f"weights {path}: {error}", "fetch or copy it again") from error
     except ValueError as error:
         raise FercliError(f"weights {path}: {error}") from error
     except Exception as error:  # safetensors meets arbitrary bytes

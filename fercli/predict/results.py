@@ -219,7 +219,7 @@ def _keep_inside(folder: Path, copies: Sequence[Path]) -> None:
     real = real_path(folder)
     for path in copies:
         if not real_path(path).is_relative_to(real):
-            raise FercliError(f"--annotate {folder}: a link there leads {path} out of it; name another folder")
+            raise FercliError(f"--annotate {folder}: a link there leads {path} out of it", "name another folder")
 
 
 def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
@@ -227,7 +227,7 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
     kinds = _WRITTEN if inputs[0].kind == "picture" else {".mp4"}
     if to.suffix.lower() in _WRITTEN | {".mp4"} and not _is_folder(to):
         if len(inputs) > 1:
-            raise SpecError(f"--annotate {to} is one file, and there are {len(inputs)} inputs; name a folder")
+            raise SpecError(f"--annotate {to} is one file, and there are {len(inputs)} inputs", "name a folder")
         if to.suffix.lower() not in kinds:
             raise SpecError(f"--annotate {to}: a {inputs[0].kind} becomes one of {', '.join(sorted(kinds))}")
         return [to]

@@ -97,9 +97,9 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
         FercliError: part files are there and neither is given; or they are of another run.
     """
     if resume and force:
-        raise SpecError("--resume goes on and --force begins again; give one of them")
+        raise SpecError("--resume goes on and --force begins again", "give one of them")
     if resume and not paths:
-        raise SpecError("--resume goes on in a file; name one by --jsonl or --csv")
+        raise SpecError("--resume goes on in a file", "name one by --jsonl or --csv")
     there = [path for path in map(part_of, paths) if os.path.exists(path)]
     log = log_of(paths[0]) if paths else None
     if force or not (there or (log is not None and os.path.exists(log))):
@@ -107,12 +107,12 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
     first = there[0] if there else log
     if not resume:
         raise FercliError(
-            f"{first} holds the answers of a run that was stopped; go on behind them with --resume, or begin again "
-            "with --force"
+            f"{first} holds the answers of a run that was stopped",
+            "go on behind them with --resume, or begin again with --force",
         )
     header, positions = _read_log(log)
     if header is None:
-        raise FercliError(f"{first} cannot be resumed: {log} is missing or damaged; begin again with --force")
+        raise FercliError(f"{first} cannot be resumed: {log} is missing or damaged", "begin again with --force")
     for key, name in _SAME.items():
         if header.get(key) != begun_with[key]:
             why = f"it was begun with {name}; give the same, or begin again with --force"

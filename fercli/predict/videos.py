@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 
 if TYPE_CHECKING:
     from av import Packet, VideoFrame
@@ -219,7 +219,7 @@ def load_av() -> ModuleType:
         import av
     except (ImportError, OSError) as failure:
         raise FercliError(
-            f"PyAV, which reads and writes videos, cannot be loaded ({_reason(failure)}); run: fercli doctor"
+            f"PyAV, which reads and writes videos, cannot be loaded ({_reason(failure)})", Advice.run("doctor")
         ) from None
     return av
 

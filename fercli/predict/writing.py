@@ -67,7 +67,7 @@ class Writing:
         if self._kept:
             self._begun_with = description(inputs, model, options, [*self._kept, *filter(None, [to])])
         if live and resume:
-            raise SpecError("--resume cannot go on with a camera: what it saw is gone; name another file")
+            raise SpecError("--resume cannot go on with a camera: what it saw is gone", "name another file")
         at = find_position(self._kept, self._begun_with, resume, force)
         self.start, self._goes_on = at or Position(sizes=(0,) * len(self._kept)), at is not None
         self._annotated = None if to is None else Annotated(to, inputs, self.start.inputs)

@@ -94,18 +94,14 @@ def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[
     """
     own = digest(source.state["network"])
     for model in (source, *adapted):
-        command = f"train-source -c {model.folder / 'spec.yaml'}"
+        again = f"run: fercli train-source -c {model.folder / 'spec.yaml'} --restart"
         if model is not source:
-            command = f"adapt -c {model.folder / 'spec.yaml'} --target {model.target}"
+            again = f"run: fercli adapt -c {model.folder / 'spec.yaml'} --target {model.target} --restart"
         if model is not source and model.state.get("source_model", own) != own:
-            raise FercliError(
-                f"{model.folder} was adapted from another source model than {source.path} is now; run: fercli "
-                f"{command} --restart"
-            )
+            raise FercliError(f"{model.folder} was adapted from another source model than {source.path} is now", again)
         for store in prepared_again(model.state, list(stores.values())):
             raise FercliError(
-                f"{store.path} was prepared again, with other faces or labels than {model.folder} was trained on; run: "
-                f"fercli {command} --restart"
+                f"{store.path} was prepared again, with other faces or labels than {model.folder} was trained on", again
             )
 
 

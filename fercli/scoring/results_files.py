@@ -60,7 +60,8 @@ def unwritable(folder: Path, problem: OSError) -> FercliError:
     """What to tell of a report's folder that cannot be written."""
     return FercliError(
         f"cannot write the report into {folder}: {problem.strerror or problem}"
-        f"{f' ({problem.filename})' if problem.filename else ''}; make it writable, or set paths.runs to another folder"
+        f"{f' ({problem.filename})' if problem.filename else ''}",
+        "make it writable, or set paths.runs to another folder",
     )
 
 

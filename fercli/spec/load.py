@@ -59,7 +59,7 @@ def find(file: str | None) -> Path:
         return path
     if file in packaged():
         return packaged()[file]
-    raise SpecError(f"no spec file {brief(file, 200)}; give a path, or a packaged spec: {', '.join(packaged())}")
+    raise SpecError(f"no spec file {brief(file, 200)}", f"give a path, or a packaged spec: {', '.join(packaged())}")
 
 
 def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict[str, Any] | None = None) -> Spec:
@@ -126,7 +126,8 @@ def up_to_date(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _is_record(path: Path) -> bool:
     """Whether a spec file is what a run has saved beside its checkpoints, or above them."""
-    return path.name == "spec.yaml" and any(next(path.parent.glob(below), None) for below in ("*.ckpt", "*/*.ckpt"))
+    saved = ("best.ckpt", "last.ckpt", "*/best.ckpt", "*/last.ckpt")
+    return path.name == "spec.yaml" and any(next(path.parent.glob(below), None) for below in saved)
 
 
 def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:

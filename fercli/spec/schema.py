@@ -68,8 +68,9 @@ class Section(BaseModel):
 class _Explained(Section):
     """A section whose keys are explained, each by the words under it: in `fercli init`, and in the JSON Schema.
 
-    pydantic reads the words from the source, so that ``python -OO`` keeps them. Others' sections are left alone: to
-    find a class's source Python looks at every module that is loaded, which is slow and may load more beside torch.
+    pydantic reads the words from the source, so that ``python -OO`` keeps them. Sections elsewhere (methods' options,
+    model files) go without: to find a class's source Python looks at every loaded module, and beside torch that takes
+    long and can import more.
     """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
@@ -367,7 +368,7 @@ class Adapt(Optimisation):
     select_images: Positive = 2000
     """faces of the target that rules look at, at most."""
     also_score: Names = []
-    """costly rules (``dev``) to reckon each epoch though another chooses."""
+    """costly rules (``dev``) to compute each epoch though another chooses."""
 
     @field_validator("select")
     @classmethod
@@ -470,8 +471,8 @@ class Spec(_Explained):
         """The prepared store of a dataset. Raises SpecError for a name that would lead elsewhere."""
         if not is_file_name(dataset):
             raise SpecError(
-                f"{brief(repr(dataset))} cannot be a dataset's name; say where it lies with --root or "
-                "data.datasets.NAME.root"
+                f"{brief(repr(dataset))} cannot be a dataset's name",
+                "say where it lies with --root or data.datasets.NAME.root",
             )
         return self.paths.prepared / dataset
 

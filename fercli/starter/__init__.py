@@ -23,7 +23,7 @@ CARD = FOLDER / "CARD.md"
 FACTS = FOLDER / "facts.json"
 
 _HASH = re.compile(r"^SHA-256: `?([0-9a-f]{64})`?$", re.MULTILINE)
-_MEND = "reinstall fercli: pip install --force-reinstall --no-deps fercli (or from your checkout: pip install .)"
+_FIX = "reinstall fercli: pip install --force-reinstall --no-deps fercli (or from your checkout: pip install .)"
 
 
 def is_starter(given: str | Path) -> bool:
@@ -38,7 +38,7 @@ def starter_file() -> Path:
         FercliError: the file or its card is missing, cannot be read, or is not the one that was packaged.
     """
     if starter_hash() != _packaged_hash():
-        raise FercliError(f"{FILE} is damaged: it is not the file that {CARD.name} beside it describes; {_MEND}")
+        raise FercliError(f"{FILE} is damaged: it is not the file that {CARD.name} beside it describes", _FIX)
     return FILE
 
 
@@ -57,7 +57,7 @@ def starter_facts() -> dict[str, Any]:
     try:
         return json.loads(_read(FACTS))
     except ValueError:
-        raise FercliError(f"{FACTS} is damaged; {_MEND}") from None
+        raise FercliError(f"{FACTS} is damaged", _FIX) from None
 
 
 def _packaged_hash() -> str | None:
@@ -69,6 +69,6 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise FercliError(f"the starter model is not whole: {path} is missing; {_MEND}") from None
+        raise FercliError(f"the starter model is not whole: {path} is missing", _FIX) from None
     except OSError as problem:
-        raise FercliError(f"{path} cannot be read: {problem.strerror or problem}; {_MEND}") from None
+        raise FercliError(f"{path} cannot be read: {problem.strerror or problem}", _FIX) from None

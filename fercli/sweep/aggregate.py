@@ -105,7 +105,7 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     try:
         trained = parse_recorded(read_yaml_file(path), str(path))
     except SpecError:
-        raise FercliError(f"{path} is damaged; remove {folder}, and train that stage again") from None
+        raise FercliError(f"{path} is damaged", f"remove {folder}, and train that stage again") from None
     old, new = (json.loads(one.model_dump_json()) for one in (trained, spec))
     problem = differences(old, new, FIXED[stage], FREE)
     if stage == "adapt" and not problem:

@@ -41,7 +41,7 @@ def plan(spec: Spec) -> list[Cell]:
             combinations that would share a folder.
     """
     if spec.sweep is None:
-        raise SpecError("the spec has no sweep section (sweep.methods, sweep.seeds, ...); see: fercli sweep --help")
+        raise SpecError("the spec has no sweep section (sweep.methods, sweep.seeds, ...)", "see: fercli sweep --help")
     wanted = spec.sweep
     targets = list(dict.fromkeys(wanted.targets or spec.data.targets))
     if not targets:
@@ -67,7 +67,7 @@ def plan(spec: Spec) -> list[Cell]:
                 made = _with(bare if label == REFERENCE else base, {**early, **mine, **fixed}, label)
                 both = [target for target in targets if target in made.data.source]
                 if both:
-                    raise SpecError(f"sweep: {both[0]} is a source of this run; a target must be another dataset")
+                    raise SpecError(f"sweep: {both[0]} is a source of this run", "a target must be another dataset")
                 method_class(made.adapt.method).read_options(made.adapt.options)
                 shown = early if label == REFERENCE else keys
                 new = [Cell(made, seed, shown, label, target) for target in targets]
@@ -75,7 +75,9 @@ def plan(spec: Spec) -> list[Cell]:
     folders = [str(cell.spec.adapt_folder(cell.target)) for cell in cells]
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
-        raise SpecError(f"sweep.grid: two combinations of values share the folder {twice}; make them differ in letters")
+        raise SpecError(
+            f"sweep.grid: two combinations of values share the folder {twice}", "make them differ in letters"
+        )
     return cells
 
 
@@ -87,7 +89,7 @@ def _check_unset(grid: dict[str, Any], fixed: dict[str, Any], label: str) -> Non
         taken = {*taken - {"adapt.options"}, *(f"adapt.options.{key}" for key in options)}
     for key in grid:
         if any(f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}.") for path in taken):
-            raise SpecError(f"sweep.grid: {key} is set for {label} already; give it in one place")
+            raise SpecError(f"sweep.grid: {key} is set for {label} already", "give it in one place")
 
 
 def _slugs(keys: dict[str, Any]) -> list[str]:

@@ -26,7 +26,7 @@ from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
 from fercli.engine.network import empty_network, load_network
 from fercli.engine.predict import predict
 from fercli.engine.stages import adapt, train_source
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 from fercli.evaluation.answers import write_answers
 from fercli.evaluation.decision import FUSED
 from fercli.files import only_one, write_atomically
@@ -45,7 +45,7 @@ def gather(spec: Spec) -> dict[str, Any]:
     return aggregate(spec, plan(spec), REFERENCE)
 
 
-def sweep(spec: Spec) -> list[str]:
+def sweep(spec: Spec) -> list[Advice]:
     """Train whatever is not trained yet, ``sweep.jobs`` cells at a time.
 
     Returns:
@@ -58,7 +58,7 @@ def sweep(spec: Spec) -> list[str]:
     """
     cells, jobs = plan(spec), spec.sweep.jobs
     if launched().processes > 1:
-        raise FercliError("a sweep starts its own processes (sweep.jobs); start it once, not by torchrun or srun")
+        raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, not by torchrun or srun")
     for name in dict.fromkeys([*(n for c in cells for n in c.spec.data.source), *(c.target for c in cells)]):
         open_store(cells[0].spec, name, labels=False)
     targets = list(dict.fromkeys(cell.target for cell in cells))
@@ -99,7 +99,7 @@ def sweep(spec: Spec) -> list[str]:
         )
         if stop.requested:
             raise Interrupted(f"stopped; what is done is in {spec.run_folder}, and the same command goes on")
-    return [f"{title}: {problem}" for title, problem in failed.items()]
+    return [Advice(f"{title}: ", problem) for title, problem in failed.items()]
 
 
 def write_results(document: dict[str, Any], folder: Path) -> dict[str, Path]:
@@ -137,7 +137,7 @@ def _quietly(threads: int, work: Any) -> str | None:
         except (Interrupted, KeyboardInterrupt):
             return _STOPPED
         except FercliError as problem:
-            return str(problem)
+            return problem.text
         except Exception as problem:  # out of memory, or a mistake of ours: it is this cell's alone
             return f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
     return _STOPPED if stop.requested else None

@@ -1,4 +1,4 @@
-"""Is this machine fit for fercli and for a run spec, and what is missing? Each check says how to mend it."""
+"""All checks of `fercli doctor`: the software first, then the spec, the machine, its disks, weights and datasets."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fercli import installed
-from fercli.errors import FercliError
-from fercli.installed import FAIL, OK, WARN, Finding
+from fercli.doctor import software
+from fercli.doctor.finding import FAIL, OK, WARN, Finding
+from fercli.errors import Advice, Command, FercliError
 from fercli.spec import Dataset, Spec, find, load
 from fercli.starter import NAME, starter_file
 
@@ -17,9 +17,11 @@ from fercli.starter import NAME, starter_file
 _LITTLE, _NONE = 10 * 2**30, 500 * 2**20
 _MEMORY = 4 * 2**30
 
+_NEW_SPEC = Advice("put it right, or write a new one: ", Command("init"))
+
 _SOFTWARE = (
-    *(installed.python, installed.packages, installed.torch, installed.opencv, installed.pyav),
-    *(installed.face_networks, installed.face, installed.onnx),
+    *(software.python, software.packages, software.torch, software.opencv, software.pyav),
+    *(software.face_networks, software.face, software.onnx),
 )
 
 
@@ -36,8 +38,8 @@ def examine(spec_file: str | None = None, overrides: tuple[str, ...] = ()) -> It
         spec = load(spec_file, overrides)
         yield Finding("spec", OK, str(path))
     except FercliError as problem:
-        yield Finding("spec", FAIL, " ".join(str(problem).split()), "put it right, or write a new one: fercli init")
-    for check in (installed.cuda, _machine, _paths, _weights, _datasets):
+        yield Finding("spec", FAIL, " ".join(str(problem).split()), _NEW_SPEC)
+    for check in (software.cuda, _machine, _paths, _weights, _datasets):
         yield from _guarded(check, spec)
 
 
@@ -45,9 +47,9 @@ def _guarded(check: Callable[..., Iterator[Finding]], *arguments: Spec) -> Itera
     try:
         yield from check(*arguments)
     except Exception as problem:
-        name, broken = check.__name__.strip("_"), installed.unloadable(problem)
+        name, broken = check.__name__.strip("_"), software.unloadable(problem)
         if broken is not None:
-            yield Finding(name, FAIL, f"{broken.check} {broken.found}", broken.mend)
+            yield Finding(name, FAIL, f"{broken.check} {broken.found}", broken.fix)
             return
         text = " ".join(str(problem).split())
         yield Finding(name, FAIL, f"{type(problem).__name__}: {text}", "see what it says")
@@ -62,8 +64,8 @@ def _machine(spec: Spec) -> Iterator[Finding]:
     memory = _memory()
     if memory is not None:
         little = memory < _MEMORY
-        mend = "smaller batches (train_source.batch, adapt.batch), fewer prepare.workers" if little else ""
-        yield Finding("memory", WARN if little else OK, f"{memory / 2**30:.1f} GiB free", mend)
+        fix = "smaller batches (train_source.batch, adapt.batch), fewer prepare.workers" if little else ""
+        yield Finding("memory", WARN if little else OK, f"{memory / 2**30:.1f} GiB free", fix)
 
 
 def _memory() -> int | None:
@@ -105,14 +107,11 @@ def _weights(spec: Spec) -> Iterator[Finding]:
         try:
             yield Finding("weights", OK, f"{NAME}: {starter_file()}", "")
         except FercliError as problem:
-            found, _, mend = str(problem).rpartition("; ")
-            yield Finding("weights", FAIL, found, mend)
+            yield Finding("weights", FAIL, problem.what, problem.fix)
     elif path is not None:
         there = path.is_file()
-        mend = "put the file there (see the spec's comments), or train from noise: --set model.weights=null"
-        yield Finding(
-            "weights", OK if there else FAIL, f"{path}{'' if there else ' is missing'}", "" if there else mend
-        )
+        fix = "put the file there (see the spec's comments), or train from noise: --set model.weights=null"
+        yield Finding("weights", OK if there else FAIL, f"{path}{'' if there else ' is missing'}", "" if there else fix)
 
 
 def _datasets(spec: Spec) -> Iterator[Finding]:
@@ -126,8 +125,7 @@ def _datasets(spec: Spec) -> Iterator[Finding]:
             try:
                 store = Store.open(path, labels=False, name=path.name)
             except FercliError as problem:
-                found, _, mend = str(problem).partition("; ")
-                yield Finding(check, FAIL, found, mend)
+                yield Finding(check, FAIL, problem.what, problem.fix)
                 continue
             counts = store.counts()
             yield Finding(check, OK, f"prepared: {len(store)} of {counts['expected']} faces in {path}")
@@ -139,7 +137,7 @@ def _datasets(spec: Spec) -> Iterator[Finding]:
             yield Finding(check, FAIL, found, f"say how to read it, such as --set data.datasets.{name}.reader=folders")
             continue
         if folder.is_dir():
-            yield Finding(check, WARN, f"in {folder}, not prepared", f"run: fercli prepare --dataset {name}")
+            yield Finding(check, WARN, f"in {folder}, not prepared", Advice.run("prepare", f"--dataset {name}"))
         else:
             show = f"get it (fercli datasets show {entry.reader or name}) or say where it lies"
             yield Finding(check, WARN, f"neither prepared nor at {folder}", f"{show}: data.datasets.{name}.root")

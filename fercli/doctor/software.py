@@ -16,19 +16,17 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fercli.doctor.finding import FAIL, OK, WARN, Finding
 from fercli.machine import installed_version
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
     from fercli.spec import Spec
-
-OK, WARN, FAIL = "ok", "warn", "fail"
 
 #: All unpack into one folder cv2.
 OPENCV_WHEELS = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
@@ -56,16 +54,6 @@ _LACKING = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file"
 _MOST_SAID = 300
 #: Eyes, nose and mouth of the drawn face are found within this share of the distance between its eyes.
 _NEAR = 0.15
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found: `status` is ``ok``, ``warn`` (something will not work) or ``fail``, `mend` what to do."""
-
-    check: str
-    status: str
-    found: str
-    mend: str = ""
 
 
 def unloadable(problem: BaseException, library: str | None = None) -> Finding | None:
@@ -279,8 +267,7 @@ def face_networks() -> Iterator[Finding]:
     try:
         place = network_files.where()
     except FercliError as problem:
-        found, _, fix = str(problem).partition("; ")
-        yield Finding("face networks", FAIL, found, fix)
+        yield Finding("face networks", FAIL, problem.what, problem.fix)
         return
     if place is not None:
         yield Finding("face networks", OK, f"of {network_files.RELEASE}, in {place}")
