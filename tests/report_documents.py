@@ -45,14 +45,14 @@ def document(faces: int = 213, targets: tuple[str, ...] = ("jaffe",), seed: int 
     for row in bound:
         row["intervals"] = None
     return {
-        "schema": 2,
+        "schema": 3,
         "title": "a demo of mine",
         "created": "2026-11-23T10:00:00+00:00",
-        "stand_in": True,
+        "synthetic": True,
         "expressions": list(EXPRESSIONS),
         "datasets": {
-            "raf-db": {"stand_in": True, "role": "source"},
-            **{name: {"stand_in": True, "role": "target"} for name in targets},
+            "raf-db": {"synthetic": True, "role": "source"},
+            **{name: {"synthetic": True, "role": "target"} for name in targets},
         },
         "table": sorted([*rows, *bound], key=lambda row: targets.index(row["target"])),
         "entries": entries,

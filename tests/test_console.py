@@ -121,7 +121,7 @@ def test_evaluate_prints_its_table_on_any_terminal(encoding: str, make_adapting)
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
     result = CliRunner(charset=encoding, **apart).invoke(main, ["evaluate", "-c", str(bench.spec)])
     assert result.exit_code == 0, result.exception
-    assert "jaffe *" in result.stdout and "* are procedural faces" in result.stdout  # the stand-in's dagger
+    assert "jaffe *" in result.stdout and "* are procedural faces" in result.stdout  # the dagger of synthetic faces
     assert list(bench.runs.rglob("results.json"))
 
 

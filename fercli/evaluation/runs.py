@@ -19,7 +19,7 @@ from fercli.expressions import EXPRESSIONS
 from fercli.yaml_data import read_yaml_file
 
 #: The results document that this reads.
-SCHEMA = 2
+SCHEMA = 3
 
 
 class _Entry(BaseModel):
@@ -33,7 +33,7 @@ class _Entry(BaseModel):
 
 
 class _Dataset(BaseModel):
-    stand_in: bool
+    synthetic: bool
 
 
 class _Results(BaseModel):
