@@ -93,7 +93,7 @@ class Assembly:
         meta = {
             "format": FORMAT,
             "name": listing.name,
-            "stand_in": listing.stand_in,
+            "synthetic": listing.synthetic,
             "root": os.path.abspath(listing.root),
             "adapt_splits": list(listing.adapt_splits),
             "score_splits": list(listing.score_splits),

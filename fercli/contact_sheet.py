@@ -61,7 +61,7 @@ def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Li
     counts = Counter(row["status"] for row in rows)
     title = f"{listing.name}: {len(kept)} of {len(rows)} records kept"
     parts = ", ".join(f"{counts[s]} {s}" for s in ("found", "retried", "given", "mean-landmarks") if counts[s])
-    note = "Procedural faces, a stand-in for the dataset. " if listing.stand_in else ""
+    note = "Synthetic: procedural faces, not the dataset. " if listing.synthetic else ""
     _compose(f"{title} ({parts})", note + _LEGEND, bands).save(folder / "contact-sheet.jpg", quality=88)
 
 

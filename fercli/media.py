@@ -30,6 +30,8 @@ PICTURE_FORMATS: dict[str, tuple[str, ...]] = {
 }
 #: What pillow-heif adds where it is installed: `pip install 'fercli[heif]'`.
 HEIF_FORMATS: dict[str, tuple[str, ...]] = {"HEIF": (".heic", ".heif", ".hif")}
+#: The endings of them under which pictures are written, by OpenCV.
+WRITTEN_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
 VIDEO_ENDINGS = frozenset((
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts", ".m2ts",

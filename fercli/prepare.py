@@ -151,7 +151,7 @@ def _fingerprint(listing: Listing, options: Options, keys: np.ndarray) -> str:
     """Return the hash of all that a store depends on."""
     whole = [FORMAT, REJECTIONS, options.parameters()]
     whole += [listing.name, listing.adapt_splits, listing.score_splits]
-    text = json.dumps([*whole, listing.left_out, listing.stand_in], sort_keys=True)
+    text = json.dumps([*whole, listing.left_out, listing.synthetic], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape") + keys.tobytes()).hexdigest()
 
 

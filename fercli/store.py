@@ -40,7 +40,7 @@ from fercli.errors import Advice, FercliError
 from fercli.files import copy_bytes
 
 #: Changed whenever stores written before can no longer be used.
-FORMAT = 2
+FORMAT = 3
 
 #: Arrays that parts bring, with a row for every face kept, and their types; digests cover the others.
 FACE_ARRAYS = {"faces": "uint8", "landmarks": "float32", "crops": "uint8", "shapes": "float32", "digests": "uint8"}
@@ -76,7 +76,7 @@ class _Meta(BaseModel):
 
     format: int
     name: str
-    stand_in: bool
+    synthetic: bool
     adapt_splits: list[str]
     score_splits: list[str]
     parameters: dict[str, Any]
@@ -97,13 +97,13 @@ class Store:
         faces, landmarks, crops: read-only memory maps, as in the module's docstring.
         splits, ids, subjects: numpy arrays of text [N]; a subject that is not known is ''.
         adapt_splits, score_splits: the dataset's protocol.
-        stand_in: true for procedural faces.
+        synthetic: true for procedural faces.
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], labels: bool, checked: bool):
         self.path, self.meta = path, meta
         self.name: str = meta["name"]
-        self.stand_in: bool = meta["stand_in"]
+        self.synthetic: bool = meta["synthetic"]
         self.adapt_splits: tuple[str, ...] = tuple(meta["adapt_splits"])
         self.score_splits: tuple[str, ...] = tuple(meta["score_splits"])
         self.faces, self.landmarks, self.crops = (_faces_array(path, name, dtype, row) for name, dtype, row in _MAPPED)
@@ -294,7 +294,7 @@ def damaged_faces(lies: Mapping[str, Path]) -> list[int]:
     files = [lies[f"{name}.npy"] / f"{name}.npy" for name in FACE_ARRAYS]
     damaged, count, block = [], len(read_array(files[-1])), 128
     for start in range(0, count, block):
-        # Mapped anew for each block: what was read of a map counts as this process's memory.
+        # Mapped again for each block: what was read of a map counts as this process's memory.
         arrays = (read_array(file, mapped=True)[start : start + block] for file in files)
         rows = enumerate(zip(*arrays, strict=True), start)
         damaged += [i for i, (*face, digest) in rows if (face_digest(*face) != digest).any()]

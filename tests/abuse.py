@@ -684,7 +684,7 @@ def _with_nan(old: torch.Tensor) -> torch.Tensor:
 
 
 def archive_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """A checkpoint whose zip archive is put together anew."""
+    """A checkpoint whose zip archive is put together again."""
     with zipfile.ZipFile(name) as archive:
         members = {member: archive.read(member) for member in archive.namelist()}
     numbers = [member for member in members if "/data/" in member]

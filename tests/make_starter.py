@@ -57,7 +57,7 @@ def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str
             parts = {when: {key: found[when][key] for key in ("ece", "nll")} for when in ("before", "after")}
             entry["calibration"] = {**found, **parts}
     return {
-        "stand_in": results["stand_in"],
+        "synthetic": results["synthetic"],
         "sources": spec.data.source,
         "datasets": results["datasets"],
         "trained": {
@@ -120,8 +120,8 @@ def _score(facts: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     misread = f"{' and '.join(worst)} are missed most often" if wrong.any() else ""
     said = [f"{EXPRESSIONS[a]} for {EXPRESSIONS[b]} ({wrong[a, b]})" for a, b in pairs if wrong[a, b]]
     return {
-        "dataset": entry["dataset"] + (" †" if drawn_too["stand_in"] else ""),
-        "stand_in": drawn_too["stand_in"],
+        "dataset": entry["dataset"] + (" †" if drawn_too["synthetic"] else ""),
+        "synthetic": drawn_too["synthetic"],
         "part": ", ".join(entry["splits"]),
         "faces": f"{counts['scored']:,} of {counts['expected']:,}",
         **{name: _with_interval(entry, name) for name in ("accuracy", "macro_f1", "mean_recall")},

@@ -111,7 +111,7 @@ def test_an_oracle_cannot(tmp_path: Path) -> None:
 def test_a_store_of_noise_is_a_store(tmp_path: Path) -> None:
     store = noise_store(tmp_path, "noise", 300, Prepare(), crops=True)
     assert (len(store), store.faces.shape, store.crops.shape) == (300, (300, 140, 140, 3), (300, 5, 48, 48, 3))
-    assert store.stand_in and sorted(set(store.labels.tolist())) == list(range(7))
+    assert store.synthetic and sorted(set(store.labels.tolist())) == list(range(7))
     assert store.faces[299].std() > 50 and store.crops[299].std() > 50
     points = weak_view(
         *(torch.from_numpy(np.array(a[:50])) for a in (store.faces, store.landmarks)), None, ViewSettings()

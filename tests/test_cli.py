@@ -160,7 +160,7 @@ def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:
     assert told(bench("adapt", "--target", "expw"), 1).endswith(f"fercli prepare -c {bench.spec} --dataset expw")
 
 
-# Errors that a user can mend: (command line after the spec, exit code, text)
+# Errors that a user can fix: (command line after the spec, exit code, text)
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ def test_results_go_to_stdout_and_remarks_to_stderr(make_adapting) -> None:
     assert "source-only" in result.stdout
     assert "aglrls" in result.stdout
     assert "report.html" in result.stderr
-    assert "stand-in" in result.stdout
+    assert "synthetic" in result.stdout
 
 
 def test_evaluate_before_adapt_scores_the_source_model(make_adapting) -> None:

@@ -121,7 +121,9 @@ def test_evaluate_prints_its_table_on_any_terminal(encoding: str, make_adapting)
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
     result = CliRunner(charset=encoding, **apart).invoke(main, ["evaluate", "-c", str(bench.spec)])
     assert result.exit_code == 0, result.exception
-    assert "jaffe *" in result.stdout and "* are procedural faces" in result.stdout  # the stand-in's dagger
+    assert (
+        "jaffe *" in result.stdout and "* are synthetic: procedural faces" in result.stdout
+    )  # the dagger of synthetic faces
     assert list(bench.runs.rglob("results.json"))
 
 
@@ -147,6 +149,8 @@ def test_names_are_shown_in_any_locale(environment: dict[str, str], name: str) -
 def test_a_report_is_written_in_a_locale_of_ascii(trained: Bench, tmp_path: Path) -> None:
     target = Bench(tmp_path / "ascii", trained.prepared)
     shutil.copytree(trained.runs, target.runs)
-    assert "* are procedural faces" in in_locale(ASCII_LOCALE, "evaluate", "-c", str(target.spec), "--report")
+    assert "* are synthetic: procedural faces" in in_locale(
+        ASCII_LOCALE, "evaluate", "-c", str(target.spec), "--report"
+    )
     (page,) = target.runs.rglob("report.html")
     assert not page.read_text(encoding="utf-8").isascii()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from trees import rows, touch, write
 
-from fercli.datasets import READERS, STAND_IN_MARKER, expw, read_dataset
+from fercli.datasets import READERS, SYNTHETIC_MARKER, expw, read_dataset
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS, is_outside, label_of
 from fercli.faces.images import decode_pixels, read_pixels
@@ -718,22 +718,22 @@ def test_what_the_writers_write_the_readers_read(tmp_path, faces):
     writers.write_class_folders(tmp_path / "folders", {"train": faces[:7], "test": faces[7:]})
     for reader, folder in (("raf-db", "raf"), ("fer2013", "fer"), ("expw", "expw")):
         listing = read_dataset(reader, reader, tmp_path / folder)
-        assert [r.label for r in listing] == labels and listing.stand_in and not listing.left_out, reader
+        assert [r.label for r in listing] == labels and listing.synthetic and not listing.left_out, reader
         assert all((tmp_path / folder / r.path).exists() for r in listing)
     for reader, folder in (("jaffe", "jaffe"), ("folders", "folders")):
         listing = read_dataset(reader, reader, tmp_path / folder)
-        assert sorted(r.label for r in listing) == sorted(labels) and listing.stand_in and not listing.left_out
+        assert sorted(r.label for r in listing) == sorted(labels) and listing.synthetic and not listing.left_out
     raf = read_dataset("raf", "raf-db", tmp_path / "raf").records
     np.testing.assert_allclose([r.landmarks for r in raf], [face.landmarks for face in faces], atol=1e-3)
     np.testing.assert_allclose([r.box for r in raf], [face.box for face in faces], atol=1e-3)
     assert len({r.subject for r in read_dataset("j", "jaffe", tmp_path / "jaffe")}) == 2
 
 
-def test_only_the_marker_makes_a_stand_in(tmp_path):
+def test_only_the_marker_makes_it_synthetic(tmp_path):
     touch(tmp_path, "sad/1.jpg")
-    assert not read_dataset("f", "folders", tmp_path).stand_in
-    touch(tmp_path, STAND_IN_MARKER)
-    assert read_dataset("f", "folders", tmp_path).stand_in
+    assert not read_dataset("f", "folders", tmp_path).synthetic
+    touch(tmp_path, SYNTHETIC_MARKER)
+    assert read_dataset("f", "folders", tmp_path).synthetic
 
 
 def test_raf_db_class_folders_of_pictures_with_names_of_their_own(tmp_path):

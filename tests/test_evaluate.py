@@ -1,4 +1,4 @@
-"""`fercli evaluate`: the results document against plain reckoning, and runs that are not as they should be."""
+"""`fercli evaluate`: the results document against plain computation, and runs that are not as they should be."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def copy(adapted: Bench, tmp_path: Path) -> Callable[..., Bench]:
 
 
 def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
-    """What an entry's model says of its dataset and of the held-out source faces, looked at anew; the labels."""
+    """What an entry's model says of its dataset and of the held-out source faces, looked at again; the labels."""
     spec = load(str(bench.spec))
     models = {model.folder.name: model for model in (source_model(spec), *adapted_models(spec))}
     network, store = models[entry["folder"]].network(CPU), open_store(spec, entry["dataset"])
@@ -82,7 +82,7 @@ def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
 
 
 def test_the_document_has_the_parts_that_were_agreed(results: dict[str, Any], adapted: Bench) -> None:
-    assert results["schema"] == 2
+    assert results["schema"] == 3
     folders = [entry["folder"] for entry in results["entries"]]
     assert folders == ["source", "source", "adapt-jaffe"]
     for entry in results["entries"]:

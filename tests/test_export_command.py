@@ -255,7 +255,7 @@ ENTRY = {
 )
 def test_figures_are_those_of_this_model(changes, row, made, tmp_path) -> None:
     trained = find_trained(made)
-    results = {"datasets": {"jaffe": {"stand_in": True}}, "entries": [{**ENTRY, **changes}]}
+    results = {"datasets": {"jaffe": {"synthetic": True}}, "entries": [{**ENTRY, **changes}]}
     moved = type(trained)(tmp_path / "adapt-jaffe" / "best.ckpt", trained.state)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "results.json").write_text(json.dumps(results))

@@ -401,7 +401,7 @@ def test_a_damaged_face_is_named_and_made_again(tmp_path, raf_store, raf, name):
     repaired = prepare(listing, store, HERE, repair=True)
     assert (repaired.computed, repaired.taken_over) == (1, 13)
     assert digests(store) == digests(raf_store)
-    # Another protocol makes the store anew out of the faces that are there.
+    # Another protocol makes the store again out of the faces that are there.
     other = replace(listing, score_splits=("train",))
     assert prepare(other, store, HERE).computed == 0 and verify(store).whole
 

@@ -31,7 +31,7 @@ HERE = Options(workers=1)
 
 def test_a_store_holds_what_its_contract_says(raf_store, faces):
     store = Store.open(raf_store)
-    assert len(store) == 14 and store.name == "raf-db" and store.stand_in
+    assert len(store) == 14 and store.name == "raf-db" and store.synthetic
     assert (store.faces.shape, store.faces.dtype) == ((14, 140, 140, 3), np.uint8)
     assert (store.landmarks.shape, store.landmarks.dtype) == ((14, 5, 2), np.float32)
     assert (store.crops.shape, store.crops.dtype) == ((14, 5, 48, 48, 3), np.uint8)

@@ -53,7 +53,7 @@ def store_of(
     folder: Path,
     faces: list[np.ndarray],
     rejected: int = 0,
-    stand_in: bool = True,
+    synthetic: bool = True,
     protocol: tuple[str, str] = ("all", "all"),
     **columns,
 ) -> Store:
@@ -79,7 +79,7 @@ def store_of(
     np.save(folder / "digests.npy", np.zeros((n, 16), np.uint8))
     np.save(folder / "splits.npy", np.array([row["split"] for row in rows[:n]], dtype="<U16"))
     counts, splits = count_statuses(rows)
-    meta = {"format": FORMAT, "name": folder.name, "stand_in": stand_in, "parameters": {"margin": MARGIN}}
+    meta = {"format": FORMAT, "name": folder.name, "synthetic": synthetic, "parameters": {"margin": MARGIN}}
     meta |= {"adapt_splits": protocol[0].split(), "score_splits": protocol[1].split()}
     meta |= {"counts": counts, "splits": splits, "left_out": {}}
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -338,7 +338,7 @@ def test_every_source_meets_every_target(tmp_path, studio):
 
 
 def test_leaks_are_found_from_photographs_on(tmp_path):
-    """The whole way: photographs under other names, sizes and qualities, prepared anew."""
+    """The whole way: photographs under other names, sizes and qualities, prepared again."""
     for name, people in (("here", range(6)), ("there", range(6, 11))):
         for person in people:
             face = render(STUDIO, person, person % 7, 1)
@@ -371,7 +371,7 @@ def test_numbers_are_those_of_the_manifest(prepared, tmp_path):
     for store in stores:
         rows, about = read_manifest(store.path), document["datasets"][store.name]
         kept = [row for row in rows if row["status"] != "rejected"]
-        assert (about["listed"], about["kept"], about["stand_in"]) == (len(rows), len(kept), True)
+        assert (about["listed"], about["kept"], about["synthetic"]) == (len(rows), len(kept), True)
         assert about["statuses"] == {**dict.fromkeys(about["statuses"], 0), **Counter(row["status"] for row in rows)}
         assert sum(about["rejected"].values()) == len(rows) - len(kept)
         assert about["subjects"] == len({row["subject"] for row in rows if row["subject"]})

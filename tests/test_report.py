@@ -86,11 +86,11 @@ def results():
         "schema": 1,
         "title": "a demo of mine",
         "created": "2026-11-23T10:00:00Z",
-        "stand_in": True,
+        "synthetic": True,
         "expressions": list(EXPRESSIONS),
         "datasets": {
-            "raf-db": {"stand_in": True, "role": "source"},
-            "jaffe": {"stand_in": True, "role": "target"},
+            "raf-db": {"synthetic": True, "role": "source"},
+            "jaffe": {"synthetic": True, "role": "target"},
         },
         "table": [_row(before), oracle, _row(after)],
         "entries": [home, before, after],
@@ -129,8 +129,8 @@ def test_every_section_is_there_and_every_link_leads_somewhere(results):
     page = Page(render(results))
     assert [" ".join(heading.split()) for heading in page.headings] == [
         "Headline: source-only beside adapted",
-        "jaffe stand-in target",
-        "raf-db stand-in source",
+        "jaffe synthetic target",
+        "raf-db synthetic source",
         "How GLPC decided",
         "Training curves",
         "Run spec",
@@ -185,22 +185,22 @@ def test_a_checkpoint_chosen_by_an_oracle_is_marked_in_every_table(results):
     assert section.count("oracle: reads target labels") >= 3
 
 
-def test_stand_ins_are_marked_in_every_table(results):
+def test_synthetic_faces_are_marked_in_every_table(results):
     text = render(results)
-    assert "procedural faces: a stand-in, not photographs" in text
+    assert "synthetic faces: procedural drawings, not photographs" in text
     for table in Page(text).tables:
         for name in ("jaffe", "raf-db"):
-            assert table.count(name) == table.count(f"{name} stand-in") + table.count(f"adapt-{name}")
+            assert table.count(name) == table.count(f"{name} synthetic") + table.count(f"adapt-{name}")
     assert "Published figures" not in text and "AGRA" not in text
 
 
 def test_real_data_is_not_marked_and_stands_beside_published_figures(results):
-    results["stand_in"] = False
+    results["synthetic"] = False
     for about in results["datasets"].values():
-        about["stand_in"] = False
+        about["synthetic"] = False
     results["published"].append({**results["published"][0], "target": "sfew", "citation": "of no use here"})
     text = render(results)
-    assert "stand-in" not in text.split("<main>")[1] and "procedural" not in text
+    assert "synthetic" not in text.split("<main>")[1] and "procedural" not in text
     assert "Published figures" in text and "61.50" in text and "Chen et al., TPAMI 2022" in text
     assert "of no use here" not in text
 
@@ -275,7 +275,7 @@ def test_the_bare_minimum_renders():
 
 def test_benchmark_size_stays_below_a_megabyte(results, tmp_path):
     for name in ("ck+", "sfew", "fer2013", "expw"):
-        results["datasets"][name] = {"stand_in": True, "role": "target"}
+        results["datasets"][name] = {"synthetic": True, "role": "target"}
         for entry in results["entries"][1:3]:
             results["entries"].append({**entry, "dataset": name})
             results["table"].append(_row(results["entries"][-1]))

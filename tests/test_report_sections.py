@@ -126,9 +126,9 @@ def test_methods_stand_against_targets_and_beside_published_figures():
     assert first["cells"] == pytest.approx([*own, sum(own) / 2])
     assert ablation["cells"] == [0.5, None, None]  # a mean of some targets is no mean
     assert laid["published"][0]["cells"] == [61.5, None, None]
-    results["stand_in"] = False
+    results["synthetic"] = False
     for about in results["datasets"].values():
-        about["stand_in"] = False
+        about["synthetic"] = False
     page = Page(render(results))
     line = next(content for attributes, content in page.rows if "AGRA" in content)
     assert all(what in line for what in ("IR-50", "61.50", "Chen et al., TPAMI 2022", "oracle: reads target labels"))

@@ -72,14 +72,14 @@ def document():
         "kind": "sweep",
         "title": "a sweep of mine",
         "created": "2026-11-23T10:00:00Z",
-        "stand_in": True,
+        "synthetic": True,
         "targets": list(TARGETS),
         "methods": list(FIGURES),
         "seeds": [0, 1, 2],
         "reference": "source-only",
         "datasets": {
-            "studio": {"stand_in": True, "role": "source"},
-            **{name: {"stand_in": True, "role": "target"} for name in TARGETS},
+            "studio": {"synthetic": True, "role": "source"},
+            **{name: {"synthetic": True, "role": "target"} for name in TARGETS},
         },
         "cells": [
             cell(method, target, seed, figures[t][seed])
@@ -106,9 +106,9 @@ def document():
 
 def real(document):
     """The same on photographs."""
-    document["stand_in"] = False
+    document["synthetic"] = False
     for about in document["datasets"].values():
-        about["stand_in"] = False
+        about["synthetic"] = False
     return document
 
 
@@ -317,11 +317,11 @@ def test_the_page_holds_everything_and_loads_nothing(document, tmp_path):
     assert text.count('class="spread"') == 4
 
 
-def test_stand_ins_are_marked_everywhere_and_stand_beside_nothing_published(document):
+def test_synthetic_faces_are_marked_everywhere_and_stand_beside_nothing_published(document):
     text = render_sweep(document)
-    assert "procedural faces: a stand-in, not photographs" in text and "AGRA" not in text
+    assert "synthetic faces: procedural drawings, not photographs" in text and "AGRA" not in text
     for drawn in Page(text).tables:
-        assert drawn.count("near") == drawn.count("near stand-in")
+        assert drawn.count("near") == drawn.count("near synthetic")
     for shown in (str(sweep_headline(document)), str(sweep_rule_table(document)), markdown_table(document)):
         assert "near †" in shown and "not photographs" in shown
 
@@ -329,7 +329,7 @@ def test_stand_ins_are_marked_everywhere_and_stand_beside_nothing_published(docu
 def test_published_rows_stand_beside_the_oracles_on_real_faces(document):
     document = real(document)
     text = render_sweep(document)
-    assert "stand-in" not in text.split("<main>")[1] and "†" not in markdown_table(document) + str(
+    assert "synthetic" not in text.split("<main>")[1] and "†" not in markdown_table(document) + str(
         sweep_headline(document)
     )
     line = next(content for attributes, content in Page(text).rows if "AGRA" in content)

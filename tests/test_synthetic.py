@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fercli.datasets import STAND_IN_MARKER, read_dataset
+from fercli.datasets import SYNTHETIC_MARKER, read_dataset
 from fercli.expressions import EXPRESSIONS
 from fercli.synthetic.domains import between
 from fercli.synthetic.render import DOMAINS, LAB, STREET, STUDIO, THUMBNAIL, render, sample
@@ -215,7 +215,7 @@ def test_faces_are_what_they_always_were():
 
 def test_raf_db_layout(tmp_path, studio):
     root = write_raf_db(tmp_path / "raf", studio[:12], studio[12:])
-    assert "procedural" in (root / STAND_IN_MARKER).read_text()
+    assert "procedural" in (root / SYNTHETIC_MARKER).read_text()
     lines = (root / "EmoLabel/list_patition_label.txt").read_text().splitlines()
     assert len(lines) == 16 and lines[0].startswith("train_00001.jpg ") and lines[12].startswith("test_0001.jpg ")
     names = ["surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral"]
@@ -229,7 +229,7 @@ def test_raf_db_layout(tmp_path, studio):
         box = [float(v) for v in (root / f"Annotation/boundingbox/{stem}_boundingbox.txt").read_text().split()]
         assert np.allclose(box, face.box, atol=1e-3)
     listing = read_dataset("mine", "raf-db", root)
-    assert listing.stand_in and [r.label for r in listing] == [f.label for f in studio] and not listing.left_out
+    assert listing.synthetic and [r.label for r in listing] == [f.label for f in studio] and not listing.left_out
     assert np.allclose(listing.records[0].landmarks, studio[0].landmarks, atol=1e-3)
 
 
@@ -249,7 +249,7 @@ def test_jaffe_layout(tmp_path):
     assert np.array_equal(first, faces[0].image[..., 0])
     listing = read_dataset("mine", "jaffe", root)
     assert sorted(r.label for r in listing) == sorted(f.label for f in faces)
-    assert listing.stand_in and len({r.subject for r in listing}) == 3
+    assert listing.synthetic and len({r.subject for r in listing}) == 3
 
 
 def test_jaffe_has_ten_subjects_of_256_pixels(tmp_path, studio):
@@ -290,7 +290,7 @@ def test_expw_layout(tmp_path):
         patch = face.image[given[1] : given[3], given[0] : given[2]].astype(float)
         assert np.abs(image[top:bottom, left:right] - patch).mean() < 8
     listing = read_dataset("mine", "expw", root)
-    assert [r.label for r in listing] == [f.label for f in faces] and listing.stand_in
+    assert [r.label for r in listing] == [f.label for f in faces] and listing.synthetic
 
 
 def test_class_folders(tmp_path, studio):

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from fercli.datasets import STAND_IN_MARKER, read_dataset
+from fercli.datasets import SYNTHETIC_MARKER, read_dataset
 from fercli.errors import FercliError
 from fercli.synthetic import writers
 from fercli.synthetic.render import STUDIO, Face, render
@@ -53,7 +53,7 @@ def test_a_root_is_whole_and_marked_or_not_there(tmp_path, faces, name):
     assert not root.exists() and (tmp_path / "data/mine.partial").is_dir()
     assert write(root, iter(items)) == root
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["mine"]
-    assert "no photographs, no real people" in (root / STAND_IN_MARKER).read_text()
+    assert "no photographs, no real people" in (root / SYNTHETIC_MARKER).read_text()
     before = contents(root)
     assert len(before) > 2 or name == "fer2013"
     with pytest.raises(FercliError, match="exists already"):
@@ -66,7 +66,7 @@ def test_a_root_is_whole_and_marked_or_not_there(tmp_path, faces, name):
 def test_csv_round_trip(tmp_path, faces):
     root = writers.write_csv(tmp_path / "csv", {"train": faces[:9], "test": faces[9:]})
     listing = read_dataset("mine", "csv", root)
-    assert listing.stand_in and not listing.left_out
+    assert listing.synthetic and not listing.left_out
     for split, expected in (("train", faces[:9]), ("test", faces[9:])):
         records = [record for record in listing if record.split == split]
         assert [r.label for r in records] == [f.label for f in expected]

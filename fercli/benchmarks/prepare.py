@@ -55,7 +55,7 @@ def draw_pictures(folder: Path, count: int) -> Listing:
         path = f"Image/original/copy_{i:06d}.jpg"
         os.link(root / first.path, root / path)
         records.append(replace(first, id=path, path=path, box=None, landmarks=None))
-    return Listing("pictures", root, records, ("train",), ("train",), stand_in=True)
+    return Listing("pictures", root, records, ("train",), ("train",), synthetic=True)
 
 
 def measure(listing: Listing, options: Options, processes: Sequence[int], rounds: int, folder: Path) -> dict[str, Any]:

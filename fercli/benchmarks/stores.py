@@ -42,7 +42,7 @@ def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bo
     meta = {
         "format": FORMAT,
         "name": name,
-        "stand_in": True,
+        "synthetic": True,
         "adapt_splits": ["train"],
         "score_splits": ["train"],
         "splits": {"train": {"listed": faces, "kept": faces}},

@@ -44,7 +44,7 @@ def show(documents: Sequence[dict[str, Any]], runs: Sequence[Run], faces: int) -
 
 def _rows(documents: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Iterator[list[str]]:
     """A row for every reference, and below it one for each model compared with it."""
-    marked = {name for run in runs for name, about in run.results["datasets"].items() if about["stand_in"]}
+    marked = {name for run in runs for name, about in run.results["datasets"].items() if about["synthetic"]}
     above = None
     for document in documents:
         dataset, reference, test = document["dataset"], document["reference"], document["mcnemar"]

@@ -109,7 +109,7 @@ def missing_line(check: Check) -> str:
 
 
 def _compared(check: Check, card: DatasetCard | None) -> str:
-    if check.listing.stand_in:
+    if check.listing.synthetic:
         return "with nothing: procedural faces drawn by fercli, not the dataset"
     if check.official is None:
         return "with nothing: no official counts are known" if card else "with nothing: your own files"

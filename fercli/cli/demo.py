@@ -37,7 +37,7 @@ from fercli.cli.options import console_options
 def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     """Go from nothing to an adapted, evaluated model, on faces it draws itself.
 
-    Draws procedural faces (a stand-in: no photographs) in the layouts of RAF-DB and JAFFE, then runs prepare,
+    Draws synthetic faces (procedural: no photographs) in the layouts of RAF-DB and JAFFE, then runs prepare,
     train-source, adapt and evaluate --report in order. Stopped in the middle, the same command goes on.
 
     \b

@@ -21,8 +21,8 @@ def headline(results: dict[str, Any]) -> tuple[str, list[str], list[list[str]], 
         name = star + _marked(results, row["target"])
         rows.append([name, row["method"], row["decision"], *_figures(row, row), row["epoch"], chosen])
     notes = []
-    if results["stand_in"]:
-        notes.append("Datasets marked † are procedural faces drawn by fercli: a stand-in, not photographs.")
+    if results["synthetic"]:
+        notes.append("Datasets marked † are synthetic: procedural faces drawn by fercli, not photographs.")
     if any(row["oracle"] for row in results["table"]):
         notes.append("ORACLE rows used target labels, to choose the epoch or to train: an upper bound, not a result.")
     return f"{results['title']}: source-only beside adapted", columns, rows, "\n".join(notes)
@@ -55,7 +55,7 @@ def _percent(value: float | None) -> str:
 
 
 def _marked(results: dict[str, Any], dataset: str) -> str:
-    return dataset + (" †" if results["datasets"][dataset]["stand_in"] else "")
+    return dataset + (" †" if results["datasets"][dataset]["synthetic"] else "")
 
 
 def _figures(metrics: dict[str, Any] | None, counts: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import difflib
 import os
 from importlib import import_module
 
-from fercli.datasets.reader import READERS, STAND_IN_MARKER, Listing, Reader, Record
+from fercli.datasets.reader import READERS, SYNTHETIC_MARKER, Listing, Reader, Record
 from fercli.errors import FercliError, SpecError
 from fercli.spec.plugins import import_from, is_place
 
@@ -31,7 +31,7 @@ _MODULES = {
 }
 READERS.update((name, import_module(f"{__name__}.{module}").READER) for name, module in _MODULES.items())
 
-__all__ = ["READERS", "STAND_IN_MARKER", "Listing", "Reader", "Record", "find_reader", "get_reader", "read_dataset"]
+__all__ = ["READERS", "SYNTHETIC_MARKER", "Listing", "Reader", "Record", "find_reader", "get_reader", "read_dataset"]
 
 
 def find_reader(name: str, what: str = "no dataset") -> str:

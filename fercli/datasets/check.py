@@ -81,7 +81,7 @@ class Check:
         return {
             "name": self.listing.name,
             "root": str(self.listing.root),
-            "stand_in": self.listing.stand_in,
+            "synthetic": self.listing.synthetic,
             "release": self.official.form if self.official else None,
             "adapt_splits": list(self.listing.adapt_splits),
             "score_splits": list(self.listing.score_splits),
@@ -115,7 +115,7 @@ def check(listing: Listing, card: DatasetCard | None) -> Check:
     subjects = len({record.subject for record in listing} - {None})
     checks = [
         Check(listing, official, counts, len(images), missing, subjects)
-        for official in (card.releases if card and not listing.stand_in else ())
+        for official in (card.releases if card and not listing.synthetic else ())
     ]
     return min(checks, key=_distance, default=Check(listing, None, counts, len(images), missing, subjects))
 

@@ -1,4 +1,4 @@
-"""FERPlus (Barsoum et al., ICMI 2016): FER2013's images, labelled anew by ten people each; FER2013's official parts."""
+"""FERPlus (Barsoum et al., ICMI 2016): FER2013's images, labelled again by ten people each, in its official parts."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ FER2013Valid/ FER2013Test/""",
         "score": SCORE_HELP,
     },
     card=DatasetCard(
-        title="FER+: FER2013 labelled anew by ten people a picture",
+        title="FER+: FER2013 labelled again by ten people a picture",
         about="FER2013's, ten votes each",
         apply="https://github.com/microsoft/FERPlus",
         licence="labels MIT; pictures as FER2013",

@@ -97,7 +97,7 @@ PreProcess_Img/VL_Acropped/Strong/P001/Anger/000.jpeg ...""",
         apply="https://www.oulu.fi/cmvs/node/41319",
         licence="research; agreement signed",
         split="ours, by subject",
-        split_note="a fifth for testing, frozen: everyone draws ten folds anew",
+        split_note="a fifth for testing, frozen: papers draw ten folds of their own",
         paper="Zhao, Huang, Taini, Li and Pietikäinen: Facial expression recognition from near-infrared videos. "
         "Image and Vision Computing 2011",
         # paper: 80 subjects, six expressions each under every light; three frames each, the first as neutral

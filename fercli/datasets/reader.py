@@ -18,7 +18,7 @@ from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED, is_outside, label_of
 
 #: A folder that holds this file holds procedural faces written by fercli, not the dataset.
-STAND_IN_MARKER = "PROCEDURAL-FACES.txt"
+SYNTHETIC_MARKER = "PROCEDURAL-FACES.txt"
 
 #: The options of every reader whose `parse` has none of these names, and what they may be.
 PROTOCOL_OPTIONS = {
@@ -67,7 +67,7 @@ class Listing:
         adapt_splits: the parts whose images train (a source) or are adapted to (a target).
         score_splits: the parts on which accuracy is reported.
         left_out: how many entries each reason left out (``contempt``, ``row without file``, ...).
-        stand_in: true for procedural faces written in this layout by fercli itself.
+        synthetic: true for procedural faces written in this layout by fercli itself.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Listing:
     adapt_splits: tuple[str, ...]
     score_splits: tuple[str, ...]
     left_out: dict[str, int] = field(default_factory=dict)
-    stand_in: bool = False
+    synthetic: bool = False
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
@@ -187,7 +187,7 @@ class Reader:
             adapt_splits=adapt_splits,
             score_splits=score_splits,
             left_out=dict(collector.left_out),
-            stand_in=(root / STAND_IN_MARKER).is_file(),
+            synthetic=(root / SYNTHETIC_MARKER).is_file(),
         )
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from fercli import media
-from fercli.datasets.reader import STAND_IN_MARKER, Collector, WrongOption
+from fercli.datasets.reader import SYNTHETIC_MARKER, Collector, WrongOption
 
 
 def is_image_name(name: str) -> bool:
@@ -27,7 +27,7 @@ def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str
         name = os.path.basename(path)
         if is_image_name(name):
             yield Path(path).relative_to(root).as_posix()
-        elif name != STAND_IN_MARKER:
+        elif name != SYNTHETIC_MARKER:
             collector.leave_out(media.describe_skipped(name))
 
 

@@ -34,7 +34,7 @@ class _Entry(BaseModel):
 
 
 class _Dataset(BaseModel):
-    stand_in: bool
+    synthetic: bool
 
 
 class _Results(BaseModel):

@@ -137,14 +137,14 @@ def _data(trained: Trained) -> str:
         try:
             store = open_store(spec, name, labels=False)
             count = f"{len(store.indices(store.adapt_splits)):,}"
-            if store.stand_in:
+            if store.synthetic:
                 drawn, what, terms = True, "procedural faces in its layout †", "drawn by fercli: no photographs"
         except FercliError:
             pass  # the card says that the number is not known
         rows.append((name, role, count, what, terms))
     said = _table(("dataset", "role", "faces trained on", "what", "terms"), rows)
     if drawn:
-        said += "\n\n† A stand-in drawn by fercli: its figures say nothing of photographs."
+        said += "\n\n† Synthetic, drawn by fercli: its figures say nothing of photographs."
     return said + (
         "\n\nThe terms are pointers and no legal advice: the agreement that was signed counts, and it may bind models "
         "made of the data, their weights too. `fercli datasets show NAME` tells where to ask."
@@ -213,8 +213,8 @@ def _figures(trained: Trained) -> str:
     said = _table(("tested on", "faces", "accuracy %", "macro F1 %"), rows)
     if trained.is_starter:
         said += f"\n\nThe starter model has a card of its own, which tells more: `fercli weights inspect {NAME}`."
-    said += "\n\nBy `fercli evaluate`; in brackets 95 % intervals where they were reckoned."
-    return said + ("\n\n† Procedural faces, a stand-in." if any("†" in row[0] for row in rows) else "")
+    said += "\n\nBy `fercli evaluate`; in brackets 95 % intervals where they were computed."
+    return said + ("\n\n† Synthetic: procedural faces." if any("†" in row[0] for row in rows) else "")
 
 
 def _is_of(entry: dict[str, Any], trained: Trained) -> bool:
@@ -232,7 +232,7 @@ def _is_of(entry: dict[str, Any], trained: Trained) -> bool:
 
 def _figure(results: dict[str, Any], entry: dict[str, Any]) -> tuple[str, ...]:
     metrics, counts, intervals = entry["decision"]["metrics"], entry["counts"], entry.get("intervals")
-    mark = " †" if results["datasets"][entry["dataset"]]["stand_in"] else ""
+    mark = " †" if results["datasets"][entry["dataset"]]["synthetic"] else ""
     shown = []
     for name in ("accuracy", "macro_f1"):
         value = metrics and metrics[name]

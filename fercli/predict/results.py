@@ -20,7 +20,7 @@ from fercli.faces.failures import may_pass, reason
 from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.faces.search import scale_box, scale_points
 from fercli.files import cannot_write, real_path, replacing
-from fercli.media import is_picture_name, is_video_name
+from fercli.media import WRITTEN_ENDINGS, is_picture_name, is_video_name
 from fercli.models import HEADS
 from fercli.predict.drawing import draw
 from fercli.predict.inputs import Input
@@ -29,9 +29,6 @@ from fercli.predict.resume import part_of
 from fercli.predict.stream import Picture
 from fercli.predict.video_writer import VideoWriter
 from fercli.spreadsheet import harmless
-
-#: What OpenCV writes; annotated pictures of other kinds become JPEGs.
-_WRITTEN = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
 COLUMNS: tuple[str, ...] = (
     *("input", "frame", "time_s", "face", "track", "expression", "confidence", "stage", "score", "how"),
@@ -224,15 +221,15 @@ def _keep_inside(folder: Path, copies: Sequence[Path]) -> None:
 
 def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
     """Return each input's annotated copy, no two alike."""
-    kinds = _WRITTEN if inputs[0].kind == "picture" else {".mp4"}
-    if to.suffix.lower() in _WRITTEN | {".mp4"} and not _is_folder(to):
+    kinds = WRITTEN_ENDINGS if inputs[0].kind == "picture" else {".mp4"}
+    if to.suffix.lower() in WRITTEN_ENDINGS | {".mp4"} and not _is_folder(to):
         if len(inputs) > 1:
             raise SpecError(f"--annotate {to} is one file, and there are {len(inputs)} inputs", "name a folder")
         if to.suffix.lower() not in kinds:
             raise SpecError(f"--annotate {to}: a {inputs[0].kind} becomes one of {', '.join(sorted(kinds))}")
         return [to]
     if (is_picture_name(to.name) or is_video_name(to.name)) and not _is_folder(to):
-        raise SpecError(f"--annotate {to}: copies are written as {', '.join(sorted(_WRITTEN))} or .mp4")
+        raise SpecError(f"--annotate {to}: copies are written as {', '.join(sorted(WRITTEN_ENDINGS))} or .mp4")
     paths: dict[Path, None] = {}
     counts: dict[Path, int] = {}
     for one in inputs:
@@ -240,7 +237,7 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
         below = Path(*[part for part in one.below.parts if part not in ("..", one.below.anchor)] or ["input"])
         if one.kind != "picture":
             below = below.with_suffix(".mp4")
-        elif below.suffix.lower() not in _WRITTEN:
+        elif below.suffix.lower() not in WRITTEN_ENDINGS:  # pictures of other kinds become JPEGs
             below = below.with_name(below.name + ".jpg")
         path, again = to / below, counts.get(below, 1)
         while path in paths:

@@ -32,7 +32,7 @@ def dataset_numbers(store: Store, role: str = "") -> dict[str, Any]:
 
     Returns:
         A document for JSON:
-        ``role``, ``stand_in``, ``listed`` and ``kept`` records, ``statuses`` {status: n}, ``steps`` {step of the retry
+        ``role``, ``synthetic``, ``listed`` and ``kept`` records, ``statuses`` {status: n}, ``steps`` {step of the retry
         ladder: n}, ``rejected`` {reason: n}, ``left_out`` {reason: n}, ``subjects`` n, ``adapt_splits``,
         ``score_splits``, ``splits`` {split: {``listed``, ``kept``, ``classes`` {expression: kept}}}, ``classes``
         {expression: {``listed``, ``kept``}}, ``score`` and ``pose`` {``roll``, ``yaw``, ``pitch``} as `histogram`
@@ -46,7 +46,7 @@ def dataset_numbers(store: Store, role: str = "") -> dict[str, Any]:
     all_listed, all_kept = _classes(rows, unlabelled), _classes(kept, unlabelled)
     return {
         "role": role,
-        "stand_in": store.stand_in,
+        "synthetic": store.synthetic,
         "listed": listed,
         "kept": len(kept),
         "statuses": counts,

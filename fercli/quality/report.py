@@ -31,8 +31,8 @@ from fercli.version import __version__
 #: Pairs of one comparison that quality.json names; it counts them all.
 NAMED = 1000
 
-#: Of the document; one of another is made anew.
-SCHEMA = 2
+#: Of the document; one of another is made again.
+SCHEMA = 3
 
 
 def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str]) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str
 
 
 def _made_from(stores: Sequence[Store], roles: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return what the report depends on; where that is what it was, nothing is reckoned again."""
+    """Return what the report depends on; where that is what it was, nothing is computed again."""
     return {
         store.name: [file_hash(store.path / "meta.json"), roles.get(store.name, ""), __version__] for store in stores
     }

@@ -56,7 +56,7 @@ def view(
         "summary": document["summary"],
         "thresholds": document["thresholds"],
         "version": document["fercli"],
-        "stand_ins": [name for name, numbers in document["datasets"].items() if numbers["stand_in"]],
+        "synthetic": [name for name, numbers in document["datasets"].items() if numbers["synthetic"]],
         "datasets": [
             _dataset(by_name[name], numbers, folder, _SHEETS // len(by_name))
             for name, numbers in document["datasets"].items()

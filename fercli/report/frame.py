@@ -14,13 +14,13 @@ from fercli.evaluation.metrics import number
 
 
 def frame(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Work out what every page shows, of a run and of a sweep: {"title", "created", "stand_in" (whether any data set
+    """Work out what every page shows, of a run and of a sweep: {"title", "created", "synthetic" (whether any data set
     is one), "spec" (YAML), "environment" (pairs of text)}. Whatever the document lacks is empty."""
     datasets = (document.get("datasets") or {}).values()
     return {
         "title": document.get("title") or "results",
         "created": _when(document.get("created")),
-        "stand_in": bool(document.get("stand_in")) or any(about.get("stand_in") for about in datasets),
+        "synthetic": bool(document.get("synthetic")) or any(about.get("synthetic") for about in datasets),
         "spec": _as_yaml(document.get("spec")),
         "environment": _environment(document.get("environment") or {}),
     }

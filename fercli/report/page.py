@@ -33,7 +33,7 @@ def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) 
     Args:
         template: its file name.
         values: what it shows.
-        document: whose `datasets` and `stand_in` say which names the test ``standin`` (of `_macros.html.j2`) marks.
+        document: whose `datasets` and `synthetic` say which names the test ``synthetic`` (of `_macros.html.j2`) marks.
     """
     environment = Environment(
         loader=PackageLoader("fercli.report"),
@@ -45,13 +45,13 @@ def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) 
     environment.filters.update(pct=_pct, points=_points, figure=_figure, plain=plain, shade=_shade, short=_short)
     environment.filters.update(pvalue=_pvalue, duration=duration, digits=digits, decimals=_decimals, signed=_signed)
     datasets = document.get("datasets") or {}
-    environment.tests["standin"] = lambda name: _is_stand_in(name, datasets, bool(document.get("stand_in")))
+    environment.tests["synthetic"] = lambda name: _is_synthetic(name, datasets, bool(document.get("synthetic")))
     return environment.get_template(template).render(values)
 
 
-def _is_stand_in(name: str, datasets: Mapping[str, Any], whole: bool) -> bool:
+def _is_synthetic(name: str, datasets: Mapping[str, Any], whole: bool) -> bool:
     about = datasets.get(name)
-    return whole if about is None else bool(about.get("stand_in"))
+    return whole if about is None else bool(about.get("synthetic"))
 
 
 def _pct(value: Any, digits: int = 1) -> str:

@@ -2,7 +2,7 @@
 
 It loads nothing (styles and plots are inside it), so it can be mailed, archived and opened without a network. All text
 is escaped by jinja2. What a reader must not miss is computed here and marked in every table: data sets of procedural
-faces (stand-ins), rows that were selected with target labels (oracle), images that were not scored.
+faces (synthetic), rows that were selected with target labels (oracle), images that were not scored.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 All read one results document, plain values as JSON holds them (scores are fractions in [0, 1], None = not defined):
 
-- ``schema`` 2, ``kind`` "sweep", ``title``, ``created`` (ISO 8601), ``stand_in`` (bool), ``spec``, ``environment``;
+- ``schema`` 2, ``kind`` "sweep", ``title``, ``created`` (ISO 8601), ``synthetic`` (bool), ``spec``, ``environment``;
 - ``targets``, ``methods`` (labels) and ``seeds``, in order; ``reference``, the label that others are compared with;
-- ``datasets``: name -> {"stand_in", "role": "source" or "target"};
+- ``datasets``: name -> {"synthetic", "role": "source" or "target"};
 - ``cells``, a dict for each that was run: ``seed``, ``keys`` (values of the grid's spec keys), ``target``, ``method``
   (label), ``registered`` (its name in the registry), ``oracle_method`` (it trains with target labels), ``decision``,
   ``accuracy``, ``macro_f1``, ``expected``, ``found``, ``scored`` (images), ``selection`` (rule) and ``epoch`` that it
@@ -30,7 +30,7 @@ from fercli.report.page import page, save_page
 from fercli.report.sweep_view import view
 
 _NONE = "–"
-_STAND_IN_NOTE = "† procedural faces drawn by fercli: a stand-in, not photographs."
+_SYNTHETIC_NOTE = "† synthetic: procedural faces drawn by fercli, not photographs."
 _COLUMNS = ("target", "method", "decision", "accuracy", "macro_f1", "expected", "found", "scored", "selection", "epoch")
 Table = tuple[str, list[str], list[list[str]], str]
 
@@ -89,8 +89,8 @@ def sweep_rule_table(document: Mapping[str, Any]) -> Table:
         "Points of accuracy below the ORACLE's epoch over all cells of adapted methods; 0 is best.\n"
         "In bold: the rule that chose the epochs of this sweep."
     )
-    if frame(document)["stand_in"]:
-        caption += f"\n{_STAND_IN_NOTE}"
+    if frame(document)["synthetic"]:
+        caption += f"\n{_SYNTHETIC_NOTE}"
     return "Choosing the epoch without target labels: points below the oracle", columns, rows, caption
 
 
@@ -158,14 +158,14 @@ def _notes(
         notes.append(
             f"{gone} of {gone + len(document['cells'])} cells are missing; (n) is how many seeds a figure has."
         )
-    if frame(document)["stand_in"]:
-        notes.append(_STAND_IN_NOTE)
+    if frame(document)["synthetic"]:
+        notes.append(_SYNTHETIC_NOTE)
     return notes
 
 
 def _marked(document: Mapping[str, Any], name: str) -> str:
     about = (document.get("datasets") or {}).get(name)
-    marked = about.get("stand_in") if about else document.get("stand_in") and name in document["targets"]
+    marked = about.get("synthetic") if about else document.get("synthetic") and name in document["targets"]
     return f"{name} †" if marked else name
 
 

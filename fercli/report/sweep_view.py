@@ -44,7 +44,7 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": verdict(accuracy),
         "chart": _chart(rows, columns, accuracy),
         "rules": rank_rules(document),
-        "published": published(document, columns, common["stand_in"]),
+        "published": published(document, columns, common["synthetic"]),
         "targets": targets,
         "seconds": _seconds(rows),
         "missing": missing(document),
@@ -62,11 +62,11 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return None
 
 
-def published(document: Mapping[str, Any], columns: Sequence[Column], stand_in: bool) -> list[dict[str, Any]]:
+def published(document: Mapping[str, Any], columns: Sequence[Column], synthetic: bool) -> list[dict[str, Any]]:
     """Published rows in the table's columns, accuracy in percent as printed: {"method", "backbone", "citation",
-    "selection", "cells": [percent or None]}. None on stand-ins: faces that were drawn compare with nothing in print."""
+    "selection", "cells": [percent or None]}. None on synthetic faces, which compare with nothing in print."""
     found: dict[tuple[str, ...], dict[str, float | None]] = {}
-    for row in [] if stand_in else document.get("published") or []:
+    for row in [] if synthetic else document.get("published") or []:
         name = tuple(str(row.get(part) or "") for part in ("method", "backbone", "citation", "selection"))
         if row.get("target") in document["targets"] and number(row.get("accuracy")) is not None:
             found.setdefault(name, {})[row["target"]] = number(row["accuracy"])
@@ -146,5 +146,5 @@ def _notes(document: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], co
         if len(target["counts"]) > 1:
             notes.append(f"{target['name']}: cells differ in how many images they scored; compare with care.")
     if len(document["seeds"]) < 2:
-        notes.append("One seed: no deviation, no test and no tie can be reckoned.")
+        notes.append("One seed: no deviation, no test and no tie can be computed.")
     return notes

@@ -245,16 +245,16 @@ def _document(
         table += scored.rows(entries[-1]) if not scored.is_source else []
     sources = "+".join(spec.data.source)
     targets = [name for name in stores if name not in spec.data.source]
-    stand_in = any(store.stand_in for store in stores.values())
-    published = spec.evaluate.published and not stand_in
+    synthetic = any(store.synthetic for store in stores.values())
+    published = spec.evaluate.published and not synthetic
     return {
         "schema": 3,
         "title": spec.evaluate.title or spec.name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "stand_in": stand_in,
+        "synthetic": synthetic,
         "expressions": list(EXPRESSIONS),
         "datasets": {
-            name: {"stand_in": store.stand_in, "role": "source" if name in spec.data.source else "target"}
+            name: {"synthetic": store.synthetic, "role": "source" if name in spec.data.source else "target"}
             for name, store in stores.items()
         },
         "table": sorted(table, key=lambda row: targets.index(row["target"])),

@@ -2,8 +2,8 @@
 
 ``results.json`` (schema 3; shares are fractions in 0..1, None is not defined) holds
 
-- ``schema``, ``title``, ``created`` (ISO 8601), ``stand_in``, ``expressions``, ``spec``, ``environment``;
-- ``datasets``: name -> {"stand_in", "role": "source" or "target"};
+- ``schema``, ``title``, ``created`` (ISO 8601), ``synthetic``, ``expressions``, ``spec``, ``environment``;
+- ``datasets``: name -> {"synthetic", "role": "source" or "target"};
 - ``entries``, one a model and dataset: which model (``model``, ``stage``, ``folder``, ``checkpoint``, ``epoch``,
   ``selection``, ``oracle``), on what (``dataset``, ``role``, ``source``, ``splits``, ``counts``), the scores of each of
   ``heads`` and of the ``decision`` (with its ``rule`` and ``stages``), ``intervals`` of the decision, ``calibration``

@@ -49,7 +49,7 @@ def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, An
     stores = {name: open_store(cells[0].spec, name) for name in [*sources, *targets]}
     parts = {name: scored_part(spec, stores[name], is_source=False) for name in targets}
     labels = {name: stores[name].labels[indices] for name, (_, indices, _) in parts.items()}
-    stand_in = any(store.stand_in for store in stores.values())
+    synthetic = any(store.synthetic for store in stores.values())
     rows, missing = [], []
     for cell in cells:
         about = {"seed": cell.seed, "keys": cell.keys, "target": cell.target, "method": cell.method}
@@ -76,18 +76,18 @@ def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, An
         "kind": "sweep",
         "title": spec.evaluate.title or spec.name,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "stand_in": stand_in,
+        "synthetic": synthetic,
         "targets": targets,
         "methods": list(dict.fromkeys(cell.method for cell in cells)),
         "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
         "reference": reference,
         "datasets": {
-            name: {"stand_in": store.stand_in, "role": "source" if name in sources else "target"}
+            name: {"synthetic": store.synthetic, "role": "source" if name in sources else "target"}
             for name, store in stores.items()
         },
         "cells": rows,
         "missing": missing,
-        "published": _published(spec, targets) if spec.evaluate.published and not stand_in else [],
+        "published": _published(spec, targets) if spec.evaluate.published and not synthetic else [],
         "spec": json.loads(spec.model_dump_json()),
         "environment": describe_device("cpu"),
     }

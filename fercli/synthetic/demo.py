@@ -56,7 +56,7 @@ def write_shifts(folder: Path) -> Path:
 def _draw_missing(data: Path, writers: dict[str, Callable[[Path, int], None]], seed: int) -> None:
     for name, write in writers.items():
         if not (data / name).exists():
-            console.say(f"drawing procedural faces (a stand-in, no photographs): {name} ...")
+            console.say(f"drawing synthetic faces (procedural, no photographs): {name} ...")
             write(data / name, seed)
 
 

@@ -1,7 +1,7 @@
 """Write procedural faces in real datasets' own layouts, so that a demo or a test goes through the true readers.
 
 Each writer fills a sibling folder ``NAME.partial`` and renames it to ``NAME`` when all is there: a folder that exists
-is whole, and what a killed write left is swept away by the next. In every root lies `STAND_IN_MARKER`, which says in a
+is whole, and what a killed write left is swept away by the next. In every root lies `SYNTHETIC_MARKER`, which says in a
 sentence that these are no photographs. Faces may be any iterable: they are written as they come.
 """
 
@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from fercli.datasets import READERS
-from fercli.datasets.reader import STAND_IN_MARKER
+from fercli.datasets.reader import SYNTHETIC_MARKER
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.synthetic.render import Face
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _SENTENCE = (
-    "These are procedural faces drawn by fercli, a stand-in written in the layout of {layout}: "
+    "These are synthetic faces: procedural drawings by fercli in the layout of {layout}, "
     "no photographs, no real people, and none of that dataset's images.\n"
 )
 _JPEG_QUALITY = 92
@@ -215,7 +215,7 @@ def _whole(root: str | Path, layout: str) -> Iterator[Path]:
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     yield partial
-    (partial / STAND_IN_MARKER).write_text(_SENTENCE.format(layout=layout))
+    (partial / SYNTHETIC_MARKER).write_text(_SENTENCE.format(layout=layout))
     if root.exists():
         root.rmdir()
     partial.rename(root)
