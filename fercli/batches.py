@@ -22,7 +22,7 @@ from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED
 from fercli.methods.base import Batch
 from fercli.residence import Ahead, Resident, Rows, home_of
 from fercli.spec import TrainSource
-from fercli.store import Store
+from fercli.store import Store, subsample
 from fercli.views import Share, View, ViewSettings, plain_view, strong_view, weak_view
 
 
@@ -114,13 +114,6 @@ def source_deck(counts: Sequence[int], balance: str, seed: int) -> Deck | Mixtur
     return Mixture(counts, [count**0.5 if balance == "sqrt" else 1.0 for count in counts], seed)
 
 
-def thin(count: int, limit: int) -> np.ndarray:
-    """At most `limit` of the positions 0..count-1, ascending, evenly spread and with both ends where limit >= 2."""
-    if count <= limit:
-        return np.arange(count)
-    return np.linspace(0, count - 1, limit).round().astype(np.int64)
-
-
 class Faces:
     """Chosen faces of one or several stores, as device tensors on demand.
 
@@ -157,7 +150,7 @@ class Faces:
         kept = []
         for indices in self._indices:
             amount = -(-len(indices) * limit // len(self))
-            kept.append(indices[thin(len(indices), amount)])
+            kept.append(indices[subsample(len(indices), amount)])
         return Faces(self._stores, kept, self._device, self._with_crops, self._data)
 
     def same_as(self, other: Faces) -> bool:

@@ -33,7 +33,6 @@ from fercli.engine.stages import view_settings
 from fercli.errors import FercliError
 from fercli.evaluation.decision import RUNGS, DecisionRule
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.extract import Options
 from fercli.faces.images import Source, Unreadable, decode
 from fercli.models import HEADS, GlobalLocal, Output
 from fercli.predict.faces import CutFace, see
@@ -104,7 +103,7 @@ class Recognizer:
     ):
         self.network, self.spec, self.device = network, spec, device
         self.rule, self._refine = rule, refine
-        self.options = Options.of(spec.prepare)
+        self.options = spec.prepare
         self.with_crops = spec.model.reads_crops
         self._settings = view_settings(spec)
         self._process = os.getpid()

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from fercli.evaluation.calibration import calibration
-from fercli.evaluation.domain_gap import a_distance, thin
+from fercli.evaluation.domain_gap import a_distance
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align, synthetic
+from fercli.store import subsample
 
 HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")
 
@@ -257,7 +258,7 @@ def _gap(rng: np.random.Generator, target: str, before: Looked, after: Looked) -
     """Both models' gap on at most 400 faces of a domain; the maps are clusters drawn by hand."""
     models = []
     for looked, shift in ((before, 0.28), (after, 0.05)):
-        theirs = looked.labels[thin(looked.faces, 400)]
+        theirs = looked.labels[subsample(looked.faces, 400)]
         ours = rng.integers(0, 7, 400)
         centres = 0.5 + 0.36 * np.stack([np.cos(np.arange(7) * 0.9), np.sin(np.arange(7) * 0.9)], 1)
         places = np.concatenate([centres[ours], centres[theirs] * (1 - shift) + shift * 0.4])

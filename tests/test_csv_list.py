@@ -16,7 +16,8 @@ from fercli.datasets import read_dataset
 from fercli.datasets.base import whole_number
 from fercli.errors import FercliError
 from fercli.faces import synthetic
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
+from fercli.spec import Prepare
 from fercli.store import Store
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
@@ -389,7 +390,7 @@ def test_each_face_of_a_picture_gets_its_own_label(tmp_path, pairs):
             # The same face alone in its picture.
             write(tmp_path, f"alone/{name}/{i}.png", encoded(face.image, "PNG"))
     write(tmp_path, "list.csv", "\n".join(lines) + "\n")
-    here = Options(workers=1, backend="sequential")
+    here = Prepare(workers=1, backend="sequential")
     prepare(read_dataset("mine", "csv", tmp_path), tmp_path / "out", here)
     prepare(read_dataset("alone", "folders", tmp_path / "alone"), tmp_path / "one", here)
     store, alone = Store.open(tmp_path / "out"), Store.open(tmp_path / "one")

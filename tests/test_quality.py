@@ -23,10 +23,11 @@ from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align, synthetic
 from fercli.faces.fingerprints import NEAR, likeness, patch, perceptual_hash, unpack
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
 from fercli.quality import numbers
 from fercli.quality.duplicates import compare, faces_of, near_pairs, numbering
 from fercli.quality.report import write_quality
+from fercli.spec import Prepare
 from fercli.store import FORMAT, MANIFEST_COLUMNS, Store, count_statuses, read_manifest, write_manifest
 
 MARGIN = 14
@@ -347,7 +348,7 @@ def test_leaks_are_found_from_photographs_on(tmp_path):
     save(tmp_path / "data/there/happiness/IMG_0001.jpg", smaller, quality=60)
     stores = []
     for name in ("here", "there"):
-        prepare(read_dataset(name, "folders", tmp_path / "data" / name), tmp_path / name, Options(workers=1))
+        prepare(read_dataset(name, "folders", tmp_path / "data" / name), tmp_path / name, Prepare(workers=1))
         stores.append(Store.open(tmp_path / name))
     document = write_quality(stores, tmp_path, {"here": "source", "there": "target"})
     assert document["summary"]["leaks"] == 1

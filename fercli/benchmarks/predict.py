@@ -31,7 +31,6 @@ from fercli import console
 from fercli.durations import digits
 from fercli.engine.fabric import make_fabric
 from fercli.engine.stages import empty_network, view_settings
-from fercli.faces.extract import Options
 from fercli.faces.images import Decoded, read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.faces.synthetic import STUDIO, Face, render
@@ -41,7 +40,7 @@ from fercli.predict.run import predict
 from fercli.predict.video_writer import VideoWriter
 from fercli.predict.videos import open_video
 from fercli.recognizer import Recognizer
-from fercli.spec import Spec
+from fercli.spec import Prepare, Spec
 from fercli.timing import wait
 from fercli.views import plain_view
 from fercli.workers import Workers
@@ -175,12 +174,12 @@ def _cut_ahead(recognizer: Recognizer, inputs: Sequence[Input], kind: str) -> li
     return [face for one in pictures for face in cut_faces(one, recognizer.options, recognizer.with_crops)]
 
 
-def _detection(options: Options, inputs: Sequence[Input], pool: Workers) -> float:
+def _detection(options: Prepare, inputs: Sequence[Input], pool: Workers) -> float:
     shares = ((options, list(inputs), part, pool.count) for part in range(pool.count))
     return sum(rate for _, rate in pool.in_order(detect_alone, shares, lambda share: share, pool.count + 1))
 
 
-def detect_alone(options: Options, inputs: Sequence[Input], part: int, of: int) -> float:
+def detect_alone(options: Prepare, inputs: Sequence[Input], part: int, of: int) -> float:
     """Return the faces a second that one process finds in its share of the pictures, decoding not counted."""
     pictures = _pictures(inputs, part, of)
     landmarker = Landmarker(options.confidence, options.low_confidence, options.retries)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fercli.batches import thin
+from fercli.store import subsample
 
 #: Strength of the classifier's L2 penalty, a face: weights w cost PENALTY * |w|^2 / 2 against its mean log loss.
 PENALTY = 0.01
@@ -52,7 +52,7 @@ def a_distance(source: ArrayLike, target: ArrayLike, folds: int = 5, seed: int =
     fewer = min(len(source), len(target))
     if fewer < folds:
         return document
-    both = _joined(source[thin(len(source), fewer)], target[thin(len(target), fewer)])
+    both = _joined(source[subsample(len(source), fewer)], target[subsample(len(target), fewer)])
     domain = np.repeat([0, 1], fewer)
 
     from sklearn.linear_model import LogisticRegression

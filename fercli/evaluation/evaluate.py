@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fercli import console
-from fercli.batches import thin
 from fercli.engine.fabric import resolve_device
 from fercli.engine.folder import digest, prepared_again
 from fercli.engine.log import read_environment, read_metrics
@@ -31,12 +30,11 @@ from fercli.evaluation.published import published_rows
 from fercli.evaluation.results_files import open_report, predictions_name, unwritable, write_results
 from fercli.evaluation.scored import Scored
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.extract import Options
 from fercli.files import only_one
 from fercli.machine import describe_device
 from fercli.spec import Spec
 from fercli.starter import NAME
-from fercli.store import Store
+from fercli.store import Store, subsample
 from fercli.trained import Trained, adapted_models, source_model, unfinished
 
 
@@ -171,7 +169,7 @@ def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[St
 
 def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
     """Say where a store's faces are cut otherwise than those that the model was trained on."""
-    due = Options.of(spec.prepare).parameters()
+    due = spec.prepare.parameters()
     names = ["align", "crop_size", "crop_zoom"] if spec.model.reads_crops else ["align"]
     found = store.meta["parameters"]
     other = [f"{name} {found[name]}, not {due[name]}" for name in names if found.get(name, due[name]) != due[name]]
@@ -284,7 +282,7 @@ def _pseudo_labels(models: Sequence[Trained], stores: Mapping[str, Store]) -> di
             continue
         faces, store = len(next(iter(outputs.values()))), stores[model.target]
         watched = store.indices(store.adapt_splits)
-        watched = watched[thin(len(watched), model.state["spec"]["adapt"]["select_images"])]
+        watched = watched[subsample(len(watched), model.state["spec"]["adapt"]["select_images"])]
         same = len(watched) == faces and not prepared_again(model.state, [store])
         if not same:
             console.warn(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fercli.batches import Faces, labels_of, thin
+from fercli.batches import Faces, labels_of
 from fercli.engine.fabric import make_fabric
 from fercli.engine.stages import empty_network, load_network, view_settings
 from fercli.evaluation.domain_gap import a_distance, embed
@@ -20,7 +20,7 @@ from fercli.expressions import NUM_EXPRESSIONS
 from fercli.methods.base import NUM_HEADS, Seen
 from fercli.models import Output
 from fercli.spec import Spec
-from fercli.store import Store
+from fercli.store import Store, subsample
 from fercli.trained import Trained
 
 #: Most faces of a domain that its distance to the other is reckoned from, and most that are mapped.
@@ -81,7 +81,7 @@ class Looker:
         splits, indices, expected = scored_part(self._spec, store, is_source)
         faces = self._faces([store], [indices])
         seen = self._look(faces, self._refine)
-        rows = thin(len(indices), GAP_FACES)
+        rows = subsample(len(indices), GAP_FACES)
         if self._refine is None or is_source:
             features = seen.features[rows]
         else:
@@ -103,10 +103,10 @@ class Looker:
         found = a_distance(source, target)
         embedding = None
         if mapped:
-            ours, theirs = thin(len(source), MAPPED_FACES), thin(len(target), MAPPED_FACES)
+            ours, theirs = subsample(len(source), MAPPED_FACES), subsample(len(target), MAPPED_FACES)
             embedding = embed(source[ours], target[theirs])
         if embedding is not None:
-            labels = scored.labels[thin(len(scored.labels), GAP_FACES)]
+            labels = scored.labels[subsample(len(scored.labels), GAP_FACES)]
             embedding["label"] = [*self._train_labels[ours].tolist(), *labels[theirs].tolist()]
         return {
             "folder": self._model.folder.name,
@@ -149,6 +149,6 @@ class Looker:
 def _thinned(parts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
     """At most `limit` of the positions in all parts together, evenly spread over them laid end to end."""
     which = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    rows = thin(len(which), limit)
+    rows = subsample(len(which), limit)
     joined = np.concatenate(parts)[rows]
     return [joined[which[rows] == number] for number in range(len(parts))]
