@@ -169,7 +169,7 @@ class Store:
     def __len__(self) -> int:
         return len(self.faces)
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """Labels int64 [N]. Raises RuntimeError in a store opened without them, for then reading them is a mistake."""
         if "labels" not in self._small:
