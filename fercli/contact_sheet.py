@@ -13,9 +13,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fercli.datasets.reader import Listing, Record
 from fercli.expressions import EXPRESSIONS, UNLABELLED
-from fercli.faces.extract import Options, decode_source, read_source
+from fercli.faces.extract import decode_source, read_source
 from fercli.faces.images import Unreadable
-from fercli.store import read_array
+from fercli.files import replacing
+from fercli.spec import Prepare
+from fercli.store import read_array, subsample
+
+#: Its file; not needed to use a store.
+PICTURE = "contact-sheet.jpg"
 
 #: Tiles in a row; a class and the rejected records get at most so many rows.
 COLUMNS, CLASS_ROWS, REJECTED_ROWS = 12, 1, 3
@@ -26,7 +31,7 @@ _PAPER, _INK, _FAINT, _ALERT = (250, 250, 248), (30, 30, 30), (120, 120, 120), (
 _COLOURS = ((255, 196, 0), (0, 214, 255), (90, 255, 90), (255, 92, 205), (255, 120, 60))
 
 
-def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Listing, options: Options) -> None:
+def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Listing, options: Prepare) -> None:
     """Write contact-sheet.jpg into a folder that holds a store's arrays.
 
     A band a class: faces spread evenly over the manifest, with their landmarks, the windows of the local crops (in the
@@ -47,13 +52,13 @@ def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Li
         members = [(i, row) for i, row in kept if int(row["label"]) == label]
         if members:
             name = "unlabelled" if label == UNLABELLED else EXPRESSIONS[label]
-            shown = _spread(members, COLUMNS * CLASS_ROWS)
+            shown = [members[k] for k in subsample(len(members), COLUMNS * CLASS_ROWS)]
             tiles = [_tile(_drawn_face(faces[i], landmarks[i], options), *_caption(row)) for i, row in shown]
             bands.append((f"{name}: {len(members)} kept", tiles))
     if rejected:
         reasons = Counter(row["reason"] for _, row in rejected).most_common(3)
         most = "; ".join(f"{count} {reason}" for reason, count in reasons)
-        shown = _spread(rejected, COLUMNS * REJECTED_ROWS)
+        shown = [rejected[k] for k in subsample(len(rejected), COLUMNS * REJECTED_ROWS)]
         tiles = [
             _tile(_thumbnail(listing.records[i], listing.root), row["id"], row["reason"], True) for i, row in shown
         ]
@@ -62,7 +67,8 @@ def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Li
     title = f"{listing.name}: {len(kept)} of {len(rows)} records kept"
     parts = ", ".join(f"{counts[s]} {s}" for s in ("found", "retried", "given", "mean-landmarks") if counts[s])
     note = "Synthetic: procedural faces, not the dataset. " if listing.synthetic else ""
-    _compose(f"{title} ({parts})", note + _LEGEND, bands).save(folder / "contact-sheet.jpg", quality=88)
+    with replacing(folder / PICTURE) as file:
+        _compose(f"{title} ({parts})", note + _LEGEND, bands).save(file, "JPEG", quality=88)
 
 
 _LEGEND = (
@@ -71,20 +77,13 @@ _LEGEND = (
 )
 
 
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` items, evenly spaced."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(k * (len(items) - 1) / (count - 1))] for k in range(count)]
-
-
 def _caption(row: dict[str, Any]) -> tuple[str, str]:
     score = f" {float(row['score']):.2f}" if row["score"] else ""
     how = f"retried: {row['reason']}" if row["status"] == "retried" else row["status"]
     return str(row["id"]), how + score
 
 
-def _drawn_face(face: np.ndarray, landmarks: np.ndarray, options: Options) -> Image.Image:
+def _drawn_face(face: np.ndarray, landmarks: np.ndarray, options: Prepare) -> Image.Image:
     zoom = _TILE / options.side
     picture = Image.fromarray(np.asarray(face)).resize((_TILE, _TILE), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(picture)

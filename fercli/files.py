@@ -197,28 +197,3 @@ def to_disk(file: IO[bytes] | IO[str]) -> None:
     """Bring what was written to the disk itself, past the system's caches."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def copy_bytes(source: IO[bytes], at: int, count: int, target: IO[bytes]) -> None:
-    """Append `count` bytes of a file from byte `at` on to another, which must have nothing buffered.
-
-    The system copies them itself where it can (Linux), without bringing them into this process.
-    """
-    end = at + count
-    try:
-        while at < end:
-            copied = os.copy_file_range(source.fileno(), target.fileno(), end - at, at)
-            if not copied:
-                break
-            at += copied
-    except (AttributeError, OSError) as failure:
-        if getattr(failure, "errno", None) in _FULL:
-            raise
-    target.seek(0, os.SEEK_END)
-    source.seek(at)
-    while at < end:
-        block = source.read(min(end - at, 1 << 20))
-        if not block:
-            raise EOFError(f"{source.name} ends {end - at} bytes too early")
-        target.write(block)
-        at += len(block)

@@ -322,7 +322,9 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
 def _in_processes(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], count: int) -> Iterator[R]:
     with Workers(count) as workers:
         try:
-            for _, result in workers.in_order(function, arguments, lambda given: given, 4 * count):
+            # As many results wait for the one before them, each of some megabytes.
+            most = max(count + 2, min(4 * count, 32))
+            for _, result in workers.in_order(function, arguments, lambda given: given, most):
                 yield result
         except WorkerEnded as failure:
             raise FercliError(

@@ -5,10 +5,12 @@
     crops.npy      uint8 [N, 5, C, C, 3] RGB patches centred on the landmarks
     labels.npy     int64 [N], -1 where not known
     splits.npy     <U16 [N] (wider where a dataset's own names are)
+    ids.npy        text [N] what the dataset calls the record
+    subjects.npy   text [N] whose face it is, '' where not known
     shapes.npy     float32 [N, 5, 2] the landmarks as shares of the given box, or of the photograph's middle square
     manifest.csv   a row for every record listed, kept or rejected; the kept ones in the order of the arrays
     digests.npy    uint8 [N, 16] of each face's row of faces, landmarks, crops and shapes (`face_digest`)
-    keys.npy       uint8 [listed, 24] what every record was made from (`fercli.parts`), so that the next run keeps it
+    keys.npy       uint8 [listed, 24] what every record was made from (`fercli.prepare`), so that the next run keeps it
     meta.json      parameters, counts, versions, hashes; written last: a store without it is incomplete
 
 Columns of the manifest: what the dataset lists (id, path, split, label, subject, box); score, the detector's; status
@@ -22,9 +24,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,15 +37,16 @@ from pydantic import BaseModel, ConfigDict
 
 from fercli.datasets.protocol import absent
 from fercli.errors import Advice, FercliError
-from fercli.files import copy_bytes
 
 #: Changed whenever stores written before can no longer be used.
-FORMAT = 3
+FORMAT = 2
 
-#: Arrays that parts bring, with a row for every face kept, and their types; digests cover the others.
+#: Arrays with a row for every face kept that workers make, and their types; digests cover the others.
 FACE_ARRAYS = {"faces": "uint8", "landmarks": "float32", "crops": "uint8", "shapes": "float32", "digests": "uint8"}
 #: Files that meta.json holds the SHA-256 of.
-SMALL_FILES = ("labels.npy", "splits.npy", "digests.npy", "keys.npy", "manifest.csv")
+SMALL_FILES = ("labels.npy", "splits.npy", "ids.npy", "subjects.npy", "digests.npy", "keys.npy", "manifest.csv")
+#: Those that fercli 0.2 left to the manifest; `fercli prepare` writes them, until then the manifest is read instead.
+LATER_FILES = ("ids.npy", "subjects.npy")
 #: All files of a store but its picture and meta.json.
 FILES = (*(f"{name}.npy" for name in FACE_ARRAYS if name != "digests"), *SMALL_FILES)
 MANIFEST_COLUMNS = (
@@ -95,7 +96,6 @@ class Store:
         name: the dataset.
         meta: the contents of meta.json.
         faces, landmarks, crops: read-only memory maps, as in the module's docstring.
-        splits, ids, subjects: numpy arrays of text [N]; a subject that is not known is ''.
         adapt_splits, score_splits: the dataset's protocol.
         synthetic: true for procedural faces.
     """
@@ -107,16 +107,15 @@ class Store:
         self.adapt_splits: tuple[str, ...] = tuple(meta["adapt_splits"])
         self.score_splits: tuple[str, ...] = tuple(meta["score_splits"])
         self.faces, self.landmarks, self.crops = (_faces_array(path, name, dtype, row) for name, dtype, row in _MAPPED)
+        names = ["splits", "ids", "subjects", *(["digests"] if checked else []), *(["labels"] if labels else [])]
         hashes = meta["sha256"] if checked else {}
-        self.splits: np.ndarray = read_array(_read_small(path, "splits.npy", hashes))
-        manifest = io.TextIOWrapper(_read_small(path, "manifest.csv", hashes), **_MANIFEST_TEXT)
-        kept = [row for row in csv.DictReader(manifest) if row["status"] != "rejected"]
-        self.ids = np.array([row["id"] for row in kept], dtype=str)
-        self.subjects = np.array([row["subject"] for row in kept], dtype=str)
-        self._labels: np.ndarray | None = read_array(_read_small(path, "labels.npy", hashes)) if labels else None
-        columns = [self.faces, self.landmarks, self.crops, self.splits, self.ids, *([self._labels] if labels else [])]
-        if checked:
-            columns.append(read_array(_read_small(path, "digests.npy", hashes)))
+        later = {} if "ids.npy" in meta["sha256"] else _of_manifest(path, hashes)
+        self._hashes = {name: hashes[f"{name}.npy"] for name in names if name not in later} if checked else {}
+        # Mapped now, so that all are of one moment; read when they are asked for, as nobody needs all of them.
+        self._small = {
+            name: later[name] if name in later else read_array(path / f"{name}.npy", mapped=True) for name in names
+        }
+        columns = [self.faces, self.landmarks, self.crops, *self._small.values()]
         if len({len(column) for column in columns}) != 1:
             raise ValueError("its files disagree")
 
@@ -129,8 +128,8 @@ class Store:
         Args:
             path: the folder.
             labels: False where labels must not be read (adapting to a target): `labels` then raises.
-            checked: whether labels, splits, manifest and digests must have the hashes that meta.json names. False
-                where damage is what is looked for (`fercli.verify`).
+            checked: whether the small arrays must have the hashes that meta.json names, which is seen when one is first
+                asked for (FercliError). False where damage is what is looked for (`fercli.verify`).
             name: of the dataset that it must be of; None where any will do.
 
         Raises:
@@ -164,18 +163,42 @@ class Store:
                 Advice("remove it, and ", make),
             )
         if problem is not None:
-            raise FercliError(f"the prepared store {path} is damaged ({problem})", Advice(make, " --repair"))
+            raise _damaged(path, problem)
         return store
 
     def __len__(self) -> int:
         return len(self.faces)
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray:
         """Labels int64 [N]. Raises RuntimeError in a store opened without them, for then reading them is a mistake."""
-        if self._labels is None:
+        if "labels" not in self._small:
             raise RuntimeError(f"the labels of {self.name} were asked for where none may be read")
-        return self._labels
+        return self._checked("labels")
+
+    @cached_property
+    def splits(self) -> np.ndarray:
+        """Names of splits, text [N]."""
+        return self._checked("splits")
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """What the dataset calls its records, text [N]."""
+        return self._checked("ids")
+
+    @cached_property
+    def subjects(self) -> np.ndarray:
+        """Whose faces they are, text [N]; '' where that is not known."""
+        return self._checked("subjects")
+
+    def _checked(self, name: str) -> np.ndarray:
+        """One of the small arrays, read-only; FercliError where it has not the hash that meta.json names."""
+        array, due = self._small[name], self._hashes.pop(name, None)
+        # The map is the whole file, its header too.
+        if due is not None and hashlib.sha256(array.base).hexdigest() != due:
+            self._hashes[name] = due
+            raise _damaged(self.path, f"{name}.npy is not as it was written")
+        return array
 
     @cached_property
     def faces_digest(self) -> str:
@@ -195,8 +218,10 @@ class Store:
         What is trained on these faces holds for stores of the same digest. It takes no longer than opening the store:
         pixels are in it by the digests that `fercli prepare` left.
         """
-        files = ["digests.npy", *(["labels.npy"] if labels else [])]
-        parts = [self.faces_digest, *(self.meta["sha256"][name] for name in files)]
+        files = ["digests", *(["labels"] if labels else [])]
+        for name in files:
+            self._checked(name)
+        parts = [self.faces_digest, *(self.meta["sha256"][f"{name}.npy"] for name in files)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def indices(self, splits: Iterable[str]) -> np.ndarray:
@@ -228,6 +253,8 @@ def read_meta(path: Path) -> dict[str, Any] | None:
     """Return a store's meta.json, or None where the store is incomplete or not there, or the file is damaged."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        if "stand_in" in meta:  # its name in stores of fercli 0.2
+            meta["synthetic"] = meta.pop("stand_in")
         if meta["format"] == FORMAT:
             _Meta.model_validate(meta)
     except (OSError, ValueError, RecursionError, KeyError, TypeError):  # pydantic's is a ValueError
@@ -281,12 +308,18 @@ def write_manifest(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             (quoting if any("\r" in str(value) for value in row.values()) else writer).writerow(row)
 
 
-def _read_small(path: Path, name: str, hashes: Mapping[str, str]) -> io.BytesIO:
-    """Return one of `SMALL_FILES`, read once; ValueError where its hash is not the one given."""
-    data = (path / name).read_bytes()
-    if hashes and hashlib.sha256(data).hexdigest() != hashes[name]:
-        raise ValueError(f"{name} is not as it was written")
-    return io.BytesIO(data)
+def _of_manifest(path: Path, hashes: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Return `LATER_FILES` of a store that has none; ValueError where its manifest has not the hash given."""
+    if hashes and file_hash(path / "manifest.csv") != hashes["manifest.csv"]:
+        raise ValueError("manifest.csv is not as it was written")
+    kept = [row for row in read_manifest(path) if row["status"] != "rejected"]
+    return {f"{name}s": np.array([row[name] for row in kept], str) for name in ("id", "subject")}
+
+
+def _damaged(path: Path, what: object) -> FercliError:
+    return FercliError(
+        f"the prepared store {path} is damaged ({what}); run: fercli prepare --dataset {path.name} --repair"
+    )
 
 
 def damaged_faces(lies: Mapping[str, Path]) -> list[int]:
@@ -329,52 +362,26 @@ def count_statuses(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, int], d
     return {"expected": len(rows), **{status: by_status[status] for status in STATUSES}}, splits
 
 
-class ArrayWriter:
-    """Writes an .npy file front to back, so that the memory stays flat.
+def subsample(count: int, limit: int) -> np.ndarray:
+    """At most `limit` of the positions 0..count-1, ascending, evenly spread and with both ends where limit >= 2."""
+    if count <= limit:
+        return np.arange(count)
+    return np.linspace(0, count - 1, limit).round().astype(np.int64)
 
-    Args:
-        path: the file.
-        dtype, row: of the array: numbers of this type, rows of this shape.
+
+def npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """Return the header of an .npy file: of one length, so that it can be written again once there are more rows.
+
+    `numpy.lib.format` writes the same but for its padding, which differs from version to version; a store's bytes, and
+    with them the hashes that runs remember it by, must not.
     """
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    start = np.lib.format.magic(1, 0) + (_HEADER - 10).to_bytes(2, "little")
+    return start + repr(about).encode("latin1").ljust(_HEADER - 11) + b"\n"
 
-    def __init__(self, path: Path, dtype: str, row: tuple[int, ...]):
-        self._dtype, self._row, self._count = np.dtype(dtype), row, 0
-        self._file = path.open("wb")
-        self._file.write(self._header())
 
-    def _header(self) -> bytes:
-        # Of one length whatever the count, which is known at the end only.
-        about = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False}
-        text = repr({**about, "shape": (self._count, *self._row)}).encode("latin1")
-        return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11) + b"\n"
-
-    def append(self, rows: np.ndarray) -> None:
-        """Write the next rows."""
-        self._grow(rows.dtype, rows.shape)
-        if len(rows):
-            self._file.write(np.ascontiguousarray(rows).view(np.uint8).data)
-
-    def append_from(self, file: IO[bytes], at: int, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        """Write the next rows as they lie in another file from byte `at` on."""
-        size = self._grow(dtype, shape)
-        self._file.flush()
-        copy_bytes(file, at, size, self._file)
-
-    def _grow(self, dtype: np.dtype, shape: tuple[int, ...]) -> int:
-        if shape[1:] != self._row or dtype != self._dtype:
-            raise ValueError(f"rows of {dtype} {shape[1:]} in an array of {self._dtype} {self._row}")
-        self._count += shape[0]
-        return math.prod(shape) * dtype.itemsize
-
-    def close(self) -> None:
-        """Write how many rows there are."""
-        self._file.seek(0)
-        self._file.write(self._header())
-        self._file.close()
-
-    @classmethod
-    def whole(cls, path: Path, array: np.ndarray) -> None:
-        """Write an array at once."""
-        writer = cls(path, array.dtype.str, array.shape[1:])
-        writer.append(array)
-        writer.close()
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an .npy file with `npy_header`."""
+    with path.open("wb") as file:
+        file.write(npy_header(array.dtype, array.shape))
+        file.write(array.tobytes())

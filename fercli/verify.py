@@ -15,7 +15,17 @@ from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED
 from fercli.faces.extract import read_source, source_hash
 from fercli.faces.images import Unreadable
-from fercli.store import FILES, SMALL_FILES, Store, count_statuses, damaged_faces, file_hash, read_array, read_manifest
+from fercli.store import (
+    FILES,
+    LATER_FILES,
+    SMALL_FILES,
+    Store,
+    count_statuses,
+    damaged_faces,
+    file_hash,
+    read_array,
+    read_manifest,
+)
 
 
 @dataclass
@@ -79,6 +89,8 @@ def _damage(store: Store) -> list[str]:
 
 def _small_files(store: Store) -> Iterator[str]:
     for name in SMALL_FILES:
+        if name in LATER_FILES and name not in store.meta["sha256"]:
+            continue
         if not (store.path / name).is_file():
             yield f"{name} is missing"
         elif file_hash(store.path / name) != store.meta["sha256"].get(name):
@@ -100,8 +112,9 @@ def _disagreements(store: Store) -> Iterator[str]:
     labels = read_array(store.path / "labels.npy")
     if [row["label"] for row in kept] != [str(label) for label in labels.tolist()]:
         yield "labels.npy and manifest.csv disagree"
-    if [row["split"] for row in kept] != store.splits.tolist():
-        yield "splits.npy and manifest.csv disagree"
+    for name in ("split", "id", "subject"):
+        if [row[name] for row in kept] != getattr(store, f"{name}s").tolist():
+            yield f"{name}s.npy and manifest.csv disagree"
     if not np.isin(labels, range(UNLABELLED, NUM_EXPRESSIONS)).all():
         yield "labels.npy holds other numbers than -1 to 6"
     if not np.isfinite(store.landmarks).all():

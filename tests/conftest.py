@@ -168,10 +168,11 @@ def raf(tmp_path_factory: pytest.TempPathFactory, faces: list[Any]) -> Path:
 def raf_store(tmp_path_factory: pytest.TempPathFactory, raf: Path) -> Path:
     """The store of `raf`, by default options."""
     from fercli.datasets import read_dataset
-    from fercli.prepare import Options, prepare
+    from fercli.prepare import prepare
+    from fercli.spec import Prepare
 
     out = tmp_path_factory.mktemp("prepared") / "raf-db"
-    prepare(read_dataset("raf-db", "raf-db", raf), out, Options(workers=1))
+    prepare(read_dataset("raf-db", "raf-db", raf), out, Prepare(workers=1))
     return out
 
 

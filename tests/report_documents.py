@@ -16,7 +16,7 @@ from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align
-from fercli.loading.samplers import subsample
+from fercli.store import subsample
 from fercli.synthetic.render import LAB, render
 
 HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")

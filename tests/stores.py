@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fercli.store import MANIFEST_COLUMNS, SMALL_FILES, file_hash, read_manifest
+from fercli.store import MANIFEST_COLUMNS, SMALL_FILES, Store, file_hash, read_manifest
 
 
 def seal(folder: Path) -> None:
@@ -36,6 +36,13 @@ def cut(store: Path, out: Path, keep: np.ndarray, **changes: object) -> None:
         counts["listed"] = int((np.load(out / "splits.npy") == split).sum())
     (out / "meta.json").write_text(json.dumps({**meta, **changes}))
     seal(out)
+
+
+def changeable(store: Store) -> Store:
+    """Let a test write into what an open store tells of its faces."""
+    for name in ("labels", "ids", "subjects"):
+        setattr(store, name, np.array(getattr(store, name)))
+    return store
 
 
 def with_labels(prepared: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray | None]) -> Path:

@@ -32,12 +32,13 @@ from fercli.engine.log import read_metrics
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.images import MAX_BYTES, Unreadable, read_image
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
+from fercli.spec import Prepare
 from fercli.spec.registry import METHODS
 from fercli.store import Store, read_manifest
 from fercli.synthetic.render import STUDIO, Face, render
 
-HERE = Options(workers=1, backend="sequential")
+HERE = Prepare(workers=1, backend="sequential")
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +66,9 @@ def prepare_files(tmp_path: Path, files: dict[str | bytes, bytes]) -> dict[str, 
     summary = prepare(read_dataset("d", "folders", root), tmp_path / "out", HERE)
     rows = {row["id"]: row for row in read_manifest(tmp_path / "out")}
     store = Store.open(tmp_path / "out")
-    assert summary.kept == len(store) == sum(row["status"] != "rejected" for row in rows.values())
-    assert summary.expected == len(rows) == store.counts()["expected"]
+    kept = sum(row["status"] != "rejected" for row in rows.values())
+    assert summary.counts["expected"] - summary.counts["rejected"] == len(store) == kept
+    assert summary.counts["expected"] == len(rows) == store.counts()["expected"]
     return rows
 
 
@@ -318,10 +320,11 @@ BOMBS: dict[str, Callable[[], bytes]] = {
 _MEASURE = """
 import resource, sys
 from fercli.datasets import read_dataset
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
+from fercli.spec import Prepare
 peaks = []
 for root in sys.argv[1:]:
-    prepare(read_dataset("d", "folders", root), root + "-out", Options(workers=1, backend="sequential"))
+    prepare(read_dataset("d", "folders", root), root + "-out", Prepare(workers=1, backend="sequential"))
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(peaks[1] - peaks[0])
 """

@@ -15,7 +15,8 @@ from trees import encoded, rows, touch, write
 from fercli.datasets import read_dataset
 from fercli.datasets.parsing import whole_number
 from fercli.errors import FercliError
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
+from fercli.spec import Prepare
 from fercli.store import Store
 from fercli.synthetic.render import STUDIO, Face, render
 
@@ -389,7 +390,7 @@ def test_each_face_of_a_picture_gets_its_own_label(tmp_path, pairs):
             # The same face alone in its picture.
             write(tmp_path, f"alone/{name}/{i}.png", encoded(face.image, "PNG"))
     write(tmp_path, "list.csv", "\n".join(lines) + "\n")
-    here = Options(workers=1, backend="sequential")
+    here = Prepare(workers=1, backend="sequential")
     prepare(read_dataset("mine", "csv", tmp_path), tmp_path / "out", here)
     prepare(read_dataset("alone", "folders", tmp_path / "alone"), tmp_path / "one", here)
     store, alone = Store.open(tmp_path / "out"), Store.open(tmp_path / "one")

@@ -14,9 +14,9 @@ import torch
 from scipy.stats import norm
 from threadpoolctl import threadpool_limits
 
-from fercli.evaluation.domain_gap import a_distance, embed, thin
+from fercli.evaluation.domain_gap import a_distance, embed
 from fercli.loading.face_dataset import FaceDataset
-from fercli.store import Store
+from fercli.store import Store, subsample
 
 
 def _domains(shift: float, source: int = 300, target: int = 300, length: int = 20, seed: int = 0):
@@ -41,12 +41,12 @@ class TestThin:
         ],
     )
     def test_by_hand(self, count, limit, expected):
-        assert thin(count, limit).tolist() == expected
+        assert subsample(count, limit).tolist() == expected
 
     def test_even_and_without_repeats(self):
         for count in range(1, 60):
             for limit in range(1, count + 1):
-                gaps = np.diff(thin(count, limit))
+                gaps = np.diff(subsample(count, limit))
                 assert len(gaps) == limit - 1 and (gaps >= 1).all()
                 assert limit == 1 or np.ptp(gaps) <= 1
 
@@ -57,7 +57,7 @@ class TestThin:
         indices = store.indices(["train"])
         watched = FaceDataset([store], [indices], torch.device("cpu"), False).subsampled(limit)
         ids = [name for _, _, name in watched.names(np.arange(len(watched)))]
-        assert ids == [str(name) for name in store.ids[indices[thin(len(indices), limit)]]]
+        assert ids == [str(name) for name in store.ids[indices[subsample(len(indices), limit)]]]
 
 
 class TestADistance:
@@ -90,7 +90,7 @@ class TestADistance:
 
         source, target = _domains(1.0, 60, 23)
         got = a_distance(source, target, folds=4, seed=3)
-        faces = np.concatenate([source[thin(60, 23)], target])
+        faces = np.concatenate([source[subsample(60, 23)], target])
         domain = np.array([0] * 23 + [1] * 23)
         wrong = 0
         for known, unseen in StratifiedKFold(4, shuffle=True, random_state=3).split(faces, domain):

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from stores import changeable
 
 from fercli.engine.trained import Trained
 from fercli.expressions import EXPRESSIONS
@@ -53,7 +54,7 @@ def make(prepared, tmp_path):
     """Give a function (labels, probabilities [N, 7, 7], rule) -> what a model says of JAFFE's last N faces."""
 
     def scored(labels: list[int], probabilities: torch.Tensor, rule: str = "fused", status=None) -> Results:
-        store = Store.open(prepared / "jaffe")
+        store = changeable(Store.open(prepared / "jaffe"))
         indices = np.arange(len(store) - len(labels), len(store))
         store.labels[indices] = labels
         state = {"stage": "source", "decision": rule, "status": status, "spec": {}}

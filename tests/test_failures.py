@@ -21,7 +21,8 @@ from fercli.datasets import read_dataset
 from fercli.errors import TransientError
 from fercli.faces.failures import may_pass, naming
 from fercli.faces.images import Unreadable, read_image
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
+from fercli.spec import Prepare
 from fercli.store import read_manifest, write_manifest
 from fercli.synthetic.render import STUDIO, render
 
@@ -135,8 +136,9 @@ import resource, sys
 from pathlib import Path
 from fercli.datasets import read_dataset
 from fercli.errors import FercliError
-from fercli.prepare import Options, prepare
-here, data, out = Options(workers=1, backend="sequential"), sys.argv[1], sys.argv[2]
+from fercli.prepare import prepare
+from fercli.spec import Prepare
+here, data, out = Prepare(workers=1, backend="sequential"), sys.argv[1], sys.argv[2]
 prepare(read_dataset("d", "folders", data + "/first"), out + "-first", here)
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + (24 << 20), -1))
@@ -146,7 +148,7 @@ except FercliError as failure:
     print(failure)
 resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
 summary = prepare(read_dataset("d", "folders", data + "/second"), out, here)
-print(summary.kept, summary.rejected)
+print(summary.counts["found"] + summary.counts["retried"], summary.counts["rejected"])
 """
 
 
@@ -198,14 +200,14 @@ def test_rejections_of_an_earlier_version_are_tried_again(tmp_path, faces):
     (tmp_path / "data/happy").mkdir(parents=True)
     for i in range(3):
         (tmp_path / f"data/happy/{i}.jpg").write_bytes(encoded(faces[i].image, "JPEG"))
-    listing, here = read_dataset("d", "folders", tmp_path / "data"), Options(workers=1)
+    listing, here = read_dataset("d", "folders", tmp_path / "data"), Prepare(workers=1)
     prepare(listing, tmp_path / "out", here)
     assert prepare(listing, tmp_path / "out", here).up_to_date
     # As if the last picture had been rejected by an earlier version.
     rows = read_manifest(tmp_path / "out")
     rows[2] |= {"status": "rejected", "reason": "damaged image: Insufficient memory", "box": "", "score": ""}
     write_manifest(tmp_path / "out/manifest.csv", rows)
-    for name in ("faces", "landmarks", "crops", "shapes", "digests", "labels", "splits"):
+    for name in ("faces", "landmarks", "crops", "shapes", "digests", "labels", "splits", "ids", "subjects"):
         np.save(tmp_path / f"out/{name}.npy", np.load(tmp_path / f"out/{name}.npy")[:2])
     meta = json.loads((tmp_path / "out/meta.json").read_text())
     del meta["rejections"]
@@ -213,4 +215,4 @@ def test_rejections_of_an_earlier_version_are_tried_again(tmp_path, faces):
     (tmp_path / "out/meta.json").write_text(json.dumps({**meta, "fingerprint": "of before"}))
     seal(tmp_path / "out")
     summary = prepare(listing, tmp_path / "out", here)
-    assert (summary.computed, summary.taken_over, summary.rejected) == (1, 2, 0)
+    assert (summary.computed, summary.taken_over, summary.counts["rejected"]) == (1, 2, 0)

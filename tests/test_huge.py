@@ -15,9 +15,10 @@ from trees import encoded
 
 from fercli.datasets.reader import Record
 from fercli.faces import images
-from fercli.faces.extract import Options, extract
+from fercli.faces.extract import extract
 from fercli.faces.images import Unreadable, decode
 from fercli.predict.faces import see
+from fercli.spec import Prepare
 from fercli.synthetic.render import STUDIO, render
 
 _DRAWN = render(STUDIO, 1, 1, 3)
@@ -68,10 +69,10 @@ def test_boxes_and_landmarks_are_in_pixels_of_the_whole(tmp_path, limits, given,
         _jpeg(np.ascontiguousarray(np.rot90(_IMAGE, {1: 0, 6: 1}[orientation])), orientation)
     )
     box = (110.0, 130.0, 330.0, 400.0) if "box" in given else None
-    first = extract(Record("a", "a.jpg"), tmp_path, Options())
-    points = see(tmp_path / "a.jpg", Options(), True)[0].found.points5
+    first = extract(Record("a", "a.jpg"), tmp_path, Prepare())
+    points = see(tmp_path / "a.jpg", Prepare(), True)[0].found.points5
     record = Record("a", "a.jpg", box=box, landmarks=tuple(map(tuple, points)) if "landmarks" in given else None)
-    options = Options(landmarks="given" if "landmarks" in given else "detect")
+    options = Prepare(landmarks="given" if "landmarks" in given else "detect")
     whole = extract(record, tmp_path, options)
     limits(2)
     small = extract(record, tmp_path, options)
@@ -131,13 +132,13 @@ def test_progression_that_takes_too_much_memory_is_refused(limits, monkeypatch):
 
 _MEASURE = """
 import resource, sys
-from fercli.faces.extract import Options
+from fercli.spec import Prepare
 from fercli.faces.images import decode
 from fercli.predict.faces import see
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(decode(sys.argv[1]).size)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-print(*see(sys.argv[1], Options(), True)[0].found.box)
+print(*see(sys.argv[1], Prepare(), True)[0].found.box)
 """
 
 
@@ -152,5 +153,5 @@ def test_a_photograph_of_108_megapixels(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
     size, peak, box = done.stdout.splitlines()
     assert size == "(12000, 9000)" and int(peak) < 250_000, "KiB: the picture as a whole takes 324 MB"
-    expected = see(_DRAWN.image, Options(), True)[0].found.box
+    expected = see(_DRAWN.image, Prepare(), True)[0].found.box
     np.testing.assert_allclose(np.array(box.split(), float), 8 * np.array(expected) + (5000, 3000) * 2, atol=40)

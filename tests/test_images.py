@@ -20,11 +20,12 @@ from fercli.datasets import read_dataset
 from fercli.faces import images
 from fercli.faces.images import Unreadable, decode_pixels, read_image, read_pixels
 from fercli.faces.quiet import mute_stderr
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
+from fercli.spec import Prepare
 from fercli.store import Store
 from fercli.synthetic.render import STUDIO, Face, render
 
-HERE = Options(workers=1, backend="sequential")
+HERE = Prepare(workers=1, backend="sequential")
 
 
 @pytest.fixture(scope="module")
@@ -384,7 +385,7 @@ def test_faces_in_unusual_files_are_prepared(tmp_path, faces):
     for name, data in files.items():
         (root / "happy" / name).write_bytes(data)
     summary = prepare(read_dataset("d", "folders", root), tmp_path / "out", HERE)
-    assert summary.found == len(files)
+    assert summary.counts["found"] == len(files)
     store = Store.open(tmp_path / "out")
     reference = store.landmarks[store.ids.tolist().index("happy/plain.png")]
     assert np.abs(store.landmarks - reference).max() < 4

@@ -15,22 +15,26 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+import PIL
 import pytest
 from conftest import run
 from trees import digests, encoded
 
+import fercli.prepare.build
 from fercli.datasets import read_dataset
 from fercli.errors import FercliError
 from fercli.files import LOCK
-from fercli.parts import _cut
-from fercli.prepare import Options, prepare
-from fercli.store import FILES, Store, read_manifest
+from fercli.prepare import prepare
+from fercli.prepare.partial import PartialStore
+from fercli.spec import Prepare
+from fercli.store import FILES, LATER_FILES, Store, read_manifest
 from fercli.synthetic import writers
 from fercli.synthetic.render import THUMBNAIL, render
 from fercli.verify import verify
 
-HERE = Options(workers=1)
+HERE = Prepare(workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +55,17 @@ def unbroken(tmp_path_factory, many) -> dict[str, str]:
     return digests(out)
 
 
+def lines(out: Path) -> int:
+    """How many records the partial store in a folder speaks of that has the most."""
+    return max((len(path.read_bytes().splitlines()) - 1 for path in out.glob("partial-*/journal.jsonl")), default=0)
+
+
 def start(data: Path, out: Path, **options) -> subprocess.Popen:
     """Prepare in another process, the head of a process group of its own."""
     script = (
-        "import sys, json; from fercli.datasets import read_dataset; from fercli.prepare import Options, prepare\n"
-        "prepare(read_dataset('d', 'folders', sys.argv[1]), sys.argv[2], Options(**json.loads(sys.argv[3])))"
+        "import sys, json; from fercli.datasets import read_dataset\n"
+        "from fercli.prepare import prepare; from fercli.spec import Prepare\n"
+        "prepare(read_dataset('d', 'folders', sys.argv[1]), sys.argv[2], Prepare(**json.loads(sys.argv[3])))"
     )
     command = [sys.executable, "-c", script, str(data), str(out), json.dumps(options)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
@@ -70,16 +80,16 @@ def test_again_with_nothing_changed_does_nothing(raf_store, raf):
 
     before = times()
     summary = prepare(read_dataset("raf-db", "raf-db", raf), raf_store, HERE)
-    assert summary.up_to_date and summary.computed == 0 and summary.found == 14
+    assert summary.up_to_date and summary.computed == 0 and summary.counts["found"] == 14
     assert before == times()
 
 
 def test_workers_and_chunks_change_no_byte(tmp_path, raf_store, raf):
     listing = read_dataset("raf-db", "raf-db", raf)
     for name, options in {
-        "two": replace(HERE, workers=2, chunk=4),
-        "threads": replace(HERE, workers=2, chunk=5, backend="threading"),
-        "ones": replace(HERE, chunk=1),
+        "two": Prepare(workers=2, chunk=4),
+        "threads": Prepare(workers=2, chunk=5, backend="threading"),
+        "ones": Prepare(workers=1, chunk=1),
     }.items():
         prepare(listing, tmp_path / name, options)
         assert digests(tmp_path / name) == digests(raf_store), name
@@ -89,7 +99,7 @@ def test_workers_and_chunks_change_no_byte(tmp_path, raf_store, raf):
 def test_a_dask_cluster_changes_no_byte(tmp_path, raf_store, raf):
     distributed = pytest.importorskip("distributed", reason="dask is not installed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        options = replace(HERE, workers=0, chunk=3, backend="dask", cluster=cluster.scheduler_address)
+        options = Prepare(workers=0, chunk=3, backend="dask", cluster=cluster.scheduler_address)
         prepare(read_dataset("raf-db", "raf-db", raf), tmp_path / "dask", options)
     assert digests(tmp_path / "dask") == digests(raf_store)
 
@@ -99,9 +109,7 @@ def test_a_ray_cluster_changes_no_byte(tmp_path, raf_store, raf):
     ray = pytest.importorskip("ray", reason="ray is not installed")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        prepare(
-            read_dataset("raf-db", "raf-db", raf), tmp_path / "ray", replace(HERE, workers=0, chunk=3, backend="ray")
-        )
+        prepare(read_dataset("raf-db", "raf-db", raf), tmp_path / "ray", Prepare(workers=0, chunk=3, backend="ray"))
     finally:
         ray.shutdown()
     assert digests(tmp_path / "ray") == digests(raf_store)
@@ -120,7 +128,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, raf, monkeypatch, opt
     import dask
 
     with dask.config.set({"distributed.comm.timeouts.connect": "1s"}), pytest.raises(FercliError, match=words):
-        prepare(read_dataset("r", "raf-db", raf), tmp_path / "out", replace(HERE, **options))
+        prepare(read_dataset("r", "raf-db", raf), tmp_path / "out", Prepare(workers=1, **options))
 
 
 # Something has changed
@@ -130,23 +138,95 @@ def test_other_parameters_are_noticed(tmp_path, faces):
     writers.write_raf_db(tmp_path / "raf", faces[:3], faces[3:4])
     listing, out = read_dataset("r", "raf-db", tmp_path / "raf"), tmp_path / "out"
     assert prepare(listing, out, HERE).computed == 4
-    assert prepare(listing, out, replace(HERE, margin=20)).computed == 4
+    assert prepare(listing, out, Prepare(workers=1, margin=20)).computed == 4
     assert Store.open(out).faces.shape[1] == 152
-    assert prepare(listing, out, replace(HERE, margin=20, workers=2, chunk=64)).up_to_date
+    assert prepare(listing, out, Prepare(margin=20, workers=2, chunk=64)).up_to_date
     (out / "faces.npy").unlink()
-    assert prepare(listing, out, replace(HERE, margin=20)).computed == 4
+    assert prepare(listing, out, Prepare(workers=1, margin=20)).computed == 4
+
+
+def test_a_partial_store_of_other_parameters_is_not_mixed_in(tmp_path, many, unbroken, monkeypatch):
+    """Its faces have the same sizes, so that the arrays would take them; a run of other parameters leaves the store."""
+    out, listing = tmp_path / "d", read_dataset("d", "folders", many)
+    stopped_at_the_end(listing, out, Prepare(workers=1, align="box"), monkeypatch)
+    summary = prepare(listing, out, HERE)
+    assert (summary.computed, summary.taken_over) == (160, 0)
+    assert digests(out) == unbroken
+    with monkeypatch.context() as patched:
+        patched.setattr(PartialStore, "append", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(listing, out, Prepare(workers=1, align="box"))
+    assert len(Store.open(out)) == 160
+    # Back to the first parameters: the store is as it was.
+    assert prepare(listing, out, HERE).up_to_date
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_other_versions_of_packages_compute_nothing_again(tmp_path, raf, monkeypatch, stopped):
+    """Neither where a store is there nor where a run was stopped; a store made anew records the new ones."""
+    listing, out = read_dataset("raf-db", "raf-db", raf), tmp_path / "raf-db"
+    if stopped:
+        stopped_at_the_end(listing, out, HERE, monkeypatch)
+    else:
+        prepare(listing, out, HERE)
+    for module in (fercli, np, PIL, cv2):
+        monkeypatch.setattr(module, "__version__", "99.0")
+    fercli.prepare.complete.versions.cache_clear()
+    monkeypatch.setattr(fercli.prepare.complete, "installed_version", lambda name: "99.0")
+    try:
+        summary = prepare(listing, out, HERE)
+        assert summary.computed == 0 and summary.up_to_date != stopped
+        assert (json.loads((out / "meta.json").read_text())["versions"]["numpy"] == "99.0") == stopped
+        assert prepare(replace(listing, score_splits=("train",)), out, HERE).computed == 0
+    finally:
+        fercli.prepare.complete.versions.cache_clear()
+
+
+def test_a_deleted_contact_sheet_is_drawn_and_no_array_written(tmp_path, raf_store, raf):
+    out = damaged(raf_store, tmp_path)
+    (out / "contact-sheet.jpg").unlink()
+    before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir() if path.name != LOCK}
+    summary = prepare(read_dataset("raf-db", "raf-db", raf), out, HERE)
+    assert summary.up_to_date and summary.computed == 0
+    after = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir() if path.name != LOCK}
+    assert after.keys() - before.keys() == {"contact-sheet.jpg"} and before.items() <= after.items()
+    assert digests(out) == digests(raf_store)
+
+
+def test_a_store_of_fercli_0_2_is_used_as_it_is_and_completed_out_of_itself(tmp_path, raf_store, raf):
+    out = damaged(raf_store, tmp_path)
+    meta = json.loads((out / "meta.json").read_text())
+    for name in LATER_FILES:
+        (out / name).unlink()
+        del meta["sha256"][name], meta["bytes"][name]
+    (out / "meta.json").write_text(json.dumps(meta))
+    old, new = Store.open(out), Store.open(raf_store)
+    assert old.ids.tolist() == new.ids.tolist() and old.subjects.tolist() == new.subjects.tolist()
+    assert old.content_digest(labels=True) == new.content_digest(labels=True) and verify(out).whole
+    summary = prepare(read_dataset("raf-db", "raf-db", raf), out, HERE)
+    assert (summary.computed, summary.taken_over) == (0, 14)
+    assert digests(out) == digests(raf_store)
+
+
+def stopped_at_the_end(listing, out: Path, options: Prepare, monkeypatch) -> None:
+    """Prepare, and fail once all faces are made: the partial store stays."""
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fercli.prepare.build, "complete", fails)
+        with pytest.raises(OSError, match="Input/output"):
+            prepare(listing, out, options)
+    assert lines(out) == len(listing) and not (out / "faces.npy").exists()
 
 
 @pytest.mark.parametrize("change", ["a new picture in front", "a picture gone", "a smaller chunk size"])
-def test_a_stopped_run_keeps_what_a_change_leaves_alone(tmp_path, many, change):
-    """Of 160 pictures all chunks were made; then a little changes before the store was put together."""
-    out, data, options = tmp_path / "d", tmp_path / "data", replace(HERE, chunk=8)
+def test_a_stopped_run_keeps_what_a_change_leaves_alone(tmp_path, many, change, monkeypatch):
+    """Of 160 pictures all faces were made; then a little changes before the store was complete."""
+    out, data, options = tmp_path / "d", tmp_path / "data", Prepare(workers=1, chunk=8)
     shutil.copytree(many, data)
-    (out / "meta.json").mkdir(parents=True)  # in the way of the very last step
-    (out / "meta.json/x").touch()
-    with pytest.raises(OSError):
-        prepare(read_dataset("d", "folders", data), out, options)
-    shutil.rmtree(out / "meta.json")
+    stopped_at_the_end(read_dataset("d", "folders", data), out, options, monkeypatch)
     first = data / "happy/000.jpg"
     if change == "a new picture in front":
         shutil.copy(first, data / "happy/0000.jpg")
@@ -154,21 +234,10 @@ def test_a_stopped_run_keeps_what_a_change_leaves_alone(tmp_path, many, change):
         first.unlink()
     listing = read_dataset("d", "folders", data)
     if change == "a smaller chunk size":
-        options = replace(HERE, chunk=5)
-    assert prepare(listing, out, options).computed <= 32
+        options = Prepare(workers=1, chunk=5)
+    assert prepare(listing, out, options).computed == (change == "a new picture in front")
     prepare(listing, tmp_path / "fresh", HERE)
     assert digests(out) == digests(tmp_path / "fresh")
-
-
-def test_chunks_end_where_they_did_when_a_record_comes_in():
-    keys = np.random.default_rng(0).integers(0, 256, (1000, 24), np.uint8)
-    cuts = {keys[end - 1].tobytes() for _, end in _cut(keys, 16)}
-    sizes = [end - start for start, end in _cut(keys, 16)]
-    assert sum(sizes) == 1000 and max(sizes) <= 32 and min(sizes[:-1]) >= 8 and 12 < np.mean(sizes) < 20
-    more = np.insert(keys, 3, 7, axis=0)
-    assert len(cuts & {more[end - 1].tobytes() for _, end in _cut(more, 16)}) > 0.8 * len(cuts)
-    assert list(_cut(keys, 1)) == [(i, i + 1) for i in range(1000)]
-    assert [end - start for start, end in _cut(np.ones((9, 24), np.uint8), 4)] == [8, 1]
 
 
 def test_a_failure_that_may_pass_stops_the_run_and_is_kept_in_no_store(tmp_path, many, monkeypatch):
@@ -185,7 +254,7 @@ def test_a_failure_that_may_pass_stops_the_run_and_is_kept_in_no_store(tmp_path,
         patched.setattr(Path, "read_bytes", stutter)
         with pytest.raises(FercliError, match=r"077.jpg cannot be read just now .*; run the same command again"):
             prepare(listing, out, HERE)
-    assert prepare(listing, out, HERE).kept == 160
+    assert prepare(listing, out, HERE).counts["rejected"] == 0
 
 
 def test_without_the_photographs_disk_nothing_is_rejected(tmp_path, many):
@@ -197,7 +266,7 @@ def test_without_the_photographs_disk_nothing_is_rejected(tmp_path, many):
 @pytest.mark.parametrize("missing", ["reject", "mean-landmarks"])
 def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
     """One photograph is another, one is touched only, one is new, one is gone: two faces are made."""
-    options = replace(HERE, missing=missing, chunk=3)
+    options = Prepare(workers=1, missing=missing, chunk=3)
     data, out = tmp_path / "data/happy", tmp_path / "out"
     data.mkdir(parents=True)
     for i, face in enumerate(faces[:8]):
@@ -242,9 +311,9 @@ def test_killed_at_random_times_it_ends_with_the_same_bytes(tmp_path, many, unbr
     while kills < 6:
         process = start(many, out, workers=2 if kills % 2 else 1, chunk=4)
         deadline = time.monotonic() + 20
-        # Counted from the moment when parts are made: the modules take a second to load.
+        # Counted from when it goes beyond the last run, or takes over from it: the modules take a second to load.
         while process.poll() is None and time.monotonic() < deadline:
-            if len(list(out.glob("parts/part-*"))) > before:
+            if len(list(out.glob("partial-*"))) > 1 if kills % 3 == 2 else lines(out) > before:
                 break
             time.sleep(0.002)
         time.sleep(chance.uniform(0, 0.12))
@@ -256,7 +325,9 @@ def test_killed_at_random_times_it_ends_with_the_same_bytes(tmp_path, many, unbr
             process.kill()
         process.communicate()
         kills += 1
-        before = len(list(out.glob("parts/part-*")))
+        assert lines(out) >= before, "a stopped run lost faces"
+        assert len(list(out.glob("partial-*"))) <= 3
+        before = lines(out)
         if not (out / "meta.json").exists():
             with pytest.raises(FercliError, match="incomplete"):
                 Store.open(out)
@@ -267,62 +338,62 @@ def test_killed_at_random_times_it_ends_with_the_same_bytes(tmp_path, many, unbr
     assert digests(out) == unbroken
 
 
-def test_a_part_that_a_power_cut_spoilt_is_made_again(tmp_path, many, unbroken):
-    out = tmp_path / "d"
-    process = start(many, out, workers=1, chunk=8)
-    while len(list(out.glob("parts/part-*"))) < 4 and process.poll() is None:
-        time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    parts = sorted(out.glob("parts/part-*"))[:4]
-    assert len(parts) == 4
-    parts[0].write_bytes(b"")
-    parts[1].write_bytes(parts[1].read_bytes()[:-7])
-    data = bytearray(parts[2].read_bytes())
-    data[-1000] ^= 1
-    parts[2].write_bytes(data)
-    made = prepare(read_dataset("d", "folders", many), out, replace(HERE, chunk=8)).computed
-    assert made >= 24 and digests(out) == unbroken
+@pytest.mark.parametrize(
+    ("name", "spoil", "lost"),
+    [
+        ("crops.npy", lambda data: data[:-1000] + bytes(1000), 1),
+        ("crops.npy", lambda data: data[:-100_000], 160),  # the array cannot be opened any more
+        ("landmarks.npy", lambda data: b"", 160),
+        ("digests.npy", lambda data: data[:128] + bytes(16 * 40) + data[128 + 16 * 40 :], 40),
+        ("journal.jsonl", lambda data: data[:-7], 1),
+        ("journal.jsonl", lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2), 81),
+        ("journal.jsonl", lambda data: data.replace(b'"status": "found"', b'"status": "given"'), 160),
+        ("journal.jsonl", lambda data: b"", 160),
+    ],
+)
+def test_what_a_power_cut_spoilt_is_made_again(tmp_path, many, unbroken, monkeypatch, name, spoil, lost):
+    out, listing = tmp_path / "d", read_dataset("d", "folders", many)
+    stopped_at_the_end(listing, out, HERE, monkeypatch)
+    file = out / "partial-1" / name
+    file.write_bytes(spoil(file.read_bytes()))
+    assert abs(prepare(listing, out, HERE).computed - lost) <= 2
+    assert digests(out) == unbroken
 
 
-def test_a_run_that_fails_while_assembling_goes_on(tmp_path, raf_store, raf):
-    """The disk fails under the last file: the parts are still there, and nothing is computed twice."""
-    out = tmp_path / "raf-db"
-    listing = read_dataset("raf-db", "raf-db", raf)
-    out.mkdir()
-    (out / "meta.json").mkdir()
-    (out / "meta.json" / "in the way").write_text("")
-    with pytest.raises(OSError):
-        prepare(listing, out, HERE)
-    (out / "meta.json" / "in the way").unlink()
-    (out / "meta.json").rmdir()
-    assert prepare(listing, out, HERE).computed == 0
+def test_a_run_that_fails_at_the_end_goes_on(tmp_path, raf_store, raf, monkeypatch):
+    """The disk fails under the last file: the partial store is still there, and nothing is computed twice."""
+    listing, out = read_dataset("raf-db", "raf-db", raf), tmp_path / "raf-db"
+    stopped_at_the_end(listing, out, HERE, monkeypatch)
+    (out / "parts").mkdir()  # as fercli 0.2 left them
+    (out / "parts/part-0").touch()
+    summary = prepare(listing, out, HERE)
+    assert (summary.computed, summary.taken_over) == (0, 14)
     assert digests(out) == digests(raf_store)
 
 
 @pytest.mark.parametrize("moved", [0, 1, 5, len(FILES)])
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_killed_while_the_files_take_their_places(tmp_path, raf_store, raf, moved, spoilt):
-    """The parts are gone already. What was whole is put in place; what a power cut spoilt is made again."""
+    """What is complete is put in place; of what a power cut spoilt, the damaged face is made again."""
     out = tmp_path / "raf-db"
     shutil.copytree(raf_store, out)
-    fresh = out / "parts/assembled"
-    fresh.mkdir(parents=True)
-    (out / "meta.json").rename(fresh / "meta.json")
+    partial = out / "partial-1"
+    partial.mkdir()
+    (out / "meta.json").rename(partial / "meta.json")
     for name in FILES[moved:]:
-        (out / name).rename(fresh / name)
+        (out / name).rename(partial / name)
     if spoilt:
-        file = out / "crops.npy" if (out / "crops.npy").exists() else fresh / "crops.npy"
+        file = out / "crops.npy" if (out / "crops.npy").exists() else partial / "crops.npy"
         file.write_bytes(file.read_bytes()[:-100] + bytes(100))
     summary = prepare(read_dataset("raf-db", "raf-db", raf), out, HERE)
-    assert summary.computed == (14 if spoilt else 0)
+    assert summary.computed == spoilt and summary.up_to_date != spoilt
     assert digests(out) == digests(raf_store)
 
 
 def test_two_at_once_do_not_meet(tmp_path, many, unbroken):
     out = tmp_path / "d"
     first = start(many, out, workers=1, chunk=4)
-    while not list(out.glob("parts/part-*")) and first.poll() is None:
+    while not lines(out) and first.poll() is None:
         time.sleep(0.002)
     with pytest.raises(FercliError, match=r"another fercli prepare is at work in .*; wait for it, or stop it"):
         prepare(read_dataset("d", "folders", many), out, HERE)
@@ -347,9 +418,9 @@ def test_a_full_disk_is_one_line_and_room_lets_it_go_on(small_disk, many, unbrok
     process = start(many, out, workers=2, chunk=4)
     said = process.communicate()[1].decode()
     assert process.returncode and f"the disk is full while writing {out}" in said.splitlines()[-1]
-    assert list(out.glob("parts/part-*")) and not (out / "meta.json").exists()
+    assert lines(out) and not (out / "meta.json").exists()
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    assert prepare(read_dataset("d", "folders", many), out, replace(HERE, chunk=4)).computed < 160
+    assert prepare(read_dataset("d", "folders", many), out, Prepare(workers=1, chunk=4)).computed < 160
     assert digests(out) == unbroken
 
 

@@ -19,11 +19,12 @@ from fercli.faces import align
 from fercli.faces.images import read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.files import LOCK
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
+from fercli.spec import Prepare
 from fercli.store import FILES, SMALL_FILES, Store, read_manifest
 from fercli.synthetic import writers
 
-HERE = Options(workers=1)
+HERE = Prepare(workers=1)
 
 
 # The store
@@ -131,8 +132,8 @@ def test_a_former_store_survives_a_run_that_finds_nothing(tmp_path, raf_store, r
 
 
 def test_given_landmarks_need_no_detector(tmp_path, raf, faces):
-    summary = prepare(read_dataset("r", "raf-db", raf), tmp_path / "out", replace(HERE, landmarks="given"))
-    assert summary.given == summary.expected == 14
+    summary = prepare(read_dataset("r", "raf-db", raf), tmp_path / "out", Prepare(workers=1, landmarks="given"))
+    assert summary.counts["given"] == summary.counts["expected"] == 14
     store = Store.open(tmp_path / "out")
     matrix = align.template_matrix(np.round(faces[0].landmarks.astype(float), 3))
     np.testing.assert_allclose(store.landmarks[0], align.transform(matrix, faces[0].landmarks), atol=0.01)
@@ -144,7 +145,7 @@ def test_given_landmarks_that_are_not_there_or_wrong_are_rejected(tmp_path, raf)
     records[1] = replace(records[1], landmarks=None)
     records[2] = replace(records[2], landmarks=((5.0, 5.0),) * 5)
     records[3] = replace(records[3], landmarks=tuple((x + 5000, y) for x, y in records[3].landmarks))
-    prepare(replace_records(listing, records), tmp_path / "out", replace(HERE, landmarks="given"))
+    prepare(replace_records(listing, records), tmp_path / "out", Prepare(workers=1, landmarks="given"))
     reasons = [row["reason"] for row in read_manifest(tmp_path / "out")]
     assert reasons[:2] == ["", "no landmarks given"]
     assert "not in order" in reasons[2] and "outside the picture" in reasons[3]
@@ -160,9 +161,9 @@ def test_missing_faces_may_be_kept_under_the_mean_shape(tmp_path, raf, with_boxe
         extra = replace(records[0], id=f"blank{i}", path=str(blank), box=(40.0, 30, 150, 140) if with_boxes else None)
         records.insert(at, extra)
     records.append(replace(records[1], id="gone", path="gone.jpg"))
-    options = replace(HERE, missing="mean-landmarks", chunk=2)
+    options = Prepare(workers=1, missing="mean-landmarks", chunk=2)
     summary = prepare(replace_records(listing, records), tmp_path / "out", options)
-    assert (summary.found, summary.mean_landmarks, summary.rejected) == (5, 2, 1)
+    assert [summary.counts[status] for status in ("found", "mean-landmarks", "rejected")] == [5, 2, 1]
     rows = read_manifest(tmp_path / "out")
     assert [row["status"] for row in rows] == [
         "mean-landmarks", "found", "found", "mean-landmarks", "found", "found", "found", "rejected",
@@ -170,13 +171,13 @@ def test_missing_faces_may_be_kept_under_the_mean_shape(tmp_path, raf, with_boxe
     store = Store.open(tmp_path / "out")
     assert len(store) == 7 and len(set(store.faces[0].reshape(-1, 3)[:, 0])) == 1
     assert np.abs(store.landmarks[0] - (align.ARCFACE_TEMPLATE + 14)).max() < 8
-    prepare(replace_records(listing, records), tmp_path / "again", replace(options, chunk=128))
+    prepare(replace_records(listing, records), tmp_path / "again", options.model_copy(update={"chunk": 128}))
     assert digests(tmp_path / "out") == digests(tmp_path / "again")
 
 
 def test_the_papers_box_crop(tmp_path, raf, faces):
     listing = read_dataset("r", "raf-db", raf)
-    prepare(replace_records(listing, listing.records[:3]), tmp_path / "out", replace(HERE, align="box"))
+    prepare(replace_records(listing, listing.records[:3]), tmp_path / "out", Prepare(workers=1, align="box"))
     store = Store.open(tmp_path / "out")
     image = read_image(raf / listing.records[0].path)
     matrix = align.box_matrix(listing.records[0].box)
@@ -186,7 +187,7 @@ def test_the_papers_box_crop(tmp_path, raf, faces):
 
 def test_sizes_follow_the_options(tmp_path, raf):
     listing = read_dataset("r", "raf-db", raf)
-    options = replace(HERE, size=64, margin=8, crop_size=32, crop_zoom=2.0)
+    options = Prepare(workers=1, size=64, margin=8, crop_size=32, crop_zoom=2.0)
     prepare(replace_records(listing, listing.records[:2]), tmp_path / "out", options)
     store = Store.open(tmp_path / "out")
     assert store.faces.shape[1:] == (80, 80, 3) and store.crops.shape[1:] == (5, 32, 32, 3)
@@ -196,10 +197,11 @@ def test_sizes_follow_the_options(tmp_path, raf):
 _PEAK = """
 import resource, sys
 from fercli.datasets import read_dataset
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
+from fercli.spec import Prepare
 from fercli.verify import verify
 listing = read_dataset("d", "folders", sys.argv[1])
-prepare(listing, sys.argv[2], Options(workers=1))
+prepare(listing, sys.argv[2], Prepare(workers=1))
 assert verify(sys.argv[2]).whole
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

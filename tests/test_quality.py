@@ -22,10 +22,11 @@ from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align
 from fercli.faces.perceptual_hash import NEAR, likeness, patch, perceptual_hash, unpack
-from fercli.prepare import Options, prepare
+from fercli.prepare import prepare
 from fercli.quality import numbers
 from fercli.quality.duplicates import compare, faces_of, near_pairs, numbering
 from fercli.quality.report import write_quality
+from fercli.spec import Prepare
 from fercli.store import FORMAT, MANIFEST_COLUMNS, Store, count_statuses, read_manifest, write_manifest
 from fercli.synthetic.render import STUDIO, Domain, render
 from fercli.synthetic.writers import write_raf_db
@@ -348,7 +349,7 @@ def test_leaks_are_found_from_photographs_on(tmp_path):
     save(tmp_path / "data/there/happiness/IMG_0001.jpg", smaller, quality=60)
     stores = []
     for name in ("here", "there"):
-        prepare(read_dataset(name, "folders", tmp_path / "data" / name), tmp_path / name, Options(workers=1))
+        prepare(read_dataset(name, "folders", tmp_path / "data" / name), tmp_path / name, Prepare(workers=1))
         stores.append(Store.open(tmp_path / name))
     document = write_quality(stores, tmp_path, {"here": "source", "there": "target"})
     assert document["summary"]["leaks"] == 1

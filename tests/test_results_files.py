@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Bench
+from stores import changeable
 
 from fercli.engine.trained import Trained
 from fercli.errors import FercliError
@@ -171,7 +172,7 @@ def test_predictions_of_models_that_are_gone_are_removed(evaluated, tmp_path: Pa
 
 
 def test_rows_of_names_that_are_formulas_or_no_utf8(prepared: Path, tmp_path: Path) -> None:
-    store = Store.open(prepared / "jaffe")
+    store = changeable(Store.open(prepared / "jaffe"))
     names = ["=1+1", "\udcff.png", 'a,"b"\r\nc', "plain", "@x", "-2"]
     indices = np.arange(len(names))
     store.ids[indices], store.subjects[indices] = names, [*"abcd", "+e", ""]

@@ -32,7 +32,6 @@ from fercli.durations import digits
 from fercli.engine.data import view_settings
 from fercli.engine.fabric import make_fabric
 from fercli.engine.network import empty_network
-from fercli.faces.extract import Options
 from fercli.faces.images import Decoded, read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.loading.augment import plain_view
@@ -44,7 +43,7 @@ from fercli.predict.recognizer import Recognizer
 from fercli.predict.run import predict
 from fercli.predict.video_writer import VideoWriter
 from fercli.predict.videos import open_video
-from fercli.spec import Spec
+from fercli.spec import Prepare, Spec
 from fercli.synthetic.render import STUDIO, Face, render
 
 #: Different pictures that are drawn; a longer folder repeats them under other names.
@@ -176,12 +175,12 @@ def _cut_ahead(recognizer: Recognizer, inputs: Sequence[Input], kind: str) -> li
     return [face for one in pictures for face in cut_faces(one, recognizer.options, recognizer.with_crops)]
 
 
-def _detection(options: Options, inputs: Sequence[Input], pool: Workers) -> float:
+def _detection(options: Prepare, inputs: Sequence[Input], pool: Workers) -> float:
     shares = ((options, list(inputs), part, pool.count) for part in range(pool.count))
     return sum(rate for _, rate in pool.in_order(detect_alone, shares, lambda share: share, pool.count + 1))
 
 
-def detect_alone(options: Options, inputs: Sequence[Input], part: int, of: int) -> float:
+def detect_alone(options: Prepare, inputs: Sequence[Input], part: int, of: int) -> float:
     """Return the faces a second that one process finds in its share of the pictures, decoding not counted."""
     pictures = _pictures(inputs, part, of)
     landmarker = Landmarker(options.confidence, options.low_confidence, options.retries)

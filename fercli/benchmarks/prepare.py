@@ -5,7 +5,7 @@ nothing else (mediapipe 1.x has no ``FaceMesh``; there it is ``FaceLandmarker``)
 pictures decoded beforehand. Without mediapipe `prepare` is measured alone. Bare and `prepare` take turns on the same
 pictures with as many processes, so that a machine's moods meet both; what is printed is the median over the rounds.
 The processes are started, and the models loaded, before the clock runs. `prepare` is timed whole: hashing the sources'
-state, finding, aligning, cutting, writing the parts, assembling the store, drawing the contact sheet.
+state, finding, aligning, cutting, writing the arrays, drawing the contact sheet.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from fercli.datasets.reader import Listing, Record
 from fercli.durations import digits
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting
-from fercli.faces.extract import Options
-from fercli.part_files import write_part
 from fercli.prepare import prepare
+from fercli.prepare.partial import PartialStore, made_of
+from fercli.spec import Prepare
 
 #: Different faces that are drawn; a longer list repeats them under other names.
 DRAWN = 280
@@ -58,7 +58,7 @@ def draw_pictures(folder: Path, count: int) -> Listing:
     return Listing("pictures", root, records, ("train",), ("train",), synthetic=True)
 
 
-def measure(listing: Listing, options: Options, processes: Sequence[int], rounds: int, folder: Path) -> dict[str, Any]:
+def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds: int, folder: Path) -> dict[str, Any]:
     """Measure one dataset.
 
     Args:
@@ -84,7 +84,7 @@ def measure(listing: Listing, options: Options, processes: Sequence[int], rounds
     with console.progress("rounds", total=rounds * len(processes)) as bar:
         for _ in range(rounds):
             for count in processes:
-                own = replace(options, workers=count, backend="loky")
+                own = options.model_copy(update={"workers": count, "backend": "loky"})
                 for name, run in runs.items():
                     with console.hushed():
                         run(warm, own, folder)
@@ -148,10 +148,10 @@ def replace_records(listing: Listing, records: Sequence[Record]) -> Listing:
     return replace(listing, records=list(records))
 
 
-def stages_ms(listing: Listing, options: Options, folder: Path) -> dict[str, float]:
-    """Return what each stage takes of one process, in milliseconds a picture: decode, detect, warp, write (of parts).
+def stages_ms(listing: Listing, options: Prepare, folder: Path) -> dict[str, float]:
+    """Return what each stage takes of one process, in milliseconds a picture: decode, detect, warp, write.
 
-    Hashing is part of decoding, checking part of writing; what `prepare` does once for all pictures is in none.
+    Hashing is part of decoding, digests part of writing; what `prepare` does once for all pictures is in none.
     """
     records, root, clock = listing.records, listing.root, _Clock()
     threads = cv2.getNumThreads()
@@ -159,24 +159,25 @@ def stages_ms(listing: Listing, options: Options, folder: Path) -> dict[str, flo
     try:
         for record in records[:8]:
             extracting.extract(record, root, options)
-        part, done = folder / "stage.part", []
-        for record in records:
-            with clock("decode"):
-                data = extracting.read_source(record, root)
-                extracting.source_hash(data)
-                picture = extracting.decode_source(record, root, data)
-            with clock("detect"):
-                frame = extracting.frame_of(record, picture.size)
-                result, points, box = extracting.locate(record, picture.pixels, frame, options)
-            with clock("warp"):
-                if points is not None:
-                    extracting.cut(result, picture.pixels, points, box, frame, options)
-            done.append(result)
-            if len(done) == options.chunk or record is records[-1]:
-                with clock("write"):
-                    write_part(part, done, options)
+        with PartialStore(folder / "stage", options) as partial:
+            keys = np.zeros((options.chunk, 24), np.uint8)
+            for start in range(0, len(records), options.chunk):
                 done = []
-        part.unlink()
+                for record in records[start : start + options.chunk]:
+                    with clock("decode"):
+                        data = extracting.read_source(record, root)
+                        extracting.source_hash(data)
+                        picture = extracting.decode_source(record, root, data)
+                    with clock("detect"):
+                        frame = extracting.frame_of(record, picture.size)
+                        result, points, box = extracting.locate(record, picture.pixels, frame, options)
+                    with clock("warp"):
+                        if points is not None:
+                            extracting.cut(result, picture.pixels, points, box, frame, options)
+                    done.append(result)
+                with clock("write"):
+                    partial.append(keys[: len(done)], [made_of(one) for one in done])
+        shutil.rmtree(folder / "stage")
     finally:
         cv2.setNumThreads(threads)
     return {name: 1e3 * spent / len(records) for name, spent in clock.spent.items()}
@@ -193,7 +194,7 @@ class _Clock:
         self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - started
 
 
-def _prepare(listing: Listing, options: Options, folder: Path) -> float:
+def _prepare(listing: Listing, options: Prepare, folder: Path) -> float:
     out = folder / "store"
     started = time.perf_counter()
     prepare(listing, out, options)
@@ -202,11 +203,11 @@ def _prepare(listing: Listing, options: Options, folder: Path) -> float:
     return spent
 
 
-def _bare(listing: Listing, options: Options, folder: Path) -> float:
+def _bare(listing: Listing, options: Prepare, folder: Path) -> float:
     return _shared_out(_mesh_of_files, [str(listing.root / r.path) for r in listing], options.workers)
 
 
-def _mesh_only(listing: Listing, options: Options, folder: Path) -> float:
+def _mesh_only(listing: Listing, options: Prepare, folder: Path) -> float:
     return _shared_out(_mesh_of_pictures, [str(listing.root / r.path) for r in listing], options.workers)
 
 

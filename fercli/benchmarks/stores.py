@@ -10,7 +10,7 @@ import numpy as np
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.spec import Prepare
-from fercli.store import FORMAT, SMALL_FILES, STATUSES, ArrayWriter, Store, file_hash, write_manifest
+from fercli.store import FORMAT, SMALL_FILES, STATUSES, Store, file_hash, write_manifest
 
 #: Where the landmarks lie, in shares of the view's side: about where the ArcFace template has them.
 _LANDMARKS = ((0.34, 0.46), (0.66, 0.46), (0.5, 0.64), (0.37, 0.82), (0.63, 0.82))
@@ -29,14 +29,16 @@ def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bo
     path, numbers = folder / name, np.random.default_rng(seed)
     path.mkdir(parents=True)
     side, patch = prepare.size + 2 * prepare.margin, prepare.crop_size
-    ArrayWriter.whole(path / "labels.npy", np.arange(faces) % NUM_EXPRESSIONS)
-    ArrayWriter.whole(path / "splits.npy", np.full(faces, "train", "<U16"))
+    np.save(path / "labels.npy", np.arange(faces) % NUM_EXPRESSIONS)
+    np.save(path / "splits.npy", np.full(faces, "train", "<U16"))
+    np.save(path / "ids.npy", np.arange(faces).astype(str))
+    np.save(path / "subjects.npy", np.full(faces, "", "<U1"))
     places = np.array(_LANDMARKS) * prepare.size + prepare.margin
     jitter = numbers.normal(0, 0.02 * prepare.size, (faces, 5, 2))
-    ArrayWriter.whole(path / "landmarks.npy", (places + jitter).astype("float32"))
+    np.save(path / "landmarks.npy", (places + jitter).astype("float32"))
     _fill(path / "faces.npy", (faces, side, side, 3), numbers)
     _fill(path / "crops.npy", (faces, 5, patch, patch, 3), numbers if crops else None)
-    ArrayWriter.whole(path / "digests.npy", np.zeros((faces, 16), "uint8"))
+    np.save(path / "digests.npy", np.zeros((faces, 16), "uint8"))
     write_manifest(path / "manifest.csv", ({"id": f"{i}", "split": "train", "status": "found"} for i in range(faces)))
     counts = {status: 0 for status in STATUSES} | {"expected": faces, "found": faces}
     meta = {

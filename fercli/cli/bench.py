@@ -57,7 +57,6 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
 
     from fercli.benchmarks import prepare as bench
     from fercli.doctor import OPENCV_WHEELS
-    from fercli.faces.extract import Options
     from fercli.machine import describe
     from fercli.pipeline import list_dataset
 
@@ -70,7 +69,7 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
             listing = list_dataset(spec, dataset, root)
             listing = bench.some_of(listing, images)
         processes = sorted({1, joblib.cpu_count()})
-        result = bench.measure(listing, Options.of(spec.prepare), processes, rounds, room)
+        result = bench.measure(listing, spec.prepare, processes, rounds, room)
     result = {
         "dataset": dataset or "procedural faces",
         **result,

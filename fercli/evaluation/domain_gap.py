@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fercli.loading.samplers import subsample
+from fercli.store import subsample
 
 #: Strength of the classifier's L2 penalty, a face: weights w cost PENALTY * |w|^2 / 2 against its mean log loss.
 PENALTY = 0.01

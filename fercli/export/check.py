@@ -109,10 +109,10 @@ def samples(trained: Trained) -> Samples:
 
 def drawn(spec: Spec) -> Samples:
     """Procedural faces, two people with each expression, cut by their own landmarks as the spec prepares faces."""
-    from fercli.faces.extract import Extracted, Options, cut
+    from fercli.faces.extract import Extracted, cut
     from fercli.synthetic.render import STUDIO, render
 
-    options, made = Options.of(spec.prepare), []
+    options, made = spec.prepare, []
     for number in range(DRAWN):
         face = render(STUDIO, number // NUM_EXPRESSIONS, number % NUM_EXPRESSIONS, 0)
         made.append(Extracted("found"))

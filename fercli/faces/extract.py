@@ -16,57 +16,16 @@ from fercli.datasets.reader import Box, Record
 from fercli.faces import align
 from fercli.faces.failures import may_pass, naming
 from fercli.faces.images import Decoded, Unreadable, decode, decode_pixels, read_bytes, read_pixels
-from fercli.faces.landmarker import RETRIES, Landmarker
+from fercli.faces.landmarker import Landmarker
 from fercli.faces.perceptual_hash import perceptual_hash
 from fercli.faces.search import scale_box, scale_points
+from fercli.spec import Prepare
 
 #: Raised when a step from photograph to face changes (decoding, finding, aligning, cutting): all faces are made again.
 #: The versions of libraries do not count.
 STEPS = 1
 #: Raised when pictures that were rejected may be read now: they are tried again, while faces that were found stay.
 REJECTIONS = 2
-
-
-@dataclass(frozen=True)
-class Options:
-    """How faces are prepared; the run spec's section ``prepare`` (`fercli.spec.Prepare`) says what the fields mean."""
-
-    align: str = "template"
-    landmarks: str = "detect"
-    missing: str = "reject"
-    size: int = 112
-    margin: int = 14
-    crop_size: int = 48
-    crop_zoom: float = 1.5
-    confidence: float = 0.5
-    low_confidence: float = 0.2
-    retries: tuple[str, ...] = RETRIES
-    workers: int = 0
-    backend: str = "loky"
-    cluster: str | None = None
-    chunk: int = 64
-
-    @classmethod
-    def of(cls, section: object) -> Options:
-        """Copy the fields of anything that has them (the spec's section)."""
-        values = {name: getattr(section, name) for name in cls.__dataclass_fields__}
-        return cls(**{**values, "retries": tuple(values["retries"])})
-
-    @property
-    def side(self) -> int:
-        """Side S of a prepared face in pixels."""
-        return self.size + 2 * self.margin
-
-    def rows(self) -> dict[str, tuple[int, ...]]:
-        """Return the shape of one face's row in each array of `fercli.store.FACE_ARRAYS`."""
-        face, crops = (self.side, self.side, 3), (5, self.crop_size, self.crop_size, 3)
-        return {"faces": face, "landmarks": (5, 2), "crops": crops, "shapes": (5, 2), "digests": (16,)}
-
-    def parameters(self) -> dict[str, object]:
-        """Return the fields that a store's bytes depend on."""
-        how = ("workers", "backend", "cluster", "chunk")
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in how}
-        return {**values, "retries": list(self.retries)}
 
 
 @dataclass
@@ -103,7 +62,7 @@ class Extracted:
     fillable: bool = False
 
 
-def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.ndarray] | None = None) -> Extracted:
+def extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.ndarray] | None = None) -> Extracted:
     """Prepare one record's face.
 
     Args:
@@ -117,7 +76,7 @@ def extract(record: Record, root: Path, options: Options, shapes: Sequence[np.nd
         return _extract(record, root, options, shapes)
 
 
-def _extract(record: Record, root: Path, options: Options, shapes: Sequence[np.ndarray] | None) -> Extracted:
+def _extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.ndarray] | None) -> Extracted:
     source = ""
     try:
         data = read_source(record, root)
@@ -156,7 +115,7 @@ def _scaled(record: Record, factor: float) -> Record:
 
 
 def locate(
-    record: Record, image: np.ndarray, frame: Box, options: Options, shapes: Sequence[np.ndarray] | None = None
+    record: Record, image: np.ndarray, frame: Box, options: Prepare, shapes: Sequence[np.ndarray] | None = None
 ) -> tuple[Extracted, np.ndarray | None, Box | None]:
     """Return what became of the record, its five landmarks float64 [5, 2] (None if rejected) and its face's box."""
     if shapes is not None:
@@ -231,7 +190,7 @@ def _distance(found: np.ndarray, given: np.ndarray) -> float | None:
 
 
 def cut(
-    result: Extracted, image: np.ndarray, points: np.ndarray, box: Box | None, frame: Box, options: Options
+    result: Extracted, image: np.ndarray, points: np.ndarray, box: Box | None, frame: Box, options: Prepare
 ) -> None:
     """Cut face and local crops out of a photograph, uint8 [H, W, 3], into a result.
 
@@ -262,9 +221,9 @@ def cut(
     result.shape = ((points + 0.5 - frame[:2]) / (np.array(frame[2:]) - frame[:2])).astype(np.float32)
 
 
-def landmarker_of(options: Options) -> Landmarker:
+def landmarker_of(options: Prepare) -> Landmarker:
     """The landmarker of these options, made once a process."""
-    return _cached_landmarker(options.confidence, options.low_confidence, options.retries)
+    return _cached_landmarker(options.confidence, options.low_confidence, tuple(options.retries))
 
 
 @lru_cache(maxsize=4)

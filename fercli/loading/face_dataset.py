@@ -9,8 +9,7 @@ import torch
 
 from fercli.loading.augment import View, ViewSettings, plain_view
 from fercli.loading.placement import DeviceCache, RawBatch, place
-from fercli.loading.samplers import subsample
-from fercli.store import Store
+from fercli.store import Store, subsample
 
 
 class FaceDataset:

@@ -97,10 +97,3 @@ def source_sampler(counts: Sequence[int], balance: str, seed: int) -> ShuffledSa
     if balance == "images" or len(counts) == 1:
         return ShuffledSampler(sum(counts), seed)
     return WeightedSampler(counts, [count**0.5 if balance == "sqrt" else 1.0 for count in counts], seed)
-
-
-def subsample(count: int, limit: int) -> np.ndarray:
-    """At most `limit` of the positions 0..count-1, ascending, evenly spread and with both ends where limit >= 2."""
-    if count <= limit:
-        return np.arange(count)
-    return np.linspace(0, count - 1, limit).round().astype(np.int64)

@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 
 from fercli.errors import TransientError
-from fercli.faces.extract import Extracted, Options, cut, landmarker_of
+from fercli.faces.extract import Extracted, cut, landmarker_of
 from fercli.faces.failures import may_pass, naming, reason
 from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.faces.landmarker import Found
 from fercli.faces.search import scale_box, scale_points
+from fercli.spec import Prepare
 
 #: A picture as it comes: a file, the bytes of one, or uint8 [H, W, 3] RGB.
 Source = Path | bytes | np.ndarray
@@ -40,7 +41,7 @@ class CutFace:
     crops: np.ndarray | None
 
 
-def cut_faces(picture: Decoded, options: Options, with_crops: bool) -> list[CutFace]:
+def cut_faces(picture: Decoded, options: Prepare, with_crops: bool) -> list[CutFace]:
     """Find and cut every face of a picture, from left to right.
 
     Args:
@@ -71,14 +72,14 @@ def cut_faces(picture: Decoded, options: Options, with_crops: bool) -> list[CutF
     return faces
 
 
-def see(source: Source, options: Options, with_crops: bool, name: str | Path = "the picture") -> list[CutFace]:
+def see(source: Source, options: Prepare, with_crops: bool, name: str | Path = "the picture") -> list[CutFace]:
     """Do `decode` and `cut_faces`; raises `Unreadable`, or TransientError with the name for what may pass."""
     name = source if isinstance(source, Path) else name
     with naming(name):
         return cut_faces(decode(source, name), options, with_crops)
 
 
-def look(sources: Sequence[Source], options: Options, with_crops: bool) -> list[list[CutFace] | str]:
+def look(sources: Sequence[Source], options: Prepare, with_crops: bool) -> list[list[CutFace] | str]:
     """Do `see` for some pictures; of one that cannot be answered, or not just now, the reason stands in its place."""
     seen: list[list[CutFace] | str] = []
     for source in sources:

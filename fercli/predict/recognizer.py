@@ -34,7 +34,6 @@ from fercli.engine.trained import Trained, find_trained
 from fercli.errors import FercliError
 from fercli.evaluation.decision import STAGES, DecisionRule
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.extract import Options
 from fercli.faces.images import Source, Unreadable, decode
 from fercli.loading.augment import plain_view
 from fercli.models import HEADS, GlobalLocal, Output
@@ -104,7 +103,7 @@ class Recognizer:
     ):
         self.network, self.spec, self.device = network, spec, device
         self.rule, self._output_transform = rule, output_transform
-        self.options = Options.of(spec.prepare)
+        self.options = spec.prepare
         self.with_crops = spec.model.reads_crops
         self._settings = view_settings(spec)
         self._process = os.getpid()

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fercli.faces.extract import Options
 from fercli.faces.failures import reason
 from fercli.faces.network_files import ensure_networks
 from fercli.parallel import Workers
 from fercli.predict.faces import CutFace, Source, look
+from fercli.spec import Prepare
 
 #: Pictures that go to a worker at a time, at most, and their bytes: sending costs about a millisecond each time.
 CHUNK, CHUNK_BYTES = 8, 4 << 20
@@ -62,7 +62,7 @@ class _Chunk:
 def recognise(
     pictures: Iterable[Picture],
     answer: Callable[[Sequence[CutFace]], list],
-    options: Options,
+    options: Prepare,
     with_crops: bool,
     batch: int,
     workers: Workers,

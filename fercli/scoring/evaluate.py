@@ -26,9 +26,7 @@ from fercli.errors import FercliError
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.evaluation.published import published_rows
 from fercli.expressions import EXPRESSIONS
-from fercli.faces.extract import Options
 from fercli.files import only_one
-from fercli.loading.samplers import subsample
 from fercli.machine import describe_device
 from fercli.report.pictures import Picture
 from fercli.scoring.failure_cases import failure_cases
@@ -37,7 +35,7 @@ from fercli.scoring.results_files import open_report, predictions_name, unwritab
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
 from fercli.starter import NAME
-from fercli.store import Store
+from fercli.store import Store, subsample
 
 
 class _Work(NamedTuple):
@@ -167,7 +165,7 @@ def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[St
 
 def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
     """Say where a store's faces are cut otherwise than those that the model was trained on."""
-    due = Options.of(spec.prepare).parameters()
+    due = spec.prepare.parameters()
     names = ["align", "crop_size", "crop_zoom"] if spec.model.reads_crops else ["align"]
     found = store.meta["parameters"]
     other = [f"{name} {found[name]}, not {due[name]}" for name in names if found.get(name, due[name]) != due[name]]

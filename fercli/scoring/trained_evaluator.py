@@ -18,14 +18,13 @@ from fercli.evaluation.domain_gap import a_distance, embed
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.loading.face_dataset import FaceDataset
 from fercli.loading.held_out import labels_of
-from fercli.loading.samplers import subsample
 from fercli.methods.base import NUM_HEADS, Outputs
 from fercli.models import Output
 from fercli.report.pictures import Picture
 from fercli.scoring.explain import grad_cam, picture_of
 from fercli.scoring.results import Results, scored_part, training_part
 from fercli.spec import Spec
-from fercli.store import Store
+from fercli.store import Store, subsample
 
 #: Most faces of a domain that its distance to the other is reckoned from, and most that are mapped.
 GAP_FACES, MAPPED_FACES = 1000, 400

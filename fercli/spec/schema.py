@@ -200,6 +200,20 @@ class Prepare(_Explained):
     chunk: Positive = 64
     """records in a piece of work; no byte of the store depends on it."""
 
+    @property
+    def side(self) -> int:
+        """Side S of a prepared face in pixels: the face and its margins."""
+        return self.size + 2 * self.margin
+
+    def rows(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one face's row in each array of `fercli.store.FACE_ARRAYS`."""
+        face, crops = (self.side, self.side, 3), (5, self.crop_size, self.crop_size, 3)
+        return {"faces": face, "landmarks": (5, 2), "crops": crops, "shapes": (5, 2), "digests": (16,)}
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings that a store's bytes depend on: all but where and in what pieces the work is done."""
+        return self.model_dump(mode="json", exclude={"workers", "backend", "cluster", "chunk"})
+
 
 class Model(_Explained):
     """The network."""

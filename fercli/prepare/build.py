@@ -1,0 +1,299 @@
+"""The run: a record's face is taken over from an earlier run where it is still right, else made by a worker.
+
+One writer appends the faces, in the order of the listing, to a partial store (`fercli.prepare.partial`). A run that is
+stopped leaves it there, for the next one to take over (`fercli.prepare.previous`) as it takes over from a complete
+store: by record key, whatever is still true. There is no other way to go on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from fercli import clusters, console
+from fercli.contact_sheet import PICTURE, draw_contact_sheet
+from fercli.datasets.reader import Listing, Record
+from fercli.errors import FercliError
+from fercli.faces.extract import REJECTIONS, STEPS, centred_shape, extract, read_source, source_hash
+from fercli.faces.images import Unreadable
+from fercli.faces.network_files import ensure_networks
+from fercli.files import LOCK, disk_error, only_one
+from fercli.prepare.complete import complete, discard_partial_stores, is_complete, recover
+from fercli.prepare.partial import MADE_COLUMNS, Made, PartialStore, made_of
+from fercli.prepare.previous import KEY, STATE, Previous
+from fercli.spec import Prepare
+from fercli.store import FACE_ARRAYS, FILES, FORMAT, count_statuses, read_array, read_manifest, read_meta
+
+#: Faces that a worker sends at a time take no more room than this, so that large ones do not fill the memory.
+_PIECE_BYTES = 8 << 20
+
+#: Mean shapes to lay over pictures without landmarks: in a given box, in a whole picture; see `extract`.
+Shapes = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass
+class Summary:
+    """What a run of `prepare` did.
+
+    Attributes:
+        folder: the store.
+        counts: records listed (``expected``) and what became of them, by status.
+        splits: {split: {listed, kept}}.
+        steps: how many faces each step of the retry ladder found.
+        reasons: how many records were rejected for each reason.
+        left_out: what the reader left out, by reason.
+        seconds: wall time of this run.
+        computed: records made in this run.
+        taken_over: those taken over, from the previous store or from a run that was stopped.
+        up_to_date: true where the store was complete already and nothing was done, but perhaps its picture drawn.
+    """
+
+    folder: Path
+    counts: dict[str, int]
+    splits: dict[str, dict[str, int]]
+    steps: dict[str, int]
+    reasons: dict[str, int]
+    left_out: dict[str, int]
+    seconds: float = 0.0
+    computed: int = 0
+    taken_over: int = 0
+    up_to_date: bool = False
+
+
+def prepare(
+    listing: Listing, out: str | os.PathLike[str], options: Prepare | None = None, repair: bool = False
+) -> Summary:
+    """Prepare a dataset.
+
+    Args:
+        listing: the dataset's records (`fercli.datasets.read_dataset`).
+        out: folder of the store; called as the dataset.
+        options: how; None for the run spec's defaults.
+        repair: look at every face of a store that is there, and make the damaged ones again.
+
+    Raises:
+        FercliError: no record ends with a face (no store is written then, a previous one stays), or the disk is full.
+    """
+    started = time.monotonic()
+    out = Path(out)
+    options = Prepare() if options is None else options
+    if options.landmarks == "given" and all(record.landmarks is None for record in listing):
+        console.say(f"{listing.name} brings no landmarks of its own: they are looked for")
+        options = options.model_copy(update={"landmarks": "detect"})
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as failure:
+        raise FercliError(f"cannot write to {out}: {failure.strerror}") from None
+    with only_one(out, "prepare"):
+        try:
+            summary = _prepare(listing, out, options, repair)
+        except PermissionError as failure:
+            raise FercliError(f"cannot write to {out}: {failure.strerror}") from None
+        except OSError as failure:
+            raise disk_error(failure, out) from failure
+    summary.seconds = time.monotonic() - started
+    return summary
+
+
+def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Summary:
+    keys = record_keys(listing, options)
+    fingerprint = _fingerprint(listing, options, keys)
+    repair |= recover(out)
+    meta = read_meta(out)
+    there = is_complete(out, meta)
+    # A store of an earlier version may lack files: they are written, with all its faces taken over.
+    if there and meta["fingerprint"] == fingerprint and meta["bytes"].keys() >= set(FILES) and not repair:
+        rows = read_manifest(out)
+        if not (out / PICTURE).exists():
+            draw_contact_sheet(out, rows, listing, options)
+        console.say(f"{listing.name}: {out} is up to date")
+        summary = _summary(out, listing, rows)
+        summary.up_to_date = True
+        return summary
+    partial, computed, taken_over = _build(listing, out, options, keys, there, f"{listing.name}: faces")
+    if options.missing == "mean-landmarks" and any(row["fillable"] for row in partial.rows):
+        shapes = _mean_shapes(listing.records, partial)
+        # What is laid over a picture depends on the shapes, and the key of a record on what its face depends on.
+        salt = b"".join(shape.tobytes() for shape in shapes)
+        own = keys.copy()
+        for key, row in zip(own, partial.rows, strict=True):
+            if row["fillable"]:
+                key[:KEY] = np.frombuffer(_hash(salt + key.tobytes(), KEY), np.uint8)
+        partial, _, _ = _build(listing, out, options, own, there, f"{listing.name}: mean landmarks", shapes)
+    rows = [_manifest_row(record, made) for record, made in zip(listing, partial.rows, strict=True)]
+    if all(row["status"] == "rejected" for row in rows):
+        discard_partial_stores(out)
+        if all(path.name == LOCK for path in out.iterdir()):
+            shutil.rmtree(out)
+        reason, count = Counter(row["reason"] for row in rows).most_common(1)[0]
+        raise FercliError(f"{listing.name}: not one face in {len(rows)} records of {listing.root} ({count}: {reason})")
+    complete(partial.folder, listing, options, rows, keys, fingerprint)
+    summary = _summary(out, listing, rows)
+    summary.computed, summary.taken_over = computed, taken_over
+    return summary
+
+
+def record_keys(listing: Listing, options: Prepare) -> np.ndarray:
+    """Return what each record's face depends on, uint8 [len(listing), KEY + STATE]."""
+    parameters = json.dumps([FORMAT, STEPS, options.parameters()], sort_keys=True).encode()
+    keys = np.empty((len(listing.records), KEY + STATE), np.uint8)
+    states: dict[str, bytes] = {}
+    for key, record in zip(keys, listing.records, strict=True):
+        if record.path not in states:
+            states[record.path] = _hash(_file_state(listing.root / record.path), STATE)
+        described = repr(record).encode("utf-8", "surrogateescape")
+        key[:] = np.frombuffer(_hash(parameters + described, KEY) + states[record.path], np.uint8)
+    return keys
+
+
+def _file_state(path: Path) -> bytes:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as failure:
+        return type(failure).__name__.encode()
+    # Rights change without the time of writing.
+    return f"{status.st_size} {status.st_mtime_ns} {os.access(path, os.R_OK)}".encode()
+
+
+def _hash(data: bytes, size: int) -> bytes:
+    return hashlib.blake2b(data, digest_size=size).digest()
+
+
+def _fingerprint(listing: Listing, options: Prepare, keys: np.ndarray) -> str:
+    """Return the hash of all that a store depends on."""
+    whole = [FORMAT, REJECTIONS, options.parameters()]
+    whole += [listing.name, listing.adapt_splits, listing.score_splits]
+    text = json.dumps([*whole, listing.left_out, listing.synthetic], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape") + keys.tobytes()).hexdigest()
+
+
+def _build(
+    listing: Listing,
+    out: Path,
+    options: Prepare,
+    keys: np.ndarray,
+    there: bool,
+    title: str,
+    shapes: Shapes | None = None,
+) -> tuple[PartialStore, int, int]:
+    """Write a partial store of all records.
+
+    Args:
+        listing: the dataset.
+        out: the store's folder.
+        options: how its faces are prepared.
+        keys: of the records.
+        there: whether a complete store is in the folder, to take over from.
+        title: of the progress bar.
+        shapes: mean shapes, laid over the records that are not taken over.
+
+    Returns:
+        The partial store, closed; how many records were made, and how many taken over.
+    """
+    previous = Previous(out, there, keys)
+    known = [previous.find(key) for key in keys]
+    changed = [found is not None and found.state != key[KEY:].tobytes() for found, key in zip(known, keys, strict=True)]
+    face_bytes = sum(np.dtype(FACE_ARRAYS[name]).itemsize * int(np.prod(row)) for name, row in options.rows().items())
+    size = max(1, min(options.chunk, _PIECE_BYTES // face_bytes))
+    pieces = [range(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
+    left = sum(found is None for found in known)
+    if left < len(known):
+        console.say(f"{title}: {len(known) - left} of {len(known)} records are there already")
+
+    def work() -> Iterator[tuple[Any, ...]]:
+        root = Path(os.path.abspath(listing.root))
+        for piece in pieces:
+            for i in piece:
+                if known[i] is not None and not previous.is_sound(known[i]):
+                    known[i] = None
+            todo = [i for i in piece if known[i] is None or changed[i]]
+            yield [(listing.records[i], known[i] and known[i].row["source"]) for i in todo], root, options, shapes
+
+    busy = sum(any(known[i] is None or changed[i] for i in piece) for piece in pieces)
+    where = options if busy else options.model_copy(update={"backend": "sequential"})
+    if left and shapes is None and options.landmarks == "detect" and options.backend not in ("dask", "ray"):
+        ensure_networks()
+    results = clusters.in_order(make_faces, work(), max(busy, 1), where)
+    taken_over = faces = 0
+    with PartialStore(out, options) as partial, console.progress(title, total=len(keys)) as bar, closing(results):
+        for piece, result in zip(pieces, results, strict=True):
+            fresh, made = iter(result), []
+            for i in piece:
+                one = next(fresh) if known[i] is None or changed[i] else None
+                taken_over += one is None
+                made.append(previous.made(known[i]) if one is None else one)
+            partial.append(keys[piece.start : piece.stop], made)
+            previous.forget()
+            faces += sum(face is not None for _, face in made)
+            bar.advance(len(piece), f"{faces} found, {len(partial.rows) - faces} rejected")
+    return partial, len(keys) - taken_over, taken_over
+
+
+def make_faces(
+    records: Sequence[tuple[Record, str | None]], root: Path, options: Prepare, shapes: Shapes | None
+) -> list[Made | None]:
+    """Prepare some records' faces; runs in any process, on any machine that sees the photographs.
+
+    Args:
+        records: each with the hash that its photograph had when its face was made, if it is known.
+        root: the dataset's folder.
+        options: how.
+        shapes: mean shapes to lay over the pictures instead of looking for a face.
+
+    Returns:
+        What became of each; None where the photograph is what it was.
+    """
+    if not records:
+        return []
+    cv2.setNumThreads(1)
+    if not root.is_dir():
+        raise FercliError(
+            f"{root} is not there on {platform.node()}; all workers must see the same disk under the same path"
+        )
+    return [
+        None if source and _source(record, root) == source else made_of(extract(record, root, options, shapes))
+        for record, source in records
+    ]
+
+
+def _source(record: Record, root: Path) -> str | None:
+    try:
+        return source_hash(read_source(record, root))
+    except Unreadable:
+        return None
+
+
+def _mean_shapes(records: Sequence[Record], partial: PartialStore) -> Shapes:
+    """Return the mean shapes of the faces that have landmarks: in given boxes, and in whole pictures."""
+    kept = [record for record, row in zip(records, partial.rows, strict=True) if row["status"] != "rejected"]
+    sums: dict[bool, tuple[np.ndarray, int]] = {}
+    for record, shape in zip(kept, read_array(partial.folder / "shapes.npy"), strict=True):
+        total, count = sums.get(record.box is None, (np.zeros((5, 2)), 0))
+        sums[record.box is None] = (total + shape, count + 1)
+    in_box, in_picture = (sums[w][0] / sums[w][1] if w in sums else centred_shape() for w in (False, True))
+    return in_box, in_picture
+
+
+def _manifest_row(record: Record, made: dict[str, Any]) -> dict[str, Any]:
+    about = {"id": record.id, "path": record.path, "split": record.split, "label": record.label}
+    return {**about, "subject": record.subject or "", **{column: made[column] for column in MADE_COLUMNS}}
+
+
+def _summary(out: Path, listing: Listing, rows: Sequence[dict[str, Any]]) -> Summary:
+    counts, splits = count_statuses(rows)
+    steps = Counter(row["reason"] for row in rows if row["status"] == "retried")
+    reasons = Counter(row["reason"] for row in rows if row["status"] == "rejected")
+    return Summary(out, counts, splits, dict(steps.most_common()), dict(reasons.most_common()), listing.left_out)
