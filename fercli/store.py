@@ -129,7 +129,7 @@ class Store:
             path: the folder.
             labels: False where labels must not be read (adapting to a target): `labels` then raises.
             checked: whether the small arrays must have the hashes that meta.json names, which is seen when one is first
-                asked for (FercliError). False where damage is what is looked for (`fercli.verify`).
+                asked for (FercliError). False where damage is what is looked for (`fercli.prepare.verify`).
             name: of the dataset that it must be of; None where any will do.
 
         Raises:

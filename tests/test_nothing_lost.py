@@ -28,11 +28,11 @@ from fercli.errors import FercliError
 from fercli.files import LOCK
 from fercli.prepare import prepare
 from fercli.prepare.partial import PartialStore
+from fercli.prepare.verify import verify
 from fercli.spec import Prepare
 from fercli.store import FILES, LATER_FILES, Store, read_manifest
 from fercli.synthetic import writers
 from fercli.synthetic.render import THUMBNAIL, render
-from fercli.verify import verify
 
 HERE = Prepare(workers=1)
 

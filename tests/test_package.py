@@ -64,7 +64,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     assert {
         *("fercli/py.typed", "fercli/configs/default.yaml", "fercli/configs/methods/mcd.yaml"),
         *("fercli/configs/spec.schema.json", "fercli/starter/starter.safetensors", "fercli/starter/CARD.md"),
-        *("fercli/report/templates/report.html.j2", "fercli/quality/templates/quality.css"),
+        *("fercli/report/templates/report.html.j2", "fercli/prepare/audit/templates/quality.css"),
     } <= names
     assert "fercli = fercli.__main__:run" in entry
     assert re.search(r"^Requires-Python: >=3\.10$", about, re.M)

@@ -199,7 +199,7 @@ import resource, sys
 from fercli.datasets import read_dataset
 from fercli.prepare import prepare
 from fercli.spec import Prepare
-from fercli.verify import verify
+from fercli.prepare.verify import verify
 listing = read_dataset("d", "folders", sys.argv[1])
 prepare(listing, sys.argv[2], Prepare(workers=1))
 assert verify(sys.argv[2]).whole

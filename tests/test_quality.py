@@ -23,9 +23,9 @@ from fercli.expressions import EXPRESSIONS
 from fercli.faces import align
 from fercli.faces.perceptual_hash import NEAR, likeness, patch, perceptual_hash, unpack
 from fercli.prepare import prepare
-from fercli.quality import numbers
-from fercli.quality.duplicates import compare, faces_of, near_pairs, numbering
-from fercli.quality.report import write_quality
+from fercli.prepare.audit import numbers
+from fercli.prepare.audit.duplicates import compare, faces_of, near_pairs, numbering
+from fercli.prepare.audit.report import write_quality
 from fercli.spec import Prepare
 from fercli.store import FORMAT, MANIFEST_COLUMNS, Store, count_statuses, read_manifest, write_manifest
 from fercli.synthetic.render import STUDIO, Domain, render
@@ -187,8 +187,8 @@ def brute_force(first: np.ndarray, second: np.ndarray, distance: int) -> dict[tu
 @pytest.mark.parametrize("distance", (0, 1, NEAR, 118))
 @pytest.mark.parametrize("sizes", ((0, 3), (1, 1), (130, 71)))
 def test_the_search_misses_no_pair(monkeypatch, sizes, distance):
-    monkeypatch.setattr("fercli.quality.duplicates._ROWS", 32)
-    monkeypatch.setattr("fercli.quality.duplicates._COLUMNS", 16)
+    monkeypatch.setattr("fercli.prepare.audit.duplicates._ROWS", 32)
+    monkeypatch.setattr("fercli.prepare.audit.duplicates._COLUMNS", 16)
     rng = np.random.default_rng(5)
     first, second = (rng.integers(0, 256, (n, 32), dtype=np.uint8) for n in sizes)
     for k in range(min(sizes)):  # pairs at every distance from 0 up
@@ -322,7 +322,7 @@ def test_people_in_two_splits_and_pairs_not_looked_at_are_told(tmp_path, studio,
     people = store_of(tmp_path / "people", studio[:2], subject=["s0", "s0"], split=["train", "test"])
     assert write_quality([people], tmp_path / "report", {})["summary"] == NOTHING | {"subjects_across": 1}
     assert GREEN not in page_of(tmp_path) and "1 person is in several splits" in page_of(tmp_path)
-    monkeypatch.setattr("fercli.quality.report.LOOKED_AT", 0)
+    monkeypatch.setattr("fercli.prepare.audit.report.LOOKED_AT", 0)
     many = store_of(tmp_path / "many", [studio[0]] * 2)
     assert write_quality([many], tmp_path / "report", {})["summary"] == NOTHING | {"unlooked": 1}
     assert GREEN not in page_of(tmp_path) and "1 pair near by hash was not looked at" in page_of(tmp_path)

@@ -58,7 +58,7 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     from fercli.benchmarks import prepare as bench
     from fercli.doctor import OPENCV_WHEELS
     from fercli.machine import describe
-    from fercli.pipeline import list_dataset
+    from fercli.prepare.from_spec import list_dataset
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
     with _room(spec, "prepare") as room:

@@ -64,7 +64,7 @@ def command(spec_file, overrides, quiet, as_json, datasets, root, options, look,
 
 def _prepare(spec: Spec, names: list[str], root: str | None, repair: bool, report: bool) -> None:
     from fercli.datasets.protocol import describe
-    from fercli.pipeline import list_dataset, need_splits, prepare_listing, write_quality_report
+    from fercli.prepare.from_spec import list_dataset, need_splits, prepare_listing, write_quality_report
 
     # All are listed before the first is prepared: a folder that is missing is told at once, not after an hour.
     listings = [list_dataset(spec, name, root) for name in names]
@@ -105,9 +105,9 @@ def _few(reasons: dict[str, int], most: int = 4) -> str:
 
 def _verify(spec: Spec, names: list[str], root: str | None, named: bool) -> None:
     from fercli.errors import Advice, FercliError
-    from fercli.pipeline import list_dataset
+    from fercli.prepare.from_spec import list_dataset
+    from fercli.prepare.verify import verify
     from fercli.store import read_meta
-    from fercli.verify import verify
 
     verdicts, failures = {}, []
     for name in names:

@@ -1,6 +1,16 @@
 """Datasets: a module each holds all that is known of one: how to read it, its label codes, tree, options and card.
 
 Readers from outside are named ``module:READER`` where the spec takes a reader.
+
+- `reader`: `Reader`, the registry's entry; `Record` and `Listing`, what it gives; what it leaves out, counted;
+- `protocol`: splits: their names, who trains and who is scored, splits by hash;
+- `card`: sizes, licence, where to apply, the paper;
+- `check`: a copy of a dataset beside what is known of it;
+- `codes`, `parsing`, `tree_files`, `class_folders`, `sequences`: what readers share;
+- `csv_list`, `csv_boxes`, `csv_paths`: a list of one's own, its boxes, the pictures that it names;
+- `folders`: a folder per class;
+- `raf_db`, `ck_plus`, `jaffe`, `sfew`, `fer2013`, `expw`, `afe`, `affectnet`, `ferplus`, `oulu_casia`, `mmi`: one
+  dataset each.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Is this machine fit for fercli and for a run spec, and what is missing?
 
-- `fercli.doctor.checks`: all checks in their order; those of the machine, the spec and its data
-- `fercli.doctor.software`: Python and the libraries, and what is to be done where one cannot be loaded
-- `fercli.doctor.finding`: what a check tells
+- `checks`: all checks in their order; those of the machine, the spec and its data
+- `software`: Python and the libraries, and what is to be done where one cannot be loaded
+- `finding`: what a check tells
 
 This front door needs the standard library alone: whatever else is broken, it can say so.
 """

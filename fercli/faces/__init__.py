@@ -1,0 +1,13 @@
+"""A picture to an aligned face.
+
+- `extract`: one record to one prepared face, or the reason why there is none;
+- `images`: decoding: any picture to uint8 RGB;
+- `landmarker`: five landmarks, and the retries where none are found;
+- `networks`: BlazeFace and the face mesh;
+- `network_files`: where the files of these networks are;
+- `search`: regions of a picture to look in, and boxes;
+- `align`: similarity, box crop, local crops;
+- `perceptual_hash`: a hash to find a face again by;
+- `failures`: what may pass, and what is a property of the picture;
+- `quiet`: silence around libraries in C.
+"""

@@ -1,9 +1,13 @@
 """Records -> prepared store, in parallel; stopped at any moment, the next run goes on and ends with the same bytes.
 
-build.py     the run: what is still right is taken over, the rest made by workers, one writer appends it
-partial.py   a store that is being written: its arrays and the journal of its records
-previous.py  what earlier runs left, complete or not, looked up by record key
-complete.py  the rest of a store's files, meta.json last, and putting all of them in place
+- `build`: the run: what is still true is taken over, the rest made by workers, and one writer appends it;
+- `partial`: a store that is being written: its arrays, and the journal of its records;
+- `previous`: what earlier runs left, complete or not, looked up by record key;
+- `complete`: the rest of a store's files, meta.json last, and putting all of them in place;
+- `from_spec`: datasets of a run spec, listed and prepared;
+- `contact_sheet`: the picture beside a store;
+- `verify`: a store, checked from end to end;
+- `audit`: the quality report beside the stores: what was found, and which faces are there twice.
 """
 
 from fercli.prepare.build import Summary, prepare

@@ -23,8 +23,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from fercli import clusters, console
-from fercli.contact_sheet import PICTURE, draw_contact_sheet
+from fercli import console, parallel
 from fercli.datasets.reader import Listing, Record
 from fercli.errors import FercliError
 from fercli.faces.extract import REJECTIONS, STEPS, centred_shape, extract, read_source, source_hash
@@ -32,6 +31,7 @@ from fercli.faces.images import Unreadable
 from fercli.faces.network_files import ensure_networks
 from fercli.files import LOCK, disk_error, only_one
 from fercli.prepare.complete import complete, discard_partial_stores, is_complete, recover
+from fercli.prepare.contact_sheet import PICTURE, draw_contact_sheet
 from fercli.prepare.partial import MADE_COLUMNS, Made, PartialStore, made_of
 from fercli.prepare.previous import KEY, STATE, Previous
 from fercli.spec import Prepare
@@ -226,7 +226,7 @@ def _build(
     where = options if busy else options.model_copy(update={"backend": "sequential"})
     if left and shapes is None and options.landmarks == "detect" and options.backend not in ("dask", "ray"):
         ensure_networks()
-    results = clusters.in_order(make_faces, work(), max(busy, 1), where)
+    results = parallel.in_order(make_faces, work(), max(busy, 1), where)
     taken_over = faces = 0
     with PartialStore(out, options) as partial, console.progress(title, total=len(keys)) as bar, closing(results):
         for piece, result in zip(pieces, results, strict=True):

@@ -18,12 +18,12 @@ import cv2
 import numpy as np
 import PIL
 
-from fercli.contact_sheet import PICTURE, draw_contact_sheet
 from fercli.datasets.reader import Listing
 from fercli.faces.extract import REJECTIONS
 from fercli.faces.network_files import RELEASE
 from fercli.files import to_disk, write_atomically
 from fercli.machine import installed_version
+from fercli.prepare.contact_sheet import PICTURE, draw_contact_sheet
 from fercli.prepare.partial import partial_stores
 from fercli.spec import Prepare
 from fercli.store import (

@@ -4,13 +4,13 @@
 on top and returns a `Spec`, or raises one `SpecError` that lists every problem with its key path, its value and what is
 allowed.
 
-- `fercli.spec.schema`: the sections, their defaults and the checks across fields
-- `fercli.spec.registry`: the names of methods and selection rules
-- `fercli.spec.load`: finding and reading a spec file, ``--set``, the messages
-- `fercli.spec.template`: a spec as a file to edit, every key explained (``fercli init``)
-- `fercli.spec.json_schema`: the JSON Schema for editors; ``python -m fercli.spec.json_schema`` writes it
-- `fercli.spec.yaml_data`: YAML as plain, bounded data
-- `fercli.spec.plugins`: methods and readers of the user's own, named ``module:Name``
+- `schema`: the sections, their defaults and the checks across fields
+- `registry`: the names of methods and selection rules
+- `load`: finding and reading a spec file, ``--set``, the messages
+- `template`: a spec as a file to edit, every key explained (``fercli init``)
+- `json_schema`: the JSON Schema for editors; ``python -m fercli.spec.json_schema`` writes it
+- `yaml_data`: YAML as plain, bounded data
+- `plugins`: methods and readers of the user's own, named ``module:Name``
 
 Nothing here imports torch.
 """

@@ -11,8 +11,8 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 
-from fercli.quality.duplicates import Found, Pair
-from fercli.quality.pictures import face_uri, sheet_uri
+from fercli.prepare.audit.duplicates import Found, Pair
+from fercli.prepare.audit.pictures import face_uri, sheet_uri
 from fercli.report.pictures import landmark_dots
 from fercli.store import STATUSES, Store
 

@@ -22,9 +22,20 @@ from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED
 from fercli.faces.perceptual_hash import BITS, NEAR
 from fercli.files import write_atomically
-from fercli.quality.duplicates import ALIKE, KINDS, LOOKED_AT, SAME, Faces, Found, Pair, compare, faces_of, numbering
-from fercli.quality.numbers import dataset_numbers
-from fercli.quality.view import view
+from fercli.prepare.audit.duplicates import (
+    ALIKE,
+    KINDS,
+    LOOKED_AT,
+    SAME,
+    Faces,
+    Found,
+    Pair,
+    compare,
+    faces_of,
+    numbering,
+)
+from fercli.prepare.audit.numbers import dataset_numbers
+from fercli.prepare.audit.view import view
 from fercli.store import Store, file_hash
 from fercli.version import __version__
 
@@ -94,7 +105,7 @@ def render(
     """Return the report as one HTML page; the pictures on it are those of the stores."""
     environment = Environment(
         # The styles of all pages are those of the run's report.
-        loader=ChoiceLoader([PackageLoader("fercli.quality"), PackageLoader("fercli.report")]),
+        loader=ChoiceLoader([PackageLoader("fercli.prepare.audit"), PackageLoader("fercli.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

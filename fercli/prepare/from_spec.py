@@ -75,9 +75,9 @@ def write_quality_report(spec: Spec, names: Sequence[str]) -> dict[str, Any]:
     Those of the spec that are not prepared yet are left out. Nothing is done where the page is of the same stores.
 
     Returns:
-        ``page``, its path, and the counts of `fercli.quality.report.write_quality`'s summary.
+        ``page``, its path, and the counts of `fercli.prepare.audit.report.write_quality`'s summary.
     """
-    from fercli.quality.report import write_quality
+    from fercli.prepare.audit.report import write_quality
     from fercli.store import Store, read_meta
 
     roles = {**dict.fromkeys(names, ""), **dict.fromkeys(spec.data.targets, "target")}
