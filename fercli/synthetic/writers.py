@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _SENTENCE = (
-    "These are synthetic faces: procedural drawings by fercli in the layout of {layout}, "
+    "These are synthetic, procedural faces drawn by fercli in the layout of {layout}: "
     "no photographs, no real people, and none of that dataset's images.\n"
 )
 _JPEG_QUALITY = 92
