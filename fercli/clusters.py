@@ -1,6 +1,6 @@
 """Work in parallel: over processes here, or over the workers of a dask or ray cluster through joblib.
 
-A cluster's workers must have fercli installed and see the datasets and the prepared stores under the same paths.
+A cluster's workers must have fercli installed and see the datasets under the same paths.
 """
 
 from __future__ import annotations
