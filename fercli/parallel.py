@@ -1,7 +1,7 @@
 """Work in processes of this machine, or over the workers of a dask or ray cluster through joblib.
 
 Results come in order, taken no further ahead than the memory allows. A cluster's workers must have fercli installed and
-see the datasets and the prepared stores under the same paths.
+see the datasets under the same paths.
 
 A worker is a Python process with two pipes: calls come in by the one, results go out by the other. It ends when its
 first pipe does, so that it never outlives its parent, however that ended. Nothing else is shared: no lock, no semaphore

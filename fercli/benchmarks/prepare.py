@@ -32,7 +32,8 @@ from fercli.durations import digits
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting
 from fercli.prepare import prepare
-from fercli.prepare.partial import PartialStore, made_of
+from fercli.prepare.build import made_of
+from fercli.prepare.partial import PartialStore
 from fercli.spec import Prepare
 
 #: Different faces that are drawn; a longer list repeats them under other names.

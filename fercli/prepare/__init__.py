@@ -1,8 +1,7 @@
 """Records -> prepared store, in parallel; stopped at any moment, the next run goes on and ends with the same bytes.
 
 - `build`: the run: what is still true is taken over, the rest made by workers, and one writer appends it;
-- `partial`: a store that is being written: its arrays, and the journal of its records;
-- `previous`: what earlier runs left, complete or not, looked up by record key;
+- `partial`: a store that is being written, and what earlier runs left, complete or not, by record key;
 - `complete`: the rest of a store's files, meta.json last, and putting all of them in place;
 - `from_spec`: datasets of a run spec, listed and prepared;
 - `contact_sheet`: the picture beside a store;

@@ -1,8 +1,8 @@
 """The run: a record's face is taken over from an earlier run where it is still right, else made by a worker.
 
 One writer appends the faces, in the order of the listing, to a partial store (`fercli.prepare.partial`). A run that is
-stopped leaves it there, for the next one to take over (`fercli.prepare.previous`) as it takes over from a complete
-store: by record key, whatever is still true. There is no other way to go on.
+stopped leaves it there, for the next one to take over as it takes over from a complete store: by record key, whatever
+is still true. There is no other way to go on.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ import numpy as np
 from fercli import console, parallel
 from fercli.datasets.reader import Listing, Record
 from fercli.errors import FercliError
-from fercli.faces.extract import REJECTIONS, STEPS, centred_shape, extract, read_source, source_hash
+from fercli.faces.extract import REJECTIONS, STEPS, Extracted, centred_shape, extract, read_source, source_hash
 from fercli.faces.images import Unreadable
 from fercli.faces.network_files import ensure_networks
 from fercli.files import LOCK, disk_error, only_one
 from fercli.prepare.complete import complete, discard_partial_stores, is_complete, recover
 from fercli.prepare.contact_sheet import PICTURE, draw_contact_sheet
-from fercli.prepare.partial import MADE_COLUMNS, Made, PartialStore, made_of
-from fercli.prepare.previous import KEY, STATE, Previous
+from fercli.prepare.partial import KEY, MADE_COLUMNS, STATE, Made, PartialStore, Previous
 from fercli.spec import Prepare
-from fercli.store import FACE_ARRAYS, FILES, FORMAT, count_statuses, read_array, read_manifest, read_meta
+from fercli.store import FACE_ARRAYS, FILES, FORMAT, count_statuses, face_digest, read_array, read_manifest, read_meta
 
 #: Faces that a worker sends at a time take no more room than this, so that large ones do not fill the memory.
 _PIECE_BYTES = 8 << 20
@@ -113,7 +112,7 @@ def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Sum
     fingerprint = _fingerprint(listing, options, keys)
     repair |= recover(out)
     meta = read_meta(out)
-    there = is_complete(out, meta)
+    there = is_complete(dict.fromkeys(FILES, out), meta)
     # A store of an earlier version may lack files: they are written, with all its faces taken over.
     if there and meta["fingerprint"] == fingerprint and meta["bytes"].keys() >= set(FILES) and not repair:
         rows = read_manifest(out)
@@ -274,6 +273,28 @@ def _source(record: Record, root: Path) -> str | None:
         return source_hash(read_source(record, root))
     except Unreadable:
         return None
+
+
+def made_of(one: Extracted) -> Made:
+    """What became of a record, as it is sent from worker to writer and written down."""
+    roll, yaw, pitch = ("", "", "") if one.pose is None else (f"{angle:.1f}" for angle in one.pose)
+    row = {
+        "box": "" if one.box is None else " ".join(f"{v:.1f}" for v in one.box),
+        "score": "" if one.score is None else f"{one.score:.4f}",
+        "status": one.status,
+        "reason": " ".join(one.reason.split()),
+        "roll": roll,
+        "yaw": yaw,
+        "pitch": pitch,
+        "hash": one.hash,
+        "given_error": "" if one.given_error is None else f"{one.given_error:.4f}",
+        "source": one.source,
+        "fillable": one.fillable,
+    }
+    if one.face is None:
+        return row, None
+    face = (one.face, one.landmarks, one.crops, one.shape)
+    return row, (*face, face_digest(*face))
 
 
 def _mean_shapes(records: Sequence[Record], partial: PartialStore) -> Shapes:

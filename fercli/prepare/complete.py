@@ -110,7 +110,7 @@ def recover(out: Path) -> bool:
         if meta is None:
             continue
         lies = {name: folder if (folder / name).exists() else out for name in FILES}
-        if _as_written(lies, meta):
+        if is_complete(lies, meta):
             _put_in_place(folder)
             try:
                 return bool(damaged_faces(dict.fromkeys(FILES, out)))
@@ -137,14 +137,14 @@ def discard_partial_stores(out: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def is_complete(out: Path, meta: Mapping[str, Any] | None) -> bool:
-    """Tell whether the files of a store are there, as long as its meta.json says, and the small ones as written."""
-    return meta is not None and _as_written(dict.fromkeys(FILES, out), meta)
+def is_complete(lies: Mapping[str, Path], meta: Mapping[str, Any] | None) -> bool:
+    """Tell whether the files of a store are there, as long as its meta.json says, and the small ones as written.
 
-
-def _as_written(lies: Mapping[str, Path], meta: Mapping[str, Any]) -> bool:
-    """As `is_complete`, of files that lie in the folders that `lies` names."""
-    if meta.get("format") != FORMAT:
+    Args:
+        lies: the folder of each of `FILES`.
+        meta: what is in meta.json (`read_meta`).
+    """
+    if meta is None or meta.get("format") != FORMAT:
         return False
     names = [name for name in FILES if name not in LATER_FILES or name in meta["bytes"]]
     try:
