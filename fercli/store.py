@@ -317,9 +317,8 @@ def _of_manifest(path: Path, hashes: Mapping[str, str]) -> dict[str, np.ndarray]
 
 
 def _damaged(path: Path, what: object) -> FercliError:
-    return FercliError(
-        f"the prepared store {path} is damaged ({what}); run: fercli prepare --dataset {path.name} --repair"
-    )
+    make = Advice.run("prepare", f"--dataset {path.name} --repair")
+    return FercliError(f"the prepared store {path} is damaged ({what})", make)
 
 
 def damaged_faces(lies: Mapping[str, Path]) -> list[int]:
