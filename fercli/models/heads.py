@@ -1,4 +1,4 @@
-"""The names and sizes of the network's parts: five regions, seven heads, six features. Torch is not imported here."""
+"""The names and sizes of the network's parts: five regions, seven heads, six features.."""
 
 from __future__ import annotations
 
