@@ -371,6 +371,17 @@ def test_a_run_that_fails_at_the_end_goes_on(tmp_path, raf_store, raf, monkeypat
     assert digests(out) == digests(raf_store)
 
 
+def test_rejections_of_a_stopped_run_of_an_earlier_version_are_tried_again(tmp_path, raf, monkeypatch):
+    """As those of a complete store: its faces are kept."""
+    listing, out = read_dataset("raf-db", "raf-db", raf), tmp_path / "raf-db"
+    listing = replace(listing, records=[*listing.records, replace(listing.records[0], id="gone", path="gone.jpg")])
+    with monkeypatch.context() as earlier:
+        earlier.setitem(fercli.prepare.partial._HEAD, "rejections", 1)
+        stopped_at_the_end(listing, out, HERE, monkeypatch)
+    summary = prepare(listing, out, HERE)
+    assert (summary.computed, summary.taken_over) == (1, 14)
+
+
 @pytest.mark.parametrize("moved", [0, 1, 5, len(FILES)])
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_killed_while_the_files_take_their_places(tmp_path, raf_store, raf, moved, spoilt):

@@ -32,7 +32,7 @@ from fercli.faces.network_files import ensure_networks
 from fercli.files import LOCK, disk_error, only_one
 from fercli.prepare.complete import complete, discard_partial_stores, is_complete, recover
 from fercli.prepare.contact_sheet import PICTURE, draw_contact_sheet
-from fercli.prepare.partial import KEY, MADE_COLUMNS, STATE, Made, PartialStore, Previous
+from fercli.prepare.partial import KEY, KEY_FORMAT, MADE_COLUMNS, STATE, Made, PartialStore, Previous
 from fercli.spec import Prepare
 from fercli.store import FACE_ARRAYS, FILES, FORMAT, count_statuses, face_digest, read_array, read_manifest, read_meta
 
@@ -147,7 +147,7 @@ def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Sum
 
 def record_keys(listing: Listing, options: Prepare) -> np.ndarray:
     """Return what each record's face depends on, uint8 [len(listing), KEY + STATE]."""
-    parameters = json.dumps([FORMAT, STEPS, options.parameters()], sort_keys=True).encode()
+    parameters = json.dumps([KEY_FORMAT, STEPS, options.parameters()], sort_keys=True).encode()
     keys = np.empty((len(listing.records), KEY + STATE), np.uint8)
     states: dict[str, bytes] = {}
     for key, record in zip(keys, listing.records, strict=True):
@@ -223,7 +223,7 @@ def _build(
 
     busy = sum(any(known[i] is None or changed[i] for i in piece) for piece in pieces)
     where = options if busy else options.model_copy(update={"backend": "sequential"})
-    if left and shapes is None and options.landmarks == "detect" and options.backend not in ("dask", "ray"):
+    if busy and shapes is None and options.landmarks == "detect" and options.backend not in ("dask", "ray"):
         ensure_networks()
     results = parallel.in_order(make_faces, work(), max(busy, 1), where)
     taken_over = faces = 0

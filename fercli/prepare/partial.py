@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -29,9 +29,11 @@ Made = tuple[dict[str, Any], Sequence[np.ndarray] | None]
 
 #: A record's key: 16 bytes of a hash over the parameters and the record, and 8 over its file's size and time.
 KEY, STATE = 16, 8
+#: Raised when keys are made otherwise: all faces are made again.
+KEY_FORMAT = 2
 
 _JOURNAL = "journal.jsonl"
-#: The journal's first line: what is written otherwise is not read.
+#: The journal's first line. What has another number is not read.
 _HEAD = {"journal": 1, "rejections": REJECTIONS}
 _CHECK = 16
 
@@ -117,18 +119,27 @@ class _Array:
 
 
 def _journal(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield (record key, what became of the record) of a partial store, as far as its journal is as it was written."""
+    """Yield (record key, what became of the record) of a partial store, as far as its journal is as it was written.
+
+    The key is empty where the record must be tried again.
+    """
     try:
-        with (folder / _JOURNAL).open("rb") as file:
-            if file.readline() != _line(_HEAD):
-                return
-            for line in file:
-                if line[:_CHECK] != _check(line[_CHECK + 1 :]):
-                    return
-                row = json.loads(line[_CHECK + 1 :])
-                yield bytes.fromhex(row.pop("key")), row
+        file = (folder / _JOURNAL).open("rb")
     except OSError:
         return
+    with file:
+        lines = _lines(file)
+        head = next(lines, {})
+        for row in lines if head.get("journal") == _HEAD["journal"] else ():
+            again = row["status"] == "rejected" and head["rejections"] != REJECTIONS
+            yield b"" if again else bytes.fromhex(row.pop("key")), row
+
+
+def _lines(file: IO[bytes]) -> Iterator[dict[str, Any]]:
+    for line in file:
+        if line[:_CHECK] != _check(line[_CHECK + 1 :]):
+            return
+        yield json.loads(line[_CHECK + 1 :])
 
 
 def _line(what: dict[str, Any]) -> bytes:
