@@ -37,8 +37,8 @@ class Advice(str):
         return advice
 
     @classmethod
-    def join(cls, separator: str, texts: Iterable[str]) -> Advice:
-        """As `str.join`."""
+    def joined(cls, separator: str, texts: Iterable[str]) -> Advice:
+        """Several texts as one, as `str.join` makes it."""
         first, *more = texts
         return cls(first, *(part for text in more for part in (separator, text)))
 

@@ -142,7 +142,7 @@ def test_advice_repeats_what_describes_the_spec(command: tuple[str, ...], given:
 
 
 def test_an_error_keeps_what_is_wrong_and_what_to_do_apart() -> None:
-    advised = Advice.join("; ", ["then", Advice.run("adapt", "--target t")])
+    advised = Advice.joined("; ", ["then", Advice.run("adapt", "--target t")])
     error = FercliError("no model; none at all", advised)
     assert (error.what, error.fix) == ("no model; none at all", "then; run: fercli adapt --target t")
     assert str(error) == "no model; none at all; then; run: fercli adapt --target t"

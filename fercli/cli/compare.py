@@ -51,7 +51,9 @@ def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet,
         pairs = [pair for pair in pairs if pair.reference.dataset in datasets]
     if not pairs:
         reason = f"on {', '.join(datasets)}" if datasets else "no two models are scored on one dataset"
-        raise FercliError(Advice("nothing to compare: ", Advice.join("; ", left) if left and not datasets else reason))
+        raise FercliError(
+            Advice("nothing to compare: ", Advice.joined("; ", left) if left and not datasets else reason)
+        )
     for name in dict.fromkeys(f"{run.folder}/{stage}" for run in found for stage in run.outdated()):
         console.warn(
             f"{name} was trained after it was scored; run: fercli evaluate -c {Path(name).parent / 'spec.yaml'}"

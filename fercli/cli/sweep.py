@@ -54,4 +54,4 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
         console.say(f"{kind}: {path}")
     console.result({**document, "files": {kind: str(path) for kind, path in files.items()}})
     if failed:
-        raise FercliError(Advice.join("\n  ", [f"{len(failed)} of {len(cells)} cells failed:", *failed]))
+        raise FercliError(Advice.joined("\n  ", [f"{len(failed)} of {len(cells)} cells failed:", *failed]))
