@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the machine stops."""
+"""Files that are written whole or not at all, locks of folders, and errors of the disk."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A plain step of AGLRLS that works as the published implementation is described, to set ours against.
 
-Written from the description in the project's facts, not from that code: windows are cut in a Python loop over samples
+Written from the papers' description, not from that code: windows are cut in a Python loop over samples
 and landmarks, the five crop nets run one after the other, four batches' worth of faces pass through the network with
 gradients ([source + target], [weak], [strong]), everything is float32 in the plain layout by torch's own layers, and
 hits are counted image by image on the CPU. Losses are the same as ours: with the same weights and faces both give the

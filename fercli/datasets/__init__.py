@@ -1,13 +1,13 @@
-"""Datasets: a module each holds all that is known of one: how to read it, its label codes, tree, options and card.
+"""Datasets: one module each, with all that is known of one: how to read it, its label codes, tree, options and card.
 
 Readers from outside are named ``module:READER`` where the spec takes a reader.
 
 - `reader`: `Reader`, the registry's entry; `Record` and `Listing`, what it gives; what it leaves out, counted;
 - `protocol`: splits: their names, who trains and who is scored, splits by hash;
 - `card`: sizes, licence, where to apply, the paper;
-- `check`: a copy of a dataset beside what is known of it;
+- `check`: compares a copy of a dataset with its card;
 - `codes`, `parsing`, `tree_files`, `class_folders`, `sequences`: what readers share;
-- `csv_list`, `csv_boxes`, `csv_paths`: a list of one's own, its boxes, the pictures that it names;
+- `csv_list`, `csv_boxes`, `csv_paths`: a user's own csv list, its boxes, the paths of its pictures;
 - `folders`: a folder per class;
 - `raf_db`, `ck_plus`, `jaffe`, `sfew`, `fer2013`, `expw`, `afe`, `affectnet`, `ferplus`, `oulu_casia`, `mmi`: one
   dataset each.

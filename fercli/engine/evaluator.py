@@ -1,4 +1,4 @@
-"""What training looks at besides its batches: all faces before an epoch, and the scores after it.
+"""Passes over all faces: before an epoch, for methods that want them, and after it, for the scores.
 
 After each epoch of an adaptation two small files without any label are left in its folder, from which epochs can be
 compared later without the network:

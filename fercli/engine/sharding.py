@@ -1,4 +1,4 @@
-"""One batch, several processes: each shows the network its share, and all reckon the losses of the whole.
+"""One batch, several processes: each runs the network on its share, and all compute the losses of the whole batch.
 
 Of every view of a global batch, process r of W holds the faces r, r + W, r + 2 W, ... `ShardedNetwork` puts the answers
 of all back in the order of the whole batch, so that a method reckons in every process what it would reckon in one: its

@@ -1,4 +1,4 @@
-"""A trained model, in its stage folder or in one file: what was made of which spec, and the network ready for use.
+"""A trained model, in its stage folder or in one file: the checkpoint, its spec, and the network ready for use.
 
 Checkpoints and model files carry their spec, so a model needs no YAML beside it.
 """

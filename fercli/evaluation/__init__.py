@@ -1,4 +1,6 @@
-"""Outputs to numbers: pure functions of probabilities, answers and results. Nothing here runs a network.
+"""Outputs to numbers: functions of probabilities, answers and results. Nothing here runs a network.
+
+`answers`, `oracle` and `runs` read (and `answers` writes) files; all others are pure.
 
 - `decision`: from seven heads to one answer;
 - `metrics`: scores from a confusion matrix;

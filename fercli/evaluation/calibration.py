@@ -1,4 +1,4 @@
-"""How far a model's confidence can be believed: reliability, and temperature scaling fitted on the source.
+"""How reliable a model's confidence is: reliability diagram, and temperature scaling fitted on the source.
 
 Probabilities are float [N, 7], rows summing to one; labels int64 [N]. A face without a label (-1) is left out
 everywhere. A probability of zero counts as the least positive float of its type, so that every logarithm is finite.

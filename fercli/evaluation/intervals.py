@@ -1,4 +1,4 @@
-"""How far the choice of faces alone lets a score wander: bootstrap intervals of accuracy and macro F1."""
+"""How uncertain a score is for the choice of faces alone: bootstrap intervals of accuracy and macro F1."""
 
 from __future__ import annotations
 

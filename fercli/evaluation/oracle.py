@@ -1,7 +1,8 @@
 """The oracle: the epoch that looks best when the target's own labels choose it. An upper bound, never a result.
 
-This and the final score (`fercli.scoring.evaluate`) are the only places that read target labels. Published figures
-of the field are mostly oracles; ours stand beside the honest choice, marked.
+Target labels are read here, by the final score (`fercli.scoring`, `fercli.sweep.aggregate`) and by the reports of
+`fercli prepare`. What trains or chooses never reads them, but for methods whose name says oracle. Published figures of
+the field are mostly oracles; ours stand beside the honest choice, marked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Choosing the best epoch without a target label. Each rule is higher-is-better; names and what they read: `rules`.
+"""Choosing the best epoch without a target label. Each rule is higher-is-better; names and what they read: `RULES`.
 
 Every score is a finite number or NaN, never infinite, and NaN never wins. NaN stands where a rule is not defined (no
 images, too few of them) and where the model's outputs hold a NaN or an infinity: an argmax over NaNs is an answer like

@@ -1,4 +1,4 @@
-"""What several seeds allow to be said: mean and deviation, a paired test, Holm's correction, ties with the best.
+"""Statistics over seeds: mean and deviation, a paired test, Holm's correction, ties with the best.
 
 Conventions, stated once:
 

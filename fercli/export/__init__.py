@@ -1,4 +1,4 @@
-"""A trained model to take away.
+"""A trained model as files that run without fercli.
 
 - `write`: `fercli export`: traced, checked, written;
 - `graph`: from a prepared face to an answer in one module;

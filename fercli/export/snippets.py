@@ -12,10 +12,10 @@ _CROPS = 'np.save("crops.npy", local_crops(photograph, matrix, landmarks, size={
 def preparing(spec: Spec, crop_size: int | None) -> str:
     """Code that makes face.png, landmarks.npy and where they are read crops.npy of photograph.png and points.npy."""
     size = spec.prepare.size
-    if spec.prepare.align == "template":
-        names, matrix = ["template_matrix"], f"template_matrix(points, size={size}, margin=0)"
-    else:
-        names, matrix = ["box_matrix", "box_of_points"], f"box_matrix(box_of_points(points), size={size}, margin=0)"
+    names, matrix = {
+        "template": (["template_matrix"], f"template_matrix(points, size={size}, margin=0)"),
+        "box": (["box_matrix", "box_of_points"], f"box_matrix(box_of_points(points), size={size}, margin=0)"),
+    }[spec.prepare.align]
     names += ["local_crops"] * (crop_size is not None) + ["transform", "warp"]
     crops = "" if crop_size is None else _CROPS.format(side=crop_size, zoom=spec.prepare.crop_zoom)
     return f"""\

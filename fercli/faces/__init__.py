@@ -8,6 +8,6 @@
 - `search`: regions of a picture to look in, and boxes;
 - `align`: similarity, box crop, local crops;
 - `perceptual_hash`: a hash to find a face again by;
-- `failures`: what may pass, and what is a property of the picture;
+- `failures`: failures that may pass, and those of the picture itself;
 - `quiet`: silence around libraries in C.
 """

@@ -62,6 +62,15 @@ def box_matrix(box: Box, size: int = 112, margin: int = 14) -> np.ndarray:
     return np.array([[scale, 0.0, x], [0.0, scale, y]])
 
 
+def alignment_matrix(kind: str, points5: np.ndarray, box: Box, size: int, margin: int) -> np.ndarray:
+    """Return the matrix of ``prepare.align``, ``template`` or ``box``; raises ValueError for any other."""
+    if kind == "template":
+        return template_matrix(points5, size, margin)
+    if kind == "box":
+        return box_matrix(box, size, margin)
+    raise ValueError(f"no alignment {kind!r}")
+
+
 def box_of_points(points5: np.ndarray) -> Box:
     """Return the square that the template's 112 x 112 covers around five points, upright: a box where none is given."""
     matrix = template_matrix(points5, _TEMPLATE_SIZE, 0)

@@ -208,10 +208,7 @@ def cut(
     if not np.isfinite(points).all():
         raise ValueError("landmarks that are no numbers")
     box = box or align.box_of_points(points)
-    if options.align == "box":
-        matrix = align.box_matrix(box, options.size, options.margin)
-    else:
-        matrix = align.template_matrix(points, options.size, options.margin)
+    matrix = align.alignment_matrix(options.align, points, box, options.size, options.margin)
     landmarks = align.transform(matrix, points)
     result.box = box
     result.face = align.warp(image, matrix, options.side)

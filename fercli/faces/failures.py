@@ -1,4 +1,4 @@
-"""What may pass (a lack of memory, a disk that stutters) and what is a property of the picture.
+"""Failures that may pass (too little memory, a disk error) and those that are a property of the picture.
 
 A store keeps the reason why a picture was rejected; a failure that may pass must never become one.
 """

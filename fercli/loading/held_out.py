@@ -13,7 +13,7 @@ from fercli.store import Store
 
 
 def labels_of(stores: Sequence[Store], indices: Sequence[np.ndarray]) -> np.ndarray:
-    """Labels int64 of the chosen faces of labelled stores, in the order of `Faces`.
+    """Labels int64 of the chosen faces of labelled stores, in the order of `FaceDataset`.
 
     Raises:
         FercliError: a chosen face has no label.

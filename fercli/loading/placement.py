@@ -1,4 +1,4 @@
-"""Where prepared faces wait to be asked for: in the store's own files, or whole on a device.
+"""Where prepared faces are kept: memory-mapped in the store's files, or cached whole on a device.
 
 Whichever it is, the same rows give the same bytes.
 """

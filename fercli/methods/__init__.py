@@ -1,13 +1,13 @@
 """The adaptation methods: one module each, and one line in `fercli.spec.registry`, which names them without torch.
 
 A method supplies losses and extra modules, never a loop of its own. See `fercli.methods.base` for the contract.
-Those of others are named ``module:Class`` in the spec.
+Methods of your own are named ``module:Class`` in the spec.
 
-- `base`: the contract, `Method`, and what it gets and gives;
+- `base`: the contract, `Method`, its inputs and outputs;
 - `losses`, `adversarial`, `alignment`: losses that methods share;
 - `joint`: source and target through the network together;
 - `graph`: the graph networks of AGRA;
-- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: a method each.
+- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: one method each.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The step that the rivals share: source and target through the network together, and the source's loss."""
+"""The forward pass that most methods share: source and target through the network together, and the source's loss."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The global-local network: a face, and its five regions, each with a say of its own.
+"""The global-local network: one global and five local branches, each with a classifier of its own, and one over all.
 
 Published in CGLRL (Xie et al., ICPR 2022) and AGLRLS (Gao et al., IEEE TMM 2024, arXiv 2401.11085).
 """

@@ -1,4 +1,4 @@
-"""Finds the network's state in a checkpoint, whatever it is wrapped in.
+"""Finds the network's state in a checkpoint, under whatever keys and prefixes it lies.
 
 Trainers put a state under a key of their own (``model_state_dict``, ``state_dict``, ``model``, ...), several deep, and
 wrappers of modules put prefixes before its names (``module.``, ``_orig_mod.``, ``model.``, ...). Which of the tensors

@@ -11,7 +11,7 @@
 - `results`: JSON lines, CSV, annotated copies;
 - `drawing`: answers drawn over a picture;
 - `video_writer`: annotated videos;
-- `writing`: all files of a run, put in place at its end;
-- `resume`: from where a stopped run goes on;
+- `writing`: the files of a run, moved into place at its end;
+- `resume`: where a stopped run resumes;
 - `totals`: what is counted.
 """

@@ -2,7 +2,7 @@
 
 One writer appends the faces, in the order of the listing, to a partial store (`fercli.prepare.partial`). A run that is
 stopped leaves it there, for the next one to take over as it takes over from a complete store: by record key, whatever
-is still true. There is no other way to go on.
+is still true. This is the only way in which a run resumes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures inside a page: they are part of it, and small."""
+"""Faces embedded in a page, as small data: URIs."""
 
 from __future__ import annotations
 

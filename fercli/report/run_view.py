@@ -1,4 +1,4 @@
-"""What the report shows, worked out from the results document: plain values that the template only lays out."""
+"""The values of the run's page, computed from the results document; the template only lays them out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A finished run, or one trained model, to numbers: every head and the decision rule, on the source's test faces and on
 every target.
 
-This is the final score, the one place beside `oracle` where target labels are read.
+This is the final score: target labels are read here.
 """
 
 from __future__ import annotations

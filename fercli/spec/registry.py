@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-#: ``adapt.method`` -> module and class. Those of others are named ``module:Class`` in the spec.
+#: ``adapt.method`` -> module and class. Methods of your own are named ``module:Class`` in the spec.
 METHODS: dict[str, str] = {
     "source-only": "fercli.methods.source_only:SourceOnly",
     "aglrls": "fercli.methods.aglrls:AGLRLS",

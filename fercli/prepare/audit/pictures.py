@@ -1,4 +1,4 @@
-"""Pictures inside the quality report: they are part of the page, and small."""
+"""Faces and contact sheets embedded in the quality report, as data: URIs."""
 
 from __future__ import annotations
 
