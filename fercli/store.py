@@ -45,7 +45,7 @@ FORMAT = 2
 FACE_ARRAYS = {"faces": "uint8", "landmarks": "float32", "crops": "uint8", "shapes": "float32", "digests": "uint8"}
 #: Files that meta.json holds the SHA-256 of.
 SMALL_FILES = ("labels.npy", "splits.npy", "ids.npy", "subjects.npy", "digests.npy", "keys.npy", "manifest.csv")
-#: Those that fercli 0.2 left to the manifest; `fercli prepare` writes them, until then the manifest is read instead.
+#: Those that earlier versions left to the manifest, which is read until `fercli prepare` has written them.
 LATER_FILES = ("ids.npy", "subjects.npy")
 #: All files of a store but its picture and meta.json.
 FILES = (*(f"{name}.npy" for name in FACE_ARRAYS if name != "digests"), *SMALL_FILES)

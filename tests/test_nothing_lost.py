@@ -193,7 +193,7 @@ def test_a_deleted_contact_sheet_is_drawn_and_no_array_written(tmp_path, raf_sto
     assert digests(out) == digests(raf_store)
 
 
-def test_a_store_of_fercli_0_2_is_used_as_it_is_and_completed_out_of_itself(tmp_path, raf_store, raf):
+def test_a_store_of_an_earlier_version_is_used_as_it_is_and_completed_out_of_itself(tmp_path, raf_store, raf):
     out = damaged(raf_store, tmp_path)
     meta = json.loads((out / "meta.json").read_text())
     for name in LATER_FILES:
@@ -364,7 +364,7 @@ def test_a_run_that_fails_at_the_end_goes_on(tmp_path, raf_store, raf, monkeypat
     """The disk fails under the last file: the partial store is still there, and nothing is computed twice."""
     listing, out = read_dataset("raf-db", "raf-db", raf), tmp_path / "raf-db"
     stopped_at_the_end(listing, out, HERE, monkeypatch)
-    (out / "parts").mkdir()  # as fercli 0.2 left them
+    (out / "parts").mkdir()  # as earlier versions left them
     (out / "parts/part-0").touch()
     summary = prepare(listing, out, HERE)
     assert (summary.computed, summary.taken_over) == (0, 14)

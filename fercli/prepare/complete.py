@@ -132,7 +132,7 @@ def _put_in_place(folder: Path) -> None:
 
 
 def discard_partial_stores(out: Path) -> None:
-    """Remove all partial stores, and the ``parts`` that fercli 0.2 left in their stead."""
+    """Remove all partial stores, and the ``parts`` that earlier versions left in their stead."""
     for folder in (*partial_stores(out), out / "parts"):
         shutil.rmtree(folder, ignore_errors=True)
 
