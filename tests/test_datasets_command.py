@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import run
+from drawn import write_class_folders
 from PIL import Image
 from trees import touch
 
@@ -21,7 +22,7 @@ from fercli.datasets.protocol import WHOLE, in_order
 from fercli.datasets.reader import PROTOCOL_OPTIONS, Record
 from fercli.expressions import EXPRESSIONS
 from fercli.synthetic.render import LAB, render
-from fercli.synthetic.writers import write_class_folders, write_jaffe, write_raf_db
+from fercli.synthetic.writers import write_jaffe, write_raf_db
 
 CARDS = {name: reader.card for name, reader in READERS.items() if reader.card}
 

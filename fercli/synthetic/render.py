@@ -17,11 +17,11 @@ from joblib import Parallel, delayed
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.synthetic.action_units import draw_units
 from fercli.synthetic.anatomy import Identity, build
-from fercli.synthetic.domains import DOMAINS, LAB, STREET, STUDIO, THUMBNAIL, Domain
+from fercli.synthetic.domains import LAB, STUDIO, Domain
 from fercli.synthetic.drawing import Canvas, paint
 from fercli.synthetic.lighting import Light, light_up
 
-__all__ = ["DOMAINS", "LAB", "STREET", "STUDIO", "THUMBNAIL", "Domain", "Face", "render", "sample"]
+__all__ = ["LAB", "STUDIO", "Domain", "Face", "render", "sample"]
 
 
 @dataclass(frozen=True)
