@@ -5,7 +5,7 @@ Each is one frozen dataclass of knobs; `dataclasses.replace(LAB, noise=(3, 6))` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from fercli.synthetic.anatomy import Proportions
@@ -145,13 +145,11 @@ def between(one: Domain, other: Domain, share: float, name: str) -> Domain:
         units = dict.fromkeys([*first, *second])
         return tuple((unit, mixed(float(first.get(unit, rest)), second.get(unit, rest))) for unit in units)
 
-    made = {f.name: mixed(getattr(one, f.name), getattr(other, f.name)) for f in fields(Domain)}
+    def knobs(a: Domain | Proportions, b: Domain | Proportions) -> dict[str, Any]:
+        return {name: mixed(value, getattr(b, name)) for name, value in vars(a).items()}
+
+    made = knobs(one, other)
     made["size"] = one.size if share < 0.5 else other.size
-    made["proportions"] = Proportions(
-        **{
-            f.name: mixed(getattr(one.proportions, f.name), getattr(other.proportions, f.name))
-            for f in fields(Proportions)
-        }
-    )
+    made["proportions"] = Proportions(**knobs(one.proportions, other.proportions))
     made["gains"], made["rest"] = habits(one.gains, other.gains, 1.0), habits(one.rest, other.rest, 0.0)
     return Domain(**{**made, "name": name})

@@ -15,6 +15,7 @@ import numpy as np
 from joblib import Parallel, delayed
 
 from fercli.expressions import NUM_EXPRESSIONS
+from fercli.faces.align import transform
 from fercli.synthetic.action_units import draw_units
 from fercli.synthetic.anatomy import Identity, build
 from fercli.synthetic.domains import LAB, STUDIO, Domain
@@ -54,16 +55,7 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int)
     seeds = np.random.SeedSequence([identity_seed, expression, image_seed]).spawn(4)
     muscles, scene, paints, sensor = (np.random.default_rng(seed) for seed in seeds)
     person = Identity.of(identity_seed)
-    units = draw_units(
-        expression,
-        muscles,
-        muscles.uniform(*domain.intensity),
-        domain.au_jitter,
-        domain.au_noise,
-        domain.au_noise_strength,
-        dict(domain.gains),
-        dict(domain.rest),
-    )
+    units = draw_units(expression, muscles, domain)
     roll, yaw, pitch = np.clip(scene.standard_normal(3), -2.2, 2.2) * (domain.roll, domain.yaw, domain.pitch)
     body = build(person, person.factors(domain.proportions), units, yaw, pitch, muscles)
     matrix = _placement(domain, body.outline, roll, scene)
@@ -83,7 +75,7 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int)
         cv2.resize(p, domain.size, interpolation=cv2.INTER_AREA) for p in (canvas.picture, canvas.covered)
     )
     image = _photograph(light_up(picture, covered, matrix, body, _light(domain, scene)), domain, sensor)
-    landmarks = body.landmarks @ matrix[:, :2].T + matrix[:, 2]
+    landmarks = transform(matrix, body.landmarks)
     return Face(image, landmarks.astype(np.float32), expression, identity_seed, _box(body, matrix, domain.size))
 
 
@@ -202,13 +194,7 @@ def _photograph(scene: np.ndarray, domain: Domain, rng: np.random.Generator) -> 
 
 
 def _box(body, matrix: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    outline = body.outline[body.outline[:, 1] > -0.75]
-    pixels = outline @ matrix[:, :2].T + matrix[:, 2]
-    (left, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
-    width, height = size
-    return (
-        max(float(left), 0.0),
-        max(float(top), 0.0),
-        min(float(right), width - 1.0),
-        min(float(bottom), height - 1.0),
-    )
+    pixels = transform(matrix, body.outline[body.outline[:, 1] > -0.75])
+    left, top = np.maximum(pixels.min(axis=0), 0).tolist()
+    right, bottom = np.minimum(pixels.max(axis=0), np.array(size) - 1).tolist()
+    return left, top, right, bottom
