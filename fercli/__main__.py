@@ -98,7 +98,7 @@ def _told(problem: Exception) -> str:
 
     A library that cannot be loaded, the system's error, which names a file, or a mistake of ours.
     """
-    from fercli.doctor import unloadable
+    from fercli.doctor.software import unloadable
 
     broken = unloadable(problem)
     if broken is not None:

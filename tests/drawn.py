@@ -10,7 +10,7 @@ import numpy as np
 
 from fercli.expressions import EXPRESSIONS
 from fercli.synthetic.render import LAB, STUDIO, Domain, Face
-from fercli.synthetic.writers import _code_of, _grey, _made, _whole, _write_image
+from fercli.synthetic.writers import _code_of, _made, _whole, _write_image
 
 #: Tight grey thumbnails as FER2013's, 48x48.
 THUMBNAIL = Domain(
@@ -86,7 +86,7 @@ def write_fer2013(
 
 
 def _thumbnail(image: np.ndarray) -> np.ndarray:
-    image = _grey(image)
+    image = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     return image if image.shape == (48, 48) else cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
 
 

@@ -107,9 +107,8 @@ def _circle(centre, radius: float) -> Points:
 
 def _along(stops: list[tuple[int, int, int]], share: float) -> Colour:
     """Return the colour at this share of the way along a row of colours."""
-    return np.array(
-        [np.interp(share * (len(stops) - 1), range(len(stops)), channel) for channel in zip(*stops, strict=True)]
-    )
+    at = share * (len(stops) - 1)
+    return np.array([np.interp(at, range(len(stops)), channel) for channel in zip(*stops, strict=True)])
 
 
 def skin_colour(melanin: float) -> Colour:
@@ -229,14 +228,8 @@ def _behind(canvas: Canvas, body: Anatomy, person: Identity, style: int, skin: C
     low = body.outline[:, 1].max()
     if style in (2, 3):
         drop = 2.6 if style == 2 else 1.35
-        back = [
-            (0, -1.85),
-            (0.8, -1.6),
-            (1.25 * wide, -0.8),
-            (1.36 * wide, 0.3),
-            (1.3 * wide, drop),
-            (0.5, drop + 0.15),
-        ]
+        back = [(0, -1.85), (0.8, -1.6), (1.25 * wide, -0.8), (1.36 * wide, 0.3)]
+        back += [(1.3 * wide, drop), (0.5, drop + 0.15)]
         canvas.solid(body.project(smooth(both(back), True), -0.9), hair * 0.62)
     neck = both([(-0.62 * wide, 0.9), (-0.62 * wide, low + 0.3), (-0.9, low + 0.62)])
     canvas.solid(np.array(neck), skin * 0.92)

@@ -83,7 +83,7 @@ def write_jaffe(root: str | Path, faces: Iterable[Face]) -> Path:
             takes[subject, expression] += 1
             serials[subject] += 1
             name = f"{subject}.{expression}{takes[subject, expression]}.{serials[subject]}.tiff"
-            _write_image(folder / name, _grey(face.image))
+            _write_image(folder / name, cv2.cvtColor(face.image, cv2.COLOR_RGB2GRAY))
     return Path(root)
 
 
@@ -131,11 +131,6 @@ def _made(folder: Path) -> Path:
 def _code_of(dataset: str) -> dict[int, int]:
     """Return the dataset's code of each of our labels: the table that its reader uses, the other way round."""
     return {label: code for code, label in READERS[dataset].codes.items() if label is not None}
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    """Return uint8 [H, W] of an RGB image."""
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
