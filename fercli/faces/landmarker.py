@@ -19,9 +19,10 @@ import numpy as np
 from fercli.datasets.reader import Box
 from fercli.faces.networks import Detector, Mesh
 from fercli.faces.search import SAME, SearchRegion, choose, is_new, overlap, starts
+from fercli.spec import Prepare
 
 #: The retry ladder's steps, in the order in which they are tried.
-RETRIES: tuple[str, ...] = ("border", "upscale", "low-confidence", "full-range", "rotate")
+RETRIES: tuple[str, ...] = tuple(Prepare().retries)
 
 # Mesh vertices (their left and right are the subject's): corners of the image-left and image-right eye, nose tip,
 # image-left and image-right mouth corner; then forehead, chin and both cheeks, which only bound the face.

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from fercli.files import write_atomically
-from fercli.spec import Spec, config_folder
+from fercli.spec import Spec
+from fercli.spec.load import config_folder
 from fercli.spec.template import CHOICES, plain
 
 #: Choices that may be a place in the user's own code too, ``MODULE:NAME``.
