@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 #: The picture formats that are read, by Pillow's name, with their endings. Others that Pillow knows are left out: EPS
 #: would run a program that the file brings.
@@ -100,7 +101,7 @@ def walk(
     Raises:
         OSError: a folder cannot be read, and there is no `unreadable`.
     """
-    entered = {_identity(above) for above in _and_all_above(os.path.realpath(folder))}
+    entered = set(map(_identity, _and_all_above(folder)))
     pending = [iter(_entries(os.fspath(folder), unreadable))]
     while pending:
         entry = next(pending[-1], None)
@@ -117,7 +118,7 @@ def walk(
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
     """Return the paths of the folders in a folder, by name, without litter and links to a folder that holds it."""
-    above = set(_and_all_above(os.path.realpath(folder)))
+    above = _and_all_above(folder)
     return [
         entry.path
         for entry in _entries(os.fspath(folder), None)
@@ -147,11 +148,9 @@ def _entries(folder: str, unreadable: Callable[[OSError], object] | None) -> lis
         return []
 
 
-def _and_all_above(path: str) -> Iterator[str]:
-    yield path
-    while (above := os.path.dirname(path)) != path:
-        yield above
-        path = above
+def _and_all_above(folder: str | os.PathLike[str]) -> list[str]:
+    real = Path(os.path.realpath(folder))
+    return list(map(str, (real, *real.parents)))
 
 
 def _identity(path: str) -> object:

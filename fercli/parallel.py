@@ -25,7 +25,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from typing import IO, Any, TypeVar
 
@@ -384,16 +384,11 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _backend(options: Any, workers: int) -> Iterator[None]:
-    if options.backend == "dask":
-        with _dask_client(options.cluster), joblib.parallel_config(backend="dask", n_jobs=workers):
-            yield
-    elif options.backend == "ray":
+    if options.backend == "ray":
         _join_ray(options.cluster)
-        with joblib.parallel_config(backend="ray", n_jobs=workers):
-            yield
-    else:
-        with joblib.parallel_config(backend=options.backend, n_jobs=workers):
-            yield
+    client = _dask_client(options.cluster) if options.backend == "dask" else nullcontext()
+    with client, joblib.parallel_config(backend=options.backend, n_jobs=workers):
+        yield
 
 
 def _dask_client(address: str | None) -> Any:

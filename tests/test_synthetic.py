@@ -55,20 +55,12 @@ def test_threads_do_not_change_a_face(domain):
     assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])
 
 
-def test_labels_are_balanced_or_follow_the_prior():
+def test_labels_are_balanced():
     faces = list(sample(THUMBNAIL, 23, seed=1, identities=[3, 8]))
     counts = np.bincount([f.label for f in faces], minlength=7)
     assert counts.min() == 3 and counts.max() == 4
     assert {f.identity for f in faces} == {3, 8}
     assert [f.label for f in faces] != sorted(f.label for f in faces)
-    skewed = np.bincount([f.label for f in sample(THUMBNAIL, 20, 1, prior=[0, 0, 0, 3, 0, 0, 1])], minlength=7)
-    assert skewed.tolist() == [0, 0, 0, 15, 0, 0, 5]
-
-
-@pytest.mark.parametrize("prior", [[1, 2], [0] * 7, [-1, 1, 1, 1, 1, 1, 1]])
-def test_a_bad_prior_is_refused(prior):
-    with pytest.raises(ValueError, match="prior"):
-        sample(STUDIO, 3, 0, prior=prior)
 
 
 def test_a_bad_expression_or_no_people_are_refused():

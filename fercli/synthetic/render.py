@@ -84,28 +84,27 @@ def sample(
     count: int,
     seed: int,
     identities: int | Sequence[int] = 40,
-    prior: Sequence[float] | None = None,
     workers: int = 1,
 ) -> Iterator[Face]:
     """Yield `count` faces of a domain in random order, the same for any number of workers.
 
+    The seven expressions are equally frequent, to within one face.
+
     Args:
         seed: of the choice of people, expressions and photographs.
         identities: the people's seeds, or how many there are (then 0, 1, ...). They take turns.
-        prior: relative frequency of the seven expressions; even if None. Counts are exact to within one.
         workers: processes that render (joblib); 1 renders here, as the faces are asked for.
 
     Raises:
-        ValueError: no identities, or a prior that is not seven non-negative numbers with a positive sum.
+        ValueError: no identities.
     """
     people = np.arange(identities) if isinstance(identities, int) else np.asarray(list(identities))
-    weights = np.ones(NUM_EXPRESSIONS) if prior is None else np.asarray(prior, dtype=float)
     if len(people) == 0:
         raise ValueError("sample needs at least one identity")
-    if weights.shape != (NUM_EXPRESSIONS,) or (weights < 0).any() or weights.sum() <= 0:
-        raise ValueError(f"prior must be {NUM_EXPRESSIONS} non-negative numbers, not {prior}")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0xFACE]))
-    labels = _apportion(weights, count, rng)
+    counts = np.full(NUM_EXPRESSIONS, count // NUM_EXPRESSIONS)
+    counts[np.argsort(rng.random(NUM_EXPRESSIONS))[: count % NUM_EXPRESSIONS]] += 1
+    labels = rng.permutation(np.repeat(np.arange(NUM_EXPRESSIONS), counts))
     turns = np.concatenate([rng.permutation(people) for _ in range(-(-count // len(people)))] or [people])[:count]
     photographs = rng.integers(0, 2**31, count)
     jobs = (
@@ -115,15 +114,6 @@ def sample(
     if workers == 1:
         return (render(*job) for job in jobs)
     return Parallel(n_jobs=workers, batch_size=16, return_as="generator")(delayed(render)(*job) for job in jobs)
-
-
-def _apportion(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `count` labels in random order, as near the weights as whole numbers can be (largest remainders)."""
-    share = weights / weights.sum() * count
-    counts = np.floor(share).astype(int)
-    order = np.lexsort([rng.random(len(share)), -(share - counts)])
-    counts[order[: count - counts.sum()]] += 1
-    return rng.permutation(np.repeat(np.arange(len(share)), counts))
 
 
 def _placement(domain: Domain, outline: np.ndarray, roll: float, rng: np.random.Generator) -> np.ndarray:
