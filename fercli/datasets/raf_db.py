@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from fercli.datasets.class_folders import find_classes, labelled_pictures
 from fercli.datasets.parsing import is_code, numbers_in, text_lines
 from fercli.datasets.protocol import WHOLE, Protocol, default_protocol, known_split
 from fercli.datasets.reader import Box, Collector, Points, Reader, Record, WrongLayout, WrongOption
-from fercli.datasets.tree_files import count_unlisted, first_existing
+from fercli.datasets.tree_files import count_unlisted, first_existing, table_rows
 from fercli.expressions import EXPRESSIONS
 
 #: list_patition_label.txt: 1 surprise 2 fear 3 disgust 4 happiness 5 sadness 6 anger 7 neutral.
@@ -127,20 +126,14 @@ def _labels_beside(part: Path, root: Path, collector: Collector) -> dict[str, in
     table = next((path for path in beside if path.is_file()), None)
     if table is None:
         return {}
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-        rows = csv.reader(opened)
-        columns = [name.strip().lower() for name in next(rows, [])]
-        missing = [name for name in ("image", "label") if name not in columns]
-        if missing:
-            raise WrongLayout(f"{table.name} lacks the column {' and '.join(missing)}")
-        image, code = columns.index("image"), columns.index("label")
-        found = {}
-        for row in filter(None, rows):
-            if len(row) <= max(image, code):
-                collector.leave_out("unreadable row")
-            elif (label := collector.label(CODES, row[code])) is not None:
-                found[row[image].strip()] = label
-        return found
+    found = {}
+    for columns, row in table_rows(table, ("image", "label")):
+        image, code = columns["image"], columns["label"]
+        if len(row) <= max(image, code):
+            collector.leave_out("unreadable row")
+        elif (label := collector.label(CODES, row[code])) is not None:
+            found[row[image].strip()] = label
+    return found
 
 
 def _points(folder: Path | None, stem: str) -> Points | None:

@@ -71,14 +71,14 @@ class Writing:
         at = find_position(self._kept, self._begun_with, resume, force)
         self.start, self._goes_on = at or Position(sizes=(0,) * len(self._kept)), at is not None
         self._annotated = None if to is None else Annotated(to, inputs, self.start.inputs)
-        self._check(paths, [model, *(one.path for one in inputs)] if paths or to is not None else [], force)
+        self._check([model, *(one.path for one in inputs)] if paths or to is not None else [], force)
         self._targets: list[_Target] = []
         self._log: Log | None = None
         self._number, self._settled, self.finished = self.start.inputs, False, False
         self._answered = self._goes_on
         totals.restore(self.start.totals)
 
-    def _check(self, paths: Sequence[Path], reads: Sequence[Path | None], force: bool) -> None:
+    def _check(self, reads: Sequence[Path | None], force: bool) -> None:
         outputs = Outputs(reads, force)
         if "-" in self._named.values() and self._stdout is not None:
             outputs.take("stdout", self._stdout)

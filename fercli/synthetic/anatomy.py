@@ -140,11 +140,8 @@ def build(person: Identity, factors: Mapping[str, float], au: Units, yaw: float,
 def _eye_and_brow(body: Anatomy, pose, side: int, f, trait, au: Units, lean: float, gaze) -> None:
     cx, size = 0.5 * f["eye_distance"], f["eye_size"]
     w, tilt = 0.235 * size, 0.035 * (trait["tilt"] - 0.35)
-    up = (
-        size
-        * lean
-        * (0.095 + 0.055 * au[5] - 0.025 * au[7] - 0.02 * au[6] - 0.055 * au[43] - 0.03 * au[9] - 0.015 * au[4])
-    )
+    open_by = 0.095 + 0.055 * au[5] - 0.025 * au[7] - 0.02 * au[6] - 0.055 * au[43] - 0.03 * au[9] - 0.015 * au[4]
+    up = size * lean * open_by
     low = size * (0.06 + 0.012 * au[5] - 0.025 * au[7] - 0.032 * au[6] - 0.02 * au[9] + 0.01 * au[26])
     up, low = max(up, 0.022), max(low, 0.014)
     sad = 0.02 * au[43] * (1 - au[5])
@@ -200,14 +197,8 @@ def _nose(body: Anatomy, pose, f, au: Units) -> None:
 
 
 def _mouth(body: Anatomy, pose, f, au: Units, lean, long: float, drop: float) -> None:
-    reach = (
-        0.40 * f["mouth_width"]
-        + 0.10 * au[12]
-        + 0.075 * au[20]
-        - 0.05 * au[23]
-        - 0.03 * au[24]
-        - 0.08 * au[26] * (1 - au[12])
-    )
+    reach = 0.40 * f["mouth_width"] + 0.10 * au[12] + 0.075 * au[20] - 0.05 * au[23] - 0.03 * au[24]
+    reach -= 0.08 * au[26] * (1 - au[12])
     y = 1.13 * long - 0.045 * au[17] - 0.03 * au[9] - 0.02 * au[10] + 0.03 * au[26]
     bend = -0.125 * au[12] + 0.10 * au[15] + 0.035 * au[20] + 0.02 * au[10] + 0.02 * au[17]
     lip = f["lip_thickness"]

@@ -34,31 +34,31 @@ def write_demo(folder: Path, seed: int) -> Path:
         The spec file, ``folder/fercli.yaml``.
     """
 
-    def source(root: Path) -> None:
-        test = _draw(STUDIO, TEST, TEST_PEOPLE, seed, 1)
-        write_raf_db(root, _draw(STUDIO, TRAIN, TRAIN_PEOPLE, seed, 0), test)
-
     def target(root: Path) -> None:
         write_jaffe(root, _draw(LAB, TARGET, TARGET_PEOPLE, seed, 2))
 
-    _draw_missing(folder / "data", {"raf-db": source, "jaffe": target})
+    _draw_missing(folder / "data", {"raf-db": _source(TRAIN, TEST, seed), "jaffe": target})
     return _write_spec(folder, "demo", f"demo-{seed}", seed)
 
 
 def write_shifts(folder: Path) -> Path:
     """Draw the datasets of the demo's sweep into ``folder/data`` and write its spec; as `write_demo`."""
 
-    def source(root: Path) -> None:
-        test = _draw(STUDIO, SHIFT_TARGET, TEST_PEOPLE, 0, 1)
-        write_raf_db(root, _draw(STUDIO, SHIFT_TRAIN, TRAIN_PEOPLE, 0, 0), test)
-
     def target(root: Path) -> None:
         domain = between(STUDIO, LAB, SHIFTS[root.name], root.name)
         people = range(TARGET_PEOPLE.start + 20 * list(SHIFTS).index(root.name), 200)[: len(TARGET_PEOPLE)]
         write_csv(root, {"all": _draw(domain, SHIFT_TARGET, people, 0, 2)})
 
-    _draw_missing(folder / "data", {"raf-db": source, **dict.fromkeys(SHIFTS, target)})
+    _draw_missing(folder / "data", {"raf-db": _source(SHIFT_TRAIN, SHIFT_TARGET, 0), **dict.fromkeys(SHIFTS, target)})
     return _write_spec(folder, "shifts", "shifts", seed=0)
+
+
+def _source(train: int, test: int, seed: int) -> Callable[[Path], None]:
+    def write(root: Path) -> None:
+        tested = _draw(STUDIO, test, TEST_PEOPLE, seed, 1)
+        write_raf_db(root, _draw(STUDIO, train, TRAIN_PEOPLE, seed, 0), tested)
+
+    return write
 
 
 def _draw_missing(data: Path, writers: dict[str, Callable[[Path], None]]) -> None:
