@@ -50,11 +50,15 @@ def _each_once(values: list[Any], what: str) -> list[Any]:
     return values
 
 
-_Rule = Annotated[str, AfterValidator(lambda name: _one_of(name, list(RULES)))]
-_SourceRule = Annotated[
-    str, AfterValidator(lambda name: _one_of(name, [rule for rule, about in RULES.items() if not about.needs_target]))
+_RULES, _METHODS = list(RULES), list(METHODS)
+_SOURCE_RULES = [name for name, rule in RULES.items() if not rule.needs_target]
+_Rule = Annotated[str, AfterValidator(lambda name: _one_of(name, _RULES)), Field(json_schema_extra={"enum": _RULES})]
+_SourceRule = Annotated[str, AfterValidator(lambda name: _one_of(name, _SOURCE_RULES))]
+_Method = Annotated[
+    str,
+    AfterValidator(lambda name: name if is_place(name) else _one_of(name, _METHODS)),
+    Field(json_schema_extra={"anyOf": [{"enum": _METHODS}, {"pattern": "^[^:]+:[^:]+$"}]}),
 ]
-_Method = Annotated[str, AfterValidator(lambda name: name if is_place(name) else _one_of(name, list(METHODS)))]
 _Retry = Literal["border", "upscale", "low-confidence", "full-range", "rotate"]
 
 #: The second type of each is what may be written instead; the schema for editors names both.
