@@ -12,6 +12,7 @@ import numpy as np
 
 from fercli.faces.align import transform
 from fercli.synthetic.anatomy import Anatomy, Identity, Points, both, smooth
+from fercli.synthetic.domains import Domain
 
 _FRACTION_BITS = 4
 Colour = np.ndarray
@@ -124,28 +125,29 @@ def hair_colour(shade: float, melanin: float, age: float) -> Colour:
     return colour * (1 - grey) + np.array([170, 168, 166]) * grey
 
 
-def paint(canvas: Canvas, body: Anatomy, person: Identity, look, rng: np.random.Generator) -> None:
-    """Paint one person over the canvas's background, in flat colours: `light_up` comes after.
+def paint(
+    canvas: Canvas, body: Anatomy, person: Identity, domain: Domain, clothes: Colour, rng: np.random.Generator
+) -> None:
+    """Paint one person of a population over the canvas's background, in flat colours: `light_up` comes after.
 
-    Args:
-        look: what the population decides, with attributes `melanin` 0..1, `line` (factor on creases and strokes),
-            `glasses` and `beard` (bool), `clothes` (RGB).
-        rng: draws the hair and the like of one photograph.
+    `rng` draws the hair and the like of one photograph.
     """
-    skin = skin_colour(look.melanin)
-    hair = hair_colour(person.traits["hair_shade"], look.melanin, person.traits["age"])
+    palest, darkest = domain.melanin
+    melanin = palest + person.traits["melanin"] * (darkest - palest)
+    skin = skin_colour(melanin)
+    hair = hair_colour(person.traits["hair_shade"], melanin, person.traits["age"])
     style = int(person.traits["hair"] * 6)
-    _behind(canvas, body, person, style, skin, hair, look)
+    _behind(canvas, body, style, skin, hair, clothes)
     canvas.solid(body.outline, skin)
-    if look.beard:
+    if person.traits["beard"] < domain.beard:
         _beard(canvas, body, hair, person.traits["volume"])
     for points, width, strength in body.creases:
         dark = skin * (0.62, 0.5, 0.46)
-        canvas.ribbon(points, _taper(points, width * look.line), dark, min(0.75 * strength * look.line, 0.9), 0.014)
+        canvas.ribbon(points, _taper(points, width * domain.line), dark, min(0.75 * strength * domain.line, 0.9), 0.014)
     _paint_nose(canvas, body, skin)
     _paint_mouth(canvas, body, skin, person.traits["lips"])
     for eye in body.eyes:
-        _paint_eye(canvas, eye, skin, person, look.line)
+        _paint_eye(canvas, eye, skin, person, domain.line)
     brow = hair * 0.75 + skin * 0.08
     for points, width in body.brows:
         canvas.ribbon(points, width, brow, 0.85, 0.012)
@@ -158,7 +160,7 @@ def paint(canvas: Canvas, body: Anatomy, person: Identity, look, rng: np.random.
             strands.append(np.stack([start, points[k] + along[k] * 1.2 - (start - points[k])]))
         canvas.hairs(strands, [brow * 0.7] * len(strands), 0.012)
     _front_hair(canvas, body, person, style, hair, rng)
-    if look.glasses:
+    if person.traits["glasses"] < domain.glasses:
         _glasses(canvas, body)
 
 
@@ -223,7 +225,7 @@ def _paint_mouth(canvas: Canvas, body: Anatomy, skin: Colour, redness: float) ->
         canvas.fill(_circle(corner, 0.025), lip * (0.4, 0.3, 0.3), 0.6, 0.014)
 
 
-def _behind(canvas: Canvas, body: Anatomy, person: Identity, style: int, skin: Colour, hair: Colour, look) -> None:
+def _behind(canvas: Canvas, body: Anatomy, style: int, skin: Colour, hair: Colour, clothes: Colour) -> None:
     wide = np.abs(body.outline[:, 0]).max()
     low = body.outline[:, 1].max()
     if style in (2, 3):
@@ -237,7 +239,7 @@ def _behind(canvas: Canvas, body: Anatomy, person: Identity, style: int, skin: C
     canvas.fill(smooth(shade), skin * (0.58, 0.48, 0.45), 0.7, 0.05)
     collar = both([(-0.75, low + 0.3), (-0.45, low + 0.52), (0, low + 0.62)])
     cloth = both([(1.3, low + 0.5), (2.1, low + 0.85), (2.6, low + 3.0)])
-    canvas.solid(smooth(collar + cloth, True), look.clothes)
+    canvas.solid(smooth(collar + cloth, True), clothes)
     for ear in body.ears:
         canvas.solid(ear, skin * (0.93, 0.86, 0.84))
         inner = ear.mean(axis=0) + 0.55 * (ear - ear.mean(axis=0))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -20,7 +19,7 @@ from fercli.synthetic.action_units import draw_units
 from fercli.synthetic.anatomy import Identity, build
 from fercli.synthetic.domains import LAB, STUDIO, Domain
 from fercli.synthetic.drawing import Canvas, paint
-from fercli.synthetic.lighting import Light, light_up
+from fercli.synthetic.lighting import light_up
 
 __all__ = ["LAB", "STUDIO", "Domain", "Face", "render", "sample"]
 
@@ -62,19 +61,13 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int)
     fine = _supersampled(matrix, domain.supersample)
     backdrop = _background(domain, scene)
     canvas = Canvas(backdrop, fine)
-    look = SimpleNamespace(
-        melanin=domain.melanin[0] + person.traits["melanin"] * (domain.melanin[1] - domain.melanin[0]),
-        line=domain.line,
-        glasses=person.traits["glasses"] < domain.glasses,
-        beard=person.traits["beard"] < domain.beard,
-        clothes=np.clip(scene.uniform(35, 190) + scene.normal(0, 30, 3), 10, 240),
-    )
-    paint(canvas, body, person, look, paints)
+    clothes = np.clip(scene.uniform(35, 190) + scene.normal(0, 30, 3), 10, 240)
+    paint(canvas, body, person, domain, clothes, paints)
     # Light is smooth: it may wait until the picture has its final, smaller size.
     picture, covered = (
         cv2.resize(p, domain.size, interpolation=cv2.INTER_AREA) for p in (canvas.picture, canvas.covered)
     )
-    image = _photograph(light_up(picture, covered, matrix, body, _light(domain, scene)), domain, sensor)
+    image = _photograph(light_up(picture, covered, matrix, body, domain, scene), domain, sensor)
     landmarks = transform(matrix, body.landmarks)
     return Face(image, landmarks.astype(np.float32), expression, identity_seed, _box(body, matrix, domain.size))
 
@@ -132,12 +125,6 @@ def _supersampled(matrix: np.ndarray, factor: int) -> np.ndarray:
     fine = matrix * factor
     fine[:, 2] += (factor - 1) / 2
     return fine
-
-
-def _light(domain: Domain, rng: np.random.Generator) -> Light:
-    side, above = rng.uniform(-1, 1) * domain.light_side, rng.uniform(*domain.light_above)
-    tint = np.clip(1 + rng.normal(0, domain.tint, 3), 0.6, 1.4)
-    return Light((side, -above, 1.0), rng.uniform(*domain.ambient), domain.relief, domain.gloss, tuple(tint.tolist()))
 
 
 def _background(domain: Domain, rng: np.random.Generator) -> np.ndarray:
