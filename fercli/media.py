@@ -29,8 +29,8 @@ PICTURE_FORMATS: dict[str, tuple[str, ...]] = {
     "PCX": (".pcx",),
     "SGI": (".sgi",),
 }
-#: What pillow-heif adds where it is installed: `pip install 'fercli[heif]'`.
-HEIF_FORMATS: dict[str, tuple[str, ...]] = {"HEIF": (".heic", ".heif", ".hif")}
+#: Endings of the format HEIF, which pillow-heif adds where it is installed: `pip install 'fercli[heif]'`.
+_HEIF = (".heic", ".heif", ".hif")
 #: The endings of them under which pictures are written, by OpenCV.
 WRITTEN_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
@@ -69,7 +69,7 @@ def reads_heif() -> bool:
 @lru_cache(maxsize=1)
 def picture_formats() -> dict[str, tuple[str, ...]]:
     """Return the formats read here and their endings, HEIC among them where pillow-heif is installed."""
-    return {**PICTURE_FORMATS, **(HEIF_FORMATS if reads_heif() else {})}
+    return {**PICTURE_FORMATS, **({"HEIF": _HEIF} if reads_heif() else {})}
 
 
 @lru_cache(maxsize=1)
@@ -183,7 +183,7 @@ def is_video_name(name: str) -> bool:
 def is_unread_picture(name: str) -> bool:
     """Tell whether a file name ends as a picture's does in a format that is not read here."""
     ending = ending_of(name)
-    return ending in _UNREAD or (ending in HEIF_FORMATS["HEIF"] and not reads_heif())
+    return ending in _UNREAD or (ending in _HEIF and not reads_heif())
 
 
 def describe_skipped(name: str) -> str:
@@ -191,7 +191,7 @@ def describe_skipped(name: str) -> str:
     ending = ending_of(name)
     if not is_unread_picture(name):
         return f"{ending} files" if ending else "files without an ending"
-    return f"{ending} files (not read: {CONVERT_HEIF if ending in HEIF_FORMATS['HEIF'] else CONVERT})"
+    return f"{ending} files (not read: {CONVERT_HEIF if ending in _HEIF else CONVERT})"
 
 
 def list_skipped(names: Iterable[str]) -> str:

@@ -82,11 +82,10 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
     Raises WrongLayout where a folder is no code of RAF-DB (the others may be another dataset's too then), or where a
     csv says otherwise than a picture's folder.
     """
-    codes = CODES
     folders = find_classes(root, collector)
     if not folders:
         raise WrongLayout("no EmoLabel/list_patition_label.txt and no class folders train/1/ ... train/7/")
-    other = [folder for folder, _ in folders if is_code(folder.name) and int(folder.name) not in codes]
+    other = [folder for folder, _ in folders if is_code(folder.name) and int(folder.name) not in CODES]
     if other:
         raise WrongLayout(
             f"the class folder {other[0].relative_to(root).as_posix()}/ is no code of RAF-DB (1 to 7)",
@@ -95,7 +94,7 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
     tables = {parent: _labels_beside(parent, root, collector) for parent in {folder.parent for folder, _ in folders}}
     seen: set[str] = set()
     official: dict[str, str] = {}
-    for path, label, split in labelled_pictures(folders, root, collector, lambda code: codes[int(code)]):
+    for path, label, split in labelled_pictures(folders, root, collector, lambda code: CODES[int(code)]):
         name = path.rsplit("/", 1)[-1]
         seen.add(name)
         for parent, said in tables.items():

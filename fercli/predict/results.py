@@ -16,7 +16,7 @@ from fercli.expressions import EXPRESSIONS
 from fercli.faces.failures import may_pass, reason
 from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.faces.search import scale_box, scale_points
-from fercli.files import cannot_write, real_path, replacing
+from fercli.files import cannot_write, real_path, replacing, writing
 from fercli.media import WRITTEN_ENDINGS, is_picture_name, is_video_name
 from fercli.models import HEADS
 from fercli.predict.drawing import draw
@@ -188,10 +188,8 @@ def _drawn(picture: Decoded, faces: Sequence[Face]) -> np.ndarray:
 
 
 def _is_folder(path: Path) -> bool:
-    try:
+    with writing(path):  # it may have too long a name
         return path.is_dir()
-    except OSError as failure:  # too long a name
-        raise cannot_write(path, failure) from None
 
 
 def _keep_inside(folder: Path, copies: Sequence[Path]) -> None:
