@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from fercli.datasets import READERS
+from fercli.datasets.csv_list import LANDMARKS
 from fercli.datasets.reader import SYNTHETIC_MARKER
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
@@ -30,8 +31,7 @@ _SENTENCE = (
 _JPEG_QUALITY = 92
 _JAFFE_SUBJECTS = ("KA", "KL", "KM", "KR", "MK", "NA", "NM", "TM", "UY", "YM")
 _JAFFE_EXPRESSIONS = ("SU", "FE", "DI", "HA", "SA", "AN", "NE")
-_COLUMNS = ("path", "label", "split", "subject", "left", "top", "right", "bottom")
-_POINTS = tuple(f"{point}_{axis}" for point in ("leye", "reye", "nose", "lmouth", "rmouth") for axis in "xy")
+_COLUMNS = ("path", "label", "split", "subject", "left", "top", "right", "bottom", *LANDMARKS)
 
 
 def write_raf_db(root: str | Path, train: Iterable[Face], test: Iterable[Face]) -> Path:
@@ -95,7 +95,7 @@ def write_csv(root: str | Path, splits: Mapping[str, Iterable[Face]]) -> Path:
     """
     with _whole(root, "a csv of paths and labels") as folder, (folder / "faces.csv").open("w", newline="") as file:
         rows, images = csv.writer(file), _made(folder / "images")
-        rows.writerow(_COLUMNS + _POINTS)
+        rows.writerow(_COLUMNS)
         for split, faces in splits.items():
             for number, face in enumerate(faces, 1):
                 name = f"{split}_{number:05d}.png"
