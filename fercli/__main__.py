@@ -12,6 +12,7 @@ import gc
 import os
 import signal
 import sys
+import traceback
 
 
 def run() -> None:
@@ -98,7 +99,7 @@ def _told(problem: Exception) -> str:
 
     A library that cannot be loaded, the system's error, which names a file, or a mistake of ours.
     """
-    from fercli.doctor import unloadable
+    from fercli.doctor.software import unloadable
 
     broken = unloadable(problem)
     if broken is not None:
@@ -111,10 +112,7 @@ def _told(problem: Exception) -> str:
         return (
             f"{problem.object!r:.200} has signs that {problem.encoding} lacks, the locale's encoding; set PYTHONUTF8=1"
         )
-    trace = problem.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" ({trace.tb_frame.f_code.co_filename}:{trace.tb_lineno})" if trace is not None else ""
+    where = "".join(f" ({at.filename}:{at.lineno})" for at in traceback.extract_tb(problem.__traceback__)[-1:])
     said = f"{type(problem).__name__}: {' '.join(str(problem).split())}{where}"
     return f"{said}; fercli did not expect this: the same command with --debug shows more"
 

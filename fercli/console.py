@@ -55,10 +55,10 @@ def _stand_in(problem: UnicodeError) -> tuple[str, int]:
     if not isinstance(problem, UnicodeEncodeError):
         raise problem
     signs = problem.object[problem.start : problem.end]
-    return "".join(_STAND_INS.get(sign) or _by_number(sign) for sign in signs), problem.end
+    return "".join(_STAND_INS.get(sign) or by_number(sign) for sign in signs), problem.end
 
 
-def _by_number(sign: str) -> str:
+def by_number(sign: str) -> str:
     """``\\u2603``; of a byte of a file's name that is not UTF-8, which Python keeps as a surrogate, ``\\xe9``."""
     if "\udc80" <= sign <= "\udcff":
         return f"\\x{ord(sign) - 0xDC00:02x}"
@@ -77,7 +77,7 @@ _UNSHOWN = re.compile(
 
 def plain(text: str) -> str:
     """Return a text that no terminal obeys: each control character is shown by its number, ESC as ``\\x1b``."""
-    return _UNSHOWN.sub(lambda sign: _by_number(sign[0]), text)
+    return _UNSHOWN.sub(lambda sign: by_number(sign[0]), text)
 
 
 def brief(text: str, most: int = 80) -> str:

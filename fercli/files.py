@@ -31,7 +31,7 @@ def is_file_name(name: str) -> bool:
 
 
 @contextmanager
-def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> Iterator[IO[bytes]]:
+def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
     """Yield a binary file, for reading too, that takes the place of `path` once it is written and on the disk.
 
     A kill at any moment leaves the old file or the new one; a failure leaves the old one and no litter. Symbolic links
@@ -42,8 +42,6 @@ def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> 
         path: the file.
         temporary: where to write meanwhile, in the same folder. The default differs from process to process; a large
             file with one writer names its own, so that the next write covers what a kill left.
-        flush: False where the file need not outlive a power cut (its readers check what is in it): not to wait for
-            the disk.
     """
     if is_stream(path):
         with open_stream(path) as file:
@@ -54,8 +52,7 @@ def replacing(path: Path, temporary: Path | None = None, flush: bool = True) -> 
     try:
         with temporary.open("w+b") as file:
             yield file
-            if flush:
-                to_disk(file)
+            to_disk(file)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -139,6 +136,17 @@ def cannot_write(path: Path, failure: OSError) -> Exception:
     """Return the one line of a file that cannot be written."""
     known = disk_error(failure, path)
     return known if isinstance(known, FercliError) else FercliError(f"cannot write {path}: {failure.strerror}")
+
+
+@contextmanager
+def writing(path: Path | None) -> Iterator[None]:
+    """Tell in one line, as `cannot_write`, that the block cannot write a file; None is stdout, which others report."""
+    try:
+        yield
+    except OSError as failure:
+        if path is None:
+            raise
+        raise cannot_write(path, failure) from None
 
 
 @contextmanager

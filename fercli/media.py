@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from importlib.util import find_spec
+from pathlib import Path
 
 #: The picture formats that are read, by Pillow's name, with their endings. Others that Pillow knows are left out: EPS
 #: would run a program that the file brings.
@@ -28,8 +29,8 @@ PICTURE_FORMATS: dict[str, tuple[str, ...]] = {
     "PCX": (".pcx",),
     "SGI": (".sgi",),
 }
-#: What pillow-heif adds where it is installed: `pip install 'fercli[heif]'`.
-HEIF_FORMATS: dict[str, tuple[str, ...]] = {"HEIF": (".heic", ".heif", ".hif")}
+#: Endings of the format HEIF, which pillow-heif adds where it is installed: `pip install 'fercli[heif]'`.
+_HEIF = (".heic", ".heif", ".hif")
 #: The endings of them under which pictures are written, by OpenCV.
 WRITTEN_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
@@ -68,7 +69,7 @@ def reads_heif() -> bool:
 @lru_cache(maxsize=1)
 def picture_formats() -> dict[str, tuple[str, ...]]:
     """Return the formats read here and their endings, HEIC among them where pillow-heif is installed."""
-    return {**PICTURE_FORMATS, **(HEIF_FORMATS if reads_heif() else {})}
+    return {**PICTURE_FORMATS, **({"HEIF": _HEIF} if reads_heif() else {})}
 
 
 @lru_cache(maxsize=1)
@@ -100,7 +101,7 @@ def walk(
     Raises:
         OSError: a folder cannot be read, and there is no `unreadable`.
     """
-    entered = {_identity(above) for above in _and_all_above(os.path.realpath(folder))}
+    entered = set(map(_identity, _and_all_above(folder)))
     pending = [iter(_entries(os.fspath(folder), unreadable))]
     while pending:
         entry = next(pending[-1], None)
@@ -117,7 +118,7 @@ def walk(
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
     """Return the paths of the folders in a folder, by name, without litter and links to a folder that holds it."""
-    above = set(_and_all_above(os.path.realpath(folder)))
+    above = _and_all_above(folder)
     return [
         entry.path
         for entry in _entries(os.fspath(folder), None)
@@ -147,11 +148,9 @@ def _entries(folder: str, unreadable: Callable[[OSError], object] | None) -> lis
         return []
 
 
-def _and_all_above(path: str) -> Iterator[str]:
-    yield path
-    while (above := os.path.dirname(path)) != path:
-        yield above
-        path = above
+def _and_all_above(folder: str | os.PathLike[str]) -> list[str]:
+    real = Path(os.path.realpath(folder))
+    return list(map(str, (real, *real.parents)))
 
 
 def _identity(path: str) -> object:
@@ -184,7 +183,7 @@ def is_video_name(name: str) -> bool:
 def is_unread_picture(name: str) -> bool:
     """Tell whether a file name ends as a picture's does in a format that is not read here."""
     ending = ending_of(name)
-    return ending in _UNREAD or (ending in HEIF_FORMATS["HEIF"] and not reads_heif())
+    return ending in _UNREAD or (ending in _HEIF and not reads_heif())
 
 
 def describe_skipped(name: str) -> str:
@@ -192,7 +191,7 @@ def describe_skipped(name: str) -> str:
     ending = ending_of(name)
     if not is_unread_picture(name):
         return f"{ending} files" if ending else "files without an ending"
-    return f"{ending} files (not read: {CONVERT_HEIF if ending in HEIF_FORMATS['HEIF'] else CONVERT})"
+    return f"{ending} files (not read: {CONVERT_HEIF if ending in _HEIF else CONVERT})"
 
 
 def list_skipped(names: Iterable[str]) -> str:

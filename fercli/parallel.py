@@ -25,7 +25,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from typing import IO, Any, TypeVar
 
@@ -43,6 +43,7 @@ R = TypeVar("R")
 
 #: Calls that a worker has at a time: the next one lies ready when it is done with the first.
 _AT_HAND = 2
+_KILLED = "a worker process was killed, most likely for want of memory; run the same command again to go on"
 #: Seconds that a killed worker may take to end before it is left to the system.
 _PATIENCE_S = 2
 #: Bytes of large items that may be under way.
@@ -298,7 +299,13 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
     workers = options.workers or (-1 if remote else cores())
     if not remote and (options.backend in ("loky", "sequential") or min(workers, count) <= 1):
         processes = 1 if options.backend == "sequential" else max(1, min(workers, count))
-        yield from _in_processes(function, arguments, processes)
+        # As many results wait for the one before them, each of some megabytes.
+        most = max(processes + 2, min(4 * processes, 32))
+        with Workers(processes) as pool:
+            try:
+                yield from (result for _, result in pool.in_order(function, arguments, lambda given: given, most))
+            except WorkerEnded as failure:
+                raise FercliError(f"{_KILLED}, with fewer workers (--set prepare.workers=1)") from failure
         return
     jobs = (joblib.delayed(function)(*given) for given in arguments)
     with _backend(options, workers if remote else min(workers, count)):
@@ -316,20 +323,6 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
             why = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
             raise FercliError(
                 f"the {options.backend} cluster failed ({why}); run the same command again to go on"
-            ) from failure
-
-
-def _in_processes(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], count: int) -> Iterator[R]:
-    with Workers(count) as workers:
-        try:
-            # As many results wait for the one before them, each of some megabytes.
-            most = max(count + 2, min(4 * count, 32))
-            for _, result in workers.in_order(function, arguments, lambda given: given, most):
-                yield result
-        except WorkerEnded as failure:
-            raise FercliError(
-                "a worker process was killed, most likely for want of memory; run the same command again to go on, "
-                "with fewer workers (--set prepare.workers=1)"
             ) from failure
 
 
@@ -358,10 +351,7 @@ def as_completed(
         with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=threads):
             yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch=jobs)(tasks)
     except joblib.externals.loky.process_executor.TerminatedWorkerError as failure:
-        raise FercliError(
-            "a worker process was killed, most likely for want of memory; run the same command again to go on, "
-            "with fewer jobs"
-        ) from failure
+        raise FercliError(f"{_KILLED}, with fewer jobs") from failure
 
 
 def _call(function: Callable[..., R], arguments: tuple[Any, ...], parent: int) -> R:
@@ -384,16 +374,11 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def _backend(options: Any, workers: int) -> Iterator[None]:
-    if options.backend == "dask":
-        with _dask_client(options.cluster), joblib.parallel_config(backend="dask", n_jobs=workers):
-            yield
-    elif options.backend == "ray":
+    if options.backend == "ray":
         _join_ray(options.cluster)
-        with joblib.parallel_config(backend="ray", n_jobs=workers):
-            yield
-    else:
-        with joblib.parallel_config(backend=options.backend, n_jobs=workers):
-            yield
+    client = _dask_client(options.cluster) if options.backend == "dask" else nullcontext()
+    with client, joblib.parallel_config(backend=options.backend, n_jobs=workers):
+        yield
 
 
 def _dask_client(address: str | None) -> Any:

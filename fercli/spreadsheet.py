@@ -9,19 +9,23 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fercli.console import by_number
 from fercli.files import write_atomically
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table in one move; None is an empty cell, and all text is made `harmless`.
+    """Write a table in one move, as `csv_bytes`."""
+    write_atomically(Path(path), csv_bytes((columns, *rows)))
+
+
+def csv_bytes(rows: Iterable[Sequence[Any]]) -> bytes:
+    """Return the lines of a table; None is an empty cell, and all text is made `harmless`.
 
     File names that are no UTF-8 keep their bytes, as in a store's manifest.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    for row in (columns, *rows):
-        writer.writerow([harmless(value) for value in row])
-    write_atomically(Path(path), text.getvalue().encode("utf-8", "surrogateescape"))
+    csv.writer(text, lineterminator="\n").writerows([harmless(value) for value in row] for row in rows)
+    return text.getvalue().encode("utf-8", "surrogateescape")
 
 
 #: Signs that are no text: controls of C0 and C1, marks that turn the direction of writing, parts of no character.
@@ -36,10 +40,5 @@ def harmless(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     value = re.sub(r"[\t\r\n]+", " ", value)
-    value = _CONTROLS.sub(_by_number, value)
+    value = _CONTROLS.sub(lambda sign: by_number(sign[0]), value)
     return f"'{value}" if value.lstrip()[:1] in tuple("=+-@＝＋－＠") else value
-
-
-def _by_number(sign: re.Match[str]) -> str:
-    number = ord(sign[0])
-    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"

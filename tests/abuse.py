@@ -293,8 +293,10 @@ def _list_more(faces: Sequence[Any]) -> None:
 
 
 def _fill(work: Path) -> None:
+    import drawn
+
     from fercli.synthetic import writers
-    from fercli.synthetic.domains import LAB, STUDIO, THUMBNAIL
+    from fercli.synthetic.domains import LAB, STUDIO
     from fercli.synthetic.render import render, sample
 
     tree = merge(
@@ -309,12 +311,12 @@ def _fill(work: Path) -> None:
     sweep = {"sweep": {"methods": {"dann": None}, "seeds": [0]}}
     Path("sweep.yaml").write_text(yaml.safe_dump(merge({**tree, "name": "swept"}, sweep), sort_keys=False))
     faces = list(sample(STUDIO, 14, 5, range(30, 34)))
-    small = list(sample(THUMBNAIL, 14, 6, range(30, 34)))
+    small = list(sample(drawn.THUMBNAIL, 14, 6, range(30, 34)))
     writers.write_raf_db("data/raf-db", sample(STUDIO, 28, 0, range(12)), sample(STUDIO, 14, 1, range(12, 18)))
     writers.write_jaffe("data/jaffe", sample(LAB, 14, 2, range(20, 26)))
     writers.write_csv("data/csv", {"train": faces[:7], "test": faces[7:]})
-    writers.write_fer2013("data/fer2013", small[:7], small[7:10], small[10:])
-    writers.write_expw("data/expw", faces)
+    drawn.write_fer2013("data/fer2013", small[:7], small[7:10], small[10:])
+    drawn.write_expw("data/expw", faces)
     _list_more(faces)
     for command in ("prepare", "train-source", "adapt", "evaluate"):
         done = run(command, "--quiet", *(["--report"] if command == "evaluate" else []))

@@ -22,7 +22,8 @@ from fercli.datasets import read_dataset
 from fercli.errors import FercliError, SpecError
 from fercli.models.reading import shown
 from fercli.predict.inputs import find_inputs
-from fercli.spec import LARGEST, load, to_yaml
+from fercli.spec import load, to_yaml
+from fercli.spec.schema import LARGEST
 from fercli.spec.yaml_data import MAX_BYTES
 
 NOBODY = io.BytesIO()

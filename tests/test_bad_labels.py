@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import drawn
 import pytest
 import yaml
 from conftest import TINY, merge, run
@@ -58,9 +59,9 @@ WHOLE = {"raf-db": 5, "expw": 4, "fer2013": 5, "list": 4}
 def trees(tmp_path_factory, faces) -> Path:
     folder = tmp_path_factory.mktemp("trees")
     writers.write_raf_db(folder / "raf-db", faces[:3], faces[3:5])
-    writers.write_expw(folder / "expw", faces[:4])
+    drawn.write_expw(folder / "expw", faces[:4])
     tight = [replace(f, image=f.image[slice(*_edges(f, 1)), slice(*_edges(f, 0))]) for f in faces[:5]]
-    writers.write_fer2013(folder / "fer2013", tight[:3], tight[3:4], tight[4:])
+    drawn.write_fer2013(folder / "fer2013", tight[:3], tight[3:4], tight[4:])
     (folder / "list/images").mkdir(parents=True)
     lines = ["path,label,split"]
     for i, face in enumerate(faces[:4]):

@@ -6,10 +6,10 @@ import json
 
 import pytest
 from conftest import run
+from drawn import THUMBNAIL, write_fer2013
 
 from fercli.benchmarks import face_mesh
-from fercli.synthetic.render import THUMBNAIL, render
-from fercli.synthetic.writers import write_fer2013
+from fercli.synthetic.render import render
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ import yaml
 from fercli.datasets import READERS
 from fercli.methods import method_class
 from fercli.methods.base import Method
-from fercli.spec import Adapt, Spec, TrainSource, config_folder, load, packaged
+from fercli.spec import Adapt, Spec, load, packaged
+from fercli.spec.load import config_folder
 from fercli.spec.registry import METHODS
+from fercli.spec.schema import TrainSource
 
 NAMES = sorted(packaged())
 PUBLISHED = [f"{source}-{net}" for source in ("raf-db", "fer2013") for net in ("ir50", "ir18", "mobilenet-v2")]

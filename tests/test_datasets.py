@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import drawn
 import numpy as np
 import pytest
 from trees import rows, touch, write
@@ -713,9 +714,9 @@ def test_what_the_writers_write_the_readers_read(tmp_path, faces):
     labels = [face.label for face in faces]
     writers.write_raf_db(tmp_path / "raf", faces[:7], faces[7:])
     writers.write_jaffe(tmp_path / "jaffe", faces)
-    writers.write_fer2013(tmp_path / "fer", faces[:7], faces[7:9], faces[9:])
-    writers.write_expw(tmp_path / "expw", faces)
-    writers.write_class_folders(tmp_path / "folders", {"train": faces[:7], "test": faces[7:]})
+    drawn.write_fer2013(tmp_path / "fer", faces[:7], faces[7:9], faces[9:])
+    drawn.write_expw(tmp_path / "expw", faces)
+    drawn.write_class_folders(tmp_path / "folders", {"train": faces[:7], "test": faces[7:]})
     for reader, folder in (("raf-db", "raf"), ("fer2013", "fer"), ("expw", "expw")):
         listing = read_dataset(reader, reader, tmp_path / folder)
         assert [r.label for r in listing] == labels and listing.synthetic and not listing.left_out, reader

@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import Bench, run
 
-from fercli.doctor import examine
+from fercli.doctor.checks import examine
 
 
 def found(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from drawn import STREET, THUMBNAIL, write_expw, write_fer2013
 from PIL import Image
 
 from fercli.datasets import read_dataset
@@ -22,8 +23,7 @@ from fercli.faces.search import SearchRegion
 from fercli.prepare import prepare
 from fercli.spec import Prepare
 from fercli.store import Store, read_manifest
-from fercli.synthetic import writers
-from fercli.synthetic.render import LAB, STREET, STUDIO, THUMBNAIL, Domain, Face, _background, render
+from fercli.synthetic.render import LAB, STUDIO, Domain, Face, _background, render
 
 HERE = Prepare(workers=1, backend="sequential")
 
@@ -259,7 +259,7 @@ def test_each_step_of_the_ladder_finds_what_no_step_before_it_does(step, case):
 
 def test_the_retry_ladder_finds_tight_faces(tmp_path, studio):
     """The step that found a face is in the manifest; without a ladder none is retried, and fewer are found."""
-    writers.write_fer2013(tmp_path / "fer", [replace(face, image=cut_by(face, 0.17)[0]) for face in studio])
+    write_fer2013(tmp_path / "fer", [replace(face, image=cut_by(face, 0.17)[0]) for face in studio])
     listing = read_dataset("fer", "fer2013", tmp_path / "fer")
     summary = prepare(listing, tmp_path / "out", HERE)
     counts = summary.counts
@@ -282,7 +282,7 @@ def test_faces_too_small_to_show_anything_are_not_found(studio):
 
 
 def test_the_given_box_chooses_among_several_faces(tmp_path, studio):
-    writers.write_expw(tmp_path / "expw", studio[:4])
+    write_expw(tmp_path / "expw", studio[:4])
     prepare(read_dataset("expw", "expw", tmp_path / "expw"), tmp_path / "out", HERE)
     store = Store.open(tmp_path / "out")
     assert store.counts()["rejected"] == 0 and len(store) == 4

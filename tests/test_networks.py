@@ -7,9 +7,10 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from drawn import STREET, THUMBNAIL
 
 from fercli.faces.networks import MESH_POINTS, Detector, Mesh, _merge
-from fercli.synthetic.render import LAB, STREET, STUDIO, THUMBNAIL, render
+from fercli.synthetic.render import LAB, STUDIO, render
 
 
 def solution(name: str) -> Any:

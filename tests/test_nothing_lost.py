@@ -16,10 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import drawn
 import numpy as np
 import PIL
 import pytest
 from conftest import run
+from drawn import THUMBNAIL
 from trees import digests, encoded
 
 import fercli.prepare.build
@@ -32,7 +34,7 @@ from fercli.prepare.verify import verify
 from fercli.spec import Prepare
 from fercli.store import FILES, LATER_FILES, Store, read_manifest
 from fercli.synthetic import writers
-from fercli.synthetic.render import THUMBNAIL, render
+from fercli.synthetic.render import render
 
 HERE = Prepare(workers=1)
 
@@ -290,7 +292,7 @@ def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
 def test_a_row_of_a_csv_that_moved_is_kept(tmp_path, faces):
     root, out = tmp_path / "fer", tmp_path / "out"
     small = [render(THUMBNAIL, 1, label, 1) for label in range(4)]
-    writers.write_fer2013(root, small)
+    drawn.write_fer2013(root, small)
     assert prepare(read_dataset("f", "fer2013", root), out, HERE).computed == 4
     text = (root / "fer2013.csv").read_text().splitlines()
     pixels = text[2].split(",")

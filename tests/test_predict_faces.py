@@ -5,10 +5,11 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from drawn import STREET, THUMBNAIL
 
 from fercli.faces.landmarker import Landmarker
 from fercli.faces.search import SearchRegion
-from fercli.synthetic.render import LAB, STREET, STUDIO, THUMBNAIL, render
+from fercli.synthetic.render import LAB, STUDIO, render
 
 LANDMARKER = Landmarker()
 

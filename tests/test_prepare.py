@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 
+import drawn
 import numpy as np
 import pytest
 from PIL import Image
@@ -22,7 +23,6 @@ from fercli.files import LOCK
 from fercli.prepare import prepare
 from fercli.spec import Prepare
 from fercli.store import FILES, SMALL_FILES, Store, read_manifest
-from fercli.synthetic import writers
 
 HERE = Prepare(workers=1)
 
@@ -105,7 +105,7 @@ def replace_records(listing, records):
 
 
 def test_rows_without_files_end_in_the_manifest(tmp_path, faces):
-    writers.write_expw(tmp_path / "expw", faces[:3])
+    drawn.write_expw(tmp_path / "expw", faces[:3])
     listed = tmp_path / "expw/label/label.lst"
     rows = listed.read_text().splitlines()
     name, _, *rest = rows[0].split()

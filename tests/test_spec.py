@@ -14,7 +14,8 @@ import yaml
 
 import fercli
 from fercli.errors import SpecError
-from fercli.spec import Spec, find, load, packaged, parse, to_yaml
+from fercli.spec import Spec, load, packaged, parse, to_yaml
+from fercli.spec.load import find
 
 
 def refusal(*overrides: str, file: Path | None = None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import cv2
+import drawn
 import numpy as np
 import pytest
 
@@ -27,9 +28,9 @@ def faces() -> list[Face]:
 WRITERS: dict[str, Callable[[Path, Iterable[Face]], Path]] = {
     "raf-db": lambda root, items: writers.write_raf_db(root, items, []),
     "jaffe": lambda root, items: writers.write_jaffe(root, (replace(face, image=SQUARE) for face in items)),
-    "fer2013": lambda root, items: writers.write_fer2013(root, items),
-    "expw": lambda root, items: writers.write_expw(root, items),
-    "folders": lambda root, items: writers.write_class_folders(root, {"train": items}),
+    "fer2013": lambda root, items: drawn.write_fer2013(root, items),
+    "expw": lambda root, items: drawn.write_expw(root, items),
+    "folders": lambda root, items: drawn.write_class_folders(root, {"train": items}),
     "csv": lambda root, items: writers.write_csv(root, {"train": items}),
 }
 SQUARE = np.full((256, 256, 3), 128, np.uint8)

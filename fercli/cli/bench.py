@@ -56,7 +56,7 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     import joblib
 
     from fercli.benchmarks import prepare as bench
-    from fercli.doctor import OPENCV_WHEELS
+    from fercli.doctor.software import OPENCV_WHEELS
     from fercli.machine import describe
     from fercli.prepare.from_spec import list_dataset
 

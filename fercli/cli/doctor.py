@@ -27,7 +27,8 @@ def command(ctx, spec_file, overrides, quiet, as_json):
       fercli doctor -c raf-db-ir18 --set paths.runs=/scratch/runs
       fercli doctor --json
     """
-    from fercli.doctor import FAIL, OK, examine
+    from fercli.doctor.checks import examine
+    from fercli.doctor.software import FAIL, OK
 
     console.configure(quiet=quiet, as_json=as_json)
     remember(spec_file, overrides, ())

@@ -69,7 +69,7 @@ def command(
     """
     from fercli.errors import SpecError
     from fercli.predict.inputs import find_inputs
-    from fercli.spec import local_spec
+    from fercli.spec.load import local_spec
 
     spec = read_spec(spec_file, overrides, quiet, as_json)
     if csv_to == "-" and jsonl == "-":

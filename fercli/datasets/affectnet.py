@@ -3,9 +3,9 @@ folder per class."""
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from fercli.datasets.class_folders import find_classes, labelled_pictures
 from fercli.datasets.parsing import five_of_68, number_in, whole_number
 from fercli.datasets.protocol import Protocol, default_protocol
 from fercli.datasets.reader import Box, Collector, Points, Reader, Record, WrongLayout
-from fercli.datasets.tree_files import count_unlisted, first_existing, folder_holding, is_image_name
+from fercli.datasets.tree_files import count_unlisted, first_existing, folder_holding, is_image_name, table_rows
 from fercli.expressions import NUM_EXPRESSIONS
 
 if TYPE_CHECKING:
@@ -79,15 +79,7 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
     return default_protocol(record.split for record in collector.records)
 
 
-def _rows(table: Path) -> Iterator[tuple[dict[str, int], list[str]]]:
-    """Yield (columns, row) of every row below the header."""
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-        rows = csv.reader(opened)
-        columns = {name.strip().lower(): i for i, name in enumerate(next(rows, []))}
-        missing = [name for name in ("subDirectory_filePath", "expression") if name.lower() not in columns]
-        if missing:
-            raise WrongLayout(f"{table.name} lacks the column {' and '.join(missing)}")
-        yield from ((columns, row) for row in rows if row)
+_rows = partial(table_rows, needed=("subDirectory_filePath", "expression"))
 
 
 def _names(tables: Iterable[Path]) -> Iterator[str]:

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from fercli.datasets.protocol import WHOLE, in_order
-from fercli.expressions import EXPRESSIONS, NUM_EXPRESSIONS
+from fercli.expressions import EXPRESSIONS
 
-#: Faces per expression, or None where that is not known.
-Counts = tuple[int | None, ...]
-UNKNOWN: Counts = (None,) * NUM_EXPRESSIONS
+#: Faces per expression.
+Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -27,37 +26,36 @@ class Official:
     """What one release of a dataset holds.
 
     Attributes:
+        splits: {split: its faces per expression, or in all where no more is known}; `WHOLE` stands for all splits
+            together, where all are known.
         form: which release, where there are several ("" for the only one).
-        splits: {split: (faces in all or None, faces per expression)}; `WHOLE` stands for all splits together.
     """
 
-    splits: Mapping[str, tuple[int | None, Counts]]
+    splits: Mapping[str, int | Counts]
     form: str = ""
 
     @classmethod
     def of_whole(cls, counts: Counts, form: str = "") -> Official:
-        """A release without splits: its faces per expression, all of them known."""
-        return cls({WHOLE: (sum(counts), counts)}, form)
+        """A release without splits: its faces per expression."""
+        return cls({WHOLE: counts}, form)
 
     @classmethod
     def of_splits(cls, **splits: int | Counts) -> Official:
-        """A release in parts (``_`` for ``-``), each given by its total or by its faces per expression."""
-        parts = {
-            name.replace("_", "-"): (known, UNKNOWN) if isinstance(known, int) else (sum(known), known)
-            for name, known in splits.items()
-        }
-        together = UNKNOWN
-        if all(None not in counts for _, counts in parts.values()):
-            together = tuple(sum(column) for column in zip(*(counts for _, counts in parts.values()), strict=True))
-        return cls({**parts, WHOLE: (sum(total for total, _ in parts.values()), together)})
+        """A release in parts (``_`` for ``-``), all of them known, each by its total or by its faces per expression."""
+        parts = {name.replace("_", "-"): known for name, known in splits.items()}
+        if all(isinstance(known, tuple) for known in parts.values()):
+            return cls({**parts, WHOLE: tuple(map(sum, zip(*parts.values(), strict=True)))})
+        return cls({**parts, WHOLE: sum(map(cls(parts).total, parts))})
 
     def total(self, split: str) -> int | None:
         """Faces in a split, or None where that is not known."""
-        return self.splits.get(split, (None, UNKNOWN))[0]
+        known = self.splits.get(split)
+        return sum(known) if isinstance(known, tuple) else known
 
     def count(self, split: str, label: int) -> int | None:
         """Faces of an expression in a split, or None where that is not known."""
-        return self.splits.get(split, (None, UNKNOWN))[1][label]
+        known = self.splits.get(split)
+        return known[label] if isinstance(known, tuple) else None
 
 
 @dataclass(frozen=True)
@@ -93,8 +91,7 @@ class DatasetCard:
             return "?"
         release = self.releases[0]
         whole = release.total(WHOLE)
-        known = [total for split, (total, _) in release.splits.items() if split != WHOLE and total is not None]
-        return f"{whole:,}" if whole is not None else f"{sum(known):,}+"
+        return f"{whole:,}" if whole is not None else f"{sum(map(release.total, release.splits)):,}+"
 
     def document(self) -> dict[str, Any]:
         """All of it, ready for JSON."""

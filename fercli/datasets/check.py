@@ -39,9 +39,7 @@ class Check:
     @property
     def splits(self) -> list[str]:
         """The splits found or expected, without `WHOLE`, in order."""
-        splits = {split: None for split, _ in self.counts} | dict.fromkeys(
-            self.official.splits if self.official else ()
-        )
+        splits = [*(split for split, _ in self.counts), *(self.official.splits if self.official else ())]
         return [split for split in in_order(splits) if split != WHOLE]
 
     @property
@@ -113,11 +111,9 @@ def check(listing: Listing, card: DatasetCard | None) -> Check:
     images = dict.fromkeys(record.path for record in listing)
     missing = [path for path in images if not os.path.exists(os.path.join(root, path))]
     subjects = len({record.subject for record in listing} - {None})
-    checks = [
-        Check(listing, official, counts, len(images), missing, subjects)
-        for official in (card.releases if card and not listing.synthetic else ())
-    ]
-    return min(checks, key=_distance, default=Check(listing, None, counts, len(images), missing, subjects))
+    releases = card.releases if card and not listing.synthetic else ()
+    checks = (Check(listing, one, counts, len(images), missing, subjects) for one in releases or (None,))
+    return min(checks, key=_distance)
 
 
 def _distance(check: Check) -> int:

@@ -34,7 +34,7 @@ _USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "split": ("split", "usage", "part", "partition", "set", "subset", "phase", "fold", "datasplit", "splitname"),
     "subject": ("subject", "person", "identity", "subjectid", "personid"),
 }
-_LANDMARKS = tuple(f"{p}_{axis}" for p in ("leye", "reye", "nose", "lmouth", "rmouth") for axis in "xy")
+LANDMARKS = tuple(f"{p}_{axis}" for p in ("leye", "reye", "nose", "lmouth", "rmouth") for axis in "xy")
 #: Columns that number the rows: pandas writes them, without a name or as `Unnamed: 0`.
 _INDEX = re.compile(r"(unnamed:\d+|index|)")
 #: Rows from which the folder of the pictures is found, as the first ones listed may be missing.
@@ -294,22 +294,22 @@ def _no_paths(table: Path, columns: _Columns) -> WrongLayout:
 
 def _landmark_columns(columns: _Columns, asked: Sequence[str] | str | None) -> list[int]:
     if asked is not None:
-        at = columns.several("landmark_columns", asked, len(_LANDMARKS))
-        if len(at) not in (0, len(_LANDMARKS)):
+        at = columns.several("landmark_columns", asked, len(LANDMARKS))
+        if len(at) not in (0, len(LANDMARKS)):
             named = ", ".join(columns.names[i] for i in at)
             raise WrongOption(
-                f"option landmark_columns is a list of {len(_LANDMARKS)} columns, not of {len(at)} ({named})"
+                f"option landmark_columns is a list of {len(LANDMARKS)} columns, not of {len(at)} ({named})"
             )
         return at
-    missing = [name for name in _LANDMARKS if not columns.has(name)]
-    if len(missing) == len(_LANDMARKS):
+    missing = [name for name in LANDMARKS if not columns.has(name)]
+    if len(missing) == len(LANDMARKS):
         return []
     if missing:
         raise WrongOption(
             f"{columns.table.name} has landmarks but no column {', '.join(missing)}: name all ten columns with the "
             "option landmark_columns, or say landmark_columns: '' to do without landmarks"
         )
-    return [columns.named(name, "landmark_columns") for name in _LANDMARKS]
+    return [columns.named(name, "landmark_columns") for name in LANDMARKS]
 
 
 def _box_columns(
@@ -335,7 +335,7 @@ def _box_columns(
 
 def _need_no_label(columns: _Columns, used: set[int]) -> None:
     """Raise WrongOption unless nothing in the csv could be a label: a set must not turn out unlabelled unnoticed."""
-    known = {name for names in _USUAL_NAMES.values() for name in names} | set(map(plain_name, _LANDMARKS))
+    known = {name for names in _USUAL_NAMES.values() for name in names} | set(map(plain_name, LANDMARKS))
     others = [
         name
         for i, name in enumerate(columns.names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from fercli.datasets.class_folders import find_classes, labelled_pictures
 from fercli.datasets.parsing import is_code, numbers_in, text_lines
 from fercli.datasets.protocol import WHOLE, Protocol, default_protocol, known_split
 from fercli.datasets.reader import Box, Collector, Points, Reader, Record, WrongLayout, WrongOption
-from fercli.datasets.tree_files import count_unlisted, first_existing
+from fercli.datasets.tree_files import count_unlisted, first_existing, table_rows
 from fercli.expressions import EXPRESSIONS
 
 #: list_patition_label.txt: 1 surprise 2 fear 3 disgust 4 happiness 5 sadness 6 anger 7 neutral.
@@ -83,11 +82,10 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
     Raises WrongLayout where a folder is no code of RAF-DB (the others may be another dataset's too then), or where a
     csv says otherwise than a picture's folder.
     """
-    codes = CODES
     folders = find_classes(root, collector)
     if not folders:
         raise WrongLayout("no EmoLabel/list_patition_label.txt and no class folders train/1/ ... train/7/")
-    other = [folder for folder, _ in folders if is_code(folder.name) and int(folder.name) not in codes]
+    other = [folder for folder, _ in folders if is_code(folder.name) and int(folder.name) not in CODES]
     if other:
         raise WrongLayout(
             f"the class folder {other[0].relative_to(root).as_posix()}/ is no code of RAF-DB (1 to 7)",
@@ -96,7 +94,7 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
     tables = {parent: _labels_beside(parent, root, collector) for parent in {folder.parent for folder, _ in folders}}
     seen: set[str] = set()
     official: dict[str, str] = {}
-    for path, label, split in labelled_pictures(folders, root, collector, lambda code: codes[int(code)]):
+    for path, label, split in labelled_pictures(folders, root, collector, lambda code: CODES[int(code)]):
         name = path.rsplit("/", 1)[-1]
         seen.add(name)
         for parent, said in tables.items():
@@ -127,20 +125,14 @@ def _labels_beside(part: Path, root: Path, collector: Collector) -> dict[str, in
     table = next((path for path in beside if path.is_file()), None)
     if table is None:
         return {}
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
-        rows = csv.reader(opened)
-        columns = [name.strip().lower() for name in next(rows, [])]
-        missing = [name for name in ("image", "label") if name not in columns]
-        if missing:
-            raise WrongLayout(f"{table.name} lacks the column {' and '.join(missing)}")
-        image, code = columns.index("image"), columns.index("label")
-        found = {}
-        for row in filter(None, rows):
-            if len(row) <= max(image, code):
-                collector.leave_out("unreadable row")
-            elif (label := collector.label(CODES, row[code])) is not None:
-                found[row[image].strip()] = label
-        return found
+    found = {}
+    for columns, row in table_rows(table, ("image", "label")):
+        image, code = columns["image"], columns["label"]
+        if len(row) <= max(image, code):
+            collector.leave_out("unreadable row")
+        elif (label := collector.label(CODES, row[code])) is not None:
+            found[row[image].strip()] = label
+    return found
 
 
 def _points(folder: Path | None, stem: str) -> Points | None:

@@ -262,21 +262,18 @@ class Collector:
         if not self.records and set(self.left_out) == {"unreadable row"}:
             raise WrongLayout(f"{file.name} lacks a column: no row of it reads '{row}'")
 
-    def leave_out_class(self, name: str, count: int = 1) -> None:
-        """Count images of a class folder whose name is none of the seven expressions'."""
-        self._leave_out_name(name, "class", count)
+    def leave_out_class(self, name: str, count: int = 1, kind: str = "class") -> None:
+        """Count images of a class folder, or of a label, whose name is none of the seven expressions'."""
+        known = is_outside(name)
+        reason = f"{name.strip().lower()} (outside the seven)" if known else f"unknown {kind} {_shortened(name)!r}"
+        self.leave_out(reason, count)
 
     def named_label(self, name: str) -> int | None:
         """As `label`, for a class name."""
         label = label_of(name)
         if label is None:
-            self._leave_out_name(name, "label")
+            self.leave_out_class(name, kind="label")
         return label
-
-    def _leave_out_name(self, name: str, kind: str, count: int = 1) -> None:
-        known = is_outside(name)
-        reason = f"{name.strip().lower()} (outside the seven)" if known else f"unknown {kind} {_shortened(name)!r}"
-        self.leave_out(reason, count)
 
 
 def _shortened(text: str) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence, Set
 from itertools import islice
 from pathlib import Path
 
 from fercli import media
-from fercli.datasets.reader import SYNTHETIC_MARKER, Collector, WrongOption
+from fercli.datasets.reader import SYNTHETIC_MARKER, Collector, WrongLayout, WrongOption
 
 
 def is_image_name(name: str) -> bool:
@@ -56,6 +57,20 @@ def subfolders(folder: Path) -> list[Path]:
 def first_existing(root: Path, *candidates: str) -> Path | None:
     """Return the first of the paths below root that exists, or None."""
     return next((root / name for name in candidates if (root / name).exists()), None)
+
+
+def table_rows(table: Path, needed: Sequence[str]) -> Iterator[tuple[dict[str, int], list[str]]]:
+    """Yield (columns by their names in lower case, row) of every row of a csv below its header, empty ones skipped.
+
+    Raises WrongLayout where a column in `needed` is missing.
+    """
+    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
+        rows = csv.reader(opened)
+        columns = {name.strip().lower(): i for i, name in enumerate(next(rows, []))}
+        missing = [name for name in needed if name.lower() not in columns]
+        if missing:
+            raise WrongLayout(f"{table.name} lacks the column {' and '.join(missing)}")
+        yield from ((columns, row) for row in rows if row)
 
 
 def chosen_file(root: Path, file: str) -> Path:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fercli.doctor import software
-from fercli.doctor.finding import FAIL, OK, WARN, Finding
+from fercli.doctor.software import FAIL, OK, WARN, Finding
 from fercli.errors import Advice, Command, FercliError
-from fercli.spec import Dataset, Spec, find, load
+from fercli.spec import Dataset, Spec, load
+from fercli.spec.load import find
 from fercli.starter import NAME, starter_file
 
 #: Free space below which a warning is due, and below which nothing can be made, in bytes.

@@ -16,11 +16,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fercli.doctor.finding import FAIL, OK, WARN, Finding
 from fercli.machine import installed_version
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from fercli.spec import Spec
 
+OK, WARN, FAIL = "ok", "warn", "fail"
 #: All unpack into one folder cv2.
 OPENCV_WHEELS = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
 _PYTORCH = "install it as https://pytorch.org says"
@@ -54,6 +55,23 @@ _LACKING = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file"
 _MOST_SAID = 300
 #: Eyes, nose and mouth of the drawn face are found within this share of the distance between its eyes.
 _NEAR = 0.15
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found.
+
+    Attributes:
+        check: its name.
+        status: ``ok``, ``warn`` (something will not work) or ``fail``.
+        found: in words.
+        fix: what to do; "" where nothing is amiss.
+    """
+
+    check: str
+    status: str
+    found: str
+    fix: str = ""
 
 
 def unloadable(problem: BaseException, library: str | None = None) -> Finding | None:

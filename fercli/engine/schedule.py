@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fercli.spec import Optimisation, Rates
+from fercli.spec import Optimisation
+from fercli.spec.schema import Rates
 
 
 def rate_in(rates: Rates, epoch: int) -> float:

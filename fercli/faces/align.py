@@ -99,17 +99,13 @@ def _sampled(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
-def _scale(matrix: np.ndarray) -> float:
-    return math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
-
-
 def _reduced(image: np.ndarray, matrix: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a photograph that the matrix reduces to more than half, and the matrix from there.
 
     The photograph is halved by areas as often as it takes. Only the part that is seen in `window` (two corners [2, 2]
     in pixels of the canvas) is averaged and returned.
     """
-    scale = _scale(matrix)
+    scale = math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
     if scale > 0.5:
         return image, matrix
     times = 2 ** math.floor(math.log2(1 / scale))

@@ -73,38 +73,34 @@ def extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.nd
             instead of looking for a face, lay the mean shape over it (status ``mean-landmarks``).
     """
     with naming(root / record.path):
-        return _extract(record, root, options, shapes)
-
-
-def _extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.ndarray] | None) -> Extracted:
-    source = ""
-    try:
-        data = read_source(record, root)
-        source = source_hash(data)
-        picture = decode_source(record, root, data)
-        frame = frame_of(record, picture.size)
-    except Unreadable as why:
-        return Extracted("rejected", str(why), box=record.box, source=source)
-    given, image = record, picture.pixels
-    if picture.scale > 1:
-        record, frame = _scaled(record, 1 / picture.scale), scale_box(frame, 1 / picture.scale)
-    try:
-        result, points, box = locate(record, image, frame, options, shapes)
-        if points is not None:
-            cut(result, image, points, box, frame, options)
-    except (ArithmeticError, cv2.error) as failure:
-        if may_pass(failure):
-            raise
-        reason = "the given box or landmarks are beyond all measure"
-        result = Extracted("rejected", reason, fillable=shapes is None)
-    except ValueError as why:
-        result = Extracted("rejected", str(why), fillable=shapes is None)
-    if given.box is not None or result.box is None:
-        result.box = given.box
-    elif picture.scale > 1:
-        result.box = scale_box(result.box, picture.scale)
-    result.source = source
-    return result
+        source = ""
+        try:
+            data = read_source(record, root)
+            source = source_hash(data)
+            picture = decode_source(record, root, data)
+            frame = frame_of(record, picture.size)
+        except Unreadable as why:
+            return Extracted("rejected", str(why), box=record.box, source=source)
+        given, image = record, picture.pixels
+        if picture.scale > 1:
+            record, frame = _scaled(record, 1 / picture.scale), scale_box(frame, 1 / picture.scale)
+        try:
+            result, points, box = locate(record, image, frame, options, shapes)
+            if points is not None:
+                cut(result, image, points, box, frame, options)
+        except (ArithmeticError, cv2.error) as failure:
+            if may_pass(failure):
+                raise
+            reason = "the given box or landmarks are beyond all measure"
+            result = Extracted("rejected", reason, fillable=shapes is None)
+        except ValueError as why:
+            result = Extracted("rejected", str(why), fillable=shapes is None)
+        if given.box is not None or result.box is None:
+            result.box = given.box
+        elif picture.scale > 1:
+            result.box = scale_box(result.box, picture.scale)
+        result.source = source
+        return result
 
 
 def _scaled(record: Record, factor: float) -> Record:

@@ -202,18 +202,18 @@ def read_pixels(path: Path, offset: int) -> bytes:
     return max(row.split(b","), key=lambda field: field.count(b" ")).strip(b'" \r\n')
 
 
-def decode_pixels(field: bytes, side: int = 48) -> np.ndarray:
-    """Return side * side grey values parted by blanks as uint8 [side, side, 3]."""
+def decode_pixels(field: bytes) -> np.ndarray:
+    """Return 48 * 48 grey values parted by blanks as uint8 [48, 48, 3]."""
     pixels = field.split()
-    if len(pixels) != side * side:
-        raise Unreadable(f"{len(pixels)} pixels instead of {side * side}")
+    if len(pixels) != 48 * 48:
+        raise Unreadable(f"{len(pixels)} pixels instead of {48 * 48}")
     try:
         values = np.array(pixels).astype(np.int64)
     except (ValueError, OverflowError):
         raise Unreadable("pixels that are no numbers") from None
     if values.min() < 0 or values.max() > 255:
         raise Unreadable("pixels outside 0..255")
-    return np.repeat(values.astype(np.uint8).reshape(side, side, 1), 3, axis=2)
+    return np.repeat(values.astype(np.uint8).reshape(48, 48, 1), 3, axis=2)
 
 
 # Files

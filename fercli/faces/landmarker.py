@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from fercli.datasets.reader import Box
-from fercli.faces.networks import Detector, Mesh
+from fercli.faces.networks import Detection, Detector, Mesh
 from fercli.faces.search import SAME, SearchRegion, choose, is_new, overlap, starts
+from fercli.spec import Prepare
 
 #: The retry ladder's steps, in the order in which they are tried.
-RETRIES: tuple[str, ...] = ("border", "upscale", "low-confidence", "full-range", "rotate")
+RETRIES: tuple[str, ...] = tuple(Prepare().retries)
 
 # Mesh vertices (their left and right are the subject's): corners of the image-left and image-right eye, nose tip,
 # image-left and image-right mouth corner; then forehead, chin and both cheeks, which only bound the face.
@@ -181,18 +182,14 @@ class Landmarker:
                 for left in starts(width, side, _TILE_OVERLAP):
                     tile = whole.crop((left, top, left + side, top + side), 0)
                     for detection in _networks("detector").find(tile.image, confidence):
-                        corners = tile.to_original(detection.box.reshape(2, 2))
-                        yield "tile", _box(corners)
+                        yield "tile", _box_of(detection, tile)
 
     def _turned(self, view: SearchRegion, box: Box | None) -> Found | None:
         """Return the face that scores best in the view turned by `_TURNS`: in a wrong turn the mesh may be mirrored."""
-        best = None
-        for angle, turned in self._turns(view):
-            found = self._mesh(turned, self.confidence, box, "retried:rotate")
-            if found is None or abs(found.pose[0] + angle) > _FAR_FROM_UPRIGHT:
-                continue
-            if best is None or found.score > best[0].score:
-                best = found, angle
+        turns = self._turns(view)
+        tries = ((self._mesh(turned, self.confidence, box, "retried:rotate"), angle) for angle, turned in turns)
+        upright = (one for one in tries if one[0] and abs(one[0].pose[0] + one[1]) <= _FAR_FROM_UPRIGHT)
+        best = max(upright, key=lambda one: one[0].score, default=None)
         return None if best is None else self._set_upright(best[0], view, best[1])
 
     def _turns(self, view: SearchRegion) -> Iterator[tuple[float, SearchRegion]]:
@@ -234,8 +231,7 @@ class Landmarker:
 
     def _mesh(self, view: SearchRegion, confidence: float, box: Box | None, how: str) -> Found | None:
         faces = self._meshes(view, confidence, how, _MAX_FACES)
-        chosen = choose([found.box for found in faces], box)
-        return None if chosen is None else faces[chosen]
+        return choose(faces, box, lambda found: found.box)
 
     def _meshes(self, view: SearchRegion, confidence: float, how: str, most: int = _MAX_ALL) -> list[Found]:
         """Return the meshes laid over what the short-range detector sees, as far as they lie on a face of some size."""
@@ -245,26 +241,18 @@ class Landmarker:
             if sure < _PRESENCE:
                 continue
             p = view.to_original(points[_VERTICES, :2])
-            (left, top), (right, bottom) = p.min(0), p.max(0)
-            if max(right - left, bottom - top) >= _MIN_SIDE:
+            if np.ptp(p, 0).max() >= _MIN_SIDE:
                 points5 = np.stack([(p[0] + p[1]) / 2, (p[2] + p[3]) / 2, p[4], p[5], p[6]])
                 pose = _pose(p, points[_VERTICES, 2] * view.scale[0])
-                faces.append(Found(points5, detection.score, _box(np.stack([p.min(0), p.max(0)])), pose, how))
+                faces.append(Found(points5, detection.score, _box(p), pose, how))
         return faces
 
     def _full_range(self, view: SearchRegion, box: Box | None) -> Box | None:
         """Return the face box that the full-range detector (faces up to 5 m away) gives, in original pixels."""
-        boxes = self._far_boxes(view)
-        chosen = choose(boxes, box)
-        return None if chosen is None else boxes[chosen]
+        return choose(self._far_boxes(view), box, lambda seen: seen)
 
     def _far_boxes(self, view: SearchRegion) -> list[Box]:
-        boxes: list[Box] = []
-        for detection in _networks("full-range").find(view.image, _FAR_CONFIDENCE):
-            (left, top), (right, bottom) = detection.box.reshape(2, 2)
-            corners = view.to_original(np.array([(left, top), (right, top), (left, bottom), (right, bottom)]))
-            boxes.append(_box(np.stack([corners.min(0), corners.max(0)])))
-        return boxes
+        return [_box_of(detection, view) for detection in _networks("full-range").find(view.image, _FAR_CONFIDENCE)]
 
 
 def _pose(points: np.ndarray, depths: np.ndarray) -> tuple[float, float, float]:
@@ -277,10 +265,15 @@ def _pose(points: np.ndarray, depths: np.ndarray) -> tuple[float, float, float]:
     return math.degrees(roll), math.degrees(yaw), math.degrees(pitch)
 
 
-def _box(corners: np.ndarray) -> Box:
-    """The box between two corners [2, 2], the upper left one first."""
-    (left, top), (right, bottom) = corners.tolist()
-    return left, top, right, bottom
+def _box(points: np.ndarray) -> Box:
+    """The box around points [n, 2]."""
+    return (*points.min(0).tolist(), *points.max(0).tolist())
+
+
+def _box_of(detection: Detection, view: SearchRegion) -> Box:
+    """The box around what a detector sees in a view, in pixels of the picture."""
+    left, top, right, bottom = detection.box
+    return _box(view.to_original(np.array([(left, top), (right, top), (left, bottom), (right, bottom)])))
 
 
 _built = threading.local()

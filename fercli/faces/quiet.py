@@ -19,36 +19,30 @@ def mute_stderr() -> Iterator[None]:
 
     May be nested and entered by several threads: the first to enter redirects, the last to leave restores.
     """
-    _enter()
-    try:
-        yield
-    finally:
-        _leave()
-
-
-def _enter() -> None:
     global _inside, _saved
     with _lock:
         _inside += 1
-        if _inside > 1:
-            return
-        try:
-            if sys.stderr is not None:
-                sys.stderr.flush()
-            _saved = os.dup(2)
-        except (OSError, ValueError):
-            _saved = None  # there is no stderr to be silenced
-            return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)
-        os.close(nowhere)
+        if _inside == 1:
+            _saved = _redirected()
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0 and _saved is not None:
+                os.dup2(_saved, 2)
+                os.close(_saved)
 
 
-def _leave() -> None:
-    global _inside, _saved
-    with _lock:
-        _inside -= 1
-        if _inside == 0 and _saved is not None:
-            os.dup2(_saved, 2)
-            os.close(_saved)
-            _saved = None
+def _redirected() -> int | None:
+    """Send stderr to nowhere; return where it went to, None where there is none to be silenced."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        saved = os.dup(2)
+    except (OSError, ValueError):
+        return None
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    return saved

@@ -6,14 +6,17 @@ Regions of a picture are enlarged, padded or turned, and lead back to it. A box 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import cv2
 import numpy as np
 
 from fercli.datasets.reader import Box
 from fercli.faces.networks import overlaps
+
+T = TypeVar("T")
 
 #: A sliver of a picture would outgrow the memory when its short side is enlarged: no side becomes longer than this.
 _MOST = 5120
@@ -123,16 +126,16 @@ def is_new(box: Box, known: Sequence[Box]) -> bool:
     return not any(_same_face(box, other) for other in known)
 
 
-def choose(boxes: Sequence[Box], given: Box | None) -> int | None:
-    """Return the index of the face that counts: by overlap with the given box, else the largest; None if none does."""
+def choose(faces: Sequence[T], given: Box | None, box_of: Callable[[T], Box]) -> T | None:
+    """Return the face that counts: by overlap with the given box, else the largest; None if none does."""
     if given is None:
-        return max(range(len(boxes)), key=lambda i: _area(boxes[i]), default=None)
-    inside = [
-        i
-        for i, (left, top, right, bottom) in enumerate(boxes)
-        if given[0] <= (left + right) / 2 <= given[2] and given[1] <= (top + bottom) / 2 <= given[3]
-    ]
-    return max(inside, key=lambda i: overlap(boxes[i], given), default=None)
+        return max(faces, key=lambda face: _area(box_of(face)), default=None)
+
+    def inside(face: T) -> bool:
+        left, top, right, bottom = box_of(face)
+        return given[0] <= (left + right) / 2 <= given[2] and given[1] <= (top + bottom) / 2 <= given[3]
+
+    return max(filter(inside, faces), key=lambda face: overlap(box_of(face), given), default=None)
 
 
 def starts(length: int, side: float, shared: float) -> list[float]:

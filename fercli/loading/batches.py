@@ -20,7 +20,7 @@ from fercli.loading.augment import Shard, View, ViewSettings, strong_view, weak_
 from fercli.loading.face_dataset import FaceDataset, to_device
 from fercli.loading.placement import Prefetcher, RawBatch
 from fercli.loading.samplers import ShuffledSampler, WeightedSampler, derive_seed, source_sampler
-from fercli.spec import TrainSource
+from fercli.spec.schema import TrainSource
 
 
 class Batch(NamedTuple):

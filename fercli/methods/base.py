@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from fercli.errors import SpecError
 from fercli.loading.batches import Batch
 from fercli.models import HEADS, Output
-from fercli.spec import Optimisation, Section, explain
+from fercli.spec import Optimisation, Section
+from fercli.spec.load import explain
 
 NUM_HEADS = len(HEADS)
 

@@ -17,7 +17,8 @@ from fercli.methods.adversarial import HeadDiscriminators
 from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
 from fercli.methods.joint import joint_pass
 from fercli.methods.losses import entropy, head_cross_entropy, reversal_coefficient
-from fercli.spec import Fraction, Optimisation, Section
+from fercli.spec import Optimisation, Section
+from fercli.spec.schema import Fraction
 
 
 def consistent_labels(probabilities: Tensor, entropy_limit: float) -> Tensor:

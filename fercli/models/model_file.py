@@ -25,9 +25,11 @@ from torch import Tensor
 from fercli.errors import FercliError
 from fercli.files import is_file_name
 from fercli.models.reading import BROKEN, check_plain, is_plain, is_safetensors, shown, some
-from fercli.spec import Fraction, Section, Spec, explain, parse, parse_recorded, up_to_date
+from fercli.spec import Section, Spec, parse, parse_recorded, up_to_date
+from fercli.spec.load import explain
 from fercli.spec.plugins import is_place
 from fercli.spec.registry import METHODS, RULES
+from fercli.spec.schema import Fraction
 from fercli.version import __version__
 
 FORMAT = 1

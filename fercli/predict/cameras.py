@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 # FFmpeg's own remarks name no device and cannot be acted on. Read when cv2 first opens a camera.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -17,7 +18,7 @@ from fercli.predict.videos import USUAL_RATE, Frame
 
 
 class Camera:
-    """An open camera; a context manager that closes it.
+    """An open camera, as `open_camera` gives it.
 
     Attributes:
         problem: what could not be read: None, since a camera has no end.
@@ -29,12 +30,6 @@ class Camera:
         self._capture = capture
         rate = capture.get(cv2.CAP_PROP_FPS)
         self._rate = rate if 0 < rate < 1000 else USUAL_RATE
-
-    def __enter__(self) -> Camera:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._capture.release()
 
     def frames(self, every: int = 1) -> Iterator[Frame]:
         """Yield every `every`-th frame, from the first, at the time it was taken."""
@@ -50,8 +45,9 @@ class Camera:
             number += 1
 
 
-def open_camera(index: int) -> Camera:
-    """Open a camera by its number.
+@contextmanager
+def open_camera(index: int) -> Iterator[Camera]:
+    """Open a camera, by its number, for the block.
 
     Raises:
         FercliError: there is none, or another program has it.
@@ -60,4 +56,7 @@ def open_camera(index: int) -> Camera:
         capture = cv2.VideoCapture(index)
     if not capture.isOpened():
         raise FercliError(f"no camera {index} here, or another program has it; the first one is camera:0")
-    return Camera(capture)
+    try:
+        yield Camera(capture)
+    finally:
+        capture.release()

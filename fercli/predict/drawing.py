@@ -7,27 +7,14 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from fercli.expressions import EXPRESSIONS
 from fercli.predict.recognizer import Face
 
 #: One a class, told apart by the colour-blind too (after Okabe and Ito, 2008); the label says the same in words.
-COLOURS: dict[str, tuple[int, int, int]] = dict(
-    zip(
-        EXPRESSIONS,
-        (
-            (240, 228, 66),
-            (204, 121, 167),
-            (0, 190, 140),
-            (255, 176, 30),
-            (86, 180, 233),
-            (240, 110, 60),
-            (220, 220, 220),
-        ),
-        strict=True,
-    )
-)
+_COLOURS = ("#f0e442", "#cc79a7", "#00be8c", "#ffb01e", "#56b4e9", "#f06e3c", "#dcdcdc")
+COLOURS = dict(zip(EXPRESSIONS, map(ImageColor.getrgb, _COLOURS), strict=True))
 _DARK = (20, 20, 20)
 
 

@@ -222,23 +222,17 @@ class Reader:
         return total
 
     def _frames(self, number: int, one: Input) -> Iterator[Picture]:
+        opened = open_camera(int(one.name.partition(":")[2])) if one.path is None else open_video(one.path)
         try:
-            opened = open_camera(int(one.name.partition(":")[2])) if one.path is None else open_video(one.path)
+            with opened as video:
+                for frame in video.frames(self.every):
+                    yield Picture(one.name, frame.image, number, frame.number, frame.time_s, frame.duration_s)
+                problem = video.problem
         except FercliError as why:
             if one.path is None:
                 raise
-            yield Picture(one.name, None, number, error=str(why).removeprefix(f"{one.path}: "))
-            return
+            problem = str(why).removeprefix(f"{one.path}: ")
         except Exception as failure:
-            yield Picture(one.name, None, number, error=reason(failure, one.name))
-            return
-        with opened as video:
-            problem = None
-            try:
-                for frame in video.frames(self.every):
-                    yield Picture(one.name, frame.image, number, frame.number, frame.time_s, frame.duration_s)
-            except Exception as failure:
-                problem = reason(failure, one.name)
-            problem = problem or video.problem
-            if problem:
-                yield Picture(one.name, None, number, error=problem)
+            problem = reason(failure, one.name)
+        if problem:
+            yield Picture(one.name, None, number, error=problem)

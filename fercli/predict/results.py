@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +16,7 @@ from fercli.expressions import EXPRESSIONS
 from fercli.faces.failures import may_pass, reason
 from fercli.faces.images import Decoded, Unreadable, decode
 from fercli.faces.search import scale_box, scale_points
-from fercli.files import cannot_write, real_path, replacing
+from fercli.files import cannot_write, real_path, replacing, writing
 from fercli.media import WRITTEN_ENDINGS, is_picture_name, is_video_name
 from fercli.models import HEADS
 from fercli.predict.drawing import draw
@@ -28,7 +25,7 @@ from fercli.predict.recognizer import Face
 from fercli.predict.resume import part_of
 from fercli.predict.stream import Picture
 from fercli.predict.video_writer import VideoWriter
-from fercli.spreadsheet import harmless
+from fercli.spreadsheet import csv_bytes
 
 COLUMNS: tuple[str, ...] = (
     *("input", "frame", "time_s", "face", "track", "expression", "confidence", "stage", "score", "how"),
@@ -90,13 +87,7 @@ def table_rows(picture: Picture, faces: Sequence[Face] | None) -> bytes:
         row.update({f"p_{name}": p for name, p in face["probabilities"].items()})
         row.update({f"head_{name}": said for name, said in face["heads"].items()})
         rows.append(row)
-    return _csv([["" if row.get(name) is None else row[name] for name in COLUMNS] for row in rows or [about]])
-
-
-def _csv(rows: Sequence[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([harmless(cell) for cell in row] for row in rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return csv_bytes([["" if row.get(name) is None else row[name] for name in COLUMNS] for row in rows or [about]])
 
 
 class Form(NamedTuple):
@@ -106,7 +97,7 @@ class Form(NamedTuple):
     lines: Callable[[Picture, Sequence[Face] | None], bytes]
 
 
-FORMS: dict[str, Form] = {"jsonl": Form(b"", json_line), "csv": Form(_csv([COLUMNS]), table_rows)}
+FORMS: dict[str, Form] = {"jsonl": Form(b"", json_line), "csv": Form(csv_bytes([COLUMNS]), table_rows)}
 
 
 class Annotated:
@@ -144,18 +135,12 @@ class Annotated:
         """
         if faces is None or self._failed == picture.number:
             return None
-        with self._failures(picture.number) as failed:
-            self._write(self.paths[picture.number], picture, faces)
-        return failed.why
+        return self._tried(picture.number, lambda path: self._write(path, picture, faces))
 
     def finish(self, number: int) -> str | None:
         """Put the video that is being written in its place; returns why it has no copy, else None."""
         video, self._video = self._video, None
-        if video is None:
-            return None
-        with self._failures(number) as failed:
-            video.close()
-        return failed.why
+        return None if video is None else self._tried(number, lambda path: video.close())
 
     def close(self, failure: BaseException) -> None:
         """Throw the video away that a failure cut short."""
@@ -168,31 +153,29 @@ class Annotated:
             drawn = _drawn(decode(picture.source, picture.name), faces)
         except Unreadable:  # gone since
             return
+        if self._video is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
         if picture.time_s is None or picture.duration_s is None:
-            _write_picture(_made_room(path), drawn)
+            _write_picture(path, drawn)
             return
         if self._video is None:
-            self._video = VideoWriter(_made_room(path), drawn.shape[1::-1])
+            self._video = VideoWriter(path, drawn.shape[1::-1])
         self._video.add(drawn, picture.time_s, picture.duration_s)
 
-    @contextmanager
-    def _failures(self, number: int) -> Iterator[_Failed]:
-        failed = _Failed()
+    def _tried(self, number: int, work: Callable[[Path], None]) -> str | None:
+        """Do this for an input's copy; return why the input has none where it fails."""
+        path = self.paths[number]
         try:
-            yield failed
+            work(path)
         except Exception as failure:
-            path = self.paths[number]
             if isinstance(failure, OSError) and may_pass(failure):
                 raise cannot_write(path, failure) from None
             said = failure.strerror if isinstance(failure, OSError) and failure.strerror else None
             why = reason(failure, path) if said is None else said
-            failed.why, self._failed = f"no annotated copy {path}: {why}", number
+            self._failed = number
             self.close(failure)
-
-
-@dataclass
-class _Failed:
-    why: str | None = None
+            return f"no annotated copy {path}: {why}"
+        return None
 
 
 def _drawn(picture: Decoded, faces: Sequence[Face]) -> np.ndarray:
@@ -205,10 +188,8 @@ def _drawn(picture: Decoded, faces: Sequence[Face]) -> np.ndarray:
 
 
 def _is_folder(path: Path) -> bool:
-    try:
+    with writing(path):  # it may have too long a name
         return path.is_dir()
-    except OSError as failure:  # too long a name
-        raise cannot_write(path, failure) from None
 
 
 def _keep_inside(folder: Path, copies: Sequence[Path]) -> None:
@@ -245,11 +226,6 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
             path = to / below.with_name(f"{below.stem}-{again}{below.suffix}")
         paths[path], counts[below] = None, again
     return list(paths)
-
-
-def _made_room(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 def _write_picture(path: Path, image: np.ndarray) -> None:

@@ -199,8 +199,8 @@ class Log:
 
     def __init__(self, path: Path, begun_with: dict[str, str] | None):
         self.path = path
-        _, known = _read_log(path) if begun_with is None else (None, [])
         if begun_with is None:  # a torn line must not run into the next one
+            _, known = _read_log(path)
             whole = path.read_bytes().split(b"\n")[: 1 + len(known)]
             os.truncate(path, sum(len(line) + 1 for line in whole))
         self._file = path.open("wb" if begun_with is not None else "ab", buffering=0)

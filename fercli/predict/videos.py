@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -57,7 +57,7 @@ class Frame(NamedTuple):
 
 
 class Video:
-    """An open video file; a context manager that closes it.
+    """An open video file, as `open_video` gives it.
 
     Attributes:
         rate: frames a second, on average.
@@ -65,11 +65,9 @@ class Video:
         problem: once it is read: what of it could not be read, else None.
     """
 
-    def __init__(
-        self, path: Path, file: NamelessFile, container: InputContainer, stream: VideoStream, resources: ExitStack
-    ):
-        self._path, self._file, self._resources = path, file, resources
-        self._container, self._stream = container, stream
+    def __init__(self, path: Path, file: NamelessFile, container: InputContainer):
+        self._path, self._file, self._container = path, file, container
+        self._stream = stream = _find_stream(container, path)
         stream.thread_type = "AUTO"
         rate = float(stream.average_rate or stream.guessed_rate or 0)
         self.rate = rate if 0 < rate < 1000 else USUAL_RATE
@@ -78,12 +76,6 @@ class Video:
         self.problem: str | None = None
         self._aspect = float(stream.sample_aspect_ratio or 1)
         self._matrix: np.ndarray | None = None
-
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._resources.close()
 
     def frames(self, every: int = 1) -> Iterator[Frame]:
         """Yield every `every`-th frame, from the first. Damaged ones are left out and told by `problem`."""
@@ -189,8 +181,9 @@ class Video:
         return None
 
 
-def open_video(path: Path) -> Video:
-    """Open a video file.
+@contextmanager
+def open_video(path: Path) -> Iterator[Video]:
+    """Open a video file for the block.
 
     Raises:
         FercliError: it cannot be opened, or holds no video that can be decoded; "PATH: why".
@@ -203,10 +196,9 @@ def open_video(path: Path) -> Video:
         file = path.open("rb", buffering=0)
     except (OSError, ValueError) as failure:
         raise FercliError(f"{path}: cannot be read: {_reason(failure)}") from None
-    with ExitStack() as stack:
-        nameless = NamelessFile(stack.enter_context(file))
-        container = stack.enter_context(_open_container(nameless, path))
-        return Video(path, nameless, container, _find_stream(container, path), stack.pop_all())
+    nameless = NamelessFile(file)
+    with file, _open_container(nameless, path) as container:
+        yield Video(path, nameless, container)
 
 
 def load_av() -> ModuleType:

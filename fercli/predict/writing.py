@@ -11,7 +11,7 @@ from typing import IO, Any, NamedTuple
 from fercli import console
 from fercli.errors import SpecError
 from fercli.faces.failures import reason
-from fercli.files import cannot_write, is_stream, open_stream, real_path
+from fercli.files import is_stream, open_stream, real_path, writing
 from fercli.output_files import Outputs
 from fercli.predict.inputs import Input
 from fercli.predict.recognizer import Face
@@ -71,14 +71,14 @@ class Writing:
         at = find_position(self._kept, self._begun_with, resume, force)
         self.start, self._goes_on = at or Position(sizes=(0,) * len(self._kept)), at is not None
         self._annotated = None if to is None else Annotated(to, inputs, self.start.inputs)
-        self._check(paths, [model, *(one.path for one in inputs)] if paths or to is not None else [], force)
+        self._check([model, *(one.path for one in inputs)] if paths or to is not None else [], force)
         self._targets: list[_Target] = []
         self._log: Log | None = None
         self._number, self._settled, self.finished = self.start.inputs, False, False
         self._answered = self._goes_on
         totals.restore(self.start.totals)
 
-    def _check(self, paths: Sequence[Path], reads: Sequence[Path | None], force: bool) -> None:
+    def _check(self, reads: Sequence[Path | None], force: bool) -> None:
         outputs = Outputs(reads, force)
         if "-" in self._named.values() and self._stdout is not None:
             outputs.take("stdout", self._stdout)
@@ -109,7 +109,7 @@ class Writing:
         sizes = dict(zip(self._kept, self.start.sizes, strict=True))
         for name, to in self._named.items():
             path = None if to == "-" else Path(to)
-            try:
+            with writing(path):
                 if path is None:
                     opened = self._stdout
                 elif path in sizes:
@@ -119,16 +119,10 @@ class Writing:
                 self._targets.append(_Target(FORMS[name], path, opened))
                 if not sizes.get(path):
                     self._write(self._targets[-1], FORMS[name].head)
-            except OSError as failure:
-                if path is None:
-                    raise
-                raise cannot_write(path, failure) from None
         if self._kept:
             log = log_of(self._kept[0])
-            try:
+            with writing(log):
                 self._log = Log(log, None if self._goes_on else self._begun_with)
-            except OSError as failure:
-                raise cannot_write(log, failure) from None
         if self._goes_on:
             console.say(f"going on behind {self.start.inputs} of {len(self._inputs)} inputs")
 
@@ -164,21 +158,15 @@ class Writing:
     def _note(self, inputs: int, complete: bool = False) -> None:
         if self._log is not None and (self._settled or complete):
             sizes = tuple(target.to.size for target in self._targets if isinstance(target.to, PartFile))
-            try:
+            with writing(self._log.path):
                 self._log.note(Position(inputs, sizes, self._totals.counts(), complete))
-            except OSError as failure:
-                raise cannot_write(self._log.path, failure) from None
             self._settled = False
 
     def _write(self, target: _Target, lines: bytes) -> None:
-        try:
+        with writing(target.path):
             target.to.write(lines)
             if not isinstance(target.to, PartFile):
                 target.to.flush()
-        except OSError as failure:
-            if target.path is None:
-                raise
-            raise cannot_write(target.path, failure) from None
 
     def finish(self) -> None:
         """Put the files in their places."""
@@ -187,20 +175,16 @@ class Writing:
                 self._end_input()
             for target in self._targets:
                 if isinstance(target.to, PartFile):
-                    try:
+                    with writing(target.path):
                         target.to.close(to_the_disk=True)
-                    except OSError as failure:
-                        raise cannot_write(target.path, failure) from None
             self._note(len(self._inputs), complete=True)
         if self._log is not None:
             self._log.close()
         for path in self._kept:
             part = part_of(path)
-            try:
+            with writing(path):
                 if part.exists() or not self.start.complete:
                     os.replace(part, real_path(path))
-            except OSError as failure:
-                raise cannot_write(path, failure) from None
         if self._kept:
             log_of(self._kept[0]).unlink(missing_ok=True)
         self.finished = True

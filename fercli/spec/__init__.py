@@ -15,61 +15,18 @@ allowed.
 Nothing here imports torch.
 """
 
-from fercli.spec.load import (
-    config_folder,
-    explain,
-    find,
-    load,
-    local_spec,
-    packaged,
-    parse,
-    parse_recorded,
-    to_yaml,
-    up_to_date,
-)
-from fercli.spec.schema import (
-    LARGEST,
-    Adapt,
-    Augment,
-    Data,
-    Dataset,
-    Engine,
-    Evaluate,
-    Fraction,
-    Model,
-    Optimisation,
-    Paths,
-    Prepare,
-    Rates,
-    Section,
-    Spec,
-    Sweep,
-    TrainSource,
-)
+from fercli.spec.load import load, packaged, parse, parse_recorded, to_yaml, up_to_date
+from fercli.spec.schema import Adapt, Dataset, Engine, Optimisation, Prepare, Section, Spec
 
 __all__ = [
-    "LARGEST",
     "Adapt",
-    "Augment",
-    "Data",
     "Dataset",
     "Engine",
-    "Evaluate",
-    "Fraction",
-    "Model",
     "Optimisation",
-    "Paths",
     "Prepare",
-    "Rates",
     "Section",
     "Spec",
-    "Sweep",
-    "TrainSource",
-    "config_folder",
-    "explain",
-    "find",
     "load",
-    "local_spec",
     "packaged",
     "parse",
     "parse_recorded",

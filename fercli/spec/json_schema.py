@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from fercli.files import write_atomically
-from fercli.spec import Spec, config_folder
-from fercli.spec.template import CHOICES, plain
-
-#: Choices that may be a place in the user's own code too, ``MODULE:NAME``.
-_OPEN = {"adapt.method": "^[^:]+:[^:]+$"}
+from fercli.spec import Spec
+from fercli.spec.load import config_folder
+from fercli.spec.template import plain
 
 
 def schema_file() -> Path:
@@ -33,18 +31,8 @@ def schema() -> dict[str, Any]:
         for value in section["properties"].values():
             value.pop("title", None)
             value["description"] = plain(value["description"])
-    for path, choices in CHOICES.items():
-        section, key = path.split(".")
-        value = made["$defs"][_kind(section)]["properties"][key]
-        listed = {"enum": list(choices)}
-        value.pop("type")
-        value.update({"anyOf": [listed, {"pattern": _OPEN[path]}]} if path in _OPEN else listed)
     first = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "fercli run spec"}
     return {**first, **made}
-
-
-def _kind(section: str) -> str:
-    return type(getattr(Spec(), section)).__name__
 
 
 def main() -> None:

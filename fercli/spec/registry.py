@@ -25,6 +25,9 @@ METHODS: dict[str, str] = {
 }
 
 
+_LABELS, _SOURCE, _TARGET = "source validation labels", "source training images", "target images"
+
+
 class SelectionRule(NamedTuple):
     """What a selection rule reads, and when it can be computed.
 
@@ -33,29 +36,30 @@ class SelectionRule(NamedTuple):
 
     Attributes:
         reads: in words, for reports.
-        needs_target: true where it looks at the (unlabelled) target images, so that it cannot choose in train-source.
         post_hoc: true where an epoch's score depends on the other epochs, so that it exists only after the last one.
         costly: true where an epoch's score takes one more pass over the source's training faces.
     """
 
     reads: tuple[str, ...]
-    needs_target: bool
     post_hoc: bool = False
     costly: bool = False
 
+    @property
+    def needs_target(self) -> bool:
+        """Whether it looks at the (unlabelled) target images, so that it cannot choose in train-source."""
+        return _TARGET in self.reads
 
-_LABELS, _SOURCE, _TARGET = "source validation labels", "source training images", "target images"
 
 #: ``train_source.select``, ``adapt.select`` and ``adapt.also_score``.
 RULES: dict[str, SelectionRule] = {
-    "last": SelectionRule((), needs_target=False),
-    "source-val": SelectionRule((_LABELS,), needs_target=False),
-    "entropy": SelectionRule((_TARGET,), needs_target=True),
-    "infomax": SelectionRule((_TARGET,), needs_target=True),
-    "agreement": SelectionRule((_TARGET,), needs_target=True),
-    "bnm": SelectionRule((_TARGET,), needs_target=True),
-    "snd": SelectionRule((_TARGET,), needs_target=True),
-    "corr-c": SelectionRule((_TARGET,), needs_target=True),
-    "dev": SelectionRule((_LABELS, _SOURCE, _TARGET), needs_target=True, costly=True),
-    "ensv": SelectionRule((_TARGET,), needs_target=True, post_hoc=True),
+    "last": SelectionRule(()),
+    "source-val": SelectionRule((_LABELS,)),
+    "entropy": SelectionRule((_TARGET,)),
+    "infomax": SelectionRule((_TARGET,)),
+    "agreement": SelectionRule((_TARGET,)),
+    "bnm": SelectionRule((_TARGET,)),
+    "snd": SelectionRule((_TARGET,)),
+    "corr-c": SelectionRule((_TARGET,)),
+    "dev": SelectionRule((_LABELS, _SOURCE, _TARGET), costly=True),
+    "ensv": SelectionRule((_TARGET,), post_hoc=True),
 }

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from fercli.console import brief
 from fercli.errors import SpecError
@@ -43,6 +43,23 @@ def _one_of(value: str, names: Sequence[str]) -> str:
         raise ValueError(f"{brief(repr(value))} is not known{hint}; one of {', '.join(names)}")
     return value
 
+
+def _each_once(values: list[Any], what: str) -> list[Any]:
+    if len(set(values)) < len(values):
+        raise ValueError(f"a {what} is named twice")
+    return values
+
+
+_RULES, _METHODS = list(RULES), list(METHODS)
+_SOURCE_RULES = [name for name, rule in RULES.items() if not rule.needs_target]
+_Rule = Annotated[str, AfterValidator(lambda name: _one_of(name, _RULES)), Field(json_schema_extra={"enum": _RULES})]
+_SourceRule = Annotated[str, AfterValidator(lambda name: _one_of(name, _SOURCE_RULES))]
+_Method = Annotated[
+    str,
+    AfterValidator(lambda name: name if is_place(name) else _one_of(name, _METHODS)),
+    Field(json_schema_extra={"anyOf": [{"enum": _METHODS}, {"pattern": "^[^:]+:[^:]+$"}]}),
+]
+_Retry = Literal["border", "upscale", "low-confidence", "full-range", "rotate"]
 
 #: The second type of each is what may be written instead; the schema for editors names both.
 Names = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
@@ -147,9 +164,7 @@ class Data(_Explained):
     def _one_or_more(cls, value: list[str]) -> list[str]:
         if not value:
             raise ValueError("at least one source dataset is needed")
-        if len(set(value)) < len(value):
-            raise ValueError("a source is named twice")
-        return value
+        return _each_once(value, "source")
 
     @model_validator(mode="after")
     def _target_is_not_source(self) -> Data:
@@ -183,13 +198,7 @@ class Prepare(_Explained):
     """least score of a detection, 0 to 1."""
     low_confidence: Fraction = 0.2
     """the same in the later retries."""
-    retries: list[Literal["border", "upscale", "low-confidence", "full-range", "rotate"]] = [
-        "border",
-        "upscale",
-        "low-confidence",
-        "full-range",
-        "rotate",
-    ]
+    retries: list[_Retry] = list(get_args(_Retry))
     """what is tried, in this order, where no face is found."""
     workers: Annotated[int, Field(ge=0, le=1 << 15)] = 0
     """processes; 0 is all cores, or all of the cluster."""
@@ -353,19 +362,14 @@ class TrainSource(Optimisation):
     (Cui et al., CVPR 2019, compares such weights); 0 treats all faces alike."""
     views: Literal["weak", "strong"] = "weak"
     """of the faces: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top)."""
-    select: str = "source-val"
+    select: _SourceRule = "source-val"
     """the rule that chooses the epoch: ``source-val``, accuracy on the faces held out, or ``last``."""
-
-    @field_validator("select")
-    @classmethod
-    def _rule_needs_no_target(cls, value: str) -> str:
-        return _one_of(value, [name for name, rule in RULES.items() if not rule.needs_target])
 
 
 class Adapt(Optimisation):
     """Stage 2, adaptation."""
 
-    method: str = "aglrls"
+    method: _Method = "aglrls"
     """how (``configs/methods`` has one spec each)."""
     tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]*$", max_length=100)] = ""
     """put behind the target's name in the folder's, to keep several adaptations to one target."""
@@ -377,17 +381,12 @@ class Adapt(Optimisation):
     head_weights: _LossWeights = [7, 1, 1, 1, 1, 1, 7]
     options: dict[str, Any] = {}
     """what the method lets one set."""
-    select: str = "infomax"
+    select: _Rule = "infomax"
     """the rule that chooses the epoch (`fercli.spec.registry`)."""
     select_images: Positive = 2000
     """faces of the target that rules look at, at most."""
     also_score: Names = []
     """costly rules (``dev``) to compute each epoch though another chooses."""
-
-    @field_validator("select")
-    @classmethod
-    def _rule_exists(cls, value: str) -> str:
-        return _one_of(value, list(RULES))
 
     @field_validator("also_score")
     @classmethod
@@ -400,11 +399,6 @@ class Adapt(Optimisation):
             raise ValueError(f"patience cannot wait for {self.select}, which is known only after the last epoch")
         return self
 
-    @field_validator("method")
-    @classmethod
-    def _method_exists(cls, value: str) -> str:
-        return value if is_place(value) else _one_of(value, list(METHODS))
-
 
 #: Labels of methods become parts of folders' names.
 _LABEL = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
@@ -416,6 +410,7 @@ def _as_methods(value: Any) -> Any:
 
 
 _Methods = Annotated[dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]], Field(min_length=1)]
+_Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(lambda seeds: _each_once(seeds, "seed"))]
 
 
 class Sweep(_Explained):
@@ -428,19 +423,16 @@ class Sweep(_Explained):
     where nothing is set. Source-only is always there: all differences are to it."""
     targets: Names | None = None
     """null for those of ``data.targets``."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(lambda seeds: _each_once(seeds, "seed"))] = [
+        0,
+        1,
+        2,
+    ]
     """of network, batches and views; every run with one seed starts from the same source model."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """``key.path: [values]``, every combination of which is run."""
     jobs: Positive = 1
     """cells trained at a time, each in a process of its own."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _each_seed_once(cls, value: list[int]) -> list[int]:
-        if len(set(value)) < len(value):
-            raise ValueError("a seed is named twice")
-        return value
 
 
 class Evaluate(_Explained):

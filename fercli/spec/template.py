@@ -15,8 +15,9 @@ from typing import Any, Literal, get_args, get_origin
 import yaml
 from pydantic.fields import FieldInfo
 
-from fercli.spec import Section, Spec, Sweep
+from fercli.spec import Section, Spec
 from fercli.spec.registry import METHODS, RULES
+from fercli.spec.schema import Sweep
 from fercli.version import __version__
 
 #: Keys that most users set at one time or another; the others stand there commented out, at their defaults.

@@ -37,7 +37,8 @@ def starter_file() -> Path:
     Raises:
         FercliError: the file or its card is missing, cannot be read, or is not the one that was packaged.
     """
-    if starter_hash() != _packaged_hash():
+    told = _HASH.search(starter_card())
+    if told is None or starter_hash() != told[1]:
         raise FercliError(f"{FILE} is damaged: it is not the file that {CARD.name} beside it describes", _FIX)
     return FILE
 
@@ -58,11 +59,6 @@ def starter_facts() -> dict[str, Any]:
         return json.loads(_read(FACTS))
     except ValueError:
         raise FercliError(f"{FACTS} is damaged", _FIX) from None
-
-
-def _packaged_hash() -> str | None:
-    found = _HASH.search(starter_card())
-    return found[1] if found else None
 
 
 def _read(path: Path) -> bytes:

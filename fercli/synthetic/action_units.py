@@ -5,11 +5,10 @@ After Ekman and Friesen, Facial Action Coding System (1978); the prototypes foll
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-Units = dict[int, float]
+from fercli.synthetic.anatomy import Units
+from fercli.synthetic.domains import Domain
 
 #: What each expression asks of the muscles, in the order of `fercli.expressions.EXPRESSIONS`; variants are equally
 #: likely. 1 inner brow up, 2 outer brow up, 4 brow down, 5 upper lid up, 6 cheek up, 7 lids tight, 9 nose wrinkle,
@@ -30,34 +29,18 @@ STRAY_UNITS = (1, 2, 4, 5, 6, 7, 10, 12, 15, 17, 20, 24, 25, 26, 43)
 ALL_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 15, 17, 20, 23, 24, 25, 26, 43)
 
 
-def draw_units(
-    expression: int,
-    rng: np.random.Generator,
-    intensity: float,
-    jitter: float,
-    stray: float,
-    stray_strength: tuple[float, float],
-    gains: Mapping[int, float],
-    rest: Mapping[int, float],
-) -> Units:
-    """Return the strength 0..1.2 of all action units for one photograph of an expression.
-
-    Args:
-        intensity: strength common to all of the expression's units.
-        jitter: standard deviation of each unit's own factor around 1.
-        stray: probability that one unit out of `STRAY_UNITS` joins in, with a strength drawn from `stray_strength`.
-        gains: the population's habits, factors on units (1 where absent).
-        rest: strengths its faces have at rest, the floor of every expression.
-    """
+def draw_units(expression: int, rng: np.random.Generator, domain: Domain) -> Units:
+    """Return the strength 0..1.2 of all action units for one photograph of an expression, as the domain shows it."""
+    intensity, gains, rest = rng.uniform(*domain.intensity), dict(domain.gains), dict(domain.rest)
     variants = PROTOTYPES[expression]
     wanted = variants[int(rng.integers(len(variants)))]
-    wobble = np.clip(rng.normal(1, jitter, len(ALL_UNITS)), 0.3, 1.7)
-    happens, which, how = rng.random(), int(rng.integers(len(STRAY_UNITS))), rng.uniform(*stray_strength)
+    wobble = np.clip(rng.normal(1, domain.au_jitter, len(ALL_UNITS)), 0.3, 1.7)
+    happens, which, how = rng.random(), int(rng.integers(len(STRAY_UNITS))), rng.uniform(*domain.au_noise_strength)
     units = {}
     for unit, factor in zip(ALL_UNITS, wobble, strict=True):
         strength = wanted.get(unit, 0) * intensity * factor * gains.get(unit, 1)
         units[unit] = float(np.clip(max(strength, rest.get(unit, 0) * factor), 0, 1.2))
-    if happens < stray:
+    if happens < domain.au_noise:
         unit = STRAY_UNITS[which]
         units[unit] = max(units[unit], float(how))
     return units

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from fercli.synthetic.action_units import Units
-
 Points = np.ndarray
+#: Strengths of action units, by their numbers.
+Units = dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def smooth(points: Points, closed: bool = False, steps: int = 6) -> Points:
 
 
 def both(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Complete the right half of a symmetric closed contour, given from top to bottom, by its mirror image."""
-    return points + [(-x, y) for x, y in reversed(points) if x > 0]
+    """Complete one half of a symmetric contour by its mirror image, backwards; points in the middle stand once."""
+    return points + [(-x, y) for x, y in reversed(points) if x]
 
 
 @dataclass
@@ -140,11 +140,8 @@ def build(person: Identity, factors: Mapping[str, float], au: Units, yaw: float,
 def _eye_and_brow(body: Anatomy, pose, side: int, f, trait, au: Units, lean: float, gaze) -> None:
     cx, size = 0.5 * f["eye_distance"], f["eye_size"]
     w, tilt = 0.235 * size, 0.035 * (trait["tilt"] - 0.35)
-    up = (
-        size
-        * lean
-        * (0.095 + 0.055 * au[5] - 0.025 * au[7] - 0.02 * au[6] - 0.055 * au[43] - 0.03 * au[9] - 0.015 * au[4])
-    )
+    open_by = 0.095 + 0.055 * au[5] - 0.025 * au[7] - 0.02 * au[6] - 0.055 * au[43] - 0.03 * au[9] - 0.015 * au[4]
+    up = size * lean * open_by
     low = size * (0.06 + 0.012 * au[5] - 0.025 * au[7] - 0.032 * au[6] - 0.02 * au[9] + 0.01 * au[26])
     up, low = max(up, 0.022), max(low, 0.014)
     sad = 0.02 * au[43] * (1 - au[5])
@@ -200,14 +197,8 @@ def _nose(body: Anatomy, pose, f, au: Units) -> None:
 
 
 def _mouth(body: Anatomy, pose, f, au: Units, lean, long: float, drop: float) -> None:
-    reach = (
-        0.40 * f["mouth_width"]
-        + 0.10 * au[12]
-        + 0.075 * au[20]
-        - 0.05 * au[23]
-        - 0.03 * au[24]
-        - 0.08 * au[26] * (1 - au[12])
-    )
+    reach = 0.40 * f["mouth_width"] + 0.10 * au[12] + 0.075 * au[20] - 0.05 * au[23] - 0.03 * au[24]
+    reach -= 0.08 * au[26] * (1 - au[12])
     y = 1.13 * long - 0.045 * au[17] - 0.03 * au[9] - 0.02 * au[10] + 0.03 * au[26]
     bend = -0.125 * au[12] + 0.10 * au[15] + 0.035 * au[20] + 0.02 * au[10] + 0.02 * au[17]
     lip = f["lip_thickness"]
@@ -234,9 +225,10 @@ def _mouth(body: Anatomy, pose, f, au: Units, lean, long: float, drop: float) ->
     inner_low = line + open_low - (0 if gap_low + gap_up > 0.02 else rise) * (1 - a**2)
     outer_top = inner_top - top * np.maximum(bow, 0)
     outer_low = inner_low + low * (1 - a**2.4)
-    both_ways = lambda first, second: np.concatenate(  # noqa: E731
-        [np.stack([x, first], 1), np.stack([x, second], 1)[::-1]]
-    )
+
+    def both_ways(first: np.ndarray, second: np.ndarray) -> Points:
+        return np.concatenate([np.stack([x, first], 1), np.stack([x, second], 1)[::-1]])
+
     # The jaw swings back as it opens: the lower lip loses depth, which matters only to turned heads.
     body.mouth = {
         "upper": pose(both_ways(outer_top, inner_top), 0.12),
@@ -266,20 +258,13 @@ def _wrinkles(body: Anatomy, pose, f, au: Units, age: float) -> None:
     corner = y - 0.14 * au[12] + 0.1 * au[15]
     fold = 0.10 + 0.25 * age + 0.5 * au[12] + 0.45 * au[10] + 0.4 * au[9] + 0.25 * au[20]
     out = reach + 0.13 + 0.03 * au[12]
-    crease(
-        [(wing, nose - 0.1), (0.5 * (wing + out) + 0.05, 0.55 * nose + 0.45 * corner), (out, corner + 0.02)],
-        0.035,
-        fold,
-    )
+    cheek = [(wing, nose - 0.1), (0.5 * (wing + out) + 0.05, 0.55 * nose + 0.45 * corner), (out, corner + 0.02)]
+    crease(cheek, 0.035, fold)
     across, raised = 0.6 * (0.25 + 0.75 * au[2]), 0.15 * age + 0.75 * max(0.7 * au[1], au[2])
     for k, height in enumerate((-0.72, -0.85, -0.97)):
         rise = height - 0.05 * au[1]
-        line = [
-            (-across, rise + 0.02),
-            (-0.3 * across, rise - 0.02 - 0.03 * au[1] * (1 - au[2])),
-            (0.4 * across, rise),
-            (across, rise + 0.02),
-        ]
+        dip = (-0.3 * across, rise - 0.02 - 0.03 * au[1] * (1 - au[2]))
+        line = [(-across, rise + 0.02), dip, (0.4 * across, rise), (across, rise + 0.02)]
         crease(line, 0.022, raised * (1 - 0.2 * k), mirrored=False)
     crease([(0.10 - 0.03 * au[4], -0.42), (0.075, -0.3), (0.085, -0.17)], 0.03, 0.1 * age + 0.85 * au[4] + 0.3 * au[9])
     for k in range(3):
@@ -287,22 +272,13 @@ def _wrinkles(body: Anatomy, pose, f, au: Units, age: float) -> None:
     crease([(-0.12, -0.09), (0, -0.06), (0.12, -0.09)], 0.028, 0.8 * au[9], 0.12, mirrored=False)
     for angle in (-0.09, 0.0, 0.09):
         crease([(cx + 0.27, 0.01 + 0.3 * angle), (cx + 0.42, 0.03 + 1.2 * angle)], 0.018, 0.12 * age + 0.6 * au[6])
-    crease(
-        [(reach + 0.04, corner + 0.04), (reach + 0.08, corner + 0.16), (reach + 0.05, corner + 0.28)],
-        0.03,
-        0.1 * age + 0.6 * au[15],
-    )
-    crease(
-        [(reach + 0.035, corner - 0.05), (reach + 0.05, corner + 0.04)], 0.03, 0.25 + 0.4 * au[12] + 0.3 * au[24], 0.08
-    )
+    hanging = [(reach + 0.04, corner + 0.04), (reach + 0.08, corner + 0.16), (reach + 0.05, corner + 0.28)]
+    crease(hanging, 0.03, 0.1 * age + 0.6 * au[15])
+    pressed = [(reach + 0.035, corner - 0.05), (reach + 0.05, corner + 0.04)]
+    crease(pressed, 0.03, 0.25 + 0.4 * au[12] + 0.3 * au[24], 0.08)
     bottom = body.mouth["bottom"][0]
-    crease(
-        [(-0.2, bottom + 0.13), (0, bottom + 0.09), (0.2, bottom + 0.13)],
-        0.045,
-        0.25 + 0.5 * au[17] + 0.15 * au[24],
-        0.08,
-        False,
-    )
+    chin = both([(-0.2, bottom + 0.13), (0, bottom + 0.09)])
+    crease(chin, 0.045, 0.25 + 0.5 * au[17] + 0.15 * au[24], 0.08, mirrored=False)
     for k in range(3):
         crease([(0.05 + 0.06 * k, bottom + 0.2), (0.04 + 0.06 * k, bottom + 0.3)], 0.022, 0.6 * au[17] - 0.1)
 

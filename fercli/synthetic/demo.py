@@ -33,31 +33,39 @@ def write_demo(folder: Path, seed: int) -> Path:
     Returns:
         The spec file, ``folder/fercli.yaml``.
     """
-    _draw_missing(folder / "data", {"raf-db": _write_source, "jaffe": _write_target}, seed)
+
+    def target(root: Path) -> None:
+        write_jaffe(root, _draw(LAB, TARGET, TARGET_PEOPLE, seed, 2))
+
+    _draw_missing(folder / "data", {"raf-db": _source(TRAIN, TEST, seed), "jaffe": target})
     return _write_spec(folder, "demo", f"demo-{seed}", seed)
 
 
 def write_shifts(folder: Path) -> Path:
     """Draw the datasets of the demo's sweep into ``folder/data`` and write its spec; as `write_demo`."""
 
-    def source(root: Path, seed: int) -> None:
-        test = _draw(STUDIO, SHIFT_TARGET, TEST_PEOPLE, seed, 1)
-        write_raf_db(root, _draw(STUDIO, SHIFT_TRAIN, TRAIN_PEOPLE, seed, 0), test)
-
-    def target(root: Path, seed: int) -> None:
+    def target(root: Path) -> None:
         domain = between(STUDIO, LAB, SHIFTS[root.name], root.name)
         people = range(TARGET_PEOPLE.start + 20 * list(SHIFTS).index(root.name), 200)[: len(TARGET_PEOPLE)]
-        write_csv(root, {"all": _draw(domain, SHIFT_TARGET, people, seed, 2)})
+        write_csv(root, {"all": _draw(domain, SHIFT_TARGET, people, 0, 2)})
 
-    _draw_missing(folder / "data", {"raf-db": source, **dict.fromkeys(SHIFTS, target)}, seed=0)
+    _draw_missing(folder / "data", {"raf-db": _source(SHIFT_TRAIN, SHIFT_TARGET, 0), **dict.fromkeys(SHIFTS, target)})
     return _write_spec(folder, "shifts", "shifts", seed=0)
 
 
-def _draw_missing(data: Path, writers: dict[str, Callable[[Path, int], None]], seed: int) -> None:
+def _source(train: int, test: int, seed: int) -> Callable[[Path], None]:
+    def write(root: Path) -> None:
+        tested = _draw(STUDIO, test, TEST_PEOPLE, seed, 1)
+        write_raf_db(root, _draw(STUDIO, train, TRAIN_PEOPLE, seed, 0), tested)
+
+    return write
+
+
+def _draw_missing(data: Path, writers: dict[str, Callable[[Path], None]]) -> None:
     for name, write in writers.items():
         if not (data / name).exists():
             console.say(f"drawing synthetic faces (procedural, no photographs): {name} ...")
-            write(data / name, seed)
+            write(data / name)
 
 
 def _write_spec(folder: Path, packaged_name: str, name: str, seed: int) -> Path:
@@ -68,14 +76,6 @@ def _write_spec(folder: Path, packaged_name: str, name: str, seed: int) -> Path:
     file = folder / "fercli.yaml"
     write_atomically(file, yaml.safe_dump(tree, sort_keys=False).encode())
     return file
-
-
-def _write_source(root: Path, seed: int) -> None:
-    write_raf_db(root, _draw(STUDIO, TRAIN, TRAIN_PEOPLE, seed, 0), _draw(STUDIO, TEST, TEST_PEOPLE, seed, 1))
-
-
-def _write_target(root: Path, seed: int) -> None:
-    write_jaffe(root, _draw(LAB, TARGET, TARGET_PEOPLE, seed, 2))
 
 
 def _draw(domain: Domain, count: int, people: range, seed: int, part: int) -> Iterator[Face]:

@@ -5,7 +5,7 @@ Each is one frozen dataclass of knobs; `dataclasses.replace(LAB, noise=(3, 6))` 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from fercli.synthetic.anatomy import Proportions
@@ -123,61 +123,6 @@ LAB = Domain(
     beard=0.0,
 )
 
-#: Tight grey thumbnails as FER2013's, 48x48.
-THUMBNAIL = Domain(
-    name="thumbnail",
-    size=(48, 48),
-    grey=True,
-    supersample=6,
-    face_width=(0.78, 0.9),
-    wander=0.03,
-    roll=7.0,
-    yaw=8.0,
-    pitch=5.0,
-    blur=(0.2, 0.4),
-    noise=(1, 4),
-    contrast=(0.8, 1.15),
-    gamma=(0.8, 1.3),
-    brightness=(-15, 15),
-    light_side=0.9,
-    background=(30, 220),
-    clutter=3,
-    intensity=(0.6, 1.1),
-    au_jitter=0.2,
-    au_noise=0.3,
-)
-
-#: Colour pictures of crowded, badly lit places, as ExpW's.
-STREET = Domain(
-    name="street",
-    size=(280, 260),
-    face_width=(0.34, 0.5),
-    wander=0.10,
-    roll=8.0,
-    yaw=9.0,
-    pitch=5.0,
-    blur=(0.4, 1.3),
-    noise=(3, 9),
-    contrast=(0.7, 1.2),
-    gamma=(0.75, 1.5),
-    brightness=(-20, 15),
-    jpeg=(30, 75),
-    tint=0.06,
-    light_side=1.1,
-    light_above=(-0.1, 0.9),
-    ambient=(0.25, 0.5),
-    gloss=0.15,
-    background=(30, 200),
-    clutter=14,
-    intensity=(0.55, 1.0),
-    au_jitter=0.2,
-    au_noise=0.35,
-    glasses=0.15,
-    beard=0.15,
-)
-
-DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (STUDIO, LAB, THUMBNAIL, STREET)}
-
 
 def between(one: Domain, other: Domain, share: float, name: str) -> Domain:
     """The domain that has gone `share` of the way from `one` (0) to `other` (1), or beyond it (above 1).
@@ -200,13 +145,11 @@ def between(one: Domain, other: Domain, share: float, name: str) -> Domain:
         units = dict.fromkeys([*first, *second])
         return tuple((unit, mixed(float(first.get(unit, rest)), second.get(unit, rest))) for unit in units)
 
-    made = {f.name: mixed(getattr(one, f.name), getattr(other, f.name)) for f in fields(Domain)}
+    def knobs(a: Domain | Proportions, b: Domain | Proportions) -> dict[str, Any]:
+        return {name: mixed(value, getattr(b, name)) for name, value in vars(a).items()}
+
+    made = knobs(one, other)
     made["size"] = one.size if share < 0.5 else other.size
-    made["proportions"] = Proportions(
-        **{
-            f.name: mixed(getattr(one.proportions, f.name), getattr(other.proportions, f.name))
-            for f in fields(Proportions)
-        }
-    )
+    made["proportions"] = Proportions(**knobs(one.proportions, other.proportions))
     made["gains"], made["rest"] = habits(one.gains, other.gains, 1.0), habits(one.rest, other.rest, 0.0)
     return Domain(**{**made, "name": name})

@@ -10,7 +10,9 @@ import colorsys
 import cv2
 import numpy as np
 
-from fercli.synthetic.anatomy import Anatomy, Identity, Points, smooth
+from fercli.faces.align import transform
+from fercli.synthetic.anatomy import Anatomy, Identity, Points, both, smooth
+from fercli.synthetic.domains import Domain
 
 _FRACTION_BITS = 4
 Colour = np.ndarray
@@ -26,7 +28,7 @@ class Canvas:
 
     def pixels(self, points: Points) -> Points:
         """Return face-unit points [n, 2] in pixels of the canvas."""
-        return points @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return transform(self.matrix, points)
 
     def fill(self, points: Points, colour, alpha: float = 1.0, soft: float = 0.0, inside: Points | None = None) -> None:
         """Fill a contour, its edge blurred by `soft` face units, and only where the contour `inside` allows."""
@@ -99,49 +101,53 @@ def _taper(points: Points, width: float) -> np.ndarray:
     return width * np.sin(np.linspace(0.12, np.pi - 0.12, len(points))) ** 0.7
 
 
-def _circle(centre, radius: float, squash: float = 1.0) -> Points:
+def _circle(centre, radius: float) -> Points:
     angle = np.linspace(0, 2 * np.pi, 20, endpoint=False)
-    return np.asarray(centre) + radius * np.stack([np.cos(angle), squash * np.sin(angle)], axis=1)
+    return np.asarray(centre) + radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _along(stops: list[tuple[int, int, int]], share: float) -> Colour:
+    """Return the colour at this share of the way along a row of colours."""
+    at = share * (len(stops) - 1)
+    return np.array([np.interp(at, range(len(stops)), channel) for channel in zip(*stops, strict=True)])
 
 
 def skin_colour(melanin: float) -> Colour:
     """Return the RGB 0..255 of a skin of this melanin 0..1, light to dark."""
-    stops = np.array([[243, 208, 184], [229, 183, 150], [199, 146, 110], [150, 102, 72], [98, 66, 48]], float)
-    at = melanin * (len(stops) - 1)
-    return np.array([np.interp(at, np.arange(len(stops)), stops[:, c]) for c in range(3)])
+    return _along([(243, 208, 184), (229, 183, 150), (199, 146, 110), (150, 102, 72), (98, 66, 48)], melanin)
 
 
 def hair_colour(shade: float, melanin: float, age: float) -> Colour:
     """Return the RGB 0..255 of hair: darker with melanin, grey with age, else black to blond by `shade`."""
-    stops = np.array([[26, 21, 20], [52, 36, 27], [88, 58, 38], [128, 82, 48], [178, 138, 84]], float)
-    at = shade * (len(stops) - 1) * (1 - 0.85 * min(1.0, melanin * 1.4))
-    colour = np.array([np.interp(at, np.arange(len(stops)), stops[:, c]) for c in range(3)])
+    stops = [(26, 21, 20), (52, 36, 27), (88, 58, 38), (128, 82, 48), (178, 138, 84)]
+    colour = _along(stops, shade * (1 - 0.85 * min(1.0, melanin * 1.4)))
     grey = np.clip((age - 0.82) * 5, 0, 0.8)
     return colour * (1 - grey) + np.array([170, 168, 166]) * grey
 
 
-def paint(canvas: Canvas, body: Anatomy, person: Identity, look, rng: np.random.Generator) -> None:
-    """Paint one person over the canvas's background, in flat colours: `light_up` comes after.
+def paint(
+    canvas: Canvas, body: Anatomy, person: Identity, domain: Domain, clothes: Colour, rng: np.random.Generator
+) -> None:
+    """Paint one person of a population over the canvas's background, in flat colours: `light_up` comes after.
 
-    Args:
-        look: what the population decides, with attributes `melanin` 0..1, `line` (factor on creases and strokes),
-            `glasses` and `beard` (bool), `clothes` (RGB).
-        rng: draws the hair and the like of one photograph.
+    `rng` draws the hair and the like of one photograph.
     """
-    skin = skin_colour(look.melanin)
-    hair = hair_colour(person.traits["hair_shade"], look.melanin, person.traits["age"])
+    palest, darkest = domain.melanin
+    melanin = palest + person.traits["melanin"] * (darkest - palest)
+    skin = skin_colour(melanin)
+    hair = hair_colour(person.traits["hair_shade"], melanin, person.traits["age"])
     style = int(person.traits["hair"] * 6)
-    _behind(canvas, body, person, style, skin, hair, look)
+    _behind(canvas, body, style, skin, hair, clothes)
     canvas.solid(body.outline, skin)
-    if look.beard:
+    if person.traits["beard"] < domain.beard:
         _beard(canvas, body, hair, person.traits["volume"])
     for points, width, strength in body.creases:
         dark = skin * (0.62, 0.5, 0.46)
-        canvas.ribbon(points, _taper(points, width * look.line), dark, min(0.75 * strength * look.line, 0.9), 0.014)
+        canvas.ribbon(points, _taper(points, width * domain.line), dark, min(0.75 * strength * domain.line, 0.9), 0.014)
     _paint_nose(canvas, body, skin)
     _paint_mouth(canvas, body, skin, person.traits["lips"])
     for eye in body.eyes:
-        _paint_eye(canvas, eye, skin, person, look.line)
+        _paint_eye(canvas, eye, skin, person, domain.line)
     brow = hair * 0.75 + skin * 0.08
     for points, width in body.brows:
         canvas.ribbon(points, width, brow, 0.85, 0.012)
@@ -154,7 +160,7 @@ def paint(canvas: Canvas, body: Anatomy, person: Identity, look, rng: np.random.
             strands.append(np.stack([start, points[k] + along[k] * 1.2 - (start - points[k])]))
         canvas.hairs(strands, [brow * 0.7] * len(strands), 0.012)
     _front_hair(canvas, body, person, style, hair, rng)
-    if look.glasses:
+    if person.traits["glasses"] < domain.glasses:
         _glasses(canvas, body)
 
 
@@ -219,42 +225,21 @@ def _paint_mouth(canvas: Canvas, body: Anatomy, skin: Colour, redness: float) ->
         canvas.fill(_circle(corner, 0.025), lip * (0.4, 0.3, 0.3), 0.6, 0.014)
 
 
-def _behind(canvas: Canvas, body: Anatomy, person: Identity, style: int, skin: Colour, hair: Colour, look) -> None:
+def _behind(canvas: Canvas, body: Anatomy, style: int, skin: Colour, hair: Colour, clothes: Colour) -> None:
     wide = np.abs(body.outline[:, 0]).max()
     low = body.outline[:, 1].max()
     if style in (2, 3):
         drop = 2.6 if style == 2 else 1.35
-        back = [
-            (0, -1.85),
-            (0.8, -1.6),
-            (1.25 * wide, -0.8),
-            (1.36 * wide, 0.3),
-            (1.3 * wide, drop),
-            (0.5, drop + 0.15),
-        ]
-        back += [(-x, y) for x, y in back[:0:-1]]
-        canvas.solid(body.project(smooth(back, True), -0.9), hair * 0.62)
-    neck = [(-0.62 * wide, 0.9), (-0.62 * wide, low + 0.3), (-0.9, low + 0.62), (0.9, low + 0.62)]
-    neck += [(0.62 * wide, low + 0.3), (0.62 * wide, 0.9)]
+        back = [(0, -1.85), (0.8, -1.6), (1.25 * wide, -0.8), (1.36 * wide, 0.3)]
+        back += [(1.3 * wide, drop), (0.5, drop + 0.15)]
+        canvas.solid(body.project(smooth(both(back), True), -0.9), hair * 0.62)
+    neck = both([(-0.62 * wide, 0.9), (-0.62 * wide, low + 0.3), (-0.9, low + 0.62)])
     canvas.solid(np.array(neck), skin * 0.92)
-    shade = [
-        (-0.66 * wide, 0.9),
-        (-0.6 * wide, low - 0.05),
-        (0, low + 0.32),
-        (0.6 * wide, low - 0.05),
-        (0.66 * wide, 0.9),
-    ]
+    shade = both([(-0.66 * wide, 0.9), (-0.6 * wide, low - 0.05), (0, low + 0.32)])
     canvas.fill(smooth(shade), skin * (0.58, 0.48, 0.45), 0.7, 0.05)
-    collar = [(-0.75, low + 0.3), (-0.45, low + 0.52), (0, low + 0.62), (0.45, low + 0.52), (0.75, low + 0.3)]
-    cloth = [
-        (1.3, low + 0.5),
-        (2.1, low + 0.85),
-        (2.6, low + 3.0),
-        (-2.6, low + 3.0),
-        (-2.1, low + 0.85),
-        (-1.3, low + 0.5),
-    ]
-    canvas.solid(smooth(collar + cloth, True), look.clothes)
+    collar = both([(-0.75, low + 0.3), (-0.45, low + 0.52), (0, low + 0.62)])
+    cloth = both([(1.3, low + 0.5), (2.1, low + 0.85), (2.6, low + 3.0)])
+    canvas.solid(smooth(collar + cloth, True), clothes)
     for ear in body.ears:
         canvas.solid(ear, skin * (0.93, 0.86, 0.84))
         inner = ear.mean(axis=0) + 0.55 * (ear - ear.mean(axis=0))
@@ -267,14 +252,12 @@ def _front_hair(canvas: Canvas, body: Anatomy, person: Identity, style: int, hai
     line = {0: -1.02, 1: -0.98, 2: -1.0, 3: -0.9, 4: -1.38, 5: -0.98}[style]
     sides = {0: -0.15, 1: -0.05, 2: 0.2, 3: 0.5, 4: -0.35, 5: -0.15}[style]
     outer = [(-1.06, sides), (-1.14, -0.55), (-0.93, -1.1), (-0.52, 0.9 * crown), (0, crown)]
-    outer += [(-x, y) for x, y in outer[-2::-1]]
     part = 0.35 if style in (1, 2) else 0.0
     inner = [(1.0, sides), (0.95, -0.5), (0.78, line + 0.2), (0.35, line + 0.02), (-0.1, line - part * 0.3)]
     inner += [(-0.5, line + 0.06), (-0.82, line + 0.24), (-0.95, -0.5), (-1.0, sides)]
     if style == 4:
-        inner = [(0.98, sides), (0.86, -0.7), (0.68, -1.05), (0.32, line + 0.13), (0, line + 0.08)]
-        inner += [(-x, y) for x, y in inner[-2::-1]]
-    top = body.project(smooth([(x * wide, y) for x, y in outer], False, 8), -0.2)
+        inner = both([(0.98, sides), (0.86, -0.7), (0.68, -1.05), (0.32, line + 0.13), (0, line + 0.08)])
+    top = body.project(smooth([(x * wide, y) for x, y in both(outer)], False, 8), -0.2)
     edge = body.project(smooth([(x * wide, y) for x, y in inner], False, 8), -0.05)
     if style == 5:
         for at in top[::3]:
@@ -301,22 +284,9 @@ def _beard(canvas: Canvas, body: Anatomy, hair: Colour, fullness: float) -> None
     outline, (_, y), reach = body.outline, body.mouth["centre"], body.mouth["reach"][0]
     jaw = outline[outline[:, 1] > 0.72]
     jaw = jaw[np.argsort(np.arctan2(jaw[:, 0], jaw[:, 1]))]
-    hole = [
-        (0.72, 0.95),
-        (reach + 0.17, y - 0.12),
-        (0.22, y - 0.19),
-        (0, y - 0.17),
-        (-0.22, y - 0.19),
-        (-reach - 0.17, y - 0.12),
-        (-0.72, 0.95),
-    ]
-    canvas.fill(
-        np.concatenate([jaw, body.project(smooth(hole), 0.0)]),
-        hair * 0.9 + 8,
-        0.25 + 0.55 * fullness,
-        0.05,
-        inside=outline,
-    )
+    hole = both([(0.72, 0.95), (reach + 0.17, y - 0.12), (0.22, y - 0.19), (0, y - 0.17)])
+    beard = np.concatenate([jaw, body.project(smooth(hole), 0.0)])
+    canvas.fill(beard, hair * 0.9 + 8, 0.25 + 0.55 * fullness, 0.05, inside=outline)
 
 
 def _glasses(canvas: Canvas, body: Anatomy) -> None:

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 from joblib import Parallel, delayed
 
 from fercli.expressions import NUM_EXPRESSIONS
+from fercli.faces.align import transform
 from fercli.synthetic.action_units import draw_units
 from fercli.synthetic.anatomy import Identity, build
-from fercli.synthetic.domains import DOMAINS, LAB, STREET, STUDIO, THUMBNAIL, Domain
+from fercli.synthetic.domains import LAB, STUDIO, Domain
 from fercli.synthetic.drawing import Canvas, paint
-from fercli.synthetic.lighting import Light, light_up
+from fercli.synthetic.lighting import light_up
 
-__all__ = ["DOMAINS", "LAB", "STREET", "STUDIO", "THUMBNAIL", "Domain", "Face", "render", "sample"]
+__all__ = ["LAB", "STUDIO", "Domain", "Face", "render", "sample"]
 
 
 @dataclass(frozen=True)
@@ -54,36 +54,21 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int)
     seeds = np.random.SeedSequence([identity_seed, expression, image_seed]).spawn(4)
     muscles, scene, paints, sensor = (np.random.default_rng(seed) for seed in seeds)
     person = Identity.of(identity_seed)
-    units = draw_units(
-        expression,
-        muscles,
-        muscles.uniform(*domain.intensity),
-        domain.au_jitter,
-        domain.au_noise,
-        domain.au_noise_strength,
-        dict(domain.gains),
-        dict(domain.rest),
-    )
+    units = draw_units(expression, muscles, domain)
     roll, yaw, pitch = np.clip(scene.standard_normal(3), -2.2, 2.2) * (domain.roll, domain.yaw, domain.pitch)
     body = build(person, person.factors(domain.proportions), units, yaw, pitch, muscles)
     matrix = _placement(domain, body.outline, roll, scene)
     fine = _supersampled(matrix, domain.supersample)
     backdrop = _background(domain, scene)
     canvas = Canvas(backdrop, fine)
-    look = SimpleNamespace(
-        melanin=domain.melanin[0] + person.traits["melanin"] * (domain.melanin[1] - domain.melanin[0]),
-        line=domain.line,
-        glasses=person.traits["glasses"] < domain.glasses,
-        beard=person.traits["beard"] < domain.beard,
-        clothes=np.clip(scene.uniform(35, 190) + scene.normal(0, 30, 3), 10, 240),
-    )
-    paint(canvas, body, person, look, paints)
+    clothes = np.clip(scene.uniform(35, 190) + scene.normal(0, 30, 3), 10, 240)
+    paint(canvas, body, person, domain, clothes, paints)
     # Light is smooth: it may wait until the picture has its final, smaller size.
     picture, covered = (
         cv2.resize(p, domain.size, interpolation=cv2.INTER_AREA) for p in (canvas.picture, canvas.covered)
     )
-    image = _photograph(light_up(picture, covered, matrix, body, _light(domain, scene)), domain, sensor)
-    landmarks = body.landmarks @ matrix[:, :2].T + matrix[:, 2]
+    image = _photograph(light_up(picture, covered, matrix, body, domain, scene), domain, sensor)
+    landmarks = transform(matrix, body.landmarks)
     return Face(image, landmarks.astype(np.float32), expression, identity_seed, _box(body, matrix, domain.size))
 
 
@@ -92,28 +77,27 @@ def sample(
     count: int,
     seed: int,
     identities: int | Sequence[int] = 40,
-    prior: Sequence[float] | None = None,
     workers: int = 1,
 ) -> Iterator[Face]:
     """Yield `count` faces of a domain in random order, the same for any number of workers.
 
+    The seven expressions are equally frequent, to within one face.
+
     Args:
         seed: of the choice of people, expressions and photographs.
         identities: the people's seeds, or how many there are (then 0, 1, ...). They take turns.
-        prior: relative frequency of the seven expressions; even if None. Counts are exact to within one.
         workers: processes that render (joblib); 1 renders here, as the faces are asked for.
 
     Raises:
-        ValueError: no identities, or a prior that is not seven non-negative numbers with a positive sum.
+        ValueError: no identities.
     """
     people = np.arange(identities) if isinstance(identities, int) else np.asarray(list(identities))
-    weights = np.ones(NUM_EXPRESSIONS) if prior is None else np.asarray(prior, dtype=float)
     if len(people) == 0:
         raise ValueError("sample needs at least one identity")
-    if weights.shape != (NUM_EXPRESSIONS,) or (weights < 0).any() or weights.sum() <= 0:
-        raise ValueError(f"prior must be {NUM_EXPRESSIONS} non-negative numbers, not {prior}")
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0xFACE]))
-    labels = _apportion(weights, count, rng)
+    counts = np.full(NUM_EXPRESSIONS, count // NUM_EXPRESSIONS)
+    counts[np.argsort(rng.random(NUM_EXPRESSIONS))[: count % NUM_EXPRESSIONS]] += 1
+    labels = rng.permutation(np.repeat(np.arange(NUM_EXPRESSIONS), counts))
     turns = np.concatenate([rng.permutation(people) for _ in range(-(-count // len(people)))] or [people])[:count]
     photographs = rng.integers(0, 2**31, count)
     jobs = (
@@ -123,15 +107,6 @@ def sample(
     if workers == 1:
         return (render(*job) for job in jobs)
     return Parallel(n_jobs=workers, batch_size=16, return_as="generator")(delayed(render)(*job) for job in jobs)
-
-
-def _apportion(weights: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `count` labels in random order, as near the weights as whole numbers can be (largest remainders)."""
-    share = weights / weights.sum() * count
-    counts = np.floor(share).astype(int)
-    order = np.lexsort([rng.random(len(share)), -(share - counts)])
-    counts[order[: count - counts.sum()]] += 1
-    return rng.permutation(np.repeat(np.arange(len(share)), counts))
 
 
 def _placement(domain: Domain, outline: np.ndarray, roll: float, rng: np.random.Generator) -> np.ndarray:
@@ -150,12 +125,6 @@ def _supersampled(matrix: np.ndarray, factor: int) -> np.ndarray:
     fine = matrix * factor
     fine[:, 2] += (factor - 1) / 2
     return fine
-
-
-def _light(domain: Domain, rng: np.random.Generator) -> Light:
-    side, above = rng.uniform(-1, 1) * domain.light_side, rng.uniform(*domain.light_above)
-    tint = np.clip(1 + rng.normal(0, domain.tint, 3), 0.6, 1.4)
-    return Light((side, -above, 1.0), rng.uniform(*domain.ambient), domain.relief, domain.gloss, tuple(tint.tolist()))
 
 
 def _background(domain: Domain, rng: np.random.Generator) -> np.ndarray:
@@ -202,13 +171,7 @@ def _photograph(scene: np.ndarray, domain: Domain, rng: np.random.Generator) -> 
 
 
 def _box(body, matrix: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    outline = body.outline[body.outline[:, 1] > -0.75]
-    pixels = outline @ matrix[:, :2].T + matrix[:, 2]
-    (left, top), (right, bottom) = pixels.min(axis=0), pixels.max(axis=0)
-    width, height = size
-    return (
-        max(float(left), 0.0),
-        max(float(top), 0.0),
-        min(float(right), width - 1.0),
-        min(float(bottom), height - 1.0),
-    )
+    pixels = transform(matrix, body.outline[body.outline[:, 1] > -0.75])
+    left, top = np.maximum(pixels.min(axis=0), 0).tolist()
+    right, bottom = np.minimum(pixels.max(axis=0), np.array(size) - 1).tolist()
+    return left, top, right, bottom

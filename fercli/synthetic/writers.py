@@ -10,28 +10,19 @@ from __future__ import annotations
 import csv
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 import cv2
 import numpy as np
 
 from fercli.datasets import READERS
+from fercli.datasets.csv_list import LANDMARKS
 from fercli.datasets.reader import SYNTHETIC_MARKER
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.synthetic.render import Face
-
-__all__ = [
-    "write_class_folders",
-    "write_csv",
-    "write_expw",
-    "write_fer2013",
-    "write_jaffe",
-    "write_raf_db",
-]
 
 _SENTENCE = (
     "These are synthetic, procedural faces drawn by fercli in the layout of {layout}: "
@@ -40,9 +31,7 @@ _SENTENCE = (
 _JPEG_QUALITY = 92
 _JAFFE_SUBJECTS = ("KA", "KL", "KM", "KR", "MK", "NA", "NM", "TM", "UY", "YM")
 _JAFFE_EXPRESSIONS = ("SU", "FE", "DI", "HA", "SA", "AN", "NE")
-_USAGES = ("Training", "PublicTest", "PrivateTest")
-_COLUMNS = ("path", "label", "split", "subject", "left", "top", "right", "bottom")
-_POINTS = tuple(f"{point}_{axis}" for point in ("leye", "reye", "nose", "lmouth", "rmouth") for axis in "xy")
+_COLUMNS = ("path", "label", "split", "subject", "left", "top", "right", "bottom", *LANDMARKS)
 
 
 def write_raf_db(root: str | Path, train: Iterable[Face], test: Iterable[Face]) -> Path:
@@ -94,95 +83,7 @@ def write_jaffe(root: str | Path, faces: Iterable[Face]) -> Path:
             takes[subject, expression] += 1
             serials[subject] += 1
             name = f"{subject}.{expression}{takes[subject, expression]}.{serials[subject]}.tiff"
-            _write_image(folder / name, _grey(face.image))
-    return Path(root)
-
-
-def write_fer2013(
-    root: str | Path, train: Iterable[Face], public: Iterable[Face] = (), private: Iterable[Face] = ()
-) -> Path:
-    """Write ``fer2013.csv``: emotion, 2,304 grey pixels, Usage. Faces of another size are reduced to 48x48.
-
-    Returns the root; raises FercliError where it exists already and is not empty.
-    """
-    codes = _code_of("fer2013")
-    with _whole(root, "FER2013") as folder, _table(folder) as table:
-        for usage, face in _in_parts(train, public, private):
-            _write_row(table, codes[face.label], _thumbnail(face.image), usage)
-    return Path(root)
-
-
-def _in_parts(*faces: Iterable[Face]) -> Iterator[tuple[str, Face]]:
-    for usage, part in zip(_USAGES, faces, strict=True):
-        for face in part:
-            yield usage, face
-
-
-def _table(folder: Path) -> TextIO:
-    table = (folder / "fer2013.csv").open("w", newline="")
-    table.write("emotion,pixels,Usage\n")
-    return table
-
-
-def _write_row(table: TextIO, code: int, image: np.ndarray, usage: str) -> None:
-    table.write(f"{code},{' '.join(map(str, image.ravel().tolist()))},{usage}\n")
-
-
-def _thumbnail(image: np.ndarray) -> np.ndarray:
-    image = _grey(image)
-    return image if image.shape == (48, 48) else cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA)
-
-
-def write_expw(root: str | Path, faces: Iterable[Face]) -> Path:
-    """Write ExpW: ``label/label.lst`` and ``data/image/origin/``; every third image shows two faces side by side.
-
-    A row is name, face number, box as top left right bottom (integers), confidence, label. Returns the root; raises
-    FercliError where it exists already and is not empty.
-    """
-    codes = _code_of("expw")
-    with _whole(root, "ExpW") as folder:
-        images, lines = _made(folder / "data/image/origin"), []
-        for number, group in enumerate(_in_groups(faces, (1, 1, 2)), 1):
-            name = f"procedural_face_{number}.jpg"
-            _write_image(images / name, _side_by_side([face.image for face in group]))
-            offset = 0
-            for index, face in enumerate(group):
-                left, top, right, bottom = (round(v) for v in face.box)
-                box = f"{top} {left + offset} {right + offset} {bottom}"
-                lines.append(f"{name} {index} {box} {60 + 10 * index}.0 {codes[face.label]}\n")
-                offset += face.image.shape[1]
-        (_made(folder / "label") / "label.lst").write_text("".join(lines))
-    return Path(root)
-
-
-def _in_groups(faces: Iterable[Face], sizes: Sequence[int]) -> Iterator[list[Face]]:
-    """Yield the faces in lists whose lengths cycle through `sizes`; the last may be shorter."""
-    turn, group = 0, []
-    for face in faces:
-        group.append(face)
-        if len(group) == sizes[turn % len(sizes)]:
-            yield group
-            turn, group = turn + 1, []
-    if group:
-        yield group
-
-
-def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
-    height = max(image.shape[0] for image in images)
-    padded = (cv2.copyMakeBorder(i, 0, height - i.shape[0], 0, 0, cv2.BORDER_REPLICATE) for i in images)
-    return np.hstack(list(padded))
-
-
-def write_class_folders(root: str | Path, splits: Mapping[str, Iterable[Face]]) -> Path:
-    """Write ``{split}/{class}/00001.jpg``, the classes named as in `EXPRESSIONS`.
-
-    Returns the root; raises FercliError where it exists already and is not empty.
-    """
-    with _whole(root, "a folder per class") as folder:
-        for split, faces in splits.items():
-            folders = [_made(folder / split / name) for name in EXPRESSIONS]
-            for number, face in enumerate(faces, 1):
-                _write_image(folders[face.label] / f"{number:05d}.jpg", face.image)
+            _write_image(folder / name, cv2.cvtColor(face.image, cv2.COLOR_RGB2GRAY))
     return Path(root)
 
 
@@ -194,7 +95,7 @@ def write_csv(root: str | Path, splits: Mapping[str, Iterable[Face]]) -> Path:
     """
     with _whole(root, "a csv of paths and labels") as folder, (folder / "faces.csv").open("w", newline="") as file:
         rows, images = csv.writer(file), _made(folder / "images")
-        rows.writerow(_COLUMNS + _POINTS)
+        rows.writerow(_COLUMNS)
         for split, faces in splits.items():
             for number, face in enumerate(faces, 1):
                 name = f"{split}_{number:05d}.png"
@@ -230,11 +131,6 @@ def _made(folder: Path) -> Path:
 def _code_of(dataset: str) -> dict[int, int]:
     """Return the dataset's code of each of our labels: the table that its reader uses, the other way round."""
     return {label: code for code, label in READERS[dataset].codes.items() if label is not None}
-
-
-def _grey(image: np.ndarray) -> np.ndarray:
-    """Return uint8 [H, W] of an RGB image."""
-    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
