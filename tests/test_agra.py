@@ -6,11 +6,11 @@ commit 7385d33, AGRA/GraphConvolutionNetwork.py and AGRA/Model.py.
 
 from __future__ import annotations
 
+import loops
 import pytest
 import torch
 from torch import nn
 
-from fercli.errors import SpecError
 from fercli.loading.augment import View
 from fercli.loading.batches import Batch
 from fercli.methods.agra import AGRA, SOURCE, TARGET
@@ -158,10 +158,6 @@ def refined_loop(method, features, domain, training):
     return results
 
 
-def softmax(row):
-    return row.exp() / row.exp().sum()
-
-
 def linear(layer, x):
     return layer.weight @ x + layer.bias
 
@@ -306,22 +302,14 @@ def test_the_losses_are_the_sum_of_the_equations(conditioned: bool, target: int)
         refined.append(rows)
         logits.append([linear(method.classifier, x.flatten()) for x in rows])
         plain.append(output.logits)
-    source = local = torch.zeros(())
-    for i, label in enumerate(given.labels):
-        for head in range(7):
-            answer = logits[SOURCE][i] if head == 6 else plain[SOURCE][i, head]
-            source = source - WEIGHTS[head] * softmax(answer)[label].log() / B
-        answer = linear(method.local_classifier, refined[SOURCE][i][1:].flatten())
-        local = local - WEIGHTS[6] * softmax(answer)[label].log() / B
-    adversarial = torch.zeros(())
-    for domain in (SOURCE, TARGET):
-        weights, each = [], []
-        for x, answer in zip(refined[domain], logits[domain], strict=True):
-            p = softmax(answer)
-            verdict = torch.sigmoid(method.discriminator(torch.outer(p, x.flatten()).flatten()[None]))[0]
-            each.append(-(verdict if domain == SOURCE else 1 - verdict).log())
-            weights.append(1 + (p * (p + 1e-5).log()).sum().exp() if conditioned else torch.ones(()))
-        adversarial = adversarial + sum(w * x for w, x in zip(weights, each, strict=True)) / sum(weights) / 2
+    answers = torch.cat([plain[SOURCE][:, :6], torch.stack(logits[SOURCE])[:, None]], 1)
+    source = loops.head_cross_entropy(answers, given.labels, WEIGHTS)
+    without_global = torch.stack([linear(method.local_classifier, rows[1:].flatten()) for rows in refined[SOURCE]])
+    local = WEIGHTS[6] * loops.cross_entropy(without_global, given.labels)
+    both = [torch.stack([*each[SOURCE], *each[TARGET]]) for each in (refined, logits)]
+    is_source = torch.arange(len(both[0])) < len(refined[SOURCE])
+    seen = both[0].flatten(1), both[1], is_source, method.discriminator
+    adversarial = loops.conditional_adversarial(*seen, conditioned=conditioned)
 
     assert set(losses) == {"source", "local", "adversarial"}
     same(losses["source"], source)
@@ -669,18 +657,3 @@ def test_half_precision_features_answer_in_single() -> None:
     method = agra().eval()
     refined = method.transform_output(Output(torch.zeros(2, 7, 7), torch.rand(2, 6, D).bfloat16()))
     assert refined.logits.dtype == refined.features.dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"reclusters": 5}, "adapt.options.reclusters: unknown key (did you mean recluster?)"),
-        ({"means": "labels"}, "adapt.options.means: 'labels' is not allowed; one of 'clusters', 'classes'"),
-        ({"average": 2}, "adapt.options.average: 2"),
-        ({"warm_steps": 0}, "adapt.options.warm_steps: 0"),
-    ],
-)
-def test_bad_options_are_told(options: dict, told: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        AGRA.read_options(options)
-    assert told in str(caught.value)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import loops
 import pytest
 import torch
-from tiny import Tiny
+from tiny import Tiny, batch_for, sure
 
 from fercli.errors import SpecError
 from fercli.loading.augment import View
@@ -12,7 +13,7 @@ from fercli.loading.batches import Batch
 from fercli.methods import method_class
 from fercli.methods.aglrls import AGLRLS
 from fercli.methods.base import Progress
-from fercli.models import FEATURE_SIZE, HEADS, Output
+from fercli.models import FEATURE_SIZE, HEADS
 from fercli.spec import Adapt
 from fercli.spec.registry import METHODS
 
@@ -20,74 +21,10 @@ B, TARGETS, STEP = 4, 12, 700
 WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
 
 
-def view(seed: int, scale: float = 2.0) -> View:
-    images = scale * torch.randn(B, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return View(images.requires_grad_(), torch.zeros(B, 5, 2))
-
-
-def batch_for(method: AGLRLS, seed: int = 0) -> Batch:
-    def wanted(name: str, number: int) -> View | None:
-        return view(10 * seed + number) if name in method.wants else None
-
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, 7, (B,), generator=generator)
-    indices = torch.randperm(TARGETS, generator=generator)[:B]
-    return Batch(view(10 * seed + 1), labels, wanted("target", 2), wanted("weak", 3), wanted("strong", 4), indices)
-
-
 def aglrls(**options) -> AGLRLS:
     torch.manual_seed(0)
     made = AGLRLS(Adapt(head_weights=WEIGHTS), AGLRLS.read_options({"hidden": 16, **options}), FEATURE_SIZE, TARGETS)
     return made.eval()  # without dropout, so that a reference can follow
-
-
-# The reference: loops written from the equations
-
-
-def softmax(row: torch.Tensor) -> torch.Tensor:
-    return row.exp() / row.exp().sum()
-
-
-def source_term(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return sum(
-        WEIGHTS[h] * -softmax(logits[i, h])[labels[i]].log() / len(labels) for h in range(7) for i in range(len(labels))
-    )
-
-
-def adversarial_term(method: AGLRLS, source: Output, target: Output, conditioned: bool) -> torch.Tensor:
-    total = torch.zeros(())
-    for h in range(7):
-        which = method.discriminators.of_head[h]
-        for output, is_source in ((source, 1.0), (target, 0.0)):
-            weights, losses = [], []
-            for i in range(B):
-                p = softmax(output.logits[i, h])
-                feature = output.features[i].flatten() if h == 6 else output.features[i, h]
-                verdict = torch.sigmoid(method.discriminators[which](torch.outer(p, feature).flatten()[None]))[0]
-                losses.append(-(verdict if is_source else 1 - verdict).log())
-                weights.append(1 + (p * (p + 1e-5).log()).sum().exp() if conditioned else torch.ones(()))
-            total = total + 0.5 * sum(w * x for w, x in zip(weights, losses, strict=True)) / sum(weights)
-    return total
-
-
-def status_of(bank: torch.Tensor) -> torch.Tensor:
-    status = torch.zeros(7, 7)
-    for h in range(7):
-        counts = [int((bank[h] == c).sum()) for c in range(-1, 7)]
-        for c in range(7):
-            status[h, c] = counts[c + 1] / max(counts)
-    return status
-
-
-def pseudo_term(weak: torch.Tensor, strong: torch.Tensor, bank: torch.Tensor, threshold: float) -> torch.Tensor:
-    status, total = status_of(bank), torch.zeros(())
-    for h in range(7):
-        for i in range(B):
-            p = softmax(weak[i, h])
-            c = int(p.argmax())
-            if p[c] >= threshold * ((status[h, c] + 1) / 2) ** 2:
-                total = total - WEIGHTS[h] * softmax(strong[i, h])[c].log() / B
-    return total
 
 
 @pytest.mark.parametrize("passes", ["published", "shared"])
@@ -106,9 +43,9 @@ def test_the_loss_is_the_sum_of_the_equations(passes: str, discriminators: str, 
     source, weak, strong = (network(*v.inputs) for v in (batch.source, batch.weak, batch.strong))
     aligned = weak if passes == "shared" else network(*batch.target.inputs)
     expected = {
-        "source": source_term(source.logits, batch.labels),
-        "adversarial": 0.5 * adversarial_term(method, source, aligned, conditioned),
-        "pseudo": pseudo_term(weak.logits, strong.logits, bank, 0.6),
+        "source": loops.head_cross_entropy(source.logits, batch.labels, WEIGHTS),
+        "adversarial": 0.5 * loops.head_adversarial(method.discriminators, source, aligned, conditioned=conditioned),
+        "pseudo": loops.pseudo_label_loss(weak.logits, strong.logits, loops.learning_status(bank), WEIGHTS, 0.6)[0],
     }
     assert set(losses) == set(expected)
     for name, value in expected.items():
@@ -146,7 +83,8 @@ def test_each_part_can_be_switched_off(options: dict, names: set[str], wants: se
     batch = batch_for(method)
     losses, _ = method(network, batch, Progress(STEP, 1))
     assert set(losses) == names
-    torch.testing.assert_close(losses["source"], source_term(network(*batch.source.inputs).logits, batch.labels))
+    source = loops.head_cross_entropy(network(*batch.source.inputs).logits, batch.labels, WEIGHTS)
+    torch.testing.assert_close(losses["source"], source)
     assert len(method.discriminators) == (3 if "adversarial" in names else 0)
     assert method.decision == ("glpc" if "pseudo" in names else "fused")
 
@@ -174,27 +112,7 @@ def test_no_gradient_of_the_pseudo_labels_reaches_the_weak_view(passes: str) -> 
     assert (through_all is not None and bool(through_all.any())) == (passes == "shared")
 
 
-def test_the_reversal_turns_the_network_against_the_discriminator() -> None:
-    network, gradients = Tiny(), {}
-    for step in (0, STEP):
-        method = aglrls(pseudo_labels=False, entropy_conditioning=False, reversal_steps=1000)
-        losses, _ = method(network, batch_for(method), Progress(step, 1))
-        gradients[step] = torch.autograd.grad(
-            losses["adversarial"], [network.mix, method.discriminators[0].layers[0].weight]
-        )
-    assert not gradients[0][0].any()  # nothing is reversed yet at step 0, and nothing passes
-    assert gradients[STEP][0].any()
-    torch.testing.assert_close(gradients[0][1], gradients[STEP][1])  # the discriminator learns all the same
-
-
 # The bank
-
-
-def sure(label: int, strength: float = 9.0) -> torch.Tensor:
-    """A picture whose seven heads all answer `label`; strength 0: none is sure of anything."""
-    logits = torch.zeros(7, 7)
-    logits[:, label] = strength
-    return torch.cat([logits.flatten(), torch.zeros(192 - 49)]).view(3, 8, 8)
 
 
 def seen(method: AGLRLS, pictures: list[torch.Tensor], indices: list[int]) -> None:
@@ -214,7 +132,7 @@ def test_the_bank_keeps_earlier_confident_labels_and_is_emptied_each_epoch() -> 
     seen(method, [sure(0, 0), sure(6)], [2, 7])  # not sure any more; sure of something else
     expected[:, 7] = 6
     assert torch.equal(method.bank, expected)
-    torch.testing.assert_close(method.status(), status_of(expected))
+    torch.testing.assert_close(method.status(), loops.learning_status(expected))
 
     method.begin_epoch(None)
     assert (method.bank == -1).all()
@@ -269,22 +187,31 @@ def test_the_alignment_survives_in_the_state_and_leaves_others_as_they_were() ->
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("name", "options", "told"),
     [
-        ({"treshold": 0.9}, "adapt.options.treshold: unknown key (did you mean threshold?)"),
-        ({"passes": "both"}, "adapt.options.passes: 'both' is not allowed; one of 'published', 'shared'"),
-        ({"threshold": 2}, "adapt.options.threshold: 2"),
+        ("aglrls", {"treshold": 0.9}, "adapt.options.treshold: unknown key (did you mean threshold?)"),
+        ("aglrls", {"passes": "both"}, "adapt.options.passes: 'both' is not allowed; one of 'published', 'shared'"),
+        ("aglrls", {"threshold": 2}, "adapt.options.threshold: 2"),
+        ("source-only", {"threshold": 0.9}, "threshold"),
+        ("agra", {"reclusters": 5}, "adapt.options.reclusters: unknown key (did you mean recluster?)"),
+        ("agra", {"means": "labels"}, "adapt.options.means: 'labels' is not allowed; one of 'clusters', 'classes'"),
+        ("agra", {"average": 2}, "adapt.options.average: 2"),
+        ("agra", {"warm_steps": 0}, "adapt.options.warm_steps: 0"),
+        ("cglrl", {"min_accuracy": 0.9}, "adapt.options.min_accuracy: unknown key"),
+        ("cglrl-oracle", {"min_agreement": 0.9}, "adapt.options.min_agreement: unknown key"),
+        ("cglrl", {"min_agreement": 2}, "adapt.options.min_agreement: 2"),
+        ("cglrl", {"decision": "glpc"}, "decision: 'glpc' is not allowed; one of 'fused', 'global+fused'"),
+        ("dann", {"wieght": 1}, "adapt.options.wieght: unknown key (did you mean weight?)"),
+        ("cdan-e", {"reversal_steps": 0}, "adapt.options.reversal_steps: 0"),
+        ("safn", {"variant": "soft"}, "adapt.options.variant: 'soft' is not allowed; one of 'stepwise', 'hard'"),
+        ("safn", {"step": -1}, "adapt.options.step: -1"),
+        ("fixmatch", {"threshold": 1.5}, "adapt.options.threshold: 1.5"),
     ],
 )
-def test_bad_options_are_told(options: dict, told: str) -> None:
+def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
     with pytest.raises(SpecError) as caught:
-        AGLRLS.read_options(options)
+        method_class(name).read_options(options)
     assert told in str(caught.value)
-
-
-def test_source_only_takes_no_options() -> None:
-    with pytest.raises(SpecError, match="threshold"):
-        method_class("source-only").read_options({"threshold": 0.9})
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -1,10 +1,13 @@
-"""A network of two parameters for tests of methods: every test sets its own predictions by its pictures."""
+"""A network of two parameters for tests of methods, and batches for it: every test sets its own predictions by them."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
+from fercli.loading.augment import View
+from fercli.loading.batches import Batch
+from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE, Output
 
 
@@ -21,3 +24,34 @@ class Tiny(nn.Module):
         flat = images.flatten(1)
         features = (flat @ self.mix).relu().view(-1, 6, FEATURE_SIZE)
         return Output(self.gain * flat[:, :49].view(-1, 7, 7), features)
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def view(seed: int, count: int = 4, scale: float = 2.0) -> View:
+    """Pictures of noise, whose gradients can be asked for."""
+    return pictures(*scale * draw(count, 3, 8, 8, seed=seed))
+
+
+def pictures(*images: torch.Tensor) -> View:
+    return View(torch.stack(images).requires_grad_(), torch.zeros(len(images), 5, 2))
+
+
+def sure(label: int, strength: float = 9.0) -> torch.Tensor:
+    """A picture whose seven heads all answer `label`; strength 0: none is sure of anything."""
+    logits = torch.zeros(7, 7)
+    logits[:, label] = strength
+    return torch.cat([logits.flatten(), torch.zeros(192 - 49)]).view(3, 8, 8)
+
+
+def batch_for(method: Method, count: int = 4, scale: float = 2.0) -> Batch:
+    """A batch with the views that a method wants, of the target's first faces."""
+
+    def wanted(name: str, seed: int) -> View | None:
+        return view(seed, count, scale) if name in method.wants else None
+
+    labels = torch.randint(0, 7, (count,), generator=torch.Generator().manual_seed(9))
+    views = [wanted("target", 2), wanted("weak", 3), wanted("strong", 4)]
+    return Batch(view(1, count, scale), labels, *views, indices=torch.arange(count))

@@ -1,0 +1,121 @@
+"""Losses as plain loops, written from the papers' equations, with which tests of methods compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fercli.models import Output
+
+
+def softmax(row: Tensor) -> Tensor:
+    return row.exp() / row.exp().sum()
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Of one head, logits [N, C], face by face."""
+    total = logits.new_zeros(())
+    for row, label in zip(logits, labels, strict=True):
+        wanted = torch.full_like(row, smoothing / len(row)).detach()
+        wanted[label] += 1 - smoothing
+        total = total - (wanted * softmax(row).log()).sum() / len(labels)
+    return total
+
+
+def head_cross_entropy(logits: Tensor, labels: Tensor, weights: Sequence[float], smoothing: float = 0.0) -> Tensor:
+    """Of seven heads, logits [N, 7, C], each with its weight."""
+    return sum(weights[h] * cross_entropy(logits[:, h], labels, smoothing) for h in range(7))
+
+
+def reverse(z: Tensor, coefficient: float) -> Tensor:
+    """The same value, and minus `coefficient` times its gradient."""
+    return z.detach() - coefficient * (z - z.detach())
+
+
+def domain_loss(discriminator: nn.Module, seen: Tensor, coefficient: float, is_source: bool) -> Tensor:
+    """What a discriminator loses on one face."""
+    chance = torch.sigmoid(discriminator(reverse(seen, coefficient)[None]))[0]
+    return -(chance if is_source else 1 - chance).log()
+
+
+def conditional_adversarial(
+    features: Tensor,
+    logits: Tensor,
+    is_source: Tensor,
+    discriminator: nn.Module,
+    coefficient: float = 1.0,
+    conditioned: bool = True,
+) -> Tensor:
+    """CDAN (NeurIPS 2018, eq. 8; CDAN+E where `conditioned`) face by face, features [N, D], logits [N, C]."""
+    total = logits.new_zeros(())
+    for domain in (True, False):
+        weights, losses = [], []
+        for i in [i for i in range(len(features)) if bool(is_source[i]) is domain]:
+            p = softmax(logits[i])
+            joint = torch.stack([chance.detach() * value for chance in p for value in features[i]])
+            losses.append(domain_loss(discriminator, joint, coefficient, domain))
+            entropy = -(p * (p + 1e-5).log()).sum()
+            weights.append(1 + (-reverse(entropy, coefficient)).exp() if conditioned else torch.ones_like(entropy))
+        norm = sum(weights).detach()
+        total = total + sum(w / norm * x for w, x in zip(weights, losses, strict=True)) / 2
+    return total
+
+
+def head_adversarial(
+    discriminators: Sequence[nn.Module],
+    source: Output,
+    target: Output,
+    coefficient: float = 1.0,
+    conditioned: bool = True,
+) -> Tensor:
+    """The same of all seven heads: a discriminator each, or three (global, local, fused)."""
+    logits, features = torch.cat([source.logits, target.logits]), torch.cat([source.features, target.features])
+    is_source = torch.arange(len(logits)) < len(source.logits)
+    total = logits.new_zeros(())
+    for h in range(7):
+        which = discriminators[h if len(discriminators) == 7 else {0: 0, 6: 2}.get(h, 1)]
+        feature = features.flatten(1) if h == 6 else features[:, h]
+        total = total + conditional_adversarial(feature, logits[:, h], is_source, which, coefficient, conditioned)
+    return total
+
+
+def learning_status(bank: Tensor) -> Tensor:
+    """FlexMatch's b [7, C] of a bank [7, faces], -1 for none yet, counted one by one."""
+    status = torch.zeros(len(bank), 7)
+    for h, row in enumerate(bank.tolist()):
+        most = max(row.count(c) for c in range(-1, 7))
+        for c in range(7):
+            status[h, c] = row.count(c) / most
+    return status
+
+
+def pseudo_label_loss(
+    weak: Tensor, strong: Tensor, status: Tensor, weights: Sequence[float], threshold: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, 7, C] of both views: the loss, the labels that are sure [N, 7] (-1: none), and which were used."""
+    loss, sure = strong.new_zeros(()), torch.full(weak.shape[:2], -1)
+    used = torch.zeros(weak.shape[:2], dtype=torch.bool)
+    for i in range(len(weak)):
+        for h in range(7):
+            p = softmax(weak[i, h].detach())
+            c = int(p.argmax())
+            if p[c] >= threshold:
+                sure[i, h] = c
+            if p[c] >= threshold * ((status[h, c] + 1) / 2) ** 2:
+                used[i, h] = True
+                loss = loss - weights[h] * softmax(strong[i, h])[c].log() / len(weak)
+    return loss, sure, used
+
+
+def assert_same(
+    value: Tensor, expected: Tensor, wanted: Sequence[Tensor], rtol: float = 1e-4, atol: float = 1e-5
+) -> None:
+    """Equal values, and equal gradients by each of `wanted`, or none of either."""
+    torch.testing.assert_close(value, expected, rtol=rtol, atol=atol, check_dtype=False)
+    both = [torch.autograd.grad(x, wanted, retain_graph=True, allow_unused=True) for x in (value, expected)]
+    for ours, plain in zip(*both, strict=True):
+        assert (ours is None) == (plain is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, plain, rtol=rtol, atol=atol)
