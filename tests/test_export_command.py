@@ -130,7 +130,7 @@ def test_nothing_is_overwritten_unasked_and_an_edited_card_is_kept(made, tmp_pat
     model.unlink()
     edited.write_text("edited")
     result = run("export", made, "--format", "torch")
-    assert result.exit_code == 0 and "mine-jaffe.md: kept as it is (--force writes it anew)" in result.stderr
+    assert result.exit_code == 0 and "mine-jaffe.md: kept as it is (--force writes it again)" in result.stderr
     assert edited.read_text() == "edited" and model.stat().st_size > 10_000
     assert run("export", made, "--format", "torch", "--force").exit_code == 0
     assert edited.read_text().startswith("# Model card: mine, raf-db, adapted to jaffe by aglrls")

@@ -165,7 +165,7 @@ def test_a_partial_store_of_other_parameters_is_not_mixed_in(tmp_path, many, unb
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_other_versions_of_packages_compute_nothing_again(tmp_path, raf, monkeypatch, stopped):
-    """Neither where a store is there nor where a run was stopped; a store made anew records the new ones."""
+    """Neither where a store is there nor where a run was stopped; a store made again records the new ones."""
     listing, out = read_dataset("raf-db", "raf-db", raf), tmp_path / "raf-db"
     if stopped:
         stopped_at_the_end(listing, out, HERE, monkeypatch)

@@ -350,7 +350,7 @@ def test_any_part_may_be_missing(results, key, name, note, how):
     Page(text)
     assert f'id="{name}"' not in text
     if note:
-        assert (note if how != "missing" else "make them anew") in text
+        assert (note if how != "missing" else "make them again") in text
 
 
 EVIL = '<script>alert("x")</script>&\'"><img src=x onerror=y>'

@@ -354,7 +354,7 @@ def test_chosen_by_rule() -> None:
     found = selection.chosen_by_rule(history, outputs)
     assert found == {**plain, "ensv": 3}  # it answers 1, 2, 6 as the ensemble does
     assert list(found) == [rule for rule in RULES if rule in found]
-    assert selection.chosen_by_rule({1: {"ensv": 0.5}, 2: {"ensv": 0.7}}) == {"ensv": 2}  # reckoned before
+    assert selection.chosen_by_rule({1: {"ensv": 0.5}, 2: {"ensv": 0.7}}) == {"ensv": 2}  # computed before
     assert selection.chosen_by_rule({}, {}) == {}
 
 

@@ -540,7 +540,7 @@ def test_a_cell_that_fails_costs_no_other(jobs: int, again, swept: Bench) -> Non
     document = results(bench)
     assert figures(document) == figures(results(swept))
     assert [(c["seed"], c["method"]) for c in document["missing"]] == [(0, "ruined"), (1, "ruined")]
-    # Mended, the same command does them.
+    # Fixed, the same command does them.
     bench = Bench(bench.folder, bench.prepared, {**SWEEP, "sweep.methods": {"ruined": {"method": "dann"}, **METHODS}})
     document = done(bench)
     assert document["missing"] == []

@@ -109,7 +109,7 @@ def all_reduce_count(number: int) -> int:
 
 @torch.no_grad()
 def broadcast(tensors: list[Tensor]) -> None:
-    """Set tensors to the first process's: what all reckon alike then stays alike whatever machines they run on."""
+    """Set tensors to the first process's: what all compute alike then stays alike whatever machines they run on."""
     if world_size() > 1:
         state = torch.get_rng_state()  # of the random numbers, too
         for tensor in (*tensors, state):

@@ -33,7 +33,7 @@ class Meter:
             self._counts[name] += 1
 
     def flush(self) -> dict[str, float]:
-        """The means; starts anew."""
+        """The means; starts again."""
         means = {name: (total / self._counts[name]).item() for name, total in self._sums.items()}
         self._sums, self._counts = {}, defaultdict(int)
         return means

@@ -211,7 +211,7 @@ def _candidate(config: TrainerConfig, epoch: int) -> Path:
 def _choose_afterwards(config: TrainerConfig, best: dict[str, Any]) -> dict[str, Any]:
     """Make the epoch that compares best with all the others ``best.ckpt``; returns what `best` becomes.
 
-    The others stay in ``candidates``: where epochs are raised, all are compared anew.
+    The others stay in ``candidates``: where epochs are raised, all are compared again.
     """
     scores = config.afterwards()
     epoch = best_epoch(scores) or min(scores)

@@ -1,10 +1,10 @@
 """One batch, several processes: each runs the network on its share, and all compute the losses of the whole batch.
 
 Of every view of a global batch, process r of W holds the faces r, r + W, r + 2 W, ... `ShardedNetwork` puts the answers
-of all back in the order of the whole batch, so that a method reckons in every process what it would reckon in one: its
-losses, their sums over a domain, sorted batches, banks, dropout and logs are those of the global batch, and nothing in
-a method knows of processes. Only the network is shared out, where all the work is; heads and discriminators that a
-method puts on its answers are reckoned in each process anew.
+of all back in the order of the whole batch, so that a method computes in every process what it would compute in one:
+its losses, their sums over a domain, sorted batches, banks, dropout and logs are those of the global batch, and nothing
+in a method knows of processes. Only the network is shared out, where all the work is; heads and discriminators that a
+method puts on its answers are computed in each process again.
 
 Gradients: the loss is one and the same in all W processes, so W times its gradient goes back to this process's faces;
 the mean over the processes that DDP takes is then the gradient of one process. What lies behind the answers has the

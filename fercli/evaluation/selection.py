@@ -132,7 +132,7 @@ def chosen_by_rule(
     Args:
         history: epoch -> rule -> score. An epoch may lack a rule: it cannot be that rule's choice.
         outputs: epoch -> the fused head's probabilities [N, 7 expressions] on the same target images, from which
-            ``ensv`` is reckoned over these epochs; without them it is taken from the history, like any other rule.
+            ``ensv`` is computed over these epochs; without them it is taken from the history, like any other rule.
 
     Returns:
         rule -> epoch. A rule without a finite score is left out.

@@ -4,7 +4,7 @@ The hash is a perceptual one: the signs of the lowest frequencies of the cosine 
 Benchmarking of Perceptual Image Hash Functions, 2010), here of the square that the network sees. Aligned faces look
 alike, so what tells photographs apart need not tell faces apart. Measured on 2,501 prepared faces (3.1 million pairs),
 and on 110 photographs written again in six ways (JPEG 50, half size, both, brighter, cut tightly, 64 pixels grey) and
-prepared anew: within a distance of 56 are 97 % of those and, of pairs of different faces, fewer than one in a million.
+prepared again: within a distance of 56 are 97 % of those and, of pairs of different faces, fewer than one in a million.
 Of pictures of 48 pixels written again at JPEG 50 or brighter, 83 %: in so few pixels the landmarks wander. A difference
 hash that finds as many takes three to ten times as many pairs of different procedural faces for one.
 

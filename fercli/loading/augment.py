@@ -168,7 +168,7 @@ def _offset(faces: torch.Tensor, settings: ViewSettings) -> int:
     if stored < settings.size:
         raise FercliError(
             f"views: stored faces are {stored} pixels a side, smaller than the view's {settings.size}; "
-            "prepare them anew with prepare.size of at least that"
+            "prepare them again with prepare.size of at least that"
         )
     return (stored - settings.size) // 2
 

@@ -128,7 +128,7 @@ class ClassMeans(nn.Module):
         self.register_buffer("variance", torch.ones(width))
 
     def start(self, means: Tensor, features: Tensor) -> None:
-        """Begin anew at `means` [classes, width], with nothing gathered and the moments of `features` [N, width]."""
+        """Begin again at `means` [classes, width], with nothing gathered and the moments of `features` [N, width]."""
         self.means.copy_(means)
         self.sums.zero_()
         self.counts.zero_()

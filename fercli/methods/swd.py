@@ -37,7 +37,7 @@ def random_directions(dimension: int, number: int) -> Tensor:
 
 
 class SWD(MCD):
-    """`MCD` with the sliced Wasserstein discrepancy over ``projections`` directions, drawn anew each time.
+    """`MCD` with the sliced Wasserstein discrepancy over ``projections`` directions, drawn again each time.
 
     All that `MCD` says of its steps, of batch norm and of its two classifiers holds here too. Step C is taken once a
     batch, as in the released codes of SWD (commit 9791e86) and of the CD-FER benchmark (Chen et al., TPAMI 2022, commit

@@ -1,8 +1,8 @@
 """Nets of one architecture that share no weights, run as one: their channels side by side.
 
 Layer k of all G nets becomes one operation on [B, G c, H, W]: convolutions in G groups, batch norms and slopes over G
-times as many channels. Parameters and statistics stay where they are, under their names, and are laid together anew for
-every pass, so optimizers and checkpoints notice nothing.
+times as many channels. Parameters and statistics stay where they are, under their names, and are laid together again
+for every pass, so optimizers and checkpoints notice nothing.
 """
 
 from __future__ import annotations

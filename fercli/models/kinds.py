@@ -50,7 +50,7 @@ KINDS: dict[str, Kind] = {
         },
     ),
     "face-evolve": Kind(
-        "face.evoLVe backbone", ("backbone",), {"output_layer.": "the embedding by which faces are told apart"}
+        "face.evoLVe backbone", ("backbone",), {"output_layer.": "the embedding by which faces are recognised"}
     ),
     "torchvision": Kind(
         "torchvision MobileNetV2",

@@ -106,7 +106,7 @@ class Architecture:
         light: whether an IR net's blocks have no PReLU (ours for CPUs).
         classifiers: ``shared``, ``separate``, or None where the state has none.
         local: ``feature-map``, ``image-crop``, or None where the state has no crop nets.
-        classes: how many the classifiers tell apart, or None where they do not agree or there are none.
+        classes: how many the classifiers distinguish, or None where they do not agree or there are none.
     """
 
     backbone: str

@@ -26,7 +26,9 @@ def left_out(results: Mapping[str, Any], shown: Mapping[str, Any]) -> list[str]:
         old.insert(0, "calibration")
     if old:
         names = ", ".join(old)
-        notes.append(f"{names.capitalize()}: these numbers do not hold them; make them anew: fercli evaluate --report.")
+        notes.append(
+            f"{names.capitalize()}: these numbers do not hold them; make them again: fercli evaluate --report."
+        )
     if not shown["calibration"] and any("calibration" in entry for entry in entries):
         notes.append("Calibration: it takes labels to score, and no evaluated dataset has any.")
     if not shown["gaps"] and "gaps" in results:

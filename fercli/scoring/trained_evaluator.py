@@ -26,7 +26,7 @@ from fercli.scoring.results import Results, scored_part, training_part
 from fercli.spec import Spec
 from fercli.store import Store, subsample
 
-#: Most faces of a domain that its distance to the other is reckoned from, and most that are mapped.
+#: Most faces of a domain that its distance to the other is computed from, and most that are mapped.
 GAP_FACES, MAPPED_FACES = 1000, 400
 
 
@@ -79,7 +79,7 @@ class TrainedEvaluator:
         """Have the model answer a dataset's scored part.
 
         Returns:
-            What the model answers, and the features float32 [N, 384] that the gap is reckoned from: the network's own,
+            What the model answers, and the features float32 [N, 384] that the gap is computed from: the network's own,
             also where a method refines them before it answers, so that all models are compared alike.
         """
         is_source = store.name in self._spec.data.source

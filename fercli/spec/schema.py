@@ -441,7 +441,7 @@ class Evaluate(_Explained):
     title: str | None = None
     """of the report; null is the run's name."""
     published: bool = True
-    """whether published rows stand beside ours (never beside stand-ins)."""
+    """whether published rows stand beside ours (never beside synthetic data)."""
 
 
 class Spec(_Explained):

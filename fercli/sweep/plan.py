@@ -82,7 +82,7 @@ def plan(spec: Spec) -> list[Cell]:
 
 
 def _check_unset(grid: dict[str, Any], fixed: dict[str, Any], label: str) -> None:
-    """Refuse a grid key whose value would not be used: rows would be told apart by what they do not differ in."""
+    """Refuse a grid key whose value would not be used: rows would be named by what they do not differ in."""
     options = fixed.get("adapt.options")
     taken = set(fixed)
     if isinstance(options, dict):  # merged key by key
