@@ -101,7 +101,7 @@ class Landmarker:
         With a `box` (left, top, right, bottom) the search stays around it, and of several faces whose centre is in it
         the one that overlaps it best counts; without, the largest does. Returns None where no step finds a face.
         """
-        view = SearchRegion.of(image)
+        view = SearchRegion(image)
         if box is not None:
             view = view.crop(box, _WIDEN)
         view = view.limit(_MAX_SIDE)
@@ -129,7 +129,7 @@ class Landmarker:
         whole picture alone shows both detectors 12 of 12, 11 of 48 and nothing. On 44 pictures of 640 x 480 without a
         face (text, bricks, clouds, ...) none is found. tests/test_predict_faces.py repeats some of it.
         """
-        view = SearchRegion.of(image).limit(_MAX_SIDE)
+        view = SearchRegion(image).limit(_MAX_SIDE)
         faces = [self._set_upright(found, view) for found in self._meshes(view, self.confidence, "found")]
         if max(image.shape[:2]) > _NEAR:
             for found in self._small(image, view, faces):
@@ -158,7 +158,7 @@ class Landmarker:
 
     def _small(self, image: np.ndarray, view: SearchRegion, known: Sequence[Found]) -> Iterator[Found]:
         """Yield faces that are small in the picture; `known` grows meanwhile by those that are new."""
-        whole = SearchRegion.of(image)
+        whole = SearchRegion(image)
         for how, near in self._small_boxes(whole, view):
             if not is_new(near, [face.box for face in known]):
                 continue
