@@ -102,10 +102,7 @@ def sample(
     labels = rng.permutation(np.repeat(np.arange(NUM_EXPRESSIONS), counts))
     turns = np.concatenate([rng.permutation(people) for _ in range(-(-count // len(people)))] or [people])[:count]
     photographs = rng.integers(0, 2**31, count)
-    jobs = (
-        (domain, int(person), int(label), int(photograph))
-        for person, label, photograph in zip(turns, labels, photographs, strict=True)
-    )
+    jobs = ((domain, *one) for one in zip(turns.tolist(), labels.tolist(), photographs.tolist(), strict=True))
     if workers == 1:
         return (render(*job) for job in jobs)
     return Parallel(n_jobs=workers, batch_size=16, return_as="generator")(delayed(render)(*job) for job in jobs)
