@@ -53,11 +53,6 @@ _LENGTH = struct.Struct("<Q")
 _BEGIN = "import sys; sys.path[:] = sys.argv[1:]; from fercli.parallel import work; work()"
 
 
-def cores() -> int:
-    """How many cores this process may use, by its affinity and its container's limit."""
-    return cpu_count()
-
-
 class WorkerEnded(FercliError):
     """A worker process ended in the middle of its work."""
 
@@ -70,11 +65,11 @@ class Workers:
     """Worker processes, started when the first work comes; a context manager that ends them.
 
     Args:
-        count: processes; 0 is all cores, 1 is this process.
+        count: processes; 0 is all cores that this process may use (affinity, container), 1 is this process.
     """
 
     def __init__(self, count: int = 0):
-        self.count = count or cores()
+        self.count = count or cpu_count()
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
 
@@ -296,7 +291,7 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
     if not count:
         return
     remote = options.backend in ("dask", "ray")
-    workers = options.workers or (-1 if remote else cores())
+    workers = options.workers or (-1 if remote else cpu_count())
     if not remote and (options.backend in ("loky", "sequential") or min(workers, count) <= 1):
         processes = 1 if options.backend == "sequential" else max(1, min(workers, count))
         # As many results wait for the one before them, each of some megabytes.

@@ -145,7 +145,7 @@ def test_a_turned_view_leads_back_to_the_picture(degrees):
     """A dot is turned with its picture; where it is seen in the view leads back to where it was."""
     image = np.zeros((90, 150, 3), np.uint8)
     image[20:23, 110:113] = 255
-    view = SearchRegion.of(image).crop((60.0, 0.0, 150.0, 90.0), 0.0).pad(0.1).enlarge(256).turn(degrees)
+    view = SearchRegion(image).crop((60.0, 0.0, 150.0, 90.0), 0.0).pad(0.1).enlarge(256).turn(degrees)
     weights = view.image[..., 0].astype(float)
     middle = [(weights.sum(axis) * (np.arange(weights.shape[1 - axis]) + 0.5)).sum() / weights.sum() for axis in (0, 1)]
     back = view.to_original(np.array([middle], float))

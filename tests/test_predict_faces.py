@@ -53,10 +53,10 @@ def test_the_face_of_find_is_among_them(domain):
 
 def test_rolled_faces_are_set_upright_and_lying_ones_found():
     left, right = render(STUDIO, 1, 3, 1), render(STUDIO, 2, 6, 2)
-    pair = np.hstack([SearchRegion.of(face.image).turn(40).image for face in (left, right)])
+    pair = np.hstack([SearchRegion(face.image).turn(40).image for face in (left, right)])
     found = LANDMARKER.find_all(pair)
     assert len(found) == 2 and all(25 < face.pose[0] < 55 for face in found)
-    assert len(LANDMARKER.find_all(SearchRegion.of(pair).turn(50).image)) >= 1
+    assert len(LANDMARKER.find_all(SearchRegion(pair).turn(50).image)) >= 1
 
 
 @pytest.mark.parametrize("shape", [(480, 640, 3), (8, 8, 3), (700, 30, 3)])

@@ -272,8 +272,8 @@ def test_a_fresh_process_answers_without_lightning(here, photo) -> None:
 # ------------------------------------------------------------------------------------------------------------ library
 
 
-def test_the_library_says_once_that_nobody_chose_the_model(monkeypatch, caplog, capsys) -> None:
-    monkeypatch.setattr(recognizer, "_told_of_starter", False)
+def test_the_library_says_once_that_nobody_chose_the_model(caplog, capsys) -> None:
+    recognizer._tell_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="fercli"):
         Recognizer.load("starter", device="cpu")
         assert caplog.records == []

@@ -43,19 +43,15 @@ def code_meanings(codes: str | Mapping[int, str] | None) -> Mapping[int, int | N
 
 
 def ask_for_codes(numbers: Iterable[int]) -> str:
-    """Return what to do about labels or class folders that are numbers, with what known datasets mean by these."""
-    return (
-        f"say what they mean with the option codes, by a dataset's name ({_code_tables(numbers)}) or as "
-        "{1: happy, 2: sad}"
-    )
+    """Return what to do about labels or class folders that are numbers.
 
-
-def _code_tables(codes: Iterable[int]) -> str:
-    """Return in one line what the known datasets mean by their codes: of those that have all of `codes`, or of all."""
-    wanted, known = set(codes), known_codes()
+    It names what the known datasets mean by their codes: those that have all of the numbers, or all of them.
+    """
+    wanted, known = set(numbers), known_codes()
     texts: dict[str, list[str]] = {}
     for name, table in known.items():
         if wanted <= set(table) or not any(wanted <= set(other) for other in known.values()):
             said = ", ".join(f"{code} {EXPRESSIONS[label]}" for code, label in table.items() if label is not None)
             texts.setdefault(said, []).append(name)
-    return "; ".join(f"{' and '.join(names)}: {said}" for said, names in texts.items())
+    tables = "; ".join(f"{' and '.join(names)}: {said}" for said, names in texts.items())
+    return f"say what they mean with the option codes, by a dataset's name ({tables}) or as {{1: happy, 2: sad}}"

@@ -11,22 +11,21 @@ from fercli.datasets.reader import Collector, Reader, Record, WrongLayout
 from fercli.datasets.tree_files import images_under
 
 _NAME = re.compile(r"(?P<subject>[A-Za-z]{2})\.(?P<expression>[A-Za-z]{2})(?P<take>\d+)\.(?P<serial>\d+)\.\w+")
+_OTHER = "image not named like KM.NE1.1.tiff"
 
 
 def parse(root: Path, collector: Collector) -> Protocol:
     """Read the names. They are trusted over the lists in circulation (one calls KR.SA3.79 happy)."""
-    others = 0
     for path in images_under(root, root, collector):
         name = path.rsplit("/", 1)[-1]
         match = _NAME.fullmatch(name)
         if match is None:
-            others += 1
-            collector.leave_out("image not named like KM.NE1.1.tiff")
+            collector.leave_out(_OTHER)
             continue
         label = collector.named_label(match["expression"])
         if label is not None:
             collector.add(Record(id=name, path=path, label=label, split="all", subject=match["subject"].upper()))
-    if not collector.records and others:
+    if not collector.records and collector.left_out[_OTHER]:
         raise WrongLayout("no image named like KM.NE1.1.tiff")
     return ("all",), ("all",)
 

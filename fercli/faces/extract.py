@@ -216,9 +216,7 @@ def cut(
 
 def landmarker_of(options: Prepare) -> Landmarker:
     """The landmarker of these options, made once a process."""
-    return _cached_landmarker(options.confidence, options.low_confidence, tuple(options.retries))
+    return _landmarker(options.confidence, options.low_confidence, tuple(options.retries))
 
 
-@lru_cache(maxsize=4)
-def _cached_landmarker(confidence: float, low_confidence: float, retries: tuple[str, ...]) -> Landmarker:
-    return Landmarker(confidence, low_confidence, retries)
+_landmarker = lru_cache(maxsize=4)(Landmarker)

@@ -101,7 +101,7 @@ class Landmarker:
         With a `box` (left, top, right, bottom) the search stays around it, and of several faces whose centre is in it
         the one that overlaps it best counts; without, the largest does. Returns None where no step finds a face.
         """
-        view = SearchRegion.of(image)
+        view = SearchRegion(image)
         if box is not None:
             view = view.crop(box, _WIDEN)
         view = view.limit(_MAX_SIDE)
@@ -124,12 +124,12 @@ class Landmarker:
         large picture's ladder would have taken a coarser look than the tiles do. At most 300 faces; a picture without
         one gives [].
 
-        Recall on procedural faces side by side (STUDIO and STREET, pictures 960 to 1600 pixels wide; brow to chin
+        Recall on procedural faces side by side (STUDIO and the tests' STREET, 960 to 1600 pixels wide; brow to chin
         in pixels): of 3 x 4 (120) and 6 x 8 (85) all, of 10 x 14 (55) all, of 12 x 20 (45) 479 of 480, none twice; the
         whole picture alone shows both detectors 12 of 12, 11 of 48 and nothing. On 44 pictures of 640 x 480 without a
         face (text, bricks, clouds, ...) none is found. tests/test_predict_faces.py repeats some of it.
         """
-        view = SearchRegion.of(image).limit(_MAX_SIDE)
+        view = SearchRegion(image).limit(_MAX_SIDE)
         faces = [self._set_upright(found, view) for found in self._meshes(view, self.confidence, "found")]
         if max(image.shape[:2]) > _NEAR:
             for found in self._small(image, view, faces):
@@ -158,7 +158,7 @@ class Landmarker:
 
     def _small(self, image: np.ndarray, view: SearchRegion, known: Sequence[Found]) -> Iterator[Found]:
         """Yield faces that are small in the picture; `known` grows meanwhile by those that are new."""
-        whole = SearchRegion.of(image)
+        whole = SearchRegion(image)
         for how, near in self._small_boxes(whole, view):
             if not is_new(near, [face.box for face in known]):
                 continue

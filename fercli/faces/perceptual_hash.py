@@ -34,13 +34,8 @@ _FLAT = 0.5
 _REGISTER, _COMPARE = 7, 11
 
 
-def _lowest() -> np.ndarray:
-    """Return the places [BITS] of the lowest frequencies but the mean, by u^2 + v^2, then by u."""
-    u, v = np.indices((_SIDE, _SIDE))
-    return np.argsort((u**2 + v**2).ravel(), kind="stable")[1 : BITS + 1]
-
-
-_LOWEST = _lowest()
+# The places [BITS] of the lowest frequencies but the mean, by u^2 + v^2, then by u.
+_LOWEST = np.argsort((np.indices((_SIDE, _SIDE)) ** 2).sum(0).ravel(), kind="stable")[1 : BITS + 1]
 _MIDDLE = np.zeros((PATCH, PATCH), np.uint8)
 _MIDDLE[_REGISTER:-_REGISTER, _REGISTER:-_REGISTER] = 1
 

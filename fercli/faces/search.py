@@ -28,22 +28,17 @@ _INSIDE = 0.6
 
 @dataclass(frozen=True)
 class SearchRegion:
-    """A crop, enlargement or padding of a picture, and the way back: original = view * scale + offset.
+    """A picture, uint8 [H, W, 3], or its crop, enlargement or padding; back: original = view * scale + offset.
 
     Offsets are in edge coordinates (a pixel's centre lies at +0.5), which scaling leaves alone. A view may be turned
     last of all, by `angle` degrees clockwise; `back` [2, 3] maps its edge coordinates to those before.
     """
 
     image: np.ndarray
-    scale: tuple[float, float]
-    offset: tuple[float, float]
+    scale: tuple[float, float] = (1.0, 1.0)
+    offset: tuple[float, float] = (0.0, 0.0)
     angle: float = 0.0
     back: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, image: np.ndarray) -> SearchRegion:
-        """The whole picture, uint8 [H, W, 3]."""
-        return cls(image, (1.0, 1.0), (0.0, 0.0))
 
     @property
     def short_side(self) -> int:

@@ -7,6 +7,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -213,11 +214,8 @@ class Reader:
         for one in self.inputs[self.start :]:
             frames = 1
             if one.kind == "video" and one.path is not None:
-                try:
-                    with open_video(one.path) as video:
-                        frames = -(-video.expected // self.every)
-                except Exception:  # told when it is read
-                    pass
+                with suppress(Exception), open_video(one.path) as video:  # what is wrong is told when it is read
+                    frames = -(-video.expected // self.every)
             total += max(1, frames)
         return total
 

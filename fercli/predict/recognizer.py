@@ -22,6 +22,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +49,6 @@ _logger = logging.getLogger("fercli")
 
 #: The process in which PyTorch may have started its threads.
 _home = os.getpid()
-#: Whether this process was told that nobody chose the model.
-_told_of_starter = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ class Recognizer:
         _settle()
         trained = find_trained(NAME if run is None else run, target)
         if run is None:
-            _tell_once(trained)
+            _tell_once(starter_line(trained, 'Recognizer.load("starter") asks for it, load(RUN) for another'))
         return cls.of(trained, device)
 
     @classmethod
@@ -228,11 +227,9 @@ def _float32(device: torch.device) -> Any:
     return torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False)
 
 
-def _tell_once(trained: Trained) -> None:
-    global _told_of_starter
-    if not _told_of_starter:
-        _told_of_starter = True
-        _logger.warning("%s", starter_line(trained, 'Recognizer.load("starter") asks for it, load(RUN) for another'))
+@lru_cache(maxsize=1)
+def _tell_once(line: str) -> None:
+    _logger.warning("%s", line)
 
 
 def starter_line(trained: Trained, other: str) -> str:

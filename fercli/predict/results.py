@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -90,14 +90,10 @@ def table_rows(picture: Picture, faces: Sequence[Face] | None) -> bytes:
     return csv_bytes([["" if row.get(name) is None else row[name] for name in COLUMNS] for row in rows or [about]])
 
 
-class Form(NamedTuple):
-    """What a file of answers begins with, and what it holds of a picture."""
-
-    head: bytes
-    lines: Callable[[Picture, Sequence[Face] | None], bytes]
-
-
-FORMS: dict[str, Form] = {"jsonl": Form(b"", json_line), "csv": Form(csv_bytes([COLUMNS]), table_rows)}
+#: What a file of answers holds of a picture.
+Lines = Callable[[Picture, Sequence[Face] | None], bytes]
+#: What it begins with, and how its lines are made.
+FORMS: dict[str, tuple[bytes, Lines]] = {"jsonl": (b"", json_line), "csv": (csv_bytes([COLUMNS]), table_rows)}
 
 
 class Annotated:

@@ -85,9 +85,11 @@ def recognise(
     if workers.count > 1:
         ensure_networks()
     ahead = 1 if live else max(2 * workers.count + 1, 2 * -(-batch // CHUNK))
-    seen = workers.in_order(
-        look, _chunks(pictures, 1 if live else CHUNK), lambda c: (_sources(c), options, with_crops), ahead
-    )
+
+    def arguments(chunk: _Chunk) -> tuple[list[Source], Prepare, bool]:
+        return [picture.source for picture in chunk.pictures if picture.source is not None], options, with_crops
+
+    seen = workers.in_order(look, _chunks(pictures, 1 if live else CHUNK), arguments, ahead)
     held: list[tuple[Picture, list[CutFace] | None]] = []
     faces = 0
     for chunk, results in seen:
@@ -159,10 +161,6 @@ def _chunks(pictures: Iterable[Picture], most: int) -> Iterator[_Chunk]:
             chunk = _Chunk([])
     if chunk.pictures:
         yield chunk
-
-
-def _sources(chunk: _Chunk) -> list[Source]:
-    return [picture.source for picture in chunk.pictures if picture.source is not None]
 
 
 def _size(source: Source | None) -> int:

@@ -15,14 +15,14 @@ from fercli.files import is_stream, open_stream, real_path, writing
 from fercli.output_files import Outputs
 from fercli.predict.inputs import Input
 from fercli.predict.recognizer import Face
-from fercli.predict.results import FORMS, Annotated, Form
+from fercli.predict.results import FORMS, Annotated, Lines
 from fercli.predict.resume import Log, PartFile, Position, description, find_position, log_of, part_of
 from fercli.predict.stream import Picture
 from fercli.predict.totals import Totals
 
 
 class _Target(NamedTuple):
-    form: Form
+    lines: Lines
     path: Path | None
     to: PartFile | IO[bytes]
 
@@ -109,6 +109,7 @@ class Writing:
         sizes = dict(zip(self._kept, self.start.sizes, strict=True))
         for name, to in self._named.items():
             path = None if to == "-" else Path(to)
+            head, lines = FORMS[name]
             with writing(path):
                 if path is None:
                     opened = self._stdout
@@ -116,9 +117,9 @@ class Writing:
                     opened = PartFile(path, sizes[path])
                 else:
                     opened = self._stack.enter_context(open_stream(path))
-                self._targets.append(_Target(FORMS[name], path, opened))
+                self._targets.append(_Target(lines, path, opened))
                 if not sizes.get(path):
-                    self._write(self._targets[-1], FORMS[name].head)
+                    self._write(self._targets[-1], head)
         if self._kept:
             log = log_of(self._kept[0])
             with writing(log):
@@ -135,10 +136,10 @@ class Writing:
         try:
             if self._annotated is not None:
                 picture.error = self._annotated.add(picture, faces) or picture.error
-            lines = [target.form.lines(picture, faces) for target in self._targets]
+            lines = [target.lines(picture, faces) for target in self._targets]
         except Exception as failure:
             picture.error, faces = reason(failure, picture.name), None
-            lines = [target.form.lines(picture, faces) for target in self._targets]
+            lines = [target.lines(picture, faces) for target in self._targets]
         for target, line in zip(self._targets, lines, strict=True):
             self._write(target, line)
         self._totals.add(picture, faces)
@@ -152,7 +153,7 @@ class Writing:
         if why is not None:
             last = Picture(self._inputs[self._number].name, None, self._number, error=why)
             for target in self._targets:
-                self._write(target, target.form.lines(last, None))
+                self._write(target, target.lines(last, None))
             self._totals.add(last, None)
 
     def _note(self, inputs: int, complete: bool = False) -> None:

@@ -58,7 +58,9 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int)
     roll, yaw, pitch = np.clip(scene.standard_normal(3), -2.2, 2.2) * (domain.roll, domain.yaw, domain.pitch)
     body = build(person, person.factors(domain.proportions), units, yaw, pitch, muscles)
     matrix = _placement(domain, body.outline, roll, scene)
-    fine = _supersampled(matrix, domain.supersample)
+    # The picture is drawn finer than it is kept, pixel centres being at integers in both.
+    fine = matrix * domain.supersample
+    fine[:, 2] += (domain.supersample - 1) / 2
     backdrop = _background(domain, scene)
     canvas = Canvas(backdrop, fine)
     clothes = np.clip(scene.uniform(35, 190) + scene.normal(0, 30, 3), 10, 240)
@@ -100,10 +102,7 @@ def sample(
     labels = rng.permutation(np.repeat(np.arange(NUM_EXPRESSIONS), counts))
     turns = np.concatenate([rng.permutation(people) for _ in range(-(-count // len(people)))] or [people])[:count]
     photographs = rng.integers(0, 2**31, count)
-    jobs = (
-        (domain, int(person), int(label), int(photograph))
-        for person, label, photograph in zip(turns, labels, photographs, strict=True)
-    )
+    jobs = ((domain, *one) for one in zip(turns.tolist(), labels.tolist(), photographs.tolist(), strict=True))
     if workers == 1:
         return (render(*job) for job in jobs)
     return Parallel(n_jobs=workers, batch_size=16, return_as="generator")(delayed(render)(*job) for job in jobs)
@@ -118,13 +117,6 @@ def _placement(domain: Domain, outline: np.ndarray, roll: float, rng: np.random.
     middle = np.array([(outline[:, 0].max() + outline[:, 0].min()) / 2, 0.35])
     target = (np.array([width, height]) - 1) / 2 + rng.uniform(-1, 1, 2) * domain.wander * np.array([width, height])
     return np.hstack([turn, (target - turn @ middle)[:, None]])
-
-
-def _supersampled(matrix: np.ndarray, factor: int) -> np.ndarray:
-    """Return the placement on a picture `factor` times finer, pixel centres being at integers in both."""
-    fine = matrix * factor
-    fine[:, 2] += (factor - 1) / 2
-    return fine
 
 
 def _background(domain: Domain, rng: np.random.Generator) -> np.ndarray:
