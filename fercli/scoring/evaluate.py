@@ -244,7 +244,6 @@ def _document(
     sources = "+".join(spec.data.source)
     targets = [name for name in stores if name not in spec.data.source]
     synthetic = any(store.synthetic for store in stores.values())
-    published = spec.evaluate.published and not synthetic
     return {
         "schema": 3,
         "title": spec.evaluate.title or spec.name,
@@ -261,7 +260,7 @@ def _document(
         "gaps": [{"target": name, "source": sources, "models": found} for name, found in evaluated.gaps.items()],
         "pseudo_labels": _pseudo_labels(models, stores),
         "failure_cases": evaluated.failure_cases,
-        "published": published_rows(spec.data.source, targets, spec.model.backbone) if published else [],
+        "published": published_rows(spec, targets, synthetic),
         "spec": json.loads(spec.model_dump_json()),
         "environment": {**describe_device(resolve_device(spec.engine.device)), "time_s": _times(models)},
     }

@@ -24,7 +24,7 @@ from fercli.evaluation.published import published_rows
 from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class
-from fercli.scoring.results import metrics_of, scored_part
+from fercli.scoring.results import headline_figures, scored_part
 from fercli.spec import Spec, parse_recorded
 from fercli.spec.yaml_data import read_yaml_file
 from fercli.store import Store
@@ -87,14 +87,10 @@ def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, An
         },
         "cells": rows,
         "missing": missing,
-        "published": _published(spec, targets) if spec.evaluate.published and not synthetic else [],
+        "published": published_rows(spec, targets, synthetic),
         "spec": json.loads(spec.model_dump_json()),
         "environment": describe_device("cpu"),
     }
-
-
-def _published(spec: Spec, targets: list[str]) -> list[dict[str, Any]]:
-    return published_rows(spec.data.source, targets, spec.model.backbone)
 
 
 def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
@@ -135,7 +131,7 @@ def _reference_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -
     outcome = finished.outcome
     return {
         "decision": "fused",
-        **_figures(answers, labels),
+        **headline_figures(labels, answers),
         "selection": outcome.rule,
         "epoch": outcome.epoch,
         "oracle": None,
@@ -159,21 +155,17 @@ def _adapted_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> 
     history = {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
     best = oracle_epoch(folder, store)
     rules = {
-        rule: {"epoch": epoch, "accuracy": _figures(at(epoch), labels)["accuracy"]}
+        rule: {"epoch": epoch, "accuracy": headline_figures(labels, at(epoch))["accuracy"]}
         for rule, epoch in chosen_by_rule(history, read_outputs(folder)).items()
     }
     return {
         "decision": outcome.decision,
-        **_figures(answers, labels),
+        **headline_figures(labels, answers),
         "selection": outcome.rule,
         "epoch": outcome.epoch,
-        "oracle": None if best is None else {"epoch": best[0], "accuracy": _figures(best[1], labels)["accuracy"]},
+        "oracle": None
+        if best is None
+        else {"epoch": best[0], "accuracy": headline_figures(labels, best[1])["accuracy"]},
         "rules": rules,
         "seconds": outcome.seconds,
     }
-
-
-def _figures(answers: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    known = labels >= 0
-    metrics = metrics_of(labels[known], answers[known])
-    return {name: None if metrics is None else metrics[name] for name in ("accuracy", "macro_f1")}
