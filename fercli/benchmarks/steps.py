@@ -53,7 +53,7 @@ class Steps:
     Args:
         spec: what to train and how; its datasets are not read.
         stage: ``train`` or ``adapt``.
-        room: an empty folder for the stores.
+        room: a folder for the stores, made if it is not there.
     """
 
     def __init__(self, spec: Spec, stage: str, room: Path):
@@ -156,16 +156,14 @@ def measure(
         A JSON document; see `tables`. A batch that does not fit into the device's memory has the row
         ``{"batch", "precision", "failed"}``.
     """
-    stage_spec = {"train": spec.train_source, "adapt": spec.adapt}.get(stage)
-    sizes = list(batches) or [stage_spec.batch if stage_spec else spec.engine.evaluate_batch]
+    own = {"train": spec.train_source.batch, "adapt": spec.adapt.batch, "predict": spec.engine.evaluate_batch}
+    sizes = list(batches) or [own[stage]]
     rows, cells = [], [(p, b) for p in list(precisions) or [spec.engine.precision] for b in sizes]
     with console.progress(f"bench {stage}", total=len(cells)) as bar:
         for number, (precision, batch) in enumerate(cells):
             cell = with_settings(spec, stage, batch, precision)
-            folder = room / str(number)
-            folder.mkdir()
             try:
-                row = (_predict if stage == "predict" else _train)(cell, stage, steps, rounds, folder)
+                row = (_predict if stage == "predict" else _train)(cell, stage, steps, rounds, room / str(number))
             except torch.cuda.OutOfMemoryError:
                 row = {"batch": batch, "precision": precision, "failed": "out of memory"}
                 torch.cuda.empty_cache()
@@ -185,14 +183,10 @@ def measure(
 
 def with_settings(spec: Spec, stage: str, batch: int, precision: str) -> Spec:
     """The spec with another batch size and precision."""
-    engine = spec.engine.model_copy(
-        update={"precision": precision, **({"evaluate_batch": batch} if stage == "predict" else {})}
-    )
-    changes: dict[str, Any] = {"engine": engine}
-    section = {"train": "train_source", "adapt": "adapt"}.get(stage)
-    if section:
-        changes[section] = getattr(spec, section).model_copy(update={"batch": batch})
-    return spec.model_copy(update=changes)
+    section = {"train": "train_source", "adapt": "adapt", "predict": "engine"}[stage]
+    key = "evaluate_batch" if stage == "predict" else "batch"
+    made = spec.model_copy(update={"engine": spec.engine.model_copy(update={"precision": precision})})
+    return made.model_copy(update={section: getattr(made, section).model_copy(update={key: batch})})
 
 
 def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[str, Any]:

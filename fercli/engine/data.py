@@ -61,10 +61,7 @@ class Source(NamedTuple):
 def source_faces(spec: Spec, device: torch.device) -> Source:
     """Training and held-out faces of the source datasets with their labels. Warns of an expression without any."""
     stores = [open_store(spec, name) for name in spec.data.source]
-    parts = []
-    for store in stores:
-        parts.append(training_and_validation(store, spec.data.validation))
-    train, held = [p[0] for p in parts], [p[1] for p in parts]
+    train, held = zip(*(training_and_validation(store, spec.data.validation) for store in stores), strict=True)
     labels = labels_of(stores, train)
     absent = [name for number, name in enumerate(EXPRESSIONS) if not (labels == number).any()]
     if absent:

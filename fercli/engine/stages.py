@@ -79,13 +79,16 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     store = open_store(spec, target, labels=False)
     unlabelled, to_score = store.indices(store.adapt_splits), store.indices(store.score_splits)
     warn_of_overlap(store)
-    start = checkpoint.load(_source_checkpoint(spec))
+    path = spec.run_folder / "source" / "best.ckpt"
+    if not path.exists():
+        raise FercliError(f"no source model at {path}", Advice.run("train-source"))
+    start = checkpoint.load(path)
     # Patches of the photograph leave a backbone's local map unused.
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     network = empty_network(spec)
-    load_network(network, start, spec, _source_checkpoint(spec))
+    load_network(network, start, spec, path)
     source = source_faces(spec, fabric.device)
-    _check_faces(spec, start, source.stores, store)
+    _check_faces(path, start, source.stores, store)
     record = {
         **record_of(spec, "adapt", [*source.stores, store]),
         "target": target,
@@ -121,12 +124,11 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         return _run(stage, fabric)
 
 
-def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target: Store) -> None:
+def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target: Store) -> None:
     """Refuse to adapt with other source faces than the source model's, or to the source itself under another name."""
     for store in prepared_again(start, sources):
         raise FercliError(
-            f"{store.path} was prepared again, with other faces or labels than {_source_checkpoint(spec)} was trained "
-            "on",
+            f"{store.path} was prepared again, with other faces or labels than {path} was trained on",
             Advice.run("train-source", "--restart"),
         )
     for store in sources:
@@ -135,13 +137,6 @@ def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target
                 f"{target.path} and {store.path} hold the same faces",
                 "a target must be another dataset than the source",
             )
-
-
-def _source_checkpoint(spec: Spec) -> Path:
-    path = spec.run_folder / "source" / "best.ckpt"
-    if not path.exists():
-        raise FercliError(f"no source model at {path}", Advice.run("train-source"))
-    return path
 
 
 def _run(stage: Stage, fabric: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ This looks at target labels (through the oracle) after all is done: it judges th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from fercli.evaluation.statistics import summary
@@ -44,7 +44,7 @@ def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
             "used": rule in used,
             "mean": below.mean,
             "worst": max((_below(cell, rule) for cell in judged), default=None),
-            "hits": _share(cell["rules"][rule]["epoch"] == cell["oracle"]["epoch"] for cell in judged),
+            "hits": summary(float(c["rules"][rule]["epoch"] == c["oracle"]["epoch"]) for c in judged).mean,
             "gain": summary(_gain(cell, rule) for cell in judged).mean,
             "cells": len(judged),
         }
@@ -66,7 +66,3 @@ def _below(cell: Mapping[str, Any], rule: str) -> float:
 def _gain(cell: Mapping[str, Any], rule: str) -> float | None:
     last = _accuracy(cell, "last")
     return None if last is None else _accuracy(cell, rule) - last
-
-
-def _share(hits: Iterable[bool]) -> float | None:
-    return summary(float(hit) for hit in hits).mean

@@ -148,14 +148,9 @@ def scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], n
     A source without a test part of its own is scored on the faces held out of training, which also chose the epoch.
     """
     if is_source and (set(store.score_splits) & set(store.adapt_splits) or not store.expected(store.score_splits)):
-        _, held = training_part(spec, store)
+        _, held = training_and_validation(store, spec.data.validation)
         return ["held out of training"], held, len(held)
     return list(store.score_splits), store.indices(store.score_splits), store.expected(store.score_splits)
-
-
-def training_part(spec: Spec, store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of a source's labelled training faces: (trained on, held out), as `train-source` divides them."""
-    return training_and_validation(store, spec.data.validation)
 
 
 def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:

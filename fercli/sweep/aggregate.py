@@ -6,10 +6,9 @@ This is a final score: target labels are read here, after all training, and what
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -28,22 +27,17 @@ from fercli.scoring.results import headline_figures, scored_part
 from fercli.spec import Spec, parse_recorded
 from fercli.spec.yaml_data import read_yaml_file
 from fercli.store import Store
-
-if TYPE_CHECKING:
-    from fercli.sweep.plan import Cell
+from fercli.sweep.plan import REFERENCE, Cell, plan
 
 
-def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]:
-    """The results document of a sweep; its layout is told in `fercli.report.sweep`.
-
-    Args:
-        spec: with a ``sweep`` section.
-        cells: from `fercli.sweep.plan.plan`; those without a trained model are listed as missing.
-        reference: label of the row that differences are to.
+def gather(spec: Spec) -> dict[str, Any]:
+    """The results document of what a sweep has trained so far; its layout is told in `fercli.report.sweep`.
 
     Raises:
+        SpecError: as `plan`.
         FercliError: a dataset is not prepared.
     """
+    cells = plan(spec)
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = list(dict.fromkeys(name for cell in cells for name in cell.spec.data.source))
     stores = {name: open_store(cells[0].spec, name) for name in [*sources, *targets]}
@@ -53,7 +47,7 @@ def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, An
     rows, missing = [], []
     for cell in cells:
         about = {"seed": cell.seed, "keys": cell.keys, "target": cell.target, "method": cell.method}
-        is_reference = cell.method == reference
+        is_reference = cell.method == REFERENCE
         folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
         read = _reference_row if is_reference else _adapted_row
         found, problem = None, ""
@@ -80,7 +74,7 @@ def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, An
         "targets": targets,
         "methods": list(dict.fromkeys(cell.method for cell in cells)),
         "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
-        "reference": reference,
+        "reference": REFERENCE,
         "datasets": {
             name: {"synthetic": store.synthetic, "role": "source" if name in sources else "target"}
             for name, store in stores.items()
