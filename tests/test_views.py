@@ -489,21 +489,6 @@ def test_view_is_indexed_by_sample_and_joined():
         iter(view)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"flip": 1.5}, "flip is 1.5"),
-        ({"jitter": -0.1}, "jitter is -0.1"),
-        ({"magnitude": 11}, "magnitude is 11"),
-        ({"operations": -1}, "operations is -1"),
-        ({"size": 0}, "size is 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(change, words):
-    with pytest.raises(FercliError, match=words):
-        ViewSettings(**change)
-
-
 def test_a_stored_face_smaller_than_the_view_is_refused():
     with pytest.raises(FercliError, match="smaller than the view's 112"):
         plain_view(torch.zeros(1, 100, 100, 3, dtype=torch.uint8), torch.zeros(1, 5, 2), None, STILL)

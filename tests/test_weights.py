@@ -25,7 +25,7 @@ from fercli.models.names import (
     to_face_evolve_names,
     to_published_names,
 )
-from fercli.models.weights import inspect, load_weights
+from fercli.models.weights import load_weights, read_weights
 
 FROZEN = Path(__file__).parent / "fixtures" / "global_local.json"
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
@@ -226,7 +226,7 @@ def test_face_evolve_backbone_loads_and_leaves_the_rest(ir18, tmp_path, prefix):
     rest = {key: value.clone() for key, value in network.state_dict().items() if not key.startswith("backbone.")}
     description = load_weights(network, tmp_path / "backbone_ir18.pth")
     assert (description.kind, description.parts) == ("face-evolve", ("backbone",))
-    assert str(description).startswith("face.evoLVe backbone: an IR-18 (blocks 2-2-2-2), backbone only, ")
+    assert str(description.architecture) == "an IR-18 (blocks 2-2-2-2), backbone only"
     now, wanted = network.state_dict(), ir18.state_dict()
     assert all(torch.equal(now[key], wanted[key]) for key in now if key.startswith("backbone."))
     assert all(torch.equal(now[key], value) for key, value in rest.items())
@@ -251,7 +251,7 @@ def test_torchvision_imagenet_weights_fill_the_mobilenet(tmp_path):
 
 def test_our_own_checkpoint_round_trip(small, tmp_path):
     torch.save({"network": small.state_dict(), "step": 7, "spec": {"model": {"width": 8}}}, tmp_path / "last.ckpt")
-    description = inspect(tmp_path / "last.ckpt")
+    description = read_weights(tmp_path / "last.ckpt").description
     assert description.kind == "fercli" and description.left_over == () and description.class_status is None
     assert description.architecture.title == "a small IR-10 of width 8"
     assert description.parameters == sum(p.numel() for p in small.parameters())
@@ -297,7 +297,7 @@ def test_published_state_under_any_wrapper(small, tmp_path, case):
 def test_backbone_alone_under_any_prefix(ir18, tmp_path, prefix):
     state = body_numbered(to_published_names(ir18.state_dict()))
     torch.save({"state_dict": {f"{prefix}{key}": value for key, value in state.items()}}, tmp_path / "a.pth")
-    assert inspect(tmp_path / "a.pth").kind == "face-evolve"
+    assert read_weights(tmp_path / "a.pth").description.kind == "face-evolve"
 
 
 def test_submodule_that_was_compiled_and_a_swa_average(small, tmp_path):
@@ -372,7 +372,7 @@ def test_what_a_file_says_of_itself_is_taken_with_care(small, tmp_path):
         "best": {"rule": 3, "score": float("nan")}, "spec": {"name": laughs(16), "data": {"source": [[], "x"]}},
     }  # fmt: skip
     torch.save(document, tmp_path / "odd.ckpt")
-    description = inspect(tmp_path / "odd.ckpt")
+    description = read_weights(tmp_path / "odd.ckpt").description
     assert (description.epoch, description.class_status) == (None, None)
     assert [it.name for it in description.left_over] == ["optimizer"]
     assert description.record == {"stage": "adapt", "target": "a\\nb", "source": ["<list>", "x"]}
@@ -506,7 +506,7 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(case, small, tmp_path
     write, message = UNREADABLE[case]
     path = tmp_path / "file.pkl"
     write(path, small)
-    for read in (inspect, lambda path: load_weights(small, path)):
+    for read in (read_weights, lambda path: load_weights(small, path)):
         with pytest.raises(FercliError, match=message) as caught:
             read(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -651,4 +651,4 @@ def test_wrong_depth_the_other_way(tmp_path):
         FercliError, match=r"the file is an IR-50, the spec asks for an IR-18 \(set model.backbone: ir50\)"
     ):
         load_weights(network, tmp_path / "ir50.pkl")
-    assert inspect(tmp_path / "ir50.pkl").architecture.blocks == (3, 4, 14, 3)
+    assert read_weights(tmp_path / "ir50.pkl").description.architecture.blocks == (3, 4, 14, 3)

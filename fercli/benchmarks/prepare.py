@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from fercli import console
 from fercli.benchmarks import face_mesh
-from fercli.datasets.reader import Listing, Record
+from fercli.datasets.reader import Listing
 from fercli.durations import digits
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting
@@ -76,8 +76,12 @@ def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds
     if any(record.offset is not None for record in listing):
         raise FercliError(f"{listing.name} lies in a csv of pixels: bench prepare needs one file a picture")
     listing = _readable(listing)
-    warm = replace_records(listing, listing.records[: 16 * max(processes)])
-    runs = {"bare": _bare, "mesh only": _mesh_only, "prepare": _prepare}
+    warm = replace(listing, records=listing.records[: 16 * max(processes)])
+    runs: dict[str, Callable[[Listing, Prepare, Path], float]] = {
+        "bare": partial(_shared_out, _mesh_of_files),
+        "mesh only": partial(_shared_out, _mesh_of_pictures),
+        "prepare": _prepare,
+    }
     if not face_mesh.is_installed():
         console.say("mediapipe is not installed: prepare is measured without its yardstick")
         runs = {"prepare": _prepare}
@@ -101,6 +105,7 @@ def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds
             return None
         return statistics.median(p / b for p, b in zip(rates["prepare", count], rates[name, base], strict=True))
 
+    stages = stages_ms(some_of(listing, 400), options, folder)
     return {
         "pictures": len(listing),
         "processes": [
@@ -116,13 +121,9 @@ def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds
             }
             for count in processes
         ],
-        "stages_ms": _with_rest(stages_ms(some_of(listing, 400), options, folder), rate("prepare", processes[0])),
+        # What one process takes beyond the stages: listing, putting the store together, drawing, starting.
+        "stages_ms": {**stages, "rest": max(0.0, 1e3 / rate("prepare", processes[0]) - sum(stages.values()))},
     }
-
-
-def _with_rest(stages: dict[str, float], rate: float) -> dict[str, float]:
-    """Add what one process takes beyond the stages: listing, putting the store together, drawing, starting."""
-    return {**stages, "rest": max(0.0, 1e3 / rate - sum(stages.values()))}
 
 
 def _readable(listing: Listing) -> Listing:
@@ -134,19 +135,14 @@ def _readable(listing: Listing) -> Listing:
         console.say(f"{len(listing) - len(good)} pictures that OpenCV cannot read are left out")
     if not good:
         raise FercliError(f"{listing.name}: OpenCV can read none of its pictures")
-    return replace_records(listing, good)
+    return replace(listing, records=good)
 
 
 def some_of(listing: Listing, count: int) -> Listing:
     """Return a listing of at most `count` of the records, evenly spread."""
     step = max(1, len(listing) / count)
     chosen = [listing.records[int(i * step)] for i in range(min(count, len(listing)))]
-    return replace_records(listing, chosen)
-
-
-def replace_records(listing: Listing, records: Sequence[Record]) -> Listing:
-    """Return a listing of other records in the same folder."""
-    return replace(listing, records=list(records))
+    return replace(listing, records=chosen)
 
 
 def stages_ms(listing: Listing, options: Prepare, folder: Path) -> dict[str, float]:
@@ -204,16 +200,9 @@ def _prepare(listing: Listing, options: Prepare, folder: Path) -> float:
     return spent
 
 
-def _bare(listing: Listing, options: Prepare, folder: Path) -> float:
-    return _shared_out(_mesh_of_files, [str(listing.root / r.path) for r in listing], options.workers)
-
-
-def _mesh_only(listing: Listing, options: Prepare, folder: Path) -> float:
-    return _shared_out(_mesh_of_pictures, [str(listing.root / r.path) for r in listing], options.workers)
-
-
-def _shared_out(function: Callable[[list[str]], float], paths: list[str], workers: int) -> float:
+def _shared_out(function: Callable[[list[str]], float], listing: Listing, options: Prepare, folder: Path) -> float:
     """Return the seconds that the slowest of the processes took for its share of the pictures."""
+    paths, workers = [str(listing.root / record.path) for record in listing], options.workers
     shares = [paths[i::workers] for i in range(workers)]
     if workers == 1:
         return function(shares[0])

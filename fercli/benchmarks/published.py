@@ -192,11 +192,11 @@ def _steps(spec: Spec, batch: int, precisions: list[str], steps: int, rounds: in
     plain = with_settings(spec, "adapt", batch, "32-true")
     as_published = {name: value for name, value in spec.adapt.options.items() if name != "passes"}
     plain = plain.model_copy(update={"adapt": plain.adapt.model_copy(update={"options": as_published})})
-    sides: dict[str, Steps] = {"published": _PublishedSteps(plain, _new(room / "published"))}
+    sides: dict[str, Steps] = {"published": _PublishedSteps(plain, room / "published")}
     chosen: dict[str, dict[str, Any]] = {}
     for precision in precisions:
         cell = with_settings(spec, "adapt", batch, precision)
-        sides[precision] = Steps(cell, "adapt", _new(room / precision))
+        sides[precision] = Steps(cell, "adapt", room / precision)
         chosen[precision] = accelerate(sides[precision].network, cell.engine, sides[precision].device, 2 * batch)
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
@@ -281,11 +281,6 @@ def _backward(cut: Any, maps: Tensor) -> Any:
 def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
     each = [a / b for a, b in zip(theirs, ours, strict=True)]
     return {"times_faster": statistics.median(each), "spread": [min(each), max(each)]}
-
-
-def _new(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    return folder
 
 
 def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:

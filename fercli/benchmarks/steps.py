@@ -12,30 +12,30 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fercli import console
 from fercli.benchmarks.stores import noise_store
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
-from fercli.engine.data import Source, view_settings
+from fercli.engine.data import Source, make_batches, view_settings
 from fercli.engine.evaluator import TargetEvaluator
 from fercli.engine.fabric import make_fabric
 from fercli.engine.log import Meter
-from fercli.engine.loop import TrainingModule
+from fercli.engine.loop import TrainingModule, make_optimizer, update
 from fercli.engine.network import empty_network
-from fercli.engine.schedule import rate_in
-from fercli.engine.stages import optimizer_groups, train_source
+from fercli.engine.stages import train_source
 from fercli.errors import FercliError
 from fercli.loading.augment import plain_view
-from fercli.loading.batches import Batch, Batches, SourceRecipe
+from fercli.loading.batches import Batch
 from fercli.loading.face_dataset import FaceDataset
 from fercli.loading.held_out import hold_out, labels_of
 from fercli.machine import seconds, wait
@@ -53,7 +53,7 @@ class Steps:
     Args:
         spec: what to train and how; its datasets are not read.
         stage: ``train`` or ``adapt``.
-        room: an empty folder for the stores.
+        room: a folder for the stores, made if it is not there.
     """
 
     def __init__(self, spec: Spec, stage: str, room: Path):
@@ -82,34 +82,13 @@ class Steps:
         self.network = empty_network(spec)
         options = kind.read_options(spec.adapt.options if self.adapts else {})
         self.method: Method = kind(self.plan, options, FEATURE_SIZE, len(target) if target else 0)
-        settings = view_settings(spec)
-        self.batches = Batches(
-            *(source.train, source.labels, target, self.method.wants, self.plan.batch, spec.engine.seed, settings),
-            self.device,
-            recipe=SourceRecipe() if self.adapts else SourceRecipe.of(self.plan),
-        )
-        self.raw = TrainingModule(self.network, self.method)
-        optimizer = torch.optim.SGD(
-            optimizer_groups(self.network, self.method, self.plan),
-            lr=rate_in(self.plan.lr, 1),
-            momentum=self.plan.momentum,
-            weight_decay=self.plan.weight_decay,
-            nesterov=self.plan.nesterov,
-        )
-        self.module, self.optimizer = self.fabric.setup(self.raw, optimizer)
-        self.raw.train()
+        self.batches = make_batches(spec, source, target, self.method.wants, self.device)
+        raw = TrainingModule(self.network, self.method)
+        self.module, self.optimizer = self.fabric.setup(raw, make_optimizer(raw, self.plan))
+        raw.train()
         if self.adapts:
-            parts = (
-                self.network,
-                self.method,
-                settings,
-                spec.engine.evaluate_batch,
-                source,
-                target,
-                target,
-                spec.adapt,
-            )
-            self.method.begin_epoch(TargetEvaluator(*parts, room, other))
+            looks = (self.network, self.method, view_settings(spec), spec.engine.evaluate_batch, source)
+            self.method.begin_epoch(TargetEvaluator(*looks, target, target, spec.adapt, room, other))
         self._meter, self._step = Meter(), 0
 
     @property
@@ -121,31 +100,17 @@ class Steps:
         """The batch of the step that comes next."""
         return self.batches(self._step, self.method.pseudo_labelled())
 
-    def run(self, timed: Callable[[str], Any] | None = None) -> None:
+    def run(self, timed: Callable[[str], Any] = nullcontext) -> None:
         """Do one step as the loop does; `timed`: name of a part -> a context to do it in."""
-        timed = timed or _untimed
         with timed("batch"):
             batch = self.batch()
         self.update(batch, timed)
 
-    def update(self, batch: Batch, timed: Callable[[str], Any] | None = None) -> None:
+    def update(self, batch: Batch, timed: Callable[[str], Any] = nullcontext) -> None:
         """Do what follows in a step when its batch is made."""
-        timed = timed or _untimed
-        for update in range(self.method.updates):
-            with timed("forward"):
-                losses, logs = self.module(batch, Progress(self._step, 1, update))
-                loss = torch.stack(list(losses.values())).sum()
-            with timed("backward"):
-                self.optimizer.zero_grad(set_to_none=True)
-                self.fabric.backward(loss)
-            with timed("optimizer"):
-                for parameter in self.method.frozen(self.network, update):
-                    parameter.grad = None
-                if self.plan.clip_norm is not None:
-                    self.fabric.clip_gradients(
-                        self.module, self.optimizer, max_norm=self.plan.clip_norm, error_if_nonfinite=False
-                    )
-                self.optimizer.step()
+        how = (self.module, self.optimizer, self.fabric, self.plan)
+        for number in range(self.method.updates):
+            losses, logs = update(*how, batch, Progress(self._step, 1, number), _sum, timed)
             self._meter.add({**losses, **logs})
         self._step += 1
 
@@ -156,9 +121,8 @@ class Steps:
         return counter.get_total_flops()
 
 
-@contextmanager
-def _untimed(_: str) -> Iterator[None]:
-    yield
+def _sum(losses: dict[str, Tensor], *_: int) -> Tensor:
+    return torch.stack(list(losses.values())).sum()
 
 
 class _Shares:
@@ -192,16 +156,14 @@ def measure(
         A JSON document; see `tables`. A batch that does not fit into the device's memory has the row
         ``{"batch", "precision", "failed"}``.
     """
-    stage_spec = {"train": spec.train_source, "adapt": spec.adapt}.get(stage)
-    sizes = list(batches) or [stage_spec.batch if stage_spec else spec.engine.evaluate_batch]
+    own = {"train": spec.train_source.batch, "adapt": spec.adapt.batch, "predict": spec.engine.evaluate_batch}
+    sizes = list(batches) or [own[stage]]
     rows, cells = [], [(p, b) for p in list(precisions) or [spec.engine.precision] for b in sizes]
     with console.progress(f"bench {stage}", total=len(cells)) as bar:
         for number, (precision, batch) in enumerate(cells):
             cell = with_settings(spec, stage, batch, precision)
-            folder = room / str(number)
-            folder.mkdir()
             try:
-                row = (_predict if stage == "predict" else _train)(cell, stage, steps, rounds, folder)
+                row = (_predict if stage == "predict" else _train)(cell, stage, steps, rounds, room / str(number))
             except torch.cuda.OutOfMemoryError:
                 row = {"batch": batch, "precision": precision, "failed": "out of memory"}
                 torch.cuda.empty_cache()
@@ -221,14 +183,10 @@ def measure(
 
 def with_settings(spec: Spec, stage: str, batch: int, precision: str) -> Spec:
     """The spec with another batch size and precision."""
-    engine = spec.engine.model_copy(
-        update={"precision": precision, **({"evaluate_batch": batch} if stage == "predict" else {})}
-    )
-    changes: dict[str, Any] = {"engine": engine}
-    section = {"train": "train_source", "adapt": "adapt"}.get(stage)
-    if section:
-        changes[section] = getattr(spec, section).model_copy(update={"batch": batch})
-    return spec.model_copy(update=changes)
+    section = {"train": "train_source", "adapt": "adapt", "predict": "engine"}[stage]
+    key = "evaluate_batch" if stage == "predict" else "batch"
+    made = spec.model_copy(update={"engine": spec.engine.model_copy(update={"precision": precision})})
+    return made.model_copy(update={section: getattr(made, section).model_copy(update={key: batch})})
 
 
 def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[str, Any]:
@@ -259,7 +217,7 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
     settings, precision = view_settings(spec), resolve_precision(spec.engine.precision, device.type)
     half, positions, waited = autocast_of(precision), np.arange(batch), 0.0
 
-    def run(timed: Callable[[str], Any] = _untimed) -> None:
+    def run(timed: Callable[[str], Any] = nullcontext) -> None:
         nonlocal waited
         with timed("batch"):
             started = time.perf_counter()

@@ -14,7 +14,7 @@ from fercli.cli.options import (
     spec_options,
     target_option,
 )
-from fercli.cli.outcome import told
+from fercli.cli.train_source import told
 
 
 @click.command("adapt")

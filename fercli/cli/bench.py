@@ -17,6 +17,10 @@ from fercli.durations import digits
 if TYPE_CHECKING:
     from fercli.spec import Spec
 
+_rounds_option = click.option(
+    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count."
+)
+
 
 @click.group("bench", short_help="Measure the speed of a step on this machine.")
 def command():
@@ -41,7 +45,7 @@ def command():
 )
 @root_option
 @click.option("--images", type=click.IntRange(min=16), default=6000, show_default=True, help="How many, at most.")
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count.")
+@_rounds_option
 def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds):
     """Pictures a second of fercli prepare, in all and by process, against bare MediaPipe face mesh.
 
@@ -103,9 +107,7 @@ _step_options = together(
         help="Instead of the spec's engine.precision (may be repeated).",
     ),
     click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="In a round."),
-    click.option(
-        "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count."
-    ),
+    _rounds_option,
 )
 
 

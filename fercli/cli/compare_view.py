@@ -14,8 +14,8 @@ from fercli.evaluation.compare import CHANGES, spec_differences
 from fercli.evaluation.runs import Run
 from fercli.spreadsheet import write_csv
 
-#: Sections that no model depends on, and those that a source model does not.
-_IDLE, _LATER = ("evaluate", "sweep"), ("adapt", "data.targets")
+#: Keys that no model depends on, and those that a source model does not.
+_IDLE, _LATER = ("name", "evaluate", "sweep"), ("adapt", "data.targets")
 _COLUMNS = (
     *("tested on", "model", "acc %", "points", "F1 %", "points", "faces"),
     *("fixed", "broken", "other", "p", "p Holm"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from fercli import console
@@ -10,6 +12,7 @@ from fercli.cli.options import (
     chosen_targets,
     outside_method_option,
     read_spec,
+    show_files,
     source_option,
     spec_options,
     target_option,
@@ -62,15 +65,11 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, repor
 
 
 def _show(results, files, of_model=False):
-    from fercli.cli.evaluate_view import expressions, headline
-
-    title, *table = headline(results)
+    title, *table = _headline(results)
     console.table(results["title"] if of_model else title, *table)
     if of_model:
-        console.table(*expressions(results))
-    for kind, path in files.items():
-        console.say(f"{kind}: {path}")
-    console.result({**results, "files": {kind: str(path) for kind, path in files.items()}})
+        console.table(*_expressions(results))
+    show_files(results, files)
 
 
 def _evaluate_model(spec, name, sources, targets, report):
@@ -91,8 +90,10 @@ def _evaluate_model(spec, name, sources, targets, report):
 
 
 def _evaluate_sweep(spec, targets, report):
-    from fercli.report.sweep import sweep_headline, sweep_rule_table, write_sweep_report
-    from fercli.sweep.run import gather, write_results
+    from fercli.cli.sweep import show
+    from fercli.report.sweep import write_sweep_report
+    from fercli.sweep.aggregate import gather
+    from fercli.sweep.run import write_results
 
     if targets and "all" not in targets:
         spec = spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"targets": list(targets)})})
@@ -100,8 +101,60 @@ def _evaluate_sweep(spec, targets, report):
     files = write_results(document, spec.run_folder)
     if report:
         files["report"] = write_sweep_report(document, spec.run_folder)
-    console.table(*sweep_headline(document))
-    console.table(*sweep_rule_table(document))
-    for kind, path in files.items():
-        console.say(f"{kind}: {path}")
-    console.result({**document, "files": {kind: str(path) for kind, path in files.items()}})
+    show(document, files)
+
+
+def _headline(results: dict[str, Any]) -> tuple[str, list[str], list[list[str]], str]:
+    """The results as (title, columns, rows, caption) for `fercli.console.table`."""
+    columns = ["tested on", "method", "decision", "acc %", "F1 %", "scored/listed", "epoch", "chosen by"]
+    rows = []
+    for entry in results["entries"]:
+        if entry["role"] == "source":
+            name, model, rule = entry["dataset"], entry["model"], entry["decision"]["rule"]
+            figures = _figures(entry["decision"]["metrics"], entry["counts"])
+            rows.append([f"{_marked(results, name)} (source)", model, rule, *figures, entry["epoch"]])
+            rows[-1].append(entry["selection"]["rule"])
+    for row in results["table"]:
+        star = "*" if not row["oracle"] and row["method"] != "source-only" else ""
+        chosen = "ORACLE" if row["oracle"] else row["selection"]
+        name = star + _marked(results, row["target"])
+        rows.append([name, row["method"], row["decision"], *_figures(row, row), row["epoch"], chosen])
+    notes = []
+    if results["synthetic"]:
+        notes.append("Datasets marked † are synthetic: procedural faces drawn by fercli, not photographs.")
+    if any(row["oracle"] for row in results["table"]):
+        notes.append("ORACLE rows used target labels, to choose the epoch or to train: an upper bound, not a result.")
+    return f"{results['title']}: source-only beside adapted", columns, rows, "\n".join(notes)
+
+
+def _expressions(results: dict[str, Any]) -> tuple[str, list[str], list[list[str]], str | None]:
+    """Recall, precision and F1 of the decision for each expression, as `_headline`, of every dataset with labels."""
+    columns = ["tested on", "expression", "recall %", "precision %", "F1 %", "faces"]
+    rows = []
+    for entry in results["entries"]:
+        for one in (entry["decision"]["metrics"] or {}).get("per_expression", []):
+            figures = [_percent(one[name]) for name in ("recall", "precision", "f1")]
+            rows.append([_marked(results, entry["dataset"]), one["expression"], *figures, str(one["support"])])
+    notes = [
+        f"{entry['dataset']}: {_intervals(entry['intervals'])}" for entry in results["entries"] if entry["intervals"]
+    ]
+    return "By expression", columns, rows, "\n".join(notes) or None
+
+
+def _intervals(found: dict[str, Any]) -> str:
+    names = (("accuracy", "acc"), ("macro_f1", "F1"))
+    said = [f"{name} {_percent(found[key][0])} to {_percent(found[key][1])}" for key, name in names]
+    return f"95 % intervals, bootstrap over {found['units']} {found['by']}: {', '.join(said)}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _marked(results: dict[str, Any], dataset: str) -> str:
+    return dataset + (" †" if results["datasets"][dataset]["synthetic"] else "")
+
+
+def _figures(metrics: dict[str, Any] | None, counts: dict[str, Any]) -> list[str]:
+    shown = [_percent(metrics and metrics[name]) for name in ("accuracy", "macro_f1")]
+    return [*shown, f"{counts['scored']}/{counts['expected']}"]

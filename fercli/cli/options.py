@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -171,3 +172,10 @@ def chosen_targets(spec: Spec, targets: tuple[str, ...]) -> list[str]:
         if name in spec.data.source:
             raise SpecError(f"--target {name} is a source of this run", "a target must be another dataset")
     return names
+
+
+def show_files(document: dict[str, Any], files: dict[str, Path]) -> None:
+    """Say where a document of results was written, by kind of file, and print it with them where JSON is asked for."""
+    for kind, path in files.items():
+        console.say(f"{kind}: {path}")
+    console.result({**document, "files": {kind: str(path) for kind, path in files.items()}})

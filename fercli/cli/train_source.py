@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from fercli import console
 from fercli.cli.options import read_spec, restart_option, source_option, spec_options
-from fercli.cli.outcome import told
+from fercli.durations import duration
 
 
 @click.command("train-source")
@@ -28,3 +30,9 @@ def command(spec_file, overrides, quiet, as_json, sources, restart):
     outcome = train_source(read_spec(spec_file, overrides, quiet, as_json, sources), restart)
     console.say(f"source model: {told(outcome)}")
     console.result({"train_source": outcome})
+
+
+def told(outcome: dict[str, Any]) -> str:
+    """Name the best checkpoint, its epoch and score, and the time that this call trained, if it did."""
+    took = duration(outcome["seconds"]) if outcome["trained_steps"] else "already trained"
+    return f"{outcome['folder']}/best.ckpt, epoch {outcome['epoch']}, {outcome['rule']} {outcome['score']:.4f}, {took}"

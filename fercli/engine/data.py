@@ -9,9 +9,11 @@ import torch
 
 from fercli import console
 from fercli.datasets.protocol import overlap
+from fercli.engine.sharding import shard_of
 from fercli.errors import Advice, FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.loading.augment import ViewSettings
+from fercli.loading.batches import Batches, SourceRecipe
 from fercli.loading.face_dataset import FaceDataset
 from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.spec import Spec
@@ -59,10 +61,7 @@ class Source(NamedTuple):
 def source_faces(spec: Spec, device: torch.device) -> Source:
     """Training and held-out faces of the source datasets with their labels. Warns of an expression without any."""
     stores = [open_store(spec, name) for name in spec.data.source]
-    parts = []
-    for store in stores:
-        parts.append(training_and_validation(store, spec.data.validation))
-    train, held = [p[0] for p in parts], [p[1] for p in parts]
+    train, held = zip(*(training_and_validation(store, spec.data.validation) for store in stores), strict=True)
     labels = labels_of(stores, train)
     absent = [name for number, name in enumerate(EXPRESSIONS) if not (labels == number).any()]
     if absent:
@@ -71,4 +70,17 @@ def source_faces(spec: Spec, device: torch.device) -> Source:
     how = (device, spec.model.reads_crops, spec.engine.data)
     return Source(
         FaceDataset(stores, train, *how), labels, FaceDataset(stores, held, *how), labels_of(stores, held), stores
+    )
+
+
+def make_batches(
+    spec: Spec, source: Source, target: FaceDataset | None, wants: frozenset[str], device: torch.device
+) -> Batches:
+    """The batches of `train_source`, or with a target those of `adapt`, whose method `wants` these views of it."""
+    plan = spec.train_source if target is None else spec.adapt
+    return Batches(
+        *(source.train, source.labels, target, wants, plan.batch, spec.engine.seed, view_settings(spec), device),
+        spec.data.balance,
+        recipe=SourceRecipe.of(plan) if target is None else SourceRecipe(),
+        shard=shard_of,
     )

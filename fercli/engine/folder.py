@@ -13,6 +13,7 @@ import torch
 
 from fercli.engine import checkpoint, distributed
 from fercli.errors import FercliError
+from fercli.evaluation.compare import spec_differences
 from fercli.files import empty_folder, only_one, write_atomically
 from fercli.spec import Spec, to_yaml, up_to_date
 from fercli.store import Store
@@ -142,18 +143,9 @@ def resolved(spec: dict[str, Any]) -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any], paths: tuple[str, ...], free: frozenset[str]) -> str:
     """What differs at the key paths, as "model.width 16 -> 24", or an empty string."""
     found = []
-
-    def walk(path: str, a: Any, b: Any) -> None:
-        if isinstance(a, dict) and isinstance(b, dict):
-            for key in [*a, *(k for k in b if k not in a)]:
-                if key not in free:
-                    walk(f"{path}.{key}", a.get(key), b.get(key))
-        elif a != b:
-            found.append(f"{path} {a} -> {b}")
-
     for path in paths:
         a, b = old, new
         for key in path.split("."):
             a, b = a.get(key, {}), b.get(key, {})
-        walk(path, a, b)
+        found += [f"{where} {x} -> {y}" for where, (x, y) in spec_differences(a, b, path, free).items()]
     return ", ".join(found[:4]) + (", ..." if len(found) > 4 else "")

@@ -38,7 +38,6 @@ def predict(
     """
     was_training = network.training
     network.eval()
-    together = distributed.world_size() > 1
     probabilities, features = torch.zeros(len(faces), 7, 7), torch.zeros(len(faces), 6, 64)
     # In whole batches, so that each is what it would be in one process.
     for start in range(batch * distributed.rank(), len(faces), batch * distributed.world_size()):
@@ -49,6 +48,4 @@ def predict(
         probabilities[start : start + batch] = output.logits.float().softmax(-1).cpu()
         features[start : start + batch] = output.features.float().cpu()
     network.train(was_training)
-    if together:
-        probabilities, features = distributed.all_reduce(probabilities), distributed.all_reduce(features)
-    return Outputs(probabilities, features)
+    return Outputs(distributed.all_reduce(probabilities), distributed.all_reduce(features))

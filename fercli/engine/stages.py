@@ -7,30 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from fercli import console
 from fercli.engine import checkpoint, distributed
 from fercli.engine.acceleration import accelerate
-from fercli.engine.data import open_store, source_faces, view_settings, warn_of_overlap
+from fercli.engine.data import make_batches, open_store, source_faces, view_settings, warn_of_overlap
 from fercli.engine.evaluator import SourceEvaluator, TargetEvaluator
 from fercli.engine.fabric import make_fabric
 from fercli.engine.folder import digest, prepared_again, record_of, stage_folder
 from fercli.engine.log import ENVIRONMENT
-from fercli.engine.loop import TrainerConfig, TrainingModule, fit
+from fercli.engine.loop import Stage, TrainingModule, fit
 from fercli.engine.network import channels_last, empty_network, load_network
-from fercli.engine.sharding import shard_of
 from fercli.errors import Advice, FercliError
 from fercli.evaluation.oracle import oracle_labels
 from fercli.files import write_atomically
-from fercli.loading.batches import Batches, SourceRecipe
 from fercli.loading.face_dataset import FaceDataset
 from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE
-from fercli.spec import Optimisation, Spec
-from fercli.spec.registry import RULES
+from fercli.spec import Spec
 from fercli.store import Store
 
 
@@ -54,24 +50,18 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
         plan, settings = spec.train_source, view_settings(spec)
         method = kind(plan, Method.read_options({}), FEATURE_SIZE, target_size=0)
         evaluator = SourceEvaluator(network, method, settings, spec.engine.evaluate_batch, source)
-        batches = Batches(
-            source.train,
-            source.labels,
-            None,
-            frozenset(),
-            plan.batch,
-            spec.engine.seed,
-            settings,
-            fabric.device,
-            spec.data.balance,
-            recipe=SourceRecipe.of(plan),
-            shard=shard_of,
+        stage = Stage(
+            title="train-source " + "+".join(spec.data.source),
+            folder=folder,
+            module=TrainingModule(network, method),
+            batches=make_batches(spec, source, None, method.wants, fabric.device),
+            steps_per_epoch=plan.steps_per_epoch or max(1, len(source.train) // plan.batch),
+            evaluator=evaluator,
+            plan=plan,
+            engine=spec.engine,
+            record=record,
         )
-        steps = plan.steps_per_epoch or max(1, len(source.train) // plan.batch)
-        title = "train-source " + "+".join(spec.data.source)
-        return _run(
-            title, spec, plan, folder, record, fabric, TrainingModule(network, method), batches, steps, evaluator
-        )
+        return _run(stage, fabric)
 
 
 def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
@@ -89,13 +79,16 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     store = open_store(spec, target, labels=False)
     unlabelled, to_score = store.indices(store.adapt_splits), store.indices(store.score_splits)
     warn_of_overlap(store)
-    start = checkpoint.load(_source_checkpoint(spec))
+    path = spec.run_folder / "source" / "best.ckpt"
+    if not path.exists():
+        raise FercliError(f"no source model at {path}", Advice.run("train-source"))
+    start = checkpoint.load(path)
     # Patches of the photograph leave a backbone's local map unused.
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     network = empty_network(spec)
-    load_network(network, start, spec, _source_checkpoint(spec))
+    load_network(network, start, spec, path)
     source = source_faces(spec, fabric.device)
-    _check_faces(spec, start, source.stores, store)
+    _check_faces(path, start, source.stores, store)
     record = {
         **record_of(spec, "adapt", [*source.stores, store]),
         "target": target,
@@ -117,31 +110,25 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         evaluator = TargetEvaluator(
             network, method, settings, spec.engine.evaluate_batch, source, train, faces(to_score), plan, folder, store
         )
-        batches = Batches(
-            source.train,
-            source.labels,
-            train,
-            method.wants,
-            plan.batch,
-            spec.engine.seed,
-            settings,
-            fabric.device,
-            spec.data.balance,
-            shard=shard_of,
+        stage = Stage(
+            title=f"adapt {spec.adapt.method} -> {target}",
+            folder=folder,
+            module=TrainingModule(network, method),
+            batches=make_batches(spec, source, train, method.wants, fabric.device),
+            steps_per_epoch=plan.steps_per_epoch or max(1, max(len(source.train), len(train)) // plan.batch),
+            evaluator=evaluator,
+            plan=plan,
+            engine=spec.engine,
+            record=record,
         )
-        steps = plan.steps_per_epoch or max(1, max(len(source.train), len(train)) // plan.batch)
-        title = f"adapt {spec.adapt.method} -> {target}"
-        return _run(
-            title, spec, plan, folder, record, fabric, TrainingModule(network, method), batches, steps, evaluator
-        )
+        return _run(stage, fabric)
 
 
-def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target: Store) -> None:
+def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target: Store) -> None:
     """Refuse to adapt with other source faces than the source model's, or to the source itself under another name."""
     for store in prepared_again(start, sources):
         raise FercliError(
-            f"{store.path} was prepared again, with other faces or labels than {_source_checkpoint(spec)} was trained "
-            "on",
+            f"{store.path} was prepared again, with other faces or labels than {path} was trained on",
             Advice.run("train-source", "--restart"),
         )
     for store in sources:
@@ -152,43 +139,11 @@ def _check_faces(spec: Spec, start: dict[str, Any], sources: list[Store], target
             )
 
 
-def _source_checkpoint(spec: Spec) -> Path:
-    path = spec.run_folder / "source" / "best.ckpt"
-    if not path.exists():
-        raise FercliError(f"no source model at {path}", Advice.run("train-source"))
-    return path
-
-
-def _run(
-    title: str,
-    spec: Spec,
-    plan: Optimisation,
-    folder: Path,
-    record: dict[str, Any],
-    fabric: Any,
-    module: TrainingModule,
-    batches: Batches,
-    steps_per_epoch: int,
-    evaluator: SourceEvaluator,
-) -> dict[str, Any]:
-    faces = plan.batch * (2 if module.method.wants else 1)
-    chosen = accelerate(module.network, spec.engine, fabric.device, faces)
-    config = TrainerConfig(
-        title=title,
-        folder=folder,
-        module=module,
-        groups=optimizer_groups(module.network, module.method, plan),
-        batches=batches,
-        steps_per_epoch=steps_per_epoch,
-        evaluator=evaluator,
-        validate=evaluator.validate,
-        rule=plan.select,
-        afterwards=evaluator.afterwards if RULES[plan.select].post_hoc else None,
-        optimisation=plan,
-        engine=spec.engine,
-        record=record,
-    )
-    outcome = {**fit(config, fabric), "decision": module.method.decision}
+def _run(stage: Stage, fabric: Any) -> dict[str, Any]:
+    method, folder, record = stage.module.method, stage.folder, stage.record
+    faces = stage.plan.batch * (2 if method.wants else 1)
+    chosen = accelerate(stage.module.network, stage.engine, fabric.device, faces)
+    outcome = {**fit(stage, fabric), "decision": method.decision}
     facts = describe_device(fabric.device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
         told = {**facts, **chosen, "processes": distributed.world_size(), "outcome": outcome}
@@ -201,17 +156,3 @@ def _write_environment(folder: Path, record: dict[str, Any], told: dict[str, Any
     made_of = {key: record[key] for key in ("stores", "source_model") if key in record}
     document = {**told, "made_of": {**made_of, "model": model}}
     write_atomically(folder / ENVIRONMENT, json.dumps(document, indent=2).encode())
-
-
-def optimizer_groups(network: torch.nn.Module, method: Method, plan: Any) -> list[dict[str, Any]]:
-    """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs."""
-    parts, more = network.parameter_groups(), method.network_parameters()
-    groups = [
-        {"params": parts["backbone"], "rates": plan.lr, "scale": 1.0},
-        {"params": [*parts["new"], *more], "rates": plan.lr, "scale": plan.head_lr_multiplier},
-    ]
-    ids = set(map(id, more))
-    extra = [parameter for parameter in method.parameters() if id(parameter) not in ids]
-    if extra:
-        groups.append({"params": extra, "rates": plan.discriminator_lr, "scale": 1.0})
-    return groups

@@ -6,7 +6,7 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,14 +112,12 @@ def _change(key: tuple[str, str], a: Answer, b: Answer) -> dict[str, str]:
     return {**about, "reference": a.answer, "other": b.answer, "change": kind}
 
 
-def spec_differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Key path -> the two values, of the keys that differ; a key that one has not is None there. Not the run's name."""
-
-    def walk(path: str, x: Any, y: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
-        if isinstance(x, dict) and isinstance(y, dict):
-            for key in dict.fromkeys((*x, *y)):
-                yield from walk(f"{path}.{key}" if path else str(key), x.get(key), y.get(key))
-        elif x != y:
-            yield path, (x, y)
-
-    return {path: values for path, values in walk("", a, b) if path != "name"}
+def spec_differences(a: Any, b: Any, path: str = "", free: Container[str] = ()) -> dict[str, tuple[Any, Any]]:
+    """Key path (below `path`) -> both values of the keys that differ and are not `free`; None where one lacks it."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return {path: (a, b)} if a != b else {}
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in dict.fromkeys((*a, *b)):
+        if key not in free:
+            found |= spec_differences(a.get(key), b.get(key), f"{path}.{key}" if path else str(key), free)
+    return found

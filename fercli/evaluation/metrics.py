@@ -47,11 +47,11 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, classes: int = NUM_EXPR
     return counts.astype(np.int64).reshape(classes, classes)
 
 
-def scores(matrix: ArrayLike, expressions: Sequence[str] = EXPRESSIONS) -> dict[str, Any]:
+def scores(counts: np.ndarray, expressions: Sequence[str] = EXPRESSIONS) -> dict[str, Any]:
     """Derive every score the project reports from a confusion matrix.
 
     Args:
-        matrix: integers [C, C] >= 0, row = true, column = predicted.
+        counts: from `confusion`: int64 [C, C] >= 0, row = true, column = predicted.
         expressions: names of the C classes, in the matrix's order.
 
     Returns:
@@ -61,21 +61,7 @@ def scores(matrix: ArrayLike, expressions: Sequence[str] = EXPRESSIONS) -> dict[
         ``mean_recall`` mean recall of the classes with images (the average accuracy a class); None for an empty matrix.
         ``per_expression`` a list of C dicts: ``expression`` (name), ``precision`` (None: never predicted), ``recall``
         (None: no images), ``f1`` (None: no images; 0: images, none of them found), ``support`` (int, images).
-
-    Raises:
-        ValueError: the matrix is not square, not of integers, has a negative count, or the names do not fit it.
     """
-    counts = np.asarray(matrix)
-    if counts.ndim != 2 or counts.shape[0] != counts.shape[1]:
-        raise ValueError(f"a confusion matrix is square, this one is {counts.shape}")
-    if not np.issubdtype(counts.dtype, np.integer):
-        raise ValueError(f"a confusion matrix counts images, this one is of {counts.dtype}")
-    if (counts < 0).any():
-        raise ValueError("a confusion matrix counts images, this one has a negative entry")
-    if len(expressions) != len(counts):
-        raise ValueError(f"{len(counts)} classes but {len(expressions)} names")
-
-    counts = counts.astype(np.int64)  # sums and doubles of int8 would overflow
     correct, support, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
     rows = []
     for i, name in enumerate(expressions):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fercli.spec import Spec
+
 _TARGETS = ("ck+", "jaffe", "sfew", "fer2013", "expw")
 _AGRA = "Chen et al., TPAMI 2022"
 _DIFC = "DIFC, ECCV Workshops 2022"
@@ -29,12 +31,12 @@ _ROWS: tuple[tuple[str, str, str, tuple[float | None, ...]], ...] = (
 )
 
 
-def published_rows(sources: list[str], targets: list[str], backbone: str) -> list[dict[str, Any]]:
-    """Rows for these targets and this backbone (``model.backbone``), accuracy in percent.
+def published_rows(spec: Spec, targets: list[str], synthetic: bool) -> list[dict[str, Any]]:
+    """Rows for these targets and the spec's backbone, accuracy in percent.
 
-    None unless the only source is ``raf-db``.
+    None unless ``evaluate.published`` asks for them and the only source is ``raf-db``, nor beside synthetic faces.
     """
-    if sources != ["raf-db"]:
+    if not spec.evaluate.published or synthetic or spec.data.source != ["raf-db"]:
         return []
     return [
         {
@@ -47,5 +49,5 @@ def published_rows(sources: list[str], targets: list[str], backbone: str) -> lis
         }
         for method, net, cited, figures in _ROWS
         for target, accuracy in zip(_TARGETS, figures, strict=True)
-        if net == _NAMES.get(backbone) and target in targets and accuracy is not None
+        if net == _NAMES.get(spec.model.backbone) and target in targets and accuracy is not None
     ]

@@ -5,10 +5,9 @@ This looks at target labels (through the oracle) after all is done: it judges th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from fercli.evaluation.metrics import number
 from fercli.evaluation.statistics import summary
 
 
@@ -30,14 +29,14 @@ def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
         cell
         for cell in document["cells"]
         if cell["method"] != document["reference"]
-        and not cell.get("oracle_method")
-        and number((cell.get("oracle") or {}).get("accuracy")) is not None
+        and not cell["oracle_method"]
+        and (cell["oracle"] or {}).get("accuracy") is not None
     ]
     targets = [name for name in document["targets"] if any(cell["target"] == name for cell in cells)]
     methods = [name for name in document["methods"] if any(cell["method"] == name for cell in cells)]
-    used = {cell.get("selection") for cell in cells}
+    used = {cell["selection"] for cell in cells}
     rows = []
-    for rule in dict.fromkeys(rule for cell in cells for rule in cell.get("rules") or {}):
+    for rule in dict.fromkeys(rule for cell in cells for rule in cell["rules"]):
         judged = [cell for cell in cells if _accuracy(cell, rule) is not None]
         below = summary(_below(cell, rule) for cell in judged)
         row = {
@@ -45,7 +44,7 @@ def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
             "used": rule in used,
             "mean": below.mean,
             "worst": max((_below(cell, rule) for cell in judged), default=None),
-            "hits": _share(cell["rules"][rule].get("epoch") == cell["oracle"].get("epoch") for cell in judged),
+            "hits": summary(float(c["rules"][rule]["epoch"] == c["oracle"]["epoch"]) for c in judged).mean,
             "gain": summary(_gain(cell, rule) for cell in judged).mean,
             "cells": len(judged),
         }
@@ -57,7 +56,7 @@ def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _accuracy(cell: Mapping[str, Any], rule: str) -> float | None:
-    return number(((cell.get("rules") or {}).get(rule) or {}).get("accuracy"))
+    return cell["rules"].get(rule, {}).get("accuracy")
 
 
 def _below(cell: Mapping[str, Any], rule: str) -> float:
@@ -67,7 +66,3 @@ def _below(cell: Mapping[str, Any], rule: str) -> float:
 def _gain(cell: Mapping[str, Any], rule: str) -> float | None:
     last = _accuracy(cell, "last")
     return None if last is None else _accuracy(cell, rule) - last
-
-
-def _share(hits: Iterable[bool]) -> float | None:
-    return summary(float(hit) for hit in hits).mean

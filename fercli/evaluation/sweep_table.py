@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fercli.evaluation.metrics import number
 from fercli.evaluation.statistics import holm, paired_differences, paired_t_test, summary, within_error
 
 Cell = Mapping[str, Any]
@@ -57,15 +56,15 @@ def groups(document: Mapping[str, Any]) -> list[Group]:
     later counts.
     """
     cells, reference = document["cells"], document["reference"]
-    oracles = {cell["method"] for cell in cells if cell.get("oracle_method")}
+    oracles = {cell["method"] for cell in cells if cell["oracle_method"]}
     found: dict[tuple[str, str], tuple[Cell, dict[tuple[str, Any], Cell]]] = {}
     for cell in cells:
         found.setdefault(_row_name(cell), (cell, {}))[1][cell["target"], cell["seed"]] = cell
-    for cell in document.get("missing") or []:
+    for cell in document["missing"]:
         found.setdefault(_row_name(cell), (cell, {}))
     order = {method: i for i, method in enumerate(document["methods"])}
     rows = [
-        Group(one["method"], one.get("keys") or {}, one["method"] == reference, one["method"] in oracles, own)
+        Group(one["method"], one["keys"], one["method"] == reference, one["method"] in oracles, own)
         for one, own in found.values()
     ]
     return sorted(rows, key=lambda row: (not row.reference, row.oracle, order.get(row.method, len(order))))
@@ -81,19 +80,19 @@ def table_columns(document: Mapping[str, Any]) -> list[Column]:
 
 def score(name: str) -> Callable[[Cell], float | None]:
     """Return a function that reads one score (a fraction or None) of a cell."""
-    return lambda cell: number(cell.get(name))
+    return lambda cell: cell.get(name)
 
 
 def oracle_score(cell: Cell) -> float | None:
     """Accuracy of a cell at the epoch that target labels would have chosen, None where it is not known."""
-    return number((cell.get("oracle") or {}).get("accuracy"))
+    return (cell.get("oracle") or {}).get("accuracy")
 
 
 def series(group: Group, column: Column, value: Callable[[Cell], float | None]) -> dict[Any, float]:
     """Values of a row in a column, seed -> value: for a mean, the mean over its targets of seeds that have them all."""
     found = {}
     for seed in dict.fromkeys(seed for _, seed in group.cells):
-        own = [value(group.cells.get((target, seed)) or {}) for target in column.targets]
+        own = [value(group.cells.get((target, seed), {})) for target in column.targets]
         if own and None not in own:
             found[seed] = sum(own) / len(own)
     return found
@@ -148,17 +147,17 @@ def row_label(method: str, keys: Mapping[str, Any]) -> str:
 
 def key_text(value: Any) -> str:
     """A grid key's value as a spec writes it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def unlabelled(document: Mapping[str, Any]) -> set[str]:
     """Return the targets that were run and have no score anywhere: the mean over targets goes without them."""
     run = {cell["target"] for cell in document["cells"]}
-    return run - {cell["target"] for cell in document["cells"] if number(cell.get("accuracy")) is not None}
+    return run - {cell["target"] for cell in document["cells"] if cell["accuracy"] is not None}
 
 
 def _row_name(cell: Cell) -> tuple[str, str]:
-    return cell["method"], json.dumps(cell.get("keys") or {}, sort_keys=True, default=str)
+    return cell["method"], json.dumps(cell["keys"], sort_keys=True)
 
 
 def _cell(own: Mapping[Any, float], reference: Mapping[Any, float] | None) -> dict[str, Any]:

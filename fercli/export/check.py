@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -127,8 +127,9 @@ def drawn(spec: Spec) -> Samples:
 def compare(deployed: Deployed, run: Runner, given: Samples) -> Agreement:
     """Compare an exported file with the model as `fercli evaluate` uses it, from the stored faces on."""
     sizes = _batch_sizes(len(given.faces))
-    got = _together([run(*part) for part in _split(given.prepared(deployed.settings.size), sizes)])
-    expected = _together([_evaluated(deployed, given, rows) for rows in _rows(sizes)])
+    got = _together([run(*parts) for parts in _split(given.prepared(deployed.settings.size), sizes)])
+    stored = _split((given.faces, given.landmarks, given.crops), sizes)
+    expected = _together([_evaluated(deployed, *parts) for parts in stored])
     return judge(deployed, expected, got, given.dataset, tuple(dict.fromkeys(sizes)))
 
 
@@ -164,10 +165,9 @@ def judge(
     )
 
 
-def _evaluated(deployed: Deployed, given: Samples, rows: slice) -> tuple[Tensor, ...]:
+def _evaluated(deployed: Deployed, faces: Tensor, landmarks: Tensor, crops: Tensor | None) -> tuple[Tensor, ...]:
     """What evaluation makes of stored faces; not by `Deployed.forward`, which is what was traced."""
-    crops = None if given.crops is None else given.crops[rows]
-    view = plain_view(given.faces[rows], given.landmarks[rows], crops, deployed.settings)
+    view = plain_view(faces, landmarks, crops, deployed.settings)
     output = deployed.network(*view.inputs)
     if deployed.output_transform is not None:
         output = deployed.output_transform(output)
@@ -183,13 +183,8 @@ def _batch_sizes(count: int) -> list[int]:
     return sizes
 
 
-def _rows(sizes: Sequence[int]) -> list[slice]:
-    ends = np.cumsum(sizes).tolist()
-    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
-def _split(parts: tuple[Tensor, ...], sizes: Sequence[int]) -> list[tuple[Tensor, ...]]:
-    return [tuple(part[rows].contiguous() for part in parts) for rows in _rows(sizes)]
+def _split(parts: Sequence[Tensor | None], sizes: list[int]) -> Iterator[tuple[Tensor | None, ...]]:
+    return zip(*([None] * len(sizes) if part is None else part.split(sizes) for part in parts), strict=True)
 
 
 def _together(batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:

@@ -30,26 +30,15 @@ Shard = tuple[int, slice]
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How views are made. Raises FercliError for a value out of its range."""
+    """How views are made; the ranges are those of ``data.augment`` and ``prepare.size``."""
 
     size: int = 112  # pixels a side of the view, and of the box in the middle of the stored face
     flip: float = 0.5  # probability of a horizontal flip
     jitter: float = 0.1  # the window shifts by up to this share of the box's side and scales within 1 ± this
     operations: int = 3  # RandAugment operations a strong view draws
     magnitude: float = 5  # of RandAugment, 0 to 10
-    swap_landmarks: bool = (
-        True  # a flip swaps left and right landmarks (and crops); False: as the published code, it does not
-    )
+    swap_landmarks: bool = True  # a flip swaps left and right landmarks (and crops); not so in the published code
     move_landmarks: bool = True  # geometric operations move the landmarks; False: as the published code, they do not
-
-    def __post_init__(self):
-        limits = (("flip", 0, 1), ("jitter", 0, 0.5), ("magnitude", 0, randaugment.MAX_MAGNITUDE))
-        for name, low, high in limits:
-            if not low <= getattr(self, name) <= high:
-                raise FercliError(f"views: {name} is {getattr(self, name)}; it must be from {low} to {high}")
-        for name, low in (("size", 8), ("operations", 0)):
-            if getattr(self, name) < low:
-                raise FercliError(f"views: {name} is {getattr(self, name)}; it must be at least {low}")
 
 
 # Not frozen: Lightning Fabric rebuilds dataclasses among the inputs it casts, and refuses frozen ones.

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from fercli.expressions import NUM_EXPRESSIONS
+from fercli.methods.base import NUM_HEADS
 from fercli.methods.losses import Discriminator, conditional_adversarial
-from fercli.models import HEADS, Output
-
-NUM_HEADS = len(HEADS)
+from fercli.models import Output
 
 
 class HeadDiscriminators(nn.ModuleList):

@@ -1,7 +1,7 @@
 """The backbones: an aligned face in, a map for the local windows (28x28) and a map for the whole face (7x7) out.
 
 Every backbone takes images [B, 3, 112, 112] and returns ``(local map [B, L, 28, 28], global map [B, G, 7, 7])`` with
-``local_channels`` = L, ``global_channels`` = G and ``name`` (the word of the run spec) as attributes.
+``local_channels`` = L and ``global_channels`` = G as attributes.
 """
 
 from __future__ import annotations
@@ -65,6 +65,18 @@ def activation(channels: int, light: bool) -> nn.Module:
     return nn.ReLU(inplace=True) if light else PReLU(channels)
 
 
+def _stages(
+    blocks: Sequence[int], channels: int, widths: Sequence[int], strides: Sequence[int], light: bool
+) -> nn.ModuleList:
+    """Stages of `blocks` blocks each, from `channels` to their `widths`; the first block has the stage's stride."""
+    stages = []
+    for count, wider, stride in zip(blocks, widths, strides, strict=True):
+        rest = (BottleneckIR(wider, wider, 1, light) for _ in range(count - 1))
+        stages.append(nn.Sequential(BottleneckIR(channels, wider, stride, light), *rest))
+        channels = wider
+    return nn.ModuleList(stages)
+
+
 class IRNet(nn.Module):
     """An improved-residual net of four stages with `width`, 2, 4 and 8 times `width` channels.
 
@@ -76,28 +88,17 @@ class IRNet(nn.Module):
         blocks: how many blocks each stage has.
         width: channels of the stem and the first stage.
         light: trade the published order of strides and activations for speed on CPUs.
-        name: what the run spec calls it.
     """
 
-    def __init__(self, blocks: Sequence[int], width: int = 64, light: bool = False, name: str = "ir"):
+    def __init__(self, blocks: Sequence[int], width: int = 64, light: bool = False):
         super().__init__()
-        self.name, self.blocks, self.light = name, tuple(blocks), light
+        self.light = light
         self.local_channels, self.global_channels = 2 * width, 8 * width
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 3, 2 if light else 1, 1, bias=False), nn.BatchNorm2d(width), activation(width, light)
         )
-        stages, channels = [], width
-        for stage, count in enumerate(self.blocks):
-            wider = width * 2**stage
-            stride = 1 if light and stage == 0 else 2
-            stages.append(
-                nn.Sequential(
-                    BottleneckIR(channels, wider, stride, light),
-                    *(BottleneckIR(wider, wider, 1, light) for _ in range(count - 1)),
-                )
-            )
-            channels = wider
-        self.stages = nn.ModuleList(stages)
+        widths = [width * 2**stage for stage in range(4)]
+        self.stages = _stages(blocks, width, widths, (1 if light else 2, 2, 2, 2), light)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the maps of stage 2 [B, 2 width, 28, 28] and of stage 4 [B, 8 width, 7, 7]."""
@@ -117,24 +118,15 @@ class IRLite(nn.Module):
 
     light = True
 
-    def __init__(self, width: int = 32, name: str = "ir-lite"):
+    def __init__(self, width: int):
         super().__init__()
-        self.name, self.blocks = name, IR_BLOCKS[name]
         self.local_channels, self.global_channels = max(4, 5 * width // 8), 4 * width
         self.halve = nn.AvgPool2d(2)
         self.stem = nn.Sequential(
             nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), activation(width, True)
         )
-        stages, channels = [], width
-        for count, wider, stride in zip(self.blocks, (width, width, 2 * width, 4 * width), (1, 1, 2, 2), strict=True):
-            stages.append(
-                nn.Sequential(
-                    BottleneckIR(channels, wider, stride, True),
-                    *(BottleneckIR(wider, wider, 1, True) for _ in range(count - 1)),
-                )
-            )
-            channels = wider
-        self.stages = nn.ModuleList(stages)
+        widths = (width, width, 2 * width, 4 * width)
+        self.stages = _stages(IR_BLOCKS["ir-lite"], width, widths, (1, 1, 2, 2), True)
         self.project_local = nn.Sequential(
             nn.Conv2d(width, self.local_channels, 1, bias=False),
             nn.BatchNorm2d(self.local_channels),
@@ -156,13 +148,12 @@ class MobileNetV2(nn.Module):
     Each projection is a 1x1 convolution, batch norm and ReLU6, and trains at the rate of the new layers.
     """
 
-    def __init__(self, name: str = "mobilenet-v2"):
+    def __init__(self) -> None:
         super().__init__()
         # torchvision takes a second to import, and the other backbones need none of it
         from torchvision.models import mobilenet_v2
         from torchvision.ops import Conv2dNormActivation
 
-        self.name = name
         self.local_channels, self.global_channels = 128, 512
         # the last of torchvision's layers, 1x1 to 1280 channels, is replaced by our projection to 512
         self.features = mobilenet_v2(weights=None).features[:-1]
@@ -183,11 +174,11 @@ def build_backbone(name: str, width: int = 16) -> nn.Module:
         ValueError: no backbone of that name (the run spec is checked before it comes here).
     """
     if name == "mobilenet-v2":
-        return MobileNetV2(name)
+        return MobileNetV2()
     if name == "ir-lite":
         return IRLite(width)
     if name == "ir-small":
-        return IRNet(IR_BLOCKS[name], width, light=True, name=name)
+        return IRNet(IR_BLOCKS[name], width, light=True)
     if name in IR_BLOCKS:
-        return IRNet(IR_BLOCKS[name], name=name)
+        return IRNet(IR_BLOCKS[name])
     raise ValueError(f"no backbone {name!r}: there are {', '.join((*IR_BLOCKS, 'mobilenet-v2'))}")

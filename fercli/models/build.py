@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fercli.models.backbones import build_backbone
-from fercli.models.global_local import GlobalLocal, ModelSpec
+from fercli.models.global_local import GlobalLocal
 from fercli.models.weights import load_weights
+from fercli.spec import Model
 
 
-def build_network(spec: ModelSpec) -> GlobalLocal:
+def build_network(spec: Model) -> GlobalLocal:
     """Build the network that the ``model`` section of the run spec asks for, with its weights if it names any.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,18 +35,6 @@ class Output(NamedTuple):
 
     logits: Tensor
     features: Tensor
-
-
-class ModelSpec(Protocol):
-    """The run spec's ``model`` section, as far as it is read here."""
-
-    backbone: str  # ir50 | ir18 | mobilenet-v2 | ir-small | ir-lite
-    width: int  # of ir-small and ir-lite
-    local: str  # feature-map | image-crop
-    classifiers: str  # shared | separate
-    input: str  # colour | grey
-    test_flip: bool
-    weights: str | None
 
 
 class GlobalLocal(nn.Module):

@@ -115,11 +115,6 @@ class Description:
         """What people call this kind of file."""
         return KINDS[self.kind].title
 
-    def __str__(self) -> str:
-        epoch = "" if self.epoch is None else f", epoch {self.epoch}"
-        size = f"{self.parameters / 1e6:.2f} M parameters"
-        return f"{self.title}: {self.architecture}, {size} in {self.tensors} tensors{epoch}"
-
 
 def kind_of(state: Mapping[str, Tensor], place: str | None) -> str | None:
     """Tell a file's kind (a key of `KINDS`) from its tensors' names and the entry that held them; None if unknown."""

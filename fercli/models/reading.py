@@ -34,7 +34,8 @@ _OTHER_BYTES = "is damaged: its bytes are not those that were written"
 _CUT = "is truncated or damaged"
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_NAMED_AT_MOST = 6
+#: Names that `some` gives.
+NAMED_AT_MOST = 6
 _LONGEST_NAME = 160
 
 
@@ -209,13 +210,8 @@ def is_finite(tensor: Tensor) -> bool:
 def some(names: Iterable[Any]) -> str:
     """Return the first six names and how many more there are, in one line."""
     names = list(names)
-    more = len(names) - _NAMED_AT_MOST
-    return ", ".join(map(shown, names[:_NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
-
-
-def all_shown(names: Iterable[Any]) -> bool:
-    """Tell whether `some` names them all."""
-    return len(list(names)) <= _NAMED_AT_MOST
+    more = len(names) - NAMED_AT_MOST
+    return ", ".join(map(shown, names[:NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
 
 
 def shown(name: Any) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,12 +23,13 @@ from torch import Tensor, nn
 
 from fercli.errors import FercliError
 from fercli.models.backbones import build_backbone
-from fercli.models.global_local import GlobalLocal, ModelSpec
+from fercli.models.global_local import GlobalLocal
 from fercli.models.kinds import KINDS, Description, class_status_of, epoch_of, left_over, record_of
 from fercli.models.model_file import check_checkpoint, holds_model, read_model
 from fercli.models.names import Architecture, architecture_of, from_face_evolve_names, from_published_names
-from fercli.models.reading import all_shown, read_document, some
+from fercli.models.reading import NAMED_AT_MOST, read_document, some
 from fercli.models.unwrapping import unwrap
+from fercli.spec import Model
 from fercli.starter import NAME, starter_file
 
 #: What no file of torchvision's brings of our MobileNetV2.
@@ -54,15 +54,6 @@ class Weights(NamedTuple):
     document: Mapping[str, Any]
 
 
-def inspect(path: str | Path) -> Description:
-    """Tell what a checkpoint file holds, without a network to put it into.
-
-    Raises:
-        FercliError: the file is missing, empty, truncated, no checkpoint of a known kind, or asks to run code.
-    """
-    return read_weights(path).description
-
-
 def load_weights(network: nn.Module, path: str | Path) -> Description:
     """Fill `network` (a `GlobalLocal`) from a checkpoint file; all that fits or nothing.
 
@@ -72,15 +63,15 @@ def load_weights(network: nn.Module, path: str | Path) -> Description:
         What the file holds; its ``parts`` are now filled, the other parts keep their first weights.
 
     Raises:
-        FercliError: as `inspect`, or the file does not fit: one line that names every misfit (another architecture or
-            number of classes, tensors missing, unexpected, of another shape or type, not finite). The network is left
-            as it was.
+        FercliError: as `read_weights`, or the file does not fit: one line that names every misfit (another
+            architecture or number of classes, tensors missing, unexpected, of another shape or type, not finite). The
+            network is left as it was.
     """
     weights = read_weights(path)
     problems = misfits(weights, network)
     if problems:
         said = "; ".join(map(str, problems))
-        if not all(all_shown(problem.names) for problem in problems):
+        if any(len(problem.names) > NAMED_AT_MOST for problem in problems):
             said += "; for all of them: fercli weights inspect FILE -c SPEC"
         raise FercliError(f"weights {path} ({weights.description.title}) do not fit the network: {said}")
     network.load_state_dict(weights.state, strict=False)
@@ -88,10 +79,13 @@ def load_weights(network: nn.Module, path: str | Path) -> Description:
 
 
 def read_weights(path: str | Path) -> Weights:
-    """Read a checkpoint file of any kind; raises as `inspect`.
+    """Read a checkpoint file of any kind.
 
     Args:
         path: the file; ``starter``, a Path too as the spec keeps it, is the model that comes with fercli.
+
+    Raises:
+        FercliError: the file is missing, empty, truncated, no checkpoint of a known kind, or asks to run code.
     """
     path = starter_file() if str(path) == NAME else Path(path)
     document = read_model(path) if holds_model(path) else read_document(path)
@@ -167,17 +161,16 @@ def first_weights(description: Description, network: nn.Module) -> list[str]:
     return left
 
 
-def empty_network(model: ModelSpec) -> GlobalLocal:
+def empty_network(model: Model) -> GlobalLocal:
     """The network that a spec's ``model`` section asks for, without numbers (on the meta device): names and shapes."""
     with torch.device("meta"):
         backbone = build_backbone(model.backbone, model.width)
-        # other people's files say nothing of the last one
-        return GlobalLocal(backbone, model.local, model.classifiers, test_flip=getattr(model, "test_flip", False))
+        return GlobalLocal(backbone, model.local, model.classifiers, test_flip=model.test_flip)
 
 
 def own_network(architecture: Architecture) -> GlobalLocal | None:
     """The network that a file's own architecture asks for, as `empty_network`; None where fercli builds none such."""
-    return None if architecture.model is None else empty_network(SimpleNamespace(**architecture.model))
+    return None if architecture.model is None else empty_network(Model(**architecture.model))
 
 
 def _is_buffer(name: str) -> bool:

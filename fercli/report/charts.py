@@ -7,7 +7,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fercli.evaluation.metrics import number
 from fercli.report.plots import Point, svg, unbroken
 
 #: Faces that a bin of a reliability diagram takes to be drawn in full.
@@ -27,9 +26,9 @@ def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> Markup:
     """
     bars: dict[str, list[str]] = {}
     for one in bins:
-        accuracy, confidence = number(one["accuracy"]), number(one["confidence"])
-        if not one["count"] or accuracy is None or confidence is None:
+        if not one["count"]:
             continue
+        accuracy, confidence = one["accuracy"], one["confidence"]
         left, width = 100 * one["low"] + 0.4, 100 * (one["high"] - one["low"]) - 0.8
         both, more = min(accuracy, confidence), max(accuracy, confidence)
         gap, few = "over" if confidence > accuracy else "under", " few" if one["count"] < FEW else ""
@@ -100,7 +99,6 @@ def lines(
     if chosen is not None and epochs and first <= chosen <= last:
         parts.append(f'<path class="mark" d="M{x(chosen):.2f} 0V60"/>')
     for kind, points in series:
-        points = [(epoch, number(value)) for epoch, value in points]
         parts.extend(f'<path class="line {kind}" d="{path}"/>' for path in unbroken(points, x, y))
     ends = {"top": top, "bottom": bottom, "first": first, "last": last}
     return {"svg": svg(60, "curve", title, "".join(parts)), **ends}

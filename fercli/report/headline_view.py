@@ -5,21 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fercli.evaluation.metrics import accuracy_interval, number
-from fercli.report.frame import plain
-from fercli.report.plots import lanes, stage_folder
+from fercli.evaluation.metrics import accuracy_interval
+from fercli.report.plots import lanes
 
 #: How many images the list names, how many have a face, how many have a score.
 COUNTS = ("expected", "found", "scored")
 
 
 def all_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of `table`, and after them those of the source's own test images, which it does not hold.
+    """Return the rows of `table`, and after them those of the source's own test images (what the source model is worth
+    at home), which it does not hold.
 
     Each has ``correct``, ``interval`` (low, high or None), ``by`` (what the interval is of) and ``variant`` (the tag of
     the stage folder, such as ``no-glpc``) besides.
     """
-    return [_with_interval(row) for row in [*(results.get("table") or []), *_source_rows(results)]]
+    at_home = [entry for entry in results["entries"] if entry["role"] == "source" and entry["decision"]["metrics"]]
+    return [_with_interval(row) for row in (*results["table"], *map(headline_row, at_home))]
+
+
+def headline_row(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a model on a dataset, from its entry of the results document."""
+    metrics = entry["decision"]["metrics"] or {}
+    return {
+        "target": entry["dataset"],
+        "source": entry["source"],
+        "method": entry["model"],
+        "folder": entry["folder"],
+        "decision": entry["decision"]["rule"],
+        "accuracy": metrics.get("accuracy"),
+        "macro_f1": metrics.get("macro_f1"),
+        "intervals": entry["intervals"],
+        **entry["counts"],
+        "selection": entry["selection"]["rule"],
+        "epoch": entry["epoch"],
+        "oracle": entry["oracle"],
+    }
 
 
 def headline(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -34,15 +54,15 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """
     pairs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        pairs.setdefault((row["target"], plain(row.get("source"))), []).append(row)
+        pairs.setdefault((row["target"], row["source"]), []).append(row)
     lines = []
     for (target, source), group in pairs.items():
         reference = next((r for r in group if _is_reference(r)), None)
         adapted = [row for row in group if row["method"] != "source-only"]
-        for row in sorted(adapted, key=lambda r: bool(r.get("oracle"))) or [None]:
+        for row in sorted(adapted, key=lambda r: r["oracle"]) or [None]:
             if row is None and reference is None:
                 continue
-            before, after = (number(side["accuracy"]) if side else None for side in (reference, row))
+            before, after = (side["accuracy"] if side else None for side in (reference, row))
             lines.append(
                 {
                     "target": target,
@@ -59,10 +79,10 @@ def headline(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def intervals(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Say what the intervals are of: (what, which rows), such as ("bootstrap over 10 subjects", "jaffe")."""
     found: dict[str, dict[str, None]] = {}
-    for row in sorted((row for row in rows if row["interval"]), key=lambda row: bool(row.get("oracle"))):
+    for row in sorted((row for row in rows if row["interval"]), key=lambda row: row["oracle"]):
         names = found.setdefault(row["by"], {})
         if row["target"] not in names:
-            names["oracle rows" if row.get("oracle") else row["target"]] = None
+            names["oracle rows" if row["oracle"] else row["target"]] = None
     return [(by, ", ".join(names)) for by, names in found.items()]
 
 
@@ -78,19 +98,18 @@ def benchmark(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], pub
         percent for the published, None where there is no figure); None where the headline says as much: one target,
         one adapted model, nothing published.
     """
-    about = results.get("datasets") or {}
-    own = [row for row in rows if (about.get(row["target"]) or {}).get("role") != "source"]
+    own = [row for row in rows if results["datasets"][row["target"]]["role"] != "source"]
     targets = list(dict.fromkeys(row["target"] for row in own))
     lines: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in own:
-        key = (row["method"], row["variant"], row["source"], row["decision"], bool(row.get("oracle")))
-        line = lines.setdefault(key, {**dict(zip(_KEYS, key, strict=True)), "selection": row["selection"], "own": {}})
-        line["own"].setdefault(row["target"], number(row["accuracy"]))
+        about = {key: row[key] for key in ("method", "variant", "source", "decision", "oracle")}
+        line = lines.setdefault(tuple(about.values()), {**about, "selection": row["selection"], "own": {}})
+        line["own"].setdefault(row["target"], row["accuracy"])
     printed: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in published:
-        key = (row["method"], row.get("backbone"), row.get("citation"), row.get("selection"))
-        line = printed.setdefault(key, {"method": key[0], "backbone": key[1], "citation": key[2], "selection": key[3]})
-        line.setdefault("own", {})[row["target"]] = number(row["accuracy"])
+        about = {key: row[key] for key in ("method", "backbone", "citation", "selection")}
+        line = printed.setdefault(tuple(about.values()), {**about, "own": {}})
+        line["own"][row["target"]] = row["accuracy"]
     adapted = [line for line in lines.values() if line["method"] != "source-only" and not line["oracle"]]
     if not targets or (len(targets) < 2 and len(adapted) < 2 and not printed):
         return None
@@ -103,9 +122,6 @@ def benchmark(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], pub
     return {"targets": targets, "mean": len(targets) > 1, "lines": order, "published": list(printed.values())}
 
 
-_KEYS = ("method", "variant", "source", "decision", "oracle")
-
-
 def variant(folder: str, target: str) -> str:
     """Return the tag of a stage folder: ``no-glpc`` of ``adapt-jaffe-no-glpc``; '' where it has none."""
     own = f"adapt-{target}"
@@ -113,65 +129,31 @@ def variant(folder: str, target: str) -> str:
 
 
 def _is_reference(row: Mapping[str, Any]) -> bool:
-    return row["method"] == "source-only" and not row.get("oracle")
-
-
-def _source_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows for the source's own test images: what the source model is worth at home."""
-    listed = {row["target"] for row in results.get("table") or []}
-    rows = []
-    for entry in results.get("entries") or []:
-        decision, selection = entry.get("decision") or {}, entry.get("selection") or {}
-        metrics, counts = decision.get("metrics"), entry.get("counts") or {}
-        if entry.get("role") != "source" or entry["dataset"] in listed or not metrics:
-            continue
-        rows.append(
-            {
-                "target": entry["dataset"],
-                "source": plain(entry.get("source")),
-                "method": entry.get("model"),
-                "folder": stage_folder(entry),
-                "decision": decision["rule"],
-                "accuracy": metrics["accuracy"],
-                "macro_f1": metrics["macro_f1"],
-                **{what: counts.get(what) for what in COUNTS},
-                "selection": selection.get("rule"),
-                "epoch": entry.get("epoch"),
-                "oracle": bool(entry.get("oracle")) or selection.get("rule") == "oracle",
-                "intervals": entry.get("intervals"),
-            }
-        )
-    return rows
+    return row["method"] == "source-only" and not row["oracle"]
 
 
 def _with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
-    accuracy, scored = number(row.get("accuracy")), row.get("scored") or 0
+    accuracy, scored, drawn = row["accuracy"], row["scored"], row["intervals"]
     correct = None if accuracy is None else round(accuracy * scored)
-    drawn = row.get("intervals") or {}
-    interval = _ends(drawn.get("accuracy"))
-    if interval is not None and accuracy is not None:
-        by = f"bootstrap over {drawn.get('units') or 'all'} {drawn.get('by') or 'images'}"
-    else:
-        interval, by = (
-            None if correct is None else accuracy_interval(correct, scored),
-            "Wilson’s",
-        )
-    row = {**dict.fromkeys(("decision", "selection", "epoch", "macro_f1", *COUNTS)), **row}
+    interval, by = None, "Wilson’s"
+    if drawn and _has_width(drawn["accuracy"]):
+        interval, by = drawn["accuracy"], f"bootstrap over {drawn['units']} {drawn['by']}"
+    elif correct is not None:
+        interval = accuracy_interval(correct, scored)
     return {
         **row,
-        "source": plain(row.get("source")),
-        "variant": variant(str(row.get("folder") or ""), str(row["target"])),
+        "variant": variant(row["folder"], row["target"]),
         "correct": correct,
         "interval": interval,
         "by": by,
-        "f1_interval": _ends(drawn.get("macro_f1")),
+        "f1_interval": drawn["macro_f1"] if drawn and _has_width(drawn["macro_f1"]) else None,
     }
 
 
-def _ends(interval: Any) -> tuple[float, float] | None:
-    """Return (low, high); None where there are none, or where they are one: resampling has then seen nothing."""
-    low, high = (number(end) for end in interval) if interval else (None, None)
-    return None if low is None or high is None or high <= low else (low, high)
+def _has_width(interval: Sequence[float]) -> bool:
+    """Whether the ends (low, high) differ; where they are one, resampling has seen nothing."""
+    low, high = interval
+    return high > low
 
 
 def _plain_pct(value: float | None) -> str:

@@ -9,10 +9,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fercli.durations import digits
-from fercli.evaluation.metrics import number
+from fercli.durations import digits, duration
 from fercli.files import write_atomically
-from fercli.report.frame import duration, plain
 
 _NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
 
@@ -42,27 +40,20 @@ def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(pct=_pct, points=_points, figure=_figure, plain=plain, shade=_shade, short=_short)
+    environment.filters.update(pct=_pct, points=_points, figure=_figure, shade=_shade, short=_short)
     environment.filters.update(pvalue=_pvalue, duration=duration, digits=digits, decimals=_decimals, signed=_signed)
-    datasets = document.get("datasets") or {}
-    environment.tests["synthetic"] = lambda name: _is_synthetic(name, datasets, bool(document.get("synthetic")))
+    # Several sources together have a name of their own.
+    environment.tests["synthetic"] = lambda name: document["datasets"].get(name, document)["synthetic"]
     return environment.get_template(template).render(values)
-
-
-def _is_synthetic(name: str, datasets: Mapping[str, Any], whole: bool) -> bool:
-    about = datasets.get(name)
-    return whole if about is None else bool(about.get("synthetic"))
 
 
 def _pct(value: Any, digits: int = 1) -> str:
     """A fraction as percent, without the sign (the column's head has it)."""
-    value = number(value)
     return _NOT_DEFINED if value is None else f"{100 * value:.{digits}f}"
 
 
 def _points(value: Any) -> str:
     """A difference of fractions as signed points, with a true minus sign."""
-    value = number(value)
     if value is None:
         return _NOT_DEFINED
     text = f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
@@ -71,19 +62,16 @@ def _points(value: Any) -> str:
 
 def _pvalue(value: Any) -> str:
     """A chance in [0, 1], with what it is."""
-    value = number(value)
     return _NOT_DEFINED if value is None else "p < 0.001" if value < 0.001 else f"p {value:.3f}"
 
 
 def _figure(value: Any) -> str:
     """A loss or a selection score: three significant digits."""
-    value = number(value)
     return _NOT_DEFINED if value is None else f"{value:#.3g}".rstrip(".").replace("-", "\N{MINUS SIGN}")
 
 
 def _decimals(value: Any, digits: int) -> str:
     """A number with a fixed count of decimals."""
-    value = number(value)
     return _NOT_DEFINED if value is None else f"{value:.{digits}f}"
 
 

@@ -13,8 +13,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fercli.evaluation.metrics import number
-
 #: A point (epoch, value); the value is None where it is not defined.
 Point = tuple[int, float | None]
 
@@ -37,7 +35,7 @@ def lanes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, tit
     """
     parts = ['<path class="axis" d="M0 0V24M25 0V24M50 0V24M75 0V24M100 0V24"/>']
     for lane, y, kind in ((before, 7, "before"), (after, 17, "after")):
-        if lane is None or number(lane["accuracy"]) is None:
+        if lane is None or lane["accuracy"] is None:
             continue
         if lane["interval"] is not None:
             low, high = lane["interval"]
@@ -91,22 +89,19 @@ def spread(
     return svg(20, "spread", title, "".join(parts))
 
 
-def curve(
-    name: str, points: Sequence[Point], chosen: int | None = None, from_zero: bool = False
-) -> dict[str, Any] | None:
+def curve(name: str, points: Sequence[Point], chosen: int, from_zero: bool) -> dict[str, Any] | None:
     """Draw one quantity over the epochs.
 
     Args:
         name: what it is.
         points: (epoch, value) in order of epochs; an undefined value leaves a gap.
-        chosen: the epoch to mark, if any.
+        chosen: the epoch to mark, where it is among them.
         from_zero: let the vertical axis begin at 0 (losses), where no value is negative.
 
     Returns:
         {"name", "svg", "top", "bottom" (ends of the vertical axis), "first", "last" (epochs), "chosen", "at_chosen",
         "final"}; None where no value is defined.
     """
-    points = [(int(epoch), number(value)) for epoch, value in points]
     values = [value for _, value in points if value is not None]
     if not values:
         return None
@@ -124,7 +119,7 @@ def curve(
         return 4 + 52 * (top - value) / (top - bottom)
 
     parts = ['<path class="axis" d="M0 4H100M0 56H100"/>']
-    if chosen is not None and first <= chosen <= last:
+    if first <= chosen <= last:
         parts.append(f'<path class="mark" d="M{x(chosen):.2f} 0V60"/>')
     parts.extend(f'<path class="line" d="{path}"/>' for path in unbroken(points, x, y))
     at_chosen = next((value for epoch, value in points if epoch == chosen), None)
@@ -155,44 +150,27 @@ def unbroken(points: Sequence[Point], x: Any, y: Any) -> list[str]:
     return ["M" + ("L".join(run) if len(run) > 1 else run[0] + "h0") for run in runs if run]
 
 
-def stage_folder(entry: Mapping[str, Any]) -> str:
-    """Name of the folder an entry's checkpoint lies in (``source``, ``adapt-jaffe``); its stage where it names none."""
-    if entry.get("folder"):
-        return str(entry["folder"])
-    path = str(entry.get("checkpoint") or "").replace("\\", "/").split("/")
-    return path[-2] if len(path) > 1 else str(entry.get("stage") or "")
-
-
 def training_curves(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Turn the results' ``history`` into panels, a stage at a time.
 
-    The chosen epoch is the one the history marks ``chosen``, else the epoch of the checkpoint that was evaluated for
-    that stage and not chosen by an oracle.
-
     Returns:
-        A list of {"stage", "epochs" (how many), "chosen" (epoch or None), "rule" (that chose it, or None),
-        "losses": [panel], "scores": [panel]}; panels as `curve` gives them, scores with "decides" (this score chose the
-        epoch) and "oracle" (it reads target labels) besides.
+        A list of {"stage", "epochs" (how many), "chosen" (epoch), "rule" (that chose it), "losses": [panel], "scores":
+        [panel]}; panels as `curve` gives them, and "decides" (whether this score chose the epoch).
     """
+    used = {entry["folder"]: entry for entry in results["entries"]}
     stages = []
-    for stage, rows in (results.get("history") or {}).items():
-        rows = [row for row in rows or [] if row.get("epoch") is not None]
+    for stage, rows in results["history"].items():
         if not rows:
             continue
-        used = [e for e in results.get("entries") or [] if stage in (e.get("stage"), stage_folder(e))]
-        used = [e for e in used if (e.get("selection") or {}).get("rule") != "oracle"]
-        rule = used[0]["selection"].get("rule") if used and used[0].get("selection") else None
-        marked = [row["epoch"] for row in rows if row.get("chosen")]
-        chosen = marked[-1] if marked else (used[0].get("epoch") if used else None)
+        rule, chosen = used[stage]["selection"]["rule"], used[stage]["epoch"]
         panels: dict[str, list[dict[str, Any]]] = {"losses": [], "scores": []}
         for kind, found in panels.items():
-            for name in dict.fromkeys(key for row in rows for key in row.get(kind) or {}):
+            for name in dict.fromkeys(key for row in rows for key in row[kind]):
                 if (kind, name) == ("scores", "last"):  # the number of the epoch
                     continue
-                points = [(row["epoch"], (row.get(kind) or {}).get(name)) for row in rows]
+                points = [(row["epoch"], row[kind].get(name)) for row in rows]
                 panel = curve(name, points, chosen, from_zero=kind == "losses")
                 if panel is not None:
-                    panel.update(decides=kind == "scores" and name == rule, oracle=name.startswith("oracle"))
-                    found.append(panel)
+                    found.append({**panel, "decides": kind == "scores" and name == rule})
         stages.append({"stage": stage, "epochs": len(rows), "chosen": chosen, "rule": rule, **panels})
     return stages

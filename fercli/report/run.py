@@ -9,33 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fercli.report.page import page, save_page
+from fercli.report.pictures import Picture
 from fercli.report.run_view import view
 
-if TYPE_CHECKING:
-    from fercli.report.pictures import Picture
-
 #: Faces to show: {(stage folder, dataset, position in the store): picture}.
-Pictures = Mapping[tuple[str, str, int], "Picture"]
+Pictures = Mapping[tuple[str, str, int], Picture]
 
 
-def write_report(results: Mapping[str, Any], folder: Path, pictures: Pictures | None = None) -> Path:
+def write_report(results: Mapping[str, Any], folder: Path, pictures: Pictures) -> Path:
     """Write ``folder/report.html`` from the results document and return its path.
 
     The folder is made if it is not there; an older report is replaced in one move, so that no half-written file is
     ever found under that name.
 
     Args:
-        results: the document of `results.json`, schema 3 (`fercli.scoring.results_files`). Scores may be None
-            (not defined); whatever else is missing or empty is left out, and the page says so.
+        results: the document of `results.json`, schema 3 (`fercli.scoring.results_files`).
         folder: where to write.
         pictures: of the faces of failure cases; those that are not there are shown as numbers alone.
     """
     return save_page(render(results, pictures), folder)
 
 
-def render(results: Mapping[str, Any], pictures: Pictures | None = None) -> str:
+def render(results: Mapping[str, Any], pictures: Pictures) -> str:
     """Return the report of a results document as one HTML page."""
     return page("report.html.j2", view(results, pictures), results)

@@ -1,4 +1,4 @@
-"""A sweep to files and text: the page, the console's tables, a CSV file and a table for a README.
+"""A sweep to files and text: the page, the console's tables and a CSV file.
 
 All read one results document, plain values as JSON holds them (scores are fractions in [0, 1], None = not defined):
 
@@ -16,7 +16,6 @@ All read one results document, plain values as JSON holds them (scores are fract
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from fercli import spreadsheet
 from fercli.evaluation.statistics import summary
 from fercli.evaluation.sweep_rules import rank_rules
 from fercli.evaluation.sweep_table import groups, key_text, oracle_score, score, series, table, table_columns
-from fercli.report.frame import frame
 from fercli.report.page import page, save_page
 from fercli.report.sweep_view import view
 
@@ -41,8 +39,7 @@ def write_sweep_report(document: Mapping[str, Any], folder: Path) -> Path:
     One file that loads nothing. The folder is made if it is not there, and an older report replaced in one move.
 
     Args:
-        document: the results of a sweep (schema 2, kind "sweep"). Scores, oracles, rules and seconds may be None or
-            empty, `missing`, `published`, `spec` and `environment` may be left out.
+        document: the results of a sweep (schema 2, kind "sweep").
         folder: where to write.
     """
     return save_page(render_sweep(document), folder)
@@ -69,7 +66,7 @@ def sweep_headline(document: Mapping[str, Any]) -> Table:
         bound = summary(series(row, columns[-1], oracle_score).values()).mean
         name = star + line["label"] + (" ORACLE" if row.oracle else "")
         lines.append([name, *figures, *_against(last), _NONE if bound is None else f"{100 * bound:.1f}"])
-    return f"{frame(document)['title']}: accuracy %", names, lines, "\n".join(_notes(document, columns, rows))
+    return f"{document['title']}: accuracy %", names, lines, "\n".join(_notes(document, columns, rows))
 
 
 def sweep_rule_table(document: Mapping[str, Any]) -> Table:
@@ -89,29 +86,9 @@ def sweep_rule_table(document: Mapping[str, Any]) -> Table:
         "Points of accuracy below the ORACLE's epoch over all cells of adapted methods; 0 is best.\n"
         "In bold: the rule that chose the epochs of this sweep."
     )
-    if frame(document)["synthetic"]:
+    if document["synthetic"]:
         caption += f"\n{_SYNTHETIC_NOTE}"
     return "Choosing the epoch without target labels: points below the oracle", columns, rows, caption
-
-
-def markdown_table(document: Mapping[str, Any]) -> str:
-    """The accuracies as a GitHub table with its notes: method, targets, mean, points and p against the reference.
-
-    Bold is the best of a column, italic what is within its error. Names are escaped.
-    """
-    columns, rows = table_columns(document), groups(document)
-    names = ["method", *(_marked(document, column.name) for column in columns), "points", "p"]
-    lines = [[_escaped(name) for name in names], [":---"] + ["---:"] * (len(names) - 1)]
-    for line in table(rows, columns, score("accuracy")):
-        figures = []
-        for cell in line["cells"]:
-            around = "**" if cell["best"] else "*" if cell["tied"] else ""
-            figures.append(f"{around}{_figure(cell, document)}{around}")
-        name = _escaped(line["label"]) + (" (ORACLE: reads target labels)" if line["oracle"] else "")
-        lines.append([name, *figures, *(_escaped(text) for text in _against(line["cells"][-1]))])
-    drawn = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    notes = _notes(document, columns, rows, best="bold: the best of a column; italic: within its error")
-    return drawn + "\n\n" + "\n".join(map(_escaped, notes)) + "\n"
 
 
 def write_csv(document: Mapping[str, Any], path: Path) -> None:
@@ -122,51 +99,43 @@ def write_csv(document: Mapping[str, Any], path: Path) -> None:
     spreadsheet would take for a formula gets a leading apostrophe, line breaks become spaces.
     """
     cells = document["cells"]
-    keys = list(dict.fromkeys(key for cell in cells for key in cell.get("keys") or {}))
-    rules = list(dict.fromkeys(rule for cell in cells for rule in cell.get("rules") or {}))
+    keys = list(dict.fromkeys(key for cell in cells for key in cell["keys"]))
+    rules = list(dict.fromkeys(rule for cell in cells for rule in cell["rules"]))
     taken = {"seed", *_COLUMNS, "oracle_accuracy", "oracle_epoch", "seconds"}
     head = ["seed", *(f"key:{key}" if key in taken else key for key in keys), *_COLUMNS]
     head += ["oracle_accuracy", "oracle_epoch"]
     head += [f"rule:{rule}:{what}" for rule in rules for what in ("epoch", "accuracy")] + ["seconds"]
     rows = []
     for cell in cells:
-        own, oracle = cell.get("keys") or {}, cell.get("oracle") or {}
-        row = [cell["seed"], *(_flat(own.get(key)) for key in keys)]
-        row += [*(cell.get(name) for name in _COLUMNS), oracle.get("accuracy"), oracle.get("epoch")]
-        for rule in rules:
-            chosen = (cell.get("rules") or {}).get(rule) or {}
-            row += [chosen.get("epoch"), chosen.get("accuracy")]
-        rows.append([*row, cell.get("seconds")])
+        row = [cell["seed"], *(_flat(cell["keys"].get(key)) for key in keys), *(cell[name] for name in _COLUMNS)]
+        oracle = cell["oracle"] or {}
+        row += [oracle.get("accuracy"), oracle.get("epoch")]
+        row += [cell["rules"].get(rule, {}).get(what) for rule in rules for what in ("epoch", "accuracy")]
+        rows.append([*row, cell["seconds"]])
     spreadsheet.write_csv(path, head, rows)
 
 
-def _notes(
-    document: Mapping[str, Any],
-    columns: Sequence[Any],
-    rows: Sequence[Any],
-    best: str = "bold: the best of the last column; =: within the error of the best of its column",
-) -> list[str]:
+def _notes(document: Mapping[str, Any], columns: Sequence[Any], rows: Sequence[Any]) -> list[str]:
     seeds, last = len(document["seeds"]), columns[-1]
     what = "Mean ± standard deviation over seeds" if seeds > 1 else "One seed"
     base = f"Points and p (paired t-test over seeds, Holm) are against {document['reference']}"
     base += ", of the mean over targets" if last.mean else f", on {last.name}" if len(columns) > 1 else ""
+    best = "bold: the best of the last column; =: within the error of the best of its column"
     notes = [f"{what}; {best}.", f"{base}."]
     if any(series(row, columns[-1], oracle_score) for row in rows):
         notes.append("ORACLE reads target labels: an upper bound, not a result.")
-    gone = len(document.get("missing") or [])
+    gone = len(document["missing"])
     if gone:
         notes.append(
             f"{gone} of {gone + len(document['cells'])} cells are missing; (n) is how many seeds a figure has."
         )
-    if frame(document)["synthetic"]:
+    if document["synthetic"]:
         notes.append(_SYNTHETIC_NOTE)
     return notes
 
 
 def _marked(document: Mapping[str, Any], name: str) -> str:
-    about = (document.get("datasets") or {}).get(name)
-    marked = about.get("synthetic") if about else document.get("synthetic") and name in document["targets"]
-    return f"{name} †" if marked else name
+    return f"{name} †" if document["datasets"].get(name, {}).get("synthetic") else name  # not of a mean
 
 
 def _figure(cell: Mapping[str, Any], document: Mapping[str, Any]) -> str:
@@ -188,11 +157,6 @@ def _percent(value: float | None, digits: int = 1) -> str:
 def _points(value: float | None) -> str:
     text = _NONE if value is None else f"{100 * value:+.1f}"
     return "0.0" if text[1:] == "0.0" else text
-
-
-def _escaped(text: str) -> str:
-    """Text as it is in a GitHub table, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|~#&!$])", r"\\\1", " ".join(text.split()))
 
 
 def _flat(value: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fercli.evaluation.metrics import number
 from fercli.evaluation.statistics import summary
 from fercli.evaluation.sweep_rules import rank_rules
 from fercli.evaluation.sweep_table import (
@@ -21,8 +20,8 @@ from fercli.evaluation.sweep_table import (
     unlabelled,
 )
 from fercli.report.frame import frame
+from fercli.report.headline_view import COUNTS
 from fercli.report.plots import axis, spread
-from fercli.report.run_view import COUNTS
 
 
 def view(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,9 +31,7 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
     targets = [_target(name, document) for name in document["targets"]]
     return {
         **common,
-        "seeds": list(document["seeds"]),
-        "methods": list(document["methods"]),
-        "reference": document["reference"],
+        **{key: document[key] for key in ("seeds", "methods", "reference")},
         "columns": columns,
         "accuracy": accuracy,
         "macro_f1": table(rows, columns, score("macro_f1")),
@@ -44,11 +41,11 @@ def view(document: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": verdict(accuracy),
         "chart": _chart(rows, columns, accuracy),
         "rules": rank_rules(document),
-        "published": published(document, columns, common["synthetic"]),
+        "published": [] if common["synthetic"] else published(document, columns),
         "targets": targets,
         "seconds": _seconds(rows),
         "missing": missing(document),
-        "planned": len(document["cells"]) + len(document.get("missing") or []),
+        "planned": len(document["cells"]) + len(document["missing"]),
         "notes": _notes(document, targets, columns),
     }
 
@@ -62,28 +59,27 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return None
 
 
-def published(document: Mapping[str, Any], columns: Sequence[Column], synthetic: bool) -> list[dict[str, Any]]:
+def published(document: Mapping[str, Any], columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Published rows in the table's columns, accuracy in percent as printed: {"method", "backbone", "citation",
-    "selection", "cells": [percent or None]}. None on synthetic faces, which compare with nothing in print."""
-    found: dict[tuple[str, ...], dict[str, float | None]] = {}
-    for row in [] if synthetic else document.get("published") or []:
-        name = tuple(str(row.get(part) or "") for part in ("method", "backbone", "citation", "selection"))
-        if row.get("target") in document["targets"] and number(row.get("accuracy")) is not None:
-            found.setdefault(name, {})[row["target"]] = number(row["accuracy"])
+    "selection", "cells": [percent or None]}."""
+    parts = ("method", "backbone", "citation", "selection")
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in document["published"]:
+        found.setdefault(tuple(row[part] for part in parts), {})[row["target"]] = row["accuracy"]
     lines = []
     for name, own in found.items():
         cells = [[own.get(target) for target in column.targets] for column in columns]
         means = [None if not cell or None in cell else sum(cell) / len(cell) for cell in cells]
-        lines.append({**dict(zip(("method", "backbone", "citation", "selection"), name, strict=True)), "cells": means})
+        lines.append({**dict(zip(parts, name, strict=True)), "cells": means})
     return lines
 
 
 def missing(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Missing cells that differ in their seed only, together: {"label", "target", "why", "seeds", "count"}."""
     found: dict[tuple[str, str, str], list[Any]] = {}
-    for cell in document.get("missing") or []:
-        label = row_label(cell["method"], cell.get("keys") or {})
-        found.setdefault((label, cell["target"], cell.get("why") or "not run"), []).append(cell["seed"])
+    for cell in document["missing"]:
+        label = row_label(cell["method"], cell["keys"])
+        found.setdefault((label, cell["target"], cell["why"]), []).append(cell["seed"])
     names = ("label", "target", "why", "seeds", "count")
     return [dict(zip(names, (*name, seeds, len(seeds)), strict=True)) for name, seeds in found.items()]
 
@@ -113,12 +109,12 @@ def _chart(
 def _target(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
     """How much of a target was scored: {"name", "counts": distinct counts, "cells", "missing", "labelled"}."""
     cells = [cell for cell in document["cells"] if cell["target"] == name]
-    counts = dict.fromkeys(tuple(cell.get(what) for what in COUNTS) for cell in cells)
+    counts = dict.fromkeys(tuple(cell[what] for what in COUNTS) for cell in cells)
     return {
         "name": name,
         "counts": [dict(zip(COUNTS, one, strict=True)) for one in counts],
         "cells": len(cells),
-        "missing": sum(cell["target"] == name for cell in document.get("missing") or []),
+        "missing": sum(cell["target"] == name for cell in document["missing"]),
         "labelled": name not in unlabelled(document),
     }
 
@@ -126,8 +122,7 @@ def _target(name: str, document: Mapping[str, Any]) -> dict[str, Any]:
 def _seconds(rows: Sequence[Group]) -> list[dict[str, Any]]:
     lines = []
     for row in rows:
-        times = [number(cell.get("seconds")) for cell in row.cells.values()]
-        times = [value for value in times if value is not None]
+        times = [cell["seconds"] for cell in row.cells.values()]
         if times:
             lines.append({"label": row.label, "oracle": row.oracle, "total": sum(times), **summary(times)._asdict()})
     return lines

@@ -81,7 +81,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     adapted_to = {model.target for model in adapted}
     work = [_Work(source, list(stores), [name for name in targets if name not in adapted_to])]
     work += [_Work(model, [model.target], [model.target]) for model in adapted]
-    return _score(spec, work, stores, report, spec.run_folder / "report")
+    return _score(spec, work, stores, [stores[name] for name in spec.data.source], report)
 
 
 def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[str, Store]) -> None:
@@ -135,7 +135,7 @@ def evaluate_model(
             warn_of_overlap(store)
     sources = _sources(own, model, stores)
     work = [_Work(model, list(datasets), [name for name in datasets if name not in own.data.source])]
-    return _score(own, work, stores, report, own.run_folder / "report", sources)
+    return _score(own, work, stores, sources, report)
 
 
 def _name_of(model: Trained) -> str:
@@ -176,16 +176,10 @@ def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
 
 
 def _score(
-    spec: Spec,
-    work: Sequence[_Work],
-    stores: Mapping[str, Store],
-    report: bool,
-    folder: Path,
-    sources: Sequence[Store] | None = None,
+    spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], report: bool
 ) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Do the work and write what came of it; `sources` where they are other than the spec's among `stores`."""
-    folder = open_report(folder)
-    sources = [stores[name] for name in spec.data.source] if sources is None else sources
+    """Do the work and write what came of it."""
+    folder = open_report(spec.run_folder / "report")
     with only_one(folder, "evaluate"):
         evaluated = _evaluate_all(spec, work, stores, sources, report)
         results = console.finite(_document(spec, [one.model for one in work], stores, evaluated))  # JSON has no NaN
@@ -244,7 +238,6 @@ def _document(
     sources = "+".join(spec.data.source)
     targets = [name for name in stores if name not in spec.data.source]
     synthetic = any(store.synthetic for store in stores.values())
-    published = spec.evaluate.published and not synthetic
     return {
         "schema": 3,
         "title": spec.evaluate.title or spec.name,
@@ -261,7 +254,7 @@ def _document(
         "gaps": [{"target": name, "source": sources, "models": found} for name, found in evaluated.gaps.items()],
         "pseudo_labels": _pseudo_labels(models, stores),
         "failure_cases": evaluated.failure_cases,
-        "published": published_rows(spec.data.source, targets, spec.model.backbone) if published else [],
+        "published": published_rows(spec, targets, synthetic),
         "spec": json.loads(spec.model_dump_json()),
         "environment": {**describe_device(resolve_device(spec.engine.device)), "time_s": _times(models)},
     }

@@ -24,6 +24,7 @@ from fercli.evaluation.oracle import oracle_epoch
 from fercli.loading.held_out import training_and_validation
 from fercli.methods.base import Outputs
 from fercli.models import HEADS
+from fercli.report.headline_view import headline_row
 from fercli.spec import Spec
 from fercli.spec.registry import RULES
 from fercli.store import Store
@@ -92,14 +93,14 @@ class Results:
             # A method that trains on target labels is an upper bound, whatever chose its epoch.
             "oracle": self.model.kind.oracle,
             "splits": self.splits,
-            "counts": self._counts(),
+            "counts": {"expected": self.expected, "found": len(self.indices), "scored": int(known.sum())},
             "heads": {
-                name: metrics_of(self.labels[known], self.probabilities[:, head].argmax(-1).numpy()[known])
+                name: metrics_of(self.labels, self.probabilities[:, head].argmax(-1).numpy())
                 for head, name in enumerate(HEADS)
             },
             "decision": {
                 "rule": self.model.decision,
-                "metrics": metrics_of(self.labels[known], self.answers[known]),
+                "metrics": metrics_of(self.labels, self.answers),
                 "stages": self._stages() if glpc else None,
             },
             "intervals": self._intervals(self.answers),
@@ -108,19 +109,7 @@ class Results:
 
     def rows(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
         """Rows of the headline table: the model's own, and the oracle's where its epochs left their answers."""
-        row = {
-            "target": self.store.name,
-            "source": self.source,
-            "method": self.model.method,
-            "folder": self.model.folder.name,
-            "decision": self.model.decision,
-            **_headline_figures(entry["decision"]["metrics"]),
-            "intervals": entry["intervals"],
-            **self._counts(),
-            "selection": entry["selection"]["rule"],
-            "epoch": entry["epoch"],
-            "oracle": entry["oracle"],
-        }
+        row = headline_row(entry)
         try:
             chosen = None if self.is_source else oracle_epoch(self.model.folder, self.store)
         except FercliError as problem:
@@ -129,12 +118,8 @@ class Results:
         if chosen is None:
             return [row]
         epoch, answers = chosen
-        figures = _headline_figures(metrics_of(self.labels[self.known], answers[self.known]))
         oracle = {"intervals": self._intervals(answers), "selection": "oracle", "epoch": epoch, "oracle": True}
-        return [row, {**row, **figures, **oracle}]
-
-    def _counts(self) -> dict[str, int]:
-        return {"expected": self.expected, "found": len(self.indices), "scored": int(self.known.sum())}
+        return [row, {**row, **headline_figures(self.labels, answers), **oracle}]
 
     def _intervals(self, answers: np.ndarray) -> dict[str, Any] | None:
         known = self.known
@@ -163,23 +148,21 @@ def scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], n
     A source without a test part of its own is scored on the faces held out of training, which also chose the epoch.
     """
     if is_source and (set(store.score_splits) & set(store.adapt_splits) or not store.expected(store.score_splits)):
-        _, held = training_part(spec, store)
+        _, held = training_and_validation(store, spec.data.validation)
         return ["held out of training"], held, len(held)
     return list(store.score_splits), store.indices(store.score_splits), store.expected(store.score_splits)
 
 
-def training_part(spec: Spec, store: Store) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of a source's labelled training faces: (trained on, held out), as `train-source` divides them."""
-    return training_and_validation(store, spec.data.validation)
-
-
 def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:
-    """All figures of one set of answers, or None where no face has a label."""
-    if not len(labels):
+    """All figures of the answers to faces with a label (not -1), or None where none has one."""
+    known = labels >= 0
+    if not known.any():
         return None
-    counted = confusion(labels, answers)
+    counted = confusion(labels[known], answers[known])
     return {**scores(counted), "confusion": counted.tolist()}
 
 
-def _headline_figures(metrics: dict[str, Any] | None) -> dict[str, float | None]:
+def headline_figures(labels: np.ndarray, answers: np.ndarray) -> dict[str, float | None]:
+    """Accuracy and macro F1 of `metrics_of`, None where no face has a label."""
+    metrics = metrics_of(labels, answers)
     return {name: None if metrics is None else metrics[name] for name in ("accuracy", "macro_f1")}

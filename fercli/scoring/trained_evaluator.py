@@ -17,12 +17,12 @@ from fercli.engine.trained import Trained
 from fercli.evaluation.domain_gap import a_distance, embed
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.loading.face_dataset import FaceDataset
-from fercli.loading.held_out import labels_of
+from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.methods.base import NUM_HEADS, Outputs
 from fercli.models import Output
 from fercli.report.pictures import Picture
 from fercli.scoring.explain import grad_cam, picture_of
-from fercli.scoring.results import Results, scored_part, training_part
+from fercli.scoring.results import Results, scored_part
 from fercli.spec import Spec
 from fercli.store import Store, subsample
 
@@ -49,7 +49,7 @@ class TrainedEvaluator:
         self._network = fabric.setup_module(empty_network(spec))
         if not sources:
             return
-        train, held = zip(*(training_part(spec, store) for store in sources), strict=True)
+        train, held = zip(*(training_and_validation(store, spec.data.validation) for store in sources), strict=True)
         train = _thinned(train, GAP_FACES)
         self._train, self._train_labels = self._faces(sources, train), labels_of(sources, train)
         self._held, self._held_labels = self._faces(sources, held), labels_of(sources, held)
@@ -105,7 +105,6 @@ class TrainedEvaluator:
                 labels (-1 unknown), for their colours only.
         """
         source, target = self._train_features.numpy(), features.numpy()
-        found = a_distance(source, target)
         embedding = None
         if mapped:
             ours, theirs = subsample(len(source), MAPPED_FACES), subsample(len(target), MAPPED_FACES)
@@ -116,9 +115,7 @@ class TrainedEvaluator:
         return {
             "folder": self._model.folder.name,
             "model": self._model.method,
-            "a_distance": found["a_distance"],
-            "error": found["error"],
-            "faces": [len(source), len(target)],
+            **a_distance(source, target),
             "embedding": embedding,
         }
 

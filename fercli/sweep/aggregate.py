@@ -6,10 +6,9 @@ This is a final score: target labels are read here, after all training, and what
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,26 +23,21 @@ from fercli.evaluation.published import published_rows
 from fercli.evaluation.selection import chosen_by_rule
 from fercli.machine import describe_device
 from fercli.methods import method_class
-from fercli.scoring.results import metrics_of, scored_part
+from fercli.scoring.results import headline_figures, scored_part
 from fercli.spec import Spec, parse_recorded
 from fercli.spec.yaml_data import read_yaml_file
 from fercli.store import Store
-
-if TYPE_CHECKING:
-    from fercli.sweep.plan import Cell
+from fercli.sweep.plan import REFERENCE, Cell, plan
 
 
-def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, Any]:
-    """The results document of a sweep; its layout is told in `fercli.report.sweep`.
-
-    Args:
-        spec: with a ``sweep`` section.
-        cells: from `fercli.sweep.plan.plan`; those without a trained model are listed as missing.
-        reference: label of the row that differences are to.
+def gather(spec: Spec) -> dict[str, Any]:
+    """The results document of what a sweep has trained so far; its layout is told in `fercli.report.sweep`.
 
     Raises:
+        SpecError: as `plan`.
         FercliError: a dataset is not prepared.
     """
+    cells = plan(spec)
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = list(dict.fromkeys(name for cell in cells for name in cell.spec.data.source))
     stores = {name: open_store(cells[0].spec, name) for name in [*sources, *targets]}
@@ -53,7 +47,7 @@ def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, An
     rows, missing = [], []
     for cell in cells:
         about = {"seed": cell.seed, "keys": cell.keys, "target": cell.target, "method": cell.method}
-        is_reference = cell.method == reference
+        is_reference = cell.method == REFERENCE
         folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
         read = _reference_row if is_reference else _adapted_row
         found, problem = None, ""
@@ -80,21 +74,17 @@ def aggregate(spec: Spec, cells: Sequence[Cell], reference: str) -> dict[str, An
         "targets": targets,
         "methods": list(dict.fromkeys(cell.method for cell in cells)),
         "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
-        "reference": reference,
+        "reference": REFERENCE,
         "datasets": {
             name: {"synthetic": store.synthetic, "role": "source" if name in sources else "target"}
             for name, store in stores.items()
         },
         "cells": rows,
         "missing": missing,
-        "published": _published(spec, targets) if spec.evaluate.published and not synthetic else [],
+        "published": published_rows(spec, targets, synthetic),
         "spec": json.loads(spec.model_dump_json()),
         "environment": describe_device("cpu"),
     }
-
-
-def _published(spec: Spec, targets: list[str]) -> list[dict[str, Any]]:
-    return published_rows(spec.data.source, targets, spec.model.backbone)
 
 
 def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
@@ -135,7 +125,7 @@ def _reference_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -
     outcome = finished.outcome
     return {
         "decision": "fused",
-        **_figures(answers, labels),
+        **headline_figures(labels, answers),
         "selection": outcome.rule,
         "epoch": outcome.epoch,
         "oracle": None,
@@ -159,21 +149,17 @@ def _adapted_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> 
     history = {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
     best = oracle_epoch(folder, store)
     rules = {
-        rule: {"epoch": epoch, "accuracy": _figures(at(epoch), labels)["accuracy"]}
+        rule: {"epoch": epoch, "accuracy": headline_figures(labels, at(epoch))["accuracy"]}
         for rule, epoch in chosen_by_rule(history, read_outputs(folder)).items()
     }
     return {
         "decision": outcome.decision,
-        **_figures(answers, labels),
+        **headline_figures(labels, answers),
         "selection": outcome.rule,
         "epoch": outcome.epoch,
-        "oracle": None if best is None else {"epoch": best[0], "accuracy": _figures(best[1], labels)["accuracy"]},
+        "oracle": None
+        if best is None
+        else {"epoch": best[0], "accuracy": headline_figures(labels, best[1])["accuracy"]},
         "rules": rules,
         "seconds": outcome.seconds,
     }
-
-
-def _figures(answers: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
-    known = labels >= 0
-    metrics = metrics_of(labels[known], answers[known])
-    return {name: None if metrics is None else metrics[name] for name in ("accuracy", "macro_f1")}

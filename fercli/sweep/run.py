@@ -3,7 +3,7 @@
 A sweep is a run spec with a ``sweep`` section. For every seed, and every combination of those grid keys that the
 source stage depends on, there is a run folder ``runs/NAME/seed-N[-key-value]`` as `train-source` and `adapt` make it;
 each cell (method, target) is an adaptation in it, its label as the tag. So whatever goes for a single run goes here:
-stopped or killed, the same command goes on. Results are read from those folders alone (`gather`), at any time.
+stopped or killed, the same command goes on. Results are read from those folders alone (`aggregate`), at any time.
 """
 
 from __future__ import annotations
@@ -34,15 +34,9 @@ from fercli.loading.face_dataset import FaceDataset
 from fercli.parallel import as_completed
 from fercli.report.sweep import write_csv
 from fercli.spec import Spec
-from fercli.sweep.aggregate import aggregate
 from fercli.sweep.plan import REFERENCE, plan
 
 _STOPPED = "stopped by a signal"
-
-
-def gather(spec: Spec) -> dict[str, Any]:
-    """The results document of what is trained so far; see `fercli.sweep.aggregate`."""
-    return aggregate(spec, plan(spec), REFERENCE)
 
 
 def sweep(spec: Spec) -> list[Advice]:
