@@ -19,11 +19,12 @@ from make_starter import ANSWERS, MOST, answers_of, card_of
 from PIL import Image
 from safetensors.torch import load_file
 
-from fercli import Recognizer, recognizer, starter
+from fercli import Recognizer, starter
 from fercli.engine.trained import find_trained
 from fercli.errors import FercliError
 from fercli.models import build_network
 from fercli.models.model_file import digest_of
+from fercli.predict import recognizer
 from fercli.spec import load, parse
 from fercli.starter import CARD, FACTS, FILE, is_starter, starter_card, starter_facts, starter_file, starter_hash
 from fercli.synthetic.render import STUDIO, render
