@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trees import refusal, rows, touch, write
+from trees import AFFECTNET, refusal, rows, touch, write
 
 from fercli.datasets import READERS, SYNTHETIC_MARKER, expw, read_dataset
 from fercli.expressions import EXPRESSIONS, is_outside, label_of
@@ -588,7 +588,6 @@ def test_names_outside_the_seven_are_known_as_such(word):
 
 _PIXELS = pixels()
 _POINTS = ";".join(["1.5;2.5"] * 68)
-_AFFECTNET = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
 
 
 def _affectnet(name: str, code: str) -> str:
@@ -604,7 +603,7 @@ LABEL_FILES = {
     "expw": ("label/label.lst", "", "{name} 0 1 2 3 4 9.5 {code}".format, ("3", "4"), ("image/origin/a.jpg",), {}),
     "afe": ("annos/TrainTest/Train.csv", "", "{name} 1 2 3 4 {code}".format, ("3", "5"), ("images/a.jpg",), {}),
     "affectnet": (
-        "training.csv", _AFFECTNET, _affectnet, ("1", "2"), ("Manually_Annotated_Images/a.jpg",), {},
+        "training.csv", AFFECTNET, _affectnet, ("1", "2"), ("Manually_Annotated_Images/a.jpg",), {},
     ),
     "csv": ("l.csv", "image,label", "{name},{code}".format, ("3", "4"), ("images/a.jpg",), {"codes": "fer2013"}),
 }  # fmt: skip

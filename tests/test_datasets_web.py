@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trees import refusal, rows, write
+from trees import AFFECTNET, refusal, rows, write
 
 from fercli.datasets import read_dataset
 from fercli.datasets.parsing import five_of_68
@@ -101,9 +101,7 @@ def test_afe_header_and_unreadable_rows(tmp_path):
 
 # AffectNet, the csv release
 
-HEADER = (
-    "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal\n"
-)  # fmt: skip
+HEADER = f"{AFFECTNET}\n"
 
 
 def line(name: str, code: object, box: str = "30,40,100,120", points: list[float] = POINTS_68) -> str:

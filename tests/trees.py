@@ -15,6 +15,9 @@ from PIL import Image
 from fercli.datasets import read_dataset
 from fercli.errors import FercliError
 
+#: The heading of AffectNet's lists.
+AFFECTNET = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
+
 
 def write(root: Path, name: str, content: str | bytes = b"not read while listing") -> Path:
     """Write a file below a folder, with the folders above it."""
