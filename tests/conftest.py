@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ from click.testing import CliRunner, Result
 from fercli import console
 from fercli.cli import main
 
-pytest.register_assert_rewrite("trained_runs", "pages")  # helpers that assert
+pytest.register_assert_rewrite("trained_runs", "pages", "trees", "loops")  # helpers that assert
 
 #: Steps that make an epoch, and epochs, of a bench's runs.
 STEPS, EPOCHS = 3, 2
@@ -39,10 +40,10 @@ TINY: dict[str, Any] = {
 }
 
 
-def run(*arguments: str) -> Result:
+def run(*arguments: object, stdin: bytes | None = None, catch: bool = False) -> Result:
     """Run ``fercli`` in this process; stdout and stderr are kept apart whatever click's version."""
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
-    return CliRunner(**apart).invoke(main, [str(a) for a in arguments], catch_exceptions=False)
+    return CliRunner(**apart).invoke(main, [str(a) for a in arguments], stdin, catch_exceptions=catch)
 
 
 def fercli(
@@ -59,7 +60,7 @@ def fercli(
     )
 
 
-def told(result, code: int) -> str:
+def told(result, code: int = 1) -> str:
     """The one line of a failed command."""
     assert result.exit_code == code, result.stderr
     assert "Traceback" not in result.stdout + result.stderr
@@ -67,6 +68,12 @@ def told(result, code: int) -> str:
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     return line
+
+
+def lines(result) -> list[dict[str, Any]]:
+    """The JSON lines of a command that went well."""
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -105,6 +112,10 @@ class Bench:
         result = self(command, *arguments)
         assert result.exit_code == 0, result.stderr
         return result
+
+    def json(self, command: str, *arguments: str) -> Any:
+        """The document of a command that must go well."""
+        return json.loads(self.done(command, *arguments, "--json").stdout, parse_constant=pytest.fail)
 
     @property
     def runs(self) -> Path:
@@ -178,9 +189,26 @@ def raf_store(tmp_path_factory: pytest.TempPathFactory, raf: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
-    """A bench whose source model is trained, uninterrupted. Read only: take a copy by `bench_after_source`."""
+    """A bench whose source model is trained, uninterrupted. Read only: take a copy by `after_source`."""
     bench = Bench(tmp_path_factory.mktemp("trained"), prepared)
     bench.done("train-source", "--quiet")
+    return bench
+
+
+def after_source(
+    folder: Path, trained: Bench, changes: dict[str, Any] | None = None, prepared: Path | None = None
+) -> Bench:
+    """A bench of one's own that has the trained source model."""
+    made = Bench(folder, prepared or trained.prepared, changes or {})
+    shutil.copytree(trained.runs / "source", made.runs / "source")
+    return made
+
+
+@pytest.fixture(scope="session")
+def adapted(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
+    """A bench adapted to JAFFE without a stop. Read only but for its report."""
+    bench = after_source(tmp_path_factory.mktemp("adapted"), trained)
+    bench.done("adapt", "--quiet")
     return bench
 
 
@@ -195,8 +223,6 @@ def make_adapting(tmp_path: Path, trained: Bench):
     """Give a function (name, changes, prepared) -> a bench that has the trained source model."""
 
     def make(name: str, changes: dict[str, Any] | None = None, prepared: Path | None = None) -> Bench:
-        made = Bench(tmp_path / name, prepared or trained.prepared, changes or {})
-        shutil.copytree(trained.runs / "source", made.runs / "source")
-        return made
+        return after_source(tmp_path / name, trained, changes, prepared)
 
     return make

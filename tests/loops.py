@@ -1,4 +1,4 @@
-"""Losses as plain loops, written from the papers' equations, with which tests of methods compare."""
+"""Losses and scores as plain loops, written from the papers' equations, with which tests compare."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from fercli.models import Output
+
+
+def certain(*tops: tuple[int, float]) -> Tensor:
+    """Probabilities: a row a pair (class, its probability); the other six share the rest."""
+    return torch.tensor([[p if c == k else (1 - p) / 6 for c in range(7)] for k, p in tops], dtype=torch.float64)
 
 
 def softmax(row: Tensor) -> Tensor:
@@ -107,6 +112,17 @@ def pseudo_label_loss(
                 used[i, h] = True
                 loss = loss - weights[h] * softmax(strong[i, h])[c].log() / len(weak)
     return loss, sure, used
+
+
+def ensemble_agreement(candidates: Sequence[list[list[float]]]) -> list[float]:
+    """EnsV, image by image: how often each candidate's answer is that of the sum of all; probabilities [K, N, C]."""
+    agreed = [0] * len(candidates)
+    images = len(candidates[0])
+    for i in range(images):
+        total = [sum(candidate[i][c] for candidate in candidates) for c in range(7)]
+        for k, candidate in enumerate(candidates):
+            agreed[k] += candidate[i].index(max(candidate[i])) == total.index(max(total))
+    return [a / images for a in agreed]
 
 
 def assert_same(

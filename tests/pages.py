@@ -17,6 +17,7 @@ class Page(HTMLParser):
         self.headings: list[str] = []
         self.rows: list[tuple[dict[str, str | None], str]] = []
         self.tables: list[str] = []
+        self.text = ""
         self.feed(text)
         assert self.open == []
 
@@ -39,6 +40,7 @@ class Page(HTMLParser):
         self.open.pop()
 
     def handle_data(self, data):
+        self.text += data
         if "h2" in self.open:
             self.headings[-1] += data
         if "tr" in self.open:

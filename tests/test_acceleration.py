@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from conftest import Bench
-from small_networks import model_spec
+from tiny import model_spec
 from torch import nn
 
 from fercli import machine

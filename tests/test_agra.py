@@ -166,32 +166,21 @@ def linear(layer, x):
 
 
 @pytest.mark.parametrize(
-    ("edge", "weight"),
-    [((0, 0), 1.0), ((3, 3), 1.0), ((0, 4), 0.8), ((2, 0), 0.8), ((1, 5), 0.5), ((4, 2), 0.5)],
-)
-def test_the_intra_domain_edges_start_as_published(edge: tuple[int, int], weight: float) -> None:
-    assert StackedGraphs(D).intra[edge].item() == pytest.approx(weight)
-
-
-@pytest.mark.parametrize(
-    ("edge", "weight"),
+    ("graph", "weight", "edges"),
     [
-        ((0, 0), 1.0),
-        ((9, 9), 1.0),
-        ((0, 3), 0.0),  # within a domain there is no edge but to oneself
-        ((8, 11), 0.0),
-        ((0, 6), 0.9),
-        ((9, 3), 0.9),
-        ((0, 8), 0.4),
-        ((6, 5), 0.4),
-        ((7, 0), 0.4),
-        ((2, 6), 0.4),
-        ((1, 8), 0.25),
-        ((11, 4), 0.25),
+        ("intra", 1.0, [(0, 0), (3, 3)]),
+        ("intra", 0.8, [(0, 4), (2, 0)]),
+        ("intra", 0.5, [(1, 5), (4, 2)]),
+        ("inter", 1.0, [(0, 0), (9, 9)]),
+        ("inter", 0.0, [(0, 3), (8, 11)]),  # within a domain there is no edge but to oneself
+        ("inter", 0.9, [(0, 6), (9, 3)]),
+        ("inter", 0.4, [(0, 8), (6, 5), (7, 0), (2, 6)]),
+        ("inter", 0.25, [(1, 8), (11, 4)]),
     ],
 )
-def test_the_inter_domain_edges_start_as_published(edge: tuple[int, int], weight: float) -> None:
-    assert StackedGraphs(D).inter[edge].item() == pytest.approx(weight)
+def test_edges_start_as_published(graph: str, weight: float, edges: list[tuple[int, int]]) -> None:
+    adjacency = getattr(StackedGraphs(D), graph)
+    assert [adjacency[edge].item() for edge in edges] == pytest.approx([weight] * len(edges))
 
 
 def test_row_normalisation_by_hand() -> None:

@@ -36,14 +36,8 @@ from fercli.prepare import prepare
 from fercli.spec import Prepare
 from fercli.spec.registry import METHODS
 from fercli.store import Store, read_manifest
-from fercli.synthetic.render import STUDIO, Face, render
 
 HERE = Prepare(workers=1, backend="sequential")
-
-
-@pytest.fixture(scope="module")
-def faces() -> list[Face]:
-    return [render(STUDIO, 1, label, 3) for label in range(7)]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import drawn
 import pytest
 import yaml
 from conftest import TINY, merge, run
-from trees import encoded
+from trees import encoded, write
 
 from fercli.store import read_manifest
 from fercli.synthetic import writers
@@ -258,36 +258,28 @@ def _spoilt(tmp_path: Path, trees: Path, dataset: str, spoil: Callable[[Any], An
     return root
 
 
-#: (dataset, what happens to its tree, what the one line says)
-FAILURES: list[tuple[str, Callable[[Path], Any], str]] = [
+#: (dataset, what its label file holds or what happens to its tree, what the one line says)
+FAILURES: list[tuple[str, str | bytes | Callable[[Path], Any], str]] = [
     ("raf-db", lambda r: (r / LABELS["raf-db"]).unlink(), "no EmoLabel/list_patition_label.txt"),
     ("raf-db", lambda r: shutil.rmtree(r / "Image"), "no Image/aligned"),
-    ("raf-db", lambda r: (r / LABELS["raf-db"]).write_text(""), "nothing usable"),
-    ("raf-db", lambda r: (r / LABELS["raf-db"]).write_bytes(bytes(range(256)) * 9), "list_patition_label.txt"),
-    ("raf-db", lambda r: (r / LABELS["raf-db"]).write_text("train_00001.jpg 9\n"), "nothing usable"),
+    ("raf-db", "", "nothing usable"),
+    ("raf-db", bytes(range(256)) * 9, "list_patition_label.txt"),
+    ("raf-db", "train_00001.jpg 9\n", "nothing usable"),
     ("expw", lambda r: (r / LABELS["expw"]).unlink(), "no label/label.lst"),
     ("expw", lambda r: shutil.rmtree(r / "data"), "no data/image/origin"),
-    ("expw", lambda r: (r / LABELS["expw"]).write_text("a.jpg 3\nb.jpg 4\n"), "label.lst lacks a column"),
-    (
-        "fer2013",
-        lambda r: (r / LABELS["fer2013"]).write_text("pixels,Usage\n1 2,Training\n"),
-        "lacks the column emotion",
-    ),
-    ("fer2013", lambda r: (r / LABELS["fer2013"]).write_text("emotion,Usage\n1,Training\n"), "lacks the column pixels"),
-    ("fer2013", lambda r: (r / LABELS["fer2013"]).write_text(""), "lacks the column"),
-    ("fer2013", lambda r: (r / LABELS["fer2013"]).write_text("emotion,pixels,Usage\n"), "nothing usable"),
+    ("expw", "a.jpg 3\nb.jpg 4\n", "label.lst lacks a column"),
+    ("fer2013", "pixels,Usage\n1 2,Training\n", "lacks the column emotion"),
+    ("fer2013", "emotion,Usage\n1,Training\n", "lacks the column pixels"),
+    ("fer2013", "", "lacks the column"),
+    ("fer2013", "emotion,pixels,Usage\n", "nothing usable"),
     ("fer2013", lambda r: (r / LABELS["fer2013"]).unlink(), "no fer2013.csv"),
-    ("list", lambda r: (r / LABELS["list"]).write_text("picture of,label\na.png,happy\n"), "no column of paths"),
-    ("list", lambda r: (r / LABELS["list"]).write_text("path,label\n0.png,3\n"), "labels are numbers"),
-    ("list", lambda r: (r / LABELS["list"]).write_text(""), "no column of paths"),
+    ("list", "picture of,label\na.png,happy\n", "no column of paths"),
+    ("list", "path,label\n0.png,3\n", "labels are numbers"),
+    ("list", "", "no column of paths"),
     ("list", lambda r: (r / LABELS["list"]).unlink(), "not exactly one csv"),
-    ("list", lambda r: (r / LABELS["list"]).write_bytes(b"path,label\n\0\0\0,happy\n"), ""),
-    ("list", lambda r: (r / LABELS["list"]).write_text("path,label\n" + "x" * 200_000 + ",happy\n"), ""),
-    (
-        "list",
-        lambda r: (r / LABELS["list"]).write_text("path,label\n0.png,happy\n0.png,fear\n"),
-        "labels.csv lists images/0.png as 'happy' and as 'fear'",
-    ),
+    ("list", b"path,label\n\0\0\0,happy\n", ""),
+    ("list", "path,label\n" + "x" * 200_000 + ",happy\n", ""),
+    ("list", "path,label\n0.png,happy\n0.png,fear\n", "labels.csv lists images/0.png as 'happy' and as 'fear'"),
     ("list", shutil.rmtree, "is missing"),
     ("list", lambda r: [p.unlink() for p in (r / "images").iterdir()], "not one face in 4 records"),
 ]
@@ -299,7 +291,7 @@ FAILURES: list[tuple[str, Callable[[Path], Any], str]] = [
 def test_a_tree_that_cannot_be_used_leaves_one_line_and_exit_code_1(tmp_path, trees, dataset, spoil, line):
     root = tmp_path / "tree" / dataset
     shutil.copytree(trees / dataset, root)
-    spoil(root)
+    spoil(root) if callable(spoil) else write(root, LABELS[dataset], spoil)
     result = _command(tmp_path, dataset, root)
     assert result.exit_code == 1
     assert result.stdout == "" and result.stderr.startswith("error: ") and line in result.stderr

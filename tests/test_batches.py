@@ -156,17 +156,11 @@ def test_the_smallest_share_is_one_draw_a_cycle() -> None:
 
 
 @pytest.mark.parametrize("balance", ["images", "sqrt", "equal"])
-def test_one_source_is_dealt_as_ever(balance: str) -> None:
-    for counts in ([40], [0, 40], [40, 0]):
+def test_one_source_is_dealt_as_ever_and_one_union_by_images(balance: str) -> None:
+    for counts in ([40], [0, 40], [40, 0], *([[30, 10]] if balance == "images" else [])):
         np.testing.assert_array_equal(
             source_sampler(counts, balance, 9).take(0, 100), ShuffledSampler(40, 9).take(0, 100)
         )
-
-
-def test_one_union_is_dealt_by_images() -> None:
-    np.testing.assert_array_equal(
-        source_sampler([30, 10], "images", 9).take(0, 100), ShuffledSampler(40, 9).take(0, 100)
-    )
 
 
 @pytest.mark.parametrize("balance", ["sqrt", "equal"])

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from loops import certain
 
 from fercli.evaluation.calibration import T_RANGE, apply_temperature, calibration, fit_temperature, reliability
 
@@ -20,11 +21,6 @@ def _drawn(count: int, scale: float = 1.0, seed: int = 0) -> tuple[torch.Tensor,
     logits = torch.randn(count, 7, generator=generator)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
     return (scale * logits).softmax(-1), labels
-
-
-def _sure(*rows: tuple[int, float]) -> torch.Tensor:
-    """A row a pair (class, its probability); the other six share the rest."""
-    return torch.tensor([[p if c == k else (1 - p) / 6 for c in range(7)] for k, p in rows], dtype=torch.float64)
 
 
 def _nll(probabilities: torch.Tensor, labels: torch.Tensor, temperature: float) -> float:
@@ -52,7 +48,7 @@ class TestTemperature:
 
         T divides the log odds of the top class against one of the six others.
         """
-        probabilities, labels = _sure((0, 0.9), (1, 0.9), (2, 0.9), (3, 0.9)), torch.tensor([0, 1, 2, 4])
+        probabilities, labels = certain((0, 0.9), (1, 0.9), (2, 0.9), (3, 0.9)), torch.tensor([0, 1, 2, 4])
         # 0.9 against 1/60 a class before, 3/4 against 1/24 a class after.
         expected = math.log(54) / math.log(18)
         assert fit_temperature(probabilities, labels) == pytest.approx(expected, rel=1e-6)
@@ -63,13 +59,13 @@ class TestTemperature:
         ("probabilities", "labels", "expected"),
         [
             pytest.param(torch.zeros(0, 7), [], 1.0, id="no faces"),
-            pytest.param(_sure((0, 0.9)), [-1], 1.0, id="no labelled face"),
+            pytest.param(certain((0, 0.9)), [-1], 1.0, id="no labelled face"),
             pytest.param(torch.full((5, 7), 1 / 7), [0, 1, 2, 3, 4], 1.0, id="nothing said, nothing to scale"),
             pytest.param(torch.full((1, 7), 1 / 7).half(), [0], 1.0, id="the same in halves"),
-            pytest.param(_sure((0, 0.5), (1, 0.9)), [0, 1], 1.0, id="all right: none is determined"),
+            pytest.param(certain((0, 0.5), (1, 0.9)), [0, 1], 1.0, id="all right: none is determined"),
             pytest.param(torch.eye(7), list(range(7)), 1.0, id="certain and right"),
             pytest.param(torch.eye(7), [1, 2, 3, 4, 5, 6, 0], 1.0, id="certain and wrong"),
-            pytest.param(_sure((0, 0.5), (1, 0.9)), [2, 2], 1.0, id="all wrong: none is determined"),
+            pytest.param(certain((0, 0.5), (1, 0.9)), [2, 2], 1.0, id="all wrong: none is determined"),
         ],
     )
     def test_degenerate(self, probabilities, labels, expected):
@@ -111,7 +107,7 @@ class TestReliability:
 
         Bins (0.4, 0.5], (0.8, 0.9] and (0.9, 1]: ECE = 1/4 * 0.55 + 2/4 * |0.5 - 0.85| + 0.
         """
-        probabilities = _sure((3, 0.45), (2, 0.85), (2, 0.85), (6, 1.0))
+        probabilities = certain((3, 0.45), (2, 0.85), (2, 0.85), (6, 1.0))
         got = reliability(probabilities, torch.tensor([3, 2, 0, 6]), bins=10)
         assert got["ece"] == pytest.approx(0.25 * 0.55 + 0.5 * 0.35, abs=1e-12)
         logs = [math.log(0.45), math.log(0.85), math.log(0.15 / 6), 0.0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import pickle
@@ -15,12 +14,10 @@ import time
 from pathlib import Path
 
 import click
-import numpy as np
 import pytest
 import torch
 from click.shell_completion import BashComplete
 from conftest import Bench, fercli, run, told
-from PIL import Image
 
 from fercli import __version__
 from fercli.cli import COMMANDS, main
@@ -28,50 +25,31 @@ from fercli.cli.hints import remember, with_options
 from fercli.engine import stages
 from fercli.engine.interrupt import StopRequest
 from fercli.errors import Advice, FercliError
-from fercli.store import Store
-
-
-def images_of(folder: Path, count: int, kind: str = "noise") -> None:
-    """A folder per class of pictures without a face."""
-    random = np.random.default_rng(0)
-    for i in range(count):
-        here = folder / ("happy", "sad")[i % 2]
-        here.mkdir(parents=True, exist_ok=True)
-        pixels = (
-            random.integers(0, 256, (64, 64, 3), dtype=np.uint8) if kind == "noise" else np.zeros((64, 64, 3), "u1")
-        )
-        Image.fromarray(pixels).save(here / f"{i}.png")
-
 
 # Help
 
 
 #: Groups: their own help has examples, and their commands have the options.
 _GROUPS = {"bench": ["prepare"], "weights": ["inspect", "export"]}
+_GROUPS_HELP = [[name] for name in _GROUPS]
 _OWN_HELP = [[name] for name in COMMANDS if name not in _GROUPS]
 _OWN_HELP += [["datasets", "check"], *([group, name] for group, names in _GROUPS.items() for name in names)]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], *([*command, "--help"] for command in _OWN_HELP)])
+@pytest.mark.parametrize("arguments", [["-h"], *([*command, "--help"] for command in ([], *_OWN_HELP, *_GROUPS_HELP))])
 def test_help(arguments: list[str]) -> None:
     result = run(*arguments)
     assert result.exit_code == 0
     assert "Usage:" in result.stdout
     if len(arguments) == 1:
         assert all(name in result.stdout for name in COMMANDS)
+        return
+    assert "Examples:" in result.stdout
+    if arguments[0] in _GROUPS and len(arguments) == 2:
+        assert set(_GROUPS[arguments[0]]) <= set(result.stdout.split("Commands:")[1].split())
     else:
-        assert "Examples:" in result.stdout
         assert "--quiet" in result.stdout
         assert "--json" in result.stdout
-
-
-@pytest.mark.parametrize("group", _GROUPS)
-def test_help_of_a_group(group: str) -> None:
-    result = run(group, "--help")
-    assert result.exit_code == 0
-    assert "Examples:" in result.stdout
-    commands = result.stdout.split("Commands:")[1].split()
-    assert set(_GROUPS[group]) <= set(commands)
 
 
 def test_version() -> None:
@@ -275,17 +253,17 @@ def test_what_nobody_foresaw_leaves_one_line_too(raised: str, told_so: str, tmp_
 # The shell's completion
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_answers_at_once(shell: str) -> None:
+@pytest.mark.parametrize("shell", ["none", "bash", "zsh", "fish"])
+def test_help_and_completion_answer_at_once(shell: str) -> None:
     def seconds() -> float:
         begun = time.perf_counter()
-        done = fercli(_FERCLI_COMPLETE=f"{shell}_source")
+        done = fercli("--help") if shell == "none" else fercli(_FERCLI_COMPLETE=f"{shell}_source")
         assert done.returncode == 0, done.stderr
-        assert "_FERCLI_COMPLETE" in done.stdout
+        assert ("Usage:" if shell == "none" else "_FERCLI_COMPLETE") in done.stdout
         return time.perf_counter() - begun
 
-    # Meant: under half a second. Asked here: under one, in the best of four, for machines shared with others.
-    assert min(seconds() for _ in range(4)) < 1.0
+    # Meant: under half a second. Asked here: under one, in the best of five, for machines shared with others.
+    assert min(seconds() for _ in range(5)) < 1.0
 
 
 @pytest.mark.parametrize(
@@ -342,35 +320,6 @@ def test_completion_survives_a_spec_that_is_none_and_loads_no_torch(tmp_path: Pa
 
 
 # Preparing what is not all faces
-
-
-def test_a_dataset_without_a_face_is_told_and_leaves_no_store(bench: Bench) -> None:
-    images_of(bench.folder / "data/noise", 4)
-    line = told(bench("prepare", "--dataset", "noise", "--set", "data.datasets.noise.reader=folders"), 1)
-    assert "noise: not one face in 4 records" in line
-    assert not (bench.prepared / "noise").exists()
-
-
-def test_broken_images_are_rejected_with_their_reason_and_the_run_goes_on(tmp_path: Path, prepared: Path) -> None:
-    bench = Bench(tmp_path / "mixed", tmp_path / "mixed/prepared", {"data.datasets.mixed.reader": "folders"})
-    data = bench.folder / "data/mixed/happy"
-    data.mkdir(parents=True)
-    drawn = sorted((prepared.parent / "data/raf-db/Image/original").iterdir())[:3]
-    for file in drawn:
-        shutil.copy(file, data)
-    (data / "empty.jpg").write_bytes(b"")
-    (data / "garbage.jpg").write_bytes(b"this is no picture" * 50)
-    (data / "truncated.jpg").write_bytes(drawn[0].read_bytes()[:900])
-    (data / "folder.jpg").mkdir()
-    summary = json.loads(bench.done("prepare", "--dataset", "mixed", "--json").stdout)["prepared"]["mixed"]
-    assert summary["expected"] == 7
-    assert summary["rejected"] == 4
-    with (bench.prepared / "mixed/manifest.csv").open() as file:
-        rows = {Path(row["path"]).name: row for row in csv.DictReader(file)}
-    for name in ("empty.jpg", "garbage.jpg", "truncated.jpg", "folder.jpg"):
-        assert rows[name]["status"] == "rejected"
-        assert rows[name]["reason"]
-    assert len(Store.open(bench.prepared / "mixed")) == 3
 
 
 def test_a_second_prepare_has_nothing_to_do(bench: Bench, prepared: Path) -> None:

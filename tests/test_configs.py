@@ -35,23 +35,12 @@ def test_the_packaged_specs_are_there() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_packaged_spec_parses_with_its_method_options(name: str) -> None:
-    spec = load(name)
-    assert isinstance(yaml.safe_load(packaged()[name].read_text(encoding="utf-8")), dict)
+def test_a_packaged_spec_parses_is_named_after_its_file_and_explains_itself(name: str) -> None:
+    spec, text = load(name), packaged()[name].read_text(encoding="utf-8")
+    assert isinstance(yaml.safe_load(text), dict)
     method_class(spec.adapt.method).read_options(spec.adapt.options)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_packaged_spec_is_named_after_its_file_and_explains_itself(name: str) -> None:
-    assert packaged()[name].read_text(encoding="utf-8").startswith("# ")
-    assert len(head_of(name).split()) >= 15
-    if name != "default":
-        assert load(name).name == name.removeprefix("methods/")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_packaged_spec_names_readers_that_exist(name: str) -> None:
-    spec = load(name)
+    assert text.startswith("# ") and len(head_of(name).split()) >= 15
+    assert name == "default" or spec.name == name.removeprefix("methods/")
     for dataset in {*spec.data.source, *spec.data.targets}:
         assert (spec.data.datasets[dataset].reader if dataset in spec.data.datasets else dataset) in READERS
 
@@ -143,15 +132,10 @@ def test_a_registered_method_is_what_the_registry_says(name: str) -> None:
     assert kind.oracle == ("oracle" in name)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"source-only"}))
-def test_a_registered_method_has_a_spec_of_its_own(name: str) -> None:
-    assert f"methods/{name}" in NAMES, f"write configs/methods/{name}.yaml"
-    assert load(f"methods/{name}").adapt.method == name
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("methods/")])
-def test_a_method_s_spec_is_of_a_registered_method(name: str) -> None:
-    assert name.removeprefix("methods/") in METHODS
+def test_every_registered_method_has_a_spec_of_its_own_and_none_else() -> None:
+    own = {name: load(name).adapt.method for name in NAMES if name.startswith("methods/")}
+    due = {f"methods/{name}": name for name in set(METHODS) - {"source-only"}}
+    assert own == due, "write configs/methods/NAME.yaml"
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

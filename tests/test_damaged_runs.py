@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Bench, told
+from conftest import Bench, after_source, told
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -22,8 +22,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
     """Stores, a source model, an adaptation, a report. Read only."""
     folder = tmp_path_factory.mktemp("finished")
     shutil.copytree(trained.prepared, folder / "prepared")
-    bench = Bench(folder, folder / "prepared", {"adapt.epochs": 1})
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench = after_source(folder, trained, {"adapt.epochs": 1}, folder / "prepared")
     bench.done("adapt", "--quiet")
     bench.done("evaluate", "--quiet")
     return bench

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +11,7 @@ import yaml
 from conftest import run
 from drawn import write_class_folders
 from PIL import Image
-from trees import touch
+from trees import touch, write
 
 from fercli.datasets import READERS, Listing, read_dataset
 from fercli.datasets.card import DatasetCard, Official
@@ -168,8 +166,7 @@ def test_check_marks_what_differs(tmp_path):
 
 
 def test_check_counts_missing_files_per_listed_picture(tmp_path):
-    (tmp_path / "label").mkdir()
-    (tmp_path / "label/label.lst").write_text("a.jpg 0 1 2 3 4 5 3\na.jpg 1 1 2 3 4 5 4\nb.jpg 0 1 2 3 4 5 6\n")
+    write(tmp_path, "label/label.lst", "a.jpg 0 1 2 3 4 5 3\na.jpg 1 1 2 3 4 5 4\nb.jpg 0 1 2 3 4 5 6\n")
     touch(tmp_path, "image/origin/b.jpg")
     document = json.loads(run("datasets", "check", "expw", tmp_path, "--json").stdout)["check"]
     assert (document["faces"], document["images"]) == (3, 2)
@@ -181,8 +178,7 @@ def test_check_counts_missing_files_per_listed_picture(tmp_path):
 
 
 def test_check_as_json(tmp_path):
-    (tmp_path / "EmoLabel").mkdir()
-    (tmp_path / "EmoLabel/list_patition_label.txt").write_text("train_00001.jpg 1\ntest_0001.jpg 2\ntest_0002.jpg 9\n")
+    write(tmp_path, "EmoLabel/list_patition_label.txt", "train_00001.jpg 1\ntest_0001.jpg 2\ntest_0002.jpg 9\n")
     touch(tmp_path, "Image/original/train_00001.jpg", "Image/original/test_0001.jpg")
     document = json.loads(run("datasets", "check", "raf-db", tmp_path, "--json").stdout)["check"]
     assert document["splits"]["train"]["expressions"]["surprise"] == {"found": 1, "official": 1290}
@@ -276,23 +272,6 @@ def test_unknown_totals_are_said_to_be_unknown():
     assert half.size == "1,234+"
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("datasets", "--help"), ("datasets", "check", "--help")])
-def test_help_loads_nothing_heavy(arguments):
-    code = (
-        "import sys\nfrom fercli.cli import main\n"
-        f"try: main({list(arguments)!r})\nexcept SystemExit: pass\n"
-        "print([m for m in ('numpy', 'torch', 'cv2', 'pydantic', 'fercli.datasets') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_listing_a_dataset_loads_no_numpy_unless_it_needs_it():
-    code = "import sys, fercli.datasets; print([m for m in ('numpy', 'torch', 'cv2') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 @pytest.mark.parametrize("flag", ["--json", "--quiet", "-q"])
 def test_flags_of_the_group_hold_for_its_subcommands(tmp_path, flag):
     touch(tmp_path, "KA.AN1.39.tiff")
@@ -330,8 +309,7 @@ def test_terms_fold_between_words_on_a_narrow_terminal(monkeypatch):
 
 
 def test_missing_files_are_a_warning_and_all_of_them_an_error(tmp_path):
-    (tmp_path / "label").mkdir()
-    (tmp_path / "label/label.lst").write_text("a.jpg 0 1 2 3 4 5 3\nb.jpg 0 1 2 3 4 5 6\n")
+    write(tmp_path, "label/label.lst", "a.jpg 0 1 2 3 4 5 3\nb.jpg 0 1 2 3 4 5 6\n")
     touch(tmp_path, "image/origin/b.jpg")
     result = run("datasets", "check", "expw", tmp_path, "--quiet")
     assert (result.exit_code, result.stdout) == (0, "")
@@ -349,8 +327,7 @@ def test_a_part_to_be_scored_without_faces_is_said(tmp_path):
         "cohn-kanade-images/S010/001/S010_001_00000001.png",
         "cohn-kanade-images/S010/001/S010_001_00000002.png",
     )
-    (tmp_path / "Emotion/S010/001").mkdir(parents=True)
-    (tmp_path / "Emotion/S010/001/S010_001_00000002_emotion.txt").write_text("5.0")
+    write(tmp_path, "Emotion/S010/001/S010_001_00000002_emotion.txt", "5.0")
     shown = run("datasets", "check", "ck+", tmp_path)
     assert shown.exit_code == 0 and "no labelled face is in test: nothing can be scored there" in shown.stdout
     check = ("datasets", "check", "ck+", tmp_path, "--json")

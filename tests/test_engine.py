@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ import pytest
 import torch
 from conftest import EPOCHS, STEPS, Bench
 from stores import with_labels
-from trained_runs import assert_same_run, stop_in_step
+from trained_runs import assert_same_run, stopped
 
 from fercli.engine import checkpoint
 from fercli.engine.log import Log, Meter, read_metrics
@@ -30,13 +29,10 @@ from fercli.spec.registry import METHODS
 
 
 @pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
-    """A bench adapted without a stop, and evaluated with a report."""
-    bench = Bench(tmp_path_factory.mktemp("adapted"), trained.prepared)
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
-    bench.done("adapt", "--target", "jaffe", "--quiet")
-    bench.done("evaluate", "--report", "--quiet")
-    return bench
+def adapted(adapted: Bench) -> Bench:
+    """The session's, evaluated with a report."""
+    adapted.done("evaluate", "--report", "--quiet")
+    return adapted
 
 
 # End to end
@@ -118,13 +114,8 @@ def test_raised_epochs_go_on_where_the_run_ended(make_adapting, bench: Bench) ->
 
 
 @pytest.mark.parametrize(("step", "number"), [(0, signal.SIGINT), (2, signal.SIGINT), (4, signal.SIGTERM)])
-def test_a_stopped_train_source_goes_on_to_the_same_bits(
-    trained: Bench, bench: Bench, monkeypatch: pytest.MonkeyPatch, step: int, number: int
-) -> None:
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, step, number)
-        result = bench("train-source")
-    assert result.exit_code == 130
+def test_a_stopped_train_source_goes_on_to_the_same_bits(trained: Bench, bench: Bench, step: int, number: int) -> None:
+    result = stopped(bench, "train-source", step, number)
     assert f"stopped at step {step + 1} of {EPOCHS * STEPS}" in result.stderr
     assert checkpoint.load(bench.runs / "source/last.ckpt")["step"] == step + 1
     outcome = json.loads(bench.done("train-source", "--json").stdout)["train_source"]
@@ -133,38 +124,26 @@ def test_a_stopped_train_source_goes_on_to_the_same_bits(
 
 
 @pytest.mark.parametrize("steps", [(1,), (2, 4)])
-def test_a_stopped_adapt_goes_on_to_the_same_bits(
-    adapted: Bench, make_adapting, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...]
-) -> None:
+def test_a_stopped_adapt_goes_on_to_the_same_bits(adapted: Bench, make_adapting, steps: tuple[int, ...]) -> None:
     bench = make_adapting("stopped")
     for step in steps:
-        with monkeypatch.context() as patch:
-            stop_in_step(patch, step, signal.SIGTERM)
-            assert bench("adapt").exit_code == 130
+        stopped(bench, "adapt", step, signal.SIGTERM)
     bench.done("adapt", "--quiet")
     assert_same_run(adapted.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
 
 
-def test_a_bank_that_is_filling_survives_a_stop(make_adapting, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, stopped = (make_adapting(name, {"adapt.options.threshold": 0.3}) for name in ("whole", "stopped"))
+def test_a_bank_that_is_filling_survives_a_stop(make_adapting) -> None:
+    whole, bench = (make_adapting(name, {"adapt.options.threshold": 0.3}) for name in ("whole", "stopped"))
     whole.done("adapt", "--quiet")
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 4, signal.SIGINT)
-        assert stopped("adapt").exit_code == 130
-    bank = checkpoint.load(stopped.runs / "adapt-jaffe/last.ckpt")["method"]["bank"]
+    stopped(bench, "adapt", 4)
+    bank = checkpoint.load(bench.runs / "adapt-jaffe/last.ckpt")["method"]["bank"]
     assert 0 < (bank >= 0).sum() < bank.numel()
-    stopped.done("adapt", "--quiet")
-    assert_same_run(whole.runs / "adapt-jaffe", stopped.runs / "adapt-jaffe")
+    bench.done("adapt", "--quiet")
+    assert_same_run(whole.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
 
 
-def test_a_second_signal_leaves_at_once_and_loses_little(
-    trained: Bench, bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, 4, signal.SIGINT)
-        stop_in_step(patch, 4, signal.SIGINT)
-        result = bench("train-source")
-    assert result.exit_code == 130
+def test_a_second_signal_leaves_at_once_and_loses_little(trained: Bench, bench: Bench) -> None:
+    stopped(bench, "train-source", 4, times=2)
     assert checkpoint.load(bench.runs / "source/last.ckpt")["step"] == STEPS
     bench.done("train-source", "--quiet")
     assert_same_run(trained.runs / "source", bench.runs / "source")
@@ -289,14 +268,8 @@ def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_kept(ben
 
 
 def test_a_timed_save_never_holds_ruined_weights(bench: Bench) -> None:
-    options = (
-        "--set",
-        "engine.save_every_s=0",
-        "--set",
-        "train_source.lr=1e30",
-        "--set",
-        "train_source.clip_norm=null",
-    )
+    settings = ("engine.save_every_s=0", "train_source.lr=1e30", "train_source.clip_norm=null")
+    options = [word for setting in settings for word in ("--set", setting)]
     assert bench("train-source", "--quiet", *options).exit_code == 1
     last = bench.runs / "source/last.ckpt"
     assert not last.exists() or all(v.abs().max() < 1e6 for v in checkpoint.load(last)["network"].values())

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Bench
+from conftest import Bench, merge, told
 from stores import with_labels
+from trees import write
 
 from fercli.engine import checkpoint
 from fercli.engine.data import open_store, source_faces, view_settings
@@ -36,22 +37,9 @@ CPU = torch.device("cpu")
 FUSED = 6
 
 
-def document(bench: Bench, *arguments: str) -> dict[str, Any]:
-    return json.loads(bench.done("evaluate", "--json", *arguments).stdout, parse_constant=pytest.fail)
-
-
-@pytest.fixture(scope="module")
-def adapted(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
-    """A bench adapted to JAFFE. Read only but for its report."""
-    bench = Bench(tmp_path_factory.mktemp("adapted"), trained.prepared)
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
-    bench.done("adapt", "--quiet")
-    return bench
-
-
 @pytest.fixture(scope="module")
 def results(adapted: Bench) -> dict[str, Any]:
-    return document(adapted)
+    return adapted.json("evaluate")
 
 
 @pytest.fixture
@@ -155,7 +143,7 @@ def test_pseudo_labels_of_thinned_faces_have_their_own_labels(make_adapting) -> 
     bench = make_adapting("thinned", {"adapt.select_images": 10, "adapt.epochs": 1})
     bench.done("adapt", "--quiet")
     # Changing it afterwards changes nothing: what counts is what the adaptation watched.
-    (found,) = document(bench, "--set", "adapt.select_images=20")["pseudo_labels"].values()
+    (found,) = bench.json("evaluate", "--set", "adapt.select_images=20")["pseudo_labels"].values()
     labels = Store.open(bench.prepared / "jaffe").labels[np.linspace(0, 41, 10).round().astype(int)]
     assert (found["faces"], found["labelled"]) == (10, 10)
     assert found["epochs"] == pseudo_label_counts(read_outputs(bench.runs / "adapt-jaffe"), labels, 0.95)
@@ -178,14 +166,14 @@ def test_failure_cases_are_of_the_adapted_model(results: dict[str, Any], adapted
 
 
 def test_failure_cases_are_of_the_source_model_where_nothing_is_adapted(make_adapting) -> None:
-    found = document(make_adapting("early"))
+    found = make_adapting("early").json("evaluate")
     assert {(one["folder"], one["dataset"]) for one in found["failure_cases"]} == {("source", "jaffe")}
     assert found["pseudo_labels"] == {}
     assert [model["folder"] for model in found["gaps"][0]["models"]] == ["source"]
 
 
 def test_the_same_run_gives_the_same_document(results: dict[str, Any], adapted: Bench) -> None:
-    again = document(adapted)
+    again = adapted.json("evaluate")
     for key in ("entries", "table", "gaps", "pseudo_labels", "failure_cases"):
         assert again[key] == results[key], key
 
@@ -235,7 +223,7 @@ def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting) -> N
 
 def test_with_the_report_the_same_numbers_and_a_map(copy, results: dict[str, Any]) -> None:
     bench = copy()
-    found = document(bench, "--report")
+    found = bench.json("evaluate", "--report")
     assert Path(found["files"]["report"]) == bench.runs / "report/report.html"
     assert (bench.runs / "report/report.html").stat().st_size > 10_000
     for one, other in zip(found["gaps"][0]["models"], results["gaps"][0]["models"], strict=True):
@@ -261,7 +249,7 @@ def test_a_target_without_labels_keeps_what_needs_none(
     copy, prepared: Path, tmp_path: Path, results: dict[str, Any]
 ) -> None:
     bench = copy(with_labels(prepared, tmp_path / "blank", lambda labels: np.full_like(labels, -1)))
-    found = document(bench)
+    found = bench.json("evaluate")
     source, *targets = found["entries"]
     assert source["decision"]["metrics"] is not None
     for entry, labelled in zip(targets, results["entries"][1:], strict=True):
@@ -293,7 +281,7 @@ def test_a_target_with_some_labels_is_scored_on_those(copy, prepared: Path, tmp_
     def every_second(labels: np.ndarray) -> np.ndarray:
         return np.where(np.arange(len(labels)) % 2 == 0, labels, -1)
 
-    found = document(copy(with_labels(prepared, tmp_path / "some", every_second)))
+    found = copy(with_labels(prepared, tmp_path / "some", every_second)).json("evaluate")
     entry = found["entries"][2]
     assert entry["counts"] == {"expected": 42, "found": 42, "scored": 21}
     assert sum(each["count"] for each in entry["calibration"]["before"]["bins"]) == 21
@@ -304,83 +292,55 @@ def test_a_target_with_some_labels_is_scored_on_those(copy, prepared: Path, tmp_
     assert {face["label"] is None for face in uncertain["faces"]} == {True, False}
 
 
-# Runs that are not as they should be: what is done to the folder -> what is told
+# Runs that are not as they should be: what is done to the folder, and what is told
+
+SOURCE, ADAPTED = "source/best.ckpt", "adapt-jaffe/best.ckpt"
+FOREIGN = {"fc.weight": torch.zeros(7, 512)}
 
 
-def told(bench: Bench, *arguments: str) -> str:
-    result = bench("evaluate", *arguments)
-    assert result.exit_code == 1
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
+def rewritten(path: Path, key: str, change: Callable[[Any], Any]) -> None:
+    """Write a checkpoint again with another value of an entry."""
+    state = checkpoint.load(path)
+    checkpoint.save(path, {**state, key: change(state[key])})
 
 
-def drop(runs: Path) -> None:
-    (runs / "source/best.ckpt").unlink()
+SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no source model": (lambda runs: (runs / SOURCE).unlink(), "no source model in"),
+    "a damaged model": (
+        lambda runs: (runs / ADAPTED).write_bytes((runs / ADAPTED).read_bytes()[:1000]),
+        "adapt-jaffe/best.ckpt is truncated or damaged; train that stage again",
+    ),
+    "the source model in its place": (
+        lambda runs: shutil.copy(runs / SOURCE, runs / ADAPTED),
+        "adapt-jaffe/best.ckpt is not an adapted model",
+    ),
+    "an adapted model in the source's": (
+        lambda runs: shutil.copy(runs / ADAPTED, runs / SOURCE),
+        "source/best.ckpt is not a source model",
+    ),
+    "another architecture": (
+        lambda runs: rewritten(runs / ADAPTED, "spec", lambda spec: merge(spec, {"model.backbone": "ir18"})),
+        "is of another architecture (model.backbone ir18 -> ir-small)",
+    ),
+    "other weights": (
+        lambda runs: rewritten(runs / ADAPTED, "network", lambda _: FOREIGN),
+        "are of another network than its spec describes",
+    ),
+    "no checkpoint of ours": (
+        lambda runs: torch.save({"state_dict": FOREIGN}, runs / ADAPTED),
+        "adapt-jaffe/best.ckpt is not a fercli checkpoint",
+    ),
+    "a file for the report": (lambda runs: write(runs, "report"), "cannot write the report into"),
+    "a file for the predictions": (lambda runs: write(runs, "report/predictions"), "cannot write the report into"),
+    "a folder for the results": (lambda runs: write(runs, "report/results.json/x"), "cannot write the report into"),
+}
 
 
-def damage(runs: Path) -> None:
-    path = runs / "adapt-jaffe/best.ckpt"
-    path.write_bytes(path.read_bytes()[:1000])
-
-
-def source_in_its_place(runs: Path) -> None:
-    shutil.copy(runs / "source/best.ckpt", runs / "adapt-jaffe/best.ckpt")
-
-
-def adapted_in_its_place(runs: Path) -> None:
-    shutil.copy(runs / "adapt-jaffe/best.ckpt", runs / "source/best.ckpt")
-
-
-def other_architecture(runs: Path) -> None:
-    state = checkpoint.load(runs / "adapt-jaffe/best.ckpt")
-    state["spec"]["model"]["backbone"] = "ir18"
-    checkpoint.save(runs / "adapt-jaffe/best.ckpt", state)
-
-
-def other_weights(runs: Path) -> None:
-    state = checkpoint.load(runs / "adapt-jaffe/best.ckpt")
-    state["network"] = {"fc.weight": torch.zeros(7, 512)}
-    checkpoint.save(runs / "adapt-jaffe/best.ckpt", state)
-
-
-def no_checkpoint(runs: Path) -> None:
-    torch.save({"state_dict": {"fc.weight": torch.zeros(7, 512)}}, runs / "adapt-jaffe/best.ckpt")
-
-
-def report_is_a_file(runs: Path) -> None:
-    (runs / "report").write_text("in the way")
-
-
-def predictions_is_a_file(runs: Path) -> None:
-    (runs / "report").mkdir()
-    (runs / "report/predictions").write_text("in the way")
-
-
-def results_is_a_folder(runs: Path) -> None:
-    (runs / "report/results.json").mkdir(parents=True)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (drop, "no source model in"),
-        (damage, "adapt-jaffe/best.ckpt is truncated or damaged; train that stage again"),
-        (source_in_its_place, "adapt-jaffe/best.ckpt is not an adapted model"),
-        (adapted_in_its_place, "source/best.ckpt is not a source model"),
-        (other_architecture, "is of another architecture (model.backbone ir18 -> ir-small)"),
-        (other_weights, "are of another network than its spec describes"),
-        (no_checkpoint, "adapt-jaffe/best.ckpt is not a fercli checkpoint"),
-        (report_is_a_file, "cannot write the report into"),
-        (predictions_is_a_file, "cannot write the report into"),
-        (results_is_a_folder, "cannot write the report into"),
-    ],
-    ids=lambda value: getattr(value, "__name__", ""),
-)
-def test_a_run_that_cannot_be_scored_is_one_line(change: Callable[[Path], None], text: str, copy) -> None:
-    bench = copy()
-    change(bench.runs)
-    line = told(bench)
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_run_that_cannot_be_scored_is_one_line(case: str, copy) -> None:
+    bench, (spoil, text) = copy(), SPOILT[case]
+    spoil(bench.runs)
+    line = told(bench("evaluate"))
     assert text in line
     assert str(bench.runs) in line
 
@@ -389,7 +349,7 @@ def test_a_run_that_cannot_be_scored_is_one_line(change: Callable[[Path], None],
 def test_a_report_folder_without_leave_to_write_is_one_line(copy) -> None:
     bench = copy()
     (bench.runs / "report").mkdir(mode=0o500)
-    assert "cannot write the report into" in told(bench)
+    assert "cannot write the report into" in told(bench("evaluate"))
 
 
 def test_an_adaptation_without_a_model_is_left_out_and_told(copy) -> None:
@@ -407,7 +367,7 @@ def test_an_adaptation_without_a_model_is_left_out_and_told(copy) -> None:
 def test_runs_of_older_versions_leave_pseudo_labels_out(copy) -> None:
     bench = copy()
     shutil.rmtree(bench.runs / "adapt-jaffe/outputs")
-    assert document(bench)["pseudo_labels"] == {}
+    assert bench.json("evaluate")["pseudo_labels"] == {}
 
 
 def test_damaged_outputs_are_left_out_and_told(copy) -> None:
@@ -422,7 +382,7 @@ def test_outputs_of_other_faces_are_counted_without_their_labels(copy) -> None:
     bench = copy()
     for path in (bench.runs / "adapt-jaffe/outputs").iterdir():
         np.save(path, np.load(path)[:40])
-    (found,) = document(bench)["pseudo_labels"].values()
+    (found,) = bench.json("evaluate")["pseudo_labels"].values()
     assert (found["faces"], found["labelled"], found["epochs"][0]["correct"]) == (40, 0, None)
 
 
@@ -436,7 +396,7 @@ def test_a_source_without_a_test_part_is_scored_on_what_was_held_out(copy, prepa
     shutil.copytree(prepared / "raf-db", stores / "raf-db")
     meta = json.loads((stores / "raf-db/meta.json").read_text())
     (stores / "raf-db/meta.json").write_text(json.dumps({**meta, "score_splits": meta["adapt_splits"]}))
-    entry = document(copy(stores))["entries"][0]
+    entry = copy(stores).json("evaluate")["entries"][0]
     assert entry["splits"] == ["held out of training"]
     assert entry["counts"]["found"] == entry["calibration"]["fitted_on"]
     assert entry["calibration"]["after"]["nll"] <= entry["calibration"]["before"]["nll"] + 1e-6

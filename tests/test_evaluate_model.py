@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Bench, run, told
+from conftest import Bench, after_source, run, told
 from exporting import evaluated, make_run, prepared_faces, spec_of
 from stores import cut
 
@@ -105,9 +104,7 @@ def test_any_model_is_scored_and_no_run_is_touched(model, name, folder, at, made
 
 def test_with_the_source_at_hand_it_is_scored_as_its_run_would_be(trained: Bench, tmp_path, prepared) -> None:
     """The same numbers as `fercli evaluate` of the run gives, whatever spec is at hand."""
-    bench = Bench(tmp_path / "bench", prepared)
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
-    whole = json.loads(bench.done("evaluate", "--target", "jaffe", "--json").stdout)
+    whole = (bench := after_source(tmp_path / "bench", trained)).json("evaluate", "--target", "jaffe")
     where = ("--set", f"paths.prepared={prepared}", "--set", f"paths.runs={tmp_path / 'other'}")
     alone = document(
         run("evaluate", *where, *("--model", bench.runs), "--target", "jaffe", "--target", "raf-db", "--json")

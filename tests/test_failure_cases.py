@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from loops import certain
 from stores import changeable
 
 from fercli.engine.trained import Trained
@@ -18,16 +19,8 @@ from fercli.scoring.results import Results
 from fercli.store import Store
 
 
-def said(*tops: tuple[int, float]) -> torch.Tensor:
-    """Rows of probabilities that give an expression so much, the others the rest in equal shares."""
-    rows = torch.stack([torch.full((7,), (1 - top) / 6, dtype=torch.float64) for _, top in tops])
-    for row, (answer, top) in zip(rows, tops, strict=True):
-        row[answer] = top
-    return rows
-
-
 def test_mistakes_are_the_surest_first_and_ties_by_position() -> None:
-    probabilities = said((0, 0.9), (1, 0.6), (2, 0.8), (3, 0.8), (4, 0.99), (5, 0.8))
+    probabilities = certain((0, 0.9), (1, 0.6), (2, 0.8), (3, 0.8), (4, 0.99), (5, 0.8))
     answers, labels = np.array([0, 1, 2, 3, 4, 5]), np.array([0, 2, 1, 1, -1, 0])
     assert surest_mistakes(labels, answers, probabilities).tolist() == [2, 3, 5, 1]  # 0 is right, 4 has no label
     assert surest_mistakes(labels, answers, probabilities, 2).tolist() == [2, 3]
@@ -36,14 +29,14 @@ def test_mistakes_are_the_surest_first_and_ties_by_position() -> None:
 
 
 def test_the_least_sure_have_the_largest_entropy() -> None:
-    unsure = entropy(said((0, 0.9), (1, 1 / 7), (2, 1.0), (3, 0.9), (4, 0.5)))
+    unsure = entropy(certain((0, 0.9), (1, 1 / 7), (2, 1.0), (3, 0.9), (4, 0.5)))
     assert least_sure(unsure).tolist() == [1, 4, 0, 3, 2]
     assert least_sure(unsure, 3).tolist() == [1, 4, 0]
 
 
 def test_entropy_lies_in_the_unit_interval() -> None:
     by_hand = -(0.9 * math.log(0.9) + 6 * (0.1 / 6) * math.log(0.1 / 6)) / math.log(7)
-    np.testing.assert_allclose(entropy(said((0, 1.0), (1, 1 / 7), (2, 0.9))), [0, 1, by_hand], atol=1e-12)
+    np.testing.assert_allclose(entropy(certain((0, 1.0), (1, 1 / 7), (2, 0.9))), [0, 1, by_hand], atol=1e-12)
     rows = torch.rand(200, 7).softmax(-1)
     plain = [-sum(p * math.log(p) for p in row) / math.log(7) for row in rows.double().tolist()]
     np.testing.assert_allclose(entropy(rows), plain, atol=1e-12)
@@ -67,7 +60,7 @@ def make(prepared, tmp_path):
 
 def heads(*tops: tuple[int, float]) -> torch.Tensor:
     """Probabilities [N, 7, 7] of which all heads say the same."""
-    return said(*tops)[:, None].expand(-1, 7, -1).float().contiguous()
+    return certain(*tops)[:, None].expand(-1, 7, -1).float().contiguous()
 
 
 def test_failure_cases_tell_all_of_a_face(make) -> None:
@@ -87,8 +80,8 @@ def test_failure_cases_tell_all_of_a_face(make) -> None:
     assert face["id"] == one.store.ids[one.indices[1]]
     assert (face["label"], face["answer"], face["stage"]) == ("happiness", "fear", "fused")
     assert face["confidence"] == pytest.approx(0.6)
-    assert face["entropy"] == pytest.approx(entropy(said((1, 0.6)))[0])
-    np.testing.assert_allclose(face["probabilities"], said((1, 0.6))[0], rtol=1e-6)
+    assert face["entropy"] == pytest.approx(entropy(certain((1, 0.6)))[0])
+    np.testing.assert_allclose(face["probabilities"], certain((1, 0.6))[0], rtol=1e-6)
     assert [vote["head"] for vote in face["votes"]] == list(HEADS)
     assert [vote["expression"] for vote in face["votes"]] == ["neutral"] + ["fear"] * 6
 

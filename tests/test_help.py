@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -105,13 +106,29 @@ def test_every_command_has_a_short_line() -> None:
         assert 10 < len(main.get_command(ctx, name).get_short_help_str(100)) < 90
 
 
-def test_help_of_all_commands_loads_nothing_heavy() -> None:
-    script = (
-        "import sys, io, contextlib; from fercli.cli import main\n"
-        f"for words in {[(), *_words()]!r}:\n"
-        "    with contextlib.redirect_stdout(io.StringIO()): main([*words, '--help'], standalone_mode=False)\n"
-        "heavy = {'torch', 'torchvision', 'mediapipe', 'cv2', 'scipy', 'numpy', 'pydantic'} & set(sys.modules)\n"
-        "sys.exit(str(heavy) if heavy else 0)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+_HEAVY = "torch torchvision mediapipe cv2 lightning_fabric matplotlib tensorboard"
+_HELP = "import fercli.cli\nfor words in {words!r}: fercli.cli.main([*words, '--help'], standalone_mode=False)"
+#: What is run, and modules that it must not load.
+_LIGHT = {
+    "the package": ("import fercli", _HEAVY),
+    "the command": ("import fercli.cli", _HEAVY),
+    "a spec": ("import fercli.spec; fercli.spec.load()", _HEAVY),
+    "the registry": ("import fercli.spec.registry", "torch sklearn numpy"),
+    "the starter": ("from fercli.starter import starter_file; starter_file()", "torch"),
+    "the readers": ("import fercli.datasets", "numpy torch cv2"),
+    "a store": ("from fercli.store import Store; Store.open({store!r})", "mediapipe cv2 torch PIL"),
+    "help": (
+        _HELP.format(words=[(), ("datasets",), ("datasets", "check")]),
+        "numpy torch cv2 pydantic fercli.datasets",
+    ),
+    "help of all": (_HELP.format(words=[(), *_words()]), f"{_HEAVY} scipy numpy pydantic"),
+}
+
+
+@pytest.mark.parametrize("case", _LIGHT)
+def test_nothing_heavy_is_loaded_before_it_is_wanted(case: str, raf_store: Path) -> None:
+    code, heavy = _LIGHT[case]
+    code = code.replace("{store!r}", repr(str(raf_store)))
+    ending = f"\nimport sys; loaded = set({heavy.split()!r}) & set(sys.modules); sys.exit(str(loaded) if loaded else 0)"
+    done = subprocess.run([sys.executable, "-c", code + ending], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

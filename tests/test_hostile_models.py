@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Bench, fercli, run, told
+from conftest import Bench, after_source, fercli, run, told
 
 from fercli.engine import checkpoint
 
@@ -23,8 +22,7 @@ for _ in range(40):
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Path:
     """The checkpoint of an adaptation. Read only."""
-    bench = Bench(tmp_path_factory.mktemp("adapted"), trained.prepared, {"adapt.epochs": 1})
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench = after_source(tmp_path_factory.mktemp("adapted"), trained, {"adapt.epochs": 1})
     bench.done("adapt", "--quiet")
     return bench.runs / "adapt-jaffe" / "best.ckpt"
 

@@ -11,7 +11,7 @@ import pytest
 
 import fercli
 
-ROOT = Path(fercli.__file__).parent
+ROOT, TESTS = Path(fercli.__file__).parent, Path(__file__).parent
 
 #: From the ground up: a package or root module imports only from lines above its own in this list, or from itself.
 LAYERS = (
@@ -92,3 +92,20 @@ def test_the_front_door_names_every_module(package: str) -> None:
     ]
     there = [name.removeprefix(f"{package}.") for name in MODULES if name.startswith(f"{package}.")]
     assert sorted(named) == sorted(name for name in there if "." not in name)
+
+
+def test_the_spec_stands_on_the_ground_alone() -> None:
+    used = {other for name in MODULES if name.partition(".")[0] == "spec" for other in _imports(name)}
+    below = {name for name in used if name.partition(".")[0] != "spec"}
+    assert below <= {"console", "errors", "files", "starter", "version"}
+
+
+@pytest.mark.parametrize("file", sorted(TESTS.glob("test_*.py")), ids=lambda file: file.stem)
+def test_no_test_file_imports_another(file: Path) -> None:
+    """Shared helpers live in modules of their own: importing a test file would bind its fixtures and constants here."""
+    imported = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        imported |= {name.split(".")[-1] for name in names}
+    assert not imported & {path.stem for path in TESTS.glob("test_*.py")}

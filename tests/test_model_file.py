@@ -14,7 +14,7 @@ from conftest import fercli, run
 from exporting import evaluated, make_run, prepared_faces, spec_of
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from small_networks import model_spec
+from tiny import model_spec
 
 from fercli.engine import checkpoint
 from fercli.engine.trained import Trained, find_trained

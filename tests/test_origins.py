@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Bench, run, told
+from conftest import Bench, after_source, run, told
 from stores import cut, seal
 
 from fercli.engine import checkpoint
@@ -37,43 +37,24 @@ def in_another_order(store: Path) -> None:
 def own(tmp_path: Path, trained: Bench) -> Bench:
     """A bench with stores and a source model of its own, adapted."""
     shutil.copytree(trained.prepared, tmp_path / "prepared")
-    bench = Bench(tmp_path / "bench", tmp_path / "prepared", {"adapt.epochs": 1})
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench = after_source(tmp_path / "bench", trained, {"adapt.epochs": 1}, tmp_path / "prepared")
     bench.done("adapt", "--quiet")
     return bench
 
 
+#: What each command says; None where it goes on.
+OTHER_TARGET = {"adapt": "jaffe was prepared again", "evaluate": "adapt-jaffe was trained on", "train-source": None}
+OTHER_SOURCE = {
+    "train-source": "raf-db was prepared again",
+    "adapt": "run: fercli train-source",
+    "evaluate": "source was trained on",
+}
 CHANGES: dict[str, tuple[str, Callable[[Path], None], dict[str, str | None]]] = {
-    # What each command says; None where it goes on.
-    "target pixels": (
-        "jaffe",
-        with_pixels,
-        {"adapt": "jaffe was prepared again", "evaluate": "adapt-jaffe was trained on", "train-source": None},
-    ),
-    "target order": (
-        "jaffe",
-        in_another_order,
-        {"adapt": "jaffe was prepared again", "evaluate": "adapt-jaffe was trained on", "train-source": None},
-    ),
-    "target labels": ("jaffe", with_labels, {"adapt": None, "evaluate": None, "train-source": None}),
-    "source pixels": (
-        "raf-db",
-        with_pixels,
-        {
-            "train-source": "raf-db was prepared again",
-            "adapt": "run: fercli train-source",
-            "evaluate": "source was trained on",
-        },
-    ),
-    "source labels": (
-        "raf-db",
-        with_labels,
-        {
-            "train-source": "raf-db was prepared again",
-            "adapt": "run: fercli train-source",
-            "evaluate": "source was trained on",
-        },
-    ),
+    "target pixels": ("jaffe", with_pixels, OTHER_TARGET),
+    "target order": ("jaffe", in_another_order, OTHER_TARGET),
+    "target labels": ("jaffe", with_labels, dict.fromkeys(OTHER_TARGET)),
+    "source pixels": ("raf-db", with_pixels, OTHER_SOURCE),
+    "source labels": ("raf-db", with_labels, OTHER_SOURCE),
 }
 
 

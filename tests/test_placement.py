@@ -78,12 +78,8 @@ def test_a_cuda_device_sees_the_same_faces(raf: Store, jaffe: Store, data: str, 
 
 
 @pytest.mark.parametrize("with_crops", [True, False])
-def test_rows_are_plain_indexing(raf: Store, with_crops: bool) -> None:
-    for index in (np.array([5, 0, 5, 83, 12]), np.array([], np.int64)):
-        _check_rows(raf, index, with_crops)
-
-
-def _check_rows(raf: Store, index: np.ndarray, with_crops: bool) -> None:
+@pytest.mark.parametrize("index", [np.array([5, 0, 5, 83, 12]), np.array([], np.int64)], ids=len)
+def test_rows_are_plain_indexing(raf: Store, index: np.ndarray, with_crops: bool) -> None:
     faces = FaceDataset([raf], [np.arange(len(raf))], CPU, with_crops).fetch(index)[0]
     np.testing.assert_array_equal(faces, raf.faces[index])
     for home in (MemoryMapped(raf, CPU, with_crops), DeviceCache(raf, CPU, with_crops)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import json
 import os
@@ -18,12 +17,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
-from conftest import Bench, run
+from conftest import Bench, lines, run
 from PIL import Image
 
 import fercli
-from fercli.cli import main
 from fercli.expressions import EXPRESSIONS
 from fercli.predict.drawing import draw
 from fercli.predict.recognizer import Recognizer
@@ -50,16 +47,10 @@ def photos(tmp_path_factory) -> Path:
 @pytest.fixture
 def predict(trained: Bench):
     def call(*arguments: object, stdin: bytes | None = None):
-        apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
-        words = ["predict", "-c", str(trained.spec), "--device", "cpu", "--workers", "1", *map(str, arguments)]
-        return CliRunner(**apart).invoke(main, words, input=stdin, catch_exceptions=False)
+        words = ("predict", "-c", trained.spec, "--device", "cpu", "--workers", "1", *arguments)
+        return run(*words, stdin=stdin)
 
     return call
-
-
-def lines(result) -> list[dict]:
-    assert result.exit_code == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def told(result, code: int = 1) -> str:

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from clips import MATRICES, index_first, packets, shown, trimmed, turned, write_clip
-from conftest import Bench, run
+from conftest import Bench, lines, run
 
 from fercli.expressions import EXPRESSIONS
 from fercli.parallel import Workers
@@ -45,11 +45,6 @@ def clip(tmp_path_factory, frames) -> Path:
 
 def predict(trained: Bench, *arguments: object):
     return run("predict", "-c", trained.spec, "--device", "cpu", "--workers", "1", *arguments)
-
-
-def lines(result) -> list[dict]:
-    assert result.exit_code == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def test_every_frame_has_its_line(trained, clip):

@@ -8,16 +8,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from loops import certain
 
 from fercli.engine.evaluator import read_outputs
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 
 KEYS = ["0.5", "0.8", "0.9", "0.95", "0.99", "class-aware"]
-
-
-def _sure(*rows: tuple[int, float]) -> torch.Tensor:
-    """A row a pair (class, its probability); the other six share the rest."""
-    return torch.tensor([[p if c == k else (1 - p) / 6 for c in range(7)] for k, p in rows])
 
 
 def _at(**counts: int) -> list[int]:
@@ -33,7 +29,7 @@ def test_by_hand():
     one = [(1, 0.96), (1, 0.33), (1, 0.32)]
     rest = [(2, 0.24), (2, 0.23), (3, 0.6)]
     labels = np.array([0, 0, 1, 0, 1, 1, 1, 2, 2, -1])
-    (got,) = pseudo_label_counts({4: _sure(*zero, *one, *rest)}, labels, 0.95)
+    (got,) = pseudo_label_counts({4: certain(*zero, *one, *rest)}, labels, 0.95)
     counts = [
         ("0.5", _at(c0=4, c1=1, c3=1), _at(c0=4, c1=1), _at(c0=3, c1=1)),
         ("0.8", _at(c0=3, c1=1), _at(c0=3, c1=1), _at(c0=2, c1=1)),
@@ -50,7 +46,7 @@ def test_by_hand():
 
 def test_faces_not_yet_confident_hold_the_status_down():
     """One confident face of four: b is 1/3, since three "none yet" are the larger number (FlexMatch's warm-up)."""
-    (got,) = pseudo_label_counts({1: _sure((0, 0.96), (0, 0.43), (0, 0.42), (0, 0.41))}, None, 0.95)
+    (got,) = pseudo_label_counts({1: certain((0, 0.96), (0, 0.43), (0, 0.42), (0, 0.41))}, None, 0.95)
     assert got["counts"]["class-aware"] == _at(c0=2)  # 0.95 * ((1/3 + 1) / 2)^2 = 0.4222
 
 
@@ -99,7 +95,7 @@ def test_thresholds_name_the_counts():
 
 @pytest.mark.parametrize("labels", [None, np.full(2, -1), np.full(2, -1, np.int8)])
 def test_without_labels_only_quantity_is_known(labels):
-    (row,) = pseudo_label_counts({1: _sure((0, 0.97), (3, 0.6))}, labels, 0.95)
+    (row,) = pseudo_label_counts({1: certain((0, 0.97), (3, 0.6))}, labels, 0.95)
     assert row["correct"] is None and row["known"] is None
     assert row["counts"]["0.5"] == _at(c0=1, c3=1)
 
@@ -126,7 +122,7 @@ def test_from_an_adaptations_files(tmp_path):
     (tmp_path / "outputs").mkdir()
     for epoch in (1, 2, 10):
         buffer = io.BytesIO()
-        np.save(buffer, _sure((0, 0.97), (3, 0.6), (3, 0.3 + epoch / 50)).half().numpy())
+        np.save(buffer, certain((0, 0.97), (3, 0.6), (3, 0.3 + epoch / 50)).half().numpy())
         (tmp_path / "outputs" / f"epoch-{epoch:04d}.npy").write_bytes(buffer.getvalue())
     got = pseudo_label_counts(read_outputs(tmp_path), np.array([0, 3, -1]), 0.95)
     assert [row["epoch"] for row in got] == [1, 2, 10]

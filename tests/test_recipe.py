@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import Bench, told
-from small_networks import batch, model_spec
-from trained_runs import assert_same_run, stop_in_step
+from tiny import batch, model_spec
+from trained_runs import assert_same_run, stopped
 
 from fercli.engine import checkpoint, distributed
 from fercli.engine.averaging import WeightAverage
@@ -182,16 +181,14 @@ def test_weights_of_a_batch_are_those_of_its_classes(prepared: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_stopped_training_with_the_whole_recipe_goes_on_to_the_same_bits(
-    step: int, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, tmp_path: Path, prepared: Path
 ) -> None:
-    whole, stopped = (Bench(tmp_path / name, prepared, RECIPE) for name in ("whole", "stopped"))
+    whole, other = (Bench(tmp_path / name, prepared, RECIPE) for name in ("whole", "stopped"))
     whole.done("train-source", "--quiet")
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, step, signal.SIGINT)
-        assert stopped("train-source", "--quiet").exit_code == 130
-    stopped.done("train-source", "--quiet")
-    assert_same_run(stopped.runs / "source", whole.runs / "source")
-    averages = [checkpoint.load(bench.runs / "source/last.ckpt")["average"] for bench in (whole, stopped)]
+    stopped(other, "train-source", step)
+    other.done("train-source", "--quiet")
+    assert_same_run(other.runs / "source", whole.runs / "source")
+    averages = [checkpoint.load(bench.runs / "source/last.ckpt")["average"] for bench in (whole, other)]
     assert all(map(torch.equal, *averages))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -39,12 +38,9 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> tuple[Bench, dict[str, Any]]:
+def evaluated(adapted: Bench) -> tuple[Bench, dict[str, Any]]:
     """An adapted bench, evaluated without a report, and its results document."""
-    bench = Bench(tmp_path_factory.mktemp("evaluated"), trained.prepared)
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
-    bench.done("adapt", "--quiet")
-    return bench, json.loads(bench.done("evaluate", "--json").stdout, parse_constant=pytest.fail)
+    return adapted, adapted.json("evaluate")
 
 
 def found(rows: list[dict[str, str]], **wanted: str) -> list[dict[str, str]]:

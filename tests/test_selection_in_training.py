@@ -10,12 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import loops
 import numpy as np
 import pytest
 import torch
-from conftest import Bench, merge, told
+from conftest import Bench, after_source, merge, told
 from stores import cut
-from trained_runs import assert_same_run, stop_in_step
+from trained_runs import assert_same_run, stopped
 
 from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
@@ -52,21 +53,15 @@ ENSV = {**LIVELY, "adapt.select": "ensv", "adapt.epochs": 4}
 
 def ensemble(folder: Path) -> dict[int, float]:
     """EnsV from the outputs that the epochs left, image by image."""
-    outputs = {int(p.stem.split("-")[1]): np.load(p).astype(float).tolist() for p in folder.glob("outputs/*.npy")}
-    agreed = dict.fromkeys(sorted(outputs), 0)
-    images = len(outputs[1])
-    for i in range(images):
-        total = [sum(rows[i][c] for rows in outputs.values()) for c in range(7)]
-        for epoch, rows in outputs.items():
-            agreed[epoch] += rows[i].index(max(rows[i])) == total.index(max(total))
-    return {epoch: count / images for epoch, count in agreed.items()}
+    files = sorted(folder.glob("outputs/*.npy"))
+    scores = loops.ensemble_agreement([np.load(file).astype(float).tolist() for file in files])
+    return {int(file.stem.split("-")[1]): score for file, score in zip(files, scores, strict=True)}
 
 
 @pytest.fixture(scope="module")
 def post_hoc(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
     """A bench adapted without a stop, its epoch chosen by EnsV. Read only."""
-    bench = Bench(tmp_path_factory.mktemp("ensv"), trained.prepared, ENSV)
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench = after_source(tmp_path_factory.mktemp("ensv"), trained, ENSV)
     bench.done("adapt", "--quiet")
     return bench
 
@@ -118,13 +113,9 @@ def test_finished_it_stays_as_it_is(post_hoc: Bench, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 6])
-def test_stopped_it_goes_on_to_the_same_choice(
-    step: int, post_hoc: Bench, make_adapting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_it_goes_on_to_the_same_choice(step: int, post_hoc: Bench, make_adapting) -> None:
     bench = make_adapting("stopped", ENSV)
-    with monkeypatch.context() as patch:
-        stop_in_step(patch, step, signal.SIGTERM)
-        assert bench("adapt").exit_code == 130
+    stopped(bench, "adapt", step, signal.SIGTERM)
     assert not (bench.runs / "adapt-jaffe/best.ckpt").exists()
     bench.done("adapt", "--quiet")
     assert_same_run(post_hoc.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
@@ -185,8 +176,7 @@ def stops(scores: list[float], patience: int) -> tuple[int, int]:
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
     """A bench adapted to the last epoch, whose scores tell where patience would have ended. Read only."""
-    bench = Bench(tmp_path_factory.mktemp("patient"), trained.prepared, PATIENT)
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench = after_source(tmp_path_factory.mktemp("patient"), trained, PATIENT)
     bench.done("adapt", "--quiet")
     return bench
 
@@ -220,19 +210,15 @@ def test_patience_ends_training_where_the_rule_says(patient: Bench, make_adaptin
         assert files(folder) == before
 
 
-def test_patience_survives_a_stop_and_can_be_raised(
-    patient: Bench, make_adapting, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patience_survives_a_stop_and_can_be_raised(patient: Bench, make_adapting) -> None:
     rule, patience, end, best = next(case for case in cases(patient.runs / "adapt-jaffe") if case[2] - case[3] >= 2)
     changes = {**PATIENT, "adapt.select": rule, "adapt.patience": patience}
-    whole, stopped = make_adapting("whole", changes), make_adapting("stopped", changes)
+    whole, bench = make_adapting("whole", changes), make_adapting("stopped", changes)
     whole.done("adapt", "--quiet")
     for epoch in (best, end - 1):  # while it waits, and in the best epoch itself
-        with monkeypatch.context() as patch:
-            stop_in_step(patch, epoch * STEPS - 1, signal.SIGINT)
-            assert stopped("adapt").exit_code == 130
-    stopped.done("adapt", "--quiet")
-    assert_same_run(whole.runs / "adapt-jaffe", stopped.runs / "adapt-jaffe")
+        stopped(bench, "adapt", epoch * STEPS - 1)
+    bench.done("adapt", "--quiet")
+    assert_same_run(whole.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
 
     more = ("--set", f"adapt.patience={EPOCHS}")
     whole.done("adapt", "--quiet", *more)
@@ -300,8 +286,8 @@ def test_watched_faces_are_the_targets_to_adapt_to_and_scored_ones_the_rest(tmp_
     (stores / "raf-db").symlink_to(trained.prepared / "raf-db")
     # Another dataset, as far as names and order go.
     cut(trained.prepared / "raf-db", stores / "other", np.arange(126)[::-1], name="other")
-    bench = Bench(tmp_path / "splits", stores, {**LIVELY, "data.targets": ["other"], "adapt.epochs": 1})
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    changes = {**LIVELY, "data.targets": ["other"], "adapt.epochs": 1}
+    bench = after_source(tmp_path / "splits", trained, changes, stores)
     bench.done("adapt", "--quiet")
     folder = bench.runs / "adapt-other"
     assert np.load(folder / "outputs/epoch-0001.npy").shape == (84, 7)
@@ -330,16 +316,15 @@ def test_what_is_not_a_number_never_wins(scores: list[float], kept: int) -> None
     assert best["epoch"] == kept
 
 
-def test_a_rule_that_is_never_defined_keeps_an_epoch(tmp_path: Path, trained: Bench) -> None:
+def test_a_rule_that_is_never_defined_keeps_an_epoch(make_adapting) -> None:
     """SND counts neighbours: a target watched by one face has none."""
-    bench = Bench(tmp_path / "alone", trained.prepared, {**LIVELY, "adapt.select": "snd", "adapt.select_images": 1})
-    shutil.copytree(trained.runs / "source", bench.runs / "source")
+    bench = make_adapting("alone", {**LIVELY, "adapt.select": "snd", "adapt.select_images": 1})
     document = json.loads(bench.done("adapt", "--json").stdout, parse_constant=lambda name: None)
     folder = bench.runs / "adapt-jaffe"
     assert all(math.isnan(scores["snd"]) for scores in validated(folder).values())
     assert document["adapt"]["jaffe"]["epoch"] == checkpoint.load(folder / "best.ckpt")["epoch"] == 1
     assert document["adapt"]["jaffe"]["score"] is None
-    document = json.loads(bench.done("evaluate", "--json").stdout, parse_constant=pytest.fail)
+    document = bench.json("evaluate")
     assert document["history"]["adapt-jaffe"][0]["scores"]["snd"] is None
     bench.done("evaluate", "--report", "--quiet")
     json.loads((bench.runs / "report/results.json").read_text(), parse_constant=pytest.fail)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import Bench, run
 from PIL import Image
-from trees import rows, touch, write
+from trees import refusal, rows, touch, write
 
 from fercli.datasets import read_dataset
 from fercli.datasets.protocol import known_split
@@ -31,14 +31,14 @@ def test_names_of_splits(split, names):
     assert {name: known_split(name.strip("'")) for name in names.split(" ")} == dict.fromkeys(names.split(" "), split)
 
 
-def listed(root: Path, reader: str, splits: str, **options):
-    """Read a tree with a face in each of these splits, as folders or as a csv."""
+def listed(root: Path, reader: str, splits: str) -> Path:
+    """A tree with a face in each of these splits, as folders or as a csv."""
     names = splits.split()
     if reader == "folders":
         touch(root, *(f"{name}/fear/{i}.jpg" for i, name in enumerate(names)))
     else:
         write(root, "l.csv", "image,label,Usage\n" + "".join(f"{i}.jpg,fear,{name}\n" for i, name in enumerate(names)))
-    return read_dataset("mine", reader, root, **options)
+    return root
 
 
 @pytest.mark.parametrize("reader", ["folders", "csv"])
@@ -59,7 +59,7 @@ def listed(root: Path, reader: str, splits: str, **options):
     ],
 )
 def test_what_is_adapted_to_and_what_is_scored(tmp_path, reader, splits, options, adapt, score):
-    listing = listed(tmp_path, reader, splits, **options)
+    listing = read_dataset("mine", reader, listed(tmp_path, reader, splits), **options)
     assert (set(listing.adapt_splits), set(listing.score_splits)) == (set(adapt.split()), set(score.split()))
     assert len(listing) == len(splits.split())
 
@@ -83,9 +83,7 @@ def test_what_is_adapted_to_and_what_is_scored(tmp_path, reader, splits, options
     ],
 )
 def test_names_that_are_not_understood_stop_and_name_the_option(tmp_path, reader, splits, options, words):
-    with pytest.raises(FercliError) as caught:
-        listed(tmp_path, reader, splits, **options)
-    assert words in str(caught.value) and "\n" not in str(caught.value)
+    assert words in refusal(reader, listed(tmp_path, reader, splits), **options)
 
 
 @pytest.mark.parametrize("reader", ["folders", "csv"])
@@ -119,8 +117,7 @@ def test_a_folder_around_everything_is_no_split(tmp_path, tree):
 
 def test_class_folders_too_far_down_are_pointed_at(tmp_path):
     touch(tmp_path, "a/b/train/happy/1.jpg", "notes/1.txt")
-    with pytest.raises(FercliError, match=r"\(but in a/b/train/: give the folder a/b/ instead\)"):
-        read_dataset("f", "folders", tmp_path)
+    assert "(but in a/b/train/: give the folder a/b/ instead)" in refusal("folders", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +129,7 @@ def test_class_folders_too_far_down_are_pointed_at(tmp_path):
 )
 def test_a_column_that_looks_like_splits_stops(tmp_path, column, values, words):
     write(tmp_path, "l.csv", f"image,label,{column}\n1.jpg,sad,{values[0]}\n2.jpg,sad,{values[1]}\n")
-    with pytest.raises(FercliError) as caught:
-        read_dataset("c", "csv", tmp_path)
-    assert words in str(caught.value)
+    assert words in refusal("csv", tmp_path)
     assert rows(read_dataset("c", "csv", tmp_path, split_column=""), "split") == [("all",), ("all",)]
     stated = {"split_column": column, "adapt": values[0], "score": values[1]}
     assert len({r.split for r in read_dataset("c", "csv", tmp_path, **stated)}) == 2

@@ -9,6 +9,7 @@ import re
 
 import pytest
 from pages import Page
+from report_documents import of_photographs
 
 from fercli.evaluation.statistics import holm, paired_t_test
 from fercli.evaluation.sweep_rules import rank_rules
@@ -100,14 +101,6 @@ def document():
         "spec": {"sweep": {"seeds": 3}},
         "environment": {"fercli": "0.1.0", "device": "cpu", "time_s": {"sweep": 3921.0}},
     }
-
-
-def real(document):
-    """The same on photographs."""
-    document["synthetic"] = False
-    for about in document["datasets"].values():
-        about["synthetic"] = False
-    return document
 
 
 def without(document, **parts):
@@ -325,7 +318,7 @@ def test_synthetic_faces_are_marked_everywhere_and_stand_beside_nothing_publishe
 
 
 def test_published_rows_stand_beside_the_oracles_on_real_faces(document):
-    document = real(document)
+    document = of_photographs(document)
     text = render_sweep(document)
     assert "synthetic" not in text.split("<main>")[1] and "†" not in str(sweep_headline(document))
     line = next(content for attributes, content in Page(text).rows if "AGRA" in content)

@@ -1,9 +1,11 @@
-"""Procedural faces: what they promise, and the layouts in which they are written."""
+"""Procedural faces: what they promise, and the layouts in which they are written, whole or not at all."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,10 +13,11 @@ import pytest
 from drawn import DOMAINS, STREET, THUMBNAIL, write_class_folders, write_expw, write_fer2013
 
 from fercli.datasets import SYNTHETIC_MARKER, read_dataset
+from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.synthetic.domains import between
-from fercli.synthetic.render import LAB, STUDIO, render, sample
-from fercli.synthetic.writers import write_jaffe, write_raf_db
+from fercli.synthetic.render import LAB, STUDIO, Face, render, sample
+from fercli.synthetic.writers import write_csv, write_jaffe, write_raf_db
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +222,6 @@ def test_raf_db_layout(tmp_path, studio):
         assert len(numbers) == 13 and np.allclose(np.reshape(numbers[:10], (5, 2)), face.landmarks, atol=1e-3)
         box = [float(v) for v in (root / f"Annotation/boundingbox/{stem}_boundingbox.txt").read_text().split()]
         assert np.allclose(box, face.box, atol=1e-3)
-    listing = read_dataset("mine", "raf-db", root)
-    assert listing.synthetic and [r.label for r in listing] == [f.label for f in studio] and not listing.left_out
-    assert np.allclose(listing.records[0].landmarks, studio[0].landmarks, atol=1e-3)
 
 
 def test_jaffe_layout(tmp_path):
@@ -238,9 +238,6 @@ def test_jaffe_layout(tmp_path):
     code = ["SU", "FE", "DI", "HA", "SA", "AN", "NE"][faces[0].label]
     first = cv2.imread(str(root / f"KA.{code}1.1.tiff"), cv2.IMREAD_UNCHANGED)
     assert np.array_equal(first, faces[0].image[..., 0])
-    listing = read_dataset("mine", "jaffe", root)
-    assert sorted(r.label for r in listing) == sorted(f.label for f in faces)
-    assert listing.synthetic and len({r.subject for r in listing}) == 3
 
 
 def test_jaffe_has_ten_subjects_of_256_pixels(tmp_path, studio):
@@ -262,7 +259,6 @@ def test_fer2013_layout(tmp_path, studio):
         assert EXPRESSIONS.index(names[int(row[0])]) == face.label
         assert np.array_equal(np.reshape([int(v) for v in row[1].split()], (48, 48)), face.image[..., 0])
     assert len(rows[10][1].split()) == 2304
-    assert [r.label for r in read_dataset("mine", "fer2013", root)] == [f.label for f in faces + studio[:1]]
 
 
 def test_expw_layout(tmp_path):
@@ -280,8 +276,6 @@ def test_expw_layout(tmp_path):
         given = [round(v) for v in face.box]
         patch = face.image[given[1] : given[3], given[0] : given[2]].astype(float)
         assert np.abs(image[top:bottom, left:right] - patch).mean() < 8
-    listing = read_dataset("mine", "expw", root)
-    assert [r.label for r in listing] == [f.label for f in faces] and listing.synthetic
 
 
 def test_class_folders(tmp_path, studio):
@@ -290,6 +284,71 @@ def test_class_folders(tmp_path, studio):
         found = [(p.parent.name, p.stem) for p in sorted((root / split).rglob("*.jpg"), key=lambda p: p.stem)]
         assert [name for name, _ in found] == [EXPRESSIONS[f.label] for f in faces]
         assert sorted(p.name for p in (root / split).iterdir()) == sorted(EXPRESSIONS)
+
+
+# What is written is whole or not there
+
+SMALL = replace(STUDIO, size=(88, 96))
+
+
+@pytest.fixture(scope="module")
+def small() -> list[Face]:
+    """Two people with the seven expressions each, 88x96 in colour."""
+    return [render(SMALL, identity, label, 5) for identity in (3, 1) for label in range(7)]
+
+
+WRITERS: dict[str, Callable[[Path, Iterable[Face]], Path]] = {
+    "raf-db": lambda root, items: write_raf_db(root, items, []),
+    "jaffe": lambda root, items: write_jaffe(root, (replace(face, image=SQUARE) for face in items)),
+    "fer2013": lambda root, items: write_fer2013(root, items),
+    "expw": lambda root, items: write_expw(root, items),
+    "folders": lambda root, items: write_class_folders(root, {"train": items}),
+    "csv": lambda root, items: write_csv(root, {"train": items}),
+}
+SQUARE = np.full((256, 256, 3), 128, np.uint8)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_root_is_whole_and_marked_or_not_there(tmp_path, small, name):
+    write, items = WRITERS[name], small[:3]
+
+    def cut_off() -> Iterator:
+        yield items[0]
+        raise KeyboardInterrupt
+
+    root = tmp_path / "data" / "mine"
+    with pytest.raises(KeyboardInterrupt):
+        write(root, cut_off())
+    assert not root.exists() and (tmp_path / "data/mine.partial").is_dir()
+    assert write(root, iter(items)) == root
+    assert [p.name for p in (tmp_path / "data").iterdir()] == ["mine"]
+    assert "no photographs, no real people" in (root / SYNTHETIC_MARKER).read_text()
+    before = contents(root)
+    assert len(before) > 2 or name == "fer2013"
+    with pytest.raises(FercliError, match="exists already"):
+        write(root, items)
+    assert contents(root) == before
+    (tmp_path / "again").mkdir()
+    assert contents(write(tmp_path / "again", items)) == before
+
+
+def test_csv_round_trip(tmp_path, small):
+    root = write_csv(tmp_path / "csv", {"train": small[:9], "test": small[9:]})
+    listing = read_dataset("mine", "csv", root)
+    assert listing.synthetic and not listing.left_out
+    for split, expected in (("train", small[:9]), ("test", small[9:])):
+        records = [record for record in listing if record.split == split]
+        assert [r.label for r in records] == [f.label for f in expected]
+        assert [r.subject for r in records] == [f"person-{f.identity}" for f in expected]
+        np.testing.assert_allclose([r.landmarks for r in records], [f.landmarks for f in expected], atol=1e-3)
+        np.testing.assert_allclose([r.box for r in records], [f.box for f in expected], atol=1e-3)
+        boxes = [",".join(f"{v:.3f}" for v in f.box) for f in expected]
+        assert [r.id for r in records] == [f"{split}_{i:05d}.png#{box}" for i, box in enumerate(boxes, 1)]
+    np.testing.assert_array_equal(cv2.imread(str(root / listing.records[0].path))[..., ::-1], small[0].image)
 
 
 def test_mediapipe_finds_the_faces_where_they_are_drawn():

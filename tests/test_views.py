@@ -356,30 +356,21 @@ def test_painted_dots_are_found_at_the_returned_landmarks(make, swap):
     assert checked == 5 * count if make is weak_view else checked > 4 * count
 
 
-def test_a_flip_mirrors_the_picture_swaps_landmarks_and_crops():
+@pytest.mark.parametrize("swap", [True, False])  # as published: False
+def test_a_flip_mirrors_the_picture_and_swaps_landmarks_and_crops_where_asked(swap):
     faces, points, crops = inputs(3)
-    settings = ViewSettings(flip=1, jitter=0)
+    settings = ViewSettings(flip=1, jitter=0, swap_landmarks=swap)
     plain, view = plain_view(faces, points, crops, settings), weak_view(faces, points, crops, settings, seeded())
     assert torch.equal(view.images, plain.images.flip(-1))
     mirrored = plain.landmarks * torch.tensor([-1.0, 1]) + torch.tensor([SIZE - 1.0, 0])
-    swapped = [1, 0, 2, 4, 3]
-    torch.testing.assert_close(view.landmarks, mirrored[:, swapped], atol=1e-4, rtol=0)
-    assert torch.equal(view.crops, plain.crops.flip(-1)[:, swapped])
-    # The order is still that of the image: left of right, whatever the face's own sides.
-    assert (view.landmarks[:, 0, 0] < view.landmarks[:, 1, 0]).all()
-    assert (view.landmarks[:, 3, 0] < view.landmarks[:, 4, 0]).all()
-    # So each crop is what the view shows around its landmark.
+    order = [1, 0, 2, 4, 3] if swap else [0, 1, 2, 3, 4]
+    torch.testing.assert_close(view.landmarks, mirrored[:, order], atol=1e-4, rtol=0)
+    assert torch.equal(view.crops, plain.crops.flip(-1)[:, order])
+    # Swapped, the order is still that of the image: left of right, whatever the face's own sides.
+    assert (view.landmarks[:, 0, 0] < view.landmarks[:, 1, 0]).tolist() == [swap] * 3
+    assert (view.landmarks[:, 3, 0] < view.landmarks[:, 4, 0]).tolist() == [swap] * 3
+    # Either way each crop is what the view shows around its landmark.
     assert torch.equal(levels(view.crops).round(), cut(levels(view.images), view.landmarks).round())
-
-
-def test_published_flip_mirrors_without_swapping():
-    faces, points, crops = inputs(3)
-    settings = ViewSettings(flip=1, jitter=0, swap_landmarks=False)
-    plain, view = plain_view(faces, points, crops, settings), weak_view(faces, points, crops, settings, seeded())
-    mirrored = plain.landmarks * torch.tensor([-1.0, 1]) + torch.tensor([SIZE - 1.0, 0])
-    torch.testing.assert_close(view.landmarks, mirrored, atol=1e-4, rtol=0)
-    assert torch.equal(view.crops, plain.crops.flip(-1))
-    assert (view.landmarks[:, 0, 0] > view.landmarks[:, 1, 0]).all()  # the "left eye" is a right one now
 
 
 def test_published_strong_view_leaves_the_landmarks_behind():

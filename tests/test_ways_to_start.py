@@ -71,18 +71,9 @@ def test_every_step_works_without_docstrings(tmp_path: Path, prepared: Path, pic
 def test_a_command_started_with_signals_ignored_heeds_them(trained: Bench, pictures: Path, tmp_path: Path) -> None:
     for i in range(300):
         (tmp_path / f"{i:03d}.png").hardlink_to(pictures / "00.png")
-    words = [
-        sys.executable,
-        "-m",
-        "fercli",
-        "predict",
-        tmp_path,
-        "--run",
-        trained.runs,
-        *("--batch", "1", "--workers", "1"),
-    ]
+    words = [sys.executable, "-m", "fercli", "predict", tmp_path, "--run", trained.runs, "--batch", "1"]
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 130)):
-        ignoring = ["sh", "-c", 'trap "" INT TERM; exec "$@"', "sh", *map(str, words)]
+        ignoring = ["sh", "-c", 'trap "" INT TERM; exec "$@"', "sh", *map(str, words), "--workers", "1"]
         process = subprocess.Popen(ignoring, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
         assert json.loads(process.stdout.readline())["faces"]
         started = time.monotonic()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_networks import batch, model_spec
+from tiny import batch, model_spec
 
 from fercli.errors import FercliError
 from fercli.models.build import build_network
@@ -218,10 +218,11 @@ def test_face_evolve_blocks_are_counted_through_the_stages():
     assert set(from_face_evolve_names(there)) == wanted
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-def test_face_evolve_backbone_loads_and_leaves_the_rest(ir18, tmp_path, prefix):
-    state = body_numbered(to_published_names(ir18.state_dict()))
-    torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "backbone_ir18.pth")
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "backbone.", "net.module."])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_face_evolve_backbone_loads_under_any_prefix_and_leaves_the_rest(ir18, tmp_path, prefix, wrapped):
+    state = {prefix + key: value for key, value in body_numbered(to_published_names(ir18.state_dict())).items()}
+    torch.save({"state_dict": state} if wrapped else state, tmp_path / "backbone_ir18.pth")
     network = build_network(model_spec(backbone="ir18"))
     rest = {key: value.clone() for key, value in network.state_dict().items() if not key.startswith("backbone.")}
     description = load_weights(network, tmp_path / "backbone_ir18.pth")
@@ -291,13 +292,6 @@ def test_published_state_under_any_wrapper(small, tmp_path, case):
         if not place
         else torch.equal(description.class_status, torch.full((7, 7), 0.5))
     )
-
-
-@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "backbone.", "net.module."])
-def test_backbone_alone_under_any_prefix(ir18, tmp_path, prefix):
-    state = body_numbered(to_published_names(ir18.state_dict()))
-    torch.save({"state_dict": {f"{prefix}{key}": value for key, value in state.items()}}, tmp_path / "a.pth")
-    assert read_weights(tmp_path / "a.pth").description.kind == "face-evolve"
 
 
 def test_submodule_that_was_compiled_and_a_swa_average(small, tmp_path):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import run
-from small_networks import model_spec
+from conftest import run, told
+from tiny import model_spec
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from fercli.engine import checkpoint
@@ -66,14 +66,6 @@ def reloaded(path: Path, network) -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
-def told(result, code: int = 1) -> str:
-    """The one line of a failed command."""
-    assert result.exit_code == code and result.stdout == ""
-    (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("error: ") and "Traceback" not in line
-    return line
-
-
 # -------------------------------------------------------------------------------------------------- export and back
 
 
@@ -120,12 +112,17 @@ def test_what_is_exported_comes_back_bit_for_bit_or_is_refused(exported, kind, e
         assert get_unsafe_globals_in_checkpoint(out) == []
 
 
-def test_the_aglrls_file_is_laid_out_as_published(tmp_path):
+def zeroed_ir18():
     with torch.device("meta"):
         network = build_network(model_spec(backbone="ir18"))
     network = network.to_empty(device="cpu")
     for tensor in network.state_dict().values():
         tensor.zero_()
+    return network
+
+
+def test_the_aglrls_file_is_laid_out_as_published(tmp_path):
+    network = zeroed_ir18()
     save_ours(tmp_path / "best.ckpt", network, backbone="ir18")
     out = run("weights", "export", tmp_path / "best.ckpt", tmp_path / "new" / "jaffe.pkl")
     assert out.exit_code == 0 and out.stdout == "" and "467 tensors, 65.46 M numbers" in out.stderr
@@ -138,12 +135,7 @@ def test_the_aglrls_file_is_laid_out_as_published(tmp_path):
 
 
 def test_a_checkpoint_without_b_says_so(tmp_path):
-    with torch.device("meta"):
-        network = build_network(model_spec(backbone="ir18"))
-    network = network.to_empty(device="cpu")
-    for tensor in network.state_dict().values():
-        tensor.zero_()
-    save_ours(tmp_path / "best.ckpt", network, method="source-only", backbone="ir18")
+    save_ours(tmp_path / "best.ckpt", zeroed_ir18(), method="source-only", backbone="ir18")
     done = export(tmp_path / "best.ckpt", tmp_path / "a.pkl")
     assert done.left_out == ("classwise: the checkpoint has no learning status b",)
     assert list(torch.load(tmp_path / "a.pkl", weights_only=True)) == ["epoch", "model"]
@@ -302,15 +294,8 @@ def test_inspect_names_every_misfit_at_once(ours, tmp_path):
     changed["classifiers.1.bias"] = torch.zeros(8)
     changed["more\x1b[2J"] = torch.zeros(1)
     torch.save({"network": changed}, tmp_path / "a.ckpt")
-    arguments = (
-        "weights",
-        "inspect",
-        tmp_path / "a.ckpt",
-        "--set",
-        "model.backbone=ir-small",
-        "--set",
-        "model.width=8",
-    )
+    settings = ("--set", "model.backbone=ir-small", "--set", "model.width=8")
+    arguments = ("weights", "inspect", tmp_path / "a.ckpt", *settings)
     result = run(*arguments)
     assert result.exit_code == 1 and result.stderr == "" and "\x1b" not in result.stdout
     text = "".join(result.stdout.split())

@@ -1,6 +1,8 @@
-"""A network of two parameters for tests of methods, and batches for it: every test sets its own predictions by them."""
+"""Small networks for tests: one of two parameters, whose predictions a test sets by its pictures, and the real ones."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -55,3 +57,17 @@ def batch_for(method: Method, count: int = 4, scale: float = 2.0) -> Batch:
     labels = torch.randint(0, 7, (count,), generator=torch.Generator().manual_seed(9))
     views = [wanted("target", 2), wanted("weak", 3), wanted("strong", 4)]
     return Batch(view(1, count, scale), labels, *views, indices=torch.arange(count))
+
+
+def model_spec(**changes) -> SimpleNamespace:
+    """The model section of a run spec, small unless changed."""
+    fields = {"backbone": "ir-small", "width": 8, "local": "feature-map", "classifiers": "shared", "weights": None}
+    fields |= {"input": "colour", "test_flip": False}
+    return SimpleNamespace(**(fields | changes))
+
+
+def batch(size: int = 2, patch: int = 48) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(size, 3, 112, 112, generator=generator)
+    landmarks = torch.rand(size, 5, 2, generator=generator) * 112
+    return images, landmarks, torch.randn(size, 5, 3, patch, patch, generator=generator)

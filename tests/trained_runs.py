@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import Result
 from conftest import Bench
 
 from fercli.engine import checkpoint
@@ -73,13 +75,18 @@ def assert_same_sweep(one: Bench, other: Bench) -> None:
     assert results(one)["missing"] == results(other)["missing"]
 
 
-def stop_in_step(monkeypatch: pytest.MonkeyPatch, step: int, number: int) -> None:
-    """Let the signal come while the batch of `step` is made, as a user's Ctrl-C might."""
+def stopped(bench: Bench, command: str, step: int, number: int = signal.SIGINT, times: int = 1) -> Result:
+    """A command to which the signal comes while the batch of `step` is made, as a user's Ctrl-C might."""
     make = Batches.__call__
 
     def batch(self: Batches, asked: int, pool: torch.Tensor | None = None) -> Any:
         if asked == step:
-            os.kill(os.getpid(), number)
+            for _ in range(times):
+                os.kill(os.getpid(), number)
         return make(self, asked, pool)
 
-    monkeypatch.setattr(Batches, "__call__", batch)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Batches, "__call__", batch)
+        result = bench(command)
+    assert result.exit_code == 130, result.stderr
+    return result

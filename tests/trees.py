@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
+
+from fercli.datasets import read_dataset
+from fercli.errors import FercliError
+
+#: The heading of AffectNet's lists.
+AFFECTNET = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
 
 
 def write(root: Path, name: str, content: str | bytes = b"not read while listing") -> Path:
@@ -30,6 +37,14 @@ def touch(root: Path, *names: str) -> Path:
 def rows(listing: Iterable[Any], *fields: str) -> list[tuple]:
     """Return these fields of each record."""
     return [tuple(getattr(record, field) for field in fields) for record in listing]
+
+
+def refusal(reader: str, root: Path, **options: Any) -> str:
+    """The one line with which a reader refuses a folder."""
+    with pytest.raises(FercliError) as caught:
+        read_dataset("mine", reader, root, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def encoded(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:

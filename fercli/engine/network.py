@@ -12,8 +12,7 @@ from fercli.engine.folder import differences, resolved
 from fercli.errors import FercliError
 from fercli.models import GlobalLocal, build_network
 from fercli.models.reading import is_finite, some
-from fercli.spec import Spec
-from fercli.spec.schema import Model
+from fercli.spec import Model, Spec
 
 
 def channels_last(model: Model) -> GlobalLocal:

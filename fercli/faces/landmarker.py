@@ -127,7 +127,7 @@ class Landmarker:
         Recall on procedural faces side by side (STUDIO and the tests' STREET, 960 to 1600 pixels wide; brow to chin
         in pixels): of 3 x 4 (120) and 6 x 8 (85) all, of 10 x 14 (55) all, of 12 x 20 (45) 479 of 480, none twice; the
         whole picture alone shows both detectors 12 of 12, 11 of 48 and nothing. On 44 pictures of 640 x 480 without a
-        face (text, bricks, clouds, ...) none is found. tests/test_predict_faces.py repeats some of it.
+        face (text, bricks, clouds, ...) none is found. tests/test_landmarker.py repeats some of it.
         """
         view = SearchRegion(image).limit(_MAX_SIDE)
         faces = [self._set_upright(found, view) for found in self._meshes(view, self.confidence, "found")]

@@ -16,12 +16,13 @@ Nothing here imports torch.
 """
 
 from fercli.spec.load import load, packaged, parse, parse_recorded, to_yaml, up_to_date
-from fercli.spec.schema import Adapt, Dataset, Engine, Optimisation, Prepare, Section, Spec
+from fercli.spec.schema import Adapt, Dataset, Engine, Model, Optimisation, Prepare, Section, Spec
 
 __all__ = [
     "Adapt",
     "Dataset",
     "Engine",
+    "Model",
     "Optimisation",
     "Prepare",
     "Section",
