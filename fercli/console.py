@@ -308,8 +308,8 @@ class Bar:
 
     def __init__(self, description: str, total: int, done: int, live: Progress | None, plain: bool):
         self._description, self._total, self._done = description, total, done
-        self._started_at, self._start_done = time.monotonic(), done
-        self._printed_at = time.monotonic()
+        self._started_at = self._printed_at = time.monotonic()
+        self._start_done = done
         self._live, self._plain = live, plain
         self._task = live.add_task(description, total=total, completed=done, note="") if live else None
 

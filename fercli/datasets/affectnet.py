@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,11 +82,9 @@ _rows = partial(table_rows, needed=("subDirectory_filePath", "expression"))
 
 
 def _names(tables: Iterable[Path]) -> Iterator[str]:
-    """Yield the pictures listed, of the tables in turn."""
-    for columns, row in chain.from_iterable(map(_rows, tables)):
-        at = columns["subdirectory_filepath"]
-        if at < len(row):
-            yield row[at].strip()
+    """Return the pictures listed, of the tables in turn."""
+    rows = ((row, columns["subdirectory_filepath"]) for table in tables for columns, row in _rows(table))
+    return (row[at].strip() for row, at in rows if at < len(row))
 
 
 def _read_list(table: Path, folder: str, split: str, collector: Collector, listed: set[str]) -> None:

@@ -45,7 +45,7 @@ class Official:
         parts = {name.replace("_", "-"): known for name, known in splits.items()}
         if all(isinstance(known, tuple) for known in parts.values()):
             return cls({**parts, WHOLE: tuple(map(sum, zip(*parts.values(), strict=True)))})
-        return cls({**parts, WHOLE: sum(map(cls(parts).total, parts))})
+        return cls({**parts, WHOLE: sum(cls(parts).total(split) or 0 for split in parts)})
 
     def total(self, split: str) -> int | None:
         """Faces in a split, or None where that is not known."""
@@ -91,7 +91,8 @@ class DatasetCard:
             return "?"
         release = self.releases[0]
         whole = release.total(WHOLE)
-        return f"{whole:,}" if whole is not None else f"{sum(map(release.total, release.splits)):,}+"
+        known = sum(release.total(split) or 0 for split in release.splits)
+        return f"{known:,}+" if whole is None else f"{whole:,}"
 
     def document(self) -> dict[str, Any]:
         """All of it, ready for JSON."""

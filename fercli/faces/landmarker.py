@@ -186,9 +186,12 @@ class Landmarker:
 
     def _turned(self, view: SearchRegion, box: Box | None) -> Found | None:
         """Return the face that scores best in the view turned by `_TURNS`: in a wrong turn the mesh may be mirrored."""
-        turns = self._turns(view)
-        tries = ((self._mesh(turned, self.confidence, box, "retried:rotate"), angle) for angle, turned in turns)
-        upright = (one for one in tries if one[0] and abs(one[0].pose[0] + one[1]) <= _FAR_FROM_UPRIGHT)
+        upright = [
+            (found, angle)
+            for angle, turned in self._turns(view)
+            if (found := self._mesh(turned, self.confidence, box, "retried:rotate"))
+            and abs(found.pose[0] + angle) <= _FAR_FROM_UPRIGHT
+        ]
         best = max(upright, key=lambda one: one[0].score, default=None)
         return None if best is None else self._set_upright(best[0], view, best[1])
 

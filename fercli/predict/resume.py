@@ -199,12 +199,12 @@ class Log:
 
     def __init__(self, path: Path, begun_with: dict[str, str] | None):
         self.path = path
+        self._file = path.open("ab" if begun_with is None else "wb", buffering=0)
         if begun_with is None:  # a torn line must not run into the next one
             _, known = _read_log(path)
             whole = path.read_bytes().split(b"\n")[: 1 + len(known)]
             os.truncate(path, sum(len(line) + 1 for line in whole))
-        self._file = path.open("wb" if begun_with is not None else "ab", buffering=0)
-        if begun_with is not None:
+        else:
             self._file.write(json.dumps(begun_with).encode() + b"\n")
 
     def note(self, position: Position) -> None:
