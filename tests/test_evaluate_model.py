@@ -118,6 +118,16 @@ def test_with_the_source_at_hand_it_is_scored_as_its_run_would_be(trained: Bench
     assert alone["failure_cases"] == whole["failure_cases"]
 
 
+def test_an_adapted_model_is_scored_on_another_dataset_than_its_target(made, prepared, tmp_path) -> None:
+    """What its epochs left of the target, whose store is not asked for, stays where it is."""
+    folder = shutil.copytree(made / "adapt-jaffe", tmp_path / "run/adapt-jaffe")
+    (folder / "outputs").mkdir()
+    np.save(folder / "outputs/epoch-0001.npy", np.full((4, 7), 1 / 7, np.float16))
+    where = ("--set", f"paths.prepared={prepared}", "--set", f"paths.runs={tmp_path / 'other'}")
+    results = document(run("evaluate", *where, "--model", folder, "--target", "raf-db", "--json"))
+    assert [entry["dataset"] for entry in results["entries"]] == ["raf-db"] and results["pseudo_labels"] == {}
+
+
 def test_without_target_it_scores_what_is_prepared(at) -> None:
     results = document(at("--model", "starter", "--json"))
     assert [entry["dataset"] for entry in results["entries"]] == ["jaffe"]

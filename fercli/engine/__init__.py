@@ -2,7 +2,7 @@
 
 - `stages`: ``train-source`` and ``adapt``: a spec in, a filled stage folder out;
 - `loop`: the one training loop;
-- `data`: the stores and faces that a stage trains on;
+- `data`: the stores, faces and batches that a stage trains on;
 - `network`: the network of a spec, new or from a checkpoint;
 - `evaluator`: what is computed over all faces before an epoch, and the scores after it;
 - `predict`: a network over chosen faces;

@@ -261,9 +261,11 @@ def _document(
 
 
 def _pseudo_labels(models: Sequence[Trained], stores: Mapping[str, Store]) -> dict[str, Any]:
-    """Stage folder -> pseudo-label quantities; runs of an older fercli left no outputs and are left out."""
+    """Stage folder -> pseudo-label quantities on the model's own target, where its store is at hand; runs of an older
+    fercli left no outputs and are left out.
+    """
     found = {}
-    for model in (model for model in models if model.stage == "adapt"):
+    for model in (model for model in models if model.target in stores):
         try:
             outputs = read_outputs(model.folder)
         except FercliError as problem:
