@@ -101,7 +101,7 @@ class Store:
     """
 
     def __init__(self, path: Path, meta: dict[str, Any], labels: bool, checked: bool):
-        self.path, self.meta = path, meta
+        self.path, self.meta, self._are_checked = path, meta, checked
         self.name: str = meta["name"]
         self.synthetic: bool = meta["synthetic"]
         self.adapt_splits: tuple[str, ...] = tuple(meta["adapt_splits"])
@@ -215,9 +215,14 @@ class Store:
         Args:
             labels: of their labels too; for sources.
 
-        What is trained on these faces holds for stores of the same digest. It takes no longer than opening the store:
-        pixels are in it by the digests that `fercli prepare` left.
+        What is trained on these faces holds for stores of the same digest. It reads no pixels, which are in it by the
+        digests that `fercli prepare` left, but the whole manifest: FercliError where somebody has edited that, for
+        nothing would come of it.
         """
+        due = self.meta["sha256"].get("manifest.csv")
+        edited = self._are_checked and file_hash(self.path / "manifest.csv") != due
+        if edited and read_meta(self.path) == self.meta:  # and it is not of a store that was prepared meanwhile
+            raise _damaged(self.path, "manifest.csv is not as it was written")
         files = ["digests", *(["labels"] if labels else [])]
         for name in files:
             self._checked(name)
