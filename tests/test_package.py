@@ -124,8 +124,9 @@ def test_the_version_is_told_alike_everywhere() -> None:
 
 #: What users import, by README and docstrings.
 PUBLIC = [
-    *("__init__", "recognizer", "spec/__init__", "errors", "expressions", "views", "methods/__init__", "methods/base"),
-    *("methods/joint", "datasets/__init__", "datasets/base", "datasets/records", "datasets/protocol"),
+    *("__init__", "predict/recognizer", "spec/__init__", "spec/registry", "errors", "expressions", "methods/__init__"),
+    *("methods/base", "methods/joint", "loading/augment"),
+    *("datasets/__init__", "datasets/reader", "datasets/protocol"),
     *("predict/faces", "predict/stream", "evaluation/decision", "faces/landmarker", "faces/search"),
     *("faces/network_files", "spec/schema", "spec/load", "spec/json_schema"),
 ]
