@@ -9,24 +9,14 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-# lightning-fabric installs lightning_fabric; the full lightning package holds the same thing under another name.
-try:
-    from lightning_fabric import Fabric
-    from lightning_fabric.plugins import environments
-    from lightning_fabric.plugins.precision import MixedPrecision, Precision
-    from lightning_fabric.strategies import DDPStrategy
-except ModuleNotFoundError as missing:
-    if missing.name != "lightning_fabric":
-        raise
-    from lightning.fabric import Fabric
-    from lightning.fabric.plugins import environments
-    from lightning.fabric.plugins.precision import MixedPrecision, Precision
-    from lightning.fabric.strategies import DDPStrategy
+from lightning_fabric import Fabric
+from lightning_fabric.plugins import environments
+from lightning_fabric.plugins.precision import MixedPrecision, Precision
+from lightning_fabric.strategies import DDPStrategy
 
 __all__ = ["DDPStrategy", "Fabric", "environments", "precision_plugin"]
 
-for _name in ("lightning_fabric", "lightning.fabric"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
 
 
 class _InsideTheNetwork(MixedPrecision):

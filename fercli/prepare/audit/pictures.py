@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from fercli.report.pictures import jpeg_uri
-
-#: Side in pixels of a face in the report.
-FACE = 84
-
-
-def face_uri(face: np.ndarray, margin: int) -> str:
-    """Return a prepared face uint8 [S, S, 3], without its margin, as a data: URI."""
-    inner = Image.fromarray(np.ascontiguousarray(face[margin : len(face) - margin, margin : len(face) - margin]))
-    return jpeg_uri(inner.resize((FACE, FACE), Image.Resampling.LANCZOS), 72)
 
 
 def sheet_uri(path: Path, limit: int) -> str | None:

@@ -12,8 +12,8 @@ import numpy as np
 from markupsafe import Markup
 
 from fercli.prepare.audit.duplicates import Found, Pair
-from fercli.prepare.audit.pictures import face_uri, sheet_uri
-from fercli.report.pictures import landmark_dots
+from fercli.prepare.audit.pictures import sheet_uri
+from fercli.report.pictures import face_uri, landmark_dots
 from fercli.store import STATUSES, Store
 
 #: Pairs that are shown of one comparison, and of all; the rest is counted, and named in quality.json.
@@ -106,15 +106,20 @@ def dots(store: Store, i: int) -> Markup:
     return landmark_dots(np.asarray(store.landmarks[i], float) - margin, inner)
 
 
-def _dataset(store: Store, numbers: Mapping[str, Any], folder: Path, limit: int) -> dict[str, Any]:
+def inner_uri(store: Store, i: int) -> str:
+    """Return face `i` of a store, without its margin, as a data: URI."""
     margin = int(store.meta["parameters"]["margin"])
+    return face_uri(store.faces[i][margin : -margin or None, margin : -margin or None], side=84, quality=72)
+
+
+def _dataset(store: Store, numbers: Mapping[str, Any], folder: Path, limit: int) -> dict[str, Any]:
     total = numbers["listed"]
     reasons = [("rejected", numbers["rejected"]), ("retried", numbers["steps"]), ("left out", numbers["left_out"])]
     error = numbers["given_error"]
     if error is not None:
         at = {name: i for i, name in enumerate(store.ids.tolist())}
         worst = [
-            {**one, **_name(one["id"]), "face": face_uri(store.faces[i], margin), "dots": dots(store, i)}
+            {**one, **_name(one["id"]), "face": inner_uri(store, i), "dots": dots(store, i)}
             for one, i in ((one, at[one["id"]]) for one in error["worst"])
         ]
         error = {**error, "worst": worst}
@@ -195,7 +200,7 @@ def _pair(first: Store, second: Store, pair: Pair) -> dict[str, Any]:
                 "dataset": "" if first is second else text(store.name),
                 "split": text(str(store.splits[i])),
                 **_name(str(store.ids[i])),
-                "face": face_uri(store.faces[i], int(store.meta["parameters"]["margin"])),
+                "face": inner_uri(store, i),
             }
         )
     return {**vars(pair), "sides": sides}
