@@ -410,7 +410,7 @@ def test_an_early_end_of_a_file_is_no_stop(monkeypatch: pytest.MonkeyPatch) -> N
     def read(*_: Any) -> None:
         raise EOFError("No data left in file")
 
-    monkeypatch.setattr("fercli.doctor.examine", read)
+    monkeypatch.setattr("fercli.doctor.checks.examine", read)
     done = run_to_the_end("doctor")
     assert done == (1, "error: a file is empty or cut short (No data left in file); the same command with --debug")
 

@@ -148,7 +148,9 @@ def test_the_candidate_with_the_best_number_becomes_the_best(
         state = {"network": {"a": torch.tensor(float(epoch))}, "spec": {}, "epoch": epoch}
         checkpoint.save(tmp_path / f"candidates/epoch-{epoch:04d}.ckpt", state)
     best = {"epoch": 0, "score": -math.inf, "rule": "ensv"}
-    best = _choose_afterwards(SimpleNamespace(folder=tmp_path, afterwards=lambda: scores), best)
+    best = _choose_afterwards(
+        SimpleNamespace(folder=tmp_path, evaluator=SimpleNamespace(afterwards=lambda: scores)), best
+    )
     kept = checkpoint.load(tmp_path / "best.ckpt")
     assert best["epoch"] == kept["epoch"] == kept["best"]["epoch"] == chosen
     assert kept["network"]["a"] == chosen
@@ -367,7 +369,7 @@ def test_a_method_that_does_not_refine_leaves_its_networks_out(post_hoc: Bench) 
 def test_turns_are_steps_of_their_own_and_what_is_frozen_stays_to_the_bit(
     make_adapting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MCD with decay and momentum: whatever a turn freezes is, after it, what it was before."""
+    """MCD with decay and momentum: whatever a update freezes is, after it, what it was before."""
     from fercli.methods.mcd import MCD
 
     seen: list[tuple[int, list[str]]] = []
@@ -380,22 +382,22 @@ def test_turns_are_steps_of_their_own_and_what_is_frozen_stays_to_the_bit(
     def look(method: MCD, network: torch.nn.Module, batch: Any, progress: Any) -> Any:
         now = values(method, network)
         if last:
-            seen.append((last["turn"], [name for name in now if not torch.equal(now[name], last["values"][name])]))
-        last.update(turn=progress.turn, values=now)
+            seen.append((last["update"], [name for name in now if not torch.equal(now[name], last["values"][name])]))
+        last.update(update=progress.update, values=now)
         return forward(method, network, batch, progress)
 
     monkeypatch.setattr(MCD, "forward", look)
     changes = {**LIVELY, "adapt.method": "mcd", "adapt.epochs": 1, "adapt.options.generator_steps": 2}
     bench = make_adapting("mcd", changes)
     bench.done("adapt", "--quiet")
-    assert [turn for turn, _ in seen] == [0, 1, 2, 3, 0, 1, 2]  # two batches; after the last turn nobody looks
-    for turn, moved in seen:
+    assert [update for update, _ in seen] == [0, 1, 2, 3, 0, 1, 2]  # two batches; after the last update nobody looks
+    for update, moved in seen:
         heads = [name for name in moved if "classifiers" in name]
         mine = [name for name in moved if name.startswith("method.")]
         body = [name for name in moved if name not in heads and name not in mine]
-        if turn == 0:
+        if update == 0:
             assert heads and mine and body
-        elif turn == 1:
+        elif update == 1:
             assert {name.rsplit(".", 2)[-2] for name in heads} == {heads[0].rsplit(".", 2)[-2]}
             assert heads and mine and not body
         else:

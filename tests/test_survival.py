@@ -39,7 +39,7 @@ def test_the_batch_of_a_broken_loss_is_named(make_adapting) -> None:
     assert str(path) in result.stderr and "nothing was saved yet" in result.stderr
     told = json.loads(path.read_text(), parse_constant=pytest.fail)
     assert f"the loss is not finite at step {told['step']} (" in result.stderr
-    assert (told["seed"], told["turn"], told["epoch"]) == (0, 0, 1) and 1 < told["step"] <= 3
+    assert (told["seed"], told["update"], told["epoch"]) == (0, 0, 1) and 1 < told["step"] <= 3
     broken = {name for name, value in told["losses"].items() if value in ("nan", "inf")}
     assert broken and all(name in result.stderr for name in broken)
     stores = {name: Store.open(bench.prepared / name) for name in ("raf-db", "jaffe")}

@@ -116,7 +116,7 @@ def _glpc(results: Mapping[str, Any]) -> list[dict[str, Any]]:
                 {
                     **stage,
                     "name": name,
-                    "meaning": STAGES[name],
+                    "meaning": STAGES.get(name, ""),
                     "share": count / total,
                     "accuracy": correct / count if count and correct is not None else None,
                 }
