@@ -183,11 +183,16 @@ def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[No
         yield
         return
     try:
-        for left in folder.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
+        remove_half_written(folder)
         yield
     finally:
         lock.release()
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a kill left of files that were being written (`replacing`); nobody else may be at work there."""
+    for left in folder.glob(".*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def empty_folder(folder: Path, first: Iterable[str]) -> None:

@@ -70,8 +70,10 @@ def test_the_run_keeps_the_spec_of_its_source_and_each_adaptation_its_own(begun:
     assert "method: mcd" in (begun.runs / "adapt-jaffe-mcd/spec.yaml").read_text()
 
 
-def test_what_a_kill_left_half_written_is_removed(begun: Bench) -> None:
-    left = begun.runs / "source/.last.ckpt.host-1.tmp"
+@pytest.mark.parametrize("name", [".last.ckpt.host-1.tmp", "decisions/.epoch-0001.txt.host-1.tmp"])
+def test_what_a_kill_left_half_written_is_removed(name: str, begun: Bench) -> None:
+    left = begun.runs / "source" / name
+    left.parent.mkdir(exist_ok=True)
     left.write_bytes(b"half")
     begun.done("train-source", "--quiet")
     assert not left.exists()

@@ -14,7 +14,7 @@ import torch
 from fercli.engine import checkpoint, distributed
 from fercli.errors import FercliError
 from fercli.evaluation.compare import spec_differences
-from fercli.files import empty_folder, only_one, write_atomically
+from fercli.files import empty_folder, only_one, remove_half_written, write_atomically
 from fercli.spec import Spec, to_yaml, up_to_date
 from fercli.store import Store
 
@@ -102,6 +102,8 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
         ) from None
     stage = record["stage"]
     held.enter_context(only_one(folder, _PLANS[stage].replace("_", "-")))
+    for below in ("decisions", "outputs", "candidates"):
+        remove_half_written(folder / below)
     if restart:
         # Without a checkpoint nothing of the old run can pass for the new one's, should a kill come here.
         empty_folder(folder, first=("last.ckpt", "best.ckpt"))
