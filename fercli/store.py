@@ -219,15 +219,19 @@ class Store:
         digests that `fercli prepare` left, but the whole manifest: FercliError where somebody has edited that, for
         nothing would come of it.
         """
-        due = self.meta["sha256"].get("manifest.csv")
-        edited = self._are_checked and file_hash(self.path / "manifest.csv") != due
-        if edited and read_meta(self.path) == self.meta:  # and it is not of a store that was prepared meanwhile
+        if self._manifest_is_edited:
             raise _damaged(self.path, "manifest.csv is not as it was written")
         files = ["digests", *(["labels"] if labels else [])]
         for name in files:
             self._checked(name)
         parts = [self.faces_digest, *(self.meta["sha256"][f"{name}.npy"] for name in files)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def _manifest_is_edited(self) -> bool:
+        due = self.meta["sha256"].get("manifest.csv")
+        edited = self._are_checked and file_hash(self.path / "manifest.csv") != due
+        return edited and read_meta(self.path) == self.meta  # else it is that of a store prepared meanwhile
 
     def indices(self, splits: Iterable[str]) -> np.ndarray:
         """Return the positions int64 [k] of the faces in these splits, ascending.
