@@ -16,6 +16,7 @@ from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align
+from fercli.report.headline_view import headline_row
 from fercli.store import subsample
 from fercli.synthetic.render import LAB, render
 
@@ -40,7 +41,7 @@ def document(faces: int = 213, targets: tuple[str, ...] = ("jaffe",), seed: int 
     for name in targets:
         looked += [Looked(rng, name, "source", faces, 1.5), Looked(rng, name, f"adapt-{name}", faces, 2.6)]
     entries = [one.entry(home) for one in looked]
-    rows = [row_of(entry) for entry in entries[1:]]
+    rows = [headline_row(entry) for entry in entries[1:]]
     bound = [{**row, "selection": "oracle", "oracle": True, "epoch": 7, "accuracy": min(1.0, row["accuracy"] + 0.02)}
              for row in rows if row["method"] != "source-only"]  # fmt: skip
     for row in bound:
@@ -230,24 +231,6 @@ class Looked:
                 for head, answer, value in zip(HEADS, tops.indices.tolist(), tops.values.tolist(), strict=True)
             ],
         }
-
-
-def row_of(entry: dict[str, Any]) -> dict[str, Any]:
-    metrics = entry["decision"]["metrics"]
-    return {
-        "target": entry["dataset"],
-        "source": entry["source"],
-        "method": entry["model"],
-        "folder": entry["folder"],
-        "decision": entry["decision"]["rule"],
-        "accuracy": metrics["accuracy"],
-        "macro_f1": metrics["macro_f1"],
-        **entry["counts"],
-        "selection": entry["selection"]["rule"],
-        "epoch": entry["epoch"],
-        "oracle": False,
-        "intervals": entry["intervals"],
-    }
 
 
 def _history(rng: np.random.Generator, losses: tuple[str, ...], rules: tuple[str, ...], kept: int) -> list[Any]:

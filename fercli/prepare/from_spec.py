@@ -1,4 +1,4 @@
-"""From the run spec to the rooms that know nothing of it: which reader, which folder, which store."""
+"""Datasets of a run spec: which reader, which folder, which store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from fercli import console
 from fercli.datasets import READERS, Listing, read_dataset
 from fercli.datasets.protocol import absent
 from fercli.errors import FercliError
+from fercli.prepare.build import prepare
 from fercli.spec import Dataset, Spec
+from fercli.store import Store, read_meta
 
 
 def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
@@ -52,8 +54,6 @@ def need_splits(spec: Spec, listing: Listing) -> None:
 
 def prepare_listing(spec: Spec, listing: Listing, repair: bool = False) -> dict[str, Any]:
     """Prepare one listed dataset of the spec and return its counts, ready for tables and JSON."""
-    from fercli.prepare import prepare
-
     summary = prepare(listing, spec.store_path(listing.name), spec.prepare, repair)
     return {
         "folder": str(summary.folder),
@@ -78,7 +78,6 @@ def write_quality_report(spec: Spec, names: Sequence[str]) -> dict[str, Any]:
         ``page``, its path, and the counts of `fercli.prepare.audit.report.write_quality`'s summary.
     """
     from fercli.prepare.audit.report import write_quality
-    from fercli.store import Store, read_meta
 
     roles = {**dict.fromkeys(names, ""), **dict.fromkeys(spec.data.targets, "target")}
     roles.update(dict.fromkeys(spec.data.source, "source"))

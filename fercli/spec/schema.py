@@ -185,7 +185,7 @@ class Prepare(_Explained):
     landmarks: Literal["detect", "given"] = "detect"
     """``detect``, or ``given``: the dataset's own, where it brings any."""
     missing: Literal["reject", "mean-landmarks"] = "reject"
-    """what becomes of pictures without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape."""
+    """what to do with pictures without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape."""
     size: Annotated[int, Field(ge=32, le=448)] = 112
     """side of the face as the network sees it."""
     margin: Annotated[int, Field(ge=0, le=112)] = 14

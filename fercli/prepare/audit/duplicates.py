@@ -1,4 +1,4 @@
-"""Faces that are there twice: within a prepared dataset, across its splits, and in a source and a target.
+"""Duplicate faces: within a prepared dataset, across its splits, and in a source and a target.
 
 Candidates are all pairs whose hashes differ in at most `NEAR` bits. The search is exhaustive, hence exact, and runs as
 matrix products: for bits as -1 and 1, a . b = 256 - 2 * distance. Multi-index hashing (Norouzi et al., CVPR 2012) was
