@@ -102,7 +102,7 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
         ) from None
     stage = record["stage"]
     held.enter_context(only_one(folder, _PLANS[stage].replace("_", "-")))
-    for below in ("decisions", "outputs", "candidates"):
+    for below in ("outputs", "candidates"):
         remove_half_written(folder / below)
     if restart:
         # Without a checkpoint nothing of the old run can pass for the new one's, should a kill come here.
