@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import Bench, after_source, run, told
 from exporting import evaluated, make_run, prepared_faces, spec_of
 from stores import cut
@@ -17,6 +18,7 @@ from fercli.engine.trained import find_trained
 from fercli.evaluation.calibration import reliability
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
+from fercli.evaluation.outputs import epoch_file, write_outputs
 from fercli.export.weights import export
 from fercli.files import LOCK
 from fercli.store import Store
@@ -43,14 +45,14 @@ def test_the_starter_is_scored_without_a_run_and_without_its_source(at, prepared
     answers, _, _, heads = evaluated(trained, faces)
     (entry,) = results["entries"]
     metrics = scores(confusion(store.labels, answers.numpy()))
-    assert entry["decision"]["metrics"]["accuracy"] == metrics["accuracy"]
-    assert entry["decision"]["metrics"]["per_expression"] == metrics["per_expression"]
+    assert entry["heads"]["fused"]["accuracy"] == metrics["accuracy"]
+    assert entry["heads"]["fused"]["per_expression"] == metrics["per_expression"]
     assert entry["intervals"] == bootstrap(store.labels, answers.numpy(), store.subjects.tolist())
     # No source face is there: the temperature stays 1, and the model's own calibration is told all the same.
     found = entry["calibration"]
     assert (found["temperature"], found["fitted_on"]) == (1.0, 0)
     assert found["before"]["ece"] == pytest.approx(found["after"]["ece"], abs=1e-6)
-    assert found["before"]["nll"] == pytest.approx(reliability(heads[:, 6], torch_labels(store))["nll"], abs=1e-5)
+    assert found["before"]["nll"] == pytest.approx(reliability(heads[:, 6], torch_labels(store))["nll"], abs=1e-4)
     assert results["gaps"] == [] and results["history"] == {"starter.safetensors": []}
     assert (entry["folder"], entry["role"], entry["stage"]) == ("starter.safetensors", "target", "source")
     report = Path("runs/model-starter/report")
@@ -59,8 +61,6 @@ def test_the_starter_is_scored_without_a_run_and_without_its_source(at, prepared
 
 
 def torch_labels(store: Store) -> Any:
-    import torch
-
     return torch.from_numpy(store.labels.astype(np.int64))
 
 
@@ -113,8 +113,8 @@ def test_with_the_source_at_hand_it_is_scored_as_its_run_would_be(trained: Bench
     entries = {entry["dataset"]: entry for entry in alone["entries"]}
     for due in whole["entries"]:
         found = entries[due["dataset"]]
-        for key in ("role", "splits", "counts", "decision", "intervals", "calibration", "heads", "epoch"):
-            assert found[key] == due[key], key
+        own = ("predictions", "checkpoint", "folder", "seconds")
+        assert {key: found[key] for key in found if key not in own} == {key: due[key] for key in due if key not in own}
     assert alone["gaps"] == whole["gaps"] and alone["history"] == whole["history"]
     assert alone["failure_cases"] == whole["failure_cases"]
 
@@ -123,7 +123,7 @@ def test_an_adapted_model_is_scored_on_another_dataset_than_its_target(made, pre
     """What its epochs left of the target, whose store is not asked for, stays where it is."""
     folder = shutil.copytree(made / "adapt-jaffe", tmp_path / "run/adapt-jaffe")
     (folder / "outputs").mkdir()
-    np.save(folder / "outputs/epoch-0001.npy", np.full((4, 7), 1 / 7, np.float16))
+    write_outputs(epoch_file(folder, 1), {"scored": torch.full((4, 7, 7), 1 / 7)}, {"faces": "of JAFFE"})
     where = ("--set", f"paths.prepared={prepared}", "--set", f"paths.runs={tmp_path / 'other'}")
     results = document(run("evaluate", *where, "--model", folder, "--target", "raf-db", "--json"))
     assert [entry["dataset"] for entry in results["entries"]] == ["raf-db"] and results["pseudo_labels"] == {}

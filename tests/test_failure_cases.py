@@ -9,13 +9,12 @@ import pytest
 import torch
 from loops import certain
 from stores import changeable
+from trained_runs import record
 
-from fercli.engine.trained import Trained
 from fercli.expressions import EXPRESSIONS
-from fercli.methods.base import Outputs
 from fercli.models import HEADS
 from fercli.scoring.failure_cases import LIMIT, entropy, failure_cases, least_sure, surest_mistakes
-from fercli.scoring.results import Results
+from fercli.scoring.results import Part, Results
 from fercli.store import Store
 
 
@@ -50,10 +49,8 @@ def make(prepared, tmp_path):
         store = changeable(Store.open(prepared / "jaffe"))
         indices = np.arange(len(store) - len(labels), len(store))
         store.labels[indices] = labels
-        state = {"stage": "source", "decision": rule, "status": status, "spec": {}}
-        model = Trained(tmp_path / "source/best.ckpt", state)
-        held = Outputs(torch.zeros(0, 7, 7), torch.zeros(0, 6, 64), torch.zeros(0, dtype=torch.long))
-        return Results(model, store, "raf-db", False, ["all"], indices, len(labels), probabilities, held)
+        part, held = Part(["all"], indices, len(labels)), (torch.zeros(0, 7, 7), torch.zeros(0).long())
+        return Results(record(tmp_path / "source", rule, status), store, False, part, probabilities, *held)
 
     return scored
 
@@ -73,11 +70,11 @@ def test_failure_cases_tell_all_of_a_face(make) -> None:
         "dataset": "jaffe",
         "kind": "mistakes",
     }
-    assert [face["position"] for face in uncertain["faces"]] == [one.indices[row] for row in (1, 2, 0)]
+    assert [face["position"] for face in uncertain["faces"]] == [one.part.indices[row] for row in (1, 2, 0)]
     assert [face["label"] for face in uncertain["faces"]] == ["happiness", None, "surprise"]
     (face,) = mistakes["faces"]
     assert face == uncertain["faces"][0]
-    assert face["id"] == one.store.ids[one.indices[1]]
+    assert face["id"] == one.store.ids[one.part.indices[1]]
     assert (face["label"], face["answer"], face["stage"]) == ("happiness", "fear", "fused")
     assert face["confidence"] == pytest.approx(0.6)
     assert face["entropy"] == pytest.approx(entropy(certain((1, 0.6)))[0])
@@ -103,7 +100,7 @@ def test_at_most_a_dozen_of_each(make) -> None:
     assert positions == sorted(positions)
 
 
-def test_the_rung_is_told_of_glpc_alone(make) -> None:
+def test_the_stage_is_told_of_glpc_alone(make) -> None:
     probabilities = heads((0, 0.99), (1, 0.3))
     probabilities[1, 0] = heads((3, 0.99))[0, 0]
     told = failure_cases(make([0, 0], probabilities, "glpc", torch.ones(7, 7)))[1]["faces"]
@@ -114,7 +111,7 @@ def test_the_rung_is_told_of_glpc_alone(make) -> None:
 
 def test_a_name_that_is_no_utf8_can_be_shown(make) -> None:
     one = make([0], heads((1, 0.6)))
-    one.store.ids[one.indices[0]] = "\udcff.png"
+    one.store.ids[one.part.indices[0]] = "\udcff.png"
     name = failure_cases(one)[0]["faces"][0]["id"]
     assert name.encode() == "�.png".encode()
     assert EXPRESSIONS[one.labels[0]] == "surprise"

@@ -1,8 +1,7 @@
-"""Counts of pseudo labels: by hand, by a plain loop, and from the files of an adaptation."""
+"""Counts of pseudo labels: by hand and by a plain loop."""
 
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 from loops import certain
 
-from fercli.engine.evaluator import read_outputs
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 
 KEYS = ["0.5", "0.8", "0.9", "0.95", "0.99", "class-aware"]
@@ -116,15 +114,3 @@ def test_degenerate():
 def test_labels_of_other_faces_are_an_error():
     with pytest.raises(ValueError, match="outputs of 3 faces after epoch 2, but 2 labels"):
         pseudo_label_counts({2: torch.full((3, 7), 1 / 7)}, np.array([0, 1]), 0.95)
-
-
-def test_from_an_adaptations_files(tmp_path):
-    (tmp_path / "outputs").mkdir()
-    for epoch in (1, 2, 10):
-        buffer = io.BytesIO()
-        np.save(buffer, certain((0, 0.97), (3, 0.6), (3, 0.3 + epoch / 50)).half().numpy())
-        (tmp_path / "outputs" / f"epoch-{epoch:04d}.npy").write_bytes(buffer.getvalue())
-    got = pseudo_label_counts(read_outputs(tmp_path), np.array([0, 3, -1]), 0.95)
-    assert [row["epoch"] for row in got] == [1, 2, 10]
-    assert [row["counts"]["0.5"][3] for row in got] == [1, 1, 2]
-    assert [row["correct"]["0.5"][3] for row in got] == [1, 1, 1]

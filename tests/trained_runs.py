@@ -16,8 +16,10 @@ from conftest import Bench
 
 from fercli.engine import checkpoint
 from fercli.engine.trained import find_trained
+from fercli.evaluation.decision import DecisionRule
 from fercli.evaluation.outputs import epoch_file, read_outputs
 from fercli.loading.batches import Batches
+from fercli.scoring.results import ModelRecord
 
 #: What a checkpoint holds beside the spec (whose paths differ from bench to bench).
 STATE = ("network", "method", "optimizer", "meter", "rng", "best", "step", "epoch", "status", "decision")
@@ -56,6 +58,25 @@ def answers(folder: Path, epoch: int) -> list[int]:
     found, _ = read_outputs(epoch_file(folder, epoch))
     rule = find_trained(folder).rule._replace(status=found.get("status"))
     return rule(found["scored"]).answers.tolist()
+
+
+def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = None) -> ModelRecord:
+    """What tables tell of a source model in a folder."""
+    return ModelRecord(
+        folder=folder,
+        name=folder.name,
+        stage="source",
+        method="source-only",
+        registered="source-only",
+        seed=0,
+        checkpoint=folder / "best.ckpt",
+        epoch=1,
+        selection="last",
+        rule=DecisionRule(decision, status),
+        decision=decision,
+        oracle_method=False,
+        source="raf-db",
+    )
 
 
 def headline(document: dict[str, Any]) -> list[dict[str, Any]]:

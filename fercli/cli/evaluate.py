@@ -35,7 +35,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
     """Score the source model and the adapted ones; write the numbers and, with --report, one HTML file.
 
     Into the run's folder report/ go results.json, results.csv (the scores, one a row), predictions/*.csv (a row a
-    face) and report.html. The models' outputs are computed once and kept: --decision and --select ask another rule of
+    face) and report.html. The models' outputs are computed once and kept: --decision and --select how another rule of
     them and train nothing.
 
     With --model it scores that model on prepared datasets, without a run of the spec. MODEL is a run folder, a stage
@@ -53,19 +53,19 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
       fercli evaluate -c shifts --report
       fercli evaluate --model starter --target jaffe
     """
-    from fercli.scoring.evaluate import Ask, adapted_targets, evaluate
+    from fercli.scoring.evaluate import Scoring, adapted_targets, evaluate
 
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
-    ask = Ask(decision, select, report)
+    how = Scoring(decision, select, report)
     if model is not None:
-        show(*_evaluate_model(spec, model, sources, targets, ask))
+        show(*_evaluate_model(spec, model, sources, targets, how))
     elif spec.sweep is not None:
-        show(*_evaluate_sweep(spec, targets, ask))
+        show(*_evaluate_sweep(spec, targets, how))
     else:
-        show(*evaluate(spec, chosen_targets(spec, targets) if targets else adapted_targets(spec), ask))
+        show(*evaluate(spec, chosen_targets(spec, targets) if targets else adapted_targets(spec), how))
 
 
-def _evaluate_model(spec, name, sources, targets, ask):
+def _evaluate_model(spec, name, sources, targets, how):
     from fercli.engine.trained import find_trained
     from fercli.errors import Advice, SpecError
     from fercli.scoring.evaluate import evaluate_model
@@ -79,18 +79,18 @@ def _evaluate_model(spec, name, sources, targets, ask):
             f"no dataset to score on is prepared in {spec.paths.prepared}",
             Advice(Advice.run("prepare", "--dataset NAME"), ", and name it with --target NAME"),
         )
-    return evaluate_model(spec, find_trained(name), datasets, ask)
+    return evaluate_model(spec, find_trained(name), datasets, how)
 
 
-def _evaluate_sweep(spec, targets, ask):
+def _evaluate_sweep(spec, targets, how):
     from fercli.report.page import write_report
     from fercli.scoring.results_files import write_results
     from fercli.sweep.aggregate import gather
 
     if targets and "all" not in targets:
         spec = spec.model_copy(update={"sweep": spec.sweep.model_copy(update={"targets": list(targets)})})
-    document = gather(spec, ask.decision, ask.select)
+    document = gather(spec, how.decision, how.select)
     files = write_results(document, [], spec.run_folder)
-    if ask.report:
+    if how.report:
         files["report"] = write_report(document, spec.run_folder)
     return document, files

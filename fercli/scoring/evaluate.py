@@ -40,7 +40,7 @@ class _Work(NamedTuple):
     with_cases: list[str]
 
 
-class Ask(NamedTuple):
+class Scoring(NamedTuple):
     """How models are to be scored, where not as they were trained.
 
     Attributes:
@@ -54,7 +54,7 @@ class Ask(NamedTuple):
     report: bool = False
 
 
-def evaluate(spec: Spec, targets: list[str], ask: Ask = Ask()) -> tuple[dict[str, Any], dict[str, Path]]:  # noqa: B008
+def evaluate(spec: Spec, targets: list[str], how: Scoring = Scoring()) -> tuple[dict[str, Any], dict[str, Path]]:  # noqa: B008
     """Score a run.
 
     Args:
@@ -79,7 +79,7 @@ def evaluate(spec: Spec, targets: list[str], ask: Ask = Ask()) -> tuple[dict[str
     adapted_to = {model.target for model in adapted}
     work = [_Work(source, list(stores), [name for name in targets if name not in adapted_to])]
     work += [_Work(model, [model.target], [model.target]) for model in adapted]
-    return _score("run", spec, work, stores, [stores[name] for name in spec.data.source], ask)
+    return _score("run", spec, work, stores, [stores[name] for name in spec.data.source], how)
 
 
 def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[str, Store]) -> None:
@@ -105,7 +105,7 @@ def evaluate_model(
     spec: Spec,
     model: Trained,
     datasets: Sequence[str],
-    ask: Ask = Ask(),  # noqa: B008
+    how: Scoring = Scoring(),  # noqa: B008
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Score one trained model on prepared datasets, whatever run it comes from.
 
@@ -135,7 +135,7 @@ def evaluate_model(
             warn_of_overlap(store)
     sources = _sources(own, model, stores)
     work = [_Work(model, list(datasets), [name for name in datasets if name not in own.data.source])]
-    return _score("model", own, work, stores, sources, ask)
+    return _score("model", own, work, stores, sources, how)
 
 
 def _name_of(model: Trained) -> str:
@@ -176,16 +176,16 @@ def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
 
 
 def _score(
-    kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], ask: Ask
+    kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], how: Scoring
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Do the work and write what came of it."""
     folder = open_report(spec.run_folder / "report")
     with only_one(folder, "evaluate"):
         try:
-            found, scored, pictures = _evaluate_all(kind, spec, work, stores, sources, ask)
+            found, scored, pictures = _evaluate_all(kind, spec, work, stores, sources, how)
             results = document(kind, spec, stores, **found)
             files = write_results(results, scored, folder)
-            if ask.report:
+            if how.report:
                 from fercli.report.page import write_report
 
                 files["report"] = write_report(results, folder, pictures)
@@ -203,7 +203,7 @@ def adapted_targets(spec: Spec) -> list[str]:
 
 
 def _evaluate_all(
-    kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], ask: Ask
+    kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], how: Scoring
 ) -> tuple[dict[str, Any], list[Results], dict[tuple[str, str, int], Picture]]:
     """Score every model on its datasets: parts of the results document, the results and pictures of faces."""
     evaluator = TrainedEvaluator(spec, sources)
@@ -211,18 +211,18 @@ def _evaluate_all(
     scored, cases, pseudo, pictures = [], [], {}, {}
     with console.progress("evaluate", sum(len(one.datasets) for one in work)) as bar:
         for model, names, with_cases in work:
-            record = record_of(model).deciding_by(ask.decision)
+            record = record_of(model).deciding_by(how.decision)
             for name in names:
                 outputs = evaluator.outputs(model, stores[name], model.folder if kind == "run" else spec.run_folder)
-                results = _results(spec, record, model, stores[name], outputs, evaluator.held_labels, ask.select)
+                results = _results(spec, record, model, stores[name], outputs, evaluator.held_labels, how.select)
                 scored.append(results)
                 as_trained = results.record.epoch == record.epoch  # features are of the chosen epoch alone
                 if name in gaps and as_trained:
-                    gaps[name].append(evaluator.gap(results, outputs, mapped=ask.report))
+                    gaps[name].append(evaluator.gap(results, outputs, mapped=how.report))
                 if name in with_cases:
                     found = failure_cases(results)
                     cases += found
-                    if ask.report and as_trained:
+                    if how.report and as_trained:
                         positions = {face["position"] for case in found for face in case["faces"]}
                         pictures.update(evaluator.pictures(model, results, positions))
                 if results.epochs is not None and results.epochs.watched:

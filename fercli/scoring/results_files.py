@@ -206,7 +206,7 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
         for model in (m for gap in results["gaps"] if gap["target"] == entry["dataset"] for m in gap["models"]):
             if model["folder"] == entry["folder"]:
                 distance = ["", "a_distance", model["a_distance"], None, None, sum(model["faces"])]
-                yield [*about, *own, "fused", "", *distance]
+                yield [*about, *own, "fused", _flag(decision == "fused"), *distance]
 
 
 def _entry_rows(entry: Mapping[str, Any]) -> Iterator[list[Any]]:

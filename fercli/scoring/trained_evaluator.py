@@ -17,7 +17,7 @@ from torch import Tensor
 from fercli.engine.data import view_settings
 from fercli.engine.fabric import make_fabric
 from fercli.engine.folder import digest
-from fercli.engine.network import empty_network, load_network
+from fercli.engine.network import check_architecture, empty_network, load_network
 from fercli.engine.predict import predict
 from fercli.engine.trained import Trained
 from fercli.errors import FercliError
@@ -73,6 +73,7 @@ class TrainedEvaluator:
         Raises:
             FercliError: the model is of another architecture than the spec's, or its method of another version.
         """
+        check_architecture(model.state, self._spec, model.path)
         path = folder / FOLDER / f"dataset-{store.name}.safetensors"
         about = {"faces": store.faces_digest, "model": digest(model.state["network"]), "made": self._made(model, store)}
         if path.exists():

@@ -32,7 +32,7 @@ def gather(spec: Spec, decision: str | None = None, select: str | None = None) -
     """The results document of what a sweep has trained so far; its layout is told in `fercli.scoring.results_files`.
 
     Args:
-        decision, select: as in `fercli.scoring.evaluate.Ask`.
+        decision, select: as in `fercli.scoring.evaluate.Scoring`.
 
     Raises:
         SpecError: as `plan`.
