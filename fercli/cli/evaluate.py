@@ -35,7 +35,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
     """Score the source model and the adapted ones; write the numbers and, with --report, one HTML file.
 
     Into the run's folder report/ go results.json, results.csv (the scores, one a row), predictions/*.csv (a row a
-    face) and report.html. The models' outputs are computed once and kept: --decision and --select how another rule of
+    face) and report.html. The models' outputs are computed once and kept: --decision and --select ask another rule of
     them and train nothing.
 
     With --model it scores that model on prepared datasets, without a run of the spec. MODEL is a run folder, a stage
