@@ -132,18 +132,17 @@ class _PublishedSteps(Steps):
 
     def __init__(self, spec: Spec, room: Path):
         super().__init__(spec, "adapt", room)
-        self.network.to(self.device, memory_format=torch.contiguous_format)
-        for module in self.network.modules():
+        network = self.training.network.to(self.device, memory_format=torch.contiguous_format)
+        for module in network.modules():
             if isinstance(module, nn.PReLU):
                 module.__class__ = nn.PReLU  # torch's own
-        self._plain = PublishedStep(self.network, self.method)
+        self._plain = PublishedStep(network, self.training.method)
 
-    def update(self, batch: Batch, timed: Any = None) -> None:
-        loss = sum(self._plain.losses(batch, self._step).values())
-        self.optimizer.zero_grad(set_to_none=True)
+    def update(self, batch: Batch, timed: Any) -> None:
+        loss = sum(self._plain.losses(batch, self.training.step).values())
+        self.training.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
-        self._step += 1
+        self.training.optimizer.step()
 
 
 def compare(
@@ -197,7 +196,8 @@ def _steps(spec: Spec, batch: int, precisions: list[str], steps: int, rounds: in
     for precision in precisions:
         cell = with_settings(spec, "adapt", batch, precision)
         sides[precision] = Steps(cell, "adapt", room / precision)
-        chosen[precision] = accelerate(sides[precision].network, cell.engine, sides[precision].device, 2 * batch)
+        ours = sides[precision].training
+        chosen[precision] = accelerate(ours.network, cell.engine, sides[precision].device, ours.faces_a_step)
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():

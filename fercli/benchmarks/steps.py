@@ -19,29 +19,24 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fercli import console
 from fercli.benchmarks.stores import noise_store
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
-from fercli.engine.data import Source, make_batches, view_settings
-from fercli.engine.evaluator import TargetEvaluator
+from fercli.engine.data import open_store, source_faces, target_faces, view_settings
 from fercli.engine.fabric import make_fabric
-from fercli.engine.log import Meter
-from fercli.engine.loop import TrainingModule, make_optimizer, update
+from fercli.engine.loop import begin_epoch, update
 from fercli.engine.network import empty_network
 from fercli.engine.stages import train_source
+from fercli.engine.training import Training, make_method
 from fercli.errors import FercliError
 from fercli.loading.augment import plain_view
 from fercli.loading.batches import Batch
 from fercli.loading.face_dataset import FaceDataset
-from fercli.loading.held_out import hold_out, labels_of
 from fercli.machine import seconds, wait
 from fercli.methods import method_class
-from fercli.methods.base import Method, Progress
-from fercli.models import FEATURE_SIZE
 from fercli.spec import Spec
 
 PARTS = ("batch", "forward", "backward", "optimizer")
@@ -57,62 +52,32 @@ class Steps:
     """
 
     def __init__(self, spec: Spec, stage: str, room: Path):
-        self.spec, self.adapts = spec, stage == "adapt"
-        self.plan = spec.adapt if self.adapts else spec.train_source
-        self.fabric = make_fabric(spec.engine)
-        self.device = self.fabric.device
-        how = (self.device, spec.model.reads_crops, spec.engine.data)
-        store = noise_store(room, "source", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops)
-        train, held = hold_out(store, np.arange(len(store)), 0.1)
-        labels = labels_of([store], [train])
-        source = Source(
-            FaceDataset([store], [train], *how),
-            labels,
-            FaceDataset([store], [held], *how),
-            labels_of([store], [held]),
-            [store],
-        )
-        target = None
-        if self.adapts:
-            other = noise_store(room, "target", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops, 1)
-            target = FaceDataset([other], [np.arange(len(other))], *how)
-        kind = method_class(spec.adapt.method if self.adapts else "source-only")
-        if kind.oracle:
+        adapts = stage == "adapt"
+        if adapts and method_class(spec.adapt.method).oracle:
             raise FercliError(f"adapt.method {spec.adapt.method} reads target labels, and noise has none")
-        self.network = empty_network(spec)
-        options = kind.read_options(spec.adapt.options if self.adapts else {})
-        self.method: Method = kind(self.plan, options, FEATURE_SIZE, len(target) if target else 0)
-        self.batches = make_batches(spec, source, target, self.method.wants, self.device)
-        raw = TrainingModule(self.network, self.method)
-        self.module, self.optimizer = self.fabric.setup(raw, make_optimizer(raw, self.plan))
-        raw.train()
-        if self.adapts:
-            looks = (self.network, self.method, view_settings(spec), spec.engine.evaluate_batch, source)
-            self.method.begin_epoch(TargetEvaluator(*looks, target, target, spec.adapt, room, other))
-        self._meter, self._step = Meter(), 0
-
-    @property
-    def images(self) -> int:
-        """Faces a step: a batch, of each domain in an adaptation."""
-        return self.plan.batch * (2 if self.adapts else 1)
-
-    def batch(self) -> Batch:
-        """The batch of the step that comes next."""
-        return self.batches(self._step, self.method.pseudo_labelled())
+        self.spec = spec = on_noise(spec, room)
+        count = max(256, 2 * (spec.adapt if adapts else spec.train_source).batch)
+        for seed, name in enumerate(("source", "target") if adapts else ("source",)):
+            noise_store(room, name, count, spec.prepare, spec.model.reads_crops, seed)
+        fabric = make_fabric(spec.engine)
+        self.device = fabric.device
+        source = source_faces(spec, self.device)
+        target = target_faces(spec, open_store(spec, "target", labels=False), self.device) if adapts else None
+        network = empty_network(spec)
+        self.training = Training(spec, fabric, network, make_method(spec, target), source, target, room, record={})
+        begin_epoch(self.training)
 
     def run(self, timed: Callable[[str], Any] = nullcontext) -> None:
         """Do one step as the loop does; `timed`: name of a part -> a context to do it in."""
         with timed("batch"):
-            batch = self.batch()
+            batch = self.training.batch()
         self.update(batch, timed)
+        self.training.count_step()
 
-    def update(self, batch: Batch, timed: Callable[[str], Any] = nullcontext) -> None:
+    def update(self, batch: Batch, timed: Callable[[str], Any]) -> None:
         """Do what follows in a step when its batch is made."""
-        how = (self.module, self.optimizer, self.fabric, self.plan)
-        for number in range(self.method.updates):
-            losses, logs = update(*how, batch, Progress(self._step, 1, number), _sum, timed)
-            self._meter.add({**losses, **logs})
-        self._step += 1
+        for number in range(self.training.method.updates):
+            update(self.training, batch, number, timed)
 
     def flops(self) -> int:
         """Floating point operations of the layers in one step, forward and backward."""
@@ -121,8 +86,15 @@ class Steps:
         return counter.get_total_flops()
 
 
-def _sum(losses: dict[str, Tensor], *_: int) -> Tensor:
-    return torch.stack(list(losses.values())).sum()
+def on_noise(spec: Spec, room: Path) -> Spec:
+    """The spec with the stores in `room`, of which ``source`` is the source, and a network without weights."""
+    return spec.model_copy(
+        update={
+            "paths": spec.paths.model_copy(update={"prepared": room, "runs": room / "runs"}),
+            "data": spec.data.model_copy(update={"source": ["source"], "validation": 0.1}),
+            "model": spec.model.model_copy(update={"weights": None}),
+        }
+    )
 
 
 class _Shares:
@@ -191,19 +163,19 @@ def with_settings(spec: Spec, stage: str, batch: int, precision: str) -> Spec:
 
 def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[str, Any]:
     made = Steps(spec, stage, room)
-    flops = made.flops()
-    chosen = accelerate(made.network, spec.engine, made.device, made.images)
+    flops, training = made.flops(), made.training
+    chosen = accelerate(training.network, spec.engine, made.device, training.faces_a_step)
     _forget_peak(made.device)
     for _ in range(2):
         made.run()
     parts = _Shares(made.device)
     for _ in range(steps):
         made.run(parts)
-    made.batches.waited = 0.0
+    training.batches.waited = 0.0
     spent = seconds(lambda: [made.run() for _ in range(steps)], made.device, rounds, warm=0)
     return _row(
-        *(spec, made.device, chosen, made.plan.batch, made.images, steps, spent, parts.spent, flops),
-        made.batches.waited / (rounds * steps),
+        *(spec, made.device, chosen, training.plan.batch, training.faces_a_step, steps, spent, parts.spent, flops),
+        training.batches.waited / (rounds * steps),
     )
 
 
@@ -310,16 +282,9 @@ def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[s
     with console.progress("bench train, epochs", total=len(counts)) as bar:
         for number, count in enumerate([min(counts), *counts]):
             folder = room / f"epoch-{number}"
-            noise_store(folder, "noise", count, spec.prepare, spec.model.reads_crops)
+            noise_store(folder, "source", count, spec.prepare, spec.model.reads_crops)
             plan = spec.train_source.model_copy(update={"epochs": 1, "steps_per_epoch": None})
-            cell = spec.model_copy(
-                update={
-                    "paths": spec.paths.model_copy(update={"prepared": folder, "runs": folder / "runs"}),
-                    "data": spec.data.model_copy(update={"source": ["noise"]}),
-                    "model": spec.model.model_copy(update={"weights": None}),
-                    "train_source": plan,
-                }
-            )
+            cell = on_noise(spec, folder).model_copy(update={"train_source": plan})
             started = time.perf_counter()
             with console.hushed():
                 train_source(cell)
