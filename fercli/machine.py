@@ -7,7 +7,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -78,6 +79,21 @@ def wait(device: torch.device) -> None:
         import torch
 
         torch.cuda.synchronize(device)
+
+
+class Clock:
+    """Seconds by part of some work, in `spent`: ``with clock("decode"): ...``, waiting for `device` after each."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device, self.spent = device, dict[str, float]()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self._device is not None:
+            wait(self._device)
+        self.spent[part] = self.spent.get(part, 0.0) + time.perf_counter() - started
 
 
 def seconds(run: Callable[[], object], device: torch.device, rounds: int = 3, warm: int = 1) -> list[float]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fercli import console
-from fercli.benchmarks.steps import Steps, with_settings
+from fercli.benchmarks.steps import Steps, changed, with_settings
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, set_libraries
 from fercli.errors import FercliError
@@ -190,7 +191,7 @@ def compare(
 def _steps(spec: Spec, batch: int, precisions: list[str], steps: int, rounds: int, room: Path, bar: Any) -> list[dict]:
     plain = with_settings(spec, "adapt", batch, "32-true")
     as_published = {name: value for name, value in spec.adapt.options.items() if name != "passes"}
-    plain = plain.model_copy(update={"adapt": plain.adapt.model_copy(update={"options": as_published})})
+    plain = changed(plain, adapt={"options": as_published})
     sides: dict[str, Steps] = {"published": _PublishedSteps(plain, room / "published")}
     chosen: dict[str, dict[str, Any]] = {}
     for precision in precisions:
@@ -245,8 +246,9 @@ def windows(spec: Spec, rounds: int, batch: int = 32) -> list[dict[str, Any]]:
         spent: dict[str, list[float]] = {"ours": [], "published": []}
         for _ in range(rounds):
             for name, cut, source in (("published", theirs, maps), ("ours", ours, kept)):
-                run = _backward(cut, source) if gradients else (lambda cut=cut, source=source: cut(source))
-                spent[name].append(min(seconds(_repeated(run), device, rounds=3)) / _REPEATS)
+                run = _backward(cut, source) if gradients else partial(cut, source)
+                turn = seconds(lambda run=run: [run() for _ in range(_REPEATS)], device, rounds=3)
+                spent[name].append(min(turn) / _REPEATS)
         rows.append(
             {
                 "what": "forward and backward" if gradients else "forward",
@@ -257,14 +259,6 @@ def windows(spec: Spec, rounds: int, batch: int = 32) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _repeated(run: Any) -> Any:
-    def several() -> None:
-        for _ in range(_REPEATS):
-            run()
-
-    return several
 
 
 def _backward(cut: Any, maps: Tensor) -> Any:

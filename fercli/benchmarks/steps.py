@@ -11,8 +11,8 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from fercli.engine.fabric import make_fabric
 from fercli.engine.loop import begin_epoch, update
 from fercli.engine.network import empty_network
 from fercli.engine.stages import train_source
-from fercli.engine.training import Training, make_method
+from fercli.engine.training import Training
 from fercli.errors import FercliError
 from fercli.loading.augment import plain_view
 from fercli.loading.batches import Batch
 from fercli.loading.face_dataset import FaceDataset
-from fercli.machine import seconds, wait
+from fercli.machine import Clock, seconds
 from fercli.methods import method_class
 from fercli.spec import Spec
 
@@ -64,7 +64,7 @@ class Steps:
         source = source_faces(spec, self.device)
         target = target_faces(spec, open_store(spec, "target", labels=False), self.device) if adapts else None
         network = empty_network(spec)
-        self.training = Training(spec, fabric, network, make_method(spec, target), source, target, room, record={})
+        self.training = Training(spec, fabric, network, source, target, room, record={})
         begin_epoch(self.training)
 
     def run(self, timed: Callable[[str], Any] = nullcontext) -> None:
@@ -79,36 +79,18 @@ class Steps:
         for number in range(self.training.method.updates):
             update(self.training, batch, number, timed)
 
-    def flops(self) -> int:
-        """Floating point operations of the layers in one step, forward and backward."""
-        with FlopCounterMode(display=False) as counter:
-            self.run()
-        return counter.get_total_flops()
-
 
 def on_noise(spec: Spec, room: Path) -> Spec:
     """The spec with the stores in `room`, of which ``source`` is the source, and a network without weights."""
+    paths, data = {"prepared": room, "runs": room / "runs"}, {"source": ["source"], "validation": 0.1}
+    return changed(spec, paths=paths, data=data, model={"weights": None})
+
+
+def changed(spec: Spec, **sections: dict[str, Any]) -> Spec:
+    """The spec with other values of some keys, such as ``adapt={"batch": 8}``."""
     return spec.model_copy(
-        update={
-            "paths": spec.paths.model_copy(update={"prepared": room, "runs": room / "runs"}),
-            "data": spec.data.model_copy(update={"source": ["source"], "validation": 0.1}),
-            "model": spec.model.model_copy(update={"weights": None}),
-        }
+        update={name: getattr(spec, name).model_copy(update=values) for name, values in sections.items()}
     )
-
-
-class _Shares:
-    """Seconds by part, waiting for the device at the end of each."""
-
-    def __init__(self, device: torch.device):
-        self._device, self.spent = device, dict.fromkeys(PARTS, 0.0)
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        wait(self._device)
-        self.spent[part] += time.perf_counter() - started
 
 
 def measure(
@@ -157,26 +139,26 @@ def with_settings(spec: Spec, stage: str, batch: int, precision: str) -> Spec:
     """The spec with another batch size and precision."""
     section = {"train": "train_source", "adapt": "adapt", "predict": "engine"}[stage]
     key = "evaluate_batch" if stage == "predict" else "batch"
-    made = spec.model_copy(update={"engine": spec.engine.model_copy(update={"precision": precision})})
-    return made.model_copy(update={section: getattr(made, section).model_copy(update={key: batch})})
+    return changed(changed(spec, engine={"precision": precision}), **{section: {key: batch}})
 
 
 def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[str, Any]:
     made = Steps(spec, stage, room)
-    flops, training = made.flops(), made.training
+    training = made.training
+    with FlopCounterMode(display=False) as counter:
+        made.run()
     chosen = accelerate(training.network, spec.engine, made.device, training.faces_a_step)
     _forget_peak(made.device)
     for _ in range(2):
         made.run()
-    parts = _Shares(made.device)
+    parts = Clock(made.device)
     for _ in range(steps):
         made.run(parts)
     training.batches.waited = 0.0
     spent = seconds(lambda: [made.run() for _ in range(steps)], made.device, rounds, warm=0)
-    return _row(
-        *(spec, made.device, chosen, training.plan.batch, training.faces_a_step, steps, spent, parts.spent, flops),
-        training.batches.waited / (rounds * steps),
-    )
+    flops, waited = counter.get_total_flops(), training.batches.waited / (rounds * steps)
+    faces = training.plan.batch, training.faces_a_step
+    return _row(spec, made.device, chosen, *faces, steps, spent, parts.spent, flops, waited)
 
 
 @torch.no_grad()
@@ -204,7 +186,7 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
         run()
     _forget_peak(device)
     run()
-    parts = _Shares(device)
+    parts = Clock(device)
     for _ in range(steps):
         run(parts)
     waited = 0.0
@@ -283,8 +265,7 @@ def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[s
         for number, count in enumerate([min(counts), *counts]):
             folder = room / f"epoch-{number}"
             noise_store(folder, "source", count, spec.prepare, spec.model.reads_crops)
-            plan = spec.train_source.model_copy(update={"epochs": 1, "steps_per_epoch": None})
-            cell = on_noise(spec, folder).model_copy(update={"train_source": plan})
+            cell = changed(on_noise(spec, folder), train_source={"epochs": 1, "steps_per_epoch": None})
             started = time.perf_counter()
             with console.hushed():
                 train_source(cell)

@@ -15,7 +15,7 @@ from fercli.engine.folder import digest, prepared_again, record_of, stage_folder
 from fercli.engine.log import ENVIRONMENT
 from fercli.engine.loop import fit
 from fercli.engine.network import channels_last, empty_network, load_network
-from fercli.engine.training import Training, make_method
+from fercli.engine.training import Training
 from fercli.errors import Advice, FercliError
 from fercli.evaluation.oracle import oracle_labels
 from fercli.files import write_atomically
@@ -39,10 +39,9 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
     source = source_faces(spec, fabric.device)
     record = record_of(spec, "source", source.stores)
     network = channels_last(spec.model)
-    method = make_method(spec, None)
     # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
     with stage_folder(spec.run_folder / "source", record, source.stores, restart) as folder:
-        return _run(Training(spec, fabric, network, method, source, None, folder, record))
+        return _run(Training(spec, fabric, network, source, None, folder, record))
 
 
 def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
@@ -80,11 +79,12 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         console.warn(
             f"{target} has {len(unlabelled)} face(s), fewer than a batch of {spec.adapt.batch}: faces repeat in it"
         )
-    method = make_method(spec, faces)
-    if kind.oracle:
-        method.give_labels(oracle_labels(open_store(spec, target), unlabelled))
+    labels = oracle_labels(open_store(spec, target), unlabelled) if kind.oracle else None
     with stage_folder(spec.adapt_folder(target), record, stores, restart) as folder:
-        return _run(Training(spec, fabric, network, method, source, faces, folder, record))
+        training = Training(spec, fabric, network, source, faces, folder, record)
+        if kind.oracle:
+            training.method.give_labels(labels)
+        return _run(training)
 
 
 def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target: Store) -> None:

@@ -43,20 +43,6 @@ class TrainingModule(nn.Module):
         return self.method(network, batch, progress)
 
 
-def make_method(spec: Spec, target: Target | None) -> Method:
-    """The method of an adaptation to `target`, or that of stage 1.
-
-    Raises:
-        SpecError: ``adapt.options`` are not the method's.
-    """
-    if target is None:
-        name, plan, options = "source-only", spec.train_source, {}
-    else:
-        name, plan, options = spec.adapt.method, spec.adapt, spec.adapt.options
-    kind = method_class(name)
-    return kind(plan, kind.read_options(options), FEATURE_SIZE, len(target.train) if target else 0)
-
-
 def make_optimizer(module: TrainingModule, plan: Optimisation) -> torch.optim.SGD:
     """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs.
 
@@ -80,14 +66,16 @@ class Training:
 
     Args:
         fabric: from `fercli.engine.fabric.make_fabric`.
-        network: new, or the source model's; `method` from `make_method`.
-        target: None in stage 1.
+        network: new, or the source model's.
+        target: to adapt to, by ``adapt.method``; None in stage 1.
         folder: where checkpoints and metrics go.
         record: plain data saved in each checkpoint beside the state: the spec, what it was trained on.
 
     Attributes:
         title: what the progress bar says.
         plan, section: the stage's section of the spec, and its name.
+        post_hoc: whether the epoch is chosen at the end, by a rule that compares all epochs with each other.
+        faces_a_step: a batch, of each domain that the method trains on.
         batches: called with a step and the positions of `Method.pseudo_labelled`, gives the batch.
         evaluator: the look at all training faces that a method may take before an epoch, and the scores after it.
         steps_per_epoch, steps: of an epoch, and of all.
@@ -105,26 +93,29 @@ class Training:
         spec: Spec,
         fabric: Any,
         network: nn.Module,
-        method: Method,
         source: Source,
         target: Target | None,
         folder: Path,
         record: dict[str, Any],
     ):
-        self.fabric, self.network, self.method = fabric, network, method
-        self.engine, self.folder, self.record = spec.engine, folder, record
-        settings = view_settings(spec)
-        looks = (network, method, settings, spec.engine.evaluate_batch, source)
+        self.fabric, self.network, self.engine = fabric, network, spec.engine
+        self.folder, self.record = folder, record
         if target is None:
             self.section, self.title = "train_source", "train-source " + "+".join(spec.data.source)
             self.plan = plan = spec.train_source
-            self.evaluator = SourceEvaluator(*looks)
-            train, recipe = None, SourceRecipe.of(plan)
+            name, options, train, recipe = "source-only", {}, None, SourceRecipe.of(plan)
         else:
             self.section, self.title = "adapt", f"adapt {spec.adapt.method} -> {target.store.name}"
             self.plan = plan = spec.adapt
-            self.evaluator = TargetEvaluator(*looks, target.train, target.scored, plan, folder, target.store)
-            train, recipe = target.train, SourceRecipe()
+            name, options, train, recipe = plan.method, plan.options, target.train, SourceRecipe()
+        kind = method_class(name)
+        self.method = method = kind(plan, kind.read_options(options), FEATURE_SIZE, len(train or ()))
+        settings = view_settings(spec)
+        looks = (network, method, settings, spec.engine.evaluate_batch, source)
+        if target is None:
+            self.evaluator = SourceEvaluator(*looks)
+        else:
+            self.evaluator = TargetEvaluator(*looks, train, target.scored, plan, folder, target.store)
         self.batches = Batches(
             *(source.train, source.labels, train, method.wants, plan.batch, spec.engine.seed, settings, fabric.device),
             balance=spec.data.balance,
@@ -134,6 +125,7 @@ class Training:
         largest = max(len(source.train), len(train or ()))
         self.steps_per_epoch = plan.steps_per_epoch or max(1, largest // plan.batch)
         self.steps = plan.epochs * self.steps_per_epoch
+        self.post_hoc, self.faces_a_step = RULES[plan.select].post_hoc, plan.batch * (2 if method.wants else 1)
 
         distributed.on_rank_zero(check_batch, plan.batch, f"{self.section}.batch")
         if distributed.world_size() > 1:
@@ -146,11 +138,6 @@ class Training:
         self.meter, self.guard = Meter(), NonFiniteGuard(folder, self._describe)
         self.step, self.best = 0, {"epoch": 0, "score": -math.inf, "rule": plan.select}
         self.saved_at, self.note = time.monotonic(), ""
-
-    @property
-    def faces_a_step(self) -> int:
-        """A batch, of each domain that the method trains on."""
-        return self.plan.batch * (2 if self.method.wants else 1)
 
     @property
     def epoch(self) -> int:
@@ -167,11 +154,6 @@ class Training:
         """Whether so many epochs in a row were no better than the best."""
         patience = self.plan.patience
         return patience is not None and self.between_epochs and self.epoch - self.best["epoch"] >= patience
-
-    @property
-    def post_hoc(self) -> bool:
-        """Whether the epoch is chosen at the end, by a rule that compares all epochs with each other."""
-        return RULES[self.plan.select].post_hoc
 
     def batch(self) -> Batch:
         """The batch of the step that comes next."""
