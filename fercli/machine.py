@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import io
 import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -79,6 +81,21 @@ def wait(device: torch.device) -> None:
         import torch
 
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it scikit-learn works on one thread: sums over several round differently from run to run."""
+    from joblib.externals.loky import cpu_count
+    from threadpoolctl import threadpool_limits
+
+    # scikit-learn asks joblib for the number of cores. That calls ``lscpu``, which slim containers lack, and tells of
+    # it at length, but only the first time.
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        cpu_count(only_physical_cores=True)
+    with threadpool_limits(1):
+        yield
 
 
 class Clock:
