@@ -68,7 +68,7 @@ def update(
         number: which of them it is, from 0.
         timed: name of a part -> a context to do it in.
     """
-    plan, method, optimizer = training.plan, training.method, training.optimizer
+    plan, fabric, optimizer = training.plan, training.fabric, training.optimizer
     for group in optimizer.param_groups:
         group["lr"] = group["scale"] * rate_at(plan, group["rates"], training.step, training.steps_per_epoch)
     with timed("forward"):
@@ -77,14 +77,12 @@ def update(
         loss = training.guard.watch(losses, training.step, number)
     with timed("backward"):
         optimizer.zero_grad(set_to_none=True)
-        training.fabric.backward(loss)
+        fabric.backward(loss)
     with timed("optimizer"):
-        for parameter in method.frozen(training.network, number):
+        for parameter in training.method.frozen(training.network, number):
             parameter.grad = None  # so that the optimizer passes it by, decay and momentum included
         if plan.clip_norm is not None:
-            training.fabric.clip_gradients(
-                training.module, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False
-            )
+            fabric.clip_gradients(training.module, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
         optimizer.step()
     training.meter.add({f"loss/{name}": value for name, value in losses.items()})
     training.meter.add({f"log/{name}": value for name, value in logs.items()})
