@@ -24,8 +24,8 @@ from trained_runs import assert_same_state, leaves
 from fercli.engine import checkpoint, distributed
 from fercli.engine.fabric import Launch, launched
 from fercli.engine.log import read_metrics
-from fercli.engine.loop import TrainingModule
 from fercli.engine.sharding import check_batch, shard_of, sync_norms
+from fercli.engine.training import TrainingModule
 from fercli.errors import FercliError
 from fercli.loading.augment import View, ViewSettings
 from fercli.loading.batches import Batch, Batches
