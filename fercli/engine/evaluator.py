@@ -44,6 +44,9 @@ class SourceEvaluator:
         """Scores of all epochs by a post-hoc rule; there is none that reads the source only."""
         raise NotImplementedError
 
+    def prune(self, keep: int | None, best: int) -> None:
+        """Remove the outputs of all epochs but the latest `keep` (None: all stay) and the best; here there are none."""
+
     def _source_scores(self, epoch: int, held: Outputs) -> dict[str, float]:
         labels = torch.from_numpy(self._source.held_labels)
         return {**selection.last_score(epoch), **selection.source_score(held.probabilities, labels)}
@@ -112,7 +115,7 @@ class TargetEvaluator(SourceEvaluator):
         return scores
 
     def prune(self, keep: int | None, best: int) -> None:
-        """See `fercli.evaluation.outputs.prune`."""
+        """See `SourceEvaluator`."""
         distributed.on_rank_zero(prune, self._folder, keep, best)
 
     def afterwards(self) -> dict[int, float]:

@@ -125,6 +125,8 @@ def end_epoch(training: Training, log: Log) -> None:
         elif _is_better(scores[training.plan.select], training.best):
             training.best.update(epoch=training.epoch, score=scores[training.plan.select])
             save(training, training.folder / "best.ckpt")
+    if not training.post_hoc:
+        training.evaluator.prune(training.engine.keep_outputs, training.best["epoch"])
 
 
 def checkpoint_if_due(training: Training, stop: StopRequest) -> None:
