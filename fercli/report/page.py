@@ -89,3 +89,7 @@ def _shade(count: int, row: Sequence[int]) -> int:
 
 def _short(name: str) -> str:
     return name[:3]
+
+
+def write_report(document, folder, pictures=None):  # temporary: the page's own comes with another branch
+    return save_page("<html></html>", folder)
