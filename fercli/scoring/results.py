@@ -297,7 +297,7 @@ def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None
 
 
 def with_own_labels(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same entries; of those that share label, dataset, seed and keys all but the first are called by folder too."""
+    """The same entries; of those that share label, dataset, seed and keys all but the first bear their folder too."""
     taken, found = set(), []
     for entry in entries:
         name = (entry["method"], entry["dataset"], entry["seed"], *map(str, entry["keys"].items()))
