@@ -230,6 +230,22 @@ def test_patience_survives_a_stop_and_can_be_raised(patient: Bench, make_adaptin
     assert_same_run(unbroken.runs / "adapt-jaffe", whole.runs / "adapt-jaffe")
 
 
+def test_of_many_epochs_the_last_outputs_and_the_best_are_kept(patient: Bench, make_adapting) -> None:
+    whole = patient.runs / "adapt-jaffe"
+    history = validated(whole)
+    best, rule = min((max(history, key=lambda e, rule=rule: (history[e][rule], -e)), rule) for rule in TELLING)
+    bench = make_adapting("few", {**PATIENT, "adapt.select": rule, "engine.keep_outputs": 2})
+    stopped(bench, "adapt", 4 * STEPS)
+    bench.done("adapt", "--quiet")
+    kept = {path.name: path.read_bytes() for path in bench.runs.glob("adapt-jaffe/outputs/*")}
+    epochs = (best, EPOCHS - 1, EPOCHS)
+    assert best < EPOCHS - 1
+    assert kept == {epoch_file(whole, epoch).name: epoch_file(whole, epoch).read_bytes() for epoch in epochs}
+    (entry,) = (e for e in bench.json("evaluate")["entries"] if e["stage"] == "adapt")
+    assert entry["epoch"] == best and entry["oracle"]["epoch"] in epochs
+    assert {at["epoch"] for at in entry["rules"].values()} <= set(epochs)
+
+
 def test_the_source_stage_has_patience_too(bench: Bench) -> None:
     settings = ("--set", "train_source.epochs=8", "--set", "train_source.steps_per_epoch=1")
     bench.done("train-source", "--quiet", *settings, "--set", "train_source.patience=2")

@@ -40,6 +40,9 @@ class SourceEvaluator:
         held = self._predict(self._source.held)
         return self._source_scores(epoch, held)
 
+    def prune(self, keep: int | None, best: int) -> None:
+        """Remove what epochs left but the last `keep` and the best; the source stage's leave nothing."""
+
     def afterwards(self) -> dict[int, float]:
         """Scores of all epochs by a post-hoc rule; there is none that reads the source only."""
         raise NotImplementedError

@@ -201,6 +201,8 @@ def fit(stage: Stage, fabric: Any) -> dict[str, Any]:
                     elif _is_better(scores[plan.select], best):
                         best.update(epoch=progress.epoch, score=scores[plan.select])
                         _save(stage.folder / "best.ckpt", stage, None, meter, best, step)
+                    if not stage.post_hoc:  # which compares all epochs
+                        stage.evaluator.prune(stage.engine.keep_outputs, best["epoch"])
             if save_due:
                 # Float16 scales its gradients by what it has learned so far.
                 going_on = {"optimizer": optimizer.state_dict(), "scaling": fabric.strategy.precision.state_dict()}
