@@ -35,15 +35,16 @@ def write_run(folder: Path, scored: dict[tuple[str, str], list[Row]], changes: d
             table.writerows(
                 [i, name, "p", split, label, answer, ""] for i, (name, split, label, answer) in enumerate(rows)
             )
-        model = "source-only" if stage == "source" else "aglrls"
-        entries.append({"dataset": dataset, "folder": stage, "model": model, "oracle": False, "predictions": file})
+        method = "source-only" if stage == "source" else "aglrls"
+        about = {"dataset": dataset, "folder": stage, "method": method, "oracle_method": False}
+        entries.append({**about, "predictions": file})
         (folder / stage).mkdir(exist_ok=True)
         (folder / stage / "best.ckpt").touch()
         os.utime(folder / stage / "best.ckpt", (1, 1))
         spec = {"name": folder.name, "adapt": {"epochs": 30, "options": {}}, "model": {"width": 16}, **(changes or {})}
         (folder / stage / "spec.yaml").write_text(yaml.safe_dump(spec))
     datasets = {dataset: {"synthetic": True} for _, dataset in scored}
-    document = {"schema": 3, "created": "2026-11-23", "entries": entries, "datasets": datasets, "spec": {}}
+    document = {"schema": 4, "created": "2026-11-23", "entries": entries, "datasets": datasets, "spec": {}}
     (report / "results.json").write_text(json.dumps(document))
     (folder / "spec.yaml").write_text("name: x\n")
     return folder
@@ -351,7 +352,7 @@ def test_a_real_run(make_adapting) -> None:
     assert missing.exit_code == 1 and "is not evaluated; run: fercli evaluate -c" in missing.stderr
     results = json.loads(bench.done("evaluate", "--json").stdout)
     (one,) = json.loads(bench.done("compare", "tiny", "--json").stdout)["compare"]["comparisons"]
-    scored = {(e["folder"], e["dataset"]): e["decision"]["metrics"] for e in results["entries"]}
+    scored = {(e["folder"], e["dataset"]): e["heads"][e["decision"]] for e in results["entries"]}
     for side, folder in (("reference", "source"), ("other", "adapt-jaffe")):
         assert one[side]["folder"] == folder
         for name in ("accuracy", "macro_f1"):

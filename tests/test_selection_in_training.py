@@ -16,11 +16,12 @@ import pytest
 import torch
 from conftest import Bench, after_source, merge, told
 from stores import cut
-from trained_runs import assert_same_run, stopped
+from trained_runs import answers, assert_same_run, headline, stopped
 
 from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
 from fercli.engine.loop import _choose_afterwards, _is_better
+from fercli.evaluation.outputs import EpochOutputs, epoch_file, read_outputs, watched_fused
 from fercli.spec.registry import RULES
 from fercli.store import Store
 
@@ -53,9 +54,8 @@ ENSV = {**LIVELY, "adapt.select": "ensv", "adapt.epochs": 4}
 
 def ensemble(folder: Path) -> dict[int, float]:
     """EnsV from the outputs that the epochs left, image by image."""
-    files = sorted(folder.glob("outputs/*.npy"))
-    scores = loops.ensemble_agreement([np.load(file).astype(float).tolist() for file in files])
-    return {int(file.stem.split("-")[1]): score for file, score in zip(files, scores, strict=True)}
+    outputs = watched_fused(EpochOutputs(folder))
+    return dict(zip(outputs, loops.ensemble_agreement([one.tolist() for one in outputs.values()]), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +95,12 @@ def test_each_epoch_s_candidate_is_the_network_of_that_epoch(post_hoc: Bench, ma
 def test_what_ensv_chose_is_what_is_scored(post_hoc: Bench, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "copy", post_hoc.prepared, ENSV)
     shutil.copytree(post_hoc.runs, bench.runs)
-    row = json.loads(bench.done("evaluate", "--json").stdout)["table"][1]
+    row = headline(bench.json("evaluate"))[1]
     folder = bench.runs / "adapt-jaffe"
     epoch = outcome(folder)["epoch"]
-    answers = [int(c) for c in (folder / f"decisions/epoch-{epoch:04d}.txt").read_text().split()[0]]
     assert (row["selection"], row["epoch"]) == ("ensv", epoch)
-    assert row["accuracy"] == pytest.approx(np.mean(answers == np.load(bench.prepared / "jaffe/labels.npy")))
+    labels = np.load(bench.prepared / "jaffe/labels.npy")
+    assert row["accuracy"] == pytest.approx(np.mean(answers(folder, epoch) == labels))
 
 
 def test_finished_it_stays_as_it_is(post_hoc: Bench, tmp_path: Path) -> None:
@@ -230,6 +230,22 @@ def test_patience_survives_a_stop_and_can_be_raised(patient: Bench, make_adaptin
     assert_same_run(unbroken.runs / "adapt-jaffe", whole.runs / "adapt-jaffe")
 
 
+def test_of_many_epochs_the_last_outputs_and_the_best_are_kept(patient: Bench, make_adapting) -> None:
+    whole = patient.runs / "adapt-jaffe"
+    history = validated(whole)
+    best, rule = min((max(history, key=lambda e, rule=rule: (history[e][rule], -e)), rule) for rule in TELLING)
+    bench = make_adapting("few", {**PATIENT, "adapt.select": rule, "engine.keep_outputs": 2})
+    stopped(bench, "adapt", 4 * STEPS)
+    bench.done("adapt", "--quiet")
+    kept = {path.name: path.read_bytes() for path in bench.runs.glob("adapt-jaffe/outputs/*")}
+    epochs = (best, EPOCHS - 1, EPOCHS)
+    assert best < EPOCHS - 1
+    assert kept == {epoch_file(whole, epoch).name: epoch_file(whole, epoch).read_bytes() for epoch in epochs}
+    (entry,) = (e for e in bench.json("evaluate")["entries"] if e["stage"] == "adapt")
+    assert entry["epoch"] == best and entry["oracle"]["epoch"] in epochs
+    assert {at["epoch"] for at in entry["rules"].values()} <= set(epochs)
+
+
 def test_the_source_stage_has_patience_too(bench: Bench) -> None:
     settings = ("--set", "train_source.epochs=8", "--set", "train_source.steps_per_epoch=1")
     bench.done("train-source", "--quiet", *settings, "--set", "train_source.patience=2")
@@ -270,8 +286,8 @@ def test_dev_may_choose_and_look_at_few_faces(make_adapting) -> None:
     folder = bench.runs / "adapt-jaffe"
     scores = {epoch: scores["dev"] for epoch, scores in validated(folder).items()}
     assert outcome(folder)["epoch"] == max(scores, key=lambda epoch: (scores[epoch], -epoch))
-    assert np.load(folder / "outputs/epoch-0001.npy").shape == (20, 7)  # of 42
-    assert len((folder / "decisions/epoch-0001.txt").read_text().split()[0]) == 42
+    found, _ = read_outputs(epoch_file(folder, 1))
+    assert (len(found["watched"]), len(found["scored"])) == (20, 42)
 
 
 @pytest.mark.parametrize("rule", ["infomax", "last", "ensv", "oracle", "dve"])
@@ -292,8 +308,8 @@ def test_watched_faces_are_the_targets_to_adapt_to_and_scored_ones_the_rest(tmp_
     bench = after_source(tmp_path / "splits", trained, changes, stores)
     bench.done("adapt", "--quiet")
     folder = bench.runs / "adapt-other"
-    assert np.load(folder / "outputs/epoch-0001.npy").shape == (84, 7)
-    assert len((folder / "decisions/epoch-0001.txt").read_text().split()[0]) == 42
+    found, _ = read_outputs(epoch_file(folder, 1))
+    assert (len(found["watched"]), len(found["scored"])) == (84, 42)
 
 
 # NaN
@@ -342,19 +358,16 @@ def test_a_method_that_refines_is_evaluated_with_what_it_learned(make_adapting) 
     folder = bench.runs / "adapt-jaffe"
     best = checkpoint.load(folder / "best.ckpt")
     assert any(name.startswith("graphs.") for name in best["method"])
-    document = json.loads(bench.done("evaluate", "--json").stdout)
-    (entry,) = (e for e in document["entries"] if e["stage"] == "adapt")
-    answers = np.array(list((folder / f"decisions/epoch-{best['epoch']:04d}.txt").read_text().split()[0]), int)
+    (entry,) = (e for e in bench.json("evaluate")["entries"] if e["stage"] == "adapt")
     labels = Store.open(bench.prepared / "jaffe").labels
     counted = np.zeros((7, 7), int)
-    np.add.at(counted, (labels, answers), 1)
-    assert entry["decision"]["metrics"]["confusion"] in (counted.tolist(), counted.T.tolist())
+    np.add.at(counted, (labels, answers(folder, best["epoch"])), 1)
+    assert entry["heads"]["fused"]["confusion"] == counted.tolist()
     # Without the graph, other answers: the network alone, as a method that does not refine would be read.
     state = {**best, "method_name": "source-only", "spec": merge(best["spec"], {"adapt.options": {}})}
     checkpoint.save(folder / "best.ckpt", state)
-    document = json.loads(bench.done("evaluate", "--json").stdout)
-    (plain,) = (e for e in document["entries"] if e["stage"] == "adapt")
-    assert plain["decision"]["metrics"]["confusion"] != entry["decision"]["metrics"]["confusion"]
+    (plain,) = (e for e in bench.json("evaluate")["entries"] if e["stage"] == "adapt")
+    assert plain["heads"]["fused"]["confusion"] != entry["heads"]["fused"]["confusion"]
     assert plain["heads"]["global"] == entry["heads"]["global"]
 
 

@@ -302,7 +302,7 @@ def test_inspect_shows_what_it_is_and_the_whole_card() -> None:
     own = found["starter"]
     assert own["sha256"] == starter_hash() and own["card"] == starter_card() and own["facts"] == starter_facts()
     assert found["parameters"] > 100_000 and 5 < found["mflop"] < 500 and found["misfits"] == []
-    assert own["facts"]["entries"][0]["decision"]["metrics"]["accuracy"] > 0.3
+    assert own["facts"]["entries"][0]["heads"]["fused"]["accuracy"] > 0.3
     assert "starter" not in json.loads(run("weights", "inspect", FILE, "--json").stdout)["weights"][0]
 
 

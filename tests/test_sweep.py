@@ -20,12 +20,13 @@ import pytest
 import yaml
 from conftest import EPOCHS, STEPS, TINY, Bench, merge, run, told
 from stores import with_labels
-from trained_runs import assert_same_run, assert_same_sweep, figures, results, stages
+from trained_runs import answers, assert_same_run, assert_same_sweep, figures, headline, results, stages
 
 from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
 from fercli.errors import SpecError
 from fercli.evaluation.metrics import confusion, scores
+from fercli.evaluation.outputs import EpochOutputs, watched_fused
 from fercli.files import LOCK
 from fercli.loading.batches import Batches
 from fercli.spec import parse
@@ -33,11 +34,9 @@ from fercli.sweep.plan import Cell, plan
 from fercli.sweep.run import sweep
 
 #: Two methods, one of them under a label of its own.
-METHODS = {"dann": None, "no-pseudo": {"method": "aglrls", "options": {"pseudo_labels": False}}}
+METHODS = {"dann": None, "no-adv": {"method": "aglrls", "options": {"adversarial": False, "threshold": 0.3}}}
 SWEEP = {"sweep.methods": METHODS, "sweep.seeds": [0, 1], "adapt.also_score": "dev"}
-STAGES = [
-    f"seed-{seed}/{stage}" for seed in (0, 1) for stage in ("adapt-jaffe-dann", "adapt-jaffe-no-pseudo", "source")
-]
+STAGES = [f"seed-{seed}/{stage}" for seed in (0, 1) for stage in ("adapt-jaffe-dann", "adapt-jaffe-no-adv", "source")]
 
 
 def planned(section: dict[str, Any], **changes: Any) -> list[Cell]:
@@ -235,9 +234,9 @@ def test_dry_run_lists_the_cells_and_trains_nothing(tmp_path: Path, prepared: Pa
     bench = Bench(tmp_path / "dry", prepared, SWEEP)
     listed = swept_by(bench, "--dry-run")
     assert listed.exit_code == 0
-    assert "seed-1/adapt-jaffe-no-pseudo" in listed.stdout
+    assert "seed-1/adapt-jaffe-no-adv" in listed.stdout
     document = json.loads(swept_by(bench, "--dry-run", "--json").stdout)
-    assert document["cells"][:3] == [f"seed-0 {name} -> jaffe" for name in ("source-only", "dann", "no-pseudo")]
+    assert document["cells"][:3] == [f"seed-0 {name} -> jaffe" for name in ("source-only", "dann", "no-adv")]
     assert len(document["cells"]) == 6
     assert not (bench.folder / "runs").exists()
 
@@ -259,77 +258,99 @@ def test_a_sweep_leaves_run_folders_and_two_files_of_results(swept: Bench) -> No
     assert sorted(p.name for p in swept.runs.iterdir()) == [LOCK, "results.csv", "results.json", "seed-0", "seed-1"]
     assert not list(swept.runs.rglob("*.tmp"))
     document = results(swept)
-    assert [(c["seed"], c["method"]) for c in document["cells"]] == [
-        (seed, method) for seed in (0, 1) for method in ("source-only", "dann", "no-pseudo")
+    assert [(c["seed"], c["method"]) for c in document["entries"]] == [
+        (seed, method) for seed in (0, 1) for method in ("source-only", "dann", "no-adv")
     ]
-    assert (document["methods"], document["seeds"]) == (["source-only", "dann", "no-pseudo"], [0, 1])
+    assert (document["methods"], document["seeds"]) == (["source-only", "dann", "no-adv"], [0, 1])
     assert (document["targets"], document["missing"]) == (["jaffe"], [])
-    assert {c["registered"] for c in document["cells"]} == {"source-only", "dann", "aglrls"}
-    assert all((c["expected"], c["found"], c["scored"]) == (42, 42, 42) for c in document["cells"])
-    with (swept.runs / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    for row, cell in zip(rows, document["cells"], strict=True):
-        assert (row["seed"], row["method"], row["epoch"]) == (str(cell["seed"]), cell["method"], str(cell["epoch"]))
-        assert float(row["accuracy"]) == cell["accuracy"]
-        for rule, chosen in cell["rules"].items():
-            assert float(row[f"rule:{rule}:accuracy"]) == chosen["accuracy"]
+    assert {c["registered"] for c in document["entries"]} == {"source-only", "dann", "aglrls"}
+    assert all((c["expected"], c["found"], c["scored"]) == (42, 42, 42) for c in document["entries"])
+    expected = {(row["folder"], row["selection"]): accuracy(row) for row in headline(document)}
+    for row in headline(document):
+        chosen = {} if row["oracle"] else row["rules"]
+        expected |= {(row["folder"], rule): accuracy({**row, **at}) for rule, at in chosen.items()}
+    assert accuracies(swept.runs) == expected and len(expected) > 30
+
+
+def accuracy(row: dict[str, Any]) -> tuple[str, str, str, float]:
+    return row["method"], str(row["seed"]), str(row["epoch"]), row["accuracy"]
+
+
+def accuracies(folder: Path) -> dict[tuple[str, str], tuple[str, str, str, float]]:
+    """Of the decision in results.csv: whose it is, by stage folder and the rule that chose the epoch."""
+    with (folder / "results.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (row["metric"], row["decides"]) == ("accuracy", "true")]
+    found = {(row["folder"], row["selection"]): accuracy({**row, "accuracy": float(row["value"])}) for row in rows}
+    assert len(found) == len(rows)
+    return found
 
 
 def test_one_seed_is_one_source_model_and_another_seed_another(swept: Bench) -> None:
     begun = {stage: checkpoint.load(swept.runs / stage / "last.ckpt").get("source_model") for stage in STAGES}
-    assert begun["seed-0/adapt-jaffe-dann"] == begun["seed-0/adapt-jaffe-no-pseudo"]
+    assert begun["seed-0/adapt-jaffe-dann"] == begun["seed-0/adapt-jaffe-no-adv"]
     assert begun["seed-0/adapt-jaffe-dann"] != begun["seed-1/adapt-jaffe-dann"]
 
 
-def test_rows_are_what_evaluate_says_of_the_runs(again) -> None:
-    bench = again()
-    document = done(bench)
+def test_entries_are_what_evaluate_says_of_the_runs(again) -> None:
+    bench, names = again(), {"source-only": "source-only", "dann": "dann", "no-adv": "aglrls (no-adv)"}
+    document, heads = done(bench), {(bench.runs / "results.csv").read_text().split("\n")[0]}
     for seed in (0, 1):
-        spec = bench.runs / f"seed-{seed}/spec.yaml"  # as the last cell of this seed was run
-        table = json.loads(run("evaluate", "-c", str(spec), "--json").stdout)["table"]
-        assert len(table) == 5
-        told_of = {(row["method"], row["oracle"]): row for row in table}
-        names = {"source-only": "source-only", "dann": "dann", "no-pseudo": "aglrls (no-pseudo)"}
-        for cell in (c for c in document["cells"] if c["seed"] == seed):
-            row = told_of[names[cell["method"]], False]
-            same = ("decision", "accuracy", "macro_f1", "expected", "found", "scored", "selection", "epoch", "target")
-            assert {key: cell[key] for key in same} == {key: row[key] for key in same}
-            if cell["method"] == "source-only":
-                assert (cell["oracle"], cell["rules"]) == (None, {})
-            else:
-                best = told_of[names[cell["method"]], True]
-                assert cell["oracle"] == {"epoch": best["epoch"], "accuracy": best["accuracy"]}
+        run_folder = bench.runs / f"seed-{seed}"
+        told_of = json.loads(run("evaluate", "-c", str(run_folder / "spec.yaml"), "--json").stdout)["entries"]
+        told_of = {f"seed-{seed}/{entry['folder']}": entry for entry in told_of if entry["role"] == "target"}
+        heads.add((run_folder / "report/results.csv").read_text().split("\n")[0])
+        for entry in (entry for entry in document["entries"] if entry["seed"] == seed):
+            own = {key: entry[key] for key in ("folder", "method", "predictions")}
+            other = told_of.pop(entry["folder"])
+            assert other["method"] == names[entry["method"]]
+            assert entry == {**other, **own, "predictions": None}
+            assert bool(entry["oracle"]) == bool(entry["rules"]) == (entry["method"] != "source-only")
+        assert not told_of
+    assert len(heads) == 1
 
 
-def test_rules_are_what_the_scores_and_decisions_of_each_epoch_give(swept: Bench) -> None:
+def test_other_rules_are_asked_of_what_is_trained(again) -> None:
+    bench = again()
+    plain, before = done(bench)["entries"], remembered(bench)
+    for entry, other in zip(plain, bench.json("evaluate", "--decision", "fused")["entries"], strict=True):
+        assert entry["decision"] == ("glpc" if entry["method"] == "no-adv" else "fused")
+        assert (other["decision"], other["stages"], other["heads"]) == ("fused", None, entry["heads"])
+    for entry, other in zip(plain, bench.json("evaluate", "--select", "last")["entries"], strict=True):
+        if entry["method"] != "source-only":
+            assert (other["epoch"], other["selection"]) == (EPOCHS, "last")
+            heads = other["heads"][other["decision"]]
+            assert entry["rules"]["last"] == {
+                "epoch": EPOCHS,
+                **{name: heads[name] for name in ("accuracy", "macro_f1")},
+            }
+            assert (other["oracle"], other["rules"]) == (entry["oracle"], entry["rules"])
+        else:
+            assert other == entry
+    assert remembered(bench) == before
+
+
+def test_rules_are_what_the_scores_and_outputs_of_each_epoch_give(swept: Bench) -> None:
     labels = np.load(swept.prepared / "jaffe/labels.npy")
-    for cell in results(swept)["cells"]:
-        if cell["method"] == "source-only":
+    for entry in results(swept)["entries"]:
+        if entry["method"] == "source-only":
             continue
-        folder = swept.runs / f"seed-{cell['seed']}/adapt-jaffe-{cell['method']}"
-        right = {}
+        folder, right = swept.runs / entry["folder"], {}
         for epoch in range(1, EPOCHS + 1):
-            answers = [int(c) for c in (folder / f"decisions/epoch-{epoch:04d}.txt").read_text().split()[0]]
-            right[epoch] = sum(a == b for a, b in zip(answers, labels, strict=True)) / len(labels)
-            if epoch == cell["epoch"]:
-                assert cell["accuracy"] == pytest.approx(right[epoch])
-                assert cell["macro_f1"] == pytest.approx(scores(confusion(labels, np.array(answers)))["macro_f1"])
+            told_of = scores(confusion(labels, answers(folder, epoch)))
+            right[epoch] = {"epoch": epoch, **{name: told_of[name] for name in ("accuracy", "macro_f1")}}
         history = {m["epoch"]: m["scores"] for m in read_metrics(folder) if m["kind"] == "validate"}
         # EnsV: agreement with the mean of all epochs' outputs.
-        outputs = {e: np.load(folder / f"outputs/epoch-{e:04d}.npy").astype(float) for e in history}
+        outputs = {epoch: given.numpy() for epoch, given in watched_fused(EpochOutputs(folder)).items()}
         verdict = sum(outputs.values()).argmax(1)
         for epoch, given in outputs.items():
             history[epoch]["ensv"] = float((given.argmax(1) == verdict).mean())
-        expected = {}
-        for rule in history[1]:
-            best = max(history[epoch][rule] for epoch in history)
-            epoch = min(epoch for epoch in history if history[epoch][rule] == best)
-            expected[rule] = {"epoch": epoch, "accuracy": pytest.approx(right[epoch])}
-        assert cell["rules"] == expected
-        assert {"dev", "ensv", "source-val"} <= set(expected)
-        top = max(right.values())
-        assert cell["oracle"] == {"epoch": min(e for e in right if right[e] == top), "accuracy": pytest.approx(top)}
-        assert cell["rules"]["infomax"]["epoch"] == cell["epoch"]
+        chosen = {rule: max(history, key=lambda e, rule=rule: (history[e][rule], -e)) for rule in history[1]}
+        assert entry["rules"] == {rule: right[epoch] for rule, epoch in chosen.items()}
+        assert {"dev", "ensv", "source-val"} <= set(chosen)
+        top = max(right, key=lambda epoch: (right[epoch]["accuracy"], -epoch))
+        assert {**entry["oracle"], **right[top]} == entry["oracle"]
+        assert chosen["infomax"] == entry["epoch"]
+        assert entry["rules"]["infomax"]["accuracy"] == entry["heads"][entry["decision"]]["accuracy"]
 
 
 def test_scripts_get_one_document_and_people_a_table(again) -> None:
@@ -339,7 +360,7 @@ def test_scripts_get_one_document_and_people_a_table(again) -> None:
     document = json.loads(scripted.stdout, parse_constant=pytest.fail)
     assert set(document["files"]) == {"results", "csv"}
     shown = swept_by(bench)
-    assert "no-pseudo" in shown.stdout
+    assert "no-adv" in shown.stdout
     assert "infomax" in shown.stdout
     assert "results.csv" in shown.stderr
 
@@ -349,17 +370,17 @@ def test_evaluate_makes_the_report_of_whatever_is_trained(again) -> None:
     bench.done("evaluate", "--report", "--quiet")
     page = (bench.runs / "report.html").read_text()
     assert "<html" in page[:500].lower()
-    assert "no-pseudo" in page
+    assert "no-adv" in page
     document = results(bench)
-    assert [(c["seed"], c["method"]) for c in document["cells"]] == [
+    assert [(c["seed"], c["method"]) for c in document["entries"]] == [
         (0, "source-only"),
         (0, "dann"),
         (1, "source-only"),
     ]
-    assert [(c["seed"], c["method"], c["target"]) for c in document["missing"]] == [
-        (0, "no-pseudo", "jaffe"),
+    assert [(c["seed"], c["method"], c["dataset"]) for c in document["missing"]] == [
+        (0, "no-adv", "jaffe"),
         (1, "dann", "jaffe"),
-        (1, "no-pseudo", "jaffe"),
+        (1, "no-adv", "jaffe"),
     ]
     assert stages(bench) == ["seed-0/adapt-jaffe-dann", "seed-0/source", "seed-1/source"]
 
@@ -368,7 +389,7 @@ def test_evaluate_of_a_sweep_that_has_not_begun_has_nothing_but_missing_cells(tm
     bench = Bench(tmp_path / "new", prepared, SWEEP)
     bench.done("evaluate", "--report", "--quiet")
     document = results(bench)
-    assert (len(document["cells"]), len(document["missing"])) == (0, 6)
+    assert (len(document["entries"]), len(document["missing"])) == (0, 6)
 
 
 # Going on
@@ -377,7 +398,7 @@ def test_evaluate_of_a_sweep_that_has_not_begun_has_nothing_but_missing_cells(tm
 def remembered(bench: Bench) -> dict[str, tuple[bytes, int]]:
     """Contents and times of all that training writes."""
     files = [p for stage in stages(bench) for p in (bench.runs / stage).rglob("*") if p.is_file()]
-    kept = [p for p in files if p.suffix in (".ckpt", ".npy", ".jsonl", ".json")]
+    kept = [p for p in files if p.suffix in (".ckpt", ".safetensors", ".jsonl", ".json")]
     return {str(p.relative_to(bench.runs)): (p.read_bytes(), p.stat().st_mtime_ns) for p in kept}
 
 
@@ -386,7 +407,9 @@ def test_run_again_it_trains_nothing(again, swept: Bench) -> None:
     before = {name: content for name, (content, _) in remembered(bench).items()}
     document = done(bench)
     assert {name: content for name, (content, _) in remembered(bench).items()} == before
-    assert document["cells"] == results(swept)["cells"]  # their seconds too
+    assert figures(document) == figures(results(swept))
+    seconds = [[entry["seconds"] for entry in one["entries"]] for one in (document, results(swept))]
+    assert seconds[0] == seconds[1]
 
 
 def test_a_cell_that_is_deleted_is_done_again_alone(again, swept: Bench) -> None:
@@ -406,8 +429,11 @@ def test_more_seeds_and_methods_are_added_to_what_is_there(again) -> None:
     before = remembered(bench)
     arguments = ("--set", "sweep.seeds=[0, 2]", "--set", "sweep.methods.safn={}")
     document = done(bench, *arguments)
-    assert [(c["seed"], c["method"]) for c in document["cells"] if c["method"] == "safn"] == [(0, "safn"), (2, "safn")]
-    assert {c["seed"] for c in document["cells"]} == {0, 2}
+    assert [(c["seed"], c["method"]) for c in document["entries"] if c["method"] == "safn"] == [
+        (0, "safn"),
+        (2, "safn"),
+    ]
+    assert {c["seed"] for c in document["entries"]} == {0, 2}
     assert all(remembered(bench)[name][0] == content for name, (content, _) in before.items())
 
 
@@ -418,7 +444,7 @@ def test_results_of_other_settings_are_not_taken_for_these(again) -> None:
     assert "4 of 6 cells failed" in result.stderr
     assert "adapt.batch 8 -> 4" in result.stderr
     document = results(bench)
-    assert {c["method"] for c in document["cells"]} == {"source-only"}
+    assert {c["method"] for c in document["entries"]} == {"source-only"}
     assert len(document["missing"]) == 4
     assert all("adapt.batch 8 -> 4" in cell["why"] for cell in document["missing"])
 
@@ -447,7 +473,7 @@ SOURCES = ("seed-0/source", "seed-1/source")
     ("parts", "count", "left"),
     [
         ((), 2, ["seed-0/source"]),
-        (SOURCES, ALL + 4, ["seed-0/adapt-jaffe-dann", "seed-0/adapt-jaffe-no-pseudo", *SOURCES]),
+        (SOURCES, ALL + 4, ["seed-0/adapt-jaffe-dann", "seed-0/adapt-jaffe-no-adv", *SOURCES]),
         # In a stage's last step, after which it ends of itself: what was asked for is a stop of the sweep.
         (SOURCES, ALL, ["seed-0/adapt-jaffe-dann", *SOURCES]),
     ],
@@ -530,7 +556,7 @@ RUINED = {"method": "dann", "lr": 1e30, "discriminator_lr": 1e30, "clip_norm": N
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_cell_that_fails_costs_no_other(jobs: int, again, swept: Bench) -> None:
     changes = {"sweep.methods": {"ruined": RUINED, **METHODS}, "sweep.jobs": jobs}
-    bench = again("ruined", changes, parts=(*SOURCES, "seed-1/adapt-jaffe-no-pseudo"))
+    bench = again("ruined", changes, parts=(*SOURCES, "seed-1/adapt-jaffe-no-adv"))
     result = swept_by(bench, "--quiet")
     assert result.exit_code == 1
     lines = result.stderr.strip().splitlines()
@@ -544,7 +570,7 @@ def test_a_cell_that_fails_costs_no_other(jobs: int, again, swept: Bench) -> Non
     bench = Bench(bench.folder, bench.prepared, {**SWEEP, "sweep.methods": {"ruined": {"method": "dann"}, **METHODS}})
     document = done(bench)
     assert document["missing"] == []
-    rows = {(c["seed"], c["method"]): c["accuracy"] for c in document["cells"]}
+    rows = {(c["seed"], c["method"]): c["heads"] for c in document["entries"]}
     assert all(rows[seed, "ruined"] == rows[seed, "dann"] for seed in (0, 1))
 
 
@@ -560,7 +586,7 @@ def test_a_source_model_that_fails_costs_its_own_cells_only(again) -> None:
     assert "Traceback" not in result.stderr
     assert "seed-0-momentum-0.0: cannot make" in result.stderr
     document = results(bench)
-    assert [(c["keys"], c["method"]) for c in document["cells"]] == [
+    assert [(c["keys"], c["method"]) for c in document["entries"]] == [
         ({"train_source.momentum": 0.9}, method) for method in ("source-only", "safn")
     ]
     assert [(c["keys"], c["method"]) for c in document["missing"]] == [
@@ -583,7 +609,7 @@ LABELS = {
 def test_target_labels_change_nothing_but_accuracies(name: str, again, swept: Bench, tmp_path: Path) -> None:
     stores = with_labels(swept.prepared, tmp_path / "stores", LABELS[name])
     bench = again(name, {"sweep.seeds": [0]}, stores, parts=("seed-0/source",))
-    (bench.runs / "seed-0/source/decisions/jaffe.txt").unlink()
+    (bench.runs / "seed-0/source/outputs/dataset-jaffe.safetensors").unlink()
     if name == "deleted":
         assert sweep(parse(yaml.safe_load(bench.spec.read_text()))) == []
     else:
@@ -591,25 +617,27 @@ def test_target_labels_change_nothing_but_accuracies(name: str, again, swept: Be
     assert stages(bench) == [stage for stage in sorted(STAGES) if stage.startswith("seed-0")]
     for stage in stages(bench):
         assert_same_run(swept.runs / stage, bench.runs / stage)
-        outputs = [sorted((b.runs / stage).glob("outputs/*.npy")) for b in (swept, bench)]
-        assert [p.read_bytes() for p in outputs[0]] == [p.read_bytes() for p in outputs[1]]
+        outputs = [{p.name: p.read_bytes() for p in (b.runs / stage).glob("outputs/*")} for b in (swept, bench)]
+        assert outputs[0] == outputs[1]
     if name == "deleted":
         return
     told_, plain = figures(results(bench)), figures(results(swept))[:3]
-    judged = ("accuracy", "macro_f1", "oracle", "scored")
+    judged = ("heads", "stages", "intervals", "calibration", "oracle", "scored")
     for cell, other in zip(told_, plain, strict=True):
         rules, others = cell.pop("rules"), other.pop("rules")
         assert {rule: chosen["epoch"] for rule, chosen in rules.items()} == {r: c["epoch"] for r, c in others.items()}
         assert {k: v for k, v in cell.items() if k not in judged} == {k: v for k, v in other.items() if k not in judged}
     if name == "unknown":
-        assert {(cell["accuracy"], cell["macro_f1"], cell["oracle"]) for cell in told_} == {(None, None, None)}
+        assert {(cell["oracle"], *cell["heads"].values()) for cell in told_} == {(None,) * 9, (None,) * 10}
     else:
-        assert [cell["macro_f1"] for cell in told_] != [cell["macro_f1"] for cell in plain]
+        assert [cell["heads"] for cell in told_] != [cell["heads"] for cell in plain]
     bench.done("evaluate", "--report", "--quiet")
 
 
 def test_the_table_shows_the_mean_and_deviation_of_the_cells(again, swept: Bench) -> None:
-    first, second = (100 * c["accuracy"] for c in results(swept)["cells"] if c["method"] == "dann")
+    first, second = (
+        100 * row["accuracy"] for row in headline(results(swept)) if row["registered"] == "dann" and not row["oracle"]
+    )
     mean = (first + second) / 2
     deviation = math.sqrt((first - mean) ** 2 + (second - mean) ** 2)  # over n - 1
     assert f"{mean:.1f} ± {deviation:.1f}" in again().done("evaluate").stdout

@@ -136,8 +136,9 @@ def write_results(results: Mapping[str, Any], scored: Sequence[Results], folder:
     Args:
         results: from `document`.
         scored: whose predictions are written: those that its entries were made from; none of a sweep.
-        folder: from `open_report`.
+        folder: from `open_report`; a sweep's own.
     """
+    folder.mkdir(parents=True, exist_ok=True)  # that of a sweep which has not begun is not there
     files = {"results": folder / "results.json", "csv": folder / "results.csv"}
     if scored:
         files[PREDICTIONS] = folder / PREDICTIONS
