@@ -102,6 +102,11 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def all_reduce_count(number: int) -> int:
+    """The sum of a number over all processes."""
+    return int(all_reduce(torch.tensor(number)))
+
+
 @torch.no_grad()
 def broadcast(tensors: list[Tensor]) -> None:
     """Set tensors to the first process's: what all compute alike then stays alike whatever machines they run on."""

@@ -57,11 +57,7 @@ class ShardedNetwork:
 
     def __call__(self, images: Tensor, *others: Any) -> Any:
         answers = self._network(images, *others)
-        total = (
-            int(distributed.all_reduce(torch.tensor(len(images))))
-            if self._uneven
-            else len(images) * distributed.world_size()
-        )
+        total = distributed.all_reduce_count(len(images)) if self._uneven else len(images) * distributed.world_size()
         return type(answers)(*(_AllGather.apply(each, total) for each in answers))
 
     def __getattr__(self, name: str) -> Any:
