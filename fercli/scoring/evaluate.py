@@ -246,7 +246,7 @@ def record_of(model: Trained) -> ModelRecord:
     """What tables tell of a trained model."""
     spec, best, rule = model.spec, model.state["best"], model.rule
     try:
-        finished = read_environment(model.folder)
+        finished = None if model.one_file else read_environment(model.folder)
     except FercliError as problem:
         console.warn(f"{problem}; {model.folder.name} is shown without its time")
         finished = None
