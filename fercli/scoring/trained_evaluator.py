@@ -24,6 +24,7 @@ from fercli.errors import FercliError
 from fercli.evaluation.domain_gap import a_distance, embed
 from fercli.evaluation.outputs import FOLDER, read_outputs, write_outputs
 from fercli.expressions import NUM_EXPRESSIONS
+from fercli.files import remove_half_written
 from fercli.loading.face_dataset import FaceDataset
 from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.methods.base import NUM_HEADS, Outputs
@@ -82,6 +83,7 @@ class TrainedEvaluator:
                 if about.items() <= then.items() and due <= found.keys():
                     return found
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_half_written(path.parent, f"{path.name}.*")
         write_outputs(path, self._compute(model, store), about)
         return read_outputs(path)[0]
 
