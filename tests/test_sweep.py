@@ -385,6 +385,18 @@ def test_evaluate_makes_the_report_of_whatever_is_trained(again) -> None:
     assert stages(bench) == ["seed-0/adapt-jaffe-dann", "seed-0/source", "seed-1/source"]
 
 
+def test_a_cell_whose_outputs_are_damaged_is_missing(again) -> None:
+    bench = again("damaged", {"sweep.seeds": [0]})
+    path = bench.runs / "seed-0/adapt-jaffe-dann/outputs/epoch-0001.safetensors"
+    whole = path.read_bytes()
+    for data in (None, b"", whole[:-9], whole[:8] + b"x" * 200):
+        path.unlink() if data is None else path.write_bytes(data)
+        document = bench.json("evaluate")
+        assert [entry["method"] for entry in document["entries"]] == ["source-only", "no-adv"]
+        (cell,) = document["missing"]
+        assert cell["method"] == "dann" and str(path) in cell["why"] and "--restart" in cell["why"]
+
+
 def test_evaluate_of_a_sweep_that_has_not_begun_has_nothing_but_missing_cells(tmp_path: Path, prepared: Path) -> None:
     bench = Bench(tmp_path / "new", prepared, SWEEP)
     bench.done("evaluate", "--report", "--quiet")

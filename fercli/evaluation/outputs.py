@@ -33,6 +33,7 @@ FORMAT = 1
 FOLDER = "outputs"
 _MARK = "fercli.outputs"
 _EPOCH = re.compile(r"epoch-([0-9]{4,9})\.safetensors")
+_ALWAYS = {"scored", "held"}
 _LEAST = np.finfo(np.float32).tiny
 
 
@@ -45,8 +46,8 @@ def write_outputs(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     """Write outputs in one move.
 
     Args:
-        tensors: name -> probabilities [N, 7 heads, 7 expressions], the learning status ``status`` [7, 7], or features
-            ``...features`` [N, D].
+        tensors: name -> probabilities [N, 7 heads, 7 expressions] (``scored`` and ``held`` among them), the learning
+            status ``status`` [7, 7], or features ``...features`` [N, D].
         about: what tells which faces and which model they are of.
 
     Raises:
@@ -71,6 +72,8 @@ def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if about.pop("format", None) != FORMAT:
                 raise FercliError(f"{path} was written by another version of fercli", again)
             found = {name: _read(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            if not found.keys() >= _ALWAYS:
+                raise ValueError(f"{', '.join(sorted(_ALWAYS - found.keys()))} is not in it")
     except FileNotFoundError:
         raise FercliError(f"{path} is missing", again) from None
     except (OSError, SafetensorError, ValueError, TypeError) as problem:
@@ -134,6 +137,8 @@ def _read(name: str, array: np.ndarray) -> Tensor:
     shape = (len(HEADS), NUM_EXPRESSIONS)
     if array.shape[-2:] != shape or array.dtype != (np.float32 if name == "status" else np.float16):
         raise ValueError(f"{name} holds other numbers than probabilities, {array.dtype} {list(array.shape)}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds what is no number")
     return torch.from_numpy(array) if name == "status" else _from_logs(array)
 
 

@@ -246,7 +246,7 @@ def record_of(model: Trained) -> ModelRecord:
     """What tables tell of a trained model."""
     spec, best, rule = model.spec, model.state["best"], model.rule
     try:
-        finished = read_environment(model.folder)
+        finished = None if model.one_file else read_environment(model.folder)
     except FercliError as problem:
         console.warn(f"{problem}; {model.folder.name} is shown without its time")
         finished = None
@@ -286,7 +286,8 @@ def _results(
         record, outputs = epochs.selected_by(select)
     elif model.target == store.name and not model.one_file:
         epochs = read_epochs(record, store, len(part.indices))
-    return Results(record, store, is_source, part, outputs["scored"], outputs["held"], held_labels, epochs)
+    held = outputs["held"][: len(held_labels)]  # none where the model's source is not at hand
+    return Results(record, store, is_source, part, outputs["scored"], held, held_labels, epochs)
 
 
 def _pseudo_labels(model: Trained, results: Results) -> dict[str, Any]:
@@ -312,7 +313,7 @@ def _history(record: ModelRecord) -> list[dict[str, Any]]:
     try:
         lines = read_metrics(record.folder)
     except FercliError as problem:
-        console.warn(f"{problem}; {record.name} is shown without its curves")
+        console.warn(f"{problem}; {record.name} is shown without its curves and selection rules")
         return []
     for line in lines:
         epoch = epochs.setdefault(line["epoch"], {"epoch": line["epoch"], "losses": {}, "scores": {}, "chosen": False})

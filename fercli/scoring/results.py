@@ -100,18 +100,23 @@ class Epochs:
         size: scored faces.
 
     Attributes:
-        history: epoch -> selection rule -> score.
+        history: epoch -> selection rule -> score; empty where the log is damaged.
+        damaged_log: what to tell of that.
         watched: epoch -> the fused head's probabilities [N, 7] on the watched faces.
         answers: epoch -> answers int64 [N] of the model's decision rule, with that epoch's learning status; empty where
             the outputs are of other faces.
         same_faces: whether they are not.
 
     Raises:
-        FercliError: a file is missing or damaged.
+        FercliError: a file of outputs is missing or damaged.
     """
 
     def __init__(self, record: ModelRecord, store: Store, size: int):
-        lines = [line for line in read_metrics(record.folder) if line["kind"] == "validate"]
+        self.damaged_log: FercliError | None = None
+        try:
+            lines = [line for line in read_metrics(record.folder) if line["kind"] == "validate"]
+        except FercliError as problem:
+            self.damaged_log, lines = problem, []
         self.history: dict[int, dict[str, float]] = {line["epoch"]: line["scores"] for line in lines}
         due = sorted(self.history) if record.keep_outputs is None else []
         self.outputs = EpochOutputs(record.folder, {*due, record.epoch})
@@ -134,7 +139,9 @@ class Epochs:
 
     @cached_property
     def chosen(self) -> dict[str, int]:
-        """Selection rule -> the epoch that it would choose."""
+        """Selection rule -> the epoch that it would choose; none without a log."""
+        if self.damaged_log:
+            return {}
         history = {epoch: scores for epoch, scores in self.history.items() if epoch in self.watched}
         return chosen_by_rule(history, self.watched)
 
@@ -142,8 +149,10 @@ class Epochs:
         """The model at the epoch that a selection rule chooses, and its outputs.
 
         Raises:
-            FercliError: the run has no score by this rule, or its outputs are of other faces.
+            FercliError: the run has no score by this rule, its log is damaged, or its outputs are of other faces.
         """
+        if self.damaged_log:
+            raise self.damaged_log
         folder = self._record.folder
         if rule not in self.chosen or not self.same_faces:
             why = f"{folder} has no score by {rule}" if self.same_faces else f"{folder} holds outputs of other faces"

@@ -24,6 +24,7 @@ from fercli.errors import FercliError
 from fercli.evaluation.domain_gap import a_distance, embed
 from fercli.evaluation.outputs import FOLDER, read_outputs, write_outputs
 from fercli.expressions import NUM_EXPRESSIONS
+from fercli.files import remove_half_written
 from fercli.loading.face_dataset import FaceDataset
 from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.methods.base import NUM_HEADS, Outputs
@@ -79,9 +80,11 @@ class TrainedEvaluator:
         if path.exists():
             with suppress(FercliError):  # what cannot be read is computed again
                 found, then = read_outputs(path)
-                if about.items() <= then.items():
+                due = {"features", "source_features"} if self._sources else {"features"}
+                if about.items() <= then.items() and due <= found.keys():
                     return found
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_half_written(path.parent, f"{path.name}.*")
         write_outputs(path, self._compute(model, store), about)
         return read_outputs(path)[0]
 

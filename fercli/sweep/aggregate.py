@@ -81,6 +81,8 @@ def _entry(cell: Cell, run: Path, stores: dict[str, Store], decision: str | None
             raise other
         record = _record(cell, folder, run, finished, found.get("status")).deciding_by(decision)
         epochs = None if is_reference else Epochs(record, store, len(part.indices))
+        if epochs is not None and epochs.damaged_log:
+            raise epochs.damaged_log
         if select is not None and epochs is not None:
             record, found = epochs.selected_by(select)
         held_labels = _held_labels(cell.spec, stores)
