@@ -38,7 +38,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 
 
 def test_a_face_takes_98_bytes(tmp_path: Path) -> None:
-    write_outputs(tmp_path / "o", {"scored": probabilities(1000)}, {})
+    write_outputs(tmp_path / "o", {"scored": probabilities(990), "held": probabilities(10)}, {})
     assert 98_000 <= (tmp_path / "o").stat().st_size < 98_500
 
 
@@ -68,6 +68,15 @@ BROKEN = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-7]), "is damaged"),
     "a folder": (lambda path: (path.unlink(), path.mkdir()), "is damaged"),
     "of something else": (lambda path: save_file({"x": torch.zeros(2)}, path), "was written by another version"),
+    "of no format": (
+        lambda path: save_file({"x": torch.zeros(2)}, path, {"fercli.outputs": "1"}),
+        "is damaged",
+    ),
+    "a part alone": (lambda path: write_outputs(path, {"held": probabilities(2)}, {}), "scored is not in it"),
+    "no numbers": (
+        lambda path: write_outputs(path, dict.fromkeys(("scored", "held"), torch.full((1, 7, 7), torch.nan)), {}),
+        "holds what is no number",
+    ),
     "other shapes": (
         lambda path: write_outputs(path, {"status": torch.zeros(3)}, {}),
         "status holds other numbers than probabilities",
@@ -79,7 +88,7 @@ BROKEN = {
 def test_a_file_that_is_not_as_it_was_written_is_named(case: str, tmp_path: Path) -> None:
     path, (spoil, text) = epoch_file(tmp_path, 3), BROKEN[case]
     path.parent.mkdir()
-    write_outputs(path, {"scored": probabilities(4)}, {"faces": "f"})
+    write_outputs(path, {"scored": probabilities(4), "held": probabilities(2)}, {"faces": "f"})
     spoil(path)
     with pytest.raises(FercliError) as problem:
         read_outputs(path)
@@ -89,7 +98,7 @@ def test_a_file_that_is_not_as_it_was_written_is_named(case: str, tmp_path: Path
 def leave(folder: Path, *epochs: int) -> None:
     (folder / "outputs").mkdir(exist_ok=True)
     for epoch in epochs:
-        write_outputs(epoch_file(folder, epoch), {"scored": probabilities(2, epoch)}, {})
+        write_outputs(epoch_file(folder, epoch), dict.fromkeys(("scored", "held"), probabilities(2, epoch)), {})
 
 
 def test_epochs_are_in_order_and_those_that_are_due_are_missed(tmp_path: Path) -> None:

@@ -123,7 +123,9 @@ def test_an_adapted_model_is_scored_on_another_dataset_than_its_target(made, pre
     """What its epochs left of the target, whose store is not asked for, stays where it is."""
     folder = shutil.copytree(made / "adapt-jaffe", tmp_path / "run/adapt-jaffe")
     (folder / "outputs").mkdir()
-    write_outputs(epoch_file(folder, 1), {"scored": torch.full((4, 7, 7), 1 / 7)}, {"faces": "of JAFFE"})
+    write_outputs(
+        epoch_file(folder, 1), dict.fromkeys(("scored", "held"), torch.full((4, 7, 7), 1 / 7)), {"faces": "of JAFFE"}
+    )
     where = ("--set", f"paths.prepared={prepared}", "--set", f"paths.runs={tmp_path / 'other'}")
     results = document(run("evaluate", *where, "--model", folder, "--target", "raf-db", "--json"))
     assert [entry["dataset"] for entry in results["entries"]] == ["raf-db"] and results["pseudo_labels"] == {}

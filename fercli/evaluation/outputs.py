@@ -8,7 +8,8 @@ A stage's folder holds, below ``outputs/``,
 - ``dataset-NAME.safetensors``, written at evaluation: the chosen model on the scored faces of a dataset.
 
 Probabilities are stored as float16 logarithms, 98 bytes a face: between one and two thousandths of a probability,
-finer close to 1, and no small one becomes zero. Rounding never changes which expression a head finds most probable.
+finer close to 1, and no small one becomes zero. Rounding never changes which expression a head finds most probable; a
+rule over several heads may answer one face in ten thousand otherwise.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 raise ValueError(f"{', '.join(sorted(_ALWAYS - found.keys()))} is not in it")
     except FileNotFoundError:
         raise FercliError(f"{path} is missing", again) from None
-    except (OSError, SafetensorError, ValueError, TypeError) as problem:
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as problem:
         raise FercliError(f"{path} is damaged ({problem})", again) from None
     return found, about
 
