@@ -69,7 +69,7 @@ def test_the_file_is_the_one_that_its_card_describes() -> None:
 def test_the_card_is_made_of_the_facts() -> None:
     assert starter_card() == card_of(starter_facts()), "run: python tests/make_starter.py --card"
     for entry in starter_facts()["entries"]:
-        assert f"{100 * entry['decision']['metrics']['accuracy']:.1f}" in starter_card()
+        assert f"{100 * entry['heads'][entry['decision']]['accuracy']:.1f}" in starter_card()
 
 
 def test_it_answers_procedural_faces_as_recorded() -> None:

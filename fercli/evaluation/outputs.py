@@ -70,14 +70,14 @@ def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="np") as file:
             about = json.loads((file.metadata() or {}).get(_MARK, "{}"))
-            if about.pop("format", None) != FORMAT:
+            if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
                 raise FercliError(f"{path} was written by another version of fercli", again)
             found = {name: _read(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             if not found.keys() >= _ALWAYS:
                 raise ValueError(f"{', '.join(sorted(_ALWAYS - found.keys()))} is not in it")
     except FileNotFoundError:
         raise FercliError(f"{path} is missing", again) from None
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as problem:
+    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as problem:
         raise FercliError(f"{path} is damaged ({problem})", again) from None
     return found, about
 
@@ -133,14 +133,16 @@ def _stored(name: str, tensor: Tensor) -> np.ndarray:
 
 
 def _read(name: str, array: np.ndarray) -> Tensor:
+    heads, due = (len(HEADS), NUM_EXPRESSIONS), np.float32
     if name.endswith("features"):
-        return torch.from_numpy(array)
-    shape = (len(HEADS), NUM_EXPRESSIONS)
-    if array.shape[-2:] != shape or array.dtype != (np.float32 if name == "status" else np.float16):
-        raise ValueError(f"{name} holds other numbers than probabilities, {array.dtype} {list(array.shape)}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds what is no number")
-    return torch.from_numpy(array) if name == "status" else _from_logs(array)
+        fits = array.ndim == 2
+    elif name == "status":
+        fits = array.shape == heads
+    else:
+        fits, due = array.ndim == 3 and array.shape[1:] == heads, np.float16
+    if not fits or array.dtype != due or not np.isfinite(array).all():
+        raise ValueError(f"{name} holds other numbers than it should, {array.dtype} {list(array.shape)}")
+    return _from_logs(array) if due is np.float16 else torch.from_numpy(array)
 
 
 def _to_logs(probabilities: Tensor) -> np.ndarray:
