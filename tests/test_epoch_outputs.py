@@ -70,16 +70,16 @@ BROKEN = {
     "of something else": (lambda path: save_file({"x": torch.zeros(2)}, path), "was written by another version"),
     "of no format": (
         lambda path: save_file({"x": torch.zeros(2)}, path, {"fercli.outputs": "1"}),
-        "is damaged",
+        "was written by another version",
     ),
     "a part alone": (lambda path: write_outputs(path, {"held": probabilities(2)}, {}), "scored is not in it"),
     "no numbers": (
         lambda path: write_outputs(path, dict.fromkeys(("scored", "held"), torch.full((1, 7, 7), torch.nan)), {}),
-        "holds what is no number",
+        "holds other numbers than it should",
     ),
     "other shapes": (
         lambda path: write_outputs(path, {"status": torch.zeros(3)}, {}),
-        "status holds other numbers than probabilities",
+        "status holds other numbers than it should",
     ),
 }
 
