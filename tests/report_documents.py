@@ -1,7 +1,13 @@
-"""Results documents with every section, as `fercli evaluate` writes them, of made-up answers on any number of faces."""
+"""Results documents of schema 4, made of made-up answers on any number of faces: of a run with every section, or a sweep.
+
+A run is a sweep of one seed, with what its epochs and faces tell besides. Accuracies are exact: `FIGURES` in percent of
+100 faces are what the tables must show.
+"""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +22,6 @@ from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align
-from fercli.report.headline_view import headline_row
 from fercli.store import subsample
 from fercli.synthetic.render import LAB, render
 
@@ -32,22 +37,93 @@ PEOPLE = ("KA", "KL", "KM", "KR", "MK", "NA", "NM", "TM", "UY", "YM")
 #: What an epoch of pseudo labels counts.
 COUNTED = ("counts", "known", "correct")
 
+#: Of a sweep: accuracy in percent by target and seed. The last method trains with target labels.
+FIGURES = {
+    "source-only": {"near": (60, 62, 64), "far": (40, 44, 42)},
+    "aglrls": {"near": (80, 81, 85), "far": (60, 61, 68)},
+    "dann": {"near": (70, 72, 77), "far": (50, 52, 51)},
+    "gated": {"near": (90, 92, 94), "far": (80, 82, 84)},
+}
 
-def document(faces: int = 213, targets: tuple[str, ...] = ("jaffe",), seed: int = 0) -> dict[str, Any]:
-    """A run of source raf-db, adapted to each target, with every section that a report has."""
-    rng = np.random.default_rng(seed)
-    home = Looked(rng, "raf-db", "source", 400, 3.6)
+
+def document(faces: int = 213, targets: Sequence[str] = ("jaffe",), kind: str = "run") -> dict[str, Any]:
+    """A run of source raf-db, adapted to each target, with every section that a page has."""
+    home = Answered("raf-db", "source-only", 0.9, 400)
     looked = [home]
     for name in targets:
-        looked += [Looked(rng, name, "source", faces, 1.5), Looked(rng, name, f"adapt-{name}", faces, 2.6)]
-    entries = [one.entry(home) for one in looked]
-    rows = [headline_row(entry) for entry in entries[1:]]
-    bound = [{**row, "selection": "oracle", "oracle": True, "epoch": 7, "accuracy": min(1.0, row["accuracy"] + 0.02)}
-             for row in rows if row["method"] != "source-only"]  # fmt: skip
-    for row in bound:
-        row["intervals"] = None
+        looked += [Answered(name, "source-only", 0.4, faces), Answered(name, "aglrls", 0.6, faces)]
+    adapted = [one for one in looked if one.method != "source-only"]
+    rng = np.random.default_rng(0)
+    history = {"source": _history(rng, ("source",), ("source-val",), EPOCHS)}
+    for one in adapted:
+        history[one.folder] = _history(rng, ("source", "adversarial", "pseudo"), ("source-val", "infomax"), KEPT)
     return {
-        "schema": 3,
+        **_frame(kind, [one.entry(home) for one in looked], targets),
+        "history": history,
+        "gaps": [_gap(rng, name, looked[1 + 2 * i], looked[2 + 2 * i]) for i, name in enumerate(targets)],
+        "pseudo_labels": {one.folder: one.pseudo(rng) for one in adapted},
+        "failure_cases": [case for one in looked[1:] for case in one.failure_cases() if one in adapted],
+    }
+
+
+def sweep(figures: dict[str, dict[str, Sequence[float]]] = FIGURES, faces: int = 100) -> dict[str, Any]:
+    """Methods on targets over seeds, {method: {target: accuracies in percent}}, all there."""
+    targets = list(next(iter(figures.values())))
+    entries = [
+        entry(method, target, seed, percent, faces=faces)
+        for method, own in figures.items()
+        for target in targets
+        for seed, percent in enumerate(own[target])
+    ]
+    empty = {"history": {}, "gaps": [], "pseudo_labels": {}, "failure_cases": []}
+    return {**_frame("sweep", entries, targets), **empty}
+
+
+def entry(
+    method: str, target: str, seed: int = 0, percent: float | None = 50, faces: int = 100, **others: Any
+) -> dict[str, Any]:
+    """One model of a sweep on one target; without an accuracy the target has no labels."""
+    found = Answered(target, method, (percent or 50) / 100, faces, seed, f"seed-{seed}/").entry()
+    return {**(found if percent is not None else without_labels(found)), **others}
+
+
+def set_accuracy(one: dict[str, Any], accuracy: float) -> None:
+    """Let an entry's decision have another accuracy than its answers."""
+    one["heads"][one["decision"]]["accuracy"] = accuracy
+
+
+def without_labels(one: dict[str, Any]) -> dict[str, Any]:
+    """The same entry on images without labels."""
+    stages = one["stages"] and {name: {**stage, "correct": None} for name, stage in one["stages"].items()}
+    nothing = dict.fromkeys(("intervals", "calibration", "oracle"))
+    rules = {rule: {**found, "accuracy": None, "macro_f1": None} for rule, found in one["rules"].items()}
+    return {**one, **nothing, "heads": dict.fromkeys(one["heads"]), "scored": 0, "stages": stages, "rules": rules}
+
+
+def without(results: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    """Take the entries that have these values out, as not run."""
+    gone = [one for one in results["entries"] if all(one[key] == value for key, value in parts.items())]
+    assert gone or not results["entries"]
+    results["entries"] = [one for one in results["entries"] if one not in gone]
+    results["missing"] += [
+        {**{key: one[key] for key in ("dataset", "method", "seed", "keys")}, "why": "not run"} for one in gone
+    ]
+    return results
+
+
+def of_photographs(results: dict[str, Any]) -> dict[str, Any]:
+    """The same document as of real faces."""
+    for about in (results, *results["datasets"].values()):
+        about["synthetic"] = False
+    return results
+
+
+def _frame(kind: str, entries: list[dict[str, Any]], targets: Sequence[str]) -> dict[str, Any]:
+    """What documents of all kinds hold."""
+    folders = dict.fromkeys(one["folder"] for one in entries)
+    return {
+        "schema": 4,
+        "kind": kind,
         "title": "a demo of mine",
         "created": "2026-11-23T10:00:00+00:00",
         "synthetic": True,
@@ -56,27 +132,22 @@ def document(faces: int = 213, targets: tuple[str, ...] = ("jaffe",), seed: int 
             "raf-db": {"synthetic": True, "role": "source"},
             **{name: {"synthetic": True, "role": "target"} for name in targets},
         },
-        "table": sorted([*rows, *bound], key=lambda row: targets.index(row["target"])),
+        "targets": list(targets),
+        "methods": list(dict.fromkeys(one["method"] for one in entries)),
+        "seeds": list(dict.fromkeys(one["seed"] for one in entries)),
+        "reference": "source-only",
         "entries": entries,
-        "history": {
-            "source": _history(rng, ("source",), ("source-val",), 8),
-            **{
-                f"adapt-{name}": _history(rng, ("source", "adversarial", "pseudo"), ("source-val", "infomax"), KEPT)
-                for name in targets
-            },
-        },
-        "gaps": [_gap(rng, name, looked[1 + 2 * i], looked[2 + 2 * i]) for i, name in enumerate(targets)],
-        "pseudo_labels": {one.folder: one.pseudo(rng) for one in looked if one.folder != "source"},
-        "failure_cases": [case for one in looked if one.folder != "source" for case in one.failure_cases()],
+        "missing": [],
         "published": [
             {
                 "method": "AGRA",
                 "backbone": "IR-50",
-                "target": targets[0],
-                "accuracy": 61.5,
+                "target": target,
+                "accuracy": accuracy,
                 "citation": "Chen et al., TPAMI 2022",
                 "selection": "oracle",
             }
+            for target, accuracy in zip(targets, (61.5, 85.27), strict=False)
         ],
         "spec": {"data": {"source": "raf-db"}, "adapt": {"epochs": EPOCHS, "parts": {"adversarial": True}}},
         "environment": {
@@ -84,16 +155,9 @@ def document(faces: int = 213, targets: tuple[str, ...] = ("jaffe",), seed: int 
             "python": "3.11.9",
             "torch": "2.15.0",
             "device": "cpu, 2 threads",
-            "time_s": {"source": 88.1, **{f"adapt-{name}": 132.9 for name in targets}},
+            **({} if kind == "sweep" else {"time_s": {folder: 132.9 for folder in folders}}),
         },
     }
-
-
-def of_photographs(results: dict[str, Any]) -> dict[str, Any]:
-    """The same document as of real faces."""
-    for about in (results, *results["datasets"].values()):
-        about["synthetic"] = False
-    return results
 
 
 def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
@@ -122,15 +186,25 @@ def _heat(seed: int) -> np.ndarray:
     return (heat / heat.max()).astype(np.float32)
 
 
-class Looked:
-    """A model's seven probabilities of each face of a dataset."""
+class Answered:
+    """A model's seven probabilities of each face of a dataset, its fused head right on exactly so many."""
 
-    def __init__(self, rng: np.random.Generator, dataset: str, folder: str, faces: int, skill: float):
-        self.dataset, self.folder, self.faces = dataset, folder, faces
+    def __init__(self, dataset: str, method: str, accuracy: float, faces: int, seed: int = 0, run: str = ""):
+        rng = np.random.default_rng([zlib.crc32(dataset.encode()), zlib.crc32(method.encode()), seed])
+        self.dataset, self.method, self.faces, self.seed = dataset, method, faces, seed
+        tag = "" if method == "aglrls" else f"-{method}"
+        self.folder = run + ("source" if method == "source-only" else f"adapt-{dataset}{tag}")
         self.labels = rng.choice(7, faces, p=(0.15, 0.1, 0.12, 0.2, 0.15, 0.14, 0.14))
         self.logits = rng.normal(size=(7, faces, 7)) * 1.6
         for head, share in enumerate(SKILL):
-            self.logits[head, np.arange(faces), self.labels] += skill * share
+            self.logits[head, np.arange(faces), self.labels] += 4.2 * accuracy * share
+        right = np.zeros(faces, bool)
+        sure = self.logits[-1, np.arange(faces), self.labels] - self.logits[-1].max(-1)
+        right[np.argsort(-sure)[: round(accuracy * faces)]] = True
+        best = self.logits[-1].argmax(-1)
+        for i in np.flatnonzero((best == self.labels) != right):
+            other = self.labels[i] if right[i] else (self.labels[i] + rng.integers(1, 7)) % 7
+            self.logits[-1, i, [best[i], other]] = self.logits[-1, i, [other, best[i]]]
         self.probabilities = torch.from_numpy(self.logits).softmax(-1).permute(1, 0, 2)
         self.said = self.probabilities[:, -1]
         self.answers = self.said.argmax(-1).numpy()
@@ -140,9 +214,12 @@ class Looked:
         matrix = confusion(self.labels, answers)
         return {**scores(matrix), "confusion": matrix.tolist()}
 
-    def entry(self, home: Looked) -> dict[str, Any]:
-        adapted = self.folder != "source"
-        subjects = [f"person-{i % 10}" for i in range(self.faces)] if self.dataset == "jaffe" else None
+    def entry(self, home: Answered | None = None) -> dict[str, Any]:
+        adapted, glpc = self.method != "source-only", self.method == "aglrls"
+        heads = {head: self.metrics(self.probabilities[:, i].argmax(-1).numpy()) for i, head in enumerate(HEADS)}
+        heads["global+fused"] = self.metrics(self.probabilities[:, [0, -1]].log().sum(1).argmax(-1).numpy())
+        if glpc:
+            heads["glpc"] = self.metrics(self.answers)
         stages = {
             name: {
                 "count": int((self.stages == level).sum()),
@@ -150,33 +227,45 @@ class Looked:
             }
             for name, level in (("fused", 2), ("global", 1), ("sum", 0))
         }
+        fused = heads["fused"]["accuracy"], heads["fused"]["macro_f1"]
+        at = {
+            shift: {"accuracy": min(1.0, fused[0] + shift), "macro_f1": fused[1] + shift} for shift in (-0.02, 0, 0.01)
+        }
+        held = home or self
         return {
             "dataset": self.dataset,
-            "role": "source" if self.dataset == home.dataset else "target",
-            "source": home.dataset,
-            "model": "aglrls" if adapted else "source-only",
-            "stage": "adapt" if adapted else "source",
+            "role": "source" if self.dataset == "raf-db" else "target",
+            "source": "raf-db",
+            "method": self.method,
+            "registered": self.method,
+            "seed": self.seed,
+            "keys": {},
+            "oracle_method": self.method == "gated",
             "folder": self.folder,
             "checkpoint": f"runs/demo/{self.folder}/best.ckpt",
-            "predictions": f"predictions/{self.folder}--{self.dataset}.csv",
-            "epoch": KEPT if adapted else 8,
-            "selection": {
-                "rule": "infomax" if adapted else "source-val",
-                "reads": ["target images"] if adapted else ["source validation labels"],
-            },
-            "oracle": False,
+            "stage": "adapt" if adapted else "source",
+            "epoch": KEPT if adapted else EPOCHS,
+            "selection": "infomax" if adapted else "source-val",
+            "reads": ["target images"] if adapted else ["source validation labels"],
             "splits": ["test"],
-            "counts": {"expected": self.faces + 1, "found": self.faces, "scored": self.faces},
-            "heads": {head: self.metrics(self.probabilities[:, i].argmax(-1).numpy()) for i, head in enumerate(HEADS)},
-            "decision": {
-                "rule": "glpc" if adapted else "fused",
-                "metrics": self.metrics(self.answers),
-                "stages": stages if adapted else None,
-            },
-            "intervals": bootstrap(self.labels, self.answers, subjects),
-            "calibration": calibration(
-                self.said, torch.from_numpy(self.labels), home.said[::4], torch.from_numpy(home.labels[::4])
+            "expected": self.faces + 1,
+            "found": self.faces,
+            "scored": self.faces,
+            "decision": "glpc" if glpc else "fused",
+            "heads": heads,
+            "stages": stages if glpc else None,
+            "intervals": bootstrap(
+                self.labels,
+                self.answers,
+                [f"person-{i % 10}" for i in range(self.faces)] if self.dataset == "jaffe" else None,
             ),
+            "calibration": calibration(
+                self.said, torch.from_numpy(self.labels), held.said[::4], torch.from_numpy(held.labels[::4])
+            ),
+            "oracle": {"epoch": 7, **at[0.01], "intervals": None} if adapted else None,
+            "rules": {"infomax": {"epoch": KEPT, **at[0]}, "last": {"epoch": EPOCHS, **at[-0.02]}} if adapted else {},
+            "seconds": 30.0 + self.seed,
+            "predictions": None if "/" in self.folder else f"predictions/{self.folder}--{self.dataset}.csv",
         }
 
     def pseudo(self, rng: np.random.Generator) -> dict[str, Any]:
@@ -245,7 +334,7 @@ def _history(rng: np.random.Generator, losses: tuple[str, ...], rules: tuple[str
     ]
 
 
-def _gap(rng: np.random.Generator, target: str, before: Looked, after: Looked) -> dict[str, Any]:
+def _gap(rng: np.random.Generator, target: str, before: Answered, after: Answered) -> dict[str, Any]:
     """Both models' gap on at most 400 faces of a domain; the maps are clusters drawn by hand."""
     models = []
     for looked, shift in ((before, 0.28), (after, 0.05)):
@@ -260,6 +349,5 @@ def _gap(rng: np.random.Generator, target: str, before: Looked, after: Looked) -
         found = a_distance(features[: len(ours)], features[len(ours) :])
         embedding = {"x": places[:, 0].tolist(), "y": places[:, 1].tolist(), "domain": domain, "perplexity": 30.0}
         embedding["label"] = [*ours.tolist(), *theirs.tolist()]
-        model = "source-only" if looked is before else "aglrls"
-        models.append({"folder": looked.folder, "model": model, **found, "embedding": embedding})
+        models.append({"folder": looked.folder, "method": looked.method, **found, "embedding": embedding})
     return {"target": target, "source": "raf-db", "models": models}

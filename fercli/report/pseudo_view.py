@@ -1,4 +1,4 @@
-"""The pseudo labels of a run's report: how many each threshold admits, over the epochs and by expression."""
+"""Pseudo labels: how many each threshold admits, over the epochs and by expression."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fercli.evaluation.pseudo_labels import CLASS_AWARE
-from fercli.report.charts import ceiling, lines
+from fercli.report.plots import ceiling, lines
 
 
-def pseudo_labels(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def pseudo_labels(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return what is shown of each adaptation.
 
     Returns:
@@ -18,10 +18,10 @@ def pseudo_labels(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         at the kept epoch, "quantity", "accuracy" (charts, the latter None without labels), "panels" (at the
         class-aware threshold) [{"expression", "svg", "top", "first", "last", "count", "correct"}]}.
     """
-    kept = {entry["folder"]: entry["epoch"] for entry in results["entries"]}
+    kept = {entry["folder"]: entry["epoch"] for entry in document["entries"]}
     return [
-        _adaptation(folder, one, kept[folder], results["expressions"])
-        for folder, one in results["pseudo_labels"].items()
+        _adaptation(folder, one, kept[folder], document["expressions"])
+        for folder, one in document["pseudo_labels"].items()
     ]
 
 
