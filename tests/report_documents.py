@@ -1,4 +1,4 @@
-"""Results documents of schema 4, made of made-up answers on any number of faces: of a run with every section, or a sweep.
+"""Results documents of schema 4, of made-up answers on any number of faces: a run with every section, or a sweep.
 
 A run is a sweep of one seed, with what its epochs and faces tell besides. Accuracies are exact: `FIGURES` in percent of
 100 faces are what the tables must show.

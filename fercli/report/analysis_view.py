@@ -1,99 +1,52 @@
-"""What a page shows of single models: heads, matrices, GLPC, calibration, domain gap, failure cases, training curves."""
+"""What a page shows of single models: heads, GLPC, calibration, domain gap, failure cases, training curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from fercli.evaluation.results_table import by_dataset
+from fercli.evaluation.results_table import by_dataset, metrics
 from fercli.evaluation.statistics import summary
 from fercli.report.pictures import Faces
 from fercli.report.plots import counts, curve, reliability, scatter
 
 
 def datasets(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Heads and decisions of every model on every dataset with labels, of a run or model; nothing of a sweep.
+    """Every model on every dataset with labels, of a run or model; nothing of a sweep.
 
     Returns:
-        [{"name", "role", "models" (entries, with "label"), "heads", "decision", "rules" (decision rules in words)}], targets
-        first; a head (or the decision) as `_across` gives it.
+        [{"name", "role", "models" (entries, with "label"), "blocks"}], targets first; a block is a head or rule, and the
+        last one the decision: (name, [(model, its metrics, or None where it lacks the rule)]).
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for name, row, own in () if document["kind"] == "sweep" else by_dataset(document):
-        models = [{**entry, "label": row.label} for entry in own if any(entry["heads"].values())]
-        found.setdefault(name, []).extend(models)
+        found.setdefault(name, []).extend({**entry, "label": row.label} for entry in own if metrics(entry))
     sections = []
     for name, models in found.items():
-        if not models:
-            continue
         heads = dict.fromkeys(head for model in models for head in model["heads"])
-        sections.append(
-            {
-                "name": name,
-                "role": document["datasets"][name]["role"],
-                "models": models,
-                "heads": [_across(models, head, [model["heads"].get(head) for model in models]) for head in heads],
-                "decision": _across(models, "decision", [model["heads"][model["decision"]] for model in models]),
-                "rules": ", ".join(dict.fromkeys(model["decision"] for model in models)),
-            }
-        )
+        blocks = [(head, [(model, model["heads"].get(head)) for model in models]) for head in heads]
+        blocks.append(("decision", [(model, metrics(model)) for model in models]))
+        role = document["datasets"][name]["role"]
+        sections += [{"name": name, "role": role, "models": models, "blocks": blocks}] if models else []
     return sections
-
-
-def _across(
-    models: Sequence[Mapping[str, Any]], name: str, found: Sequence[Mapping[str, Any] | None]
-) -> dict[str, Any]:
-    """One head, rule or the decision over the models of a dataset.
-
-    Returns:
-        {"name", "cells" (a model's {"metrics", "right", "total"}, None where it lacks the rule), "models" (that have it),
-        "expressions" (rows over those)}.
-    """
-    cells = [
-        one and {"metrics": one, "right": sum(row[i] for i, row in enumerate(one["confusion"])),
-                 "total": sum(map(sum, one["confusion"]))} for one in found
-    ]  # fmt: skip
-    having = [model for model, one in zip(models, found, strict=True) if one]
-    return {"name": name, "cells": cells, "models": having, "expressions": _per_expression([m for m in found if m])}
-
-
-def _per_expression(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """{"expression", "support", "scores": [[(value, the counts behind it, or None) of each model]]}, in the order
-    precision, recall, F1."""
-    rows = []
-    for i, first in enumerate(metrics[0]["per_expression"]):
-        precision, recall, f1, support = [], [], [], []
-        for one in metrics:
-            row, matrix = one["per_expression"][i], one["confusion"]
-            precision.append((row["precision"], f"{matrix[i][i]}/{sum(line[i] for line in matrix)}"))
-            recall.append((row["recall"], f"{matrix[i][i]}/{row['support']}"))
-            f1.append((row["f1"], None))
-            support.append(str(row["support"]))
-        about = {"expression": first["expression"], "support": " | ".join(dict.fromkeys(support))}
-        rows.append({**about, "scores": [precision, recall, f1]})
-    return rows
 
 
 def glpc(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """How often each stage of GLPC decided, faces counted over seeds.
 
     Returns:
-        [{"dataset", "models": [{"label", "oracle", "total", "steps": [{"name", "count", "correct" (None without labels),
-        "share", "accuracy"}]}]}].
+        [{"dataset", "models": [{"label", "oracle", "total", "steps": [{"name", "count", "correct" (None without
+        labels)}]}]}].
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for dataset, row, own in by_dataset(document):
         stages = [entry["stages"] for entry in own if entry["stages"]]
-        total = sum(stage["count"] for one in stages for stage in one.values())
         steps = []
-        for name in stages[0] if total else ():
-            count, right = sum(one[name]["count"] for one in stages), [one[name]["correct"] for one in stages]
-            correct = None if None in right else sum(right)
-            accuracy = correct / count if count and correct is not None else None
-            steps.append(
-                {"name": name, "count": count, "correct": correct, "share": count / total, "accuracy": accuracy}
-            )
-        if steps:
+        for name in stages[0] if stages else ():
+            count, correct = ([one[name][what] for one in stages] for what in ("count", "correct"))
+            steps.append({"name": name, "count": sum(count), "correct": None if None in correct else sum(correct)})
+        total = sum(step["count"] for step in steps)
+        if total:
             model = {"label": row.label, "oracle": row.oracle, "total": total, "steps": steps}
             found.setdefault(dataset, []).append(model)
     return [{"dataset": name, "models": models} for name, models in found.items()]
@@ -103,8 +56,9 @@ def calibration(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Calibration of each dataset's models, over seeds; its diagrams of a run or model.
 
     Returns:
-        [{"name", "models": [{"label", "oracle", "temperature" (mean and deviation), "fitted_on" (faces), "figures" (ECE before,
-        after; NLL before, after), "sides": [{"what", "ece", "nll", "svg", "strip"}]}]}].
+        [{"name", "models": [{"label", "oracle", "temperature" (`Summary`), "fitted_on" (faces, in words), "figures"
+        (`Summary` of ECE before, ECE after, NLL before, NLL after), "sides": [{"what", "ece", "nll", "svg",
+        "strip"}]}]}].
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for dataset, row, own in by_dataset(document):
@@ -112,20 +66,19 @@ def calibration(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not whole:
             continue
         sides = []
-        for key in ("before", "after") if document["kind"] != "sweep" else ():
-            one = whole[0][key]
-            what = "before, T = 1" if key == "before" else f"after, T = {whole[0]['temperature']:.2f}"
+        for when in ("before", "after") if document["kind"] != "sweep" else ():
+            one, temperature = whole[0][when], 1 if when == "before" else f"{whole[0]['temperature']:.2f}"
+            what = f"{when}, T = {temperature}"
             title = f"{dataset}, {row.label}, {what}: accuracy against confidence, ECE {100 * one['ece']:.1f}%"
             strip = counts(one["bins"], f"faces by confidence, {what}")
             sides.append({**one, "what": what, "svg": reliability(one["bins"], title), "strip": strip})
+        pairs = [(name, when) for name in ("ece", "nll") for when in ("before", "after")]
         model = {
             "label": row.label,
             "oracle": row.oracle,
             "temperature": summary(one["temperature"] for one in whole),
             "fitted_on": ", ".join(dict.fromkeys(str(one["fitted_on"] or "none, T = 1") for one in whole)),
-            "figures": [
-                summary(one[when][name] for one in whole) for name in ("ece", "nll") for when in ("before", "after")
-            ],
+            "figures": [summary(one[when][name] for one in whole) for name, when in pairs],
             "sides": sides,
         }
         found.setdefault(dataset, []).append(model)
@@ -206,8 +159,8 @@ def training_curves(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Turn the document's ``history`` into panels, a stage at a time.
 
     Returns:
-        [{"stage", "epochs" (how many), "chosen" (epoch), "rule" (that chose it), "panels"}]; panels as
-        `fercli.report.plots.curve` gives them, with "kind" ("loss", "score") and "decides" (whether it chose the epoch).
+        [{"stage", "epochs" (how many), "chosen" (epoch), "rule" (that chose it), "panels"}]; panels as `curve` gives
+        them, with "kind" ("loss" or "score") and "decides" (whether this score chose the epoch).
     """
     used = {entry["folder"]: entry for entry in document["entries"]}
     stages = []

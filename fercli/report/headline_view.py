@@ -28,10 +28,11 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
     """Work out everything that a document of any kind has, from its rows of methods and its columns of targets.
 
     Returns:
-        "columns"; "accuracy", "macro_f1" (lines of `fercli.evaluation.results_table.table`); "verdict"; "charts" (of the
-        last column first) [{"name", "ticks", "lines"}]; "heads" (likewise) [{"name", "names", "lines"}]; "home" (the
-        sources' own test images) [(dataset, label, accuracy's cell, macro F1's cell)]; "every" (row); "intervals" (what
-        they are of); "bound" (lines with a figure at the oracle's epoch); "rules"; "published".
+        "columns"; "accuracy", "macro_f1" (lines of `fercli.evaluation.results_table.table`); "verdict"; "charts" (of
+        the last column first) [{"name", "ticks", "lines"}]; "heads" (likewise) [{"name", "names", "lines"}]; "home"
+        (the sources' own test images) [(dataset, label, accuracy's cell, macro F1's cell)]; "every" (row); "intervals"
+        (what they are of); "any_bound" (whether any line has a figure at the oracle's epoch); "bound" ({"lines" that
+        have one, "published"}, or None); "rules" (their rank, or None).
     """
     rows, columns = groups(document), table_columns(document)
     accuracy, macro_f1 = (table(rows, columns, name) for name in ("accuracy", "macro_f1"))
@@ -41,20 +42,23 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
         names, lines = heads_table(rows, column)
         charts += [{"name": column.name, **_chart(rows, column, cells)}] if any(cell["n"] for cell in cells) else []
         heads += [{"name": column.name, "names": names, "lines": lines}] if lines else []
-    every = _every_row(document)
+    every, ranked = _every_row(document), rank_rules(document)
+    bound = [line for line in accuracy if any(cell["n"] for cell in line["bound"])]
+    printed = [] if document["synthetic"] else published(document, columns)
     return {
         "columns": columns,
         "accuracy": accuracy,
-        "macro_f1": macro_f1,
+        "macro_f1": macro_f1 if charts else [],
+        "any_bound": bool(bound),
         "verdict": verdict(accuracy),
         "charts": charts,
         "heads": heads,
         "home": _home(document),
         "every": every,
         "intervals": intervals(every),
-        "bound": [line for line in accuracy if any(cell["n"] for cell in line["bound"])],
-        "rules": rank_rules(document),
-        "published": [] if document["synthetic"] else published(document, columns),
+        # Of one target, without published figures, the headline says as much.
+        "bound": {"lines": bound, "published": printed} if printed or (bound and len(columns) > 1) else None,
+        "rules": ranked if ranked["rows"] else None,
     }
 
 

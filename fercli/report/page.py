@@ -28,6 +28,28 @@ from fercli.report.pseudo_view import pseudo_labels
 #: Faces to show: {(stage folder, dataset, position in the store): picture}.
 Pictures = Mapping[tuple[str, str, int], Picture]
 
+#: Sections in their order, by the key of `view` without which there is none.
+_SECTIONS = {
+    "headline": "Accuracy",
+    "macro_f1": "Macro F1",
+    "bound": "The oracle’s epoch, and published figures",
+    "heads": "Heads and decision rules",
+    "rules": "Choosing the epoch without target labels",
+    "images": "Images and time",
+    "missing": "Missing cells",
+    "dataset": "",
+    "glpc": "How GLPC decided",
+    "calibration": "Calibration",
+    "gaps": "Domain gap",
+    "pseudo_labels": "Pseudo labels",
+    "failure_cases": "Failure cases: faces worth a look",
+    "curves": "Training curves",
+    "spec": "Run spec",
+    "environment": "Environment",
+    "reading": "How to read it",
+}
+_ALWAYS = ("headline", "reading")
+
 _NOT_DEFINED = Markup('<span class="none" title="not defined, or not run">–</span>')
 
 
@@ -73,7 +95,7 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
     environment = [(key, str(value)) for key, value in whole.items() if key != "time_s"]
     environment += [(f"time: {stage}", duration(seconds)) for stage, seconds in whole.get("time_s", {}).items()]
     kept = ("kind", "title", "synthetic", "expressions", "targets", "methods", "seeds", "reference")
-    return {
+    values = {
         **{key: document[key] for key in kept},
         "created": f"{created.day} {created:%B %Y, %H:%M} {created.tzname()}",
         "spec": yaml.safe_dump(document["spec"], sort_keys=False, allow_unicode=True, width=100),
@@ -83,7 +105,6 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
         "planned": len(document["entries"]) + len(document["missing"]),
         "images": images(document),
         "times": times(document),
-        "datasets": datasets(document),
         "glpc": glpc(document),
         "calibration": calibration(document),
         "few_faces": FEW,
@@ -91,9 +112,18 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
         "pseudo_labels": pseudo_labels(document),
         "failure_cases": failure_cases(document, faces),
         "labelled_cases": any(face["label"] for one in document["failure_cases"] for face in one["faces"]),
-        "stages": training_curves(document),
+        "curves": training_curves(document),
         "left_out": left_out(document, shown["columns"], faces.refused),
     }
+    of_datasets = [
+        {"id": f"dataset-{i}", "part": "dataset", "title": one["name"], "of": one}
+        for i, one in enumerate(datasets(document), 1)
+    ]
+    sections = []
+    for key, title in _SECTIONS.items():
+        sections += of_datasets if key == "dataset" else []
+        sections += [{"id": key, "part": key, "title": title, "of": None}] if values.get(key, key in _ALWAYS) else []
+    return {**values, "sections": sections}
 
 
 def _pct(value: Any, digits: int = 1) -> str:
