@@ -56,7 +56,9 @@ def _one_a_line(document: Document) -> tuple[list[str], list[list[Any]], list[st
                 scored = f"{entry['scored']}/{entry['expected']}"
                 chosen = "ORACLE" if found["oracle"] else found["selection"]
                 scores = [_percent(found[one], 2) for one in ("accuracy", "macro_f1")]
-                rows.append([name, row.label, entry["decision"], *scores, scored, f"{found['epoch']}, {chosen}"])
+                rows.append(
+                    [name, row.about["label"], entry["decision"], *scores, scored, f"{found['epoch']}, {chosen}"]
+                )
     return ["tested on", "method", "decision", "acc %", "F1 %", "images", "epoch, chosen by"], rows, [_IMAGES]
 
 

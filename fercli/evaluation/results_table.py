@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fercli.evaluation.metrics import accuracy_interval
 from fercli.evaluation.statistics import holm, paired_differences, paired_t_test, summary, within_error
@@ -22,8 +21,7 @@ Value = Callable[[Entry], float | None]
 _SCORES = ("accuracy", "macro_f1")
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """The entries of one row.
 
     Attributes:
@@ -41,13 +39,12 @@ class Group:
     entries: Mapping[tuple[str, Any], Entry]
 
     @property
-    def label(self) -> str:
-        """The method and its keys, as tables show them."""
-        return row_label(self.method, self.keys)
+    def about(self) -> dict[str, Any]:
+        """What tables show of it: {"label" (the method and its keys), "reference", "oracle"}."""
+        return {"label": row_label(self.method, self.keys), "reference": self.reference, "oracle": self.oracle}
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """One dataset, or the mean over several `targets`, which then counts only seeds that have them all."""
 
     name: str
@@ -135,15 +132,9 @@ def figures(entry: Entry, oracle: bool = False) -> dict[str, Any]:
         by = f"bootstrap over {drawn['units']} {drawn['by']}"
     elif correct is not None:
         wide["accuracy"] = accuracy_interval(correct, entry["scored"])
-    return {
-        **{name: own.get(name) for name in _SCORES},
-        "correct": correct,
-        "intervals": wide,
-        "by": by,
-        "epoch": own.get("epoch") if oracle else entry["epoch"],
-        "selection": "oracle" if oracle else entry["selection"],
-        "oracle": oracle or entry["oracle_method"],
-    }
+    epoch, selection = (own.get("epoch"), "oracle") if oracle else (entry["epoch"], entry["selection"])
+    about = {"epoch": epoch, "selection": selection, "oracle": oracle or entry["oracle_method"]}
+    return {**{name: own.get(name) for name in _SCORES}, "correct": correct, "intervals": wide, "by": by, **about}
 
 
 def series(group: Group, column: Column, value: Value) -> dict[Any, float]:
@@ -172,8 +163,7 @@ def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[d
         A bound: {"mean", "sd", "n", "interval", "correct", "scored", "epoch" (of one entry), "gap" (mean over seeds of
         the oracle's epoch minus the one that was chosen without labels)}.
     """
-    lines = [{"label": row.label, "reference": row.reference, "oracle": row.oracle, "cells": [], "bound": []}
-             for row in rows]  # fmt: skip
+    lines = [{**row.about, "cells": [], "bound": []} for row in rows]
     for column in columns:
         values = [series(row, column, score(name)) for row in rows]
         cells = [_cell(own, _reference(row, rows, values)) for row, own in zip(rows, values, strict=True)]
@@ -201,10 +191,9 @@ def heads_table(rows: Sequence[Group], column: Column) -> tuple[list[str], list[
     lines = []
     for row in rows:
         decisions = {entry["decision"] for entry in row.entries.values()}
-        found = [summary(series(row, column, score("accuracy", name)).values()) for name in names]
-        if any(cell.n for cell in found):
-            cells = [{**cell._asdict(), "own": name in decisions} for name, cell in zip(names, found, strict=True)]
-            lines.append({"label": row.label, "reference": row.reference, "oracle": row.oracle, "cells": cells})
+        found = [(name, summary(series(row, column, score("accuracy", name)).values())) for name in names]
+        if any(cell.n for _, cell in found):
+            lines.append({**row.about, "cells": [{**cell._asdict(), "own": name in decisions} for name, cell in found]})
     return names, lines
 
 
@@ -230,14 +219,8 @@ def _row_name(cell: Entry) -> tuple[str, str]:
 
 def _cell(own: Mapping[Any, float], reference: Mapping[Any, float] | None) -> dict[str, Any]:
     differences = list(paired_differences(own, reference or {}).values())
-    return {
-        **summary(own.values())._asdict(),
-        "difference": summary(differences).mean,
-        "pairs": len(differences),
-        "p": paired_t_test(differences),
-        "best": False,
-        "tied": False,
-    }
+    against = {"difference": summary(differences).mean, "pairs": len(differences), "p": paired_t_test(differences)}
+    return {**summary(own.values())._asdict(), **against, "best": False, "tied": False}
 
 
 def _of_one(row: Group, column: Column, values: Mapping[Any, float], name: str, oracle: bool = False) -> dict[str, Any]:

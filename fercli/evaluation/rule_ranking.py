@@ -33,25 +33,25 @@ def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
         and not entry["oracle_method"]
         and (entry["oracle"] or {}).get("accuracy") is not None
     ]
+    used = {entry["selection"] for entry in entries}
     parts = {"dataset": document["targets"], "method": document["methods"]}
     names = {part: [one for one in order if any(e[part] == one for e in entries)] for part, order in parts.items()}
-    used = {entry["selection"] for entry in entries}
     rows = []
     for rule in dict.fromkeys(rule for entry in entries for rule in entry["rules"]):
-        judged = [entry for entry in entries if _accuracy(entry, rule) is not None]
-        below = summary(_below(entry, rule) for entry in judged)
+        judged = [(e, _below(e, rule), e["rules"][rule]["epoch"]) for e in entries if _below(e, rule) is not None]
+        over_last = [(_below(entry, "last"), below) for entry, below, _ in judged]
         within = {
-            part: [summary(_below(e, rule) for e in judged if e[part] == name).mean for name in names[part]]
-            for part in parts
+            part: [summary(below for e, below, _ in judged if e[part] == name).mean for name in own]
+            for part, own in names.items()
         }
         rows.append(
             {
                 "rule": rule,
                 "used": rule in used,
-                "mean": below.mean,
-                "worst": max((_below(entry, rule) for entry in judged), default=None),
-                "hits": summary(float(e["rules"][rule]["epoch"] == e["oracle"]["epoch"]) for e in judged).mean,
-                "gain": summary(_gain(entry, rule) for entry in judged).mean,
+                "mean": summary(below for _, below, _ in judged).mean,
+                "worst": max((below for _, below, _ in judged), default=None),
+                "hits": summary(float(epoch == e["oracle"]["epoch"]) for e, _, epoch in judged).mean,
+                "gain": summary(None if last is None else last - below for last, below in over_last).mean,
                 "cells": len(judged),
                 "targets": within["dataset"],
                 "methods": within["method"],
@@ -61,14 +61,7 @@ def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
     return {"targets": names["dataset"], "methods": names["method"], "cells": len(entries), "rows": rows}
 
 
-def _accuracy(entry: Mapping[str, Any], rule: str) -> float | None:
-    return entry["rules"].get(rule, {}).get("accuracy")
-
-
-def _below(entry: Mapping[str, Any], rule: str) -> float:
-    return entry["oracle"]["accuracy"] - _accuracy(entry, rule)
-
-
-def _gain(entry: Mapping[str, Any], rule: str) -> float | None:
-    last = _accuracy(entry, "last")
-    return None if last is None else _accuracy(entry, rule) - last
+def _below(entry: Mapping[str, Any], rule: str) -> float | None:
+    """How far the accuracy at a rule's epoch falls below the oracle's; None where it is not known."""
+    accuracy = entry["rules"].get(rule, {}).get("accuracy")
+    return None if accuracy is None else entry["oracle"]["accuracy"] - accuracy

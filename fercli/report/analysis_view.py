@@ -8,19 +8,19 @@ from typing import Any
 from fercli.evaluation.results_table import by_dataset, metrics
 from fercli.evaluation.statistics import summary
 from fercli.report.pictures import Faces
-from fercli.report.plots import counts, curve, reliability, scatter
+from fercli.report.plots import curve, reliability, scatter
 
 
 def datasets(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every model on every dataset with labels, of a run or model; nothing of a sweep.
 
     Returns:
-        [{"name", "role", "models" (entries, with "label"), "blocks"}], targets first; a block is a head or rule, and the
-        last one the decision: (name, [(model, its metrics, or None where it lacks the rule)]).
+        [{"name", "role", "models" (entries, with "label"), "blocks"}], targets first; a block is a head or rule, and
+        the last the decision: (name, [(model, its metrics, or None where it lacks the rule)]).
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for name, row, own in () if document["kind"] == "sweep" else by_dataset(document):
-        found.setdefault(name, []).extend({**entry, "label": row.label} for entry in own if metrics(entry))
+        found.setdefault(name, []).extend({**entry, "label": row.about["label"]} for entry in own if metrics(entry))
     sections = []
     for name, models in found.items():
         heads = dict.fromkeys(head for model in models for head in model["heads"])
@@ -47,8 +47,7 @@ def glpc(document: Mapping[str, Any]) -> list[dict[str, Any]]:
             steps.append({"name": name, "count": sum(count), "correct": None if None in correct else sum(correct)})
         total = sum(step["count"] for step in steps)
         if total:
-            model = {"label": row.label, "oracle": row.oracle, "total": total, "steps": steps}
-            found.setdefault(dataset, []).append(model)
+            found.setdefault(dataset, []).append({**row.about, "total": total, "steps": steps})
     return [{"dataset": name, "models": models} for name, models in found.items()]
 
 
@@ -69,13 +68,12 @@ def calibration(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         for when in ("before", "after") if document["kind"] != "sweep" else ():
             one, temperature = whole[0][when], 1 if when == "before" else f"{whole[0]['temperature']:.2f}"
             what = f"{when}, T = {temperature}"
-            title = f"{dataset}, {row.label}, {what}: accuracy against confidence, ECE {100 * one['ece']:.1f}%"
-            strip = counts(one["bins"], f"faces by confidence, {what}")
-            sides.append({**one, "what": what, "svg": reliability(one["bins"], title), "strip": strip})
+            title = f"{dataset}, {row.about['label']}, {what}: ECE {100 * one['ece']:.1f}%"
+            svg, strip = reliability(one["bins"], title)
+            sides.append({**one, "what": what, "svg": svg, "strip": strip})
         pairs = [(name, when) for name in ("ece", "nll") for when in ("before", "after")]
         model = {
-            "label": row.label,
-            "oracle": row.oracle,
+            **row.about,
             "temperature": summary(one["temperature"] for one in whole),
             "fitted_on": ", ".join(dict.fromkeys(str(one["fitted_on"] or "none, T = 1") for one in whole)),
             "figures": [summary(one[when][name] for one in whole) for name, when in pairs],
@@ -86,73 +84,50 @@ def calibration(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def gaps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each target's gap as the document has it, and "unlabelled" (whether a face on its maps is).
-
-    A model has besides what `fercli.scoring.trained_evaluator.TrainedEvaluator.gap` says of it "share" (of the greatest
-    distance, 2), "change" to the first model, and "maps" [{"what", "svg"}], empty where there is no embedding.
-    """
+    """Return each target's gap as the document has it, its models with "maps" besides: [{"what", "svg"}], empty where
+    there is no embedding; and "unlabelled" (whether a face on them is)."""
     found = []
     for gap in document["gaps"]:
-        models, first = [], gap["models"][0]["a_distance"]
-        for model in gap["models"]:
-            distance, embedding = model["a_distance"], model["embedding"]
-            models.append(
-                {
-                    **model,
-                    "share": None if distance is None else distance / 2,
-                    "change": None if None in (distance, first) or not models else distance - first,
-                    "maps": _maps(embedding, f"{gap['target']}, {model['method']}, {model['folder']}"),
-                }
-            )
+        models = [{**model, "maps": _maps(model, gap["target"])} for model in gap["models"]]
         unlabelled = any(-1 in (model["embedding"] or {"label": []})["label"] for model in models)
         found.append({**gap, "models": models, "unlabelled": unlabelled})
     return found
 
 
-def _maps(embedding: Mapping[str, Any] | None, whose: str) -> list[dict[str, Any]]:
+def _maps(model: Mapping[str, Any], target: str) -> list[dict[str, Any]]:
+    embedding = model["embedding"]
     if embedding is None:
         return []
     sides = zip(embedding["label"], embedding["domain"], strict=True)
     by_label = [f"{f'c{label}' if label >= 0 else 'unknown'} {'tgt' if domain else 'src'}" for label, domain in sides]
     by_domain = ["after tgt" if domain else "before src" for domain in embedding["domain"]]
+    title = f"t-SNE of {target}, {model['method']}, {model['folder']}, by"
     return [
-        {"what": what, "svg": scatter(embedding["x"], embedding["y"], kinds, f"t-SNE of {whose}, by {what}")}
+        {"what": what, "svg": scatter(embedding["x"], embedding["y"], kinds, f"{title} {what}")}
         for what, kinds in (("expression", by_label), ("domain", by_domain))
     ]
 
 
 def failure_cases(document: Mapping[str, Any], pictures: Faces) -> list[dict[str, Any]]:
-    """Return {"dataset", "folder", "method", "kinds"} of each model whose faces are shown.
+    """Return {"dataset", "folder", "method", "labelled", "kinds"} of each model whose faces are shown.
 
-    A kind has "kind", "faces" and "empty" (what to say where there are none); a face its own values, "shown" (its
-    pictures, or None) and "wrong".
+    A kind is ("mistakes" or "uncertain", faces), a face its own values, "shown" (its pictures, or None) and "wrong".
     """
     entries = {(entry["folder"], entry["dataset"]): entry for entry in document["entries"]}
-    groups: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for one in document["failure_cases"]:
-        groups.setdefault((one["folder"], one["dataset"]), {})[one["kind"]] = one["faces"]
-    found = []
-    for (folder, dataset), kinds in groups.items():
-        entry = entries[folder, dataset]
-        empty = {
-            "mistakes": "No mistakes: every face with a label was answered rightly."
-            if any(entry["heads"].values())
-            else "Its faces have no labels, so no answer can be called a mistake.",
-            "uncertain": "No faces to show.",
-        }
-        shown = []
-        for kind, words in empty.items():
-            faces = [
-                {
-                    **face,
-                    "shown": pictures.show((folder, dataset, face["position"])),
-                    "wrong": face["label"] not in (None, face["answer"]),
-                }
-                for face in kinds.get(kind, [])
-            ]
-            shown.append({"kind": kind, "empty": words, "faces": faces})
-        found.append({"dataset": dataset, "folder": folder, "method": entry["method"], "kinds": shown})
-    return found
+        key = one["folder"], one["dataset"]
+        about = {"folder": key[0], "dataset": key[1], "method": entries[key]["method"]}
+        group = found.setdefault(key, {**about, "labelled": bool(metrics(entries[key])), "kinds": {}})
+        group["kinds"][one["kind"]] = [
+            {
+                **face,
+                "shown": pictures.show((*key, face["position"])),
+                "wrong": face["label"] not in (None, face["answer"]),
+            }
+            for face in one["faces"]
+        ]
+    return list(found.values())
 
 
 def training_curves(document: Mapping[str, Any]) -> list[dict[str, Any]]:

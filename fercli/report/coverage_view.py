@@ -23,14 +23,13 @@ def images(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def times(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What training a row's models took, in seconds: {"label", "oracle", "total", "mean", "sd", "n" (models)}."""
+    """What training a row's models took, in seconds: its `about`, "total", "mean", "sd", "n" (models)."""
     lines = []
     for row in groups(document):
         # A source model is one, on however many targets it was scored.
         spent = {entry["folder"]: entry["seconds"] for entry in row.entries.values() if entry["seconds"] is not None}
         if spent:
-            about = {"label": row.label, "oracle": row.oracle, "total": sum(spent.values())}
-            lines.append({**about, **summary(spent.values())._asdict()})
+            lines.append({**row.about, "total": sum(spent.values()), **summary(spent.values())._asdict()})
     return lines
 
 

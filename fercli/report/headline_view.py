@@ -113,9 +113,9 @@ def _chart(rows: Sequence[Group], column: Column, cells: Sequence[Mapping[str, A
     lines = []
     for row, cell, bar, own in drawn:
         error = "" if bar is None else f" ({100 * bar[0]:.1f} to {100 * bar[1]:.1f})"
-        title = f"{row.label} on {column.name}: {100 * cell['mean']:.1f}%{error}, seeds: {cell['n']}"
+        title = f"{row.about['label']} on {column.name}: {100 * cell['mean']:.1f}%{error}, seeds: {cell['n']}"
         plot = lane(cell["mean"], bar, own, ticks, base, title)
-        lines.append({"label": row.label, "oracle": row.oracle, "reference": row.reference, "cell": cell, "plot": plot})
+        lines.append({**row.about, "cell": cell, "plot": plot})
     return {"ticks": ticks, "lines": lines}
 
 
@@ -136,7 +136,7 @@ def _every_row(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for _, row, own in by_dataset(document):
         for entry in own:
-            about = {"label": row.label, **{key: entry[key] for key in kept}}
+            about = {"label": row.about["label"], **{key: entry[key] for key in kept}}
             rows.append({**about, **figures(entry)})
             if entry["oracle"]:
                 rows.append({**about, **figures(entry, oracle=True), "reads": ["target labels"]})

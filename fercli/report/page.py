@@ -111,7 +111,6 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
         "gaps": gaps(document),
         "pseudo_labels": pseudo_labels(document),
         "failure_cases": failure_cases(document, faces),
-        "labelled_cases": any(face["label"] for one in document["failure_cases"] for face in one["faces"]),
         "curves": training_curves(document),
         "left_out": left_out(document, shown["columns"], faces.refused),
     }

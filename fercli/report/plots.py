@@ -2,7 +2,7 @@
 
 Every plot is stretched to the width it is given (``preserveAspectRatio="none"``) with strokes that do not scale, and
 holds no text of its own: labels are HTML around it and keep their size on a phone. Dots are strokes of zero length with
-round caps, which stay round when the plot is stretched.
+round caps, which stay round when the plot is stretched. A plot's title is what a screen reader says.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ def svg(height: int, kind: str, title: str, parts: str) -> Markup:
 
 
 def axis(values: Sequence[float]) -> list[float]:
-    """Choose the ticks of an axis that holds fractions: even steps of a round number of points, seven at most.
-
-    Args:
-        values: fractions in [0, 1].
+    """Choose the ticks of an axis that holds fractions in [0, 1]: even steps of a round number of points, seven at most.
 
     Returns:
         At least two ticks within [0, 1], ascending, the ends of the axis first and last. Without values 0 and 1.
@@ -51,21 +48,17 @@ def axis(values: Sequence[float]) -> list[float]:
 
 def lane(
     mean: float,
-    whisker: tuple[float, float] | None,
-    values: Sequence[float],
+    bar: Sequence[float] | None,
+    seeds: Sequence[float],
     ticks: Sequence[float],
     reference: float | None,
     title: str,
 ) -> Markup:
-    """Draw a score as a dot, how far it may be off as a bar, and the scores of single seeds as faint dots.
+    """Draw a score as a dot, how far it may be off as a bar, seeds as faint dots, and the reference as a dashed line.
 
     Args:
-        mean: a fraction.
-        whisker: ends of the bar, fractions, cut at the axis's ends; None for no bar.
-        values: fractions, one a seed.
+        mean, bar (its ends), seeds, reference: fractions; what leaves the axis ends there.
         ticks: from `axis`.
-        reference: where to draw a dashed line, if anywhere.
-        title: what a screen reader says.
     """
 
     def x(value: float) -> str:
@@ -74,11 +67,10 @@ def lane(
     parts = ['<path class="axis" d="' + "".join(f"M{x(tick)} 0V20" for tick in ticks) + '"/>']
     if reference is not None:
         parts.append(f'<path class="mark before" d="M{x(reference)} 0V20"/>')
-    if whisker is not None:
-        parts.append(f'<path class="whisker after" d="M{x(whisker[0])} 10H{x(whisker[1])}"/>')
-    parts.extend(f'<path class="seed after" d="M{x(value)} 10h0"/>' for value in values)
-    parts.append(f'<path class="dot after" d="M{x(mean)} 10h0"/>')
-    return svg(20, "lane", title, "".join(parts))
+    if bar is not None:
+        parts.append(f'<path class="whisker after" d="M{x(bar[0])} 10H{x(bar[1])}"/>')
+    parts += [f'<path class="seed after" d="M{x(value)} 10h0"/>' for value in seeds]
+    return svg(20, "lane", title, "".join([*parts, f'<path class="dot after" d="M{x(mean)} 10h0"/>']))
 
 
 def lines(
@@ -93,8 +85,6 @@ def lines(
 
     Args:
         series: (class of the line, (epoch, value) in order of epochs); an undefined value leaves a gap.
-        top: value at the upper edge, above `bottom`.
-        title: what a screen reader says.
         chosen: the epoch to mark, if any; with `dots` each line has a dot there.
 
     Returns:
@@ -111,9 +101,16 @@ def lines(
     if chosen is not None and epochs and first <= chosen <= last:
         parts.append(f'<path class="mark" d="M{place(chosen, bottom).split()[0]} 0V60"/>')
     for kind, points in series:
-        parts.extend(f'<path class="line {kind}" d="{path}"/>' for path in _unbroken(points, place))
+        runs: list[list[str]] = [[]]
+        for epoch, value in points:
+            if value is None:
+                runs.append([])
+            else:
+                runs[-1].append(place(epoch, value))
+        drawn = ["L".join(run) if len(run) > 1 else f"{run[0]}h0" for run in runs if run]
+        parts += [f'<path class="line {kind}" d="M{path}"/>' for path in drawn]
         at = dict(points).get(chosen) if dots else None
-        parts.extend([] if at is None else [f'<path class="dot after" d="M{place(chosen, at)}h0"/>'])
+        parts += [] if at is None else [f'<path class="dot after" d="M{place(chosen, at)}h0"/>']
     ends = {"top": top, "bottom": bottom, "first": first, "last": last}
     return {"svg": svg(60, "curve", title, "".join(parts)), **ends}
 
@@ -122,9 +119,6 @@ def curve(name: str, points: Sequence[Point], chosen: int, from_zero: bool) -> d
     """Draw one quantity over the epochs, on a scale of its own.
 
     Args:
-        name: what it is.
-        points: (epoch, value) in order of epochs; an undefined value leaves a gap.
-        chosen: the epoch to mark, where it is among them.
         from_zero: let the vertical axis begin at 0 (losses), where no value is negative.
 
     Returns:
@@ -143,61 +137,40 @@ def curve(name: str, points: Sequence[Point], chosen: int, from_zero: bool) -> d
     return {**drawn, "name": name, "chosen": chosen, "at_chosen": dict(points).get(chosen), "final": values[-1]}
 
 
-def _unbroken(points: Sequence[Point], place: Any) -> list[str]:
-    """Return an SVG path for each unbroken run of defined values."""
-    runs: list[list[str]] = [[]]
-    for epoch, value in points:
-        if value is None:
-            runs.append([])
-        else:
-            runs[-1].append(place(epoch, value))
-    return ["M" + ("L".join(run) if len(run) > 1 else run[0] + "h0") for run in runs if run]
-
-
 def ceiling(value: float) -> float:
     """Return the least of 1, 2, 3, 4, 5, 6, 8, 10, 20, 30 ... not below a number: an end for an axis of counts."""
     step = 1
-    while True:
-        for factor in (1, 2, 3, 4, 5, 6, 8):
-            if value <= factor * step:
-                return float(factor * step)
+    while value > 8 * step:
         step *= 10
+    return float(next(factor * step for factor in (1, 2, 3, 4, 5, 6, 8) if value <= factor * step))
 
 
-def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> Markup:
-    """Draw accuracy against confidence, a bar a bin, and in other colours what lies between the two.
+def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> tuple[Markup, Markup]:
+    """Draw accuracy against confidence, a bar a bin, and in other colours what lies between the two; and beneath it how
+    many faces each bin holds, the fullest reaching the top.
 
     Args:
-        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions; empty bins are left out.
-        title: what a screen reader says.
-
-    Bins of fewer than `FEW` faces have the class ``few`` besides: one face is right or wrong, and says little.
+        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions; empty bins are left out. Those of fewer than
+            `FEW` faces have the class ``few`` besides: one face is right or wrong, and says little.
     """
-    bars: dict[str, list[str]] = {}
-    for one in bins:
-        if not one["count"]:
-            continue
-        accuracy, confidence = one["accuracy"], one["confidence"]
-        left, width = 100 * one["low"] + 0.4, 100 * (one["high"] - one["low"]) - 0.8
-        both, more = min(accuracy, confidence), max(accuracy, confidence)
-        gap, few = "over" if confidence > accuracy else "under", " few" if one["count"] < FEW else ""
-        for kind, low, high in (("right", 0.0, both), (gap, both, more)):
-            bar = f"M{left:.2f} {100 - 100 * low:.2f}V{100 - 100 * high:.2f}h{width:.2f}V{100 - 100 * low:.2f}z"
-            bars.setdefault(kind + few, []).append(bar)
-    filled = "".join(f'<path class="fill {kind}" d="{"".join(paths)}"/>' for kind, paths in bars.items())
-    return svg(100, "square", title, f'<path class="axis" d="{_GRID}"/>{filled}<path class="ideal" d="M0 100L100 0"/>')
+    bars, filled = {}, [one for one in bins if one["count"]]
+    for one in filled:
+        accuracy, confidence, few = one["accuracy"], one["confidence"], " few" if one["count"] < FEW else ""
+        ends = [("right", 0.0, min(accuracy, confidence))]
+        ends.append(("over" if confidence > accuracy else "under", ends[0][2], max(accuracy, confidence)))
+        for kind, low, high in ends:
+            bars[kind + few] = bars.get(kind + few, "") + _bar(one, 100 - 100 * low, 100 - 100 * high)
+    paths = "".join(f'<path class="fill {kind}" d="{path}"/>' for kind, path in bars.items())
+    grid, ideal = f'<path class="axis" d="{_GRID}"/>', '<path class="ideal" d="M0 100L100 0"/>'
+    most = max((one["count"] for one in filled), default=1)
+    counted = "".join(_bar(one, 20, 20 - max(0.6, 20 * one["count"] / most)) for one in filled)
+    strip = f'<path class="fill count" d="{counted}"/><path class="axis" d="M0 20H100"/>'
+    return svg(100, "square", title, grid + paths + ideal), svg(20, "strip", f"faces by confidence, {title}", strip)
 
 
-def counts(bins: Sequence[Mapping[str, Any]], title: str) -> Markup:
-    """Draw how many faces each bin of `reliability` holds, the fullest bin reaching the top."""
-    most = max((one["count"] for one in bins), default=0)
-    path = "".join(
-        f"M{100 * one['low'] + 0.4:.2f} 20V{20 - max(0.6, 20 * one['count'] / most):.2f}"
-        f"h{100 * (one['high'] - one['low']) - 0.8:.2f}V20z"
-        for one in bins
-        if one["count"]
-    )
-    return svg(20, "strip", title, f'<path class="fill count" d="{path}"/><path class="axis" d="M0 20H100"/>')
+def _bar(one: Mapping[str, Any], low: float, high: float) -> str:
+    left, width = 100 * one["low"] + 0.4, 100 * (one["high"] - one["low"]) - 0.8
+    return f"M{left:.2f} {low:.2f}V{high:.2f}h{width:.2f}V{low:.2f}z"
 
 
 def scatter(x: Sequence[float], y: Sequence[float], kinds: Sequence[str], title: str) -> Markup:
@@ -205,9 +178,7 @@ def scatter(x: Sequence[float], y: Sequence[float], kinds: Sequence[str], title:
 
     Args:
         x, y: within 0..1, x to the right, y upward.
-        kinds: the class of each point's path, such as ``c3 src``; kinds are drawn in the order of their names' first
-            appearance, those that hold ``src`` beneath the others.
-        title: what a screen reader says.
+        kinds: the class of each point's path, such as ``c3 src``; kinds that hold ``src`` lie beneath the others.
     """
     paths: dict[str, list[str]] = {}
     for across, up, kind in zip(x, y, kinds, strict=True):
