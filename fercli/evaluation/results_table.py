@@ -155,13 +155,12 @@ def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[d
         name: "accuracy" or "macro_f1".
 
     Returns:
-        A list of {"label", "reference", "oracle", "cells", "bound"}, cells and bounds one a column.
-        A cell: {"mean", "sd", "n" (seeds), "interval" (low, high) and "correct", "scored" (images) where it is of one
-        entry alone, else None, "difference" (mean over seeds of row minus reference), "pairs" (seeds of both), "p"
-        (paired t-test, Holm over the column's rows), "best", "tied" (within the error of the best)}. The best is the
-        highest mean among rows that are no oracle and have as many seeds as any of them; without a rival nothing is.
-        A bound: {"mean", "sd", "n", "interval", "correct", "scored", "epoch" (of one entry), "gap" (mean over seeds of
-        the oracle's epoch minus the one that was chosen without labels)}.
+        A list of {"label", "reference", "oracle", "cells", "bound"}, cells and bounds one a column: {"mean", "sd", "n"
+        (seeds), "difference" (mean over seeds of row minus reference; of a bound minus the row's own cell), "pairs"
+        (seeds of both), "p" (paired t-test, Holm over the column's rows; None of a bound), "best", "tied" (within the
+        error of the best), "one" (`figures` of the entry, with "scored", where it is of one alone, else None)}. The best
+        is the highest mean among rows that are no oracle and have as many seeds as any of them; without a rival nothing
+        is.
     """
     lines = [{**row.about, "cells": [], "bound": []} for row in rows]
     for column in columns:
@@ -172,10 +171,8 @@ def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[d
         _mark_best(rows, values, cells)
         for row, line, cell, own in zip(rows, lines, cells, values, strict=True):
             bound = series(row, column, oracle_score(name))
-            gap = summary(paired_differences(bound, own).values()).mean
-            line["cells"].append({**cell, **_of_one(row, column, own, name)})
-            above = {**summary(bound.values())._asdict(), "gap": gap}
-            line["bound"].append({**above, **_of_one(row, column, bound, name, oracle=True)})
+            line["cells"].append({**cell, "one": _one(row, column, own, oracle=False)})
+            line["bound"].append({**_cell(bound, own), "p": None, "one": _one(row, column, bound, oracle=True)})
     return lines
 
 
@@ -183,17 +180,18 @@ def heads_table(rows: Sequence[Group], column: Column) -> tuple[list[str], list[
     """Accuracy of every head and every decision rule in one column.
 
     Returns:
-        The names, and a list of {"label", "reference", "oracle", "cells"}, a cell a name: {"mean", "sd", "n", "own"
-        (whether it gives the row's answers)}. Rows without any score are left out.
+        The names, and lines as `table` has them, a cell a name, with "own" (whether it gives the row's answers). Rows
+        without any score are left out.
     """
     entries = [entry for row in rows for entry in row.entries.values()]
     names = list(dict.fromkeys(name for entry in entries for name, one in entry["heads"].items() if one))
     lines = []
     for row in rows:
         decisions = {entry["decision"] for entry in row.entries.values()}
-        found = [(name, summary(series(row, column, score("accuracy", name)).values())) for name in names]
-        if any(cell.n for _, cell in found):
-            lines.append({**row.about, "cells": [{**cell._asdict(), "own": name in decisions} for name, cell in found]})
+        found = [(name, _cell(series(row, column, score("accuracy", name)), None)) for name in names]
+        if any(cell["n"] for _, cell in found):
+            cells = [{**cell, "one": None, "own": name in decisions} for name, cell in found]
+            lines.append({**row.about, "cells": cells})
     return names, lines
 
 
@@ -220,19 +218,14 @@ def _row_name(cell: Entry) -> tuple[str, str]:
 def _cell(own: Mapping[Any, float], reference: Mapping[Any, float] | None) -> dict[str, Any]:
     differences = list(paired_differences(own, reference or {}).values())
     against = {"difference": summary(differences).mean, "pairs": len(differences), "p": paired_t_test(differences)}
-    return {**summary(own.values())._asdict(), **against, "best": False, "tied": False}
+    return {**summary(own.values())._asdict(), **against, "best": False, "tied": False, "own": False}
 
 
-def _of_one(row: Group, column: Column, values: Mapping[Any, float], name: str, oracle: bool = False) -> dict[str, Any]:
-    """What a cell can tell besides where one entry alone makes it."""
-    found = dict.fromkeys(("interval", "correct", "scored", "epoch"))
-    if len(values) == len(column.targets) == 1:
-        entry = row.entries[column.targets[0], next(iter(values))]
-        own = figures(entry, oracle)
-        found.update(interval=own["intervals"][name], epoch=own["epoch"])
-        if name == "accuracy":
-            found.update(correct=own["correct"], scored=entry["scored"])
-    return found
+def _one(row: Group, column: Column, values: Mapping[Any, float], oracle: bool) -> dict[str, Any] | None:
+    if not len(values) == len(column.targets) == 1:
+        return None
+    entry = row.entries[column.targets[0], next(iter(values))]
+    return {**figures(entry, oracle), "scored": entry["scored"]}
 
 
 def _reference(row: Group, rows: Sequence[Group], values: Sequence[dict[Any, float]]) -> dict[Any, float] | None:

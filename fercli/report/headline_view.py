@@ -22,6 +22,7 @@ from fercli.report.plots import axis, lane
 
 #: How many images the list names, how many have a face, how many have a label.
 COUNTS = ("expected", "found", "scored")
+_NOTHING = {"intervals": {"accuracy": None}}
 
 
 def headline(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,7 +44,9 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
         charts += [{"name": column.name, **_chart(rows, column, cells)}] if any(cell["n"] for cell in cells) else []
         heads += [{"name": column.name, "names": names, "lines": lines}] if lines else []
     every, ranked = _every_row(document), rank_rules(document)
-    bound = [line for line in accuracy if any(cell["n"] for cell in line["bound"])]
+    bound = [
+        {**line, "cells": line["bound"], "oracle": True} for line in accuracy if any(c["n"] for c in line["bound"])
+    ]
     printed = [] if document["synthetic"] else published(document, columns)
     return {
         "columns": columns,
@@ -78,9 +81,8 @@ def intervals(every: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     found: dict[str, dict[str, None]] = {}
     for row in every:
         if row["intervals"]["accuracy"]:
-            found.setdefault(row["by"], {})[row["dataset"] + (" (oracle)" if row["selection"] == "oracle" else "")] = (
-                None
-            )
+            name = row["dataset"] + (" (oracle)" if row["selection"] == "oracle" else "")
+            found.setdefault(row["by"], {})[name] = None
     return [(by, ", ".join(names)) for by, names in found.items()]
 
 
@@ -106,7 +108,14 @@ def _chart(rows: Sequence[Group], column: Column, cells: Sequence[Mapping[str, A
         if cell["n"]:
             mean, sd = cell["mean"], cell["sd"]
             own = list(series(row, column, score("accuracy")).values()) if cell["n"] > 1 else []
-            drawn.append((row, cell, cell["interval"] if sd is None else (mean - sd, mean + sd), own))
+            drawn.append(
+                (
+                    row,
+                    cell,
+                    (cell["one"] or _NOTHING)["intervals"]["accuracy"] if sd is None else (mean - sd, mean + sd),
+                    own,
+                )
+            )
     ends = [value for _, cell, bar, own in drawn for value in (cell["mean"], *(bar or ()), *own)]
     ticks = axis([min(1.0, max(0.0, value)) for value in ends])
     base = next((cell["mean"] for row, cell, _, _ in drawn if row.reference), None)

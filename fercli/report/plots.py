@@ -31,7 +31,7 @@ def svg(height: int, kind: str, title: str, parts: str) -> Markup:
 
 
 def axis(values: Sequence[float]) -> list[float]:
-    """Choose the ticks of an axis that holds fractions in [0, 1]: even steps of a round number of points, seven at most.
+    """Choose the ticks of an axis that holds fractions: even steps of a round number of points, seven at most.
 
     Returns:
         At least two ticks within [0, 1], ascending, the ends of the axis first and last. Without values 0 and 1.
@@ -150,7 +150,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> tuple[Markup, 
     many faces each bin holds, the fullest reaching the top.
 
     Args:
-        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions; empty bins are left out. Those of fewer than
+        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions; empty ones are left out. Those of fewer than
             `FEW` faces have the class ``few`` besides: one face is right or wrong, and says little.
     """
     bars, filled = {}, [one for one in bins if one["count"]]
