@@ -42,14 +42,11 @@ def headline(document: Document) -> Table:
 def _long(document: Document) -> tuple[str, list[str], list[list[Any]], list[str], int]:
     rows = []
     for dataset, row, own in sorted(by_dataset(document), key=lambda one: one[2][0]["role"] == "target"):
-        home = own[0]["role"] == "source"
-        for entry, oracle in (
-            (entry, oracle) for entry in own for oracle in (False, True)[: 1 + bool(entry["oracle"])]
-        ):
-            found = figures(entry, oracle)
+        for entry, oracle in [(one, oracle) for one in own for oracle in (False, True)[: 1 + bool(one["oracle"])]]:
+            found, home = figures(entry, oracle), entry["role"] == "source"
             star = "" if home or row.reference or found["oracle"] else "*"
             name = f"{star}{_marked(document, dataset)}{' (source)' if home else ''}"
-            scores = [_percent(found[one], 2) for one in ("accuracy", "macro_f1")]
+            scores = [_percent(found["accuracy"], 2), _percent(found["macro_f1"], 2)]
             chosen = f"{found['epoch']}, {'ORACLE' if found['oracle'] else found['selection']}"
             images = f"{entry['scored']}/{entry['expected']}"
             rows.append([name, row.about["label"], entry["decision"], *scores, images, chosen])

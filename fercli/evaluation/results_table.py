@@ -53,13 +53,10 @@ class Column(NamedTuple):
 
 
 def groups(document: Mapping[str, Any], role: str = "target") -> list[Group]:
-    """Rows of the tables: the reference first, then the methods in the document's order, then those that are oracles.
+    """Rows of the tables, of what was scored on targets or (role "source") on test images of the models' own sources.
 
-    A row of which every cell is missing is there too, without entries. Of two entries for the same seed and dataset the
-    later counts.
-
-    Args:
-        role: "target", or "source": what the models are worth on test images of their own sources.
+    The reference comes first, then the methods in the document's order, then those that are oracles. A row of which
+    every cell is missing is there too. Of two entries for the same seed and dataset the later counts.
     """
     entries, reference = [entry for entry in document["entries"] if entry["role"] == role], document["reference"]
     oracles = {entry["method"] for entry in entries if entry["oracle_method"]}
@@ -155,12 +152,11 @@ def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[d
         name: "accuracy" or "macro_f1".
 
     Returns:
-        A list of {"label", "reference", "oracle", "cells", "bound"}, cells and bounds one a column: {"mean", "sd", "n"
-        (seeds), "difference" (mean over seeds of row minus reference; of a bound minus the row's own cell), "pairs"
-        (seeds of both), "p" (paired t-test, Holm over the column's rows; None of a bound), "best", "tied" (within the
-        error of the best), "one" (`figures` of the entry, with "scored", where it is of one alone, else None)}. The best
-        is the highest mean among rows that are no oracle and have as many seeds as any of them; without a rival nothing
-        is.
+        The rows' `about` with "cells" and "bound", one a column: {"mean", "sd", "n" (seeds), "difference" (mean over
+        seeds of row minus reference; of a bound minus the row's own cell), "pairs" (seeds of both), "p" (paired t-test,
+        Holm over the column's rows; None of a bound), "best", "tied" (within the error of the best), "one" (`figures`
+        of the entry, with "scored", where it is of one alone)}. The best is the highest mean among rows that are no
+        oracle and have as many seeds as any of them; without a rival nothing is.
     """
     lines = [{**row.about, "cells": [], "bound": []} for row in rows]
     for column in columns:

@@ -21,9 +21,8 @@ def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
         {"targets": names, "methods": labels, "cells" (how many entries were judged), "rows"}; a row: {"rule", "used"
         (it chose epochs of this document), "mean", "worst" (fractions below the oracle, 0 is best; worst = largest),
         "hits" (share of entries in which it names the oracle's own epoch), "gain" (mean accuracy above the rule
-        ``last``), "cells" (how many it was judged on), "targets", "methods" (the mean within each, in that order)}. Best
-        first; what is not defined is None and comes last. Degenerate: entries without labels are left out, and
-        without any entry there are no rows.
+        ``last``), "cells" (how many it was judged on), "targets", "methods" (the mean within each)}. Best first; what
+        is not defined is None and comes last. Entries without labels are left out.
     """
     entries = [
         entry

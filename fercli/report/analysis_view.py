@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fercli.evaluation.results_table import by_dataset, metrics
@@ -12,75 +12,80 @@ from fercli.report.plots import curve, reliability, scatter
 
 
 def datasets(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every model on every dataset with labels, of a run or model; nothing of a sweep.
+    """A section of each dataset with labels, of a run or model; nothing of a sweep.
 
     Returns:
-        [{"name", "role", "models" (entries, with "label"), "blocks"}], targets first; a block is a head or rule, and
-        the last the decision: (name, [(model, its metrics, or None where it lacks the rule)]).
+        [{"id", "part" (its template), "title", "role", "models" (entries, with "label"), "blocks"}], targets first; a
+        block is a head or rule, and the last the decision: (name, [(model, its metrics, or None without the rule)]).
     """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for name, row, own in () if document["kind"] == "sweep" else by_dataset(document):
-        found.setdefault(name, []).extend({**entry, "label": row.about["label"]} for entry in own if metrics(entry))
-    sections = []
-    for name, models in found.items():
+    sections: list[dict[str, Any]] = []
+    for name, rows in () if document["kind"] == "sweep" else _each(document, lambda entries: {"entries": entries}):
+        models = [{**e, "label": row["label"]} for row in rows for e in row["entries"] if metrics(e)]
         heads = dict.fromkeys(head for model in models for head in model["heads"])
         blocks = [(head, [(model, model["heads"].get(head)) for model in models]) for head in heads]
         blocks.append(("decision", [(model, metrics(model)) for model in models]))
-        role = document["datasets"][name]["role"]
-        sections += [{"name": name, "role": role, "models": models, "blocks": blocks}] if models else []
+        about = {"id": f"dataset-{len(sections) + 1}", "part": "dataset", "title": name}
+        about["role"] = document["datasets"][name]["role"]
+        sections += [{**about, "models": models, "blocks": blocks}] if models else []
     return sections
 
 
-def glpc(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+def glpc(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     """How often each stage of GLPC decided, faces counted over seeds.
 
     Returns:
-        [{"dataset", "models": [{"label", "oracle", "total", "steps": [{"name", "count", "correct" (None without
-        labels)}]}]}].
+        [(dataset, rows with "total" and "steps" [{"name", "count", "correct" (None without labels)}])].
     """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for dataset, row, own in by_dataset(document):
-        stages = [entry["stages"] for entry in own if entry["stages"]]
-        steps = []
+
+    def of(entries: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+        stages, steps = [entry["stages"] for entry in entries if entry["stages"]], []
         for name in stages[0] if stages else ():
             count, correct = ([one[name][what] for one in stages] for what in ("count", "correct"))
             steps.append({"name": name, "count": sum(count), "correct": None if None in correct else sum(correct)})
         total = sum(step["count"] for step in steps)
-        if total:
-            found.setdefault(dataset, []).append({**row.about, "total": total, "steps": steps})
-    return [{"dataset": name, "models": models} for name, models in found.items()]
+        return {"total": total, "steps": steps} if total else None
+
+    return _each(document, of)
 
 
-def calibration(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+def calibration(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     """Calibration of each dataset's models, over seeds; its diagrams of a run or model.
 
     Returns:
-        [{"name", "models": [{"label", "oracle", "temperature" (`Summary`), "fitted_on" (faces, in words), "figures"
-        (`Summary` of ECE before, ECE after, NLL before, NLL after), "sides": [{"what", "ece", "nll", "svg",
-        "strip"}]}]}].
+        [(dataset, rows with "temperature", "figures" (ECE before, ECE after, NLL before, NLL after; all `Summary`),
+        "fitted_on" (faces, in words) and "sides" [{"what", "ece", "nll", "plots"}])].
     """
-    found: dict[str, list[dict[str, Any]]] = {}
-    for dataset, row, own in by_dataset(document):
-        whole = [entry["calibration"] for entry in own if entry["calibration"]]
+
+    def of(entries: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+        whole, sides = [entry["calibration"] for entry in entries if entry["calibration"]], []
         if not whole:
-            continue
-        sides = []
+            return None
         for when in ("before", "after") if document["kind"] != "sweep" else ():
             one, temperature = whole[0][when], 1 if when == "before" else f"{whole[0]['temperature']:.2f}"
             what = f"{when}, T = {temperature}"
-            title = f"{dataset}, {row.about['label']}, {what}: ECE {100 * one['ece']:.1f}%"
-            svg, strip = reliability(one["bins"], title)
-            sides.append({**one, "what": what, "svg": svg, "strip": strip})
+            title = f"{entries[0]['dataset']}, {entries[0]['method']}, {what}: ECE {100 * one['ece']:.1f}%"
+            sides.append({**one, "what": what, "plots": reliability(one["bins"], title)})
         pairs = [(name, when) for name in ("ece", "nll") for when in ("before", "after")]
-        model = {
-            **row.about,
+        return {
             "temperature": summary(one["temperature"] for one in whole),
             "fitted_on": ", ".join(dict.fromkeys(str(one["fitted_on"] or "none, T = 1") for one in whole)),
             "figures": [summary(one[when][name] for one in whole) for name, when in pairs],
             "sides": sides,
         }
-        found.setdefault(dataset, []).append(model)
-    return [{"name": name, "models": models} for name, models in found.items()]
+
+    return _each(document, of)
+
+
+def _each(
+    document: Mapping[str, Any], of: Callable[[list[Mapping[str, Any]]], dict[str, Any] | None]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(dataset, rows) of everything that was scored: what `of` makes of a row's entries, rows without it left out."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for dataset, row, entries in by_dataset(document):
+        one = of(entries)
+        if one is not None:
+            found.setdefault(dataset, []).append({**row.about, **one})
+    return list(found.items())
 
 
 def gaps(document: Mapping[str, Any]) -> list[dict[str, Any]]:

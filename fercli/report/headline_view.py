@@ -22,7 +22,6 @@ from fercli.report.plots import axis, lane
 
 #: How many images the list names, how many have a face, how many have a label.
 COUNTS = ("expected", "found", "scored")
-_NOTHING = {"intervals": {"accuracy": None}}
 
 
 def headline(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,8 +30,8 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         "columns"; "accuracy", "macro_f1" (lines of `fercli.evaluation.results_table.table`); "verdict"; "charts" (of
         the last column first) [{"name", "ticks", "lines"}]; "heads" (likewise) [{"name", "names", "lines"}]; "home"
-        (the sources' own test images) [(dataset, label, accuracy's cell, macro F1's cell)]; "every" (row); "intervals"
-        (what they are of); "any_bound" (whether any line has a figure at the oracle's epoch); "bound" ({"lines" that
+        (the sources' own test images) [(dataset, label, accuracy's cell, macro F1's cell)]; "every" (row);
+        "any_bound" (whether any line has a figure at the oracle's epoch); "bound" ({"lines" that
         have one, "published"}, or None); "rules" (their rank, or None).
     """
     rows, columns = groups(document), table_columns(document)
@@ -43,7 +42,7 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
         names, lines = heads_table(rows, column)
         charts += [{"name": column.name, **_chart(rows, column, cells)}] if any(cell["n"] for cell in cells) else []
         heads += [{"name": column.name, "names": names, "lines": lines}] if lines else []
-    every, ranked = _every_row(document), rank_rules(document)
+    ranked = rank_rules(document)
     bound = [
         {**line, "cells": line["bound"], "oracle": True} for line in accuracy if any(c["n"] for c in line["bound"])
     ]
@@ -57,8 +56,7 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
         "charts": charts,
         "heads": heads,
         "home": _home(document),
-        "every": every,
-        "intervals": intervals(every),
+        "every": _every_row(document),
         # Of one target, without published figures, the headline says as much.
         "bound": {"lines": bound, "published": printed} if printed or (bound and len(columns) > 1) else None,
         "rules": ranked if ranked["rows"] else None,
@@ -74,16 +72,6 @@ def verdict(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             tied = [other["label"] for other in there if other["cells"][-1]["tied"]]
             return {**line, "cell": line["cells"][-1], "tied": tied, "alone": len(there) == 1}
     return None
-
-
-def intervals(every: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Say what the intervals are of: (what, which rows), such as ("bootstrap over 10 subjects", "jaffe")."""
-    found: dict[str, dict[str, None]] = {}
-    for row in every:
-        if row["intervals"]["accuracy"]:
-            name = row["dataset"] + (" (oracle)" if row["selection"] == "oracle" else "")
-            found.setdefault(row["by"], {})[name] = None
-    return [(by, ", ".join(names)) for by, names in found.items()]
 
 
 def published(document: Mapping[str, Any], columns: Sequence[Column]) -> list[dict[str, Any]]:
@@ -105,17 +93,11 @@ def _chart(rows: Sequence[Group], column: Column, cells: Sequence[Mapping[str, A
     """Every row's mean in a column on one axis, its deviation over seeds (or the interval of one entry), its seeds."""
     drawn = []
     for row, cell in zip(rows, cells, strict=True):
-        if cell["n"]:
-            mean, sd = cell["mean"], cell["sd"]
-            own = list(series(row, column, score("accuracy")).values()) if cell["n"] > 1 else []
-            drawn.append(
-                (
-                    row,
-                    cell,
-                    (cell["one"] or _NOTHING)["intervals"]["accuracy"] if sd is None else (mean - sd, mean + sd),
-                    own,
-                )
-            )
+        mean, sd, one = cell["mean"], cell["sd"], cell["one"]
+        if mean is not None:
+            seeds = list(series(row, column, score("accuracy")).values()) if sd is not None else []
+            bar = (mean - sd, mean + sd) if sd is not None else one and one["intervals"]["accuracy"]
+            drawn.append((row, cell, bar, seeds))
     ends = [value for _, cell, bar, own in drawn for value in (cell["mean"], *(bar or ()), *own)]
     ticks = axis([min(1.0, max(0.0, value)) for value in ends])
     base = next((cell["mean"] for row, cell, _, _ in drawn if row.reference), None)

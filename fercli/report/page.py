@@ -48,7 +48,6 @@ _SECTIONS = {
     "environment": "Environment",
     "reading": "How to read it",
 }
-_ALWAYS = ("headline", "reading")
 
 _NOT_DEFINED = Markup('<span class="none" title="not defined, or not run">–</span>')
 
@@ -81,8 +80,14 @@ def render(document: Mapping[str, Any], pictures: Pictures | None = None) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(pct=_pct, points=_points, figure=_figure, shade=_shade, signed=_signed)
-    environment.filters.update(pvalue=_pvalue, duration=duration, digits=digits, decimals=_decimals)
+    environment.filters.update(
+        pct=lambda value, digits=1: _number(value, f".{digits}f", 100),  # a fraction; the column's head has the sign
+        points=lambda value: _number(value, "+.1f", 100),  # a difference of fractions
+        signed=lambda value: _number(value, "+.2f"),
+        decimals=lambda value, digits: _number(value, f".{digits}f"),
+        figure=lambda value: _number(value, "#.3g"),  # a loss or a selection score
+        **{"pvalue": _pvalue, "shade": _shade, "duration": duration, "digits": digits},
+    )
     # Several sources together have a name of their own.
     environment.tests["synthetic"] = lambda name: document["datasets"].get(name, document)["synthetic"]
     return environment.get_template("report.html.j2").render(view(document, pictures))
@@ -94,15 +99,14 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
     whole = document["environment"]
     environment = [(key, str(value)) for key, value in whole.items() if key != "time_s"]
     environment += [(f"time: {stage}", duration(seconds)) for stage, seconds in whole.get("time_s", {}).items()]
-    kept = ("kind", "title", "synthetic", "expressions", "targets", "methods", "seeds", "reference")
     values = {
-        **{key: document[key] for key in kept},
+        **document,
+        **shown,
+        "headline": True,
         "created": f"{created.day} {created:%B %Y, %H:%M} {created.tzname()}",
         "spec": yaml.safe_dump(document["spec"], sort_keys=False, allow_unicode=True, width=100),
         "environment": environment,
-        **shown,
         "missing": missing(document),
-        "planned": len(document["entries"]) + len(document["missing"]),
         "images": images(document),
         "times": times(document),
         "glpc": glpc(document),
@@ -113,47 +117,26 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
         "failure_cases": failure_cases(document, faces),
         "curves": training_curves(document),
         "left_out": left_out(document, shown["columns"], faces.refused),
+        "reading": True,
     }
-    of_datasets = [
-        {"id": f"dataset-{i}", "part": "dataset", "title": one["name"], "of": one}
-        for i, one in enumerate(datasets(document), 1)
-    ]
     sections = []
     for key, title in _SECTIONS.items():
-        sections += of_datasets if key == "dataset" else []
-        sections += [{"id": key, "part": key, "title": title, "of": None}] if values.get(key, key in _ALWAYS) else []
+        sections += datasets(document) if key == "dataset" else []
+        sections += [{"id": key, "part": key, "title": title, "role": None}] if values.get(key) else []
     return {**values, "sections": sections}
 
 
-def _pct(value: Any, digits: int = 1) -> str:
-    """A fraction as percent, without the sign (the column's head has it)."""
-    return _NOT_DEFINED if value is None else f"{100 * value:.{digits}f}"
-
-
-def _points(value: Any) -> str:
-    """A difference of fractions as signed points, with a true minus sign."""
-    return _NOT_DEFINED if value is None else _signed(100 * value, 1)
-
-
-def _signed(value: float, digits: int = 2) -> str:
-    """A difference with its sign, a true minus; what rounds to nothing has none."""
-    text = f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-    return text[1:] if not text[1:].strip("0.") else text
+def _number(value: float | None, form: str, times: float = 1) -> str:
+    """A number as text, with a true minus sign, and without a sign where it rounds to nothing; None is a dash."""
+    if value is None:
+        return _NOT_DEFINED
+    text = f"{times * value:{form}}".rstrip(".").replace("-", "\N{MINUS SIGN}")
+    return text[1:] if text[0] in "+\N{MINUS SIGN}" and not text[1:].strip("0.") else text
 
 
 def _pvalue(value: float) -> str:
     """A chance in [0, 1], with what it is."""
     return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
-
-
-def _figure(value: Any) -> str:
-    """A loss or a selection score: three significant digits."""
-    return _NOT_DEFINED if value is None else f"{value:#.3g}".rstrip(".").replace("-", "\N{MINUS SIGN}")
-
-
-def _decimals(value: Any, digits: int) -> str:
-    """A number with a fixed count of decimals."""
-    return _NOT_DEFINED if value is None else f"{value:.{digits}f}"
 
 
 def _shade(count: int, row: Sequence[int]) -> int:

@@ -150,7 +150,7 @@ def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> tuple[Markup, 
     many faces each bin holds, the fullest reaching the top.
 
     Args:
-        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions; empty ones are left out. Those of fewer than
+        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions. Empty ones are left out; those of less than
             `FEW` faces have the class ``few`` besides: one face is right or wrong, and says little.
     """
     bars, filled = {}, [one for one in bins if one["count"]]

@@ -10,14 +10,10 @@ from fercli.report.plots import ceiling, lines
 
 
 def pseudo_labels(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what is shown of each adaptation.
-
-    Returns:
-        A list of {"folder", "target", "faces", "labelled", "kept" (epoch), "marked" (epoch to mark, or None),
-        "thresholds" [{"name", "kind" (class of its line), "total", "share", "accuracy", "cells" [(count, accuracy)]}]
-        at the kept epoch, "quantity", "accuracy" (charts, the latter None without labels), "panels" (at the
-        class-aware threshold) [{"expression", "svg", "top", "first", "last", "count", "correct"}]}.
-    """
+    """Return each adaptation as the document has it, and {"folder", "kept" (epoch), "marked" (epoch to mark, or None),
+    "quantity", "accuracy" (charts, the latter None without labels)}; at the kept epoch "thresholds" [{"name", "kind"
+    (class of its line), "total", "share", "accuracy", "cells" [(count, accuracy)]}]; and "panels", at the class-aware
+    threshold [{"expression", "svg", "top", "first", "last", "count", "correct"}]."""
     kept = {entry["folder"]: entry["epoch"] for entry in document["entries"]}
     return [
         _adaptation(folder, one, kept[folder], document["expressions"])
