@@ -1,4 +1,4 @@
-"""The run's report in a real browser: nothing it complains of, nothing loaded, nothing too wide, open at once.
+"""The page in a real browser: nothing it complains of, nothing loaded, nothing too wide, open at once.
 
 Takes a Chromium on the PATH (Debian: ``apt-get install chromium``); without one these tests are skipped.
 """
@@ -13,9 +13,9 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from report_documents import document, pictures
+from report_documents import document, pictures, sweep
 
-from fercli.report.run import write_report
+from fercli.report.page import write_report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -24,8 +24,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: neither chromium, chromium-browser nor google-chrome"),
 ]
 
-SECTIONS = {"headline", "dataset-1", "dataset-2", "glpc", "calibration", "gap", "pseudo-labels", "failure-cases",
-            "curves", "spec", "environment", "reading"}  # fmt: skip
+SECTIONS = {"headline", "macro_f1", "heads", "rules", "images", "dataset-1", "dataset-2", "glpc", "calibration", "gaps",
+            "pseudo_labels", "failure_cases", "curves", "spec", "environment", "reading"}  # fmt: skip
 
 #: Appended to copies for the tests: what the browser made of the page, left in its title. Reading a width lays it out.
 PROBE = """<script>
@@ -48,6 +48,11 @@ FRAME = """<!doctype html><title>none</title><script>onmessage = (said) => {{ do
 def report(tmp_path_factory) -> Path:
     results = document()
     return write_report(results, tmp_path_factory.mktemp("report"), pictures(results))
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory) -> Path:
+    return write_report(sweep(), tmp_path_factory.mktemp("sweep"))
 
 
 def browse(address: str, tmp_path: Path, *options: str) -> tuple[str, str]:
@@ -77,7 +82,7 @@ def with_probe(report: Path, folder: Path) -> Path:
 
 def test_every_section_is_shown_without_a_complaint(report, tmp_path):
     dom, log = browse(report.as_uri(), tmp_path)
-    assert set(re.findall(r'id="([a-z0-9-]+)"', dom)) >= SECTIONS
+    assert set(re.findall(r'id="([a-z0-9_-]+)"', dom)) >= SECTIONS
     assert len(re.findall(r'<details class="fold" open', dom)) == len(SECTIONS)
     assert complaints(log) == [] and "<script" not in dom
 
@@ -95,9 +100,10 @@ def test_nothing_is_loaded_and_the_keyboard_reaches_every_fold(report, tmp_path)
     assert found["scroll"] <= found["inner"] and found["wide"] == []
 
 
-@pytest.mark.parametrize("width", [360, 390, 768, 1024])
-def test_the_page_never_scrolls_sideways(report, tmp_path, width):
-    copy = with_probe(report, tmp_path)
+@pytest.mark.parametrize("kind", ["report", "swept"])
+@pytest.mark.parametrize("width", [360, 375, 768, 1024])
+def test_the_page_never_scrolls_sideways(kind, request, tmp_path, width):
+    copy = with_probe(request.getfixturevalue(kind), tmp_path)
     frame = tmp_path / "frame.html"  # a window is at least 500 pixels wide, a frame as narrow as asked
     frame.write_text(FRAME.format(name=copy.name, width=width))
     dom, _ = browse(frame.as_uri(), tmp_path, "--window-size=1200,900", "--virtual-time-budget=5000")
@@ -118,5 +124,5 @@ def test_ten_thousand_faces_are_small_and_open_at_once(tmp_path):
     report = write_report(results, tmp_path / "report", pictures(results))
     assert report.stat().st_size < 8_000_000
     dom, log = browse(with_probe(report, tmp_path).as_uri(), tmp_path, "--window-size=1280,900")
-    assert complaints(log) == [] and set(re.findall(r'id="([a-z0-9-]+)"', dom)) >= SECTIONS
+    assert complaints(log) == [] and set(re.findall(r'id="([a-z0-9_-]+)"', dom)) >= SECTIONS
     assert probed(dom)["opened"] < 2_000 * 3, "milliseconds until laid out; 2,000 are asked, busy machines take longer"
