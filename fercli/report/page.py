@@ -32,7 +32,7 @@ Pictures = Mapping[tuple[str, str, int], Picture]
 _SECTIONS = {
     "headline": "Accuracy",
     "macro_f1": "Macro F1",
-    "bound": "The oracle’s epoch, and published figures",
+    "bound": "At the oracle’s epoch",
     "heads": "Heads and decision rules",
     "rules": "Choosing the epoch without target labels",
     "images": "Images and time",
