@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 
 from fercli.durations import digits, duration
@@ -73,14 +75,14 @@ def write_report(document: Mapping[str, Any], folder: Path, pictures: Pictures |
 
 def render(document: Mapping[str, Any], pictures: Pictures | None = None) -> str:
     """Return the report of a results document as one HTML page."""
-    environment = Environment(
-        loader=PackageLoader("fercli.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    return _environment().get_template("report.html.j2").render(view(document, pictures))
+
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("fercli.report")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters.update(
         pct=lambda value, digits=1: _number(value, f".{digits}f", 100),  # a fraction; the column's head has the sign
         points=lambda value: _number(value, "+.1f", 100),  # a difference of fractions
         signed=lambda value: _number(value, "+.2f"),
@@ -88,9 +90,14 @@ def render(document: Mapping[str, Any], pictures: Pictures | None = None) -> str
         figure=lambda value: _number(value, "#.3g"),  # a loss or a selection score
         **{"pvalue": _pvalue, "shade": _shade, "duration": duration, "digits": digits},
     )
-    # Several sources together have a name of their own.
-    environment.tests["synthetic"] = lambda name: document["datasets"].get(name, document)["synthetic"]
-    return environment.get_template("report.html.j2").render(view(document, pictures))
+    made.tests["synthetic"] = _synthetic
+    return made
+
+
+@pass_context
+def _synthetic(page: Context, name: str) -> bool:
+    """Whether a dataset is of procedural faces; several sources together have a name of their own."""
+    return page["datasets"].get(name, page)["synthetic"]
 
 
 def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[str, Any]:
