@@ -44,12 +44,8 @@ def missing(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def left_out(document: Mapping[str, Any], columns: Sequence[Column], refused: int) -> list[str]:
-    """Say in words what has no score, which images have none, and which sections are missing.
-
-    Args:
-        columns: of the headline.
-        refused: pictures that are not shown for want of room.
-    """
+    """Say in words what has no score in the headline's columns, which images have none, which sections are missing, and
+    how many pictures were refused for want of room."""
     mean, blank = bool(columns) and columns[-1].mean, unlabelled(document)
     notes = []
     for one in images(document):

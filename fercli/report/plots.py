@@ -31,11 +31,8 @@ def svg(height: int, kind: str, title: str, parts: str) -> Markup:
 
 
 def axis(values: Sequence[float]) -> list[float]:
-    """Choose the ticks of an axis that holds fractions: even steps of a round number of points, seven at most.
-
-    Returns:
-        At least two ticks within [0, 1], ascending, the ends of the axis first and last. Without values 0 and 1.
-    """
+    """Choose the ticks of an axis that holds fractions: two to seven within [0, 1], evenly a round number of points
+    apart, its ends first and last. Without values 0 and 1."""
     if not values:
         return [0.0, 1.0]
     for step in (1, 2, 5, 10, 20):  # points
@@ -54,12 +51,8 @@ def lane(
     reference: float | None,
     title: str,
 ) -> Markup:
-    """Draw a score as a dot, how far it may be off as a bar, seeds as faint dots, and the reference as a dashed line.
-
-    Args:
-        mean, bar (its ends), seeds, reference: fractions; what leaves the axis ends there.
-        ticks: from `axis`.
-    """
+    """Draw a score as a dot, how far it may be off as a bar (its ends), seeds as faint dots, and the reference as a
+    dashed line: fractions, on an axis with these ticks; what leaves it ends there."""
 
     def x(value: float) -> str:
         return f"{2 + 96 * min(1.0, max(0.0, (value - ticks[0]) / (ticks[-1] - ticks[0]))):.2f}"
