@@ -24,17 +24,18 @@ from fercli.faces import align
 from fercli.store import subsample
 from fercli.synthetic.render import LAB, render
 
-HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")
-
 #: How well a head does beside the whole, in logits.
-SKILL = (0.9, 0.45, 0.5, 0.3, 0.5, 0.45, 1.0)
+HEADS = {
+    "global": 0.9,
+    "left-eye": 0.45,
+    "right-eye": 0.5,
+    "nose": 0.3,
+    "left-mouth": 0.5,
+    "right-mouth": 0.45,
+    "fused": 1,
+}
 
 EPOCHS, KEPT = 8, 6
-
-PEOPLE = ("KA", "KL", "KM", "KR", "MK", "NA", "NM", "TM", "UY", "YM")
-
-#: What an epoch of pseudo labels counts.
-COUNTED = ("counts", "known", "correct")
 
 _AGRA = {"method": "AGRA", "backbone": "IR-50", "citation": "Chen et al., TPAMI 2022", "selection": "oracle"}
 
@@ -99,11 +100,9 @@ def without_labels(one: dict[str, Any]) -> dict[str, Any]:
 def without(results: dict[str, Any], **parts: Any) -> dict[str, Any]:
     """Take the entries that have these values out, as not run."""
     gone = [one for one in results["entries"] if all(one[key] == value for key, value in parts.items())]
-    assert gone or not results["entries"]
     results["entries"] = [one for one in results["entries"] if one not in gone]
-    results["missing"] += [
-        {**{key: one[key] for key in ("dataset", "method", "seed", "keys")}, "why": "not run"} for one in gone
-    ]
+    parts = ("dataset", "method", "seed", "keys")
+    results["missing"] += [{**{key: one[key] for key in parts}, "why": "not run"} for one in gone]
     return results
 
 
@@ -145,14 +144,13 @@ def _frame(kind: str, entries: list[dict[str, Any]], targets: Sequence[str]) -> 
 
 def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
     """A picture of every failure case: a procedural face of its label, and heat at a place of its own."""
-    shown = {}
-    for one in results["failure_cases"]:
-        for face in one["faces"]:
-            label = EXPRESSIONS.index(face["label"]) if face["label"] else 6
-            picture = _face(label, face["position"] % 12)
-            heat = _heat(face["position"])
-            shown[one["folder"], one["dataset"], face["position"]] = SimpleNamespace(**picture, heat=heat)
-    return shown
+    return {
+        (one["folder"], one["dataset"], face["position"]): SimpleNamespace(
+            **_face(EXPRESSIONS.index(face["label"]), face["position"] % 12), heat=_heat(face["position"])
+        )
+        for one in results["failure_cases"]
+        for face in one["faces"]
+    }
 
 
 @cache
@@ -177,7 +175,7 @@ class Answered:
         self.folder = run + ("source" if method == "source-only" else f"adapt-{dataset}{tag}")
         self.labels = rng.choice(7, faces, p=(0.15, 0.1, 0.12, 0.2, 0.15, 0.14, 0.14))
         self.logits = rng.normal(size=(7, faces, 7)) * 1.6
-        for head, share in enumerate(SKILL):
+        for head, share in enumerate(HEADS.values()):
             self.logits[head, np.arange(faces), self.labels] += 4.2 * accuracy * share
         right = np.zeros(faces, bool)
         sure = self.logits[-1, np.arange(faces), self.labels] - self.logits[-1].max(-1)
@@ -208,7 +206,7 @@ class Answered:
         def at(epoch: int, more: float) -> dict[str, Any]:
             return {"epoch": epoch, "accuracy": min(1.0, accuracy + more), "macro_f1": macro_f1 + more}
 
-        held, people = home or self, [PEOPLE[i % 10] for i in range(self.faces)]
+        held, people = home or self, [f"person-{i % 10}" for i in range(self.faces)]
         return {
             "dataset": self.dataset,
             "role": "source" if self.dataset == "raf-db" else "target",
@@ -252,7 +250,10 @@ class Answered:
             for epoch in range(1, EPOCHS + 1)
         }
         epochs = [
-            {key: {name: [int(n) for n in row] for name, row in epoch[key].items()} for key in COUNTED}
+            {
+                key: {name: [int(n) for n in row] for name, row in epoch[key].items()}
+                for key in ("counts", "known", "correct")
+            }
             | {"epoch": epoch["epoch"]}
             for epoch in pseudo_label_counts(outputs, self.labels, 0.95)
         ]
@@ -274,7 +275,7 @@ class Answered:
         tops = self.probabilities[i].max(-1)
         return {
             "position": i,
-            "id": f"{PEOPLE[i % 10]}.{EXPRESSIONS[self.labels[i]][:2].upper()}{i}.tiff",
+            "id": f"KA.{EXPRESSIONS[self.labels[i]][:2].upper()}{i}.tiff",
             "label": EXPRESSIONS[self.labels[i]],
             "answer": EXPRESSIONS[self.answers[i]],
             "stage": ("sum", "global", "fused")[self.stages[i]],
