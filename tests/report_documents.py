@@ -6,6 +6,7 @@ A run is a sweep of one seed, with what its epochs and faces tell besides. Accur
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Sequence
 from functools import cache
@@ -24,17 +25,9 @@ from fercli.faces import align
 from fercli.store import subsample
 from fercli.synthetic.render import LAB, render
 
+HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")
 #: How well a head does beside the whole, in logits.
-HEADS = {
-    "global": 0.9,
-    "left-eye": 0.45,
-    "right-eye": 0.5,
-    "nose": 0.3,
-    "left-mouth": 0.5,
-    "right-mouth": 0.45,
-    "fused": 1,
-}
-
+SKILL = (0.9, 0.45, 0.5, 0.3, 0.5, 0.45, 1.0)
 EPOCHS, KEPT = 8, 6
 
 _AGRA = {"method": "AGRA", "backbone": "IR-50", "citation": "Chen et al., TPAMI 2022", "selection": "oracle"}
@@ -123,8 +116,8 @@ def _frame(kind: str, entries: list[dict[str, Any]], targets: Sequence[str]) -> 
         "synthetic": True,
         "expressions": list(EXPRESSIONS),
         "datasets": {
-            "raf-db": {"synthetic": True, "role": "source"},
-            **{name: {"synthetic": True, "role": "target"} for name in targets},
+            name: {"synthetic": True, "role": "target" if name in targets else "source"}
+            for name in ("raf-db", *targets)
         },
         "targets": list(targets),
         "methods": list(dict.fromkeys(one["method"] for one in entries)),
@@ -175,7 +168,7 @@ class Answered:
         self.folder = run + ("source" if method == "source-only" else f"adapt-{dataset}{tag}")
         self.labels = rng.choice(7, faces, p=(0.15, 0.1, 0.12, 0.2, 0.15, 0.14, 0.14))
         self.logits = rng.normal(size=(7, faces, 7)) * 1.6
-        for head, share in enumerate(HEADS.values()):
+        for head, share in enumerate(SKILL):
             self.logits[head, np.arange(faces), self.labels] += 4.2 * accuracy * share
         right = np.zeros(faces, bool)
         sure = self.logits[-1, np.arange(faces), self.labels] - self.logits[-1].max(-1)
@@ -200,7 +193,10 @@ class Answered:
         if glpc:
             heads["glpc"] = self.metrics(self.answers)
         right = self.answers == self.labels
-        levels = {name: self.stages == level for name, level in (("fused", 2), ("global", 1), ("sum", 0))}
+        stages = {}
+        for name, level in (("fused", 2), ("global", 1), ("sum", 0)):
+            here = self.stages == level
+            stages[name] = {"count": int(here.sum()), "correct": int((right & here).sum())}
         accuracy, macro_f1 = heads["fused"]["accuracy"], heads["fused"]["macro_f1"]
 
         def at(epoch: int, more: float) -> dict[str, Any]:
@@ -228,11 +224,7 @@ class Answered:
             "scored": self.faces,
             "decision": "glpc" if glpc else "fused",
             "heads": heads,
-            "stages": {
-                name: {"count": int(here.sum()), "correct": int((right & here).sum())} for name, here in levels.items()
-            }
-            if glpc
-            else None,
+            "stages": stages if glpc else None,
             "intervals": bootstrap(self.labels, self.answers, people if self.dataset == "jaffe" else None),
             "calibration": calibration(
                 self.said, torch.from_numpy(self.labels), held.said[::4], torch.from_numpy(held.labels[::4])
@@ -249,14 +241,7 @@ class Answered:
             epoch: torch.from_numpy(self.logits[-1] * (0.6 + 0.25 * epoch) + noise[epoch]).softmax(-1).float()
             for epoch in range(1, EPOCHS + 1)
         }
-        epochs = [
-            {
-                key: {name: [int(n) for n in row] for name, row in epoch[key].items()}
-                for key in ("counts", "known", "correct")
-            }
-            | {"epoch": epoch["epoch"]}
-            for epoch in pseudo_label_counts(outputs, self.labels, 0.95)
-        ]
+        epochs = json.loads(json.dumps(pseudo_label_counts(outputs, self.labels, 0.95), default=np.ndarray.tolist))
         about = {"target": self.dataset, "faces": self.faces, "labelled": self.faces}
         return {**about, "thresholds": list(THRESHOLDS), "epochs": epochs}
 

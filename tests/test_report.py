@@ -43,11 +43,6 @@ def run():
     return copy.deepcopy(WHOLE["run"])
 
 
-@pytest.fixture
-def swept():
-    return copy.deepcopy(WHOLE["sweep"])
-
-
 def holds(text, *expected):
     return [one for one in expected if one not in text] == []
 
@@ -94,33 +89,27 @@ def test_the_headline_of_a_run(run):
     assert holds(full, "36 / 60", "bootstrap over 10 subjects", "target images")
 
 
-def test_the_headline_of_a_sweep(swept):
-    text, rows = said(swept)
+def test_the_headline_of_a_sweep():
+    text, rows = said(WHOLE["sweep"])
     assert "aglrls is best on the mean over targets: 72.5% ± 3.5, +20.5 points against source-only (p 0.00" in text
     assert "No other is within its error." in text and "At home" not in text and "One seed" not in text
     line = next(row for row in rows if row.startswith("aglrls best 82.0 ± 2.6"))
     assert "best 72.5 ± 3.5 +20.5, p 0.00" in line and line.endswith("73.5 ± 3.5 +1.0")
     assert sum(holds(row, "seed 2", "decides by") for row in rows) == 8 + 6  # and the oracle's of what was adapted
-    assert render(swept).count('class="lane"') == 4 * 3
+    assert render(WHOLE["sweep"]).count('class="lane"') == 4 * 3
     assert any(row.startswith("near synthetic target 101 / 100 / 100 12 0") for row in rows)
     assert any(row.startswith("aglrls 31.0 ± 0.894 6 3 min 06 s") for row in rows)
 
 
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"source-only": {"near": (90, 91, 92)}}, "is the reference: nothing that adapts beats it"),
-        ({"dann": {"near": (81, 80, 85)}}, "Within the error of the best: dann."),
+def test_the_verdict_in_words():
+    for change, sentence in (
+        ({"source-only": (90, 91, 92)}, "is the reference: nothing that adapts beats it"),
+        ({"dann": (81, 80, 85)}, "Within the error of the best: dann."),
         ({"aglrls": None, "dann": None, "gated": None}, "source-only reaches 62.0% ± 2.0 on near."),
-        ({"source-only": None, "dann": None}, "aglrls is best on near: 82.0% ± 2.6. No"),
-    ],
-)
-def test_the_verdict_in_words(change, sentence):
-    methods = {name: {"near": of["near"]} for name, of in FIGURES.items()} | change
-    methods = {name: of for name, of in methods.items() if of}
-    if "source-only" not in methods:
-        methods["mcd"] = {"near": (10, 20, 30)}
-    assert sentence in said(sweep(methods))[0]
+        ({"source-only": None, "dann": None, "mcd": (10, 20, 30)}, "aglrls is best on near: 82.0% ± 2.6. No"),
+    ):
+        methods = {name: of["near"] for name, of in FIGURES.items()} | change
+        assert sentence in said(sweep({name: {"near": of} for name, of in methods.items() if of}))[0]
 
 
 def test_every_oracle_is_marked_and_nothing_else(any_kind):
@@ -160,7 +149,8 @@ def test_real_faces_are_not_marked_and_stand_beside_published_figures(any_kind):
     assert any(row.endswith("61.50 – –" if any_kind["kind"] == "sweep" else "61.50") for row in said(any_kind)[1])
 
 
-def test_missing_cells_are_told_plainly(swept):
+def test_missing_cells_are_told_plainly():
+    swept = copy.deepcopy(WHOLE["sweep"])
     without(swept, method="dann", dataset="far")
     without(swept, method="aglrls", seed=2, dataset="near")
     swept["missing"].append({"seed": 0, "keys": {"a.b": 1}, "dataset": "near", "method": "mcd", "why": "stopped"})
@@ -241,22 +231,6 @@ def test_large_documents_stay_small(tmp_path):
     assert write_report(swept, tmp_path).stat().st_size < 1_500_000
 
 
-@pytest.fixture
-def unlabelled(run):
-    """The same run on a target whose faces have no labels."""
-    run["entries"][1:] = map(without_labels, run["entries"][1:])
-    for model in run["gaps"][0]["models"]:
-        one = model["embedding"]
-        one["label"] = [-1 if domain else label for label, domain in zip(one["label"], one["domain"], strict=True)]
-    run["pseudo_labels"]["adapt-jaffe"]["labelled"] = 0
-    for epoch in run["pseudo_labels"]["adapt-jaffe"]["epochs"]:
-        epoch.update(correct=None, known=None)
-    run["failure_cases"] = [one for one in run["failure_cases"] if one["kind"] == "uncertain"]
-    for face in run["failure_cases"][0]["faces"]:
-        face["label"] = None
-    return run
-
-
 def section(text: str, name: str) -> str:
     start = text.index(f'<div class="body" id="{name}">')
     return text[start : text.index("</div></details></section>", start)]
@@ -270,9 +244,7 @@ def test_calibration_shows_both_sides_and_what_the_temperature_was_fitted_on(run
                if content.startswith("source-only"))  # fmt: skip
     ece, nll = f"{100 * own['before']['ece']:.1f}", f"{own['after']['nll']:#.3g}"
     assert holds(row, f"{own['temperature']:.2f}", "100", ece, nll)
-
-
-def test_a_sweep_has_means_over_seeds_and_no_diagrams():
+    # A sweep has means over seeds and no diagrams.
     results = sweep({"source-only": {"near": (60, 62)}, "aglrls": {"near": (70, 75)}})
     ((_, rows),) = calibration(results)
     own = [one["calibration"]["temperature"] for one in results["entries"][2:]]
@@ -405,13 +377,6 @@ def test_failure_cases_hold_small_pictures_their_votes_and_what_they_show_in_wor
     assert "No mistakes: every face with a label was answered rightly." in text and "No faces to show." in text
 
 
-def test_pictures_stop_where_the_page_would_swell():
-    picture = SimpleNamespace(face=np.zeros((112, 112, 3), np.uint8), landmarks=np.ones((5, 2)), heat=np.zeros((7, 7)))
-    size = sum(len(value) for value in list(Faces({1: picture}).show(1).values())[:2])
-    faces = Faces({1: picture, 2: picture, 3: picture}, most=2 * size)
-    assert [faces.show(key) is not None for key in (1, 2, 3, 4)] == [True, True, False, False] and faces.refused == 1
-
-
 def test_heat_leaves_the_cold_grey_and_shows_the_hot():
     face = np.full((8, 8, 3), (200, 100, 50), np.uint8)
     grey = round(200 * 0.299 + 100 * 0.587 + 50 * 0.114)
@@ -429,23 +394,38 @@ def test_faces_are_at_most_small_pictures_and_landmarks_dots_in_the_middle_of_th
             assert (file.format, file.size) == ("JPEG", (kept, kept))
     drawn = landmark_dots(np.array([[0, 1], [2.3, 111]]), 112)
     assert 'viewBox="0 0 112 112"' in drawn and 'd="M0.5 1.5h0M2.8 111.5h0"' in drawn
+    # They stop where the page would swell.
+    picture = SimpleNamespace(face=np.zeros((112, 112, 3), np.uint8), landmarks=np.ones((5, 2)), heat=np.zeros((7, 7)))
+    size = sum(len(value) for value in list(Faces({1: picture}).show(1).values())[:2])
+    faces = Faces({1: picture, 2: picture, 3: picture}, most=2 * size)
+    assert [faces.show(key) is not None for key in (1, 2, 3, 4)] == [True, True, False, False] and faces.refused == 1
 
 
-def test_a_target_without_labels_says_what_is_left_out(unlabelled):
-    text = render(unlabelled, SHOWN)
+def test_a_target_without_labels_says_what_is_left_out(run):
+    run["entries"][1:] = map(without_labels, run["entries"][1:])
+    for model in run["gaps"][0]["models"]:
+        one = model["embedding"]
+        one["label"] = [-1 if domain else label for label, domain in zip(one["label"], one["domain"], strict=True)]
+    run["pseudo_labels"]["adapt-jaffe"]["labelled"] = 0
+    for epoch in run["pseudo_labels"]["adapt-jaffe"]["epochs"]:
+        epoch.update(correct=None, known=None)
+    run["failure_cases"] = [one for one in run["failure_cases"] if one["kind"] == "uncertain"]
+    for face in run["failure_cases"][0]["faces"]:
+        face["label"] = None
+    text = render(run, SHOWN)
     page = Page(text)
     page.assert_self_contained(text)
     assert "jaffe: its images have no labels" in text and 'unknown tgt"' in text and "no label</span>" in text
     # What GLPC did is known without labels.
-    fused = unlabelled["entries"][2]["stages"]["fused"]["count"]
+    fused = run["entries"][2]["stages"]["fused"]["count"]
     assert f"{fused} / 60" in text and 'class="unknown"' in text
     cases = section(text, "failure_cases")
     assert "oracle" not in section(text, "pseudo_labels") and "(no label)" in cases
     assert "Its faces have no labels, so no answer can be called a mistake." in cases
     assert "jaffe" not in section(text, "calibration")  # the source has labels, and stays
     assert "nan" not in re.sub(r"data:[^\"]*", "", text).lower()
-    unlabelled["entries"][0]["calibration"] = None
-    assert "Calibration: it takes labels to score" in render(unlabelled)
+    run["entries"][0]["calibration"] = None
+    assert "Calibration: it takes labels to score" in render(run)
 
 
 def test_what_is_empty_has_no_section_and_says_why(run):

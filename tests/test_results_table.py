@@ -204,6 +204,12 @@ def test_a_run_is_shown_row_by_row(run):
     assert [row[3] for row in rows] == ["90.00", "40.00", "60.00", "61.00"] and rows[2][5] == "60/61"
     assert [row[-1] for row in rows] == ["8, source-val", "8, source-val", "6, infomax", "7, ORACLE"]
     assert "upper bound" in caption and "not photographs" in caption
+    _, _, rows, caption, _ = expressions(run)
+    first = metrics(run["entries"][0])["per_expression"][0]
+    assert len(rows) == 3 * 7
+    assert (
+        rows[0][:3] == ["raf-db †", "surprise", f"{100 * first['recall']:.2f}"] and "over 10 subjects: acc" in caption
+    )
 
 
 def test_what_is_shown_of_each_kind_fits_a_terminal(run, results, capsys, monkeypatch):
@@ -217,12 +223,3 @@ def test_what_is_shown_of_each_kind_fits_a_terminal(run, results, capsys, monkey
         said = capsys.readouterr().out
         assert there in said and gone not in said and max(map(len, said.splitlines())) <= 80
         assert "†" in said and "†" not in str((headline(of_photographs(shown)), rule_ranks(shown)))
-
-
-def test_by_expression_has_a_row_for_each_and_what_the_intervals_are_of(run):
-    _, _, rows, caption, _ = expressions(run)
-    first = metrics(run["entries"][0])["per_expression"][0]
-    assert len(rows) == 3 * 7
-    assert (
-        rows[0][:3] == ["raf-db †", "surprise", f"{100 * first['recall']:.2f}"] and "over 10 subjects: acc" in caption
-    )
