@@ -136,10 +136,10 @@ def _frame(kind: str, entries: list[dict[str, Any]], targets: Sequence[str]) -> 
 
 
 def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
-    """A picture of every failure case: a procedural face of its label, and heat at a place of its own."""
+    """A picture of every failure case: a procedural face of its label, and heat somewhere."""
     return {
-        (one["folder"], one["dataset"], face["position"]): SimpleNamespace(
-            **_face(EXPRESSIONS.index(face["label"]), face["position"] % 12), heat=_heat(face["position"])
+        (one["folder"], one["dataset"], face["position"]): _picture(
+            EXPRESSIONS.index(face["label"]), face["position"] % 12
         )
         for one in results["failure_cases"]
         for face in one["faces"]
@@ -147,15 +147,13 @@ def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
 
 
 @cache
-def _face(label: int, person: int) -> dict[str, np.ndarray]:
+def _picture(label: int, person: int) -> SimpleNamespace:
     drawn = render(LAB, person, label, person)
     matrix = align.template_matrix(drawn.landmarks, 112, 0)
-    return {"face": align.warp(drawn.image, matrix, 112), "landmarks": align.transform(matrix, drawn.landmarks)}
-
-
-def _heat(seed: int) -> np.ndarray:
-    across, down = np.random.default_rng(seed).uniform(1, 5, (2, 1))
-    return np.exp(-((np.arange(7) - across) ** 2 + (np.arange(7)[:, None] - down) ** 2) / 3).astype(np.float32)
+    across, down = np.random.default_rng(person).uniform(1, 5, (2, 1))
+    heat = np.exp(-((np.arange(7) - across) ** 2 + (np.arange(7)[:, None] - down) ** 2) / 3)
+    face, landmarks = align.warp(drawn.image, matrix, 112), align.transform(matrix, drawn.landmarks)
+    return SimpleNamespace(face=face, landmarks=landmarks, heat=heat)
 
 
 class Answered:
@@ -170,9 +168,8 @@ class Answered:
         self.logits = rng.normal(size=(7, faces, 7)) * 1.6
         for head, share in enumerate(SKILL):
             self.logits[head, np.arange(faces), self.labels] += 4.2 * accuracy * share
-        right = np.zeros(faces, bool)
         sure = self.logits[-1, np.arange(faces), self.labels] - self.logits[-1].max(-1)
-        right[np.argsort(-sure)[: round(accuracy * faces)]] = True
+        right = np.argsort(np.argsort(-sure)) < round(accuracy * faces)
         best = self.logits[-1].argmax(-1)
         for i in np.flatnonzero((best == self.labels) != right):
             other = self.labels[i] if right[i] else (self.labels[i] + rng.integers(1, 7)) % 7
@@ -192,8 +189,7 @@ class Answered:
         heads["global+fused"] = self.metrics(self.probabilities[:, [0, -1]].log().sum(1).argmax(-1).numpy())
         if glpc:
             heads["glpc"] = self.metrics(self.answers)
-        right = self.answers == self.labels
-        stages = {}
+        right, labels, stages = self.answers == self.labels, torch.from_numpy(self.labels), {}
         for name, level in (("fused", 2), ("global", 1), ("sum", 0)):
             here = self.stages == level
             stages[name] = {"count": int(here.sum()), "correct": int((right & here).sum())}
@@ -226,9 +222,7 @@ class Answered:
             "heads": heads,
             "stages": stages if glpc else None,
             "intervals": bootstrap(self.labels, self.answers, people if self.dataset == "jaffe" else None),
-            "calibration": calibration(
-                self.said, torch.from_numpy(self.labels), held.said[::4], torch.from_numpy(held.labels[::4])
-            ),
+            "calibration": calibration(self.said, labels, held.said[::4], torch.from_numpy(held.labels[::4])),
             "oracle": {**at(7, 0.01), "intervals": None} if adapted else None,
             "rules": {"infomax": at(KEPT, 0), "last": at(EPOCHS, -0.02)} if adapted else {},
             "seconds": 30.0 + self.seed,

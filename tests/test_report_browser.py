@@ -49,19 +49,14 @@ def reports(tmp_path_factory) -> dict[str, Path]:
     return {name: write_report(one, tmp_path_factory.mktemp(name), shown) for name, (one, shown) in made.items()}
 
 
-def browse(address: str, tmp_path: Path, *options: str) -> tuple[str, str]:
-    """Open a page headless and return (its DOM, what the browser logged)."""
+def browse(address: str, tmp_path: Path, *options: str) -> tuple[str, list[str]]:
+    """Open a page headless and return its DOM, and what it caused: lines of its console, requests that failed."""
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run"]
     command += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run([*command, *options, "--dump-dom", address], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    return done.stdout, done.stderr
-
-
-def complaints(log: str) -> list[str]:
-    """Lines that the page caused: of its console, and of requests that failed."""
-    return [line for line in log.splitlines() if "CONSOLE" in line or "net::ERR" in line]
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line or "net::ERR" in line]
 
 
 def probed(dom: str) -> dict:
@@ -76,9 +71,9 @@ def with_probe(report: Path, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])
 def test_nothing_is_loaded_or_complained_of_and_the_keyboard_reaches_every_fold(reports, kind, tmp_path):
-    dom, log = browse(with_probe(reports[kind], tmp_path).as_uri(), tmp_path, "--window-size=1280,900")
+    dom, complaints = browse(with_probe(reports[kind], tmp_path).as_uri(), tmp_path, "--window-size=1280,900")
     found = probed(dom)
-    assert found["resources"] == [] and found["images"] and found["keys"] and complaints(log) == []
+    assert found["resources"] == [] and found["images"] and found["keys"] and complaints == []
     assert found["scroll"] <= found["inner"] and found["wide"] == []
     assert reports[kind].read_text(encoding="utf-8").count("<script") == 0
 
@@ -86,7 +81,7 @@ def test_nothing_is_loaded_or_complained_of_and_the_keyboard_reaches_every_fold(
 def test_a_complaint_would_be_noticed(tmp_path):
     page = tmp_path / "bad.html"
     page.write_text('<!doctype html><script>console.error("no");</script><img src="http://fercli.invalid/a.png">')
-    assert any("no" in line for line in complaints(browse(page.as_uri(), tmp_path)[1]))
+    assert any("no" in line for line in browse(page.as_uri(), tmp_path)[1])
 
 
 @pytest.mark.parametrize("kind", ["run", "targets", "sweep"])
@@ -112,6 +107,6 @@ def test_ten_thousand_faces_are_small_and_open_at_once(tmp_path):
     results = document(10_000)
     report = write_report(results, tmp_path / "report", pictures(results))
     assert report.stat().st_size < 8_000_000
-    dom, log = browse(with_probe(report, tmp_path).as_uri(), tmp_path, "--window-size=1280,900")
-    assert complaints(log) == []
+    dom, complaints = browse(with_probe(report, tmp_path).as_uri(), tmp_path, "--window-size=1280,900")
+    assert complaints == []
     assert probed(dom)["opened"] < 2_000 * 3, "milliseconds until laid out; 2,000 are asked, busy machines take longer"
