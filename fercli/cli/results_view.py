@@ -35,7 +35,7 @@ def headline(document: Document) -> Table:
     if any("ORACLE" in str(cell) for row in rows for cell in (*columns, *row)):
         notes.append("ORACLE: target labels chose the epoch or trained the method: an upper bound, not a result.")
     if document["synthetic"]:
-        notes.append("† synthetic: procedural faces drawn by fercli, not photographs.")
+        notes.append("Datasets marked † are synthetic: procedural faces drawn by fercli, not photographs.")
     return document["title"] + title, columns, rows, "\n".join(notes), words
 
 

@@ -51,7 +51,7 @@ _SECTIONS = {
     "reading": "How to read it",
 }
 
-_NOT_DEFINED = Markup('<span class="none" title="not defined, or not run">–</span>')
+_NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
 
 
 def write_report(document: Mapping[str, Any], folder: Path, pictures: Pictures | None = None) -> Path:
