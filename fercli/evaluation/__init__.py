@@ -14,8 +14,8 @@
 - `pseudo_labels`: how many pseudo labels a threshold admits;
 - `domain_gap`: the proxy A-distance, and the t-SNE map;
 - `statistics`: what several seeds allow to be said;
-- `sweep_table`: the tables of a sweep;
-- `sweep_rules`: how well each selection rule did;
+- `results_table`: the tables of a run or a sweep;
+- `rule_ranking`: how well each selection rule did;
 - `runs`: evaluated runs, to be compared;
 - `compare`: two models face by face;
 - `published`: published accuracies.
