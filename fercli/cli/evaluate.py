@@ -13,7 +13,6 @@ from fercli.cli.options import (
     spec_options,
     target_option,
 )
-from fercli.cli.results_view import show
 from fercli.spec.registry import RULES
 
 
@@ -53,6 +52,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
       fercli evaluate -c shifts --report
       fercli evaluate --model starter --target jaffe
     """
+    from fercli.cli.results_view import show
     from fercli.scoring.evaluate import Scoring, adapted_targets, evaluate
 
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)

@@ -6,7 +6,6 @@ import click
 
 from fercli import console
 from fercli.cli.options import console_options, overrides_option, read_spec
-from fercli.cli.results_view import show
 
 
 @click.command("sweep", short_help="Methods x targets x seeds, and one table.")
@@ -34,6 +33,7 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
       fercli sweep my-sweep.yaml --set sweep.seeds=[0,1,2,3,4]
     """
     from fercli.errors import Advice, FercliError
+    from fercli.cli.results_view import show
     from fercli.scoring.results_files import write_results
     from fercli.sweep.aggregate import gather
     from fercli.sweep.plan import plan
