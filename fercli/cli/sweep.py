@@ -32,8 +32,8 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
       fercli sweep shifts --jobs 2
       fercli sweep my-sweep.yaml --set sweep.seeds=[0,1,2,3,4]
     """
-    from fercli.errors import Advice, FercliError
     from fercli.cli.results_view import show
+    from fercli.errors import Advice, FercliError
     from fercli.scoring.results_files import write_results
     from fercli.sweep.aggregate import gather
     from fercli.sweep.plan import plan
