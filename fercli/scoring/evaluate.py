@@ -17,14 +17,14 @@ from torch import Tensor
 from fercli import console
 from fercli.engine.data import open_store, warn_of_overlap
 from fercli.engine.folder import digest, prepared_again
-from fercli.engine.log import read_environment, read_metrics
+from fercli.engine.log import read_environment, read_metrics, read_scores
 from fercli.engine.trained import Trained, adapted_models, source_model, unfinished
 from fercli.errors import FercliError
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.files import only_one
 from fercli.report.pictures import Picture
 from fercli.scoring.failure_cases import failure_cases
-from fercli.scoring.results import Epochs, ModelRecord, Results, read_epochs, scored_part
+from fercli.scoring.results import Epochs, ModelRecord, Results, model_record, read_epochs, scored_part
 from fercli.scoring.results_files import document, open_report, predictions_name, unwritable, write_results
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
@@ -244,29 +244,25 @@ def _evaluate_all(
 
 def record_of(model: Trained) -> ModelRecord:
     """What tables tell of a trained model."""
-    spec, best, rule = model.spec, model.state["best"], model.rule
+    spec, best = model.spec, model.state["best"]
     try:
         finished = None if model.one_file else read_environment(model.folder)
     except FercliError as problem:
         console.warn(f"{problem}; {model.folder.name} is shown without its time")
         finished = None
-    return ModelRecord(
-        folder=model.folder,
+    return model_record(
+        spec,
+        model.folder,
+        model.rule,
         name=model.folder.name,
+        checkpoint=model.path,
         stage=model.stage,
         method=model.method,
         registered=model.registered,
-        seed=spec.engine.seed,
-        checkpoint=model.path,
         epoch=best["epoch"],
         selection=best["rule"],
-        rule=rule,
-        decision=rule.key,
-        # A method that trains on target labels is an upper bound, whatever chose its epoch.
         oracle_method=model.kind.oracle,
-        source="+".join(spec.data.source),
         seconds=None if finished is None else finished.outcome.seconds,
-        keep_outputs=spec.engine.keep_outputs,
     )
 
 
@@ -282,7 +278,7 @@ def _results(
     is_source = store.name in spec.data.source
     part, epochs = scored_part(spec, store, is_source), None
     if model.target == store.name and select is not None:
-        epochs = Epochs(record, store, len(part.indices))
+        epochs = Epochs(record, store, len(part.indices), read_scores(record.folder))
         record, outputs = epochs.selected_by(select)
     elif model.target == store.name and not model.one_file:
         epochs = read_epochs(record, store, len(part.indices))

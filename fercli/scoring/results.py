@@ -7,6 +7,7 @@ This is the final score: target labels are read here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fercli import console
-from fercli.engine.log import read_metrics
+from fercli.engine.log import read_scores
 from fercli.errors import FercliError
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.decision import FUSED, STAGES, Decision, DecisionRule
@@ -32,6 +33,12 @@ from fercli.spec import Spec
 from fercli.spec.registry import RULES
 from fercli.store import Store
 
+#: What an entry takes from its model's record.
+_TOLD = (
+    *("source", "method", "registered", "seed", "keys", "oracle_method", "stage", "epoch", "selection", "decision"),
+    "seconds",
+)
+
 
 @dataclass(frozen=True)
 class ModelRecord:
@@ -39,37 +46,45 @@ class ModelRecord:
 
     Attributes:
         folder: of its stage; name: the same below the run's folder.
-        method: its label in tables; registered: its name in the registry.
+        method: its label in tables; registered: its name in the registry; source: its datasets, joined by +.
         seed, keys: of a sweep's cell; keys are the values of the grid's spec keys.
         epoch, selection: the chosen one, and the rule that chose it.
-        rule, decision: how it answers, and what tables call that.
-        oracle_method: whether it was trained with target labels.
+        rule: its own decision rule; decision: the name of the one that is asked (`DecisionRule.named`).
+        oracle_method: whether it was trained with target labels: an upper bound, whatever chose its epoch.
         keep_outputs: as the spec's ``engine.keep_outputs``.
     """
 
     folder: Path
     name: str
+    checkpoint: Path
     stage: str
     method: str
     registered: str
+    source: str
     seed: int
-    checkpoint: Path
     epoch: int
     selection: str
     rule: DecisionRule
     decision: str
     oracle_method: bool
-    source: str
     seconds: float | None = None
     keys: Mapping[str, Any] = field(default_factory=dict)
     keep_outputs: int | None = None
 
     def deciding_by(self, name: str | None) -> ModelRecord:
-        """The same model, answering by the decision rule of this name (`DecisionRule.named`); None changes nothing."""
-        if name is None:
-            return self
-        rule = self.rule.named(name)
-        return replace(self, rule=rule, decision=rule.key if rule.key != "glpc" else name)
+        """The same model, asked for another decision rule; None changes nothing."""
+        asked = self.rule.named(name) if name else None
+        return replace(self, decision=name if asked.key == "glpc" else asked.key) if asked else self
+
+    def answering(self) -> DecisionRule:
+        """The rule that is asked."""
+        return self.rule.named(self.decision)
+
+
+def model_record(spec: Spec, folder: Path, rule: DecisionRule, **told: Any) -> ModelRecord:
+    """A record of what was trained by a spec; `told` is the rest of its attributes."""
+    about = {"source": "+".join(spec.data.source), "seed": spec.engine.seed, "keep_outputs": spec.engine.keep_outputs}
+    return ModelRecord(folder=folder, rule=rule, decision=rule.key, **about, **told)
 
 
 class Part(NamedTuple):
@@ -98,10 +113,9 @@ class Epochs:
         record: the adapted model's.
         store: its target, opened with labels.
         size: scored faces.
+        history: epoch -> selection rule -> score.
 
     Attributes:
-        history: epoch -> selection rule -> score; empty where the log is damaged.
-        damaged_log: what to tell of that.
         watched: epoch -> the fused head's probabilities [N, 7] on the watched faces.
         answers: epoch -> answers int64 [N] of the model's decision rule, with that epoch's learning status; empty where
             the outputs are of other faces.
@@ -111,15 +125,9 @@ class Epochs:
         FercliError: a file of outputs is missing or damaged.
     """
 
-    def __init__(self, record: ModelRecord, store: Store, size: int):
-        self.damaged_log: FercliError | None = None
-        try:
-            lines = [line for line in read_metrics(record.folder) if line["kind"] == "validate"]
-        except FercliError as problem:
-            self.damaged_log, lines = problem, []
-        self.history: dict[int, dict[str, float]] = {line["epoch"]: line["scores"] for line in lines}
-        due = sorted(self.history) if record.keep_outputs is None else []
-        self.outputs = EpochOutputs(record.folder, {*due, record.epoch})
+    def __init__(self, record: ModelRecord, store: Store, size: int, history: Mapping[int, Mapping[str, float]]):
+        self.outputs = EpochOutputs(record.folder, {record.epoch, *(history if record.keep_outputs is None else ())})
+        self._history = history
         self.watched: dict[int, Tensor] = {}
         self.answers: dict[int, np.ndarray] = {}
         self._record, self.same_faces = record, True
@@ -127,32 +135,29 @@ class Epochs:
             found, about = self.outputs[epoch]
             self.watched[epoch] = found.get("watched", found["scored"])[:, FUSED].clone()
             if about.get("faces") == store.faces_digest and len(found["scored"]) == size:
-                self.answers[epoch] = self.rule(found)(found["scored"]).answers.numpy()
+                decide = self.rule(found).named(record.decision)
+                self.answers[epoch] = decide(found["scored"]).answers.numpy()
             else:
                 self.same_faces = False
         if not self.same_faces:
             self.answers.clear()
 
     def rule(self, found: Mapping[str, Tensor]) -> DecisionRule:
-        """The model's decision rule with an epoch's own learning status."""
+        """The model's own decision rule, with an epoch's own learning status."""
         return self._record.rule._replace(status=found.get("status"))
 
     @cached_property
     def chosen(self) -> dict[str, int]:
-        """Selection rule -> the epoch that it would choose; none without a log."""
-        if self.damaged_log:
-            return {}
-        history = {epoch: scores for epoch, scores in self.history.items() if epoch in self.watched}
-        return chosen_by_rule(history, self.watched)
+        """Selection rule -> the epoch that it would choose, of those whose outputs are there; none without scores."""
+        history = {epoch: scores for epoch, scores in self._history.items() if epoch in self.watched}
+        return chosen_by_rule(history, self.watched) if history else {}
 
     def selected_by(self, rule: str) -> tuple[ModelRecord, dict[str, Tensor]]:
         """The model at the epoch that a selection rule chooses, and its outputs.
 
         Raises:
-            FercliError: the run has no score by this rule, its log is damaged, or its outputs are of other faces.
+            FercliError: the run has no score by this rule, or its outputs are of other faces.
         """
-        if self.damaged_log:
-            raise self.damaged_log
         folder = self._record.folder
         if rule not in self.chosen or not self.same_faces:
             why = f"{folder} has no score by {rule}" if self.same_faces else f"{folder} holds outputs of other faces"
@@ -187,8 +192,8 @@ class Results:
 
     @cached_property
     def decision(self) -> Decision:
-        """By the model's own rule."""
-        return self.record.rule(self.probabilities)
+        """By the rule that is asked."""
+        return self.record.answering()(self.probabilities)
 
     @cached_property
     def answers(self) -> np.ndarray:
@@ -216,42 +221,30 @@ class Results:
     def entry(self) -> dict[str, Any]:
         """The entry of the results document (`fercli.scoring.results_files`), but for ``predictions``."""
         record, epochs = self.record, self.epochs
-        rules = {name: record.rule._replace(name=name) for name in (*HEADS, "global+fused")}
-        if record.rule.status is not None:
-            rules["glpc"] = record.rule._replace(name="glpc")
-        rules[record.decision] = record.rule
         answered = epochs is not None and bool(epochs.answers)
         oracle = oracle_epoch(epochs.answers, self.labels) if answered else None
+        rules = (*HEADS, "global+fused", *(["glpc"] if record.rule.status is not None else []), record.decision)
         return {
             "dataset": self.store.name,
             "role": "source" if self.is_source else "target",
-            "source": record.source,
-            "method": record.method,
-            "registered": record.registered,
-            "seed": record.seed,
-            "keys": dict(record.keys),
-            "oracle_method": record.oracle_method,
+            **{name: getattr(record, name) for name in _TOLD},
             "folder": record.name,
             "checkpoint": str(record.checkpoint),
-            "stage": record.stage,
-            "epoch": record.epoch,
-            "selection": record.selection,
             "reads": list(RULES[record.selection].reads),
             "splits": self.part.splits,
             "expected": self.part.expected,
             "found": len(self.part.indices),
             "scored": int(self.known.sum()),
-            "decision": record.decision,
             "heads": {
-                name: metrics_of(self.labels, rule(self.probabilities).answers.numpy()) for name, rule in rules.items()
+                name: metrics_of(self.labels, record.rule.named(name)(self.probabilities).answers.numpy())
+                for name in rules
             },
             "stages": self._stages() if self._by_glpc else None,
             "intervals": self._intervals(self.answers),
             "calibration": self._calibration(),
             "oracle": None if oracle is None else self._at(oracle, intervals=True),
             "rules": {rule: self._at(epoch) for rule, epoch in (epochs.chosen if answered else {}).items()},
-            "seconds": record.seconds,
-        }  # fmt: skip
+        }
 
     def _at(self, epoch: int, intervals: bool = False) -> dict[str, Any]:
         answers = self.epochs.answers[epoch]
@@ -281,9 +274,13 @@ class Results:
 
 
 def read_epochs(record: ModelRecord, store: Store, size: int) -> Epochs | None:
-    """`Epochs` of an adapted model; None with a warning where its files are missing or damaged, or of other faces."""
+    """`Epochs` of an adapted model, without selection rules where its log is damaged; None, with a warning, where its
+    outputs are, or are missing."""
+    history = {}
+    with suppress(FercliError):  # told where its curves are left out
+        history = read_scores(record.folder)
     try:
-        epochs = Epochs(record, store, size)
+        epochs = Epochs(record, store, size, history)
     except FercliError as problem:
         console.warn(f"{problem}; no oracle, selection rules or pseudo labels of {record.name}")
         return None

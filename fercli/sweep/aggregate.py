@@ -13,13 +13,13 @@ import torch
 
 from fercli.engine.data import open_store
 from fercli.engine.folder import FIXED, FREE, differences, prepared_again
-from fercli.engine.log import Environment, read_environment
+from fercli.engine.log import Environment, read_environment, read_scores
 from fercli.errors import FercliError, SpecError
 from fercli.evaluation.decision import DecisionRule
 from fercli.evaluation.outputs import FOLDER, read_outputs
 from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.methods import method_class
-from fercli.scoring.results import Epochs, ModelRecord, Results, scored_part
+from fercli.scoring.results import Epochs, ModelRecord, Results, model_record, scored_part
 from fercli.scoring.results_files import document
 from fercli.spec import Spec, parse_recorded
 from fercli.spec.registry import REFERENCE
@@ -80,9 +80,7 @@ def _entry(cell: Cell, run: Path, stores: dict[str, Store], decision: str | None
         if about.get("faces") != store.faces_digest or len(found["scored"]) != len(part.indices):
             raise other
         record = _record(cell, folder, run, finished, found.get("status")).deciding_by(decision)
-        epochs = None if is_reference else Epochs(record, store, len(part.indices))
-        if epochs is not None and epochs.damaged_log:
-            raise epochs.damaged_log
+        epochs = None if is_reference else Epochs(record, store, len(part.indices), read_scores(folder))
         if select is not None and epochs is not None:
             record, found = epochs.selected_by(select)
         held_labels = _held_labels(cell.spec, stores)
@@ -99,23 +97,20 @@ def _entry(cell: Cell, run: Path, stores: dict[str, Store], decision: str | None
 def _record(cell: Cell, folder: Path, run: Path, finished: Environment, status: torch.Tensor | None) -> ModelRecord:
     outcome, kind = finished.outcome, method_class(cell.spec.adapt.method)
     rule = DecisionRule(outcome.decision, status, **kind.decision_options(kind.read_options(cell.spec.adapt.options)))
-    return ModelRecord(
-        folder=folder,
+    return model_record(
+        cell.spec,
+        folder,
+        rule,
         name=str(folder.relative_to(run)),
+        checkpoint=folder / "best.ckpt",
         stage="source" if cell.method == REFERENCE else "adapt",
         method=cell.method,
         registered=cell.spec.adapt.method,
-        seed=cell.seed,
         keys=cell.keys,
-        checkpoint=folder / "best.ckpt",
         epoch=outcome.epoch,
         selection=outcome.rule,
-        rule=rule,
-        decision=rule.key,
         oracle_method=kind.oracle,
-        source="+".join(cell.spec.data.source),
         seconds=outcome.seconds,
-        keep_outputs=cell.spec.engine.keep_outputs,
     )
 
 
