@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import Bench
@@ -107,7 +108,6 @@ def test_other_epochs_are_told_apart_and_the_gap_is_there(evaluated) -> None:
 
 
 def test_pandas_reads_the_table_without_options(evaluated) -> None:
-    pandas = pytest.importorskip("pandas")
     bench, results = evaluated
     table = pandas.read_csv(bench.runs / "report/results.csv")
     kinds = {name: table[name].dtype.kind for name in RESULT_COLUMNS}

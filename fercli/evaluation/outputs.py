@@ -66,7 +66,7 @@ def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         FercliError: there is no such file, or it is damaged, or another version's.
     """
-    again = "train that stage again: --restart"
+    again = "train that stage again: --restart, or, of a sweep, by removing its folder"
     try:
         with safe_open(path, framework="np") as file:
             about = json.loads((file.metadata() or {}).get(_MARK, "{}"))

@@ -74,7 +74,10 @@ def _entry(cell: Cell, run: Path, stores: dict[str, Store], decision: str | None
         if problem or finished is None:
             raise _Missing(problem) if problem else other
         name = f"dataset-{cell.target}" if is_reference else f"epoch-{finished.outcome.epoch:04d}"
-        found, about = read_outputs(folder / FOLDER / f"{name}.safetensors")
+        path = folder / FOLDER / f"{name}.safetensors"
+        if is_reference and not path.exists():  # `fercli sweep` makes it
+            raise other
+        found, about = read_outputs(path)
         if is_reference and about.get("model") != finished.made_of.model:
             raise other
         if about.get("faces") != store.faces_digest or len(found["scored"]) != len(part.indices):
