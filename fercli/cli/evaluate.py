@@ -28,7 +28,9 @@ from fercli.spec.registry import RULES
 @target_option("Target (may be repeated), or all. Default: those adapted to.")
 @outside_method_option
 @click.option("--decision", metavar="RULE", help="Answer by fused, global+fused, glpc, glpc:THRESHOLD, or a head.")
-@click.option("--select", type=click.Choice(list(RULES)), help="Score adapted models at the epoch that RULE chooses.")
+@click.option(
+    "--select", type=click.Choice(list(RULES)), help="Score adapted models at the epoch that this rule chooses."
+)
 @click.option("--report", is_flag=True, help="Also write the HTML report.")
 def command(spec_file, overrides, quiet, as_json, sources, model, targets, decision, select, report):
     """Score the source model and the adapted ones; write the numbers and, with --report, one HTML file.
