@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from fercli.cli.completion import complete_runs
+from fercli.cli.completion import complete_rules, complete_runs
 from fercli.cli.options import (
     chosen_targets,
     outside_method_option,
@@ -13,7 +13,6 @@ from fercli.cli.options import (
     spec_options,
     target_option,
 )
-from fercli.spec.registry import RULES
 
 
 @click.command("evaluate", short_help="Score source-only and adapted models; write the report.")
@@ -29,7 +28,10 @@ from fercli.spec.registry import RULES
 @outside_method_option
 @click.option("--decision", metavar="RULE", help="Answer by fused, global+fused, glpc, glpc:THRESHOLD, or a head.")
 @click.option(
-    "--select", type=click.Choice(list(RULES)), help="Score adapted models at the epoch that this rule chooses."
+    "--select",
+    metavar="RULE",
+    shell_complete=complete_rules,
+    help="Score adapted models at the epoch that this selection rule chooses.",
 )
 @click.option("--report", is_flag=True, help="Also write the HTML report.")
 def command(spec_file, overrides, quiet, as_json, sources, model, targets, decision, select, report):
@@ -55,9 +57,13 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
       fercli evaluate --model starter --target jaffe
     """
     from fercli.cli.results_view import show
+    from fercli.errors import SpecError
     from fercli.scoring.evaluate import Scoring, adapted_targets, evaluate
+    from fercli.spec.registry import RULES
 
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
+    if select is not None and select not in RULES:
+        raise SpecError(f"--select {select}: no such selection rule", f"one of {', '.join(RULES)}")
     how = Scoring(decision, select, report)
     if model is not None:
         show(*_evaluate_model(spec, model, sources, targets, how))
