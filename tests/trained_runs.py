@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,9 @@ def answers(folder: Path, epoch: int) -> list[int]:
     return rule(found["scored"]).answers.tolist()
 
 
-def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = None) -> ModelRecord:
-    """What tables tell of a source model in a folder."""
-    return ModelRecord(
+def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = None, **others: Any) -> ModelRecord:
+    """What tables tell of a model in a folder, a source model but for `others`."""
+    found = ModelRecord(
         folder=folder,
         name=folder.name,
         stage="source",
@@ -77,6 +78,7 @@ def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = 
         oracle_method=False,
         source="raf-db",
     )
+    return replace(found, **others)
 
 
 def headline(document: dict[str, Any]) -> list[dict[str, Any]]:
