@@ -55,14 +55,11 @@ def document(
         for method, percent in (("source-only", 40), ("aglrls", 60))
     )
     rng = np.random.default_rng(0)
-    history = {"source": _history(rng, ("source",), ("source-val",), EPOCHS)}
-    for one in after:
-        history[one.record.name] = _history(rng, ("source", "adversarial", "pseudo"), ("source-val", "infomax"), KEPT)
     return _document(
         kind,
         [one.entry() for one in (home, *before, *after)],
         targets,
-        history=history,
+        history={one.record.name: _history(rng, one.record.epoch) for one in (home, *after)},
         gaps=[_gap(rng, *pair) for pair in zip(before, after, strict=True)],
         pseudo_labels={one.record.name: _pseudo_labels(one) for one in after},
         failure_cases=[case for one in after for case in failure_cases(one)],
@@ -88,7 +85,7 @@ def unlabelled(*targets: str) -> dict[str, dict[str, Sequence[float | None]]]:
 
 def entry(method: str, target: str, seed: int = 0, percent: float | None = 50, **others: Any) -> dict[str, Any]:
     """One model of a sweep on 100 faces of a target."""
-    return {**answered(target, method, percent, 100, seed, f"seed-{seed}/").entry(), **others}
+    return {**answered(target, method, percent, 100, seed).entry(), **others}
 
 
 def without(results: dict[str, Any], **parts: Any) -> dict[str, Any]:
@@ -108,18 +105,14 @@ def of_photographs(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def answered(
-    dataset: str,
-    method: str,
-    percent: float | None,
-    faces: int,
-    seed: int = 0,
-    run: str = "",
-    home: Results | None = None,
+    dataset: str, method: str, percent: float | None, faces: int, seed: int | None = None, home: Results | None = None
 ) -> Results:
     """A model's results on a dataset, so many percent of its faces answered rightly; None: nobody knows.
 
-    The epoch after the kept one answers one face more rightly, and the last two fewer.
+    With a seed it is one of a sweep. The epoch after the kept one is right on one face more, the last one on two fewer.
     """
+    run, tag = ("", "") if seed is None else (f"seed-{seed}/", f"-{method}")
+    seed = seed or 0
     rng = np.random.default_rng([zlib.crc32(dataset.encode()), zlib.crc32(method.encode()), seed])
     status = torch.full((7, 7), 0.4) if method == "aglrls" else None
     about = {"method": method, "registered": method, "seed": seed, "seconds": 30.0 + seed}
@@ -127,7 +120,7 @@ def answered(
         folder = f"{run}source"
         about |= {"epoch": EPOCHS, "selection": "source-val"}
     else:
-        folder = f"{run}adapt-{dataset}" + (f"-{method}" if run else "")
+        folder = f"{run}adapt-{dataset}{tag}"
         about |= {"stage": "adapt", "epoch": KEPT, "selection": "infomax", "oracle_method": method == "gated"}
     model = record(Path("runs/demo") / folder, "fused" if status is None else "glpc", status, name=folder, **about)
 
@@ -196,16 +189,12 @@ def _pseudo_labels(one: Results) -> dict[str, Any]:
     return {**about, "thresholds": list(THRESHOLDS), "epochs": pseudo_label_counts(outputs, one.labels, 0.95)}
 
 
-def _history(rng: np.random.Generator, losses: tuple[str, ...], rules: tuple[str, ...], kept: int) -> list[Any]:
-    return [
-        {
-            "epoch": epoch,
-            "losses": {name: float(2 / epoch**0.6 + 0.1 * rng.random()) for name in losses},
-            "scores": {name: float(1 - 0.6 / epoch + 0.05 * rng.random()) for name in rules},
-            "chosen": epoch == kept,
-        }
-        for epoch in range(1, EPOCHS + 1)
-    ]
+def _history(rng: np.random.Generator, kept: int) -> list[Any]:
+    def of(*names: str) -> dict[str, float]:
+        return {name: float(rng.random()) for name in names}
+
+    parts = ({"losses": of("source", "adversarial"), "scores": of("source-val", "infomax")} for _ in range(EPOCHS))
+    return [{"epoch": epoch, **own, "chosen": epoch == kept} for epoch, own in enumerate(parts, 1)]
 
 
 def _gap(rng: np.random.Generator, *models: Results) -> dict[str, Any]:
