@@ -114,10 +114,8 @@ def test_without_labels_there_are_no_scores():
 
 def test_grid_keys_make_rows_and_find_their_reference(results):
     def cells(method, first, **keys):
-        made = [(t, seed) for t in ("near", "far") for seed in range(3)]
-        return [
-            entry(method, t, seed, first + seed, keys={f"adapt.{k}": v for k, v in keys.items()}) for t, seed in made
-        ]
+        keys = {f"adapt.{key}": value for key, value in keys.items()}
+        return [entry(method, t, seed, first + seed, keys=keys) for t in ("near", "far") for seed in range(3)]
 
     others = [e for e in results["entries"] if e["method"] != "aglrls"]
     grid = [one for batch in (16, 32) for one in cells("aglrls", 70, batch=batch, cut=None)]
