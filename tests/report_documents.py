@@ -1,33 +1,37 @@
-"""Results documents of schema 4, of made-up answers on any number of faces: a run with every section, or a sweep.
+"""Results documents of made-up answers on any number of faces: a run with every section, or a sweep.
 
-A run is a sweep of one seed, with what its epochs and faces tell besides. Accuracies are exact: `FIGURES` in percent of
-100 faces are what the tables must show.
+Probabilities are drawn; what is told of them is told by the code that tells it of trained models. A run is a sweep of
+one seed, with what its epochs and faces tell besides. Accuracies are exact: `FIGURES` in percent of 100 faces are what
+the tables must show.
 """
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from conftest import TINY, merge
+from trained_runs import record
 
-from fercli.evaluation.calibration import calibration
-from fercli.evaluation.intervals import bootstrap
-from fercli.evaluation.metrics import confusion, scores
+from fercli.evaluation.calibration import apply_temperature
+from fercli.evaluation.decision import FUSED
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.expressions import EXPRESSIONS
 from fercli.faces import align
+from fercli.report.pictures import Picture
+from fercli.scoring import results_files
+from fercli.scoring.failure_cases import failure_cases
+from fercli.scoring.results import Part, Results
+from fercli.spec import parse
 from fercli.store import subsample
 from fercli.synthetic.render import LAB, render
 
-HEADS = ("global", "left-eye", "right-eye", "nose", "left-mouth", "right-mouth", "fused")
-#: How well a head does beside the whole, in logits.
-SKILL = (0.9, 0.45, 0.5, 0.3, 0.5, 0.45, 1.0)
 EPOCHS, KEPT = 8, 6
 
 _AGRA = {"method": "AGRA", "backbone": "IR-50", "citation": "Chen et al., TPAMI 2022", "selection": "oracle"}
@@ -41,53 +45,47 @@ FIGURES = {
 }
 
 
-def document(faces: int = 213, targets: Sequence[str] = ("jaffe",), kind: str = "run") -> dict[str, Any]:
+def document(
+    faces: int = 213, targets: Sequence[str] = ("jaffe",), kind: str = "run", labelled: bool = True
+) -> dict[str, Any]:
     """A run of source raf-db, adapted to each target, with every section that a page has."""
-    home = Answered("raf-db", "source-only", 0.9, 400)
-    looked = [home]
-    for name in targets:
-        looked += [Answered(name, "source-only", 0.4, faces), Answered(name, "aglrls", 0.6, faces)]
-    adapted = [one for one in looked if one.method != "source-only"]
+    home = answered("raf-db", "source-only", 90, 400)
+    before, after = (
+        [answered(name, method, percent if labelled else None, faces, home=home) for name in targets]
+        for method, percent in (("source-only", 40), ("aglrls", 60))
+    )
     rng = np.random.default_rng(0)
-    history = {"source": _history(rng, ("source",), ("source-val",), EPOCHS)}
-    for one in adapted:
-        history[one.folder] = _history(rng, ("source", "adversarial", "pseudo"), ("source-val", "infomax"), KEPT)
-    return {
-        **_frame(kind, [one.entry(home) for one in looked], targets),
-        "history": history,
-        "gaps": [_gap(rng, name, looked[1 + 2 * i], looked[2 + 2 * i]) for i, name in enumerate(targets)],
-        "pseudo_labels": {one.folder: one.pseudo(rng) for one in adapted},
-        "failure_cases": [case for one in looked[1:] for case in one.failure_cases() if one in adapted],
-    }
+    return _document(
+        kind,
+        [one.entry() for one in (home, *before, *after)],
+        targets,
+        history={one.record.name: _history(rng, one.record.epoch) for one in (home, *after)},
+        gaps=[_gap(rng, *pair) for pair in zip(before, after, strict=True)],
+        pseudo_labels={one.record.name: _pseudo_labels(one) for one in after},
+        failure_cases=[case for one in after for case in failure_cases(one)],
+    )
 
 
-def sweep(figures: dict[str, dict[str, Sequence[float]]] = FIGURES, faces: int = 100) -> dict[str, Any]:
+def sweep(figures: dict[str, dict[str, Sequence[float | None]]] = FIGURES) -> dict[str, Any]:
     """Methods on targets over seeds, {method: {target: accuracies in percent}}, all there."""
     targets = list(next(iter(figures.values())))
     entries = [
-        entry(method, target, seed, percent, faces=faces)
+        entry(method, target, seed, percent)
         for method, own in figures.items()
         for target in targets
         for seed, percent in enumerate(own[target])
     ]
-    empty = {"history": {}, "gaps": [], "pseudo_labels": {}, "failure_cases": []}
-    return {**_frame("sweep", entries, targets), **empty}
+    return _document("sweep", entries, targets)
 
 
-def entry(
-    method: str, target: str, seed: int = 0, percent: float | None = 50, faces: int = 100, **others: Any
-) -> dict[str, Any]:
-    """One model of a sweep on one target; without an accuracy the target has no labels."""
-    found = Answered(target, method, (percent or 50) / 100, faces, seed, f"seed-{seed}/").entry()
-    return {**(found if percent is not None else without_labels(found)), **others}
+def unlabelled(*targets: str) -> dict[str, dict[str, Sequence[float | None]]]:
+    """`FIGURES`, but that images of these targets have no labels."""
+    return {method: {**own, **dict.fromkeys(targets, (None,) * 3)} for method, own in FIGURES.items()}
 
 
-def without_labels(one: dict[str, Any]) -> dict[str, Any]:
-    """The same entry on images without labels."""
-    stages = one["stages"] and {name: {**stage, "correct": None} for name, stage in one["stages"].items()}
-    nothing = dict.fromkeys(("intervals", "calibration", "oracle"))
-    rules = {rule: {**found, "accuracy": None, "macro_f1": None} for rule, found in one["rules"].items()}
-    return {**one, **nothing, "heads": dict.fromkeys(one["heads"]), "scored": 0, "stages": stages, "rules": rules}
+def entry(method: str, target: str, seed: int = 0, percent: float | None = 50, **others: Any) -> dict[str, Any]:
+    """One model of a sweep on 100 faces of a target."""
+    return {**answered(target, method, percent, 100, seed).entry(), **others}
 
 
 def without(results: dict[str, Any], **parts: Any) -> dict[str, Any]:
@@ -106,190 +104,108 @@ def of_photographs(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def _frame(kind: str, entries: list[dict[str, Any]], targets: Sequence[str]) -> dict[str, Any]:
-    """What documents of all kinds hold."""
-    return {
-        "schema": 4,
-        "kind": kind,
-        "title": "a demo of mine",
-        "created": "2026-11-23T10:00:00+00:00",
-        "synthetic": True,
-        "expressions": list(EXPRESSIONS),
-        "datasets": {
-            name: {"synthetic": True, "role": "target" if name in targets else "source"}
-            for name in ("raf-db", *targets)
-        },
-        "targets": list(targets),
-        "methods": list(dict.fromkeys(one["method"] for one in entries)),
-        "seeds": list(dict.fromkeys(one["seed"] for one in entries)),
-        "reference": "source-only",
-        "entries": entries,
-        "missing": [],
-        "published": [
-            {**_AGRA, "target": target, "accuracy": accuracy}
-            for target, accuracy in zip(targets, (61.5, 85.27), strict=False)
-        ],
-        "spec": {"data": {"source": "raf-db"}, "adapt": {"epochs": EPOCHS, "parts": {"adversarial": True}}},
-        "environment": {"fercli": "0.1.0", "device": "cpu, 2 threads"}
-        | ({} if kind == "sweep" else {"time_s": {one["folder"]: 132.9 for one in entries}}),
-    }
+def answered(
+    dataset: str, method: str, percent: float | None, faces: int, seed: int | None = None, home: Results | None = None
+) -> Results:
+    """A model's results on a dataset, so many percent of its faces answered rightly; None: nobody knows.
+
+    With a seed it is one of a sweep. The epoch after the kept one is right on one face more, the last one on two fewer.
+    """
+    run, tag = ("", "") if seed is None else (f"seed-{seed}/", f"-{method}")
+    seed = seed or 0
+    rng = np.random.default_rng([zlib.crc32(dataset.encode()), zlib.crc32(method.encode()), seed])
+    status = torch.full((7, 7), 0.4) if method == "aglrls" else None
+    about = {"method": method, "registered": method, "seed": seed, "seconds": 30.0 + seed}
+    if method == "source-only":
+        folder = f"{run}source"
+        about |= {"epoch": EPOCHS, "selection": "source-val"}
+    else:
+        folder = f"{run}adapt-{dataset}{tag}"
+        about |= {"stage": "adapt", "epoch": KEPT, "selection": "infomax", "oracle_method": method == "gated"}
+    model = record(Path("runs/demo") / folder, "fused" if status is None else "glpc", status, name=folder, **about)
+
+    labels, place = rng.integers(0, 7, faces), rng.permutation(faces)
+    right, wrong = round((percent or 50) / 100 * faces), (labels + rng.integers(1, 7, faces)) % 7
+    more = {KEPT: 0, KEPT + 1: 1, EPOCHS: -2}
+    answers = {epoch: np.where(place < right + more[epoch], labels, wrong) for epoch in more}
+
+    logits = 1.6 * rng.normal(size=(faces, 7, 7))
+    logits[:, :, 0] += rng.uniform(0, 6, (faces, 7))
+    probabilities = torch.from_numpy(logits).softmax(-1).float()
+    # All heads exchange the expression that the rule answers with the one that it shall answer.
+    rows, said = np.arange(faces), model.rule(probabilities).answers.numpy()
+    order = np.tile(np.arange(7), (faces, 1))
+    order[rows, said], order[rows, answers[KEPT]] = answers[KEPT], said
+    probabilities = torch.take_along_dim(probabilities, torch.from_numpy(order)[:, None], -1)
+
+    store = SimpleNamespace(
+        name=dataset,
+        labels=labels if percent is not None else np.full_like(labels, -1),
+        subjects=np.array([f"person-{i % 10}" if dataset == "jaffe" else "" for i in range(faces)]),
+        ids=np.array([f"KA.{EXPRESSIONS[label][:2].upper()}{i}.tiff" for i, label in enumerate(labels)]),
+    )
+    epochs = SimpleNamespace(answers=answers, chosen={"infomax": KEPT, "last": EPOCHS})
+    return Results(
+        model,
+        store,
+        dataset == "raf-db",
+        Part(["test"], rows, faces + 1),
+        probabilities,
+        (probabilities if home is None else home.probabilities)[::4],
+        torch.from_numpy(labels if home is None else home.labels)[::4],
+        None if method == "source-only" else epochs,
+    )
 
 
-def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Any]:
-    """A picture of every failure case: a procedural face of its label, and heat somewhere."""
+def _document(kind: str, entries: list[dict[str, Any]], targets: Sequence[str], **more: Any) -> dict[str, Any]:
+    spec = parse(merge(TINY, {"evaluate.title": "a demo of mine", "adapt.options": {"adversarial": True}}))
+    stores = {name: SimpleNamespace(synthetic=True) for name in ("raf-db", *targets)}
+    figures = zip(targets, (61.5, 85.27), strict=False)
+    published = [{**_AGRA, "target": target, "accuracy": accuracy} for target, accuracy in figures]
+    return results_files.document(kind, spec, stores, entries, published=published, **more)
+
+
+def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Picture]:
+    """A picture of every failure case: a procedural face of its answer, and heat anywhere."""
     return {
-        (one["folder"], one["dataset"], face["position"]): _picture(
-            EXPRESSIONS.index(face["label"]), face["position"] % 12
-        )
+        (one["folder"], one["dataset"], face["position"]): _picture(face["answer"], face["position"] % 12)
         for one in results["failure_cases"]
         for face in one["faces"]
     }
 
 
 @cache
-def _picture(label: int, person: int) -> SimpleNamespace:
-    drawn = render(LAB, person, label, person)
+def _picture(expression: str, person: int) -> Picture:
+    drawn = render(LAB, person, EXPRESSIONS.index(expression), person)
     matrix = align.template_matrix(drawn.landmarks, 112, 0)
-    across, down = np.random.default_rng(person).uniform(1, 5, (2, 1))
-    heat = np.exp(-((np.arange(7) - across) ** 2 + (np.arange(7)[:, None] - down) ** 2) / 3)
-    face, landmarks = align.warp(drawn.image, matrix, 112), align.transform(matrix, drawn.landmarks)
-    return SimpleNamespace(face=face, landmarks=landmarks, heat=heat)
+    heat = np.random.default_rng(person).random((7, 7))
+    return Picture(align.warp(drawn.image, matrix, 112), align.transform(matrix, drawn.landmarks), heat)
 
 
-class Answered:
-    """A model's seven probabilities of each face of a dataset, its fused head right on exactly so many."""
-
-    def __init__(self, dataset: str, method: str, accuracy: float, faces: int, seed: int = 0, run: str = ""):
-        rng = np.random.default_rng([zlib.crc32(dataset.encode()), zlib.crc32(method.encode()), seed])
-        self.dataset, self.method, self.faces, self.seed = dataset, method, faces, seed
-        tag = "" if method == "aglrls" else f"-{method}"
-        self.folder = run + ("source" if method == "source-only" else f"adapt-{dataset}{tag}")
-        self.labels = rng.choice(7, faces, p=(0.15, 0.1, 0.12, 0.2, 0.15, 0.14, 0.14))
-        self.logits = rng.normal(size=(7, faces, 7)) * 1.6
-        for head, share in enumerate(SKILL):
-            self.logits[head, np.arange(faces), self.labels] += 4.2 * accuracy * share
-        sure = self.logits[-1, np.arange(faces), self.labels] - self.logits[-1].max(-1)
-        right = np.argsort(np.argsort(-sure)) < round(accuracy * faces)
-        best = self.logits[-1].argmax(-1)
-        for i in np.flatnonzero((best == self.labels) != right):
-            other = self.labels[i] if right[i] else (self.labels[i] + rng.integers(1, 7)) % 7
-            self.logits[-1, i, [best[i], other]] = self.logits[-1, i, [other, best[i]]]
-        self.probabilities = torch.from_numpy(self.logits).softmax(-1).permute(1, 0, 2)
-        self.said = self.probabilities[:, -1]
-        self.answers = self.said.argmax(-1).numpy()
-        self.stages = np.digitize(self.said.max(-1).values, (0.5, 0.8))  # 0 sum, 1 global, 2 fused
-
-    def metrics(self, answers: np.ndarray) -> dict[str, Any]:
-        matrix = confusion(self.labels, answers)
-        return {**scores(matrix), "confusion": matrix.tolist()}
-
-    def entry(self, home: Answered | None = None) -> dict[str, Any]:
-        adapted, glpc = self.method != "source-only", self.method == "aglrls"
-        heads = {head: self.metrics(self.probabilities[:, i].argmax(-1).numpy()) for i, head in enumerate(HEADS)}
-        heads["global+fused"] = self.metrics(self.probabilities[:, [0, -1]].log().sum(1).argmax(-1).numpy())
-        if glpc:
-            heads["glpc"] = self.metrics(self.answers)
-        right, labels, stages = self.answers == self.labels, torch.from_numpy(self.labels), {}
-        for name, level in (("fused", 2), ("global", 1), ("sum", 0)):
-            here = self.stages == level
-            stages[name] = {"count": int(here.sum()), "correct": int((right & here).sum())}
-        accuracy, macro_f1 = heads["fused"]["accuracy"], heads["fused"]["macro_f1"]
-
-        def at(epoch: int, more: float) -> dict[str, Any]:
-            return {"epoch": epoch, "accuracy": min(1.0, accuracy + more), "macro_f1": macro_f1 + more}
-
-        held, people = home or self, [f"person-{i % 10}" for i in range(self.faces)]
-        return {
-            "dataset": self.dataset,
-            "role": "source" if self.dataset == "raf-db" else "target",
-            "source": "raf-db",
-            "method": self.method,
-            "registered": self.method,
-            "seed": self.seed,
-            "keys": {},
-            "oracle_method": self.method == "gated",
-            "folder": self.folder,
-            "checkpoint": f"runs/demo/{self.folder}/best.ckpt",
-            "stage": "adapt" if adapted else "source",
-            "epoch": KEPT if adapted else EPOCHS,
-            "selection": "infomax" if adapted else "source-val",
-            "reads": ["target images"] if adapted else ["source validation labels"],
-            "splits": ["test"],
-            "expected": self.faces + 1,
-            "found": self.faces,
-            "scored": self.faces,
-            "decision": "glpc" if glpc else "fused",
-            "heads": heads,
-            "stages": stages if glpc else None,
-            "intervals": bootstrap(self.labels, self.answers, people if self.dataset == "jaffe" else None),
-            "calibration": calibration(self.said, labels, held.said[::4], torch.from_numpy(held.labels[::4])),
-            "oracle": {**at(7, 0.01), "intervals": None} if adapted else None,
-            "rules": {"infomax": at(KEPT, 0), "last": at(EPOCHS, -0.02)} if adapted else {},
-            "seconds": 30.0 + self.seed,
-            "predictions": None if "/" in self.folder else f"predictions/{self.folder}--{self.dataset}.csv",
-        }
-
-    def pseudo(self, rng: np.random.Generator) -> dict[str, Any]:
-        noise = rng.normal(size=(EPOCHS + 1, self.faces, 7)) * 0.4
-        outputs = {
-            epoch: torch.from_numpy(self.logits[-1] * (0.6 + 0.25 * epoch) + noise[epoch]).softmax(-1).float()
-            for epoch in range(1, EPOCHS + 1)
-        }
-        epochs = json.loads(json.dumps(pseudo_label_counts(outputs, self.labels, 0.95), default=np.ndarray.tolist))
-        about = {"target": self.dataset, "faces": self.faces, "labelled": self.faces}
-        return {**about, "thresholds": list(THRESHOLDS), "epochs": epochs}
-
-    def failure_cases(self) -> list[dict[str, Any]]:
-        sure = self.said.max(-1).values.numpy()
-        wrong = np.flatnonzero(self.answers != self.labels)
-        entropy = (-(self.said * self.said.log()).sum(-1) / np.log(7)).numpy()
-        chosen = {"mistakes": wrong[np.argsort(-sure[wrong])][:12], "uncertain": np.argsort(-entropy)[:12]}
-        about = {"folder": self.folder, "dataset": self.dataset}
-        return [
-            {**about, "kind": kind, "faces": [self._case(int(i), float(sure[i]), float(entropy[i])) for i in rows]}
-            for kind, rows in chosen.items()
-        ]
-
-    def _case(self, i: int, sure: float, entropy: float) -> dict[str, Any]:
-        tops = self.probabilities[i].max(-1)
-        return {
-            "position": i,
-            "id": f"KA.{EXPRESSIONS[self.labels[i]][:2].upper()}{i}.tiff",
-            "label": EXPRESSIONS[self.labels[i]],
-            "answer": EXPRESSIONS[self.answers[i]],
-            "stage": ("sum", "global", "fused")[self.stages[i]],
-            "confidence": sure,
-            "entropy": entropy,
-            "probabilities": self.said[i].tolist(),
-            "votes": [
-                {"head": head, "expression": EXPRESSIONS[answer], "probability": value}
-                for head, answer, value in zip(HEADS, tops.indices.tolist(), tops.values.tolist(), strict=True)
-            ],
-        }
+def _pseudo_labels(one: Results) -> dict[str, Any]:
+    """Of a model that grows surer from epoch to epoch."""
+    outputs = {epoch: apply_temperature(one.probabilities[:, FUSED], 4 / epoch) for epoch in range(1, EPOCHS + 1)}
+    about = {"target": one.store.name, "faces": len(one.labels), "labelled": int(one.known.sum())}
+    return {**about, "thresholds": list(THRESHOLDS), "epochs": pseudo_label_counts(outputs, one.labels, 0.95)}
 
 
-def _history(rng: np.random.Generator, losses: tuple[str, ...], rules: tuple[str, ...], kept: int) -> list[Any]:
-    return [
-        {
-            "epoch": epoch,
-            "losses": {name: float(2 / epoch**0.6 + 0.1 * rng.random()) for name in losses},
-            "scores": {name: float(1 - 0.6 / epoch + 0.05 * rng.random()) for name in rules},
-            "chosen": epoch == kept,
-        }
-        for epoch in range(1, EPOCHS + 1)
-    ]
+def _history(rng: np.random.Generator, kept: int) -> list[Any]:
+    def of(*names: str) -> dict[str, float]:
+        return {name: float(rng.random()) for name in names}
+
+    parts = ({"losses": of("source", "adversarial"), "scores": of("source-val", "infomax")} for _ in range(EPOCHS))
+    return [{"epoch": epoch, **own, "chosen": epoch == kept} for epoch, own in enumerate(parts, 1)]
 
 
-def _gap(rng: np.random.Generator, target: str, before: Answered, after: Answered) -> dict[str, Any]:
-    """Both models' gap on at most 400 faces of a domain; distances and maps are made up."""
-    models = []
-    for one, shift, distance in ((before, 0.28, 1.4), (after, 0.05, 0.5)):
-        labels = [rng.integers(0, 7, 400), one.labels[subsample(one.faces, 400)]]
-        centres = 0.5 + 0.36 * np.stack([np.cos(np.arange(7) * 0.9), np.sin(np.arange(7) * 0.9)], 1)
-        places = np.concatenate([centres[labels[0]], centres[labels[1]] * (1 - shift) + shift * 0.4])
-        x, y = np.clip(places + rng.normal(size=places.shape) * 0.045, 0, 1).round(4).T.tolist()
-        domain = [side for side, own in enumerate(labels) for _ in own]
+def _gap(rng: np.random.Generator, *models: Results) -> dict[str, Any]:
+    """Two models' gap on at most 400 faces of a domain, all made up."""
+    found = []
+    for one, distance in zip(models, (1.4, 0.5), strict=True):
+        labels = [rng.integers(0, 7, 400), one.labels[subsample(len(one.labels), 400)]]
+        faces = [len(own) for own in labels]
+        x, y = rng.random((2, sum(faces))).round(4).tolist()
+        domain = np.repeat([0, 1], faces).tolist()
         embedding = {"x": x, "y": y, "domain": domain, "label": np.concatenate(labels).tolist(), "perplexity": 30.0}
-        found = {"a_distance": distance, "error": (2 - distance) / 4, "faces": [len(own) for own in labels]}
-        models.append({"folder": one.folder, "method": one.method, **found, "embedding": embedding})
-    return {"target": target, "source": "raf-db", "models": models}
+        about = {"folder": one.record.name, "method": one.record.method, "faces": faces, "embedding": embedding}
+        found.append({**about, "a_distance": distance, "error": (2 - distance) / 4})
+    return {"target": models[0].store.name, "source": "raf-db", "models": found}

@@ -7,11 +7,13 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Bench, after_source, told
+from conftest import Bench, told
 from safetensors.numpy import load, save
+from trained_runs import figures
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -21,21 +23,21 @@ def npy(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
+def finished(adapted: Bench) -> Bench:
     """Stores, a source model, an adaptation, a report. Read only."""
-    folder = tmp_path_factory.mktemp("finished")
-    shutil.copytree(trained.prepared, folder / "prepared")
-    bench = after_source(folder, trained, {"adapt.epochs": 2}, folder / "prepared")
-    bench.done("adapt", "--quiet")
-    bench.done("evaluate", "--quiet")
-    return bench
+    adapted.done("evaluate", "--quiet")
+    return adapted
 
 
 @pytest.fixture
 def own(finished: Bench, tmp_path: Path) -> Bench:
     shutil.copytree(finished.prepared, tmp_path / "prepared")
     shutil.copytree(finished.runs, tmp_path / "runs/tiny")
-    return Bench(tmp_path, tmp_path / "prepared", finished.changes)
+    return Bench(tmp_path, tmp_path / "prepared")
+
+
+def results(own: Bench) -> dict[str, Any]:
+    return json.loads((own.folder / REPORT / "results.json").read_text())
 
 
 ADAPTED, REPORT, STORE = "runs/tiny/adapt-jaffe", "runs/tiny/report", "prepared/jaffe"
@@ -54,7 +56,7 @@ def test_what_is_left_out_of_the_scores_is_told(name: str, own: Bench) -> None:
         result = own.done("evaluate", "--quiet")
         assert result.stderr.startswith("warning: ") and str(path) in result.stderr, data[:50]
         assert len(result.stderr.splitlines()) == 1 and len(result.stderr) < 500
-        entry = json.loads((own.folder / REPORT / "results.json").read_text())["entries"][-1]
+        entry = results(own)["entries"][-1]
         assert entry["oracle"] and bool(entry["rules"]) == (name != "metrics.jsonl")
         if not entry["rules"]:
             assert str(path) in told(own("evaluate", "--select", "last"), 1)
@@ -102,8 +104,8 @@ def test_outputs_of_an_epoch_are_told_and_the_oracle_left_out(how: str, own: Ben
     ruin(path, how)
     (line,) = own.done("evaluate", "--quiet").stderr.splitlines()
     assert line.startswith(f"warning: {path} ") and "--restart" in line and "no oracle" in line and len(line) < 500
-    entry = json.loads((own.folder / REPORT / "results.json").read_text())["entries"][-1]
-    assert (entry["stage"], entry["oracle"], entry["rules"]) == ("adapt", None, {})
+    entry, pseudo_labels = results(own)["entries"][-1], results(own)["pseudo_labels"]
+    assert (entry["stage"], entry["oracle"], entry["rules"], pseudo_labels) == ("adapt", None, {}, {})
     line = told(own("evaluate", "--select", "corr-c"), 1)
     assert str(path) in line and "--restart" in line
 
@@ -111,9 +113,9 @@ def test_outputs_of_an_epoch_are_told_and_the_oracle_left_out(how: str, own: Ben
 @pytest.mark.parametrize("how", RUINED_TOO)
 def test_outputs_of_an_evaluation_are_computed_again(how: str, own: Bench) -> None:
     path = own.folder / ADAPTED / "outputs/dataset-jaffe.safetensors"
-    before = ruin(path, how)
+    whole, before = ruin(path, how), figures(results(own))
     assert own.done("evaluate", "--quiet").stderr == ""
-    assert path.read_bytes() == before
+    assert path.read_bytes() == whole and figures(results(own)) == before
 
 
 def test_training_does_not_go_on_from_a_damaged_log(own: Bench) -> None:

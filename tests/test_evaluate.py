@@ -26,7 +26,6 @@ from fercli.evaluation.domain_gap import a_distance
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.outputs import EpochOutputs, read_outputs, rounded, watched_fused, write_outputs
 from fercli.evaluation.pseudo_labels import pseudo_label_counts
-from fercli.expressions import EXPRESSIONS
 from fercli.loading.face_dataset import FaceDataset
 from fercli.scoring.evaluate import evaluate, record_of
 from fercli.scoring.explain import grad_cam
@@ -68,10 +67,6 @@ def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
     return seen, held, store.labels[indices]
 
 
-def watched(folder: Path) -> dict[int, torch.Tensor]:
-    return watched_fused(EpochOutputs(folder))
-
-
 # The document
 
 
@@ -79,9 +74,6 @@ def test_the_document_has_the_parts_that_were_agreed(results: dict[str, Any], ad
     assert (results["schema"], results["kind"]) == (4, "run")
     folders = [entry["folder"] for entry in results["entries"]]
     assert folders == ["source", "source", "adapt-jaffe"]
-    for entry in results["entries"]:
-        assert entry["predictions"] == f"predictions/{entry['folder']}--{entry['dataset']}.csv"
-        assert (adapted.runs / "report" / entry["predictions"]).exists()
     assert [row["folder"] for row in headline(results)] == ["source", "adapt-jaffe", "adapt-jaffe"]
     assert json.loads((adapted.runs / "report/results.json").read_text())["entries"] == results["entries"]
     files = results["files"]
@@ -101,17 +93,11 @@ def test_intervals_are_the_bootstrap_of_the_decision_by_subjects(results: dict[s
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_the_temperature_is_fitted_on_held_out_source_faces(
-    number: int, results: dict[str, Any], adapted: Bench
-) -> None:
+def test_the_temperature_is_fitted_on_held_out_source_faces(number: int, results, adapted: Bench) -> None:
     entry = results["entries"][number]
     seen, held, labels = seen_by(adapted, entry)
-    expected = calibration(
-        rounded(seen.probabilities)[:, FUSED],
-        torch.from_numpy(labels),
-        rounded(held.probabilities)[:, FUSED],
-        held.labels,
-    )
+    fused, held_fused = (rounded(one.probabilities)[:, FUSED] for one in (seen, held))
+    expected = calibration(fused, torch.from_numpy(labels), held_fused, held.labels)
     found = entry["calibration"]
     assert found["fitted_on"] == len(held.labels) > 0
     assert found["temperature"] == pytest.approx(expected["temperature"], rel=1e-4)
@@ -137,12 +123,16 @@ def test_the_gap_is_between_training_faces_and_the_targets(results: dict[str, An
         assert model["a_distance"] == pytest.approx(expected["a_distance"], abs=0.08)
 
 
+def counted(bench: Bench, labels: np.ndarray) -> list[dict[str, Any]]:
+    return pseudo_label_counts(watched_fused(EpochOutputs(bench.runs / "adapt-jaffe")), labels, 0.95)
+
+
 def test_pseudo_labels_come_from_what_the_epochs_left(results: dict[str, Any], adapted: Bench) -> None:
     (found,) = results["pseudo_labels"].values()
     labels = Store.open(adapted.prepared / "jaffe").labels
     assert list(results["pseudo_labels"]) == ["adapt-jaffe"]
     assert (found["target"], found["faces"], found["labelled"]) == ("jaffe", 42, 42)
-    assert found["epochs"] == pseudo_label_counts(watched(adapted.runs / "adapt-jaffe"), labels, 0.95)
+    assert found["epochs"] == counted(adapted, labels)
     assert [line["epoch"] for line in found["epochs"]] == [1, 2]
 
 
@@ -153,23 +143,15 @@ def test_pseudo_labels_of_fewer_faces_have_their_own_labels(make_adapting) -> No
     (found,) = bench.json("evaluate", "--set", "adapt.select_images=20")["pseudo_labels"].values()
     labels = Store.open(bench.prepared / "jaffe").labels[np.linspace(0, 41, 10).round().astype(int)]
     assert (found["faces"], found["labelled"]) == (10, 10)
-    assert found["epochs"] == pseudo_label_counts(watched(bench.runs / "adapt-jaffe"), labels, 0.95)
+    assert found["epochs"] == counted(bench, labels)
 
 
-def test_failure_cases_are_of_the_adapted_model(results: dict[str, Any], adapted: Bench) -> None:
-    assert [(one["folder"], one["dataset"], one["kind"]) for one in results["failure_cases"]] == [
-        ("adapt-jaffe", "jaffe", "mistakes"),
-        ("adapt-jaffe", "jaffe", "uncertain"),
-    ]
-    store, entry = Store.open(adapted.prepared / "jaffe"), results["entries"][2]
-    wrong = round((1 - entry["heads"]["glpc"]["accuracy"]) * 42)
+def test_failure_cases_are_of_the_adapted_model(results: dict[str, Any]) -> None:
+    assert {(one["folder"], one["dataset"]) for one in results["failure_cases"]} == {("adapt-jaffe", "jaffe")}
+    assert [one["kind"] for one in results["failure_cases"]] == ["mistakes", "uncertain"]
+    wrong = round((1 - results["entries"][2]["heads"]["glpc"]["accuracy"]) * 42)
     mistakes, uncertain = (one["faces"] for one in results["failure_cases"])
     assert (len(mistakes), len(uncertain)) == (min(12, wrong), 12)
-    assert [face["confidence"] for face in mistakes] == sorted((face["confidence"] for face in mistakes), reverse=True)
-    for face in (*mistakes, *uncertain):
-        assert face["id"] == store.ids[face["position"]]
-        assert face["label"] == EXPRESSIONS[store.labels[face["position"]]]
-        assert face["confidence"] == max(face["probabilities"])
 
 
 def test_failure_cases_are_of_the_source_model_where_nothing_is_adapted(make_adapting) -> None:
@@ -177,12 +159,6 @@ def test_failure_cases_are_of_the_source_model_where_nothing_is_adapted(make_ada
     assert {(one["folder"], one["dataset"]) for one in found["failure_cases"]} == {("source", "jaffe")}
     assert found["pseudo_labels"] == {}
     assert [model["folder"] for model in found["gaps"][0]["models"]] == ["source"]
-
-
-def test_the_same_run_gives_the_same_document(results: dict[str, Any], adapted: Bench) -> None:
-    again = adapted.json("evaluate")
-    for key in ("entries", "gaps", "pseudo_labels", "failure_cases"):
-        assert again[key] == results[key], key
 
 
 # What is made for the report
@@ -254,9 +230,7 @@ def test_faces_are_taken_evenly_from_all_sources() -> None:
 # Targets without labels
 
 
-def test_a_target_without_labels_keeps_what_needs_none(
-    copy, prepared: Path, tmp_path: Path, results: dict[str, Any]
-) -> None:
+def test_a_target_without_labels_keeps_what_needs_none(copy, prepared: Path, tmp_path: Path, results) -> None:
     bench = copy(with_labels(prepared, tmp_path / "blank", lambda labels: np.full_like(labels, -1)))
     found = bench.json("evaluate")
     source, *targets = found["entries"]
@@ -268,10 +242,7 @@ def test_a_target_without_labels_keeps_what_needs_none(
         assert {epoch["accuracy"] for epoch in entry["rules"].values()} <= {None}
         stages, before = entry["stages"], labelled["stages"]
         if stages is not None:
-            assert {name: stage["count"] for name, stage in stages.items()} == {
-                k: r["count"] for k, r in before.items()
-            }
-            assert {stage["correct"] for stage in stages.values()} == {None}
+            assert stages == {name: {"count": stage["count"], "correct": None} for name, stage in before.items()}
     assert found["gaps"] == results["gaps"]
     (pseudo,) = found["pseudo_labels"].values()
     (labelled,) = results["pseudo_labels"].values()
@@ -281,16 +252,12 @@ def test_a_target_without_labels_keeps_what_needs_none(
     (uncertain,) = found["failure_cases"]
     before = next(one for one in results["failure_cases"] if one["kind"] == "uncertain")
     assert uncertain["faces"] == [{**face, "label": None} for face in before["faces"]]
-    rows = (bench.runs / "report/results.csv").read_text().splitlines()
-    assert not [row for row in rows if ",jaffe," in row and ",accuracy,0" in row]
     assert len((bench.runs / "report/predictions/adapt-jaffe--jaffe.csv").read_text().splitlines()) == 43
 
 
 def test_a_target_with_some_labels_is_scored_on_those(copy, prepared: Path, tmp_path: Path) -> None:
-    def every_second(labels: np.ndarray) -> np.ndarray:
-        return np.where(np.arange(len(labels)) % 2 == 0, labels, -1)
-
-    found = copy(with_labels(prepared, tmp_path / "some", every_second)).json("evaluate")
+    stores = with_labels(prepared, tmp_path / "some", lambda labels: np.where(np.arange(42) % 2, -1, labels))
+    found = copy(stores).json("evaluate")
     entry = found["entries"][2]
     assert (entry["expected"], entry["found"], entry["scored"]) == (42, 42, 21)
     assert sum(each["count"] for each in entry["calibration"]["before"]["bins"]) == 21
@@ -379,14 +346,6 @@ def test_runs_of_older_versions_leave_pseudo_labels_out(copy) -> None:
     assert bench.json("evaluate")["pseudo_labels"] == {}
 
 
-def test_damaged_outputs_are_left_out_and_told(copy) -> None:
-    bench = copy()
-    path = bench.runs / "adapt-jaffe/outputs/epoch-0002.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    assert f"{path} is damaged" in bench.done("evaluate", "--quiet").stderr
-    assert json.loads((bench.runs / "report/results.json").read_text())["pseudo_labels"] == {}
-
-
 def test_outputs_of_other_faces_are_counted_without_their_labels(copy) -> None:
     bench = copy()
     folder = bench.runs / "adapt-jaffe"
@@ -411,10 +370,8 @@ def test_another_rule_is_asked_of_the_outputs_and_no_network_is_run(copy, result
         assert (entry["decision"], entry["heads"]) == (rule, plain["heads"])
         assert entry["stages"] is None
     entry = bench.json("evaluate", "--decision", "glpc:0.3")["entries"][2]
-    assert (
-        set(entry["heads"]) == {*plain["heads"], "glpc:0.3"}
-        and sum(stage["count"] for stage in entry["stages"].values()) == 42
-    )
+    assert set(entry["heads"]) == {*plain["heads"], "glpc:0.3"}
+    assert sum(stage["count"] for stage in entry["stages"].values()) == 42
     assert "'best' is no decision rule" in told(bench("evaluate", "--decision", "best"), 2)
 
 
@@ -436,20 +393,6 @@ def test_another_selection_rule_is_asked_of_the_outputs(copy, results) -> None:
     assert "no such selection rule; one of last, source-val" in told(bench("evaluate", "--select", "best"), 2)
 
 
-@pytest.mark.parametrize("spoil", ["cut", "of another model"])
-def test_outputs_that_do_not_fit_the_model_are_computed_again(spoil: str, copy, results) -> None:
-    bench = copy()
-    path = bench.runs / "adapt-jaffe/outputs/dataset-jaffe.safetensors"
-    whole = path.read_bytes()
-    found, about = read_outputs(path)
-    if spoil == "cut":
-        path.write_bytes(whole[:200])
-    else:
-        write_outputs(path, {**found, "scored": found["scored"].flip(0)}, {**about, "model": "another"})
-    assert bench.json("evaluate")["entries"][2]["heads"] == results["entries"][2]["heads"]
-    assert path.read_bytes() == whole
-
-
 # Sources
 
 
@@ -468,5 +411,6 @@ def test_a_source_without_a_test_part_is_scored_on_what_was_held_out(copy, prepa
 
 def test_the_library_call_gives_what_the_command_prints(adapted: Bench, results: dict[str, Any]) -> None:
     found, files = evaluate(load(str(adapted.spec)), ["jaffe"])
-    assert found["entries"] == results["entries"]
+    for key in ("entries", "gaps", "pseudo_labels", "failure_cases"):
+        assert found[key] == results[key], key
     assert {kind: str(path) for kind, path in files.items()} == results["files"]

@@ -14,20 +14,12 @@ import pytest
 import torch
 from conftest import Bench
 from stores import changeable
-from trained_runs import record
+from trained_runs import record, scored
 
-from fercli.errors import FercliError
 from fercli.evaluation.decision import DecisionRule
 from fercli.expressions import EXPRESSIONS
 from fercli.models import HEADS
-from fercli.scoring.results import Part, Results
-from fercli.scoring.results_files import (
-    PREDICTION_COLUMNS,
-    RESULT_COLUMNS,
-    open_report,
-    prediction_rows,
-    result_rows,
-)
+from fercli.scoring.results_files import PREDICTION_COLUMNS, RESULT_COLUMNS, prediction_rows, result_rows
 from fercli.spreadsheet import harmless, write_csv
 from fercli.store import Store
 
@@ -122,9 +114,8 @@ def test_pandas_reads_the_table_without_options(evaluated) -> None:
 def test_a_dataset_without_labels_has_its_counts_alone(prepared: Path, tmp_path: Path) -> None:
     store = changeable(Store.open(prepared / "jaffe"))
     store.labels[:] = -1
-    probabilities, held = torch.full((8, 7, 7), 1 / 7), (torch.zeros(0, 7, 7), torch.zeros(0).long())
     glpc = record(tmp_path / "adapt-mine", "glpc", torch.ones(7, 7))
-    entry = Results(glpc, store, False, Part(["all"], np.arange(8), 9), probabilities, *held).entry()
+    entry = scored(glpc, store, np.arange(8), torch.full((8, 7, 7), 1 / 7)).entry()
     rows = list(result_rows({"title": "t", "entries": [entry], "gaps": []}))
     about = ["t", "jaffe", "target", "all", "raf-db", "source-only", 0, "", "adapt-mine", 1, "last", "false"]
     assert [row[: len(about)] for row in rows] == [about] * len(rows)
@@ -194,9 +185,7 @@ def test_rows_of_names_that_are_formulas_or_no_utf8(prepared: Path, tmp_path: Pa
     store.ids[indices], store.subjects[indices] = names, [*"abcd", "+e", ""]
     store.labels[0] = -1
     probabilities = torch.rand(len(names), 7, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    held = (torch.zeros(0, 7, 7), torch.zeros(0).long())
-    part = Part(["all"], indices, len(names))
-    one = Results(record(tmp_path / "source"), store, False, part, probabilities, *held)
+    one = scored(record(tmp_path / "source"), store, indices, probabilities)
     write_csv(tmp_path / "p.csv", PREDICTION_COLUMNS, prediction_rows(one))
     rows = read(tmp_path / "p.csv")
     assert [row["id"] for row in rows] == ["'=1+1", "\udcff.png", 'a,"b" c', "plain", "'@x", "'-2"]
@@ -235,9 +224,3 @@ def test_a_table_is_read_back_as_written(tmp_path: Path) -> None:
     text = (tmp_path / "t.csv").read_text()
     assert text == 'a,\'=b\n1,\n0.30000000000000004,"x""y,z"\n'
     assert list(csv.reader(io.StringIO(text)))[2] == ["0.30000000000000004", 'x"y,z']
-
-
-def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "report").write_text("in the way")
-    with pytest.raises(FercliError, match=r"cannot write the report into .*report: "):
-        open_report(tmp_path / "report")

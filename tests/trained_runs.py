@@ -6,9 +6,11 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
@@ -19,7 +21,8 @@ from fercli.engine.trained import find_trained
 from fercli.evaluation.decision import DecisionRule
 from fercli.evaluation.outputs import epoch_file, read_outputs
 from fercli.loading.batches import Batches
-from fercli.scoring.results import ModelRecord
+from fercli.scoring.results import ModelRecord, Part, Results
+from fercli.store import Store
 
 #: What a checkpoint holds beside the spec (whose paths differ from bench to bench).
 STATE = ("network", "method", "optimizer", "meter", "rng", "best", "step", "epoch", "status", "decision")
@@ -60,9 +63,9 @@ def answers(folder: Path, epoch: int) -> list[int]:
     return rule(found["scored"]).answers.tolist()
 
 
-def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = None) -> ModelRecord:
-    """What tables tell of a source model in a folder."""
-    return ModelRecord(
+def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = None, **others: Any) -> ModelRecord:
+    """What tables tell of a model in a folder, a source model but for `others`."""
+    found = ModelRecord(
         folder=folder,
         name=folder.name,
         stage="source",
@@ -77,6 +80,13 @@ def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = 
         oracle_method=False,
         source="raf-db",
     )
+    return replace(found, **others)
+
+
+def scored(own: ModelRecord, store: Store, indices: np.ndarray, probabilities: torch.Tensor) -> Results:
+    """A model's answers on these faces of a target, which lists one more; no source face was held out."""
+    part, held = Part(["all"], indices, len(indices) + 1), (torch.zeros(0, 7, 7), torch.zeros(0).long())
+    return Results(own, store, False, part, probabilities, *held)
 
 
 def headline(document: dict[str, Any]) -> list[dict[str, Any]]:
