@@ -189,9 +189,14 @@ def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[No
         lock.release()
 
 
-def remove_half_written(folder: Path) -> None:
-    """Remove what a kill left of files that were being written (`replacing`); nobody else may be at work there."""
-    for left in folder.glob(".*.tmp"):
+def remove_half_written(folder: Path, name: str = "*") -> None:
+    """Remove what a kill left of files that were being written (`replacing`); nobody else may be at work on them.
+
+    Args:
+        folder: where they lie.
+        name: a pattern of their names.
+    """
+    for left in folder.glob(f".{name}.tmp"):
         left.unlink(missing_ok=True)
 
 

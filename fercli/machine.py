@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import datetime
+import io
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from importlib import metadata
 from typing import TYPE_CHECKING
 
@@ -78,6 +81,36 @@ def wait(device: torch.device) -> None:
         import torch
 
         torch.cuda.synchronize(device)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it scikit-learn works on one thread: sums over several round differently from run to run."""
+    from joblib.externals.loky import cpu_count
+    from threadpoolctl import threadpool_limits
+
+    # scikit-learn asks joblib for the number of cores. That calls ``lscpu``, which slim containers lack, and tells of
+    # it at length, but only the first time.
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        cpu_count(only_physical_cores=True)
+    with threadpool_limits(1):
+        yield
+
+
+class Clock:
+    """Seconds by part of some work, in `spent`: ``with clock("decode"): ...``, waiting for `device` after each."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device, self.spent = device, dict[str, float]()
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self._device is not None:
+            wait(self._device)
+        self.spent[part] = self.spent.get(part, 0.0) + time.perf_counter() - started
 
 
 def seconds(run: Callable[[], object], device: torch.device, rounds: int = 3, warm: int = 1) -> list[float]:

@@ -44,6 +44,8 @@ _PYTHON = re.compile(
 #: Control characters that a terminal would obey.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 
+#: What `fercli evaluate` may write.
+_SCORED = ("runs/tiny/report", "runs/tiny/source/outputs", "runs/tiny/adapt-jaffe/outputs")
 #: Commands by the name that cases give them: arguments, and what they may write.
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "predict": (("predict", "faces", "--run", "runs/tiny", "--workers", "1"), ()),
@@ -55,8 +57,9 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("out",),
     ),
     "smooth": (("predict", "media", "--run", "runs/tiny", "--workers", "1", "--smooth", "0.3", "--every", "2"), ()),
-    "evaluate": (("evaluate", "--json"), ("runs/tiny/report",)),
-    "report": (("evaluate", "--report"), ("runs/tiny/report",)),
+    "evaluate": (("evaluate", "--json"), _SCORED),
+    "report": (("evaluate", "--report"), _SCORED),
+    "other rules": (("evaluate", "--json", "--decision", "fused", "--select", "last"), _SCORED),
     "evaluate model": (
         ("evaluate", "--model", "model.safetensors", "--target", "jaffe", "--json"),
         ("runs/model-model", "runs/model-adapt-jaffe"),
@@ -719,17 +722,17 @@ def safetensors_changed(name: str, rng: np.random.Generator) -> tuple[str, Calla
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     way = int(rng.integers(4))
     if way == 0:
-        record = json.loads(header["__metadata__"]["fercli.record"])
+        mark = next(key for key in header["__metadata__"] if key.startswith("fercli."))
+        record = json.loads(header["__metadata__"][mark])
         done, changed = _changed(record, places(record), rng)
-        header["__metadata__"]["fercli.record"] = _dumped(changed)
+        header["__metadata__"][mark] = _dumped(changed)
         about = f"record {done}"
     elif way == 1:
         done, header = _changed(header, places(header), rng)
         about = f"header {done}"
     elif way == 2:
-        values = np.frombuffer(body, np.float32).copy()
-        values[int(rng.integers(len(values)))] = np.nan
-        body, about = values.tobytes(), "a NaN"
+        place = 4 * int(rng.integers(len(body) // 4))
+        body, about = body[:place] + b"\xff" * 4 + body[place + 4 :], "a NaN"
     else:
         size = (1 << 60, length + 10**9, 0, length - 1)[int(rng.integers(4))]
         changed = struct.pack("<Q", size) + data[8:]
@@ -859,15 +862,17 @@ def _of_run(rng: np.random.Generator) -> Case:
         ways += [json_changed] * 2
     elif name.endswith(".jsonl"):
         ways += [lines_changed] * 2
-    elif name.endswith((".csv", ".txt")):
+    elif name.endswith(".csv"):
         ways += [table_changed] * 2
-    elif name.endswith(".npy"):
-        ways += [array_changed] * 2
+    elif name.endswith(".safetensors"):
+        ways += [safetensors_changed] * 2
     elif name.endswith(".yaml"):
         ways += [spec_text]
     about, damage = _pick(ways, rng)(name, rng)
     if "/report/" in name:
         commands = ["compare", "compare two", "compare", "evaluate", "report"]
+    elif "/outputs/" in name:
+        commands = ["evaluate", "other rules", "report", "longer"]
     else:
         commands = ["evaluate", "report", "report", "compare", "predict", "export", "adapt", "train-source", "longer"]
         commands = [c for c in commands if c != "export" or rng.random() < 0.2]

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from fercli.models import Output
 
 
+def seven_heads(count: int, seed: int, sharpness: float = 2.0) -> Tensor:
+    """Probabilities [count, 7 heads, 7 expressions] drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return (sharpness * torch.randn(count, 7, 7, generator=generator)).softmax(-1)
+
+
 def certain(*tops: tuple[int, float]) -> Tensor:
     """Probabilities: a row a pair (class, its probability); the other six share the rest."""
     return torch.tensor([[p if c == k else (1 - p) / 6 for c in range(7)] for k, p in tops], dtype=torch.float64)

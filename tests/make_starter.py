@@ -49,8 +49,15 @@ def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str
     """The figures of a results document that the card shows, and how the model was trained (``stage``: its folder)."""
     spec, best = trained.spec, trained.state["best"]
     made = json.loads((stage / "environment.json").read_text(encoding="utf-8"))
-    kept = ("dataset", "role", "epoch", "folder", "splits", "counts", "decision", "intervals", "calibration")
-    entries = [{key: entry[key] for key in kept} for entry in results["entries"]]
+    kept = ("dataset", "role", "epoch", "folder", "splits", "expected", "found", "scored", "decision")
+    entries = [
+        {
+            **{key: entry[key] for key in kept},
+            "heads": {entry["decision"]: entry["heads"][entry["decision"]]},
+            **{key: entry[key] for key in ("intervals", "calibration")},
+        }
+        for entry in results["entries"]
+    ]
     for entry in entries:
         found = entry["calibration"]
         if found is not None:  # the bins fill a page
@@ -110,9 +117,9 @@ def card_of(facts: dict[str, Any]) -> str:
 
 
 def _score(facts: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    metrics, counts, drawn_too = entry["decision"]["metrics"], entry["counts"], facts["datasets"][entry["dataset"]]
+    metrics, drawn_too = entry["heads"][entry["decision"]], facts["datasets"][entry["dataset"]]
     per, matrix = metrics["per_expression"], np.array(metrics["confusion"])
-    of_listed = np.trace(matrix) / (counts["expected"] - counts["found"] + counts["scored"])
+    of_listed = np.trace(matrix) / (entry["expected"] - entry["found"] + entry["scored"])
     recalls = {one["expression"]: one["recall"] for one in per if one["recall"] is not None}
     wrong = matrix * (1 - np.eye(len(EXPRESSIONS), dtype=int))
     pairs = [np.unravel_index(place, wrong.shape) for place in wrong.ravel().argsort()[::-1][:3]]
@@ -123,7 +130,7 @@ def _score(facts: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
         "dataset": entry["dataset"] + (" †" if drawn_too["synthetic"] else ""),
         "synthetic": drawn_too["synthetic"],
         "part": ", ".join(entry["splits"]),
-        "faces": f"{counts['scored']:,} of {counts['expected']:,}",
+        "faces": f"{entry['scored']:,} of {entry['expected']:,}",
         **{name: _with_interval(entry, name) for name in ("accuracy", "macro_f1", "mean_recall")},
         "of_listed": _percent(of_listed),
         "ece": _percent(entry["calibration"]["before"]["ece"]),
@@ -134,7 +141,7 @@ def _score(facts: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
 
 def _with_interval(entry: dict[str, Any], name: str) -> str:
     ends = (entry["intervals"] or {}).get(name)
-    text = _percent(entry["decision"]["metrics"][name])
+    text = _percent(entry["heads"][entry["decision"]][name])
     return text if not ends else f"{text} [{_percent(ends[0])}, {_percent(ends[1])}]"
 
 

@@ -11,7 +11,7 @@ from tiny import model_spec
 from torch import nn
 
 from fercli import machine
-from fercli.engine import acceleration, checkpoint
+from fercli.engine import acceleration, checkpoint, distributed
 from fercli.engine.acceleration import Compiled, accelerate, resolve_precision
 from fercli.engine.fabric import make_fabric
 from fercli.errors import FercliError
@@ -108,6 +108,12 @@ def test_crop_nets_on_a_cpu(asked: str, width: int, deterministic: bool, given: 
     net = network(width=width)
     engine = Engine(crop_nets=asked, deterministic=deterministic)
     assert accelerate(net, engine, CPU, 4)["crop_nets"] == net.local_nets.implementation == given
+
+
+def test_crop_nets_run_one_by_one_where_processes_share_their_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    net = network(width=4)
+    assert accelerate(net, Engine(crop_nets="matmul"), CPU, 4)["crop_nets"] == net.local_nets.implementation == "loop"
 
 
 @pytest.mark.cuda

@@ -57,7 +57,7 @@ def test_the_readmes_method_adapts_and_is_evaluated(here: Path, make_adapting) -
     assert all(line["losses"]["means"] >= 0 for line in lines if line["kind"] == "train")
     method = ("--set", "adapt.method=my_methods:MeanAlignment", "--set", "adapt.tag=means")
     results = json.loads(bench.done("evaluate", "--json", *method).stdout)
-    assert "my_methods:MeanAlignment (means)" in {row["method"] for row in results["table"]}
+    assert "my_methods:MeanAlignment (means)" in {row["method"] for row in results["entries"]}
 
 
 def test_the_readmes_dataset_is_checked_prepared_and_adapted_to(

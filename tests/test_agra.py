@@ -15,7 +15,15 @@ from fercli.loading.augment import View
 from fercli.loading.batches import Batch
 from fercli.methods.agra import AGRA, SOURCE, TARGET
 from fercli.methods.base import Outputs, Progress
-from fercli.methods.graph import ClassMeans, StackedGraphs, carried_over, class_means, k_means, lloyd, row_normalised
+from fercli.methods.graph import (
+    ClassMeans,
+    StackedGraphs,
+    carried_over,
+    class_means,
+    k_means,
+    k_means_from,
+    row_normalised,
+)
 from fercli.models import Output
 from fercli.spec import Adapt
 
@@ -427,10 +435,29 @@ def test_k_means_finds_clusters_that_lie_apart() -> None:
     same(found[order], points.view(6, 7, WIDTH).mean(0))
 
 
-def test_lloyd_by_hand() -> None:
-    points = torch.tensor([[0.0], [1], [10], [12]])
+def test_k_means_from_centres_by_hand() -> None:
+    points, centres = torch.tensor([[0.0], [1], [10], [12]]), torch.tensor([[0.0], [9], [50]])
     # The second takes in 10 and 12 at once; the third has none from the start and stays.
-    assert lloyd(points, torch.tensor([[0.0], [9], [50]])).tolist() == [[0.5], [11], [50]]
+    assert k_means_from(points, centres).tolist() == [[0.5], [11], [50]]
+    assert k_means_from(points[:0], centres).tolist() == centres.tolist()
+    # Two steps: 3 is nearer to 5 than to 0, but to 0 than to 7.5, the mean of what 5 took in.
+    points = torch.tensor([[0.0], [3], [8], [9], [10]])
+    assert k_means_from(points, torch.tensor([[0.0], [5]])).tolist() == [[1.5], [9]]
+
+
+def test_k_means_draws_from_torchs_generator_alone() -> None:
+    points, found = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        found.append((k_means(points, 7), torch.rand(())))
+    (first, after), (again, after_again), (other, _) = found
+    assert torch.equal(first, again) and torch.equal(after, after_again) and not torch.equal(first, other)
+
+
+def test_k_means_says_nothing_of_points_that_are_one_within_rounding(recwarn) -> None:
+    points = torch.zeros(20, 2)
+    points[:10, 0], points[10:, 1] = 1e-30 * torch.arange(10), 1
+    assert {tuple(x) for x in k_means(points, 7).round().tolist()} == {(0, 0), (0, 1)} and not recwarn.list
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 20])
@@ -465,7 +492,7 @@ def test_means_of_classes_are_the_labels_and_the_target_starts_from_them() -> No
     expected = torch.stack([sum(x for x, y in zip(points, labels, strict=True) if y == k) for k in range(7)])
     expected /= torch.tensor([int((labels == k).sum()) for k in range(7)])[:, None]
     same(method.means[SOURCE].means, expected)
-    same(method.means[TARGET].means, lloyd(target, carried_over(expected, points, target)))
+    same(method.means[TARGET].means, k_means_from(target, carried_over(expected, points, target)))
 
     given = batch()
     method(Tiny(), given, Progress(0, 1))

@@ -23,6 +23,7 @@ import pytest
 from conftest import Bench, told
 from PIL import Image
 from stores import cut
+from trained_runs import answers
 from trees import encoded
 
 from fercli import media
@@ -393,9 +394,9 @@ def test_a_target_of_a_few_faces_trains_with_every_method(
     assert all(np.isfinite(list(entry["losses"].values())).all() for entry in lines if entry["kind"] == "train")
     state = checkpoint.load(folder / "best.ckpt")
     assert all(value.isfinite().all() for value in state["network"].values())
-    assert len((folder / "decisions/epoch-0001.txt").read_text().split()[0]) == count
+    assert len(answers(folder, 1)) == count
     document = json.loads(bench.done("evaluate", "--report", "--json").stdout, parse_constant=pytest.fail)
-    row = next(row for row in document["table"] if row["method"].endswith("(few)"))
+    row = next(row for row in document["entries"] if row["method"].endswith("(few)"))
     assert (row["expected"], row["found"], row["scored"]) == (count, count, count)
 
 
@@ -406,10 +407,11 @@ def test_a_target_of_one_class_trains_with_every_method(method: str, tmp_path: P
     assert bench.done("adapt", "--quiet").stderr == ""
     document = json.loads(bench.done("evaluate", "--report", "--json").stdout, parse_constant=pytest.fail)
     (entry,) = (e for e in document["entries"] if e["stage"] == "adapt")
-    for figures in entry["decision"]["metrics"]["per_expression"]:
+    metrics = entry["heads"][entry["decision"]]
+    for figures in metrics["per_expression"]:
         if figures["expression"] == EXPRESSIONS[3]:
             assert figures["support"] == 6
-            assert figures["recall"] == entry["decision"]["metrics"]["accuracy"]
+            assert figures["recall"] == metrics["accuracy"]
         else:
             assert (figures["support"], figures["recall"], figures["f1"]) == (0, None, None)
     assert 'title="not defined"' in (bench.runs / "report/report.html").read_text()

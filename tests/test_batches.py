@@ -468,7 +468,7 @@ def test_a_run_with_two_sources_goes_from_end_to_end(balance: str, two_sources: 
         "second": "source",
         "jaffe": "target",
     }
-    scored = {(e["dataset"], e["model"]): e for e in document["entries"]}
+    scored = {(e["dataset"], e["method"]): e for e in document["entries"]}
     assert set(scored) == {
         ("raf-db", "source-only"),
         ("second", "source-only"),
@@ -476,8 +476,8 @@ def test_a_run_with_two_sources_goes_from_end_to_end(balance: str, two_sources: 
         ("jaffe", "dann"),
     }
     first, second = scored["raf-db", "source-only"], scored["second", "source-only"]
-    assert first["decision"] == second["decision"]  # the same faces
-    assert {row["source"] for row in document["table"]} == {"raf-db+second"}
+    assert first["heads"] == second["heads"]  # the same faces
+    assert {row["source"] for row in document["entries"]} == {"raf-db+second"}
     # Another balance is another run.
     other = bench("train-source", "--set", f"data.balance={'sqrt' if balance == 'equal' else 'equal'}")
     assert other.exit_code == 1

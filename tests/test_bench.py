@@ -134,7 +134,7 @@ def test_windows_cut_one_by_one_are_the_gathered_ones() -> None:
 @pytest.mark.parametrize("sharing", ["shared", "separate"])
 def test_the_published_way_gives_our_losses(tmp_path: Path, sharing: str) -> None:
     torch.manual_seed(0)
-    made = Steps(spec(options={"hidden": 16, "threshold": 0.3, "discriminators": sharing}), "adapt", tmp_path)
+    made = Steps(spec(options={"hidden": 16, "threshold": 0.3, "discriminators": sharing}), "adapt", tmp_path).training
     network, method = made.network, made.method.eval()  # no dropout; the network trains, with its batch statistics
     network.train()
     method.bank[:, :20] = torch.arange(20) % 7

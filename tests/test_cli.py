@@ -18,6 +18,7 @@ import pytest
 import torch
 from click.shell_completion import BashComplete
 from conftest import Bench, fercli, run, told
+from trained_runs import headline
 
 from fercli import __version__
 from fercli.cli import COMMANDS, main
@@ -444,7 +445,7 @@ def test_a_stop_in_the_last_step_of_one_target_begins_no_other(
 
 
 @pytest.mark.parametrize(
-    ("command", "key"), [("train-source", "train_source"), ("adapt", "adapt"), ("evaluate", "table")]
+    ("command", "key"), [("train-source", "train_source"), ("adapt", "adapt"), ("evaluate", "entries")]
 )
 def test_json_is_all_that_stdout_holds(command: str, key: str, make_adapting) -> None:
     result = make_adapting("scripted").done(command, "--json")
@@ -473,12 +474,12 @@ def test_results_go_to_stdout_and_remarks_to_stderr(make_adapting) -> None:
 
 def test_evaluate_before_adapt_scores_the_source_model(make_adapting) -> None:
     document = json.loads(make_adapting("early").done("evaluate", "--json").stdout)
-    assert [row["method"] for row in document["table"]] == ["source-only"]
+    assert [row["method"] for row in headline(document)] == ["source-only"]
 
 
 def test_a_tagged_adaptation_stands_beside_the_plain_one(make_adapting) -> None:
     bench = make_adapting("tagged")
     bench.done("adapt", "--quiet")
     bench.done("adapt", "--quiet", "--set", "adapt.tag=plain", "--method", "source-only")
-    rows = json.loads(bench.done("evaluate", "--json").stdout)["table"]
+    rows = headline(bench.json("evaluate"))
     assert [row["method"] for row in rows if not row["oracle"]] == ["source-only", "aglrls", "source-only (plain)"]

@@ -32,18 +32,17 @@ def write_run(folder: Path, scored: dict[tuple[str, str], list[Row]], changes: d
         with (report / file).open("w", newline="") as out:
             table = csv.writer(out)
             table.writerow(["position", "id", "subject", "split", "label", "answer", "stage"])
-            table.writerows(
-                [i, name, "p", split, label, answer, ""] for i, (name, split, label, answer) in enumerate(rows)
-            )
-        model = "source-only" if stage == "source" else "aglrls"
-        entries.append({"dataset": dataset, "folder": stage, "model": model, "oracle": False, "predictions": file})
+            table.writerows([i, name, "p", *answered, ""] for i, (name, *answered) in enumerate(rows))
+        method = "source-only" if stage == "source" else "aglrls"
+        about = {"dataset": dataset, "folder": stage, "method": method, "oracle_method": False}
+        entries.append({**about, "predictions": file})
         (folder / stage).mkdir(exist_ok=True)
         (folder / stage / "best.ckpt").touch()
         os.utime(folder / stage / "best.ckpt", (1, 1))
         spec = {"name": folder.name, "adapt": {"epochs": 30, "options": {}}, "model": {"width": 16}, **(changes or {})}
         (folder / stage / "spec.yaml").write_text(yaml.safe_dump(spec))
     datasets = {dataset: {"synthetic": True} for _, dataset in scored}
-    document = {"schema": 3, "created": "2026-11-23", "entries": entries, "datasets": datasets, "spec": {}}
+    document = {"schema": 4, "created": "2026-11-23", "entries": entries, "datasets": datasets, "spec": {}}
     (report / "results.json").write_text(json.dumps(document))
     (folder / "spec.yaml").write_text("name: x\n")
     return folder
@@ -81,8 +80,6 @@ def test_mcnemar_is_as_defined(n: int) -> None:
         p, form = mcnemar(fixed, n - fixed)
         assert form == ("exact" if n < 25 else "chi-square")
         assert p == pytest.approx(plain_mcnemar(fixed, n - fixed), abs=1e-12)
-        assert p == pytest.approx(mcnemar(n - fixed, fixed).p, abs=1e-12)
-        assert 0 <= p <= 1
 
 
 @pytest.mark.parametrize(
@@ -99,12 +96,6 @@ def test_mcnemar_is_as_defined(n: int) -> None:
 )
 def test_mcnemar_by_hand(fixed: int, broken: int, p: float) -> None:
     assert mcnemar(fixed, broken).p == pytest.approx(p, rel=1e-4)
-
-
-def test_false_alarms_are_as_rare_as_promised() -> None:
-    random = np.random.default_rng(0)
-    ps = [mcnemar(wins, 40 - wins).p for wins in random.binomial(40, 0.5, 4000)]
-    assert np.mean(np.array(ps) < 0.05) < 0.05 + 0.01
 
 
 # Faces
@@ -136,23 +127,19 @@ def test_random_answers_against_plain_loops(tmp_path: Path) -> None:
     for trial in range(20):
         count = int(random.integers(1, 80))
         labels = "".join(random.choice([*letters, " "], count))
-        answers = ["".join(random.choice(letters, count)) for _ in range(2)]
-        rows = [faces(one, labels) for one in answers]
-        order = random.permutation(count)
-        kept = [row for row in (rows[1][i] for i in order) if random.random() < 0.9]  # another order, some faces fewer
-        if not kept:
-            continue
-        document = compared(tmp_path / f"{trial}", rows[0], kept)
+        ours, theirs = (faces("".join(random.choice(letters, count)), labels) for _ in range(2))
+        # Another order, some faces fewer.
+        kept = [theirs[i] for i in random.permutation(count)[: max(1, int(0.9 * count))]]
+        document = compared(tmp_path / f"{trial}", ours, kept)
         fixed = broken = right_a = right_b = known = 0
-        for name, _, label, ours in rows[0]:
-            theirs = next((row[3] for row in kept if row[0] == name), None)
-            if theirs is None or not label:
-                continue
-            known += 1
-            right_a += ours == label
-            right_b += theirs == label
-            fixed += ours != label == theirs
-            broken += theirs != label == ours
+        for name, _, label, other in kept:
+            if label:
+                reference = next(answer for face, _, _, answer in ours if face == name)
+                known += 1
+                right_a += reference == label
+                right_b += other == label
+                fixed += reference != label == other
+                broken += other != label == reference
         assert (document["fixed"], document["broken"]) == (fixed, broken)
         assert document["faces"]["only_reference"] == count - len(kept)
         if known:
@@ -196,13 +183,12 @@ ALIKE = faces("aab", "abb")
     ],
 )
 def test_models_are_matched(ours, theirs, pairs, left, tmp_path: Path) -> None:
-    a = write_run(tmp_path / "a", {(folder, "j"): ALIKE for folder in ours})
-    b = write_run(tmp_path / "b", {(folder, "j"): ALIKE for folder in theirs})
+    for name, folders in (("a", ours), ("b", theirs)):
+        write_run(tmp_path / name, {(folder, "j"): ALIKE for folder in folders})
     found, lines = match(find_run("a", tmp_path), find_run("b", tmp_path))
     assert [(pair.reference.folder, pair.other.folder) for pair in found] == pairs
     assert [(pair.reference.run, pair.other.run) for pair in found] == [("a", "b")] * len(pairs)
     assert len(lines) == left
-    assert a.is_dir() and b.is_dir()
 
 
 def test_two_stage_folders_are_set_beside_each_other_whatever_their_names(tmp_path: Path) -> None:
@@ -238,17 +224,16 @@ def test_spec_differences_are_key_paths() -> None:
 # The command
 
 
+BEFORE = faces("abcdefg" * 6, "aacdeff" * 6)
+
+
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two runs under ./runs; the second is adapted with other epochs."""
     monkeypatch.chdir(tmp_path)
-    before, after, labels = "abcdefg" * 6, "aacdefg" * 5 + "bacdefg", "aacdeff" * 6
-    for name, answers, epochs in (("one", before, 30), ("two", after, 40)):
-        scored = {
-            ("source", "raf"): ALIKE,
-            ("source", "j"): faces(before, labels),
-            ("adapt-j", "j"): faces(answers, labels),
-        }
+    after = faces("aacdefg" * 5 + "bacdefg", "aacdeff" * 6)
+    for name, adapted, epochs in (("one", BEFORE, 30), ("two", after, 40)):
+        scored = {("source", "raf"): ALIKE, ("source", "j"): BEFORE, ("adapt-j", "j"): adapted}
         write_run(tmp_path / "runs" / name, scored, {"adapt": {"epochs": epochs, "options": {}}})
     return tmp_path / "runs"
 
@@ -285,7 +270,7 @@ def test_json_and_csv_hold_every_face(runs: Path) -> None:
 
 
 def test_three_runs_and_a_choice_of_datasets(runs: Path) -> None:
-    write_run(runs / "three", {("adapt-j-dann", "j"): faces("abcdefg" * 6, "aacdeff" * 6)})
+    write_run(runs / "three", {("adapt-j-dann", "j"): BEFORE})
     document = json.loads(run("compare", "one", "two", "three", "--dataset", "j", "--json").stdout)["compare"]
     named = [(one["other"]["run"], one["other"]["folder"]) for one in document["comparisons"]]
     assert named == [("two", "source"), ("two", "adapt-j"), ("three", "adapt-j-dann")]
@@ -293,7 +278,7 @@ def test_three_runs_and_a_choice_of_datasets(runs: Path) -> None:
 
 
 def test_runs_of_one_name_are_told_apart(runs: Path) -> None:
-    write_run(runs.parent / "elsewhere" / "one", {("adapt-j", "j"): faces("abcdefg" * 6, "aacdeff" * 6)})
+    write_run(runs.parent / "elsewhere" / "one", {("adapt-j", "j"): BEFORE})
     document = json.loads(run("compare", "runs/one", "elsewhere/one", "--json").stdout)["compare"]
     assert [one["name"] for one in document["runs"]] == ["runs/one", "elsewhere/one"]
 
@@ -305,22 +290,19 @@ def test_a_model_trained_after_it_was_scored_is_told(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "text"),
+    ("name", "content", "text"),
     [
-        ("runs/two/report/results.json:rm", "runs/two is not evaluated; run: fercli evaluate -c runs/two/spec.yaml"),
-        ("runs/two/report/results.json:{", "results.json is damaged; run: fercli evaluate -c runs/two/spec.yaml"),
-        ('runs/two/report/results.json:{"schema": 1}', "another version of fercli; run: fercli evaluate -c runs/two"),
-        ("runs/two/report/predictions/source--j.csv:rm", "source--j.csv: No such file or directory; run: fercli eval"),
-        ("runs/two/report/predictions/source--j.csv:a,b\n1,2\n", "is no file of predictions; run: fercli evaluate"),
-        (
-            "runs/two/report/predictions/source--j.csv:id,split,subject,label,answer\nx,t,p,happy,fear\n",
-            "is no file of predictions",
-        ),
+        ("results.json", None, "runs/two is not evaluated; run: fercli evaluate -c runs/two/spec.yaml"),
+        ("results.json", "{", "results.json is damaged; run: fercli evaluate -c runs/two/spec.yaml"),
+        ("results.json", '{"schema": 1}', "another version of fercli; run: fercli evaluate -c runs/two"),
+        ("predictions/source--j.csv", None, "source--j.csv: No such file or directory; run: fercli evaluate"),
+        ("predictions/source--j.csv", "a,b\n1,2\n", "is no file of predictions; run: fercli evaluate"),
+        ("predictions/source--j.csv", "id,split,subject,label,answer\nx,t,p,happy,fear\n", "is no file of predictions"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(spoil: str, text: str, runs: Path) -> None:
-    name, _, content = spoil.partition(":")
-    Path(name).unlink() if content == "rm" else Path(name).write_text(content)
+def test_what_cannot_be_read_is_told_in_one_line(name: str, content: str | None, text: str, runs: Path) -> None:
+    file = runs / "two/report" / name
+    file.unlink() if content is None else file.write_text(content)
     assert text in told(run("compare", "one", "two"))
 
 
@@ -331,27 +313,20 @@ def test_what_cannot_be_read_is_told_in_one_line(spoil: str, text: str, runs: Pa
         (["one", "zzzzz"], "no run zzzzz: runs holds one, two"),
         (["one/adapt-j"], "nothing to compare: no two models are scored on one dataset"),
         (["one", "two", "--dataset", "k"], "nothing to compare: on k"),
+        (["many"], "many is a sweep, not one run; compare runs of it, such as runs/many/seed-0"),
     ],
 )
 def test_mistakes(arguments: list[str], text: str, runs: Path) -> None:
-    result = run("compare", *arguments)
-    assert result.exit_code == 1
-    assert text in " ".join(result.stderr.split())
-
-
-def test_a_sweep_is_not_one_run(runs: Path) -> None:
     write_run(runs / "many" / "seed-0", {("source", "j"): ALIKE})
-    assert "many is a sweep, not one run; compare runs of it, such as" in run("compare", "many").stderr
+    assert text in told(run("compare", *arguments))
 
 
 def test_a_real_run(make_adapting) -> None:
     bench: Bench = make_adapting("compared")
     bench.done("adapt", "--quiet")
-    missing = bench("compare", "tiny")
-    assert missing.exit_code == 1 and "is not evaluated; run: fercli evaluate -c" in missing.stderr
     results = json.loads(bench.done("evaluate", "--json").stdout)
     (one,) = json.loads(bench.done("compare", "tiny", "--json").stdout)["compare"]["comparisons"]
-    scored = {(e["folder"], e["dataset"]): e["decision"]["metrics"] for e in results["entries"]}
+    scored = {(e["folder"], e["dataset"]): e["heads"][e["decision"]] for e in results["entries"]}
     for side, folder in (("reference", "source"), ("other", "adapt-jaffe")):
         assert one[side]["folder"] == folder
         for name in ("accuracy", "macro_f1"):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Bench, after_source, told
+from conftest import Bench, told
+from safetensors.numpy import load, save
+from trained_runs import figures
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -18,21 +23,21 @@ def npy(array: np.ndarray) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
+def finished(adapted: Bench) -> Bench:
     """Stores, a source model, an adaptation, a report. Read only."""
-    folder = tmp_path_factory.mktemp("finished")
-    shutil.copytree(trained.prepared, folder / "prepared")
-    bench = after_source(folder, trained, {"adapt.epochs": 1}, folder / "prepared")
-    bench.done("adapt", "--quiet")
-    bench.done("evaluate", "--quiet")
-    return bench
+    adapted.done("evaluate", "--quiet")
+    return adapted
 
 
 @pytest.fixture
 def own(finished: Bench, tmp_path: Path) -> Bench:
     shutil.copytree(finished.prepared, tmp_path / "prepared")
     shutil.copytree(finished.runs, tmp_path / "runs/tiny")
-    return Bench(tmp_path, tmp_path / "prepared", finished.changes)
+    return Bench(tmp_path, tmp_path / "prepared")
+
+
+def results(own: Bench) -> dict[str, Any]:
+    return json.loads((own.folder / REPORT / "results.json").read_text())
 
 
 ADAPTED, REPORT, STORE = "runs/tiny/adapt-jaffe", "runs/tiny/report", "prepared/jaffe"
@@ -40,8 +45,6 @@ ADAPTED, REPORT, STORE = "runs/tiny/adapt-jaffe", "runs/tiny/report", "prepared/
 LEFT_OUT = {
     "environment.json": [b"[]", b'{"outcome": {"seconds": "long"}}', "{}".encode("utf-16")],
     "metrics.jsonl": [b"null\n{}\n", b'{"kind": "train", "step": 1, "epoch": null}\n\n', b"%d\n\n" % 10**4000],
-    "decisions/epoch-0001.txt": [b"", b"789", b"\xff\xfe"],
-    "outputs/epoch-0001.npy": [b"", npy(np.zeros(7)), npy(np.full((42, 7), np.nan, "e"))],
 }
 
 
@@ -53,19 +56,79 @@ def test_what_is_left_out_of_the_scores_is_told(name: str, own: Bench) -> None:
         result = own.done("evaluate", "--quiet")
         assert result.stderr.startswith("warning: ") and str(path) in result.stderr, data[:50]
         assert len(result.stderr.splitlines()) == 1 and len(result.stderr) < 500
+        entry = results(own)["entries"][-1]
+        assert entry["oracle"] and bool(entry["rules"]) == (name != "metrics.jsonl")
+        if not entry["rules"]:
+            assert str(path) in told(own("evaluate", "--select", "last"), 1)
+
+
+def marked(data: bytes, change) -> bytes:
+    """An outputs file of the same mark whose arrays are changed."""
+    mark = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    return save(change(load(data)), mark)
+
+
+#: What becomes of outputs -> the file's bytes then, of those that it had.
+RUINED = {
+    "missing": lambda data: None,
+    "empty": lambda data: b"",
+    "cut": lambda data: data[:-100],
+    "foreign": lambda data: save(load(data)),
+    "of another version": lambda data: data.replace(b'format\\": 1', b'format\\": 9'),
+    "without the held-out faces": lambda data: marked(data, lambda found: {"scored": found["scored"]}),
+    "of one head": lambda data: marked(data, lambda found: {**found, "scored": found["scored"][:, 0]}),
+    "no numbers": lambda data: marked(data, lambda found: {**found, "held": found["held"] * np.float16(np.nan)}),
+}
+
+
+#: The same of what an evaluation leaves, where features are too.
+RUINED_TOO = RUINED | {
+    "without features": lambda data: marked(data, lambda found: {name: found[name] for name in ("scored", "held")}),
+    "features no numbers": lambda data: marked(data, lambda found: found | {"features": found["features"] * np.nan}),
+    "of another model": lambda data: re.sub(rb'(model\\": \\").', rb"\1x", data),
+}
+
+
+def ruin(path: Path, how: str) -> bytes:
+    """Ruin a file; returns what it was."""
+    whole = path.read_bytes()
+    data = RUINED_TOO[how](whole)
+    assert data != whole
+    path.unlink() if data is None else path.write_bytes(data)
+    return whole
+
+
+@pytest.mark.parametrize("how", RUINED)
+def test_outputs_of_an_epoch_are_told_and_the_oracle_left_out(how: str, own: Bench) -> None:
+    path = own.folder / ADAPTED / "outputs/epoch-0001.safetensors"
+    ruin(path, how)
+    (line,) = own.done("evaluate", "--quiet").stderr.splitlines()
+    assert line.startswith(f"warning: {path} ") and "--restart" in line and "no oracle" in line and len(line) < 500
+    entry, pseudo_labels = results(own)["entries"][-1], results(own)["pseudo_labels"]
+    assert (entry["stage"], entry["oracle"], entry["rules"], pseudo_labels) == ("adapt", None, {}, {})
+    line = told(own("evaluate", "--select", "corr-c"), 1)
+    assert str(path) in line and "--restart" in line
+
+
+@pytest.mark.parametrize("how", RUINED_TOO)
+def test_outputs_of_an_evaluation_are_computed_again(how: str, own: Bench) -> None:
+    path = own.folder / ADAPTED / "outputs/dataset-jaffe.safetensors"
+    whole, before = ruin(path, how), figures(results(own))
+    assert own.done("evaluate", "--quiet").stderr == ""
+    assert path.read_bytes() == whole and figures(results(own)) == before
 
 
 def test_training_does_not_go_on_from_a_damaged_log(own: Bench) -> None:
     path = own.folder / ADAPTED / "metrics.jsonl"
     path.write_bytes(b"[]\n" + path.read_bytes())
-    line = told(own("adapt", "--set", "adapt.epochs=2"), 1)
+    line = told(own("adapt", "--set", "adapt.epochs=3"), 1)
     assert f"line 1 of {path} is damaged; remove that file" in line
 
 
 def test_training_does_not_go_on_from_a_checkpoint_of_something_else(own: Bench) -> None:
     best, last = (own.folder / ADAPTED / name for name in ("best.ckpt", "last.ckpt"))
     shutil.copyfile(best, last)
-    line = told(own("adapt", "--set", "adapt.epochs=2"), 1)
+    line = told(own("adapt", "--set", "adapt.epochs=3"), 1)
     assert str(last) in line and "begin the stage again: --restart" in line
 
 
@@ -77,7 +140,7 @@ NEEDED = {
     f"{STORE}/faces.npy": ([b"", b"\x93NUMPY\x01\x00\x04\x00[[[[", npy(np.zeros((42, 3)))], "adapt"),
     f"{STORE}/landmarks.npy": ([npy(np.zeros((42, 5, 3), "float32"))], "adapt evaluate"),
     f"{STORE}/digests.npy": ([b""], "adapt"),
-    f"{REPORT}/results.json": ([b"", b"[]", b'{"schema": 3}', b"1" * 5000, b"[" * 5000], "compare"),
+    f"{REPORT}/results.json": ([b"", b"[]", b'{"schema": 4}', b"1" * 5000, b"[" * 5000], "compare"),
 }
 
 

@@ -9,20 +9,18 @@ import numpy as np
 import pytest
 import torch
 from exporting import as_given, evaluated, prepared_faces
+from loops import seven_heads
+from trained_runs import answers as in_training
 
 from fercli.engine.trained import find_trained
-from fercli.evaluation.answers import read_answers, write_answers
-from fercli.evaluation.decision import STAGES, DecisionRule, fused, glpc
+from fercli.errors import SpecError
+from fercli.evaluation.decision import STAGES, DecisionRule, by_head, glpc
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.export.graph import deploy
 from fercli.expressions import EXPRESSIONS
+from fercli.models import HEADS
 from fercli.predict.recognizer import Recognizer
 from fercli.store import read_manifest
-
-
-def probabilities(count: int, seed: int, sharpness: float = 2.0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (sharpness * torch.randn(count, 7, 7, generator=generator)).softmax(-1)
 
 
 def glpc_loop(p: torch.Tensor, b: torch.Tensor, threshold: float = 0.95) -> tuple[list[int], list[str]]:
@@ -45,19 +43,18 @@ def glpc_loop(p: torch.Tensor, b: torch.Tensor, threshold: float = 0.95) -> tupl
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("level", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(("least", "most"), [(0, 0), (0, 0.3), (0, 1), (0.7, 0.7), (1, 1)])
 @pytest.mark.parametrize("threshold", [0.95, 0.6, 1.0])
-def test_glpc_equals_a_loop(seed: int, level: float, threshold: float) -> None:
-    p = probabilities(200, seed)
-    b = level * torch.rand(7, 7, generator=torch.Generator().manual_seed(seed))
+def test_glpc_equals_a_loop(seed: int, least: float, most: float, threshold: float) -> None:
+    """Where b is 1 no probability counts: the plain sum answers."""
+    p = torch.cat([seven_heads(200, seed), seven_heads(20, seed, sharpness=0.1)])
+    b = least + (most - least) * torch.rand(7, 7, generator=torch.Generator().manual_seed(seed))
     decision = DecisionRule("glpc", b, threshold)(p)
     answers, stages = glpc_loop(p, b, threshold)
     assert decision.answers.tolist() == answers
     assert [STAGES[r] for r in decision.stages] == stages
-
-
-def test_every_rung_occurs() -> None:
-    assert set(glpc(probabilities(300, 0), torch.full((7, 7), 0.7), 0.95).stages.tolist()) == {0, 1, 2}
+    if (least, threshold) == (0.7, 0.95):
+        assert set(stages) == set(STAGES)
 
 
 def test_glpc_by_hand() -> None:
@@ -75,12 +72,6 @@ def test_glpc_by_hand() -> None:
     assert [STAGES[r] for r in decision.stages] == ["fused", "global", "sum"]
 
 
-def test_glpc_where_no_probability_counts_falls_back_to_the_plain_sum() -> None:
-    p = probabilities(20, 1, sharpness=0.1)
-    b = torch.ones(7, 7)
-    assert glpc(p, b, 0.95).answers.tolist() == p.sum(1).argmax(-1).tolist()
-
-
 @pytest.mark.parametrize("seed", range(3))
 def test_global_and_fused_is_the_argmax_of_the_summed_logits(seed: int) -> None:
     logits = 2 * torch.randn(100, 7, 7, generator=torch.Generator().manual_seed(seed))
@@ -88,7 +79,7 @@ def test_global_and_fused_is_the_argmax_of_the_summed_logits(seed: int) -> None:
     for i in range(100):
         sums = [float(logits[i, 0, c] + logits[i, 6, c]) for c in range(7)]
         assert answers[i] == sums.index(max(sums))
-    assert answers != fused(logits.softmax(-1)).answers.tolist()
+    assert answers != by_head(logits.softmax(-1)).answers.tolist()
 
 
 def test_global_and_fused_with_probabilities_of_zero() -> None:
@@ -99,16 +90,10 @@ def test_global_and_fused_with_probabilities_of_zero() -> None:
     assert DecisionRule("global+fused", torch.ones(7, 7))(p).answers.tolist() == [2, 4]
 
 
-def test_a_rule_without_status_is_the_fused_head() -> None:
-    p = probabilities(30, 2)
-    assert torch.equal(DecisionRule("glpc")(p).answers, fused(p).answers)
-    assert torch.equal(DecisionRule("fused", torch.ones(7, 7))(p).answers, p[:, 6].argmax(-1))
-
-
 @pytest.mark.parametrize("rule", ["fused", "global+fused", "glpc"])
 def test_the_probabilities_of_a_decision_sum_to_one_and_the_answer_has_the_largest(rule: str) -> None:
     b = torch.rand(7, 7, generator=torch.Generator().manual_seed(5))
-    p = torch.cat([probabilities(200, 3), probabilities(50, 4, sharpness=0.1)])
+    p = torch.cat([seven_heads(200, 3), seven_heads(50, 4, sharpness=0.1)])
     decision = DecisionRule(rule, b)(p)
     assert torch.allclose(decision.probabilities.sum(-1), torch.ones(len(p)), atol=1e-5)
     assert torch.equal(decision.probabilities.argmax(-1), decision.answers)
@@ -129,8 +114,7 @@ def test_a_run_decides_by_the_threshold_it_was_trained_with(make_adapting, prepa
     (answers, stages), (others, other_stages) = (glpc_loop(heads, trained.rule.status, t) for t in (0.2, 0.95))
     assert (answers, stages) != (others, other_stages)
 
-    digits = (trained.folder / f"decisions/epoch-{trained.state['best']['epoch']:04d}.txt").read_text().split()[0]
-    assert [int(digit) for digit in digits] == answers
+    assert in_training(trained.folder, trained.state["best"]["epoch"]) == answers
     with (bench.runs / "report/predictions/adapt-jaffe--jaffe.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["answer"], row["stage"]) for row in rows] == [
@@ -143,34 +127,22 @@ def test_a_run_decides_by_the_threshold_it_was_trained_with(make_adapting, prepa
     assert [(face.expression, face.stage) for face in found] == [(row["answer"], row["stage"]) for row in rows]
 
 
-class Scored:
-    """What the oracle looks at of a store: four faces, all of them scored."""
-
-    score_splits = ("test",)
-
-    def __init__(self, labels: list[int], faces_digest: str = "these"):
-        self.labels, self.faces_digest = np.array(labels), faces_digest
-
-    def indices(self, splits: tuple[str, ...]) -> np.ndarray:
-        return np.arange(len(self.labels))
+def test_oracle_takes_the_earliest_best_epoch() -> None:
+    labels = np.array([0, 1, 1, -1])  # the last is unlabelled and does not count
+    answers = {3: [3, 1, 1, 3], 1: [0, 1, 2, 3], 2: [0, 1, 1, 3], 4: [0, 1, 1, 0]}
+    epochs = {epoch: np.array(given) for epoch, given in answers.items()}
+    assert oracle_epoch(epochs, labels) == 2
+    assert oracle_epoch(epochs, np.full(4, -1)) is None
+    assert oracle_epoch({}, labels) is None
 
 
-def test_oracle_takes_the_earliest_best_epoch(tmp_path: Path) -> None:
-    folder = tmp_path / "decisions"
-    folder.mkdir()
-    store = Scored([0, 1, 1, -1])  # the last is unlabelled and does not count
-    for epoch, answers in ((1, [0, 1, 2, 3]), (2, [0, 1, 1, 3]), (3, [3, 1, 1, 3])):
-        write_answers(folder / f"epoch-{epoch:04d}.txt", torch.tensor(answers), store)
-    epoch, answers = oracle_epoch(tmp_path, store)
-    assert epoch == 2
-    assert answers.tolist() == [0, 1, 1, 3]
-    assert oracle_epoch(tmp_path, Scored([-1] * 4)) is None
-    assert oracle_epoch(tmp_path, Scored([0, 1, 1])) is None
-    assert oracle_epoch(tmp_path, Scored([0, 1, 1, -1], "others")) is None
-    assert oracle_epoch(tmp_path / "nowhere", store) is None
-
-
-def test_answers_of_an_earlier_version_do_not_tell_their_faces(tmp_path: Path) -> None:
-    (tmp_path / "epoch-0001.txt").write_text("0123\n")
-    assert read_answers(tmp_path / "epoch-0001.txt", Scored([0, 0, 0, 0])).tolist() == [0, 1, 2, 3]
-    assert read_answers(tmp_path / "epoch-0001.txt", Scored([0, 0, 0])) is None
+def test_every_rule_has_a_name_and_a_threshold_of_its_own_where_it_has_one() -> None:
+    p, own = seven_heads(50, 4), DecisionRule("glpc", torch.full((7, 7), 0.5), 0.9)
+    for head, name in enumerate(HEADS):
+        assert torch.equal(own.named(name)(p).answers, p[:, head].argmax(-1))
+    assert own.named("glpc") == own
+    assert torch.equal(DecisionRule("glpc")(p).answers, p[:, 6].argmax(-1))  # not adapted: the fused head
+    assert own.named("glpc:0.5")(p).answers.tolist() == glpc_loop(p, own.status, 0.5)[0]
+    for wrong in ("glpcc", "fused:0.5", "glpc:x", "glpc:0", "glpc:1.5", "glpc:nan", ""):
+        with pytest.raises(SpecError, match="is no decision rule"):
+            own.named(wrong)

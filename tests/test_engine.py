@@ -18,12 +18,13 @@ import pytest
 import torch
 from conftest import EPOCHS, STEPS, Bench
 from stores import with_labels
-from trained_runs import assert_same_run, stopped
+from trained_runs import answers, assert_same_run, headline, stopped
 
 from fercli.engine import checkpoint
 from fercli.engine.log import Log, Meter, read_metrics
 from fercli.engine.schedule import rate_in
 from fercli.errors import FercliError
+from fercli.evaluation.outputs import EpochOutputs, read_outputs
 from fercli.methods import method_class
 from fercli.spec.registry import METHODS
 
@@ -49,14 +50,20 @@ def test_a_run_leaves_all_its_files(adapted: Bench) -> None:
         assert (last["step"], last["epoch"]) == (EPOCHS * STEPS, EPOCHS)
         assert 1 <= outcome["epoch"] <= EPOCHS
         assert checkpoint.load(folder / "best.ckpt")["epoch"] == outcome["epoch"]
-    decisions = sorted((adapted.runs / "adapt-jaffe/decisions").iterdir())
-    assert [p.name for p in decisions] == [f"epoch-{e:04d}.txt" for e in range(1, EPOCHS + 1)]
-    digits = [p.read_text().split()[0] for p in decisions]
-    assert all(set(d) <= set("0123456") and len(d) == 42 for d in digits)
+    outputs = EpochOutputs(adapted.runs / "adapt-jaffe").paths
+    assert list(outputs) == list(range(1, EPOCHS + 1))
+    for path in outputs.values():
+        found, about = read_outputs(path)
+        assert {name: tuple(one.shape) for name, one in found.items()} == {
+            "scored": (42, 7, 7),
+            "held": (len(found["held"]), 7, 7),
+            "status": (7, 7),
+        }
+        assert set(about) == {"faces"}
     report = adapted.runs / "report"
     assert "<html" in (report / "report.html").read_text()[:500].lower()
-    table = json.loads((report / "results.json").read_text())["table"]
-    assert [(row["method"], row["oracle"]) for row in table] == [
+    document = json.loads((report / "results.json").read_text())
+    assert [(row["method"], row["oracle"]) for row in headline(document)] == [
         ("source-only", False),
         ("aglrls", False),
         ("aglrls", True),
@@ -198,17 +205,16 @@ def test_target_labels_change_no_weight_and_no_choice(
 
 def confusion(bench: Bench, method: str) -> list[list[int]]:
     results = json.loads((bench.runs / "report/results.json").read_text())
-    (entry,) = (e for e in results["entries"] if e["stage"] == "adapt" and e["model"] == method)
-    return entry["decision"]["metrics"]["confusion"]
+    (entry,) = (e for e in results["entries"] if e["stage"] == "adapt" and e["registered"] == method)
+    return entry["heads"][entry["decision"]]["confusion"]
 
 
-def test_the_score_is_that_of_the_chosen_epochs_decisions(adapted: Bench) -> None:
+def test_the_score_is_that_of_the_chosen_epochs_outputs(adapted: Bench) -> None:
     folder = adapted.runs / "adapt-jaffe"
     epoch = checkpoint.load(folder / "best.ckpt")["best"]["epoch"]
-    answers = np.array(list((folder / f"decisions/epoch-{epoch:04d}.txt").read_text().split()[0]), int)
     labels = np.load(adapted.prepared / "jaffe/labels.npy")
     counted = np.zeros((7, 7), int)
-    np.add.at(counted, (labels, answers), 1)
+    np.add.at(counted, (labels, answers(folder, epoch)), 1)
     assert confusion(adapted, "aglrls") in (counted.tolist(), counted.T.tolist())
 
 

@@ -14,22 +14,23 @@ import pytest
 import torch
 from conftest import Bench, merge, told
 from stores import with_labels
+from trained_runs import answers, headline
 from trees import write
 
 from fercli.engine import checkpoint
 from fercli.engine.data import open_store, source_faces, view_settings
-from fercli.engine.evaluator import read_outputs
 from fercli.engine.predict import predict
 from fercli.engine.trained import adapted_models, source_model
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.domain_gap import a_distance
 from fercli.evaluation.intervals import bootstrap
+from fercli.evaluation.outputs import EpochOutputs, read_outputs, rounded, watched_fused, write_outputs
 from fercli.evaluation.pseudo_labels import pseudo_label_counts
-from fercli.expressions import EXPRESSIONS
 from fercli.loading.face_dataset import FaceDataset
-from fercli.scoring.evaluate import evaluate
+from fercli.scoring.evaluate import evaluate, record_of
 from fercli.scoring.explain import grad_cam
-from fercli.scoring.trained_evaluator import GAP_FACES, MAPPED_FACES, TrainedEvaluator, _thinned
+from fercli.scoring.results import Results, scored_part
+from fercli.scoring.trained_evaluator import GAP_FACES, MAPPED_FACES, TrainedEvaluator, _subsampled
 from fercli.spec import load
 from fercli.store import Store
 
@@ -70,13 +71,10 @@ def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
 
 
 def test_the_document_has_the_parts_that_were_agreed(results: dict[str, Any], adapted: Bench) -> None:
-    assert results["schema"] == 3
+    assert (results["schema"], results["kind"]) == (4, "run")
     folders = [entry["folder"] for entry in results["entries"]]
     assert folders == ["source", "source", "adapt-jaffe"]
-    for entry in results["entries"]:
-        assert entry["predictions"] == f"predictions/{entry['folder']}--{entry['dataset']}.csv"
-        assert (adapted.runs / "report" / entry["predictions"]).exists()
-    assert [row["folder"] for row in results["table"]] == ["source", "adapt-jaffe", "adapt-jaffe"]
+    assert [row["folder"] for row in headline(results)] == ["source", "adapt-jaffe", "adapt-jaffe"]
     assert json.loads((adapted.runs / "report/results.json").read_text())["entries"] == results["entries"]
     files = results["files"]
     assert set(files) == {"results", "csv", "predictions"}
@@ -85,26 +83,21 @@ def test_the_document_has_the_parts_that_were_agreed(results: dict[str, Any], ad
 
 def test_intervals_are_the_bootstrap_of_the_decision_by_subjects(results: dict[str, Any], adapted: Bench) -> None:
     store = Store.open(adapted.prepared / "jaffe")
-    for row in results["table"][1:]:
-        path = adapted.runs / f"adapt-jaffe/decisions/epoch-{row['epoch']:04d}.txt"
-        answers = np.array(list(path.read_text().split()[0]), int)
-        assert row["intervals"] == bootstrap(store.labels, answers, store.subjects.tolist())
+    for row in headline(results)[1:]:
+        answered = np.array(answers(adapted.runs / "adapt-jaffe", row["epoch"]))
+        assert row["intervals"] == bootstrap(store.labels, answered, store.subjects.tolist())
         assert (row["intervals"]["by"], row["intervals"]["resamples"]) == ("subjects", 1000)
         assert row["intervals"]["accuracy"][0] <= row["accuracy"] <= row["intervals"]["accuracy"][1]
     by_images = results["entries"][0]["intervals"]  # RAF-DB names nobody
     assert (by_images["by"], by_images["units"]) == ("images", 42)
-    assert results["entries"][2]["intervals"] == results["table"][1]["intervals"]
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_the_temperature_is_fitted_on_held_out_source_faces(
-    number: int, results: dict[str, Any], adapted: Bench
-) -> None:
+def test_the_temperature_is_fitted_on_held_out_source_faces(number: int, results, adapted: Bench) -> None:
     entry = results["entries"][number]
     seen, held, labels = seen_by(adapted, entry)
-    expected = calibration(
-        seen.probabilities[:, FUSED], torch.from_numpy(labels), held.probabilities[:, FUSED], held.labels
-    )
+    fused, held_fused = (rounded(one.probabilities)[:, FUSED] for one in (seen, held))
+    expected = calibration(fused, torch.from_numpy(labels), held_fused, held.labels)
     found = entry["calibration"]
     assert found["fitted_on"] == len(held.labels) > 0
     assert found["temperature"] == pytest.approx(expected["temperature"], rel=1e-4)
@@ -130,39 +123,35 @@ def test_the_gap_is_between_training_faces_and_the_targets(results: dict[str, An
         assert model["a_distance"] == pytest.approx(expected["a_distance"], abs=0.08)
 
 
+def counted(bench: Bench, labels: np.ndarray) -> list[dict[str, Any]]:
+    return pseudo_label_counts(watched_fused(EpochOutputs(bench.runs / "adapt-jaffe")), labels, 0.95)
+
+
 def test_pseudo_labels_come_from_what_the_epochs_left(results: dict[str, Any], adapted: Bench) -> None:
     (found,) = results["pseudo_labels"].values()
     labels = Store.open(adapted.prepared / "jaffe").labels
     assert list(results["pseudo_labels"]) == ["adapt-jaffe"]
     assert (found["target"], found["faces"], found["labelled"]) == ("jaffe", 42, 42)
-    assert found["epochs"] == pseudo_label_counts(read_outputs(adapted.runs / "adapt-jaffe"), labels, 0.95)
+    assert found["epochs"] == counted(adapted, labels)
     assert [line["epoch"] for line in found["epochs"]] == [1, 2]
 
 
-def test_pseudo_labels_of_thinned_faces_have_their_own_labels(make_adapting) -> None:
-    bench = make_adapting("thinned", {"adapt.select_images": 10, "adapt.epochs": 1})
+def test_pseudo_labels_of_fewer_faces_have_their_own_labels(make_adapting) -> None:
+    bench = make_adapting("fewer", {"adapt.select_images": 10, "adapt.epochs": 1})
     bench.done("adapt", "--quiet")
     # Changing it afterwards changes nothing: what counts is what the adaptation watched.
     (found,) = bench.json("evaluate", "--set", "adapt.select_images=20")["pseudo_labels"].values()
     labels = Store.open(bench.prepared / "jaffe").labels[np.linspace(0, 41, 10).round().astype(int)]
     assert (found["faces"], found["labelled"]) == (10, 10)
-    assert found["epochs"] == pseudo_label_counts(read_outputs(bench.runs / "adapt-jaffe"), labels, 0.95)
+    assert found["epochs"] == counted(bench, labels)
 
 
-def test_failure_cases_are_of_the_adapted_model(results: dict[str, Any], adapted: Bench) -> None:
-    assert [(one["folder"], one["dataset"], one["kind"]) for one in results["failure_cases"]] == [
-        ("adapt-jaffe", "jaffe", "mistakes"),
-        ("adapt-jaffe", "jaffe", "uncertain"),
-    ]
-    store, entry = Store.open(adapted.prepared / "jaffe"), results["entries"][2]
-    wrong = round((1 - entry["decision"]["metrics"]["accuracy"]) * 42)
+def test_failure_cases_are_of_the_adapted_model(results: dict[str, Any]) -> None:
+    assert {(one["folder"], one["dataset"]) for one in results["failure_cases"]} == {("adapt-jaffe", "jaffe")}
+    assert [one["kind"] for one in results["failure_cases"]] == ["mistakes", "uncertain"]
+    wrong = round((1 - results["entries"][2]["heads"]["glpc"]["accuracy"]) * 42)
     mistakes, uncertain = (one["faces"] for one in results["failure_cases"])
     assert (len(mistakes), len(uncertain)) == (min(12, wrong), 12)
-    assert [face["confidence"] for face in mistakes] == sorted((face["confidence"] for face in mistakes), reverse=True)
-    for face in (*mistakes, *uncertain):
-        assert face["id"] == store.ids[face["position"]]
-        assert face["label"] == EXPRESSIONS[store.labels[face["position"]]]
-        assert face["confidence"] == max(face["probabilities"])
 
 
 def test_failure_cases_are_of_the_source_model_where_nothing_is_adapted(make_adapting) -> None:
@@ -172,53 +161,49 @@ def test_failure_cases_are_of_the_source_model_where_nothing_is_adapted(make_ada
     assert [model["folder"] for model in found["gaps"][0]["models"]] == ["source"]
 
 
-def test_the_same_run_gives_the_same_document(results: dict[str, Any], adapted: Bench) -> None:
-    again = adapted.json("evaluate")
-    for key in ("entries", "table", "gaps", "pseudo_labels", "failure_cases"):
-        assert again[key] == results[key], key
-
-
 # What is made for the report
 
 
-def test_pictures_show_the_face_and_what_spoke_for_its_answer(adapted: Bench) -> None:
-    spec = load(str(adapted.spec))
-    (model,) = adapted_models(spec)
-    store = open_store(spec, "jaffe")
-    looker = TrainedEvaluator(spec, [open_store(spec, "raf-db")])
-    looker.take(model)
-    scored, _ = looker.score(store)
-    pictures = looker.pictures(scored, {30, 4})
+def evaluated(bench: Bench, folder: Path) -> tuple[Any, Any, Results, dict[str, torch.Tensor]]:
+    """An evaluator, the adapted model, its results on JAFFE and its outputs."""
+    spec = load(str(bench.spec))
+    (model,), store = adapted_models(spec), open_store(spec, "jaffe")
+    evaluator = TrainedEvaluator(spec, [open_store(spec, "raf-db")])
+    outputs = evaluator.outputs(model, store, folder)
+    part, held = scored_part(spec, store, False), (outputs["held"], evaluator.held_labels)
+    return evaluator, model, Results(record_of(model), store, False, part, outputs["scored"], *held), outputs
+
+
+def test_pictures_show_the_face_and_what_spoke_for_its_answer(adapted: Bench, tmp_path: Path) -> None:
+    evaluator, model, scored, _ = evaluated(adapted, tmp_path)
+    pictures = evaluator.pictures(model, scored, {30, 4})
     assert list(pictures) == [("adapt-jaffe", "jaffe", 4), ("adapt-jaffe", "jaffe", 30)]
-    assert looker.pictures(scored, []) == {}
-    view = FaceDataset([store], [np.array([4, 30])], CPU, False).plain(np.arange(2), view_settings(spec))
+    assert evaluator.pictures(model, scored, []) == {}
+    settings = view_settings(model.spec)
+    view = FaceDataset([scored.store], [np.array([4, 30])], CPU, False).plain(np.arange(2), settings)
     heat = grad_cam(model.network(CPU), view.inputs, torch.from_numpy(scored.answers[[4, 30]]))
     for picture, expected in zip(pictures.values(), heat, strict=True):
         np.testing.assert_allclose(picture.heat, expected, atol=1e-5)
-        assert picture.face.shape == (spec.prepare.size, spec.prepare.size, 3)
+        assert picture.face.shape == (settings.size, settings.size, 3)
 
 
 @pytest.mark.parametrize("method", ["aglrls", "agra"])
-def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting) -> None:
+def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting, tmp_path: Path) -> None:
     bench = make_adapting("map", {"adapt.method": method, "adapt.epochs": 1, "adapt.options": {}})
     bench.done("adapt", "--quiet")
-    spec = load(str(bench.spec))
-    (model,) = adapted_models(spec)
-    looker = TrainedEvaluator(spec, [open_store(spec, "raf-db")])
-    looker.take(model)
-    scored, features = looker.score(open_store(spec, "jaffe"))
-    gap = looker.gap(scored, features, mapped=True)
+    evaluator, model, scored, outputs = evaluated(bench, tmp_path)
+    gap = evaluator.gap(scored, outputs, mapped=True)
     drawn, count = gap["embedding"], sum(gap["faces"])
     assert all(len(drawn[key]) == count for key in ("x", "y", "domain", "label"))
-    source = source_faces(spec, CPU)
+    source, settings = source_faces(model.spec, CPU), view_settings(model.spec)
     assert drawn["label"] == [*source.labels.tolist(), *scored.labels.tolist()]
     assert drawn["domain"] == [0] * len(source.train) + [1] * len(scored.labels)
-    # The network's own features, also of AGRA, which refines them before it answers.
-    faces = FaceDataset([scored.store], [scored.indices], CPU, False)
-    plain = predict(model.network(CPU), faces, view_settings(spec), 32)
-    torch.testing.assert_close(features, plain.features.flatten(1), rtol=1e-4, atol=1e-5)
-    refined = predict(model.network(CPU), faces, view_settings(spec), 32, model.output_transform(CPU))
-    torch.testing.assert_close(scored.probabilities, refined.probabilities, rtol=1e-4, atol=1e-5)
+    # The network's own features, also of AGRA, which transforms them before it answers.
+    faces = FaceDataset([scored.store], [scored.part.indices], CPU, False)
+    plain = predict(model.network(CPU), faces, settings, 32)
+    torch.testing.assert_close(outputs["features"], plain.features.flatten(1), rtol=1e-4, atol=1e-5)
+    transformed = predict(model.network(CPU), faces, settings, 32, model.output_transform(CPU))
+    torch.testing.assert_close(scored.probabilities, rounded(transformed.probabilities), rtol=2e-2, atol=1e-3)
 
 
 def test_with_the_report_the_same_numbers_and_a_map(copy, results: dict[str, Any]) -> None:
@@ -229,40 +214,35 @@ def test_with_the_report_the_same_numbers_and_a_map(copy, results: dict[str, Any
     for one, other in zip(found["gaps"][0]["models"], results["gaps"][0]["models"], strict=True):
         assert len(one["embedding"]["label"]) == sum(one["faces"])
         assert {**one, "embedding": None} == other
-    for key in ("table", "pseudo_labels", "failure_cases"):
+    for key in ("pseudo_labels", "failure_cases"):
         assert found[key] == results[key], key
 
 
-def test_faces_are_thinned_evenly_over_all_sources() -> None:
+def test_faces_are_taken_evenly_from_all_sources() -> None:
     parts = [np.arange(0, 3000, 2), np.arange(500), np.arange(0)]
-    kept = _thinned(parts, GAP_FACES)
+    kept = _subsampled(parts, GAP_FACES)
     assert [len(part) for part in kept] == [750, 250, 0]
     assert all(np.isin(one, part).all() for one, part in zip(kept, parts, strict=True))
-    assert _thinned([np.arange(5), np.arange(3)], GAP_FACES)[1].tolist() == [0, 1, 2]
+    assert _subsampled([np.arange(5), np.arange(3)], GAP_FACES)[1].tolist() == [0, 1, 2]
     assert MAPPED_FACES < GAP_FACES
 
 
 # Targets without labels
 
 
-def test_a_target_without_labels_keeps_what_needs_none(
-    copy, prepared: Path, tmp_path: Path, results: dict[str, Any]
-) -> None:
+def test_a_target_without_labels_keeps_what_needs_none(copy, prepared: Path, tmp_path: Path, results) -> None:
     bench = copy(with_labels(prepared, tmp_path / "blank", lambda labels: np.full_like(labels, -1)))
     found = bench.json("evaluate")
     source, *targets = found["entries"]
-    assert source["decision"]["metrics"] is not None
+    assert all(source["heads"].values())
     for entry, labelled in zip(targets, results["entries"][1:], strict=True):
-        assert entry["counts"] == {"expected": 42, "found": 42, "scored": 0}
+        assert (entry["expected"], entry["found"], entry["scored"]) == (42, 42, 0)
         assert not any(entry["heads"].values())
-        assert (entry["decision"]["metrics"], entry["intervals"], entry["calibration"]) == (None, None, None)
-        stages, before = entry["decision"]["stages"], labelled["decision"]["stages"]
+        assert (entry["intervals"], entry["calibration"], entry["oracle"]) == (None, None, None)
+        assert {epoch["accuracy"] for epoch in entry["rules"].values()} <= {None}
+        stages, before = entry["stages"], labelled["stages"]
         if stages is not None:
-            assert {name: stage["count"] for name, stage in stages.items()} == {
-                k: r["count"] for k, r in before.items()
-            }
-            assert {stage["correct"] for stage in stages.values()} == {None}
-    assert [(row["accuracy"], row["intervals"], row["oracle"]) for row in found["table"]] == [(None, None, False)] * 2
+            assert stages == {name: {"count": stage["count"], "correct": None} for name, stage in before.items()}
     assert found["gaps"] == results["gaps"]
     (pseudo,) = found["pseudo_labels"].values()
     (labelled,) = results["pseudo_labels"].values()
@@ -272,20 +252,16 @@ def test_a_target_without_labels_keeps_what_needs_none(
     (uncertain,) = found["failure_cases"]
     before = next(one for one in results["failure_cases"] if one["kind"] == "uncertain")
     assert uncertain["faces"] == [{**face, "label": None} for face in before["faces"]]
-    rows = (bench.runs / "report/results.csv").read_text().splitlines()
-    assert not [row for row in rows if row.startswith("jaffe") and ",accuracy," in row]
     assert len((bench.runs / "report/predictions/adapt-jaffe--jaffe.csv").read_text().splitlines()) == 43
 
 
 def test_a_target_with_some_labels_is_scored_on_those(copy, prepared: Path, tmp_path: Path) -> None:
-    def every_second(labels: np.ndarray) -> np.ndarray:
-        return np.where(np.arange(len(labels)) % 2 == 0, labels, -1)
-
-    found = copy(with_labels(prepared, tmp_path / "some", every_second)).json("evaluate")
+    stores = with_labels(prepared, tmp_path / "some", lambda labels: np.where(np.arange(42) % 2, -1, labels))
+    found = copy(stores).json("evaluate")
     entry = found["entries"][2]
-    assert entry["counts"] == {"expected": 42, "found": 42, "scored": 21}
+    assert (entry["expected"], entry["found"], entry["scored"]) == (42, 42, 21)
     assert sum(each["count"] for each in entry["calibration"]["before"]["bins"]) == 21
-    assert sum(stage["count"] for stage in entry["decision"]["stages"].values()) == 21
+    assert sum(stage["count"] for stage in entry["stages"].values()) == 21
     assert found["pseudo_labels"]["adapt-jaffe"]["labelled"] == 21
     mistakes, uncertain = found["failure_cases"]
     assert all(face["position"] % 2 == 0 for face in mistakes["faces"])
@@ -370,20 +346,51 @@ def test_runs_of_older_versions_leave_pseudo_labels_out(copy) -> None:
     assert bench.json("evaluate")["pseudo_labels"] == {}
 
 
-def test_damaged_outputs_are_left_out_and_told(copy) -> None:
-    bench = copy()
-    path = bench.runs / "adapt-jaffe/outputs/epoch-0002.npy"
-    path.write_bytes(path.read_bytes()[:100])
-    assert f"{path} cannot be read" in bench.done("evaluate", "--quiet").stderr
-    assert json.loads((bench.runs / "report/results.json").read_text())["pseudo_labels"] == {}
-
-
 def test_outputs_of_other_faces_are_counted_without_their_labels(copy) -> None:
     bench = copy()
-    for path in (bench.runs / "adapt-jaffe/outputs").iterdir():
-        np.save(path, np.load(path)[:40])
-    (found,) = bench.json("evaluate")["pseudo_labels"].values()
+    folder = bench.runs / "adapt-jaffe"
+    for path in EpochOutputs(folder).paths.values():
+        found, _ = read_outputs(path)
+        write_outputs(path, {**found, "scored": found["scored"][:40]}, {"faces": "others"})
+    results = bench.json("evaluate")
+    (found,) = results["pseudo_labels"].values()
     assert (found["faces"], found["labelled"], found["epochs"][0]["correct"]) == (40, 0, None)
+    assert results["entries"][2]["oracle"] is None and results["entries"][2]["rules"] == {}
+
+
+# Other questions of the same run
+
+
+def test_another_rule_is_asked_of_the_outputs_and_no_network_is_run(copy, results, monkeypatch) -> None:
+    bench = copy()
+    monkeypatch.setattr("fercli.scoring.trained_evaluator.predict", pytest.fail)
+    plain = results["entries"][2]
+    for rule in ("fused", "nose", "global+fused"):
+        entry = bench.json("evaluate", "--decision", rule)["entries"][2]
+        assert (entry["decision"], entry["heads"]) == (rule, plain["heads"])
+        assert entry["stages"] is None
+    entry = bench.json("evaluate", "--decision", "glpc:0.3")["entries"][2]
+    assert set(entry["heads"]) == {*plain["heads"], "glpc:0.3"}
+    assert sum(stage["count"] for stage in entry["stages"].values()) == 42
+    assert "'best' is no decision rule" in told(bench("evaluate", "--decision", "best"), 2)
+
+
+def test_another_selection_rule_is_asked_of_the_outputs(copy, results) -> None:
+    bench = copy()
+    folder = bench.runs / "adapt-jaffe"
+    labels = Store.open(bench.prepared / "jaffe").labels
+    for rule, at in results["entries"][2]["rules"].items():
+        document = bench.json("evaluate", "--select", rule)
+        source, _, entry = document["entries"]
+        assert (entry["selection"], entry["epoch"]) == (rule, at["epoch"])
+        accuracy = np.mean(labels == answers(folder, at["epoch"]))
+        assert entry["heads"][entry["decision"]]["accuracy"] == at["accuracy"] == pytest.approx(accuracy)
+        assert source["selection"] == results["entries"][0]["selection"]
+        # Features are kept of the chosen epoch alone.
+        as_trained = at["epoch"] == results["entries"][2]["epoch"]
+        assert len(document["gaps"][0]["models"]) == (2 if as_trained else 1)
+    assert "has no score by dev; adapt again" in told(bench("evaluate", "--select", "dev"))
+    assert "no such selection rule; one of last, source-val" in told(bench("evaluate", "--select", "best"), 2)
 
 
 # Sources
@@ -398,11 +405,12 @@ def test_a_source_without_a_test_part_is_scored_on_what_was_held_out(copy, prepa
     (stores / "raf-db/meta.json").write_text(json.dumps({**meta, "score_splits": meta["adapt_splits"]}))
     entry = copy(stores).json("evaluate")["entries"][0]
     assert entry["splits"] == ["held out of training"]
-    assert entry["counts"]["found"] == entry["calibration"]["fitted_on"]
+    assert entry["found"] == entry["calibration"]["fitted_on"]
     assert entry["calibration"]["after"]["nll"] <= entry["calibration"]["before"]["nll"] + 1e-6
 
 
 def test_the_library_call_gives_what_the_command_prints(adapted: Bench, results: dict[str, Any]) -> None:
-    found, files = evaluate(load(str(adapted.spec)), ["jaffe"], report=False)
-    assert found["entries"] == results["entries"]
+    found, files = evaluate(load(str(adapted.spec)), ["jaffe"])
+    for key in ("entries", "gaps", "pseudo_labels", "failure_cases"):
+        assert found[key] == results[key], key
     assert {kind: str(path) for kind, path in files.items()} == results["files"]

@@ -232,9 +232,11 @@ ENTRY = {
     "dataset": "jaffe",
     "epoch": 7,
     "stage": "adapt",
-    "model": "aglrls",
-    "counts": {"scored": 40, "expected": 42},
-    "decision": {"metrics": {"accuracy": 0.5, "macro_f1": None}},
+    "method": "aglrls",
+    "scored": 40,
+    "expected": 42,
+    "decision": "glpc",
+    "heads": {"glpc": {"accuracy": 0.5, "macro_f1": None}},
 }
 
 
@@ -247,9 +249,9 @@ ENTRY = {
             {"intervals": {"accuracy": [0.4, 0.6], "macro_f1": None}},
             "| jaffe † | 40 of 42 | 50.00 [40.00, 60.00] | not defined |",
         ),
-        ({"decision": {"metrics": None}}, "| jaffe † | 40 of 42 | not defined | not defined |"),
+        ({"heads": {"glpc": None}}, "| jaffe † | 40 of 42 | not defined | not defined |"),
         ({"folder": "adapt-jaffe-other"}, None),
-        ({"model": "dann"}, None),
+        ({"method": "dann"}, None),
         ({"epoch": 6}, None),  # of an older training
     ],
 )

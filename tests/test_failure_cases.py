@@ -9,12 +9,11 @@ import pytest
 import torch
 from loops import certain
 from stores import changeable
+from trained_runs import record, scored
 
-from fercli.engine.trained import Trained
 from fercli.expressions import EXPRESSIONS
-from fercli.methods.base import Outputs
 from fercli.models import HEADS
-from fercli.scoring.failure_cases import LIMIT, entropy, failure_cases, least_sure, surest_mistakes
+from fercli.scoring.failure_cases import entropy, failure_cases, least_sure, surest_mistakes
 from fercli.scoring.results import Results
 from fercli.store import Store
 
@@ -46,16 +45,13 @@ def test_entropy_lies_in_the_unit_interval() -> None:
 def make(prepared, tmp_path):
     """Give a function (labels, probabilities [N, 7, 7], rule) -> what a model says of JAFFE's last N faces."""
 
-    def scored(labels: list[int], probabilities: torch.Tensor, rule: str = "fused", status=None) -> Results:
+    def made(labels: list[int], probabilities: torch.Tensor, rule: str = "fused", status=None) -> Results:
         store = changeable(Store.open(prepared / "jaffe"))
         indices = np.arange(len(store) - len(labels), len(store))
         store.labels[indices] = labels
-        state = {"stage": "source", "decision": rule, "status": status, "spec": {}}
-        model = Trained(tmp_path / "source/best.ckpt", state)
-        held = Outputs(torch.zeros(0, 7, 7), torch.zeros(0, 6, 64), torch.zeros(0, dtype=torch.long))
-        return Results(model, store, "raf-db", False, ["all"], indices, len(labels), probabilities, held)
+        return scored(record(tmp_path / "source", rule, status), store, indices, probabilities)
 
-    return scored
+    return made
 
 
 def heads(*tops: tuple[int, float]) -> torch.Tensor:
@@ -68,16 +64,12 @@ def test_failure_cases_tell_all_of_a_face(make) -> None:
     probabilities[1, 0] = heads((6, 0.95))[0, 0]
     one = make([0, 3, -1], probabilities)
     mistakes, uncertain = failure_cases(one)
-    assert {key: mistakes[key] for key in ("folder", "dataset", "kind")} == {
-        "folder": "source",
-        "dataset": "jaffe",
-        "kind": "mistakes",
-    }
-    assert [face["position"] for face in uncertain["faces"]] == [one.indices[row] for row in (1, 2, 0)]
+    assert (mistakes["folder"], mistakes["dataset"], mistakes["kind"]) == ("source", "jaffe", "mistakes")
+    assert [face["position"] for face in uncertain["faces"]] == [one.part.indices[row] for row in (1, 2, 0)]
     assert [face["label"] for face in uncertain["faces"]] == ["happiness", None, "surprise"]
     (face,) = mistakes["faces"]
     assert face == uncertain["faces"][0]
-    assert face["id"] == one.store.ids[one.indices[1]]
+    assert face["id"] == one.store.ids[one.part.indices[1]]
     assert (face["label"], face["answer"], face["stage"]) == ("happiness", "fear", "fused")
     assert face["confidence"] == pytest.approx(0.6)
     assert face["entropy"] == pytest.approx(entropy(certain((1, 0.6)))[0])
@@ -86,24 +78,20 @@ def test_failure_cases_tell_all_of_a_face(make) -> None:
     assert [vote["expression"] for vote in face["votes"]] == ["neutral"] + ["fear"] * 6
 
 
-def test_without_labels_only_the_uncertain_remain(make) -> None:
-    found = failure_cases(make([-1] * 3, heads((0, 0.9), (1, 0.6), (2, 0.8))))
-    assert [(one["kind"], len(one["faces"])) for one in found] == [("uncertain", 3)]
+@pytest.mark.parametrize(
+    ("labels", "tops", "expected"),
+    [
+        ([-1] * 3, [(0, 0.9), (1, 0.6), (2, 0.8)], {"uncertain": 3}),
+        ([0, 1], [(0, 0.9), (1, 0.6)], {"mistakes": 0, "uncertain": 2}),
+        ([1] * 20, [(0, 0.5)] * 20, {"mistakes": 12, "uncertain": 12}),
+    ],
+    ids=["without labels", "without mistakes", "at most a dozen of each"],
+)
+def test_how_many_of_which_kind(labels, tops, expected, make) -> None:
+    assert {one["kind"]: len(one["faces"]) for one in failure_cases(make(labels, heads(*tops)))} == expected
 
 
-def test_without_mistakes_the_list_is_empty(make) -> None:
-    found = failure_cases(make([0, 1], heads((0, 0.9), (1, 0.6))))
-    assert [(one["kind"], len(one["faces"])) for one in found] == [("mistakes", 0), ("uncertain", 2)]
-
-
-def test_at_most_a_dozen_of_each(make) -> None:
-    found = failure_cases(make([1] * 20, heads(*[(0, 0.5)] * 20)))
-    positions = [face["position"] for face in found[0]["faces"]]
-    assert [len(one["faces"]) for one in found] == [LIMIT, LIMIT] == [12, 12]
-    assert positions == sorted(positions)
-
-
-def test_the_rung_is_told_of_glpc_alone(make) -> None:
+def test_the_stage_is_told_of_glpc_alone(make) -> None:
     probabilities = heads((0, 0.99), (1, 0.3))
     probabilities[1, 0] = heads((3, 0.99))[0, 0]
     told = failure_cases(make([0, 0], probabilities, "glpc", torch.ones(7, 7)))[1]["faces"]
@@ -114,7 +102,7 @@ def test_the_rung_is_told_of_glpc_alone(make) -> None:
 
 def test_a_name_that_is_no_utf8_can_be_shown(make) -> None:
     one = make([0], heads((1, 0.6)))
-    one.store.ids[one.indices[0]] = "\udcff.png"
+    one.store.ids[one.part.indices[0]] = "\udcff.png"
     name = failure_cases(one)[0]["faces"][0]["id"]
     assert name.encode() == "�.png".encode()
     assert EXPRESSIONS[one.labels[0]] == "surprise"

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: equal to a plain loop on the same draws, and right as often as they promise."""
+"""Bootstrap intervals: equal to a plain loop on the same draws, and to quantiles that are known."""
 
 from __future__ import annotations
 
@@ -31,34 +31,25 @@ def _loop(labels, answers, groups, draws):
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 10**6])
-@pytest.mark.parametrize(("count", "subjects", "seed"), [(5, 2, 0), (40, 6, 1), (40, 40, 2), (90, 11, 3)])
-def test_by_subjects_equals_a_plain_loop(count, subjects, seed, chunk, monkeypatch):
+@pytest.mark.parametrize(
+    ("count", "subjects"), [(5, 2), (40, 6), (40, 40), (90, 11), (1, None), (2, None), (9, None), (60, None)]
+)
+def test_equals_a_plain_loop(count, subjects, chunk, monkeypatch):
     monkeypatch.setattr(intervals, "_CHUNK", chunk)
-    labels, answers = _answered(count, 0.5, seed)
-    names = [f"s{(i * 7) % subjects:03d}" for i in range(count)]
-    got = bootstrap(labels, answers, names, resamples=60, seed=seed)
-    groups = [[i for i in range(count) if names[i] == name] for name in sorted(set(names))]
-    assert len(groups) == subjects
-    draws = np.random.default_rng(seed).multinomial(subjects, [1 / subjects] * subjects, size=60)
+    labels, answers = _answered(count, 0.5, seed=count)
+    if subjects:
+        names = [f"s{(i * 7) % subjects:03d}" for i in range(count)]
+        groups = [[i for i in range(count) if names[i] == name] for name in sorted(set(names))]
+        by, units, chances = "subjects", len(groups), [1 / subjects] * subjects
+    else:  # drawn is a kind of image (label and answer), of which any one stands for all
+        names, kinds = None, labels * 7 + answers
+        groups = [np.flatnonzero(kinds == kind)[:1].tolist() for kind in range(49)]
+        by, units, chances = "images", count, np.bincount(kinds, minlength=49) / count
+    got = bootstrap(labels, answers, names, resamples=60, seed=count)
+    draws = np.random.default_rng(count).multinomial(units, chances, size=60)
     expected = _loop(labels, answers, groups, draws)
     np.testing.assert_allclose([got["accuracy"], got["macro_f1"]], expected, rtol=0, atol=1e-12)
-    assert (got["by"], got["units"], got["resamples"]) == ("subjects", subjects, 60)
-
-
-@pytest.mark.parametrize("chunk", [1, 100, 10**6])
-@pytest.mark.parametrize(("count", "seed"), [(1, 0), (2, 1), (9, 2), (60, 3)])
-def test_by_images_equals_a_plain_loop(count, seed, chunk, monkeypatch):
-    """A unit is then a kind of image (label and answer), of which any one stands for all."""
-    monkeypatch.setattr(intervals, "_CHUNK", chunk)
-    labels, answers = _answered(count, 0.5, seed)
-    got = bootstrap(labels, answers, None, resamples=60, seed=seed)
-    kinds = labels * 7 + answers
-    groups = [np.flatnonzero(kinds == kind)[:1].tolist() for kind in range(49)]
-    chances = np.bincount(kinds, minlength=49) / count
-    draws = np.random.default_rng(seed).multinomial(count, chances, size=60)
-    expected = _loop(labels, answers, groups, draws)
-    np.testing.assert_allclose([got["accuracy"], got["macro_f1"]], expected, rtol=0, atol=1e-12)
-    assert (got["by"], got["units"]) == ("images", count)
+    assert (got["by"], got["units"], got["resamples"]) == (by, units, 60)
 
 
 @pytest.mark.parametrize(
@@ -79,25 +70,21 @@ def test_what_is_drawn(subjects, by, units):
 
 
 @pytest.mark.parametrize(
-    ("labels", "answers", "accuracy", "macro_f1"),
+    ("labels", "answers", "subjects", "ends"),
     [
-        pytest.param([2], [2], [1, 1], [1, 1], id="one face, right"),
-        pytest.param([2], [3], [0, 0], [0, 0], id="one face, wrong"),
-        pytest.param([0, 1, 2], [0, 1, 2], [1, 1], [1, 1], id="all right, absent classes left out"),
-        pytest.param([0, 1, 2], [1, 2, 0], [0, 0], [0, 0], id="all wrong"),
-        pytest.param([3, 3], [3, 0], [0, 1], [0, 1], id="two faces: both ends are drawn"),
+        pytest.param([2], [2], None, [1, 1], id="one face, right"),
+        pytest.param([2], [3], None, [0, 0], id="one face, wrong"),
+        pytest.param([0, 1, 2], [0, 1, 2], None, [1, 1], id="all right, absent classes left out"),
+        pytest.param([0, 1, 2], [1, 2, 0], None, [0, 0], id="all wrong"),
+        pytest.param([3, 3], [3, 0], None, [0, 1], id="two faces: both ends are drawn"),
+        pytest.param([0] * 6, [0, 0, 0, 1, 1, 1], [*"aaabbb"], [0, 1], id="one subject all right, one all wrong"),
     ],
 )
-def test_by_hand(labels, answers, accuracy, macro_f1):
-    got = bootstrap(labels, answers, None)
-    assert got["accuracy"] == accuracy and got["macro_f1"] == macro_f1
+def test_by_hand(labels, answers, subjects, ends):
+    """Accuracy and macro F1 alike."""
+    got = bootstrap(labels, answers, subjects)
+    assert got["accuracy"] == got["macro_f1"] == ends
     assert json.loads(json.dumps(got)) == got
-
-
-def test_two_subjects_by_hand():
-    """One subject all right, one all wrong, three faces each: the accuracy is 0, 1/2 or 1, the ends are reached."""
-    got = bootstrap([0] * 6, [0, 0, 0, 1, 1, 1], ["a"] * 3 + ["b"] * 3)
-    assert got["accuracy"] == [0.0, 1.0]
 
 
 def test_nothing_labelled_has_no_interval():
@@ -130,34 +117,14 @@ def test_the_seed_decides(subjects):
         assert low < point[name] < high
 
 
-def test_accuracy_over_images_is_binomial():
-    """Drawing images with replacement makes the number right binomial; its quantiles are known."""
-    labels, answers = _answered(400, 0.7, seed=5)
-    got = bootstrap(labels, answers, None, resamples=20_000)
+@pytest.mark.parametrize("faces", [1, 10])
+def test_accuracy_is_binomial_in_what_is_drawn(faces):
+    """The number of units right is binomial, whose quantiles are known; more faces of a subject say no more of it."""
+    labels, answers = (np.repeat(each, faces) for each in _answered(400, 0.7, seed=5))
+    subjects = [f"s{i}" for i in np.repeat(np.arange(400), faces)] if faces > 1 else None
+    got = bootstrap(labels, answers, subjects, resamples=20_000)
     known = binom.ppf([0.025, 0.975], 400, (labels == answers).mean()) / 400
     np.testing.assert_allclose(got["accuracy"], known, atol=2 / 400)
-
-
-def test_covers_the_truth_about_as_often_as_promised():
-    """400 samples of 150 images, each right with probability 0.7: about 95% of the intervals hold 0.7."""
-    inside = 0
-    for seed in range(400):
-        right = np.random.default_rng(seed).random(150) < 0.7
-        low, high = bootstrap(np.zeros(150, int), np.where(right, 0, 1), None, resamples=300, seed=seed)["accuracy"]
-        inside += low <= 0.7 <= high
-    assert 0.91 <= inside / 400 <= 0.98
-
-
-def test_faces_alike_within_a_subject_widen_it():
-    """Twenty people, each answered all right or all wrong: a hundred times the pictures say no more about them."""
-    fate = np.arange(20) % 3 > 0
-    answers = np.where(np.repeat(fate, 100), 0, 1)
-    names = [f"s{i:02d}" for i in np.repeat(np.arange(20), 100)]
-    labels = np.zeros(2000, int)
-    width = {by: np.ptp(bootstrap(labels, answers, who)["accuracy"]) for by, who in (("s", names), ("i", None))}
-    assert width["s"] > 8 * width["i"]
-    one_each = bootstrap(labels[::100], answers[::100], None)["accuracy"]
-    assert width["s"] == pytest.approx(np.ptp(one_each), abs=0.06)
 
 
 @pytest.mark.parametrize("subjects", [None, [f"s{i}" for i in range(10_000)]])

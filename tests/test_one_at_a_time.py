@@ -70,7 +70,7 @@ def test_the_run_keeps_the_spec_of_its_source_and_each_adaptation_its_own(begun:
     assert "method: mcd" in (begun.runs / "adapt-jaffe-mcd/spec.yaml").read_text()
 
 
-@pytest.mark.parametrize("name", [".last.ckpt.host-1.tmp", "decisions/.epoch-0001.txt.host-1.tmp"])
+@pytest.mark.parametrize("name", [".last.ckpt.host-1.tmp", "outputs/.epoch-0001.safetensors.host-1.tmp"])
 def test_what_a_kill_left_half_written_is_removed(name: str, begun: Bench) -> None:
     left = begun.runs / "source" / name
     left.parent.mkdir(exist_ok=True)
@@ -81,10 +81,10 @@ def test_what_a_kill_left_half_written_is_removed(name: str, begun: Bench) -> No
 
 def test_restart_keeps_the_lock_and_nothing_else(begun: Bench) -> None:
     source = begun.runs / "source"
-    (source / "decisions").mkdir()
-    (source / "decisions/jaffe.txt").write_text("0\n")
+    (source / "outputs").mkdir()
+    (source / "outputs/dataset-jaffe.safetensors").write_bytes(b"0")
     begun.done("train-source", "--restart", "--quiet")
-    assert not (source / "decisions").exists() and (source / "best.ckpt").exists() and (source / LOCK).exists()
+    assert not (source / "outputs").exists() and (source / "best.ckpt").exists() and (source / LOCK).exists()
 
 
 def test_a_file_system_without_locks_is_told(begun: Bench, monkeypatch: pytest.MonkeyPatch, capfd) -> None:

@@ -119,5 +119,5 @@ def test_a_sweep_leaves_out_what_was_made_of_something_else(tmp_path: Path, trai
     with_pixels(bench.prepared / "jaffe")
     seal(bench.prepared / "jaffe")
     found = json.loads(bench.done("evaluate", "--json").stdout)
-    assert [cell["method"] for cell in found["cells"]] == ["source-only"]
+    assert [entry["method"] for entry in found["entries"]] == ["source-only"]
     assert {cell["why"] for cell in found["missing"]} == {"jaffe was prepared again after it was trained"}

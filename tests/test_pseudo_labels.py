@@ -1,8 +1,7 @@
-"""Counts of pseudo labels: by hand, by a plain loop, and from the files of an adaptation."""
+"""Counts of pseudo labels: by hand and by a plain loop."""
 
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
@@ -10,8 +9,7 @@ import pytest
 import torch
 from loops import certain
 
-from fercli.engine.evaluator import read_outputs
-from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
+from fercli.evaluation.pseudo_labels import pseudo_label_counts
 
 KEYS = ["0.5", "0.8", "0.9", "0.95", "0.99", "class-aware"]
 
@@ -39,6 +37,7 @@ def test_by_hand():
         ("class-aware", _at(c0=3, c1=2, c2=1, c3=1), _at(c0=3, c1=2, c2=1), _at(c0=2, c1=2, c2=1)),
     ]
     assert got["epoch"] == 4
+    assert list(got["counts"]) == KEYS
     for key, count, known, correct in counts:
         assert (got["counts"][key], got["known"][key], got["correct"][key]) == (count, known, correct), key
     assert json.loads(json.dumps(got)) == got
@@ -82,49 +81,19 @@ def test_equals_a_plain_loop(count, sharpness):
     labels[0] = 0
     got = pseudo_label_counts(outputs, labels, 0.95)
     assert [row["epoch"] for row in got] == [1, 2, 3]
-    for row in got:
+    unlabelled = [pseudo_label_counts(outputs, none, 0.95) for none in (None, np.full(count, -1, np.int8))]
+    for row, *without in zip(got, *unlabelled, strict=True):
         counts, known, correct = _loop(outputs[row["epoch"]].numpy(), labels)
-        assert row["counts"] == counts and row["known"] == known and row["correct"] == correct
+        assert row == {"epoch": row["epoch"], "counts": counts, "known": known, "correct": correct}
+        assert without == [{**row, "known": None, "correct": None}] * 2
 
 
-def test_thresholds_name_the_counts():
-    (row,) = pseudo_label_counts({1: torch.full((3, 7), 1 / 7)}, None, 0.95)
-    assert list(row["counts"]) == [*map(str, THRESHOLDS), "class-aware"] == KEYS
-    assert all(counts == [0] * 7 for counts in row["counts"].values())
-
-
-@pytest.mark.parametrize("labels", [None, np.full(2, -1), np.full(2, -1, np.int8)])
-def test_without_labels_only_quantity_is_known(labels):
-    (row,) = pseudo_label_counts({1: certain((0, 0.97), (3, 0.6))}, labels, 0.95)
-    assert row["correct"] is None and row["known"] is None
-    assert row["counts"]["0.5"] == _at(c0=1, c3=1)
-
-
-def test_labels_change_no_count():
-    outputs = {1: torch.randn(50, 7).mul(4).softmax(-1)}
-    with_labels = pseudo_label_counts(outputs, np.arange(50) % 7, 0.95)
-    assert with_labels[0]["counts"] == pseudo_label_counts(outputs, None, 0.95)[0]["counts"]
-
-
-def test_degenerate():
-    assert pseudo_label_counts({}, None, 0.95) == []
-    assert pseudo_label_counts({}, np.array([1]), 0.95) == []
+def test_without_faces_nothing_is_counted_and_without_epochs_nothing_is_told():
     (row,) = pseudo_label_counts({1: torch.zeros(0, 7)}, np.zeros(0, np.int64), 0.95)
-    assert row["correct"] is None and row["counts"]["class-aware"] == [0] * 7
+    assert row == {"epoch": 1, "counts": {key: [0] * 7 for key in KEYS}, "known": None, "correct": None}
+    assert pseudo_label_counts({}, None, 0.95) == pseudo_label_counts({}, np.array([1]), 0.95) == []
 
 
 def test_labels_of_other_faces_are_an_error():
     with pytest.raises(ValueError, match="outputs of 3 faces after epoch 2, but 2 labels"):
         pseudo_label_counts({2: torch.full((3, 7), 1 / 7)}, np.array([0, 1]), 0.95)
-
-
-def test_from_an_adaptations_files(tmp_path):
-    (tmp_path / "outputs").mkdir()
-    for epoch in (1, 2, 10):
-        buffer = io.BytesIO()
-        np.save(buffer, certain((0, 0.97), (3, 0.6), (3, 0.3 + epoch / 50)).half().numpy())
-        (tmp_path / "outputs" / f"epoch-{epoch:04d}.npy").write_bytes(buffer.getvalue())
-    got = pseudo_label_counts(read_outputs(tmp_path), np.array([0, 3, -1]), 0.95)
-    assert [row["epoch"] for row in got] == [1, 2, 10]
-    assert [row["counts"]["0.5"][3] for row in got] == [1, 1, 2]
-    assert [row["correct"]["0.5"][3] for row in got] == [1, 1, 1]

@@ -9,25 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import Bench
 from stores import changeable
+from trained_runs import record, scored
 
-from fercli.engine.trained import Trained
-from fercli.errors import FercliError
 from fercli.evaluation.decision import DecisionRule
 from fercli.expressions import EXPRESSIONS
-from fercli.methods.base import Outputs
 from fercli.models import HEADS
-from fercli.scoring.results import Results
-from fercli.scoring.results_files import (
-    PREDICTION_COLUMNS,
-    RESULT_COLUMNS,
-    open_report,
-    prediction_rows,
-    result_rows,
-)
+from fercli.scoring.results_files import PREDICTION_COLUMNS, RESULT_COLUMNS, prediction_rows, result_rows
 from fercli.spreadsheet import harmless, write_csv
 from fercli.store import Store
 
@@ -54,17 +46,22 @@ def test_each_number_of_the_entries_is_a_row(evaluated) -> None:
     bench, results = evaluated
     rows = read(bench.runs / "report/results.csv")
     assert list(rows[0]) == list(RESULT_COLUMNS)
-    keys = ("dataset", "model", "folder", "oracle", "head", "expression", "metric")
+    keys = ("dataset", "method", "folder", "epoch", "selection", "head", "expression", "metric")
     assert len({tuple(row[key] for key in keys) for row in rows}) == len(rows)
     for entry in results["entries"]:
-        own = found(rows, dataset=entry["dataset"], folder=entry["folder"], oracle="false")
-        assert {(row["role"], row["model"]) for row in own} == {(entry["role"], entry["model"])}
-        for head, metrics in [*entry["heads"].items(), ("decision", entry["decision"]["metrics"])]:
+        own = found(rows, dataset=entry["dataset"], folder=entry["folder"], selection=entry["selection"])
+        about = ("role", "method", "source", "epoch", "oracle", "run", "split", "seed", "setting")
+        due = (entry["role"], entry["method"], "raf-db", str(entry["epoch"]), "false", "tiny")
+        assert {tuple(row[key] for key in about) for row in own} == {(*due, "+".join(entry["splits"]), "0", "")}
+        assert {row["head"] for row in own} == {"", *entry["heads"]}
+        for head, metrics in entry["heads"].items():
+            decides = head == entry["decision"]
+            assert {row["decides"] for row in found(own, head=head)} == {"true" if decides else "false"}
             for name in ("accuracy", "macro_f1", "mean_recall"):
                 (row,) = found(own, head=head, expression="", metric=name)
                 assert float(row["value"]) == metrics[name]
-                assert int(row["count"]) == entry["counts"]["scored"]
-                ends = entry["intervals"].get(name) if head == "decision" else None
+                assert int(row["count"]) == entry["scored"]
+                ends = entry["intervals"].get(name) if decides else None
                 assert [row["low"], row["high"]] == (["", ""] if ends is None else [repr(end) for end in ends])
             for figures, answered in zip(metrics["per_expression"], metrics["confusion"], strict=True):
                 here = found(own, head=head, expression=figures["expression"])
@@ -78,43 +75,57 @@ def test_each_number_of_the_entries_is_a_row(evaluated) -> None:
             for name in ("ece", "nll"):
                 assert float(told[name + suffix]) == entry["calibration"][when][name]
         assert float(told["temperature"]) == entry["calibration"]["temperature"]
-        counts = {row["metric"]: int(row["value"]) for row in found(own, head="")}
-        assert counts == entry["counts"]
+        counts = {row["metric"]: float(row["value"]) for row in found(own, head="")}
+        assert counts == {name: entry[name] for name in ("expected", "found", "scored", "seconds")}
 
 
-def test_the_oracle_is_told_apart_and_the_gap_is_there(evaluated) -> None:
+def test_other_epochs_are_told_apart_and_the_gap_is_there(evaluated) -> None:
     bench, results = evaluated
     rows = read(bench.runs / "report/results.csv")
-    (oracle,) = (row for row in results["table"] if row["selection"] == "oracle")
-    told = {row["metric"]: row for row in found(rows, oracle="true")}
+    (entry,) = (entry for entry in results["entries"] if entry["stage"] == "adapt")
+    adapted = found(rows, folder="adapt-jaffe", head="glpc", expression="")
+    for rule, at in [*entry["rules"].items(), ("oracle", entry["oracle"])]:
+        told = {row["metric"]: row for row in found(adapted, selection=rule)}
+        for name in ("accuracy", "macro_f1"):
+            assert float(told[name]["value"]) == at[name] and int(told[name]["epoch"]) == at["epoch"]
+            assert told[name]["oracle"] == ("true" if rule == "oracle" else "false")
     assert set(told) == {"accuracy", "macro_f1"}
-    assert float(told["accuracy"]["value"]) == oracle["accuracy"]
-    assert [float(told["accuracy"][key]) for key in ("low", "high")] == oracle["intervals"]["accuracy"]
+    assert [float(told["accuracy"][key]) for key in ("low", "high")] == entry["oracle"]["intervals"]["accuracy"]
     distances = {row["folder"]: float(row["value"]) for row in found(rows, metric="a_distance")}
     assert distances == {model["folder"]: model["a_distance"] for model in results["gaps"][0]["models"]}
-    (entry,) = (entry for entry in results["entries"] if entry["stage"] == "adapt")
-    for name, stage in entry["decision"]["stages"].items():
+    for name, stage in entry["stages"].items():
         (row,) = found(rows, metric=f"stage:{name}")
-        assert (int(row["count"]), row["head"]) == (stage["count"], "decision")
+        assert (int(row["count"]), row["head"]) == (stage["count"], "glpc")
         assert row["value"] == ("" if not stage["count"] else repr(stage["correct"] / stage["count"]))
 
 
-def test_a_dataset_without_labels_has_its_counts_alone() -> None:
-    entry = {
-        **{"dataset": "mine", "role": "target", "model": "aglrls", "folder": "adapt-mine", "oracle": False},
-        "counts": {"expected": 9, "found": 8, "scored": 0},
-        "heads": dict.fromkeys(HEADS),
-        "decision": {"rule": "glpc", "metrics": None, "stages": {"fused": {"count": 8, "correct": None}}},
-        "intervals": None,
-        "calibration": None,
-    }
-    rows = list(result_rows({"entries": [entry], "table": [], "gaps": []}))
-    about = ["mine", "target", "aglrls", "adapt-mine", "false"]
-    assert rows == [
-        [*about, "", "", "expected", 9, None, None, None],
-        [*about, "", "", "found", 8, None, None, None],
-        [*about, "", "", "scored", 0, None, None, None],
-        [*about, "decision", "", "stage:fused", None, None, None, 8],
+def test_pandas_reads_the_table_without_options(evaluated) -> None:
+    bench, results = evaluated
+    table = pandas.read_csv(bench.runs / "report/results.csv")
+    kinds = {name: table[name].dtype.kind for name in RESULT_COLUMNS}
+    assert (kinds["oracle"], kinds["seed"], kinds["epoch"]) == ("b", "i", "i")
+    assert {kinds[name] for name in ("value", "low", "high", "count")} == {"f"}
+    rows = table[(table.metric == "accuracy") & (table.decides == True) & (table.dataset == "jaffe")]  # noqa: E712
+    by_model = rows[~rows.oracle].drop_duplicates("folder").set_index("folder").value
+    for entry in results["entries"][1:]:
+        assert by_model[entry["folder"]] == pytest.approx(entry["heads"][entry["decision"]]["accuracy"])
+
+
+def test_a_dataset_without_labels_has_its_counts_alone(prepared: Path, tmp_path: Path) -> None:
+    store = changeable(Store.open(prepared / "jaffe"))
+    store.labels[:] = -1
+    glpc = record(tmp_path / "adapt-mine", "glpc", torch.ones(7, 7))
+    entry = scored(glpc, store, np.arange(8), torch.full((8, 7, 7), 1 / 7)).entry()
+    rows = list(result_rows({"title": "t", "entries": [entry], "gaps": []}))
+    about = ["t", "jaffe", "target", "all", "raf-db", "source-only", 0, "", "adapt-mine", 1, "last", "false"]
+    assert [row[: len(about)] for row in rows] == [about] * len(rows)
+    assert [row[len(about) :] for row in rows] == [
+        ["", "", "", "expected", 9, None, None, None],
+        ["", "", "", "found", 8, None, None, None],
+        ["", "", "", "scored", 0, None, None, None],
+        ["glpc", "true", "", "stage:fused", None, None, None, 0],
+        ["glpc", "true", "", "stage:global", None, None, None, 0],
+        ["glpc", "true", "", "stage:sum", None, None, None, 8],
     ]
 
 
@@ -138,8 +149,8 @@ def test_predictions_are_what_was_scored(evaluated) -> None:
         for key, values in (("id", store.ids), ("subject", store.subjects), ("split", store.splits)):
             assert [row[key] for row in rows] == values[positions].tolist()
         assert [row["label"] for row in rows] == [EXPRESSIONS[label] for label in store.labels[positions]]
-        for head, column in [("decision", "answer"), *((head, f"head_{head}") for head in HEADS)]:
-            metrics = entry["decision"]["metrics"] if head == "decision" else entry["heads"][head]
+        for head, column in [(entry["decision"], "answer"), *((head, f"head_{head}") for head in HEADS)]:
+            metrics = entry["heads"][head]
             counted = np.zeros((7, 7), int)
             for row in rows:
                 counted[EXPRESSIONS.index(row["label"]), EXPRESSIONS.index(row[column])] += 1
@@ -147,9 +158,9 @@ def test_predictions_are_what_was_scored(evaluated) -> None:
         said = np.array([[float(row[f"p_{name}"]) for name in EXPRESSIONS] for row in rows])
         np.testing.assert_allclose(said.sum(1), 1, atol=5e-6)
         assert all(len(row["p_fear"]) == len("0.123456") for row in rows)
-        stages = entry["decision"]["stages"]
+        stages = entry["stages"]
         if stages is None:
-            assert {row["stage"] for row in rows} == {entry["decision"]["rule"]}
+            assert {row["stage"] for row in rows} == {entry["decision"]}
         else:
             counts = {name: sum(row["stage"] == name for row in rows) for name in stages}
             assert counts == {name: stage["count"] for name, stage in stages.items()}
@@ -174,10 +185,7 @@ def test_rows_of_names_that_are_formulas_or_no_utf8(prepared: Path, tmp_path: Pa
     store.ids[indices], store.subjects[indices] = names, [*"abcd", "+e", ""]
     store.labels[0] = -1
     probabilities = torch.rand(len(names), 7, 7, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    held = Outputs(torch.zeros(0, 7, 7), torch.zeros(0, 6, 64), torch.zeros(0, dtype=torch.long))
-    state = {"stage": "source", "decision": "fused", "status": None, "spec": {}}
-    model = Trained(tmp_path / "source/best.ckpt", state)
-    one = Results(model, store, "raf-db", False, ["all"], indices, len(names), probabilities, held)
+    one = scored(record(tmp_path / "source"), store, indices, probabilities)
     write_csv(tmp_path / "p.csv", PREDICTION_COLUMNS, prediction_rows(one))
     rows = read(tmp_path / "p.csv")
     assert [row["id"] for row in rows] == ["'=1+1", "\udcff.png", 'a,"b" c', "plain", "'@x", "'-2"]
@@ -216,9 +224,3 @@ def test_a_table_is_read_back_as_written(tmp_path: Path) -> None:
     text = (tmp_path / "t.csv").read_text()
     assert text == 'a,\'=b\n1,\n0.30000000000000004,"x""y,z"\n'
     assert list(csv.reader(io.StringIO(text)))[2] == ["0.30000000000000004", 'x"y,z']
-
-
-def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "report").write_text("in the way")
-    with pytest.raises(FercliError, match=r"cannot write the report into .*report: "):
-        open_report(tmp_path / "report")

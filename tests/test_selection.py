@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import loops
 import numpy as np
 import pytest
 import torch
+from loops import ensemble_agreement, seven_heads
 from torch import Tensor
 
 from fercli.evaluation import predictions, selection
@@ -16,12 +16,6 @@ from fercli.spec.registry import RULES
 
 ON_TARGET = ["entropy", "infomax", "agreement", "bnm", "snd", "corr-c"]
 DIMENSIONS = 5
-
-
-def draw(count: int, seed: int, sharpness: float = 2.0) -> Tensor:
-    """Probabilities [count, 7 heads, 7 expressions]."""
-    generator = torch.Generator().manual_seed(seed)
-    return (sharpness * torch.randn(count, 7, 7, generator=generator)).softmax(-1)
 
 
 def sure(answers: list[int]) -> Tensor:
@@ -86,10 +80,10 @@ def loop_dev(train: Tensor, target: Tensor, held: Tensor, wrong: list[bool]) -> 
 # --- rules on the target ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [2, 5, 50])
+@pytest.mark.parametrize("count", [2, 5, 50, 100])
 @pytest.mark.parametrize("sharpness", [0.1, 2.0, 8.0])
 def test_target_scores_equal_loops(count: int, sharpness: float) -> None:
-    p = draw(count, count, sharpness)
+    p = seven_heads(count, count, sharpness)
     rows = p[:, 6].double().tolist()
     certainty = -sum(loop_entropy(row) for row in rows) / count
     mean = [sum(row[c] for row in rows) / count for c in range(7)]
@@ -109,76 +103,38 @@ def test_target_scores_equal_loops(count: int, sharpness: float) -> None:
 
 
 E, LN7 = math.exp(20), math.log(7)
-#: Two others are like each image and 18 are at right angles to it; of two classes, 10 and 11.
-NEAR_3 = -(2 * E * math.log(E / (2 * E + 18)) - 18 * math.log(2 * E + 18)) / (2 * E + 18)
-NEAR_11 = -(10 * E * math.log(E / (10 * E + 11)) - 11 * math.log(10 * E + 11)) / (10 * E + 11)
+
+
+def near(alike: int, other: int) -> float:
+    """SND where that many others are like each image and that many at right angles to it."""
+    total = alike * E + other
+    return -(alike * E * math.log(E / total) - other * math.log(total)) / total
 
 
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (PERFECT, [0, LN7, 1, 1, NEAR_3, 1]),
+        (PERFECT, [0, LN7, 1, 1, near(2, 18), 1]),
+        (sure([i % 7 for i in range(10_003)]), [0, LN7, 1, 1, near(1428, 8574), 1]),
         (COLLAPSED, [0, 0, 1, math.sqrt(1 / 7), math.log(20), math.sqrt(1 / 7)]),
         (UNIFORM, [-LN7, 0, 1, 1 / 7, math.log(20), math.sqrt(1 / 7)]),
-        (TWO_CLASSES, [0, math.log(2), 1, math.sqrt(2 / 7), NEAR_11, math.sqrt(2 / 7)]),
-        (PERFECT[:2], [0, math.log(2), 1, math.sqrt(2 / 7), 0, math.sqrt(2 / 7)]),  # two images
+        (TWO_CLASSES, [0, math.log(2), 1, math.sqrt(2 / 7), near(10, 11), math.sqrt(2 / 7)]),
+        (PERFECT[:2], [0, math.log(2), 1, math.sqrt(2 / 7), 0, math.sqrt(2 / 7)]),
+        (PERFECT[:1], [0, 0, 1, math.sqrt(1 / 7), math.nan, math.sqrt(1 / 7)]),  # it has no neighbour
     ],
-    ids=["perfect", "collapsed", "uniform", "two classes", "two images"],
+    ids=["perfect", "perfect on many", "collapsed", "uniform", "two classes", "two images", "one image"],
 )
 def test_target_scores_by_hand(given: Tensor, expected: list[float]) -> None:
     found = selection.target_scores(given)
-    assert list(found.values()) == pytest.approx(expected, abs=1e-4)  # the floor in the entropy's logarithm
+    assert list(found.values()) == pytest.approx(expected, abs=1e-4, nan_ok=True)  # the floor in entropy's logarithm
     for name in ("bnm", "snd", "corr-c"):  # these have none
-        assert found[name] == pytest.approx(expected[ON_TARGET.index(name)], abs=1e-6)
-
-
-def test_one_image() -> None:
-    found = selection.target_scores(PERFECT[:1])
-    assert math.isnan(found.pop("snd"))  # it has no neighbour
-    assert found == pytest.approx(
-        {"entropy": 0, "infomax": 0, "agreement": 1, "bnm": math.sqrt(1 / 7), "corr-c": math.sqrt(1 / 7)}, abs=1e-4
-    )
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_ranges_and_invariances(seed: int) -> None:
-    p = draw(60, seed, sharpness=1 + 3 * seed)
-    found = selection.target_scores(p)
-    ends = {
-        "entropy": (-LN7, 0),
-        "infomax": (0, LN7),
-        "agreement": (0, 1),
-        "bnm": (1 / 7, 1),
-        "snd": (0, math.log(59)),
-        "corr-c": (math.sqrt(1 / 7), 1),
-    }
-    for name, (low, high) in ends.items():
-        assert low < found[name] < high, name
-    generator = torch.Generator().manual_seed(seed)
-    images, classes = torch.randperm(60, generator=generator), torch.randperm(7, generator=generator)
-    assert selection.target_scores(p[images]) == pytest.approx(found, rel=1e-9)
-    assert selection.target_scores(p[:, :, classes]) == pytest.approx(found, rel=1e-9)
-    twice = selection.target_scores(torch.cat([p, p]))  # all but SND do not depend on the number of images
-    assert twice.pop("snd") > found.pop("snd")
-    assert twice == pytest.approx(found, rel=1e-9)
+        assert found[name] == pytest.approx(expected[ON_TARGET.index(name)], abs=1e-6, nan_ok=True)
 
 
 @pytest.mark.parametrize("block", [1, 70, 1000, 2**20])
 def test_snd_is_the_same_in_blocks_of_any_size(block: int) -> None:
-    rows = draw(67, 1)[:, 6].double()
-    whole = predictions.soft_neighbourhood_density(rows, block=10**9)
-    assert predictions.soft_neighbourhood_density(rows, block=block) == pytest.approx(whole, rel=1e-12)
-
-
-def test_snd_of_ten_thousand_images() -> None:
-    counts = torch.bincount(torch.arange(10_000) % 7).tolist()
-    expected = 0.0
-    for like in counts:
-        total = (like - 1) * E + 10_000 - like
-        entropy = -((like - 1) * E * math.log(E / total) - (10_000 - like) * math.log(total)) / total
-        expected += like * entropy / 10_000
-    rows = torch.eye(7, dtype=torch.double)[torch.arange(10_000) % 7]
-    assert predictions.soft_neighbourhood_density(rows) == pytest.approx(expected, rel=1e-9)
+    rows = seven_heads(67, 1)[:, 6].double()
+    assert predictions.soft_neighbourhood_density(rows, block=block) == pytest.approx(loop_snd(rows.tolist()))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -202,12 +158,13 @@ def test_source_val_by_hand() -> None:
 
 
 def draw_dev(seed: int, sizes: tuple[int, int, int] = (80, 50, 40), shift: float = 0.5) -> tuple[Tensor, ...]:
-    """Arguments of `dev_score`: the target is shifted in its first feature."""
+    """Arguments of `dev_score`: features of unlike scales, the target shifted in the first."""
     generator = torch.Generator().manual_seed(seed)
     train, target, held = (torch.randn(n, DIMENSIONS, generator=generator) for n in sizes)
     target[:, 0] += shift
     labels = torch.randint(7, (sizes[2],), generator=generator)
-    return 3 * train + 1, 3 * target + 1, 3 * held + 1, draw(sizes[2], seed)[:, 6], labels
+    scale = torch.tensor([3, 30, 0.3, 15, 6])
+    return scale * train + 1, scale * target + 1, scale * held + 1, seven_heads(sizes[2], seed)[:, 6], labels
 
 
 def wrong_in(p: Tensor, labels: Tensor) -> list[bool]:
@@ -215,8 +172,9 @@ def wrong_in(p: Tensor, labels: Tensor) -> list[bool]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_dev_equals_a_loop(seed: int) -> None:
-    train, target, held, p, labels = draw_dev(seed)
+@pytest.mark.parametrize("sizes", [(80, 50, 40), (20, 90, 7), (160, 100, 80)])
+def test_dev_equals_a_loop(seed: int, sizes: tuple[int, int, int]) -> None:
+    train, target, held, p, labels = draw_dev(seed, sizes)
     expected = -loop_dev(train, target, held, wrong_in(p, labels))
     assert selection.dev_score(train, target, held, p, labels) == {"dev": pytest.approx(expected, rel=1e-4)}
 
@@ -236,17 +194,6 @@ def test_dev_where_domains_look_alike_is_minus_the_error(constant: float) -> Non
     assert selection.dev_score(train, train.flip(0), held, p, labels)["dev"] == pytest.approx(-error, rel=1e-3)
     same = [torch.full_like(x, constant) for x in draw_dev(0)[:3]]  # dead features; 80 against 50 faces
     assert selection.dev_score(*same, p, labels)["dev"] == pytest.approx(-error, rel=1e-3)
-
-
-def test_dev_does_not_depend_on_order_repeats_or_scale() -> None:
-    train, target, held, p, labels = draw_dev(1)
-    found = pytest.approx(selection.dev_score(train, target, held, p, labels)["dev"], rel=1e-4)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    assert selection.dev_score(train.flip(0), target.flip(0), held[order], p[order], labels[order])["dev"] == found
-    twice = [torch.cat([x, x]) for x in (train, target, held, p, labels)]
-    assert selection.dev_score(*twice)["dev"] == found
-    scale = torch.tensor([1, 10, 0.1, 5, 2]) * 3
-    assert selection.dev_score(train * scale + 2, target * scale + 2, held * scale + 2, p, labels)["dev"] == found
 
 
 def test_dev_foresees_the_error_on_a_shifted_target() -> None:
@@ -284,12 +231,9 @@ def test_dev_with_one_face_is_a_number(sizes: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 6])
 def test_ensemble_scores_equal_a_loop(count: int) -> None:
-    candidates = [draw(40, seed)[:, 6] for seed in range(count)]
-    expected = loops.ensemble_agreement([c.double().tolist() for c in candidates])
+    candidates = [seven_heads(40, seed)[:, 6] for seed in range(count)]
+    expected = ensemble_agreement([c.double().tolist() for c in candidates])
     assert selection.ensemble_scores(candidates) == pytest.approx(expected)
-    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    assert selection.ensemble_scores([c[order] for c in candidates]) == pytest.approx(expected)
-    assert selection.ensemble_scores(candidates[::-1]) == pytest.approx(expected[::-1])
 
 
 def test_ensemble_scores_by_hand() -> None:
@@ -301,7 +245,7 @@ def test_ensemble_scores_by_hand() -> None:
 
 
 def test_a_broken_candidate_is_left_out_of_the_ensemble() -> None:
-    good = [draw(30, seed)[:, 6] for seed in range(3)]
+    good = [seven_heads(30, seed)[:, 6] for seed in range(3)]
     bad = good[0].clone()
     bad[7, 2] = math.nan
     found = selection.ensemble_scores([good[0], bad, good[1], good[2]])
@@ -352,7 +296,7 @@ def test_chosen_by_rule() -> None:
 
 def test_every_rule_has_a_score() -> None:
     train, target, held, fused, labels = draw_dev(0)
-    p = draw(5, 4)
+    p = seven_heads(5, 4)
     named = {
         **selection.last_score(3),
         **selection.source_score(p, torch.zeros(5, dtype=torch.long)),
@@ -370,16 +314,13 @@ def test_every_rule_has_a_score() -> None:
 def test_rules_of_pytorch_adapt_agree() -> None:
     pytest.importorskip("pytorch_adapt")
     try:  # its own dependencies do not load with every version of theirs
-        from pytorch_adapt.validators import BNMValidator, SNDValidator
+        from pytorch_adapt.validators import SNDValidator
         from pytorch_adapt.validators.deep_embedded_validator import get_dev_risk
     except Exception as problem:
         pytest.skip(f"pytorch_adapt does not load: {problem}")
-    logits = torch.randn(90, 7, generator=torch.Generator().manual_seed(0), dtype=torch.double)
-    p = logits.softmax(-1)
+    p = seven_heads(90, 0)[:, 6].double()
     snd = SNDValidator(batch_size=32)(target_train={"preds": p})
     assert predictions.soft_neighbourhood_density(p) == pytest.approx(snd, rel=1e-6)
-    bnm = BNMValidator()(target_train={"logits": logits})
-    assert predictions.bnm(p) == pytest.approx(bnm * math.sqrt(90 / 7), rel=1e-6)
     weights, losses = p[:40, :1] * 7, p[:40, 1:2]
     risk = get_dev_risk(weights.clone(), losses, None)
     assert weighted_risk(weights.numpy()[:, 0], losses.numpy()[:, 0]) == pytest.approx(float(risk))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -16,16 +18,30 @@ import pytest
 import torch
 from conftest import Bench, after_source, merge, told
 from stores import cut
-from trained_runs import assert_same_run, stopped
+from trained_runs import answers, assert_same_run, headline, stopped
 
 from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
 from fercli.engine.loop import _choose_afterwards, _is_better
+from fercli.evaluation.outputs import EpochOutputs, epoch_file, read_outputs, watched_fused
 from fercli.spec.registry import RULES
 from fercli.store import Store
 
 #: Rates so high that epochs differ.
 LIVELY = {"adapt.method": "dann", "adapt.lr": 0.03, "adapt.steps_per_epoch": 2, "adapt.clip_norm": 10}
+
+
+def adapt(bench: Bench, *arguments: str) -> Path:
+    """Adapt a bench to JAFFE; returns the stage folder."""
+    bench.done("adapt", "--quiet", *arguments)
+    return bench.runs / "adapt-jaffe"
+
+
+def assert_ended(bench: Bench) -> None:
+    """The same command once more trains nothing and touches nothing."""
+    before = files(bench.runs / "adapt-jaffe")
+    assert bench.json("adapt")["adapt"]["jaffe"]["trained_steps"] == 0
+    assert files(bench.runs / "adapt-jaffe") == before
 
 
 def validated(folder: Path) -> dict[int, dict[str, float]]:
@@ -53,14 +69,13 @@ ENSV = {**LIVELY, "adapt.select": "ensv", "adapt.epochs": 4}
 
 def ensemble(folder: Path) -> dict[int, float]:
     """EnsV from the outputs that the epochs left, image by image."""
-    files = sorted(folder.glob("outputs/*.npy"))
-    scores = loops.ensemble_agreement([np.load(file).astype(float).tolist() for file in files])
-    return {int(file.stem.split("-")[1]): score for file, score in zip(files, scores, strict=True)}
+    outputs = watched_fused(EpochOutputs(folder))
+    return dict(zip(outputs, loops.ensemble_agreement([one.tolist() for one in outputs.values()]), strict=True))
 
 
 @pytest.fixture(scope="module")
 def post_hoc(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
-    """A bench adapted without a stop, its epoch chosen by EnsV. Read only."""
+    """A bench adapted without a stop, its epoch chosen by EnsV. Read only but for its report."""
     bench = after_source(tmp_path_factory.mktemp("ensv"), trained, ENSV)
     bench.done("adapt", "--quiet")
     return bench
@@ -84,32 +99,21 @@ def test_each_epoch_s_candidate_is_the_network_of_that_epoch(post_hoc: Bench, ma
     folder = post_hoc.runs / "adapt-jaffe"
     assert [p.name for p in sorted(folder.glob("candidates/*"))] == [f"epoch-{e:04d}.ckpt" for e in (1, 2, 3, 4)]
     for epoch in (1, 3):
-        bench = make_adapting(f"to-{epoch}", {**ENSV, "adapt.select": "last", "adapt.epochs": epoch})
-        bench.done("adapt", "--quiet")
-        assert same_network(
-            checkpoint.load(folder / f"candidates/epoch-{epoch:04d}.ckpt"),
-            checkpoint.load(bench.runs / "adapt-jaffe/last.ckpt"),
-        )
+        to_epoch = adapt(make_adapting(f"to-{epoch}", {**ENSV, "adapt.select": "last", "adapt.epochs": epoch}))
+        candidate = checkpoint.load(folder / f"candidates/epoch-{epoch:04d}.ckpt")
+        assert same_network(candidate, checkpoint.load(to_epoch / "last.ckpt"))
 
 
-def test_what_ensv_chose_is_what_is_scored(post_hoc: Bench, tmp_path: Path) -> None:
+def test_what_ensv_chose_is_scored_and_stays_as_it_is(post_hoc: Bench, tmp_path: Path) -> None:
     bench = Bench(tmp_path / "copy", post_hoc.prepared, ENSV)
     shutil.copytree(post_hoc.runs, bench.runs)
-    row = json.loads(bench.done("evaluate", "--json").stdout)["table"][1]
-    folder = bench.runs / "adapt-jaffe"
+    row = headline(bench.json("evaluate"))[1]
+    folder = adapt(bench)
     epoch = outcome(folder)["epoch"]
-    answers = [int(c) for c in (folder / f"decisions/epoch-{epoch:04d}.txt").read_text().split()[0]]
     assert (row["selection"], row["epoch"]) == ("ensv", epoch)
-    assert row["accuracy"] == pytest.approx(np.mean(answers == np.load(bench.prepared / "jaffe/labels.npy")))
-
-
-def test_finished_it_stays_as_it_is(post_hoc: Bench, tmp_path: Path) -> None:
-    bench = Bench(tmp_path / "copy", post_hoc.prepared, ENSV)
-    shutil.copytree(post_hoc.runs, bench.runs)
-    bench.done("adapt", "--quiet")
-    before = files(bench.runs / "adapt-jaffe")
-    assert json.loads(bench.done("adapt", "--json").stdout)["adapt"]["jaffe"]["trained_steps"] == 0
-    assert files(bench.runs / "adapt-jaffe") == before
+    labels = np.load(bench.prepared / "jaffe/labels.npy")
+    assert row["accuracy"] == pytest.approx(np.mean(answers(folder, epoch) == labels))
+    assert_ended(bench)
 
 
 @pytest.mark.parametrize("step", [3, 6])
@@ -117,19 +121,13 @@ def test_stopped_it_goes_on_to_the_same_choice(step: int, post_hoc: Bench, make_
     bench = make_adapting("stopped", ENSV)
     stopped(bench, "adapt", step, signal.SIGTERM)
     assert not (bench.runs / "adapt-jaffe/best.ckpt").exists()
-    bench.done("adapt", "--quiet")
-    assert_same_run(post_hoc.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
+    assert_same_run(post_hoc.runs / "adapt-jaffe", adapt(bench))
 
 
 def test_raised_epochs_are_all_compared_again(post_hoc: Bench, make_adapting) -> None:
     bench = make_adapting("longer", {**ENSV, "adapt.epochs": 2})
-    bench.done("adapt", "--quiet")
-    bench.done("adapt", "--quiet", "--set", "adapt.epochs=4")
-    assert_same_run(post_hoc.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
-
-
-def test_ensv_cannot_choose_for_the_source(bench: Bench) -> None:
-    assert "'ensv' is not known" in told(bench("train-source", "--set", "train_source.select=ensv"), 2)
+    adapt(bench)
+    assert_same_run(post_hoc.runs / "adapt-jaffe", adapt(bench, "--set", "adapt.epochs=4"))
 
 
 @pytest.mark.parametrize(
@@ -141,19 +139,13 @@ def test_ensv_cannot_choose_for_the_source(bench: Bench) -> None:
     ],
 )
 def test_the_candidate_with_the_best_number_becomes_the_best(
-    scores: dict[int, float], chosen: int, tmp_path: Path
+    scores: dict[int, float], chosen: int, post_hoc: Bench, tmp_path: Path
 ) -> None:
-    (tmp_path / "candidates").mkdir()
-    for epoch in scores:
-        state = {"network": {"a": torch.tensor(float(epoch))}, "spec": {}, "epoch": epoch}
-        checkpoint.save(tmp_path / f"candidates/epoch-{epoch:04d}.ckpt", state)
-    best = {"epoch": 0, "score": -math.inf, "rule": "ensv"}
-    best = _choose_afterwards(
-        SimpleNamespace(folder=tmp_path, evaluator=SimpleNamespace(afterwards=lambda: scores)), best
-    )
+    shutil.copytree(post_hoc.runs / "adapt-jaffe/candidates", tmp_path / "candidates")
+    training = SimpleNamespace(folder=tmp_path, evaluator=SimpleNamespace(afterwards=lambda: scores))
+    best = _choose_afterwards(training, {"epoch": 0, "score": -math.inf, "rule": "ensv"})
     kept = checkpoint.load(tmp_path / "best.ckpt")
     assert best["epoch"] == kept["epoch"] == kept["best"]["epoch"] == chosen
-    assert kept["network"]["a"] == chosen
 
 
 # Early stopping
@@ -200,34 +192,40 @@ def test_patience_ends_training_where_the_rule_says(patient: Bench, make_adaptin
     assert len(found) >= 3
     for number, (rule, patience, end, best) in enumerate([found[0], found[len(found) // 2], found[-1]]):
         bench = make_adapting(f"case-{number}", {**PATIENT, "adapt.select": rule, "adapt.patience": patience})
-        bench.done("adapt", "--quiet")
-        folder = bench.runs / "adapt-jaffe"
+        folder = adapt(bench)
         history = validated(patient.runs / "adapt-jaffe")
         assert validated(folder) == {epoch: history[epoch] for epoch in range(1, end + 1)}
         assert (outcome(folder)["epoch"], outcome(folder)["steps"]) == (best, end * STEPS)
         assert checkpoint.load(folder / "best.ckpt")["epoch"] == best
-        # Ended once, it has ended.
-        before = files(folder)
-        assert json.loads(bench.done("adapt", "--json").stdout)["adapt"]["jaffe"]["trained_steps"] == 0
-        assert files(folder) == before
+        assert_ended(bench)
 
 
 def test_patience_survives_a_stop_and_can_be_raised(patient: Bench, make_adapting) -> None:
     rule, patience, end, best = next(case for case in cases(patient.runs / "adapt-jaffe") if case[2] - case[3] >= 2)
     changes = {**PATIENT, "adapt.select": rule, "adapt.patience": patience}
     whole, bench = make_adapting("whole", changes), make_adapting("stopped", changes)
-    whole.done("adapt", "--quiet")
     for epoch in (best, end - 1):  # while it waits, and in the best epoch itself
         stopped(bench, "adapt", epoch * STEPS - 1)
-    bench.done("adapt", "--quiet")
-    assert_same_run(whole.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
+    assert_same_run(adapt(whole), adapt(bench))
 
-    more = ("--set", f"adapt.patience={EPOCHS}")
-    whole.done("adapt", "--quiet", *more)
-    unbroken = make_adapting("unbroken", {**changes, "adapt.patience": EPOCHS})
-    unbroken.done("adapt", "--quiet")
-    assert outcome(whole.runs / "adapt-jaffe")["steps"] == EPOCHS * STEPS
-    assert_same_run(unbroken.runs / "adapt-jaffe", whole.runs / "adapt-jaffe")
+    raised = adapt(whole, "--set", f"adapt.patience={EPOCHS}")
+    assert outcome(raised)["steps"] == EPOCHS * STEPS
+    assert_same_run(adapt(make_adapting("unbroken", {**changes, "adapt.patience": EPOCHS})), raised)
+
+
+def test_of_many_epochs_the_last_outputs_and_the_best_are_kept(patient: Bench, make_adapting) -> None:
+    whole = patient.runs / "adapt-jaffe"
+    history = validated(whole)
+    best, rule = min((max(history, key=lambda e, rule=rule: (history[e][rule], -e)), rule) for rule in TELLING)
+    bench = make_adapting("few", {**PATIENT, "adapt.select": rule, "engine.keep_outputs": 2})
+    stopped(bench, "adapt", 4 * STEPS)
+    kept = files(adapt(bench) / "outputs")
+    epochs = (best, EPOCHS - 1, EPOCHS)
+    assert best < EPOCHS - 1
+    assert kept == {epoch_file(whole, epoch).name: epoch_file(whole, epoch).read_bytes() for epoch in epochs}
+    (entry,) = (e for e in bench.json("evaluate")["entries"] if e["stage"] == "adapt")
+    assert entry["epoch"] == best and entry["oracle"]["epoch"] in epochs
+    assert {at["epoch"] for at in entry["rules"].values()} <= set(epochs)
 
 
 def test_the_source_stage_has_patience_too(bench: Bench) -> None:
@@ -240,45 +238,41 @@ def test_the_source_stage_has_patience_too(bench: Bench) -> None:
     assert outcome(folder)["epoch"] == best
 
 
-@pytest.mark.parametrize("stage", ["adapt", "train_source"])
-def test_patience_of_nothing_is_refused(stage: str, bench: Bench) -> None:
-    assert f"{stage}.patience: 0" in told(bench("adapt", "--set", f"{stage}.patience=0"), 2)
-
-
-def test_patience_cannot_wait_for_ensv(make_adapting) -> None:
-    line = told(make_adapting("both", {"adapt.select": "ensv", "adapt.patience": 2})("adapt"), 2)
-    assert "patience cannot wait for ensv" in line
-
-
 # Costly rules
 
 
 def test_dev_is_scored_where_asked_and_changes_nothing_else(patient: Bench, make_adapting) -> None:
-    bench = make_adapting("plain", {**PATIENT, "adapt.also_score": []})
-    bench.done("adapt", "--quiet")
-    with_dev, without = (validated(b.runs / "adapt-jaffe") for b in (patient, bench))
+    folders = (patient.runs / "adapt-jaffe", adapt(make_adapting("plain", {**PATIENT, "adapt.also_score": []})))
+    with_dev, without = map(validated, folders)
     assert all(math.isfinite(scores["dev"]) and scores["dev"] <= 0.5 for scores in with_dev.values())
     assert len({scores["dev"] for scores in with_dev.values()}) > 1
     assert without == {e: {r: s for r, s in scores.items() if r != "dev"} for e, scores in with_dev.items()}
-    states = [checkpoint.load(b.runs / "adapt-jaffe/last.ckpt") for b in (patient, bench)]
-    assert same_network(*states)
+    assert same_network(*(checkpoint.load(folder / "last.ckpt") for folder in folders))
 
 
 def test_dev_may_choose_and_look_at_few_faces(make_adapting) -> None:
-    bench = make_adapting("dev", {**LIVELY, "adapt.select": "dev", "adapt.select_images": 20})
-    bench.done("adapt", "--quiet")
-    folder = bench.runs / "adapt-jaffe"
+    folder = adapt(make_adapting("dev", {**LIVELY, "adapt.select": "dev", "adapt.select_images": 20}))
     scores = {epoch: scores["dev"] for epoch, scores in validated(folder).items()}
     assert outcome(folder)["epoch"] == max(scores, key=lambda epoch: (scores[epoch], -epoch))
-    assert np.load(folder / "outputs/epoch-0001.npy").shape == (20, 7)  # of 42
-    assert len((folder / "decisions/epoch-0001.txt").read_text().split()[0]) == 42
+    found, _ = read_outputs(epoch_file(folder, 1))
+    assert (len(found["watched"]), len(found["scored"])) == (20, 42)
 
 
-@pytest.mark.parametrize("rule", ["infomax", "last", "ensv", "oracle", "dve"])
-def test_only_costly_rules_are_asked_for(rule: str, make_adapting) -> None:
-    line = told(make_adapting("cheap")("adapt", "--set", f"adapt.also_score={rule}"), 2)
-    assert f"adapt.also_score: {rule!r} is not known" in line
-    assert line.endswith("one of dev")
+@pytest.mark.parametrize(
+    ("command", "setting", "words"),
+    [
+        ("train-source", "train_source.select=ensv", "'ensv' is not known"),
+        ("adapt", "adapt.patience=0", "adapt.patience: 0"),
+        ("adapt", "train_source.patience=0", "train_source.patience: 0"),
+        ("adapt", "adapt={select: ensv, patience: 2}", "patience cannot wait for ensv"),
+        *(
+            ("adapt", f"adapt.also_score={rule}", f"adapt.also_score: {rule!r} is not known.*; one of dev$")
+            for rule in ("infomax", "last", "ensv", "oracle", "dve")
+        ),
+    ],
+)
+def test_rules_and_patience_that_cannot_be_are_refused(command: str, setting: str, words: str, bench: Bench) -> None:
+    assert re.search(words, told(bench(command, "--set", setting), 2))
 
 
 def test_watched_faces_are_the_targets_to_adapt_to_and_scored_ones_the_rest(tmp_path: Path, trained: Bench) -> None:
@@ -291,9 +285,8 @@ def test_watched_faces_are_the_targets_to_adapt_to_and_scored_ones_the_rest(tmp_
     changes = {**LIVELY, "data.targets": ["other"], "adapt.epochs": 1}
     bench = after_source(tmp_path / "splits", trained, changes, stores)
     bench.done("adapt", "--quiet")
-    folder = bench.runs / "adapt-other"
-    assert np.load(folder / "outputs/epoch-0001.npy").shape == (84, 7)
-    assert len((folder / "decisions/epoch-0001.txt").read_text().split()[0]) == 42
+    found, _ = read_outputs(epoch_file(bench.runs / "adapt-other", 1))
+    assert (len(found["watched"]), len(found["scored"])) == (84, 42)
 
 
 # NaN
@@ -321,14 +314,12 @@ def test_what_is_not_a_number_never_wins(scores: list[float], kept: int) -> None
 def test_a_rule_that_is_never_defined_keeps_an_epoch(make_adapting) -> None:
     """SND counts neighbours: a target watched by one face has none."""
     bench = make_adapting("alone", {**LIVELY, "adapt.select": "snd", "adapt.select_images": 1})
-    document = json.loads(bench.done("adapt", "--json").stdout, parse_constant=lambda name: None)
+    ended = bench.json("adapt")["adapt"]["jaffe"]
     folder = bench.runs / "adapt-jaffe"
     assert all(math.isnan(scores["snd"]) for scores in validated(folder).values())
-    assert document["adapt"]["jaffe"]["epoch"] == checkpoint.load(folder / "best.ckpt")["epoch"] == 1
-    assert document["adapt"]["jaffe"]["score"] is None
-    document = bench.json("evaluate")
-    assert document["history"]["adapt-jaffe"][0]["scores"]["snd"] is None
-    bench.done("evaluate", "--report", "--quiet")
+    assert ended["epoch"] == checkpoint.load(folder / "best.ckpt")["epoch"] == 1
+    assert ended["score"] is None
+    assert bench.json("evaluate", "--report")["history"]["adapt-jaffe"][0]["scores"]["snd"] is None
     json.loads((bench.runs / "report/results.json").read_text(), parse_constant=pytest.fail)
 
 
@@ -338,23 +329,19 @@ def test_a_rule_that_is_never_defined_keeps_an_epoch(make_adapting) -> None:
 def test_a_method_that_refines_is_evaluated_with_what_it_learned(make_adapting) -> None:
     changes = {**LIVELY, "adapt.method": "agra", "adapt.options.warm_steps": 5, "adapt.epochs": 2}
     bench = make_adapting("agra", changes)
-    bench.done("adapt", "--quiet")
-    folder = bench.runs / "adapt-jaffe"
+    folder = adapt(bench)
     best = checkpoint.load(folder / "best.ckpt")
     assert any(name.startswith("graphs.") for name in best["method"])
-    document = json.loads(bench.done("evaluate", "--json").stdout)
-    (entry,) = (e for e in document["entries"] if e["stage"] == "adapt")
-    answers = np.array(list((folder / f"decisions/epoch-{best['epoch']:04d}.txt").read_text().split()[0]), int)
+    (entry,) = (e for e in bench.json("evaluate")["entries"] if e["stage"] == "adapt")
     labels = Store.open(bench.prepared / "jaffe").labels
     counted = np.zeros((7, 7), int)
-    np.add.at(counted, (labels, answers), 1)
-    assert entry["decision"]["metrics"]["confusion"] in (counted.tolist(), counted.T.tolist())
+    np.add.at(counted, (labels, answers(folder, best["epoch"])), 1)
+    assert entry["heads"]["fused"]["confusion"] == counted.tolist()
     # Without the graph, other answers: the network alone, as a method that does not refine would be read.
     state = {**best, "method_name": "source-only", "spec": merge(best["spec"], {"adapt.options": {}})}
     checkpoint.save(folder / "best.ckpt", state)
-    document = json.loads(bench.done("evaluate", "--json").stdout)
-    (plain,) = (e for e in document["entries"] if e["stage"] == "adapt")
-    assert plain["decision"]["metrics"]["confusion"] != entry["decision"]["metrics"]["confusion"]
+    (plain,) = (e for e in bench.json("evaluate")["entries"] if e["stage"] == "adapt")
+    assert plain["heads"]["fused"]["confusion"] != entry["heads"]["fused"]["confusion"]
     assert plain["heads"]["global"] == entry["heads"]["global"]
 
 
@@ -369,32 +356,26 @@ def test_a_method_that_does_not_refine_leaves_its_networks_out(post_hoc: Bench) 
 def test_turns_are_steps_of_their_own_and_what_is_frozen_stays_to_the_bit(
     make_adapting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MCD with decay and momentum: whatever a update freezes is, after it, what it was before."""
+    """MCD with decay and momentum: whatever an update freezes is, after it, what it was before."""
     from fercli.methods.mcd import MCD
 
-    seen: list[tuple[int, list[str]]] = []
-    forward, last = MCD.forward, {}
-
-    def values(method: MCD, network: torch.nn.Module) -> dict[str, torch.Tensor]:
-        both = [("network", network), ("method", method)]
-        return {f"{n}.{k}": p.detach().clone() for n, m in both for k, p in m.named_parameters()}
+    seen: list[tuple[int, dict[str, torch.Tensor]]] = []
+    forward = MCD.forward
 
     def look(method: MCD, network: torch.nn.Module, batch: Any, progress: Any) -> Any:
-        now = values(method, network)
-        if last:
-            seen.append((last["update"], [name for name in now if not torch.equal(now[name], last["values"][name])]))
-        last.update(update=progress.update, values=now)
+        both = torch.nn.ModuleDict({"network": network, "method": method})
+        seen.append((progress.update, {name: value.detach().clone() for name, value in both.named_parameters()}))
         return forward(method, network, batch, progress)
 
     monkeypatch.setattr(MCD, "forward", look)
     changes = {**LIVELY, "adapt.method": "mcd", "adapt.epochs": 1, "adapt.options.generator_steps": 2}
-    bench = make_adapting("mcd", changes)
-    bench.done("adapt", "--quiet")
-    assert [update for update, _ in seen] == [0, 1, 2, 3, 0, 1, 2]  # two batches; after the last update nobody looks
-    for update, moved in seen:
+    folder = adapt(make_adapting("mcd", changes))
+    assert [update for update, _ in seen] == [0, 1, 2, 3, 0, 1, 2, 3]  # two batches
+    for (update, before), (_, after) in itertools.pairwise(seen):
+        moved = [name for name in before if not torch.equal(before[name], after[name])]
         heads = [name for name in moved if "classifiers" in name]
         mine = [name for name in moved if name.startswith("method.")]
-        body = [name for name in moved if name not in heads and name not in mine]
+        body = [name for name in moved if name not in (*heads, *mine)]
         if update == 0:
             assert heads and mine and body
         elif update == 1:
@@ -402,5 +383,5 @@ def test_turns_are_steps_of_their_own_and_what_is_frozen_stays_to_the_bit(
             assert heads and mine and not body
         else:
             assert body and not heads and not mine
-    lines = [line for line in read_metrics(bench.runs / "adapt-jaffe") if line["kind"] == "train"]
+    lines = [line for line in read_metrics(folder) if line["kind"] == "train"]
     assert {"source", "discrepancy-raised", "discrepancy-lowered"} <= set(lines[-1]["losses"])

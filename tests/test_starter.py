@@ -69,7 +69,7 @@ def test_the_file_is_the_one_that_its_card_describes() -> None:
 def test_the_card_is_made_of_the_facts() -> None:
     assert starter_card() == card_of(starter_facts()), "run: python tests/make_starter.py --card"
     for entry in starter_facts()["entries"]:
-        assert f"{100 * entry['decision']['metrics']['accuracy']:.1f}" in starter_card()
+        assert f"{100 * entry['heads'][entry['decision']]['accuracy']:.1f}" in starter_card()
 
 
 def test_it_answers_procedural_faces_as_recorded() -> None:
@@ -302,7 +302,7 @@ def test_inspect_shows_what_it_is_and_the_whole_card() -> None:
     own = found["starter"]
     assert own["sha256"] == starter_hash() and own["card"] == starter_card() and own["facts"] == starter_facts()
     assert found["parameters"] > 100_000 and 5 < found["mflop"] < 500 and found["misfits"] == []
-    assert own["facts"]["entries"][0]["decision"]["metrics"]["accuracy"] > 0.3
+    assert own["facts"]["entries"][0]["heads"]["fused"]["accuracy"] > 0.3
     assert "starter" not in json.loads(run("weights", "inspect", FILE, "--json").stdout)["weights"][0]
 
 

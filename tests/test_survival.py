@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Bench
+from conftest import Bench, fercli
 from nursery import Nursery
 from trained_runs import assert_same_run
 
@@ -143,3 +145,46 @@ def test_metrics_that_find_no_room_are_one_line(tmp_path: Path, trained: Bench, 
     bench.done("train-source", "--quiet")
     metrics.write_text("".join(json.dumps(m) + "\n" for m in read_metrics(folder) if m["step"]))
     assert_same_run(trained.runs / "source", folder)
+
+
+# A kill while outputs are written
+
+#: Imported by every process as it starts: kills it before (or after) a file of this name takes its place.
+_KILLED = """
+import os
+move = os.replace
+def replace(source, target):
+    if {after}:
+        move(source, target)
+    if str(target).endswith("{name}"):
+        os.kill(os.getpid(), 9)
+    if not {after}:
+        move(source, target)
+os.replace = replace
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "after"),
+    [
+        ("adapt", "epoch-0002.safetensors", False),
+        ("adapt", "epoch-0002.safetensors", True),
+        ("evaluate", "dataset-jaffe.safetensors", False),
+    ],
+)
+def test_killed_while_outputs_are_written_the_same_command_leaves_the_same(
+    command: str, name: str, after: bool, tmp_path: Path, adapted: Bench, make_adapting
+) -> None:
+    bench, folder = make_adapting("killed"), "adapt-jaffe"
+    outputs = f"{folder}/outputs/{name}"
+    if command == "evaluate":
+        adapted.done("evaluate", "--quiet")
+        shutil.copytree(adapted.runs / folder, bench.runs / folder)
+        (bench.runs / outputs).unlink()
+    (tmp_path / "sitecustomize.py").write_text(_KILLED.format(name=outputs, after=after))
+    assert fercli(command, "-c", bench.spec, before=tmp_path).returncode == -signal.SIGKILL
+    assert bool(list(bench.runs.glob(f"{folder}/outputs/.*.tmp"))) is not after
+    bench.done(command, "--quiet")
+    assert_same_run(adapted.runs / folder, bench.runs / folder)
+    assert (bench.runs / outputs).read_bytes() == (adapted.runs / outputs).read_bytes()
+    assert not list(bench.runs.rglob(".*.tmp"))

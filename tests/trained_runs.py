@@ -6,16 +6,23 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import Result
 from conftest import Bench
 
 from fercli.engine import checkpoint
+from fercli.engine.trained import find_trained
+from fercli.evaluation.decision import DecisionRule
+from fercli.evaluation.outputs import epoch_file, read_outputs
 from fercli.loading.batches import Batches
+from fercli.scoring.results import ModelRecord, Part, Results
+from fercli.store import Store
 
 #: What a checkpoint holds beside the spec (whose paths differ from bench to bench).
 STATE = ("network", "method", "optimizer", "meter", "rng", "best", "step", "epoch", "status", "decision")
@@ -45,10 +52,54 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in ("best.ckpt", "last.ckpt"):
         assert_same_state(one / name, other / name)
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    decisions = sorted(p.name for p in one.glob("decisions/*"))
-    assert decisions == sorted(p.name for p in other.glob("decisions/*"))
-    for name in decisions:
-        assert (one / "decisions" / name).read_bytes() == (other / "decisions" / name).read_bytes()
+    outputs = {path.name: path.read_bytes() for path in one.glob("outputs/epoch-*")}
+    assert outputs == {path.name: path.read_bytes() for path in other.glob("outputs/epoch-*")}
+
+
+def answers(folder: Path, epoch: int) -> list[int]:
+    """What the adapted model of a stage folder answered on the scored faces after an epoch, by its decision rule."""
+    found, _ = read_outputs(epoch_file(folder, epoch))
+    rule = find_trained(folder).rule._replace(status=found.get("status"))
+    return rule(found["scored"]).answers.tolist()
+
+
+def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = None, **others: Any) -> ModelRecord:
+    """What tables tell of a model in a folder, a source model but for `others`."""
+    found = ModelRecord(
+        folder=folder,
+        name=folder.name,
+        stage="source",
+        method="source-only",
+        registered="source-only",
+        seed=0,
+        checkpoint=folder / "best.ckpt",
+        epoch=1,
+        selection="last",
+        rule=DecisionRule(decision, status),
+        decision=decision,
+        oracle_method=False,
+        source="raf-db",
+    )
+    return replace(found, **others)
+
+
+def scored(own: ModelRecord, store: Store, indices: np.ndarray, probabilities: torch.Tensor) -> Results:
+    """A model's answers on these faces of a target, which lists one more; no source face was held out."""
+    part, held = Part(["all"], indices, len(indices) + 1), (torch.zeros(0, 7, 7), torch.zeros(0).long())
+    return Results(own, store, False, part, probabilities, *held)
+
+
+def headline(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a results document: a row for every model on a target, and one for the oracle's epoch after it."""
+    rows = []
+    for entry in document["entries"]:
+        if entry["role"] == "target":
+            metrics = entry["heads"][entry["decision"]] or {}
+            row = {**entry, **{name: metrics.get(name) for name in ("accuracy", "macro_f1")}}
+            rows.append({**row, "oracle": entry["oracle_method"]})
+            if entry["oracle"]:
+                rows.append({**row, **entry["oracle"], "selection": "oracle", "oracle": True})
+    return rows
 
 
 def results(bench: Bench) -> dict[str, Any]:
@@ -56,8 +107,9 @@ def results(bench: Bench) -> dict[str, Any]:
 
 
 def figures(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cells without what differs from run to run."""
-    return [{key: value for key, value in cell.items() if key != "seconds"} for cell in document["cells"]]
+    """The entries without what differs from run to run."""
+    own = ("seconds", "checkpoint")
+    return [{key: value for key, value in entry.items() if key not in own} for entry in document["entries"]]
 
 
 def stages(bench: Bench) -> list[str]:
@@ -69,8 +121,6 @@ def assert_same_sweep(one: Bench, other: Bench) -> None:
     assert stages(one) == stages(other)
     for stage in stages(one):
         assert_same_run(one.runs / stage, other.runs / stage)
-        outputs = {path.name: path.read_bytes() for path in (one.runs / stage).glob("outputs/*")}
-        assert outputs == {path.name: path.read_bytes() for path in (other.runs / stage).glob("outputs/*")}
     assert figures(results(one)) == figures(results(other))
     assert results(one)["missing"] == results(other)["missing"]
 

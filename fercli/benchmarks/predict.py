@@ -20,6 +20,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,9 @@ def measure(
                 inputs = find_inputs([str(path)], None)
                 cut = _cut_ahead(recognizer, inputs, kind)
                 parts: dict[str, Callable[[], float]] = {
-                    "detection": lambda inputs=inputs: _detection(recognizer.options, inputs, pool),
-                    "network": lambda cut=cut, batch=batch: _network(recognizer, cut, batch, pictures),
-                    "end_to_end": lambda inputs=inputs, batch=batch: _end_to_end(
-                        recognizer, inputs, batch, pool, room / "answers.jsonl"
-                    ),
+                    "detection": partial(_detection, recognizer.options, inputs, pool),
+                    "network": partial(_network, recognizer, cut, batch, pictures),
+                    "end_to_end": partial(_end_to_end, recognizer, inputs, batch, pool, room / "answers.jsonl"),
                 }
                 with console.hushed():
                     for part in parts.values():

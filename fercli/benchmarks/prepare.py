@@ -14,8 +14,7 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from fercli.datasets.reader import Listing
 from fercli.durations import digits
 from fercli.errors import FercliError
 from fercli.faces import extract as extracting
+from fercli.machine import Clock
 from fercli.prepare import prepare
 from fercli.prepare.build import made_of
 from fercli.prepare.partial import PartialStore
@@ -150,7 +150,7 @@ def stages_ms(listing: Listing, options: Prepare, folder: Path) -> dict[str, flo
 
     Hashing is part of decoding, digests part of writing; what `prepare` does once for all pictures is in none.
     """
-    records, root, clock = listing.records, listing.root, _Clock()
+    records, root, clock = listing.records, listing.root, Clock()
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
@@ -178,17 +178,6 @@ def stages_ms(listing: Listing, options: Prepare, folder: Path) -> dict[str, flo
     finally:
         cv2.setNumThreads(threads)
     return {name: 1e3 * spent / len(records) for name, spent in clock.spent.items()}
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self.spent[stage] = self.spent.get(stage, 0.0) + time.perf_counter() - started
 
 
 def _prepare(listing: Listing, options: Prepare, folder: Path) -> float:

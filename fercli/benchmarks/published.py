@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fercli import console
-from fercli.benchmarks.steps import Steps, with_settings
+from fercli.benchmarks.steps import Steps, changed, with_settings
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, set_libraries
 from fercli.errors import FercliError
@@ -132,18 +133,17 @@ class _PublishedSteps(Steps):
 
     def __init__(self, spec: Spec, room: Path):
         super().__init__(spec, "adapt", room)
-        self.network.to(self.device, memory_format=torch.contiguous_format)
-        for module in self.network.modules():
+        network = self.training.network.to(self.device, memory_format=torch.contiguous_format)
+        for module in network.modules():
             if isinstance(module, nn.PReLU):
                 module.__class__ = nn.PReLU  # torch's own
-        self._plain = PublishedStep(self.network, self.method)
+        self._plain = PublishedStep(network, self.training.method)
 
-    def update(self, batch: Batch, timed: Any = None) -> None:
-        loss = sum(self._plain.losses(batch, self._step).values())
-        self.optimizer.zero_grad(set_to_none=True)
+    def update(self, batch: Batch, timed: Any) -> None:
+        loss = sum(self._plain.losses(batch, self.training.step).values())
+        self.training.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
-        self._step += 1
+        self.training.optimizer.step()
 
 
 def compare(
@@ -191,13 +191,14 @@ def compare(
 def _steps(spec: Spec, batch: int, precisions: list[str], steps: int, rounds: int, room: Path, bar: Any) -> list[dict]:
     plain = with_settings(spec, "adapt", batch, "32-true")
     as_published = {name: value for name, value in spec.adapt.options.items() if name != "passes"}
-    plain = plain.model_copy(update={"adapt": plain.adapt.model_copy(update={"options": as_published})})
+    plain = changed(plain, adapt={"options": as_published})
     sides: dict[str, Steps] = {"published": _PublishedSteps(plain, room / "published")}
     chosen: dict[str, dict[str, Any]] = {}
     for precision in precisions:
         cell = with_settings(spec, "adapt", batch, precision)
         sides[precision] = Steps(cell, "adapt", room / precision)
-        chosen[precision] = accelerate(sides[precision].network, cell.engine, sides[precision].device, 2 * batch)
+        ours = sides[precision].training
+        chosen[precision] = accelerate(ours.network, cell.engine, sides[precision].device, ours.faces_a_step)
     spent: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, side in sides.items():
@@ -245,8 +246,9 @@ def windows(spec: Spec, rounds: int, batch: int = 32) -> list[dict[str, Any]]:
         spent: dict[str, list[float]] = {"ours": [], "published": []}
         for _ in range(rounds):
             for name, cut, source in (("published", theirs, maps), ("ours", ours, kept)):
-                run = _backward(cut, source) if gradients else (lambda cut=cut, source=source: cut(source))
-                spent[name].append(min(seconds(_repeated(run), device, rounds=3)) / _REPEATS)
+                run = _backward(cut, source) if gradients else partial(cut, source)
+                turn = seconds(lambda run=run: [run() for _ in range(_REPEATS)], device, rounds=3)
+                spent[name].append(min(turn) / _REPEATS)
         rows.append(
             {
                 "what": "forward and backward" if gradients else "forward",
@@ -257,14 +259,6 @@ def windows(spec: Spec, rounds: int, batch: int = 32) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _repeated(run: Any) -> Any:
-    def several() -> None:
-        for _ in range(_REPEATS):
-            run()
-
-    return several
 
 
 def _backward(cut: Any, maps: Tensor) -> Any:

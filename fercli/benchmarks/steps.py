@@ -11,37 +11,32 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fercli import console
 from fercli.benchmarks.stores import noise_store
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
-from fercli.engine.data import Source, make_batches, view_settings
-from fercli.engine.evaluator import TargetEvaluator
+from fercli.engine.data import open_store, source_faces, target_faces, view_settings
 from fercli.engine.fabric import make_fabric
-from fercli.engine.log import Meter
-from fercli.engine.loop import TrainingModule, make_optimizer, update
+from fercli.engine.loop import begin_epoch, update
 from fercli.engine.network import empty_network
 from fercli.engine.stages import train_source
+from fercli.engine.training import Training
 from fercli.errors import FercliError
 from fercli.loading.augment import plain_view
 from fercli.loading.batches import Batch
 from fercli.loading.face_dataset import FaceDataset
-from fercli.loading.held_out import hold_out, labels_of
-from fercli.machine import seconds, wait
+from fercli.machine import Clock, seconds
 from fercli.methods import method_class
-from fercli.methods.base import Method, Progress
-from fercli.models import FEATURE_SIZE
 from fercli.spec import Spec
 
 PARTS = ("batch", "forward", "backward", "optimizer")
@@ -57,86 +52,45 @@ class Steps:
     """
 
     def __init__(self, spec: Spec, stage: str, room: Path):
-        self.spec, self.adapts = spec, stage == "adapt"
-        self.plan = spec.adapt if self.adapts else spec.train_source
-        self.fabric = make_fabric(spec.engine)
-        self.device = self.fabric.device
-        how = (self.device, spec.model.reads_crops, spec.engine.data)
-        store = noise_store(room, "source", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops)
-        train, held = hold_out(store, np.arange(len(store)), 0.1)
-        labels = labels_of([store], [train])
-        source = Source(
-            FaceDataset([store], [train], *how),
-            labels,
-            FaceDataset([store], [held], *how),
-            labels_of([store], [held]),
-            [store],
-        )
-        target = None
-        if self.adapts:
-            other = noise_store(room, "target", max(256, 2 * self.plan.batch), spec.prepare, spec.model.reads_crops, 1)
-            target = FaceDataset([other], [np.arange(len(other))], *how)
-        kind = method_class(spec.adapt.method if self.adapts else "source-only")
-        if kind.oracle:
+        adapts = stage == "adapt"
+        if adapts and method_class(spec.adapt.method).oracle:
             raise FercliError(f"adapt.method {spec.adapt.method} reads target labels, and noise has none")
-        self.network = empty_network(spec)
-        options = kind.read_options(spec.adapt.options if self.adapts else {})
-        self.method: Method = kind(self.plan, options, FEATURE_SIZE, len(target) if target else 0)
-        self.batches = make_batches(spec, source, target, self.method.wants, self.device)
-        raw = TrainingModule(self.network, self.method)
-        self.module, self.optimizer = self.fabric.setup(raw, make_optimizer(raw, self.plan))
-        raw.train()
-        if self.adapts:
-            looks = (self.network, self.method, view_settings(spec), spec.engine.evaluate_batch, source)
-            self.method.begin_epoch(TargetEvaluator(*looks, target, target, spec.adapt, room, other))
-        self._meter, self._step = Meter(), 0
-
-    @property
-    def images(self) -> int:
-        """Faces a step: a batch, of each domain in an adaptation."""
-        return self.plan.batch * (2 if self.adapts else 1)
-
-    def batch(self) -> Batch:
-        """The batch of the step that comes next."""
-        return self.batches(self._step, self.method.pseudo_labelled())
+        self.spec = spec = on_noise(spec, room)
+        count = max(256, 2 * (spec.adapt if adapts else spec.train_source).batch)
+        for seed, name in enumerate(("source", "target") if adapts else ("source",)):
+            noise_store(room, name, count, spec.prepare, spec.model.reads_crops, seed)
+        fabric = make_fabric(spec.engine)
+        self.device = fabric.device
+        source = source_faces(spec, self.device)
+        target = target_faces(spec, open_store(spec, "target", labels=False), self.device) if adapts else None
+        network = empty_network(spec)
+        self.training = Training(spec, fabric, network, source, target, room, record={})
+        begin_epoch(self.training)
 
     def run(self, timed: Callable[[str], Any] = nullcontext) -> None:
         """Do one step as the loop does; `timed`: name of a part -> a context to do it in."""
         with timed("batch"):
-            batch = self.batch()
+            batch = self.training.batch()
         self.update(batch, timed)
+        self.training.count_step()
 
-    def update(self, batch: Batch, timed: Callable[[str], Any] = nullcontext) -> None:
+    def update(self, batch: Batch, timed: Callable[[str], Any]) -> None:
         """Do what follows in a step when its batch is made."""
-        how = (self.module, self.optimizer, self.fabric, self.plan)
-        for number in range(self.method.updates):
-            losses, logs = update(*how, batch, Progress(self._step, 1, number), _sum, timed)
-            self._meter.add({**losses, **logs})
-        self._step += 1
-
-    def flops(self) -> int:
-        """Floating point operations of the layers in one step, forward and backward."""
-        with FlopCounterMode(display=False) as counter:
-            self.run()
-        return counter.get_total_flops()
+        for number in range(self.training.method.updates):
+            update(self.training, batch, number, timed)
 
 
-def _sum(losses: dict[str, Tensor], *_: int) -> Tensor:
-    return torch.stack(list(losses.values())).sum()
+def on_noise(spec: Spec, room: Path) -> Spec:
+    """The spec with the stores in `room`, of which ``source`` is the source, and a network without weights."""
+    paths, data = {"prepared": room, "runs": room / "runs"}, {"source": ["source"], "validation": 0.1}
+    return changed(spec, paths=paths, data=data, model={"weights": None})
 
 
-class _Shares:
-    """Seconds by part, waiting for the device at the end of each."""
-
-    def __init__(self, device: torch.device):
-        self._device, self.spent = device, dict.fromkeys(PARTS, 0.0)
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        wait(self._device)
-        self.spent[part] += time.perf_counter() - started
+def changed(spec: Spec, **sections: dict[str, Any]) -> Spec:
+    """The spec with other values of some keys, such as ``adapt={"batch": 8}``."""
+    return spec.model_copy(
+        update={name: getattr(spec, name).model_copy(update=values) for name, values in sections.items()}
+    )
 
 
 def measure(
@@ -185,26 +139,26 @@ def with_settings(spec: Spec, stage: str, batch: int, precision: str) -> Spec:
     """The spec with another batch size and precision."""
     section = {"train": "train_source", "adapt": "adapt", "predict": "engine"}[stage]
     key = "evaluate_batch" if stage == "predict" else "batch"
-    made = spec.model_copy(update={"engine": spec.engine.model_copy(update={"precision": precision})})
-    return made.model_copy(update={section: getattr(made, section).model_copy(update={key: batch})})
+    return changed(changed(spec, engine={"precision": precision}), **{section: {key: batch}})
 
 
 def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[str, Any]:
     made = Steps(spec, stage, room)
-    flops = made.flops()
-    chosen = accelerate(made.network, spec.engine, made.device, made.images)
+    training = made.training
+    with FlopCounterMode(display=False) as counter:
+        made.run()
+    chosen = accelerate(training.network, spec.engine, made.device, training.faces_a_step)
     _forget_peak(made.device)
     for _ in range(2):
         made.run()
-    parts = _Shares(made.device)
+    parts = Clock(made.device)
     for _ in range(steps):
         made.run(parts)
-    made.batches.waited = 0.0
+    training.batches.waited = 0.0
     spent = seconds(lambda: [made.run() for _ in range(steps)], made.device, rounds, warm=0)
-    return _row(
-        *(spec, made.device, chosen, made.plan.batch, made.images, steps, spent, parts.spent, flops),
-        made.batches.waited / (rounds * steps),
-    )
+    flops, waited = counter.get_total_flops(), training.batches.waited / (rounds * steps)
+    faces = training.plan.batch, training.faces_a_step
+    return _row(spec, made.device, chosen, *faces, steps, spent, parts.spent, flops, waited)
 
 
 @torch.no_grad()
@@ -232,7 +186,7 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
         run()
     _forget_peak(device)
     run()
-    parts = _Shares(device)
+    parts = Clock(device)
     for _ in range(steps):
         run(parts)
     waited = 0.0
@@ -310,16 +264,8 @@ def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[s
     with console.progress("bench train, epochs", total=len(counts)) as bar:
         for number, count in enumerate([min(counts), *counts]):
             folder = room / f"epoch-{number}"
-            noise_store(folder, "noise", count, spec.prepare, spec.model.reads_crops)
-            plan = spec.train_source.model_copy(update={"epochs": 1, "steps_per_epoch": None})
-            cell = spec.model_copy(
-                update={
-                    "paths": spec.paths.model_copy(update={"prepared": folder, "runs": folder / "runs"}),
-                    "data": spec.data.model_copy(update={"source": ["noise"]}),
-                    "model": spec.model.model_copy(update={"weights": None}),
-                    "train_source": plan,
-                }
-            )
+            noise_store(folder, "source", count, spec.prepare, spec.model.reads_crops)
+            cell = changed(on_noise(spec, folder), train_source={"epochs": 1, "steps_per_epoch": None})
             started = time.perf_counter()
             with console.hushed():
                 train_source(cell)

@@ -5,6 +5,7 @@ Neither torch nor mediapipe nor the spec is imported here, so that ``fercli --he
 - `init`, `prepare`, `datasets`, `train_source`, `adapt`, `evaluate`, `compare`, `predict`, `export`, `sweep`,
   `weights`, `bench`, `doctor`, `demo`: one command each: options, one call of the library, output;
 - `compare_view`, `datasets_view`, `weights_view`: what these three show;
+- `results_view`: what `evaluate` and `sweep` show;
 - `options`: options that commands share, and how they become a spec;
 - `completion`: what the shell offers behind an option;
 - `hints`: commands in messages, with the options that the user gave;

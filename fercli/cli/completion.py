@@ -63,6 +63,13 @@ def complete_methods(ctx: Context, parameter: Parameter, incomplete: str) -> lis
     return _fitting(METHODS, incomplete)
 
 
+def complete_rules(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
+    """Selection rules."""
+    from fercli.spec.registry import RULES
+
+    return _fitting(RULES, incomplete)
+
+
 def complete_runs(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
     """Runs under paths.runs, by name and by path, and the starter model; where none fits, folders."""
     spec = _spec(ctx)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import click
 
 from fercli import console
-from fercli.cli.options import console_options, overrides_option, read_spec, show_files
+from fercli.cli.options import console_options, overrides_option, read_spec
 
 
 @click.command("sweep", short_help="Methods x targets x seeds, and one table.")
@@ -35,10 +32,12 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
       fercli sweep shifts --jobs 2
       fercli sweep my-sweep.yaml --set sweep.seeds=[0,1,2,3,4]
     """
+    from fercli.cli.results_view import show
     from fercli.errors import Advice, FercliError
+    from fercli.scoring.results_files import write_results
     from fercli.sweep.aggregate import gather
     from fercli.sweep.plan import plan
-    from fercli.sweep.run import sweep, write_results
+    from fercli.sweep.run import sweep
 
     overrides = overrides if jobs is None else (*overrides, f"sweep.jobs={jobs}")
     spec = read_spec(spec_file, overrides, quiet, as_json)
@@ -50,16 +49,7 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
         return
     failed = sweep(spec)
     document = gather(spec)
-    files = write_results(document, spec.run_folder)
+    files = write_results(document, [], spec.run_folder)
     show(document, files)
     if failed:
         raise FercliError(Advice.joined("\n  ", [f"{len(failed)} of {len(cells)} cells failed:", *failed]))
-
-
-def show(document: dict[str, Any], files: dict[str, Path]) -> None:
-    """Print the tables of a sweep's results, and where they were written."""
-    from fercli.report.sweep import sweep_headline, sweep_rule_table
-
-    console.table(*sweep_headline(document))
-    console.table(*sweep_rule_table(document))
-    show_files(document, files)

@@ -2,7 +2,8 @@
 
 - `stages`: ``train-source`` and ``adapt``: a spec in, a filled stage folder out;
 - `loop`: the one training loop;
-- `data`: the stores, faces and batches that a stage trains on;
+- `training`: a stage set up: its batches, network and method in one module, optimizer and evaluator;
+- `data`: the stores and faces that a stage trains on;
 - `network`: the network of a spec, new or from a checkpoint;
 - `evaluator`: what is computed over all faces before an epoch, and the scores after it;
 - `predict`: a network over chosen faces;
@@ -17,6 +18,7 @@
 - `sharding`: one batch over several processes;
 - `folder`: a stage's folder, and what its checkpoints say of themselves;
 - `checkpoint`: checkpoints as files;
+- `resume`: what a checkpoint of training holds, written and taken up again;
 - `log`: metrics.jsonl and environment.json;
 - `trained`: a trained model, ready for use.
 """

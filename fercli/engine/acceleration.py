@@ -85,11 +85,12 @@ def compile_pays(engine: Engine, device: torch.device) -> bool:
 
 
 def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch: int) -> str:
+    if distributed.world_size() > 1:  # norms that processes share are called one by one
+        return "loop"
     if engine.crop_nets != "auto":
         return engine.crop_nets
     channels = network.backbone.local_channels
-    # What is measured may come out otherwise in the next run; norms that processes share are called one by one.
-    if engine.deterministic or distributed.world_size() > 1:
+    if engine.deterministic:  # what is measured may come out otherwise in the next run
         return "loop"
     if device.type == "cpu":
         return "grouped" if channels <= SIDE_BY_SIDE else "loop"

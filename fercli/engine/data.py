@@ -9,11 +9,9 @@ import torch
 
 from fercli import console
 from fercli.datasets.protocol import overlap
-from fercli.engine.sharding import shard_of
 from fercli.errors import Advice, FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.loading.augment import ViewSettings
-from fercli.loading.batches import Batches, SourceRecipe
 from fercli.loading.face_dataset import FaceDataset
 from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.spec import Spec
@@ -73,14 +71,18 @@ def source_faces(spec: Spec, device: torch.device) -> Source:
     )
 
 
-def make_batches(
-    spec: Spec, source: Source, target: FaceDataset | None, wants: frozenset[str], device: torch.device
-) -> Batches:
-    """The batches of `train_source`, or with a target those of `adapt`, whose method `wants` these views of it."""
-    plan = spec.train_source if target is None else spec.adapt
-    return Batches(
-        *(source.train, source.labels, target, wants, plan.batch, spec.engine.seed, view_settings(spec), device),
-        spec.data.balance,
-        recipe=SourceRecipe.of(plan) if target is None else SourceRecipe(),
-        shard=shard_of,
+class Target(NamedTuple):
+    """The faces of a target: to adapt to, and to be scored on after each epoch. No label of theirs is read."""
+
+    train: FaceDataset
+    scored: FaceDataset
+    store: Store
+
+
+def target_faces(spec: Spec, store: Store, device: torch.device) -> Target:
+    """The faces of a store that was opened without labels."""
+    train, scored = (
+        FaceDataset([store], [store.indices(splits)], device, spec.model.reads_crops, spec.engine.data)
+        for splits in (store.adapt_splits, store.score_splits)
     )
+    return Target(train, scored, store)

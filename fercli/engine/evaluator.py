@@ -1,35 +1,27 @@
 """Passes over all faces: before an epoch, for methods that want them, and after it, for the scores.
 
-After each epoch of an adaptation two small files without any label are left in its folder, from which epochs can be
-compared later without the network:
-
-- ``decisions/epoch-NNNN.txt``: the answers on the target's scored part (`fercli.evaluation.answers`);
-- ``outputs/epoch-NNNN.npy``: the fused head's probabilities on the watched target faces, float16 [N, 7].
+After each epoch of an adaptation the outputs of all heads are left in its folder, without any label
+(`fercli.evaluation.outputs`); whatever is asked of the epochs later is computed from them.
 """
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fercli.engine import distributed
 from fercli.engine.data import Source
 from fercli.engine.predict import predict
-from fercli.errors import FercliError
 from fercli.evaluation import selection
-from fercli.evaluation.answers import by_epoch, write_answers
-from fercli.evaluation.decision import FUSED, DecisionRule
-from fercli.expressions import NUM_EXPRESSIONS
-from fercli.files import write_atomically
+from fercli.evaluation.decision import FUSED
+from fercli.evaluation.outputs import FOLDER, EpochOutputs, epoch_file, prune, rounded, watched_fused, write_outputs
 from fercli.loading.augment import ViewSettings
 from fercli.loading.face_dataset import FaceDataset
 from fercli.methods.base import Method, Outputs
 from fercli.spec import Adapt
-from fercli.store import Store, read_array
+from fercli.store import Store
 
 
 class SourceEvaluator:
@@ -51,6 +43,9 @@ class SourceEvaluator:
     def afterwards(self) -> dict[int, float]:
         """Scores of all epochs by a post-hoc rule; there is none that reads the source only."""
         raise NotImplementedError
+
+    def prune(self, keep: int | None, best: int) -> None:
+        """Remove the outputs of all epochs but the latest `keep` (None: all stay) and the best; here there are none."""
 
     def _source_scores(self, epoch: int, held: Outputs) -> dict[str, float]:
         labels = torch.from_numpy(self._source.held_labels)
@@ -90,8 +85,7 @@ class TargetEvaluator(SourceEvaluator):
         self._dev_faces = None
         if "dev" in (plan.select, *plan.also_score):
             self._dev_faces = source.train.subsampled(plan.select_images)
-        names = ("decisions", "outputs", "candidates") if plan.select == "ensv" else ("decisions", "outputs")
-        for name in names:
+        for name in (FOLDER, *(["candidates"] if plan.select == "ensv" else [])):
             distributed.on_rank_zero((folder / name).mkdir, exist_ok=True)
 
     def target(self) -> Outputs:
@@ -99,14 +93,19 @@ class TargetEvaluator(SourceEvaluator):
         return self._predict(self._train, plain=True)
 
     def validate(self, epoch: int) -> dict[str, float]:
-        """Scores of the rules after `epoch`; leaves the epoch's answers and outputs in the folder."""
-        scored = self._predict(self._scored)
-        method = self._method
-        rule = DecisionRule(method.decision, method.status(), **method.decision_options(method.options))
-        answers = rule(scored.probabilities).answers
+        """Scores of the rules after `epoch`; leaves the epoch's outputs in the folder."""
+        scored, held = self._predict(self._scored), self._predict(self._source.held)
         watched = scored if self._same else self._predict(self._watched)
-        distributed.on_rank_zero(self._write, epoch, answers, watched.probabilities[:, FUSED])
-        held = self._predict(self._source.held)
+        found = {"scored": scored.probabilities, "watched": watched.probabilities, "held": held.probabilities}
+        if self._same:
+            del found["watched"]
+        status = self._method.status()
+        if status is not None:
+            found["status"] = status
+        about = {"faces": self._store.faces_digest}
+        distributed.on_rank_zero(write_outputs, epoch_file(self._folder, epoch), found, about)
+        # Scores are those of the outputs as the file has them, so that they can be computed again.
+        held, watched = (one._replace(probabilities=rounded(one.probabilities)) for one in (held, watched))
         scores = {**self._source_scores(epoch, held), **selection.target_scores(watched.probabilities)}
         if self._dev_faces is not None:
             train = self._predict(self._dev_faces)
@@ -115,33 +114,12 @@ class TargetEvaluator(SourceEvaluator):
             scores.update(selection.dev_score(*fused, held.probabilities[:, FUSED], labels))
         return scores
 
+    def prune(self, keep: int | None, best: int) -> None:
+        """See `SourceEvaluator`."""
+        distributed.on_rank_zero(prune, self._folder, keep, best)
+
     def afterwards(self) -> dict[int, float]:
         """Scores of all epochs by EnsV, the one rule that compares them with each other."""
-        outputs = read_outputs(self._folder)
+        last = max(EpochOutputs(self._folder).paths, default=0)
+        outputs = watched_fused(EpochOutputs(self._folder, range(1, last + 1)))
         return dict(zip(outputs, selection.ensemble_scores(list(outputs.values())), strict=True))
-
-    def _write(self, epoch: int, answers: Tensor, probabilities: Tensor) -> None:
-        write_answers(self._folder / "decisions" / f"epoch-{epoch:04d}.txt", answers, self._store)
-        buffer = io.BytesIO()
-        np.save(buffer, probabilities.half().numpy())
-        write_atomically(self._folder / "outputs" / f"epoch-{epoch:04d}.npy", buffer.getvalue())
-
-
-def read_outputs(folder: Path) -> dict[int, Tensor]:
-    """Epoch -> fused probabilities float32 [N, 7] that an adaptation left in its folder.
-
-    Raises:
-        FercliError: one of its files cannot be read, or they are of different faces.
-    """
-    outputs: dict[int, Tensor] = {}
-    for epoch, path in by_epoch(folder / "outputs", ".npy").items():
-        try:
-            array = read_array(path)
-            if array.dtype != np.float16 or array.shape[1:] != (NUM_EXPRESSIONS,) or not np.isfinite(array).all():
-                raise ValueError(f"it holds other numbers than probabilities, {array.dtype} {list(array.shape)}")
-            outputs[epoch] = torch.from_numpy(array).float()
-        except (OSError, ValueError) as problem:
-            raise FercliError(f"{path} cannot be read ({getattr(problem, 'strerror', None) or problem})") from None
-    if len({len(one) for one in outputs.values()}) > 1:
-        raise FercliError(f"the epochs in {folder / 'outputs'} are of different numbers of faces")
-    return outputs

@@ -75,8 +75,8 @@ def prepared_again(record: Mapping[str, Any], stores: Sequence[Store]) -> list[S
 
 
 @contextmanager
-def stage_folder(folder: Path, record: dict[str, Any], stores: Sequence[Store], restart: bool) -> Iterator[None]:
-    """Make the stage folder, or check that what lies there is this same run, and keep others out of it.
+def stage_folder(folder: Path, record: dict[str, Any], stores: Sequence[Store], restart: bool) -> Iterator[Path]:
+    """Make the stage folder, or check that what lies there is this same run, and keep others out of it. Yields it.
 
     Of processes that train together all must call it.
 
@@ -90,7 +90,7 @@ def stage_folder(folder: Path, record: dict[str, Any], stores: Sequence[Store], 
     """
     with ExitStack() as held:
         distributed.on_rank_zero(_open_folder, held, folder, record, stores, restart)
-        yield
+        yield folder
 
 
 def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: Sequence[Store], restart: bool) -> None:
@@ -102,7 +102,7 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
         ) from None
     stage = record["stage"]
     held.enter_context(only_one(folder, _PLANS[stage].replace("_", "-")))
-    for below in ("decisions", "outputs", "candidates"):
+    for below in ("outputs", "candidates"):
         remove_half_written(folder / below)
     if restart:
         # Without a checkpoint nothing of the old run can pass for the new one's, should a kill come here.

@@ -37,7 +37,8 @@ class NonFiniteGuard:
         self._waiting: list[tuple[int, int, list[str], Tensor, Any]] = []
 
     def watch(self, losses: dict[str, Tensor], step: int, update: int) -> Tensor:
-        """Take note of the losses of an update of a step; returns their sum."""
+        """Take note of the losses of an update of a step, and look at those of earlier steps; returns their sum."""
+        self.check(before=step)
         values = list(losses.values())
         loss = torch.stack(values).sum()
         seen = torch.stack([*values, loss]).detach()
@@ -65,6 +66,12 @@ class NonFiniteGuard:
                 values = dict(zip(names, seen.tolist(), strict=False))
                 distributed.on_rank_zero(self._fail, step, update, values)
 
+    def check_weights(self, module: nn.Module, step: int) -> None:
+        """Refuse weights that update `step` has ruined: infinite, or so large that their square is."""
+        size = torch.stack([p.detach().float().square().sum() for p in module.parameters()]).sum()
+        if not torch.isfinite(size):
+            raise FercliError(f"the weights are not finite after step {step}", _remedy(self._folder))
+
     def _fail(self, step: int, update: int, losses: dict[str, float]) -> None:
         bad = ", ".join(name for name, value in losses.items() if not abs(value) < float("inf")) or "their sum"
         document = {
@@ -80,13 +87,6 @@ class NonFiniteGuard:
         except (FercliError, OSError):  # the disk is full, say: that must not hide what happened
             told = f"{path} could not be written"
         raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {told}", _remedy(self._folder))
-
-
-def check_weights(module: nn.Module, step: int, folder: Path) -> None:
-    """Refuse to save weights that the last update has ruined: infinite, or so large that their square is."""
-    size = torch.stack([p.detach().float().square().sum() for p in module.parameters()]).sum()
-    if not torch.isfinite(size):
-        raise FercliError(f"the weights are not finite after step {step}", _remedy(folder))
 
 
 def _remedy(folder: Path) -> str:

@@ -163,6 +163,11 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def read_scores(folder: Path) -> dict[int, dict[str, float]]:
+    """Epoch -> selection rule -> score, of a stage's log. Raises FercliError as `read_metrics`."""
+    return {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
+
+
 def read_environment(folder: Path) -> Environment | None:
     """What a finished stage says of itself in ``environment.json``; None where the stage is not finished.
 

@@ -26,6 +26,14 @@ def empty_network(spec: Spec) -> GlobalLocal:
     return channels_last(spec.model.model_copy(update={"weights": None}))
 
 
+def check_architecture(state: dict[str, Any], spec: Spec, path: Path) -> None:
+    """Refuse a checkpoint of another architecture than the spec's: FercliError names the differing keys."""
+    free = frozenset({"weights", "test_flip"})  # neither of them changes a weight's shape or meaning
+    problem = differences(resolved(state["spec"]), json.loads(spec.model_dump_json()), ("model",), free)
+    if problem:
+        raise FercliError(f"{path} is of another architecture ({problem})", "use the spec it was trained with")
+
+
 def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, path: Path) -> None:
     """Put a checkpoint's weights into the network that the spec describes.
 
@@ -33,10 +41,7 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
         FercliError: the checkpoint is of another architecture (the differing keys are named), or its weights are not
             those of the architecture that it names, or not finite.
     """
-    free = frozenset({"weights", "test_flip"})  # neither of them changes a weight's shape or meaning
-    problem = differences(resolved(state["spec"]), json.loads(spec.model_dump_json()), ("model",), free)
-    if problem:
-        raise FercliError(f"{path} is of another architecture ({problem})", "use the spec it was trained with")
+    check_architecture(state, spec, path)
     try:
         due = network.state_dict()
         if any(value.is_floating_point() != due[name].is_floating_point() for name, value in state["network"].items()):

@@ -6,26 +6,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fercli import console
 from fercli.engine import checkpoint, distributed
 from fercli.engine.acceleration import accelerate
-from fercli.engine.data import make_batches, open_store, source_faces, view_settings, warn_of_overlap
-from fercli.engine.evaluator import SourceEvaluator, TargetEvaluator
+from fercli.engine.data import open_store, source_faces, target_faces, warn_of_overlap
 from fercli.engine.fabric import make_fabric
 from fercli.engine.folder import digest, prepared_again, record_of, stage_folder
 from fercli.engine.log import ENVIRONMENT
-from fercli.engine.loop import Stage, TrainingModule, fit
+from fercli.engine.loop import fit
 from fercli.engine.network import channels_last, empty_network, load_network
+from fercli.engine.training import Training
 from fercli.errors import Advice, FercliError
 from fercli.evaluation.oracle import oracle_labels
 from fercli.files import write_atomically
-from fercli.loading.face_dataset import FaceDataset
 from fercli.machine import describe_device
 from fercli.methods import method_class
-from fercli.methods.base import Method
-from fercli.models import FEATURE_SIZE
 from fercli.spec import Spec
 from fercli.store import Store
 
@@ -39,29 +34,14 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
     Raises:
         FercliError: a store is missing, or the folder holds a run with other settings.
     """
-    folder = spec.run_folder / "source"
     kind = method_class("source-only")
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     source = source_faces(spec, fabric.device)
     record = record_of(spec, "source", source.stores)
     network = channels_last(spec.model)
     # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
-    with stage_folder(folder, record, source.stores, restart):
-        plan, settings = spec.train_source, view_settings(spec)
-        method = kind(plan, Method.read_options({}), FEATURE_SIZE, target_size=0)
-        evaluator = SourceEvaluator(network, method, settings, spec.engine.evaluate_batch, source)
-        stage = Stage(
-            title="train-source " + "+".join(spec.data.source),
-            folder=folder,
-            module=TrainingModule(network, method),
-            batches=make_batches(spec, source, None, method.wants, fabric.device),
-            steps_per_epoch=plan.steps_per_epoch or max(1, len(source.train) // plan.batch),
-            evaluator=evaluator,
-            plan=plan,
-            engine=spec.engine,
-            record=record,
-        )
-        return _run(stage, fabric)
+    with stage_folder(spec.run_folder / "source", record, source.stores, restart) as folder:
+        return _run(Training(spec, fabric, network, source, None, folder, record))
 
 
 def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
@@ -73,11 +53,10 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     Returns, raises:
         As `train_source`; also where there is no source checkpoint, or one of another architecture.
     """
-    folder = spec.adapt_folder(target)
     kind = method_class(spec.adapt.method)
-    options = kind.read_options(spec.adapt.options)
+    kind.read_options(spec.adapt.options)  # a mistake in them is told before anything is loaded
     store = open_store(spec, target, labels=False)
-    unlabelled, to_score = store.indices(store.adapt_splits), store.indices(store.score_splits)
+    unlabelled = store.indices(store.adapt_splits)
     warn_of_overlap(store)
     path = spec.run_folder / "source" / "best.ckpt"
     if not path.exists():
@@ -87,41 +66,25 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     network = empty_network(spec)
     load_network(network, start, spec, path)
-    source = source_faces(spec, fabric.device)
+    source, faces = source_faces(spec, fabric.device), target_faces(spec, store, fabric.device)
     _check_faces(path, start, source.stores, store)
+    stores = [*source.stores, store]
     record = {
-        **record_of(spec, "adapt", [*source.stores, store]),
+        **record_of(spec, "adapt", stores),
         "target": target,
         "method_name": spec.adapt.method,
         "source_model": digest(start["network"]),
     }
-    plan, settings = spec.adapt, view_settings(spec)
-    if len(unlabelled) < plan.batch:
-        console.warn(f"{target} has {len(unlabelled)} face(s), fewer than a batch of {plan.batch}: faces repeat in it")
-    method = kind(plan, options, FEATURE_SIZE, target_size=len(unlabelled))
-    if kind.oracle:
-        method.give_labels(oracle_labels(open_store(spec, target), unlabelled))
-
-    def faces(indices: np.ndarray) -> FaceDataset:
-        return FaceDataset([store], [indices], fabric.device, spec.model.reads_crops, spec.engine.data)
-
-    with stage_folder(folder, record, [*source.stores, store], restart):
-        train = faces(unlabelled)
-        evaluator = TargetEvaluator(
-            network, method, settings, spec.engine.evaluate_batch, source, train, faces(to_score), plan, folder, store
+    if len(unlabelled) < spec.adapt.batch:
+        console.warn(
+            f"{target} has {len(unlabelled)} face(s), fewer than a batch of {spec.adapt.batch}: faces repeat in it"
         )
-        stage = Stage(
-            title=f"adapt {spec.adapt.method} -> {target}",
-            folder=folder,
-            module=TrainingModule(network, method),
-            batches=make_batches(spec, source, train, method.wants, fabric.device),
-            steps_per_epoch=plan.steps_per_epoch or max(1, max(len(source.train), len(train)) // plan.batch),
-            evaluator=evaluator,
-            plan=plan,
-            engine=spec.engine,
-            record=record,
-        )
-        return _run(stage, fabric)
+    labels = oracle_labels(open_store(spec, target), unlabelled) if kind.oracle else None
+    with stage_folder(spec.adapt_folder(target), record, stores, restart) as folder:
+        training = Training(spec, fabric, network, source, faces, folder, record)
+        if kind.oracle:
+            training.method.give_labels(labels)
+        return _run(training)
 
 
 def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target: Store) -> None:
@@ -139,15 +102,14 @@ def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target
             )
 
 
-def _run(stage: Stage, fabric: Any) -> dict[str, Any]:
-    method, folder, record = stage.module.method, stage.folder, stage.record
-    faces = stage.plan.batch * (2 if method.wants else 1)
-    chosen = accelerate(stage.module.network, stage.engine, fabric.device, faces)
-    outcome = {**fit(stage, fabric), "decision": method.decision}
-    facts = describe_device(fabric.device.type)
+def _run(training: Training) -> dict[str, Any]:
+    engine, folder, device = training.engine, training.folder, training.fabric.device
+    chosen = accelerate(training.network, engine, device, training.faces_a_step)
+    outcome = {**fit(training), "decision": training.method.decision}
+    facts = describe_device(device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
         told = {**facts, **chosen, "processes": distributed.world_size(), "outcome": outcome}
-        distributed.on_rank_zero(_write_environment, folder, record, console.finite(told))
+        distributed.on_rank_zero(_write_environment, folder, training.record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
 

@@ -1,7 +1,8 @@
 """Outputs to numbers: functions of probabilities, answers and results. Nothing here runs a network.
 
-`answers`, `oracle` and `runs` read (and `answers` writes) files; all others are pure.
+`outputs` and `runs` read (and `outputs` writes) files; all others are pure.
 
+- `outputs`: what every head says of each face, in files;
 - `decision`: from seven heads to one answer;
 - `metrics`: scores from a confusion matrix;
 - `intervals`: bootstrap intervals;
@@ -10,12 +11,11 @@
 - `predictions`: selection rules that look at predictions alone;
 - `importance_weights`: DEV, the rule that weighs source faces by density ratio;
 - `oracle`: the best epoch by the target's own labels: an upper bound, never a result;
-- `answers`: files of answers without labels;
 - `pseudo_labels`: how many pseudo labels a threshold admits;
 - `domain_gap`: the proxy A-distance, and the t-SNE map;
 - `statistics`: what several seeds allow to be said;
-- `sweep_table`: the tables of a sweep;
-- `sweep_rules`: how well each selection rule did;
+- `results_table`: the tables of a run or a sweep;
+- `rule_ranking`: how well each selection rule did;
 - `runs`: evaluated runs, to be compared;
 - `compare`: two models face by face;
 - `published`: published accuracies.

@@ -85,8 +85,10 @@ def _compare(pair: Pair, a: dict[Any, Answer], b: dict[Any, Answer]) -> dict[str
     sides = []
     for model, answers in zip(pair, (a, b), strict=True):
         figures = scores(confusion(labels, [EXPRESSIONS.index(answers[key].answer) for key in known]))
-        about = {"run": model.run, "folder": model.folder, "model": model.entry["model"]}
-        sides.append({**about, "oracle": model.entry["oracle"], **{k: figures[k] for k in ("accuracy", "macro_f1")}})
+        about = {"run": model.run, "folder": model.folder, "model": model.entry["method"]}
+        sides.append(
+            {**about, "oracle": model.entry["oracle_method"], **{k: figures[k] for k in ("accuracy", "macro_f1")}}
+        )
     test = mcnemar(counts["fixed"], counts["broken"]) if known else McNemar(None, "exact")
     return {
         "dataset": pair.reference.dataset,

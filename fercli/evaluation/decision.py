@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fercli.errors import SpecError
 from fercli.methods.losses import class_thresholds
+from fercli.models import HEADS
 
-GLOBAL, FUSED = 0, 6
+GLOBAL, FUSED = HEADS.index("global"), HEADS.index("fused")
 
 #: Which stage of GLPC gave the answer.
 STAGES = ("fused", "global", "sum")
@@ -32,10 +34,10 @@ class Decision(NamedTuple):
     probabilities: Tensor
 
 
-def fused(probabilities: Tensor) -> Decision:
-    """The fused head's most probable expression."""
-    answers = probabilities[:, FUSED].argmax(-1)
-    return Decision(answers, torch.zeros_like(answers), probabilities[:, FUSED])
+def by_head(probabilities: Tensor, head: int = FUSED) -> Decision:
+    """One head's most probable expression."""
+    answers = probabilities[:, head].argmax(-1)
+    return Decision(answers, torch.zeros_like(answers), probabilities[:, head])
 
 
 def global_and_fused(probabilities: Tensor) -> Decision:
@@ -84,7 +86,7 @@ class DecisionRule(NamedTuple):
     """A rule with all that it decides by, as the model was trained; a call answers.
 
     Attributes:
-        name: "fused", "global+fused" or "glpc".
+        name: "glpc", "global+fused", or one of `fercli.models.HEADS`, which answers alone.
         status: b of GLPC, [7 heads, 7 expressions]. Without it (a model not adapted) GLPC is the fused head.
         threshold: of GLPC, 0..1: the one that the model's pseudo labels were chosen by.
     """
@@ -97,6 +99,31 @@ class DecisionRule(NamedTuple):
         """Answer N faces from the probabilities [N, 7, 7] of their heads."""
         if self.name == "global+fused":
             return global_and_fused(probabilities)
-        if self.name == "glpc" and self.status is not None:
+        if self.name == "glpc":
+            if self.status is None:
+                return by_head(probabilities)
             return glpc(probabilities, self.status.to(probabilities), self.threshold)
-        return fused(probabilities)
+        return by_head(probabilities, HEADS.index(self.name))
+
+    def named(self, text: str) -> DecisionRule:
+        """Another rule for the same model, by its name; ``glpc:0.8`` is GLPC with a threshold of its own.
+
+        Raises:
+            SpecError: there is no such rule.
+        """
+        name, _, number = text.partition(":")
+        try:
+            threshold = float(number) if number else self.threshold
+        except ValueError:
+            threshold = -1.0
+        if name not in (*HEADS, "global+fused", "glpc") or (number and name != "glpc") or not 0 < threshold <= 1:
+            raise SpecError(
+                f"{text!r} is no decision rule",
+                f"one of {', '.join(HEADS)}, global+fused, glpc, glpc:THRESHOLD (0 to 1)",
+            )
+        return self._replace(name=name, threshold=threshold)
+
+    @property
+    def key(self) -> str:
+        """What tables call it; GLPC without a status is the fused head."""
+        return "fused" if self.name == "glpc" and self.status is None else self.name

@@ -6,14 +6,12 @@ because sums over several round differently from run to run and t-SNE multiplies
 
 from __future__ import annotations
 
-import io
-import warnings
-from contextlib import redirect_stderr
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fercli.machine import one_thread
 from fercli.store import subsample
 
 #: Strength of the classifier's L2 penalty, a face: weights w cost PENALTY * |w|^2 / 2 against its mean log loss.
@@ -58,10 +56,9 @@ def a_distance(source: ArrayLike, target: ArrayLike, folds: int = 5, seed: int =
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
     from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
 
     wrong = 0
-    with threadpool_limits(1):
+    with one_thread():
         for known, unseen in StratifiedKFold(folds, shuffle=True, random_state=seed).split(both, domain):
             scaler = StandardScaler().fit(both[known])
             model = LogisticRegression(C=1 / (PENALTY * len(known)), tol=1e-3, max_iter=1000)
@@ -96,11 +93,9 @@ def embed(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any]
 
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
 
-    _count_cores()
     perplexity = min(30.0, (len(both) - 1) / 3)
-    with threadpool_limits(1):
+    with one_thread():
         components = PCA(min(COMPONENTS, *both.shape), svd_solver="full").fit_transform(both)
         start = np.zeros((len(both), 2), np.float32)
         start[:, : components.shape[1]] = components[:, :2] / components[:, 0].std() * 1e-4
@@ -109,18 +104,6 @@ def embed(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any]
     scaled = np.where(spread > 0, (plane - low) / np.where(spread > 0, spread, 1), 0.5)
     x, y = scaled.astype(np.float64).round(4).T.tolist()
     return {"x": x, "y": y, "domain": [0] * len(source) + [1] * len(target), "perplexity": perplexity}
-
-
-def _count_cores() -> None:
-    """Let joblib count the processor's cores, which scikit-learn asks for, before it does.
-
-    It calls ``lscpu``, which slim containers lack, and tells of that at length; but only the first time.
-    """
-    from joblib.externals.loky import cpu_count
-
-    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        cpu_count(only_physical_cores=True)
 
 
 def _joined(source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -21,9 +21,6 @@ from numpy.typing import ArrayLike
 
 from fercli.expressions import EXPRESSIONS, NUM_EXPRESSIONS
 
-#: Half-width, in standard deviations, of the 95% interval that `accuracy_interval` gives.
-Z_95 = 1.959963984540054
-
 
 def confusion(labels: ArrayLike, predictions: ArrayLike, classes: int = NUM_EXPRESSIONS) -> np.ndarray:
     """Count images by true and by predicted class.
@@ -100,10 +97,10 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float] | None:
         raise ValueError(f"{correct} correct of {total}")
     if total == 0:
         return None
-    share, z2 = correct / total, Z_95**2
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = Z_95 * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(correct, total).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def number(value: Any) -> float | None:

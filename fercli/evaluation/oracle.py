@@ -7,41 +7,28 @@ the field are mostly oracles; ours stand beside the honest choice, marked.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fercli.evaluation.answers import by_epoch, read_answers
 from fercli.store import Store
 
 
-def oracle_epoch(folder: Path, store: Store) -> tuple[int, np.ndarray] | None:
-    """The adaptation epoch with the highest accuracy on the scored target faces.
+def oracle_epoch(answers: Mapping[int, np.ndarray], labels: np.ndarray) -> int | None:
+    """The earliest epoch with the highest accuracy.
 
     Args:
-        folder: a stage folder with ``decisions/epoch-NNNN.txt`` (`fercli.evaluation.answers`).
-        store: the target, opened with labels; faces without one do not count.
+        answers: epoch -> answers int64 [N] on the target's scored faces.
+        labels: int64 [N]; faces without one (-1) do not count.
 
     Returns:
-        (epoch, answers int64 [N]) of the earliest best epoch, or None where there is none: no decisions, no labels, or
-        decisions about other faces.
-
-    Raises:
-        FercliError: a file of decisions is damaged.
+        The epoch; None without epochs, and where no face has a label.
     """
-    labels = store.labels[store.indices(store.score_splits)]
     known = labels >= 0
-    best: tuple[float, int, np.ndarray] | None = None
-    for epoch, path in by_epoch(folder / "decisions", ".txt").items():
-        answers = read_answers(path, store)
-        if answers is None or not known.any():
-            return None
-        accuracy = float((answers == labels)[known].mean())
-        if best is None or accuracy > best[0]:
-            best = accuracy, epoch, answers
-    return None if best is None else best[1:]
+    right = {epoch: int((answers[epoch] == labels)[known].sum()) for epoch in sorted(answers)}
+    return max(right, key=lambda epoch: right[epoch]) if right and known.any() else None
 
 
 def oracle_labels(store: Store, indices: np.ndarray) -> Tensor:

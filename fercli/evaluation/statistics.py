@@ -11,6 +11,7 @@ Conventions, stated once:
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -43,9 +44,7 @@ def summary(values: Iterable[float | None]) -> Summary:
     n = len(defined)
     if n == 0:
         return Summary(None, None, 0)
-    mean = math.fsum(defined) / n
-    squares = math.fsum((value - mean) ** 2 for value in defined)
-    return Summary(mean, math.sqrt(squares / (n - 1)) if n > 1 else None, n)
+    return Summary(statistics.fmean(defined), statistics.stdev(defined) if n > 1 else None, n)
 
 
 def paired_differences(
@@ -90,13 +89,11 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
     Returns:
         p in [0, 1]. Degenerate: None for n < 2 and where the differences do not vary (also where all are 0).
     """
-    error = standard_error(differences)
-    if error is None:
+    if standard_error(differences) is None:
         return None
-    from scipy.stats import t as student
+    from scipy.stats import ttest_1samp
 
-    mean, _, n = summary(differences)
-    return float(2 * student.sf(abs(mean) / error, n - 1))
+    return float(ttest_1samp(differences, 0).pvalue)
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

@@ -225,13 +225,13 @@ def _is_of(entry: dict[str, Any], trained: Trained) -> bool:
         return entry["folder"] == trained.folder.name
     return (
         entry["stage"] == trained.stage
-        and entry["model"] == trained.method
+        and entry["method"] == trained.method
         and (trained.target in (None, entry["dataset"]))
     )
 
 
 def _figure(results: dict[str, Any], entry: dict[str, Any]) -> tuple[str, ...]:
-    metrics, counts, intervals = entry["decision"]["metrics"], entry["counts"], entry.get("intervals")
+    metrics, intervals = entry["heads"][entry["decision"]], entry.get("intervals")
     mark = " †" if results["datasets"][entry["dataset"]]["synthetic"] else ""
     shown = []
     for name in ("accuracy", "macro_f1"):
@@ -241,7 +241,7 @@ def _figure(results: dict[str, Any], entry: dict[str, Any]) -> tuple[str, ...]:
             low, high = intervals[name]
             text += f" [{100 * low:.2f}, {100 * high:.2f}]"
         shown.append(text)
-    return entry["dataset"] + mark, f"{counts['scored']} of {counts['expected']}", *shown
+    return entry["dataset"] + mark, f"{entry['scored']} of {entry['expected']}", *shown
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -19,7 +19,7 @@ from fercli.expressions import NUM_EXPRESSIONS
 from fercli.loading.augment import cat
 from fercli.loading.batches import Batch
 from fercli.methods.base import Evaluator, Method, Progress, Step
-from fercli.methods.graph import ClassMeans, StackedGraphs, carried_over, class_means, k_means, lloyd
+from fercli.methods.graph import ClassMeans, StackedGraphs, carried_over, class_means, k_means, k_means_from
 from fercli.methods.joint import fused_feature
 from fercli.methods.losses import Discriminator, conditional_adversarial, head_cross_entropy, reversal_coefficient
 from fercli.models import Output
@@ -123,7 +123,7 @@ class AGRA(Method):
         labels = source.labels.to(points[SOURCE].device)
         if self.options.means == "classes":
             begun = class_means(points[SOURCE], labels, NUM_EXPRESSIONS)
-            found = [begun, lloyd(points[TARGET], carried_over(begun, *points))]
+            found = [begun, k_means_from(points[TARGET], carried_over(begun, *points))]
         else:
             found = [k_means(each, NUM_EXPRESSIONS) for each in points]
         for means, start, each in zip(self.means, found, points, strict=True):

@@ -7,9 +7,13 @@ Nodes 0 to 5 are the source's (global, five local), 6 to 11 the target's. Papers
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from fercli.machine import one_thread
 from fercli.models.heads import NUM_FEATURES
 
 #: Starting weights of the edges: within a domain, and across (where the same place has an edge of its own).
@@ -191,39 +195,35 @@ def class_means(points: Tensor, labels: Tensor, classes: int) -> Tensor:
     return torch.stack([points[labels == c].mean(0) if (labels == c).any() else whole for c in range(classes)])
 
 
-def lloyd(points: Tensor, centres: Tensor) -> Tensor:
-    """Centres [K, D] of k-means on points [N, D], begun at `centres`; one that loses all its points stays put."""
-    before = None
-    for _ in range(STEPS):
-        which = nearest(points, centres)
-        if before is not None and torch.equal(which, before):
-            break
-        members = [points[which == k] for k in range(len(centres))]
-        centres = torch.stack([m.mean(0) if len(m) else c for m, c in zip(members, centres, strict=True)])
-        before = which
-    return centres
-
-
 def k_means(points: Tensor, clusters: int) -> Tensor:
     """Centres [clusters, D] of k-means on points [N, D]: k-means++ seeds, the best of `RESTARTS` starts.
 
-    Draws from torch's global CPU generator. Where there are fewer different points than clusters, some centres fall
-    together; without any point all are 0.
+    The seed is drawn from torch's global CPU generator. Where there are fewer different points than clusters, some
+    centres fall together; without any point all are 0.
     """
     if not len(points):
         return points.new_zeros(clusters, points.shape[1])
-    ends = [lloyd(points, _spread_seeds(points, clusters)) for _ in range(RESTARTS)]
-    spreads = torch.stack([torch.cdist(points, centres).amin(1).square().sum() for centres in ends])
-    return ends[int(spreads.argmin())]
+    seed, different = int(torch.randint(2**31 - 1, ())), points.unique(dim=0)
+    if len(different) <= clusters:
+        return different[torch.arange(clusters) % len(different)]
+    return _fit(points, n_clusters=clusters, n_init=RESTARTS, random_state=seed)
 
 
-def _spread_seeds(points: Tensor, clusters: int) -> Tensor:
-    """k-means++ (Arthur & Vassilvitskii, SODA 2007): each seed a point drawn by its squared distance to the others."""
-    drawn = [int(torch.randint(len(points), (1,)))]
-    remote = torch.full((len(points),), torch.inf, dtype=torch.double)
-    while len(drawn) < clusters:
-        distance = (points - points[drawn[-1]]).square().sum(1)
-        remote = torch.minimum(remote, distance.double().cpu())
-        # Without any distance left all points are seeds already, or like one.
-        drawn.append(int(torch.multinomial(remote if remote.any() else torch.ones_like(remote), 1)))
-    return points[drawn]
+def k_means_from(points: Tensor, centres: Tensor) -> Tensor:
+    """Centres [K, D] of k-means on points [N, D], begun at `centres`; one that is no point's nearest then stays put."""
+    begun, centres = nearest(points, centres).unique(), centres.clone()
+    if len(begun):
+        start = centres[begun].cpu().numpy()
+        centres[begun] = _fit(points, n_clusters=len(begun), n_init=1, init=start)
+    return centres
+
+
+def _fit(points: Tensor, **how: Any) -> Tensor:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+
+    with one_thread(), warnings.catch_warnings():
+        # Different points that are one within rounding.
+        warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
+        found = KMeans(max_iter=STEPS, tol=0, **how).fit(points.cpu().numpy())
+    return torch.from_numpy(found.cluster_centers_).to(points)

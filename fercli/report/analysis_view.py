@@ -1,109 +1,161 @@
-"""Calibration, domain gap and failure cases of a run's report, worked out for their templates."""
+"""What a page shows of single models: heads, GLPC, calibration, domain gap, failure cases, training curves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from fercli.report.charts import counts, reliability, scatter
+from fercli.evaluation.results_table import by_dataset, metrics
+from fercli.evaluation.statistics import summary
 from fercli.report.pictures import Faces
+from fercli.report.plots import curve, reliability, scatter
 
 
-def calibration(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return {"name", "models"} of each dataset with calibrations, targets first.
+def datasets(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A section of each dataset with labels, of a run or model; nothing of a sweep.
 
-    A model has "model", "folder", what `fercli.evaluation.calibration.calibration` says of it, and "sides" [{"what",
-    "ece", "nll", "svg", "strip"}], before and after the temperature.
+    Returns:
+        [{"id", "part" (its template), "title", "role", "models" (entries, with "label"), "blocks"}], targets first; a
+        block is a head or rule, and the last the decision: (name, [(model, its metrics, or None without the rule)]).
     """
+    sections: list[dict[str, Any]] = []
+    for name, rows in () if document["kind"] == "sweep" else _each(document, lambda entries: {"entries": entries}):
+        models = [{**e, "label": row["label"]} for row in rows for e in row["entries"] if metrics(e)]
+        heads = dict.fromkeys(head for model in models for head in model["heads"])
+        blocks = [(head, [(model, model["heads"].get(head)) for model in models]) for head in heads]
+        blocks.append(("decision", [(model, metrics(model)) for model in models]))
+        about = {"id": f"dataset-{len(sections) + 1}", "part": "dataset", "title": name}
+        about["role"] = document["datasets"][name]["role"]
+        sections += [{**about, "models": models, "blocks": blocks}] if models else []
+    return sections
+
+
+def glpc(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """How often each stage of GLPC decided, faces counted over seeds.
+
+    Returns:
+        [(dataset, rows with "total" and "steps" [{"name", "count", "correct" (None without labels)}])].
+    """
+
+    def of(entries: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+        stages, steps = [entry["stages"] for entry in entries if entry["stages"]], []
+        for name in stages[0] if stages else ():
+            count, correct = ([one[name][what] for one in stages] for what in ("count", "correct"))
+            steps.append({"name": name, "count": sum(count), "correct": None if None in correct else sum(correct)})
+        total = sum(step["count"] for step in steps)
+        return {"total": total, "steps": steps} if total else None
+
+    return _each(document, of)
+
+
+def calibration(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Calibration of each dataset's models, over seeds; its diagrams of a run or model.
+
+    Returns:
+        [(dataset, rows with "temperature", "figures" (ECE before, ECE after, NLL before, NLL after; all `Summary`),
+        "fitted_on" (faces, in words) and "sides" [{"what", "ece", "nll", "plots"}])].
+    """
+
+    def of(entries: list[Mapping[str, Any]]) -> dict[str, Any] | None:
+        whole, sides = [entry["calibration"] for entry in entries if entry["calibration"]], []
+        if not whole:
+            return None
+        for when in ("before", "after") if document["kind"] != "sweep" else ():
+            one, temperature = whole[0][when], 1 if when == "before" else f"{whole[0]['temperature']:.2f}"
+            what = f"{when}, T = {temperature}"
+            title = f"{entries[0]['dataset']}, {entries[0]['method']}, {what}: ECE {100 * one['ece']:.1f}%"
+            sides.append({**one, "what": what, "plots": reliability(one["bins"], title)})
+        pairs = [(name, when) for name in ("ece", "nll") for when in ("before", "after")]
+        return {
+            "temperature": summary(one["temperature"] for one in whole),
+            "fitted_on": ", ".join(dict.fromkeys(str(one["fitted_on"] or "none, T = 1") for one in whole)),
+            "figures": [summary(one[when][name] for one in whole) for name, when in pairs],
+            "sides": sides,
+        }
+
+    return _each(document, of)
+
+
+def _each(
+    document: Mapping[str, Any], of: Callable[[list[Mapping[str, Any]]], dict[str, Any] | None]
+) -> list[tuple[str, list[dict[str, Any]]]]:
+    """(dataset, rows) of everything that was scored: what `of` makes of a row's entries, rows without it left out."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for entry in sorted(results["entries"], key=lambda entry: entry["role"] == "source"):
-        whole = entry["calibration"]
-        if whole is None:
-            continue
-        sides = []
-        for key, what in (("before", "before, T = 1"), ("after", f"after, T = {whole['temperature']:.2f}")):
-            one = whole[key]
-            title = f"{entry['dataset']}, {entry['model']}, {what}: accuracy against confidence, "
-            svg = reliability(one["bins"], f"{title}ECE {100 * one['ece']:.1f}%")
-            strip = counts(one["bins"], f"faces by confidence, {what}")
-            sides.append({**one, "what": what, "svg": svg, "strip": strip})
-        model = {**whole, "model": entry["model"], "folder": entry["folder"], "sides": sides}
-        found.setdefault(entry["dataset"], []).append(model)
-    return [{"name": name, "models": models} for name, models in found.items()]
+    for dataset, row, entries in by_dataset(document):
+        one = of(entries)
+        if one is not None:
+            found.setdefault(dataset, []).append({**row.about, **one})
+    return list(found.items())
 
 
-def gaps(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each target's gap as the document has it, and "unlabelled" (whether a face on its maps is).
-
-    A model has besides what `fercli.scoring.trained_evaluator.TrainedEvaluator.gap` says of it "share" (of the greatest
-    distance, 2), "change" to the first model, and "maps" [{"what", "svg"}], empty where there is no embedding.
-    """
+def gaps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each target's gap as the document has it, its models with "maps" besides: [{"what", "svg"}], empty where
+    there is no embedding; and "unlabelled" (whether a face on them is)."""
     found = []
-    for gap in results["gaps"]:
-        models, first = [], gap["models"][0]["a_distance"]
-        for model in gap["models"]:
-            distance, embedding = model["a_distance"], model["embedding"]
-            models.append(
-                {
-                    **model,
-                    "share": None if distance is None else distance / 2,
-                    "change": None if None in (distance, first) or not models else distance - first,
-                    "maps": _maps(embedding, f"{gap['target']}, {model['model']}, {model['folder']}"),
-                }
-            )
+    for gap in document["gaps"]:
+        models = [{**model, "maps": _maps(model, gap["target"])} for model in gap["models"]]
         unlabelled = any(-1 in (model["embedding"] or {"label": []})["label"] for model in models)
         found.append({**gap, "models": models, "unlabelled": unlabelled})
     return found
 
 
-def _maps(embedding: Mapping[str, Any] | None, whose: str) -> list[dict[str, Any]]:
+def _maps(model: Mapping[str, Any], target: str) -> list[dict[str, Any]]:
+    embedding = model["embedding"]
     if embedding is None:
         return []
     sides = zip(embedding["label"], embedding["domain"], strict=True)
-    by_label = [
-        f"c{label} {'tgt' if domain else 'src'}" if label >= 0 else f"unknown {'tgt' if domain else 'src'}"
-        for label, domain in sides
-    ]
+    by_label = [f"{f'c{label}' if label >= 0 else 'unknown'} {'tgt' if domain else 'src'}" for label, domain in sides]
     by_domain = ["after tgt" if domain else "before src" for domain in embedding["domain"]]
+    title = f"t-SNE of {target}, {model['method']}, {model['folder']}, by"
     return [
-        {"what": what, "svg": scatter(embedding["x"], embedding["y"], kinds, f"t-SNE of {whose}, by {what}")}
+        {"what": what, "svg": scatter(embedding["x"], embedding["y"], kinds, f"{title} {what}")}
         for what, kinds in (("expression", by_label), ("domain", by_domain))
     ]
 
 
-def failure_cases(results: Mapping[str, Any], pictures: Faces) -> list[dict[str, Any]]:
-    """Return {"dataset", "folder", "model", "kinds"} of each model whose faces are shown.
+def failure_cases(document: Mapping[str, Any], pictures: Faces) -> list[dict[str, Any]]:
+    """Return {"dataset", "folder", "method", "labelled", "kinds"} of each model whose faces are shown.
 
-    A kind has "kind", "faces" and "empty" (what to say where there are none); a face its own values, "shown" (its
-    pictures, or None) and "wrong".
+    A kind is ("mistakes" or "uncertain", faces), a face its own values, "shown" (its pictures, or None) and "wrong".
     """
-    entries = {(entry["folder"], entry["dataset"]): entry for entry in results["entries"]}
-    groups: dict[tuple[str, str], dict[str, list[Mapping[str, Any]]]] = {}
-    for one in results["failure_cases"]:
-        groups.setdefault((one["folder"], one["dataset"]), {})[one["kind"]] = one["faces"]
-    found = []
-    for (folder, dataset), kinds in groups.items():
-        entry = entries[folder, dataset]
-        empty = {
-            "mistakes": "No mistakes: every face with a label was answered rightly."
-            if entry["decision"]["metrics"]
-            else "Its faces have no labels, so no answer can be called a mistake.",
-            "uncertain": "No faces to show.",
-        }
-        shown = [
+    entries = {(entry["folder"], entry["dataset"]): entry for entry in document["entries"]}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in document["failure_cases"]:
+        key = one["folder"], one["dataset"]
+        about = {"folder": key[0], "dataset": key[1], "method": entries[key]["method"]}
+        group = found.setdefault(key, {**about, "labelled": bool(metrics(entries[key])), "kinds": {}})
+        group["kinds"][one["kind"]] = [
             {
-                "kind": kind,
-                "empty": words,
-                "faces": [
-                    {
-                        **face,
-                        "shown": pictures.show((folder, dataset, face["position"])),
-                        "wrong": face["label"] not in (None, face["answer"]),
-                    }
-                    for face in kinds.get(kind, [])
-                ],
+                **face,
+                "shown": pictures.show((*key, face["position"])),
+                "wrong": face["label"] not in (None, face["answer"]),
             }
-            for kind, words in empty.items()
+            for face in one["faces"]
         ]
-        found.append({"dataset": dataset, "folder": folder, "model": entry["model"], "kinds": shown})
-    return found
+    return list(found.values())
+
+
+def training_curves(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Turn the document's ``history`` into panels, a stage at a time.
+
+    Returns:
+        [{"stage", "epochs" (how many), "chosen" (epoch), "rule" (that chose it), "panels"}]; panels as `curve` gives
+        them, with "kind" ("loss" or "score") and "decides" (whether this score chose the epoch).
+    """
+    used = {entry["folder"]: entry for entry in document["entries"]}
+    stages = []
+    for stage, rows in document["history"].items():
+        if not rows:
+            continue
+        rule, chosen = used[stage]["selection"], used[stage]["epoch"]
+        panels = []
+        for kind, key in (("loss", "losses"), ("score", "scores")):
+            for name in dict.fromkeys(name for row in rows for name in row[key]):
+                if (kind, name) == ("score", "last"):  # the number of the epoch
+                    continue
+                points = [(row["epoch"], row[key].get(name)) for row in rows]
+                panel = curve(name, points, chosen, from_zero=kind == "loss")
+                if panel is not None:
+                    panels.append({**panel, "kind": kind, "decides": kind == "score" and name == rule})
+        stages.append({"stage": stage, "epochs": len(rows), "chosen": chosen, "rule": rule, "panels": panels})
+    return stages

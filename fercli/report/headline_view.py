@@ -1,160 +1,134 @@
-"""The headline of a run's report: every row with its interval, before beside after, methods against targets."""
+"""The headline of a page and what follows from the same rows: tables, charts, verdict, heads, published figures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fercli.evaluation.metrics import accuracy_interval
-from fercli.report.plots import lanes
+from fercli.evaluation.results_table import (
+    Column,
+    Group,
+    by_dataset,
+    figures,
+    groups,
+    heads_table,
+    score,
+    series,
+    table,
+    table_columns,
+)
+from fercli.evaluation.rule_ranking import rank_rules
+from fercli.report.plots import axis, lane
 
-#: How many images the list names, how many have a face, how many have a score.
+#: How many images the list names, how many have a face, how many have a label.
 COUNTS = ("expected", "found", "scored")
 
 
-def all_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of `table`, and after them those of the source's own test images (what the source model is worth
-    at home), which it does not hold.
+def headline(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Work out everything that a document of any kind has, from its rows of methods and its columns of targets.
 
-    Each has ``correct``, ``interval`` (low, high or None), ``by`` (what the interval is of) and ``variant`` (the tag of
-    the stage folder, such as ``no-glpc``) besides.
+    Returns:
+        "columns"; "accuracy", "macro_f1" (lines of `fercli.evaluation.results_table.table`); "verdict"; "charts" (of
+        the last column first) [{"name", "ticks", "lines"}]; "heads" (likewise) [{"name", "names", "lines"}]; "home"
+        (the sources' own test images) [(dataset, label, accuracy's cell, macro F1's cell)]; "every" (row);
+        "any_bound" (whether any line has a figure at the oracle's epoch); "bound" ({"lines" that
+        have one, "published"}, or None); "rules" (their rank, or None).
     """
-    at_home = [entry for entry in results["entries"] if entry["role"] == "source" and entry["decision"]["metrics"]]
-    return [_with_interval(row) for row in (*results["table"], *map(headline_row, at_home))]
-
-
-def headline_row(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the row of a model on a dataset, from its entry of the results document."""
-    metrics = entry["decision"]["metrics"] or {}
+    rows, columns = groups(document), table_columns(document)
+    accuracy, macro_f1 = (table(rows, columns, name) for name in ("accuracy", "macro_f1"))
+    charts, heads = [], []
+    for i, column in reversed(list(enumerate(columns))):
+        cells = [line["cells"][i] for line in accuracy]
+        names, lines = heads_table(rows, column)
+        charts += [{"name": column.name, **_chart(rows, column, cells)}] if any(cell["n"] for cell in cells) else []
+        heads += [{"name": column.name, "names": names, "lines": lines}] if lines else []
+    ranked = rank_rules(document)
+    bound = [
+        {**line, "cells": line["bound"], "oracle": True} for line in accuracy if any(c["n"] for c in line["bound"])
+    ]
+    printed = [] if document["synthetic"] else published(document, columns)
     return {
-        "target": entry["dataset"],
-        "source": entry["source"],
-        "method": entry["model"],
-        "folder": entry["folder"],
-        "decision": entry["decision"]["rule"],
-        "accuracy": metrics.get("accuracy"),
-        "macro_f1": metrics.get("macro_f1"),
-        "intervals": entry["intervals"],
-        **entry["counts"],
-        "selection": entry["selection"]["rule"],
-        "epoch": entry["epoch"],
-        "oracle": entry["oracle"],
+        "columns": columns,
+        "accuracy": accuracy,
+        "macro_f1": macro_f1 if charts else [],
+        "any_bound": bool(bound),
+        "verdict": verdict(accuracy),
+        "charts": charts,
+        "heads": heads,
+        "home": _home(document),
+        "every": _every_row(document),
+        # Of one target, without published figures, the headline says as much.
+        "bound": {"lines": bound, "published": printed} if printed or (bound and len(columns) > 1) else None,
+        "rules": ranked if ranked["rows"] else None,
     }
 
 
-def headline(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Put every adapted row beside its source-only row: same target and source, chosen without target labels.
+def verdict(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The last column in words: {"label", "reference" (whether it is the reference itself), "cell", "tied": labels} of
+    the best row, or of the only one."""
+    there = [line for line in lines if line["cells"] and line["cells"][-1]["n"]]
+    for line in there:
+        if line["cells"][-1]["best"] or len(there) == 1:
+            tied = [other["label"] for other in there if other["cells"][-1]["tied"]]
+            return {**line, "cell": line["cells"][-1], "tied": tied, "alone": len(there) == 1}
+    return None
 
-    Oracle rows are compared with that same row, so that all differences of a target have one reference, and come after
-    the others. A target that was not adapted, or has no source-only row, has None on that side.
 
-    Returns:
-        A list of {"target", "source", "before": row or None, "after": row or None, "difference": fraction or None,
-        "plot": SVG}.
-    """
-    pairs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        pairs.setdefault((row["target"], row["source"]), []).append(row)
+def published(document: Mapping[str, Any], columns: Sequence[Column]) -> list[dict[str, Any]]:
+    """Published rows in the table's columns, accuracy in percent as printed: {"method", "backbone", "citation",
+    "selection", "cells": [percent or None]}; a mean of some targets is no mean."""
+    parts = ("method", "backbone", "citation", "selection")
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for row in document["published"]:
+        found.setdefault(tuple(row[part] for part in parts), {})[row["target"]] = row["accuracy"]
     lines = []
-    for (target, source), group in pairs.items():
-        reference = next((r for r in group if _is_reference(r)), None)
-        adapted = [row for row in group if row["method"] != "source-only"]
-        for row in sorted(adapted, key=lambda r: r["oracle"]) or [None]:
-            if row is None and reference is None:
-                continue
-            before, after = (side["accuracy"] if side else None for side in (reference, row))
-            lines.append(
-                {
-                    "target": target,
-                    "source": source,
-                    "before": reference,
-                    "after": row,
-                    "difference": None if before is None or after is None else after - before,
-                    "plot": lanes(reference, row, f"source-only {_plain_pct(before)}, adapted {_plain_pct(after)}"),
-                }
-            )
+    for name, own in found.items():
+        cells = [[own.get(target) for target in column.targets] for column in columns]
+        means = [None if not cell or None in cell else sum(cell) / len(cell) for cell in cells]
+        lines.append({**dict(zip(parts, name, strict=True)), "cells": means})
     return lines
 
 
-def intervals(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Say what the intervals are of: (what, which rows), such as ("bootstrap over 10 subjects", "jaffe")."""
-    found: dict[str, dict[str, None]] = {}
-    for row in sorted((row for row in rows if row["interval"]), key=lambda row: row["oracle"]):
-        names = found.setdefault(row["by"], {})
-        if row["target"] not in names:
-            names["oracle rows" if row["oracle"] else row["target"]] = None
-    return [(by, ", ".join(names)) for by, names in found.items()]
+def _chart(rows: Sequence[Group], column: Column, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every row's mean in a column on one axis, its deviation over seeds (or the interval of one entry), its seeds."""
+    drawn = []
+    for row, cell in zip(rows, cells, strict=True):
+        mean, sd, one = cell["mean"], cell["sd"], cell["one"]
+        if mean is not None:
+            seeds = list(series(row, column, score("accuracy")).values()) if sd is not None else []
+            bar = (mean - sd, mean + sd) if sd is not None else one and one["intervals"]["accuracy"]
+            drawn.append((row, cell, bar, seeds))
+    ends = [value for _, cell, bar, own in drawn for value in (cell["mean"], *(bar or ()), *own)]
+    ticks = axis([min(1.0, max(0.0, value)) for value in ends])
+    base = next((cell["mean"] for row, cell, _, _ in drawn if row.reference), None)
+    lines = []
+    for row, cell, bar, own in drawn:
+        error = "" if bar is None else f" ({100 * bar[0]:.1f} to {100 * bar[1]:.1f})"
+        title = f"{row.about['label']} on {column.name}: {100 * cell['mean']:.1f}%{error}, seeds: {cell['n']}"
+        plot = lane(cell["mean"], bar, own, ticks, base, title)
+        lines.append({**row.about, "cell": cell, "plot": plot})
+    return {"ticks": ticks, "lines": lines}
 
 
-def benchmark(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], published: Sequence[Mapping[str, Any]]):
-    """Lay methods against targets, with their mean, and published figures beneath.
-
-    Args:
-        rows: from `all_rows`.
-        published: rows as printed by their authors, of these targets, accuracy in percent.
-
-    Returns:
-        {"targets", "mean" (whether there is such a column), "lines", "published"}, lines with "cells" (fractions, or
-        percent for the published, None where there is no figure); None where the headline says as much: one target,
-        one adapted model, nothing published.
-    """
-    own = [row for row in rows if results["datasets"][row["target"]]["role"] != "source"]
-    targets = list(dict.fromkeys(row["target"] for row in own))
-    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in own:
-        about = {key: row[key] for key in ("method", "variant", "source", "decision", "oracle")}
-        line = lines.setdefault(tuple(about.values()), {**about, "selection": row["selection"], "own": {}})
-        line["own"].setdefault(row["target"], row["accuracy"])
-    printed: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in published:
-        about = {key: row[key] for key in ("method", "backbone", "citation", "selection")}
-        line = printed.setdefault(tuple(about.values()), {**about, "own": {}})
-        line["own"][row["target"]] = row["accuracy"]
-    adapted = [line for line in lines.values() if line["method"] != "source-only" and not line["oracle"]]
-    if not targets or (len(targets) < 2 and len(adapted) < 2 and not printed):
-        return None
-    for line in (*lines.values(), *printed.values()):
-        line["cells"] = [line["own"].get(name) for name in targets]
-        if len(targets) > 1:
-            whole = None not in line["cells"]
-            line["cells"].append(sum(line["cells"]) / len(targets) if whole else None)
-    order = sorted(lines.values(), key=lambda line: (line["oracle"], line["method"] != "source-only"))
-    return {"targets": targets, "mean": len(targets) > 1, "lines": order, "published": list(printed.values())}
+def _home(document: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    rows, columns = groups(document, "source"), table_columns(document, "source")
+    scored = zip(*(table(rows, columns, name) for name in ("accuracy", "macro_f1")), strict=True)
+    return [
+        (column.name, line["label"], line["cells"][i], f1["cells"][i])
+        for line, f1 in scored
+        for i, column in enumerate(columns)
+        if line["cells"][i]["n"]
+    ]
 
 
-def variant(folder: str, target: str) -> str:
-    """Return the tag of a stage folder: ``no-glpc`` of ``adapt-jaffe-no-glpc``; '' where it has none."""
-    own = f"adapt-{target}"
-    return folder[len(own) :].lstrip("-") if folder.startswith(own) else ""
-
-
-def _is_reference(row: Mapping[str, Any]) -> bool:
-    return row["method"] == "source-only" and not row["oracle"]
-
-
-def _with_interval(row: Mapping[str, Any]) -> dict[str, Any]:
-    accuracy, scored, drawn = row["accuracy"], row["scored"], row["intervals"]
-    correct = None if accuracy is None else round(accuracy * scored)
-    interval, by = None, "Wilson’s"
-    if drawn and _has_width(drawn["accuracy"]):
-        interval, by = drawn["accuracy"], f"bootstrap over {drawn['units']} {drawn['by']}"
-    elif correct is not None:
-        interval = accuracy_interval(correct, scored)
-    return {
-        **row,
-        "variant": variant(row["folder"], row["target"]),
-        "correct": correct,
-        "interval": interval,
-        "by": by,
-        "f1_interval": drawn["macro_f1"] if drawn and _has_width(drawn["macro_f1"]) else None,
-    }
-
-
-def _has_width(interval: Sequence[float]) -> bool:
-    """Whether the ends (low, high) differ; where they are one, resampling has seen nothing."""
-    low, high = interval
-    return high > low
-
-
-def _plain_pct(value: float | None) -> str:
-    return "not defined" if value is None else f"{100 * value:.1f}%"
+def _every_row(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every entry, and after it the epoch that an oracle would have chosen, as `figures` has them."""
+    kept = ("dataset", "source", "seed", "decision", "folder", "checkpoint", "reads", "splits", *COUNTS)
+    rows = []
+    for _, row, own in by_dataset(document):
+        for entry in own:
+            about = {"label": row.about["label"], **{key: entry[key] for key in kept}}
+            rows.append({**about, **figures(entry)})
+            if entry["oracle"]:
+                rows.append({**about, **figures(entry, oracle=True), "reads": ["target labels"]})
+    return rows

@@ -1,91 +1,152 @@
-"""What makes a page of a template: one HTML file that loads nothing, all its text escaped."""
+"""A results document to one HTML file that holds everything, whether it is of a run, of one model or of a sweep.
+
+The file loads nothing (styles and plots are inside it), so it can be mailed, archived and opened without a network. All
+text is escaped by jinja2. What a reader must not miss is marked in every table: data sets of procedural faces
+(synthetic), and whatever read target labels to choose or to train (oracle).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context
 from markupsafe import Markup
 
 from fercli.durations import digits, duration
 from fercli.files import write_atomically
+from fercli.report.analysis_view import calibration, datasets, failure_cases, gaps, glpc, training_curves
+from fercli.report.coverage_view import images, left_out, missing, times
+from fercli.report.headline_view import headline
+from fercli.report.pictures import Faces, Picture
+from fercli.report.plots import FEW
+from fercli.report.pseudo_view import pseudo_labels
+
+#: Faces to show: {(stage folder, dataset, position in the store): picture}.
+Pictures = Mapping[tuple[str, str, int], Picture]
+
+#: Sections in their order, by the key of `view` without which there is none.
+_SECTIONS = {
+    "headline": "Accuracy",
+    "macro_f1": "Macro F1",
+    "bound": "At the oracle’s epoch",
+    "heads": "Heads and decision rules",
+    "rules": "Choosing the epoch without target labels",
+    "images": "Images and time",
+    "missing": "Missing cells",
+    "dataset": "",
+    "glpc": "How GLPC decided",
+    "calibration": "Calibration",
+    "gaps": "Domain gap",
+    "pseudo_labels": "Pseudo labels",
+    "failure_cases": "Failure cases: faces worth a look",
+    "curves": "Training curves",
+    "spec": "Run spec",
+    "environment": "Environment",
+    "reading": "How to read it",
+}
 
 _NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
 
 
-def save_page(html: str, folder: Path) -> Path:
-    """Write ``folder/report.html`` in one move, the folder being made if it is not there; returns its path."""
+def write_report(document: Mapping[str, Any], folder: Path, pictures: Pictures | None = None) -> Path:
+    """Write ``folder/report.html`` from a results document and return its path.
+
+    The folder is made if it is not there; an older report is replaced in one move, so that no half-written file is
+    ever found under that name.
+
+    Args:
+        document: of schema 4, kind "run", "model" or "sweep".
+        folder: where to write.
+        pictures: of the faces of failure cases; those that are not there are shown as numbers alone.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     # Names of files may hold bytes that are no text: they become question marks here, not an error.
-    write_atomically(path, html.encode("utf-8", "replace"))
+    write_atomically(path, render(document, pictures).encode("utf-8", "replace"))
     return path
 
 
-def page(template: str, values: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    """Fill a template of this folder with plain values, all text escaped.
+def render(document: Mapping[str, Any], pictures: Pictures | None = None) -> str:
+    """Return the report of a results document as one HTML page."""
+    return _environment().get_template("report.html.j2").render(view(document, pictures))
 
-    Args:
-        template: its file name.
-        values: what it shows.
-        document: whose `datasets` and `synthetic` say which names the test ``synthetic`` (of `_macros.html.j2`) marks.
-    """
-    environment = Environment(
-        loader=PackageLoader("fercli.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+
+@cache
+def _environment() -> Environment:
+    loader = PackageLoader("fercli.report")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters.update(
+        pct=lambda value, digits=1: _number(value, f".{digits}f", 100),  # a fraction; the column's head has the sign
+        points=lambda value: _number(value, "+.1f", 100),  # a difference of fractions
+        signed=lambda value: _number(value, "+.2f"),
+        decimals=lambda value, digits: _number(value, f".{digits}f"),
+        figure=lambda value: _number(value, "#.3g"),  # a loss or a selection score
+        **{"pvalue": _pvalue, "shade": _shade, "duration": duration, "digits": digits},
     )
-    environment.filters.update(pct=_pct, points=_points, figure=_figure, shade=_shade, short=_short)
-    environment.filters.update(pvalue=_pvalue, duration=duration, digits=digits, decimals=_decimals, signed=_signed)
-    # Several sources together have a name of their own.
-    environment.tests["synthetic"] = lambda name: document["datasets"].get(name, document)["synthetic"]
-    return environment.get_template(template).render(values)
+    made.tests["synthetic"] = _synthetic
+    return made
 
 
-def _pct(value: Any, digits: int = 1) -> str:
-    """A fraction as percent, without the sign (the column's head has it)."""
-    return _NOT_DEFINED if value is None else f"{100 * value:.{digits}f}"
+@pass_context
+def _synthetic(page: Context, name: str) -> bool:
+    """Whether a dataset is of procedural faces; several sources together have a name of their own."""
+    return page["datasets"].get(name, page)["synthetic"]
 
 
-def _points(value: Any) -> str:
-    """A difference of fractions as signed points, with a true minus sign."""
+def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[str, Any]:
+    """Work out everything that the page shows: plain values that the template only lays out."""
+    shown, created, faces = headline(document), datetime.fromisoformat(document["created"]), Faces(pictures)
+    whole = document["environment"]
+    environment = [(key, str(value)) for key, value in whole.items() if key != "time_s"]
+    environment += [(f"time: {stage}", duration(seconds)) for stage, seconds in whole.get("time_s", {}).items()]
+    values = {
+        **document,
+        **shown,
+        "headline": True,
+        "created": f"{created.day} {created:%B %Y, %H:%M} {created.tzname()}",
+        "spec": yaml.safe_dump(document["spec"], sort_keys=False, allow_unicode=True, width=100),
+        "environment": environment,
+        "missing": missing(document),
+        "images": images(document),
+        "times": times(document),
+        "glpc": glpc(document),
+        "calibration": calibration(document),
+        "few_faces": FEW,
+        "gaps": gaps(document),
+        "pseudo_labels": pseudo_labels(document),
+        "failure_cases": failure_cases(document, faces),
+        "curves": training_curves(document),
+        "left_out": left_out(document, shown["columns"], faces.refused),
+        "reading": True,
+    }
+    sections = []
+    for key, title in _SECTIONS.items():
+        sections += datasets(document) if key == "dataset" else []
+        sections += [{"id": key, "part": key, "title": title, "role": None}] if values.get(key) else []
+    return {**values, "sections": sections}
+
+
+def _number(value: float | None, form: str, times: float = 1) -> str:
+    """A number as text, with a true minus sign, and without a sign where it rounds to nothing; None is a dash."""
     if value is None:
         return _NOT_DEFINED
-    text = f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
-    return "0.0" if text[1:] == "0.0" else text
+    text = f"{times * value:{form}}".rstrip(".").replace("-", "\N{MINUS SIGN}")
+    return text[1:] if text[0] in "+\N{MINUS SIGN}" and not text[1:].strip("0.") else text
 
 
-def _pvalue(value: Any) -> str:
+def _pvalue(value: float) -> str:
     """A chance in [0, 1], with what it is."""
-    return _NOT_DEFINED if value is None else "p < 0.001" if value < 0.001 else f"p {value:.3f}"
-
-
-def _figure(value: Any) -> str:
-    """A loss or a selection score: three significant digits."""
-    return _NOT_DEFINED if value is None else f"{value:#.3g}".rstrip(".").replace("-", "\N{MINUS SIGN}")
-
-
-def _decimals(value: Any, digits: int) -> str:
-    """A number with a fixed count of decimals."""
-    return _NOT_DEFINED if value is None else f"{value:.{digits}f}"
-
-
-def _signed(value: Any) -> str:
-    """A difference with its sign and two decimals, with a true minus sign."""
-    text = f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    return "0.00" if text[1:] == "0.00" else text
+    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
 
 
 def _shade(count: int, row: Sequence[int]) -> int:
     """Level 0 (none) to 10 (the whole row) of a cell of a confusion matrix."""
     total = sum(row)
     return max(1, round(10 * count / total)) if count and total else 0
-
-
-def _short(name: str) -> str:
-    return name[:3]

@@ -39,19 +39,12 @@ class Picture:
 
 
 class Faces:
-    """The faces a page may show, made into data: URIs as they are asked for, until `most` characters are spent.
-
-    Args:
-        pictures: {key: `Picture`}; None is the same as none.
-        most: characters.
-    """
+    """The faces a page may show, made into data: URIs as they are asked for, until `most` characters are spent; then
+    they are counted as `refused`."""
 
     def __init__(self, pictures: Mapping[Hashable, Picture] | None, most: int = MOST):
-        self.pictures = pictures or {}
-        self.most = most
-        self.spent = 0
-        #: Faces that had a picture but no room.
-        self.refused = 0
+        self.pictures, self.most = pictures or {}, most
+        self.spent = self.refused = 0
 
     def show(self, key: Hashable) -> dict[str, Any] | None:
         """Return {"face", "heat" (data: URIs), "dots" (SVG)} of a face; None where it has no picture, or no room."""

@@ -1,8 +1,8 @@
-"""The report's small plots, as inline SVG: they take the page's colours, so they are right in light, dark and print.
+"""The page's plots, as inline SVG: they take the page's colours, so they are right in light, dark and print.
 
 Every plot is stretched to the width it is given (``preserveAspectRatio="none"``) with strokes that do not scale, and
 holds no text of its own: labels are HTML around it and keep their size on a phone. Dots are strokes of zero length with
-round caps, which stay round when the plot is stretched.
+round caps, which stay round when the plot is stretched. A plot's title is what a screen reader says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from markupsafe import Markup
 #: A point (epoch, value); the value is None where it is not defined.
 Point = tuple[int, float | None]
 
+#: Faces that a bin of a reliability diagram takes to be drawn in full.
+FEW = 5
+
+_GRID = "".join(f"M{at} 0V100M0 {at}H100" for at in (0, 25, 50, 75, 100))
+
 
 def svg(height: int, kind: str, title: str, parts: str) -> Markup:
     """Return a plot 100 wide of class `kind`; `title` is escaped, `parts` (paths made here) are not."""
@@ -25,34 +30,9 @@ def svg(height: int, kind: str, title: str, parts: str) -> Markup:
     return opened.format(height=height, kind=kind, title=title) + Markup(parts + "</svg>")
 
 
-def lanes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, title: str) -> Markup:
-    """Draw two accuracies with their intervals on a scale from 0 to 100%, the one before above the one after.
-
-    Args:
-        before, after: {"accuracy": fraction or None, "interval": (low, high) fractions or None}; None leaves the lane
-            empty.
-        title: what a screen reader says.
-    """
-    parts = ['<path class="axis" d="M0 0V24M25 0V24M50 0V24M75 0V24M100 0V24"/>']
-    for lane, y, kind in ((before, 7, "before"), (after, 17, "after")):
-        if lane is None or lane["accuracy"] is None:
-            continue
-        if lane["interval"] is not None:
-            low, high = lane["interval"]
-            parts.append(f'<path class="whisker {kind}" d="M{100 * low:.2f} {y}H{100 * high:.2f}"/>')
-        parts.append(f'<path class="dot {kind}" d="M{100 * lane["accuracy"]:.2f} {y}h0"/>')
-    return svg(24, "lanes", title, "".join(parts))
-
-
 def axis(values: Sequence[float]) -> list[float]:
-    """Choose the ticks of an axis that holds fractions: even steps of a round number of points, seven at most.
-
-    Args:
-        values: fractions in [0, 1].
-
-    Returns:
-        At least two ticks within [0, 1], ascending, the ends of the axis first and last. Without values 0 and 1.
-    """
+    """Choose the ticks of an axis that holds fractions: two to seven within [0, 1], evenly a round number of points
+    apart, its ends first and last. Without values 0 and 1."""
     if not values:
         return [0.0, 1.0]
     for step in (1, 2, 5, 10, 20):  # points
@@ -63,18 +43,16 @@ def axis(values: Sequence[float]) -> list[float]:
     return [tick / 100 for tick in range(first, last + 1, step)]
 
 
-def spread(
-    values: Sequence[float], mean: float, sd: float | None, ticks: Sequence[float], reference: float | None, title: str
+def lane(
+    mean: float,
+    bar: Sequence[float] | None,
+    seeds: Sequence[float],
+    ticks: Sequence[float],
+    reference: float | None,
+    title: str,
 ) -> Markup:
-    """Draw scores of several seeds as faint dots, their mean as a dot and one deviation to each side as a bar.
-
-    Args:
-        values: fractions, one a seed.
-        mean, sd: theirs; without a deviation there is no bar.
-        ticks: from `axis`; bars are cut at its ends.
-        reference: where to draw a dashed line, if anywhere.
-        title: what a screen reader says.
-    """
+    """Draw a score as a dot, how far it may be off as a bar (its ends), seeds as faint dots, and the reference as a
+    dashed line: fractions, on an axis with these ticks; what leaves it ends there."""
 
     def x(value: float) -> str:
         return f"{2 + 96 * min(1.0, max(0.0, (value - ticks[0]) / (ticks[-1] - ticks[0]))):.2f}"
@@ -82,25 +60,62 @@ def spread(
     parts = ['<path class="axis" d="' + "".join(f"M{x(tick)} 0V20" for tick in ticks) + '"/>']
     if reference is not None:
         parts.append(f'<path class="mark before" d="M{x(reference)} 0V20"/>')
-    if sd is not None:
-        parts.append(f'<path class="whisker after" d="M{x(mean - sd)} 10H{x(mean + sd)}"/>')
-    parts.extend(f'<path class="seed after" d="M{x(value)} 10h0"/>' for value in values)
-    parts.append(f'<path class="dot after" d="M{x(mean)} 10h0"/>')
-    return svg(20, "spread", title, "".join(parts))
+    if bar is not None:
+        parts.append(f'<path class="whisker after" d="M{x(bar[0])} 10H{x(bar[1])}"/>')
+    parts += [f'<path class="seed after" d="M{x(value)} 10h0"/>' for value in seeds]
+    return svg(20, "lane", title, "".join([*parts, f'<path class="dot after" d="M{x(mean)} 10h0"/>']))
+
+
+def lines(
+    series: Sequence[tuple[str, Sequence[Point]]],
+    top: float,
+    title: str,
+    chosen: int | None = None,
+    bottom: float = 0.0,
+    dots: bool = False,
+) -> dict[str, Any]:
+    """Draw several quantities over the epochs on one scale from `bottom` to `top`.
+
+    Args:
+        series: (class of the line, (epoch, value) in order of epochs); an undefined value leaves a gap.
+        chosen: the epoch to mark, if any; with `dots` each line has a dot there.
+
+    Returns:
+        {"svg", "top", "bottom", "first", "last"}, the epochs at the ends None where there are no points.
+    """
+    epochs = [epoch for _, points in series for epoch, _ in points]
+    first, last = min(epochs, default=None), max(epochs, default=None)
+
+    def place(epoch: int, value: float) -> str:
+        x = 2 + 96 * (epoch - first) / (last - first) if last > first else 50.0
+        return f"{x:.2f} {56 - 52 * (value - bottom) / (top - bottom):.2f}"
+
+    parts = ['<path class="axis" d="M0 4H100M0 30H100M0 56H100"/>']
+    if chosen is not None and epochs and first <= chosen <= last:
+        parts.append(f'<path class="mark" d="M{place(chosen, bottom).split()[0]} 0V60"/>')
+    for kind, points in series:
+        runs: list[list[str]] = [[]]
+        for epoch, value in points:
+            if value is None:
+                runs.append([])
+            else:
+                runs[-1].append(place(epoch, value))
+        drawn = ["L".join(run) if len(run) > 1 else f"{run[0]}h0" for run in runs if run]
+        parts += [f'<path class="line {kind}" d="M{path}"/>' for path in drawn]
+        at = dict(points).get(chosen) if dots else None
+        parts += [] if at is None else [f'<path class="dot after" d="M{place(chosen, at)}h0"/>']
+    ends = {"top": top, "bottom": bottom, "first": first, "last": last}
+    return {"svg": svg(60, "curve", title, "".join(parts)), **ends}
 
 
 def curve(name: str, points: Sequence[Point], chosen: int, from_zero: bool) -> dict[str, Any] | None:
-    """Draw one quantity over the epochs.
+    """Draw one quantity over the epochs, on a scale of its own.
 
     Args:
-        name: what it is.
-        points: (epoch, value) in order of epochs; an undefined value leaves a gap.
-        chosen: the epoch to mark, where it is among them.
         from_zero: let the vertical axis begin at 0 (losses), where no value is negative.
 
     Returns:
-        {"name", "svg", "top", "bottom" (ends of the vertical axis), "first", "last" (epochs), "chosen", "at_chosen",
-        "final"}; None where no value is defined.
+        As `lines`, and "name", "chosen", "at_chosen" (the value there), "final"; None where no value is defined.
     """
     values = [value for _, value in points if value is not None]
     if not values:
@@ -110,67 +125,57 @@ def curve(name: str, points: Sequence[Point], chosen: int, from_zero: bool) -> d
         bottom = 0.0
     if top - bottom < 1e-12:
         bottom, top = bottom - 0.5 * (abs(bottom) or 1), top + 0.5 * (abs(top) or 1)
-    first, last = points[0][0], points[-1][0]
-
-    def x(epoch: int) -> float:
-        return 2 + 96 * (epoch - first) / (last - first) if last > first else 50.0
-
-    def y(value: float) -> float:
-        return 4 + 52 * (top - value) / (top - bottom)
-
-    parts = ['<path class="axis" d="M0 4H100M0 56H100"/>']
-    if first <= chosen <= last:
-        parts.append(f'<path class="mark" d="M{x(chosen):.2f} 0V60"/>')
-    parts.extend(f'<path class="line" d="{path}"/>' for path in unbroken(points, x, y))
-    at_chosen = next((value for epoch, value in points if epoch == chosen), None)
-    if at_chosen is not None:
-        parts.append(f'<path class="dot after" d="M{x(chosen):.2f} {y(at_chosen):.2f}h0"/>')
-    title = f"{name}, epochs {first} to {last}"
-    return {
-        "name": name,
-        "svg": svg(60, "curve", title, "".join(parts)),
-        "top": top,
-        "bottom": bottom,
-        "first": first,
-        "last": last,
-        "chosen": chosen,
-        "at_chosen": at_chosen,
-        "final": values[-1],
-    }
+    title = f"{name}, epochs {points[0][0]} to {points[-1][0]}"
+    drawn = lines([("alone", points)], top, title, chosen, bottom, dots=True)
+    return {**drawn, "name": name, "chosen": chosen, "at_chosen": dict(points).get(chosen), "final": values[-1]}
 
 
-def unbroken(points: Sequence[Point], x: Any, y: Any) -> list[str]:
-    """Return an SVG path for each unbroken run of defined values."""
-    runs: list[list[str]] = [[]]
-    for epoch, value in points:
-        if value is None:
-            runs.append([])
-        else:
-            runs[-1].append(f"{x(epoch):.2f} {y(value):.2f}")
-    return ["M" + ("L".join(run) if len(run) > 1 else run[0] + "h0") for run in runs if run]
+def ceiling(value: float) -> float:
+    """Return the least of 1, 2, 3, 4, 5, 6, 8, 10, 20, 30 ... not below a number: an end for an axis of counts."""
+    step = 1
+    while value > 8 * step:
+        step *= 10
+    return float(next(factor * step for factor in (1, 2, 3, 4, 5, 6, 8) if value <= factor * step))
 
 
-def training_curves(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Turn the results' ``history`` into panels, a stage at a time.
+def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> tuple[Markup, Markup]:
+    """Draw accuracy against confidence, a bar a bin, and in other colours what lies between the two; and beneath it how
+    many faces each bin holds, the fullest reaching the top.
 
-    Returns:
-        A list of {"stage", "epochs" (how many), "chosen" (epoch), "rule" (that chose it), "losses": [panel], "scores":
-        [panel]}; panels as `curve` gives them, and "decides" (whether this score chose the epoch).
+    Args:
+        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions. Empty ones are left out; those of less than
+            `FEW` faces have the class ``few`` besides: one face is right or wrong, and says little.
     """
-    used = {entry["folder"]: entry for entry in results["entries"]}
-    stages = []
-    for stage, rows in results["history"].items():
-        if not rows:
-            continue
-        rule, chosen = used[stage]["selection"]["rule"], used[stage]["epoch"]
-        panels: dict[str, list[dict[str, Any]]] = {"losses": [], "scores": []}
-        for kind, found in panels.items():
-            for name in dict.fromkeys(key for row in rows for key in row[kind]):
-                if (kind, name) == ("scores", "last"):  # the number of the epoch
-                    continue
-                points = [(row["epoch"], row[kind].get(name)) for row in rows]
-                panel = curve(name, points, chosen, from_zero=kind == "losses")
-                if panel is not None:
-                    found.append({**panel, "decides": kind == "scores" and name == rule})
-        stages.append({"stage": stage, "epochs": len(rows), "chosen": chosen, "rule": rule, **panels})
-    return stages
+    bars, filled = {}, [one for one in bins if one["count"]]
+    for one in filled:
+        accuracy, confidence, few = one["accuracy"], one["confidence"], " few" if one["count"] < FEW else ""
+        ends = [("right", 0.0, min(accuracy, confidence))]
+        ends.append(("over" if confidence > accuracy else "under", ends[0][2], max(accuracy, confidence)))
+        for kind, low, high in ends:
+            bars[kind + few] = bars.get(kind + few, "") + _bar(one, 100 - 100 * low, 100 - 100 * high)
+    paths = "".join(f'<path class="fill {kind}" d="{path}"/>' for kind, path in bars.items())
+    grid, ideal = f'<path class="axis" d="{_GRID}"/>', '<path class="ideal" d="M0 100L100 0"/>'
+    most = max((one["count"] for one in filled), default=1)
+    counted = "".join(_bar(one, 20, 20 - max(0.6, 20 * one["count"] / most)) for one in filled)
+    strip = f'<path class="fill count" d="{counted}"/><path class="axis" d="M0 20H100"/>'
+    return svg(100, "square", title, grid + paths + ideal), svg(20, "strip", f"faces by confidence, {title}", strip)
+
+
+def _bar(one: Mapping[str, Any], low: float, high: float) -> str:
+    left, width = 100 * one["low"] + 0.4, 100 * (one["high"] - one["low"]) - 0.8
+    return f"M{left:.2f} {low:.2f}V{high:.2f}h{width:.2f}V{low:.2f}z"
+
+
+def scatter(x: Sequence[float], y: Sequence[float], kinds: Sequence[str], title: str) -> Markup:
+    """Draw points of several kinds on a square.
+
+    Args:
+        x, y: within 0..1, x to the right, y upward.
+        kinds: the class of each point's path, such as ``c3 src``; kinds that hold ``src`` lie beneath the others.
+    """
+    paths: dict[str, list[str]] = {}
+    for across, up, kind in zip(x, y, kinds, strict=True):
+        paths.setdefault(kind, []).append(f"M{2 + 96 * across:.1f} {98 - 96 * up:.1f}h0")
+    order = sorted(paths, key=lambda kind: "src" not in kind.split())
+    parts = "".join(f'<path class="point {kind}" d="{"".join(paths[kind])}"/>' for kind in order)
+    return svg(100, "square map", title, parts)

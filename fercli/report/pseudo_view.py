@@ -1,62 +1,71 @@
-"""The pseudo labels of a run's report: how many each threshold admits, over the epochs and by expression."""
+"""Pseudo labels: how many each threshold admits, over the epochs and by expression."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fercli.evaluation.pseudo_labels import CLASS_AWARE
-from fercli.report.charts import ceiling, lines
+from fercli.report.plots import ceiling, lines
 
 
-def pseudo_labels(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return what is shown of each adaptation.
-
-    Returns:
-        A list of {"folder", "target", "faces", "labelled", "kept" (epoch), "marked" (epoch to mark, or None),
-        "thresholds" [{"name", "kind" (class of its line), "total", "share", "accuracy", "cells" [(count, accuracy)]}]
-        at the kept epoch, "quantity", "accuracy" (charts, the latter None without labels), "panels" (at the
-        class-aware threshold) [{"expression", "svg", "top", "first", "last", "count", "correct"}]}.
-    """
-    kept = {entry["folder"]: entry["epoch"] for entry in results["entries"]}
+def pseudo_labels(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return each adaptation as the document has it, and {"folder", "kept" (epoch), "marked" (epoch to mark, or None),
+    "quantity", "accuracy" (charts, the latter None without labels)}; at the kept epoch "thresholds" [{"name", "kind"
+    (class of its line), "total", "share", "accuracy", "cells" [(count, accuracy)]}]; and "panels", at the class-aware
+    threshold [{"expression", "svg", "top", "first", "last", "count", "correct"}]."""
+    kept = {entry["folder"]: entry["epoch"] for entry in document["entries"]}
     return [
-        _adaptation(folder, one, kept[folder], results["expressions"])
-        for folder, one in results["pseudo_labels"].items()
+        _adaptation(folder, one, kept[folder], document["expressions"])
+        for folder, one in document["pseudo_labels"].items()
     ]
 
 
 def _adaptation(folder: str, one: Mapping[str, Any], kept: int, names: list[str]) -> dict[str, Any]:
-    epochs, faces = one["epochs"], one["faces"]
+    epochs = one["epochs"]
     keys = list(epochs[0]["counts"])
     at = next((epoch for epoch in epochs if epoch["epoch"] == kept), epochs[-1])
     fixed = [key for key in keys if key != CLASS_AWARE]
     kinds = {key: f"t{min(4, round(4 * i / max(1, len(fixed) - 1)))}" for i, key in enumerate(fixed)}
     kinds[CLASS_AWARE] = "aware"
     marked = kept if at["epoch"] == kept else None
-    most = ceiling(max(max(epoch["counts"][CLASS_AWARE]) for epoch in epochs))
     whose = f"{folder}, epochs {epochs[0]['epoch']} to {epochs[-1]['epoch']}"
 
-    def over(key: str, value: Any) -> list[tuple[int, float | None]]:
-        return [(epoch["epoch"], value(epoch, key)) for epoch in epochs]
+    def over(value: Any) -> list[tuple[str, list[tuple[int, float | None]]]]:
+        return [(kinds[key], [(epoch["epoch"], value(epoch, key)) for epoch in epochs]) for key in keys]
 
-    quantity = [(kinds[key], over(key, lambda epoch, key: sum(epoch["counts"][key]) / faces)) for key in keys]
-    right = [(kinds[key], over(key, _accuracy)) for key in keys]
-    least = min((value for _, points in right for _, value in points if value is not None), default=0.0)
-    bottom = max(end for end in (0.0, 0.5, 0.8, 0.9) if end <= least)
+    quantity = over(lambda epoch, key: sum(epoch["counts"][key]) / one["faces"])
     accuracy = None
     if at["correct"] is not None:
+        right = over(_accuracy)
+        least = min((value for _, points in right for _, value in points if value is not None), default=0.0)
+        bottom = max(end for end in (0.0, 0.5, 0.8, 0.9) if end <= least)
         accuracy = lines(right, 1.0, f"how many of them are right, {whose}", marked, bottom)
+    thresholds = []
+    for key in keys:
+        counted, total, rates = at["counts"][key], sum(at["counts"][key]), [None] * len(names)
+        if at["correct"] is not None:
+            rates = [right / of if of else None for right, of in zip(at["correct"][key], at["known"][key], strict=True)]
+        about = {"name": key, "kind": kinds[key], "total": total, "share": total / one["faces"]}
+        thresholds.append({**about, "accuracy": _accuracy(at, key), "cells": list(zip(counted, rates, strict=True))})
+    most = ceiling(max(max(epoch["counts"][CLASS_AWARE]) for epoch in epochs))
+    panels = []
+    for c, name in enumerate(names):
+        series = [
+            (kind, [(epoch["epoch"], epoch[what] and epoch[what][CLASS_AWARE][c]) for epoch in epochs])
+            for kind, what in (("count", "counts"), ("correct", "correct"))
+        ]
+        numbers = {kind: dict(points)[at["epoch"]] for kind, points in series}
+        panels.append({**lines(series, most, f"{name}, {CLASS_AWARE}, {whose}", marked), "expression": name, **numbers})
     return {
         **one,
         "folder": folder,
         "kept": at["epoch"],
         "marked": marked,
-        "thresholds": [_threshold(key, kinds[key], at, faces) for key in keys],
+        "thresholds": thresholds,
         "quantity": lines(quantity, 1.0, f"share of faces above each threshold, {whose}", marked),
         "accuracy": accuracy,
-        "panels": [
-            _panel(c, name, epochs, most, marked, at, f"{name}, {CLASS_AWARE}, {whose}") for c, name in enumerate(names)
-        ],
+        "panels": panels,
     }
 
 
@@ -64,37 +73,3 @@ def _accuracy(epoch: Mapping[str, Any], key: str) -> float | None:
     """Share of right answers among the faces with a label above a threshold; None where there are none."""
     known = epoch["known"] and sum(epoch["known"][key])
     return sum(epoch["correct"][key]) / known if known else None
-
-
-def _threshold(key: str, kind: str, at: Mapping[str, Any], faces: int) -> dict[str, Any]:
-    counted, rates = at["counts"][key], [None] * len(at["counts"][key])
-    if at["correct"] is not None:
-        rates = [right / of if of else None for right, of in zip(at["correct"][key], at["known"][key], strict=True)]
-    return {
-        "name": key,
-        "kind": kind,
-        "total": sum(counted),
-        "share": sum(counted) / faces,
-        "accuracy": _accuracy(at, key),
-        "cells": list(zip(counted, rates, strict=True)),
-    }
-
-
-def _panel(
-    c: int,
-    name: str,
-    epochs: Sequence[Mapping[str, Any]],
-    most: float,
-    marked: int | None,
-    at: Mapping[str, Any],
-    title: str,
-) -> dict[str, Any]:
-    def of(epoch: Mapping[str, Any], what: str) -> int | None:
-        return None if epoch[what] is None else epoch[what][CLASS_AWARE][c]
-
-    series = [
-        ("count", [(epoch["epoch"], of(epoch, "counts")) for epoch in epochs]),
-        ("correct", [(epoch["epoch"], of(epoch, "correct")) for epoch in epochs]),
-    ]
-    numbers = {"expression": name, "count": of(at, "counts"), "correct": of(at, "correct")}
-    return {**lines(series, most, title, marked), **numbers}

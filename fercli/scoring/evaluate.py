@@ -6,32 +6,26 @@ This is the final score: target labels are read here.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from fercli import console
 from fercli.engine.data import open_store, warn_of_overlap
-from fercli.engine.evaluator import read_outputs
-from fercli.engine.fabric import resolve_device
 from fercli.engine.folder import digest, prepared_again
-from fercli.engine.log import read_environment, read_metrics
+from fercli.engine.log import read_environment, read_metrics, read_scores
 from fercli.engine.trained import Trained, adapted_models, source_model, unfinished
 from fercli.errors import FercliError
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
-from fercli.evaluation.published import published_rows
-from fercli.expressions import EXPRESSIONS
 from fercli.files import only_one
-from fercli.machine import describe_device
 from fercli.report.pictures import Picture
 from fercli.scoring.failure_cases import failure_cases
-from fercli.scoring.results import Results
-from fercli.scoring.results_files import open_report, predictions_name, unwritable, write_results
+from fercli.scoring.results import Epochs, ModelRecord, Results, model_record, read_epochs, scored_part
+from fercli.scoring.results_files import document, open_report, predictions_name, unwritable, write_results
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
 from fercli.starter import NAME
@@ -46,21 +40,25 @@ class _Work(NamedTuple):
     with_cases: list[str]
 
 
-class _Evaluated(NamedTuple):
-    """What came of all faces, in the order of the work."""
+class Scoring(NamedTuple):
+    """How models are to be scored, where not as they were trained.
 
-    scored: list[Results]
-    gaps: dict[str, list[dict[str, Any]]]
-    failure_cases: list[dict[str, Any]]
-    pictures: dict[tuple[str, str, int], Picture]
+    Attributes:
+        decision: name of a decision rule (`fercli.evaluation.decision.DecisionRule.named`).
+        select: the selection rule that chooses the epoch of adapted models.
+        report: whether to write ``report.html`` too; its pictures and maps take longer than the numbers.
+    """
+
+    decision: str | None = None
+    select: str | None = None
+    report: bool = False
 
 
-def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, Any], dict[str, Path]]:
+def evaluate(spec: Spec, targets: list[str], how: Scoring = Scoring()) -> tuple[dict[str, Any], dict[str, Path]]:  # noqa: B008
     """Score a run.
 
     Args:
         targets: datasets to score on beside the source.
-        report: whether to write ``report.html`` too; its pictures and maps take longer than the numbers.
 
     Returns:
         The results document (its layout: `fercli.scoring.results_files`) and what was written, by kind.
@@ -81,7 +79,7 @@ def evaluate(spec: Spec, targets: list[str], report: bool) -> tuple[dict[str, An
     adapted_to = {model.target for model in adapted}
     work = [_Work(source, list(stores), [name for name in targets if name not in adapted_to])]
     work += [_Work(model, [model.target], [model.target]) for model in adapted]
-    return _score(spec, work, stores, [stores[name] for name in spec.data.source], report)
+    return _score("run", spec, work, stores, [stores[name] for name in spec.data.source], how)
 
 
 def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[str, Store]) -> None:
@@ -104,7 +102,10 @@ def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[
 
 
 def evaluate_model(
-    spec: Spec, model: Trained, datasets: Sequence[str], report: bool = False
+    spec: Spec,
+    model: Trained,
+    datasets: Sequence[str],
+    how: Scoring = Scoring(),  # noqa: B008
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Score one trained model on prepared datasets, whatever run it comes from.
 
@@ -116,7 +117,6 @@ def evaluate_model(
         spec: where the stores lie (``paths.prepared``), what the engine runs on, and where the numbers go:
             ``paths.runs/model-NAME/report``.
         datasets: to score on.
-        report: as for `evaluate`.
 
     Returns, raises:
         As `evaluate`.
@@ -135,7 +135,7 @@ def evaluate_model(
             warn_of_overlap(store)
     sources = _sources(own, model, stores)
     work = [_Work(model, list(datasets), [name for name in datasets if name not in own.data.source])]
-    return _score(own, work, stores, sources, report)
+    return _score("model", own, work, stores, sources, how)
 
 
 def _name_of(model: Trained) -> str:
@@ -176,19 +176,19 @@ def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
 
 
 def _score(
-    spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], report: bool
+    kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], how: Scoring
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Do the work and write what came of it."""
     folder = open_report(spec.run_folder / "report")
     with only_one(folder, "evaluate"):
-        evaluated = _evaluate_all(spec, work, stores, sources, report)
-        results = console.finite(_document(spec, [one.model for one in work], stores, evaluated))  # JSON has no NaN
         try:
-            files = write_results(results, evaluated.scored, folder)
-            if report:
-                from fercli.report.run import write_report
+            found, scored, pictures = _evaluate_all(kind, spec, work, stores, sources, how)
+            results = document(kind, spec, stores, **found)
+            files = write_results(results, scored, folder)
+            if how.report:
+                from fercli.report.page import write_report
 
-                files["report"] = write_report(results, folder, evaluated.pictures)
+                files["report"] = write_report(results, folder, pictures)
         except OSError as problem:
             raise unwritable(folder, problem) from None
         return results, files
@@ -203,104 +203,113 @@ def adapted_targets(spec: Spec) -> list[str]:
 
 
 def _evaluate_all(
-    spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], report: bool
-) -> _Evaluated:
-    """Have every model answer each dataset that it is scored on, once."""
+    kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], how: Scoring
+) -> tuple[dict[str, Any], list[Results], dict[tuple[str, str, int], Picture]]:
+    """Score every model on its datasets: parts of the results document, the results and pictures of faces."""
     evaluator = TrainedEvaluator(spec, sources)
-    targets = [name for name in stores if name not in spec.data.source]
-    evaluated = _Evaluated([], {name: [] for name in targets if sources}, [], {})
-    with console.progress("evaluate", sum(1 + len(one.datasets) for one in work)) as bar:
+    gaps: dict[str, list[dict[str, Any]]] = {n: [] for n in stores if sources and n not in spec.data.source}
+    scored, cases, pseudo, pictures = [], [], {}, {}
+    with console.progress("evaluate", sum(len(one.datasets) for one in work)) as bar:
         for model, names, with_cases in work:
-            evaluator.take(model)
-            bar.advance(note=f"{model.method} on source faces")
+            record = record_of(model).deciding_by(how.decision)
             for name in names:
-                scored, features = evaluator.score(stores[name])
-                evaluated.scored.append(scored)
-                if name in evaluated.gaps:
-                    evaluated.gaps[name].append(evaluator.gap(scored, features, mapped=report))
+                outputs = evaluator.outputs(model, stores[name], model.folder if kind == "run" else spec.run_folder)
+                results = _results(spec, record, model, stores[name], outputs, evaluator.held_labels, how.select)
+                scored.append(results)
+                as_trained = results.record.epoch == record.epoch  # features are of the chosen epoch alone
+                if name in gaps and as_trained:
+                    gaps[name].append(evaluator.gap(results, outputs, mapped=how.report))
                 if name in with_cases:
-                    found = failure_cases(scored)
-                    evaluated.failure_cases.extend(found)
-                    if report:
+                    found = failure_cases(results)
+                    cases += found
+                    if how.report and as_trained:
                         positions = {face["position"] for case in found for face in case["faces"]}
-                        evaluated.pictures.update(evaluator.pictures(scored, positions))
-                bar.advance(note=f"{model.method} on {name}")
-    return evaluated
+                        pictures.update(evaluator.pictures(model, results, positions))
+                if results.epochs is not None and results.epochs.watched:
+                    pseudo[record.name] = _pseudo_labels(model, results)
+                bar.advance(note=f"{record.method} on {name}")
+    found = {
+        "entries": [{**one.entry(), "predictions": predictions_name(one)} for one in scored],
+        "history": {one.record.name: _history(one.record) for one in scored},
+        "gaps": [
+            {"target": name, "source": "+".join(spec.data.source), "models": found}
+            for name, found in gaps.items()
+            if found
+        ],
+        "pseudo_labels": pseudo,
+        "failure_cases": cases,
+    }
+    return found, scored, pictures
 
 
-def _document(
-    spec: Spec, models: Sequence[Trained], stores: Mapping[str, Store], evaluated: _Evaluated
-) -> dict[str, Any]:
-    entries, table = [], []
-    for scored in evaluated.scored:
-        entries.append({**scored.entry(), "predictions": predictions_name(scored)})
-        table += scored.rows(entries[-1]) if not scored.is_source else []
-    sources = "+".join(spec.data.source)
-    targets = [name for name in stores if name not in spec.data.source]
-    synthetic = any(store.synthetic for store in stores.values())
+def record_of(model: Trained) -> ModelRecord:
+    """What tables tell of a trained model."""
+    spec, best = model.spec, model.state["best"]
+    try:
+        finished = None if model.one_file else read_environment(model.folder)
+    except FercliError as problem:
+        console.warn(f"{problem}; {model.folder.name} is shown without its time")
+        finished = None
+    return model_record(
+        spec,
+        model.folder,
+        model.rule,
+        name=model.folder.name,
+        checkpoint=model.path,
+        stage=model.stage,
+        method=model.method,
+        registered=model.registered,
+        epoch=best["epoch"],
+        selection=best["rule"],
+        oracle_method=model.kind.oracle,
+        seconds=None if finished is None else finished.outcome.seconds,
+    )
+
+
+def _results(
+    spec: Spec,
+    record: ModelRecord,
+    model: Trained,
+    store: Store,
+    outputs: Mapping[str, Tensor],
+    held_labels: Tensor,
+    select: str | None,
+) -> Results:
+    is_source = store.name in spec.data.source
+    part, epochs = scored_part(spec, store, is_source), None
+    if model.target == store.name and select is not None:
+        epochs = Epochs(record, store, len(part.indices), read_scores(record.folder))
+        record, outputs = epochs.selected_by(select)
+    elif model.target == store.name and not model.one_file:
+        epochs = read_epochs(record, store, len(part.indices))
+    held = outputs["held"][: len(held_labels)]  # none where the model's source is not at hand
+    return Results(record, store, is_source, part, outputs["scored"], held, held_labels, epochs)
+
+
+def _pseudo_labels(model: Trained, results: Results) -> dict[str, Any]:
+    """Pseudo-label quantities on the model's own target, with its labels where the faces are the same."""
+    store, epochs = results.store, results.epochs
+    watched = store.indices(store.adapt_splits)
+    watched = watched[subsample(len(watched), model.state["spec"]["adapt"]["select_images"])]
+    faces = len(next(iter(epochs.watched.values())))
+    same = len(watched) == faces and not prepared_again(model.state, [store])
+    labels = store.labels[watched] if same else None
     return {
-        "schema": 3,
-        "title": spec.evaluate.title or spec.name,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "synthetic": synthetic,
-        "expressions": list(EXPRESSIONS),
-        "datasets": {
-            name: {"synthetic": store.synthetic, "role": "source" if name in spec.data.source else "target"}
-            for name, store in stores.items()
-        },
-        "table": sorted(table, key=lambda row: targets.index(row["target"])),
-        "entries": entries,
-        "history": {model.folder.name: _history(model) for model in models},
-        "gaps": [{"target": name, "source": sources, "models": found} for name, found in evaluated.gaps.items()],
-        "pseudo_labels": _pseudo_labels(models, stores),
-        "failure_cases": evaluated.failure_cases,
-        "published": published_rows(spec, targets, synthetic),
-        "spec": json.loads(spec.model_dump_json()),
-        "environment": {**describe_device(resolve_device(spec.engine.device)), "time_s": _times(models)},
+        "target": model.target,
+        "faces": faces,
+        "thresholds": list(THRESHOLDS),
+        "labelled": 0 if labels is None else int((labels >= 0).sum()),
+        "epochs": pseudo_label_counts(epochs.watched, labels, results.record.rule.threshold),
     }
 
 
-def _pseudo_labels(models: Sequence[Trained], stores: Mapping[str, Store]) -> dict[str, Any]:
-    """Stage folder -> pseudo-label quantities on the model's own target, where its store is at hand; runs of an older
-    fercli left no outputs and are left out.
-    """
-    found = {}
-    for model in (model for model in models if model.target in stores):
-        try:
-            outputs = read_outputs(model.folder)
-        except FercliError as problem:
-            console.warn(f"{problem}: no pseudo-label quantities of {model.folder.name}")
-            continue
-        if not outputs:
-            continue
-        faces, store = len(next(iter(outputs.values()))), stores[model.target]
-        watched = store.indices(store.adapt_splits)
-        watched = watched[subsample(len(watched), model.state["spec"]["adapt"]["select_images"])]
-        same = len(watched) == faces and not prepared_again(model.state, [store])
-        if not same:
-            console.warn(
-                f"{store.path} was prepared again after {model.folder}, with other faces: what its epochs left cannot "
-                "be scored (no oracle, no accuracy of pseudo labels); to have these, run: "
-                f"fercli adapt --target {store.name} --restart"
-            )
-        labels = store.labels[watched] if same else None
-        found[model.folder.name] = {
-            "target": model.target,
-            "faces": faces,
-            "thresholds": list(THRESHOLDS),
-            "labelled": 0 if labels is None else int((labels >= 0).sum()),
-            "epochs": pseudo_label_counts(outputs, labels, model.rule.threshold),
-        }
-    return found
-
-
-def _history(model: Trained) -> list[dict[str, Any]]:
+def _history(record: ModelRecord) -> list[dict[str, Any]]:
     """Mean losses and selection scores of every epoch."""
     epochs: dict[int, dict[str, Any]] = {}
     try:
-        lines = read_metrics(model.folder)
+        lines = read_metrics(record.folder)
     except FercliError as problem:
-        console.warn(f"{problem}; {model.folder.name} is shown without its curves")
+        console.warn(f"{problem}; {record.name} is shown without its curves and selection rules")
         return []
     for line in lines:
         epoch = epochs.setdefault(line["epoch"], {"epoch": line["epoch"], "losses": {}, "scores": {}, "chosen": False})
@@ -311,18 +320,5 @@ def _history(model: Trained) -> list[dict[str, Any]]:
             epoch["scores"] = line["scores"]
     for epoch in epochs.values():
         epoch["losses"] = {name: float(np.mean(values)) for name, values in epoch["losses"].items()}
-        epoch["chosen"] = epoch["epoch"] == model.state["best"]["epoch"]
+        epoch["chosen"] = epoch["epoch"] == record.epoch
     return [epochs[number] for number in sorted(epochs)]
-
-
-def _times(models: Sequence[Trained]) -> dict[str, float]:
-    times = {}
-    for model in models:
-        try:
-            found = read_environment(model.folder)
-        except FercliError as problem:
-            console.warn(f"{problem}; {model.folder.name} is shown without its time")
-            continue
-        if found is not None:
-            times[model.folder.name] = found.outcome.seconds
-    return times

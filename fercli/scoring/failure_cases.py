@@ -31,7 +31,7 @@ def failure_cases(scored: Results, limit: int = LIMIT) -> list[dict[str, Any]]:
     kinds = {"uncertain": least_sure(unsure, limit)}
     if scored.known.any():
         kinds = {"mistakes": surest_mistakes(scored.labels, scored.answers, said, limit), **kinds}
-    about = {"folder": scored.model.folder.name, "dataset": scored.store.name}
+    about = {"folder": scored.record.name, "dataset": scored.store.name}
     return [
         {**about, "kind": kind, "faces": [_face(scored, int(row), float(unsure[row])) for row in rows]}
         for kind, rows in kinds.items()
@@ -64,7 +64,7 @@ def entropy(probabilities: Tensor) -> np.ndarray:
 
 def _face(scored: Results, row: int, unsure: float) -> dict[str, Any]:
     said, answer, label = scored.decision.probabilities[row].tolist(), scored.answers[row], scored.labels[row]
-    position = int(scored.indices[row])
+    position = int(scored.part.indices[row])
     # Names that are no UTF-8 have no place in JSON or on a page; predictions/*.csv keeps their bytes.
     name = str(scored.store.ids[position]).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     return {

@@ -1,33 +1,170 @@
-"""What one model answers on the scored part of one dataset, and the figures that follow from it.
+"""What one model answers on the scored part of one dataset, and the figures that follow from it: pure functions of
+outputs. For a run, a single model and a sweep alike.
 
 This is the final score: target labels are read here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fercli import console
-from fercli.engine.trained import Trained
+from fercli.engine.log import read_scores
 from fercli.errors import FercliError
 from fercli.evaluation.calibration import calibration
-from fercli.evaluation.decision import FUSED, STAGES, Decision
+from fercli.evaluation.decision import FUSED, STAGES, Decision, DecisionRule
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
+from fercli.evaluation.outputs import EpochOutputs
+from fercli.evaluation.selection import chosen_by_rule
 from fercli.loading.held_out import training_and_validation
-from fercli.methods.base import Outputs
 from fercli.models import HEADS
-from fercli.report.headline_view import headline_row
 from fercli.spec import Spec
 from fercli.spec.registry import RULES
 from fercli.store import Store
+
+#: What an entry takes from its model's record.
+_TOLD = (
+    *("source", "method", "registered", "seed", "keys", "oracle_method", "stage", "epoch", "selection", "decision"),
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """What tables tell of a trained model, and how it answers.
+
+    Attributes:
+        folder: of its stage; name: the same below the run's folder.
+        method: its label in tables; registered: its name in the registry; source: its datasets, joined by +.
+        seed, keys: of a sweep's cell; keys are the values of the grid's spec keys.
+        epoch, selection: the chosen one, and the rule that chose it.
+        rule: its own decision rule; decision: the name of the one that is asked (`DecisionRule.named`).
+        oracle_method: whether it was trained with target labels: an upper bound, whatever chose its epoch.
+        keep_outputs: as the spec's ``engine.keep_outputs``.
+    """
+
+    folder: Path
+    name: str
+    checkpoint: Path
+    stage: str
+    method: str
+    registered: str
+    source: str
+    seed: int
+    epoch: int
+    selection: str
+    rule: DecisionRule
+    decision: str
+    oracle_method: bool
+    seconds: float | None = None
+    keys: Mapping[str, Any] = field(default_factory=dict)
+    keep_outputs: int | None = None
+
+    def deciding_by(self, name: str | None) -> ModelRecord:
+        """The same model, asked for another decision rule; None changes nothing."""
+        asked = self.rule.named(name) if name else None
+        return replace(self, decision=name if asked.key == "glpc" else asked.key) if asked else self
+
+    def answering(self) -> DecisionRule:
+        """The rule that is asked."""
+        return self.rule.named(self.decision)
+
+
+def model_record(spec: Spec, folder: Path, rule: DecisionRule, **told: Any) -> ModelRecord:
+    """A record of what was trained by a spec; `told` is the rest of its attributes."""
+    about = {"source": "+".join(spec.data.source), "seed": spec.engine.seed, "keep_outputs": spec.engine.keep_outputs}
+    return ModelRecord(folder=folder, rule=rule, decision=rule.key, **about, **told)
+
+
+class Part(NamedTuple):
+    """Which faces of a store score: what to call them, their positions, and how many the dataset lists."""
+
+    splits: list[str]
+    indices: np.ndarray
+    expected: int
+
+
+def scored_part(spec: Spec, store: Store, is_source: bool) -> Part:
+    """The faces of a store that score.
+
+    A source without a test part of its own is scored on the faces held out of training, which also chose the epoch.
+    """
+    if is_source and (set(store.score_splits) & set(store.adapt_splits) or not store.expected(store.score_splits)):
+        _, held = training_and_validation(store, spec.data.validation)
+        return Part(["held out of training"], held, len(held))
+    return Part(list(store.score_splits), store.indices(store.score_splits), store.expected(store.score_splits))
+
+
+class Epochs:
+    """What an adaptation's epochs left, as far as it is of the faces that the target's store holds now.
+
+    Args:
+        record: the adapted model's.
+        store: its target, opened with labels.
+        size: scored faces.
+        history: epoch -> selection rule -> score.
+
+    Attributes:
+        watched: epoch -> the fused head's probabilities [N, 7] on the watched faces.
+        answers: epoch -> answers int64 [N] of the model's decision rule, with that epoch's learning status; empty where
+            the outputs are of other faces.
+        same_faces: whether they are not.
+
+    Raises:
+        FercliError: a file of outputs is missing or damaged.
+    """
+
+    def __init__(self, record: ModelRecord, store: Store, size: int, history: Mapping[int, Mapping[str, float]]):
+        self.outputs = EpochOutputs(record.folder, {record.epoch, *(history if record.keep_outputs is None else ())})
+        self._history = history
+        self.watched: dict[int, Tensor] = {}
+        self.answers: dict[int, np.ndarray] = {}
+        self._record, self.same_faces = record, True
+        for epoch in self.outputs.paths:
+            found, about = self.outputs[epoch]
+            self.watched[epoch] = found.get("watched", found["scored"])[:, FUSED].clone()
+            if about.get("faces") == store.faces_digest and len(found["scored"]) == size:
+                decide = self.rule(found).named(record.decision)
+                self.answers[epoch] = decide(found["scored"]).answers.numpy()
+            else:
+                self.same_faces = False
+        if not self.same_faces:
+            self.answers.clear()
+
+    def rule(self, found: Mapping[str, Tensor]) -> DecisionRule:
+        """The model's own decision rule, with an epoch's own learning status."""
+        return self._record.rule._replace(status=found.get("status"))
+
+    @cached_property
+    def chosen(self) -> dict[str, int]:
+        """Selection rule -> the epoch that it would choose, of those whose outputs are there; none without scores."""
+        history = {epoch: scores for epoch, scores in self._history.items() if epoch in self.watched}
+        return chosen_by_rule(history, self.watched) if history else {}
+
+    def selected_by(self, rule: str) -> tuple[ModelRecord, dict[str, Tensor]]:
+        """The model at the epoch that a selection rule chooses, and its outputs.
+
+        Raises:
+            FercliError: the run has no score by this rule, or its outputs are of other faces.
+        """
+        folder = self._record.folder
+        if rule not in self.chosen or not self.same_faces:
+            why = f"{folder} has no score by {rule}" if self.same_faces else f"{folder} holds outputs of other faces"
+            raise FercliError(why, "adapt again: --restart" + (", with adapt.also_score=dev" if rule == "dev" else ""))
+        epoch = self.chosen[rule]
+        found, _ = self.outputs[epoch]
+        return replace(self._record, epoch=epoch, selection=rule, rule=self.rule(found)), found
 
 
 @dataclass(frozen=True)
@@ -35,27 +172,28 @@ class Results:
     """A model's answers on N faces.
 
     Attributes:
-        model, store: whose, and on what.
-        source: names of the source datasets, joined by +; is_source: whether the store is one of them.
-        splits, indices, expected: see `scored_part`.
+        record, store: whose, and on what.
+        is_source: whether the store is one of the model's sources.
+        part: which faces.
         probabilities: float32 [N, 7 heads, 7 expressions].
-        held: the same model on the held-out source faces, with their labels: what the temperature is fitted on.
+        held, held_labels: the same model on K held-out source faces [K, 7, 7], and their labels: what the temperature
+            is fitted on.
+        epochs: what its epochs left, where it was adapted to this dataset.
     """
 
-    model: Trained
+    record: ModelRecord
     store: Store
-    source: str
     is_source: bool
-    splits: list[str]
-    indices: np.ndarray
-    expected: int
+    part: Part
     probabilities: Tensor
-    held: Outputs
+    held: Tensor
+    held_labels: Tensor
+    epochs: Epochs | None = None
 
     @cached_property
     def decision(self) -> Decision:
-        """By the model's own rule."""
-        return self.model.rule(self.probabilities)
+        """By the rule that is asked."""
+        return self.record.answering()(self.probabilities)
 
     @cached_property
     def answers(self) -> np.ndarray:
@@ -65,7 +203,7 @@ class Results:
     @cached_property
     def labels(self) -> np.ndarray:
         """int64 [N], -1 where not known."""
-        return self.store.labels[self.indices]
+        return self.store.labels[self.part.indices]
 
     @cached_property
     def known(self) -> np.ndarray:
@@ -74,61 +212,54 @@ class Results:
 
     def stage(self, row: int) -> str:
         """Which stage of GLPC gave the answer; the rule's name where another rule decides."""
-        return STAGES[self.decision.stages[row]] if self.model.decision == "glpc" else self.model.decision
+        return STAGES[self.decision.stages[row]] if self._by_glpc else self.record.decision
+
+    @property
+    def _by_glpc(self) -> bool:
+        return self.record.decision.startswith("glpc")
 
     def entry(self) -> dict[str, Any]:
-        """The entry of the results document, but for ``predictions``."""
-        best, known = self.model.state["best"], self.known
-        glpc = self.model.decision == "glpc"
+        """The entry of the results document (`fercli.scoring.results_files`), but for ``predictions``."""
+        record, epochs = self.record, self.epochs
+        answered = epochs is not None and bool(epochs.answers)
+        oracle = oracle_epoch(epochs.answers, self.labels) if answered else None
+        rules = (*HEADS, "global+fused", *(["glpc"] if record.rule.status is not None else []), record.decision)
         return {
             "dataset": self.store.name,
             "role": "source" if self.is_source else "target",
-            "source": self.source,
-            "model": self.model.method,
-            "stage": self.model.stage,
-            "folder": self.model.folder.name,
-            "checkpoint": str(self.model.path),
-            "epoch": best["epoch"],
-            "selection": {"rule": best["rule"], "reads": list(RULES[best["rule"]].reads)},
-            # A method that trains on target labels is an upper bound, whatever chose its epoch.
-            "oracle": self.model.kind.oracle,
-            "splits": self.splits,
-            "counts": {"expected": self.expected, "found": len(self.indices), "scored": int(known.sum())},
+            **{name: getattr(record, name) for name in _TOLD},
+            "folder": record.name,
+            "checkpoint": str(record.checkpoint),
+            "reads": list(RULES[record.selection].reads),
+            "splits": self.part.splits,
+            "expected": self.part.expected,
+            "found": len(self.part.indices),
+            "scored": int(self.known.sum()),
             "heads": {
-                name: metrics_of(self.labels, self.probabilities[:, head].argmax(-1).numpy())
-                for head, name in enumerate(HEADS)
+                name: metrics_of(self.labels, record.rule.named(name)(self.probabilities).answers.numpy())
+                for name in rules
             },
-            "decision": {
-                "rule": self.model.decision,
-                "metrics": metrics_of(self.labels, self.answers),
-                "stages": self._stages() if glpc else None,
-            },
+            "stages": self._stages() if self._by_glpc else None,
             "intervals": self._intervals(self.answers),
             "calibration": self._calibration(),
+            "oracle": None if oracle is None else self._at(oracle, intervals=True),
+            "rules": {rule: self._at(epoch) for rule, epoch in (epochs.chosen if answered else {}).items()},
         }
 
-    def rows(self, entry: dict[str, Any]) -> list[dict[str, Any]]:
-        """Rows of the headline table: the model's own, and the oracle's where its epochs left their answers."""
-        row = headline_row(entry)
-        try:
-            chosen = None if self.is_source else oracle_epoch(self.model.folder, self.store)
-        except FercliError as problem:
-            console.warn(f"{problem}; no oracle of {self.model.folder.name}")
-            chosen = None
-        if chosen is None:
-            return [row]
-        epoch, answers = chosen
-        oracle = {"intervals": self._intervals(answers), "selection": "oracle", "epoch": epoch, "oracle": True}
-        return [row, {**row, **headline_figures(self.labels, answers), **oracle}]
+    def _at(self, epoch: int, intervals: bool = False) -> dict[str, Any]:
+        answers = self.epochs.answers[epoch]
+        metrics = metrics_of(self.labels, answers) or {}
+        found = {"epoch": epoch, **{name: metrics.get(name) for name in ("accuracy", "macro_f1")}}
+        return {**found, "intervals": self._intervals(answers)} if intervals else found
 
     def _intervals(self, answers: np.ndarray) -> dict[str, Any] | None:
         known = self.known
-        return bootstrap(self.labels[known], answers[known], self.store.subjects[self.indices][known].tolist())
+        return bootstrap(self.labels[known], answers[known], self.store.subjects[self.part.indices][known].tolist())
 
     def _calibration(self) -> dict[str, Any] | None:
         """Of the fused head. Where a source is scored on its held-out faces, those have fitted the temperature too."""
         labels = torch.from_numpy(self.labels.astype(np.int64))
-        return calibration(self.probabilities[:, FUSED], labels, self.held.probabilities[:, FUSED], self.held.labels)
+        return calibration(self.probabilities[:, FUSED], labels, self.held[:, FUSED], self.held_labels)
 
     def _stages(self) -> dict[str, dict[str, int | None]]:
         """How often each stage decided and how often rightly: of labelled faces, or of all where none has a label."""
@@ -142,15 +273,24 @@ class Results:
         return found
 
 
-def scored_part(spec: Spec, store: Store, is_source: bool) -> tuple[list[str], np.ndarray, int]:
-    """Which faces score: (what to call them, positions, how many the dataset lists).
-
-    A source without a test part of its own is scored on the faces held out of training, which also chose the epoch.
-    """
-    if is_source and (set(store.score_splits) & set(store.adapt_splits) or not store.expected(store.score_splits)):
-        _, held = training_and_validation(store, spec.data.validation)
-        return ["held out of training"], held, len(held)
-    return list(store.score_splits), store.indices(store.score_splits), store.expected(store.score_splits)
+def read_epochs(record: ModelRecord, store: Store, size: int) -> Epochs | None:
+    """`Epochs` of an adapted model, without selection rules where its log is damaged; None, with a warning, where its
+    outputs are, or are missing."""
+    history = {}
+    with suppress(FercliError):  # told where its curves are left out
+        history = read_scores(record.folder)
+    try:
+        epochs = Epochs(record, store, size, history)
+    except FercliError as problem:
+        console.warn(f"{problem}; no oracle, selection rules or pseudo labels of {record.name}")
+        return None
+    if not epochs.same_faces:
+        console.warn(
+            f"{store.path} was prepared again after {record.folder}, with other faces: what its epochs left cannot be "
+            f"scored (no oracle, no accuracy of pseudo labels); to have these, run: fercli adapt --target {store.name} "
+            "--restart"
+        )
+    return epochs
 
 
 def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:
@@ -162,7 +302,12 @@ def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None
     return {**scores(counted), "confusion": counted.tolist()}
 
 
-def headline_figures(labels: np.ndarray, answers: np.ndarray) -> dict[str, float | None]:
-    """Accuracy and macro F1 of `metrics_of`, None where no face has a label."""
-    metrics = metrics_of(labels, answers)
-    return {name: None if metrics is None else metrics[name] for name in ("accuracy", "macro_f1")}
+def with_own_labels(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same entries; of those that share label, dataset, seed and keys all but the first carry their folder."""
+    taken, found = set(), []
+    for entry in entries:
+        name = (entry["method"], entry["dataset"], entry["seed"], *map(str, entry["keys"].items()))
+        label = f"{entry['method']} [{entry['folder']}]" if name in taken else entry["method"]
+        found.append({**entry, "method": label})
+        taken.add(name)
+    return found

@@ -1,8 +1,13 @@
-"""Trained models at work on prepared faces: one network, which takes each model's weights in turn."""
+"""Trained models at work on prepared faces: their outputs, computed once and kept, and what else takes the network."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +16,15 @@ from torch import Tensor
 
 from fercli.engine.data import view_settings
 from fercli.engine.fabric import make_fabric
-from fercli.engine.network import empty_network, load_network
+from fercli.engine.folder import digest
+from fercli.engine.network import check_architecture, empty_network, load_network
 from fercli.engine.predict import predict
 from fercli.engine.trained import Trained
+from fercli.errors import FercliError
 from fercli.evaluation.domain_gap import a_distance, embed
+from fercli.evaluation.outputs import FOLDER, read_outputs, write_outputs
 from fercli.expressions import NUM_EXPRESSIONS
+from fercli.files import remove_half_written
 from fercli.loading.face_dataset import FaceDataset
 from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.methods.base import NUM_HEADS, Outputs
@@ -31,7 +40,7 @@ GAP_FACES, MAPPED_FACES = 1000, 400
 
 
 class TrainedEvaluator:
-    """Trained models over prepared faces. `take` a model first; the rest is about it until another is taken.
+    """Trained models over prepared faces, one network that takes each model's weights when they are needed.
 
     Args:
         spec: the run's.
@@ -39,72 +48,55 @@ class TrainedEvaluator:
             temperature is fitted (it stays 1), and `gap` cannot be asked for.
 
     Attributes:
-        device: what it runs on.
+        held_labels: int64 [K], of the held-out source faces.
     """
 
     def __init__(self, spec: Spec, sources: Sequence[Store]):
         self._spec, self._sources = spec, sources
-        fabric = make_fabric(spec.engine)
-        self.device: torch.device = fabric.device
-        self._network = fabric.setup_module(empty_network(spec))
-        if not sources:
-            return
-        train, held = zip(*(training_and_validation(store, spec.data.validation) for store in sources), strict=True)
-        train = _thinned(train, GAP_FACES)
-        self._train, self._train_labels = self._faces(sources, train), labels_of(sources, train)
-        self._held, self._held_labels = self._faces(sources, held), labels_of(sources, held)
-        self._model: Trained
-        self._output_transform: Callable[[Output], Output] | None
-        self._held_outputs: Outputs
-        self._train_features: Tensor
+        self._loaded: Trained | None = None
+        self._train = self._held = None
+        self.held_labels = torch.zeros(0).long()
+        if sources:
+            train, held = zip(*(training_and_validation(store, spec.data.validation) for store in sources), strict=True)
+            self._train, self._held = _subsampled(train, GAP_FACES), list(held)
+            self._train_labels = labels_of(sources, self._train)
+            self.held_labels = torch.from_numpy(labels_of(sources, self._held))
 
-    def take(self, model: Trained) -> None:
-        """Put a model's weights into the network and answer the source's training and held-out faces, if any.
-
-        Raises:
-            FercliError: it is of another architecture than the spec's, or its method of another version.
-        """
-        load_network(self._network.module, model.state, self._spec, model.path)
-        self._model, self._output_transform = model, model.output_transform(self.device)
-        if not self._sources:
-            self._held_outputs = Outputs(
-                torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS), torch.zeros(0), torch.zeros(0).long()
-            )
-            return
-        held = self._predict(self._held, self._output_transform)
-        self._held_outputs = held._replace(labels=torch.from_numpy(self._held_labels))
-        self._train_features = self._predict(self._train).features.flatten(1)
-
-    def score(self, store: Store) -> tuple[Results, Tensor]:
-        """Have the model answer a dataset's scored part.
+    def outputs(self, model: Trained, store: Store, folder: Path) -> dict[str, Tensor]:
+        """What a model says of a dataset's scored part: read from `folder`, or computed and written there.
 
         Returns:
-            What the model answers, and the features float32 [N, 384] that the gap is computed from: the network's own,
-            also where a method refines them before it answers, so that all models are compared alike.
-        """
-        is_source = store.name in self._spec.data.source
-        splits, indices, expected = scored_part(self._spec, store, is_source)
-        faces = self._faces([store], [indices])
-        outputs = self._predict(faces, self._output_transform)
-        rows = subsample(len(indices), GAP_FACES)
-        if self._output_transform is None or is_source:
-            features = outputs.features[rows]
-        else:
-            features = self._predict(self._faces([store], [indices[rows]])).features
-        source = "+".join(self._spec.data.source)
-        held = self._held_outputs
-        scored = Results(self._model, store, source, is_source, splits, indices, expected, outputs.probabilities, held)
-        return scored, features.flatten(1)
+            ``scored`` [N, 7, 7] and ``held`` [K, 7, 7] probabilities, ``features`` [<= GAP_FACES, 384] of the scored
+            faces and ``source_features`` of the source's training faces, evenly spread: those that `gap` compares. They
+            are the network's own, also where a method transforms them before it answers, so that all models are
+            compared alike.
 
-    def gap(self, scored: Results, features: Tensor, mapped: bool) -> dict[str, Any]:
+        Raises:
+            FercliError: the model is of another architecture than the spec's, or its method of another version.
+        """
+        check_architecture(model.state, self._spec, model.path)
+        path = folder / FOLDER / f"dataset-{store.name}.safetensors"
+        about = {"faces": store.faces_digest, "model": digest(model.state["network"]), "made": self._made(model, store)}
+        if path.exists():
+            with suppress(FercliError):  # what cannot be read is computed again
+                found, then = read_outputs(path)
+                due = {"features", "source_features"} if self._sources else {"features"}
+                if about.items() <= then.items() and due <= found.keys():
+                    return found
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_half_written(path.parent, f"{path.name}.*")
+        write_outputs(path, self._compute(model, store), about)
+        return read_outputs(path)[0]
+
+    def gap(self, scored: Results, outputs: dict[str, Tensor], mapped: bool) -> dict[str, Any]:
         """How far the source's training faces and a target's scored ones lie apart under the model.
 
         Args:
-            scored, features: from `score`; at most `GAP_FACES` of either domain count, evenly spread.
-            mapped: whether to make the t-SNE map too, of at most `MAPPED_FACES` of either. Its points carry the true
-                labels (-1 unknown), for their colours only.
+            scored, outputs: of one model and dataset.
+            mapped: whether to make the t-SNE map too, of at most `MAPPED_FACES` of either domain. Its points carry the
+                true labels (-1 unknown), for their colours only.
         """
-        source, target = self._train_features.numpy(), features.numpy()
+        source, target = outputs["source_features"].numpy(), outputs["features"].numpy()
         embedding = None
         if mapped:
             ours, theirs = subsample(len(source), MAPPED_FACES), subsample(len(target), MAPPED_FACES)
@@ -112,14 +104,12 @@ class TrainedEvaluator:
         if embedding is not None:
             labels = scored.labels[subsample(len(scored.labels), GAP_FACES)]
             embedding["label"] = [*self._train_labels[ours].tolist(), *labels[theirs].tolist()]
-        return {
-            "folder": self._model.folder.name,
-            "model": self._model.method,
-            **a_distance(source, target),
-            "embedding": embedding,
-        }
+        about = {"folder": scored.record.name, "method": scored.record.method}
+        return {**about, **a_distance(source, target), "embedding": embedding}
 
-    def pictures(self, scored: Results, positions: Iterable[int]) -> dict[tuple[str, str, int], Picture]:
+    def pictures(
+        self, model: Trained, scored: Results, positions: Iterable[int]
+    ) -> dict[tuple[str, str, int], Picture]:
         """Pictures of faces of the scored part, with the heat of the answer each got.
 
         Args:
@@ -131,26 +121,62 @@ class TrainedEvaluator:
         chosen = np.array(sorted(positions), np.int64)
         if not len(chosen):
             return {}
+        network, transform, device = self._load(model)
         settings = view_settings(self._spec)
-        view = self._faces([scored.store], [chosen]).plain(np.arange(len(chosen)), settings)
-        answers = torch.from_numpy(scored.answers[np.searchsorted(scored.indices, chosen)])
-        heat = grad_cam(self._network.module, view.inputs, answers, self._output_transform).numpy()
-        about = (self._model.folder.name, scored.store.name)
+        view = self._faces([scored.store], [chosen], device).plain(np.arange(len(chosen)), settings)
+        answers = torch.from_numpy(scored.answers[np.searchsorted(scored.part.indices, chosen)])
+        heat = grad_cam(network.module, view.inputs, answers, transform).numpy()
+        about = (scored.record.name, scored.store.name)
         return {
             (*about, int(position)): picture_of(scored.store, int(position), settings.size, own)
             for position, own in zip(chosen, heat, strict=True)
         }
 
-    def _faces(self, stores: Sequence[Store], indices: Sequence[np.ndarray]) -> FaceDataset:
-        return FaceDataset(stores, indices, self.device, self._spec.model.reads_crops)
+    def _compute(self, model: Trained, store: Store) -> dict[str, Tensor]:
+        network, transform, device = self._load(model)
 
-    def _predict(self, faces: FaceDataset, output_transform: Callable[[Output], Output] | None = None) -> Outputs:
-        return predict(
-            self._network, faces, view_settings(self._spec), self._spec.engine.evaluate_batch, output_transform
-        )
+        def look(stores: Sequence[Store], indices: Sequence[np.ndarray], transform: Any = None) -> Outputs:
+            faces = self._faces(stores, indices, device)
+            return predict(network, faces, view_settings(self._spec), self._spec.engine.evaluate_batch, transform)
+
+        is_source = store.name in self._spec.data.source
+        indices = scored_part(self._spec, store, is_source).indices
+        scored, rows = look([store], [indices], transform), subsample(len(indices), GAP_FACES)
+        features = scored.features[rows]
+        if transform is not None and not is_source:
+            features = look([store], [indices[rows]]).features
+        found = {"scored": scored.probabilities, "held": torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS)}
+        if self._sources:
+            found["held"] = look(self._sources, self._held, transform).probabilities
+            found["source_features"] = look(self._sources, self._train).features.flatten(1)
+        return {**found, "features": features.flatten(1)}
+
+    def _made(self, model: Trained, store: Store) -> str:
+        """Tells whatever else than weights and names of faces the outputs depend on."""
+        sources = [one.content_digest(labels=True) for one in self._sources]
+        state = digest(model.state["method"]) if model.kind.transforms_output else ""
+        how = [self._spec.model.test_flip, self._spec.engine.precision, self._spec.data.validation]
+        spec = [store.content_digest(), store.score_splits, sources, state, *how]
+        return hashlib.sha256(json.dumps(spec).encode()).hexdigest()
+
+    @cached_property
+    def _empty(self) -> tuple[Any, torch.device]:
+        fabric = make_fabric(self._spec.engine)
+        return fabric.setup_module(empty_network(self._spec)), fabric.device
+
+    def _load(self, model: Trained) -> tuple[Any, Callable[[Output], Output] | None, torch.device]:
+        """The network with a model's weights, what its method makes of the network's output, and the device."""
+        network, device = self._empty
+        if self._loaded is not model:
+            load_network(network.module, model.state, self._spec, model.path)
+            self._loaded = model
+        return network, model.output_transform(device), device
+
+    def _faces(self, stores: Sequence[Store], indices: Sequence[np.ndarray], device: torch.device) -> FaceDataset:
+        return FaceDataset(stores, indices, device, self._spec.model.reads_crops)
 
 
-def _thinned(parts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
+def _subsampled(parts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
     """At most `limit` of the positions in all parts together, evenly spread over them laid end to end."""
     which = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     rows = subsample(len(which), limit)

@@ -24,6 +24,8 @@ METHODS: dict[str, str] = {
     "agra": "fercli.methods.agra:AGRA",
 }
 
+#: The method that all others are compared with: the source model as it is.
+REFERENCE = "source-only"
 
 _LABELS, _SOURCE, _TARGET = "source validation labels", "source training images", "target images"
 
@@ -32,7 +34,7 @@ class SelectionRule(NamedTuple):
     """What a selection rule reads, and when it can be computed.
 
     A rule that read target labels would be an oracle. None is registered: the oracle is computed after the run, by
-    `fercli.evaluation.oracle`, from the decisions that each epoch left behind.
+    `fercli.evaluation.oracle`, from the outputs that each epoch left behind.
 
     Attributes:
         reads: in words, for reports.

@@ -288,6 +288,9 @@ class Engine(_Explained):
     """seconds between two checkpoints to go on from."""
     evaluate_batch: Positive = 128
     """faces at a time where nothing is trained."""
+    keep_outputs: Positive | None = None
+    """how many epochs, the latest and the best, an adaptation keeps the outputs of, 98 bytes a face; null is all. The
+    oracle and the selection rules are then computed over those epochs. All stay where the rule compares epochs."""
     tensorboard: bool = True
     """whether curves are written for TensorBoard too."""
 

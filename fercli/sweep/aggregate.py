@@ -1,4 +1,4 @@
-"""A sweep's run folders to one results document. No network is run: each epoch left its answers behind.
+"""A sweep's run folders to one results document. No network is run: each stage left its outputs behind.
 
 This is a final score: target labels are read here, after all training, and what they would have chosen is marked.
 """
@@ -6,32 +6,33 @@ This is a final score: target labels are read here, after all training, and what
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from fercli.engine.data import open_store
-from fercli.engine.evaluator import read_outputs
 from fercli.engine.folder import FIXED, FREE, differences, prepared_again
-from fercli.engine.log import read_environment, read_metrics
+from fercli.engine.log import Environment, read_environment, read_scores
 from fercli.errors import FercliError, SpecError
-from fercli.evaluation.answers import read_answers
-from fercli.evaluation.oracle import oracle_epoch
-from fercli.evaluation.published import published_rows
-from fercli.evaluation.selection import chosen_by_rule
-from fercli.machine import describe_device
+from fercli.evaluation.decision import DecisionRule
+from fercli.evaluation.outputs import FOLDER, read_outputs
+from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.methods import method_class
-from fercli.scoring.results import headline_figures, scored_part
+from fercli.scoring.results import Epochs, ModelRecord, Results, model_record, scored_part
+from fercli.scoring.results_files import document
 from fercli.spec import Spec, parse_recorded
+from fercli.spec.registry import REFERENCE
 from fercli.spec.yaml_data import read_yaml_file
 from fercli.store import Store
-from fercli.sweep.plan import REFERENCE, Cell, plan
+from fercli.sweep.plan import Cell, plan
 
 
-def gather(spec: Spec) -> dict[str, Any]:
-    """The results document of what a sweep has trained so far; its layout is told in `fercli.report.sweep`.
+def gather(spec: Spec, decision: str | None = None, select: str | None = None) -> dict[str, Any]:
+    """The results document of what a sweep has trained so far; its layout is told in `fercli.scoring.results_files`.
+
+    Args:
+        decision, select: as in `fercli.scoring.evaluate.Scoring`.
 
     Raises:
         SpecError: as `plan`.
@@ -41,50 +42,85 @@ def gather(spec: Spec) -> dict[str, Any]:
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = list(dict.fromkeys(name for cell in cells for name in cell.spec.data.source))
     stores = {name: open_store(cells[0].spec, name) for name in [*sources, *targets]}
-    parts = {name: scored_part(spec, stores[name], is_source=False) for name in targets}
-    labels = {name: stores[name].labels[indices] for name, (_, indices, _) in parts.items()}
-    synthetic = any(store.synthetic for store in stores.values())
-    rows, missing = [], []
+    entries, missing = [], []
     for cell in cells:
-        about = {"seed": cell.seed, "keys": cell.keys, "target": cell.target, "method": cell.method}
-        is_reference = cell.method == REFERENCE
-        folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
-        read = _reference_row if is_reference else _adapted_row
-        found, problem = None, ""
         try:
-            problem = _other_settings(cell.spec, folder, "source" if is_reference else "adapt")
-            problem = problem or _other_origins(cell, folder, stores)
-            found = None if problem else read(cell, folder, stores[cell.target], labels[cell.target])
-        except FercliError as failure:
-            problem = str(failure)
-        if found is None:
-            missing.append({**about, "why": problem or f"not trained to the end, or on other faces of {cell.target}"})
-            continue
-        known = int((labels[cell.target] >= 0).sum())
-        counts = {"expected": parts[cell.target][2], "found": len(labels[cell.target]), "scored": known}
-        registered = cell.spec.adapt.method
-        oracle_method = method_class(registered).oracle
-        rows.append({**about, "registered": registered, "oracle_method": oracle_method, **counts, **found})
-    return {
-        "schema": 2,
-        "kind": "sweep",
-        "title": spec.evaluate.title or spec.name,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "synthetic": synthetic,
-        "targets": targets,
-        "methods": list(dict.fromkeys(cell.method for cell in cells)),
-        "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
-        "reference": REFERENCE,
-        "datasets": {
-            name: {"synthetic": store.synthetic, "role": "source" if name in sources else "target"}
-            for name, store in stores.items()
-        },
-        "cells": rows,
-        "missing": missing,
-        "published": published_rows(spec, targets, synthetic),
-        "spec": json.loads(spec.model_dump_json()),
-        "environment": describe_device("cpu"),
-    }
+            entries.append(_entry(cell, spec.run_folder, stores, decision, select))
+        except _Missing as why:
+            about = {"dataset": cell.target, "method": cell.method, "seed": cell.seed, "keys": cell.keys}
+            missing.append({**about, "why": str(why)})
+    inner = spec.model_copy(update={"data": spec.data.model_copy(update={"source": sources})})
+    found = document("sweep", inner, stores, entries)
+    found["missing"], found["spec"] = missing, json.loads(spec.model_dump_json())
+    found["methods"] = list(dict.fromkeys(cell.method for cell in cells))
+    found["seeds"] = list(dict.fromkeys(cell.seed for cell in cells))
+    return found
+
+
+class _Missing(Exception):
+    """Why a cell has no results."""
+
+
+def _entry(cell: Cell, run: Path, stores: dict[str, Store], decision: str | None, select: str | None) -> dict[str, Any]:
+    is_reference = cell.method == REFERENCE
+    folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
+    store = stores[cell.target]
+    part = scored_part(cell.spec, store, is_source=False)
+    other = _Missing(f"not trained to the end, or on other faces of {cell.target}")
+    try:
+        problem = _other_settings(cell.spec, folder, "source" if is_reference else "adapt")
+        problem = problem or _other_origins(cell, folder, stores)
+        finished = read_environment(folder)
+        if problem or finished is None:
+            raise _Missing(problem) if problem else other
+        name = f"dataset-{cell.target}" if is_reference else f"epoch-{finished.outcome.epoch:04d}"
+        path = folder / FOLDER / f"{name}.safetensors"
+        if is_reference and not path.exists():  # `fercli sweep` makes it
+            raise other
+        found, about = read_outputs(path)
+        if is_reference and about.get("model") != finished.made_of.model:
+            raise other
+        if about.get("faces") != store.faces_digest or len(found["scored"]) != len(part.indices):
+            raise other
+        record = _record(cell, folder, run, finished, found.get("status")).deciding_by(decision)
+        epochs = None if is_reference else Epochs(record, store, len(part.indices), read_scores(folder))
+        if select is not None and epochs is not None:
+            record, found = epochs.selected_by(select)
+        held_labels = _held_labels(cell.spec, stores)
+        return {
+            **Results(record, store, False, part, found["scored"], found["held"], held_labels, epochs).entry(),
+            "predictions": None,
+        }
+    except SpecError:
+        raise
+    except FercliError as failure:
+        raise _Missing(str(failure)) from None
+
+
+def _record(cell: Cell, folder: Path, run: Path, finished: Environment, status: torch.Tensor | None) -> ModelRecord:
+    outcome, kind = finished.outcome, method_class(cell.spec.adapt.method)
+    rule = DecisionRule(outcome.decision, status, **kind.decision_options(kind.read_options(cell.spec.adapt.options)))
+    return model_record(
+        cell.spec,
+        folder,
+        rule,
+        name=str(folder.relative_to(run)),
+        checkpoint=folder / "best.ckpt",
+        stage="source" if cell.method == REFERENCE else "adapt",
+        method=cell.method,
+        registered=cell.spec.adapt.method,
+        keys=cell.keys,
+        epoch=outcome.epoch,
+        selection=outcome.rule,
+        oracle_method=kind.oracle,
+        seconds=outcome.seconds,
+    )
+
+
+def _held_labels(spec: Spec, stores: dict[str, Store]) -> torch.Tensor:
+    sources = [stores[name] for name in spec.data.source]
+    held = [training_and_validation(store, spec.data.validation)[1] for store in sources]
+    return torch.from_numpy(labels_of(sources, held))
 
 
 def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
@@ -116,50 +152,3 @@ def _other_origins(cell: Cell, folder: Path, stores: dict[str, Store]) -> str:
     if start and source is not None and source.made_of.model not in ("", start):
         return "adapted from another source model than the run has now"
     return ""
-
-
-def _reference_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> dict[str, Any] | None:
-    finished, answers = read_environment(folder), read_answers(folder / "decisions" / f"{cell.target}.txt", store)
-    if finished is None or answers is None:
-        return None
-    outcome = finished.outcome
-    return {
-        "decision": "fused",
-        **headline_figures(labels, answers),
-        "selection": outcome.rule,
-        "epoch": outcome.epoch,
-        "oracle": None,
-        "rules": {},
-        "seconds": outcome.seconds,
-    }
-
-
-def _adapted_row(cell: Cell, folder: Path, store: Store, labels: np.ndarray) -> dict[str, Any] | None:
-    finished = read_environment(folder)
-    if finished is None:
-        return None
-    outcome = finished.outcome
-
-    def at(epoch: int) -> np.ndarray | None:
-        return read_answers(folder / "decisions" / f"epoch-{epoch:04d}.txt", store)
-
-    answers = at(outcome.epoch)
-    if answers is None:
-        return None
-    history = {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
-    best = oracle_epoch(folder, store)
-    rules = {
-        rule: {"epoch": epoch, "accuracy": headline_figures(labels, at(epoch))["accuracy"]}
-        for rule, epoch in chosen_by_rule(history, read_outputs(folder)).items()
-    }
-    return {
-        "decision": outcome.decision,
-        **headline_figures(labels, answers),
-        "selection": outcome.rule,
-        "epoch": outcome.epoch,
-        "oracle": None
-        if best is None
-        else {"epoch": best[0], "accuracy": headline_figures(labels, best[1])["accuracy"]},
-        "rules": rules,
-        "seconds": outcome.seconds,
-    }

@@ -11,9 +11,7 @@ from typing import Any
 from fercli.errors import SpecError
 from fercli.methods import method_class
 from fercli.spec import Spec, parse
-
-#: The row that every difference is to.
-REFERENCE = "source-only"
+from fercli.spec.registry import REFERENCE
 
 
 @dataclass(frozen=True)

@@ -8,33 +8,27 @@ stopped or killed, the same command goes on. Results are read from those folders
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import joblib
 import torch
 
 from fercli import console
-from fercli.engine import checkpoint
-from fercli.engine.data import open_store, view_settings
-from fercli.engine.fabric import launched, make_fabric
+from fercli.engine.data import open_store
+from fercli.engine.fabric import launched
 from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
-from fercli.engine.network import empty_network, load_network
-from fercli.engine.predict import predict
 from fercli.engine.stages import adapt, train_source
+from fercli.engine.trained import source_model
 from fercli.errors import Advice, FercliError
-from fercli.evaluation.answers import write_answers
-from fercli.evaluation.decision import FUSED
-from fercli.files import only_one, write_atomically
-from fercli.loading.face_dataset import FaceDataset
+from fercli.files import only_one
 from fercli.parallel import as_completed
-from fercli.report.sweep import write_csv
+from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
-from fercli.sweep.plan import REFERENCE, plan
+from fercli.spec.registry import REFERENCE
+from fercli.sweep.plan import plan
 
 _STOPPED = "stopped by a signal"
 
@@ -96,24 +90,15 @@ def sweep(spec: Spec) -> list[Advice]:
     return [Advice(f"{title}: ", problem) for title, problem in failed.items()]
 
 
-def write_results(document: dict[str, Any], folder: Path) -> dict[str, Path]:
-    """Write ``results.json`` and ``results.csv``; returns the files by kind."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"results": folder / "results.json", "csv": folder / "results.csv"}
-    write_atomically(files["results"], json.dumps(document, indent=1).encode())
-    write_csv(document, files["csv"])
-    return files
-
-
 def _stop_workers() -> None:
     for child in multiprocessing.active_children():
         os.kill(child.pid, PASSED_ON)
 
 
 def _train_source(document: str, targets: list[str], threads: int) -> tuple[str, str | None]:
-    """Train a run's source model and leave its answers on every target's scored faces, for the reference row."""
+    """Train a run's source model and leave its outputs on every target's scored faces, for the reference row."""
     spec = Spec.model_validate_json(document)
-    return spec.name, _quietly(threads, lambda: (train_source(spec), _answer(spec, targets)))
+    return spec.name, _quietly(threads, lambda: (train_source(spec), _leave_outputs(spec, targets)))
 
 
 def _adapt(document: str, target: str, title: str, threads: int) -> tuple[str, str | None]:
@@ -137,16 +122,8 @@ def _quietly(threads: int, work: Any) -> str | None:
     return _STOPPED if stop.requested else None
 
 
-def _answer(spec: Spec, targets: list[str]) -> None:
-    path = spec.run_folder / "source" / "best.ckpt"
-    fabric = make_fabric(spec.engine)
-    network = fabric.setup_module(empty_network(spec))
-    load_network(network.module, checkpoint.load(path), spec, path)
+def _leave_outputs(spec: Spec, targets: list[str]) -> None:
+    model = source_model(spec)
+    evaluator = TrainedEvaluator(spec, [open_store(spec, name) for name in spec.data.source])
     for name in targets:
-        store = open_store(spec, name, labels=False)
-        faces = FaceDataset([store], [store.indices(store.score_splits)], fabric.device, spec.model.reads_crops)
-        outputs = predict(network, faces, view_settings(spec), spec.engine.evaluate_batch)
-        answers = outputs.probabilities[:, FUSED].argmax(-1)
-        path = spec.run_folder / "source" / "decisions" / f"{name}.txt"
-        path.parent.mkdir(exist_ok=True)
-        write_answers(path, answers, store)
+        evaluator.outputs(model, open_store(spec, name, labels=False), model.folder)

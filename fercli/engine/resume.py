@@ -1,0 +1,74 @@
+"""The state of a stage of training in its checkpoints: written, and taken up again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fercli.engine import checkpoint, distributed
+from fercli.engine.training import Training
+from fercli.errors import FercliError
+
+
+def save(training: Training, path: Path, resumable: bool = False) -> None:
+    """Write a checkpoint. One that is not `resumable`, without the optimizer's state, is for use.
+
+    Of processes that train together all must call it. Raises FercliError where the disk is full.
+    """
+    method = training.method
+    status = method.status()
+    state = {
+        "network": training.network.state_dict(),
+        "status": None if status is None else status.clone(),
+        "decision": method.decision,
+        "step": training.step,
+        "epoch": training.epoch,
+        "best": dict(training.best),
+        **training.record,
+    }
+    if resumable or method.transforms_output:
+        state["method"] = method.state_dict()
+    if resumable:
+        state["optimizer"] = training.optimizer.state_dict()
+        # Float16 scales its gradients by what it has learned so far.
+        state["scaling"] = training.fabric.strategy.precision.state_dict()
+        if training.average is not None:
+            state["average"] = training.average.state()
+        state["meter"] = training.meter.state_dict()
+        # CUDA's is of this process's device: several processes draw alike.
+        cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
+        state["rng"] = {"torch": torch.get_rng_state(), "cuda": cuda}
+    distributed.on_rank_zero(checkpoint.save, path, state)
+
+
+def restore(training: Training) -> None:
+    """Take up ``last.ckpt`` where the folder has one.
+
+    Raises:
+        FercliError: it cannot be read, or is of another version of fercli.
+    """
+    path = training.folder / "last.ckpt"
+    state = distributed.on_rank_zero(lambda: checkpoint.load(path) if path.exists() else None)
+    if state is None:
+        return
+    try:
+        training.network.load_state_dict(state["network"])
+        training.method.load_state_dict(state["method"])
+        training.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaling"):
+            training.fabric.strategy.precision.load_state_dict(state["scaling"])
+        if training.average is not None:
+            training.average.load(state["average"])
+        training.meter.load_state_dict(state["meter"], training.fabric.device)
+        torch.set_rng_state(state["rng"]["torch"])
+        if state["rng"]["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["rng"]["cuda"][0])
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as problem:
+        raise FercliError(
+            f"training cannot go on from {path} ({type(problem).__name__}): it was edited, or written by another "
+            "version of fercli",
+            "begin the stage again: --restart",
+        ) from problem
+    training.best.update(state["best"])
+    training.step = state["step"]

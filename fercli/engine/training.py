@@ -1,0 +1,187 @@
+"""A stage of training, set up: all that the loop works on. Stage 1, an adaptation and the benchmark share it."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from fercli.engine import distributed
+from fercli.engine.averaging import WeightAverage
+from fercli.engine.data import Source, Target, view_settings
+from fercli.engine.evaluator import SourceEvaluator, TargetEvaluator
+from fercli.engine.guards import NonFiniteGuard
+from fercli.engine.log import Meter
+from fercli.engine.schedule import rate_in
+from fercli.engine.sharding import ShardedNetwork, check_batch, shard_of, sync_norms
+from fercli.loading.batches import Batch, Batches, SourceRecipe
+from fercli.methods import method_class
+from fercli.methods.base import Method, Progress
+from fercli.models import FEATURE_SIZE
+from fercli.spec import Optimisation, Spec
+from fercli.spec.registry import RULES
+
+
+class TrainingModule(nn.Module):
+    """The network and its method as one module, so that one wrapped forward computes the losses."""
+
+    def __init__(self, network: nn.Module, method: Method):
+        super().__init__()
+        self.network, self.method = network, method
+
+    def forward(self, batch: Batch, progress: Progress):
+        network = self.network
+        if distributed.world_size() > 1:
+            chosen = batch.pseudo_labelled_indices
+            uneven = chosen is not None and len(chosen) % distributed.world_size() != 0
+            network = ShardedNetwork(network, uneven)
+        return self.method(network, batch, progress)
+
+
+def make_optimizer(module: TrainingModule, plan: Optimisation) -> torch.optim.SGD:
+    """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs.
+
+    Each group has a ``rates`` entry (rate by epoch) and a ``scale`` beside its ``params``.
+    """
+    parts, more = module.network.parameter_groups(), module.method.network_parameters()
+    groups = [
+        {"params": parts["backbone"], "rates": plan.lr, "scale": 1.0},
+        {"params": [*parts["new"], *more], "rates": plan.lr, "scale": plan.head_lr_multiplier},
+    ]
+    ids = set(map(id, more))
+    extra = [parameter for parameter in module.method.parameters() if id(parameter) not in ids]
+    if extra:
+        groups.append({"params": extra, "rates": plan.discriminator_lr, "scale": 1.0})
+    how = {"momentum": plan.momentum, "weight_decay": plan.weight_decay, "nesterov": plan.nesterov}
+    return torch.optim.SGD(groups, lr=rate_in(plan.lr, 1), **how)
+
+
+class Training:
+    """One stage of training, and how far it has come.
+
+    Args:
+        fabric: from `fercli.engine.fabric.make_fabric`.
+        network: new, or the source model's.
+        target: to adapt to, by ``adapt.method``; None in stage 1.
+        folder: where checkpoints and metrics go.
+        record: plain data saved in each checkpoint beside the state: the spec, what it was trained on.
+
+    Attributes:
+        title: what the progress bar says.
+        plan, section: the stage's section of the spec, and its name.
+        post_hoc: whether the epoch is chosen at the end, by a rule that compares all epochs with each other.
+        faces_a_step: a batch, of each domain that the method trains on.
+        batches: called with a step and the positions of `Method.pseudo_labelled`, gives the batch.
+        evaluator: the look at all training faces that a method may take before an epoch, and the scores after it.
+        steps_per_epoch, steps: of an epoch, and of all.
+        module, optimizer: `raw`, the network and the method in one, and its optimizer, as `fabric` has set them up.
+        average: of the weights, to be scored and kept in their place, or None.
+        step: steps done.
+        best: ``{"epoch", "score", "rule"}`` of the best epoch so far; epoch 0 before the first.
+
+    Raises:
+        FercliError: the processes cannot share the batch evenly.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        fabric: Any,
+        network: nn.Module,
+        source: Source,
+        target: Target | None,
+        folder: Path,
+        record: dict[str, Any],
+    ):
+        self.fabric, self.network, self.engine = fabric, network, spec.engine
+        self.folder, self.record = folder, record
+        if target is None:
+            self.section, self.title = "train_source", "train-source " + "+".join(spec.data.source)
+            self.plan = plan = spec.train_source
+            name, options, train, recipe = "source-only", {}, None, SourceRecipe.of(plan)
+        else:
+            self.section, self.title = "adapt", f"adapt {spec.adapt.method} -> {target.store.name}"
+            self.plan = plan = spec.adapt
+            name, options, train, recipe = plan.method, plan.options, target.train, SourceRecipe()
+        kind = method_class(name)
+        self.method = method = kind(plan, kind.read_options(options), FEATURE_SIZE, len(train or ()))
+        settings = view_settings(spec)
+        looks = (network, method, settings, spec.engine.evaluate_batch, source)
+        if target is None:
+            self.evaluator = SourceEvaluator(*looks)
+        else:
+            self.evaluator = TargetEvaluator(*looks, train, target.scored, plan, folder, target.store)
+        self.batches = Batches(
+            *(source.train, source.labels, train, method.wants, plan.batch, spec.engine.seed, settings, fabric.device),
+            balance=spec.data.balance,
+            recipe=recipe,
+            shard=shard_of,
+        )
+        largest = max(len(source.train), len(train or ()))
+        self.steps_per_epoch = plan.steps_per_epoch or max(1, largest // plan.batch)
+        self.steps = plan.epochs * self.steps_per_epoch
+        self.post_hoc, self.faces_a_step = RULES[plan.select].post_hoc, plan.batch * (2 if method.wants else 1)
+
+        distributed.on_rank_zero(check_batch, plan.batch, f"{self.section}.batch")
+        if distributed.world_size() > 1:
+            sync_norms(network, fabric.device)
+        self.raw = TrainingModule(network, method).train()
+        self.module, self.optimizer = fabric.setup(self.raw, make_optimizer(self.raw, plan))
+        self.average = None
+        if plan.ema is not None:
+            self.average = WeightAverage(network, method.network_parameters(), plan.ema)
+        self.meter, self.guard = Meter(), NonFiniteGuard(folder, self._describe)
+        self.step, self.best = 0, {"epoch": 0, "score": -math.inf, "rule": plan.select}
+        self.saved_at, self.note = time.monotonic(), ""
+
+    @property
+    def epoch(self) -> int:
+        """That of the latest step, from 1; 0 before the first."""
+        return -(-self.step // self.steps_per_epoch)
+
+    @property
+    def between_epochs(self) -> bool:
+        """Whether the latest step was an epoch's last, or none is done."""
+        return self.step % self.steps_per_epoch == 0
+
+    @property
+    def patience_is_out(self) -> bool:
+        """Whether so many epochs in a row were no better than the best."""
+        patience = self.plan.patience
+        return patience is not None and self.between_epochs and self.epoch - self.best["epoch"] >= patience
+
+    def batch(self) -> Batch:
+        """The batch of the step that comes next."""
+        return self.batches(self.step, self.method.pseudo_labelled())
+
+    def count_step(self) -> None:
+        """Take the step as done, and its weights into their average."""
+        if self.average is not None:
+            self.average.update(self.step)
+        self.step += 1
+
+    def averaged(self) -> AbstractContextManager:
+        """Within it the network has the weights that are scored and kept."""
+        return nullcontext() if self.average is None else self.average.in_place()
+
+    def check(self) -> None:
+        """Refuse to score or save what the latest update has ruined. Raises FercliError."""
+        self.guard.check()
+        distributed.on_rank_zero(self.guard.check_weights, self.raw, self.step)
+
+    def _describe(self, step: int) -> dict[str, Any]:
+        """Where training stood at a step (from 0), and the faces of its batch, for `NonFiniteGuard`."""
+        drawn = self.batches.names(step, self.method.pseudo_labelled())
+        return {
+            "epoch": step // self.steps_per_epoch + 1,
+            "seed": self.engine.seed,
+            "faces": {
+                name: [{"position": position, "dataset": dataset, "id": face} for position, dataset, face in faces]
+                for name, faces in drawn.items()
+            },
+        }

@@ -1,0 +1,158 @@
+"""Outputs in files: what every head says of each face, without any label. All that is asked of a trained model later
+(decision rules, selection rules, the oracle, calibration, pseudo labels) is computed from them, without the network.
+
+A stage's folder holds, below ``outputs/``,
+
+- ``epoch-NNNN.safetensors`` for each epoch of an adaptation: on the target's scored faces, on those that selection
+  rules watch, and on held-out source faces;
+- ``dataset-NAME.safetensors``, written at evaluation: the chosen model on the scored faces of a dataset.
+
+Probabilities are stored as float16 logarithms, 98 bytes a face: between one and two thousandths of a probability,
+finer close to 1, and no small one becomes zero. Rounding never changes which expression a head finds most probable; a
+rule over several heads may answer one face in ten thousand otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+from torch import Tensor
+
+from fercli.errors import FercliError
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.files import write_atomically
+from fercli.models import HEADS
+
+FORMAT = 1
+FOLDER = "outputs"
+_MARK = "fercli.outputs"
+_EPOCH = re.compile(r"epoch-([0-9]{4,9})\.safetensors")
+_ALWAYS = {"scored", "held"}
+_LEAST = np.finfo(np.float32).tiny
+
+
+def rounded(probabilities: Tensor) -> Tensor:
+    """Probabilities float [..., 7] as they are read again from a file, float32; see the module's docstring."""
+    return _from_logs(_to_logs(probabilities))
+
+
+def write_outputs(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Write outputs in one move.
+
+    Args:
+        tensors: name -> probabilities [N, 7 heads, 7 expressions] (``scored`` and ``held`` among them), the learning
+            status ``status`` [7, 7], or features ``...features`` [N, D].
+        about: what tells which faces and which model they are of.
+
+    Raises:
+        FercliError: the disk is full.
+    """
+    arrays = {name: _stored(name, tensor) for name, tensor in tensors.items()}
+    # As one text: safetensors writes several in an order of its own, and the same run must leave the same bytes.
+    mark = json.dumps({"format": FORMAT, **about}, sort_keys=True)
+    write_atomically(path, save(arrays, {_MARK: mark}))
+
+
+def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what `write_outputs` has written: float32 tensors, and what they are about.
+
+    Raises:
+        FercliError: there is no such file, or it is damaged, or another version's.
+    """
+    again = "train that stage again: --restart, or, of a sweep, by removing its folder"
+    try:
+        with safe_open(path, framework="np") as file:
+            about = json.loads((file.metadata() or {}).get(_MARK, "{}"))
+            if not isinstance(about, dict) or about.pop("format", None) != FORMAT:
+                raise FercliError(f"{path} was written by another version of fercli", again)
+            found = {name: _read(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            if not found.keys() >= _ALWAYS:
+                raise ValueError(f"{', '.join(sorted(_ALWAYS - found.keys()))} is not in it")
+    except FileNotFoundError:
+        raise FercliError(f"{path} is missing", again) from None
+    except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as problem:
+        raise FercliError(f"{path} is damaged ({problem})", again) from None
+    return found, about
+
+
+class EpochOutputs:
+    """The outputs of an adaptation's epochs, each read as it is asked for.
+
+    Args:
+        folder: the stage's.
+        epochs: those that must be there, where there are any; of others what is there is used.
+
+    Attributes:
+        paths: epoch -> file, ascending; empty where an earlier version of fercli trained the stage.
+    """
+
+    def __init__(self, folder: Path, epochs: Iterable[int] = ()):
+        named = ((_EPOCH.fullmatch(path.name), path) for path in (folder / FOLDER).glob("epoch-*"))
+        found = {int(match[1]): path for match, path in named if match}
+        due = {epoch: epoch_file(folder, epoch) for epoch in epochs} if found else {}
+        self.paths: dict[int, Path] = dict(sorted({**due, **found}.items()))
+
+    def __getitem__(self, epoch: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """See `read_outputs`."""
+        return read_outputs(self.paths[epoch])
+
+
+def watched_fused(outputs: EpochOutputs) -> dict[int, Tensor]:
+    """Epoch -> the fused head's probabilities float32 [N, 7] on the target faces that selection rules watch."""
+    found = {}
+    for epoch in outputs.paths:
+        tensors, _ = outputs[epoch]
+        found[epoch] = tensors.get("watched", tensors["scored"])[:, -1].clone()
+    return found
+
+
+def epoch_file(folder: Path, epoch: int) -> Path:
+    """Where an epoch's outputs lie in a stage's folder."""
+    return folder / FOLDER / f"epoch-{epoch:04d}.safetensors"
+
+
+def prune(folder: Path, keep: int | None, best: int) -> None:
+    """Remove the outputs of all epochs but the last `keep` (None: all stay) and the best."""
+    paths = EpochOutputs(folder).paths
+    for epoch in sorted(paths)[: 0 if keep is None else -keep]:
+        if epoch != best:
+            paths[epoch].unlink(missing_ok=True)
+
+
+def _stored(name: str, tensor: Tensor) -> np.ndarray:
+    if name == "status" or name.endswith("features"):
+        return tensor.detach().cpu().float().contiguous().numpy()
+    return _to_logs(tensor)
+
+
+def _read(name: str, array: np.ndarray) -> Tensor:
+    heads, due = (len(HEADS), NUM_EXPRESSIONS), np.float32
+    if name.endswith("features"):
+        fits = array.ndim == 2
+    elif name == "status":
+        fits = array.shape == heads
+    else:
+        fits, due = array.ndim == 3 and array.shape[1:] == heads, np.float16
+    if not fits or array.dtype != due or not np.isfinite(array).all():
+        raise ValueError(f"{name} holds other numbers than it should, {array.dtype} {list(array.shape)}")
+    return _from_logs(array) if due is np.float16 else torch.from_numpy(array)
+
+
+def _to_logs(probabilities: Tensor) -> np.ndarray:
+    exact = probabilities.detach().cpu().float().numpy()
+    logs = np.log(np.maximum(exact, _LEAST)).astype(np.float16)
+    best = exact.argmax(-1)[..., None]
+    ties = logs >= np.take_along_axis(logs, best, -1)
+    np.put_along_axis(ties, best, False, -1)
+    return np.where(ties, np.nextafter(logs, np.float16(-np.inf)), logs)
+
+
+def _from_logs(logs: np.ndarray) -> Tensor:
+    return torch.from_numpy(logs).float().softmax(-1)

@@ -1,0 +1,219 @@
+"""The tables of a results document: figures by hand, what may be best, the rank of the selection rules, the console."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+from report_documents import FIGURES, document, entry, of_photographs, sweep, unlabelled, without
+
+from fercli.cli.results_view import expressions, headline, rule_ranks, show
+from fercli.evaluation.results_table import figures, groups, heads_table, metrics, table, table_columns
+from fercli.evaluation.rule_ranking import rank_rules
+from fercli.evaluation.statistics import holm, paired_t_test
+from fercli.report.coverage_view import missing, times
+
+WHOLE, RUN = sweep(), document(60)
+
+
+@pytest.fixture
+def results():
+    """Four methods, two targets, three seeds, all there."""
+    return copy.deepcopy(WHOLE)
+
+
+def rows_of(results, name="accuracy"):
+    columns = table_columns(results)
+    lines = table(groups(results), columns, name)
+    return {line["label"]: dict(zip([c.name for c in columns], line["cells"], strict=True)) for line in lines}
+
+
+def found(results, method, dataset, seed):
+    return next(e for e in results["entries"] if (e["method"], e["dataset"], e["seed"]) == (method, dataset, seed))
+
+
+def test_figures_by_hand(results):
+    rows = rows_of(results)
+    near = rows["aglrls"]["near"]
+    assert near["mean"] == pytest.approx(0.82) and near["sd"] == pytest.approx(math.sqrt(7) / 100)  # 80, 81, 85
+    assert near["n"] == near["pairs"] == 3 and near["one"] is None
+    assert headline(results)[2][1][1] == "82.0 ± 2.6"
+    mean = rows["aglrls"]["mean"]  # 70, 71, 76.5 against 50, 53, 53
+    assert mean["mean"] == pytest.approx(0.725) and mean["difference"] == pytest.approx(0.205)
+    raw = [paired_t_test([0.20, 0.18, 0.235]), paired_t_test([0.10, 0.09, 0.11]), paired_t_test([0.35, 0.34, 0.36])]
+    assert [rows[name]["mean"]["p"] for name in ("aglrls", "dann", "gated")] == pytest.approx(holm(raw))
+    base, (_, bound, *_) = rows["source-only"]["mean"], table(groups(results), table_columns(results), "accuracy")
+    assert (base["difference"], base["p"]) == (None, None)
+    assert [cell["mean"] for cell in bound["bound"]] == pytest.approx([0.83, 0.64, 0.735])  # at the oracle's epoch
+    assert all(cell["difference"] == pytest.approx(0.01) and cell["p"] is None for cell in bound["bound"])
+    f1 = [metrics(found(results, "aglrls", "near", seed))["macro_f1"] for seed in range(3)]
+    assert rows_of(results, "macro_f1")["aglrls"]["near"]["mean"] == pytest.approx(sum(f1) / 3)
+
+
+def test_the_best_and_what_is_within_its_error(results):
+    rows = rows_of(results)
+    assert [name for name, cells in rows.items() if cells["mean"]["best"]] == ["aglrls"]
+    assert not any(c["tied"] for cells in rows.values() for c in cells.values())
+    for seed, accuracy in enumerate((82, 78, 85)):  # aglrls minus dann: -2, 3, 0: mean 0.33, error 1.45
+        metrics(found(results, "dann", "near", seed))["accuracy"] = accuracy / 100
+    rows = rows_of(results)
+    assert rows["aglrls"]["near"]["best"] and rows["dann"]["near"]["tied"] and not rows["dann"]["far"]["tied"]
+    # The reference is on top; oracle methods are below and never best.
+    results["methods"] = ["gated", "aglrls", "source-only", "dann"]
+    rows = rows_of(results)
+    assert list(rows) == ["source-only", "aglrls", "dann", "gated"]
+    assert rows["gated"]["mean"]["mean"] > 0.8 and not any(c["best"] or c["tied"] for c in rows["gated"].values())
+    assert "gated ORACLE" in [row[0] for row in headline(results)[2]] and "gated" not in rank_rules(results)["methods"]
+
+
+def test_a_row_with_fewer_seeds_is_compared_on_its_own_and_never_best(results):
+    rows = rows_of(without(results, method="aglrls", seed=2, dataset="far"))
+    assert rows["aglrls"]["near"]["n"] == 3 and rows["aglrls"]["far"]["n"] == rows["aglrls"]["mean"]["n"] == 2
+    assert rows["aglrls"]["mean"]["difference"] == pytest.approx((20 + 18) / 200)  # seeds 0 and 1 only
+    assert rows["aglrls"]["near"]["best"] and rows["dann"]["far"]["best"] and not rows["aglrls"]["far"]["best"]
+    assert "(2)" in str(headline(results)) and "1 of 24 cells are missing" in headline(results)[3]
+
+
+def test_missing_cells_are_rows_without_figures(results):
+    without(results, method="dann", dataset="far")
+    results["missing"].append({"seed": 0, "keys": {}, "dataset": "near", "method": "mcd", "why": "not finite"})
+    assert missing(results) == [
+        {"label": "dann", "dataset": "far", "why": "not run", "seeds": [0, 1, 2], "count": 3},
+        {"label": "mcd", "dataset": "near", "why": "not finite", "seeds": [0], "count": 1},
+    ]
+    rows, first = rows_of(results), times(results)[0]
+    assert (first["n"], first["total"]) == (3, 93)  # a source model counts once, on however many targets
+    assert rows["dann"]["mean"]["mean"] is None and rows["dann"]["near"]["n"] == 3
+    assert set(rows["mcd"]) == {"near", "far", "mean"} and rows["mcd"]["near"]["n"] == 0
+
+
+def test_one_seed_has_no_deviation_and_no_p_but_an_interval(results):
+    for seed in (1, 2):
+        without(results, seed=seed)
+    results["seeds"], results["missing"] = [0], []
+    rows = rows_of(results)
+    mean, near = rows["aglrls"]["mean"], rows["aglrls"]["near"]
+    assert (mean["sd"], mean["p"], mean["n"], mean["one"]) == (None, None, 1, None)
+    assert mean["best"] and mean["difference"] == pytest.approx(0.2) and not rows["dann"]["mean"]["tied"]
+    low, high = near["one"]["intervals"]["accuracy"]
+    assert low < 0.8 < high and (near["one"]["correct"], near["one"]["scored"]) == (80, 100)
+    assert headline(results)[2][1] == ["*aglrls", "80.0", "60.0", "70.0", "+20.0", "–", "71.0"]
+    one = sweep({name: {"far": own["far"]} for name, own in FIGURES.items()})  # one target needs no mean
+    assert headline(one)[1] == ["method", "far †", "points", "p", "ORACLE epoch"]
+
+
+def test_without_labels_there_are_no_scores():
+    rows = rows_of(sweep(unlabelled("far")))
+    assert (rows["aglrls"]["far"]["mean"], rows["aglrls"]["far"]["difference"]) == (None, None)
+    assert rows["aglrls"]["mean"]["mean"] == rows["aglrls"]["near"]["mean"]  # the mean goes without it
+    results = sweep(unlabelled("near", "far"))
+    assert rank_rules(results)["rows"] == [] and "nan" not in str(rows_of(results))
+    assert headline(results)[2][1] == ["aglrls", *["–"] * 5]  # no mean of nothing
+
+
+def test_grid_keys_make_rows_and_find_their_reference(results):
+    def cells(method, first, **keys):
+        keys = {f"adapt.{key}": value for key, value in keys.items()}
+        return [entry(method, t, seed, first + seed, keys=keys) for t in ("near", "far") for seed in range(3)]
+
+    others = [e for e in results["entries"] if e["method"] != "aglrls"]
+    grid = [one for batch in (16, 32) for one in cells("aglrls", 70, batch=batch, cut=None)]
+    results["entries"] = [*others, *grid]
+    rows = rows_of(results)
+    names = [f"aglrls, adapt.batch {batch}, adapt.cut null" for batch in (16, 32)]
+    assert list(rows) == ["source-only", *names, "dann", "gated"]
+    assert rows[names[0]]["near"]["difference"] == pytest.approx(0.09)
+    results["entries"] += cells("source-only", 65, batch=32)
+    rows = rows_of(results)
+    assert [rows[name]["near"]["difference"] for name in names] == pytest.approx([0.09, 0.05])
+    results["entries"] = [e for e in results["entries"] if e["keys"] or e["method"] != "source-only"]
+    assert rows_of(results)["dann"]["near"]["difference"] is None  # no reference with its settings
+
+
+def test_intervals_are_the_bootstraps_where_it_says_anything():
+    wide = {"accuracy": [0.5, 0.7], "macro_f1": [0.4, 0.6], "by": "subjects", "units": 10}
+    flat = {"accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0], "by": "images", "units": 10}  # no width: nothing seen
+    for drawn, by in ((wide, "bootstrap over 10 subjects"), (flat, "Wilson’s"), (None, "Wilson’s")):
+        one = figures(entry("aglrls", "near", percent=60, intervals=drawn))
+        low, high = one["intervals"]["accuracy"]
+        assert one["by"] == by and low < 0.6 < high and ((low, high) == (0.5, 0.7)) == (drawn is wide)
+        assert one["intervals"]["macro_f1"] == (wide["macro_f1"] if drawn is wide else None)
+
+
+def test_heads_and_rules_are_columns(results):
+    names, lines = heads_table(groups(results), table_columns(results)[-1])
+    assert names[6:] == ["fused", "global+fused", "glpc"]
+    cells = {line["label"]: dict(zip(names, line["cells"], strict=True)) for line in lines}
+    assert [name for name in names if cells["aglrls"][name]["own"]] == ["glpc"]
+    assert cells["dann"]["fused"]["own"] and cells["dann"]["glpc"]["mean"] is None
+    own = [found(results, "dann", t, s)["heads"]["nose"]["accuracy"] for t in ("near", "far") for s in range(3)]
+    assert cells["dann"]["nose"]["mean"] == pytest.approx(sum(own) / 6) and cells["dann"]["nose"]["n"] == 3
+
+
+def test_rules_are_ranked_by_what_they_lose(results):
+    below = {  # points below the oracle's 90: per (method, target); the oracle's epoch is 5
+        ("aglrls", "near"): {"infomax": (5, 90), "last": (9, 86), "entropy": (3, 89)},
+        ("aglrls", "far"): {"infomax": (4, 88), "last": (9, 80), "entropy": (5, 90)},
+        ("dann", "near"): {"infomax": (4, 89), "last": (9, 89), "entropy": (9, None)},
+    }
+    bad = {"oracle": {"epoch": 5, "accuracy": 1.0}, "rules": {"last": {"epoch": 1, "accuracy": 0.1}}}
+    results["entries"] = [
+        entry("source-only", "near", 9, **bad),
+        entry("gated", "near", **bad),
+        entry("aglrls", "raf-db", **bad),  # at home
+        entry("aglrls", "near", 1, None),
+    ]
+    for (method, target), of in below.items():
+        rules = {name: {"epoch": epoch, "accuracy": value and value / 100} for name, (epoch, value) in of.items()}
+        results["entries"].append(entry(method, target, oracle={"epoch": 5, "accuracy": 0.9}, rules=rules))
+    ranked = rank_rules(results)
+    assert (ranked["targets"], ranked["methods"], ranked["cells"]) == (["near", "far"], ["aglrls", "dann"], 3)
+    entropy, infomax, last = ranked["rows"]
+    assert [row["rule"] for row in ranked["rows"]] == ["entropy", "infomax", "last"]
+    assert (infomax["mean"], infomax["worst"]) == pytest.approx((0.01, 0.02))
+    assert infomax["hits"] == pytest.approx(1 / 3) and infomax["gain"] == pytest.approx((4 + 8 + 0) / 300)
+    assert infomax["targets"] == pytest.approx([0.005, 0.02]) and infomax["methods"] == pytest.approx([0.01, 0.01])
+    assert (last["mean"], last["worst"], last["gain"], last["hits"]) == pytest.approx((0.05, 0.10, 0.0, 0.0))
+    assert entropy["cells"] == 2 and entropy["methods"] == [pytest.approx(0.005), None]
+    assert [row["used"] for row in ranked["rows"]] == [False, True, False]
+    _, columns, rows, caption, _ = rule_ranks(results)
+    assert columns == ["rule", "mean below", "worst", "oracle's epoch %", "over last", "near †", "far †", "cells"]
+    assert rows[1] == ["*infomax", "1.00", "2.0", "33", "+4.0", "0.50", "2.00", "3"] and "ORACLE" in caption
+
+
+@pytest.fixture
+def run():
+    return copy.deepcopy(RUN)
+
+
+def test_a_run_is_shown_row_by_row(run):
+    title, columns, rows, caption, words = headline(run)
+    assert title == "a demo of mine: source-only beside adapted" and words == 3
+    assert columns == ["tested on", "method", "decision", "acc %", "F1 %", "images", "epoch, chosen by"]
+    assert [row[:3] for row in rows] == [
+        ["raf-db † (source)", "source-only", "fused"],
+        ["jaffe †", "source-only", "fused"],
+        ["*jaffe †", "aglrls", "glpc"],
+        ["jaffe †", "aglrls", "glpc"],
+    ]
+    assert [row[3] for row in rows] == ["90.00", "40.00", "60.00", "61.67"] and rows[2][5] == "60/61"
+    assert [row[-1] for row in rows] == ["8, source-val", "8, source-val", "6, infomax", "7, ORACLE"]
+    assert "upper bound" in caption and "not photographs" in caption
+    _, _, rows, caption, _ = expressions(run)
+    first = metrics(run["entries"][0])["per_expression"][0]
+    assert len(rows) == 3 * 7 and "over 10 subjects: acc" in caption
+    assert rows[0][:3] == ["raf-db †", "surprise", f"{100 * first['recall']:.2f}"]
+
+
+def test_what_is_shown_of_each_kind_fits_a_terminal(run, results, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for shown, there, gone in (
+        (run, "│ source-only │", "Choosing the epoch"),
+        ({**run, "kind": "model"}, "By expression", "Choosing the epoch"),
+        (results, "Choosing the epoch", "By expression"),
+    ):
+        show(shown, {})
+        said = capsys.readouterr().out
+        assert there in said and gone not in said and max(map(len, said.splitlines())) <= 80
+        assert "†" in said and "†" not in str((headline(of_photographs(shown)), rule_ranks(shown)))
