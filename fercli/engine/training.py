@@ -111,11 +111,11 @@ class Training:
         kind = method_class(name)
         self.method = method = kind(plan, kind.read_options(options), FEATURE_SIZE, len(train or ()))
         settings = view_settings(spec)
-        looks = (network, method, settings, spec.engine.evaluate_batch, source)
+        common = (network, method, settings, spec.engine.evaluate_batch, source)
         if target is None:
-            self.evaluator = SourceEvaluator(*looks)
+            self.evaluator = SourceEvaluator(*common)
         else:
-            self.evaluator = TargetEvaluator(*looks, train, target.scored, plan, folder, target.store)
+            self.evaluator = TargetEvaluator(*common, train, target.scored, plan, folder, target.store)
         self.batches = Batches(
             *(source.train, source.labels, train, method.wants, plan.batch, spec.engine.seed, settings, fabric.device),
             balance=spec.data.balance,

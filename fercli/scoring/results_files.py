@@ -93,7 +93,8 @@ def document(
         "pseudo_labels": {},
         "failure_cases": [],
         "spec": json.loads(spec.model_dump_json()),
-        "environment": describe_device(resolve_device(spec.engine.device)),
+        # A sweep's figures come from files alone, on whatever machine.
+        "environment": describe_device("cpu" if kind == "sweep" else resolve_device(spec.engine.device)),
     }
     if kind != "sweep":
         found["environment"]["time_s"] = {e["folder"]: e["seconds"] for e in entries if e["seconds"] is not None}

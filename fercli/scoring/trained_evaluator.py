@@ -135,20 +135,20 @@ class TrainedEvaluator:
     def _compute(self, model: Trained, store: Store) -> dict[str, Tensor]:
         network, transform, device = self._load(model)
 
-        def look(stores: Sequence[Store], indices: Sequence[np.ndarray], transform: Any = None) -> Outputs:
+        def outputs_of(stores: Sequence[Store], indices: Sequence[np.ndarray], transform: Any = None) -> Outputs:
             faces = self._faces(stores, indices, device)
             return predict(network, faces, view_settings(self._spec), self._spec.engine.evaluate_batch, transform)
 
         is_source = store.name in self._spec.data.source
         indices = scored_part(self._spec, store, is_source).indices
-        scored, rows = look([store], [indices], transform), subsample(len(indices), GAP_FACES)
+        scored, rows = outputs_of([store], [indices], transform), subsample(len(indices), GAP_FACES)
         features = scored.features[rows]
         if transform is not None and not is_source:
-            features = look([store], [indices[rows]]).features
+            features = outputs_of([store], [indices[rows]]).features
         found = {"scored": scored.probabilities, "held": torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS)}
         if self._sources:
-            found["held"] = look(self._sources, self._held, transform).probabilities
-            found["source_features"] = look(self._sources, self._train).features.flatten(1)
+            found["held"] = outputs_of(self._sources, self._held, transform).probabilities
+            found["source_features"] = outputs_of(self._sources, self._train).features.flatten(1)
         return {**found, "features": features.flatten(1)}
 
     def _made(self, model: Trained, store: Store) -> str:
