@@ -24,7 +24,7 @@ from fercli.engine.trained import adapted_models, source_model
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.domain_gap import a_distance
 from fercli.evaluation.intervals import bootstrap
-from fercli.evaluation.outputs import EpochOutputs, read_outputs, rounded, watched_fused, write_outputs
+from fercli.evaluation.outputs import EpochOutputs, epoch_file, read_outputs, rounded, watched_fused, write_outputs
 from fercli.evaluation.pseudo_labels import pseudo_label_counts
 from fercli.loading.face_dataset import FaceDataset
 from fercli.scoring.evaluate import evaluate, record_of
@@ -356,6 +356,15 @@ def test_outputs_of_other_faces_are_counted_without_their_labels(copy) -> None:
     (found,) = results["pseudo_labels"].values()
     assert (found["faces"], found["labelled"], found["epochs"][0]["correct"]) == (40, 0, None)
     assert results["entries"][2]["oracle"] is None and results["entries"][2]["rules"] == {}
+
+
+def test_epochs_that_may_have_been_pruned_are_not_missed(copy) -> None:
+    bench = copy()
+    folder = bench.runs / "adapt-jaffe"
+    other = 3 - checkpoint.load(folder / "best.ckpt")["best"]["epoch"]
+    epoch_file(folder, other).unlink()
+    assert "is missing; train that stage again" in bench.done("evaluate", "--quiet").stderr
+    assert bench.done("evaluate", "--quiet", "--set", "engine.keep_outputs=1").stderr == ""
 
 
 # Other questions of the same run

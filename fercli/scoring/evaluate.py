@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,6 +213,8 @@ def _evaluate_all(
     with console.progress("evaluate", sum(len(one.datasets) for one in work)) as bar:
         for model, names, with_cases in work:
             record = record_of(model).deciding_by(how.decision)
+            # Epochs may have been pruned since the best one was saved.
+            record = replace(record, keep_outputs=record.keep_outputs or spec.engine.keep_outputs)
             for name in names:
                 outputs = evaluator.outputs(model, stores[name], model.folder if kind == "run" else spec.run_folder)
                 results = _results(spec, record, model, stores[name], outputs, evaluator.held_labels, how.select)
@@ -230,7 +233,7 @@ def _evaluate_all(
                 bar.advance(note=f"{record.method} on {name}")
     found = {
         "entries": [{**one.entry(), "predictions": predictions_name(one)} for one in scored],
-        "history": {one.record.name: _history(one.record) for one in scored},
+        "history": {name: _history(record) for name, record in {one.record.name: one.record for one in scored}.items()},
         "gaps": [
             {"target": name, "source": "+".join(spec.data.source), "models": found}
             for name, found in gaps.items()
