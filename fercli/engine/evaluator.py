@@ -96,9 +96,9 @@ class TargetEvaluator(SourceEvaluator):
         """Scores of the rules after `epoch`; leaves the epoch's outputs in the folder."""
         scored, held = self._predict(self._scored), self._predict(self._source.held)
         watched = scored if self._same else self._predict(self._watched)
-        found = {"scored": scored.probabilities, "watched": watched.probabilities, "held": held.probabilities}
-        if self._same:
-            del found["watched"]
+        found = {"scored": scored.probabilities, "held": held.probabilities}
+        if not self._same:
+            found["watched"] = watched.probabilities
         status = self._method.status()
         if status is not None:
             found["status"] = status

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from fercli.engine import checkpoint
+from fercli.engine.folder import digest
 from fercli.engine.network import empty_network, load_network
 from fercli.errors import Advice, Command, FercliError, SpecError
 from fercli.evaluation.decision import DecisionRule
@@ -49,6 +51,11 @@ class Trained:
     def folder(self) -> Path:
         """The stage's folder. A model file is its own: its name stands in tables, and no file is found below it."""
         return self.path if self.one_file else self.path.parent
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells its network's weights (`fercli.engine.folder.digest`)."""
+        return digest(self.state["network"])
 
     @property
     def is_starter(self) -> bool:

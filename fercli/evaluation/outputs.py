@@ -106,11 +106,12 @@ class EpochOutputs:
 
 def watched_fused(outputs: EpochOutputs) -> dict[int, Tensor]:
     """Epoch -> the fused head's probabilities float32 [N, 7] on the target faces that selection rules watch."""
-    found = {}
-    for epoch in outputs.paths:
-        tensors, _ = outputs[epoch]
-        found[epoch] = tensors.get("watched", tensors["scored"])[:, -1].clone()
-    return found
+    return {epoch: fused_of_watched(outputs[epoch][0]) for epoch in outputs.paths}
+
+
+def fused_of_watched(tensors: Mapping[str, Tensor]) -> Tensor:
+    """The same of one epoch's tensors. Where nothing is watched for itself, the scored faces are."""
+    return tensors.get("watched", tensors["scored"])[:, HEADS.index("fused")].clone()
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:

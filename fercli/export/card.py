@@ -11,7 +11,6 @@ from fercli.engine.data import open_store
 from fercli.engine.trained import Trained
 from fercli.errors import FercliError
 from fercli.evaluation.decision import STAGES
-from fercli.export.graph import rule_of
 from fercli.export.snippets import preparing, using
 from fercli.expressions import EXPRESSIONS
 from fercli.models import HEADS
@@ -119,7 +118,7 @@ def _training(trained: Trained) -> str:
             "random" if weights is None else f"{weights.name}, given as model.weights: see its own terms",
         ),
         ("epoch", f"{best['epoch']}, chosen by {best['rule']} (reads {', '.join(reads) or 'nothing'})"),
-        ("decision rule", f"{rule_of(trained)}: {_RULES[rule_of(trained)]}"),
+        ("decision rule", f"{trained.rule.key}: {_RULES[trained.rule.key]}"),
         ("trained by", f"fercli {trained.state.get('fercli', '?')}"),
     ]
     return _table(("", ""), rows)
@@ -170,7 +169,7 @@ def _inputs(size: int, crop_size: int | None) -> str:
 
 def _outputs(trained: Trained) -> str:
     stages = ", ".join(f"{number} {name}" for number, name in enumerate(STAGES))
-    stage = f"which stage of GLPC decided: {stages}" if rule_of(trained) == "glpc" else "0: this rule has one stage"
+    stage = f"which stage of GLPC decided: {stages}" if trained.rule.key == "glpc" else "0: this rule has one stage"
     rows = [
         ("`answer`", "int64", "[batch]", "0 to 6, the expression (Labels)"),
         (

@@ -82,12 +82,6 @@ def deploy(trained: Trained) -> Deployed:
     return Deployed(trained.network(device), trained.rule, trained.output_transform(device), settings)
 
 
-def rule_of(trained: Trained) -> str:
-    """The name of the rule that answers: GLPC without a status is the fused head."""
-    rule = trained.rule
-    return "fused" if rule.name == "glpc" and rule.status is None else rule.name
-
-
 def trace(deployed: Deployed, crop_size: int | None) -> torch.export.ExportedProgram:
     """Trace with `torch.export`, for a batch of any size.
 

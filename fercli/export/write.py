@@ -13,7 +13,7 @@ from fercli.evaluation.decision import STAGES
 from fercli.export.card import Delivery, aligned_by, card
 from fercli.export.check import TOLERANCE, Agreement, compare, samples
 from fercli.export.formats import ENDINGS, onnx_bytes, onnx_runner, require_onnx, torch_bytes, torch_runner
-from fercli.export.graph import deploy, require_torch, rule_of, trace
+from fercli.export.graph import deploy, require_torch, trace
 from fercli.expressions import EXPRESSIONS
 from fercli.files import is_stream, write_atomically
 from fercli.models import HEADS
@@ -99,7 +99,7 @@ def metadata(trained: Trained, crop_size: int | None) -> dict[str, str]:
         "expressions": json.dumps(EXPRESSIONS),
         "heads": json.dumps(HEADS),
         "stages": json.dumps(STAGES),
-        "rule": rule_of(trained),
+        "rule": trained.rule.key,
         "size": str(spec.prepare.size),
         "landmarks": "image-left eye, image-right eye, nose tip, image-left and image-right mouth corner",
         "align": spec.prepare.align,

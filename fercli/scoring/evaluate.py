@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fercli import console
 from fercli.engine.data import open_store, warn_of_overlap
-from fercli.engine.folder import digest, prepared_again
+from fercli.engine.folder import prepared_again
 from fercli.engine.log import read_environment, read_metrics, read_scores
 from fercli.engine.trained import Trained, adapted_models, source_model, unfinished
 from fercli.errors import FercliError
@@ -55,7 +55,10 @@ class Scoring(NamedTuple):
     report: bool = False
 
 
-def evaluate(spec: Spec, targets: list[str], how: Scoring = Scoring()) -> tuple[dict[str, Any], dict[str, Path]]:  # noqa: B008
+AS_TRAINED = Scoring()
+
+
+def evaluate(spec: Spec, targets: list[str], how: Scoring = AS_TRAINED) -> tuple[dict[str, Any], dict[str, Path]]:
     """Score a run.
 
     Args:
@@ -89,7 +92,7 @@ def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[
     Raises:
         FercliError: a model was trained on other faces than the stores hold now, or adapted from another source model.
     """
-    own = digest(source.state["network"])
+    own = source.digest
     for model in (source, *adapted):
         again = f"run: fercli train-source -c {model.folder / 'spec.yaml'} --restart"
         if model is not source:
@@ -106,7 +109,7 @@ def evaluate_model(
     spec: Spec,
     model: Trained,
     datasets: Sequence[str],
-    how: Scoring = Scoring(),  # noqa: B008
+    how: Scoring = AS_TRAINED,
 ) -> tuple[dict[str, Any], dict[str, Path]]:
     """Score one trained model on prepared datasets, whatever run it comes from.
 
@@ -184,7 +187,8 @@ def _score(
     with only_one(folder, "evaluate"):
         try:
             found, scored, pictures = _evaluate_all(kind, spec, work, stores, sources, how)
-            results = document(kind, spec, stores, **found)
+            entries = [{**one.entry(), "predictions": predictions_name(one)} for one in scored]
+            results = document(kind, spec, stores, entries, **found)
             files = write_results(results, scored, folder)
             if how.report:
                 from fercli.report.page import write_report
@@ -232,7 +236,6 @@ def _evaluate_all(
                     pseudo[record.name] = _pseudo_labels(model, results)
                 bar.advance(note=f"{record.method} on {name}")
     found = {
-        "entries": [{**one.entry(), "predictions": predictions_name(one)} for one in scored],
         "history": {name: _history(record) for name, record in {one.record.name: one.record for one in scored}.items()},
         "gaps": [
             {"target": name, "source": "+".join(spec.data.source), "models": found}

@@ -25,7 +25,7 @@ from fercli.evaluation.decision import FUSED, STAGES, Decision, DecisionRule
 from fercli.evaluation.intervals import bootstrap
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
-from fercli.evaluation.outputs import EpochOutputs
+from fercli.evaluation.outputs import EpochOutputs, fused_of_watched
 from fercli.evaluation.selection import chosen_by_rule
 from fercli.loading.held_out import training_and_validation
 from fercli.models import HEADS
@@ -133,7 +133,7 @@ class Epochs:
         self._record, self.same_faces = record, True
         for epoch in self.outputs.paths:
             found, about = self.outputs[epoch]
-            self.watched[epoch] = found.get("watched", found["scored"])[:, FUSED].clone()
+            self.watched[epoch] = fused_of_watched(found)
             if about.get("faces") == store.faces_digest and len(found["scored"]) == size:
                 decide = self.rule(found).named(record.decision)
                 self.answers[epoch] = decide(found["scored"]).answers.numpy()

@@ -59,13 +59,14 @@ RESULT_COLUMNS = (
 
 
 def document(
-    kind: str, spec: Spec, stores: Mapping[str, Store], entries: Sequence[dict[str, Any]], **more: Any
+    kind: str, spec: Spec, stores: Mapping[str, Store], entries: Sequence[dict[str, Any]], /, **more: Any
 ) -> dict[str, Any]:
     """The results document of entries, and of what else is told by name; numbers are finite or None.
 
     Args:
         kind: "run", "model" or "sweep".
         stores: all that were scored, or trained on.
+        more: what replaces the document's own, by its key.
     """
     entries = with_own_labels(entries)
     targets = [name for name in stores if name not in spec.data.source]
@@ -85,7 +86,7 @@ def document(
         "methods": list(dict.fromkeys([REFERENCE, *(entry["method"] for entry in entries)])),
         "seeds": list(dict.fromkeys(entry["seed"] for entry in entries)),
         "reference": REFERENCE,
-        "entries": sorted(entries, key=lambda entry: (entry["role"] == "target", order(entry["dataset"], targets))),
+        "entries": sorted(entries, key=lambda e: targets.index(e["dataset"]) if e["role"] == "target" else -1),
         "missing": [],
         "published": published_rows(spec, targets, synthetic),
         "history": {},
@@ -254,8 +255,3 @@ def _ends(intervals: Mapping[str, Any] | None, name: str) -> list[float | None]:
 
 def _flag(value: bool) -> str:
     return "true" if value else "false"
-
-
-def order(name: str, names: Sequence[str]) -> int:
-    """Where a name stands among names; after them all where it is none of them."""
-    return names.index(name) if name in names else len(names)

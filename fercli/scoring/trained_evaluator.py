@@ -76,7 +76,7 @@ class TrainedEvaluator:
         """
         check_architecture(model.state, self._spec, model.path)
         path = folder / FOLDER / f"dataset-{store.name}.safetensors"
-        about = {"faces": store.faces_digest, "model": digest(model.state["network"]), "made": self._made(model, store)}
+        about = {"faces": store.faces_digest, "model": model.digest, "made": self._made(model, store)}
         if path.exists():
             with suppress(FercliError):  # what cannot be read is computed again
                 found, then = read_outputs(path)

@@ -6,6 +6,8 @@ This is a final score: target labels are read here, after all training, and what
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +44,35 @@ def gather(spec: Spec, decision: str | None = None, select: str | None = None) -
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = list(dict.fromkeys(name for cell in cells for name in cell.spec.data.source))
     stores = {name: open_store(cells[0].spec, name) for name in [*sources, *targets]}
+    held_labels = cache(partial(_held_labels, stores))  # cells differ little in their sources
     entries, missing = [], []
     for cell in cells:
         try:
-            entries.append(_entry(cell, spec.run_folder, stores, decision, select))
+            entries.append(_entry(cell, spec.run_folder, stores, held_labels, decision, select))
         except _Missing as why:
             about = {"dataset": cell.target, "method": cell.method, "seed": cell.seed, "keys": cell.keys}
             missing.append({**about, "why": str(why)})
     inner = spec.model_copy(update={"data": spec.data.model_copy(update={"source": sources})})
-    found = document("sweep", inner, stores, entries)
-    found["missing"], found["spec"] = missing, json.loads(spec.model_dump_json())
-    found["methods"] = list(dict.fromkeys(cell.method for cell in cells))
-    found["seeds"] = list(dict.fromkeys(cell.seed for cell in cells))
-    return found
+    planned = {
+        "methods": list(dict.fromkeys(cell.method for cell in cells)),
+        "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
+        "spec": json.loads(spec.model_dump_json()),
+    }
+    return document("sweep", inner, stores, entries, missing=missing, **planned)
 
 
 class _Missing(Exception):
     """Why a cell has no results."""
 
 
-def _entry(cell: Cell, run: Path, stores: dict[str, Store], decision: str | None, select: str | None) -> dict[str, Any]:
+def _entry(
+    cell: Cell,
+    run: Path,
+    stores: dict[str, Store],
+    held_labels: Callable[[tuple[str, ...], float | str], torch.Tensor],
+    decision: str | None,
+    select: str | None,
+) -> dict[str, Any]:
     is_reference = cell.method == REFERENCE
     folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
     store = stores[cell.target]
@@ -69,8 +80,9 @@ def _entry(cell: Cell, run: Path, stores: dict[str, Store], decision: str | None
     other = _Missing(f"not trained to the end, or on other faces of {cell.target}")
     try:
         problem = _other_settings(cell.spec, folder, "source" if is_reference else "adapt")
-        problem = problem or _other_origins(cell, folder, stores)
         finished = read_environment(folder)
+        if finished is not None:
+            problem = problem or _other_origins(cell, finished, stores)
         if problem or finished is None:
             raise _Missing(problem) if problem else other
         name = f"dataset-{cell.target}" if is_reference else f"epoch-{finished.outcome.epoch:04d}"
@@ -86,11 +98,8 @@ def _entry(cell: Cell, run: Path, stores: dict[str, Store], decision: str | None
         epochs = None if is_reference else Epochs(record, store, len(part.indices), read_scores(folder))
         if select is not None and epochs is not None:
             record, found = epochs.selected_by(select)
-        held_labels = _held_labels(cell.spec, stores)
-        return {
-            **Results(record, store, False, part, found["scored"], found["held"], held_labels, epochs).entry(),
-            "predictions": None,
-        }
+        held = found["held"], held_labels(tuple(cell.spec.data.source), cell.spec.data.validation)
+        return {**Results(record, store, False, part, found["scored"], *held, epochs).entry(), "predictions": None}
     except SpecError:
         raise
     except FercliError as failure:
@@ -117,9 +126,10 @@ def _record(cell: Cell, folder: Path, run: Path, finished: Environment, status: 
     )
 
 
-def _held_labels(spec: Spec, stores: dict[str, Store]) -> torch.Tensor:
-    sources = [stores[name] for name in spec.data.source]
-    held = [training_and_validation(store, spec.data.validation)[1] for store in sources]
+def _held_labels(stores: dict[str, Store], names: tuple[str, ...], validation: float | str) -> torch.Tensor:
+    """Labels int64 [K] of the held-out faces of these sources."""
+    sources = [stores[name] for name in names]
+    held = [training_and_validation(store, validation)[1] for store in sources]
     return torch.from_numpy(labels_of(sources, held))
 
 
@@ -139,11 +149,8 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
     return f"trained with other settings ({problem})" if problem else ""
 
 
-def _other_origins(cell: Cell, folder: Path, stores: dict[str, Store]) -> str:
-    """How a folder's model was made of something else than what lies there now, or an empty string."""
-    made = read_environment(folder)
-    if made is None:
-        return ""
+def _other_origins(cell: Cell, made: Environment, stores: dict[str, Store]) -> str:
+    """How a finished model was made of something else than what lies there now, or an empty string."""
     record = {"stores": made.made_of.stores, "spec": {"data": {"source": cell.spec.data.source}}}
     other = prepared_again(record, [stores[name] for name in (*cell.spec.data.source, cell.target)])
     if other:
