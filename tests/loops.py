@@ -58,8 +58,13 @@ def conditional_adversarial(
     discriminator: nn.Module,
     coefficient: float = 1.0,
     conditioned: bool = True,
+    of_entropy: float | None = None,
 ) -> Tensor:
-    """CDAN (NeurIPS 2018, eq. 8; CDAN+E where `conditioned`) face by face, features [N, D], logits [N, C]."""
+    """CDAN (NeurIPS 2018, eq. 8; CDAN+E where `conditioned`) face by face, features [N, D], logits [N, C].
+
+    The entropy is reversed by `of_entropy`, or as all else.
+    """
+    own = coefficient if of_entropy is None else of_entropy
     total = logits.new_zeros(())
     for domain in (True, False):
         weights, losses = [], []
@@ -68,7 +73,7 @@ def conditional_adversarial(
             joint = torch.stack([chance.detach() * value for chance in p for value in features[i]])
             losses.append(domain_loss(discriminator, joint, coefficient, domain))
             entropy = -(p * (p + 1e-5).log()).sum()
-            weights.append(1 + (-reverse(entropy, coefficient)).exp() if conditioned else torch.ones_like(entropy))
+            weights.append(1 + (-reverse(entropy, own)).exp() if conditioned else torch.ones_like(entropy))
         norm = sum(weights).detach()
         total = total + sum(w / norm * x for w, x in zip(weights, losses, strict=True)) / 2
     return total
@@ -78,17 +83,20 @@ def head_adversarial(
     discriminators: Sequence[nn.Module],
     source: Output,
     target: Output,
-    coefficient: float = 1.0,
+    coefficient: float | Sequence[float] = 1.0,
     conditioned: bool = True,
+    of_entropy: float | None = None,
 ) -> Tensor:
-    """The same of all seven heads: a discriminator each, or three (global, local, fused)."""
+    """The same of all seven heads, each with its coefficient: a discriminator each, or three (global, local, fused)."""
+    each = [coefficient] * 7 if isinstance(coefficient, float) else coefficient
     logits, features = torch.cat([source.logits, target.logits]), torch.cat([source.features, target.features])
     is_source = torch.arange(len(logits)) < len(source.logits)
     total = logits.new_zeros(())
     for h in range(7):
         which = discriminators[h if len(discriminators) == 7 else {0: 0, 6: 2}.get(h, 1)]
         feature = features.flatten(1) if h == 6 else features[:, h]
-        total = total + conditional_adversarial(feature, logits[:, h], is_source, which, coefficient, conditioned)
+        seen = feature, logits[:, h], is_source, which
+        total = total + conditional_adversarial(*seen, each[h], conditioned, of_entropy)
     return total
 
 

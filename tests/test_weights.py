@@ -49,7 +49,7 @@ def names_and_shapes(state: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def fill(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def fill(state: dict[str, torch.Tensor], dtype: type = np.float32) -> dict[str, torch.Tensor]:
     """Give every tensor of a published state the numbers that the fixture's rule says."""
     filled = {}
     for name, tensor in state.items():
@@ -69,7 +69,7 @@ def fill(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             value = 1 + 0.1 * z if f"{parent}.running_mean" in state else 0.25 + 0.05 * z
         else:
             value = 0.1 * z
-        filled[name] = torch.from_numpy(value.astype(np.float32))
+        filled[name] = torch.from_numpy(value.astype(dtype))
     return filled
 
 

@@ -97,12 +97,14 @@ class PublishedStep:
         )
 
         is_source = torch.arange(len(both.logits), device=both.logits.device) < count
-        coefficient, adversarial = reversal_coefficient(step, options.reversal_steps), 0.0
+        coefficients, adversarial = self.method.discriminators.coefficients(step), 0.0
+        of_entropy = reversal_coefficient(step, options.reversal_steps)
         for head in range(NUM_HEADS):
             feature = both.features.flatten(1) if head == NUM_HEADS - 1 else both.features[:, head]
             discriminator = self.method.discriminators[self.method.discriminators.of_head[head]]
+            how = (coefficients[head], options.entropy_conditioning, of_entropy)
             adversarial = adversarial + conditional_adversarial(
-                *(feature, both.logits[:, head], is_source, discriminator, coefficient, options.entropy_conditioning)
+                *(feature, both.logits[:, head], is_source, discriminator), *how
             )
 
         pseudo, status = 0.0, learning_status(self.method.bank)

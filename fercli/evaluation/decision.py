@@ -52,7 +52,7 @@ def global_and_fused(probabilities: Tensor) -> Decision:
     return Decision(answers, torch.zeros_like(answers), summed.softmax(-1))
 
 
-def glpc(probabilities: Tensor, status: Tensor, threshold: float) -> Decision:
+def glpc(probabilities: Tensor, status: Tensor, threshold: float, empty_sum: str = "all") -> Decision:
     """Global-local prediction consistency (AGLRLS, arXiv 2401.11085, the selection at test time).
 
     The fused head answers where its top probability for class c is >= threshold * ((b_c + 1) / 2) ** 2 with that
@@ -63,19 +63,24 @@ def glpc(probabilities: Tensor, status: Tensor, threshold: float) -> Decision:
         probabilities: [N, 7, 7].
         status: b, [7 heads, 7 expressions] in 0..1; see `fercli.methods.losses.learning_status`.
         threshold: confidence asked of a class that is fully learned, 0..1; 0.95 as published.
+        empty_sum: what answers where no head's probability reaches its b, so that the sum is zero everywhere: ``all``,
+            the plain sum of all probabilities, or ``class-0``, the first class, as in the released code. Its
+            `Decision.probabilities` are those of the plain sum in either case.
 
-    Where no head's probability reaches its b, the sum is zero everywhere and the answer would be class 0 by accident of
-    order: the plain sum of all probabilities answers then.
+    Thresholds are float64, as in the released code: rounded to float32 they differ for a probability that lies on one.
     """
-    limits = class_thresholds(status, threshold)
-    counted = torch.where(probabilities >= status, probabilities, 0.0).sum(1)
+    limits = class_thresholds(status.double(), threshold)
+    wide = probabilities.double()
+    counted = torch.where(wide >= status.double(), wide, 0.0).sum(1)
     nothing = counted.amax(-1, keepdim=True) <= 0
-    said = torch.where(nothing, probabilities.sum(1), counted)
-    answers, said = said.argmax(-1), said / said.sum(-1, keepdim=True)
+    said = torch.where(nothing, wide.sum(1), counted)
+    answers, said = said.argmax(-1), (said / said.sum(-1, keepdim=True)).to(probabilities.dtype)
+    if empty_sum == "class-0":
+        answers = torch.where(nothing[:, 0], torch.zeros_like(answers), answers)
     stages = torch.full_like(answers, STAGES.index("sum"))
     for head, stage in ((GLOBAL, "global"), (FUSED, "fused")):  # the fused head is tried first, so it is written last
         probability, label = probabilities[:, head].max(-1)
-        sure = probability >= limits[head, label]
+        sure = probability.double() >= limits[head, label]
         answers = torch.where(sure, label, answers)
         said = torch.where(sure[:, None], probabilities[:, head], said)
         stages = torch.where(sure, torch.full_like(stages, STAGES.index(stage)), stages)
@@ -89,11 +94,13 @@ class DecisionRule(NamedTuple):
         name: "glpc", "global+fused", or one of `fercli.models.HEADS`, which answers alone.
         status: b of GLPC, [7 heads, 7 expressions]. Without it (a model not adapted) GLPC is the fused head.
         threshold: of GLPC, 0..1: the one that the model's pseudo labels were chosen by.
+        empty_sum: of GLPC; see `glpc`.
     """
 
     name: str
     status: Tensor | None = None
     threshold: float = 0.95
+    empty_sum: str = "all"
 
     def __call__(self, probabilities: Tensor) -> Decision:
         """Answer N faces from the probabilities [N, 7, 7] of their heads."""
@@ -102,7 +109,7 @@ class DecisionRule(NamedTuple):
         if self.name == "glpc":
             if self.status is None:
                 return by_head(probabilities)
-            return glpc(probabilities, self.status.to(probabilities), self.threshold)
+            return glpc(probabilities, self.status.to(probabilities.device), self.threshold, self.empty_sum)
         return by_head(probabilities, HEADS.index(self.name))
 
     def named(self, text: str) -> DecisionRule:

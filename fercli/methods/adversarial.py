@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.methods.base import NUM_HEADS
-from fercli.methods.losses import Discriminator, conditional_adversarial
+from fercli.methods.losses import Discriminator, conditional_adversarial, reversal_coefficient
 from fercli.models import Output
 
 
@@ -21,25 +21,48 @@ class HeadDiscriminators(nn.ModuleList):
         sharing: ``shared``: three (global, one for the five local heads, fused), as in the released codes of AGLRLS and
             CGLRL; ``separate``: one a head, as AGLRLS's paper draws.
         hidden: width of the hidden layers.
+        reversal_steps: horizon of `fercli.methods.losses.reversal_coefficient`.
+        reversal_counts: what the reversal of a discriminator's input counts. ``steps``: the steps of training, as the
+            reversal of the entropy weights always does. ``forwards``: that discriminator's own forward passes, this one
+            included, as in the released codes of AGLRLS and CGLRL. They pass through it twice a step for each head that
+            it serves, to train and to log, so that the local heads' reversal grows ten times as fast.
 
     Attributes:
         of_head: [7], the position here of the discriminator that serves each head.
     """
 
-    def __init__(self, feature_dim: int, sharing: str = "shared", hidden: int = 512):
+    def __init__(
+        self,
+        feature_dim: int,
+        sharing: str = "shared",
+        hidden: int = 512,
+        reversal_steps: float = 10_000,
+        reversal_counts: str = "steps",
+    ):
         of_head = [0, 1, 1, 1, 1, 1, 2] if sharing == "shared" else list(range(NUM_HEADS))
         widths = [feature_dim] * (NUM_HEADS - 1) + [feature_dim * (NUM_HEADS - 1)]
         first_head = [of_head.index(d) for d in range(max(of_head) + 1)]
         super().__init__(Discriminator(NUM_EXPRESSIONS * widths[head], hidden) for head in first_head)
         self.of_head = of_head
+        self.reversal_steps, self.reversal_counts = reversal_steps, reversal_counts
 
-    def forward(self, source: Output, target: Output, coefficient: float, entropy_conditioning: bool = True) -> Tensor:
+    def coefficients(self, step: int) -> list[float]:
+        """Strength of the reversal of each head's discriminator input, [7] in 0..1, after `step` steps of training."""
+        return [reversal_coefficient(count, self.reversal_steps) for count in self._counts(step)]
+
+    def _counts(self, step: int) -> list[int]:
+        if self.reversal_counts == "steps":
+            return [step] * NUM_HEADS
+        passes = [2 * step * self.of_head.count(one) for one in self.of_head]
+        return [passes[head] + self.of_head[: head + 1].count(one) for head, one in enumerate(self.of_head)]
+
+    def forward(self, source: Output, target: Output, step: int, entropy_conditioning: bool = True) -> Tensor:
         """Sum over the heads of `fercli.methods.losses.conditional_adversarial`, each with weight 1.
 
         Args:
             source: logits [B, 7, C] and features [B, 6, D].
             target: likewise, of M faces.
-            coefficient: strength of the gradient reversal, 0..1.
+            step: steps of training before this one.
             entropy_conditioning: False weighs all faces of a domain alike.
 
         Returns:
@@ -49,14 +72,16 @@ class HeadDiscriminators(nn.ModuleList):
         logits = torch.cat([source.logits, target.logits])
         features = torch.cat([source.features, target.features])
         is_source = torch.arange(len(logits), device=logits.device) < len(source.logits)
+        coefficients, of_entropy = self.coefficients(step), reversal_coefficient(step, self.reversal_steps)
         terms = [
             conditional_adversarial(
                 features.flatten(1) if head == NUM_HEADS - 1 else features[:, head],
                 logits[:, head],
                 is_source,
                 self[self.of_head[head]],
-                coefficient,
+                coefficients[head],
                 entropy_conditioning,
+                of_entropy,
             )
             for head in range(NUM_HEADS)
         ]

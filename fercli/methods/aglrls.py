@@ -7,7 +7,7 @@ consistency (``glpc``).
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +17,7 @@ from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
 from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
 from fercli.methods.joint import joint_pass
-from fercli.methods.losses import DistributionAlignment, learning_status, pseudo_label_loss, reversal_coefficient
+from fercli.methods.losses import DistributionAlignment, learning_status, pseudo_label_loss
 from fercli.models import HEADS
 from fercli.spec import Optimisation, Section
 
@@ -46,6 +46,7 @@ class AGLRLS(Method):
         adversarial_weight: Annotated[float, Field(ge=0)] = 0.5
         entropy_conditioning: bool = True
         reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+        reversal_counts: Literal["steps", "forwards"] = "steps"
         discriminators: Literal["shared", "separate"] = "shared"
         hidden: Annotated[int, Field(gt=0)] = 512
         pseudo_labels: bool = True
@@ -53,6 +54,7 @@ class AGLRLS(Method):
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
         alignment: bool = False
         glpc: bool = True
+        glpc_empty_sum: Literal["all", "class-0"] = "all"
         passes: Literal["published", "shared"] = "published"
 
     def __init__(self, settings: Optimisation, options: AGLRLS.Options, feature_dim: int, target_size: int):
@@ -69,7 +71,9 @@ class AGLRLS(Method):
 
         self.discriminators = nn.ModuleList()
         if options.adversarial:
-            self.discriminators = HeadDiscriminators(feature_dim, options.discriminators, options.hidden)
+            self.discriminators = HeadDiscriminators(
+                feature_dim, options.discriminators, options.hidden, options.reversal_steps, options.reversal_counts
+            )
         self.aligner = None
         if options.alignment and options.pseudo_labels:
             self.aligner = DistributionAlignment(NUM_HEADS)
@@ -82,9 +86,9 @@ class AGLRLS(Method):
         return learning_status(self.bank)
 
     @classmethod
-    def decision_options(cls, options: AGLRLS.Options) -> dict[str, float]:
+    def decision_options(cls, options: AGLRLS.Options) -> dict[str, Any]:
         # GLPC asks of a class what its pseudo labels were asked for.
-        return {"threshold": options.threshold}
+        return {"threshold": options.threshold, "empty_sum": options.glpc_empty_sum}
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         options = self.options
@@ -94,10 +98,9 @@ class AGLRLS(Method):
         source, target, losses, logs = joint_pass(network, batch.source, aligned, batch.labels, self.head_weights)
 
         if options.adversarial:
-            coefficient = reversal_coefficient(progress.step, options.reversal_steps)
-            adversarial = self.discriminators(source, target, coefficient, options.entropy_conditioning)
+            adversarial = self.discriminators(source, target, progress.step, options.entropy_conditioning)
             losses["adversarial"] = options.adversarial_weight * adversarial
-            logs["reversal"] = adversarial.new_tensor(coefficient)
+            logs["reversal"] = adversarial.new_tensor(self.discriminators.coefficients(progress.step)[-1])
 
         if options.pseudo_labels:
             if self.shared_view and options.adversarial:

@@ -132,7 +132,7 @@ class Method(nn.Module):
         return None
 
     @classmethod
-    def decision_options(cls, options: Section) -> dict[str, float]:
+    def decision_options(cls, options: Section) -> dict[str, Any]:
         """Settings of the decision rule that follow from the method's options: fields of `DecisionRule`.
 
         See `fercli.evaluation.decision`. What is not named keeps the rule's default.

@@ -16,7 +16,7 @@ from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
 from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
 from fercli.methods.joint import joint_pass
-from fercli.methods.losses import entropy, head_cross_entropy, reversal_coefficient
+from fercli.methods.losses import entropy, head_cross_entropy
 from fercli.spec import Optimisation, Section
 from fercli.spec.schema import Fraction
 
@@ -67,6 +67,7 @@ class CommonOptions(Section):
     adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
     entropy_conditioning: bool = True
     reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+    reversal_counts: Literal["steps", "forwards"] = "steps"
     discriminators: Literal["shared", "separate"] = "shared"
     hidden: Annotated[int, Field(gt=0)] = 512
     pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -110,7 +111,9 @@ class CGLRL(Method):
     def __init__(self, settings: Optimisation, options: CommonOptions, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)
         self.decision = options.decision
-        self.discriminators = HeadDiscriminators(feature_dim, options.discriminators, options.hidden)
+        self.discriminators = HeadDiscriminators(
+            feature_dim, options.discriminators, options.hidden, options.reversal_steps, options.reversal_counts
+        )
         self.register_buffer("pseudo", torch.full((target_size,), -1, dtype=torch.long))
         self.register_buffer("renewed", torch.tensor(False))
 
@@ -130,10 +133,9 @@ class CGLRL(Method):
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         options = self.options
         source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)
-        coefficient = reversal_coefficient(progress.step, options.reversal_steps)
-        adversarial = self.discriminators(source, target, coefficient, options.entropy_conditioning)
+        adversarial = self.discriminators(source, target, progress.step, options.entropy_conditioning)
         losses["adversarial"] = options.adversarial_weight * adversarial
-        logs["reversal"] = adversarial.new_tensor(coefficient)
+        logs["reversal"] = adversarial.new_tensor(self.discriminators.coefficients(progress.step)[-1])
         logs["pseudo-labelled"] = (self.pseudo >= 0).sum() / max(1, len(self.pseudo))
         logs["pseudo-renewed"] = self.renewed.float()
         if batch.pseudo_labelled is not None:

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 LOG_FLOOR = 1e-5
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def head_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Weighted sum over the heads of the mean cross-entropy (AGLRLS, arXiv 2401.11085, the source term).
 
@@ -32,10 +37,10 @@ def head_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, label_sm
     if labels.is_floating_point():
         spread = labels.sum(-1, keepdim=True) / classes
         wanted = (1 - label_smoothing) * labels + label_smoothing * spread
-        each = -(wanted[:, None] * logits.float().log_softmax(-1)).sum(-1)
+        each = -(wanted[:, None] * at_least_float32(logits).log_softmax(-1)).sum(-1)
         return (each.mean(0) * weights).sum()
     each = F.cross_entropy(
-        logits.flatten(0, 1).float(),
+        at_least_float32(logits.flatten(0, 1)),
         labels.repeat_interleave(heads),
         reduction="none",
         label_smoothing=label_smoothing,
@@ -76,6 +81,7 @@ def conditional_adversarial(
     discriminator: nn.Module,
     coefficient: float,
     entropy_conditioning: bool = True,
+    entropy_coefficient: float | None = None,
 ) -> Tensor:
     """Conditional adversarial loss of one head, CDAN+E (Long et al., NeurIPS 2018, eq. 8; AGLRLS, one term a head).
 
@@ -90,16 +96,18 @@ def conditional_adversarial(
         discriminator: maps [B, C * D] to logits [B] (before the sigmoid).
         coefficient: strength of the reversal, 0..1.
         entropy_conditioning: False weighs all samples of a domain alike (plain CDAN).
+        entropy_coefficient: strength of the weights' own reversal; None is `coefficient`.
 
     Returns:
         A scalar >= 0; ln 2 where the discriminator cannot tell.
     """
-    probabilities = logits.float().softmax(-1)
-    joint = (probabilities.detach().unsqueeze(2) * features.float().unsqueeze(1)).flatten(1)
-    verdict = discriminator(reverse_gradient(joint, coefficient)).float()
-    each = F.binary_cross_entropy_with_logits(verdict, is_source.float(), reduction="none")
+    probabilities = at_least_float32(logits).softmax(-1)
+    joint = (probabilities.detach().unsqueeze(2) * at_least_float32(features).unsqueeze(1)).flatten(1)
+    verdict = at_least_float32(discriminator(reverse_gradient(joint, coefficient)))
+    each = F.binary_cross_entropy_with_logits(verdict, is_source.to(verdict), reduction="none")
     if entropy_conditioning:
-        weight = 1 + torch.exp(-reverse_gradient(entropy(probabilities), coefficient))
+        own = coefficient if entropy_coefficient is None else entropy_coefficient
+        weight = 1 + torch.exp(-reverse_gradient(entropy(probabilities), own))
     else:
         weight = torch.ones_like(each)
     loss = each.new_zeros(())
@@ -182,8 +190,8 @@ class DistributionAlignment(nn.Module):
             source_logits: [B, H, C].
             target_logits: [M, H, C].
         """
-        target = target_logits.float().log_softmax(-1)
-        self.of_source.mul_(self.decay).add_(source_logits.float().softmax(-1).mean(0))
+        target = at_least_float32(target_logits).log_softmax(-1)
+        self.of_source.mul_(self.decay).add_(at_least_float32(source_logits).softmax(-1).mean(0))
         self.of_target.mul_(self.decay).add_(target.exp().mean(0))
         return (target + self.of_source.log() - self.of_target.log()).log_softmax(-1)
 
@@ -206,10 +214,11 @@ def pseudo_label_loss(
         The loss (a scalar >= 0, exactly zero when no image passes), `confident` int64 [B, H] (the class where
         p >= `threshold`, else -1: what goes into the bank), and `passed` bool [B, H] (used as pseudo labels).
     """
-    probability, label = weak_logits.detach().float().softmax(-1).max(-1)
+    probability, label = at_least_float32(weak_logits.detach()).softmax(-1).max(-1)
     limits = class_thresholds(status, threshold)
     passed = probability >= limits.expand(label.shape[0], -1, -1).gather(2, label.unsqueeze(2)).squeeze(2)
-    each = F.cross_entropy(strong_logits.flatten(0, 1).float(), label.flatten(), reduction="none").view_as(probability)
+    strong = at_least_float32(strong_logits.flatten(0, 1))
+    each = F.cross_entropy(strong, label.flatten(), reduction="none").view_as(probability)
     loss = ((each * passed).mean(0) * weights).sum()
     confident = torch.where(probability >= threshold, label, torch.full_like(label, -1))
     return loss, confident, passed
