@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 from torch import nn
 
@@ -11,6 +9,7 @@ from fercli.loading.augment import View
 from fercli.loading.batches import Batch
 from fercli.methods.base import Method
 from fercli.models import FEATURE_SIZE, Output
+from fercli.spec import Model
 
 
 class Tiny(nn.Module):
@@ -59,11 +58,9 @@ def batch_for(method: Method, count: int = 4, scale: float = 2.0) -> Batch:
     return Batch(view(1, count, scale), labels, *views, indices=torch.arange(count))
 
 
-def model_spec(**changes) -> SimpleNamespace:
+def model_spec(**changes) -> Model:
     """The model section of a run spec, small unless changed."""
-    fields = {"backbone": "ir-small", "width": 8, "local": "feature-map", "classifiers": "shared", "weights": None}
-    fields |= {"input": "colour", "test_flip": False}
-    return SimpleNamespace(**(fields | changes))
+    return Model(**{"backbone": "ir-small", "width": 8, **changes})
 
 
 def batch(size: int = 2, patch: int = 48) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

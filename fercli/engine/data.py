@@ -23,18 +23,23 @@ def view_settings(spec: Spec) -> ViewSettings:
     return ViewSettings(size=spec.prepare.size, **spec.data.augment.model_dump())
 
 
-def open_store(spec: Spec, name: str, labels: bool = True) -> Store:
+def open_store(spec: Spec, name: str, labels: bool = True, as_aligned: bool = True) -> Store:
     """The prepared store of a dataset; without labels, reading them is an error.
 
+    Args:
+        as_aligned: whether its faces must be aligned as the spec's ``prepare.align`` says.
+
     Raises:
-        FercliError: it is not prepared, or for faces of another size.
+        FercliError: it is not prepared, or for faces of another size or alignment.
     """
     store = Store.open(spec.store_path(name), labels, name=name)
-    size = store.meta["parameters"]["size"]
-    if size != spec.prepare.size:
+    found = store.meta["parameters"]
+    due = {"size": spec.prepare.size, **({"align": spec.prepare.align} if as_aligned else {})}
+    other = [f"{key} {found[key]}, not {value}" for key, value in due.items() if found[key] != value]
+    if other:
         raise FercliError(
-            f"{store.path} holds faces of {size} pixels and prepare.size is {spec.prepare.size}",
-            Advice.run("prepare", f"--dataset {name}"),
+            f"{store.path} holds faces that were prepared otherwise than the spec says: {', '.join(other)}",
+            Advice(Advice.run("prepare", f"--dataset {name}"), ", or set paths.prepared to a folder for such stores"),
         )
     return store
 

@@ -28,7 +28,7 @@ _SHARED = (
     "model",
     "engine.seed",
 )
-FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "adapt")}
+FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "faithful", "adapt")}
 #: Keys of them that may differ all the same.
 FREE = frozenset({"epochs", "patience"})
 #: The section of a stage.

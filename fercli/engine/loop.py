@@ -16,7 +16,7 @@ from fercli.engine.guards import memory_hint
 from fercli.engine.interrupt import Interrupted, StopRequest
 from fercli.engine.log import Log
 from fercli.engine.resume import restore, save
-from fercli.engine.schedule import rate_at
+from fercli.engine.schedule import set_rates
 from fercli.engine.training import Training
 from fercli.evaluation.selection import best_epoch
 from fercli.loading.batches import Batch
@@ -69,8 +69,7 @@ def update(
         timed: name of a part -> a context to do it in.
     """
     plan, fabric, optimizer = training.plan, training.fabric, training.optimizer
-    for group in optimizer.param_groups:
-        group["lr"] = group["scale"] * rate_at(plan, group["rates"], training.step, training.steps_per_epoch)
+    set_rates(plan, optimizer.param_groups, training.step, training.steps_per_epoch)
     with timed("forward"):
         progress = Progress(training.step, training.step // training.steps_per_epoch + 1, number)
         losses, logs = training.module(batch, progress)

@@ -28,7 +28,7 @@ def empty_network(spec: Spec) -> GlobalLocal:
 
 def check_architecture(state: dict[str, Any], spec: Spec, path: Path) -> None:
     """Refuse a checkpoint of another architecture than the spec's: FercliError names the differing keys."""
-    free = frozenset({"weights", "test_flip"})  # neither of them changes a weight's shape or meaning
+    free = frozenset({"weights", "first_weights", "test_flip"})  # none of them changes a weight's shape or meaning
     problem = differences(resolved(state["spec"]), json.loads(spec.model_dump_json()), ("model",), free)
     if problem:
         raise FercliError(f"{path} is of another architecture ({problem})", "use the spec it was trained with")

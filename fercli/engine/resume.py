@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from fercli.engine import checkpoint, distributed
 from fercli.engine.training import Training
-from fercli.errors import FercliError
+from fercli.errors import Advice, FercliError
 
 
 def save(training: Training, path: Path, resumable: bool = False) -> None:
     """Write a checkpoint. One that is not `resumable`, without the optimizer's state, is for use.
+
+    The source model keeps that state all the same where adaptations are to go on with its momentum.
 
     Of processes that train together all must call it. Raises FercliError where the disk is full.
     """
@@ -29,8 +32,9 @@ def save(training: Training, path: Path, resumable: bool = False) -> None:
     }
     if resumable or method.transforms_output:
         state["method"] = method.state_dict()
-    if resumable:
+    if resumable or (training.section == "train_source" and training.record["spec"]["adapt"]["carry_momentum"]):
         state["optimizer"] = training.optimizer.state_dict()
+    if resumable:
         # Float16 scales its gradients by what it has learned so far.
         state["scaling"] = training.fabric.strategy.precision.state_dict()
         if training.average is not None:
@@ -40,6 +44,30 @@ def save(training: Training, path: Path, resumable: bool = False) -> None:
         cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         state["rng"] = {"torch": torch.get_rng_state(), "cuda": cuda}
     distributed.on_rank_zero(checkpoint.save, path, state)
+
+
+def carry_momentum(training: Training, source: dict[str, Any], path: Path) -> None:
+    """Let an adaptation's optimizer begin with the momentum that the source model's ended with (AGLRLS's code).
+
+    Args:
+        source: the source model's checkpoint, of the same architecture; path: where it was read.
+
+    Raises:
+        FercliError: it was trained without keeping its momentum.
+    """
+    if "optimizer" not in source:
+        raise FercliError(
+            f"adapt.carry_momentum: {path} was trained without that key and has not kept its momentum",
+            Advice.run("train-source", "--set adapt.carry_momentum=true --restart"),
+        )
+    kept = source["optimizer"]
+    optimizer = getattr(training.optimizer, "optimizer", training.optimizer)  # Fabric's wrapper holds torch's
+    # In both stages the first group is the backbone, and the second begins with the network's new layers.
+    for ours, theirs in zip(optimizer.param_groups, kept["param_groups"], strict=False):
+        for parameter, number in zip(ours["params"], theirs["params"], strict=False):
+            buffer = kept["state"].get(number, {}).get("momentum_buffer")
+            if buffer is not None:
+                optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter, copy=True)
 
 
 def restore(training: Training) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from fercli.spec import Optimisation
 from fercli.spec.schema import Rates
@@ -12,6 +13,20 @@ def rate_in(rates: Rates, epoch: int) -> float:
     """The rate of `epoch` (from 1): that of the latest entry at or before it, or the first."""
     begun = [first for first in rates if first <= epoch]
     return rates[max(begun) if begun else min(rates)]
+
+
+def set_rates(plan: Optimisation, groups: list[dict[str, Any]], step: int, steps_per_epoch: int) -> None:
+    """Give an optimizer's groups their learning rates and weight decay for the step after `step` steps.
+
+    With ``late_rates`` they are those of the step before; on the first all groups have the rate of the backbone, and
+    half the weight decay (AGLRLS's code sets them after each step, and begins with neither factor in force).
+    """
+    late = getattr(plan, "late_rates", False)
+    first = late and step == 0
+    for group in groups:
+        rate = rate_at(plan, group["rates"], max(0, step - late), steps_per_epoch)
+        group["lr"] = rate if first else group["scale"] * rate
+        group["weight_decay"] = plan.weight_decay / 2 if first else plan.weight_decay
 
 
 def rate_at(plan: Optimisation, rates: Rates, step: int, steps_per_epoch: int) -> float:

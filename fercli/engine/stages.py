@@ -15,6 +15,7 @@ from fercli.engine.folder import digest, prepared_again, record_of, stage_folder
 from fercli.engine.log import ENVIRONMENT
 from fercli.engine.loop import fit
 from fercli.engine.network import channels_last, empty_network, load_network
+from fercli.engine.resume import carry_momentum
 from fercli.engine.training import Training
 from fercli.errors import Advice, FercliError
 from fercli.evaluation.oracle import oracle_labels
@@ -54,7 +55,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         As `train_source`; also where there is no source checkpoint, or one of another architecture.
     """
     kind = method_class(spec.adapt.method)
-    kind.read_options(spec.adapt.options)  # a mistake in them is told before anything is loaded
+    kind.read_options(spec.adapt.options, spec.faithful)  # a mistake in them is told before anything is loaded
     store = open_store(spec, target, labels=False)
     unlabelled = store.indices(store.adapt_splits)
     warn_of_overlap(store)
@@ -84,6 +85,8 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         training = Training(spec, fabric, network, source, faces, folder, record)
         if kind.oracle:
             training.method.give_labels(labels)
+        if spec.adapt.carry_momentum:
+            carry_momentum(training, start, path)
         return _run(training)
 
 

@@ -107,7 +107,7 @@ class Trained:
         kind, options = self.kind, {}
         if self.stage == "adapt":
             try:
-                options = kind.decision_options(kind.read_options(self.spec.adapt.options))
+                options = kind.decision_options(kind.read_options(self.spec.adapt.options, self.spec.faithful))
             except SpecError:
                 raise self._of_another_version() from None
         return DecisionRule(self.decision, self.state["status"], **options)
@@ -125,7 +125,7 @@ class Trained:
         if not kind.transforms_output:
             return None
         settings = self.spec.adapt
-        method = kind(settings, kind.read_options(settings.options), FEATURE_SIZE, target_size=0)
+        method = kind(settings, kind.read_options(settings.options, self.spec.faithful), FEATURE_SIZE, target_size=0)
         try:
             method.load_state_dict(self.state["method"])
         except (KeyError, RuntimeError, TypeError, AttributeError):

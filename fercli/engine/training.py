@@ -109,7 +109,7 @@ class Training:
             self.plan = plan = spec.adapt
             name, options, train, recipe = plan.method, plan.options, target.train, SourceRecipe()
         kind = method_class(name)
-        self.method = method = kind(plan, kind.read_options(options), FEATURE_SIZE, len(train or ()))
+        self.method = method = kind(plan, kind.read_options(options, spec.faithful), FEATURE_SIZE, len(train or ()))
         settings = view_settings(spec)
         common = (network, method, settings, spec.engine.evaluate_batch, source)
         if target is None:
@@ -121,6 +121,7 @@ class Training:
             balance=spec.data.balance,
             recipe=recipe,
             shard=shard_of,
+            drop_last=method.drop_last,
         )
         largest = max(len(source.train), len(train or ()))
         self.steps_per_epoch = plan.steps_per_epoch or max(1, largest // plan.batch)

@@ -134,7 +134,7 @@ def _data(trained: Trained) -> str:
         what, terms = (card.about, card.licence) if card else ("not known here", "check the terms")
         count = "not known here"
         try:
-            store = open_store(spec, name, labels=False)
+            store = open_store(spec, name, labels=False, as_aligned=False)
             count = f"{len(store.indices(store.adapt_splits)):,}"
             if store.synthetic:
                 drawn, what, terms = True, "procedural faces in its layout †", "drawn by fercli: no photographs"

@@ -95,7 +95,7 @@ def samples(trained: Trained) -> Samples:
     spec = trained.spec
     for name in filter(None, (trained.target, *spec.data.source)):
         try:
-            store = open_store(spec, name, labels=False)
+            store = open_store(spec, name, labels=False, as_aligned=False)
         except FercliError:
             continue
         if not len(store):

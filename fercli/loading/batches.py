@@ -92,6 +92,8 @@ class Batches:
             memory, and a CUDA device that works meanwhile. No batch depends on it.
         recipe: how the source's faces are varied and weighed.
         shard: which of a batch's faces are this process's, by their number; without it all are.
+        drop_last: whether a pass over the faces of `weak` and `strong`, or over those that the method chose, leaves out
+            what fills no whole batch.
 
     Attributes:
         waited: seconds spent so far until the faces of the batches were at hand.
@@ -111,13 +113,14 @@ class Batches:
         prefetch: bool | None = None,
         recipe: SourceRecipe = SourceRecipe(),  # noqa: B008 (a tuple)
         shard: Callable[[int], slice] = slice,
+        drop_last: bool = False,
     ):
         self._source, self._labels, self._target = source, labels, target
         self._wants, self._batch, self._seed, self._settings, self._device = wants, batch, seed, settings, device
         self._samplers: dict[str, ShuffledSampler | WeightedSampler] = {
             "source": source_sampler(source.counts, balance, derive_seed(seed, "source"))
         }
-        self._recipe, self._shard = recipe, shard
+        self._recipe, self._shard, self._multiple = recipe, shard, batch if drop_last else 1
         self._class_weights = None
         if recipe.class_balance:
             self._class_weights = torch.from_numpy(class_weights(labels, recipe.class_balance))
@@ -125,9 +128,8 @@ class Batches:
         if recipe.mixup:
             self._drawn_from["partner"] = source
         if target is not None:
-            self._samplers.update(
-                {name: ShuffledSampler(len(target), derive_seed(seed, name)) for name in ("target", "pseudo")}
-            )
+            self._samplers["target"] = ShuffledSampler(len(target), derive_seed(seed, "target"))
+            self._samplers["pseudo"] = ShuffledSampler(len(target), derive_seed(seed, "pseudo"), self._multiple)
             if "target" in wants:
                 self._drawn_from["target"] = target
             if wants & {"weak", "strong"}:
@@ -190,7 +192,7 @@ class Batches:
         positions = pseudo_labelled.cpu().numpy()
         amount = min(self._batch, len(positions))
         # The word stands in every seed of a run that has begun: it stays.
-        sampler = ShuffledSampler(len(positions), derive_seed(self._seed, "pool"))
+        sampler = ShuffledSampler(len(positions), derive_seed(self._seed, "pool"), self._multiple)
         return positions[sampler.take(step * amount, amount)]
 
     def _draw(self, name: str, step: int) -> np.ndarray:

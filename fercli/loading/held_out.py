@@ -29,13 +29,16 @@ def training_and_validation(store: Store, validation: float | str) -> tuple[np.n
     """The labelled faces of a source to train on, and those to choose the epoch by (``data.validation``).
 
     Args:
-        validation: a share of the training faces, held out (`hold_out`), or a split of the store's own.
+        validation: a share of the training faces, held out (`hold_out`; 0: none), or a split of the store's own.
 
     Raises:
-        FercliError: fewer than two training faces, or the split has no labelled face or is trained on.
+        FercliError: fewer than two training faces (of a share above 0), or the split has no labelled face or is trained
+            on.
     """
     train = store.indices(store.adapt_splits)
     train = train[store.labels[train] >= 0]
+    if validation == 0:
+        return train, train[:0]
     if not isinstance(validation, str):
         return hold_out(store, train, validation)
     if validation in store.adapt_splits:

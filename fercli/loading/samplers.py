@@ -21,10 +21,16 @@ class ShuffledSampler:
     """Endless shuffled positions 0..count-1: every `count` draws are a fresh permutation.
 
     The draw at place k depends on (seed, k) only, so a stream can be taken up anywhere.
+
+    Args:
+        count: positions.
+        seed: of the permutations.
+        multiple: of each permutation as many are drawn as are a multiple of this; the rest is left out.
     """
 
-    def __init__(self, count: int, seed: int):
+    def __init__(self, count: int, seed: int, multiple: int = 1):
         self._count, self._seed = count, seed
+        self._drawn = count - count % min(multiple, max(1, count))
         self._latest = -1, np.empty(0, np.int64)
 
     def take(self, start: int, amount: int) -> np.ndarray:
@@ -33,11 +39,11 @@ class ShuffledSampler:
 
     def at(self, places: np.ndarray) -> np.ndarray:
         """Positions drawn at any places, int64 as `places`."""
-        rounds = places // self._count
+        rounds = places // self._drawn
         drawn = np.empty(len(places), np.int64)
         for number in np.unique(rounds):
             inside = rounds == number
-            drawn[inside] = self._permutation(int(number))[places[inside] % self._count]
+            drawn[inside] = self._permutation(int(number))[places[inside] % self._drawn]
         return drawn
 
     def _permutation(self, number: int) -> np.ndarray:

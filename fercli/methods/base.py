@@ -93,6 +93,10 @@ class Method(nn.Module):
     #: Whether each update gives every parameter of network and method a gradient, as far as the method knows the
     #: network. Several processes then need not search each step for those without.
     reaches_all: ClassVar[bool] = False
+    #: Whether a pass over the target's pseudo-labelled faces leaves out those that fill no whole batch.
+    drop_last: bool = False
+    #: What ``adapt.options`` are with ``faithful: published``, where the spec does not set them.
+    published_options: ClassVar[Mapping[str, Any]] = {}
     #: Updates on each batch. Every one is a forward, a backward and an optimizer step of its own.
     updates: int = 1
 
@@ -140,8 +144,8 @@ class Method(nn.Module):
         return {}
 
     @classmethod
-    def read_options(cls, options: Mapping[str, Any]) -> Section:
-        """Check ``adapt.options``.
+    def read_options(cls, options: Mapping[str, Any], faithful: str = "corrected") -> Section:
+        """Check ``adapt.options``, with the defaults that ``faithful`` asks for.
 
         Raises:
             SpecError: one line a problem, as `fercli.spec.load` does.
@@ -149,6 +153,7 @@ class Method(nn.Module):
         from pydantic import ValidationError
 
         try:
-            return cls.Options.model_validate(dict(options))
+            defaults = cls.published_options if faithful == "published" else {}
+            return cls.Options.model_validate({**defaults, **options})
         except ValidationError as problem:
             raise SpecError("\n  ".join(explain(problem, cls.Options, "adapt.options"))) from None

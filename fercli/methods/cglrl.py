@@ -5,7 +5,7 @@ Separate adversarial learning of the seven heads, and pseudo labels for the targ
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -73,6 +73,7 @@ class CommonOptions(Section):
     pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
     entropy_limit: Annotated[float, Field(gt=0)] = 0.19459
     decision: Literal["fused", "global+fused"] = "fused"
+    drop_last: bool = False
 
 
 class CGLRL(Method):
@@ -101,6 +102,7 @@ class CGLRL(Method):
     name = "cglrl"
     reaches_all = True
     wants = frozenset({"target"})
+    published_options: ClassVar[dict[str, Any]] = {"reversal_counts": "forwards", "drop_last": True}
 
     class Options(CommonOptions):
         """``adapt.options`` of CGLRL."""
@@ -110,7 +112,7 @@ class CGLRL(Method):
 
     def __init__(self, settings: Optimisation, options: CommonOptions, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)
-        self.decision = options.decision
+        self.decision, self.drop_last = options.decision, options.drop_last
         self.discriminators = HeadDiscriminators(
             feature_dim, options.discriminators, options.hidden, options.reversal_steps, options.reversal_counts
         )

@@ -15,7 +15,7 @@ def build_network(spec: Model) -> GlobalLocal:
         FercliError: the weights cannot be read or do not fit (see `fercli.models.weights.load_weights`).
     """
     backbone = build_backbone(spec.backbone, spec.width)
-    network = GlobalLocal(backbone, spec.local, spec.classifiers, spec.input, spec.test_flip)
+    network = GlobalLocal(backbone, spec.local, spec.classifiers, spec.input, spec.test_flip, spec.first_weights)
     if spec.weights is not None:
         load_weights(network, spec.weights)
     return network

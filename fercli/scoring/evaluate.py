@@ -132,7 +132,7 @@ def evaluate_model(
             "data": model.spec.data.model_copy(update={"datasets": spec.data.datasets}),
         }
     )
-    stores = {name: open_store(own, name) for name in datasets}
+    stores = {name: open_store(own, name, as_aligned=False) for name in datasets}
     for name, store in stores.items():
         _warn_of_other_faces(own, model, store)
         if name == model.target:
@@ -157,7 +157,7 @@ def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[St
     """
     without = "no temperature is fitted, and the distance between the domains is not measured"
     try:
-        found = [stores.get(name) or open_store(spec, name) for name in spec.data.source]
+        found = [stores.get(name) or open_store(spec, name, as_aligned=False) for name in spec.data.source]
     except FercliError:
         console.say(f"no prepared store of {'+'.join(spec.data.source)}, which the model was trained on: {without}")
         return []

@@ -5,6 +5,7 @@ on top and returns a `Spec`, or raises one `SpecError` that lists every problem 
 allowed.
 
 - `schema`: the sections, their defaults and the checks across fields
+- `fidelity`: what ``faithful: published`` sets
 - `registry`: the names of methods and selection rules
 - `load`: finding and reading a spec file, ``--set``, the messages
 - `template`: a spec as a file to edit, every key explained (``fercli init``)

@@ -51,6 +51,11 @@ class SelectionRule(NamedTuple):
         """Whether it looks at the (unlabelled) target images, so that it cannot choose in train-source."""
         return _TARGET in self.reads
 
+    @property
+    def needs_held_out(self) -> bool:
+        """Whether it looks at source faces that were held out of training."""
+        return _LABELS in self.reads
+
 
 #: ``train_source.select``, ``adapt.select`` and ``adapt.also_score``.
 RULES: dict[str, SelectionRule] = {

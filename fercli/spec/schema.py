@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from fercli.console import brief
 from fercli.errors import SpecError
 from fercli.files import is_file_name
+from fercli.spec.fidelity import with_published
 from fercli.spec.plugins import is_place
 from fercli.spec.registry import METHODS, RULES
 from fercli.starter import NAME
@@ -146,16 +147,17 @@ class Data(_Explained):
     """for those of your own, and those elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``."""
     validation: float | str = 0.1
     """what chooses the epoch: a share of the source's training faces, held out, or the name of a split of its own
-    (``public-test``), and then all training faces are trained on."""
+    (``public-test``), and then all training faces are trained on. 0 holds none out: rules that read them cannot choose,
+    and no temperature is fitted."""
     augment: Augment = Augment()
     """Random views of faces in training: crop and flip, in stage 2 RandAugment on top."""
 
     @field_validator("validation")
     @classmethod
     def _share_or_split(cls, value: float | str) -> float | str:
-        if value == "" or (not isinstance(value, str) and not 0 < value < 1):
+        if value == "" or (not isinstance(value, str) and not 0 <= value < 1):
             raise ValueError(
-                f"{brief(repr(value))} is neither a share, greater than 0 and less than 1, nor the name of a split"
+                f"{brief(repr(value))} is neither a share, 0 or more and less than 1, nor the name of a split"
             )
         return value
 
@@ -239,6 +241,9 @@ class Model(_Explained):
     """``colour``, or ``grey``: the face's luminance alone, for a source without colours."""
     test_flip: bool = False
     """whether the answer for a face is the mean of its picture's and its mirror image's."""
+    first_weights: Literal["standard", "released"] = "standard"
+    """what no checkpoint fills: ``standard``, Kaiming-normal convolutions, Xavier-uniform heads and no biases, or
+    ``released``, as in AGLRLS's code: torch's own, Xavier-normal heads, and five crop nets that begin alike."""
     weights: Path | None = None
     """a checkpoint to start from (``fercli weights inspect FILE`` tells what one fills); without, noise. ``starter`` is
     the model that comes with fercli."""
@@ -365,6 +370,9 @@ class TrainSource(Optimisation):
     (Cui et al., CVPR 2019, compares such weights); 0 treats all faces alike."""
     views: Literal["weak", "strong"] = "weak"
     """of the faces: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top)."""
+    late_rates: bool = False
+    """whether a new learning rate is used one step late, and on the very first step all groups learn at `lr` with half
+    the weight decay, as in AGLRLS's code."""
     select: _SourceRule = "source-val"
     """the rule that chooses the epoch: ``source-val``, accuracy on the faces held out, or ``last``."""
 
@@ -382,6 +390,9 @@ class Adapt(Optimisation):
     discriminator_lr: Rates = {1: 1e-4, 21: 1e-5}
     """learning rate of a method's own discriminators, as `lr`."""
     head_weights: _LossWeights = [7, 1, 1, 1, 1, 1, 7]
+    carry_momentum: bool = False
+    """whether SGD goes on with the momentum that stage 1 ended its chosen epoch with, as in AGLRLS's code; stage 1 must
+    have been trained with this key set."""
     options: dict[str, Any] = {}
     """what the method lets one set."""
     select: _Rule = "infomax"
@@ -452,6 +463,9 @@ class Spec(_Explained):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)] = "baseline"
     """the run's folder under ``paths.runs``."""
+    faithful: Literal["corrected", "published"] = "corrected"
+    """what the other keys' defaults are: ``corrected``, or ``published``, as the released code of AGLRLS has them with
+    what are faults in it (docs/faithful.md). A key that is set stays as it is set."""
     paths: Paths = Paths()
     """Where things are. Relative paths start at the working folder."""
     data: Data = Data()
@@ -470,6 +484,28 @@ class Spec(_Explained):
     """How a trained run is scored."""
     sweep: Sweep | None = None
     """methods x targets x seeds (``fercli sweep``); null is a single run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_published(cls, tree: Any) -> Any:
+        return with_published(tree) if isinstance(tree, dict) and tree.get("faithful") == "published" else tree
+
+    @model_validator(mode="after")
+    def _held_out_faces_are_there(self) -> Spec:
+        if self.data.validation != 0:
+            return self
+        named = {"train_source.select": [self.train_source.select], "adapt.select": [self.adapt.select]}
+        named["adapt.also_score"] = self.adapt.also_score
+        problems = [
+            f"{key}: {rule} chooses by held-out source faces, and with data.validation 0 there are none; set another "
+            "rule, such as last"
+            for key, rules in named.items()
+            for rule in rules
+            if RULES[rule].needs_held_out
+        ]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     @property
     def run_folder(self) -> Path:

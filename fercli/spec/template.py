@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +16,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from fercli.spec import Section, Spec
+from fercli.spec.fidelity import PUBLISHED
 from fercli.spec.registry import METHODS, RULES
 from fercli.spec.schema import Sweep
 from fercli.version import __version__
@@ -23,7 +24,16 @@ from fercli.version import __version__
 #: Keys that most users set at one time or another; the others stand there commented out, at their defaults.
 COMMON = frozenset(
     {
-        *("name", "paths.data", "paths.prepared", "paths.runs", "data.source", "data.targets", "data.augment.flip"),
+        *(
+            "name",
+            "paths.data",
+            "paths.prepared",
+            "paths.runs",
+            "faithful",
+            "data.source",
+            "data.targets",
+            "data.augment.flip",
+        ),
         *("prepare.align", "prepare.workers", "model.backbone", "model.weights", "engine.device", "engine.seed"),
         *("train_source.batch", "train_source.epochs", "train_source.lr", "evaluate.title"),
         *("adapt.method", "adapt.batch", "adapt.epochs", "adapt.lr", "adapt.select"),
@@ -37,13 +47,15 @@ _WIDTH, _COLUMN = 120, 34
 def to_template(spec: Spec) -> str:
     """The spec as YAML text that `fercli.spec.load` reads back as the same spec.
 
-    Keys of `COMMON` and those that are not at their defaults are live, all others commented out.
+    Keys of `COMMON`, those that are not at their defaults and those whose defaults ``faithful`` changes are live, all
+    others commented out.
     """
     lines = [
         f"# A run spec of fercli {__version__}. Keys commented out are at their defaults: take the # away to set them.",
         "# For one command alone: --set adapt.epochs=5. What a key may be is checked before anything is done.",
     ]
-    return "\n".join([*lines, *_lines(spec, "", "")]) + "\n"
+    live = COMMON | (PUBLISHED.keys() if spec.faithful == "published" else set())
+    return "\n".join([*lines, *_lines(spec, "", "", live)]) + "\n"
 
 
 def plain(text: str) -> str:
@@ -52,12 +64,12 @@ def plain(text: str) -> str:
     return text.replace("``", "").replace("`", "")
 
 
-def _lines(section: Section, prefix: str, indent: str) -> Iterator[str]:
+def _lines(section: Section, prefix: str, indent: str, common: Set[str]) -> Iterator[str]:
     for name, field in type(section).model_fields.items():
         value, path, words = getattr(section, name), prefix + name, plain(field.description or "")
         default = None if field.is_required() else field.get_default(call_default_factory=True)
         if isinstance(value, Section) and default is not None:
-            below = list(_lines(value, path + ".", indent + "  "))
+            below = list(_lines(value, path + ".", indent + "  ", common))
             live = any(re.match(r" *\w", line) for line in below)
             if not indent:
                 yield ""
@@ -65,11 +77,11 @@ def _lines(section: Section, prefix: str, indent: str) -> Iterator[str]:
             yield f"{indent}{'' if live else '#'}{name}:"
             yield from below
         elif isinstance(value, Sweep):
-            yield from ["", *_prose(words, indent), f"{name}:", *_lines(value, path + ".", indent + "  ")]
+            yield from ["", *_prose(words, indent), f"{name}:", *_lines(value, path + ".", indent + "  ", common)]
         else:
             if not indent:
                 yield ""
-            live = path in COMMON or field.is_required() or value != default
+            live = path in common or field.is_required() or value != default
             yield from _leaf(f"{indent}{'' if live else '#'}{name}: ", value, _meaning(path, field, words))
             if path == "sweep":
                 for key, inner in Sweep.model_fields.items():

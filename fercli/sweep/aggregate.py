@@ -108,7 +108,11 @@ def _entry(
 
 def _record(cell: Cell, folder: Path, run: Path, finished: Environment, status: torch.Tensor | None) -> ModelRecord:
     outcome, kind = finished.outcome, method_class(cell.spec.adapt.method)
-    rule = DecisionRule(outcome.decision, status, **kind.decision_options(kind.read_options(cell.spec.adapt.options)))
+    rule = DecisionRule(
+        outcome.decision,
+        status,
+        **kind.decision_options(kind.read_options(cell.spec.adapt.options, cell.spec.faithful)),
+    )
     return model_record(
         cell.spec,
         folder,

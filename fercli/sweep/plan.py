@@ -34,9 +34,9 @@ def plan(spec: Spec) -> list[Cell]:
     """All cells of a sweep, seed by seed, so that whatever is done first can be compared; source-only among them.
 
     Raises:
-        SpecError: no ``sweep`` section, no target or one that is a source, a grid key that does not exist or that the
-            sweep or a method sets already, options that a method does not have, anything set of source-only, two
-            combinations that would share a folder.
+        SpecError: no ``sweep`` section, no target or one that is a source, a grid key that does not exist, that the
+            sweep or a method sets already or that sets others, options that a method does not have, anything set of
+            source-only, two combinations that would share a folder.
     """
     if spec.sweep is None:
         raise SpecError("the spec has no sweep section (sweep.methods, sweep.seeds, ...)", "see: fercli sweep --help")
@@ -46,6 +46,10 @@ def plan(spec: Spec) -> list[Cell]:
         raise SpecError("no target: list them under sweep.targets or data.targets in the spec")
     if wanted.methods.get(REFERENCE):
         raise SpecError(f"sweep.methods.{REFERENCE}: the source model as it is, of which nothing can be set")
+    if "faithful" in wanted.grid:
+        raise SpecError(
+            "sweep.grid: faithful sets other keys", "sweep twice: --set faithful=published --set name=another-name"
+        )
     base = json.loads(spec.model_dump_json(exclude={"sweep"}))
     base["paths"]["runs"] = str(spec.run_folder)
     bare = {**base, "adapt": {**base["adapt"], "options": {}}}  # those of a method that the source model has not
@@ -66,7 +70,7 @@ def plan(spec: Spec) -> list[Cell]:
                 both = [target for target in targets if target in made.data.source]
                 if both:
                     raise SpecError(f"sweep: {both[0]} is a source of this run", "a target must be another dataset")
-                method_class(made.adapt.method).read_options(made.adapt.options)
+                method_class(made.adapt.method).read_options(made.adapt.options, made.faithful)
                 shown = early if label == REFERENCE else keys
                 new = [Cell(made, seed, shown, label, target) for target in targets]
                 cells += [cell for cell in new if label != REFERENCE or cell not in cells]

@@ -1,0 +1,56 @@
+"""``faithful``: the settings with which the released AGLRLS code runs, where ours are others.
+
+Source: github.com/yao-papercodes/AGLRLS, commit 85b875d, run beside this code; docs/faithful.md says what each does.
+What a method's own options are there stands with the method (`fercli.methods.base.Method.published_options`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+#: Key path -> its value with ``faithful: published``, where the spec does not set it.
+PUBLISHED: dict[str, Any] = {
+    "prepare.align": "box",
+    "data.augment.crop": "released",
+    "data.augment.randaugment": "released",
+    "data.augment.shared_crop": True,
+    "data.augment.swap_landmarks": False,
+    "data.augment.move_landmarks": False,
+    "data.validation": 0,
+    "model.first_weights": "released",
+    "train_source.late_rates": True,
+    "train_source.select": "last",
+    "adapt.carry_momentum": True,
+}
+
+
+def with_published(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec's nested mapping with the keys of `PUBLISHED` that it does not set; what is no mapping stays as it is."""
+    filled = dict(tree)
+    for path, value in PUBLISHED.items():
+        _fill(filled, path.split("."), value)
+    return filled
+
+
+def _fill(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    key, *rest = path
+    if not rest:
+        tree.setdefault(key, value)
+    elif isinstance(below := tree.get(key, {}), Mapping):
+        tree[key] = dict(below)
+        _fill(tree[key], rest, value)
+
+
+def departures(resolved: Mapping[str, Any]) -> Iterator[str]:
+    """What a resolved spec sets otherwise than the released code, as ``data.validation 0.1 (published: 0)``."""
+    for path, value in PUBLISHED.items():
+        found: Any = resolved
+        for key in path.split("."):
+            found = found[key]
+        if found != value:
+            yield f"{path} {_text(found)} (published: {_text(value)})"
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
