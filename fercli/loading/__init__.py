@@ -6,5 +6,6 @@
 - `samplers`: which faces come next, seeds, and evenly spaced subsamples;
 - `augment`: plain, weak and strong views;
 - `randaugment`: the operations of strong views;
+- `released_randaugment`: those of the released code of AGLRLS;
 - `placement`: where faces wait: memory-mapped, or cached on the device; the prefetcher.
 """

@@ -17,12 +17,14 @@ import torch
 import torch.nn.functional as F
 
 from fercli.errors import FercliError
-from fercli.loading import randaugment
+from fercli.loading import randaugment, released_randaugment
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # Image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, as a mirror orders them.
 MIRRORED = (1, 0, 2, 4, 3)
+#: Side of the stored face's middle in sides of the face's box (`fercli.faces.align.released_box`).
+_WIDENED = 1.2
 #: (B, rows): the faces given are these rows of a batch of B. Random numbers are drawn for all B, so that the views are
 #: those that the whole batch would have.
 Shard = tuple[int, slice]
@@ -36,7 +38,10 @@ class ViewSettings:
     flip: float = 0.5  # probability of a horizontal flip
     jitter: float = 0.1  # the window shifts by up to this share of the box's side and scales within 1 ± this
     operations: int = 3  # RandAugment operations a strong view draws
-    magnitude: float = 5  # of RandAugment, 0 to 10
+    magnitude: float = 5  # of RandAugment, 0 to 10; not read where `randaugment` is released
+    crop: str = "standard"  # or released: see `_draw_window`
+    randaugment: str = "standard"  # or released: see `fercli.loading.released_randaugment`
+    shared_crop: bool = False  # weak and strong view of a face have one crop and flip (`fercli.loading.batches`)
     swap_landmarks: bool = True  # a flip swaps left and right landmarks (and crops); not so in the published code
     move_landmarks: bool = True  # geometric operations move the landmarks; False: as the published code, they do not
 
@@ -121,7 +126,9 @@ def weak_view(
 
     Inputs and errors as for `plain_view`.
     The shift is drawn from what leaves the window inside the stored face; where its margin is too small even for the
-    scale, the border is replicated. `generator` is a CPU generator (None: torch's global one). `share`: see `Shard`.
+    scale, the border is replicated. With the crop ``released`` width and height are scaled apart instead, within
+    1 ± 2 jitter / 1.2, and nothing is shifted (`_draw_window`). `generator` is a CPU generator (None: torch's global
+    one). `share`: see `Shard`.
     """
     return strong_view(faces, landmarks, crops, replace(settings, operations=0), generator, share)
 
@@ -134,20 +141,32 @@ def strong_view(
     settings: ViewSettings,
     generator: torch.Generator | None = None,
     share: Shard | None = None,
+    crop_generator: torch.Generator | None = None,
 ) -> View:
     """Flip and jitter as in `weak_view`, then `settings.operations` operations of RandAugment drawn per sample.
 
     The operations, their meaning at a magnitude, and the deliberate differences (above all: geometric operations come
     before those on pixels, whatever the drawn order) are in `fercli.loading.randaugment`. With `move_landmarks=False`
-    the landmarks stay where flip and jitter left them; crops are turned all the same. Inputs and errors: `plain_view`.
+    the landmarks stay where flip and jitter left them; crops are turned all the same. RandAugment ``released`` is that
+    of `fercli.loading.released_randaugment`. With no operations the view is the weak one. `crop_generator` draws flip
+    and jitter where these are not `generator`'s: one seeded as the weak view's gives its crop. Inputs and errors:
+    `plain_view`.
     """
     window, flipped = _draw_window(faces, settings, generator, share)
+    if crop_generator is not None:  # the generator's own crop is drawn all the same: its operations stay what they are
+        window, flipped = _draw_window(faces, settings, crop_generator, share)
     batch, rows = share or (len(faces), slice(None))
+    if settings.randaugment == "released":
+        released = released_randaugment.draw(batch, settings.operations, generator).of(rows)
+        whole = window @ released_randaugment.geometry(released, settings.size)
+        mover = whole if settings.move_landmarks else window
+        pixels, layout, points = _warp(faces, landmarks, crops, window, whole, mover, flipped, settings)
+        return _finish(released_randaugment.apply(pixels, layout, released), layout, points)
     plan = randaugment.draw(batch, settings.operations, generator)
     plan = randaugment.Plan(*(drawn[:, rows] for drawn in plan))
     whole = window @ randaugment.geometry(plan, settings.magnitude, settings.size)
     mover = whole if settings.move_landmarks else window
-    pixels, layout, points = _warp(faces, landmarks, crops, whole, mover, flipped, settings)
+    pixels, layout, points = _warp(faces, landmarks, crops, whole, whole, mover, flipped, settings)
     return _finish(randaugment.apply_pixel_operations(pixels, layout, plan, settings.magnitude), layout, points)
 
 
@@ -168,6 +187,12 @@ def _draw_window(
     """Flip and jitter as maps [B, 3, 3] (float64, CPU), and who is flipped, bool [B].
 
     A map takes a pixel of the view, counted from its centre, to a pixel of the stored face.
+
+    The crop ``released``: the released code of AGLRLS widens the face's box by a tenth of its side at each of its ends
+    and then moves both ends inwards or outwards by one number, uniform within a tenth (`jitter`), for x and y apart.
+    The stored face's middle is the widened box, 1.2 times the box: so it is scaled within 1 ± 2 jitter / 1.2 a
+    direction, about its centre. Two things the stored face cannot tell: that code draws whole pixels of the photograph,
+    and ends its crop at the photograph's edge, where here the replicated border is seen.
     """
     batch, rows = share or (len(faces), slice(None))
     stored = faces.shape[1]
@@ -175,21 +200,26 @@ def _draw_window(
     centre = _offset(faces, settings) + half
     uniform = torch.rand(batch, 4, dtype=torch.float64, generator=generator)
     flipped = uniform[:, 0] < settings.flip
-    scale = 1 + settings.jitter * (2 * uniform[:, 1] - 1)
-    room = min(centre, stored - 1 - centre) - half * scale
-    reach = room.clamp(0, settings.jitter * settings.size)
     window = torch.zeros(batch, 3, 3, dtype=torch.float64)
-    window[:, 0, 0] = torch.where(flipped, -scale, scale)
-    window[:, 1, 1] = scale
-    window[:, :2, 2] = centre + (2 * uniform[:, 2:] - 1) * reach[:, None]
+    if settings.crop == "released":
+        across, down = (1 + 2 * settings.jitter / _WIDENED * (2 * uniform[:, 1:3] - 1)).unbind(1)
+        window[:, :2, 2] = centre
+    else:
+        across = down = scale = 1 + settings.jitter * (2 * uniform[:, 1] - 1)
+        room = min(centre, stored - 1 - centre) - half * scale
+        reach = room.clamp(0, settings.jitter * settings.size)
+        window[:, :2, 2] = centre + (2 * uniform[:, 2:] - 1) * reach[:, None]
+    window[:, 0, 0] = torch.where(flipped, -across, across)
+    window[:, 1, 1] = down
     window[:, 2, 2] = 1
     return window[rows], flipped[rows]
 
 
-def _warp(faces, landmarks, crops, whole, mover, flipped, settings):
-    """Read faces and crops through `whole`, move landmarks by the inverse of `mover` (float64 [B, 3, 3] on the CPU).
+def _warp(faces, landmarks, crops, reader, turner, mover, flipped, settings):
+    """Read faces through `reader` and crops through the linear part of `turner`, move landmarks by `mover`'s inverse.
 
-    Returns pixels float32 [B, 3, N] in whole levels 0..255, their Layout, and the landmarks in pixels of the view.
+    The three are float64 [B, 3, 3] on the CPU. Returns pixels float32 [B, 3, N] in whole levels 0..255, their Layout,
+    and the landmarks in pixels of the view.
     """
     device, size, batch = faces.device, settings.size, len(faces)
     moved = torch.linalg.inv(mover)
@@ -203,11 +233,11 @@ def _warp(faces, landmarks, crops, whole, mover, flipped, settings):
         if crops is not None:
             crops = crops[torch.arange(batch, device=device)[:, None], order]
 
-    pixels = _read(faces.permute(0, 3, 1, 2), whole, size).flatten(2)
+    pixels = _read(faces.permute(0, 3, 1, 2), reader, size).flatten(2)
     if crops is None:
         return pixels, randaugment.Layout(size, 0, 0), points
     number, side = crops.shape[1:3]
-    turn = whole.clone()
+    turn = turner.clone()
     turn[:, :2, 2] = (side - 1) / 2
     # A sample's crops share its turn: one picture of many channels.
     turned = _read(crops.permute(0, 4, 1, 2, 3).flatten(1, 2), turn, side).view(batch, 3, -1)

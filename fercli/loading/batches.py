@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -34,7 +35,8 @@ class Batch(NamedTuple):
         source: B views of labelled source faces.
         labels: int64 [B], 0..6.
         target: views of unlabelled target faces for alignment, or None.
-        weak, strong: two views of the same target faces, for pseudo labels, or None.
+        weak, strong: two views of the same target faces, for pseudo labels, or None. With ``data.augment.shared_crop``
+            they have the same crop and flip.
         indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
         pseudo_labelled: weak views of up to B target faces of the method's own choice (`Method.pseudo_labelled`), or
             None where it chose none.
@@ -166,7 +168,8 @@ class Batches:
             pseudo = drawn["pseudo"]
             pseudo = pseudo._replace(faces=to_device(pseudo.faces, self._device))
             parts["weak"] = self._view(weak_view, pseudo, "weak", step)
-            parts["strong"] = self._view(strong_view, pseudo, "strong", step)
+            shared = {"crop_generator": self._generator("weak", step)} if self._settings.shared_crop else {}
+            parts["strong"] = self._view(partial(strong_view, **shared), pseudo, "strong", step)
             parts["indices"] = self._on_device(pseudo.positions)
         if pseudo_labelled is not None and len(pseudo_labelled):
             chosen = self._fetch(self._target, self._draw_pseudo_labelled(step, pseudo_labelled))
@@ -211,8 +214,11 @@ class Batches:
         return torch.from_numpy(numbers).to(self._device, non_blocking=True)
 
     def _view(self, make: Callable[..., View], drawn: _Drawn, name: str, step: int) -> View:
-        generator = torch.Generator().manual_seed(derive_seed(self._seed, name, step))
+        generator = self._generator(name, step)
         return make(*to_device(drawn.faces, self._device), self._settings, generator, drawn.share)
+
+    def _generator(self, name: str, step: int) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(self._seed, name, step))
 
 
 def _blend(faces: RawBatch, partners: RawBatch, own: float) -> RawBatch:

@@ -32,6 +32,7 @@ differences from the usual per-image code:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -118,29 +119,43 @@ def apply_pixel_operations(pixels: torch.Tensor, layout: Layout, plan: Plan, mag
     and contrast measure the face and treat the patches with the face's own table or mean, so that a patch keeps looking
     like a piece of its face; sharpness smooths each patch by itself. Returns `pixels`.
     """
-    # Samples that drew the same operation are handled together. The groups are formed here on the CPU and moved at
-    # once: nothing below waits for the device.
-    order = plan.operations.argsort(dim=1, stable=True)
-    signs = plan.signs.gather(1, order).to(pixels.device, non_blocking=True)
-    groups = order.to(pixels.device, non_blocking=True)
-    for step, drawn in enumerate(plan.operations):
-        stop = 0
-        for position, count in enumerate(drawn.bincount(minlength=len(OPERATIONS)).tolist()):
-            start, stop = stop, stop + count
-            operation = _OPERATIONS.get(OPERATIONS[position])
-            if operation is None or count == 0:
-                continue
-            members = groups[step, start:stop]
-            chosen = pixels.index_select(0, members)
-            changed = operation(chosen, layout, magnitude / MAX_MAGNITUDE, signs[step, start:stop].view(-1, 1, 1))
-            pixels.index_copy_(0, members, changed)
+    signs, strength = plan.signs.to(pixels.device, non_blocking=True), magnitude / MAX_MAGNITUDE
+    for step, position, members in grouped(plan.operations, len(OPERATIONS), pixels.device):
+        name = OPERATIONS[position]
+        if name not in CHANGES:
+            continue
+        chosen = pixels.index_select(0, members)
+        if name == "solarize":
+            amount = 256 * (1 - strength)
+        elif name == "posterize":
+            amount = 2 ** round(4 * strength)
+        else:
+            amount = 1 + signs[step].index_select(0, members).view(-1, 1, 1) * (0.9 * strength)
+        pixels.index_copy_(0, members, CHANGES[name](chosen, layout, amount))
     return pixels
 
 
-# Each takes (pixels [k, 3, N] which it may overwrite, layout, strength 0..1, signs [k, 1, 1]) and returns [k, 3, N].
+def grouped(operations: torch.Tensor, number: int, device: torch.device) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yield (step, operation, who drew it int64 [k] on `device`), step by step: samples of one operation go together.
+
+    operations: int64 [n, B] on the CPU, each 0..number-1. The groups are formed there and moved at once: nothing waits
+    for the device.
+    """
+    groups = operations.argsort(dim=1, stable=True).to(device, non_blocking=True)
+    for step, drawn in enumerate(operations):
+        stop = 0
+        for position, count in enumerate(drawn.bincount(minlength=number).tolist()):
+            start, stop = stop, stop + count
+            if count:
+                yield step, position, groups[step, start:stop]
 
 
-def _autocontrast(pixels, layout, strength, signs):
+# Each takes (pixels [k, 3, N] which it may overwrite, layout, amount) and returns [k, 3, N]. The amount is a number or
+# a tensor [k, 1, 1]: of solarize the least level that is inverted, of posterize the levels that become one, of the four
+# blends the picture's share.
+
+
+def _autocontrast(pixels, layout, amount):
     low, high = pixels[..., : layout.face].aminmax(dim=-1, keepdim=True)
     flat = high <= low
     scale = torch.where(flat, 1.0, 255 / (high - low).clamp(min=1))
@@ -149,7 +164,7 @@ def _autocontrast(pixels, layout, strength, signs):
     return pixels.sub_(low).mul_(scale).add_(1e-3).floor_().clamp_(0, 255)
 
 
-def _equalize(pixels, layout, strength, signs):
+def _equalize(pixels, layout, amount):
     levels = pixels.long()
     face = levels[..., : layout.face]
     counts = levels.new_zeros(*levels.shape[:2], 256).scatter_add_(-1, face, torch.ones_like(face))
@@ -162,29 +177,28 @@ def _equalize(pixels, layout, strength, signs):
     return table.to(pixels.dtype).gather(-1, levels)
 
 
-def _solarize(pixels, layout, strength, signs):
-    return torch.where(pixels < 256 * (1 - strength), pixels, 255 - pixels)
+def _solarize(pixels, layout, amount):
+    return torch.where(pixels < amount, pixels, 255 - pixels)
 
 
-def _posterize(pixels, layout, strength, signs):
-    coarse = 2 ** round(4 * strength)
-    return pixels.div_(coarse).floor_().mul_(coarse)
+def _posterize(pixels, layout, amount):
+    return pixels.div_(amount).floor_().mul_(amount)
 
 
-def _color(pixels, layout, strength, signs):
-    return _blend(_grey(pixels), pixels, strength, signs)
+def _color(pixels, layout, amount):
+    return _blend(_grey(pixels), pixels, amount)
 
 
-def _contrast(pixels, layout, strength, signs):
+def _contrast(pixels, layout, amount):
     mean = _grey(pixels[..., : layout.face]).mean(-1, keepdim=True).add_(0.5).floor_()
-    return _blend(mean, pixels, strength, signs)
+    return _blend(mean, pixels, amount)
 
 
-def _brightness(pixels, layout, strength, signs):
-    return pixels.mul_(1 + signs * (0.9 * strength)).clamp_(0, 255).floor_()
+def _brightness(pixels, layout, amount):
+    return pixels.mul_(amount).clamp_(0, 255).floor_()
 
 
-def _sharpness(pixels, layout, strength, signs):
+def _sharpness(pixels, layout, amount):
     smooth = pixels.clone()
     for target, picture in zip(layout.split(smooth), layout.split(pixels), strict=True):
         if picture.numel():
@@ -192,7 +206,7 @@ def _sharpness(pixels, layout, strength, signs):
             nine = F.avg_pool2d(picture.flatten(1, -3), 3, stride=1, divisor_override=1).view_as(inner)
             # Pillow's SMOOTH: weights 1 and 5 in the middle, of 13; the outermost pixels stay.
             target[..., 1:-1, 1:-1] = nine.add_(inner, alpha=4).div_(13).add_(0.5).floor_()
-    return _blend(smooth, pixels, strength, signs)
+    return _blend(smooth, pixels, amount)
 
 
 def _grey(pixels: torch.Tensor) -> torch.Tensor:
@@ -201,12 +215,13 @@ def _grey(pixels: torch.Tensor) -> torch.Tensor:
     return (red * 0.299).add_(green, alpha=0.587).add_(blue, alpha=0.114).add_(0.5).floor_()
 
 
-def _blend(other: torch.Tensor, pixels: torch.Tensor, strength: float, signs: torch.Tensor) -> torch.Tensor:
-    """other + factor (pixels - other) in whole levels: below 1 nearer to `other`, above 1 further from it."""
-    return torch.lerp(other, pixels, 1 + signs * (0.9 * strength)).clamp_(0, 255).floor_()
+def _blend(other: torch.Tensor, pixels: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """other + share (pixels - other) in whole levels: below 1 nearer to `other`, above 1 further from it."""
+    return torch.lerp(other, pixels, share).clamp_(0, 255).floor_()
 
 
-_OPERATIONS = {
+#: The operations on pixels that change any; see above for what they take.
+CHANGES = {
     "autocontrast": _autocontrast,
     "equalize": _equalize,
     "solarize": _solarize,

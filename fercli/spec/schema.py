@@ -123,10 +123,18 @@ class Augment(_Explained):
     """how often a face is mirrored, 0 to 1."""
     jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
     """how far the crop moves and by how much its size varies, as a share of the face."""
+    crop: Literal["standard", "released"] = "standard"
+    """``standard`` moves and scales; ``released``, as the released code, scales width and height apart and moves
+    nothing."""
+    shared_crop: bool = False
+    """whether the weak and the strong view of a face have the same crop and flip, as in the released code."""
     operations: Annotated[int, Field(ge=0, le=14)] = 3
     """strong operations in a row (RandAugment), of stage 2."""
     magnitude: Annotated[float, Field(ge=0, le=10)] = 5
-    """how strong they are, 0 to 10."""
+    """how strong they are, 0 to 10; with ``randaugment: released`` it is not read."""
+    randaugment: Literal["standard", "released"] = "standard"
+    """``standard``, all at one magnitude, or ``released``: the released code's, of random strengths, with black borders
+    and a square cut out of every strong view."""
     swap_landmarks: bool = True
     """whether a mirrored face swaps left and right landmarks; the released code does not."""
     move_landmarks: bool = True
