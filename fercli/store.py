@@ -38,8 +38,9 @@ from pydantic import BaseModel, ConfigDict
 from fercli.datasets.protocol import absent
 from fercli.errors import Advice, FercliError
 
-#: Changed whenever stores written before can no longer be used.
-FORMAT = 2
+#: By ``prepare.align``. Changed whenever stores written before can no longer be used. What version 2 called ``box`` was
+#: the square around the face's box.
+FORMATS = {"template": 2, "box": 3}
 
 #: Arrays with a row for every face kept that workers make, and their types; digests cover the others.
 FACE_ARRAYS = {"faces": "uint8", "landmarks": "float32", "crops": "uint8", "shapes": "float32", "digests": "uint8"}
@@ -147,7 +148,7 @@ class Store:
             meta, problem = now, None
             if meta is None:
                 break
-            if meta.get("format") != FORMAT:
+            if not is_current(meta):
                 raise FercliError(f"the prepared store {path} was written by another version of fercli", make)
             try:
                 store = cls(path, meta, labels, checked)
@@ -258,13 +259,20 @@ class Store:
         return dict(self.meta["counts"])
 
 
+def is_current(meta: Mapping[str, Any]) -> bool:
+    """Whether a store of this meta.json has the format of this version of fercli, by how its faces are aligned."""
+    parameters = meta.get("parameters")
+    align = parameters.get("align", "template") if isinstance(parameters, dict) else "template"
+    return meta["format"] == FORMATS.get(align)
+
+
 def read_meta(path: Path) -> dict[str, Any] | None:
     """Return a store's meta.json, or None where the store is incomplete or not there, or the file is damaged."""
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         if "stand_in" in meta:  # its name in stores of fercli 0.2
             meta["synthetic"] = meta.pop("stand_in")
-        if meta["format"] == FORMAT:
+        if is_current(meta):
             _Meta.model_validate(meta)
     except (OSError, ValueError, RecursionError, KeyError, TypeError):  # pydantic's is a ValueError
         return None

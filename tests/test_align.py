@@ -5,8 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from fercli.faces import align
+from fercli.synthetic.render import STUDIO, render
 
 
 def similarity(scale: float, degrees: float, x: float, y: float) -> np.ndarray:
@@ -78,20 +80,94 @@ def test_warp_at_scale_one_copies_pixels_and_replicates_the_border():
     np.testing.assert_array_equal(moved[79, 79], image[-1, -1])
 
 
-def test_box_crop_puts_the_square_of_the_box_into_the_inner_part():
-    image = np.random.default_rng(2).integers(0, 256, (300, 300, 3), np.uint8)
-    # 112 pixels wide, 90 high: the square keeps the wider side and the centre.
-    face = align.warp(image, align.box_matrix((50, 60, 162, 150)), 140)
-    np.testing.assert_array_equal(face[14:126, 14:126], image[49:161, 50:162])
-    np.testing.assert_array_equal(face, image[35:175, 36:176])
+def loop_over_released(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
+    """The released code's box, step by step from its facts: whole pixels, half of a fifth a side, clipped."""
+    left, top, right, bottom = (int(v) for v in box)
+    across, down = int(0.5 * int(0.20 * (right - left))), int(0.5 * int(0.20 * (bottom - top)))
+    left, top = left - across, top - down
+    right, bottom = right + across, bottom + down
+    return left if left > 0 else 0, top if top > 0 else 0, min(right, width), min(bottom, height)
 
 
-def test_box_crop_scales_edges_to_edges():
-    matrix = align.box_matrix((10, 20, 66, 76), size=112, margin=0)
-    # A box's edge lies half a pixel before its first pixel's centre.
-    np.testing.assert_allclose(
-        align.transform(matrix, np.array([[9.5, 19.5], [65.5, 75.5]])), [[-0.5] * 2, [111.5] * 2]
-    )
+def photograph(width: int, height: int, seed: int) -> np.ndarray:
+    """A procedural face of that size, with the noise of a camera."""
+    image = cv2.resize(render(STUDIO, seed, seed % 7, seed).image, (width, height), interpolation=cv2.INTER_AREA)
+    noise = np.random.default_rng(seed).normal(0, 5, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (50.0, 40.0, 162.0, 190.0),  # inside
+        (30.7, 20.2, 95.9, 120.4),  # not in whole pixels
+        (2.0, 5.0, 130.0, 170.0),  # to be clipped above and at the left
+        (60.0, 70.0, 210.0, 260.0),  # beyond the photograph
+        (0.0, 0.0, 220.0, 240.0),  # all of it
+        (100.0, 100.0, 109.0, 112.0),  # so small that nothing is added to one side
+        (20.0, 30.0, 200.0, 60.0),  # flat
+    ],
+)
+@pytest.mark.parametrize("times", [1, 3])
+def test_the_box_is_that_of_the_released_code(box, times):
+    """Widened, clipped, cropped, resized to 112 x 112 as it is: to a level, but for the crop's outermost pixels."""
+    box = tuple(times * v for v in box)
+    width, height = 220 * times, 240 * times
+    image = photograph(width, height, 3)
+    found = align.released_box(box, (width, height))
+    assert found == loop_over_released(box, width, height)
+    matrix = align.box_matrix(found)
+    face = align.warp(image, matrix, 140)[14:126, 14:126].astype(int)
+    expected = np.asarray(Image.fromarray(image).crop(found).resize((112, 112), Image.Resampling.BILINEAR)).astype(int)
+    ring = 1 + 112 // min(found[2] - found[0], found[3] - found[1])
+    assert abs(face - expected)[ring:-ring, ring:-ring].max() <= 1
+    # There the filter sees the next pixels of the photograph, where a crop has come to its end.
+    assert abs(face - expected).max() <= 60 and abs(face - expected).mean() < 0.3
+    # The landmarks go the same way: shares of the crop are shares of the face.
+    corners = np.array([found[:2], found[2:]], float) - 0.5
+    np.testing.assert_allclose(align.transform(matrix, corners), [[13.5] * 2, [125.5] * 2], atol=1e-9)
+
+
+def test_around_the_box_the_margin_shows_more_of_the_photograph_and_then_its_border():
+    image = photograph(300, 260, 5)
+    face = align.warp(image, align.box_matrix((60, 40, 172, 152)), 140)  # at scale one
+    np.testing.assert_array_equal(face, image[26:166, 46:186])
+    face = align.warp(image, align.box_matrix((0, 0, 224, 112)), 140)  # twice as wide as high
+    np.testing.assert_array_equal(face[:14], np.repeat(face[14:15], 14, 0))
+    np.testing.assert_array_equal(face[:, :12], np.repeat(face[:, 12:13], 12, 1))
+    halves = image[:126, :252].reshape(126, 126, 2, 3).mean(2)
+    assert abs(face[14:, 14:] - cv2.blur(halves, (1, 1))).mean() < 8
+    far = align.warp(image, np.array([[0.5, 0, -4000], [0, 0.25, 9000]]), 40)
+    assert (far == image[0, -1]).all()
+
+
+@pytest.mark.parametrize("scale", [(0.21, 0.6), (1.7, 0.4), (1.0, 1.0), (3.0, 2.2)])
+def test_what_is_not_turned_is_a_weighted_mean_of_pixels(scale):
+    """Written out: each pixel's triangle of weights, as wide as the pixels it takes in, over a replicated border."""
+    image = photograph(90, 70, 2)
+    (sx, sy), side = scale, 40
+    matrix = np.array([[sx, 0, 4.3], [0, sy, -7.6]])
+
+    def weights(s: float, shift: float, length: int) -> np.ndarray:
+        rows = np.zeros((side, length))
+        for place in range(side):
+            centre, reach = (place - shift) / s, max(1.0, 1 / s)
+            near = np.arange(int(np.floor(centre - reach)), int(np.ceil(centre + reach)) + 1)
+            triangle = np.clip(1 - abs(near - centre) / reach, 0, None)
+            np.add.at(rows[place], np.clip(near, 0, length - 1), triangle / triangle.sum())
+        return rows
+
+    rows, columns = weights(sy, -7.6, 70), weights(sx, 4.3, 90)
+    expected = np.einsum("ij,jkc,lk->ilc", rows, image.astype(float), columns)
+    assert abs(align.warp(image, matrix, side) - expected).max() <= 1.01
+
+
+def test_a_box_beside_the_photograph_or_without_a_pixel_is_refused():
+    for box in ((300, 10, 400, 90), (10, -90, 60, -12), (10.2, 10, 10.9, 60), (50, 60, 40, 90)):
+        with pytest.raises(ValueError, match="lies outside the picture"):
+            align.released_box(box, (200, 200))
+    with pytest.raises(ValueError, match="no alignment 'square'"):
+        align.alignment_matrix("square", align.ARCFACE_TEMPLATE, (0, 0, 9, 9), (9, 9), 112, 14)
 
 
 def test_box_of_points_is_what_the_template_shows():

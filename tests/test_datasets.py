@@ -156,7 +156,7 @@ def test_fer2013_csv(tmp_path):
     assert [r.split for r in listing][-2:] == ["public-test", "private-test"]
     assert listing.left_out == {"unknown code '9'": 1, "row of an unknown Usage": 1, "unreadable row": 1}
     data = (tmp_path / "fer2013.csv").read_bytes()
-    assert all(data[r.offset :].split(b"\n", 1)[0].count(b",") == 2 for r in listing)
+    assert all(r.cropped and data[r.offset :].split(b"\n", 1)[0].count(b",") == 2 for r in listing)
     assert len({r.id for r in listing}) == len(listing)
     assert (listing.adapt_splits, listing.score_splits) == (("train",), ("private-test",))
     assert read_dataset("f", "fer2013", tmp_path, score="public-test").score_splits == ("public-test",)
@@ -226,6 +226,7 @@ def test_fer2013_folders(tmp_path):
         "test/sad/.DS_Store",
     )
     listing = read_dataset("f", "fer2013", tmp_path)
+    assert all(record.cropped for record in listing)
     assert sorted(rows(listing, "id", "label", "split")) == [
         ("test/sad/PrivateTest_3.jpg", SA, "private-test"),
         ("test/surprise/PublicTest_4.jpg", SU, "public-test"),

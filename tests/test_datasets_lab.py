@@ -206,8 +206,9 @@ def test_ck_landmarks_become_our_five(tmp_path):
     write(tmp_path, f"{folder}5_landmarks.txt", text)
     write(tmp_path, f"{folder}4_landmarks.txt", text[:500])
     write(tmp_path, f"{folder}3_landmarks.txt", "x" + text)
-    given = [r.landmarks for r in read_dataset("ck", "ck+", tmp_path)]
-    assert given[:3] == [None, None, None]
+    listing = read_dataset("ck", "ck+", tmp_path)
+    given = [r.landmarks for r in listing]
+    assert given[:3] == [None, None, None] and not any(r.cropped for r in listing)
     # The image-left eye's corners are 36 and 39, the other's 42 and 45; nose tip 30; mouth corners 48 and 54.
     assert given[3] == ((37.5, 1037.5), (43.5, 1043.5), (30, 1030), (48, 1048), (54, 1054))
 
@@ -227,7 +228,7 @@ def test_ck48_folders(tmp_path, prefix):
         ("sadness", SA),
         ("surprise", SU),
     ]
-    assert len(listing) == 2 * 6 * 3 and all((tmp_path / r.path).is_file() for r in listing)
+    assert len(listing) == 2 * 6 * 3 and all((tmp_path / r.path).is_file() and r.cropped for r in listing)
     assert {r.subject: r.split for r in listing} == {"S010": "train", "S011": "test"}
     assert_no_subject_on_both_sides(listing)
     assert listing.left_out == {
@@ -344,6 +345,7 @@ def test_oulu_takes_the_first_and_the_last_three_frames(tmp_path, folder):
         for frame in ("000", "012", "013", "014")
     ]
     assert listing.left_out == {".db files": 1}
+    assert {r.cropped for r in listing} == {"Acropped" in folder}
     assert (listing.adapt_splits, listing.score_splits) == (("train",), ("test",))
 
 

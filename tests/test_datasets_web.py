@@ -344,6 +344,7 @@ def test_ferplus_folders(tmp_path, base):
     write(tmp_path, f"{base}FER2013Test/fer0.png")
     write(tmp_path, f"{base}FER2013Test/label.csv")
     listing = read_dataset("f", "ferplus", tmp_path)
+    assert all(record.cropped for record in listing)
     assert rows(listing, "id", "path", "split", "offset") == [
         ("fer0.png", f"{base}FER2013Train/fer0.png", "train", None),
         ("fer1.png", f"{base}FER2013Valid/fer1.png", "public-test", None),

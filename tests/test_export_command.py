@@ -218,8 +218,9 @@ def test_other_faces_are_described_as_they_are_made(tmp_path, prepared) -> None:
     trained = find_trained(make_run(tmp_path / "mine", spec_of(prepared, local="image-crop"), "fused"))
     trained.state["spec"]["prepare"]["align"] = "box"
     text = card(trained, DELIVERY._replace(crop_size=48))
-    assert "| `crops` | uint8 | [batch, 5, 48, 48, 3] |" in text and "square around the face's box" in text
-    assert "box_matrix(box_of_points(points), size=112, margin=0)" in text and '"crops": crops[None]' in text
+    assert "| `crops` | uint8 | [batch, 5, 48, 48, 3] |" in text and "is squashed into the 112 x 112 pixels" in text
+    assert "box_matrix(released_box(box_of_points(points), photograph.shape[1::-1]), size=112, margin=0)" in text
+    assert '"crops": crops[None]' in text
     assert "| decision rule | fused: " in text and "0: this rule has one stage" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +22,7 @@ from fercli.faces.images import read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.files import LOCK
 from fercli.prepare import prepare
+from fercli.prepare.build import record_keys
 from fercli.spec import Prepare
 from fercli.store import FILES, SMALL_FILES, Store, read_manifest
 
@@ -160,14 +162,83 @@ def test_missing_faces_may_be_kept_under_the_mean_shape(tmp_path, raf, with_boxe
     assert digests(tmp_path / "out") == digests(tmp_path / "again")
 
 
-def test_the_papers_box_crop(tmp_path, raf, faces):
+BOXED = Prepare(workers=1, align="box")
+
+
+def test_the_released_box(tmp_path, raf):
+    """A given box, or the mesh's; a tenth wider at each end, clipped, squashed: as Pillow crops and resizes it."""
     listing = read_dataset("r", "raf-db", raf)
-    prepare(replace(listing, records=listing.records[:3]), tmp_path / "out", Prepare(workers=1, align="box"))
-    store = Store.open(tmp_path / "out")
-    image = read_image(raf / listing.records[0].path)
-    matrix = align.box_matrix(listing.records[0].box)
-    np.testing.assert_array_equal(store.faces[0], align.warp(image, matrix, 140))
-    np.testing.assert_allclose(store.landmarks[0], align.transform(matrix, faces[0].landmarks), atol=12)
+    records = [*listing.records[:2], replace(listing.records[2], box=None)]
+    prepare(replace(listing, records=records), tmp_path / "out", BOXED)
+    store, rows = Store.open(tmp_path / "out"), read_manifest(tmp_path / "out")
+    for record, face, points, row in zip(records, store.faces, store.landmarks, rows, strict=True):
+        image = Image.open(raf / record.path)
+        box = record.box or tuple(map(float, row["box"].split()))
+        left, top, right, bottom = map(int, box)
+        across, down = int(0.5 * int(0.2 * (right - left))), int(0.5 * int(0.2 * (bottom - top)))
+        left, top = max(left - across, 0), max(top - down, 0)
+        right, bottom = min(right + across, image.width), min(bottom + down, image.height)
+        whole = image.crop((left, top, right, bottom)).resize((112, 112), Image.Resampling.BILINEAR)
+        assert abs(face[16:124, 16:124].astype(int) - np.asarray(whole).astype(int)[2:-2, 2:-2]).max() <= 1
+        found = Landmarker().find(np.asarray(image), record.box).points5
+        shares = (found + 0.5 - (left, top)) / (right - left, bottom - top)
+        np.testing.assert_allclose(points, 14 + shares * 112 - 0.5, atol=1e-3)
+    assert {row["status"] for row in rows} == {"found"}
+
+
+def test_of_a_picture_that_is_a_cut_out_face_the_released_box_is_all(tmp_path, faces):
+    drawn.write_fer2013(tmp_path / "fer", faces[:4])
+    listing = read_dataset("f", "fer2013", tmp_path / "fer")
+    for options in (BOXED, HERE):
+        prepare(listing, tmp_path / options.align, options)
+    boxed, aligned = Store.open(tmp_path / "box"), Store.open(tmp_path / "template")
+    for face, record in zip(boxed.faces, listing, strict=True):
+        with (tmp_path / "fer/fer2013.csv").open("rb") as file:
+            file.seek(record.offset)
+            pixels = np.array(file.readline().split(b",")[1].split(), np.uint8).reshape(48, 48)
+        whole = Image.fromarray(pixels).resize((112, 112), Image.Resampling.BILINEAR)
+        assert abs(face[14:126, 14:126, 0].astype(int) - np.asarray(whole)).max() <= 1
+        np.testing.assert_array_equal(face[:14], np.repeat(face[:1], 14, 0))  # nothing lies beyond
+    # The face is found in the same way, and where it lies is written down all the same.
+    columns = ("box", "score", "status", "roll")
+    same = ([[row[name] for name in columns] for row in read_manifest(store.path)] for store in (boxed, aligned))
+    assert next(same) == next(same)
+    # Without the fact it is the mesh's box: other faces, which are not taken over.
+    listing.records[:] = [replace(record, cropped=False) for record in listing]
+    assert prepare(listing, tmp_path / "box", BOXED).computed == 4
+    assert (Store.open(tmp_path / "box").faces != np.array(boxed.faces)).any((1, 2, 3)).all()
+    assert prepare(listing, tmp_path / "template", HERE).up_to_date
+
+
+def test_a_store_of_the_former_box_is_refused_and_made_again(tmp_path, raf):
+    listing = read_dataset("r", "raf-db", raf)
+    listing.records[:] = listing.records[:3]
+    prepare(listing, tmp_path / "r", BOXED)
+    meta = json.loads((tmp_path / "r/meta.json").read_text())
+    (tmp_path / "r/meta.json").write_text(json.dumps({**meta, "format": 2}))
+    with pytest.raises(FercliError, match="written by another version of fercli; run: fercli prepare --dataset r"):
+        Store.open(tmp_path / "r")
+    assert prepare(listing, tmp_path / "r", BOXED).computed == 3
+    assert json.loads((tmp_path / "r/meta.json").read_text()) == meta
+    assert len(Store.open(tmp_path / "r")) == 3
+
+
+def test_faces_aligned_to_the_template_are_known_by_the_keys_that_they_had(tmp_path, raf):
+    """Written out, so that whatever changes them is seen: all stores would be prepared again."""
+    listing = read_dataset("r", "raf-db", raf)
+    record = replace(listing.records[0], subject="x", offset=None)
+    listing.records[:] = [record, replace(record, cropped=True)]
+    told = (
+        f"Record(id='train_00001.jpg', path='Image/original/train_00001.jpg', label={record.label}, split='train', "
+        f"subject='x', box={record.box}, landmarks={record.landmarks}, offset=None)"
+    )
+    keys = {kind: record_keys(listing, Prepare(align=kind))[:, :16] for kind in ("template", "box")}
+    parameters = json.dumps([2, 1, Prepare().parameters()], sort_keys=True)
+    due = hashlib.blake2b((parameters + told).encode(), digest_size=16).digest()
+    assert [key.tobytes() for key in keys["template"]] == [due, due]
+    former = json.dumps([2, 1, Prepare(align="box").parameters()], sort_keys=True)
+    kept = hashlib.blake2b((former + told).encode(), digest_size=16).digest()
+    assert len({kept, *(key.tobytes() for key in keys["box"])}) == 3
 
 
 def test_sizes_follow_the_options(tmp_path, raf):
@@ -183,6 +254,7 @@ _PEAK = """
 import resource, sys
 from fercli.datasets import read_dataset
 from fercli.prepare import prepare
+from fercli.prepare.build import record_keys
 from fercli.spec import Prepare
 from fercli.prepare.verify import verify
 listing = read_dataset("d", "folders", sys.argv[1])

@@ -27,7 +27,7 @@ from fercli.prepare.audit import numbers
 from fercli.prepare.audit.duplicates import compare, faces_of, near_pairs, numbering
 from fercli.prepare.audit.report import write_quality
 from fercli.spec import Prepare
-from fercli.store import FORMAT, MANIFEST_COLUMNS, Store, count_statuses, read_manifest, write_manifest
+from fercli.store import FORMATS, MANIFEST_COLUMNS, Store, count_statuses, read_manifest, write_manifest
 from fercli.synthetic.render import STUDIO, Domain, render
 from fercli.synthetic.writers import write_raf_db
 
@@ -79,7 +79,12 @@ def store_of(
     np.save(folder / "digests.npy", np.zeros((n, 16), np.uint8))
     np.save(folder / "splits.npy", np.array([row["split"] for row in rows[:n]], dtype="<U16"))
     counts, splits = count_statuses(rows)
-    meta = {"format": FORMAT, "name": folder.name, "synthetic": synthetic, "parameters": {"margin": MARGIN}}
+    meta = {
+        "format": FORMATS["template"],
+        "name": folder.name,
+        "synthetic": synthetic,
+        "parameters": {"align": "template", "margin": MARGIN},
+    }
     meta |= {"adapt_splits": protocol[0].split(), "score_splits": protocol[1].split()}
     meta |= {"counts": counts, "splits": splits, "left_out": {}}
     (folder / "meta.json").write_text(json.dumps(meta))

@@ -170,7 +170,7 @@ def stages_ms(listing: Listing, options: Prepare, folder: Path) -> dict[str, flo
                         result, points, box = extracting.locate(record, picture.pixels, frame, options)
                     with clock("warp"):
                         if points is not None:
-                            extracting.cut(result, picture.pixels, points, box, frame, options)
+                            extracting.cut(result, picture.pixels, points, box, frame, options, record.cropped)
                     done.append(result)
                 with clock("write"):
                     partial.append(keys[: len(done)], [made_of(one) for one in done])

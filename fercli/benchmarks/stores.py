@@ -10,7 +10,7 @@ import numpy as np
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.spec import Prepare
-from fercli.store import FORMAT, SMALL_FILES, STATUSES, Store, file_hash, write_manifest
+from fercli.store import FORMATS, SMALL_FILES, STATUSES, Store, file_hash, write_manifest
 
 #: Where the landmarks lie, in shares of the view's side: about where the ArcFace template has them.
 _LANDMARKS = ((0.34, 0.46), (0.66, 0.46), (0.5, 0.64), (0.37, 0.82), (0.63, 0.82))
@@ -42,7 +42,7 @@ def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bo
     write_manifest(path / "manifest.csv", ({"id": f"{i}", "split": "train", "status": "found"} for i in range(faces)))
     counts = {status: 0 for status in STATUSES} | {"expected": faces, "found": faces}
     meta = {
-        "format": FORMAT,
+        "format": FORMATS[prepare.align],
         "name": name,
         "synthetic": True,
         "adapt_splits": ["train"],

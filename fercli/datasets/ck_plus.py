@@ -150,7 +150,8 @@ def _parse_48(root: Path, collector: Collector, peak: int, split: str) -> None:
                 collector.leave_out("image not named like S010_004_00000017.png")
             else:
                 part = part_of(match["subject"], ONE_IN, split)
-                collector.add(Record(id=name, path=path, label=label, split=part, subject=match["subject"].upper()))
+                person = match["subject"].upper()
+                collector.add(Record(id=name, path=path, label=label, split=part, subject=person, cropped=True))
 
 
 READER = Reader(

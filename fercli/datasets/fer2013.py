@@ -77,7 +77,9 @@ def _parse_csv(root: Path, table: Path, collector: Collector) -> None:
             continue
         label = collector.label(CODES, code)
         if label is not None:
-            collector.add(Record(id=f"{split}-{number:05d}", path=path, label=label, split=split, offset=offset))
+            collector.add(
+                Record(id=f"{split}-{number:05d}", path=path, label=label, split=split, offset=offset, cropped=True)
+            )
 
 
 def pixel_rows(table: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, str | None, str]]:
@@ -136,7 +138,7 @@ def _parse_folders(root: Path, collector: Collector) -> None:
                 elif split is None:
                     collector.leave_out("image not named Training_, PublicTest_ or PrivateTest_")
                 else:
-                    collector.add(Record(id=path, path=path, label=label, split=split))
+                    collector.add(Record(id=path, path=path, label=label, split=split, cropped=True))
 
 
 READER = Reader(

@@ -54,7 +54,7 @@ def parse(root: Path, collector: Collector, vote: str = "majority", file: str | 
                 continue
             label = collector.named_label(winner)
             if label is not None:
-                collector.add(Record(id=name, path=path, label=label, split=split, offset=offset))
+                collector.add(Record(id=name, path=path, label=label, split=split, offset=offset, cropped=True))
     return ("train",), ("private-test",)
 
 

@@ -56,6 +56,7 @@ def parse(
     )
     if folder is None:
         raise WrongLayout(f"no {spectrum}/{lighting}/")
+    cropped = folder.parent.name == f"{spectrum}_Acropped"
     for subject in subfolders(folder):
         for sequence in subfolders(subject):
             frames = frames_of(sequence, root, collector)
@@ -69,7 +70,7 @@ def parse(
             else:
                 prefix = f"{spectrum}/{lighting}/{subject.name}/{sequence.name}"
                 part = part_of(subject.name, ONE_IN, split)
-                add_sequence(collector, frames, label, peak, prefix, subject.name, part)
+                add_sequence(collector, frames, label, peak, prefix, subject.name, part, cropped=cropped)
     return protocol(split)
 
 

@@ -44,6 +44,8 @@ class Record:
         landmarks: five points (x, y) in pixels of the image: image-left eye, image-right eye, nose tip, image-left and
             image-right mouth corner, where the dataset gives them.
         offset: byte offset of the image's row where `path` is a csv of pixels (FER2013), else None.
+        cropped: whether the image is a face that the dataset has cut out: the box of the face, where ``prepare.align``
+            is ``box``, is then all of it, as in the released code of AGLRLS. The face is looked for all the same.
     """
 
     id: str
@@ -54,6 +56,8 @@ class Record:
     box: Box | None = None
     landmarks: Points | None = None
     offset: int | None = None
+    # Not in the representation, which stores of faces aligned otherwise know their records by.
+    cropped: bool = field(default=False, repr=False)
 
 
 @dataclass

@@ -88,6 +88,7 @@ def add_sequence(
     subject: str,
     part: str,
     landmarks_of: Callable[[str], Points | None] = lambda path: None,
+    cropped: bool = False,
 ) -> int:
     """Add the records of a sequence that goes from neutral to its peak: its first frame and its last `peak` frames.
 
@@ -100,6 +101,7 @@ def add_sequence(
         subject: the person's name.
         part: the split of all of it.
         landmarks_of: a frame's five points.
+        cropped: whether the frames are faces that the dataset has cut out.
 
     Returns:
         How many frames show the peak.
@@ -108,5 +110,7 @@ def add_sequence(
     peaks = (frames[1:] if neutral else frames)[-peak:]
     for path, its_label in labelled(neutral, peaks, label):
         name = path.rsplit("/", 1)[-1]
-        collector.add(Record(f"{prefix}/{name}", path, its_label, part, subject.upper(), landmarks=landmarks_of(path)))
+        points = landmarks_of(path)
+        about = Record(f"{prefix}/{name}", path, its_label, part, subject.upper(), landmarks=points, cropped=cropped)
+        collector.add(about)
     return len(peaks)

@@ -189,8 +189,9 @@ def _alignment(spec: Spec) -> str:
     points = aligned_by(spec)
     if points is None:
         return (
-            f"The square around the face's box (its centre, its longer side) fills the {size} x {size} pixels, not "
-            "turned; bilinear, the border replicated. Where the data give no box, it is one around five landmarks."
+            "The face's box, widened by a tenth of its width and height at each end and clipped to the photograph, is "
+            f"squashed into the {size} x {size} pixels, not turned; Pillow's bilinear filter. Where the data give no "
+            "box, it is one around five landmarks; of pictures that are cut-out faces it is the whole picture."
         )
     shown = ", ".join(f"({x:g}, {y:g})" for x, y in points)
     return (

@@ -14,7 +14,10 @@ def preparing(spec: Spec, crop_size: int | None) -> str:
     size = spec.prepare.size
     names, matrix = {
         "template": (["template_matrix"], f"template_matrix(points, size={size}, margin=0)"),
-        "box": (["box_matrix", "box_of_points"], f"box_matrix(box_of_points(points), size={size}, margin=0)"),
+        "box": (
+            ["box_matrix", "box_of_points", "released_box"],
+            f"box_matrix(released_box(box_of_points(points), photograph.shape[1::-1]), size={size}, margin=0)",
+        ),
     }[spec.prepare.align]
     names += ["local_crops"] * (crop_size is not None) + ["transform", "warp"]
     crops = "" if crop_size is None else _CROPS.format(side=crop_size, zoom=spec.prepare.crop_zoom)

@@ -6,7 +6,7 @@
 - `networks`: BlazeFace and the face mesh;
 - `network_files`: where the files of these networks are;
 - `search`: regions of a picture to look in, and boxes;
-- `align`: similarity, box crop, local crops;
+- `align`: similarity to the template, the released box, local crops;
 - `perceptual_hash`: a hash to find a face again by;
 - `failures`: failures that may pass, and those of the picture itself;
 - `quiet`: silence around libraries in C.

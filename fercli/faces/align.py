@@ -1,4 +1,4 @@
-"""Geometry of the prepared face: similarity to the ArcFace template, the paper's box crop, and the local crops.
+"""Geometry of the prepared face: similarity to the ArcFace template, the released code's box, and the local crops.
 
 Matrices are float64 [2, 3] and map pixels of the photograph to pixels of the canvas, pixel centres at integers. The
 canvas is S x S with S = size + 2 * margin: the face as the network sees it (112) in the middle, and a margin that shows
@@ -11,6 +11,7 @@ import math
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from fercli.datasets.reader import Box
 
@@ -48,26 +49,52 @@ def template_matrix(points5: np.ndarray, size: int = 112, margin: int = 14) -> n
     return umeyama(points5, template(size, margin))
 
 
-def box_matrix(box: Box, size: int = 112, margin: int = 14) -> np.ndarray:
-    """Return the matrix of the box crop (AGLRLS): the square around the box fills the inner `size`, without rotation.
+def released_box(box: Box, picture: tuple[int, int]) -> Box:
+    """Return what the released code of AGLRLS takes of a photograph for a face's box, in whole pixels.
+
+    The box, its edges cut to whole pixels, grows by a tenth of its own width at the left and at the right and by a
+    tenth of its own height at the top and at the bottom (in whole pixels, rounded down), as far as the photograph goes.
 
     Args:
-        box: (left, top, right, bottom) in pixels of the photograph; the square has its centre and its longer side.
+        box: (left, top, right, bottom) in pixels of the photograph.
+        picture: (width, height) of the photograph.
+
+    Raises:
+        ValueError: nothing of the photograph lies in it.
     """
-    left, top, right, bottom = box
-    scale = size / max(right - left, bottom - top)
+    left, top, right, bottom = (int(edge) for edge in box)
+    across, down = max(0, right - left) // 10, max(0, bottom - top) // 10
+    left, right = max(left - across, 0), min(right + across, picture[0])
+    top, bottom = max(top - down, 0), min(bottom + down, picture[1])
+    if left >= right or top >= bottom:
+        raise ValueError("the face's box lies outside the picture")
+    return left, top, right, bottom
+
+
+def box_matrix(box: Box, size: int = 112, margin: int = 14) -> np.ndarray:
+    """Return the matrix that squashes a box into the inner `size` x `size`: x and y scaled apart, without rotation.
+
+    Args:
+        box: (left, top, right, bottom) in pixels of the photograph; for faces `released_box`.
+    """
+    corner, edges = np.array(box[:2], float), np.array(box[2:], float)
+    scale = size / (edges - corner)
     # Box edges are between pixels, matrices count from pixel centres: hence the halves.
-    x = margin + size / 2 - 0.5 - scale * ((left + right) / 2 - 0.5)
-    y = margin + size / 2 - 0.5 - scale * ((top + bottom) / 2 - 0.5)
-    return np.array([[scale, 0.0, x], [0.0, scale, y]])
+    return np.column_stack([np.diag(scale), margin - 0.5 - scale * (corner - 0.5)])
 
 
-def alignment_matrix(kind: str, points5: np.ndarray, box: Box, size: int, margin: int) -> np.ndarray:
-    """Return the matrix of ``prepare.align``, ``template`` or ``box``; raises ValueError for any other."""
+def alignment_matrix(
+    kind: str, points5: np.ndarray, box: Box, picture: tuple[int, int], size: int, margin: int
+) -> np.ndarray:
+    """Return the matrix of ``prepare.align`` for a photograph of (width, height).
+
+    Raises ValueError for any kind but ``template`` and ``box``, for landmarks that coincide, and for a box beside the
+    photograph.
+    """
     if kind == "template":
         return template_matrix(points5, size, margin)
     if kind == "box":
-        return box_matrix(box, size, margin)
+        return box_matrix(released_box(box, picture), size, margin)
     raise ValueError(f"no alignment {kind!r}")
 
 
@@ -88,10 +115,36 @@ def warp(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     """Return uint8 [side, side, 3]: the photograph uint8 [H, W, 3] seen through the matrix.
 
     Outside the photograph its border is replicated. A photograph that is reduced to half or less is first averaged
-    over areas, so that large ones do not alias.
+    over areas, so that large ones do not alias. What is not turned, a box, is resized as Pillow's bilinear filter does
+    it, which averages over as many pixels as it reduces: so does the released code of AGLRLS.
     """
+    if matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0:
+        return _resized(image, matrix, side)
     image, matrix = _reduced(image, matrix, np.array([(0.0, 0.0), (side, side)]))
     return _sampled(image, matrix, side)
+
+
+def _resized(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
+    """`warp` for a matrix that does not turn."""
+    seen, spans, window = [], [], []
+    for axis, length in enumerate(image.shape[1::-1]):
+        step = 1 / matrix[axis, axis]  # pixels of the photograph in one of the canvas
+        start = 0.5 - (matrix[axis, 2] + 0.5) * step  # the canvas's edge, counted from the photograph's
+        reach = max(1.0, step)  # of the filter
+        # Canvas pixels to which the photograph gives more than its outermost pixels, and one more at either end.
+        low = int(np.clip(np.floor((-reach - start) / step) - 1, 0, side - 1))
+        high = int(np.clip(np.ceil((length + reach - start) / step) + 1, low + 1, side))
+        first, last = np.floor(start + low * step - reach), np.ceil(start + high * step + reach)
+        places = first + np.arange(int(last - first))
+        seen.append(np.clip(places, 0, length - 1).astype(int))
+        spans.append((low, high))
+        window.append((start + low * step - first, start + high * step - first))
+    part = Image.fromarray(image[np.ix_(seen[1], seen[0])])
+    (left, right), (top, bottom) = spans
+    corners = (window[0][0], window[1][0], window[0][1], window[1][1])
+    small = np.asarray(part.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=corners))
+    beyond = (top, side - bottom, left, side - right)
+    return cv2.copyMakeBorder(small, *beyond, borderType=cv2.BORDER_REPLICATE)
 
 
 def _sampled(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
@@ -132,7 +185,7 @@ def local_crops(
 
     Args:
         image: the photograph, uint8 [H, W, 3].
-        matrix: of the face's alignment [2, 3]; the patches are turned as the face is.
+        matrix: of the face's alignment [2, 3]; the patches are turned, or squashed, as the face is.
         points: landmarks [n, 2] in pixels of the canvas.
         size: side of a patch in pixels.
         zoom: scale of a patch over the scale of the face; above 1 shows more detail than the face holds.

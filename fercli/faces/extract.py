@@ -21,9 +21,9 @@ from fercli.faces.perceptual_hash import perceptual_hash
 from fercli.faces.search import scale_box, scale_points
 from fercli.spec import Prepare
 
-#: Raised when a step from photograph to face changes (decoding, finding, aligning, cutting): all faces are made again.
-#: The versions of libraries do not count.
-STEPS = 1
+#: By ``prepare.align``. Raised when a step from photograph to face changes (decoding, finding, aligning, cutting): the
+#: faces of that alignment are made again. The versions of libraries do not count.
+STEPS = {"template": 1, "box": 2}
 #: Raised when pictures that were rejected may be read now: they are tried again, while faces that were found stay.
 REJECTIONS = 2
 
@@ -87,7 +87,7 @@ def extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.nd
         try:
             result, points, box = locate(record, image, frame, options, shapes)
             if points is not None:
-                cut(result, image, points, box, frame, options)
+                cut(result, image, points, box, frame, options, record.cropped)
         except (ArithmeticError, cv2.error) as failure:
             if may_pass(failure):
                 raise
@@ -186,7 +186,13 @@ def _distance(found: np.ndarray, given: np.ndarray) -> float | None:
 
 
 def cut(
-    result: Extracted, image: np.ndarray, points: np.ndarray, box: Box | None, frame: Box, options: Prepare
+    result: Extracted,
+    image: np.ndarray,
+    points: np.ndarray,
+    box: Box | None,
+    frame: Box,
+    options: Prepare,
+    cropped: bool = False,
 ) -> None:
     """Cut face and local crops out of a photograph, uint8 [H, W, 3], into a result.
 
@@ -197,14 +203,17 @@ def cut(
         box: the face's; None: made from the landmarks.
         frame: what `Extracted.shape` is shares of (`frame_of`).
         options: how.
+        cropped: whether ``align: box`` takes the whole photograph (`Record.cropped`).
 
     Raises:
-        ValueError: the landmarks are no numbers or coincide.
+        ValueError: the landmarks are no numbers or coincide, or the box lies beside the photograph.
     """
     if not np.isfinite(points).all():
         raise ValueError("landmarks that are no numbers")
     box = box or align.box_of_points(points)
-    matrix = align.alignment_matrix(options.align, points, box, options.size, options.margin)
+    picture = image.shape[1], image.shape[0]
+    whole = (0.0, 0.0, *map(float, picture)) if cropped else box
+    matrix = align.alignment_matrix(options.align, points, whole, picture, options.size, options.margin)
     landmarks = align.transform(matrix, points)
     result.box = box
     result.face = align.warp(image, matrix, options.side)

@@ -34,7 +34,7 @@ from fercli.prepare.complete import complete, discard_partial_stores, is_complet
 from fercli.prepare.contact_sheet import PICTURE, draw_contact_sheet
 from fercli.prepare.partial import KEY, KEY_FORMAT, MADE_COLUMNS, STATE, Made, PartialStore, Previous
 from fercli.spec import Prepare
-from fercli.store import FACE_ARRAYS, FILES, FORMAT, count_statuses, face_digest, read_array, read_manifest, read_meta
+from fercli.store import FACE_ARRAYS, FILES, FORMATS, count_statuses, face_digest, read_array, read_manifest, read_meta
 
 #: Faces that a worker sends at a time take no more room than this, so that large ones do not fill the memory.
 _PIECE_BYTES = 8 << 20
@@ -147,13 +147,15 @@ def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Sum
 
 def record_keys(listing: Listing, options: Prepare) -> np.ndarray:
     """Return what each record's face depends on, uint8 [len(listing), KEY + STATE]."""
-    parameters = json.dumps([KEY_FORMAT, STEPS, options.parameters()], sort_keys=True).encode()
+    parameters = json.dumps([KEY_FORMAT, STEPS[options.align], options.parameters()], sort_keys=True).encode()
     keys = np.empty((len(listing.records), KEY + STATE), np.uint8)
     states: dict[str, bytes] = {}
     for key, record in zip(keys, listing.records, strict=True):
         if record.path not in states:
             states[record.path] = _hash(_file_state(listing.root / record.path), STATE)
         described = repr(record).encode("utf-8", "surrogateescape")
+        if options.align == "box":
+            described += bytes([record.cropped])
         key[:] = np.frombuffer(_hash(parameters + described, KEY) + states[record.path], np.uint8)
     return keys
 
@@ -173,7 +175,7 @@ def _hash(data: bytes, size: int) -> bytes:
 
 def _fingerprint(listing: Listing, options: Prepare, keys: np.ndarray) -> str:
     """Return the hash of all that a store depends on."""
-    whole = [FORMAT, REJECTIONS, options.parameters()]
+    whole = [FORMATS[options.align], REJECTIONS, options.parameters()]
     whole += [listing.name, listing.adapt_splits, listing.score_splits]
     text = json.dumps([*whole, listing.left_out, listing.synthetic], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape") + keys.tobytes()).hexdigest()

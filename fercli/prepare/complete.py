@@ -28,12 +28,13 @@ from fercli.prepare.partial import partial_stores
 from fercli.spec import Prepare
 from fercli.store import (
     FILES,
-    FORMAT,
+    FORMATS,
     LATER_FILES,
     SMALL_FILES,
     count_statuses,
     damaged_faces,
     file_hash,
+    is_current,
     read_meta,
     write_array,
     write_manifest,
@@ -67,7 +68,7 @@ def complete(
     draw_contact_sheet(folder, rows, listing, options)
     by_status, splits = count_statuses(rows)
     meta = {
-        "format": FORMAT,
+        "format": FORMATS[options.align],
         "name": listing.name,
         "synthetic": listing.synthetic,
         "root": os.path.abspath(listing.root),
@@ -144,7 +145,7 @@ def is_complete(lies: Mapping[str, Path], meta: Mapping[str, Any] | None) -> boo
         lies: the folder of each of `FILES`.
         meta: what is in meta.json (`read_meta`).
     """
-    if meta is None or meta.get("format") != FORMAT:
+    if meta is None or not is_current(meta):
         return False
     names = [name for name in FILES if name not in LATER_FILES or name in meta["bytes"]]
     try:

@@ -190,8 +190,8 @@ class Prepare(_Explained):
     """How faces are prepared."""
 
     align: Literal["template", "box"] = "template"
-    """``template``, a similarity to the ArcFace template by five landmarks, or ``box``, the paper's square around the
-    box, not turned."""
+    """``template``, a similarity to the ArcFace template by five landmarks, or ``box``, as in the released code: the
+    face's box, a tenth wider at each end, squashed to a square and not turned."""
     landmarks: Literal["detect", "given"] = "detect"
     """``detect``, or ``given``: the dataset's own, where it brings any."""
     missing: Literal["reject", "mean-landmarks"] = "reject"
