@@ -49,7 +49,10 @@ class SourceEvaluator:
 
     def _source_scores(self, epoch: int, held: Outputs) -> dict[str, float]:
         labels = torch.from_numpy(self._source.held_labels)
-        return {**selection.last_score(epoch), **selection.source_score(held.probabilities, labels)}
+        found = selection.last_score(epoch)
+        if len(labels):  # data.validation may hold nothing out
+            found.update(selection.source_score(held.probabilities, labels))
+        return found
 
     def _predict(self, faces: FaceDataset, plain: bool = False) -> Outputs:
         """What the network says of faces; `plain` leaves out what the method makes of the network's output."""

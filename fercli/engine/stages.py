@@ -23,6 +23,7 @@ from fercli.files import write_atomically
 from fercli.machine import describe_device
 from fercli.methods import method_class
 from fercli.spec import Spec
+from fercli.spec.fidelity import departures
 from fercli.store import Store
 
 
@@ -41,6 +42,7 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
     record = record_of(spec, "source", source.stores)
     network = channels_last(spec.model)
     # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
+    _tell_departures(spec)
     with stage_folder(spec.run_folder / "source", record, source.stores, restart) as folder:
         return _run(Training(spec, fabric, network, source, None, folder, record))
 
@@ -81,6 +83,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
             f"{target} has {len(unlabelled)} face(s), fewer than a batch of {spec.adapt.batch}: faces repeat in it"
         )
     labels = oracle_labels(open_store(spec, target), unlabelled) if kind.oracle else None
+    _tell_departures(spec)
     with stage_folder(spec.adapt_folder(target), record, stores, restart) as folder:
         training = Training(spec, fabric, network, source, faces, folder, record)
         if kind.oracle:
@@ -103,6 +106,15 @@ def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target
                 f"{target.path} and {store.path} hold the same faces",
                 "a target must be another dataset than the source",
             )
+
+
+def _tell_departures(spec: Spec) -> None:
+    """Say what a run as published has otherwise, so that nobody takes it for more than it is."""
+    if spec.faithful == "published":
+        options = method_class(spec.adapt.method).published_options
+        other = ", ".join(departures(spec.model_dump(mode="json"), options))
+        told = f"as released (faithful: published){', but for ' if other else ''}{other}"
+        distributed.on_rank_zero(console.say, told)
 
 
 def _run(training: Training) -> dict[str, Any]:

@@ -42,12 +42,17 @@ def _fill(tree: dict[str, Any], path: list[str], value: Any) -> None:
         _fill(tree[key], rest, value)
 
 
-def departures(resolved: Mapping[str, Any]) -> Iterator[str]:
-    """What a resolved spec sets otherwise than the released code, as ``data.validation 0.1 (published: 0)``."""
-    for path, value in PUBLISHED.items():
+def departures(resolved: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
+    """What a resolved spec sets otherwise than the released code, as ``data.validation 0.1 (published: 0)``.
+
+    Args:
+        resolved: the spec's nested mapping, every key in it.
+        options: the published options of its method, which ``adapt.options`` names where it sets them.
+    """
+    for path, value in {**PUBLISHED, **{f"adapt.options.{key}": value for key, value in options.items()}}.items():
         found: Any = resolved
         for key in path.split("."):
-            found = found[key]
+            found = found.get(key, value)  # of a method's options those that are not named have their defaults
         if found != value:
             yield f"{path} {_text(found)} (published: {_text(value)})"
 

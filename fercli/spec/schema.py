@@ -147,7 +147,7 @@ class Data(_Explained):
     source: Names = ["raf-db"]
     """labelled datasets to train on: a name or a list of names."""
     balance: Literal["images", "sqrt", "equal"] = "sqrt"
-    """how much of every batch each of several sources gets: ``images``, as many as it has (one union, as published),
+    """how much of every batch each of several sources gets: ``images``, as many as it has (one union),
     ``equal`` shares, or ``sqrt``, by the square root of its faces, which lies between."""
     targets: Names = ["ck+", "jaffe", "sfew", "fer2013", "expw"]
     """datasets to adapt to and to score on; their labels are read for the score alone."""
