@@ -126,7 +126,7 @@ def warp(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
 
 def _resized(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
     """`warp` for a matrix that does not turn."""
-    seen, spans, window = [], [], []
+    seen, beyond, spans, window = [], [], [], []
     for axis, length in enumerate(image.shape[1::-1]):
         step = 1 / matrix[axis, axis]  # pixels of the photograph in one of the canvas
         start = 0.5 - (matrix[axis, 2] + 0.5) * step  # the canvas's edge, counted from the photograph's
@@ -135,16 +135,17 @@ def _resized(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
         low = int(np.clip(np.floor((-reach - start) / step) - 1, 0, side - 1))
         high = int(np.clip(np.ceil((length + reach - start) / step) + 1, low + 1, side))
         first, last = np.floor(start + low * step - reach), np.ceil(start + high * step + reach)
-        places = first + np.arange(int(last - first))
-        seen.append(np.clip(places, 0, length - 1).astype(int))
+        begin, end = (int(np.clip(place, 0, length - 1)) for place in (first, last - 1))
+        seen.append(slice(begin, end + 1))
+        beyond.append((max(0, int(min(begin, last - 1) - first)), max(0, int(last - 1 - max(end, first)))))
         spans.append((low, high))
         window.append((start + low * step - first, start + high * step - first))
-    part = Image.fromarray(image[np.ix_(seen[1], seen[0])])
+    part = cv2.copyMakeBorder(image[seen[1], seen[0]], *beyond[1], *beyond[0], borderType=cv2.BORDER_REPLICATE)
     (left, right), (top, bottom) = spans
     corners = (window[0][0], window[1][0], window[0][1], window[1][1])
-    small = np.asarray(part.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=corners))
-    beyond = (top, side - bottom, left, side - right)
-    return cv2.copyMakeBorder(small, *beyond, borderType=cv2.BORDER_REPLICATE)
+    small = Image.fromarray(part).resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=corners)
+    rest = (top, side - bottom, left, side - right)
+    return cv2.copyMakeBorder(np.asarray(small), *rest, borderType=cv2.BORDER_REPLICATE)
 
 
 def _sampled(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
