@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import pytest
 import yaml
 from conftest import Bench, run, told
 
-from fercli.evaluation.compare import EXACT_BELOW, compare, mcnemar, spec_differences
+from fercli.evaluation.compare import compare, spec_differences
 from fercli.evaluation.runs import find_run, match, within
+from fercli.evaluation.significance import mcnemar
 from fercli.expressions import EXPRESSIONS
 
 #: (id, split, label, answer); label "" is not known.
@@ -61,43 +61,6 @@ def compared(folder: Path, ours: list[Row], theirs: list[Row]) -> dict[str, Any]
     return document
 
 
-# The test
-
-
-def plain_mcnemar(fixed: int, broken: int) -> float:
-    """The definition, written out: a sum of binomial probabilities, or the tail of chi-square by the error function."""
-    n = fixed + broken
-    if n < EXACT_BELOW:
-        tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1)) / 2**n
-        return min(1.0, 2 * tail)
-    statistic = max(abs(fixed - broken) - 1, 0) ** 2 / n
-    return math.erfc(math.sqrt(statistic / 2))
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 5, 24, 25, 26, 60, 400])
-def test_mcnemar_is_as_defined(n: int) -> None:
-    for fixed in {*range(0, n + 1, max(1, n // 10)), n}:
-        p, form = mcnemar(fixed, n - fixed)
-        assert form == ("exact" if n < 25 else "chi-square")
-        assert p == pytest.approx(plain_mcnemar(fixed, n - fixed), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("fixed", "broken", "p"),
-    [
-        (0, 0, 1.0),
-        (1, 0, 1.0),  # 2 * 1/2
-        (5, 0, 0.0625),  # 2 / 2^5
-        (6, 1, 0.125),  # 2 * (1 + 7) / 2^7
-        (8, 1, 0.0390625),  # 2 * (1 + 9) / 2^9
-        (20, 20, 1.0),
-        (32, 17, 0.0455003),  # (15 - 1)^2 / 49 = 4, the square of two standard deviations
-    ],
-)
-def test_mcnemar_by_hand(fixed: int, broken: int, p: float) -> None:
-    assert mcnemar(fixed, broken).p == pytest.approx(p, rel=1e-4)
-
-
 # Faces
 
 
@@ -108,7 +71,8 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert document["faces"] == {"both": 10, "labelled": 8, "only_reference": 0, "only_other": 0, "relabelled": 0}
     assert document["reference"]["accuracy"] == document["other"]["accuracy"] == 4 / 8
     assert document["points"]["accuracy"] == 0
-    assert document["mcnemar"] == {"p": 1.0, "form": "exact", "p_holm": 1.0}
+    one = {"name": "mcnemar", "form": "exact", "by": "images", "units": 8, "subjects": 1}  # all of person p
+    assert document["test"] == {**one, "p": 1.0, "p_holm": 1.0}
     assert [face["id"] for face in document["changed"]] == ["f2", "f3", "f4", "f5", "f6", "f7", "f8"]
     assert document["changed"][0] == {
         "id": "f2",
@@ -145,7 +109,7 @@ def test_random_answers_against_plain_loops(tmp_path: Path) -> None:
         if known:
             assert document["reference"]["accuracy"] == pytest.approx(right_a / known)
             assert document["points"]["accuracy"] == pytest.approx(100 * (right_b - right_a) / known)
-            assert document["mcnemar"]["p"] == pytest.approx(plain_mcnemar(fixed, broken))
+            assert document["test"]["p"] == mcnemar(fixed, broken).p
 
 
 def test_faces_are_the_same_only_within_their_split_and_with_their_label(tmp_path: Path) -> None:
@@ -159,7 +123,7 @@ def test_faces_are_the_same_only_within_their_split_and_with_their_label(tmp_pat
 def test_without_labels_nothing_is_tested_but_changes_are_told(tmp_path: Path) -> None:
     document = compared(tmp_path, faces("abc", "   "), faces("abd", "   "))
     assert document["otherwise"] == 1
-    assert document["mcnemar"]["p"] is document["mcnemar"]["p_holm"] is None
+    assert document["test"]["p"] is document["test"]["p_holm"] is None
     assert document["reference"]["accuracy"] is document["points"]["accuracy"] is None
     assert run("compare", tmp_path / "a", tmp_path / "b").exit_code == 0
 
@@ -256,8 +220,8 @@ def test_json_and_csv_hold_every_face(runs: Path) -> None:
     assert (raf["dataset"], raf["spec"], raf["changed"]) == ("raf", {}, [])
     assert source["changed"] == []
     assert (adapted["fixed"], adapted["broken"], adapted["spec"]) == (6, 1, {"adapt.epochs": [30, 40]})
-    assert adapted["mcnemar"]["p"] == pytest.approx(0.125)
-    assert adapted["mcnemar"]["p_holm"] == pytest.approx(0.375)  # of three comparisons, the others with p 1
+    assert adapted["test"]["p"] == pytest.approx(0.125)
+    assert adapted["test"]["p_holm"] == pytest.approx(0.375)  # of three comparisons, the others with p 1
     with Path("faces.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [face["id"] for face in adapted["changed"]]

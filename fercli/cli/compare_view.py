@@ -12,6 +12,7 @@ from fercli import console
 from fercli.errors import FercliError
 from fercli.evaluation.compare import CHANGES, spec_differences
 from fercli.evaluation.runs import Run
+from fercli.evaluation.significance import significance_words
 from fercli.spreadsheet import write_csv
 
 #: Keys that no model depends on, and those that a source model does not.
@@ -47,7 +48,7 @@ def _rows(documents: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Iterator[
     marked = {name for run in runs for name, about in run.results["datasets"].items() if about["synthetic"]}
     above = None
     for document in documents:
-        dataset, reference, test = document["dataset"], document["reference"], document["mcnemar"]
+        dataset, reference, test = document["dataset"], document["reference"], document["test"]
         if above != (dataset, reference, document["faces"]):
             above = dataset, reference, document["faces"]
             name = f"*{dataset}{' †' if dataset in marked else ''}"
@@ -82,15 +83,19 @@ def _p(value: float | None) -> str:
 def _caption(documents: Sequence[dict[str, Any]]) -> str:
     lines = [
         "On the faces that both models scored. fixed: wrong before, right now; broken: the reverse; other: another",
-        "answer, neither of these. p: McNemar's test (exact below 25 fixed and broken, else chi-square); p Holm:",
-        f"of {len(documents)} comparison(s) at once. They speak of other faces like these, not of other seeds.",
+        f"answer, neither of these. p: whether chance alone gives as many more right answers; p Holm: of "
+        f"{len(documents)} comparison(s)",
+        "at once. They speak of other faces like these, not of other seeds.",
     ]
+    tests = {(one["dataset"], significance_words(one["test"])) for one in documents if one["test"]["p"] is not None}
+    lines += [f"p on {dataset}: {words}." for dataset, words in sorted(tests)]
     counted = {"only_reference": "scored in the first only", "only_other": "in the second only"}
     counted["relabelled"] = "of another label by now"
     for document in documents:
         odd = [f"{document['faces'][key]} {words}" for key, words in counted.items() if document["faces"][key]]
         if odd:
-            lines.append(f"Left out of {_title(document)}: faces {', '.join(odd)}.")
+            both = "" if document["faces"]["both"] else "; no face was scored in both"
+            lines.append(f"Left out of {_title(document)}: {', '.join(odd)} (faces){both}.")
     if any(document[side]["oracle"] for document in documents for side in ("reference", "other")):
         lines.append("ORACLE models used target labels: an upper bound, not a result.")
     return "\n".join(lines)
