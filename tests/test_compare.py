@@ -1,10 +1,11 @@
-"""`fercli compare`: which model is set beside which, McNemar's test by hand and by plain loops, faces that changed."""
+"""`fercli compare`: which model is set beside which, the test and faces that changed by hand and by plain loops."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,13 @@ from fercli.expressions import EXPRESSIONS
 Row = tuple[str, str, str, str]
 
 
-def write_run(folder: Path, scored: dict[tuple[str, str], list[Row]], changes: dict[str, Any] | None = None) -> Path:
-    """A run's folder as `fercli evaluate` leaves it, of {(stage folder, dataset): rows}."""
+def write_run(
+    folder: Path,
+    scored: dict[tuple[str, str], list[Row]],
+    changes: dict[str, Any] | None = None,
+    subjects: Sequence[str] = ("p",),
+) -> Path:
+    """A run's folder as `fercli evaluate` leaves it, of {(stage folder, dataset): rows}; subjects by turns."""
     report = folder / "report"
     (report / "predictions").mkdir(parents=True)
     entries = []
@@ -32,7 +38,9 @@ def write_run(folder: Path, scored: dict[tuple[str, str], list[Row]], changes: d
         with (report / file).open("w", newline="") as out:
             table = csv.writer(out)
             table.writerow(["position", "id", "subject", "split", "label", "answer", "stage"])
-            table.writerows([i, name, "p", *answered, ""] for i, (name, *answered) in enumerate(rows))
+            table.writerows(
+                [i, name, subjects[i % len(subjects)], *answered, ""] for i, (name, *answered) in enumerate(rows)
+            )
         method = "source-only" if stage == "source" else "aglrls"
         about = {"dataset": dataset, "folder": stage, "method": method, "oracle_method": False}
         entries.append({**about, "predictions": file})
@@ -126,6 +134,36 @@ def test_without_labels_nothing_is_tested_but_changes_are_told(tmp_path: Path) -
     assert document["test"]["p"] is document["test"]["p_holm"] is None
     assert document["reference"]["accuracy"] is document["points"]["accuracy"] is None
     assert run("compare", tmp_path / "a", tmp_path / "b").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("subjects", "p", "words"),
+    [
+        # Three subjects gain their two faces, one loses both: of the sums of four signs times 2, ten lie as far as 4.
+        ([*"abcd"], 10 / 16, "p on j: sign-flip test over 4 subjects (p is 0.125 at least)."),
+        ([*"abcdefgh"], 74 / 256, "p on j: sign-flip test over 8 subjects."),
+        ([""], 74 / 256, "p on j: McNemar’s exact test, faces taken as independent."),
+        (["a", "b", "c", ""], 74 / 256, "p on j: McNemar’s exact test, faces taken as independent."),
+        (["a"], 74 / 256, "p on j: McNemar’s exact test, one subject’s faces taken as independent."),
+    ],
+)
+def test_by_subject_where_subjects_are_known(subjects, p, words, tmp_path: Path) -> None:
+    before, after = faces("bbba" * 2, "a" * 8), faces("aaab" * 2, "a" * 8)
+    write_run(tmp_path / "a", {("source", "j"): before, ("adapt-j", "j"): after}, subjects=subjects)
+    (document,) = compare(within(find_run("a", tmp_path)))
+    assert document["test"]["p"] == document["test"]["p_holm"] == pytest.approx(p)
+    assert words in " ".join(run("compare", tmp_path / "a").stdout.split())
+
+
+def test_faces_scored_by_one_model_only_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {("source", "j"): faces("abc", "abb")})
+    write_run(tmp_path / "b", {("source", "j"): faces("abc", "abb")[1:]})
+    write_run(tmp_path / "c", {("source", "j"): faces("abc", "abb", "other")})
+    told = " ".join(run("compare", tmp_path / "a", tmp_path / "b").stdout.split())
+    assert "Left out of j, a/source -> b/source (faces): 1 scored in the first only." in told
+    told = " ".join(run("compare", tmp_path / "a", tmp_path / "c").stdout.split())
+    only = "3 scored in the first only, 3 in the second only; no face was scored in both."
+    assert f"Left out of j, a/source -> c/source (faces): {only}" in told and "p on j" not in told
 
 
 # Which models
