@@ -190,15 +190,29 @@ def test_the_interval_over_subjects_holds_the_truth_as_often_as_it_says(subjects
         assert 93.5 <= covered <= 96.5
 
 
-def test_the_percentile_bootstrap_over_few_subjects_does_not():
-    """Why it is not used: it draws again from the few subjects that are there."""
+@pytest.mark.parametrize(("right", "sd"), [(0.6, 0.3), (0.6, 1.0), (0.95, 1.0)], ids=["alike", "hard", "easy"])
+def test_so_it_does_with_easy_and_hard_faces_and_with_subjects_that_are_alike(right, sd):
     rng = np.random.default_rng(0)
-    truth = scores(confusions(rng, 1, 100_000, EQUAL)[0].sum(0))["accuracy"]
-    for subjects, least, most in ((10, 87, 91), (30, 91.5, 93.5)):
-        samples = confusions(rng, SAMPLES, subjects, EQUAL)
-        right, faces = np.trace(samples, axis1=2, axis2=3), samples.sum((2, 3))
-        drawn = rng.multinomial(subjects, np.full(subjects, 1 / subjects), 500).astype(float)
-        low, high = np.quantile((right @ drawn.T) / (faces @ drawn.T), [0.025, 0.975], axis=1)
-        covered = 100 * ((low <= truth) & (truth <= high)).mean()
-        print(f"{subjects} subjects, percentile bootstrap: {covered:.1f} %")
-        assert least <= covered <= most
+    truth = scores(confusions(rng, 1, 100_000, UNEQUAL, right, sd)[0].sum(0))
+    found = jackknife(confusions(rng, SAMPLES, 20, UNEQUAL, right, sd))
+    for name, ends in zip(("accuracy", "macro_f1"), found, strict=True):
+        covered = 100 * ((ends[:, 0] <= truth[name]) & (truth[name] <= ends[:, 1])).mean()
+        print(f"20 subjects of 3/7/14/21/35/60 faces: {name}, in truth {100 * truth[name]:.0f} %, {covered:.1f} %")
+        assert 93.0 <= covered <= 97.0
+
+
+@pytest.mark.parametrize("faces", [EQUAL, UNEQUAL], ids=["as many faces each", "3 to 60 faces"])
+@pytest.mark.parametrize("subjects", [10, 30, 50])
+def test_the_percentile_bootstrap_over_subjects_holds_it_less_often(subjects, faces):
+    """Why it is not used: it draws again from the few subjects that are there."""
+    rng = np.random.default_rng(subjects)
+    truth = scores(confusions(rng, 1, 100_000, faces)[0].sum(0))["accuracy"]
+    samples = confusions(rng, SAMPLES, subjects, faces)
+    right, count = np.trace(samples, axis1=2, axis2=3), samples.sum((2, 3))
+    drawn = rng.multinomial(subjects, np.full(subjects, 1 / subjects), 1000).astype(float)
+    low, high = np.quantile((right @ drawn.T) / (count @ drawn.T), [0.025, 0.975], axis=1)
+    covered = 100 * ((low <= truth) & (truth <= high)).mean()
+    ours = jackknife(samples)[0]
+    better = 100 * ((ours[:, 0] <= truth) & (truth <= ours[:, 1])).mean()
+    print(f"{subjects} subjects of {'/'.join(map(str, faces))} faces: percentile bootstrap {covered:.1f} %")
+    assert covered < better and (covered < 93.5 or subjects > 30)
