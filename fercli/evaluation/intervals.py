@@ -78,13 +78,13 @@ def jackknife(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Student's t interval on the logit scale over S >= 2 subjects' confusion matrices, int64 [..., S, 7, 7].
 
     The standard error is the delete-one jackknife's: s^2 = (S - 1) / S sum (x_i - mean x)^2, x_i the score without
-    subject i (Efron & Tibshirani 1993, ch. 11; for the accuracy, a ratio, Cochran, Sampling Techniques, 1977, sec.
-    6.17). It takes unequal numbers of faces into account. The interval is x +- t s / (x (1 - x)) on the scale
-    log(x / (1 - x)) (delta method), so that its ends lie in 0..1 and it is skewed as the score is. t is the quantile at
-    G - 1 degrees of freedom, at least 1, with G = (sum n_i)^2 / sum n_i^2 of the subjects' n_i faces. With few clusters
-    the normal and the percentile bootstrap are too narrow (Cameron, Gelbach & Miller, Review of Economics and
-    Statistics 2008); where a few of them have most faces, only those count as degrees of freedom (the effective number
-    of clusters of Carter, Schnepel & Steigerwald, Review of Economics and Statistics 2017).
+    subject i (Efron & Tibshirani 1993, ch. 11); it takes unequal numbers of faces into account. The interval is x +-
+    t s / (x (1 - x)) on the scale log(x / (1 - x)) (delta method), so that its ends lie in 0..1 and it is skewed as the
+    score is. t is the quantile at G - 1 degrees of freedom, at least 1, with G = (sum n_i)^2 / sum n_i^2 of the
+    subjects' n_i faces (Kish's effective sample size, Survey Sampling, 1965): where a few subjects have most faces,
+    Student's t is too narrow at S - 1 (Carter, Schnepel & Steigerwald, Review of Economics and Statistics 2017, whose
+    effective number of clusters this is for contributions in proportion to n_i). With few clusters the percentile
+    bootstrap is too narrow too (Cameron, Gelbach & Miller, Review of Economics and Statistics 2008).
 
     Returns:
         [low, high] of accuracy and of macro F1, each [..., 2]. Degenerate: both ends are the score where leaving one
