@@ -185,7 +185,8 @@ def test_a_column_with_seeds_has_no_test_of_faces(results):
     rows = rows_of(results)
     assert rows["aglrls"]["near"]["n"] == 1 and rows["aglrls"]["near"]["p"] is rows["aglrls"]["near"]["test"] is None
     assert rows["dann"]["near"]["test"] == "paired t-test over 3 seeds"
-    assert "p: paired t-test over 3 seeds, Holm over the rows." in headline(results)[3]
+    caption = headline(results)[3]
+    assert "p: paired t-test over 3 seeds, Holm over the rows. It speaks of other seeds, not of other faces." in caption
 
 
 def test_where_people_are_known_they_are_the_units(run):
@@ -201,16 +202,21 @@ def test_where_people_are_known_they_are_the_units(run):
     cell = rows_of(run)["aglrls"]["jaffe"]
     assert (cell["p"], cell["test"]) == (against["test"]["p"], "sign-flip test over 10 subjects")
     note = f"on jaffe against source-only’s: aglrls {cell['p']:.3f} (sign-flip test over 10 subjects; Holm)."
-    assert f"p of the accuracy {note}" in headline(run)[3]
+    assert f"p of the accuracy {note}" in headline(run)[3] and "not of other seeds" in headline(run)[3]
 
 
 def test_of_one_seed_the_caption_says_what_was_tested():
     one = sweep({name: {"far": own["far"][:1]} for name, own in FIGURES.items()})
     _, _, rows, caption, _ = headline(one)
-    assert "p: McNemar’s test, faces taken as independent, Holm over the rows." in caption
+    assert "p: McNemar’s test, faces taken as independent, Holm over the rows. It speaks of other faces, not" in caption
     assert rows[1][0] == "*aglrls" and 0 < float(rows[1][3]) < 1
     both = sweep({name: {target: of[:1] for target, of in own.items()} for name, own in FIGURES.items()})
-    assert "p is told of each target (--report), not of their mean" in headline(both)[3]
+    caption = headline(both)[3]
+    assert "Of one seed, the mean over targets has no p." in caption
+    cells = rows_of(both)
+    for target in ("near", "far"):
+        p = cells["dann"][target]["p"]
+        assert f"p of the accuracy on {target} against source-only’s: aglrls" in caption and f"dann {p:.3f}" in caption
 
 
 def test_the_reference_is_source_only_on_the_same_faces_with_fitting_keys():

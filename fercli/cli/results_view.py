@@ -62,12 +62,13 @@ def _chances(document: Document) -> list[str]:
     lines = table(groups(document), columns, "accuracy")
     for words, names in tests(columns, lines).items():
         for i, column in enumerate(columns):
-            told = [
-                f"{line['label']} {_p(line['cells'][i]['p'])}" for line in lines if line["cells"][i]["test"] == words
-            ]
+            told = [(line["label"], line["cells"][i]) for line in lines if line["cells"][i]["test"] == words]
             if column.name in names:
                 about = f"p of the accuracy on {column.name} against {document['reference']}’s"
-                notes.append(f"{about}: {', '.join(told)} ({words}; Holm).")
+                shown = ", ".join(f"{label} {_p(cell['p'])}" for label, cell in told)
+                notes.append(f"{about}: {shown} ({words}; Holm).")
+    if notes and len(document["seeds"]) == 1:
+        notes.append("p speaks of other faces like these, not of other seeds.")
     return notes
 
 
@@ -91,9 +92,14 @@ def _wide(document: Document) -> tuple[str, list[str], list[list[Any]], list[str
     ]
     found = [words for words, names in tests(columns, lines).items() if columns[-1].name in names]
     if found:
-        notes.append(f"p: {', '.join(found)}, Holm over the rows.")
+        other = (
+            "seeds, not of other faces"
+            if any(line["cells"][-1]["n"] > 1 for line in lines)
+            else "faces, not of other seeds"
+        )
+        notes.append(f"p: {', '.join(found)}, Holm over the rows. It speaks of other {other}.")
     elif seeds == 1 and columns[-1].mean:
-        notes.append("Of one seed, p is told of each target (--report), not of their mean.")
+        notes += ["Of one seed, the mean over targets has no p.", *_chances(document)]
     gone = len(document["missing"])
     if gone:
         planned = gone + len(document["entries"])
