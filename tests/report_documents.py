@@ -27,7 +27,7 @@ from fercli.faces import align
 from fercli.report.pictures import Picture
 from fercli.scoring import results_files
 from fercli.scoring.failure_cases import failure_cases
-from fercli.scoring.results import Part, Results
+from fercli.scoring.results import Part, Results, with_reference
 from fercli.spec import parse
 from fercli.store import subsample
 from fercli.synthetic.render import LAB, render
@@ -57,7 +57,7 @@ def document(
     rng = np.random.default_rng(0)
     return _document(
         kind,
-        [one.entry() for one in (home, *before, *after)],
+        _entries([home, *before, *after]),
         targets,
         history={one.record.name: _history(rng, one.record.epoch) for one in (home, *after)},
         gaps=[_gap(rng, *pair) for pair in zip(before, after, strict=True)],
@@ -69,13 +69,13 @@ def document(
 def sweep(figures: dict[str, dict[str, Sequence[float | None]]] = FIGURES) -> dict[str, Any]:
     """Methods on targets over seeds, {method: {target: accuracies in percent}}, all there."""
     targets = list(next(iter(figures.values())))
-    entries = [
-        entry(method, target, seed, percent)
+    results = [
+        answered(target, method, percent, 100, seed)
         for method, own in figures.items()
         for target in targets
         for seed, percent in enumerate(own[target])
     ]
-    return _document("sweep", entries, targets)
+    return _document("sweep", _entries(results), targets)
 
 
 def unlabelled(*targets: str) -> dict[str, dict[str, Sequence[float | None]]]:
@@ -84,8 +84,13 @@ def unlabelled(*targets: str) -> dict[str, dict[str, Sequence[float | None]]]:
 
 
 def entry(method: str, target: str, seed: int = 0, percent: float | None = 50, **others: Any) -> dict[str, Any]:
-    """One model of a sweep on 100 faces of a target."""
-    return {**answered(target, method, percent, 100, seed).entry(), **others}
+    """One model of a sweep on 100 faces of a target, without a reference."""
+    (found,) = _entries([answered(target, method, percent, 100, seed)])
+    return {**found, **others}
+
+
+def _entries(results: Sequence[Results]) -> list[dict[str, Any]]:
+    return with_reference([one.entry() for one in results], [one.right for one in results])
 
 
 def without(results: dict[str, Any], **parts: Any) -> dict[str, Any]:

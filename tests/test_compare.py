@@ -1,11 +1,11 @@
-"""`fercli compare`: which model is set beside which, McNemar's test by hand and by plain loops, faces that changed."""
+"""`fercli compare`: which model is set beside which, the test and faces that changed by hand and by plain loops."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,22 @@ import pytest
 import yaml
 from conftest import Bench, run, told
 
-from fercli.evaluation.compare import EXACT_BELOW, compare, mcnemar, spec_differences
+from fercli.evaluation.compare import compare, spec_differences
 from fercli.evaluation.runs import find_run, match, within
+from fercli.evaluation.significance import mcnemar
 from fercli.expressions import EXPRESSIONS
 
 #: (id, split, label, answer); label "" is not known.
 Row = tuple[str, str, str, str]
 
 
-def write_run(folder: Path, scored: dict[tuple[str, str], list[Row]], changes: dict[str, Any] | None = None) -> Path:
-    """A run's folder as `fercli evaluate` leaves it, of {(stage folder, dataset): rows}."""
+def write_run(
+    folder: Path,
+    scored: dict[tuple[str, str], list[Row]],
+    changes: dict[str, Any] | None = None,
+    subjects: Sequence[str] = ("p",),
+) -> Path:
+    """A run's folder as `fercli evaluate` leaves it, of {(stage folder, dataset): rows}; subjects by turns."""
     report = folder / "report"
     (report / "predictions").mkdir(parents=True)
     entries = []
@@ -32,7 +38,9 @@ def write_run(folder: Path, scored: dict[tuple[str, str], list[Row]], changes: d
         with (report / file).open("w", newline="") as out:
             table = csv.writer(out)
             table.writerow(["position", "id", "subject", "split", "label", "answer", "stage"])
-            table.writerows([i, name, "p", *answered, ""] for i, (name, *answered) in enumerate(rows))
+            table.writerows(
+                [i, name, subjects[i % len(subjects)], *answered, ""] for i, (name, *answered) in enumerate(rows)
+            )
         method = "source-only" if stage == "source" else "aglrls"
         about = {"dataset": dataset, "folder": stage, "method": method, "oracle_method": False}
         entries.append({**about, "predictions": file})
@@ -61,43 +69,6 @@ def compared(folder: Path, ours: list[Row], theirs: list[Row]) -> dict[str, Any]
     return document
 
 
-# The test
-
-
-def plain_mcnemar(fixed: int, broken: int) -> float:
-    """The definition, written out: a sum of binomial probabilities, or the tail of chi-square by the error function."""
-    n = fixed + broken
-    if n < EXACT_BELOW:
-        tail = sum(math.comb(n, k) for k in range(min(fixed, broken) + 1)) / 2**n
-        return min(1.0, 2 * tail)
-    statistic = max(abs(fixed - broken) - 1, 0) ** 2 / n
-    return math.erfc(math.sqrt(statistic / 2))
-
-
-@pytest.mark.parametrize("n", [0, 1, 2, 5, 24, 25, 26, 60, 400])
-def test_mcnemar_is_as_defined(n: int) -> None:
-    for fixed in {*range(0, n + 1, max(1, n // 10)), n}:
-        p, form = mcnemar(fixed, n - fixed)
-        assert form == ("exact" if n < 25 else "chi-square")
-        assert p == pytest.approx(plain_mcnemar(fixed, n - fixed), abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("fixed", "broken", "p"),
-    [
-        (0, 0, 1.0),
-        (1, 0, 1.0),  # 2 * 1/2
-        (5, 0, 0.0625),  # 2 / 2^5
-        (6, 1, 0.125),  # 2 * (1 + 7) / 2^7
-        (8, 1, 0.0390625),  # 2 * (1 + 9) / 2^9
-        (20, 20, 1.0),
-        (32, 17, 0.0455003),  # (15 - 1)^2 / 49 = 4, the square of two standard deviations
-    ],
-)
-def test_mcnemar_by_hand(fixed: int, broken: int, p: float) -> None:
-    assert mcnemar(fixed, broken).p == pytest.approx(p, rel=1e-4)
-
-
 # Faces
 
 
@@ -108,7 +79,8 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     assert document["faces"] == {"both": 10, "labelled": 8, "only_reference": 0, "only_other": 0, "relabelled": 0}
     assert document["reference"]["accuracy"] == document["other"]["accuracy"] == 4 / 8
     assert document["points"]["accuracy"] == 0
-    assert document["mcnemar"] == {"p": 1.0, "form": "exact", "p_holm": 1.0}
+    one = {"name": "mcnemar", "form": "exact", "by": "images", "units": 8, "subjects": 1}  # all of person p
+    assert document["test"] == {**one, "p": 1.0, "p_holm": 1.0}
     assert [face["id"] for face in document["changed"]] == ["f2", "f3", "f4", "f5", "f6", "f7", "f8"]
     assert document["changed"][0] == {
         "id": "f2",
@@ -145,7 +117,7 @@ def test_random_answers_against_plain_loops(tmp_path: Path) -> None:
         if known:
             assert document["reference"]["accuracy"] == pytest.approx(right_a / known)
             assert document["points"]["accuracy"] == pytest.approx(100 * (right_b - right_a) / known)
-            assert document["mcnemar"]["p"] == pytest.approx(plain_mcnemar(fixed, broken))
+            assert document["test"]["p"] == mcnemar(fixed, broken).p
 
 
 def test_faces_are_the_same_only_within_their_split_and_with_their_label(tmp_path: Path) -> None:
@@ -159,9 +131,39 @@ def test_faces_are_the_same_only_within_their_split_and_with_their_label(tmp_pat
 def test_without_labels_nothing_is_tested_but_changes_are_told(tmp_path: Path) -> None:
     document = compared(tmp_path, faces("abc", "   "), faces("abd", "   "))
     assert document["otherwise"] == 1
-    assert document["mcnemar"]["p"] is document["mcnemar"]["p_holm"] is None
+    assert document["test"]["p"] is document["test"]["p_holm"] is None
     assert document["reference"]["accuracy"] is document["points"]["accuracy"] is None
     assert run("compare", tmp_path / "a", tmp_path / "b").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("subjects", "p", "words"),
+    [
+        # Three subjects gain their two faces, one loses both: of the sums of four signs times 2, ten lie as far as 4.
+        ([*"abcd"], 10 / 16, "p on j: sign-flip test over 4 subjects (p is 0.125 at least)."),
+        ([*"abcdefgh"], 74 / 256, "p on j: sign-flip test over 8 subjects."),
+        ([""], 74 / 256, "p on j: McNemar’s exact test, faces taken as independent."),
+        (["a", "b", "c", ""], 74 / 256, "p on j: McNemar’s exact test, faces taken as independent."),
+        (["a"], 74 / 256, "p on j: McNemar’s exact test, one subject’s faces taken as independent."),
+    ],
+)
+def test_by_subject_where_subjects_are_known(subjects, p, words, tmp_path: Path) -> None:
+    before, after = faces("bbba" * 2, "a" * 8), faces("aaab" * 2, "a" * 8)
+    write_run(tmp_path / "a", {("source", "j"): before, ("adapt-j", "j"): after}, subjects=subjects)
+    (document,) = compare(within(find_run("a", tmp_path)))
+    assert document["test"]["p"] == document["test"]["p_holm"] == pytest.approx(p)
+    assert words in " ".join(run("compare", tmp_path / "a").stdout.split())
+
+
+def test_faces_scored_by_one_model_only_are_told(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {("source", "j"): faces("abc", "abb")})
+    write_run(tmp_path / "b", {("source", "j"): faces("abc", "abb")[1:]})
+    write_run(tmp_path / "c", {("source", "j"): faces("abc", "abb", "other")})
+    told = " ".join(run("compare", tmp_path / "a", tmp_path / "b").stdout.split())
+    assert "Left out of j, a/source -> b/source (faces): 1 scored in the first only." in told
+    told = " ".join(run("compare", tmp_path / "a", tmp_path / "c").stdout.split())
+    only = "3 scored in the first only, 3 in the second only; no face was scored in both."
+    assert f"Left out of j, a/source -> c/source (faces): {only}" in told and "p on j" not in told
 
 
 # Which models
@@ -256,8 +258,8 @@ def test_json_and_csv_hold_every_face(runs: Path) -> None:
     assert (raf["dataset"], raf["spec"], raf["changed"]) == ("raf", {}, [])
     assert source["changed"] == []
     assert (adapted["fixed"], adapted["broken"], adapted["spec"]) == (6, 1, {"adapt.epochs": [30, 40]})
-    assert adapted["mcnemar"]["p"] == pytest.approx(0.125)
-    assert adapted["mcnemar"]["p_holm"] == pytest.approx(0.375)  # of three comparisons, the others with p 1
+    assert adapted["test"]["p"] == pytest.approx(0.125)
+    assert adapted["test"]["p_holm"] == pytest.approx(0.375)  # of three comparisons, the others with p 1
     with Path("faces.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [face["id"] for face in adapted["changed"]]

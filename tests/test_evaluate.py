@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import os
 import shutil
@@ -23,7 +25,7 @@ from fercli.engine.predict import predict
 from fercli.engine.trained import adapted_models, source_model
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.domain_gap import a_distance
-from fercli.evaluation.intervals import bootstrap
+from fercli.evaluation.intervals import score_intervals
 from fercli.evaluation.outputs import EpochOutputs, epoch_file, read_outputs, rounded, watched_fused, write_outputs
 from fercli.evaluation.pseudo_labels import pseudo_label_counts
 from fercli.loading.face_dataset import FaceDataset
@@ -81,15 +83,32 @@ def test_the_document_has_the_parts_that_were_agreed(results: dict[str, Any], ad
     assert all(Path(path).exists() for path in files.values())
 
 
-def test_intervals_are_the_bootstrap_of_the_decision_by_subjects(results: dict[str, Any], adapted: Bench) -> None:
+def test_intervals_are_of_the_decision_by_subjects(results: dict[str, Any], adapted: Bench) -> None:
     store = Store.open(adapted.prepared / "jaffe")
     for row in headline(results)[1:]:
         answered = np.array(answers(adapted.runs / "adapt-jaffe", row["epoch"]))
-        assert row["intervals"] == bootstrap(store.labels, answered, store.subjects.tolist())
-        assert (row["intervals"]["by"], row["intervals"]["resamples"]) == ("subjects", 1000)
+        assert row["intervals"] == score_intervals(store.labels, answered, store.subjects.tolist())
+        assert (row["intervals"]["by"], row["intervals"]["method"]) == ("subjects", "jackknife t")
         assert row["intervals"]["accuracy"][0] <= row["accuracy"] <= row["intervals"]["accuracy"][1]
     by_images = results["entries"][0]["intervals"]  # RAF-DB names nobody
-    assert (by_images["by"], by_images["units"]) == ("images", 42)
+    assert (by_images["by"], by_images["units"], by_images["method"]) == ("images", 42, "bootstrap")
+
+
+def test_the_adapted_model_is_tested_against_source_only_subject_by_subject(results, adapted: Bench) -> None:
+    store = Store.open(adapted.prepared / "jaffe")
+    home, reference, entry = results["entries"]
+    files = [adapted.runs / "report" / one["predictions"] for one in (reference, entry)]
+    rows = zip(*(csv.DictReader(file.read_text().splitlines()) for file in files), strict=True)
+    gains: dict[str, int] = {}
+    for a, b in rows:
+        gains[b["subject"]] = gains.get(b["subject"], 0) + (b["answer"] == b["label"]) - (a["answer"] == a["label"])
+    own = list(gains.values())
+    sums = [abs(sum(np.multiply(signs, own))) for signs in itertools.product((1, -1), repeat=len(own))]
+    against = entry["against_reference"]
+    assert against["test"]["p"] == sum(one >= abs(sum(own)) for one in sums) / len(sums)
+    assert (against["test"]["name"], against["test"]["units"]) == ("sign-flip", len(set(store.subjects)))
+    assert (against["folder"], against["fixed"] - against["broken"]) == ("source", sum(own))
+    assert home["against_reference"] is reference["against_reference"] is None
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

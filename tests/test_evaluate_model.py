@@ -17,7 +17,7 @@ from stores import cut
 
 from fercli.engine.trained import find_trained
 from fercli.evaluation.calibration import reliability
-from fercli.evaluation.intervals import bootstrap
+from fercli.evaluation.intervals import score_intervals
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.outputs import epoch_file, write_outputs
 from fercli.export.weights import export
@@ -62,7 +62,7 @@ def test_the_starter_is_scored_without_a_run_and_without_its_source(at, prepared
     metrics = scores(confusion(store.labels, answers.numpy()))
     assert entry["heads"]["fused"]["accuracy"] == metrics["accuracy"]
     assert entry["heads"]["fused"]["per_expression"] == metrics["per_expression"]
-    assert entry["intervals"] == bootstrap(store.labels, answers.numpy(), store.subjects.tolist())
+    assert entry["intervals"] == score_intervals(store.labels, answers.numpy(), store.subjects.tolist())
     # No source face is there: the temperature stays 1, and the model's own calibration is told all the same.
     found, labels = entry["calibration"], torch.from_numpy(store.labels.astype(np.int64))
     assert (found["temperature"], found["fitted_on"]) == (1.0, 0)
@@ -79,7 +79,7 @@ def test_the_console_has_every_expression_and_says_what_is_left_out(at) -> None:
     result = at("--model", "starter", "--target", "jaffe", "--report")
     assert result.exit_code == 0 and "By expression" in result.stdout and "recall %" in result.stdout
     text = " ".join(result.stdout.split())
-    assert "95 % intervals, bootstrap over 6 subjects: acc " in text and "model-starter" in text
+    assert "95 % intervals, jackknife t over 6 subjects: acc " in text and "model-starter" in text
     assert "no temperature is fitted, and the distance between the domains is not measured" in result.stderr
     page = Path("runs/model-starter/report/report.html").read_text()
     assert "no target was evaluated beside prepared faces of the source" in page and "starter.safetensors" in page

@@ -78,20 +78,29 @@ def test_one_small_file_that_loads_nothing_and_holds_every_section(any_kind, tmp
 
 def test_the_headline_of_a_run(run):
     text, rows = said(run)
-    verdict = "aglrls is best on jaffe: 60.0% (", "+20.0 points against source-only. One seed tells nothing of chance."
+    p = run["entries"][2]["against_reference"]["test"]["p"]
+    verdict = (
+        "aglrls is best on jaffe: 60.0% (",
+        f"+20.0 points against source-only (p {p:.3f}, sign-flip test over 10 subjects). One seed tells nothing of",
+        "and the p of that difference: sign-flip test over 10 subjects. Labels",
+    )
     home = "on the test images of its source raf-db synthetic, source-only reaches 90.0% (", "360 of 400), macro F1 "
-    assert holds(text, *verdict, *home, "One seed: no deviation, no test and no tie can be computed.")
+    assert holds(text, *verdict, *home, "One seed: no deviation, no test over seeds and no tie can be computed.")
     low, high = run["entries"][2]["intervals"]["accuracy"]
     line = next(row for row in rows if row.startswith("aglrls best 60.0"))
-    assert holds(line, f"{100 * low:.1f} to {100 * high:.1f}", "36/60", "+20.0, epoch 6", "61.7", "+1.7, epoch 7")
+    assert holds(
+        line, f"{100 * low:.1f} to {100 * high:.1f}", "36/60", f"+20.0, p {p:.3f}, epoch 6", "61.7", "+1.7, epoch 7"
+    )
     full = next(row for row in rows if "infomax" in row and "61 / 60 / 60" in row)
     assert holds(full, "decides by glpc", "from raf-db", "runs/demo/adapt-jaffe/best.ckpt", "epoch 6 by infomax")
-    assert holds(full, "36 / 60", "bootstrap over 10 subjects", "target images")
+    assert holds(full, "36 / 60", "jackknife t over 10 subjects", "target images")
 
 
 def test_the_headline_of_a_sweep():
     text, rows = said(WHOLE["sweep"])
     assert "aglrls is best on the mean over targets: 72.5% ± 3.5, +20.5 points against source-only (p 0.00" in text
+    assert ", paired t-test over 3 seeds)" in text
+    assert "the p of that difference: paired t-test over 3 seeds (near, far, mean). Labels" in text
     assert "No other is within its error." in text and "At home" not in text and "One seed" not in text
     line = next(row for row in rows if row.startswith("aglrls best 82.0 ± 2.6"))
     assert "best 72.5 ± 3.5 +20.5, p 0.00" in line and line.endswith("73.5 ± 3.5 +1.0")

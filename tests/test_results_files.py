@@ -75,6 +75,14 @@ def test_each_number_of_the_entries_is_a_row(evaluated) -> None:
             for name in ("ece", "nll"):
                 assert float(told[name + suffix]) == entry["calibration"][when][name]
         assert float(told["temperature"]) == entry["calibration"]["temperature"]
+        chance = [row for row in own if row["metric"].startswith("p:")]
+        if entry["against_reference"] is None:
+            assert not chance
+        else:
+            test = entry["against_reference"]["test"]
+            (row,) = chance
+            assert (row["metric"], float(row["value"])) == ("p:sign-flip", test["p"])
+            assert (row["head"], row["decides"], row["expression"]) == (entry["decision"], "true", "")
         counts = {row["metric"]: float(row["value"]) for row in found(own, head="")}
         assert counts == {name: entry[name] for name in ("expected", "found", "scored", "seconds")}
 

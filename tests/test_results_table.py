@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
-from report_documents import FIGURES, document, entry, of_photographs, sweep, unlabelled, without
+from report_documents import FIGURES, answered, document, entry, of_photographs, sweep, unlabelled, without
 
 from fercli.cli.results_view import expressions, headline, rule_ranks, show
 from fercli.evaluation.results_table import figures, groups, heads_table, metrics, table, table_columns
 from fercli.evaluation.rule_ranking import rank_rules
+from fercli.evaluation.significance import compare_right, mcnemar
 from fercli.evaluation.statistics import holm, paired_t_test
 from fercli.report.coverage_view import missing, times
+from fercli.scoring.results import Part, with_reference
 
 WHOLE, RUN = sweep(), document(60)
 
@@ -131,14 +134,109 @@ def test_grid_keys_make_rows_and_find_their_reference(results):
     assert rows_of(results)["dann"]["near"]["difference"] is None  # no reference with its settings
 
 
-def test_intervals_are_the_bootstraps_where_it_says_anything():
-    wide = {"accuracy": [0.5, 0.7], "macro_f1": [0.4, 0.6], "by": "subjects", "units": 10}
-    flat = {"accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0], "by": "images", "units": 10}  # no width: nothing seen
-    for drawn, by in ((wide, "bootstrap over 10 subjects"), (flat, "Wilson’s"), (None, "Wilson’s")):
+def test_intervals_are_the_computed_ones_where_they_say_anything():
+    wide = {"accuracy": [0.5, 0.7], "macro_f1": [0.4, 0.6], "method": "jackknife t", "by": "subjects", "units": 10}
+    flat = {**wide, "accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0]}  # no width: nothing seen
+    wilson = "Wilson’s, images taken as independent"
+    for drawn, by in ((wide, "jackknife t over 10 subjects"), (flat, wilson), (None, wilson)):
         one = figures(entry("aglrls", "near", percent=60, intervals=drawn))
         low, high = one["intervals"]["accuracy"]
         assert one["by"] == by and low < 0.6 < high and ((low, high) == (0.5, 0.7)) == (drawn is wide)
         assert one["intervals"]["macro_f1"] == (wide["macro_f1"] if drawn is wide else None)
+
+
+# Chance, of one seed and of several
+
+
+def test_of_one_seed_the_faces_are_tested_and_of_several_the_seeds(results):
+    by_seed = rows_of(results)["aglrls"]["near"]
+    assert by_seed["test"] == "paired t-test over 3 seeds"
+    assert by_seed["p"] == pytest.approx(holm([paired_t_test([0.20, 0.19, 0.21]), *dann_and_gated(results)])[0])
+    for seed in (1, 2):
+        without(results, seed=seed)
+    rows, faces = rows_of(results), {}
+    for method in ("aglrls", "dann", "gated"):
+        against = found(results, method, "near", 0)["against_reference"]
+        assert against["folder"] == found(results, "source-only", "near", 0)["folder"]
+        assert against["fixed"] - against["broken"] == {"aglrls": 20, "dann": 10, "gated": 30}[method]
+        assert against["test"]["p"] == mcnemar(against["fixed"], against["broken"]).p
+        faces[method] = against["test"]["p"]
+    assert [rows[method]["near"]["p"] for method in faces] == pytest.approx(holm(list(faces.values())))
+    assert rows["aglrls"]["near"]["test"] == "McNemar’s test, faces taken as independent"
+    # No mean of targets, no F1, and nothing at the oracle's epoch is tested.
+    assert rows["aglrls"]["mean"]["p"] is rows["aglrls"]["mean"]["test"] is None
+    assert {cell["p"] for cells in rows_of(results, "macro_f1").values() for cell in cells.values()} == {None}
+    assert {
+        cell["test"] for line in table(groups(results), table_columns(results), "accuracy") for cell in line["bound"]
+    } == {None}
+
+
+def dann_and_gated(results):
+    own = [
+        [metrics(found(results, name, "near", s))["accuracy"] for s in range(3)]
+        for name in ("dann", "gated", "source-only")
+    ]
+    return [paired_t_test([a - b for a, b in zip(one, own[2], strict=True)]) for one in own[:2]]
+
+
+def test_a_column_with_seeds_has_no_test_of_faces(results):
+    without(results, method="aglrls", seed=1)
+    without(results, method="aglrls", seed=2)
+    rows = rows_of(results)
+    assert rows["aglrls"]["near"]["n"] == 1 and rows["aglrls"]["near"]["p"] is rows["aglrls"]["near"]["test"] is None
+    assert rows["dann"]["near"]["test"] == "paired t-test over 3 seeds"
+    caption = headline(results)[3]
+    assert "p: paired t-test over 3 seeds, Holm over the rows. It speaks of other seeds, not of other faces." in caption
+
+
+def test_where_people_are_known_they_are_the_units(run):
+    entry, reference = (
+        next(e for e in run["entries"] if e["method"] == m and e["dataset"] == "jaffe")
+        for m in ("aglrls", "source-only")
+    )
+    against = entry["against_reference"]
+    assert reference["against_reference"] is None and against["folder"] == reference["folder"] == "source"
+    assert {key: against["test"][key] for key in ("name", "by", "units", "subjects")} == {
+        "name": "sign-flip", "by": "subjects", "units": 10, "subjects": 10,
+    }  # fmt: skip
+    cell = rows_of(run)["aglrls"]["jaffe"]
+    assert (cell["p"], cell["test"]) == (against["test"]["p"], "sign-flip test over 10 subjects")
+    note = f"on jaffe against source-only’s: aglrls {cell['p']:.3f} (sign-flip test over 10 subjects; Holm)."
+    assert f"p of the accuracy {note}" in headline(run)[3] and "not of other seeds" in headline(run)[3]
+
+
+def test_of_one_seed_the_caption_says_what_was_tested():
+    one = sweep({name: {"far": own["far"][:1]} for name, own in FIGURES.items()})
+    _, _, rows, caption, _ = headline(one)
+    assert "p: McNemar’s test, faces taken as independent, Holm over the rows. It speaks of other faces, not" in caption
+    assert rows[1][0] == "*aglrls" and 0 < float(rows[1][3]) < 1
+    both = sweep({name: {target: of[:1] for target, of in own.items()} for name, own in FIGURES.items()})
+    caption = headline(both)[3]
+    assert "Of one seed, the mean over targets has no p." in caption
+    cells = rows_of(both)
+    for target in ("near", "far"):
+        p = cells["dann"][target]["p"]
+        assert f"p of the accuracy on {target} against source-only’s: aglrls" in caption and f"dann {p:.3f}" in caption
+
+
+def test_the_reference_is_source_only_on_the_same_faces_with_fitting_keys():
+    def result(method, keys, percent):
+        one = answered("jaffe", method, percent, 40, seed=0)
+        return replace(one, record=replace(one.record, keys=keys, name=f"{method} {keys}"))
+
+    plain, narrow = result("source-only", {}, 40), result("source-only", {"width": 8}, 50)
+    rows = [plain, narrow, result("dann", {"width": 8, "batch": 4}, 60), result("dann", {"width": 16}, 60)]
+    told = compared(rows)
+    assert [one and one["folder"] for one in told] == [None, None, "source-only {'width': 8}", "source-only {}"]
+    assert told[2]["test"] == compare_right(narrow.right.right, rows[2].right.right, rows[2].right.subjects)
+    assert compared(rows[2:]) == [None, None]  # without a reference
+    fewer = replace(plain, part=Part(["test"], plain.part.indices[1:], 40), probabilities=plain.probabilities[1:])
+    assert compared([fewer, rows[3]]) == [None, None]  # on other faces
+
+
+def compared(results):
+    entries = [one.entry() for one in results]
+    return [one["against_reference"] for one in with_reference(entries, [one.right for one in results])]
 
 
 def test_heads_and_rules_are_columns(results):

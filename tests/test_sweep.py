@@ -266,6 +266,9 @@ def test_entries_are_what_evaluate_says_of_the_runs(again) -> None:
             own = {key: entry[key] for key in ("folder", "method", "predictions")}
             other = told_of.pop(entry["folder"])
             assert other["method"] == names[entry["method"]]
+            if entry["method"] != "source-only":
+                assert other["against_reference"]["folder"] == "source"
+                own["against_reference"] = {**other["against_reference"], "folder": f"seed-{seed}/source"}
             assert entry == {**other, **own, "predictions": None}
             assert bool(entry["oracle"]) == bool(entry["rules"]) == (entry["method"] != "source-only")
         assert not told_of
@@ -553,7 +556,7 @@ LABELS = {
 
 def unjudged(entry: dict[str, Any]) -> dict[str, Any]:
     """What an entry tells that takes no label of the target."""
-    judged = ("heads", "stages", "intervals", "calibration", "oracle", "scored")
+    judged = ("heads", "stages", "intervals", "against_reference", "calibration", "oracle", "scored")
     rules = {rule: chosen["epoch"] for rule, chosen in entry["rules"].items()}
     return {**{key: value for key, value in entry.items() if key not in judged}, "rules": rules}
 

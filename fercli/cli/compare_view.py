@@ -12,6 +12,7 @@ from fercli import console
 from fercli.errors import FercliError
 from fercli.evaluation.compare import CHANGES, spec_differences
 from fercli.evaluation.runs import Run
+from fercli.evaluation.significance import significance_words
 from fercli.spreadsheet import write_csv
 
 #: Keys that no model depends on, and those that a source model does not.
@@ -33,7 +34,9 @@ def differences_of(document: dict[str, Any], runs: dict[str, Run]) -> dict[str, 
 
 def show(documents: Sequence[dict[str, Any]], runs: Sequence[Run], faces: int) -> None:
     """Print the tables."""
-    console.table("Compared face by face", _COLUMNS, list(_rows(documents, runs)), _caption(documents), left=2)
+    shown = len(_COLUMNS) - (len(documents) == 1)  # of one comparison Holm's p is the same
+    rows = [row[:shown] for row in _rows(documents, runs)]
+    console.table("Compared face by face", _COLUMNS[:shown], rows, _caption(documents), left=2)
     _show_specs(documents, len(runs) > 1)
     for document in documents:
         if faces:
@@ -47,7 +50,7 @@ def _rows(documents: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Iterator[
     marked = {name for run in runs for name, about in run.results["datasets"].items() if about["synthetic"]}
     above = None
     for document in documents:
-        dataset, reference, test = document["dataset"], document["reference"], document["mcnemar"]
+        dataset, reference, test = document["dataset"], document["reference"], document["test"]
         if above != (dataset, reference, document["faces"]):
             above = dataset, reference, document["faces"]
             name = f"*{dataset}{' †' if dataset in marked else ''}"
@@ -81,16 +84,23 @@ def _p(value: float | None) -> str:
 
 def _caption(documents: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "On the faces that both models scored. fixed: wrong before, right now; broken: the reverse; other: another",
-        "answer, neither of these. p: McNemar's test (exact below 25 fixed and broken, else chi-square); p Holm:",
-        f"of {len(documents)} comparison(s) at once. They speak of other faces like these, not of other seeds.",
+        "On the faces that both models scored. fixed: wrong before, right now; broken: the reverse; other: another "
+        "answer, neither of these.",
+        "p: how often chance alone makes the right answers differ so much; it speaks of other faces like these, not of "
+        "other seeds.",
     ]
+    tested = [document for document in documents if document["test"]["p"] is not None]
+    tests = dict.fromkeys((document["dataset"], significance_words(document["test"])) for document in tested)
+    lines += [f"p on {dataset}: {words}." for dataset, words in tests]
+    if len(tested) > 1:
+        lines.append(f"p Holm: corrected for {len(tested)} comparisons at once.")
     counted = {"only_reference": "scored in the first only", "only_other": "in the second only"}
     counted["relabelled"] = "of another label by now"
     for document in documents:
         odd = [f"{document['faces'][key]} {words}" for key, words in counted.items() if document["faces"][key]]
         if odd:
-            lines.append(f"Left out of {_title(document)}: faces {', '.join(odd)}.")
+            both = "" if document["faces"]["both"] else "; no face was scored in both"
+            lines.append(f"Left out of {_title(document)} (faces): {', '.join(odd)}{both}.")
     if any(document[side]["oracle"] for document in documents for side in ("reference", "other")):
         lines.append("ORACLE models used target labels: an upper bound, not a result.")
     return "\n".join(lines)

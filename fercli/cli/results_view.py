@@ -8,7 +8,8 @@ from typing import Any
 
 from fercli import console
 from fercli.cli.options import show_files
-from fercli.evaluation.results_table import by_dataset, figures, groups, metrics, table, table_columns
+from fercli.evaluation.intervals import interval_words
+from fercli.evaluation.results_table import by_dataset, figures, groups, metrics, table, table_columns, tests
 from fercli.evaluation.rule_ranking import rank_rules
 
 Document = Mapping[str, Any]
@@ -52,26 +53,53 @@ def _long(document: Document) -> tuple[str, list[str], list[list[Any]], list[str
             rows.append([name, row.about["label"], entry["decision"], *scores, images, chosen])
     columns = ["tested on", "method", "decision", "acc %", "F1 %", "images", "epoch, chosen by"]
     title = ": source-only beside adapted" if document["kind"] == "run" else ""
-    return title, columns, rows, ["Images: scored / listed by the dataset."], 3
+    return title, columns, rows, ["Images: scored / listed by the dataset.", *_chances(document)], 3
+
+
+def _chances(document: Document) -> list[str]:
+    """A line for every target: how likely chance alone makes each accuracy differ so much from the reference's."""
+    columns, notes = table_columns(document), []
+    lines = table(groups(document), columns, "accuracy")
+    for words, names in tests(columns, lines).items():
+        for i, column in enumerate(columns):
+            told = [(line["label"], line["cells"][i]) for line in lines if line["cells"][i]["test"] == words]
+            if column.name in names:
+                about = f"p of the accuracy on {column.name} against {document['reference']}’s"
+                shown = ", ".join(f"{label} {_p(cell['p'])}" for label, cell in told)
+                notes.append(f"{about}: {shown} ({words}; Holm).")
+    if notes and len(document["seeds"]) == 1:
+        notes.append("p speaks of other faces like these, not of other seeds.")
+    return notes
 
 
 def _wide(document: Document) -> tuple[str, list[str], list[list[Any]], list[str], int]:
     seeds, columns, rows = len(document["seeds"]), table_columns(document), []
-    for line in table(groups(document), columns, "accuracy"):
+    lines = table(groups(document), columns, "accuracy")
+    for line in lines:
         last, cells = line["cells"][-1], []
         for cell in line["cells"]:
             deviation = "" if cell["sd"] is None else f" ± {100 * cell['sd']:.1f}"
             few = f" ({cell['n']})" if 0 < cell["n"] < seeds else ""
             cells.append(f"{_percent(cell['mean'])}{deviation}{few}{' =' if cell['tied'] else ''}")
         name = ("*" if last["best"] else "") + line["label"] + (" ORACLE" if line["oracle"] else "")
-        p = "–" if last["p"] is None else "<0.001" if last["p"] < 0.001 else f"{last['p']:.3f}"
-        rows.append([name, *cells, _points(last["difference"]), p, _percent(line["bound"][-1]["mean"])])
+        about = [_points(last["difference"]), _p(last["p"]), _percent(line["bound"][-1]["mean"])]
+        rows.append([name, *cells, *about])
     notes = [
         f"{'Mean ± standard deviation over seeds' if seeds > 1 else 'One seed'}; bold: the best of the last column; "
         "=: within the error of the best of its column.",
-        f"Points and p (paired t-test over seeds, Holm) are against {document['reference']}, "
+        f"Points and p are against {document['reference']}, "
         f"{'of the mean over targets' if columns[-1].mean else f'on {columns[-1].name}'}.",
     ]
+    found = [words for words, names in tests(columns, lines).items() if columns[-1].name in names]
+    if found:
+        other = (
+            "seeds, not of other faces"
+            if any(line["cells"][-1]["n"] > 1 for line in lines)
+            else "faces, not of other seeds"
+        )
+        notes.append(f"p: {', '.join(found)}, Holm over the rows. It speaks of other {other}.")
+    elif seeds == 1 and columns[-1].mean:
+        notes += ["Of one seed, the mean over targets has no p.", *_chances(document)]
     gone = len(document["missing"])
     if gone:
         planned = gone + len(document["entries"])
@@ -90,8 +118,8 @@ def expressions(document: Document) -> Table:
         drawn = entry["intervals"]
         if drawn:
             (a, b), (c, d) = ((_percent(end, 2) for end in drawn[name]) for name in ("accuracy", "macro_f1"))
-            by = f"bootstrap over {drawn['units']} {drawn['by']}"
-            notes.append(f"{entry['dataset']}: 95 % intervals, {by}: acc {a} to {b}, F1 {c} to {d}")
+            about = f"{entry['dataset']}: 95 % intervals, {interval_words(drawn)}"
+            notes.append(f"{about}: acc {a} to {b}, F1 {c} to {d}")
     columns = ["tested on", "expression", "recall %", "precision %", "F1 %", "faces"]
     return "By expression", columns, rows, "\n".join(notes), 2
 
@@ -118,6 +146,10 @@ def _marked(document: Document, name: str) -> str:
 
 def _percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def _p(value: float | None) -> str:
+    return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _points(value: float | None) -> str:

@@ -5,7 +5,9 @@
 - `outputs`: what every head says of each face, in files;
 - `decision`: from seven heads to one answer;
 - `metrics`: scores from a confusion matrix;
-- `intervals`: bootstrap intervals;
+- `subjects`: who is on the faces;
+- `intervals`: how uncertain a score is;
+- `significance`: whether chance alone makes one of two models so much better;
 - `calibration`: reliability, and temperature scaling;
 - `selection`: choosing the epoch without target labels;
 - `predictions`: selection rules that look at predictions alone;

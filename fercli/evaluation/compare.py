@@ -8,46 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.runs import Answer, Pair
+from fercli.evaluation.significance import compare_right
 from fercli.evaluation.statistics import holm
 from fercli.expressions import EXPRESSIONS
 
-#: Below this many discordant faces McNemar's test is exact.
-EXACT_BELOW = 25
 #: What became of a face that is answered otherwise; the last: wrong both times, or without a label.
 CHANGES = ("fixed", "broken", "otherwise")
-
-
-class McNemar(NamedTuple):
-    """The test's p (None without a face), and which form it took: ``exact`` or ``chi-square``."""
-
-    p: float | None
-    form: str
-
-
-def mcnemar(fixed: int, broken: int) -> McNemar:
-    """Two-sided p that two classifiers with one error rate differ so much on the same faces.
-
-    Of the n = fixed + broken faces that only one of the two gets right, either wins with probability 1/2 (McNemar,
-    Psychometrika 1947). Below `EXACT_BELOW` of them p is that of the binomial test, else P(X > (|fixed - broken| -
-    1)^2 / n), X chi-square with one degree of freedom (continuity correction of Edwards, Psychometrika 1948; a
-    difference of less than 1 counts as none). It speaks of other faces of this kind, not of other seeds.
-
-    Args:
-        fixed, broken: faces that only the other, and only the reference, gets right; >= 0.
-
-    Returns:
-        p in [0, 1]; 1 where both are 0 or equal.
-    """
-    from scipy.stats import binomtest, chi2
-
-    n = fixed + broken
-    if n < EXACT_BELOW:
-        return McNemar(float(binomtest(fixed, n, 0.5).pvalue) if n else 1.0, "exact")
-    return McNemar(float(chi2.sf(max(abs(fixed - broken) - 1, 0) ** 2 / n, 1)), "chi-square")
 
 
 def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -57,8 +27,9 @@ def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
         For each pair a document: ``dataset``; ``reference`` and ``other`` (``run``, ``folder``, ``model``, ``oracle``,
         and accuracy and macro F1 of the faces both scored, None without labels); ``faces``: ``both``, ``labelled``,
         ``only_reference``, ``only_other``, ``relabelled`` (whose label is not the same: left out); ``points``, the
-        differences other - reference times 100; ``mcnemar``: p, its form, ``p_holm`` over all pairs (Holm 1979);
-        ``fixed``, ``broken``, ``otherwise``, counts of ``changed``, the list of faces answered otherwise.
+        differences other - reference times 100; ``test``, of the right answers on the labelled faces
+        (`fercli.evaluation.significance.compare_right`), with ``p_holm`` over all pairs (Holm 1979); ``fixed``,
+        ``broken``, ``otherwise``, counts of ``changed``, the list of faces answered otherwise.
 
     Raises:
         FercliError: a file of predictions is missing or none.
@@ -70,8 +41,8 @@ def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
             if model.predictions not in read:
                 read[model.predictions] = model.answers()
         documents.append(_compare(pair, *(read[model.predictions] for model in pair)))
-    for document, p in zip(documents, holm([one["mcnemar"]["p"] for one in documents]), strict=True):
-        document["mcnemar"]["p_holm"] = p
+    for document, p in zip(documents, holm([one["test"]["p"] for one in documents]), strict=True):
+        document["test"]["p_holm"] = p
     return documents
 
 
@@ -89,7 +60,8 @@ def _compare(pair: Pair, a: dict[Any, Answer], b: dict[Any, Answer]) -> dict[str
         sides.append(
             {**about, "oracle": model.entry["oracle_method"], **{k: figures[k] for k in ("accuracy", "macro_f1")}}
         )
-    test = mcnemar(counts["fixed"], counts["broken"]) if known else McNemar(None, "exact")
+    right = [[answers[key].answer == answers[key].label for key in known] for answers in (a, b)]
+    subjects = [a[key].subject or b[key].subject for key in known]
     return {
         "dataset": pair.reference.dataset,
         "reference": sides[0],
@@ -102,7 +74,7 @@ def _compare(pair: Pair, a: dict[Any, Answer], b: dict[Any, Answer]) -> dict[str
             "relabelled": len(both) - len(same),
         },
         "points": {k: 100 * (sides[1][k] - sides[0][k]) if known else None for k in ("accuracy", "macro_f1")},
-        "mcnemar": {"p": test.p, "form": test.form},
+        "test": compare_right(*right, subjects),
         **counts,
         "changed": changed,
     }

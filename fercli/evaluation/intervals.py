@@ -1,44 +1,51 @@
-"""How uncertain a score is for the choice of faces alone: bootstrap intervals of accuracy and macro F1."""
+"""How uncertain a score is for the choice of faces alone: 95 % intervals of accuracy and macro F1."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fercli.evaluation.metrics import confusion
+from fercli.evaluation.subjects import Subjects, subjects_of
 from fercli.expressions import NUM_EXPRESSIONS
 
-#: Ends of the interval, as quantiles of the resampled scores: 95% lie between them.
+#: Ends of the interval, as quantiles: 95 % lie between them.
 QUANTILES = (0.025, 0.975)
 
 #: Draws held in memory at once (8 bytes each).
 _CHUNK = 2_000_000
 
+#: A standard error below this is rounding (one image in a billion).
+_ROUNDING = 1e-12
 
-def bootstrap(
+
+def score_intervals(
     labels: ArrayLike, answers: ArrayLike, subjects: Sequence[str] | None, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any] | None:
-    """95% percentile bootstrap of accuracy and macro F1 (Efron & Tibshirani 1993, ch. 13).
+    """95 % intervals of accuracy and macro F1, each scored as `fercli.evaluation.metrics.scores` does.
 
-    Pictures of one person are alike, so whole subjects are drawn where every face has one and there are at least two
-    (the cluster bootstrap of Davison & Hinkley 1997, sec. 3.8); else images, as if they were independent, which gives
-    an interval that is too narrow where they are not. Each resample draws as many units as there are, with replacement,
-    and is scored as `fercli.evaluation.metrics.scores` does: macro F1 leaves out the classes the resample lacks.
+    Faces of one subject are alike. Where every face has a subject and there are at least two, subjects are the units,
+    and the interval is Student's t on the logit scale, with the jackknife's standard error (`jackknife`). Else images
+    are, as if they were independent, and the interval is the percentile bootstrap (`_bootstrap`); it is too narrow
+    where they are not. docs/statistics.md has how often each holds the truth.
 
     Args:
         labels: integers [N] in 0..6; the caller leaves unlabelled faces out.
         answers: integers [N] in 0..6.
         subjects: who is on each face, N strings, empty where not known; None: not known of any.
-        resamples: how many, >= 1.
-        seed: of the draws: the same faces in the same order and seed give the same interval.
+        resamples: of the bootstrap, >= 1.
+        seed: of its draws: the same faces in the same order and seed give the same interval.
 
     Returns:
-        ``accuracy`` and ``macro_f1``, each [low, high] in 0..1, ``by`` ("images" or "subjects"), ``units`` (how many of
-        those) and ``resamples``. None without faces. With one face, or where all are right, both ends are the score
-        itself: resampling cannot show what it has not seen; `metrics.accuracy_interval` is wider there.
+        ``accuracy`` and ``macro_f1``, each [low, high] in 0..1; ``method`` ("jackknife t" or "bootstrap"); ``by``
+        ("subjects" or "images") and ``units``, how many of those; ``subjects``, how many there are, None where not
+        known; ``resamples``, None of the jackknife. None without faces. With one image, or where all units score alike
+        (all right), both ends are the score itself: what has not been seen is not known; `metrics.accuracy_interval`
+        is wider there.
 
     Raises:
         ValueError: lengths differ, or a label or answer lies outside 0..6.
@@ -47,50 +54,90 @@ def bootstrap(
     count = int(whole.sum())
     if count == 0:
         return None
-    matrices, by = _by_subject(np.asarray(labels), np.asarray(answers), subjects), "subjects"
-    if matrices is None:
-        by, units, chances, matrices = "images", count, whole.ravel() / count, np.eye(whole.size, dtype=np.int64)
+    known = subjects_of(subjects, count)
+    if known.several:
+        ends = jackknife(_matrices(np.asarray(labels), np.asarray(answers), known))
+        about = {"method": "jackknife t", "by": "subjects", "units": known.count}
     else:
-        units = len(matrices)
-        chances = np.full(units, 1 / units)
+        ends = _bootstrap(whole, resamples, seed)
+        about = {"method": "bootstrap", "by": "images", "units": count}
+    drawn = None if known.several else resamples
+    accuracy, macro_f1 = (end.tolist() for end in ends)
+    return {"accuracy": accuracy, "macro_f1": macro_f1, **about, "subjects": known.count, "resamples": drawn}
+
+
+def interval_words(interval: Mapping[str, Any]) -> str:
+    """What an interval of `score_intervals` is, and of what: ``jackknife t over 10 subjects``."""
+    if interval["by"] == "subjects":
+        return f"{interval['method']} over {interval['units']} subjects"
+    of = " of one subject" if interval["subjects"] == 1 else ""
+    return f"{interval['method']} over {interval['units']} images{of}, taken as independent"
+
+
+def jackknife(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Student's t interval on the logit scale over S >= 2 subjects' confusion matrices, int64 [..., S, 7, 7].
+
+    The standard error is the delete-one jackknife's: s^2 = (S - 1) / S sum (x_i - mean x)^2, x_i the score without
+    subject i (Efron & Tibshirani 1993, ch. 11); it takes unequal numbers of faces into account. The interval is x +-
+    t s / (x (1 - x)) on the scale log(x / (1 - x)) (delta method), so that its ends lie in 0..1 and it is skewed as the
+    score is. t is the quantile at G - 1 degrees of freedom, at least 1, with G = (sum n_i)^2 / sum n_i^2 of the
+    subjects' n_i faces (Kish's effective sample size, Survey Sampling, 1965): where a few subjects have most faces,
+    Student's t is too narrow at S - 1 (Carter, Schnepel & Steigerwald, Review of Economics and Statistics 2017, whose
+    effective number of clusters this is for contributions in proportion to n_i). With few clusters the percentile
+    bootstrap is too narrow too (Cameron, Gelbach & Miller, Review of Economics and Statistics 2008).
+
+    Returns:
+        [low, high] of accuracy and of macro F1, each [..., 2]. Degenerate: both ends are the score where leaving one
+        out changes nothing.
+    """
+    from scipy.stats import t as student
+
+    count, whole = matrices.shape[-3], matrices.sum(-3)
+    faces = matrices.sum((-1, -2)).astype(np.float64)
+    effective = faces.sum(-1) ** 2 / (faces**2).sum(-1)
+    quantile = student.ppf(QUANTILES[1], np.maximum(effective - 1, 1))
+    found = []
+    for score, without in zip(_scores(whole), _scores(whole[..., None, :, :] - matrices), strict=True):
+        error = without.std(-1) * math.sqrt(count - 1)
+        varies = (score > 0) & (score < 1) & (error > _ROUNDING)
+        inside = np.where(varies, score, 0.5)
+        middle, reach = np.log(inside / (1 - inside)), quantile * error / (inside * (1 - inside))
+        # The inverse of the logit, written so that nothing overflows.
+        ends = 0.5 * (1 + np.tanh(np.stack([middle - reach, middle + reach], -1) / 2))
+        found.append(np.where(varies[..., None], ends, score[..., None]))
+    return found[0], found[1]
+
+
+def _bootstrap(whole: np.ndarray, resamples: int, seed: int) -> list[np.ndarray]:
+    """The percentile bootstrap over the images of a confusion matrix [7, 7] (Efron & Tibshirani 1993, ch. 13).
+
+    Each resample draws as many images as there are, with replacement; its macro F1 leaves out the classes it lacks.
+
+    Returns:
+        [low, high] of accuracy and of macro F1.
+    """
+    count = int(whole.sum())
     generator = np.random.default_rng(seed)
-    most = max(1, _CHUNK // len(chances))
+    most = max(1, _CHUNK // whole.size)
     parts = []
     for start in range(0, resamples, most):
         # Images of one label and answer are interchangeable: how many of a kind are drawn is all that counts.
-        drawn = generator.multinomial(units, chances, size=min(most, resamples - start))
-        # In floats the product is BLAS's; counts below 2**53 stay exact.
-        parts.append(drawn.astype(np.float64) @ matrices.astype(np.float64))
-    accuracy, macro_f1 = _scores(np.concatenate(parts).reshape(-1, *whole.shape))
-    return {
-        "accuracy": np.quantile(accuracy, QUANTILES).tolist(),
-        "macro_f1": np.quantile(macro_f1, QUANTILES).tolist(),
-        "by": by,
-        "units": units,
-        "resamples": resamples,
-    }
+        parts.append(generator.multinomial(count, whole.ravel() / count, size=min(most, resamples - start)))
+    drawn = np.concatenate(parts).reshape(-1, *whole.shape)
+    return [np.quantile(score, QUANTILES) for score in _scores(drawn)]
 
 
-def _by_subject(labels: np.ndarray, answers: np.ndarray, subjects: Sequence[str] | None) -> np.ndarray | None:
-    """A confusion matrix a subject, int64 [S, 49]; None where faces cannot be told apart by subject."""
-    if subjects is None:
-        return None
-    if len(subjects) != len(labels):
-        raise ValueError(f"{len(labels)} labels but {len(subjects)} subjects")
-    if not all(subjects):
-        return None
-    names, owner = np.unique(np.asarray(subjects, dtype=str), return_inverse=True)
-    if len(names) < 2:
-        return None
-    cells = NUM_EXPRESSIONS**2
-    place = owner.ravel() * cells + labels.astype(np.int64) * NUM_EXPRESSIONS + answers.astype(np.int64)
-    return np.bincount(place, minlength=len(names) * cells).reshape(len(names), cells)
+def _matrices(labels: np.ndarray, answers: np.ndarray, subjects: Subjects) -> np.ndarray:
+    """A confusion matrix a subject, int64 [S, 7, 7]."""
+    place = (subjects.owner * NUM_EXPRESSIONS + labels) * NUM_EXPRESSIONS + answers
+    shape = (subjects.count, NUM_EXPRESSIONS, NUM_EXPRESSIONS)
+    return np.bincount(place, minlength=math.prod(shape)).reshape(shape)
 
 
 def _scores(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy and macro F1 of confusion matrices [R, 7, 7], none of them empty: each [R]."""
-    correct = np.diagonal(matrices, axis1=1, axis2=2)
-    support, predicted = matrices.sum(2), matrices.sum(1)
+    """Accuracy and macro F1 of confusion matrices [..., 7, 7], none of them empty: each [...]."""
+    correct = np.diagonal(matrices, axis1=-2, axis2=-1)
+    support, predicted = matrices.sum(-1), matrices.sum(-2)
     there = support > 0
     f1 = np.where(there, 2 * correct / np.where(there, support + predicted, 1), 0.0)
-    return correct.sum(1) / support.sum(1), f1.sum(1) / there.sum(1)
+    return correct.sum(-1) / support.sum(-1), f1.sum(-1) / there.sum(-1)

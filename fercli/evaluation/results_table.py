@@ -3,6 +3,9 @@
 A row is a method with one combination of grid keys, its entries over seeds and datasets a group; a column is a target,
 and last the mean over targets. Everything is compared seed by seed with the reference row (source-only). A run is a
 sweep of one seed. Scores are fractions in [0, 1]; None is not defined.
+
+One kind of test is made in a column. Where any row has several seeds there, it is Student's paired t-test over seeds;
+else, for accuracy alone, that on the faces of the one seed (`fercli.evaluation.significance`).
 """
 
 from __future__ import annotations
@@ -11,7 +14,9 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fercli.evaluation.intervals import interval_words
 from fercli.evaluation.metrics import accuracy_interval
+from fercli.evaluation.significance import significance_words
 from fercli.evaluation.statistics import holm, paired_differences, paired_t_test, summary, within_error
 
 Entry = Mapping[str, Any]
@@ -117,16 +122,16 @@ def figures(entry: Entry, oracle: bool = False) -> dict[str, Any]:
     Returns:
         {"accuracy", "macro_f1", "correct" (images), "intervals": {"accuracy", "macro_f1": (low, high) or None}, "by"
         (what the interval of the accuracy is of, in words), "epoch", "selection", "oracle" (whether target labels chose
-        the epoch or trained the method)}. Where the bootstrap has no width (all resamples score alike) or was not made,
-        the interval is Wilson's.
+        the epoch or trained the method)}. Where an interval has no width (all units score alike) or was not computed,
+        that of the accuracy is Wilson's.
     """
     own = (entry["oracle"] or {}) if oracle else metrics(entry)
     drawn = (own.get("intervals") if oracle else entry["intervals"]) or {}
     wide = {name: drawn[name] if name in drawn and drawn[name][0] < drawn[name][1] else None for name in _SCORES}
-    accuracy, by = own.get("accuracy"), "Wilson’s"
+    accuracy, by = own.get("accuracy"), "Wilson’s, images taken as independent"
     correct = None if accuracy is None else round(accuracy * entry["scored"])
     if wide["accuracy"]:
-        by = f"bootstrap over {drawn['units']} {drawn['by']}"
+        by = interval_words(drawn)
     elif correct is not None:
         wide["accuracy"] = accuracy_interval(correct, entry["scored"])
     epoch, selection = (own.get("epoch"), "oracle") if oracle else (entry["epoch"], entry["selection"])
@@ -153,23 +158,48 @@ def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[d
 
     Returns:
         The rows' `about` with "cells" and "bound", one a column: {"mean", "sd", "n" (seeds), "difference" (mean over
-        seeds of row minus reference; of a bound minus the row's own cell), "pairs" (seeds of both), "p" (paired t-test,
-        Holm over the column's rows; None of a bound), "best", "tied" (within the error of the best), "one" (`figures`
-        of the entry, with "scored", where it is of one alone)}. The best is the highest mean among rows that are no
-        oracle and have as many seeds as any of them; without a rival nothing is.
+        seeds of row minus reference; of a bound minus the row's own cell), "pairs" (seeds of both), "p" (that chance
+        alone makes that difference, Holm over the column's rows; None of a bound), "test" (whose p it is, in words, or
+        None), "best", "tied" (within the error of the best), "one" (`figures` of the entry, with "scored", where it is
+        of one alone)}. The best is the highest mean among rows that are no oracle and have as many seeds as any of
+        them; without a rival nothing is.
     """
     lines = [{**row.about, "cells": [], "bound": []} for row in rows]
     for column in columns:
         values = [series(row, column, score(name)) for row in rows]
-        cells = [_cell(own, _reference(row, rows, values)) for row, own in zip(rows, values, strict=True)]
+        references = [_reference(row, rows) for row in rows]
+        cells = [_cell(own, None if its is None else values[its]) for own, its in zip(values, references, strict=True)]
+        if name == "accuracy" and not column.mean and not any(cell["n"] > 1 for cell in cells):
+            for row, cell, own, its in zip(rows, cells, values, references, strict=True):
+                if its is not None and cell["pairs"]:
+                    cell |= _test_of_faces(row, rows[its], (column.name, *own))
         for cell, p in zip(cells, holm([cell["p"] for cell in cells]), strict=True):
             cell["p"] = p
         _mark_best(rows, values, cells)
         for row, line, cell, own in zip(rows, lines, cells, values, strict=True):
             bound = series(row, column, oracle_score(name))
             line["cells"].append({**cell, "one": _one(row, column, own, oracle=False)})
-            line["bound"].append({**_cell(bound, own), "p": None, "one": _one(row, column, bound, oracle=True)})
+            of_bound = {**_cell(bound, own), "p": None, "test": None}
+            line["bound"].append({**of_bound, "one": _one(row, column, bound, oracle=True)})
     return lines
+
+
+def tests(columns: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Whose p the lines of `table` show: the test in words -> the columns that have it."""
+    found: dict[str, list[str]] = {}
+    for i, column in enumerate(columns):
+        for words in dict.fromkeys(line["cells"][i]["test"] for line in lines):
+            if words is not None:
+                found.setdefault(words, []).append(column.name)
+    return found
+
+
+def serves(reference: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
+    """Whether a reference with these grid keys is one for a row with those: each of its keys is there, and agrees.
+
+    A key that adapting alone reads (adapt.batch) needs no reference of its own, so one without keys serves all rows.
+    """
+    return all(key in keys and keys[key] == value for key, value in reference.items())
 
 
 def heads_table(rows: Sequence[Group], column: Column) -> tuple[list[str], list[dict[str, Any]]]:
@@ -213,7 +243,9 @@ def _row_name(cell: Entry) -> tuple[str, str]:
 
 def _cell(own: Mapping[Any, float], reference: Mapping[Any, float] | None) -> dict[str, Any]:
     differences = list(paired_differences(own, reference or {}).values())
-    against = {"difference": summary(differences).mean, "pairs": len(differences), "p": paired_t_test(differences)}
+    p, pairs = paired_t_test(differences), len(differences)
+    test = None if p is None else f"paired t-test over {pairs} seeds"
+    against = {"difference": summary(differences).mean, "pairs": pairs, "p": p, "test": test}
     return {**summary(own.values())._asdict(), **against, "best": False, "tied": False, "own": False}
 
 
@@ -224,19 +256,20 @@ def _one(row: Group, column: Column, values: Mapping[Any, float], oracle: bool) 
     return {**figures(entry, oracle), "scored": entry["scored"]}
 
 
-def _reference(row: Group, rows: Sequence[Group], values: Sequence[dict[Any, float]]) -> dict[Any, float] | None:
-    """The reference's series for a row: with the same keys, else the one whose keys agree with the most of the row's.
-
-    A key that adapting alone reads (adapt.batch) needs no reference of its own, so one without keys serves all rows.
-    """
+def _reference(row: Group, rows: Sequence[Group]) -> int | None:
+    """Which of the rows is a row's reference: of those that serve it, the one with the most keys."""
     if row.reference:
         return None
-    fitting = [
-        (len(other.keys), i)
-        for i, other in enumerate(rows)
-        if other.reference and all(key in row.keys and row.keys[key] == one for key, one in other.keys.items())
-    ]
-    return values[max(fitting)[1]] if fitting else None
+    fitting = [(len(it.keys), i) for i, it in enumerate(rows) if it.reference and serves(it.keys, row.keys)]
+    return max(fitting)[1] if fitting else None
+
+
+def _test_of_faces(row: Group, reference: Group, place: tuple[str, Any]) -> dict[str, Any]:
+    """Of a row's entry for one (dataset, seed) against the reference's: {"p", "test"}."""
+    against, other = row.entries[place]["against_reference"], reference.entries[place]
+    if against is None or against["folder"] != other["folder"]:
+        return {"p": None, "test": None}
+    return {"p": against["test"]["p"], "test": significance_words(against["test"])}
 
 
 def _mark_best(rows: Sequence[Group], values: Sequence[dict[Any, float]], cells: Sequence[dict[str, Any]]) -> None:

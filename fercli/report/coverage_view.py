@@ -59,7 +59,7 @@ def left_out(document: Mapping[str, Any], columns: Sequence[Column], refused: in
             notes.append(f"{name}: models differ in how many images they were scored on; compare with care.")
     notes += dict.fromkeys(filter(None, map(_unscored, document["entries"])))
     if len(document["seeds"]) < 2:
-        notes.append("One seed: no deviation, no test and no tie can be computed.")
+        notes.append("One seed: no deviation, no test over seeds and no tie can be computed.")
     if refused:
         notes.append(f"Failure cases: {refused} pictures, so that the page stays small; their numbers are there.")
     if document["kind"] == "sweep":

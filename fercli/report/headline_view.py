@@ -16,6 +16,7 @@ from fercli.evaluation.results_table import (
     series,
     table,
     table_columns,
+    tests,
 )
 from fercli.evaluation.rule_ranking import rank_rules
 from fercli.report.plots import axis, lane
@@ -28,11 +29,11 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
     """Work out everything that a document of any kind has, from its rows of methods and its columns of targets.
 
     Returns:
-        "columns"; "accuracy", "macro_f1" (lines of `fercli.evaluation.results_table.table`); "verdict"; "charts" (of
-        the last column first) [{"name", "ticks", "lines"}]; "heads" (likewise) [{"name", "names", "lines"}]; "home"
-        (the sources' own test images) [(dataset, label, accuracy's cell, macro F1's cell)]; "every" (row);
-        "any_bound" (whether any line has a figure at the oracle's epoch); "bound" ({"lines" that
-        have one, "published"}, or None); "rules" (their rank, or None).
+        "columns"; "accuracy", "macro_f1" (lines of `fercli.evaluation.results_table.table`); "tests" (whose p the
+        lines of "accuracy" show, in words -> columns); "verdict"; "charts" (of the last column first) [{"name",
+        "ticks", "lines"}]; "heads" (likewise) [{"name", "names", "lines"}]; "home" (the sources' own test images)
+        [(dataset, label, accuracy's cell, macro F1's cell)]; "every" (row); "any_bound" (whether any line has a figure
+        at the oracle's epoch); "bound" ({"lines" that have one, "published"}, or None); "rules" (their rank, or None).
     """
     rows, columns = groups(document), table_columns(document)
     accuracy, macro_f1 = (table(rows, columns, name) for name in ("accuracy", "macro_f1"))
@@ -51,6 +52,7 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
         "columns": columns,
         "accuracy": accuracy,
         "macro_f1": macro_f1 if charts else [],
+        "tests": tests(columns, accuracy),
         "any_bound": bool(bound),
         "verdict": verdict(accuracy),
         "charts": charts,

@@ -25,7 +25,15 @@ from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.files import only_one
 from fercli.report.pictures import Picture
 from fercli.scoring.failure_cases import failure_cases
-from fercli.scoring.results import Epochs, ModelRecord, Results, model_record, read_epochs, scored_part
+from fercli.scoring.results import (
+    Epochs,
+    ModelRecord,
+    Results,
+    model_record,
+    read_epochs,
+    scored_part,
+    with_reference,
+)
 from fercli.scoring.results_files import document, open_report, predictions_name, unwritable, write_results
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
@@ -188,6 +196,7 @@ def _score(
         try:
             found, scored, pictures = _evaluate_all(kind, spec, work, stores, sources, how)
             entries = [{**one.entry(), "predictions": predictions_name(one)} for one in scored]
+            entries = with_reference(entries, [one.right for one in scored])
             results = document(kind, spec, stores, entries, **found)
             files = write_results(results, scored, folder)
             if how.report:

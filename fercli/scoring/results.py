@@ -22,15 +22,17 @@ from fercli.engine.log import read_scores
 from fercli.errors import FercliError
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.decision import FUSED, STAGES, Decision, DecisionRule
-from fercli.evaluation.intervals import bootstrap
+from fercli.evaluation.intervals import score_intervals
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
 from fercli.evaluation.outputs import EpochOutputs, fused_of_watched
+from fercli.evaluation.results_table import serves
 from fercli.evaluation.selection import chosen_by_rule
+from fercli.evaluation.significance import compare_right
 from fercli.loading.held_out import training_and_validation
 from fercli.models import HEADS
 from fercli.spec import Spec
-from fercli.spec.registry import RULES
+from fercli.spec.registry import REFERENCE, RULES
 from fercli.store import Store
 
 #: What an entry takes from its model's record.
@@ -104,6 +106,20 @@ def scored_part(spec: Spec, store: Store, is_source: bool) -> Part:
         _, held = training_and_validation(store, spec.data.validation)
         return Part(["held out of training"], held, len(held))
     return Part(list(store.score_splits), store.indices(store.score_splits), store.expected(store.score_splits))
+
+
+class Right(NamedTuple):
+    """Which of a store's labelled faces a model answers rightly.
+
+    Attributes:
+        positions: of the faces in the store, int64 [M].
+        right: bool [M].
+        subjects: who is on each, M strings, empty where not known.
+    """
+
+    positions: np.ndarray
+    right: np.ndarray
+    subjects: list[str]
 
 
 class Epochs:
@@ -210,6 +226,12 @@ class Results:
         """Which faces have a label, bool [N]."""
         return self.labels >= 0
 
+    @property
+    def right(self) -> Right:
+        """What the decision answers rightly."""
+        known = self.known
+        return Right(self.part.indices[known], (self.answers == self.labels)[known], self._subjects())
+
     def stage(self, row: int) -> str:
         """Which stage of GLPC gave the answer; the rule's name where another rule decides."""
         return STAGES[self.decision.stages[row]] if self._by_glpc else self.record.decision
@@ -219,7 +241,10 @@ class Results:
         return self.record.decision.startswith("glpc")
 
     def entry(self) -> dict[str, Any]:
-        """The entry of the results document (`fercli.scoring.results_files`), but for ``predictions``."""
+        """The entry of the results document (`fercli.scoring.results_files`), but for ``predictions``.
+
+        ``against_reference`` is None until `with_reference` has seen the others.
+        """
         record, epochs = self.record, self.epochs
         answered = epochs is not None and bool(epochs.answers)
         oracle = oracle_epoch(epochs.answers, self.labels) if answered else None
@@ -241,6 +266,7 @@ class Results:
             },
             "stages": self._stages() if self._by_glpc else None,
             "intervals": self._intervals(self.answers),
+            "against_reference": None,
             "calibration": self._calibration(),
             "oracle": None if oracle is None else self._at(oracle, intervals=True),
             "rules": {rule: self._at(epoch) for rule, epoch in (epochs.chosen if answered else {}).items()},
@@ -253,8 +279,11 @@ class Results:
         return {**found, "intervals": self._intervals(answers)} if intervals else found
 
     def _intervals(self, answers: np.ndarray) -> dict[str, Any] | None:
-        known = self.known
-        return bootstrap(self.labels[known], answers[known], self.store.subjects[self.part.indices][known].tolist())
+        return score_intervals(self.labels[self.known], answers[self.known], self._subjects())
+
+    def _subjects(self) -> list[str]:
+        """Of the faces with a label."""
+        return self.store.subjects[self.part.indices][self.known].tolist()
 
     def _calibration(self) -> dict[str, Any] | None:
         """Of the fused head. Where a source is scored on its held-out faces, those have fitted the temperature too."""
@@ -300,6 +329,38 @@ def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None
         return None
     counted = confusion(labels[known], answers[known])
     return {**scores(counted), "confusion": counted.tolist()}
+
+
+def with_reference(entries: Sequence[dict[str, Any]], right: Sequence[Right]) -> list[dict[str, Any]]:
+    """The same entries, each with ``against_reference``: whether chance alone makes its answers differ so much from
+    those of the reference on the same faces.
+
+    The reference is source-only of the same dataset and seed, as in the tables (`results_table.serves`): of several,
+    the one with the most keys.
+
+    Returns:
+        ``against_reference``: the reference's ``folder``, ``fixed`` and ``broken`` (faces that only the entry's model,
+        and only the reference, answers rightly), and the ``test`` (`fercli.evaluation.significance.compare_right`).
+        None for the reference itself, without one, on other faces than its, and where no face has a label.
+    """
+    found = []
+    for entry, own in zip(entries, right, strict=True):
+        fitting = [
+            (other, its)
+            for other, its in zip(entries, right, strict=True)
+            if other["method"] == REFERENCE != entry["method"]
+            and (other["dataset"], other["seed"]) == (entry["dataset"], entry["seed"])
+            and serves(other["keys"], entry["keys"])
+        ]
+        against = None
+        if fitting and len(own.positions):
+            other, its = max(fitting, key=lambda one: len(one[0]["keys"]))
+            if np.array_equal(own.positions, its.positions):
+                test = compare_right(its.right, own.right, own.subjects)
+                fixed, broken = int((own.right & ~its.right).sum()), int((its.right & ~own.right).sum())
+                against = {"folder": other["folder"], "fixed": fixed, "broken": broken, "test": test}
+        found.append({**entry, "against_reference": against})
+    return found
 
 
 def with_own_labels(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,8 +12,10 @@ defined) holds
   ``reads``, ``oracle_method``), on what (``dataset``, ``role``, ``source``, ``splits``, ``expected``, ``found``,
   ``scored``), the scores of each of ``heads`` (the seven, and the rules over several of them), which of them is the
   model's ``decision``, the ``stages`` of GLPC, ``intervals`` of the decision, ``calibration`` of the fused head, the
-  ``oracle`` epoch, what each of the selection ``rules`` would have chosen, ``seconds`` of training, and ``predictions``
-  (the CSV's path from the report's folder). Scores, intervals and calibration are None where no face has a label;
+  ``oracle`` epoch, what each of the selection ``rules`` would have chosen, ``seconds`` of training, ``predictions``
+  (the CSV's path from the report's folder), and ``against_reference``, whether chance alone makes it differ so much
+  from source-only on the same faces (`fercli.scoring.results.with_reference`). Scores, intervals and calibration are
+  None where no face has a label;
 - ``missing``: ``dataset``, ``method``, ``seed``, ``keys`` and ``why`` of each cell of a sweep that was not trained;
 - ``published`` rows beside them (`fercli.evaluation.published`);
 - of a run or model: ``history``, stage folder -> mean losses and selection scores of every epoch; ``gaps``, of each
@@ -185,7 +187,9 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
     - ``expression``: the true one, where the number is of one;
     - ``metric``: accuracy, macro_f1 and mean_recall; precision, recall, f1 and answered:EXPRESSION (a confusion
       matrix's cell: faces) of each expression; stage:NAME (share of right answers) of GLPC; temperature, ece and nll,
-      and with :scaled the same after it; a_distance; expected, found and scored faces; seconds of training;
+      and with :scaled the same after it; a_distance; expected, found and scored faces; seconds of training; and
+      p:sign-flip or p:mcnemar, that chance alone makes the right answers differ so much from those of source-only on
+      the same faces, before any correction for several tests;
     - ``value``, ``low`` and ``high`` (95 % interval), ``count`` (faces that the value is of).
 
     Each selection rule that did not choose has the accuracy and macro F1 of the epoch that it would have chosen.
@@ -232,6 +236,9 @@ def _entry_rows(entry: Mapping[str, Any]) -> Iterator[list[Any]]:
                 yield [*about, figures["expression"], name, figures[name], None, None, figures["support"]]
             for expression, count in zip(EXPRESSIONS, answered, strict=True):
                 yield [*about, figures["expression"], f"answered:{expression}", count, None, None, figures["support"]]
+    if entry["against_reference"] is not None:
+        test = entry["against_reference"]["test"]
+        yield [entry["decision"], "true", "", f"p:{test['name']}", test["p"], None, None, scored]
     for name, stage in (entry["stages"] or {}).items():
         right = stage["correct"] / stage["count"] if stage["count"] and stage["correct"] is not None else None
         yield [entry["decision"], "true", "", f"stage:{name}", right, None, None, stage["count"]]

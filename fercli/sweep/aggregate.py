@@ -21,7 +21,7 @@ from fercli.evaluation.decision import DecisionRule
 from fercli.evaluation.outputs import FOLDER, read_outputs
 from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.methods import method_class
-from fercli.scoring.results import Epochs, ModelRecord, Results, model_record, scored_part
+from fercli.scoring.results import Epochs, ModelRecord, Results, Right, model_record, scored_part, with_reference
 from fercli.scoring.results_files import document
 from fercli.spec import Spec, parse_recorded
 from fercli.spec.registry import REFERENCE
@@ -45,10 +45,12 @@ def gather(spec: Spec, decision: str | None = None, select: str | None = None) -
     sources = list(dict.fromkeys(name for cell in cells for name in cell.spec.data.source))
     stores = {name: open_store(cells[0].spec, name) for name in [*sources, *targets]}
     held_labels = cache(partial(_held_labels, stores))  # cells differ little in their sources
-    entries, missing = [], []
+    entries, right, missing = [], [], []
     for cell in cells:
         try:
-            entries.append(_entry(cell, spec.run_folder, stores, held_labels, decision, select))
+            entry, own = _entry(cell, spec.run_folder, stores, held_labels, decision, select)
+            entries.append(entry)
+            right.append(own)
         except _Missing as why:
             about = {"dataset": cell.target, "method": cell.method, "seed": cell.seed, "keys": cell.keys}
             missing.append({**about, "why": str(why)})
@@ -58,7 +60,7 @@ def gather(spec: Spec, decision: str | None = None, select: str | None = None) -
         "seeds": list(dict.fromkeys(cell.seed for cell in cells)),
         "spec": json.loads(spec.model_dump_json()),
     }
-    return document("sweep", inner, stores, entries, missing=missing, **planned)
+    return document("sweep", inner, stores, with_reference(entries, right), missing=missing, **planned)
 
 
 class _Missing(Exception):
@@ -72,7 +74,7 @@ def _entry(
     held_labels: Callable[[tuple[str, ...], float | str], torch.Tensor],
     decision: str | None,
     select: str | None,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Right]:
     is_reference = cell.method == REFERENCE
     folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
     store = stores[cell.target]
@@ -99,7 +101,8 @@ def _entry(
         if select is not None and epochs is not None:
             record, found = epochs.selected_by(select)
         held = found["held"], held_labels(tuple(cell.spec.data.source), cell.spec.data.validation)
-        return {**Results(record, store, False, part, found["scored"], *held, epochs).entry(), "predictions": None}
+        results = Results(record, store, False, part, found["scored"], *held, epochs)
+        return {**results.entry(), "predictions": None}, results.right
     except SpecError:
         raise
     except FercliError as failure:

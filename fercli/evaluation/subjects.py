@@ -1,0 +1,48 @@
+"""Who is on the faces that are scored: faces of one subject are alike, and count as one where statistics are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Subjects(NamedTuple):
+    """The subjects of N faces.
+
+    Attributes:
+        owner: of each face its subject's number, int64 [N] in 0..count-1; zeros where not every face has one.
+        count: how many there are; None where not every face has one.
+    """
+
+    owner: np.ndarray
+    count: int | None
+
+    @property
+    def several(self) -> bool:
+        """Whether faces can be told apart by subject: every face has one, and there are at least two."""
+        return self.count is not None and self.count > 1
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Sums of integers over each subject's faces: int64 [N] to [count]; only where `count` is known."""
+        found = np.zeros(self.count, np.int64)
+        np.add.at(found, self.owner, values)
+        return found
+
+
+def subjects_of(names: Sequence[str] | None, faces: int) -> Subjects:
+    """Number the subjects of so many faces.
+
+    Args:
+        names: who is on each face, empty where not known; None: not known of any.
+
+    Raises:
+        ValueError: there are not as many names as faces.
+    """
+    if names is not None and len(names) != faces:
+        raise ValueError(f"{faces} labels but {len(names)} subjects")
+    if names is None or not len(names) or not all(names):
+        return Subjects(np.zeros(faces, np.int64), None)
+    found, owner = np.unique(np.asarray(names, dtype=str), return_inverse=True)
+    return Subjects(owner.ravel().astype(np.int64), len(found))
