@@ -101,13 +101,10 @@ def gaps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     longest = max([*measured, 1e-9])  # below 0 is drawn as 0
     found = []
     for gap in document["gaps"]:
+        shares = [max(0, model["energy_distance"] or 0) / longest for model in gap["models"]]
         models = [
-            {
-                **model,
-                "share": max(0, model["energy_distance"] or 0) / longest,
-                "maps": _maps(model, gap["target"]),
-            }
-            for model in gap["models"]
+            {**model, "share": share, "maps": _maps(model, gap["target"])}
+            for model, share in zip(gap["models"], shares, strict=True)
         ]
         unlabelled = any(-1 in (model["embedding"] or {"label": []})["label"] for model in models)
         why = why_unmeasured(*gap["models"][0]["faces"])
