@@ -50,7 +50,7 @@ def write_run(
         spec = {"name": folder.name, "adapt": {"epochs": 30, "options": {}}, "model": {"width": 16}, **(changes or {})}
         (folder / stage / "spec.yaml").write_text(yaml.safe_dump(spec))
     datasets = {dataset: {"synthetic": True} for _, dataset in scored}
-    document = {"schema": 4, "created": "2026-11-23", "entries": entries, "datasets": datasets, "spec": {}}
+    document = {"schema": 5, "created": "2026-11-23", "entries": entries, "datasets": datasets, "spec": {}}
     (report / "results.json").write_text(json.dumps(document))
     (folder / "spec.yaml").write_text("name: x\n")
     return folder

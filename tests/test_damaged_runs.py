@@ -140,7 +140,7 @@ NEEDED = {
     f"{STORE}/faces.npy": ([b"", b"\x93NUMPY\x01\x00\x04\x00[[[[", npy(np.zeros((42, 3)))], "adapt"),
     f"{STORE}/landmarks.npy": ([npy(np.zeros((42, 5, 3), "float32"))], "adapt evaluate"),
     f"{STORE}/digests.npy": ([b""], "adapt"),
-    f"{REPORT}/results.json": ([b"", b"[]", b'{"schema": 4}', b"1" * 5000, b"[" * 5000], "compare"),
+    f"{REPORT}/results.json": ([b"", b"[]", b'{"schema": 5}', b"1" * 5000, b"[" * 5000], "compare"),
 }
 
 

@@ -1,7 +1,8 @@
-"""The A-distance on domains whose gap is known, the map of t-SNE, and what both make of too little."""
+"""The energy distance of domains whose gap is known, the map of t-SNE, and what both make of too little."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -11,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import energy_distance as scipy_distance
 from threadpoolctl import threadpool_limits
 
-from fercli.evaluation.domain_gap import a_distance, embed
+from fercli.evaluation.domain_gap import embed, energy_distance, why_unmeasured
 from fercli.loading.face_dataset import FaceDataset
 from fercli.store import Store, subsample
 
@@ -60,61 +61,124 @@ class TestThin:
         assert ids == [str(name) for name in store.ids[indices[subsample(len(indices), limit)]]]
 
 
-class TestADistance:
+def _by_loops(source, target) -> float:
+    """The normalised energy distance, pair by pair."""
+    source, target = ([face / np.linalg.norm(face) for face in domain] for domain in (source, target))
+
+    def mean(pairs):
+        return np.mean([np.sqrt(((one - other) ** 2).sum()) for one, other in pairs])
+
+    between = mean(itertools.product(source, target))
+    within = [mean(itertools.permutations(domain, 2)) for domain in (source, target)]
+    return 1 - sum(within) / (2 * between)
+
+
+class TestEnergyDistance:
+    def test_equals_a_plain_loop(self):
+        source, target = _domains(1.0, 25, 12)
+        got = energy_distance(torch.from_numpy(source), torch.from_numpy(target), seed=3)
+        assert got["energy_distance"] == pytest.approx(_by_loops(source, target), rel=1e-9)
+        drawn, without = np.random.default_rng(3), []
+        for _ in range(100):
+            faces = source[drawn.permutation(25)]
+            without.append(_by_loops(faces[:12], faces[12:24]))
+        assert got["no_gap"] == pytest.approx(np.quantile(without, 0.95), rel=1e-9)
+        assert got["faces"] == [25, 12]
+        assert json.loads(json.dumps(got, allow_nan=False)) == got
+
+    def test_a_small_target_is_compared_like_as_few_source_faces(self):
+        """What no gap reads is of sets as large as the target, though the source has many more."""
+        source, target = _domains(0.0, 400, 12)
+        assert energy_distance(source, target)["no_gap"] > 3 * energy_distance(source, source[:200])["no_gap"]
+
+    def test_agrees_with_scipy_on_a_line(self):
+        """Faces on a short arc lie almost on a line, where scipy has the squared energy distance's root."""
+        rng = np.random.default_rng(0)
+        source, target = rng.normal(size=3000), rng.normal(size=3000) + 2
+        got = energy_distance(*(np.stack([np.ones(3000), 1e-4 * one], 1) for one in (source, target)))
+        between = np.abs(source[:, None] - target).mean()
+        assert got["energy_distance"] == pytest.approx(scipy_distance(source, target) ** 2 / (2 * between), abs=1e-3)
+
+    def test_moves_where_a_linear_classifier_is_always_right(self):
+        """Two clouds pulled apart, each step told apart without error by the first feature alone."""
+        found = []
+        for shift in (12, 16, 24, 40, 80, 200):
+            source, target = _domains(shift)
+            assert source[:, 0].max() < target[:, 0].min()
+            found.append(energy_distance(source, target)["energy_distance"])
+        assert (np.diff(found) > 0.01).all() and found[0] > 0.1 and found[-1] < 1
+
+    @pytest.mark.parametrize(("source", "target"), [(300, 300), (30, 300), (300, 30), (10, 10)])
+    def test_without_a_gap_it_reads_about_nothing(self, source, target):
+        """However few faces there are, the mean over many drawings is 0, and no_gap is passed as rarely as told."""
+        found = [energy_distance(*_domains(0.0, source, target, seed=seed)) for seed in range(60)]
+        read = np.array([one["energy_distance"] for one in found])
+        limits = np.array([one["no_gap"] for one in found])
+        assert abs(read.mean()) < 4 * read.std() / np.sqrt(len(read))
+        assert (limits > 0).all() and (read > limits).mean() <= 0.15
+
+    def test_only_directions_and_their_distances_count(self):
+        source, target = _domains(1.0, 40, 50)
+        got, rng = energy_distance(source, target), np.random.default_rng(5)
+        rotation = np.linalg.qr(rng.normal(size=(20, 20)))[0]
+        factors = [np.exp(rng.normal(size=(len(one), 1))) for one in (source, target)]
+        for ours, theirs in (
+            (7e-9 * source, 1e200 * target),
+            (source * factors[0], target * factors[1]),
+            (source @ rotation, target @ rotation),
+            (np.pad(source, ((0, 0), (0, 5))), np.pad(target, ((0, 0), (0, 5)))),
+        ):
+            other = energy_distance(ours, theirs)
+            assert other["energy_distance"] == pytest.approx(got["energy_distance"], rel=1e-9)
+            assert other["no_gap"] == pytest.approx(got["no_gap"], rel=1e-9)
+        assert energy_distance(target, source)["energy_distance"] == pytest.approx(got["energy_distance"], rel=1e-9)
+
     @pytest.mark.parametrize(
         ("source", "target", "expected"),
         [
-            # The best classifier of two normal clouds errs with probability Phi(-shift / 2).
-            *(
-                (*_domains(shift, 2000, 2000), pytest.approx(2 - 4 * norm.cdf(-shift / 2), abs=0.08))
-                for shift in (0.0, 0.5, 1.0, 2.0, 4.0)
-            ),
-            # Naming always the larger domain would err on a tenth.
-            pytest.param(*_domains(0.0, 2000, 200), pytest.approx(0, abs=0.32), id="more of one domain"),
-            pytest.param(*_domains(50.0), 2.0, id="far apart"),
-            pytest.param(_domains(0.0)[0], _domains(0.0)[0], 0.0, id="the very same faces"),
-            pytest.param(np.ones((9, 4)), np.ones((9, 4)), 0.0, id="nothing varies"),
-            pytest.param(np.zeros((5, 1)), np.ones((5, 1)), 2.0, id="as few as there are folds"),
+            pytest.param(np.ones((20, 4)), 3 * np.ones((12, 4)), 0.0, id="all alike"),
+            pytest.param(np.zeros((20, 4)), np.zeros((12, 4)), 0.0, id="all nothing"),
+            pytest.param(np.zeros((20, 4)), np.ones((12, 4)), 1.0, id="nothing and something"),
+            pytest.param(np.eye(4)[[0] * 20], np.eye(4)[[1] * 12], 1.0, id="a point each"),
         ],
     )
-    def test_known_gaps(self, source, target, expected):
-        got = a_distance(source, target)
-        assert got["a_distance"] == expected
-        assert 0 <= got["a_distance"] <= 2 and 0 <= got["error"] <= 1
-        assert json.loads(json.dumps(got, allow_nan=False)) == got
+    def test_without_spread(self, source, target, expected):
+        got = energy_distance(source, target)
+        assert got == {"energy_distance": pytest.approx(expected, abs=1e-12), "no_gap": 0.0, "faces": [20, 12]}
 
-    def test_equals_a_plain_loop(self):
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import StratifiedKFold
+    def test_same_again_however_many_threads(self):
+        domains = _domains(1.0, 60, 70, 384)
+        with threadpool_limits(2):
+            got = energy_distance(*domains)
+        assert energy_distance(*domains) == got
 
-        scale, offset = np.geomspace(1e-3, 1e3, 20), np.arange(20)
-        source, target = (scale * domain + offset for domain in _domains(1.0, 60, 23))
-        got = a_distance(torch.from_numpy(source), torch.from_numpy(target), folds=4, seed=3)
-        faces = np.concatenate([source[subsample(60, 23)], target])
-        domain = np.array([0] * 23 + [1] * 23)
-        wrong = 0
-        for known, unseen in StratifiedKFold(4, shuffle=True, random_state=3).split(faces, domain):
-            mean, deviation = faces[known].mean(0), faces[known].std(0)
-            model = LogisticRegression(C=100 / len(known), tol=1e-8).fit(
-                (faces[known] - mean) / deviation, domain[known]
-            )
-            for i in unseen:
-                wrong += model.predict([(faces[i] - mean) / deviation])[0] != domain[i]
-        assert got == {"a_distance": max(0.0, 2 * (1 - 2 * wrong / 46)), "error": wrong / 46, "faces": [60, 23]}
+    @pytest.mark.parametrize(
+        ("source", "target", "words"),
+        [
+            (0, 30, "no test faces, and none are held out of training"),
+            (0, 0, "no test faces"),
+            (9, 30, "too few faces to compare, 9 of the source; it takes 10"),
+            (30, 1, "too few faces to compare, 1 of the target; it takes 10"),
+            (3, 0, "3 of the source and 0 of the target; it takes 10"),
+        ],
+    )
+    def test_too_few_faces(self, source, target, words):
+        got = energy_distance(*_domains(1.0, source, target))
+        assert got == {"energy_distance": None, "no_gap": None, "faces": [source, target]}
+        assert words in why_unmeasured(source, target)
 
-    @pytest.mark.parametrize(("source", "target"), [(0, 9), (9, 0), (4, 9), (9, 4), (0, 0)])
-    def test_too_few_faces(self, source, target):
-        got = a_distance(*_domains(1.0, source, target))
-        assert got == {"a_distance": None, "error": None, "faces": [source, target]}
+    def test_ten_faces_are_enough(self):
+        assert None not in energy_distance(*_domains(1.0, 10, 10)).values() and why_unmeasured(10, 10) is None
 
     @pytest.mark.parametrize(
         ("source", "target", "message"),
         [
             (np.ones((9, 3)), np.ones((9, 4)), "length 3 but target features 4"),
             (np.ones((9, 3)), np.full((9, 3), np.nan), "not a finite number"),
+            (np.full((20, 3), np.inf), np.ones((20, 3)), "not a finite number"),
         ],
     )
-    @pytest.mark.parametrize("make", [a_distance, embed])
+    @pytest.mark.parametrize("make", [energy_distance, embed])
     def test_bad_features_are_errors(self, make, source, target, message):
         with pytest.raises(ValueError, match=message):
             make(source, target)

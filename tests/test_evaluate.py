@@ -24,7 +24,7 @@ from fercli.engine.data import open_store, source_faces, view_settings
 from fercli.engine.predict import predict
 from fercli.engine.trained import adapted_models, source_model
 from fercli.evaluation.calibration import calibration
-from fercli.evaluation.domain_gap import a_distance
+from fercli.evaluation.domain_gap import energy_distance
 from fercli.evaluation.intervals import score_intervals
 from fercli.evaluation.outputs import EpochOutputs, epoch_file, read_outputs, rounded, watched_fused, write_outputs
 from fercli.evaluation.pseudo_labels import pseudo_label_counts
@@ -73,7 +73,7 @@ def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
 
 
 def test_the_document_has_the_parts_that_were_agreed(results: dict[str, Any], adapted: Bench) -> None:
-    assert (results["schema"], results["kind"]) == (4, "run")
+    assert (results["schema"], results["kind"]) == (5, "run")
     folders = [entry["folder"] for entry in results["entries"]]
     assert folders == ["source", "source", "adapt-jaffe"]
     assert [row["folder"] for row in headline(results)] == ["source", "adapt-jaffe", "adapt-jaffe"]
@@ -125,21 +125,38 @@ def test_the_temperature_is_fitted_on_held_out_source_faces(number: int, results
         assert sum(each["count"] for each in found[when]["bins"]) == len(labels)
 
 
-def test_the_gap_is_between_training_faces_and_the_targets(results: dict[str, Any], adapted: Bench) -> None:
+def test_the_gap_is_between_faces_that_nobody_was_trained_on(results: dict[str, Any], adapted: Bench) -> None:
     (gap,) = results["gaps"]
-    assert (gap["target"], gap["source"]) == ("jaffe", "raf-db")
+    assert (gap["target"], gap["source"], gap["source_splits"]) == ("jaffe", "raf-db", ["test"])
     assert [model["folder"] for model in gap["models"]] == ["source", "adapt-jaffe"]
     spec = load(str(adapted.spec))
-    train = source_faces(spec, CPU).train
+    store = open_store(spec, "raf-db")
+    unseen = FaceDataset([store], [store.indices(["test"])], CPU, False)
     for model, entry in zip(gap["models"], results["entries"][1:], strict=True):
         assert model["embedding"] is None  # a map is made for the report only
         seen, _, labels = seen_by(adapted, entry)
         own = source_model(spec) if model["folder"] == "source" else adapted_models(spec)[0]
-        ours = predict(own.network(CPU), train, view_settings(spec), 32).features.flatten(1)
-        expected = a_distance(ours.numpy(), seen.features.flatten(1).numpy())
-        assert model["faces"] == [len(train), len(labels)]
-        assert model["error"] == pytest.approx(expected["error"], abs=0.02)
-        assert model["a_distance"] == pytest.approx(expected["a_distance"], abs=0.08)
+        ours = predict(own.network(CPU), unseen, view_settings(spec), 32).features.flatten(1)
+        expected = energy_distance(ours.numpy(), seen.features.flatten(1).numpy())
+        assert model["faces"] == [len(unseen), len(labels)] == [42, 42]
+        for name in ("energy_distance", "no_gap"):
+            assert model[name] == pytest.approx(expected[name], rel=1e-2, abs=1e-4)
+
+
+def test_outputs_that_keep_other_source_faces_are_computed_again(adapted: Bench, tmp_path: Path) -> None:
+    """A store whose test part became another has other faces to compare, though no face of it changed."""
+    evaluator, model, scored, outputs = evaluated(adapted, tmp_path)
+    assert len(outputs["source_features"]) == 42
+    path = tmp_path / "outputs/dataset-jaffe.safetensors"
+    before = path.read_bytes()
+    evaluator.outputs(model, scored.store, tmp_path)
+    assert path.read_bytes() == before
+    spec = load(str(adapted.spec))
+    source = open_store(spec, "raf-db")
+    source.score_splits = source.adapt_splits
+    again = TrainedEvaluator(spec, [source])
+    assert again.source_splits == ["held out of training"]
+    assert len(again.outputs(model, scored.store, tmp_path)["source_features"]) == len(again.held_labels)
 
 
 def counted(bench: Bench, labels: np.ndarray) -> list[dict[str, Any]]:
@@ -214,9 +231,10 @@ def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting, tmp_
     gap = evaluator.gap(scored, outputs, mapped=True)
     drawn, count = gap["embedding"], sum(gap["faces"])
     assert all(len(drawn[key]) == count for key in ("x", "y", "domain", "label"))
-    source, settings = source_faces(model.spec, CPU), view_settings(model.spec)
-    assert drawn["label"] == [*source.labels.tolist(), *scored.labels.tolist()]
-    assert drawn["domain"] == [0] * len(source.train) + [1] * len(scored.labels)
+    source, settings = open_store(model.spec, "raf-db"), view_settings(model.spec)
+    unseen = source.labels[source.indices(["test"])]
+    assert drawn["label"] == [*unseen.tolist(), *scored.labels.tolist()]
+    assert drawn["domain"] == [0] * len(unseen) + [1] * len(scored.labels)
     # The network's own features, also of AGRA, which transforms them before it answers.
     faces = FaceDataset([scored.store], [scored.part.indices], CPU, False)
     plain = predict(model.network(CPU), faces, settings, 32)
@@ -431,8 +449,11 @@ def test_a_source_without_a_test_part_is_scored_on_what_was_held_out(copy, prepa
     shutil.copytree(prepared / "raf-db", stores / "raf-db")
     meta = json.loads((stores / "raf-db/meta.json").read_text())
     (stores / "raf-db/meta.json").write_text(json.dumps({**meta, "score_splits": meta["adapt_splits"]}))
-    entry = copy(stores).json("evaluate")["entries"][0]
-    assert entry["splits"] == ["held out of training"]
+    bench = copy(stores)
+    document = bench.json("evaluate")
+    entry, (gap,) = document["entries"][0], document["gaps"]
+    assert entry["splits"] == gap["source_splits"] == ["held out of training"]
+    assert gap["models"][0]["faces"] == [entry["found"], 42]
     assert entry["found"] == entry["calibration"]["fitted_on"]
     assert entry["calibration"]["after"]["nll"] <= entry["calibration"]["before"]["nll"] + 1e-6
 

@@ -132,7 +132,7 @@ def test_every_oracle_is_marked_and_nothing_else(any_kind):
     assert tinted == {"run": 1, "sweep": 1 + 1 + 3 + 3 + (6 + 18) + 1 + 2}[any_kind["kind"]]
     any_kind["entries"][2]["oracle_method"] = True
     for table in Page(render(any_kind)).tables:
-        if "source-only" in table and "aglrls" in table and "A-distance" not in table:
+        if "source-only" in table and "aglrls" in table and "energy distance" not in table:
             assert "oracle" in table
 
 
@@ -287,16 +287,21 @@ def test_the_gap_is_a_number_and_two_maps_of_each_model(run):
             assert points[f"c{label} {name}"] == int(((labels == label) & (domain == side)).sum())
     assert by_domain.count("h0") == len(domain)
     text = section(render(run), "gaps")
-    change = f"{after['a_distance'] - before['a_distance']:+.2f}".replace("-", "\N{MINUS SIGN}")
-    assert f"{before['a_distance']:.2f}" in text and change in text and text.count('class="square map"') == 4
+    change = f"{after['energy_distance'] - before['energy_distance']:+.3f}".replace("-", "\N{MINUS SIGN}")
+    assert f"{before['energy_distance']:.3f}" in text and change in text and text.count('class="square map"') == 4
+    assert text.count("&lt;&nbsp;0.004") == 2 and "(test)" in text
+    assert re.findall(r"width:([\d.]+)%", text) == ["100.0", f"{100 * 0.058 / 0.162:.1f}"]
     # low values lie left and below
     assert 'd="M2.0 98.0h0M98.0 2.0h0"' in scatter([0.0, 1.0], [0.0, 1.0], ["c0 tgt", "c0 tgt"], "t")
     # Without maps it is still a number.
     for model in run["gaps"][0]["models"]:
         model["embedding"] = None
-    run["gaps"][0]["models"][1].update(a_distance=None, error=None)
     text = section(render(run), "gaps")
-    assert 'class="square map"' not in text and "No maps" in text and "too few faces to divide" in text
+    assert 'class="square map"' not in text and "No maps" in text and "Not measured" not in text
+    for model in run["gaps"][0]["models"]:
+        model.update(energy_distance=None, no_gap=None, faces=[9, 213])
+    text = section(render(run), "gaps")
+    assert "Not measured: too few faces to compare, 9 of the source; it takes 10." in text and "0.162" not in text
 
 
 def test_pseudo_labels_are_those_of_the_kept_epoch(run):

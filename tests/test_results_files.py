@@ -99,8 +99,10 @@ def test_other_epochs_are_told_apart_and_the_gap_is_there(evaluated) -> None:
             assert told[name]["oracle"] == ("true" if rule == "oracle" else "false")
     assert set(told) == {"accuracy", "macro_f1"}
     assert [float(told["accuracy"][key]) for key in ("low", "high")] == entry["oracle"]["intervals"]["accuracy"]
-    distances = {row["folder"]: float(row["value"]) for row in found(rows, metric="a_distance")}
-    assert distances == {model["folder"]: model["a_distance"] for model in results["gaps"][0]["models"]}
+    distances = {row["folder"]: float(row["value"]) for row in found(rows, metric="energy_distance")}
+    assert distances == {model["folder"]: model["energy_distance"] for model in results["gaps"][0]["models"]}
+    without = {row["folder"]: float(row["value"]) for row in found(rows, metric="energy_distance:no_gap")}
+    assert without == {model["folder"]: model["no_gap"] for model in results["gaps"][0]["models"]}
     for name, stage in entry["stages"].items():
         (row,) = found(rows, metric=f"stage:{name}")
         assert (int(row["count"]), row["head"]) == (stage["count"], "glpc")

@@ -78,6 +78,17 @@ def test_a_row_with_fewer_seeds_is_compared_on_its_own_and_never_best(results):
     assert "(2)" in str(headline(results)) and "1 of 24 cells are missing" in headline(results)[3]
 
 
+def test_the_console_tells_the_gap_beside_what_reads_as_none():
+    run = copy.deepcopy(RUN)
+    line = "Domain gap to jaffe (energy distance, 0 to 1; no gap reads below 0.004): source-only 0.162, aglrls 0.058."
+    assert line in headline(run)[3].splitlines()
+    for model in run["gaps"][0]["models"]:
+        model.update(energy_distance=None, no_gap=None, faces=[0, 60])
+    line = "Domain gap to jaffe is not measured: the source has no test faces, and none are held out of training"
+    assert line in headline(run)[3] and "energy distance" not in headline(run)[3]
+    assert "Domain gap" not in headline(WHOLE)[3]
+
+
 def test_missing_cells_are_rows_without_figures(results):
     without(results, method="dann", dataset="far")
     results["missing"].append({"seed": 0, "keys": {}, "dataset": "near", "method": "mcd", "why": "not finite"})

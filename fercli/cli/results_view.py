@@ -8,6 +8,7 @@ from typing import Any
 
 from fercli import console
 from fercli.cli.options import show_files
+from fercli.evaluation.domain_gap import why_unmeasured
 from fercli.evaluation.intervals import interval_words
 from fercli.evaluation.results_table import by_dataset, figures, groups, metrics, table, table_columns, tests
 from fercli.evaluation.rule_ranking import rank_rules
@@ -35,6 +36,7 @@ def headline(document: Document) -> Table:
     title, columns, rows, notes, words = (_wide if document["kind"] == "sweep" else _long)(document)
     if any("ORACLE" in str(cell) for row in rows for cell in (*columns, *row)):
         notes.append("ORACLE: target labels chose the epoch or trained the method: an upper bound, not a result.")
+    notes += map(_gap, document["gaps"])
     if document["synthetic"]:
         notes.append("Datasets marked † are synthetic: procedural faces drawn by fercli, not photographs.")
     return document["title"] + title, columns, rows, "\n".join(notes), words
@@ -138,6 +140,16 @@ def rule_ranks(document: Document) -> Table:
     )
     columns = ["rule", "mean below", "worst", "oracle's epoch %", "over last", *names, "cells"]
     return "Choosing the epoch without target labels: points below the oracle", columns, rows, caption, 1
+
+
+def _gap(gap: Mapping[str, Any]) -> str:
+    """A target's distance from the source under each model, beside what it reads without a gap."""
+    about, why = f"Domain gap to {gap['target']}", why_unmeasured(*gap["models"][0]["faces"])
+    if why:
+        return f"{about} is not measured: {why}."
+    without = max(model["no_gap"] for model in gap["models"])
+    each = ", ".join(f"{model['method']} {model['energy_distance']:.3f}" for model in gap["models"])
+    return f"{about} (energy distance, 0 to 1; no gap reads below {without:.3f}): {each}."
 
 
 def _marked(document: Document, name: str) -> str:

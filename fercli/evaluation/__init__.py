@@ -14,7 +14,7 @@
 - `importance_weights`: DEV, the rule that weighs source faces by density ratio;
 - `oracle`: the best epoch by the target's own labels: an upper bound, never a result;
 - `pseudo_labels`: how many pseudo labels a threshold admits;
-- `domain_gap`: the proxy A-distance, and the t-SNE map;
+- `domain_gap`: the energy distance of the domains, and the t-SNE map;
 - `statistics`: what several seeds allow to be said;
 - `results_table`: the tables of a run or a sweep;
 - `rule_ranking`: how well each selection rule did;

@@ -1,6 +1,6 @@
 """Evaluated runs as `fercli compare` reads them, and which model of one is compared with which of another.
 
-Read is what `fercli evaluate` leaves in a run's report folder: results.json (schema 4) and predictions/*.csv.
+Read is what `fercli evaluate` leaves in a run's report folder: results.json (schema 5) and predictions/*.csv.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fercli.spec import up_to_date
 from fercli.spec.yaml_data import read_yaml_file
 
 #: The results document that this reads.
-SCHEMA = 4
+SCHEMA = 5
 
 
 class _Entry(BaseModel):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fercli.evaluation.domain_gap import why_unmeasured
 from fercli.evaluation.results_table import by_dataset, metrics
 from fercli.evaluation.statistics import summary
 from fercli.report.pictures import Faces
@@ -89,13 +90,25 @@ def _each(
 
 
 def gaps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each target's gap as the document has it, its models with "maps" besides: [{"what", "svg"}], empty where
-    there is no embedding; and "unlabelled" (whether a face on them is)."""
+    """Each target's gap as the document has it, and what a page shows besides.
+
+    Returns:
+        [gap with "unlabelled" (whether a face on a map is), "why" (it has no distance, in words, or None), and of each
+        of its models "share" (its distance, of the largest on the page) and "maps" ([{"what", "svg"}], empty where
+        there is no embedding)].
+    """
+    measured = [model["energy_distance"] or 0 for gap in document["gaps"] for model in gap["models"]]
+    longest = max([*measured, 1e-9])  # below 0 is drawn as 0
     found = []
     for gap in document["gaps"]:
-        models = [{**model, "maps": _maps(model, gap["target"])} for model in gap["models"]]
+        shares = [max(0, model["energy_distance"] or 0) / longest for model in gap["models"]]
+        models = [
+            {**model, "share": share, "maps": _maps(model, gap["target"])}
+            for model, share in zip(gap["models"], shares, strict=True)
+        ]
         unlabelled = any(-1 in (model["embedding"] or {"label": []})["label"] for model in models)
-        found.append({**gap, "models": models, "unlabelled": unlabelled})
+        why = why_unmeasured(*gap["models"][0]["faces"])
+        found.append({**gap, "models": models, "unlabelled": unlabelled, "why": why})
     return found
 
 

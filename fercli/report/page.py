@@ -61,7 +61,7 @@ def write_report(document: Mapping[str, Any], folder: Path, pictures: Pictures |
     ever found under that name.
 
     Args:
-        document: of schema 4, kind "run", "model" or "sweep".
+        document: of schema 5, kind "run", "model" or "sweep".
         folder: where to write.
         pictures: of the faces of failure cases; those that are not there are shown as numbers alone.
     """
@@ -85,7 +85,7 @@ def _environment() -> Environment:
     made.filters.update(
         pct=lambda value, digits=1: _number(value, f".{digits}f", 100),  # a fraction; the column's head has the sign
         points=lambda value: _number(value, "+.1f", 100),  # a difference of fractions
-        signed=lambda value: _number(value, "+.2f"),
+        signed=lambda value, digits=2: _number(value, f"+.{digits}f"),
         decimals=lambda value, digits: _number(value, f".{digits}f"),
         figure=lambda value: _number(value, "#.3g"),  # a loss or a selection score
         **{"pvalue": _pvalue, "shade": _shade, "duration": duration, "digits": digits},

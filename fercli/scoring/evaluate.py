@@ -247,7 +247,10 @@ def _evaluate_all(
     found = {
         "history": {name: _history(record) for name, record in {one.record.name: one.record for one in scored}.items()},
         "gaps": [
-            {"target": name, "source": "+".join(spec.data.source), "models": found}
+            {
+                **{"target": name, "source": "+".join(spec.data.source), "source_splits": evaluator.source_splits},
+                "models": found,
+            }
             for name, found in gaps.items()
             if found
         ],

@@ -1,6 +1,6 @@
 """Results in files: ``results.json``, the same figures as one long table ``results.csv``, and each face's answer.
 
-``results.json`` (schema 4, of a run, a single model and a sweep alike; shares are fractions in 0..1, None is not
+``results.json`` (schema 5, of a run, a single model and a sweep alike; shares are fractions in 0..1, None is not
 defined) holds
 
 - ``schema``, ``kind`` ("run", "model" or "sweep"), ``title``, ``created`` (ISO 8601), ``synthetic``, ``expressions``,
@@ -19,7 +19,8 @@ defined) holds
 - ``missing``: ``dataset``, ``method``, ``seed``, ``keys`` and ``why`` of each cell of a sweep that was not trained;
 - ``published`` rows beside them (`fercli.evaluation.published`);
 - of a run or model: ``history``, stage folder -> mean losses and selection scores of every epoch; ``gaps``, of each
-  target, how far it lies from the source (`fercli.scoring.trained_evaluator.TrainedEvaluator.gap`);
+  ``target``, how far it lies from the ``source`` (its faces of ``source_splits``), under each of ``models``
+  (`fercli.scoring.trained_evaluator.TrainedEvaluator.gap`);
   ``pseudo_labels``, stage folder -> how many each threshold would have admitted (`fercli.evaluation.pseudo_labels`);
   ``failure_cases``, faces worth a look (`fercli.scoring.failure_cases`).
 """
@@ -46,7 +47,7 @@ from fercli.spec.registry import REFERENCE
 from fercli.spreadsheet import write_csv
 from fercli.store import Store
 
-SCHEMA = 4
+SCHEMA = 5
 PREDICTIONS = "predictions"
 PREDICTION_COLUMNS = (
     *("position", "id", "subject", "split", "label", "answer", "stage"),
@@ -187,9 +188,9 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
     - ``expression``: the true one, where the number is of one;
     - ``metric``: accuracy, macro_f1 and mean_recall; precision, recall, f1 and answered:EXPRESSION (a confusion
       matrix's cell: faces) of each expression; stage:NAME (share of right answers) of GLPC; temperature, ece and nll,
-      and with :scaled the same after it; a_distance; expected, found and scored faces; seconds of training; and
-      p:sign-flip or p:mcnemar, that chance alone makes the right answers differ so much from those of source-only on
-      the same faces, before any correction for several tests;
+      and with :scaled the same after it; energy_distance, and :no_gap what it reads without a gap; expected, found and
+      scored faces; seconds of training; and p:sign-flip or p:mcnemar, that chance alone makes the right answers differ
+      so much from those of source-only on the same faces, before any correction for several tests;
     - ``value``, ``low`` and ``high`` (95 % interval), ``count`` (faces that the value is of).
 
     Each selection rule that did not choose has the accuracy and macro F1 of the epoch that it would have chosen.
@@ -212,8 +213,9 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
             yield from ([*about, at["epoch"], "oracle", "true", *v] for v in _epoch_rows(decision, at, entry["scored"]))
         for model in (m for gap in results["gaps"] if gap["target"] == entry["dataset"] for m in gap["models"]):
             if model["folder"] == entry["folder"]:
-                distance = ["", "a_distance", model["a_distance"], None, None, sum(model["faces"])]
-                yield [*about, *own, "fused", _flag(decision == "fused"), *distance]
+                for name, key in (("energy_distance", "energy_distance"), ("energy_distance:no_gap", "no_gap")):
+                    distance = ["", name, model[key], None, None, sum(model["faces"])]
+                    yield [*about, *own, "fused", _flag(decision == "fused"), *distance]
 
 
 def _entry_rows(entry: Mapping[str, Any]) -> Iterator[list[Any]]:

@@ -21,7 +21,7 @@ from fercli.engine.network import check_architecture, empty_network, load_networ
 from fercli.engine.predict import predict
 from fercli.engine.trained import Trained
 from fercli.errors import FercliError
-from fercli.evaluation.domain_gap import a_distance, embed
+from fercli.evaluation.domain_gap import embed, energy_distance
 from fercli.evaluation.outputs import FOLDER, read_outputs, write_outputs
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.files import remove_half_written
@@ -49,17 +49,20 @@ class TrainedEvaluator:
 
     Attributes:
         held_labels: int64 [K], of the held-out source faces.
+        source_splits: which source faces `gap` compares, in words: those that a source is scored on. None of them was
+            trained on.
     """
 
     def __init__(self, spec: Spec, sources: Sequence[Store]):
         self._spec, self._sources = spec, sources
         self._loaded: Trained | None = None
-        self._train = self._held = None
-        self.held_labels = torch.zeros(0).long()
+        self._compared = self._held = None
+        self.held_labels, self.source_splits = torch.zeros(0).long(), []
         if sources:
-            train, held = zip(*(training_and_validation(store, spec.data.validation) for store in sources), strict=True)
-            self._train, self._held = _subsampled(train, GAP_FACES), list(held)
-            self._train_labels = labels_of(sources, self._train)
+            parts = [scored_part(spec, store, is_source=True) for store in sources]
+            self.source_splits = list(dict.fromkeys(name for part in parts for name in part.splits))
+            self._compared = _subsampled([part.indices for part in parts], GAP_FACES)
+            self._held = [training_and_validation(store, spec.data.validation)[1] for store in sources]
             self.held_labels = torch.from_numpy(labels_of(sources, self._held))
 
     def outputs(self, model: Trained, store: Store, folder: Path) -> dict[str, Tensor]:
@@ -67,7 +70,7 @@ class TrainedEvaluator:
 
         Returns:
             ``scored`` [N, 7, 7] and ``held`` [K, 7, 7] probabilities, ``features`` [<= GAP_FACES, 384] of the scored
-            faces and ``source_features`` of the source's training faces, evenly spread: those that `gap` compares. They
+            faces, evenly spread, and of a target also ``source_features`` of the source's: what `gap` compares. They
             are the network's own, also where a method transforms them before it answers, so that all models are
             compared alike.
 
@@ -80,7 +83,7 @@ class TrainedEvaluator:
         if path.exists():
             with suppress(FercliError):  # what cannot be read is computed again
                 found, then = read_outputs(path)
-                due = {"features", "source_features"} if self._sources else {"features"}
+                due = {"features", *(["source_features"] if self._is_compared(store) else [])}
                 if about.items() <= then.items() and due <= found.keys():
                     return found
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,7 @@ class TrainedEvaluator:
         return read_outputs(path)[0]
 
     def gap(self, scored: Results, outputs: dict[str, Tensor], mapped: bool) -> dict[str, Any]:
-        """How far the source's training faces and a target's scored ones lie apart under the model.
+        """How far the source's scored faces and a target's lie apart under the model.
 
         Args:
             scored, outputs: of one model and dataset.
@@ -103,9 +106,10 @@ class TrainedEvaluator:
             embedding = embed(source[ours], target[theirs])
         if embedding is not None:
             labels = scored.labels[subsample(len(scored.labels), GAP_FACES)]
-            embedding["label"] = [*self._train_labels[ours].tolist(), *labels[theirs].tolist()]
+            known = [store.labels[chosen] for store, chosen in zip(self._sources, self._compared, strict=True)]
+            embedding["label"] = [*np.concatenate(known)[ours].tolist(), *labels[theirs].tolist()]
         about = {"folder": scored.record.name, "method": scored.record.method}
-        return {**about, **a_distance(source, target), "embedding": embedding}
+        return {**about, **energy_distance(source, target), "embedding": embedding}
 
     def pictures(
         self, model: Trained, scored: Results, positions: Iterable[int]
@@ -148,15 +152,21 @@ class TrainedEvaluator:
         found = {"scored": scored.probabilities, "held": torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS)}
         if self._sources:
             found["held"] = outputs_of(self._sources, self._held, transform).probabilities
-            found["source_features"] = outputs_of(self._sources, self._train).features.flatten(1)
+        if self._is_compared(store):
+            found["source_features"] = outputs_of(self._sources, self._compared).features.flatten(1)
         return {**found, "features": features.flatten(1)}
+
+    def _is_compared(self, store: Store) -> bool:
+        """Whether `gap` will compare a dataset with the source."""
+        return bool(self._sources) and store.name not in self._spec.data.source
 
     def _made(self, model: Trained, store: Store) -> str:
         """Tells whatever else than weights and names of faces the outputs depend on."""
         sources = [one.content_digest(labels=True) for one in self._sources]
         state = digest(model.state["method"]) if model.kind.transforms_output else ""
         how = [self._spec.model.test_flip, self._spec.engine.precision, self._spec.data.validation]
-        spec = [store.content_digest(), store.score_splits, sources, state, *how]
+        compared = [one.score_splits for one in self._sources]
+        spec = [store.content_digest(), store.score_splits, sources, compared, state, *how]
         return hashlib.sha256(json.dumps(spec).encode()).hexdigest()
 
     @cached_property
