@@ -290,6 +290,7 @@ def test_the_gap_is_a_number_and_two_maps_of_each_model(run):
     change = f"{after['energy_distance'] - before['energy_distance']:+.3f}".replace("-", "\N{MINUS SIGN}")
     assert f"{before['energy_distance']:.3f}" in text and change in text and text.count('class="square map"') == 4
     assert text.count("&lt;&nbsp;0.004") == 2 and "(test)" in text
+    assert "<dt>energy distance</dt>" in render(run) and "A-distance" not in render(run)
     assert re.findall(r"width:([\d.]+)%", text) == ["100.0", f"{100 * 0.058 / 0.162:.1f}"]
     # low values lie left and below
     assert 'd="M2.0 98.0h0M98.0 2.0h0"' in scatter([0.0, 1.0], [0.0, 1.0], ["c0 tgt", "c0 tgt"], "t")

@@ -30,7 +30,7 @@ LEAST_MAPPED = 5
 
 
 def energy_distance(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any]:
-    """Normalised energy distance of two domains (Szekely & Rizzo, J. Stat. Plan. Inference 2013).
+    """Normalised energy distance of two domains (Székely & Rizzo, J. Stat. Plan. Inference 2013).
 
     1 - (E|x - x'| + E|y - y'|) / (2 E|x - y|), with x and x' two source faces, y and y' two target faces: by what
     share faces of one domain lie nearer to each other than faces of different domains. It is the squared maximum mean
