@@ -110,7 +110,9 @@ def published(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench
 
 
 def test_a_published_run_trains_on_all_faces_and_is_scored(published: Bench) -> None:
-    document = published.json("evaluate")
+    document = published.json("evaluate", "--report")
+    assert document["departures"] == []
+    assert "As AGLRLS’s released code runs" in (published.runs / "report/report.html").read_text()
     by_dataset = {(entry["dataset"], entry["folder"]): entry for entry in document["entries"]}
     assert set(by_dataset) == {("raf-db", "source"), ("jaffe", "source"), ("jaffe", "adapt-jaffe")}
     entry = by_dataset["jaffe", "adapt-jaffe"]
@@ -118,6 +120,8 @@ def test_a_published_run_trains_on_all_faces_and_is_scored(published: Bench) -> 
     assert "source-val" not in entry["rules"] and entry["decision"] == "glpc"
     lines = [json.loads(line) for line in (published.runs / "source/metrics.jsonl").read_text().splitlines()]
     assert all(set(line["scores"]) == {"last"} for line in lines if line["kind"] == "validate")
+    # The distance of the domains is measured on the source's test part, which nothing was trained on.
+    assert document["gaps"][0]["models"][0]["energy_distance"] is not None
     kept = checkpoint.load(published.runs / "source/best.ckpt")
     assert kept["best"]["epoch"] == kept["epoch"] == kept["spec"]["train_source"]["epochs"]
 

@@ -21,9 +21,8 @@ from fercli.errors import Advice, FercliError
 from fercli.evaluation.oracle import oracle_labels
 from fercli.files import write_atomically
 from fercli.machine import describe_device
-from fercli.methods import method_class
+from fercli.methods import departures_of, method_class
 from fercli.spec import Spec
-from fercli.spec.fidelity import departures
 from fercli.store import Store
 
 
@@ -110,10 +109,9 @@ def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target
 
 def _tell_departures(spec: Spec) -> None:
     """Say what a run as published has otherwise, so that nobody takes it for more than it is."""
-    if spec.faithful == "published":
-        options = method_class(spec.adapt.method).published_options
-        other = ", ".join(departures(spec.model_dump(mode="json"), options))
-        told = f"as released (faithful: published){', but for ' if other else ''}{other}"
+    other = departures_of(spec)
+    if other is not None:
+        told = ", but for ".join(["as released (faithful: published)", *([", ".join(other)] if other else [])])
         distributed.on_rank_zero(console.say, told)
 
 

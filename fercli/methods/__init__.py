@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fercli.errors import FercliError, SpecError
+from fercli.spec.fidelity import departures
 from fercli.spec.plugins import import_from, is_trusted
 from fercli.spec.registry import METHODS
 
 if TYPE_CHECKING:
     from fercli.methods.base import Method
+    from fercli.spec import Spec
 
 
 def method_class(name: str) -> type[Method]:
@@ -34,11 +36,19 @@ def method_class(name: str) -> type[Method]:
         module, _, attribute = METHODS[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     from fercli.methods.base import Method
+    from fercli.spec import Spec
 
     found = import_from(name, "adapt.method")
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise SpecError(f"adapt.method: {name} is no method: derive it from fercli.methods.base.Method")
     return found
+
+
+def departures_of(spec: Spec) -> list[str] | None:
+    """What a spec with ``faithful: published`` sets otherwise than the released code; None of any other spec."""
+    if spec.faithful != "published":
+        return None
+    return list(departures(spec.model_dump(mode="json"), method_class(spec.adapt.method).published_options))
 
 
 def method_in_file(name: str, path: Path) -> type[Method]:

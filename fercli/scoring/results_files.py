@@ -4,7 +4,7 @@
 defined) holds
 
 - ``schema``, ``kind`` ("run", "model" or "sweep"), ``title``, ``created`` (ISO 8601), ``synthetic``, ``expressions``,
-  ``spec``, ``environment``;
+  ``spec``, ``environment``, ``departures`` of a run as released from what was released (None of any other run);
 - ``datasets``: name -> {"synthetic", "role": "source" or "target"}; ``targets``, ``methods`` (labels, the reference
   first) and ``seeds``, in order; ``reference``, the label that others are compared with;
 - ``entries``, one a model and dataset (`fercli.scoring.results.Results.entry`): whose (``method``, ``registered``,
@@ -40,6 +40,7 @@ from fercli.evaluation.published import published_rows
 from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
 from fercli.machine import describe_device
+from fercli.methods import departures_of
 from fercli.models import HEADS
 from fercli.scoring.results import Results, with_own_labels
 from fercli.spec import Spec
@@ -97,6 +98,7 @@ def document(
         "pseudo_labels": {},
         "failure_cases": [],
         "spec": json.loads(spec.model_dump_json()),
+        "departures": departures_of(spec),
         # A sweep's figures come from files alone, on whatever machine.
         "environment": describe_device("cpu" if kind == "sweep" else resolve_device(spec.engine.device)),
     }
