@@ -7,6 +7,7 @@ Methods of your own are named ``module:Class`` in the spec.
 - `losses`, `adversarial`, `alignment`: losses that methods share;
 - `joint`: source and target through the network together;
 - `graph`: the graph networks of AGRA;
+- `agra_released`: released AGRA checkpoints;
 - `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: one method each.
 """
 
