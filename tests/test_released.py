@@ -25,6 +25,7 @@ from released_files import (
     names_and_shapes,
     network_of,
 )
+from safetensors.torch import save_file
 from stores import cut, seal
 from tiny import model_spec
 from torch import Tensor
@@ -33,6 +34,7 @@ from fercli.engine.data import view_settings
 from fercli.engine.trained import find_trained
 from fercli.errors import FercliError
 from fercli.evaluation.decision import DecisionRule
+from fercli.evaluation.published import published_rows
 from fercli.expressions import EXPRESSIONS
 from fercli.loading.augment import View
 from fercli.methods.agra import AGRA
@@ -215,7 +217,7 @@ def names(answers: Any) -> list[str]:
 
 
 def test_aglrls_answers_by_its_own_b(at, files, ir18, stores) -> None:
-    results = document(at("--model", files["aglrls"], "--target", "jaffe", "--json", "--report"))
+    results = document(at("--model", files["aglrls"], "--target", "jaffe", "--json"))
     (entry,), rows = results["entries"], rows_of(results)
     due = [glpc_answer(heads, STATUS.numpy()) for heads in ir18.heads]
     assert [row["answer"] for row in rows] == names(due) and len({row["stage"] for row in rows}) > 1
@@ -232,8 +234,7 @@ def test_aglrls_answers_by_its_own_b(at, files, ir18, stores) -> None:
     assert (entry["selection"], entry["reads"], entry["oracle_method"]) == ("oracle", ["target test labels"], True)
     assert results["spec"]["model"]["backbone"] == "ir18" and results["gaps"] == results["published"] == []
     assert entry["calibration"]["fitted_on"] == 0
-    page = Path("runs/model-ResNet18RAFtoJAFFE/report/report.html").read_text()
-    assert "released AGLRLS" in page and "epoch 12 by" in page and "oracle: reads target labels" in page
+    assert results["files"]["csv"] == "runs/model-ResNet18RAFtoJAFFE/report/results.csv"
     again = document(at("--model", files["aglrls"], "--target", "jaffe", "--decision", "fused", "--json"))
     assert [row["answer"] for row in rows_of(again)] == names(ir18.heads[:, 6].argmax(-1))
 
@@ -261,6 +262,8 @@ def test_agra_answers_through_its_own_graphs_and_has_no_other_head(at, files, ir
     assert heads_in(rows) == [[""] * 6 + [row["answer"]] for row in rows]
     assert list(entry["heads"]) == ["fused"] and (entry["method"], entry["epoch"]) == ("released AGRA", None)
     assert entry["source"] == "raf-db" and entry["oracle_method"]
+    page = Path(results["files"]["report"]).read_text()
+    assert "released AGRA" in page and "oracle: reads target labels" in page and "epoch None" not in page
     cases = [face for case in results["failure_cases"] for face in case["faces"]]
     assert cases and all([vote["head"] for vote in face["votes"]] == ["fused"] for face in cases)
     for words, code, said in (
@@ -271,11 +274,14 @@ def test_agra_answers_through_its_own_graphs_and_has_no_other_head(at, files, ir
         assert said in told(at("--model", files["agra"], "--target", "jaffe", *words), code)
 
 
-def test_a_told_source_is_told_and_published_rows_stand_beside(stores: Path, files, ir18) -> None:
+def test_a_told_source_is_told_and_published_rows_stand_beside(stores: Path, files) -> None:
     spec = Spec.model_validate({"paths": {"prepared": str(stores)}, "model": {"test_flip": True}})
     trained = find_trained(files["aglrls"], spec=spec, sources=["raf-db"])
     assert (trained.spec.data.source, trained.method) == (["raf-db"], "released AGLRLS")
     assert trained.spec.model.test_flip and trained.spec.model.backbone == "ir18"
+    printed = [row["accuracy"] for row in published_rows(trained.spec, ["jaffe"], False)]
+    assert printed == [61.03]  # AGRA's with an IR-18
+    assert published_rows(find_trained(files["aglrls"], spec=spec).spec, ["jaffe"], False) == []
     assert (trained.spec.adapt.method, trained.rule) == ("aglrls", trained.rule._replace(name="glpc", threshold=0.95))
     torch.testing.assert_close(trained.rule.status, STATUS)
 
@@ -283,6 +289,7 @@ def test_a_told_source_is_told_and_published_rows_stand_beside(stores: Path, fil
 def test_a_target_without_labels_is_answered_and_not_scored(at, files) -> None:
     result = at("--model", files["aglrls"], "--target", "unlabelled")
     assert result.exit_code == 0 and f"0/{FACES}" in result.stdout
+    assert "unlabelled has no labels: nothing is scored, and each face's answer is in predictions/" in result.stderr
     results = document(at("--model", files["aglrls"], "--target", "unlabelled", "--json"))
     assert results["entries"][0]["scored"] == 0 and results["entries"][0]["heads"]["glpc"] is None
     assert len(rows_of(results)) == FACES
@@ -450,6 +457,10 @@ MISTAKES = {
         lambda: agra_of(TargetMean__num_batches_tracked=torch.tensor(0)),
         "is of AGRA's source stage, whose target means have not met a face yet",
     ),
+    "a mask of any size": (
+        lambda: agra_of(GCN__InterMaskMatrix=torch.zeros(()).expand(1 << 30, 1 << 10)),
+        "GCN.InterMaskMatrix has other edges",
+    ),
     "another mask": (lambda: agra_of(GCN__InterMaskMatrix=torch.ones(12, 12)), "GCN.InterMaskMatrix has other edges"),
     "another graph": (
         lambda: agra_of(GCN__adj=torch.ones(12, 12), GCN__InterGCN__FC__bias=None),
@@ -468,6 +479,21 @@ def test_what_cannot_be_scored_is_one_line(case: str, at, tmp_path) -> None:
     torch.save(make(), tmp_path / "file.pkl")
     line = told(at("--model", "file.pkl", "--target", "jaffe"))
     assert said in line and "file.pkl" in line and not Path("runs").exists()
+
+
+def test_tensors_alone_do_too(ir18, tmp_path) -> None:
+    """In safetensors, half as long, without counters: nothing but the numbers of the network."""
+    half = {k: v.half().contiguous() for k, v in ir18.state.items() if not k.endswith("num_batches_tracked")}
+    save_file(half, tmp_path / "tensors.safetensors")
+    trained = find_trained(tmp_path / "tensors.safetensors", spec=Spec())
+    assert (trained.method, trained.decision, trained.state["best"]["epoch"]) == (
+        "released AGLRLS/CGLRL",
+        "fused",
+        None,
+    )
+    network = trained.network(torch.device("cpu")).state_dict()
+    for name, value in from_published_names(half).items():
+        assert torch.equal(network[name], value.float()), name
 
 
 def test_code_in_a_file_does_not_run(at, tmp_path) -> None:

@@ -89,7 +89,8 @@ def _check_trained(state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
     edges stay at what training starts from.
     """
     across = (inter_edges() > 0).float()
-    if _MASK in state and not torch.equal(state[_MASK].float(), across):
+    mask = state.get(_MASK, across)
+    if mask.shape != across.shape or not torch.equal(mask.float(), across):
         raise ValueError(f"is not AGRA as released: {_MASK} has other edges than those across the domains")
     for what, start, permitted in (("intra", intra_edges(), torch.ones(6, 6)), ("inter", inter_edges(), across)):
         first, now = (row_normalised(edges, permitted) for edges in (start, found[f"graphs.{what}"]))
@@ -99,5 +100,5 @@ def _check_trained(state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
                 "without that graph"
             )
     counter = state.get(f"TargetMean.{_COUNT}")
-    if counter is not None and not counter.any():
+    if counter is not None and counter.numel() == 1 and not counter.any():
         raise ValueError("is of AGRA's source stage, whose target means have not met a face yet")

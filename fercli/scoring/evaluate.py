@@ -141,6 +141,8 @@ def evaluate_model(
     stores = {name: open_store(own, name) for name in datasets}
     for name, store in stores.items():
         _warn_of_other_faces(own, model, store)
+        if not (store.labels >= 0).any():
+            console.say(f"{name} has no labels: nothing is scored, and each face's answer is in predictions/")
         if name == model.target:
             warn_of_overlap(store)
     sources = _sources(own, model, stores)
