@@ -16,7 +16,7 @@ import loops
 import numpy as np
 import pytest
 import torch
-from released import fill
+from released_files import fill
 from torch import Tensor
 
 from fercli.engine.training import TrainingModule, make_optimizer

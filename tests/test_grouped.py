@@ -13,10 +13,17 @@ from fercli.models.local import LocalNets
 AT_ONCE = IMPLEMENTATIONS[1:]
 
 
-def nets(channels: int = 8, light: bool = False, seed: int = 0) -> LocalNets:
+def inverted() -> torch.nn.Sequential:
+    """MobileNetV2's blocks from 4 to 16 channels, whose convolutions have groups of their own."""
+    from torchvision.models.mobilenetv2 import InvertedResidual
+
+    return torch.nn.Sequential(InvertedResidual(4, 16, 2, 6), InvertedResidual(16, 16, 1, 6))
+
+
+def nets(channels: int = 8, light: bool = False, seed: int = 0, blocks=None) -> LocalNets:
     """Crop nets whose norms and slopes are no longer as they began."""
     torch.manual_seed(seed)
-    made = LocalNets(channels, light)
+    made = LocalNets(channels, light, blocks)
     with torch.no_grad():
         for tensor in (*made.parameters(), *made.buffers()):
             if tensor.is_floating_point() and tensor.ndim == 1:
@@ -45,10 +52,13 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("channels", "light", "size"), [(8, False, 7), (8, True, 7), (4, False, 6), (20, True, 5)])
+@pytest.mark.parametrize(
+    ("channels", "light", "size", "blocks"),
+    [(8, False, 7, None), (8, True, 7, None), (4, False, 6, None), (20, True, 5, None), (4, False, 7, inverted)],
+)
 @pytest.mark.parametrize("implementation", AT_ONCE)
-def test_all_at_once_equals_one_after_the_other(implementation, channels, light, size, channels_last):
-    one = nets(channels, light)
+def test_all_at_once_equals_one_after_the_other(implementation, channels, light, size, blocks, channels_last):
+    one = nets(channels, light, blocks=blocks)
     if channels_last:
         one = one.to(memory_format=torch.channels_last)
     all_, maps = copy.deepcopy(one), windows(3, channels, size)

@@ -23,6 +23,7 @@ BACKBONES = {
     "ir50": (128, 512),
     "ir18": (128, 512),
     "mobilenet-v2": (128, 512),
+    "mobilenet-v2-wide": (128, 512),
     "ir-small": (16, 64),
     "ir-lite": (5, 32),
 }
@@ -151,7 +152,8 @@ def test_networks_give_seven_heads_and_six_features(name, local):
 
 
 @pytest.mark.parametrize(
-    ("name", "millions", "gflop"), [("ir50", 84.97, 13.5), ("ir18", 65.41, 6.12), ("mobilenet-v2", None, None)]
+    ("name", "millions", "gflop"),
+    [("ir50", 84.97, 13.5), ("ir18", 65.41, 6.12), ("mobilenet-v2", None, None), ("mobilenet-v2-wide", None, None)],
 )
 def test_sizes_and_costs_are_the_published_ones(name, millions, gflop):
     with torch.device("meta"):

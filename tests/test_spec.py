@@ -26,7 +26,7 @@ def refusal(*overrides: str, file: Path | None = None) -> str:
         ("engine.zzz=3", ["engine.zzz: unknown key", "known: device, precision"]),
         (
             "model.backbone=ir51",
-            ["model.backbone: 'ir51' is not allowed", "'ir50', 'ir18', 'mobilenet-v2', 'ir-small', 'ir-lite'"],
+            ["model.backbone: 'ir51' is not allowed", "'mobilenet-v2', 'mobilenet-v2-wide', 'ir-small', 'ir-lite'"],
         ),
         ("prepare.retries=[border,zoom]", ["prepare.retries.1: 'zoom' is not allowed", "'full-range'"]),
         ("model.width=99", ["model.width: 99", "less than or equal to 64"]),

@@ -69,7 +69,7 @@ def reloaded(path: Path, network) -> dict[str, torch.Tensor]:
 # -------------------------------------------------------------------------------------------------- export and back
 
 
-@pytest.fixture(scope="module", params=["ir18", "mobilenet-v2", "ir-small", "ir-lite"])
+@pytest.fixture(scope="module", params=["ir18", "mobilenet-v2", "mobilenet-v2-wide", "ir-small", "ir-lite"])
 def exported(request, tmp_path_factory):
     """Name, checkpoint, its state, and another network to load into; channels-last, as the engine trains it."""
     torch.manual_seed(0)
@@ -82,10 +82,10 @@ def exported(request, tmp_path_factory):
 
 
 HOLDS = {
-    "aglrls": ({"ir18"}, lambda key: True),
+    "aglrls": ({"ir18", "mobilenet-v2-wide"}, lambda key: True),
     "face-evolve": ({"ir18"}, lambda key: key.startswith("backbone.")),
     "torchvision": ({"mobilenet-v2"}, lambda key: key.startswith("backbone.features.")),
-    "fercli": ({"ir18", "mobilenet-v2", "ir-small", "ir-lite"}, lambda key: True),
+    "fercli": ({"ir18", "mobilenet-v2", "mobilenet-v2-wide", "ir-small", "ir-lite"}, lambda key: True),
 }
 
 
@@ -155,7 +155,7 @@ def test_our_own_format_is_a_checkpoint_that_can_be_used_but_not_resumed(trained
 CANNOT = {
     "separate classifiers": ({"classifiers": "separate"}, "three classifiers, and this network seven"),
     "patch stems": ({"local": "image-crop"}, "no patch stems"),
-    "a small net": ({}, "for IR-50 and IR-18, and this is a small IR-10 of width 8"),
+    "a small net": ({}, "for IR-50, IR-18 and mobilenet-v2-wide, and this is a small IR-10 of width 8"),
     "a method with networks of its own": ({"method": "agra"}, "no place for what agra answers through"),
     "all of it": ({"local": "image-crop", "classifiers": "separate"}, "is a small IR-10 .*; .* seven .*; .* stems"),
 }

@@ -22,7 +22,7 @@ from fercli.cli.options import (
     "--model",
     metavar="MODEL",
     shell_complete=complete_runs,
-    help="Score this model, of any run: starter, a model file, a stage folder, a checkpoint.",
+    help="Score this model, of any run: starter, a model file, a stage folder, a checkpoint, a released one.",
 )
 @target_option("Target (may be repeated), or all. Default: those adapted to.")
 @outside_method_option
@@ -46,6 +46,10 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
     numbers go to model-NAME/report under paths.runs. --target may then be the model's source too: its test part is
     scored.
 
+    MODEL may also be a checkpoint (.pkl) that the makers of AGLRLS, CGLRL or AGRA released. The spec then says how
+    faces are prepared, and --source what it was trained on, if you know. Its classes are taken in the benchmark's
+    order, and its epoch as chosen on the target's test labels, as the released code does.
+
     Of a spec with a sweep section it makes the benchmark's table from whatever the sweep has trained so far.
 
     \b
@@ -55,6 +59,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
       fercli evaluate --decision fused --select corr-c
       fercli evaluate -c shifts --report
       fercli evaluate --model starter --target jaffe
+      fercli evaluate --model ResNet50RAFtoJAFFE.pkl --target jaffe --source raf-db --report
     """
     from fercli.cli.results_view import show
     from fercli.errors import SpecError
@@ -78,7 +83,8 @@ def _evaluate_model(spec, name, sources, targets, how):
     from fercli.errors import Advice, SpecError
     from fercli.scoring.evaluate import evaluate_model
 
-    if sources:
+    trained = find_trained(name, spec=spec, sources=sources)
+    if sources and not trained.released:
         raise SpecError("--source is of a run's spec, and --model brings its own", "leave --source out")
     prepared = [one for one in spec.data.targets if (spec.store_path(one) / "meta.json").exists()]
     datasets = list(dict.fromkeys(targets)) if targets and "all" not in targets else prepared
@@ -87,7 +93,7 @@ def _evaluate_model(spec, name, sources, targets, how):
             f"no dataset to score on is prepared in {spec.paths.prepared}",
             Advice(Advice.run("prepare", "--dataset NAME"), ", and name it with --target NAME"),
         )
-    return evaluate_model(spec, find_trained(name), datasets, how)
+    return evaluate_model(spec, trained, datasets, how)
 
 
 def _evaluate_sweep(spec, targets, how):

@@ -45,8 +45,9 @@ def command(
     landmarks, expression, confidence, the probabilities of all seven, the stage of GLPC that decided and each head's
     answer. What cannot be read gives a line with an error. Remarks and progress go to stderr.
 
-    The model is that of --run: a run folder, a stage folder, a checkpoint, a .safetensors of fercli weights export, or
-    starter, the one that comes with fercli (a folder of that name: ./starter). Without --run it is that of the spec's
+    The model is that of --run: a run folder, a stage folder, a checkpoint, a .safetensors of fercli weights export, a
+    released checkpoint of AGLRLS, CGLRL or AGRA (the spec then says how faces are cut), or starter, the one that comes
+    with fercli (a folder of that name: ./starter). Without --run it is that of the spec's
     run where a spec is named (-c, --set, or ./fercli.yaml is there), else that of ./runs/baseline where there is one,
     else the starter.
 
@@ -102,7 +103,7 @@ def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trai
     from fercli.starter import NAME
 
     if run is not None:
-        return find_trained(run, target)
+        return find_trained(run, target, spec)
     try:
         there = holds_model(spec.run_folder)
     except OSError:  # a working folder that is closed to us

@@ -50,7 +50,8 @@ def _long(document: Document) -> tuple[str, list[str], list[list[Any]], list[str
             star = "" if home or row.reference or found["oracle"] else "*"
             name = f"{star}{_marked(document, dataset)}{' (source)' if home else ''}"
             scores = [_percent(found["accuracy"], 2), _percent(found["macro_f1"], 2)]
-            chosen = f"{found['epoch']}, {'ORACLE' if found['oracle'] else found['selection']}"
+            epoch = "–" if found["epoch"] is None else found["epoch"]
+            chosen = f"{epoch}, {'ORACLE' if found['oracle'] else found['selection']}"
             images = f"{entry['scored']}/{entry['expected']}"
             rows.append([name, row.about["label"], entry["decision"], *scores, images, chosen])
     columns = ["tested on", "method", "decision", "acc %", "F1 %", "images", "epoch, chosen by"]

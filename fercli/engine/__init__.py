@@ -20,5 +20,6 @@
 - `checkpoint`: checkpoints as files;
 - `resume`: what a checkpoint of training holds, written and taken up again;
 - `log`: metrics.jsonl and environment.json;
+- `released`: checkpoints that other people released, as trained models;
 - `trained`: a trained model, ready for use.
 """

@@ -9,7 +9,7 @@ import torch
 
 from fercli.errors import FercliError
 from fercli.files import os_error_behind, replacing
-from fercli.models.model_file import check_checkpoint
+from fercli.models.model_file import Foreign, NoCheckpoint, check_checkpoint
 from fercli.models.reading import Damaged, read_torch, seal_torch, shown
 from fercli.version import __version__
 
@@ -35,8 +35,9 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint of ours onto the CPU.
 
     Raises:
-        FercliError: there is none, it is damaged, it was edited into something that cannot be used, it is not ours, or
-            it was written by a newer fercli.
+        Foreign: it is not ours.
+        FercliError: there is none, it is damaged, it was edited into something that cannot be used, or it was written
+            by a newer fercli.
     """
     try:
         state = read_torch(path)
@@ -49,6 +50,8 @@ def load(path: Path) -> dict[str, Any]:
         raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
     except Damaged as problem:
         raise FercliError(f"{path} {problem}", "train that stage again: --restart, or copy the file again") from None
+    except NoCheckpoint as problem:
+        raise Foreign(f"{path} {problem}") from None
     except ValueError as problem:
         raise FercliError(f"{path} {problem}") from None
     return state

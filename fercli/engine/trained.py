@@ -1,11 +1,11 @@
 """A trained model, in its stage folder or in one file: the checkpoint, its spec, and the network ready for use.
 
-Checkpoints and model files carry their spec, so a model needs no YAML beside it.
+Checkpoints and model files carry their spec, so a model needs no YAML beside it. Released checkpoints do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +17,15 @@ import torch
 from fercli.engine import checkpoint
 from fercli.engine.folder import digest
 from fercli.engine.network import empty_network, load_network
+from fercli.engine.released import released
 from fercli.errors import Advice, Command, FercliError, SpecError
 from fercli.evaluation.decision import DecisionRule
 from fercli.methods import method_in_file
 from fercli.methods.base import Method
-from fercli.models import FEATURE_SIZE, GlobalLocal, Output
-from fercli.models.model_file import read_model
+from fercli.models import FEATURE_SIZE, HEADS, GlobalLocal, Output
+from fercli.models.model_file import Foreign, read_model
 from fercli.models.reading import is_safetensors
+from fercli.models.weights import read_weights
 from fercli.spec import Spec, parse_recorded
 from fercli.starter import FILE as STARTER
 from fercli.starter import is_starter, starter_file
@@ -40,12 +42,17 @@ class Trained:
     Attributes:
         path: the file.
         state: what it holds, as `fercli.engine.checkpoint.load` returns it.
-        one_file: whether it is a model file (`fercli.models.model_file`): nothing of its training lies beside it.
+        one_file: whether nothing of its training lies beside it: it is a model file (`fercli.models.model_file`), or a
+            released checkpoint.
+        released: of a released checkpoint whose it is (`fercli.engine.released.Released.title`), else None.
+        heads: those of `fercli.models.HEADS` that it has.
     """
 
     path: Path
     state: dict[str, Any]
     one_file: bool = False
+    released: str | None = None
+    heads: tuple[str, ...] = HEADS
 
     @property
     def folder(self) -> Path:
@@ -75,12 +82,14 @@ class Trained:
     @property
     def method(self) -> str:
         """What tables call it: the method, and its tag where it has one."""
+        if self.released:
+            return f"released {self.released}"
         tag = self.spec.adapt.tag if self.stage == "adapt" else ""
         return self.registered + (f" ({tag})" if tag not in ("", self.registered) else "")
 
     @property
     def registered(self) -> str:
-        """The method's name in the registry."""
+        """The method's name in the registry; of a released checkpoint that of the method whose answer it gives."""
         return self.state.get("method_name") or "source-only"
 
     @property
@@ -188,28 +197,32 @@ class NoModel(FercliError):
     """There is no trained model where one was looked for."""
 
 
-def find_trained(run: str | Path, target: str | None = None) -> Trained:
+def find_trained(
+    run: str | Path, target: str | None = None, spec: Spec | None = None, sources: Sequence[str] = ()
+) -> Trained:
     """The model that a user names.
 
     Args:
         run: a run folder, one of its stage folders, a checkpoint of fercli, a model file (the .safetensors that
-            ``fercli weights export`` writes), or the word ``starter``, the model that comes with fercli. A folder of
-            that name is ``./starter``, or any Path.
+            ``fercli weights export`` writes), a released checkpoint (`fercli.engine.released`), or the word
+            ``starter``, the model that comes with fercli. A folder of that name is ``./starter``, or any Path.
         target: which of a run folder's models: the target it was adapted to, the name of its folder, or ``source``.
             A stage folder or a file is one model already, and must be that one.
+        spec: how faces are prepared for a released checkpoint, which does not say so; all others carry their own.
+        sources: what a released checkpoint was trained on, where the user knows.
 
     Returns:
         Of a run folder without `target`, the one adapted model, or the source model where nothing is adapted.
 
     Raises:
         NoModel: there is none.
-        FercliError: several fit (they are named), or the file is no checkpoint and no model file of fercli.
+        FercliError: several fit (they are named), or the file is none of these, or a released one without `spec`.
     """
     if is_starter(run):
         return _checked(_read(starter_file()), target)
     path = Path(run)
     if path.is_file():
-        return _checked(_read(path), target)
+        return _checked(_read_any(path, spec, sources), target)
     if not path.is_dir():
         raise NoModel(f"no run folder or checkpoint {path}", Advice("train one: ", Command("train-source")))
     if (path / BEST).exists():
@@ -245,6 +258,7 @@ def _is(model: Trained, target: str) -> bool:
 def _checked(model: Trained, target: str | None) -> Trained:
     if target is not None and not _is(model, target):
         told = f"adapted to {model.target}" if model.target else "the source model"
+        told = f"a released checkpoint, whose target is not known ({model.released})" if model.released else told
         raise FercliError(f"{model.path} is {told}, not for {target}", "leave the target out, or name the run's folder")
     return model
 
@@ -258,3 +272,24 @@ def _read(path: Path) -> Trained:
     if missing:
         raise FercliError(f"{path} is not a model of train-source or adapt (it has no {', '.join(missing)})")
     return Trained(path, state)
+
+
+def _read_any(path: Path, spec: Spec | None, sources: Sequence[str]) -> Trained:
+    """A file that the user named: ours, or a released checkpoint."""
+    try:
+        return _read(path)
+    except Foreign as foreign:
+        try:
+            weights = read_weights(path)
+        except FercliError as problem:
+            why = problem.what.removeprefix(f"weights {path}: ")
+            raise FercliError(f"{path} is not a fercli checkpoint, nor a released one: {why}", problem.fix) from None
+        if weights.description.kind == "fercli":
+            raise foreign from None
+    if spec is None:
+        raise FercliError(
+            f"{path} is a released checkpoint ({weights.description.title}), which does not say how its faces are cut",
+            "use it where a spec says so: fercli evaluate --model FILE, fercli predict --run FILE",
+        )
+    found = released(weights, spec, sources)
+    return Trained(path, found.state, one_file=True, released=found.title, heads=found.heads)

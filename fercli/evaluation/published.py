@@ -12,7 +12,7 @@ from fercli.spec import Spec
 _TARGETS = ("ck+", "jaffe", "sfew", "fer2013", "expw")
 _AGRA = "Chen et al., TPAMI 2022"
 _DIFC = "DIFC, ECCV Workshops 2022"
-_NAMES = {"ir50": "IR-50", "ir18": "IR-18", "mobilenet-v2": "MobileNetV2"}
+_NAMES = {"ir50": "IR-50", "ir18": "IR-18", "mobilenet-v2": "MobileNetV2", "mobilenet-v2-wide": "MobileNetV2"}
 _ROWS: tuple[tuple[str, str, str, tuple[float | None, ...]], ...] = (
     ("ICID", "IR-50", _AGRA, (74.42, 50.70, 48.85, 53.70, 69.54)),
     ("DFA", "IR-50", _AGRA, (64.26, 44.44, 43.07, 45.79, 56.86)),

@@ -147,7 +147,9 @@ def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any
     """Say why a format cannot hold a network."""
     published_ir = architecture.backbone == "ir" and not architecture.light
     said = []
-    if kind in ("aglrls", "face-evolve") and not published_ir:
+    if kind == "aglrls" and not (published_ir or architecture.backbone == "mobilenet-v2-wide"):
+        said.append(f"the format is for IR-50, IR-18 and mobilenet-v2-wide, and this is {architecture.title}")
+    if kind == "face-evolve" and not published_ir:
         said.append(f"the format is for IR-50 and IR-18, and this is {architecture.title}")
     if kind == "torchvision" and architecture.backbone != "mobilenet-v2":
         said.append(f"the format is for MobileNetV2, and this is {architecture.title}")

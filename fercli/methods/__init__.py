@@ -7,6 +7,7 @@ Methods of your own are named ``module:Class`` in the spec.
 - `losses`, `adversarial`, `alignment`: losses that methods share;
 - `joint`: source and target through the network together;
 - `graph`: the graph networks of AGRA;
+- `agra_released`: released AGRA checkpoints;
 - `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: one method each.
 """
 
@@ -36,7 +37,6 @@ def method_class(name: str) -> type[Method]:
         module, _, attribute = METHODS[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     from fercli.methods.base import Method
-    from fercli.spec import Spec
 
     found = import_from(name, "adapt.method")
     if not (isinstance(found, type) and issubclass(found, Method)):

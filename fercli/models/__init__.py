@@ -3,7 +3,7 @@
 - `global_local`: the global-local network: seven heads over one global and five local features;
 - `build`: the network of a spec's ``model`` section;
 - `heads`: names and sizes of regions, heads and features, without torch;
-- `backbones`: IR-50, IR-18, MobileNetV2 and the small ones;
+- `backbones`: IR-50, IR-18, the two MobileNetV2 and the small ones;
 - `local`: windows, crop nets and patch stems;
 - `grouped`: five crop nets run as one;
 - `prelu`: a PReLU whose gradient is cheap on a CPU;

@@ -1,7 +1,8 @@
 """The backbones: an aligned face in, a map for the local windows (28x28) and a map for the whole face (7x7) out.
 
 Every backbone takes images [B, 3, 112, 112] and returns ``(local map [B, L, 28, 28], global map [B, G, 7, 7])`` with
-``local_channels`` = L and ``global_channels`` = G as attributes.
+``local_channels`` = L and ``global_channels`` = G as attributes. One whose crop nets are not of IR blocks has a method
+``crop_blocks()`` for the blocks of one of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ IR_BLOCKS: dict[str, tuple[int, int, int, int]] = {
 }
 #: Those of them that are ours, for CPUs: `width` channels wide, with light blocks (`BottleneckIR`).
 LIGHT = frozenset({"ir-small", "ir-lite"})
+#: MobileNetV2: torchvision's, and the one of the released checkpoints.
+MOBILE = ("mobilenet-v2", "mobilenet-v2-wide")
 
 
 class BottleneckIR(nn.Module):
@@ -167,6 +170,60 @@ class MobileNetV2(nn.Module):
         return self.project_local(local), self.project_global(self.features[7:](local))
 
 
+#: (expansion, channels, blocks, stride) of the inverted residuals in the four stages, and in a crop net.
+_WIDE_STAGES: tuple[tuple[tuple[int, int, int, int], ...], ...] = (
+    ((1, 64, 1, 1), (6, 64, 2, 2)),
+    ((6, 128, 3, 2),),
+    ((6, 256, 4, 2), (6, 256, 3, 1)),
+    ((6, 512, 3, 2), (6, 512, 1, 1)),
+)
+_WIDE_CROP_NET = ((6, 256, 4, 2), (6, 512, 3, 2))
+
+
+class WideMobileNetV2(nn.Module):
+    """The MobileNetV2 that AGLRLS, CGLRL and AGRA were measured with: its checkpoints fit no other.
+
+    MobileNetV2's blocks (Sandler et al., CVPR 2018) in four stages of 64, 128, 256 and 512 channels, without a stem:
+    the first block reads the picture. Figures are those of the released code (github.com/yao-papercodes/AGLRLS, commit
+    e4ce891, code/MobileNet.py; the same in github.com/HCPLab-SYSU/CD-FER-Benchmark, CADA/MobileNet.py). Its maps need
+    no projection, and no weights of ImageNet fit it.
+
+    Differs from the code: there the five crop nets share all blocks and have a last convolution each, and a checkpoint
+    names the shared blocks five times. Ours are five nets, as the paper draws them, so that a checkpoint gives the same
+    answers, and training from it lets them part.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local_channels, self.global_channels = 128, 512
+        channels, stages = 3, []
+        for rows in _WIDE_STAGES:
+            stages.append(_inverted_residuals(channels, rows))
+            channels = rows[-1][1]
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the maps of stage 2 [B, 128, 28, 28] and of stage 4 [B, 512, 7, 7]."""
+        local = self.stages[1](self.stages[0](images))
+        return local, self.stages[3](self.stages[2](local))
+
+    def crop_blocks(self) -> nn.Sequential:
+        """New blocks of one crop net: [B, 128, 7, 7] to [B, 512, 2, 2]."""
+        return _inverted_residuals(self.local_channels, _WIDE_CROP_NET)
+
+
+def _inverted_residuals(channels: int, rows: Sequence[tuple[int, int, int, int]]) -> nn.Sequential:
+    """Blocks of MobileNetV2 from `channels`; of each row the first has the stride."""
+    from torchvision.models.mobilenetv2 import InvertedResidual
+
+    blocks = []
+    for expansion, wider, count, stride in rows:
+        for number in range(count):
+            blocks.append(InvertedResidual(channels, wider, 1 if number else stride, expansion))
+            channels = wider
+    return nn.Sequential(*blocks)
+
+
 def build_backbone(name: str, width: int = 16) -> nn.Module:
     """Return the backbone that the run spec names; `width` is read by those in `LIGHT` alone.
 
@@ -175,10 +232,12 @@ def build_backbone(name: str, width: int = 16) -> nn.Module:
     """
     if name == "mobilenet-v2":
         return MobileNetV2()
+    if name == "mobilenet-v2-wide":
+        return WideMobileNetV2()
     if name == "ir-lite":
         return IRLite(width)
     if name == "ir-small":
         return IRNet(IR_BLOCKS[name], width, light=True)
     if name in IR_BLOCKS:
         return IRNet(IR_BLOCKS[name])
-    raise ValueError(f"no backbone {name!r}: there are {', '.join((*IR_BLOCKS, 'mobilenet-v2'))}")
+    raise ValueError(f"no backbone {name!r}: there are {', '.join((*IR_BLOCKS, *MOBILE))}")

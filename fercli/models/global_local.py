@@ -69,7 +69,7 @@ class GlobalLocal(nn.Module):
         self.backbone = backbone
         self.global_head = ConvPool(backbone.global_channels)
         self.patch_stems = PatchStems(backbone.local_channels, light) if local == "image-crop" else None
-        self.local_nets = LocalNets(backbone.local_channels, light)
+        self.local_nets = LocalNets(backbone.local_channels, light, getattr(backbone, "crop_blocks", None))
         locals_ = 1 if classifiers == "shared" else len(REGIONS)
         self.classifiers = nn.ModuleList(nn.Linear(FEATURE_SIZE, NUM_EXPRESSIONS) for _ in range(1 + locals_))
         self.classifiers.append(nn.Linear(NUM_FEATURES * FEATURE_SIZE, NUM_EXPRESSIONS))

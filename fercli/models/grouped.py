@@ -1,8 +1,8 @@
 """Nets of one architecture that share no weights, run as one: their channels side by side.
 
-Layer k of all G nets becomes one operation on [B, G c, H, W]: convolutions in G groups, batch norms and slopes over G
-times as many channels. Parameters and statistics stay where they are, under their names, and are laid together again
-for every pass, so optimizers and checkpoints notice nothing.
+Layer k of all G nets becomes one operation on [B, G c, H, W]: convolutions in G times as many groups, batch norms and
+slopes over G times as many channels. Parameters and statistics stay where they are, under their names, and are laid
+together again for every pass, so optimizers and checkpoints notice nothing.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class GroupedMatmul(nn.Conv2d):
 class GroupedNets:
     """Runs G nets as one: [B, G, c, H, W] to [B, G, ...].
 
-    The nets may hold convolutions without groups, and whatever treats every channel by itself (batch norms, slopes).
+    The nets may hold convolutions, and whatever treats every channel by itself (batch norms, slopes).
 
     Args:
         net: any one of the nets, for its layers.
@@ -61,7 +61,7 @@ class GroupedNets:
         self._wide = copy.deepcopy(net).to("meta")
         for layer in self._wide.modules():
             if isinstance(layer, nn.Conv2d):
-                layer.groups = count
+                layer.groups *= count
                 if implementation == "matmul":
                     layer.__class__ = GroupedMatmul
 

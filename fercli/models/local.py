@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -70,11 +71,14 @@ class CropNet(nn.Module):
     """One region's net: IR blocks c to 2c (stride 2), 2c, 4c (stride 2), 4c, then `ConvPool`.
 
     Shape: [B, c, 7, 7] (any size does) to [B, 64].
+
+    Args:
+        blocks: other blocks from c to 4c channels.
     """
 
-    def __init__(self, channels: int, light: bool = False):
+    def __init__(self, channels: int, light: bool = False, blocks: nn.Sequential | None = None):
         super().__init__()
-        self.blocks = nn.Sequential(
+        self.blocks = blocks or nn.Sequential(
             BottleneckIR(channels, 2 * channels, 2, light),
             BottleneckIR(2 * channels, 2 * channels, 1, light),
             BottleneckIR(2 * channels, 4 * channels, 2, light),
@@ -112,11 +116,15 @@ class LocalNets(nn.Module):
     decides before training. The plain layout and vmap (which makes grouped convolutions of it) won nowhere and were
     dropped.
 
+    Args:
+        channels: c.
+        light: see `fercli.models.backbones.BottleneckIR`.
+        blocks: makes the blocks of a net that are none of IR (`fercli.models.backbones`).
     """
 
-    def __init__(self, channels: int, light: bool = False):
+    def __init__(self, channels: int, light: bool = False, blocks: Callable[[], nn.Sequential] | None = None):
         super().__init__()
-        self.nets = nn.ModuleList(CropNet(channels, light) for _ in REGIONS)
+        self.nets = nn.ModuleList(CropNet(channels, light, None if blocks is None else blocks()) for _ in REGIONS)
         self.implementation = "loop"
 
     @property

@@ -42,6 +42,14 @@ _Row = Annotated[list[Fraction], Field(min_length=7, max_length=7)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
+class Foreign(FercliError):
+    """A file is neither a checkpoint of ours nor a model in one file, and may be another's."""
+
+
+class NoCheckpoint(ValueError):
+    """What was read is no checkpoint of ours."""
+
+
 class Best(Section):
     """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.spec.registry`).
 
@@ -143,10 +151,11 @@ def check_checkpoint(document: Any) -> None:
     version, or of weights alone) is not asked for.
 
     Raises:
+        NoCheckpoint: it is another's.
         ValueError: why it cannot be used, to be put behind the file's name.
     """
     if not isinstance(document, Mapping) or not all(isinstance(document.get(key), dict) for key in ("network", "spec")):
-        raise ValueError("is not a fercli checkpoint; read other people's weights with model.weights")
+        raise NoCheckpoint("is not a fercli checkpoint; read other people's weights with model.weights")
     check_plain(document)
     strange = [name for name, value in document["network"].items() if not (isinstance(name, str) and is_plain(value))]
     if strange:
@@ -293,7 +302,7 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 def _record(path: Path, metadata: Mapping[str, str]) -> Record:
     if _MARK not in metadata:
-        raise FercliError(
+        raise Foreign(
             f"{path} holds tensors alone, not a whole model",
             "start a training from them with model.weights, or export "
             "the model's run again: fercli weights export RUN FILE --format fercli",

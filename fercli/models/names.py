@@ -8,19 +8,28 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from fercli.models.backbones import IR_BLOCKS, LIGHT
+from fercli.models.backbones import IR_BLOCKS, LIGHT, MOBILE
 from fercli.models.heads import REGIONS
 
 T = TypeVar("T")
 
-#: Beginnings of names, ours to published; the crop nets' heads stand before their blocks, which are less specific.
-_PREFIXES: tuple[tuple[str, str], ...] = (
-    ("backbone.stem.", "input_layer."),
-    *((f"backbone.stages.{i}.", f"layer{i + 1}.") for i in range(4)),
-    ("global_head.conv.", "output_layer.0."),
-    *((f"local_nets.nets.{i}.head.conv.", f"Crop_Net.{i}.4.") for i in range(len(REGIONS))),
-    *((f"local_nets.nets.{i}.blocks.", f"Crop_Net.{i}.") for i in range(len(REGIONS))),
-)
+
+def _prefixes(blocks: int) -> tuple[tuple[str, str], ...]:
+    """Beginnings of names, ours to published, where crop nets have so many `blocks`: their head is counted on.
+
+    The heads stand before the blocks, which are less specific.
+    """
+    return (
+        ("backbone.stem.", "input_layer."),
+        *((f"backbone.stages.{i}.", f"layer{i + 1}.") for i in range(4)),
+        ("global_head.conv.", "output_layer.0."),
+        *((f"local_nets.nets.{i}.head.conv.", f"Crop_Net.{i}.{blocks}.") for i in range(len(REGIONS))),
+        *((f"local_nets.nets.{i}.blocks.", f"Crop_Net.{i}.") for i in range(len(REGIONS))),
+    )
+
+
+#: By the beginning of a name, ours or published, that only inverted residuals have: 7 blocks to an IR net's 4.
+_INVERTED = ("local_nets.nets.0.blocks.0.conv.", "Crop_Net.0.0.conv.")
 
 #: The two halves of a block, ours to published.
 _HALVES = ((".body.", ".res_layer."), (".shortcut.", ".shortcut_layer."))
@@ -28,14 +37,19 @@ _HALVES = ((".body.", ".res_layer."), (".shortcut.", ".shortcut_layer."))
 
 def to_published_names(state: Mapping[str, T]) -> dict[str, T]:
     """Rename a state of ours as the released AGLRLS checkpoints name it; a name they do not have stays as it is."""
-    return {_rename(key, _PREFIXES, _HALVES): value for key, value in state.items()}
+    prefixes = _prefixes(_crop_blocks(state))
+    return {_rename(key, prefixes, _HALVES): value for key, value in state.items()}
 
 
 def from_published_names(state: Mapping[str, T]) -> dict[str, T]:
     """Rename a state of a released AGLRLS checkpoint as ours; the inverse of `to_published_names`."""
-    prefixes = tuple((theirs, ours) for ours, theirs in _PREFIXES)
+    prefixes = tuple((theirs, ours) for ours, theirs in _prefixes(_crop_blocks(state)))
     halves = tuple((theirs, ours) for ours, theirs in _HALVES)
     return {_rename(key, prefixes, halves): value for key, value in state.items()}
+
+
+def _crop_blocks(state: Mapping[str, T]) -> int:
+    return 7 if any(key.startswith(_INVERTED) for key in state) else 4
 
 
 def from_face_evolve_names(state: Mapping[str, T]) -> dict[str, T]:
@@ -91,7 +105,7 @@ def _rename(name: str, prefixes: tuple[tuple[str, str], ...], halves: tuple[tupl
     return name
 
 
-_TITLES = {"mobilenet-v2": "a MobileNetV2", "mobilenet-aglrls": "an AGLRLS MobileNetV2 (whose layers are its own)"}
+_TITLES = {"mobilenet-v2": "a MobileNetV2", "mobilenet-v2-wide": "a wide MobileNetV2 (the released checkpoints')"}
 
 
 @dataclass(frozen=True)
@@ -99,8 +113,8 @@ class Architecture:
     """What the names and shapes of a state (in our names) tell of its network.
 
     Attributes:
-        backbone: ``ir``, ``mobilenet-v2``, ``unknown``, or one of two not built here: ``ir-se`` (squeeze-and-excite)
-            and ``mobilenet-aglrls`` (that code's own, whose channels are not torchvision's).
+        backbone: ``ir``, ``mobilenet-v2``, ``mobilenet-v2-wide``, ``unknown``, or one that is not built here:
+            ``ir-se`` (squeeze-and-excite).
         blocks: blocks in each stage of an IR net, else ().
         width: channels of the stem of an IR net, else 0.
         light: whether an IR net's blocks have no PReLU (ours for CPUs).
@@ -134,7 +148,7 @@ class Architecture:
         What the state does not tell is at its default.
         """
         rest = {"local": self.local or "feature-map", "classifiers": self.classifiers or "shared"}
-        if self.backbone == "mobilenet-v2":
+        if self.backbone in MOBILE:
             return {"backbone": self.backbone, "width": 16, **rest}
         name = next((name for name, blocks in IR_BLOCKS.items() if blocks == self.blocks), None)
         if self.backbone != "ir" or name is None or self.light != (name in LIGHT):
@@ -188,7 +202,7 @@ def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
         found = Architecture("mobilenet-v2")
     else:
         inverted = any(key.startswith("backbone.stages.0.0.conv.") for key in state)
-        found = Architecture("mobilenet-aglrls" if inverted else "unknown")
+        found = Architecture("mobilenet-v2-wide" if inverted else "unknown")
     heads = len({key.split(".")[1] for key in state if key.startswith("classifiers.")})
     local = None
     if any(key.startswith("local_nets.") for key in state):

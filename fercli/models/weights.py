@@ -47,10 +47,18 @@ class Misfit(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A file that was read: what it holds, its state in our names, less what is left over, and what held the state."""
+    """A file that was read.
+
+    Attributes:
+        description: what it holds.
+        state: its network's tensors in our names.
+        beside: tensors of the same state that our network has no place for, in the file's names.
+        document: what held the state; empty where the state is the whole file.
+    """
 
     description: Description
     state: dict[str, Tensor]
+    beside: dict[str, Tensor]
     document: Mapping[str, Any]
 
 
@@ -99,7 +107,8 @@ def read_weights(path: str | Path) -> Weights:
         kind, whole, holder = unwrap(document)
     except ValueError as problem:
         raise FercliError(f"weights {path}: {problem}") from None
-    state = {key: value for key, value in whole.items() if not key.startswith(tuple(KINDS[kind].unused))}
+    beside = {key: value for key, value in whole.items() if key.startswith(tuple(KINDS[kind].unused))}
+    state = {key: value for key, value in whole.items() if key not in beside}
     if kind in ("aglrls", "agra"):
         state = from_published_names(state)
     elif kind == "face-evolve":
@@ -118,7 +127,7 @@ def read_weights(path: str | Path) -> Weights:
         left_over=left_over(kind, whole, holder),
         record=record_of(holder) if kind == "fercli" else {},
     )
-    return Weights(description, state, holder)
+    return Weights(description, state, beside, holder)
 
 
 def misfits(weights: Weights, network: nn.Module) -> list[Misfit]:
@@ -126,13 +135,21 @@ def misfits(weights: Weights, network: nn.Module) -> list[Misfit]:
 
     Where the architectures differ, that alone is said: hundreds of names follow from it and would only hide it.
     """
-    (description, state, _), ours = weights, network.state_dict()
+    description, state, ours = weights.description, weights.state, network.state_dict()
     differences = description.architecture.differences(architecture_of(ours), description.parts)
     if differences:
         return [Misfit(text) for text in differences]
     due = {key: value for key, value in ours.items() if key.split(".", 1)[0] in description.parts}
     if description.kind == "torchvision":
         due = {key: value for key, value in due.items() if not key.startswith(_PROJECTIONS)}
+    return unfit(state, due)
+
+
+def unfit(state: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> list[Misfit]:
+    """Name every way in which tensors are not those that are `due`, on any device; [] if they are.
+
+    Counters of batches seen may be missing.
+    """
     shared = [key for key in due if key in state]
     same = [key for key in shared if state[key].shape == due[key].shape]
     found = {

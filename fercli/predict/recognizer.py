@@ -63,7 +63,7 @@ class Face:
         confidence: its probability.
         probabilities: float32 [7] in the order of `EXPRESSIONS`, of those heads that decided.
         stage: which stage of GLPC decided: ``fused`` (also under the other rules), ``global`` or ``sum``.
-        heads: each head's own answer, by name (`fercli.models.HEADS`).
+        heads: the own answer of each head that the model has, by name (`fercli.models.HEADS`).
         score: the face detector's, 0..1.
         how: how it was found (`fercli.faces.landmarker.Found`).
         track: number of the person through a video, where faces are tracked.
@@ -90,6 +90,7 @@ class Recognizer:
         device: of the network.
         rule: the decision rule.
         output_transform: what the method makes of the network's output.
+        heads: those of `fercli.models.HEADS` that the model has.
     """
 
     def __init__(
@@ -99,9 +100,10 @@ class Recognizer:
         device: torch.device,
         rule: DecisionRule = DecisionRule("fused"),  # noqa: B008 (a tuple)
         output_transform: Callable[[Output], Output] | None = None,
+        heads: Sequence[str] = HEADS,
     ):
         self.network, self.spec, self.device = network, spec, device
-        self.rule, self._output_transform = rule, output_transform
+        self.rule, self.heads, self._output_transform = rule, heads, output_transform
         self.options = spec.prepare
         self.with_crops = spec.model.reads_crops
         self._settings = view_settings(spec)
@@ -132,7 +134,8 @@ class Recognizer:
     def of(cls, trained: Trained, device: str = "auto") -> Recognizer:
         """A model that was found already."""
         where = torch.device(resolve_device(device))
-        return cls(trained.network(where), trained.spec, where, trained.rule, trained.output_transform(where))
+        network, transform = trained.network(where), trained.output_transform(where)
+        return cls(network, trained.spec, where, trained.rule, transform, trained.heads)
 
     def __call__(self, image: Source) -> list[Face]:
         """Every face of a picture, from left to right.
@@ -209,7 +212,11 @@ class Recognizer:
                     confidence=float(said[answer]),
                     probabilities=said,
                     stage=STAGES[int(decision.stages[i])],
-                    heads={name: EXPRESSIONS[vote] for name, vote in zip(HEADS, votes[i], strict=True)},
+                    heads={
+                        name: EXPRESSIONS[vote]
+                        for name, vote in zip(HEADS, votes[i], strict=True)
+                        if name in self.heads
+                    },
                     score=face.found.score,
                     how=face.found.how,
                 )

@@ -19,8 +19,9 @@ from fercli import console
 from fercli.engine.data import open_store, warn_of_overlap
 from fercli.engine.folder import prepared_again
 from fercli.engine.log import read_environment, read_metrics, read_scores
+from fercli.engine.released import UNKNOWN
 from fercli.engine.trained import Trained, adapted_models, source_model, unfinished
-from fercli.errors import FercliError
+from fercli.errors import FercliError, SpecError
 from fercli.evaluation.pseudo_labels import THRESHOLDS, pseudo_label_counts
 from fercli.files import only_one
 from fercli.report.pictures import Picture
@@ -37,6 +38,7 @@ from fercli.scoring.results import (
 from fercli.scoring.results_files import document, open_report, predictions_name, unwritable, write_results
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
+from fercli.spec.registry import ORACLE
 from fercli.starter import NAME
 from fercli.store import Store, subsample
 
@@ -123,7 +125,8 @@ def evaluate_model(
 
     The network, the sizes and what was held out are those of the model's own spec. The model's source datasets are
     looked up too. Without their stores no temperature is fitted, and the distance between the domains is not measured;
-    a remark says so. A source among `datasets` is scored as `fercli evaluate` scores a run's source.
+    a remark says so. A source among `datasets` is scored as `fercli evaluate` scores a run's source. Of a released
+    checkpoint nobody knows which source faces were held out, so that it goes without both.
 
     Args:
         spec: where the stores lie (``paths.prepared``), what the engine runs on, and where the numbers go:
@@ -133,6 +136,9 @@ def evaluate_model(
     Returns, raises:
         As `evaluate`.
     """
+    record_of(model).deciding_by(how.decision)  # a rule that it has no heads for is told before any work
+    if model.released and how.select is not None:
+        raise SpecError(f"{model.path} is a released checkpoint, of one epoch", "leave --select out")
     own = model.spec.model_copy(
         update={
             **{key: getattr(spec, key) for key in ("paths", "engine", "evaluate")},
@@ -143,6 +149,8 @@ def evaluate_model(
     stores = {name: open_store(own, name, as_aligned=False) for name in datasets}
     for name, store in stores.items():
         _warn_of_other_faces(own, model, store)
+        if not (store.labels >= 0).any():
+            console.say(f"{name} has no labels: nothing is scored, and each face's answer is in predictions/")
         if name == model.target:
             warn_of_overlap(store)
     sources = _sources(own, model, stores)
@@ -164,6 +172,11 @@ def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[St
     None is told: of other faces nobody knows which were held out.
     """
     without = "no temperature is fitted, and the distance between the domains is not measured"
+    if model.released:
+        source = "+".join(spec.data.source)
+        told = f"source {source}" + (" (--source NAME tells it)" if source == UNKNOWN else "")
+        console.say(f"{model.path}: {model.method}, {told}; which faces were held out is not known: {without}")
+        return []
     try:
         found = [stores.get(name) or open_store(spec, name, as_aligned=False) for name in spec.data.source]
     except FercliError:
@@ -176,10 +189,13 @@ def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[St
 
 
 def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
-    """Say where a store's faces are cut otherwise than those that the model was trained on."""
+    """Say where a store's faces are cut otherwise than those that the model was trained on, as far as it tells."""
     due = spec.prepare.parameters()
     names = ["align", "crop_size", "crop_zoom"] if spec.model.reads_crops else ["align"]
     found = store.meta["parameters"]
+    if model.released:
+        console.say(f"{store.path} is taken as it was prepared: align {found.get('align')}, size {found.get('size')}")
+        return
     other = [f"{name} {found[name]}, not {due[name]}" for name in names if found.get(name, due[name]) != due[name]]
     if other:
         console.warn(
@@ -279,7 +295,8 @@ def record_of(model: Trained) -> ModelRecord:
         registered=model.registered,
         epoch=best["epoch"],
         selection=best["rule"],
-        oracle_method=model.kind.oracle,
+        oracle_method=model.kind.oracle or best["rule"] == ORACLE,
+        heads=model.heads,
         seconds=None if finished is None else finished.outcome.seconds,
     )
 

@@ -24,7 +24,7 @@ def failure_cases(scored: Results, limit: int = LIMIT) -> list[dict[str, Any]]:
         ``mistakes`` (where any face has a label) and ``uncertain``, a document each: ``folder``, ``dataset``, ``kind``,
         ``faces`` (none where the model makes no mistake). Of a face: ``position`` (in the store), ``id``, ``label``
         (name, or None), ``answer`` (name), ``stage``, ``confidence`` and ``entropy`` (of the decision, see `entropy`),
-        ``probabilities`` [7] of the decision, ``votes`` of the seven heads.
+        ``probabilities`` [7] of the decision, ``votes`` of the model's heads.
     """
     said = scored.decision.probabilities
     unsure = entropy(said)
@@ -76,5 +76,5 @@ def _face(scored: Results, row: int, unsure: float) -> dict[str, Any]:
         "confidence": said[answer],
         "entropy": unsure,
         "probabilities": said,
-        "votes": votes(scored.probabilities[row]),
+        "votes": [vote for vote in votes(scored.probabilities[row]) if vote["head"] in scored.record.heads],
     }

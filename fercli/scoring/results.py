@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fercli import console
 from fercli.engine.log import read_scores
-from fercli.errors import FercliError
+from fercli.errors import FercliError, SpecError
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.decision import FUSED, STAGES, Decision, DecisionRule
 from fercli.evaluation.intervals import score_intervals
@@ -32,7 +32,7 @@ from fercli.evaluation.significance import compare_right
 from fercli.loading.held_out import training_and_validation
 from fercli.models import HEADS
 from fercli.spec import Spec
-from fercli.spec.registry import REFERENCE, RULES
+from fercli.spec.registry import REFERENCE, reads
 from fercli.store import Store
 
 #: What an entry takes from its model's record.
@@ -52,8 +52,9 @@ class ModelRecord:
         seed, keys: of a sweep's cell; keys are the values of the grid's spec keys.
         epoch, selection: the chosen one, and the rule that chose it.
         rule: its own decision rule; decision: the name of the one that is asked (`DecisionRule.named`).
-        oracle_method: whether it was trained with target labels: an upper bound, whatever chose its epoch.
+        oracle_method: whether target labels trained it, or chose its epoch before it came here: an upper bound.
         keep_outputs: as the spec's ``engine.keep_outputs``.
+        heads: those of the seven that it has.
     """
 
     folder: Path
@@ -64,7 +65,7 @@ class ModelRecord:
     registered: str
     source: str
     seed: int
-    epoch: int
+    epoch: int | None
     selection: str
     rule: DecisionRule
     decision: str
@@ -72,10 +73,17 @@ class ModelRecord:
     seconds: float | None = None
     keys: Mapping[str, Any] = field(default_factory=dict)
     keep_outputs: int | None = None
+    heads: Sequence[str] = HEADS
 
     def deciding_by(self, name: str | None) -> ModelRecord:
-        """The same model, asked for another decision rule; None changes nothing."""
+        """The same model, asked for another decision rule; None changes nothing.
+
+        Raises:
+            SpecError: there is no such rule, or it reads heads that the model has not.
+        """
         asked = self.rule.named(name) if name else None
+        if asked and len(self.heads) < len(HEADS) and asked.key not in self.heads:
+            raise SpecError(f"{self.checkpoint} cannot answer by {name}", f"its heads are: {', '.join(self.heads)}")
         return replace(self, decision=name if asked.key == "glpc" else asked.key) if asked else self
 
     def answering(self) -> DecisionRule:
@@ -248,14 +256,16 @@ class Results:
         record, epochs = self.record, self.epochs
         answered = epochs is not None and bool(epochs.answers)
         oracle = oracle_epoch(epochs.answers, self.labels) if answered else None
-        rules = (*HEADS, "global+fused", *(["glpc"] if record.rule.status is not None else []), record.decision)
+        joint = ["global+fused"] if len(record.heads) == len(HEADS) else []
+        joint += ["glpc"] if record.rule.status is not None else []
+        rules = (*record.heads, *joint, record.decision)
         return {
             "dataset": self.store.name,
             "role": "source" if self.is_source else "target",
             **{name: getattr(record, name) for name in _TOLD},
             "folder": record.name,
             "checkpoint": str(record.checkpoint),
-            "reads": list(RULES[record.selection].reads),
+            "reads": list(reads(record.selection)),
             "splits": self.part.splits,
             "expected": self.part.expected,
             "found": len(self.part.indices),

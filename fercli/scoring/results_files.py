@@ -175,7 +175,10 @@ def prediction_rows(scored: Results) -> Iterator[list[Any]]:
             EXPRESSIONS[scored.answers[row]],
             scored.stage(row),
             *(f"{probability:.6f}" for probability in said[row]),
-            *(EXPRESSIONS[answer] for answer in heads[row]),
+            *(
+                EXPRESSIONS[answer] if head in scored.record.heads else ""
+                for head, answer in zip(HEADS, heads[row], strict=True)
+            ),
         ]
 
 

@@ -237,8 +237,9 @@ class Prepare(_Explained):
 class Model(_Explained):
     """The network."""
 
-    backbone: Literal["ir50", "ir18", "mobilenet-v2", "ir-small", "ir-lite"] = "ir50"
-    """of the global branch; ``ir-lite`` and ``ir-small`` are for CPUs."""
+    backbone: Literal["ir50", "ir18", "mobilenet-v2", "mobilenet-v2-wide", "ir-small", "ir-lite"] = "ir50"
+    """of the global branch; ``mobilenet-v2-wide`` is the one of the released checkpoints, whose layers are not
+    torchvision's; ``ir-lite`` and ``ir-small`` are for CPUs."""
     width: Annotated[int, Field(ge=4, le=64)] = 16
     """channels of the first layer of ir-lite and ir-small; the others have their own."""
     local: Literal["feature-map", "image-crop"] = "feature-map"
