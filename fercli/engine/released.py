@@ -17,6 +17,7 @@ from torch import Tensor
 from fercli.errors import FercliError
 from fercli.evaluation.decision import FUSED
 from fercli.expressions import EXPRESSIONS
+from fercli.methods.aglrls import AGLRLS
 from fercli.methods.agra_released import from_published
 from fercli.models import HEADS
 from fercli.models.reading import some
@@ -146,12 +147,14 @@ def _network(weights: Weights) -> dict[str, Tensor]:
 
 
 def _spec(weights: Weights, spec: Spec, sources: Sequence[str], method: str | None) -> dict[str, Any]:
-    """The spec of such a model, as data: the network is the file's, the method at its defaults, the rest the user's."""
+    """The spec of such a model, as data: the network is the file's, the method decides as released, the rest is the user's."""
     tree = json.loads(spec.model_dump_json())
     named = list(sources) or [UNKNOWN]
     targets = [name for name in spec.data.targets if name not in named]
     tree["data"] = {**tree["data"], "source": named, "targets": targets}
     tree["model"] = {**weights.description.architecture.model, "test_flip": spec.model.test_flip}
     tree["adapt"] = {} if method is None else {"method": method}
+    if method == "aglrls":  # what answers where no probability counts: here the code that released it
+        tree["adapt"]["options"] = {"glpc_empty_sum": AGLRLS.published_options["glpc_empty_sum"]}
     tree["sweep"] = None
     return json.loads(parse(tree).model_dump_json())
