@@ -147,7 +147,7 @@ def _network(weights: Weights) -> dict[str, Tensor]:
 
 
 def _spec(weights: Weights, spec: Spec, sources: Sequence[str], method: str | None) -> dict[str, Any]:
-    """The spec of such a model, as data: the network is the file's, the method decides as released, the rest is the user's."""
+    """The spec of such a model, as data: the network is the file's, it decides as released, the rest is the user's."""
     tree = json.loads(spec.model_dump_json())
     named = list(sources) or [UNKNOWN]
     targets = [name for name in spec.data.targets if name not in named]
