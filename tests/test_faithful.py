@@ -212,3 +212,19 @@ def test_a_sampler_of_whole_batches() -> None:
         drawn = whole.take(12 * number, 12).tolist()
         assert drawn == every.take(13 * number, 12).tolist() and len(set(drawn)) == 12
     assert sorted(ShuffledSampler(3, 5, multiple=16).take(0, 3).tolist()) == [0, 1, 2]  # fewer than a batch: all
+
+
+def test_a_source_without_any_face_left_to_score(prepared: Path, tmp_path: Path) -> None:
+    """JAFFE is trained on whole: no face of it is left to score, to compare the domains by, or to fit on."""
+    changes = {"data.source": "jaffe", "data.targets": ["raf-db"], "data.validation": 0, "train_source.select": "last"}
+    bench = Bench(tmp_path, prepared, changes)
+    bench.done("train-source", "--quiet")
+    bench.done("adapt", "--target", "raf-db", "--quiet", "--set", "adapt.epochs=1")
+    result = bench.done("evaluate", "--report", "--json")
+    document = json.loads(result.stdout)
+    entries = {(entry["dataset"], entry["folder"]): entry for entry in document["entries"]}
+    at_home, adapted = entries["jaffe", "source"], entries["raf-db", "adapt-raf-db"]
+    assert (at_home["found"], at_home["scored"], at_home["heads"]["fused"]) == (0, 0, None)
+    assert adapted["scored"] == 42 and adapted["calibration"]["fitted_on"] == 0
+    assert {model["energy_distance"] for gap in document["gaps"] for model in gap["models"]} == {None}
+    assert "none are held out of training" in (bench.runs / "report/report.html").read_text()
