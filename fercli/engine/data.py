@@ -38,7 +38,7 @@ def open_store(spec: Spec, name: str, labels: bool = True, as_aligned: bool = Tr
     other = [f"{key} {found[key]}, not {value}" for key, value in due.items() if found[key] != value]
     if other:
         raise FercliError(
-            f"{store.path} holds faces that were prepared otherwise than the spec says: {', '.join(other)}",
+            f"{store.path} was not prepared as the spec says: {', '.join(other)}",
             Advice(Advice.run("prepare", f"--dataset {name}"), ", or set paths.prepared to a folder for such stores"),
         )
     return store

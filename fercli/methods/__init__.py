@@ -45,7 +45,7 @@ def method_class(name: str) -> type[Method]:
 
 
 def departures_of(spec: Spec) -> list[str] | None:
-    """What a spec with ``faithful: published`` sets otherwise than the released code; None of any other spec."""
+    """Where a spec with ``faithful: published`` departs from the released code; None of any other spec."""
     if spec.faithful != "published":
         return None
     return list(departures(spec.model_dump(mode="json"), method_class(spec.adapt.method).published_options))

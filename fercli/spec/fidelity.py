@@ -1,4 +1,4 @@
-"""``faithful``: the settings with which the released AGLRLS code runs, where ours are others.
+"""``faithful``: the settings with which the released AGLRLS code runs, where ours differ.
 
 Source: github.com/yao-papercodes/AGLRLS, commit 85b875d, run beside this code; docs/faithful.md says what each does.
 What a method's own options are there stands with the method (`fercli.methods.base.Method.published_options`).
@@ -43,7 +43,7 @@ def _fill(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def departures(resolved: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
-    """What a resolved spec sets otherwise than the released code, as ``data.validation 0.1 (published: 0)``.
+    """Where a resolved spec departs from the released code, as ``data.validation 0.1 (published: 0)``.
 
     Args:
         resolved: the spec's nested mapping, every key in it.
