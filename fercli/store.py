@@ -274,7 +274,7 @@ def read_meta(path: Path) -> dict[str, Any] | None:
             meta["synthetic"] = meta.pop("stand_in")
         if is_current(meta):
             _Meta.model_validate(meta)
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):  # pydantic's is a ValueError
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):  # pydantic's is a ValueError
         return None
     return meta
 

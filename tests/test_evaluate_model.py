@@ -23,7 +23,7 @@ from fercli.evaluation.outputs import epoch_file, write_outputs
 from fercli.export.weights import export
 from fercli.files import LOCK
 from fercli.models.model_file import read_model
-from fercli.store import Store
+from fercli.store import FORMATS, Store
 
 
 @pytest.fixture
@@ -49,8 +49,9 @@ def with_source(tmp_path: Path, prepared: Path):
 
 def recut(prepared: Path, name: str, **parameters: Any) -> None:
     """Prepare JAFFE here once more, as if it had been cut otherwise."""
-    own = json.loads((prepared / "jaffe/meta.json").read_text())["parameters"]
-    cut(prepared / "jaffe", Path("stores") / name, np.arange(42), name=name, parameters={**own, **parameters})
+    own = {**json.loads((prepared / "jaffe/meta.json").read_text())["parameters"], **parameters}
+    about = {"name": name, "parameters": own, "format": FORMATS[own["align"]]}
+    cut(prepared / "jaffe", Path("stores") / name, np.arange(42), **about)
 
 
 def test_the_starter_is_scored_without_a_run_and_without_its_source(at, prepared) -> None:

@@ -149,7 +149,10 @@ def test_a_face_at_a_threshold_of_the_rule_is_judged_by_its_own_heads(judged) ->
     deployed, (_, _, _, heads) = judged
     on = heads[:1].clone()
     top = on[0, 6].argmax()
-    limit = 0.95 * ((deployed.status[6, top] + 1) / 2) ** 2
+    exact = 0.95 * ((deployed.status[6, top].double() + 1) / 2) ** 2
+    limit = exact.float()
+    if limit < exact:  # the least float32 that is enough
+        limit = torch.nextafter(limit, torch.tensor(1.0))
     on[0, 6] = (1 - limit) / 6
     on[0, 6, top] = limit
     below = on.clone()

@@ -35,7 +35,7 @@ def open_store(spec: Spec, name: str, labels: bool = True, as_aligned: bool = Tr
     store = Store.open(spec.store_path(name), labels, name=name)
     found = store.meta["parameters"]
     due = {"size": spec.prepare.size, **({"align": spec.prepare.align} if as_aligned else {})}
-    other = [f"{key} {found[key]}, not {value}" for key, value in due.items() if found[key] != value]
+    other = [f"{key} {found.get(key)}, not {value}" for key, value in due.items() if found.get(key) != value]
     if other:
         raise FercliError(
             f"{store.path} was not prepared as the spec says: {', '.join(other)}",
