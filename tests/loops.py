@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,6 +100,24 @@ def head_adversarial(
         seen = feature, logits[:, h], is_source, which
         total = total + conditional_adversarial(*seen, each[h], conditioned, of_entropy)
     return total
+
+
+def glpc(
+    p: Tensor | np.ndarray, b: Tensor | np.ndarray, threshold: float = 0.95, empty_sum: str = "all"
+) -> tuple[int, str]:
+    """AGLRLS's decision for one face, p and b [7 heads, C], in Python's own floats as its released code computes it.
+
+    Returns the answer and the stage that gave it. `empty_sum`: see `fercli.evaluation.decision.glpc`.
+    """
+    p, b = ([[float(value) for value in row] for row in rows] for rows in (p, b))
+    for head, stage in ((6, "fused"), (0, "global")):
+        top = p[head].index(max(p[head]))
+        if p[head][top] >= threshold * ((b[head][top] + 1) / 2) ** 2:
+            return top, stage
+    sums = [math.fsum(p[h][c] for h in range(7) if p[h][c] >= b[h][c]) for c in range(7)]
+    if max(sums) == 0 and empty_sum == "all":
+        sums = [math.fsum(p[h][c] for h in range(7)) for c in range(7)]
+    return sums.index(max(sums)), "sum"
 
 
 def learning_status(bank: Tensor) -> Tensor:

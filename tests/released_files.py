@@ -120,15 +120,6 @@ def agra(network: GlobalLocal, **extras: Tensor) -> dict[str, Tensor]:
     return backbone | (extras or agra_extras())
 
 
-def glpc_answer(heads: np.ndarray, b: np.ndarray) -> int:
-    """AGLRLS's answer of one face by its released code, for heads [7, 7] and b [7, 7]."""
-    for head in (6, 0):
-        c = int(heads[head].argmax())
-        if heads[head, c] >= 0.95 * ((b[head, c] + 1) / 2) ** 2:
-            return c
-    return int(sum(np.where(heads[h] >= b[h], heads[h], 0) for h in range(7)).argmax())
-
-
 def agra_answer(features: Tensor, state: dict[str, Tensor]) -> Tensor:
     """AGRA's logits [7] of one target face, by plain products, for its features [384] and a file's tensors."""
     means = state["SourceMean.running_mean"]

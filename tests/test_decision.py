@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import loops
 import numpy as np
 import pytest
 import torch
@@ -24,22 +25,9 @@ from fercli.store import read_manifest
 
 
 def glpc_loop(p: torch.Tensor, b: torch.Tensor, threshold: float = 0.95) -> tuple[list[int], list[str]]:
-    """AGLRLS, arXiv 2401.11085: image by image."""
-    answers, stages = [], []
-    for i in range(len(p)):
-        for head, stage in ((6, "fused"), (0, "global")):
-            c = int(p[i, head].argmax())
-            if p[i, head, c] >= threshold * ((b[head, c] + 1) / 2) ** 2:
-                answers.append(c)
-                stages.append(stage)
-                break
-        else:
-            totals = [sum(float(p[i, h, c]) for h in range(7) if p[i, h, c] >= b[h, c]) for c in range(7)]
-            if max(totals) == 0:
-                totals = [sum(float(p[i, h, c]) for h in range(7)) for c in range(7)]
-            answers.append(totals.index(max(totals)))
-            stages.append("sum")
-    return answers, stages
+    """Of many faces, image by image."""
+    answers, stages = zip(*(loops.glpc(face, b, threshold) for face in p), strict=True)
+    return list(answers), list(stages)
 
 
 @pytest.mark.parametrize("seed", range(3))

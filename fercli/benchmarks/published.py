@@ -166,7 +166,7 @@ def compare(
     Raises:
         FercliError: the spec is not of AGLRLS with all its parts, or has ``model.local: image-crop``.
     """
-    options = AGLRLS.read_options(spec.adapt.options, spec.faithful) if spec.adapt.method == "aglrls" else None
+    options = AGLRLS.options_of(spec) if spec.adapt.method == "aglrls" else None
     if options is None or not (options.adversarial and options.pseudo_labels) or spec.model.reads_crops:
         raise FercliError(
             "--against published is for adapt.method aglrls with all its parts and model.local feature-map"

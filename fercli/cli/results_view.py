@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from fercli import console
 from fercli.cli.options import show_files
 from fercli.evaluation.domain_gap import why_unmeasured
 from fercli.evaluation.intervals import interval_words
-from fercli.evaluation.results_table import by_dataset, figures, groups, metrics, table, table_columns, tests
+from fercli.evaluation.results_table import Column, by_dataset, figures, groups, metrics, table, table_columns, tests
 from fercli.evaluation.rule_ranking import rank_rules
 
 Document = Mapping[str, Any]
@@ -56,13 +56,18 @@ def _long(document: Document) -> tuple[str, list[str], list[list[Any]], list[str
             rows.append([name, row.about["label"], entry["decision"], *scores, images, chosen])
     columns = ["tested on", "method", "decision", "acc %", "F1 %", "images", "epoch, chosen by"]
     title = ": source-only beside adapted" if document["kind"] == "run" else ""
-    return title, columns, rows, ["Images: scored / listed by the dataset.", *_chances(document)], 3
+    targets = table_columns(document)
+    chances = _chances(document, targets, table(groups(document), targets, "accuracy"))
+    return title, columns, rows, ["Images: scored / listed by the dataset.", *chances], 3
 
 
-def _chances(document: Document) -> list[str]:
-    """A line for every target: how likely chance alone makes each accuracy differ so much from the reference's."""
-    columns, notes = table_columns(document), []
-    lines = table(groups(document), columns, "accuracy")
+def _chances(document: Document, columns: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for every target: how likely chance alone makes each accuracy differ so much from the reference's.
+
+    Args:
+        columns, lines: the table of the accuracy (`fercli.evaluation.results_table.table`).
+    """
+    notes = []
     for words, names in tests(columns, lines).items():
         for i, column in enumerate(columns):
             told = [(line["label"], line["cells"][i]) for line in lines if line["cells"][i]["test"] == words]
@@ -102,7 +107,7 @@ def _wide(document: Document) -> tuple[str, list[str], list[list[Any]], list[str
         )
         notes.append(f"p: {', '.join(found)}, Holm over the rows. It speaks of other {other}.")
     elif seeds == 1 and columns[-1].mean:
-        notes += ["Of one seed, the mean over targets has no p.", *_chances(document)]
+        notes += ["Of one seed, the mean over targets has no p.", *_chances(document, columns, lines)]
     gone = len(document["missing"])
     if gone:
         planned = gone + len(document["entries"])

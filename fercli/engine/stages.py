@@ -56,7 +56,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         As `train_source`; also where there is no source checkpoint, or one of another architecture.
     """
     kind = method_class(spec.adapt.method)
-    kind.read_options(spec.adapt.options, spec.faithful)  # a mistake in them is told before anything is loaded
+    kind.options_of(spec)  # a mistake in them is told before anything is loaded
     store = open_store(spec, target, labels=False)
     unlabelled = store.indices(store.adapt_splits)
     warn_of_overlap(store)

@@ -116,7 +116,7 @@ class Trained:
         kind, options = self.kind, {}
         if self.stage == "adapt":
             try:
-                options = kind.decision_options(kind.read_options(self.spec.adapt.options, self.spec.faithful))
+                options = kind.decision_options(kind.options_of(self.spec))
             except SpecError:
                 raise self._of_another_version() from None
         return DecisionRule(self.decision, self.state["status"], **options)
@@ -133,8 +133,8 @@ class Trained:
         kind = self.kind
         if not kind.transforms_output:
             return None
-        settings = self.spec.adapt
-        method = kind(settings, kind.read_options(settings.options, self.spec.faithful), FEATURE_SIZE, target_size=0)
+        spec = self.spec
+        method = kind(spec.adapt, kind.options_of(spec), FEATURE_SIZE, target_size=0)
         try:
             method.load_state_dict(self.state["method"])
         except (KeyError, RuntimeError, TypeError, AttributeError):

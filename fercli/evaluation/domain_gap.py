@@ -75,7 +75,7 @@ def energy_distance(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict
 
 
 def why_unmeasured(source: int, target: int) -> str | None:
-    """Why so many faces have no distance, in words; None where they have one."""
+    """Why domains of these sizes have no distance, in words; None where they have one."""
     if source == 0:
         return "the source has no test faces, and none are held out of training (data.validation)"
     counts = {"source": source, "target": target}

@@ -21,7 +21,7 @@ class Subjects(NamedTuple):
 
     @property
     def several(self) -> bool:
-        """Whether faces can be told apart by subject: every face has one, and there are at least two."""
+        """Whether subjects can be the units: every face has one, and there are at least two."""
         return self.count is not None and self.count > 1
 
     def sums(self, values: np.ndarray) -> np.ndarray:
@@ -32,7 +32,7 @@ class Subjects(NamedTuple):
 
 
 def subjects_of(names: Sequence[str] | None, faces: int) -> Subjects:
-    """Number the subjects of so many faces.
+    """Number the subjects of N faces.
 
     Args:
         names: who is on each face, empty where not known; None: not known of any.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fercli.errors import SpecError
 from fercli.loading.batches import Batch
 from fercli.models import HEADS, Output
-from fercli.spec import Optimisation, Section
+from fercli.spec import Optimisation, Section, Spec
 from fercli.spec.load import explain
 
 NUM_HEADS = len(HEADS)
@@ -142,6 +142,11 @@ class Method(nn.Module):
         See `fercli.evaluation.decision`. What is not named keeps the rule's default.
         """
         return {}
+
+    @classmethod
+    def options_of(cls, spec: Spec) -> Section:
+        """A spec's ``adapt.options``, checked; errors as `read_options`."""
+        return cls.read_options(spec.adapt.options, spec.faithful)
 
     @classmethod
     def read_options(cls, options: Mapping[str, Any], faithful: str = "corrected") -> Section:

@@ -114,7 +114,7 @@ def _record(cell: Cell, folder: Path, run: Path, finished: Environment, status: 
     rule = DecisionRule(
         outcome.decision,
         status,
-        **kind.decision_options(kind.read_options(cell.spec.adapt.options, cell.spec.faithful)),
+        **kind.decision_options(kind.options_of(cell.spec)),
     )
     return model_record(
         cell.spec,

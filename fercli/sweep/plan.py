@@ -70,7 +70,7 @@ def plan(spec: Spec) -> list[Cell]:
                 both = [target for target in targets if target in made.data.source]
                 if both:
                     raise SpecError(f"sweep: {both[0]} is a source of this run", "a target must be another dataset")
-                method_class(made.adapt.method).read_options(made.adapt.options, made.faithful)
+                method_class(made.adapt.method).options_of(made)
                 shown = early if label == REFERENCE else keys
                 new = [Cell(made, seed, shown, label, target) for target in targets]
                 cells += [cell for cell in new if label != REFERENCE or cell not in cells]
