@@ -39,6 +39,8 @@ class NonFiniteGuard:
     def watch(self, losses: dict[str, Tensor], step: int, update: int) -> Tensor:
         """Take note of the losses of an update of a step, and look at those of earlier steps; returns their sum."""
         self.check(before=step)
+        if not losses:
+            return torch.zeros(())
         values = list(losses.values())
         loss = torch.stack(values).sum()
         seen = torch.stack([*values, loss]).detach()

@@ -76,7 +76,8 @@ def update(
         loss = training.guard.watch(losses, training.step, number)
     with timed("backward"):
         optimizer.zero_grad(set_to_none=True)
-        fabric.backward(loss)
+        if losses:
+            fabric.backward(loss)
     with timed("optimizer"):
         for parameter in training.method.frozen(training.network, number):
             parameter.grad = None  # so that the optimizer passes it by, decay and momentum included

@@ -131,6 +131,7 @@ class Training:
         distributed.on_rank_zero(check_batch, plan.batch, f"{self.section}.batch")
         if distributed.world_size() > 1:
             sync_norms(network, fabric.device)
+        method.begin(network)
         self.raw = TrainingModule(network, method).train()
         self.module, self.optimizer = fabric.setup(self.raw, make_optimizer(self.raw, plan))
         self.average = None

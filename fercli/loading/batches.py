@@ -32,8 +32,8 @@ class Batch(NamedTuple):
     length of a view. A view may be cut to nothing, and views joined, but not cut otherwise.
 
     Attributes:
-        source: B views of labelled source faces.
-        labels: int64 [B], 0..6.
+        source: B views of labelled source faces; None for a method that needs no source.
+        labels: int64 [B], 0..6, or None with it.
         target: views of unlabelled target faces for alignment, or None.
         weak, strong: two views of the same target faces, for pseudo labels, or None. With ``data.augment.shared_crop``
             they have the same crop and flip.
@@ -46,8 +46,8 @@ class Batch(NamedTuple):
             is larger. None where the labels say it all.
     """
 
-    source: View
-    labels: Tensor
+    source: View | None
+    labels: Tensor | None
     target: View | None = None
     weak: View | None = None
     strong: View | None = None

@@ -51,14 +51,17 @@ class Evaluator(Protocol):
     """
 
     def source(self) -> Outputs:
-        """All labelled training faces."""
+        """All labelled training faces. There are none for a method that needs no source."""
 
     def target(self) -> Outputs:
         """All unlabelled target faces, in the order of `Batch.indices`."""
 
 
 class Step(NamedTuple):
-    """What a method returns: scalar `losses`, whose sum is trained, and scalar `logs`, which are only written down."""
+    """What a method returns: scalar `losses`, whose sum is trained, and scalar `logs`, which are only written down.
+
+    Without a loss nothing is trained: what a forward pass changes, the statistics of batch norms, is all that changes.
+    """
 
     losses: dict[str, Tensor]
     logs: dict[str, Tensor]
@@ -86,6 +89,9 @@ class Method(nn.Module):
     #: The decision rule that the method's paper reports; see `fercli.evaluation.decision`.
     decision: str = "fused"
     name: ClassVar[str] = ""
+    #: Whether it trains on the source. For one that does not no source is opened, `Batch.source` and `Batch.labels` are
+    #: None, and an epoch is once through the target.
+    needs_source: ClassVar[bool] = True
     #: Reads target labels. Only methods whose name says oracle may.
     oracle: ClassVar[bool] = False
     #: Whether `transform_output` does anything: then the method's state goes into the checkpoints that are evaluated.
@@ -119,6 +125,9 @@ class Method(nn.Module):
         All others of the method's (discriminators) train at ``adapt.discriminator_lr``.
         """
         return []
+
+    def begin(self, network: nn.Module) -> None:
+        """Called once, with the network as it starts, and before a stopped run takes up its checkpoint."""
 
     def begin_epoch(self, evaluator: Evaluator) -> None:
         """Called before the first step of every epoch."""
