@@ -113,7 +113,7 @@ class TargetEvaluator(SourceEvaluator):
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Scores of the rules after `epoch`; leaves the epoch's outputs in the folder."""
-        scored, watched, held = self._leave(epoch_file(self._folder, epoch))
+        watched, held = self._leave(epoch_file(self._folder, epoch))
         # Scores are those of the outputs as the file has them, so that they can be computed again.
         held, watched = (one._replace(probabilities=rounded(one.probabilities)) for one in (held, watched))
         scores = {**self._source_scores(epoch, held), **selection.target_scores(watched.probabilities)}
@@ -130,8 +130,8 @@ class TargetEvaluator(SourceEvaluator):
         if not distributed.on_rank_zero(path.exists):
             self._leave(path)
 
-    def _leave(self, path: Path) -> tuple[Outputs, Outputs, Outputs]:
-        """Write what the network says of the scored faces, of those watched, and of those held out; returns them."""
+    def _leave(self, path: Path) -> tuple[Outputs, Outputs]:
+        """Write what the network says of the scored faces, of those watched, and of those held out; returns the latter."""
         scored = self._predict(self._scored)
         watched = scored if self._same else self._predict(self._watched)
         held = no_outputs() if self._source is None else self._predict(self._source.held)
@@ -142,7 +142,7 @@ class TargetEvaluator(SourceEvaluator):
         if status is not None:
             found["status"] = status
         distributed.on_rank_zero(write_outputs, path, found, {"faces": self._store.faces_digest})
-        return scored, watched, held
+        return watched, held
 
     def prune(self, keep: int | None, best: int) -> None:
         """See `SourceEvaluator`."""

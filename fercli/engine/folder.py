@@ -30,7 +30,7 @@ _SHARED = (
 )
 FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "faithful", "adapt")}
 #: Keys of them that may differ all the same.
-FREE = frozenset({"epochs", "patience"})
+FREE = frozenset({"epochs", "patience", "start"})
 #: The section of a stage.
 _PLANS = {"source": "train_source", "adapt": "adapt"}
 

@@ -111,8 +111,13 @@ def watched_fused(outputs: EpochOutputs) -> dict[int, Tensor]:
 
 
 def fused_of_watched(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The same of one epoch's tensors. Where nothing is watched for itself, the scored faces are."""
-    return tensors.get("watched", tensors["scored"])[:, HEADS.index("fused")].clone()
+    """The same of one epoch's tensors."""
+    return watched(tensors)[:, HEADS.index("fused")].clone()
+
+
+def watched(tensors: Mapping[str, Tensor]) -> Tensor:
+    """What all heads say of the faces that selection rules watch. Where none is watched for itself, those scored are."""
+    return tensors.get("watched", tensors["scored"])
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
