@@ -116,7 +116,7 @@ def fused_of_watched(tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def watched(tensors: Mapping[str, Tensor]) -> Tensor:
-    """What all heads say of the faces that selection rules watch. Where none is watched for itself, those scored are."""
+    """What all heads say of the faces that rules watch. Where none is watched for itself, those scored are."""
     return tensors.get("watched", tensors["scored"])
 
 
