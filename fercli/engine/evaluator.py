@@ -131,7 +131,7 @@ class TargetEvaluator(SourceEvaluator):
             self._leave(path)
 
     def _leave(self, path: Path) -> tuple[Outputs, Outputs]:
-        """Write what the network says of the scored faces, of those watched, and of those held out; returns the latter."""
+        """Write what the network says of scored, of watched and of held-out faces; returns the latter two."""
         scored = self._predict(self._scored)
         watched = scored if self._same else self._predict(self._watched)
         held = no_outputs() if self._source is None else self._predict(self._source.held)
