@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from fercli.engine import checkpoint, distributed
 from fercli.engine.acceleration import accelerate
 from fercli.engine.data import open_store, source_faces, target_faces, warn_of_overlap
 from fercli.engine.fabric import make_fabric
-from fercli.engine.folder import digest, prepared_again, record_of, stage_folder
+from fercli.engine.folder import digest, prepared_again, record_of, stage_folder, write_environment
 from fercli.engine.log import ENVIRONMENT
 from fercli.engine.loop import fit
 from fercli.engine.network import channels_last, empty_network, load_network
@@ -22,7 +21,6 @@ from fercli.engine.training import Training
 from fercli.errors import Advice, FercliError, SpecError
 from fercli.evaluation.drift import verdict
 from fercli.evaluation.oracle import oracle_labels
-from fercli.files import write_atomically
 from fercli.machine import describe_device
 from fercli.methods import departures_of, method_class
 from fercli.spec import Spec
@@ -165,7 +163,7 @@ def _run(training: Training) -> dict[str, Any]:
     facts = describe_device(device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
         told = {**facts, **chosen, "processes": distributed.world_size(), "outcome": outcome}
-        distributed.on_rank_zero(_write_environment, folder, training.record, console.finite(told))
+        distributed.on_rank_zero(write_environment, folder, training.record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
 
@@ -175,10 +173,3 @@ def _against_start(training: Training, target: Store) -> dict[str, Any]:
     faces = target.indices(target.adapt_splits)
     listed, copies = target.expected(target.adapt_splits), target.copies(faces)
     return {"drift": changed, "verdict": verdict(changed, len(faces), listed, copies, "kept" in training.best)}
-
-
-def _write_environment(folder: Path, record: dict[str, Any], told: dict[str, Any]) -> None:
-    model = digest(checkpoint.load(folder / "best.ckpt")["network"])
-    made_of = {key: record[key] for key in ("stores", "source_model") if key in record}
-    document = {**told, "made_of": {**made_of, "model": model}}
-    write_atomically(folder / ENVIRONMENT, json.dumps(document, indent=2).encode())

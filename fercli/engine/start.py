@@ -12,7 +12,7 @@ from typing import Any
 
 from fercli import console
 from fercli.engine import checkpoint
-from fercli.engine.folder import digest
+from fercli.engine.folder import digest, write_environment
 from fercli.engine.trained import BEST, Trained, find_trained
 from fercli.errors import FercliError, SpecError
 from fercli.files import write_atomically
@@ -56,11 +56,20 @@ def with_start(spec: Spec, model: Trained) -> Spec:
     return spec.model_copy(update=sections)
 
 
+def resolve_start(spec: Spec) -> Spec:
+    """`with_start` of the model that ``adapt.start`` names; the spec itself where it names none.
+
+    Raises:
+        FercliError: as `find_start`.
+    """
+    return spec if spec.adapt.start is None else with_start(spec, find_start(spec))
+
+
 def begin_from_start(spec: Spec) -> Spec:
     """Put the model of ``adapt.start``, where the spec names one, into the run as its source model.
 
     Returns:
-        `with_start`; the spec itself where it names none.
+        As `resolve_start`.
 
     Raises:
         FercliError: as `find_start`; or the run has another source model.
@@ -89,7 +98,9 @@ def begin_from_start(spec: Spec) -> Spec:
         raise FercliError(
             f"cannot make {folder}: {problem.strerror}", "set paths.runs to a folder to write in"
         ) from None
-    checkpoint.save(path, _as_source(model, spec))
+    state = _as_source(model, spec)
+    checkpoint.save(path, state)
+    write_environment(folder, state, {"start": state["start"], "outcome": _outcome(state)})
     return spec
 
 
@@ -114,6 +125,11 @@ def _as_source(model: Trained, spec: Spec) -> dict[str, Any]:
             "oracle": model.kind.oracle or model.state["best"]["rule"] == ORACLE,
         },
     }
+
+
+def _outcome(state: dict[str, Any]) -> dict[str, Any]:
+    """As of a finished stage, which took no time."""
+    return {"decision": state["decision"], "seconds": 0.0, "trained_steps": 0, **state["best"], "epoch": state["epoch"]}
 
 
 def _tell(model: Trained) -> None:
