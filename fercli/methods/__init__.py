@@ -8,7 +8,11 @@ Methods of your own are named ``module:Class`` in the spec.
 - `joint`: source and target through the network together;
 - `graph`: the graph networks of AGRA;
 - `agra_released`: released AGRA checkpoints;
-- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: one method each.
+- `pseudo_bank`: the bank of class-aware pseudo labels;
+- `source_free`: what methods without a source share;
+- `sharpness`: the network at weights where a loss is worse;
+- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: one method each;
+- `shot`, `aad`, `nrc`, `aglrls_sf`, `adabn`, `tent`, `sar`: one method each that needs no source.
 """
 
 from __future__ import annotations

@@ -11,18 +11,19 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
-from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
+from fercli.methods.base import NUM_HEADS, Progress, Step
 from fercli.methods.joint import joint_pass
-from fercli.methods.losses import DistributionAlignment, learning_status, pseudo_label_loss
+from fercli.methods.losses import DistributionAlignment, pseudo_label_loss
+from fercli.methods.pseudo_bank import PseudoLabelling
 from fercli.models import HEADS
 from fercli.spec import Optimisation, Section
 
 
-class AGLRLS(Method):
+class AGLRLS(PseudoLabelling):
     """The published method; defaults are the released code's.
 
     ``passes: published`` draws the target faces of the adversarial term and of the pseudo labels separately and runs
@@ -90,13 +91,6 @@ class AGLRLS(Method):
         self.aligner = None
         if options.alignment and options.pseudo_labels:
             self.aligner = DistributionAlignment(NUM_HEADS)
-        self.register_buffer("bank", torch.full((NUM_HEADS, target_size), -1, dtype=torch.long))
-
-    def begin_epoch(self, evaluator: Evaluator) -> None:
-        self.bank.fill_(-1)
-
-    def status(self) -> Tensor:
-        return learning_status(self.bank)
 
     @classmethod
     def decision_options(cls, options: AGLRLS.Options) -> dict[str, Any]:
@@ -131,10 +125,3 @@ class AGLRLS(Method):
             self._remember(batch.indices, confident)
             logs.update({f"pseudo-rate/{name}": passed[:, h].float().mean() for h, name in enumerate(HEADS)})
         return Step(losses, logs)
-
-    def _remember(self, indices: Tensor, confident: Tensor) -> None:
-        """Put the confident predictions [B, H] of target images `indices` [B] into the bank."""
-        # An image that is not confident now keeps what it was before; of an image that stands twice in the batch, only
-        # the confident view may write.
-        view, head = (confident >= 0).nonzero(as_tuple=True)
-        self.bank[head, indices[view]] = confident[view, head]
