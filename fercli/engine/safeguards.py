@@ -14,7 +14,7 @@ from fercli.engine.resume import save_start
 from fercli.engine.training import Training
 from fercli.evaluation.drift import collapsed, drift, rules_prefer_start
 from fercli.evaluation.outputs import epoch_file, read_outputs, start_file, watched
-from fercli.evaluation.selection import target_scores
+from fercli.evaluation.selection import last_score, target_scores
 from fercli.files import write_atomically
 
 
@@ -50,7 +50,7 @@ def _settle(training: Training) -> dict[str, Any]:
         why = f"every selection rule prefers it to epoch {best['epoch']}"
     else:
         before, why = target_scores(_before_and_after(training, None)[0]), training.collapse
-    best.update(epoch=0, score=before.get(training.plan.select), kept=why)
+    best.update(epoch=0, score={**last_score(0), **before}.get(training.plan.select), kept=why)
     write_atomically(epoch_file(training.folder, 0), start_file(training.folder).read_bytes())
     save_start(training, training.folder / "best.ckpt", best)
     return best
