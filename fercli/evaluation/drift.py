@@ -38,7 +38,7 @@ PRESENT = 0.05
 HEADS_APART = 0.02
 #: Share of the listed pictures without a face, and share of duplicates among the faces, above which the folder itself
 #: is in doubt.
-MANY_WITHOUT, MANY_DUPLICATES = 0.2, 0.05
+MANY_WITHOUT, MANY_DUPLICATES = 0.2, 0.02
 
 
 def drift(before: Tensor, after: Tensor) -> dict[str, Any]:
@@ -172,7 +172,8 @@ def verdict(
             "one expression in the main, methods that spread the answers do harm."
         )
     if drift["total_variation"] > FAR_MOVED:
-        light.append(f"{_percent(drift['total_variation'])} of the answers moved from some expressions to others.")
+        moved = _percent(drift["total_variation"])
+        light.append(f"The shares of the expressions moved by {moved} of the answers in all.")
     if drift["agreement"] < LITTLE_KEPT:
         light.append(f"Only {_percent(drift['agreement'])} of the faces are answered as before.")
     pairs = zip(EXPRESSIONS, old, new, strict=True)
