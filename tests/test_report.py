@@ -28,10 +28,10 @@ from fercli.report.pseudo_view import pseudo_labels
 WHOLE = {"run": document(60), "sweep": sweep()}
 SHOWN = pictures(WHOLE["run"])
 SECTIONS = {
-    "run": ["headline", "macro_f1", "drift", "heads", "rules", "images", "dataset-1", "dataset-2", "glpc", "calibration", "gaps",
-            "pseudo_labels", "failure_cases", "curves", "spec", "environment", "reading"],
-    "sweep": ["headline", "macro_f1", "bound", "drift", "heads", "rules", "images", "glpc", "calibration", "spec", "environment",
-              "reading"],
+    "run": ["headline", "macro_f1", "drift", "heads", "rules", "images", "dataset-1", "dataset-2", "glpc",
+            "calibration", "gaps", "pseudo_labels", "failure_cases", "curves", "spec", "environment", "reading"],
+    "sweep": ["headline", "macro_f1", "bound", "drift", "heads", "rules", "images", "glpc", "calibration", "spec",
+              "environment", "reading"],
 }  # fmt: skip
 EVIL = '<script>alert("x")</script>&\'"|`*<img src=x onerror=y>'
 
@@ -154,9 +154,9 @@ def test_whether_to_trust_an_adaptation_of_a_run(run):
 def test_whether_to_trust_the_adaptations_of_a_sweep():
     results, found = sweep(), drifts(sweep())
     assert found["models"] == [] and [dataset for dataset, _ in found["rows"]] == ["near", "far"]
-    for dataset, lines in found["rows"]:
-        assert [line["label"] for line in lines] == ["aglrls", "dann", "gated"]
-        for line in lines:
+    for dataset, shown in found["rows"]:
+        assert [line["label"] for line in shown] == ["aglrls", "dann", "gated"]
+        for line in shown:
             own = [e["drift"] for e in results["entries"] if (e["dataset"], e["method"]) == (dataset, line["label"])]
             assert line["agreement"] == pytest.approx(sum(one["agreement"] for one in own) / 3)
             trusts = [one["verdict"]["trust"] for one in own]
