@@ -106,12 +106,23 @@ def _entry(
         held, labels = found["held"], torch.zeros(0).long()
         if len(held):  # a method without a source has seen none of its faces
             labels = held_labels(tuple(cell.spec.data.source), cell.spec.data.validation)
-        results = Results(record, store, False, part, found["scored"], held, labels, epochs)
+        start = None if is_reference else _start(cell, finished, store, len(part.indices))
+        results = Results(record, store, False, part, found["scored"], held, labels, epochs, start)
         return {**results.entry(), "predictions": None}, results.right
     except SpecError:
         raise
     except FercliError as failure:
         raise _Missing(str(failure)) from None
+
+
+def _start(cell: Cell, finished: Environment, store: Store, size: int) -> torch.Tensor | None:
+    """What the source model that a cell was adapted from says of its target's faces; None where no file tells it."""
+    try:
+        found, about = read_outputs(cell.spec.run_folder / "source" / FOLDER / f"dataset-{cell.target}.safetensors")
+    except FercliError:
+        return None
+    same = about.get("faces") == store.faces_digest and about.get("model") == finished.made_of.source_model
+    return found["scored"] if same and len(found["scored"]) == size else None
 
 
 def _record(cell: Cell, folder: Path, run: Path, finished: Environment, status: torch.Tensor | None) -> ModelRecord:
