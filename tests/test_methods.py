@@ -5,7 +5,7 @@ from __future__ import annotations
 import loops
 import pytest
 import torch
-from tiny import Tiny, batch_for, sure
+from tiny import NormedTiny, Tiny, batch_for, sure
 
 from fercli.errors import SpecError
 from fercli.loading.augment import View
@@ -206,6 +206,12 @@ def test_the_alignment_survives_in_the_state_and_leaves_others_as_they_were() ->
         ("safn", {"variant": "soft"}, "adapt.options.variant: 'soft' is not allowed; one of 'stepwise', 'hard'"),
         ("safn", {"step": -1}, "adapt.options.step: -1"),
         ("fixmatch", {"threshold": 1.5}, "adapt.options.threshold: 1.5"),
+        ("shot", {"pseudo_wieght": 1}, "adapt.options.pseudo_wieght: unknown key (did you mean pseudo_weight?)"),
+        ("aad", {"neighbours": 0}, "adapt.options.neighbours: 0"),
+        ("nrc", {"affinity": 2}, "adapt.options.affinity: 2"),
+        ("aglrls-sf", {"adversarial": True}, "adapt.options.adversarial: unknown key"),
+        ("adabn", {"momentum": 0.1}, "momentum"),
+        ("sar", {"margin": 0}, "adapt.options.margin: 0"),
     ],
 )
 def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
@@ -217,10 +223,16 @@ def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_method_gives_scalar_losses_that_train_the_network(name: str) -> None:
     kind = method_class(name)
-    method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), Tiny()
+    method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), NormedTiny()
+    before = network.norm.running_mean.clone()
+    method.begin(network)
     losses, logs = method(network, batch_for(method), Progress(1, 1))
     for value in (*losses.values(), *logs.values()):
         assert value.shape == ()
         assert torch.isfinite(value)
+    assert not torch.equal(network.norm.running_mean, before)
+    if name == "adabn":  # those statistics are all that it changes
+        assert not losses
+        return
     sum(losses.values()).backward()
     assert network.gain.grad is not None

@@ -7,7 +7,7 @@ from torch import nn
 
 from fercli.loading.augment import View
 from fercli.loading.batches import Batch
-from fercli.methods.base import Method
+from fercli.methods.base import Method, Outputs
 from fercli.models import FEATURE_SIZE, Output
 from fercli.spec import Model
 
@@ -25,6 +25,31 @@ class Tiny(nn.Module):
         flat = images.flatten(1)
         features = (flat @ self.mix).relu().view(-1, 6, FEATURE_SIZE)
         return Output(self.gain * flat[:, :49].view(-1, 7, 7), features)
+
+
+class NormedTiny(Tiny):
+    """The same behind a batch norm of the pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(192)
+
+    def forward(self, images, landmarks, crops=None) -> Output:
+        return super().forward(self.norm(images.flatten(1)), landmarks)
+
+
+class Looking:
+    """What a method is given before an epoch: a look at all target faces, here at pictures of noise."""
+
+    def __init__(self, network: nn.Module, faces: View) -> None:
+        self.network, self.faces = network, faces
+
+    @torch.no_grad()
+    def target(self) -> Outputs:
+        self.network.eval()
+        seen = self.network(*self.faces.inputs)
+        self.network.train()
+        return Outputs(seen.logits.softmax(-1).cpu(), seen.features.cpu())
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

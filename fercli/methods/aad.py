@@ -1,9 +1,10 @@
-"""AaD: attracting and dispersing (Yang et al., A Simple Approach for Source-free Domain Adaptation, NeurIPS 2022, arXiv
+"""AaD (Yang et al., Attracting and Dispersing: A Simple Approach for Source-free Domain Adaptation, NeurIPS 2022, arXiv
 2205.04183).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -20,14 +21,14 @@ from fercli.spec import Optimisation, Section
 class AaD(Method):
     """Neighbours among the target faces shall get the same answer of the fused head, all other faces another.
 
-    The paper's eq. 5, p_i being the probabilities of face i of the batch:
+    The paper's objective, p_i being the probabilities of face i of the batch:
 
         mean over i of ( - sum over k in neighbours(i) of p_i . p_k  +  l sum over the batch's others j of p_i . p_j )
 
     p_k are as the bank has them (`fercli.methods.source_free.FaceBank`), without gradient; the batch goes into the bank
     first, as in the authors' code (commit 1853b13). The second sum is weighed by
     l = ``alpha`` (1 + 10 t / ``decay_steps``) ^ -``beta``, t the steps done; both by the fused head's weight. All
-    parameters train, the classifier too, as there; those of the other six heads have no loss.
+    parameters train, the classifier too, as there; the classifiers of the other six heads, which have no loss, stay.
 
     Their l falls until the last step, which a method does not know here: so ``decay_steps`` is an option. Their code
     has beta 5 for VisDA and 0.75 for Office-Home, and 3 to 5 neighbours. It takes the first of the nearest faces for
@@ -36,6 +37,7 @@ class AaD(Method):
 
     name = "aad"
     needs_source = False
+    reaches_all = True
     wants = frozenset({"weak"})
 
     class Options(Section):
@@ -52,6 +54,9 @@ class AaD(Method):
 
     def begin_epoch(self, evaluator: Evaluator) -> None:
         self.bank.fill(evaluator)
+
+    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
+        return network.classifiers[:-1].parameters()
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         output, options = network(*batch.weak.inputs), self.options
