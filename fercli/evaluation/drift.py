@@ -28,14 +28,15 @@ VERDICTS = ("trusted", "doubtful", "not trusted")
 
 #: Faces below which no histogram says much: the share of an expression at 15 % is known to 7 points (95 %).
 FEW_FACES = 100
-#: Share of the start's answers above which a target may be of one expression in the main.
-ONE_EXPRESSION = 0.6
-#: Total variation of the histograms, and share of unchanged answers, beyond which an adaptation has moved far.
-FAR_MOVED, LITTLE_KEPT = 0.3, 0.6
+#: Share of the start's answers above which a target may be of one expression in the main, and loss of it that counts.
+ONE_EXPRESSION, LOST = 0.6, 0.02
+#: An expression leads where it has more than half of the answers, and may have taken over where it has more than two
+#: thirds; what a leading one may have gained.
+LEADS, TAKEN, GAINED = 0.5, 2 / 3, 0.2
 #: Share of the start's answers from which on an expression may not vanish.
 PRESENT = 0.05
-#: Loss of the heads' agreement that is no chance of a few faces.
-HEADS_APART = 0.02
+#: Loss of the heads' agreement, and share of answers as before, that tell of another model.
+HEADS_APART, LITTLE_KEPT = 0.1, 0.3
 #: Share of the listed pictures without a face, and share of duplicates among the faces, above which the folder itself
 #: is in doubt.
 MANY_WITHOUT, MANY_DUPLICATES = 0.2, 0.02
@@ -94,12 +95,14 @@ def drift(before: Tensor, after: Tensor) -> dict[str, Any]:
 def collapsed(before: Sequence[float], after: Sequence[float]) -> str | None:
     """Whether one expression has taken over the answers, in words; None where it has not.
 
-    It has where it holds more than half of the answers and held at most half before, and the effective number of
+    It has where it holds more than two thirds of the answers and held at most half before, and the effective number of
     expressions, exp of the histogram's entropy, has more than halved. All three are needed. An expression that already
     led on most faces may be what the target shows: a folder of portraits that smile, where the start answers happiness
-    on 70 % and the adapted model on 97 %, is no collapse. A largest share says nothing of the others (half happiness
-    and half neutral is 2 expressions before and 1.7 at 80 % happiness); a halved number alone may be two expressions
-    that the target does show.
+    on 70 % and the adapted model on 97 %, is no collapse. Everyday photographs may well be half neutral where a start
+    spread its answers. A largest share says nothing of the others (half happiness and half neutral is 2 expressions
+    before and 1.6 at 80 % happiness), and a halved number alone may be two expressions that the target does show.
+
+    A target of one expression that the start answers on less than half of its faces cannot be told from a collapse.
 
     Args:
         before, after: shares [7] of the answers, each summing to 1.
@@ -108,7 +111,7 @@ def collapsed(before: Sequence[float], after: Sequence[float]) -> str | None:
     name, share = largest["expression"], largest["share"]
     held = before[EXPRESSIONS.index(name)]
     old, new = _effective(before), _effective(after)
-    if share <= 0.5 or held > 0.5 or new >= old / 2:
+    if share <= TAKEN or held > LEADS or new >= old / 2:
         return None
     return (
         f"{name} has taken over: {_percent(share)} of the answers, {_percent(held)} before "
@@ -147,6 +150,15 @@ def verdict(
 
     Returns:
         ``trust``, one of `VERDICTS`, and ``reasons``, sentences for it, the gravest first; none where it is trusted.
+        "not trusted": a collapse, all rules for the start, or the start kept; any other reason is a doubt.
+
+    What it is worth, measured on 51 adaptations by AGLRLS (procedural faces and wild-mini, November 2026), all of them
+    better than their start by 4 to 45 points: 42 trusted (mean gain 21), 9 doubtful (12), none not trusted. Of all their
+    309 epochs three were worse than the start, by 1 to 3 points: one of each verdict. Hence what is no reason here:
+    how many answers changed and how far the histogram moved tell nothing of harm, for what gains most moves most. On
+    targets of one expression, where the start was right on every face, mcd lost 22 points and most rules preferred it,
+    for they reward variety: only the start's own histogram warns of that, and warns as well where a start that answers
+    one expression throughout is put right.
     """
     grave, light = [], []
     if not drift["faces"]:
@@ -166,14 +178,16 @@ def verdict(
     if drift["faces"] < FEW_FACES:
         light.append(f"{drift['faces']} faces are few: below {FEW_FACES}, a histogram of answers says little.")
     first = drift["largest"]["before"]
-    if first["share"] > ONE_EXPRESSION:
+    left = new[EXPRESSIONS.index(first["expression"])]
+    if first["share"] > ONE_EXPRESSION and first["share"] - left > LOST:
         light.append(
-            f"The start answers {first['expression']} on {_percent(first['share'])} of the faces: where a target shows "
-            "one expression in the main, methods that spread the answers do harm."
+            f"The start answers {first['expression']} on {_percent(first['share'])} of the faces, the adapted model on "
+            f"{_percent(left)}: where a target shows one expression in the main, spreading the answers does harm."
         )
-    if drift["total_variation"] > FAR_MOVED:
-        moved = _percent(drift["total_variation"])
-        light.append(f"The shares of the expressions moved by {moved} of the answers in all.")
+    last = drift["largest"]["after"]
+    held = old[EXPRESSIONS.index(last["expression"])]
+    if not taken and last["share"] > LEADS and last["share"] - held > GAINED:
+        light.append(f"{_percent(last['share'])} of the answers are {last['expression']}, {_percent(held)} before.")
     if drift["agreement"] < LITTLE_KEPT:
         light.append(f"Only {_percent(drift['agreement'])} of the faces are answered as before.")
     pairs = zip(EXPRESSIONS, old, new, strict=True)
