@@ -183,6 +183,10 @@ def test_each_reason_has_its_figure() -> None:
     )
     assert verdict(drift(smiling, smiling))["trust"] == "trusted"  # a target of one expression that stays so
     assert "No face is answered any more: surprise (14 % before)" in told(MIXED, all_but({0: 1}))
+    leading = answering(*[3] * 80, *[face % 7 for face in range(60)], sure=3.0)
+    assert (
+        verdict(drift(leading, answering(*[3] * 112, *range(7), *range(7), *range(7), *range(7))))["trust"] == "trusted"
+    )
     assert "doubtful: 57 % of the answers are neutral, 14 % before." in told(MIXED, all_but({0: 6, 1: 6, 2: 6}))
     assert "Only 29 % of the faces are answered as before." in told(MIXED, all_but({0: 1, 1: 2, 2: 3, 3: 4, 4: 0}))
     far = told(MIXED, all_but({0: 1, 2: 3, 4: 5}))
@@ -201,6 +205,16 @@ def test_every_rule_for_the_start_is_told() -> None:
     told = verdict(against)
     assert told["trust"] == "not trusted"
     assert told["reasons"] == ["All 6 selection rules that need no label prefer the start."]
+    against["rules"]["bnm"] = {"before": 1.0, "after": 2.0, "prefers": "adapted"}
+    told = verdict(against)
+    assert (told["trust"], told["reasons"]) == (
+        "doubtful",
+        ["5 of 6 selection rules that need no label prefer the start."],
+    )
+    for rule in ("infomax", "entropy"):
+        against["rules"][rule] = against["rules"]["bnm"]
+    assert verdict(against)["trust"] == "trusted"  # three and three
+    against = {**found, "rules": {rule: {"before": 2.0, "after": 1.0, "prefers": "start"} for rule in found["rules"]}}
     against["rules"]["snd"] = {"before": None, "after": None, "prefers": "neither"}
     assert verdict(against)["reasons"] == ["All 5 selection rules that need no label prefer the start."]
 
