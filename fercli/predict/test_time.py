@@ -29,7 +29,7 @@ from fercli.models import HEADS, GlobalLocal, Output
 #: N of Schneider et al.: how many faces the model's own statistics count as.
 OWN_FACES = 16
 #: Tent's rate for a batch of `RATE_FACES`, and its momentum.
-RATE, RATE_FACES, MOMENTUM = 1e-3, 64, 0.9
+RATE, RATE_FACES, MOMENTUM = 0.02, 64, 0.9
 #: M of T3A: supports of a class at most.
 SUPPORTS = 100
 
