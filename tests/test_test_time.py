@@ -147,6 +147,15 @@ def test_tent_takes_steps_of_sgd_on_the_entropy_of_its_heads(flip):
     assert not output.logits.requires_grad
 
 
+def test_tent_knows_of_heads_that_a_model_lacks():
+    """A released source model has the global head alone: the norms below the local ones stay as they are."""
+    made = network().requires_grad_(False)
+    Tent(made, heads=("global",))(faces(4))
+    for name, module in made.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert torch.equal(module.weight, torch.ones_like(module.weight)) == name.startswith("local_nets."), name
+
+
 def test_tent_leaves_a_step_out_that_is_not_finite():
     made = network()
     adapted, before = Tent(made), [norm.weight.clone() for norm in norms(made)]

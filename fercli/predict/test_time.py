@@ -94,7 +94,7 @@ class Adaptation:
         raise NotImplementedError
 
     def state(self) -> Any:
-        """All that the method moves, as it is now; it does not change with the method."""
+        """All that the method moves, as it is now; what is adapted later leaves it as it is."""
         raise NotImplementedError
 
     def restore(self, state: Any) -> None:
@@ -114,7 +114,7 @@ class _Norm:
     """A batch norm that normalises by its own statistics and those of the faces seen.
 
     Attributes:
-        collects: whether the next batch counts; put back to False by it.
+        collects: whether the next maps count; they put it back to False.
     """
 
     def __init__(self, module: _BatchNorm):
@@ -153,9 +153,9 @@ class AdaBN(Adaptation):
     """Batch norms with statistics of the faces seen (Li et al., ICLR 2017 workshop; Schneider et al., NeurIPS 2020).
 
     With n faces seen, in this batch and, if continual, before it, a batch norm normalises by N / (N + n) of the
-    model's own mean and variance and n / (N + n) of theirs (Schneider et al., arXiv 2006.16971, eq. 2), where N is
-    `OWN_FACES`: one face moves them by 1/17 and 64 by four fifths. N = 16 is within the range in which the paper finds
-    the choice to matter little.
+    model's own mean and variance and n / (N + n) of theirs (Schneider et al., arXiv 2006.16971), where N is
+    `OWN_FACES`: one face moves them by 1/17 and 64 by four fifths. N = 16 is what Zhang et al. (MEMO, NeurIPS 2022)
+    take for pictures that come alone.
 
     Their code knows single batches alone; the continual moments are those of all faces so far together. A layer
     collects under the statistics that the layers below it have by then. With ``model.test_flip`` faces count as they
@@ -207,14 +207,18 @@ class Tent(AdaBN):
 
     def begin(self) -> None:
         super().begin()
-        self._moved = [moved for norm in self._norms for moved in (norm.module.weight, norm.module.bias)]
+        self._moved = [
+            moved.requires_grad_() for norm in self._norms for moved in (norm.module.weight, norm.module.bias)
+        ]
         self._velocity = [torch.zeros_like(moved) for moved in self._moved]
         self._head = [HEADS.index(name) for name in self.heads]
 
     def adapt(self, *inputs: Tensor | None) -> Output:
         with torch.enable_grad():
             loss = entropy(self.collect(*inputs).logits[:, self._head].float().softmax(-1)).mean()
-            gradients = torch.autograd.grad(loss, self._moved)
+            found = torch.autograd.grad(loss, self._moved, allow_unused=True)
+        # A norm below heads that the model lacks alone has none.
+        gradients = [torch.zeros_like(m) if g is None else g for m, g in zip(self._moved, found, strict=True)]
         if all(bool(gradient.isfinite().all()) for gradient in gradients):
             rate = RATE * len(inputs[0]) / RATE_FACES
             self._velocity = [MOMENTUM * old + new for old, new in zip(self._velocity, gradients, strict=True)]
@@ -241,7 +245,7 @@ class _Supports(NamedTuple):
 
 
 class T3A(Adaptation):
-    """Test-time classifier adjustment (Iwasawa and Matsuo, NeurIPS 2021, eq. 4 to 7), of each head by itself.
+    """Test-time classifier adjustment (Iwasawa and Matsuo, NeurIPS 2021), of each head by itself.
 
     The supports of a head begin with the rows of its classifier's weight, one a class. A face's feature, at unit
     length, joins those of the class that the classifier answers, and a class keeps the M = `SUPPORTS` of the lowest
