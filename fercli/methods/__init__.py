@@ -8,7 +8,8 @@ Methods of your own are named ``module:Class`` in the spec.
 - `joint`: source and target through the network together;
 - `graph`: the graph networks of AGRA;
 - `agra_released`: released AGRA checkpoints;
-- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: one method each.
+- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `mcc`, `bnm`, `daln`, `fixmatch`, `agra`: one
+  method each.
 """
 
 from __future__ import annotations

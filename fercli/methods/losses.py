@@ -196,6 +196,20 @@ class DistributionAlignment(nn.Module):
         return (target + self.of_source.log() - self.of_target.log()).log_softmax(-1)
 
 
+def nuclear_norm(matrix: Tensor) -> Tensor:
+    """Sum of the singular values of a matrix [N, M], a scalar >= 0.
+
+    Its gradient is U V^T over the singular values that are not zero to rounding: finite always, and the shortest of
+    those that would do where the matrix lacks rank, such as one of equal rows. Those of zero have no direction of their
+    own; without the cut their gradient would be any that the library happens to find. NaN or infinite entries give NaN.
+    """
+    if not matrix.isfinite().all():  # which the decomposition itself refuses with an error of its own
+        return matrix.sum() * math.nan
+    values = torch.linalg.svdvals(matrix)
+    least = values.detach().amax() * max(matrix.shape) * torch.finfo(values.dtype).eps
+    return values[values > least].sum()
+
+
 def pseudo_label_loss(
     weak_logits: Tensor, strong_logits: Tensor, status: Tensor, weights: Tensor, threshold: float = 0.95
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,6 +20,9 @@ METHODS: dict[str, str] = {
     "safn": "fercli.methods.safn:SAFN",
     "mcd": "fercli.methods.mcd:MCD",
     "swd": "fercli.methods.swd:SWD",
+    "mcc": "fercli.methods.mcc:MCC",
+    "bnm": "fercli.methods.bnm:BNM",
+    "daln": "fercli.methods.daln:DALN",
     "fixmatch": "fercli.methods.fixmatch:FixMatch",
     "agra": "fercli.methods.agra:AGRA",
 }
