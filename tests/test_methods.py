@@ -5,7 +5,7 @@ from __future__ import annotations
 import loops
 import pytest
 import torch
-from tiny import Tiny, batch_for, sure
+from tiny import Small, Tiny, batch_for, sure
 
 from fercli.errors import SpecError
 from fercli.loading.augment import View
@@ -217,10 +217,10 @@ def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_method_gives_scalar_losses_that_train_the_network(name: str) -> None:
     kind = method_class(name)
-    method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), Tiny()
+    method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), Small()
     losses, logs = method(network, batch_for(method), Progress(1, 1))
     for value in (*losses.values(), *logs.values()):
         assert value.shape == ()
         assert torch.isfinite(value)
     sum(losses.values()).backward()
-    assert network.gain.grad is not None
+    assert network.spread.weight.grad is not None

@@ -7,8 +7,7 @@ import math
 import loops
 import pytest
 import torch
-from test_discrepancy import Small
-from tiny import Tiny, batch_for, draw, pictures, sure
+from tiny import Small, Tiny, batch_for, draw, pictures, sure
 
 from fercli.loading.augment import View
 from fercli.loading.batches import Batch
