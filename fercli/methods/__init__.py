@@ -5,6 +5,7 @@ Methods of your own are named ``module:Class`` in the spec.
 
 - `base`: the contract, `Method`, its inputs and outputs;
 - `losses`, `adversarial`, `alignment`: losses that methods share;
+- `thresholds`: which pseudo labels count, and how much;
 - `joint`: source and target through the network together;
 - `graph`: the graph networks of AGRA;
 - `agra_released`: released AGRA checkpoints;

@@ -17,7 +17,8 @@ from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
 from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
 from fercli.methods.joint import joint_pass
-from fercli.methods.losses import DistributionAlignment, learning_status, pseudo_label_loss
+from fercli.methods.losses import DistributionAlignment, at_least_float32, learning_status, pseudo_label_loss
+from fercli.methods.thresholds import Thresholds, confident_labels, remember
 from fercli.models import HEADS
 from fercli.spec import Optimisation, Section
 
@@ -57,6 +58,8 @@ class AGLRLS(Method):
         pseudo_labels: bool = True
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+        thresholds: Literal["flexmatch", "fixed", "freematch", "softmatch"] = "flexmatch"
+        threshold_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
         alignment: bool = False
         glpc: bool = True
         glpc_empty_sum: Literal["all", "class-0"] = "all"
@@ -90,6 +93,8 @@ class AGLRLS(Method):
         self.aligner = None
         if options.alignment and options.pseudo_labels:
             self.aligner = DistributionAlignment(NUM_HEADS)
+        if options.pseudo_labels:
+            self.thresholds = Thresholds(options.thresholds, NUM_HEADS, options.threshold, options.threshold_decay)
         self.register_buffer("bank", torch.full((NUM_HEADS, target_size), -1, dtype=torch.long))
 
     def begin_epoch(self, evaluator: Evaluator) -> None:
@@ -100,7 +105,7 @@ class AGLRLS(Method):
 
     @classmethod
     def decision_options(cls, options: AGLRLS.Options) -> dict[str, Any]:
-        # GLPC asks of a class what its pseudo labels were asked for.
+        # GLPC asks of a class what FlexMatch's thresholds ask of its pseudo labels, whichever chose them.
         return {"threshold": options.threshold, "empty_sum": options.glpc_empty_sum}
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
@@ -124,17 +129,10 @@ class AGLRLS(Method):
             if self.aligner is not None:
                 weak_logits = self.aligner(source.logits, weak_logits)
             strong_logits = network(*batch.strong.inputs).logits
-            loss, confident, passed = pseudo_label_loss(
-                weak_logits, strong_logits, self.status(), self.head_weights, options.threshold
-            )
+            probabilities = at_least_float32(weak_logits.detach()).softmax(-1)
+            chosen = self.thresholds(probabilities, self.status())
+            loss = pseudo_label_loss(strong_logits, probabilities.max(-1).indices, chosen, self.head_weights)
             losses["pseudo"] = options.pseudo_weight * loss
-            self._remember(batch.indices, confident)
-            logs.update({f"pseudo-rate/{name}": passed[:, h].float().mean() for h, name in enumerate(HEADS)})
+            remember(self.bank, batch.indices, confident_labels(probabilities, options.threshold))
+            logs.update({f"pseudo-rate/{name}": chosen[:, h].float().mean() for h, name in enumerate(HEADS)})
         return Step(losses, logs)
-
-    def _remember(self, indices: Tensor, confident: Tensor) -> None:
-        """Put the confident predictions [B, H] of target images `indices` [B] into the bank."""
-        # An image that is not confident now keeps what it was before; of an image that stands twice in the batch, only
-        # the confident view may write.
-        view, head = (confident >= 0).nonzero(as_tuple=True)
-        self.bank[head, indices[view]] = confident[view, head]

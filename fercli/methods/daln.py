@@ -16,7 +16,7 @@ from fercli.spec import Section
 
 
 def nuclear_discrepancy(source: Tensor, target: Tensor) -> Tensor:
-    """Nuclear-norm Wasserstein discrepancy of two batches of answers (Chen et al., CVPR 2022, eq. 8 with eq. 7).
+    """Nuclear-norm Wasserstein discrepancy of two batches of answers (Chen et al., CVPR 2022, section 3).
 
     The nuclear norm of the source's probabilities divided by B, minus the target's divided by M.
 
@@ -33,7 +33,7 @@ def nuclear_discrepancy(source: Tensor, target: Tensor) -> Tensor:
 class DALN(Method):
     """The fused classifier is its own discriminator: it raises `nuclear_discrepancy`, and the features lower it.
 
-    A gradient reversal stands before the classifier, so that one loss, minus the discrepancy, does both (eq. 9): the
+    A gradient reversal stands before the classifier, so that one loss, minus the discrepancy, does both: the
     classifier gives the source certain and varied answers and the target vague ones, and the features, by which the
     reversed gradient arrives, make the target's answers certain and varied too. There are no parameters beside the
     network's.

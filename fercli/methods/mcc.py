@@ -16,11 +16,11 @@ from fercli.spec import Section
 
 
 def class_confusion(logits: Tensor, temperature: float = 2.5) -> Tensor:
-    """How much a batch of target answers confuses the classes with each other (Jin et al., ECCV 2020, section 3.1).
+    """How much a batch of target answers confuses the classes with each other (Jin et al., ECCV 2020, section 3).
 
-    With Y [B, C] the softmax of `logits` / `temperature` (eq. 2) and W the faces' weights 1 + exp(-entropy of Y),
-    brought to mean 1 and without gradient (eq. 5), the confusion of two classes is Y^T W Y (eq. 6), each of its rows
-    brought to sum 1 (eq. 7). The loss is what stands off the diagonal, summed and divided by C (eq. 8).
+    With Y [B, C] the softmax of `logits` / `temperature` and W the faces' weights 1 + exp(-entropy of Y), brought to
+    mean 1 and without gradient, the confusion of the classes is Y^T W Y [C, C], each of its rows brought to sum 1. The
+    loss is what stands off the diagonal, summed and divided by C.
 
     Args:
         logits: [B, C].
