@@ -17,10 +17,10 @@ from fercli.spec import Section
 class BNM(Method):
     """The fused head's answers on a target batch shall be certain and of many classes: their nuclear norm is raised.
 
-    The paper's loss (section 3): minus the nuclear norm (`fercli.methods.losses.nuclear_norm`) of the batch's probabilities
-    [B, 7], divided by B. For certain answers spread evenly over min(B, 7) classes it is -sqrt(min(B, 7) / B), its least
-    value; for answers that know nothing, -1 / sqrt(7 B). It is multiplied by the fused head's weight, so that its ratio
-    to the source's loss on that head is ``weight``, the paper's lambda.
+    The paper's loss (section 3): minus the nuclear norm (`fercli.methods.losses.nuclear_norm`) of the batch's
+    probabilities [B, 7], divided by B. For certain answers spread evenly over min(B, 7) classes it is
+    -sqrt(min(B, 7) / B), its least value; for answers that know nothing, -1 / sqrt(7 B). It is multiplied by the fused
+    head's weight, so that its ratio to the source's loss on that head is ``weight``, the paper's lambda.
 
     Where we differ from the authors' code (github.com/cuishuhao/BNM, commit ba8de72): it takes the mean of the singular
     values, so that it divides by min(B, C) rather than by the paper's B, 2.3 times less where B is 16 and C is 7; its
