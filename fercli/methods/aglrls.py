@@ -11,19 +11,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
-from fercli.methods.base import NUM_HEADS, Evaluator, Method, Progress, Step
+from fercli.methods.base import NUM_HEADS, Progress, Step
 from fercli.methods.joint import joint_pass
-from fercli.methods.losses import DistributionAlignment, at_least_float32, learning_status, pseudo_label_loss
-from fercli.methods.thresholds import Thresholds, confident_labels, remember
-from fercli.models import HEADS
-from fercli.spec import Optimisation, Section
+from fercli.methods.losses import DistributionAlignment
+from fercli.methods.pseudo_bank import PseudoLabelling
+from fercli.spec import Optimisation
 
 
-class AGLRLS(Method):
+class AGLRLS(PseudoLabelling):
     """The published method; defaults are the released code's.
 
     ``passes: published`` draws the target faces of the adversarial term and of the pseudo labels separately and runs
@@ -45,7 +44,7 @@ class AGLRLS(Method):
     name = "aglrls"
     reaches_all = True
 
-    class Options(Section):
+    class Options(PseudoLabelling.Options):
         """``adapt.options`` of AGLRLS."""
 
         adversarial: bool = True
@@ -57,9 +56,6 @@ class AGLRLS(Method):
         hidden: Annotated[int, Field(gt=0)] = 512
         pseudo_labels: bool = True
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
-        threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
-        thresholds: Literal["flexmatch", "fixed", "freematch", "softmatch"] = "flexmatch"
-        threshold_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
         alignment: bool = False
         glpc: bool = True
         glpc_empty_sum: Literal["all", "class-0"] = "all"
@@ -93,15 +89,6 @@ class AGLRLS(Method):
         self.aligner = None
         if options.alignment and options.pseudo_labels:
             self.aligner = DistributionAlignment(NUM_HEADS)
-        if options.pseudo_labels:
-            self.thresholds = Thresholds(options.thresholds, NUM_HEADS, options.threshold, options.threshold_decay)
-        self.register_buffer("bank", torch.full((NUM_HEADS, target_size), -1, dtype=torch.long))
-
-    def begin_epoch(self, evaluator: Evaluator) -> None:
-        self.bank.fill_(-1)
-
-    def status(self) -> Tensor:
-        return learning_status(self.bank)
 
     @classmethod
     def decision_options(cls, options: AGLRLS.Options) -> dict[str, Any]:
@@ -129,10 +116,7 @@ class AGLRLS(Method):
             if self.aligner is not None:
                 weak_logits = self.aligner(source.logits, weak_logits)
             strong_logits = network(*batch.strong.inputs).logits
-            probabilities = at_least_float32(weak_logits.detach()).softmax(-1)
-            chosen = self.thresholds(probabilities, self.status())
-            loss = pseudo_label_loss(strong_logits, probabilities.max(-1).indices, chosen, self.head_weights)
+            loss, rates = self.pseudo_loss(weak_logits, strong_logits, batch.indices)
             losses["pseudo"] = options.pseudo_weight * loss
-            remember(self.bank, batch.indices, confident_labels(probabilities, options.threshold))
-            logs.update({f"pseudo-rate/{name}": chosen[:, h].float().mean() for h, name in enumerate(HEADS)})
+            logs.update(rates)
         return Step(losses, logs)

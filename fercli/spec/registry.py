@@ -25,6 +25,13 @@ METHODS: dict[str, str] = {
     "daln": "fercli.methods.daln:DALN",
     "fixmatch": "fercli.methods.fixmatch:FixMatch",
     "agra": "fercli.methods.agra:AGRA",
+    "shot": "fercli.methods.shot:SHOT",
+    "aad": "fercli.methods.aad:AaD",
+    "nrc": "fercli.methods.nrc:NRC",
+    "aglrls-sf": "fercli.methods.aglrls_sf:AGLRLSSourceFree",
+    "adabn": "fercli.methods.adabn:AdaBN",
+    "tent": "fercli.methods.tent:Tent",
+    "sar": "fercli.methods.sar:SAR",
 }
 
 #: The method that all others are compared with: the source model as it is.

@@ -1,0 +1,40 @@
+"""AdaBN: adaptive batch normalisation (Li et al., Revisiting Batch Normalization for Practical Domain Adaptation, arXiv
+1603.04779; Pattern Recognition 2018).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fercli.loading.batches import Batch
+from fercli.methods.base import Method, Progress, Step
+from fercli.methods.source_free import batch_norms
+
+
+class AdaBN(Method):
+    """The batch norms take the target's means and variances for the source's; no weight changes.
+
+    The paper's algorithm 1. After step t the running statistics are the mean of those of all t target batches: so each
+    weighs the same, those of other epochs too, and one epoch is enough. The paper joins the batches' variances with the
+    spread of their means, too; here the mean of the variances stands, as torch's own cumulative average has it. Between
+    random batches of some size that is little.
+    """
+
+    name = "adabn"
+    needs_source = False
+    wants = frozenset({"target"})
+
+    @torch.no_grad()
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
+        norms = batch_norms(network).values()
+        running = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
+        before = [statistic.clone() for statistic in running]
+        momenta = [norm.momentum for norm in norms for _ in range(2)]
+        # In training a pass reads no running statistics. From zero they become the batch's own, times the momentum,
+        # however the network runs its norms (`fercli.models.grouped`, in several processes, compiled).
+        torch._foreach_zero_(running)
+        network(*batch.target.inputs)
+        for statistic, old, momentum in zip(running, before, momenta, strict=True):
+            statistic.copy_(old.lerp(statistic / momentum, 1 / (progress.step + 1)))
+        return Step({}, {})

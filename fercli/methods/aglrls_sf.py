@@ -1,0 +1,60 @@
+"""AGLRLS without its source: class-aware pseudo labels of each head, and information maximisation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import nn
+
+from fercli.loading.batches import Batch
+from fercli.methods.base import Progress, Step
+from fercli.methods.pseudo_bank import PseudoLabelling
+from fercli.methods.source_free import information_maximisation
+from fercli.spec import Optimisation
+
+
+class AGLRLSSourceFree(PseudoLabelling):
+    """A method of this project, of two published parts.
+
+    Of AGLRLS (Gao et al., IEEE TMM 2024, `fercli.methods.aglrls`) are the semantic-aware pseudo labels, by which the
+    weak view of a face teaches its strong view, head by head, and the decision by global-local prediction consistency
+    (``glpc``). In place of the source's cross-entropy and of the adversary stand what SHOT (Liang et al., ICML 2020,
+    eq. 3 and 4) has for them: information maximisation of every head on the weak view, times ``information_weight``,
+    and classifiers that stay as the source has left them (``freeze_classifiers``). Every term counts with its head's
+    weight. The two views pass the network one after the other, each with its own batch-norm statistics.
+    """
+
+    name = "aglrls-sf"
+    needs_source = False
+    reaches_all = True
+    wants = frozenset({"weak", "strong"})
+
+    class Options(PseudoLabelling.Options):
+        """``adapt.options`` of AGLRLS without its source."""
+
+        pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
+        information_weight: Annotated[float, Field(ge=0)] = 1.0
+        glpc: bool = True
+        freeze_classifiers: bool = True
+
+    def __init__(self, settings: Optimisation, options: AGLRLSSourceFree.Options, feature_dim: int, target_size: int):
+        super().__init__(settings, options, feature_dim, target_size)
+        self.decision = "glpc" if options.glpc else "fused"
+
+    @classmethod
+    def decision_options(cls, options: AGLRLSSourceFree.Options) -> dict[str, Any]:
+        # GLPC asks of a class what FlexMatch's thresholds ask of its pseudo labels, whichever chose them.
+        return {"threshold": options.threshold}
+
+    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
+        return network.classifiers.parameters() if self.options.freeze_classifiers else ()
+
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
+        options = self.options
+        weak, strong = (network(*view.inputs).logits for view in (batch.weak, batch.strong))
+        loss, rates = self.pseudo_loss(weak, strong, batch.indices)
+        information = information_maximisation(weak, self.head_weights)
+        losses = {"information": options.information_weight * information, "pseudo": options.pseudo_weight * loss}
+        return Step(losses, rates)

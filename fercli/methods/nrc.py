@@ -1,0 +1,76 @@
+"""NRC: neighbourhood reciprocity clustering (Yang et al., Exploiting the Intrinsic Neighborhood Structure for
+Source-free Domain Adaptation, NeurIPS 2021, arXiv 2110.04202).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from fercli.loading.batches import Batch
+from fercli.methods.base import Evaluator, Method, Progress, Step
+from fercli.methods.joint import fused_feature
+from fercli.methods.losses import entropy
+from fercli.methods.source_free import FaceBank
+from fercli.spec import Optimisation, Section
+
+
+class NRC(Method):
+    """Neighbours shall get the same answer of the fused head, and count more where each is the other's neighbour.
+
+    The paper's eq. 2 to 8, each a mean over the faces i of the batch, with the probabilities p_i, and b of the bank
+    (`fercli.methods.source_free.FaceBank`), which have no gradient:
+
+    - neighbours: - sum over k in nearest ``neighbours`` of i of A_ik p_i . b_k, where A is 1 if i is among the nearest
+      ``expanded`` of k, and ``affinity`` if not;
+    - expanded: - sum over those k, and over m in nearest ``expanded`` of k, of ``affinity`` p_i . b_m; a face m that
+      stands there twice counts twice, and i itself does not count;
+    - self: - p_i . b_i, which keeps an answer from following wrong neighbours;
+    - diversity: sum over the classes of q log q, q the mean of all p_i of the batch.
+
+    All count with the fused head's weight. As in the authors' code (commit e2a7e36) the batch goes into the bank before
+    neighbours are sought, and all parameters train, the classifier too; those of the other six heads have no loss. That
+    code leaves i among the expanded neighbours in place of the term of its own; here it is as the paper has it. It
+    takes the first of the nearest faces for the face itself; here that is left out by its number. Its numbers of
+    neighbours are 5 and 5 for VisDA, 4 and 3 for Office-Home.
+    """
+
+    name = "nrc"
+    needs_source = False
+    wants = frozenset({"weak"})
+
+    class Options(Section):
+        """``adapt.options`` of NRC."""
+
+        neighbours: Annotated[int, Field(ge=1)] = 3
+        expanded: Annotated[int, Field(ge=1)] = 3
+        affinity: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+    def __init__(self, settings: Optimisation, options: NRC.Options, feature_dim: int, target_size: int):
+        super().__init__(settings, options, feature_dim, target_size)
+        self.bank = FaceBank(target_size, feature_dim)
+
+    def begin_epoch(self, evaluator: Evaluator) -> None:
+        self.bank.fill(evaluator)
+
+    def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
+        output, options, bank, own = network(*batch.weak.inputs), self.options, self.bank, batch.indices
+        p = output.logits[:, -1].softmax(-1)
+        bank.update(own, fused_feature(output), p)
+        near = bank.nearest(own, options.neighbours)  # [B, K]
+        further = bank.nearest(near, options.expanded)  # [B, K, M]
+        itself = further == own[:, None, None]
+        mutual = itself.any(-1)
+        affinity = torch.where(mutual, 1.0, options.affinity).to(p)
+        losses = {
+            "neighbours": -torch.einsum("bc,bk,bkc->b", p, affinity, bank.probabilities[near]),
+            "expanded": -options.affinity
+            * torch.einsum("bc,bkm,bkmc->b", p, (~itself).to(p), bank.probabilities[further]),
+            "self": -(p * bank.probabilities[own]).sum(1),
+            "diversity": -entropy(p.mean(0)),
+        }
+        losses = {name: self.head_weights[-1] * loss.mean() for name, loss in losses.items()}
+        return Step(losses, {"mutual-neighbours": mutual.float().mean() if mutual.numel() else p.new_zeros(())})

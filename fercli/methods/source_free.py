@@ -1,0 +1,111 @@
+"""What methods without a source share: information maximisation, the heads' features, batch norms, and neighbours.
+
+Shapes: B faces, N target faces, H = 7 heads (global, five local, fused), C = 7 expressions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from fercli.expressions import NUM_EXPRESSIONS
+from fercli.methods.base import NUM_HEADS, Evaluator
+from fercli.methods.losses import at_least_float32, entropy
+
+
+def head_entropy(logits: Tensor) -> Tensor:
+    """Entropy [B, H] of each head's answer to each face, in nats; logits [B, H, C]."""
+    return entropy(at_least_float32(logits).softmax(-1))
+
+
+def information_maximisation(logits: Tensor, weights: Tensor) -> Tensor:
+    """Be sure of each face, and of all faces together give every class its share: minus the mutual information of face
+    and answer, summed over the heads (SHOT, Liang et al., ICML 2020, eq. 3 and 4).
+
+    Args:
+        logits: [B, H, C].
+        weights: [H].
+
+    Returns:
+        A scalar in -ln C..0 times the sum of the weights: the mean entropy less the entropy of the mean. Zero for one
+        face alone, and where all faces get the same answer.
+    """
+    probabilities = at_least_float32(logits).softmax(-1)
+    return ((entropy(probabilities).mean(0) - entropy(probabilities.mean(0))) * weights).sum()
+
+
+def head_features(features: Tensor) -> list[Tensor]:
+    """What each of the seven heads reads, in the order of `HEADS`: six times [B, 64], then all of it, [B, 384].
+
+    Args:
+        features: [B, 6, 64].
+    """
+    return [*features.unbind(1), features.flatten(1)]
+
+
+def batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
+    """A network's batch norms by name."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
+
+
+def norm_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights and biases of a network's batch norms, by their names in the network."""
+    return {
+        f"{norm}.{name}": parameter
+        for norm, module in batch_norms(network).items()
+        for name, parameter in module.named_parameters(recurse=False)
+    }
+
+
+def all_but_norms(network: nn.Module) -> Iterable[nn.Parameter]:
+    """A network's parameters without `norm_parameters`."""
+    norms = set(norm_parameters(network).values())
+    return [parameter for parameter in network.parameters() if parameter not in norms]
+
+
+class FaceBank(nn.Module):
+    """The fused head's feature and answer of every target face, as they were when the face was last seen.
+
+    Attributes:
+        features: float [N, D], of unit length.
+        probabilities: float [N, C].
+        filled: bool, whether `fill` was called.
+    """
+
+    def __init__(self, faces: int, feature_dim: int):
+        super().__init__()
+        self.register_buffer("features", torch.zeros(faces, feature_dim * (NUM_HEADS - 1)))
+        self.register_buffer("probabilities", torch.zeros(faces, NUM_EXPRESSIONS))
+        self.register_buffer("filled", torch.tensor(False))
+
+    def fill(self, evaluator: Evaluator) -> None:
+        """Put all target faces in as the network sees them now, the first time that this is called."""
+        if not self.filled:
+            seen = evaluator.target()
+            self.features.copy_(F.normalize(seen.features.flatten(1), dim=1))
+            self.probabilities.copy_(seen.probabilities[:, -1])
+            self.filled.fill_(True)
+
+    @torch.no_grad()
+    def update(self, indices: Tensor, features: Tensor, probabilities: Tensor) -> None:
+        """Put a batch in: positions int64 [B], features [B, D] of any length, probabilities [B, C]."""
+        # Of a face that stands twice in the batch all places write what the last one has, so that their order is no
+        # matter.
+        order = torch.arange(1, len(indices) + 1, device=indices.device)
+        last = ((indices[:, None] == indices) * order).argmax(1)
+        self.features[indices] = F.normalize(features, dim=1)[last].to(self.features)
+        self.probabilities[indices] = probabilities[last].to(self.probabilities)
+
+    def nearest(self, indices: Tensor, count: int) -> Tensor:
+        """The faces most like each of the faces `indices` int64 [...], by the cosine of their features.
+
+        Returns:
+            int64 [..., min(count, N - 1)], the nearest first; no face is its own neighbour.
+        """
+        alike = self.features[indices] @ self.features.T
+        alike.scatter_(-1, indices[..., None], -torch.inf)
+        return alike.topk(min(count, len(self.features) - 1), -1).indices
