@@ -222,5 +222,6 @@ def test_a_method_gives_scalar_losses_that_train_the_network(name: str) -> None:
     for value in (*losses.values(), *logs.values()):
         assert value.shape == ()
         assert torch.isfinite(value)
-    sum(losses.values()).backward()
-    assert network.spread.weight.grad is not None
+    if losses:  # else it moves statistics alone
+        sum(losses.values()).backward()
+        assert network.spread.weight.grad is not None
