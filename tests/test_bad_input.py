@@ -376,6 +376,8 @@ EAGER = {
     "cglrl-oracle": {"entropy_limit": 3.0, "min_accuracy": 0.0},
     "fixmatch": {"threshold": 0.01},
     "agra": {"warm_steps": 3},
+    "aglrls-sf": {"threshold": 0.01},
+    "sar": {"margin": 1.0},
 }
 
 

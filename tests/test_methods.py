@@ -206,6 +206,12 @@ def test_the_alignment_survives_in_the_state_and_leaves_others_as_they_were() ->
         ("safn", {"variant": "soft"}, "adapt.options.variant: 'soft' is not allowed; one of 'stepwise', 'hard'"),
         ("safn", {"step": -1}, "adapt.options.step: -1"),
         ("fixmatch", {"threshold": 1.5}, "adapt.options.threshold: 1.5"),
+        ("shot", {"pseudo_wieght": 1}, "adapt.options.pseudo_wieght: unknown key (did you mean pseudo_weight?)"),
+        ("aad", {"neighbours": 0}, "adapt.options.neighbours: 0"),
+        ("nrc", {"affinity": 2}, "adapt.options.affinity: 2"),
+        ("aglrls-sf", {"adversarial": True}, "adapt.options.adversarial: unknown key"),
+        ("adabn", {"momentum": 0.1}, "momentum"),
+        ("sar", {"margin": 0}, "adapt.options.margin: 0"),
     ],
 )
 def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
@@ -218,10 +224,16 @@ def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
 def test_a_method_gives_scalar_losses_that_train_the_network(name: str) -> None:
     kind = method_class(name)
     method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), Small()
+    norm = network.backbone[1]
+    before = norm.running_mean.clone()
+    method.begin(network)
     losses, logs = method(network, batch_for(method), Progress(1, 1))
     for value in (*losses.values(), *logs.values()):
         assert value.shape == ()
         assert torch.isfinite(value)
-    if losses:  # else it moves statistics alone
-        sum(losses.values()).backward()
-        assert network.spread.weight.grad is not None
+    assert not torch.equal(norm.running_mean, before)
+    if name == "adabn":  # those statistics are all that it changes
+        assert not losses
+        return
+    sum(losses.values()).backward()
+    assert network.backbone[0].weight.grad is not None

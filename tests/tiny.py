@@ -8,7 +8,7 @@ from torch import nn
 
 from fercli.loading.augment import View
 from fercli.loading.batches import Batch
-from fercli.methods.base import Method
+from fercli.methods.base import Method, Outputs
 from fercli.models import FEATURE_SIZE, Output
 from fercli.spec import Model
 
@@ -43,6 +43,31 @@ class Small(nn.Module):
         first, local, last = self.classifiers
         logits = [first(features[:, :1]), local(features[:, 1:]), last(features.flatten(1))[:, None]]
         return Output(torch.cat(logits, 1), features)
+
+
+class NormedTiny(Tiny):
+    """The same behind a batch norm of the pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(192)
+
+    def forward(self, images, landmarks, crops=None) -> Output:
+        return super().forward(self.norm(images.flatten(1)), landmarks)
+
+
+class Looking:
+    """What a method is given before an epoch: a look at all target faces, here at pictures of noise."""
+
+    def __init__(self, network: nn.Module, faces: View) -> None:
+        self.network, self.faces = network, faces
+
+    @torch.no_grad()
+    def target(self) -> Outputs:
+        self.network.eval()
+        seen = self.network(*self.faces.inputs)
+        self.network.train()
+        return Outputs(seen.logits.softmax(-1), seen.features)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -27,7 +28,7 @@ class AaD(Method):
     p_k are as the bank has them (`fercli.methods.source_free.FaceBank`), without gradient; the batch goes into the bank
     first, as in the authors' code (commit 1853b13). The second sum is weighed by
     l = ``alpha`` (1 + 10 t / ``decay_steps``) ^ -``beta``, t the steps done; both by the fused head's weight. All
-    parameters train, the classifier too, as there; those of the other six heads have no loss.
+    parameters train, the classifier too, as there; the classifiers of the other six heads, which have no loss, stay.
 
     Their l falls until the last step, which a method does not know here: so ``decay_steps`` is an option. Their code
     has beta 5 for VisDA and 0.75 for Office-Home, and 3 to 5 neighbours. It takes the first of the nearest faces for
@@ -36,6 +37,7 @@ class AaD(Method):
 
     name = "aad"
     needs_source = False
+    reaches_all = True
     wants = frozenset({"weak"})
 
     class Options(Section):
@@ -52,6 +54,9 @@ class AaD(Method):
 
     def begin_epoch(self, evaluator: Evaluator) -> None:
         self.bank.fill(evaluator)
+
+    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
+        return network.classifiers[:-1].parameters()
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         output, options = network(*batch.weak.inputs), self.options

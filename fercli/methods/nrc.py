@@ -4,6 +4,7 @@ Source-free Domain Adaptation, NeurIPS 2021, arXiv 2110.04202).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -32,14 +33,15 @@ class NRC(Method):
     - diversity: sum over the classes of q log q, q the mean of all p_i of the batch.
 
     All count with the fused head's weight. As in the authors' code (commit e2a7e36) the batch goes into the bank before
-    neighbours are sought, and all parameters train, the classifier too; those of the other six heads have no loss. That
-    code leaves i among the expanded neighbours in place of the term of its own; here it is as the paper has it. It
-    takes the first of the nearest faces for the face itself; here that is left out by its number. Its numbers of
-    neighbours are 5 and 5 for VisDA, 4 and 3 for Office-Home.
+    neighbours are sought, and all parameters train, the classifier too; the classifiers of the other six heads, which
+    have no loss, stay. That code leaves i among the expanded neighbours in place of the term of its own; here it is as
+    the paper has it. It takes the first of the nearest faces for the face itself; here that is left out by its number.
+    Its numbers of neighbours are 5 and 5 for VisDA, 4 and 3 for Office-Home.
     """
 
     name = "nrc"
     needs_source = False
+    reaches_all = True
     wants = frozenset({"weak"})
 
     class Options(Section):
@@ -55,6 +57,9 @@ class NRC(Method):
 
     def begin_epoch(self, evaluator: Evaluator) -> None:
         self.bank.fill(evaluator)
+
+    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
+        return network.classifiers[:-1].parameters()
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         output, options, bank, own = network(*batch.weak.inputs), self.options, self.bank, batch.indices
