@@ -254,6 +254,10 @@ class Store:
         """Return how many records the dataset lists in these splits, kept or rejected."""
         return sum(self.meta["splits"].get(split, {}).get("listed", 0) for split in splits)
 
+    def copies(self, indices: np.ndarray) -> int:
+        """Return how many of these faces are another of them once more, pixel for pixel."""
+        return len(indices) - len(np.unique(self._checked("digests")[indices], axis=0))
+
     def counts(self) -> dict[str, int]:
         """Return how many records were listed (``expected``) and what became of them (`STATUSES`)."""
         return dict(self.meta["counts"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,7 @@ def document(
         [answered(name, method, percent if labelled else None, faces, home=home) for name in targets]
         for method, percent in (("source-only", 40), ("aglrls", 60))
     )
+    after = [replace(one, start=its.probabilities) for one, its in zip(after, before, strict=True)]
     rng = np.random.default_rng(0)
     return _document(
         kind,
@@ -69,12 +71,14 @@ def document(
 def sweep(figures: dict[str, dict[str, Sequence[float | None]]] = FIGURES) -> dict[str, Any]:
     """Methods on targets over seeds, {method: {target: accuracies in percent}}, all there."""
     targets = list(next(iter(figures.values())))
-    results = [
-        answered(target, method, percent, 100, seed)
-        for method, own in figures.items()
-        for target in targets
-        for seed, percent in enumerate(own[target])
-    ]
+    results, starts = [], {}
+    for method, own in figures.items():
+        for target in targets:
+            for seed, percent in enumerate(own[target]):
+                one = answered(target, method, percent, 100, seed)
+                if method == "source-only":
+                    starts[target, seed] = one.probabilities
+                results.append(replace(one, start=None if method == "source-only" else starts.get((target, seed))))
     return _document("sweep", _entries(results), targets)
 
 
@@ -147,6 +151,7 @@ def answered(
         name=dataset,
         labels=labels if percent is not None else np.full_like(labels, -1),
         subjects=np.array([f"person-{i % 10}" if dataset == "jaffe" else "" for i in range(faces)]),
+        copies=lambda chosen: 0,
         ids=np.array([f"KA.{EXPRESSIONS[label][:2].upper()}{i}.tiff" for i, label in enumerate(labels)]),
     )
     epochs = SimpleNamespace(answers=answers, chosen={"infomax": KEPT, "last": EPOCHS})

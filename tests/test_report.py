@@ -11,12 +11,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from pages import Page
 from PIL import Image
 from report_documents import FIGURES, document, entry, of_photographs, pictures, sweep, unlabelled, without
 
+from fercli.evaluation.drift import drift
 from fercli.evaluation.metrics import scores
 from fercli.report.analysis_view import calibration, gaps, glpc, training_curves
+from fercli.report.drift_view import drifts
 from fercli.report.page import render, view, write_report
 from fercli.report.pictures import Faces, face_uri, heated, landmark_dots
 from fercli.report.plots import axis, ceiling, curve, lines, reliability, scatter
@@ -25,10 +28,10 @@ from fercli.report.pseudo_view import pseudo_labels
 WHOLE = {"run": document(60), "sweep": sweep()}
 SHOWN = pictures(WHOLE["run"])
 SECTIONS = {
-    "run": ["headline", "macro_f1", "heads", "rules", "images", "dataset-1", "dataset-2", "glpc", "calibration", "gaps",
-            "pseudo_labels", "failure_cases", "curves", "spec", "environment", "reading"],
-    "sweep": ["headline", "macro_f1", "bound", "heads", "rules", "images", "glpc", "calibration", "spec", "environment",
-              "reading"],
+    "run": ["headline", "macro_f1", "drift", "heads", "rules", "images", "dataset-1", "dataset-2", "glpc",
+            "calibration", "gaps", "pseudo_labels", "failure_cases", "curves", "spec", "environment", "reading"],
+    "sweep": ["headline", "macro_f1", "bound", "drift", "heads", "rules", "images", "glpc", "calibration", "spec",
+              "environment", "reading"],
 }  # fmt: skip
 EVIL = '<script>alert("x")</script>&\'"|`*<img src=x onerror=y>'
 
@@ -120,6 +123,60 @@ def test_the_verdict_in_words():
         assert sentence in said(sweep({name: {"near": of} for name, of in methods.items() if of}))[0]
 
 
+def test_whether_to_trust_an_adaptation_of_a_run(run):
+    moved = run["entries"][2]["drift"]
+    text, rows = said(run)
+    told = f"{100 * moved['agreement']:.1f}% of the faces as the start does"
+    assert holds(text, "jaffe synthetic aglrls, adapt-jaffe, 60 faces", "doubtful The adapted model answers", told)
+    assert "60 faces are few: below 100" in text
+    for rule, one in moved["rules"].items():
+        (row,) = [row for row in rows if row.startswith(f"{rule} ") and row.endswith(f" {one['prefers']}")]
+        assert f"{one['before']:.3f} {one['after']:.3f}".replace("-", "\N{MINUS SIGN}") in row
+    (one,) = drifts(run)["models"]
+    assert [e["name"] for e in one["expressions"]] == run["expressions"] and drifts(run)["rows"] == []
+    top = one["ticks"][-1]
+    for number, drawn in enumerate(one["expressions"]):
+        for when, y in (("before", 3), ("after", 11)):
+            share = moved["histogram"][when][number]
+            assert drawn[when] == share <= top
+            assert f'<path class="fill {when}" d="M2 {y}h{96 * share / top:.2f}v6' in drawn["plot"]
+            assert f"{100 * share:.1f}%" in drawn["plot"]
+    moved["verdict"] = {"trust": "trusted", "reasons": []}
+    assert "Nothing that can be seen without labels speaks against it." in said(run)[0]
+    moved |= drift(torch.zeros(0, 7, 7), torch.zeros(0, 7, 7))
+    moved["verdict"] = {"trust": "not trusted", "reasons": [EVIL]}
+    text = render(run)
+    assert (
+        EVIL not in text and 'class="tag not-trusted">not trusted<' in text and drifts(run)["models"][0]["ticks"] == []
+    )
+
+
+def test_whether_to_trust_the_adaptations_of_a_sweep():
+    results, found = sweep(), drifts(sweep())
+    assert found["models"] == [] and [dataset for dataset, _ in found["rows"]] == ["near", "far"]
+    for dataset, shown in found["rows"]:
+        assert [line["label"] for line in shown] == ["aglrls", "dann", "gated"]
+        for line in shown:
+            own = [e["drift"] for e in results["entries"] if (e["dataset"], e["method"]) == (dataset, line["label"])]
+            assert line["agreement"] == pytest.approx(sum(one["agreement"] for one in own) / 3)
+            trusts = [one["verdict"]["trust"] for one in own]
+            assert line["trusts"] == {name: trusts.count(name) for name in ("trusted", "doubtful", "not trusted")}
+    said_of = [row for row in said(results)[1] if row.startswith("dann ")]
+    counts = " ".join(str(count) for count in found["rows"][0][1][1]["trusts"].values())
+    assert any(row.endswith(f" {counts}") for row in said_of)
+
+
+def test_a_target_without_labels_leads_to_its_drift_and_older_documents_have_none(any_kind):
+    results = document(60, labelled=False)
+    text = said(results)[0]
+    assert "no target was scored on images with labels. What adapting has changed can be told without." in text
+    assert '<a href="#drift">' in render(results)
+    for one in any_kind["entries"]:
+        del one["drift"]
+    text = render(any_kind)
+    assert drifts(any_kind) is None and "Can the adaptation be trusted?" not in text
+
+
 def test_every_oracle_is_marked_and_nothing_else(any_kind):
     page = Page(render(any_kind))
     for attributes, content in page.rows:
@@ -128,8 +185,8 @@ def test_every_oracle_is_marked_and_nothing_else(any_kind):
         if "gated" in content and "gated: " not in content:
             assert tinted
     tinted = sum(attributes.get("class") == "oracle" for attributes, _ in page.rows)
-    # headline, macro F1, oracle's epoch, heads, every row, time, calibration
-    assert tinted == {"run": 1, "sweep": 1 + 1 + 3 + 3 + (6 + 18) + 1 + 2}[any_kind["kind"]]
+    # headline, macro F1, oracle's epoch, drift, heads, every row, time, calibration
+    assert tinted == {"run": 1, "sweep": 1 + 1 + 3 + 2 + 3 + (6 + 18) + 1 + 2}[any_kind["kind"]]
     any_kind["entries"][2]["oracle_method"] = True
     for table in Page(render(any_kind)).tables:
         if "source-only" in table and "aglrls" in table and "energy distance" not in table:

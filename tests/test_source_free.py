@@ -523,6 +523,17 @@ def test_sar_goes_back_to_the_start_where_it_has_become_sure_of_everything() -> 
     assert method.average.item() == pytest.approx(mean, rel=1e-4)  # begun anew
 
 
+def test_sar_runs_the_crop_nets_side_by_side_as_one_by_one() -> None:
+    states = []
+    for implementation in ("loop", "grouped"):
+        network = real(implementation)
+        method = made("sar", network, margin=1.0, rho=0.5)
+        train(method, network, [real_batch(method, 3, seed) for seed in range(3)])
+        states.append(network.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-4)
+
+
 # Sharpness
 
 

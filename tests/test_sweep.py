@@ -23,13 +23,15 @@ from trained_runs import answers, assert_same_run, assert_same_sweep, figures, r
 
 from fercli.engine import checkpoint
 from fercli.engine.log import read_metrics
+from fercli.evaluation.drift import drift
 from fercli.evaluation.metrics import confusion, scores
-from fercli.evaluation.outputs import EpochOutputs, watched_fused
+from fercli.evaluation.outputs import EpochOutputs, epoch_file, read_outputs, watched_fused
 from fercli.files import LOCK
 from fercli.loading.batches import Batches
 from fercli.scoring.results_files import RESULT_COLUMNS, result_rows
 from fercli.spec import parse
 from fercli.spreadsheet import write_csv
+from fercli.sweep.aggregate import gather
 from fercli.sweep.plan import Cell, plan
 from fercli.sweep.run import sweep
 
@@ -313,6 +315,24 @@ def test_rules_are_what_the_scores_and_outputs_of_each_epoch_give(swept: Bench) 
         assert {**entry["oracle"], **right[top]} == entry["oracle"]
         assert chosen["infomax"] == entry["epoch"]
         assert entry["rules"]["infomax"]["accuracy"] == entry["heads"][entry["decision"]]["accuracy"]
+
+
+def test_drift_is_from_the_source_model_of_the_same_seed(again) -> None:
+    bench = again()
+    swept_by(bench)
+    for entry in results(bench)["entries"]:
+        if entry["method"] == "source-only":
+            assert entry["drift"] is None
+            continue
+        folder = bench.runs / entry["folder"]
+        before, _ = read_outputs(folder.parent / "source/outputs/dataset-jaffe.safetensors")
+        after, _ = read_outputs(epoch_file(folder, entry["epoch"]))
+        due = drift(before["scored"], after["scored"])
+        assert {key: entry["drift"][key] for key in due} == due
+    gone = bench.runs / "seed-0/source/outputs/dataset-jaffe.safetensors"
+    gone.unlink()
+    found = gather(parse(yaml.safe_load(bench.spec.read_text())))["entries"]
+    assert {e["seed"]: e["drift"] is None for e in found if e["method"] == "no-adv"} == {0: True, 1: False}
 
 
 def test_scripts_get_one_document_and_people_a_table(again) -> None:

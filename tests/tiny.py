@@ -67,7 +67,7 @@ class Looking:
         self.network.eval()
         seen = self.network(*self.faces.inputs)
         self.network.train()
-        return Outputs(seen.logits.softmax(-1), seen.features)
+        return Outputs(seen.logits.softmax(-1).cpu(), seen.features.cpu())
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from fercli import console
+from fercli.cli.completion import complete_runs
 from fercli.cli.options import (
     chosen_targets,
     method_option,
@@ -16,18 +19,39 @@ from fercli.cli.options import (
 )
 from fercli.cli.train_source import told
 
+if TYPE_CHECKING:
+    from fercli.spec import Spec
+
+#: The packaged spec of an adaptation from a model, where no other is named.
+_WITHOUT_SPEC = "source-free"
+
 
 @click.command("adapt")
 @spec_options
 @source_option
-@target_option("Unlabelled target (may be repeated), or all. Default: all of the spec.")
+@target_option("Unlabelled target: a dataset, or a folder of photographs. May be repeated; all: those of the spec.")
+@click.option(
+    "--from",
+    "start",
+    metavar="MODEL",
+    shell_complete=complete_runs,
+    help="Begin with this model: starter, a run, a stage folder, a model file, a checkpoint.",
+)
 @method_option
 @restart_option
-def command(spec_file, overrides, quiet, as_json, sources, targets, method, restart):
-    """Adapt the source model to unlabelled targets.
+def command(spec_file, overrides, quiet, as_json, sources, targets, start, method, restart):
+    """Adapt a model to unlabelled targets.
 
     Target labels are not read, neither in training nor in choosing the epoch. With --method of another method than the
     spec's, the spec's adapt.options, which are that one's, do not count.
+
+    The model is the run's own (fercli train-source), or with --from any other: it is put into the run, which then needs
+    nothing of where it came from. Without a spec, adapt --from takes the packaged spec source-free, whose method
+    needs no labelled face, and the run is called from-MODEL.
+
+    A folder of photographs is prepared on the way, the largest face of each, into the run's folder. Methods without a
+    source (shot, aad, nrc, aglrls-sf, adabn, tent, sar) say at the end whether the adaptation is to be trusted, and
+    keep the model that they began with where all signs speak for it.
 
     \b
     Examples:
@@ -35,23 +59,78 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, method, rest
       fercli adapt --target all --set adapt.epochs=10
       fercli adapt --target jaffe --method mcd --set adapt.tag=mcd
       fercli adapt --target jaffe --set adapt.options.adversarial=false --set adapt.tag=no-adversarial
+      fercli adapt --from starter --target photos/
+      fercli adapt --from runs/mine/source --target photos/ --method tent --set name=mine-tent
     """
     from fercli.engine import distributed
     from fercli.engine.interrupt import Interrupted, StopRequest
     from fercli.engine.stages import adapt
 
+    spec = _spec(spec_file, overrides, quiet, as_json, sources, start, method)
+    spec, names = _targets(spec, targets)
+    outcomes = {}
+    # A signal in the last step of one target ends that one in order; the next must not begin.
+    with StopRequest() as stop:
+        for name in names:
+            if outcomes and any(distributed.any_of(stop.requested)):
+                raise Interrupted(f"stopped before the adaptation to {name}; the same command goes on")
+            outcome = outcomes[name] = adapt(spec, name, restart)
+            console.say(f"adapted to {name}: {told(outcome)}")
+            if "verdict" in outcome:
+                _tell_verdict(name, outcome)
+    console.result({"adapt": outcomes})
+
+
+def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
+    """The run's spec, with what --from and --method change."""
+    from fercli.engine.start import find_start, with_start
+    from fercli.spec.load import local_spec
+
+    unnamed = start is not None and spec_file is None and local_spec() is None
+    if unnamed:
+        spec_file = _WITHOUT_SPEC
+    if start is not None:
+        overrides = (*overrides, f"adapt.start={start!r}")
     if method is not None:
         # Options in the spec are those of the spec's own method.
         own = read_spec(spec_file, (), quiet, as_json, sources).adapt.method
         fresh = ("adapt.options={}",) if method != own else ()
         overrides = (*fresh, *overrides, f"adapt.method={method}")
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
-    outcomes = {}
-    # A signal in the last step of one target ends that one in order; the next must not begin.
-    with StopRequest() as stop:
-        for name in chosen_targets(spec, targets):
-            if outcomes and any(distributed.any_of(stop.requested)):
-                raise Interrupted(f"stopped before the adaptation to {name}; the same command goes on")
-            outcome = outcomes[name] = adapt(spec, name, restart)
-            console.say(f"adapted to {name}: {told(outcome)}")
-    console.result({"adapt": outcomes})
+    if spec.adapt.start is None:
+        return spec
+    model = find_start(spec)
+    if unnamed and not any(text.partition("=")[0].strip() == "name" for text in overrides):
+        spec = spec.model_copy(update={"name": f"from-{model.label}"})
+    return with_start(spec, model)
+
+
+def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
+    """The names of the targets; folders of photographs are prepared, and in the spec from then on."""
+    from fercli.prepare.from_spec import list_dataset, photo_folder, prepare_listing
+
+    names, folders = [], []
+    for named in targets:
+        found = photo_folder(spec, named)
+        if found is not None:
+            spec, name = found
+            folders.append(name)
+        names.append(named if found is None else name)
+    chosen = chosen_targets(spec, tuple(names))
+    for name in dict.fromkeys(folders):
+        row = prepare_listing(spec, list_dataset(spec, name))
+        console.say(f"{name}: {row['found']} faces in {row['expected']} pictures; {row['folder']}/contact-sheet.jpg")
+    return spec, chosen
+
+
+def _tell_verdict(name: str, outcome: dict[str, Any]) -> None:
+    """Whether the adaptation is to be trusted, in words."""
+    drift, verdict = outcome["drift"], outcome["verdict"]
+    if drift["agreement"] is not None:
+        entropy = drift["entropy"]
+        console.say(
+            f"  beside what it began with: {drift['agreement']:.0%} of the answers unchanged, entropy "
+            f"{entropy['before']:.2f} -> {entropy['after']:.2f}"
+        )
+    line = " ".join([f"{name}: {verdict['trust']}.", *verdict["reasons"]])
+    (console.say if verdict["trust"] == "trusted" else console.warn)(line)

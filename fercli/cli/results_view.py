@@ -25,6 +25,11 @@ def show(document: Document, files: dict[str, Path]) -> None:
         console.table(*expressions(document))
     elif sum(bool(entry["rules"] and entry["oracle"]) for entry in document["entries"]) > 1:
         console.table(*rule_ranks(document))
+    moved = drift(document)
+    if moved[2]:
+        console.table(*moved)
+    for line in doubts(document):
+        console.warn(line)
     show_files(document, files)
 
 
@@ -132,6 +137,33 @@ def expressions(document: Document) -> Table:
     return "By expression", columns, rows, "\n".join(notes), 2
 
 
+def drift(document: Document) -> Table:
+    """What adapting to targets without labels has changed, where their start was asked too; no rows for others."""
+    rows = []
+    for entry in document["entries"] if document["kind"] != "sweep" else ():
+        moved = entry.get("drift")
+        if moved is not None and not entry["scored"]:
+            pairs = [" to ".join(digits(moved[name][when]) for when in ("before", "after")) for name, digits in _MOVED]
+            about = [_marked(document, entry["dataset"]), entry["method"], moved["verdict"]["trust"]]
+            rows.append([*about, str(moved["faces"]), _percent(moved["agreement"]), *pairs])
+    caption = "Start to adapted model, on the same faces, without a label: this is not accuracy."
+    columns = ["target", "method", "trust", "faces", "same answers %", "entropy", "heads agree %"]
+    return "Drift", columns, rows, caption, 3
+
+
+def doubts(document: Document) -> list[str]:
+    """A line for each adaptation that is not to be trusted, or not quite; of a sweep one for all of them."""
+    told = [(entry, entry["drift"]["verdict"]) for entry in document["entries"] if entry.get("drift")]
+    if document["kind"] == "sweep":
+        bad = sum(verdict["trust"] == "not trusted" for _, verdict in told)
+        return [f"{bad} of {len(told)} adaptations are not to be trusted; the report says which"] if bad else []
+    return [
+        f"{entry['dataset']}, {entry['method']}: {verdict['trust']}. {' '.join(verdict['reasons'])}"
+        for entry, verdict in told
+        if verdict["trust"] != "trusted"
+    ]
+
+
 def rule_ranks(document: Document) -> Table:
     """The rank of the selection rules; the row of a rule that chose epochs stands out."""
     ranked, rows = rank_rules(document), []
@@ -166,6 +198,10 @@ def _percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
 def _p(value: float | None) -> str:
     return "–" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
 
@@ -173,3 +209,7 @@ def _p(value: float | None) -> str:
 def _points(value: float | None) -> str:
     text = "–" if value is None else f"{100 * value:+.1f}"
     return "0.0" if text[1:] == "0.0" else text
+
+
+#: What of a drift the console shows before and after, and how.
+_MOVED = (("entropy", _nats), ("heads_agreement", _percent))

@@ -35,4 +35,8 @@ def command(spec_file, overrides, quiet, as_json, sources, restart):
 def told(outcome: dict[str, Any]) -> str:
     """Name the best checkpoint, its epoch and score, and the time that this call trained, if it did."""
     took = duration(outcome["seconds"]) if outcome["trained_steps"] else "already trained"
-    return f"{outcome['folder']}/best.ckpt, epoch {outcome['epoch']}, {outcome['rule']} {outcome['score']:.4f}, {took}"
+    score = "" if outcome["score"] is None else f" {outcome['score']:.4f}"
+    chosen = f"epoch {outcome['epoch']}, {outcome['rule']}{score}"
+    if "kept" in outcome:
+        chosen = f"the start is kept, since {outcome['kept']}"
+    return f"{outcome['folder']}/best.ckpt, {chosen}, {took}"

@@ -10,24 +10,34 @@ from pathlib import Path
 from fercli.datasets.class_folders import find_classes, labelled_pictures
 from fercli.datasets.codes import ask_for_codes, code_meanings
 from fercli.datasets.parsing import is_code
-from fercli.datasets.protocol import Protocol, default_protocol
+from fercli.datasets.protocol import WHOLE, Protocol, default_protocol
 from fercli.datasets.reader import Collector, Reader, Record, WrongLayout, WrongOption
-from fercli.expressions import label_of
+from fercli.datasets.tree_files import images_under
+from fercli.expressions import UNLABELLED, label_of
 
 #: How many folders down class folders are looked for, to say where they are.
 _DEPTH = 4
 
 
-def parse(root: Path, collector: Collector, codes: str | Mapping[int, str] | None = None) -> Protocol:
+def parse(
+    root: Path, collector: Collector, codes: str | Mapping[int, str] | None = None, labelled: bool = True
+) -> Protocol:
     """Read the class folders; a folder whose name is no expression's is counted and left out, never guessed.
 
     Args:
         root: holds the class folders, or folders of them; a single folder around all of it does not matter.
         collector: takes the records.
         codes: what class folders mean that are numbers: a dataset's name (``raf-db``) or {code: expression}.
+        labelled: False takes every picture below the root, whatever its folder is called, without a label or a split.
 
     Raises WrongOption where all class folders beside each other are numbers and `codes` is not given.
     """
+    if not isinstance(labelled, bool):
+        raise WrongOption(f"the option labelled is {labelled!r}; it is true or false")
+    if not labelled:
+        for path in images_under(root, root, collector):
+            collector.add(Record(id=path, path=path, label=UNLABELLED, split=WHOLE))
+        return default_protocol([WHOLE])
     meanings = code_meanings(codes)
     folders = find_classes(root, collector)
     for parent in dict.fromkeys(folder.parent for folder, _ in folders):
@@ -64,7 +74,7 @@ def _no_classes(root: Path) -> WrongLayout:
 
 READER = Reader(
     layout="a folder per expression (surprise, fear, disgust, happiness, sadness, anger, neutral or their usual names; "
-    "numbers with the option codes), possibly below train/, val/ and test/",
+    "numbers with the option codes), possibly below train/, val/ and test/; with labelled=false pictures anywhere",
     parse=parse,
     tree="""\
 happy/*.jpg ...                              a folder per expression, under its usual names
@@ -75,5 +85,8 @@ train/happy/*.jpg ...                        and val/ test/ (Training, train_set
 
 or with numbers, explained by the option codes:
 train/1/*.jpg ...""",
-    option_help={"codes": "what class folders that are numbers mean: a dataset's name (raf-db) or {1: surprise, ...}"},
+    option_help={
+        "codes": "what class folders that are numbers mean: a dataset's name (raf-db) or {1: surprise, ...}",
+        "labelled": "false: all pictures below the folder, whatever their folders are called, without labels",
+    },
 )

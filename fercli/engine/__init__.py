@@ -10,6 +10,8 @@
 - `schedule`: learning rates;
 - `averaging`: the moving average of the weights;
 - `guards`: losses that are not finite, and too little memory;
+- `safeguards`: what an adaptation without a source is measured by: its start;
+- `start`: a model from elsewhere as the one that a run's adaptations begin with;
 - `interrupt`: SIGINT and SIGTERM;
 - `acceleration`: precision, libraries of the device, compilation;
 - `fabric`: devices and processes;

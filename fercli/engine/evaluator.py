@@ -16,18 +16,35 @@ from fercli.engine.data import Source
 from fercli.engine.predict import predict
 from fercli.evaluation import selection
 from fercli.evaluation.decision import FUSED
-from fercli.evaluation.outputs import FOLDER, EpochOutputs, epoch_file, prune, rounded, watched_fused, write_outputs
+from fercli.evaluation.outputs import (
+    FOLDER,
+    EpochOutputs,
+    epoch_file,
+    prune,
+    rounded,
+    start_file,
+    watched_fused,
+    write_outputs,
+)
+from fercli.expressions import NUM_EXPRESSIONS
 from fercli.loading.augment import ViewSettings
 from fercli.loading.face_dataset import FaceDataset
-from fercli.methods.base import Method, Outputs
+from fercli.methods.base import NUM_HEADS, Method, Outputs
+from fercli.models import FEATURE_SIZE
+from fercli.models.heads import NUM_FEATURES
 from fercli.spec import Adapt
 from fercli.store import Store
+
+
+def no_outputs() -> Outputs:
+    """The outputs on no face."""
+    return Outputs(torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS), torch.zeros(0, NUM_FEATURES, FEATURE_SIZE))
 
 
 class SourceEvaluator:
     """Stage 1: the labelled source alone. It is the `Evaluator` that methods are given."""
 
-    def __init__(self, network: nn.Module, method: Method, settings: ViewSettings, batch: int, source: Source):
+    def __init__(self, network: nn.Module, method: Method, settings: ViewSettings, batch: int, source: Source | None):
         self._network, self._method, self._settings, self._batch = network, method, settings, batch
         self._source = source
 
@@ -48,10 +65,9 @@ class SourceEvaluator:
         """Remove the outputs of all epochs but the latest `keep` (None: all stay) and the best; here there are none."""
 
     def _source_scores(self, epoch: int, held: Outputs) -> dict[str, float]:
-        labels = torch.from_numpy(self._source.held_labels)
         found = selection.last_score(epoch)
-        if len(labels):  # data.validation may hold nothing out
-            found.update(selection.source_score(held.probabilities, labels))
+        if len(held.probabilities):  # data.validation may hold nothing out
+            found.update(selection.source_score(held.probabilities, torch.from_numpy(self._source.held_labels)))
         return found
 
     def _predict(self, faces: FaceDataset, plain: bool = False) -> Outputs:
@@ -65,7 +81,7 @@ class SourceEvaluator:
 
 
 class TargetEvaluator(SourceEvaluator):
-    """Stage 2: the target too, without its labels."""
+    """Stage 2: the target too, without its labels; and alone, for a method that needs no source."""
 
     def __init__(
         self,
@@ -73,7 +89,7 @@ class TargetEvaluator(SourceEvaluator):
         method: Method,
         settings: ViewSettings,
         batch: int,
-        source: Source,
+        source: Source | None,
         train: FaceDataset,
         scored: FaceDataset,
         plan: Adapt,
@@ -86,7 +102,7 @@ class TargetEvaluator(SourceEvaluator):
         # A target without a split of its own (JAFFE) watches and scores the same faces: one pass serves both.
         self._same = self._watched.same_as(scored)
         self._dev_faces = None
-        if "dev" in (plan.select, *plan.also_score):
+        if source is not None and "dev" in (plan.select, *plan.also_score):
             self._dev_faces = source.train.subsampled(plan.select_images)
         for name in (FOLDER, *(["candidates"] if plan.select == "ensv" else [])):
             distributed.on_rank_zero((folder / name).mkdir, exist_ok=True)
@@ -97,16 +113,7 @@ class TargetEvaluator(SourceEvaluator):
 
     def validate(self, epoch: int) -> dict[str, float]:
         """Scores of the rules after `epoch`; leaves the epoch's outputs in the folder."""
-        scored, held = self._predict(self._scored), self._predict(self._source.held)
-        watched = scored if self._same else self._predict(self._watched)
-        found = {"scored": scored.probabilities, "held": held.probabilities}
-        if not self._same:
-            found["watched"] = watched.probabilities
-        status = self._method.status()
-        if status is not None:
-            found["status"] = status
-        about = {"faces": self._store.faces_digest}
-        distributed.on_rank_zero(write_outputs, epoch_file(self._folder, epoch), found, about)
+        watched, held = self._leave(epoch_file(self._folder, epoch))
         # Scores are those of the outputs as the file has them, so that they can be computed again.
         held, watched = (one._replace(probabilities=rounded(one.probabilities)) for one in (held, watched))
         scores = {**self._source_scores(epoch, held), **selection.target_scores(watched.probabilities)}
@@ -116,6 +123,26 @@ class TargetEvaluator(SourceEvaluator):
             fused = (s.features.flatten(1) for s in (train, watched, held))
             scores.update(selection.dev_score(*fused, held.probabilities[:, FUSED], labels))
         return scores
+
+    def keep_start(self) -> None:
+        """Leave what the start says, before any step, for comparison (`fercli.evaluation.outputs.start_file`)."""
+        path = start_file(self._folder)
+        if not distributed.on_rank_zero(path.exists):
+            self._leave(path)
+
+    def _leave(self, path: Path) -> tuple[Outputs, Outputs]:
+        """Write what the network says of scored, of watched and of held-out faces; returns the latter two."""
+        scored = self._predict(self._scored)
+        watched = scored if self._same else self._predict(self._watched)
+        held = no_outputs() if self._source is None else self._predict(self._source.held)
+        found = {"scored": scored.probabilities, "held": held.probabilities}
+        if not self._same:
+            found["watched"] = watched.probabilities
+        status = self._method.status()
+        if status is not None:
+            found["status"] = status
+        distributed.on_rank_zero(write_outputs, path, found, {"faces": self._store.faces_digest})
+        return watched, held
 
     def prune(self, keep: int | None, best: int) -> None:
         """See `SourceEvaluator`."""

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from fercli.engine import checkpoint, distributed
+from fercli.engine.log import ENVIRONMENT
 from fercli.errors import FercliError
 from fercli.evaluation.compare import spec_differences
 from fercli.files import empty_folder, only_one, remove_half_written, write_atomically
@@ -30,7 +31,7 @@ _SHARED = (
 )
 FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "faithful", "adapt")}
 #: Keys of them that may differ all the same.
-FREE = frozenset({"epochs", "patience"})
+FREE = frozenset({"epochs", "patience", "start"})
 #: The section of a stage.
 _PLANS = {"source": "train_source", "adapt": "adapt"}
 
@@ -55,6 +56,19 @@ def record_of(spec: Spec, stage: str, stores: Sequence[Store]) -> dict[str, Any]
         "spec": json.loads(spec.model_dump_json()),
         "stores": {store.name: store.content_digest(store.name in spec.data.source) for store in stores},
     }
+
+
+def write_environment(folder: Path, record: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    """Write what a finished stage says of itself (`fercli.engine.log.Environment`).
+
+    Args:
+        record: of its checkpoints.
+        told: the rest of the document, its ``outcome`` among it.
+    """
+    model = digest(checkpoint.load(folder / "best.ckpt")["network"])
+    made_of = {key: record[key] for key in ("stores", "source_model") if key in record}
+    document = {**told, "made_of": {**made_of, "model": model}}
+    write_atomically(folder / ENVIRONMENT, json.dumps(document, indent=2).encode())
 
 
 def prepared_again(record: Mapping[str, Any], stores: Sequence[Store]) -> list[Store]:

@@ -16,6 +16,7 @@ from fercli.engine.guards import memory_hint
 from fercli.engine.interrupt import Interrupted, StopRequest
 from fercli.engine.log import Log
 from fercli.engine.resume import restore, save
+from fercli.engine.safeguards import collapse_in, settle
 from fercli.engine.schedule import set_rates
 from fercli.engine.training import Training
 from fercli.evaluation.selection import best_epoch
@@ -34,6 +35,8 @@ def fit(training: Training) -> dict[str, Any]:
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     restore(training)
+    if training.start is not None and training.step == 0:
+        _keep_start(training)
     started_at, done_before = time.monotonic(), training.step
     with (
         memory_hint(f"{training.section}.batch", training.plan.batch, training.folder),
@@ -41,7 +44,7 @@ def fit(training: Training) -> dict[str, Any]:
         StopRequest() as stop,
         console.progress(training.title, training.steps, done=training.step) as bar,
     ):
-        while training.step < training.steps and not training.patience_is_out:
+        while training.step < training.steps and not training.patience_is_out and training.collapse is None:
             if training.between_epochs:
                 begin_epoch(training)
             batch = training.batch()
@@ -55,8 +58,17 @@ def fit(training: Training) -> dict[str, Any]:
             checkpoint_if_due(training, stop)
     if training.post_hoc:
         training.best.update(distributed.on_rank_zero(_choose_afterwards, training, training.best))
+    if training.start is not None:
+        settle(training)
     seconds = round(time.monotonic() - started_at, 3)
     return {**training.best, "steps": training.step, "trained_steps": training.step - done_before, "seconds": seconds}
+
+
+def _keep_start(training: Training) -> None:
+    with memory_hint("engine.evaluate_batch", training.engine.evaluate_batch, training.folder), torch.no_grad():
+        training.raw.eval()
+        training.evaluator.keep_start()
+        training.raw.train()
 
 
 def update(
@@ -120,9 +132,11 @@ def end_epoch(training: Training, log: Log) -> None:
             training.raw.train()
         scores = distributed.on_rank_zero(lambda: scores)
         log.write("validate", training.step, training.epoch, scores=scores)
+        if training.start is not None:
+            training.collapse = collapse_in(training, training.epoch)
         if training.post_hoc:
             save(training, training.folder / _candidate(training.epoch))
-        elif _is_better(scores[training.plan.select], training.best):
+        elif training.collapse is None and _is_better(scores[training.plan.select], training.best):
             training.best.update(epoch=training.epoch, score=scores[training.plan.select])
             save(training, training.folder / "best.ckpt")
     if not training.post_hoc:

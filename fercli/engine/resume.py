@@ -10,6 +10,7 @@ import torch
 from fercli.engine import checkpoint, distributed
 from fercli.engine.training import Training
 from fercli.errors import Advice, FercliError
+from fercli.evaluation.outputs import read_outputs, start_file
 
 
 def save(training: Training, path: Path, resumable: bool = False) -> None:
@@ -19,17 +20,7 @@ def save(training: Training, path: Path, resumable: bool = False) -> None:
 
     Of processes that train together all must call it. Raises FercliError where the disk is full.
     """
-    method = training.method
-    status = method.status()
-    state = {
-        "network": training.network.state_dict(),
-        "status": None if status is None else status.clone(),
-        "decision": method.decision,
-        "step": training.step,
-        "epoch": training.epoch,
-        "best": dict(training.best),
-        **training.record,
-    }
+    method, state = training.method, _for_use(training)
     if resumable or method.transforms_output:
         state["method"] = method.state_dict()
     if resumable or (training.section == "train_source" and training.record["spec"]["adapt"]["carry_momentum"]):
@@ -40,10 +31,35 @@ def save(training: Training, path: Path, resumable: bool = False) -> None:
         if training.average is not None:
             state["average"] = training.average.state()
         state["meter"] = training.meter.state_dict()
+        state["collapse"] = training.collapse
         # CUDA's is of this process's device: several processes draw alike.
         cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         state["rng"] = {"torch": torch.get_rng_state(), "cuda": cuda}
     distributed.on_rank_zero(checkpoint.save, path, state)
+
+
+def save_start(training: Training, path: Path, best: dict[str, Any]) -> None:
+    """Write what the adaptation began with as its model, chosen as `best` says.
+
+    Raises:
+        FercliError: the disk is full.
+    """
+    status = read_outputs(start_file(training.folder))[0].get("status")
+    state = {**_for_use(training), "network": training.start, "status": status, "step": 0, "epoch": 0, "best": best}
+    checkpoint.save(path, state)
+
+
+def _for_use(training: Training) -> dict[str, Any]:
+    status = training.method.status()
+    return {
+        "network": training.network.state_dict(),
+        "status": None if status is None else status.clone(),
+        "decision": training.method.decision,
+        "step": training.step,
+        "epoch": training.epoch,
+        "best": dict(training.best),
+        **training.record,
+    }
 
 
 def carry_momentum(training: Training, source: dict[str, Any], path: Path) -> None:
@@ -99,4 +115,4 @@ def restore(training: Training) -> None:
             "begin the stage again: --restart",
         ) from problem
     training.best.update(state["best"])
-    training.step = state["step"]
+    training.step, training.collapse = state["step"], state.get("collapse")

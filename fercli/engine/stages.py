@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,22 @@ from fercli.engine import checkpoint, distributed
 from fercli.engine.acceleration import accelerate
 from fercli.engine.data import open_store, source_faces, target_faces, warn_of_overlap
 from fercli.engine.fabric import make_fabric
-from fercli.engine.folder import digest, prepared_again, record_of, stage_folder
+from fercli.engine.folder import digest, prepared_again, record_of, stage_folder, write_environment
 from fercli.engine.log import ENVIRONMENT
 from fercli.engine.loop import fit
 from fercli.engine.network import channels_last, empty_network, load_network
 from fercli.engine.resume import carry_momentum
+from fercli.engine.safeguards import compared
+from fercli.engine.start import begin_from_start
 from fercli.engine.training import Training
-from fercli.errors import Advice, FercliError
+from fercli.errors import Advice, FercliError, SpecError
+from fercli.evaluation.drift import verdict
 from fercli.evaluation.oracle import oracle_labels
-from fercli.files import write_atomically
 from fercli.machine import describe_device
 from fercli.methods import departures_of, method_class
 from fercli.spec import Spec
-from fercli.store import Store
+from fercli.spec.registry import RULES
+from fercli.store import Store, read_meta
 
 
 def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
@@ -51,12 +53,18 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
 
     Target labels are not read: the store is opened without them (a method of whose name oracle is part gets them from
     `fercli.evaluation.oracle`). What each epoch leaves for choosing and for the oracle: `fercli.engine.evaluator`.
+    For a method that needs no source, no file of a source is opened.
 
     Returns, raises:
-        As `train_source`; also where there is no source checkpoint, or one of another architecture.
+        As `train_source`; also where there is no source checkpoint, or one of another architecture, or a rule is to
+        choose that reads a source which the method does without. The outcome of a method without a source has
+        ``drift``, from the start to the chosen epoch (`fercli.evaluation.drift.drift`), and the ``verdict`` on it.
     """
     kind = method_class(spec.adapt.method)
     kind.options_of(spec)  # a mistake in them is told before anything is loaded
+    if not kind.needs_source:
+        _check_rules(spec)
+    spec = begin_from_start(spec)
     store = open_store(spec, target, labels=False)
     unlabelled = store.indices(store.adapt_splits)
     warn_of_overlap(store)
@@ -68,14 +76,19 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     network = empty_network(spec)
     load_network(network, start, spec, path)
-    source, faces = source_faces(spec, fabric.device), target_faces(spec, store, fabric.device)
-    _check_faces(path, start, source.stores, store)
-    stores = [*source.stores, store]
+    if kind.needs_source and spec.adapt.start is not None:
+        _need_source(spec)
+    source = source_faces(spec, fabric.device) if kind.needs_source else None
+    faces = target_faces(spec, store, fabric.device)
+    sources = [] if source is None else source.stores
+    _check_faces(path, start, sources, store)
+    stores = [*sources, store]
     record = {
         **record_of(spec, "adapt", stores),
         "target": target,
         "method_name": spec.adapt.method,
         "source_model": digest(start["network"]),
+        **({"start": start["start"]} if "start" in start else {}),
     }
     if len(unlabelled) < spec.adapt.batch:
         console.warn(
@@ -89,7 +102,35 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
             training.method.give_labels(labels)
         if spec.adapt.carry_momentum:
             carry_momentum(training, start, path)
-        return _run(training)
+        outcome = _run(training)
+        return outcome if training.start is None else {**outcome, **_against_start(training, store)}
+
+
+def _check_rules(spec: Spec) -> None:
+    """Refuse rules that read the source, for a method that is given none."""
+    without = [name for name, rule in RULES.items() if not rule.needs_source]
+    keys = {"adapt.select": [spec.adapt.select], "adapt.also_score": spec.adapt.also_score}
+    for key, names in keys.items():
+        for name in names:
+            if RULES[name].needs_source:
+                raise SpecError(
+                    f"{key}: {name} reads {' and '.join(RULES[name].reads)}, and {spec.adapt.method} opens no source",
+                    f"one of {', '.join(without)}" if key == "adapt.select" else "leave it out",
+                )
+
+
+def _need_source(spec: Spec) -> None:
+    """Say what else can be done where the faces that a start was trained on are not here."""
+    missing = [name for name in spec.data.source if read_meta(spec.store_path(name)) is None]
+    if missing:
+        raise FercliError(
+            f"{spec.adapt.method} trains on the source too, and {'+'.join(missing)} is not prepared in "
+            f"{spec.paths.prepared}",
+            Advice(
+                Advice.run("prepare", f"--dataset {missing[0]}"),
+                ", or adapt by a method that needs no source, such as --method aglrls-sf",
+            ),
+        )
 
 
 def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target: Store) -> None:
@@ -122,12 +163,13 @@ def _run(training: Training) -> dict[str, Any]:
     facts = describe_device(device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
         told = {**facts, **chosen, "processes": distributed.world_size(), "outcome": outcome}
-        distributed.on_rank_zero(_write_environment, folder, training.record, console.finite(told))
+        distributed.on_rank_zero(write_environment, folder, training.record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
 
-def _write_environment(folder: Path, record: dict[str, Any], told: dict[str, Any]) -> None:
-    model = digest(checkpoint.load(folder / "best.ckpt")["network"])
-    made_of = {key: record[key] for key in ("stores", "source_model") if key in record}
-    document = {**told, "made_of": {**made_of, "model": model}}
-    write_atomically(folder / ENVIRONMENT, json.dumps(document, indent=2).encode())
+def _against_start(training: Training, target: Store) -> dict[str, Any]:
+    """What an adaptation without a source has changed, and whether that is to be trusted."""
+    changed = distributed.on_rank_zero(compared, training)
+    faces = target.indices(target.adapt_splits)
+    listed, copies = target.expected(target.adapt_splits), target.copies(faces)
+    return {"drift": changed, "verdict": verdict(changed, len(faces), listed, copies, "kept" in training.best)}

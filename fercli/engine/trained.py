@@ -5,6 +5,7 @@ Checkpoints and model files carry their spec, so a model needs no YAML beside it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from fercli.models.reading import is_safetensors
 from fercli.models.weights import read_weights
 from fercli.spec import Spec, parse_recorded
 from fercli.starter import FILE as STARTER
-from fercli.starter import is_starter, starter_file
+from fercli.starter import NAME, is_starter, starter_file
 
 BEST = "best.ckpt"
 #: What a checkpoint of a trained stage says beside its weights and its spec.
@@ -68,6 +69,14 @@ class Trained:
     def is_starter(self) -> bool:
         """Whether it is the model that comes with fercli."""
         return self.path == STARTER
+
+    @property
+    def label(self) -> str:
+        """What a folder of its own is called behind ``model-`` or ``from-``."""
+        if self.is_starter:
+            return NAME
+        parts = [self.path.stem] if self.one_file else [self.spec.name, self.folder.name]
+        return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(parts))
 
     @property
     def stage(self) -> str:
@@ -113,7 +122,7 @@ class Trained:
 
         Raises FercliError where this version of the method has other options.
         """
-        kind, options = self.kind, {}
+        kind, options = self.kind, self.state.get("decision_options", {})
         if self.stage == "adapt":
             try:
                 options = kind.decision_options(kind.options_of(self.spec))

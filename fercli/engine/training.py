@@ -111,7 +111,8 @@ class Training:
 
     Args:
         fabric: from `fercli.engine.fabric.make_fabric`.
-        network: new, or the source model's.
+        network: new, or with the weights that an adaptation begins with.
+        source: None for a method that needs none.
         target: to adapt to, by ``adapt.method``; None in stage 1.
         folder: where checkpoints and metrics go.
         record: plain data saved in each checkpoint beside the state: the spec, what it was trained on.
@@ -127,7 +128,10 @@ class Training:
         module, optimizer: `raw`, the network and the method in one, and its optimizer, as `fabric` has set them up.
         average: of the weights, to be scored and kept in their place, or None.
         step: steps done.
-        best: ``{"epoch", "score", "rule"}`` of the best epoch so far; epoch 0 before the first.
+        best: ``{"epoch", "score", "rule"}`` of the best epoch so far; epoch 0 before the first. Where the start is kept
+            at the end (`fercli.engine.safeguards`) it is epoch 0 too, and ``kept`` says why.
+        start: the weights that an adaptation without a source began with, else None.
+        collapse: why such an adaptation was ended early, in words, else None.
 
     Raises:
         FercliError: the processes cannot share the batch evenly.
@@ -138,7 +142,7 @@ class Training:
         spec: Spec,
         fabric: Any,
         network: nn.Module,
-        source: Source,
+        source: Source | None,
         target: Target | None,
         folder: Path,
         record: dict[str, Any],
@@ -162,16 +166,19 @@ class Training:
         else:
             self.evaluator = TargetEvaluator(*common, train, target.scored, plan, folder, target.store)
         self.batches = Batches(
-            *(source.train, source.labels, train, method.wants, plan.batch, spec.engine.seed, settings, fabric.device),
+            *((None, None) if source is None else (source.train, source.labels)),
+            *(train, method.wants, plan.batch, spec.engine.seed, settings, fabric.device),
             balance=spec.data.balance,
             recipe=recipe,
             shard=shard_of,
             drop_last=method.drop_last,
         )
-        largest = max(len(source.train), len(train or ()))
+        domains = [faces for faces in (source and source.train, train) if faces is not None]
+        largest = max(map(len, domains))
         self.steps_per_epoch = plan.steps_per_epoch or max(1, largest // plan.batch)
         self.steps = plan.epochs * self.steps_per_epoch
-        self.post_hoc, self.faces_a_step = RULES[plan.select].post_hoc, plan.batch * (2 if method.wants else 1)
+        self.post_hoc = RULES[plan.select].post_hoc
+        self.faces_a_step = plan.batch * ((source is not None) + bool(method.wants))
 
         distributed.on_rank_zero(check_batch, plan.batch, f"{self.section}.batch")
         if distributed.world_size() > 1:
@@ -184,6 +191,9 @@ class Training:
             self.average = WeightAverage(network, method.network_parameters(), plan.ema)
         self.meter, self.guard = Meter(), NonFiniteGuard(folder, self._describe)
         self.step, self.best = 0, {"epoch": 0, "score": -math.inf, "rule": plan.select}
+        self.start = self.collapse = None
+        if source is None:
+            self.start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.saved_at, self.note = time.monotonic(), ""
 
     @property

@@ -12,6 +12,7 @@
 - `selection`: choosing the epoch without target labels;
 - `predictions`: selection rules that look at predictions alone;
 - `importance_weights`: DEV, the rule that weighs source faces by density ratio;
+- `drift`: what an adaptation changed, and whether to trust it, without labels;
 - `oracle`: the best epoch by the target's own labels: an upper bound, never a result;
 - `pseudo_labels`: how many pseudo labels a threshold admits;
 - `domain_gap`: the energy distance of the domains, and the t-SNE map;

@@ -5,6 +5,7 @@ A stage's folder holds, below ``outputs/``,
 
 - ``epoch-NNNN.safetensors`` for each epoch of an adaptation: on the target's scored faces, on those that selection
   rules watch, and on held-out source faces;
+- ``start.safetensors``, the same of the model that an adaptation without a source began with;
 - ``dataset-NAME.safetensors``, written at evaluation: the chosen model on the scored faces of a dataset.
 
 Probabilities are stored as float16 logarithms, 98 bytes a face: between one and two thousandths of a probability,
@@ -110,13 +111,23 @@ def watched_fused(outputs: EpochOutputs) -> dict[int, Tensor]:
 
 
 def fused_of_watched(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The same of one epoch's tensors. Where nothing is watched for itself, the scored faces are."""
-    return tensors.get("watched", tensors["scored"])[:, HEADS.index("fused")].clone()
+    """The same of one epoch's tensors."""
+    return watched(tensors)[:, HEADS.index("fused")].clone()
+
+
+def watched(tensors: Mapping[str, Tensor]) -> Tensor:
+    """What all heads say of the faces that rules watch. Where none is watched for itself, those scored are."""
+    return tensors.get("watched", tensors["scored"])
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
     """Where an epoch's outputs lie in a stage's folder."""
     return folder / FOLDER / f"epoch-{epoch:04d}.safetensors"
+
+
+def start_file(folder: Path) -> Path:
+    """Where the outputs of the model that an adaptation began with lie in its folder."""
+    return folder / FOLDER / "start.safetensors"
 
 
 def prune(folder: Path, keep: int | None, best: int) -> None:

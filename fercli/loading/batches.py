@@ -7,9 +7,9 @@ needs saving to resume in the middle of an epoch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class Batches:
     """Step number -> `Batch`. Among several processes each makes the views of its own share only.
 
     Args:
-        source, labels: the labelled faces and their labels, int64 [len(source)].
+        source, labels: the labelled faces and their labels, int64 [len(source)]; None for a method without a source.
         target: the unlabelled faces, or None in stage 1.
         wants: which target views the method asks for.
         batch: faces a domain and view.
@@ -103,8 +103,8 @@ class Batches:
 
     def __init__(
         self,
-        source: FaceDataset,
-        labels: np.ndarray,
+        source: FaceDataset | None,
+        labels: np.ndarray | None,
         target: FaceDataset | None,
         wants: frozenset[str],
         batch: int,
@@ -119,16 +119,17 @@ class Batches:
     ):
         self._source, self._labels, self._target = source, labels, target
         self._wants, self._batch, self._seed, self._settings, self._device = wants, batch, seed, settings, device
-        self._samplers: dict[str, ShuffledSampler | WeightedSampler] = {
-            "source": source_sampler(source.counts, balance, derive_seed(seed, "source"))
-        }
+        self._samplers: dict[str, ShuffledSampler | WeightedSampler] = {}
+        self._drawn_from: dict[str, FaceDataset] = {}
         self._recipe, self._shard, self._multiple = recipe, shard, batch if drop_last else 1
         self._class_weights = None
         if recipe.class_balance:
             self._class_weights = torch.from_numpy(class_weights(labels, recipe.class_balance))
-        self._drawn_from = {"source": source}
-        if recipe.mixup:
-            self._drawn_from["partner"] = source
+        if source is not None:
+            self._samplers["source"] = source_sampler(source.counts, balance, derive_seed(seed, "source"))
+            self._drawn_from["source"] = source
+            if recipe.mixup:
+                self._drawn_from["partner"] = source
         if target is not None:
             self._samplers["target"] = ShuffledSampler(len(target), derive_seed(seed, "target"))
             self._samplers["pseudo"] = ShuffledSampler(len(target), derive_seed(seed, "pseudo"), self._multiple)
@@ -150,6 +151,28 @@ class Batches:
         started = time.perf_counter()
         drawn = self._faces_of(step)
         self.waited += time.perf_counter() - started
+        parts: dict[str, Any] = {"source": None, "labels": None}
+        if "source" in drawn:
+            parts = self._source_parts(drawn, step)
+        if "target" in drawn:
+            parts["target"] = self._view(weak_view, drawn["target"], "target", step)
+        if "pseudo" in drawn:
+            pseudo = drawn["pseudo"]
+            pseudo = pseudo._replace(faces=to_device(pseudo.faces, self._device))
+            if "weak" in self._wants:
+                parts["weak"] = self._view(weak_view, pseudo, "weak", step)
+            if "strong" in self._wants:
+                shared = {"crop_generator": self._generator("weak", step)} if self._settings.shared_crop else {}
+                parts["strong"] = self._view(partial(strong_view, **shared), pseudo, "strong", step)
+            parts["indices"] = self._on_device(pseudo.positions)
+        if pseudo_labelled is not None and len(pseudo_labelled):
+            chosen = self._fetch(self._target, self._draw_pseudo_labelled(step, pseudo_labelled))
+            parts["pseudo_labelled"] = self._view(weak_view, chosen, "pool", step)
+            parts["pseudo_labelled_indices"] = self._on_device(chosen.positions)
+        return Batch(**parts)
+
+    def _source_parts(self, drawn: Mapping[str, _Drawn], step: int) -> dict[str, Any]:
+        """What of a batch is the source's."""
         faces, labels, parts = drawn["source"], torch.from_numpy(self._labels[drawn["source"].positions]), {}
         if self._recipe.mixup or self._class_weights is not None:
             own, soft = 1.0, F.one_hot(labels, NUM_EXPRESSIONS).float()
@@ -162,20 +185,7 @@ class Batches:
             parts["soft_labels"] = soft.to(self._device, non_blocking=True)
         labels = labels.to(self._device, non_blocking=True)
         source = self._view(strong_view if self._recipe.views == "strong" else weak_view, faces, "source", step)
-        if "target" in drawn:
-            parts["target"] = self._view(weak_view, drawn["target"], "target", step)
-        if "pseudo" in drawn:
-            pseudo = drawn["pseudo"]
-            pseudo = pseudo._replace(faces=to_device(pseudo.faces, self._device))
-            parts["weak"] = self._view(weak_view, pseudo, "weak", step)
-            shared = {"crop_generator": self._generator("weak", step)} if self._settings.shared_crop else {}
-            parts["strong"] = self._view(partial(strong_view, **shared), pseudo, "strong", step)
-            parts["indices"] = self._on_device(pseudo.positions)
-        if pseudo_labelled is not None and len(pseudo_labelled):
-            chosen = self._fetch(self._target, self._draw_pseudo_labelled(step, pseudo_labelled))
-            parts["pseudo_labelled"] = self._view(weak_view, chosen, "pool", step)
-            parts["pseudo_labelled_indices"] = self._on_device(chosen.positions)
-        return Batch(source, labels, **parts)
+        return {"source": source, "labels": labels, **parts}
 
     def names(self, step: int, pseudo_labelled: Tensor | None = None) -> dict[str, list[tuple[int, str, str]]]:
         """Position, dataset and id of all the faces in the batch of a step, by what they are drawn for."""

@@ -1,4 +1,4 @@
-"""AaD: attracting and dispersing (Yang et al., A Simple Approach for Source-free Domain Adaptation, NeurIPS 2022, arXiv
+"""AaD (Yang et al., Attracting and Dispersing: A Simple Approach for Source-free Domain Adaptation, NeurIPS 2022, arXiv
 2205.04183).
 """
 
@@ -21,7 +21,7 @@ from fercli.spec import Optimisation, Section
 class AaD(Method):
     """Neighbours among the target faces shall get the same answer of the fused head, all other faces another.
 
-    The paper's eq. 5, p_i being the probabilities of face i of the batch:
+    The paper's objective, p_i being the probabilities of face i of the batch:
 
         mean over i of ( - sum over k in neighbours(i) of p_i . p_k  +  l sum over the batch's others j of p_i . p_j )
 

@@ -21,7 +21,7 @@ class AGLRLSSourceFree(PseudoLabelling):
     Of AGLRLS (Gao et al., IEEE TMM 2024, `fercli.methods.aglrls`) are the semantic-aware pseudo labels, by which the
     weak view of a face teaches its strong view, head by head, and the decision by global-local prediction consistency
     (``glpc``). In place of the source's cross-entropy and of the adversary stand what SHOT (Liang et al., ICML 2020,
-    eq. 3 and 4) has for them: information maximisation of every head on the weak view, times ``information_weight``,
+    section 3.2) has for them: information maximisation of every head on the weak view, times ``information_weight``,
     and classifiers that stay as the source has left them (``freeze_classifiers``). Every term counts with its head's
     weight. The two views pass the network one after the other, each with its own batch-norm statistics.
     """

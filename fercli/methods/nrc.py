@@ -22,8 +22,8 @@ from fercli.spec import Optimisation, Section
 class NRC(Method):
     """Neighbours shall get the same answer of the fused head, and count more where each is the other's neighbour.
 
-    The paper's eq. 2 to 8, each a mean over the faces i of the batch, with the probabilities p_i, and b of the bank
-    (`fercli.methods.source_free.FaceBank`), which have no gradient:
+    The paper's four terms, each over the faces i of the batch, with their probabilities p_i, and b of the bank
+    (`fercli.methods.source_free.FaceBank`), which have no gradient; the first three are means:
 
     - neighbours: - sum over k in nearest ``neighbours`` of i of A_ik p_i . b_k, where A is 1 if i is among the nearest
       ``expanded`` of k, and ``affinity`` if not;

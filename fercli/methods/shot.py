@@ -26,7 +26,7 @@ MASS_FLOOR = 1e-8
 class SHOT(Method):
     """The classifiers stay; the features move until every head is sure of each face and the classes are all in use.
 
-    The paper's eq. 3 to 5, for each of the seven heads: information maximisation
+    The paper's sections 3.2 and 3.3, for each of the seven heads: information maximisation
     (`fercli.methods.source_free.information_maximisation`), and ``pseudo_weight`` times cross-entropy to
     `centroid_labels`, made of all target faces before each epoch. Both count with the head's weight.
 
@@ -70,7 +70,7 @@ class SHOT(Method):
 
 @torch.no_grad()
 def centroid_labels(seen: Outputs, weights: Tensor) -> Tensor:
-    """Label each face by the nearest of the classes' centroids (SHOT, eq. 6 and 7), over all heads.
+    """Label each face by the nearest of the classes' centroids (SHOT, section 3.3), over all heads.
 
     Twice: with centroids of all faces, each counting by its probability of the class, then with those of the faces that
     the first round labelled. Nearness is the cosine of the head's feature, with a 1 at its end, to its centroid, and of
@@ -84,7 +84,8 @@ def centroid_labels(seen: Outputs, weights: Tensor) -> Tensor:
     Returns:
         int64 [N], 0..C-1.
     """
-    weights = weights.to(seen.probabilities) / weights.sum()
+    weights = weights.to(seen.probabilities)  # on the CPU, where the evaluator's outputs are
+    weights = weights / weights.sum()
     each = [
         F.normalize(F.pad(feature.to(weights), (0, 1), value=1.0), dim=1) for feature in head_features(seen.features)
     ]

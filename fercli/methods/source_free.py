@@ -24,7 +24,7 @@ def head_entropy(logits: Tensor) -> Tensor:
 
 def information_maximisation(logits: Tensor, weights: Tensor) -> Tensor:
     """Be sure of each face, and of all faces together give every class its share: minus the mutual information of face
-    and answer, summed over the heads (SHOT, Liang et al., ICML 2020, eq. 3 and 4).
+    and answer, summed over the heads (SHOT, Liang et al., ICML 2020, section 3.2).
 
     Args:
         logits: [B, H, C].

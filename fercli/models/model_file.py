@@ -28,7 +28,7 @@ from fercli.models.reading import BROKEN, check_plain, is_plain, is_safetensors,
 from fercli.spec import Section, Spec, parse, parse_recorded, up_to_date
 from fercli.spec.load import explain
 from fercli.spec.plugins import is_place
-from fercli.spec.registry import METHODS, RULES
+from fercli.spec.registry import METHODS, ORACLE, RULES, SOURCE_TEST
 from fercli.spec.schema import Fraction
 from fercli.version import __version__
 
@@ -61,11 +61,13 @@ class Best(Section):
     epoch: _Count
     score: float | None
     rule: str
+    #: Why an adaptation was given up for what it began with; `epoch` is 0 then.
+    kept: str | None = None
 
     @field_validator("rule")
     @classmethod
     def _rule_exists(cls, value: str) -> str:
-        if value not in RULES:
+        if value not in (*RULES, ORACLE, SOURCE_TEST):
             raise ValueError(f"{value!r} is no selection rule; one of {', '.join(RULES)}")
         return value
 
@@ -178,15 +180,16 @@ def portable(spec: Spec) -> dict[str, Any]:
     """A run spec as data, without what belongs to the machine where it ran.
 
     ``paths`` are the defaults, datasets keep their reader alone (roots and readers' options name files), and the
-    cluster and the sweep are left out. Of ``model.weights`` the file's name remains: a model card tells what training
-    began with.
+    cluster and the sweep are left out. Of ``model.weights`` and ``adapt.start`` the file's name remains: a model card
+    tells what training began with.
     """
-    weights = spec.model.weights
+    weights, start = spec.model.weights, spec.adapt.start
     kept = {
         "paths": {},
         "data": {"datasets": {name: {"reader": given.reader} for name, given in spec.data.datasets.items()}},
         "prepare": {"cluster": None},
         "model": {"weights": None if weights is None else weights.name},
+        "adapt": {"start": None if start is None else Path(start).name},
         "sweep": None,
     }
     tree = json.loads(spec.model_dump_json())

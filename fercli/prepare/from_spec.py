@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,42 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
         )
     folder = Path(root) if root else entry.root or spec.paths.data / name
     return read_dataset(name, reader, folder, **entry.options)
+
+
+def photo_folder(spec: Spec, named: str) -> tuple[Spec, str] | None:
+    """A folder of photographs as a target without labels, which is prepared into the run's own folder.
+
+    Args:
+        named: what the user named as a target. It is a folder where it is one and no dataset of the spec or of a
+            reader is called so, and always where it has a separator in it.
+
+    Returns:
+        The spec with the dataset in it, and the dataset's name, the folder's. None for a dataset's name.
+
+    Raises:
+        FercliError: there is no such folder, or a dataset has its name.
+    """
+    path = Path(named)
+    datasets = {*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets}
+    is_path = len(path.parts) > 1 or path.is_absolute() or named.endswith(("/", os.sep)) or named in (".", "..")
+    if not is_path and (named in datasets or not path.is_dir()):
+        return None
+    if not path.is_dir():
+        raise FercliError(f"no folder {named}", "name a folder of photographs, or a dataset (fercli datasets)")
+    root = Path(os.path.abspath(path))
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", root.name).strip(".-") or "photographs"
+    entry = Dataset(reader="folders", root=root, options={"labelled": False}, store=spec.run_folder / "prepared" / name)
+    other = spec.data.datasets.get(name)
+    if name in {*READERS, *spec.data.source} or other not in (None, entry):
+        raise FercliError(f"{named}: a dataset is called {name} too", "give the folder a name of its own")
+    meta = read_meta(entry.store)
+    if meta is not None and meta.get("root") != str(root):
+        raise FercliError(
+            f"{entry.store} holds the faces of {meta.get('root')}",
+            "give the folder, or the run (--set name=NAME), a name of its own",
+        )
+    data = spec.data.model_copy(update={"datasets": {**spec.data.datasets, name: entry}})
+    return spec.model_copy(update={"data": data}), name
 
 
 def need_splits(spec: Spec, listing: Listing) -> None:

@@ -22,6 +22,7 @@ from fercli.durations import digits, duration
 from fercli.files import write_atomically
 from fercli.report.analysis_view import calibration, datasets, failure_cases, gaps, glpc, training_curves
 from fercli.report.coverage_view import images, left_out, missing, times
+from fercli.report.drift_view import drifts
 from fercli.report.headline_view import headline
 from fercli.report.pictures import Faces, Picture
 from fercli.report.plots import FEW
@@ -35,6 +36,7 @@ _SECTIONS = {
     "headline": "Accuracy",
     "macro_f1": "Macro F1",
     "bound": "At the oracle’s epoch",
+    "drift": "Can the adaptation be trusted?",
     "heads": "Heads and decision rules",
     "rules": "Choosing the epoch without target labels",
     "images": "Images and time",
@@ -116,6 +118,7 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
         "missing": missing(document),
         "images": images(document),
         "times": times(document),
+        "drift": drifts(document),
         "glpc": glpc(document),
         "calibration": calibration(document),
         "few_faces": FEW,

@@ -66,6 +66,15 @@ def lane(
     return svg(20, "lane", title, "".join([*parts, f'<path class="dot after" d="M{x(mean)} 10h0"/>']))
 
 
+def bars(pair: Sequence[float], top: float, title: str) -> Markup:
+    """Draw two numbers, before and after, as two bars above each other on the axis of `lane`, from 0 to `top`."""
+    drawn = "".join(
+        f'<path class="fill {kind}" d="M2 {y}h{96 * value / top:.2f}v6h-{96 * value / top:.2f}z"/>'
+        for kind, y, value in zip(("before", "after"), (3, 11), pair, strict=True)
+    )
+    return svg(20, "lane", title, '<path class="axis" d="M2 0V20"/>' + drawn)
+
+
 def lines(
     series: Sequence[tuple[str, Sequence[Point]]],
     top: float,

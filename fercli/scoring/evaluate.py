@@ -38,7 +38,7 @@ from fercli.scoring.results import (
 from fercli.scoring.results_files import document, open_report, predictions_name, unwritable, write_results
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
-from fercli.spec.registry import ORACLE
+from fercli.spec.registry import ORACLE, SOURCE_TEST
 from fercli.starter import NAME
 from fercli.store import Store, subsample
 
@@ -71,6 +71,10 @@ AS_TRAINED = Scoring()
 def evaluate(spec: Spec, targets: list[str], how: Scoring = AS_TRAINED) -> tuple[dict[str, Any], dict[str, Path]]:
     """Score a run.
 
+    A run that started from a model brought along (``start`` in its source checkpoint) may lack the faces that this
+    model was trained on: then the source is not scored, as `evaluate_model` has it. A target that the spec does not
+    know is read as the spec of the model adapted to it says.
+
     Args:
         targets: datasets to score on beside the source.
 
@@ -85,7 +89,14 @@ def evaluate(spec: Spec, targets: list[str], how: Scoring = AS_TRAINED) -> tuple
     adapted = [model for model in adapted_models(spec) if model.target in targets]
     for path in unfinished(spec):
         console.warn(f"{path} has no model (best.ckpt) and is left out; train it to its end: fercli adapt")
-    stores = {name: open_store(spec, name) for name in [*spec.data.source, *targets]}
+    spec = _with_datasets(spec, adapted)
+    if _brought_along(source):
+        data = spec.data.model_copy(update={"source": source.spec.data.source})
+        spec = spec.model_copy(update={"data": data})
+        sources = _sources(spec, source, {})
+    else:
+        sources = [open_store(spec, name) for name in spec.data.source]
+    stores = {store.name: store for store in sources} | {name: open_store(spec, name) for name in targets}
     for name in targets:
         warn_of_overlap(stores[name])
     _check_origins(source, adapted, stores)
@@ -93,7 +104,22 @@ def evaluate(spec: Spec, targets: list[str], how: Scoring = AS_TRAINED) -> tuple
     adapted_to = {model.target for model in adapted}
     work = [_Work(source, list(stores), [name for name in targets if name not in adapted_to])]
     work += [_Work(model, [model.target], [model.target]) for model in adapted]
-    return _score("run", spec, work, stores, [stores[name] for name in spec.data.source], how)
+    return _score("run", spec, work, stores, sources, how)
+
+
+def _brought_along(source: Trained) -> bool:
+    """Whether a run's source model was trained elsewhere, and the run started from it."""
+    return bool(source.state.get("start"))
+
+
+def _with_datasets(spec: Spec, adapted: Sequence[Trained]) -> Spec:
+    """The spec, with what adapted models say of targets that it does not know."""
+    known = dict(spec.data.datasets)
+    for model in adapted:
+        own = model.spec.data.datasets.get(model.target)
+        if own is not None:
+            known.setdefault(model.target, own)
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"datasets": known})})
 
 
 def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[str, Store]) -> None:
@@ -109,6 +135,8 @@ def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[
             again = f"run: fercli adapt -c {model.folder / 'spec.yaml'} --target {model.target} --restart"
         if model is not source and model.state.get("source_model", own) != own:
             raise FercliError(f"{model.folder} was adapted from another source model than {source.path} is now", again)
+        if _brought_along(model):  # `_sources` has looked, and the run's targets are not its own
+            continue
         for store in prepared_again(model.state, list(stores.values())):
             raise FercliError(
                 f"{store.path} was prepared again, with other faces or labels than {model.folder} was trained on", again
@@ -172,10 +200,10 @@ def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[St
     None is told: of other faces nobody knows which were held out.
     """
     without = "no temperature is fitted, and the distance between the domains is not measured"
-    if model.released:
-        source = "+".join(spec.data.source)
-        told = f"source {source}" + (" (--source NAME tells it)" if source == UNKNOWN else "")
-        console.say(f"{model.path}: {model.method}, {told}; which faces were held out is not known: {without}")
+    if model.state["best"]["rule"] in (ORACLE, SOURCE_TEST):  # a released checkpoint's, or a run that started from one
+        source, title = "+".join(spec.data.source), model.state.get("start", {}).get("title", model.method)
+        told = f"source {source}" + (" (--source NAME tells it)" if source == UNKNOWN and model.released else "")
+        console.say(f"{model.path}: {title}, {told}; which faces were held out is not known: {without}")
         return []
     try:
         found = [stores.get(name) or open_store(spec, name, as_aligned=False) for name in spec.data.source]
@@ -239,6 +267,7 @@ def _evaluate_all(
     evaluator = TrainedEvaluator(spec, sources)
     gaps: dict[str, list[dict[str, Any]]] = {n: [] for n in stores if sources and n not in spec.data.source}
     scored, cases, pseudo, pictures = [], [], {}, {}
+    starts: dict[str, Tensor] = {}
     with console.progress("evaluate", sum(len(one.datasets) for one in work)) as bar:
         for model, names, with_cases in work:
             record = record_of(model).deciding_by(how.decision)
@@ -246,7 +275,11 @@ def _evaluate_all(
             record = replace(record, keep_outputs=record.keep_outputs or spec.engine.keep_outputs)
             for name in names:
                 outputs = evaluator.outputs(model, stores[name], model.folder if kind == "run" else spec.run_folder)
+                if kind == "run" and model.stage == "source":
+                    starts[name] = outputs["scored"]
                 results = _results(spec, record, model, stores[name], outputs, evaluator.held_labels, how.select)
+                if model.target == name:
+                    results = replace(results, start=starts.get(name))
                 scored.append(results)
                 as_trained = results.record.epoch == record.epoch  # features are of the chosen epoch alone
                 if name in gaps and as_trained:
@@ -295,7 +328,7 @@ def record_of(model: Trained) -> ModelRecord:
         registered=model.registered,
         epoch=best["epoch"],
         selection=best["rule"],
-        oracle_method=model.kind.oracle or best["rule"] == ORACLE,
+        oracle_method=model.kind.oracle or best["rule"] == ORACLE or model.state.get("start", {}).get("oracle", False),
         heads=model.heads,
         seconds=None if finished is None else finished.outcome.seconds,
     )

@@ -22,6 +22,7 @@ from fercli.engine.log import read_scores
 from fercli.errors import FercliError, SpecError
 from fercli.evaluation.calibration import calibration
 from fercli.evaluation.decision import FUSED, STAGES, Decision, DecisionRule
+from fercli.evaluation.drift import drift, verdict
 from fercli.evaluation.intervals import score_intervals
 from fercli.evaluation.metrics import confusion, scores
 from fercli.evaluation.oracle import oracle_epoch
@@ -203,6 +204,8 @@ class Results:
         held, held_labels: the same model on K held-out source faces [K, 7, 7], and their labels: what the temperature
             is fitted on.
         epochs: what its epochs left, where it was adapted to this dataset.
+        start: float32 [N, 7, 7], what the model that it was adapted from says of the same faces; None where nobody has
+            asked it, or it was adapted to another dataset.
     """
 
     record: ModelRecord
@@ -213,6 +216,7 @@ class Results:
     held: Tensor
     held_labels: Tensor
     epochs: Epochs | None = None
+    start: Tensor | None = None
 
     @cached_property
     def decision(self) -> Decision:
@@ -280,7 +284,15 @@ class Results:
             "calibration": self._calibration(),
             "oracle": None if oracle is None else self._at(oracle, intervals=True),
             "rules": {rule: self._at(epoch) for rule, epoch in (epochs.chosen if answered else {}).items()},
+            "drift": None if self.start is None else self._drift(self.start),
         }
+
+    def _drift(self, start: Tensor) -> dict[str, Any]:
+        """How the answers moved from the start's, with the verdict; no label is read."""
+        moved = drift(start, self.probabilities)
+        faces = self.part.indices
+        told = {"found": len(faces), "listed": self.part.expected, "duplicates": self.store.copies(faces)}
+        return {**moved, **told, "verdict": verdict(moved, **told, start_kept=self.record.epoch == 0)}
 
     def _at(self, epoch: int, intervals: bool = False) -> dict[str, Any]:
         answers = self.epochs.answers[epoch]

@@ -13,8 +13,11 @@ defined) holds
   ``scored``), the scores of each of ``heads`` (the seven, and the rules over several of them), which of them is the
   model's ``decision``, the ``stages`` of GLPC, ``intervals`` of the decision, ``calibration`` of the fused head, the
   ``oracle`` epoch, what each of the selection ``rules`` would have chosen, ``seconds`` of training, ``predictions``
-  (the CSV's path from the report's folder), and ``against_reference``, whether chance alone makes it differ so much
-  from source-only on the same faces (`fercli.scoring.results.with_reference`). Scores, intervals and calibration are
+  (the CSV's path from the report's folder), ``against_reference``, whether chance alone makes it differ so much from
+  source-only on the same faces (`fercli.scoring.results.with_reference`), and ``drift``, what adapting has changed of
+  the start's answers to these faces (`fercli.evaluation.drift.drift`), with the faces ``found``, the pictures
+  ``listed``, the ``duplicates`` among the faces, and the ``verdict`` on it all: no label is read for it, and it is None
+  where the start's outputs are not known; earlier versions of fercli wrote none. Scores, intervals and calibration are
   None where no face has a label;
 - ``missing``: ``dataset``, ``method``, ``seed``, ``keys`` and ``why`` of each cell of a sweep that was not trained;
 - ``published`` rows beside them (`fercli.evaluation.published`);
@@ -36,6 +39,7 @@ from typing import Any
 from fercli import console
 from fercli.engine.fabric import resolve_device
 from fercli.errors import FercliError
+from fercli.evaluation.drift import VERDICTS
 from fercli.evaluation.published import published_rows
 from fercli.expressions import EXPRESSIONS
 from fercli.files import write_atomically
@@ -246,6 +250,11 @@ def _entry_rows(entry: Mapping[str, Any]) -> Iterator[list[Any]]:
     if entry["against_reference"] is not None:
         test = entry["against_reference"]["test"]
         yield [entry["decision"], "true", "", f"p:{test['name']}", test["p"], None, None, scored]
+    if entry["drift"] is not None:
+        moved, about = entry["drift"], ["fused", _flag(entry["decision"] == "fused"), ""]
+        trust = 1 - VERDICTS.index(moved["verdict"]["trust"]) / (len(VERDICTS) - 1)
+        for name, value in (*((key, moved[key]) for key in ("agreement", "total_variation")), ("trust", trust)):
+            yield [*about, f"drift:{name}", value, None, None, moved["faces"]]
     for name, stage in (entry["stages"] or {}).items():
         right = stage["correct"] / stage["count"] if stage["count"] and stage["correct"] is not None else None
         yield [entry["decision"], "true", "", f"stage:{name}", right, None, None, stage["count"]]

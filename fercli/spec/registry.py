@@ -62,6 +62,11 @@ class SelectionRule(NamedTuple):
         return _TARGET in self.reads
 
     @property
+    def needs_source(self) -> bool:
+        """Whether it looks at source faces, so that it cannot choose where the source is not at hand."""
+        return bool({_LABELS, _SOURCE} & set(self.reads))
+
+    @property
     def needs_held_out(self) -> bool:
         """Whether it looks at source faces that were held out of training."""
         return _LABELS in self.reads

@@ -112,6 +112,8 @@ class Dataset(_Explained):
     """whose layout it has (``fercli datasets`` lists them); without, the dataset's own."""
     root: Path | None = None
     """where it lies."""
+    store: Path | None = None
+    """where its prepared faces lie; without, in ``paths.prepared``, in a folder of its name."""
     options: dict[str, Any] = {}
     """of the reader; ``fercli datasets show NAME`` lists them."""
 
@@ -391,6 +393,9 @@ class Adapt(Optimisation):
 
     method: _Method = "aglrls"
     """how (``configs/methods`` has one spec each)."""
+    start: Annotated[str, Field(min_length=1)] | None = None
+    """the trained model to begin with: ``starter``, a run or stage folder, a model file, a checkpoint, a released one.
+    The network, how faces are prepared and ``data.source`` are then the model's. null is the run's own source model."""
     tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]*$", max_length=100)] = ""
     """put behind the target's name in the folder's, to keep several adaptations to one target."""
     batch: _Batch = 16
@@ -531,7 +536,8 @@ class Spec(_Explained):
                 f"{brief(repr(dataset))} cannot be a dataset's name",
                 "say where it lies with --root or data.datasets.NAME.root",
             )
-        return self.paths.prepared / dataset
+        own = self.data.datasets[dataset].store if dataset in self.data.datasets else None
+        return own or self.paths.prepared / dataset
 
     def adapt_folder(self, target: str) -> Path:
         """The folder of the adaptation to one target."""

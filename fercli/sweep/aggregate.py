@@ -26,7 +26,7 @@ from fercli.scoring.results_files import document
 from fercli.spec import Spec, parse_recorded
 from fercli.spec.registry import REFERENCE
 from fercli.spec.yaml_data import read_yaml_file
-from fercli.store import Store
+from fercli.store import Store, read_meta
 from fercli.sweep.plan import Cell, plan
 
 
@@ -43,7 +43,10 @@ def gather(spec: Spec, decision: str | None = None, select: str | None = None) -
     cells = plan(spec)
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = list(dict.fromkeys(name for cell in cells for name in cell.spec.data.source))
-    stores = {name: open_store(cells[0].spec, name) for name in [*sources, *targets]}
+    first = cells[0].spec
+    # Nobody needs the source's faces where a start took their place.
+    there = [name for name in sources if first.adapt.start is None or read_meta(first.store_path(name)) is not None]
+    stores = {name: open_store(first, name) for name in [*there, *targets]}
     held_labels = cache(partial(_held_labels, stores))  # cells differ little in their sources
     entries, right, missing = [], [], []
     for cell in cells:
@@ -100,13 +103,26 @@ def _entry(
         epochs = None if is_reference else Epochs(record, store, len(part.indices), read_scores(folder))
         if select is not None and epochs is not None:
             record, found = epochs.selected_by(select)
-        held = found["held"], held_labels(tuple(cell.spec.data.source), cell.spec.data.validation)
-        results = Results(record, store, False, part, found["scored"], *held, epochs)
+        held, labels = found["held"], torch.zeros(0).long()
+        if len(held):  # a method without a source has seen none of its faces
+            labels = held_labels(tuple(cell.spec.data.source), cell.spec.data.validation)
+        start = None if is_reference else _start(cell, finished, store, len(part.indices))
+        results = Results(record, store, False, part, found["scored"], held, labels, epochs, start)
         return {**results.entry(), "predictions": None}, results.right
     except SpecError:
         raise
     except FercliError as failure:
         raise _Missing(str(failure)) from None
+
+
+def _start(cell: Cell, finished: Environment, store: Store, size: int) -> torch.Tensor | None:
+    """What the source model that a cell was adapted from says of its target's faces; None where no file tells it."""
+    try:
+        found, about = read_outputs(cell.spec.run_folder / "source" / FOLDER / f"dataset-{cell.target}.safetensors")
+    except FercliError:
+        return None
+    same = about.get("faces") == store.faces_digest and about.get("model") == finished.made_of.source_model
+    return found["scored"] if same and len(found["scored"]) == size else None
 
 
 def _record(cell: Cell, folder: Path, run: Path, finished: Environment, status: torch.Tensor | None) -> ModelRecord:
@@ -159,7 +175,8 @@ def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
 def _other_origins(cell: Cell, made: Environment, stores: dict[str, Store]) -> str:
     """How a finished model was made of something else than what lies there now, or an empty string."""
     record = {"stores": made.made_of.stores, "spec": {"data": {"source": cell.spec.data.source}}}
-    other = prepared_again(record, [stores[name] for name in (*cell.spec.data.source, cell.target)])
+    names = (*cell.spec.data.source, cell.target)
+    other = prepared_again(record, [stores[name] for name in names if name in stores])
     if other:
         return f"{', '.join(store.name for store in other)} was prepared again after it was trained"
     start, source = made.made_of.source_model, read_environment(cell.spec.run_folder / "source")

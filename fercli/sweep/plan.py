@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from fercli.engine.start import resolve_start
 from fercli.errors import SpecError
 from fercli.methods import method_class
 from fercli.spec import Spec, parse
@@ -34,12 +35,14 @@ def plan(spec: Spec) -> list[Cell]:
     """All cells of a sweep, seed by seed, so that whatever is done first can be compared; source-only among them.
 
     Raises:
+        FercliError: there is no such model as ``adapt.start``.
         SpecError: no ``sweep`` section, no target or one that is a source, a grid key that does not exist, that the
             sweep or a method sets already or that sets others, options that a method does not have, anything set of
             source-only, two combinations that would share a folder.
     """
     if spec.sweep is None:
         raise SpecError("the spec has no sweep section (sweep.methods, sweep.seeds, ...)", "see: fercli sweep --help")
+    spec = resolve_start(spec)
     wanted = spec.sweep
     targets = list(dict.fromkeys(wanted.targets or spec.data.targets))
     if not targets:

@@ -21,14 +21,17 @@ from fercli.engine.data import open_store
 from fercli.engine.fabric import launched
 from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
 from fercli.engine.stages import adapt, train_source
+from fercli.engine.start import begin_from_start
 from fercli.engine.trained import source_model
 from fercli.errors import Advice, FercliError
 from fercli.files import only_one
+from fercli.methods import method_class
 from fercli.parallel import as_completed
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
 from fercli.spec.registry import REFERENCE
-from fercli.sweep.plan import plan
+from fercli.store import read_meta
+from fercli.sweep.plan import Cell, plan
 
 _STOPPED = "stopped by a signal"
 
@@ -47,7 +50,8 @@ def sweep(spec: Spec) -> list[Advice]:
     cells, jobs = plan(spec), spec.sweep.jobs
     if launched().processes > 1:
         raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, not by torchrun or srun")
-    for name in dict.fromkeys([*(n for c in cells for n in c.spec.data.source), *(c.target for c in cells)]):
+    sources = [name for cell in cells if _needs_source(cell) for name in cell.spec.data.source]
+    for name in dict.fromkeys([*sources, *(cell.target for cell in cells)]):
         open_store(cells[0].spec, name, labels=False)
     targets = list(dict.fromkeys(cell.target for cell in cells))
     # With the sweep's own adapt section, in which the cells of a run differ.
@@ -95,10 +99,20 @@ def _stop_workers() -> None:
         os.kill(child.pid, PASSED_ON)
 
 
+def _needs_source(cell: Cell) -> bool:
+    """Whether a cell cannot be trained without the source's faces: the reference of a start is trained already."""
+    if cell.method == REFERENCE:
+        return cell.spec.adapt.start is None
+    return method_class(cell.spec.adapt.method).needs_source
+
+
 def _train_source(document: str, targets: list[str], threads: int) -> tuple[str, str | None]:
-    """Train a run's source model and leave its outputs on every target's scored faces, for the reference row."""
+    """Train a run's source model, or take its start, and leave its outputs on every target's scored faces, for the
+    reference row.
+    """
     spec = Spec.model_validate_json(document)
-    return spec.name, _quietly(threads, lambda: (train_source(spec), _leave_outputs(spec, targets)))
+    make = train_source if spec.adapt.start is None else begin_from_start
+    return spec.name, _quietly(threads, lambda: (make(spec), _leave_outputs(spec, targets)))
 
 
 def _adapt(document: str, target: str, title: str, threads: int) -> tuple[str, str | None]:
@@ -124,6 +138,7 @@ def _quietly(threads: int, work: Any) -> str | None:
 
 def _leave_outputs(spec: Spec, targets: list[str]) -> None:
     model = source_model(spec)
-    evaluator = TrainedEvaluator(spec, [open_store(spec, name) for name in spec.data.source])
+    there = [name for name in spec.data.source if read_meta(spec.store_path(name)) is not None]
+    evaluator = TrainedEvaluator(spec, [open_store(spec, name) for name in there])
     for name in targets:
         evaluator.outputs(model, open_store(spec, name, labels=False), model.folder)

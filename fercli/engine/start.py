@@ -1,0 +1,140 @@
+"""A trained model from elsewhere as the one that a run's adaptations begin with (``adapt.start``).
+
+It is put where a run's source model lies, so that all that comes after (adapting to more targets, evaluating,
+comparing, exporting) finds it there and needs nothing of where it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fercli import console
+from fercli.engine import checkpoint
+from fercli.engine.folder import digest, write_environment
+from fercli.engine.trained import BEST, Trained, find_trained
+from fercli.errors import FercliError, SpecError
+from fercli.files import write_atomically
+from fercli.models import HEADS
+from fercli.spec import Spec, to_yaml
+from fercli.spec.registry import ORACLE
+from fercli.starter import NAME
+
+#: Keys of ``data`` that a start brings with it, and those of ``prepare`` that it does not.
+_OF_DATA, _NOT_OF_FACES = ("source", "validation"), ("workers", "backend", "cluster", "chunk", "missing")
+
+
+def find_start(spec: Spec) -> Trained:
+    """The model that ``adapt.start`` names.
+
+    Raises:
+        NoModel, FercliError: as `fercli.engine.trained.find_trained`.
+        SpecError: it answers by what is not in the network, or has not all seven heads.
+    """
+    named = spec.adapt.start
+    sources = spec.data.source if "source" in spec.data.model_fields_set else ()
+    model = find_trained(named if named == NAME else Path(named), spec=spec, sources=sources)
+    if model.kind.transforms_output or len(model.heads) < len(HEADS):
+        raise SpecError(
+            f"adapt.start: {model.path} answers through networks of {model.registered}, which no adaptation takes over",
+            "start from another model, such as the source model it was adapted from",
+        )
+    return model
+
+
+def with_start(spec: Spec, model: Trained) -> Spec:
+    """The spec, with what the start brings: the network, how its faces are cut, and what it was trained on."""
+    own = model.spec
+    of_data = {key: getattr(own.data, key) for key in _OF_DATA}
+    of_data["targets"] = [name for name in spec.data.targets if name not in own.data.source]
+    sections = {
+        "model": own.model.model_copy(update={"weights": None}),
+        "prepare": own.prepare.model_copy(update={key: getattr(spec.prepare, key) for key in _NOT_OF_FACES}),
+        "data": spec.data.model_copy(update=of_data),
+    }
+    return spec.model_copy(update=sections)
+
+
+def resolve_start(spec: Spec) -> Spec:
+    """`with_start` of the model that ``adapt.start`` names; the spec itself where it names none.
+
+    Raises:
+        FercliError: as `find_start`.
+    """
+    return spec if spec.adapt.start is None else with_start(spec, find_start(spec))
+
+
+def begin_from_start(spec: Spec) -> Spec:
+    """Put the model of ``adapt.start``, where the spec names one, into the run as its source model.
+
+    Returns:
+        As `resolve_start`.
+
+    Raises:
+        FercliError: as `find_start`; or the run has another source model.
+    """
+    if spec.adapt.start is None:
+        return spec
+    model = find_start(spec)
+    spec = with_start(spec, model)
+    folder = spec.run_folder / "source"
+    path = folder / BEST
+    if path.exists():
+        if digest(checkpoint.load(path)["network"]) != model.digest:
+            raise FercliError(
+                f"{path} is another model than {spec.adapt.start}", "give the run a name of its own: --set name=NAME"
+            )
+        return spec
+    if (folder / "last.ckpt").exists():
+        raise FercliError(f"{folder} holds a training of its own", "give the run a name of its own: --set name=NAME")
+    _tell(model)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = to_yaml(spec).encode()
+        for place in (folder, folder.parent):
+            write_atomically(place / "spec.yaml", text)
+    except OSError as problem:
+        raise FercliError(
+            f"cannot make {folder}: {problem.strerror}", "set paths.runs to a folder to write in"
+        ) from None
+    state = _as_source(model, spec)
+    checkpoint.save(path, state)
+    write_environment(folder, state, {"start": state["start"], "outcome": _outcome(state)})
+    return spec
+
+
+def _as_source(model: Trained, spec: Spec) -> dict[str, Any]:
+    """The start as a source model's checkpoint: its weights and how it decides; what trained it stays behind."""
+    rule = model.rule
+    return {
+        "kind": "fercli",
+        "stage": "source",
+        "network": model.state["network"],
+        "status": rule.status,
+        "decision": rule.name,
+        "decision_options": {"threshold": rule.threshold, "empty_sum": rule.empty_sum},
+        "step": model.state.get("step", 0),
+        "epoch": model.state["best"]["epoch"] or 0,
+        "best": dict(model.state["best"]),
+        "spec": json.loads(spec.model_dump_json()),
+        "stores": model.state.get("stores", {}) if model.stage == "source" else {},
+        "start": {
+            "path": str(model.path),
+            "title": model.method,
+            "oracle": model.kind.oracle or model.state["best"]["rule"] == ORACLE,
+        },
+    }
+
+
+def _outcome(state: dict[str, Any]) -> dict[str, Any]:
+    """As of a finished stage, which took no time."""
+    return {"decision": state["decision"], "seconds": 0.0, "trained_steps": 0, **state["best"], "epoch": state["epoch"]}
+
+
+def _tell(model: Trained) -> None:
+    sources = "+".join(model.spec.data.source)
+    what = f"adapted to {model.target}, " if model.target else ""
+    console.say(f"from {model.path}: {what}trained on {sources}; its network, and faces cut as for it")
+    if model.kind.oracle or model.state["best"]["rule"] == ORACLE:
+        console.warn(f"{model.path}: target labels trained it or chose its epoch; what is adapted from it is an oracle")

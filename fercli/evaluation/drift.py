@@ -1,0 +1,233 @@
+"""What an adaptation has changed, without a label: the answers of the start and of the adapted model to the same target
+faces, and what a user who has no labels may conclude from them.
+
+None of this measures accuracy. It finds what most often goes wrong where nobody looks: one expression that takes over,
+answers that are thrown about, heads that fall apart. A model that is wrong in the start's own way, only surer of it,
+drifts little and looks sound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fercli.evaluation.decision import FUSED
+from fercli.evaluation.predictions import agreement, certainty
+from fercli.evaluation.selection import target_scores
+from fercli.expressions import EXPRESSIONS, NUM_EXPRESSIONS
+from fercli.store import subsample
+
+#: Most faces that the selection rules are asked of: the time of one of them grows with the square of their number.
+RULE_FACES = 2000
+#: What a verdict may be, the best first.
+VERDICTS = ("trusted", "doubtful", "not trusted")
+
+#: Faces below which no histogram says much: the share of an expression at 15 % is known to 7 points (95 %).
+FEW_FACES = 100
+#: Share of the start's answers above which a target may be of one expression in the main.
+ONE_EXPRESSION = 0.6
+#: Total variation of the histograms, and share of unchanged answers, beyond which an adaptation has moved far.
+FAR_MOVED, LITTLE_KEPT = 0.3, 0.6
+#: Share of the start's answers from which on an expression may not vanish.
+PRESENT = 0.05
+#: Loss of the heads' agreement that is no chance of a few faces.
+HEADS_APART = 0.02
+#: Share of the listed pictures without a face, and share of duplicates among the faces, above which the folder itself
+#: is in doubt.
+MANY_WITHOUT, MANY_DUPLICATES = 0.2, 0.02
+
+
+def drift(before: Tensor, after: Tensor) -> dict[str, Any]:
+    """How the answers of an adapted model differ from its start's.
+
+    Args:
+        before, after: float [N, 7 heads, 7 expressions], the probabilities of the start and of the adapted model on the
+            same faces in the same order.
+
+    Returns:
+        Plain values for JSON, shares in 0..1, None for what is not defined (no face, outputs that are not finite):
+        ``faces`` N; ``agreement``, the share of faces whose fused answer is the start's; ``histogram`` {"before",
+        "after"} of the fused answers, [7] shares each; their ``total_variation`` (half the sum of differences, 0..1);
+        ``entropy`` {"before", "after"}, mean of the fused head, 0..ln 7 nats; ``heads_agreement`` {"before", "after"},
+        mean share of the other heads that answer as the fused head; ``largest`` {"before", "after"}: the most frequent
+        ``expression`` and its ``share``; ``rules``, each rule of `fercli.evaluation.selection.target_scores` -> its
+        score "before" and "after", and which it "prefers": "start", "adapted" or "neither" (equal, or not defined). The
+        rules are asked of at most `RULE_FACES` faces, evenly spread.
+
+    Raises:
+        ValueError: the two are not of the same shape.
+    """
+    if before.shape != after.shape:
+        raise ValueError(f"outputs of different faces: {list(before.shape)} and {list(after.shape)}")
+    pair = {"before": before, "after": after}
+    fused = {when: outputs[:, FUSED] for when, outputs in pair.items()}
+    sound = {when: len(outputs) > 0 and bool(torch.isfinite(outputs).all()) for when, outputs in pair.items()}
+    rows = torch.from_numpy(subsample(len(before), RULE_FACES))
+    scores = {when: target_scores(outputs[rows]) for when, outputs in pair.items()}
+    histogram = {when: _histogram(fused[when]) if sound[when] else None for when in pair}
+    both = all(sound.values())
+    moved = [abs(a - b) for a, b in zip(*histogram.values(), strict=True)] if both else None
+    same = fused["before"].argmax(-1) == fused["after"].argmax(-1)
+    return {
+        "faces": len(before),
+        "agreement": same.double().mean().item() if both else None,
+        "histogram": histogram,
+        "total_variation": sum(moved) / 2 if both else None,
+        "entropy": {when: max(0.0, -certainty(fused[when])) if sound[when] else None for when in pair},
+        "heads_agreement": {when: _heads_agreement(pair[when]) if sound[when] else None for when in pair},
+        "largest": {when: None if shares is None else _largest(shares) for when, shares in histogram.items()},
+        "rules": {
+            rule: {
+                "before": _finite(old),
+                "after": _finite(scores["after"][rule]),
+                "prefers": _preferred(old, scores["after"][rule]),
+            }
+            for rule, old in scores["before"].items()
+        },
+    }
+
+
+def collapsed(before: Sequence[float], after: Sequence[float]) -> str | None:
+    """Whether one expression has taken over the answers, in words; None where it has not.
+
+    It has where it holds more than half of the answers and held at most half before, and the effective number of
+    expressions, exp of the histogram's entropy, has more than halved. All three are needed. An expression that already
+    led on most faces may be what the target shows: a folder of portraits that smile, where the start answers happiness
+    on 70 % and the adapted model on 97 %, is no collapse. A largest share says nothing of the others (half happiness
+    and half neutral is 2 expressions before and 1.7 at 80 % happiness); a halved number alone may be two expressions
+    that the target does show.
+
+    Args:
+        before, after: shares [7] of the answers, each summing to 1.
+    """
+    largest = _largest(after)
+    name, share = largest["expression"], largest["share"]
+    held = before[EXPRESSIONS.index(name)]
+    old, new = _effective(before), _effective(after)
+    if share <= 0.5 or held > 0.5 or new >= old / 2:
+        return None
+    return (
+        f"{name} has taken over: {_percent(share)} of the answers, {_percent(held)} before "
+        f"({new:.1f} expressions in effect, {old:.1f} before)"
+    )
+
+
+def rules_prefer_start(before: Mapping[str, float], after: Mapping[str, float]) -> bool:
+    """Whether every selection rule scores the start higher than the adapted model.
+
+    Args:
+        before, after: rule -> score, higher is better (`fercli.evaluation.selection.target_scores`).
+
+    Returns:
+        False also where no rule is finite in both: then nothing speaks for the start.
+    """
+    asked = [_preferred(old, after.get(rule, math.nan)) for rule, old in before.items()]
+    told = [one for one, (rule, old) in zip(asked, before.items(), strict=True) if _both(old, after.get(rule))]
+    return bool(told) and set(told) == {"start"}
+
+
+def verdict(
+    drift: Mapping[str, Any],
+    found: int | None = None,
+    listed: int | None = None,
+    duplicates: int | None = None,
+    start_kept: bool = False,
+) -> dict[str, Any]:
+    """Whether an adaptation is to be trusted, in words for somebody who has no labels.
+
+    Args:
+        drift: from `drift`.
+        found, listed: how many pictures have a face, and how many there are; None where not known.
+        duplicates: faces that are a copy of another; None where not known.
+        start_kept: whether the adaptation was given up, and the start is the answer.
+
+    Returns:
+        ``trust``, one of `VERDICTS`, and ``reasons``, sentences for it, the gravest first; none where it is trusted.
+    """
+    grave, light = [], []
+    if not drift["faces"]:
+        return {"trust": "not trusted", "reasons": ["There is no face, so there is nothing to go by."]}
+    if drift["agreement"] is None:
+        return {"trust": "not trusted", "reasons": ["A model's outputs are not finite numbers."]}
+    old, new = drift["histogram"]["before"], drift["histogram"]["after"]
+    taken = collapsed(old, new)
+    if start_kept:
+        grave.append("The start was kept: the adaptation was given up, and the answers are the start's.")
+    if taken:
+        grave.append(f"{taken[0].upper()}{taken[1:]}.")
+    rules = drift["rules"].values()
+    if rules_prefer_start(*({n: _number(r[when]) for n, r in drift["rules"].items()} for when in ("before", "after"))):
+        told = sum(None not in (rule["before"], rule["after"]) for rule in rules)
+        grave.append(f"All {told} selection rules that need no label prefer the start.")
+    if drift["faces"] < FEW_FACES:
+        light.append(f"{drift['faces']} faces are few: below {FEW_FACES}, a histogram of answers says little.")
+    first = drift["largest"]["before"]
+    if first["share"] > ONE_EXPRESSION:
+        light.append(
+            f"The start answers {first['expression']} on {_percent(first['share'])} of the faces: where a target shows "
+            "one expression in the main, methods that spread the answers do harm."
+        )
+    if drift["total_variation"] > FAR_MOVED:
+        moved = _percent(drift["total_variation"])
+        light.append(f"The shares of the expressions moved by {moved} of the answers in all.")
+    if drift["agreement"] < LITTLE_KEPT:
+        light.append(f"Only {_percent(drift['agreement'])} of the faces are answered as before.")
+    pairs = zip(EXPRESSIONS, old, new, strict=True)
+    gone = [f"{name} ({_percent(share)} before)" for name, share, left in pairs if share >= PRESENT and not left]
+    if gone:
+        light.append(f"No face is answered any more: {', '.join(gone)}.")
+    heads = drift["heads_agreement"]
+    if heads["after"] < heads["before"] - HEADS_APART:
+        light.append(f"The heads agree less: {_percent(heads['after'])}, {_percent(heads['before'])} before.")
+    if listed and found is not None and listed - found > MANY_WITHOUT * listed:
+        light.append(f"{listed - found} of {listed} pictures have no face: are these photographs of faces?")
+    if duplicates and duplicates > MANY_DUPLICATES * drift["faces"]:
+        light.append(f"{duplicates} of {drift['faces']} faces are copies of others, and count more than once.")
+    trust = VERDICTS[2] if grave else VERDICTS[1] if light else VERDICTS[0]
+    return {"trust": trust, "reasons": [*grave, *light]}
+
+
+def _histogram(fused: Tensor) -> list[float]:
+    return (torch.bincount(fused.argmax(-1), minlength=NUM_EXPRESSIONS).double() / len(fused)).tolist()
+
+
+def _heads_agreement(outputs: Tensor) -> float:
+    answers = outputs.argmax(-1)
+    return agreement(answers[:, :FUSED], answers[:, FUSED])
+
+
+def _largest(shares: Sequence[float]) -> dict[str, Any]:
+    """The most frequent expression; of several the first."""
+    at = max(range(len(shares)), key=shares.__getitem__)
+    return {"expression": EXPRESSIONS[at], "share": shares[at]}
+
+
+def _effective(shares: Sequence[float]) -> float:
+    """exp of the entropy: 1 (one expression) .. 7 (all alike)."""
+    return math.exp(-sum(share * math.log(share) for share in shares if share > 0))
+
+
+def _preferred(old: float, new: float) -> str:
+    if not _both(old, new) or old == new:
+        return "neither"
+    return "start" if old > new else "adapted"
+
+
+def _both(old: float | None, new: float | None) -> bool:
+    return None not in (old, new) and math.isfinite(old) and math.isfinite(new)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
