@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import signal
 
 import loops
 import pytest
 import torch
 from tiny import Small, batch_for, draw
+from trained_runs import assert_same_run, stopped
 
-from fercli.engine import distributed
+from fercli.engine import checkpoint, distributed
 from fercli.engine.acceleration import Compiled
 from fercli.engine.training import TrainingModule
 from fercli.errors import FercliError, SpecError
@@ -152,3 +154,31 @@ def test_the_key_is_off_and_has_a_range() -> None:
     for value in (0, -1, math.nan, math.inf, "much"):
         with pytest.raises(SpecError, match=r"adapt\.sharpness"):
             parse({"adapt": {"sharpness": value}})
+
+
+# A whole run
+
+
+def test_moving_averages_and_steps_uphill_survive_a_stop(make_adapting) -> None:
+    changes = {"adapt.sharpness": 0.05, "adapt.options.thresholds": "freematch", "adapt.options.threshold": 0.3}
+    whole, bench, plain = (
+        make_adapting(name, changes if name != "plain" else {**changes, "adapt.sharpness": None})
+        for name in ("whole", "stopped", "plain")
+    )
+    for one in (whole, plain):
+        one.done("adapt", "--quiet")
+    stopped(bench, "adapt", 4, signal.SIGTERM)
+    assert checkpoint.load(bench.runs / "adapt-jaffe/last.ckpt")["method"]["thresholds.shares"].any()
+    bench.done("adapt", "--quiet")
+    assert_same_run(whole.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
+    weights = [checkpoint.load(one.runs / "adapt-jaffe/last.ckpt")["network"] for one in (whole, plain)]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_command_refuses_it_where_no_source_is_learned(make_adapting) -> None:
+    bench = make_adapting("free", {"adapt.method": "tent", "adapt.sharpness": 0.05})
+    result = bench("adapt", "--quiet")
+    assert result.exit_code == 2
+    assert result.stderr.strip() == (
+        "error: adapt.sharpness: tent learns no source, whose loss is what it smooths; set it to null"
+    )
