@@ -122,7 +122,8 @@ def test_outputs_of_other_faces_are_refused() -> None:
         (shares(neutral=0.45), shares(neutral=0.95), "neutral"),
         (shares(happiness=0.6), shares(fear=0.97), "fear"),  # another than the one that led
         (EVEN, EVEN, None),
-        (EVEN, shares(anger=0.5), None),
+        (EVEN, shares(anger=0.66), None),
+        (EVEN, shares(anger=0.57, fear=0.43), None),  # 2 of 7, but half the faces may be angry
         (shares(happiness=0.8), shares(happiness=1.0), None),  # a target of one expression, known from the start
         (shares(happiness=0.95), EVEN, None),
         (shares(happiness=0.5, neutral=0.5), shares(happiness=0.8, neutral=0.2), None),  # two before, nearly two after
@@ -176,8 +177,18 @@ def test_each_reason_has_its_figure() -> None:
     assert "not trusted: The start was kept" in told(MIXED, MIXED, start_kept=True)
     assert told(MIXED[:20], SURER[:20]).startswith("doubtful: 20 faces are few")
     smiling = answering(*[3] * 100, *[face % 7 for face in range(40)], sure=3.0)
-    assert "doubtful: The start answers happiness on 76 % of the faces" in told(smiling, smiling)
+    spread = answering(*[face % 2 * 3 for face in range(100)], *[face % 7 for face in range(40)], sure=6.0)
+    assert "doubtful: The start answers happiness on 76 % of the faces, the adapted model on 40 %" in told(
+        smiling, spread
+    )
+    assert verdict(drift(smiling, smiling))["trust"] == "trusted"  # a target of one expression that stays so
     assert "No face is answered any more: surprise (14 % before)" in told(MIXED, all_but({0: 1}))
+    leading = answering(*[3] * 80, *[face % 7 for face in range(60)], sure=3.0)
+    assert (
+        verdict(drift(leading, answering(*[3] * 112, *range(7), *range(7), *range(7), *range(7))))["trust"] == "trusted"
+    )
+    assert "doubtful: 57 % of the answers are neutral, 14 % before." in told(MIXED, all_but({0: 6, 1: 6, 2: 6}))
+    assert "Only 29 % of the faces are answered as before." in told(MIXED, all_but({0: 1, 1: 2, 2: 3, 3: 4, 4: 0}))
     far = told(MIXED, all_but({0: 1, 2: 3, 4: 5}))
     assert far.startswith("doubtful: ") and "surprise (14 % before), disgust (14 % before), sadness (14 %" in far
     apart = SURER.clone()
@@ -194,6 +205,16 @@ def test_every_rule_for_the_start_is_told() -> None:
     told = verdict(against)
     assert told["trust"] == "not trusted"
     assert told["reasons"] == ["All 6 selection rules that need no label prefer the start."]
+    against["rules"]["bnm"] = {"before": 1.0, "after": 2.0, "prefers": "adapted"}
+    told = verdict(against)
+    assert (told["trust"], told["reasons"]) == (
+        "doubtful",
+        ["5 of 6 selection rules that need no label prefer the start."],
+    )
+    for rule in ("infomax", "entropy"):
+        against["rules"][rule] = against["rules"]["bnm"]
+    assert verdict(against)["trust"] == "trusted"  # three and three
+    against = {**found, "rules": {rule: {"before": 2.0, "after": 1.0, "prefers": "start"} for rule in found["rules"]}}
     against["rules"]["snd"] = {"before": None, "after": None, "prefers": "neither"}
     assert verdict(against)["reasons"] == ["All 5 selection rules that need no label prefer the start."]
 

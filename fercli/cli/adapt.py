@@ -119,7 +119,8 @@ def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
     chosen = chosen_targets(spec, tuple(names))
     for name in dict.fromkeys(folders):
         row = prepare_listing(spec, list_dataset(spec, name))
-        console.say(f"{name}: {row['found']} faces in {row['expected']} pictures; {row['folder']}/contact-sheet.jpg")
+        faces = row["expected"] - row["rejected"]
+        console.say(f"{name}: {faces} faces in {row['expected']} pictures; {row['folder']}/contact-sheet.jpg")
     return spec, chosen
 
 

@@ -29,14 +29,16 @@ if TYPE_CHECKING:
 @click.option("--smooth", type=click.FloatRange(min=0), metavar="SECONDS", help="Track faces in videos and smooth.")
 @click.option("--every", type=click.IntRange(min=1), default=1, show_default=True, help="Take every so many-th frame.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Faces a time on the device.")
+@click.option("--adapt", type=click.Choice(["adabn", "tent", "t3a"]), help="Adapt to the faces answered; see below.")
+@click.option("--episodic", is_flag=True, help="With --adapt: forget before every batch what was learnt.")
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that find faces. Default: all cores.")
 @outside_method_option
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Default: the spec's engine.device.")
 @force_option("Replace outputs that are there, and begin again.")
 @click.option("--resume", is_flag=True, help="Go on behind what a stopped run has answered (FILE.part).")
 def command(
-    inputs, spec_file, overrides, quiet, as_json, run, target, jsonl, csv_to, annotate, smooth, every, batch, workers,
-    device, force, resume,
+    inputs, spec_file, overrides, quiet, as_json, run, target, jsonl, csv_to, annotate, smooth, every, batch, adapt,
+    episodic, workers, device, force, resume,
 ):  # fmt: skip
     """Find every face and name its expression.
 
@@ -55,6 +57,13 @@ def command(
     A run that was stopped leaves both. FILE.part then holds whole lines, and the same command with --resume goes on
     behind them: it ends with the same bytes as a run that was not stopped. Devices and pipes are written to, and links
     are followed. An output that would replace an input, a model or another output is refused before the work.
+
+    --adapt adapts the model, without labels, to the faces that it answers, batch by batch: the statistics of its batch
+    norms (adabn), these and their weights by the entropy of the answers (tent), or its classifiers' templates (t3a).
+    What is learnt stays for the faces behind, unless --episodic is given. A face's answer then depends on the other
+    faces of its batch (--batch) and, without --episodic, on all faces before it; every output says so ("adapted"). It
+    helps some models on some pictures and harms others: measure it on labelled pictures first. Only a run with
+    --episodic can be resumed.
 
     With --json and all results in files, a summary is printed on stdout.
 
@@ -75,6 +84,8 @@ def command(
     spec = read_spec(spec_file, overrides, quiet, as_json)
     if csv_to == "-" and jsonl == "-":
         raise SpecError("--csv - and --jsonl - both ask for stdout", "name a file for one of them")
+    if episodic and adapt is None:
+        raise SpecError("--episodic says how --adapt goes on, and there is no --adapt", "name a method by --adapt")
     if jsonl is None and csv_to is None:
         jsonl = "-"
     found = find_inputs(inputs, sys.stdin.buffer)
@@ -83,7 +94,11 @@ def command(
     from fercli.predict.run import predict
 
     trained = _model(run, target, spec, named=bool(spec_file or overrides or local_spec()))
-    recognizer = Recognizer.of(trained, device or spec.engine.device)
+    recognizer = Recognizer.of(trained, device or spec.engine.device, adapt, episodic)
+    if recognizer.adaptation is not None:
+        before = "" if episodic else " and on those before"
+        told = f"an answer depends on the other faces of its batch (--batch {batch}){before}"
+        console.say(f"the model adapts to the faces it answers ({recognizer.adaptation.label}): {told}")
     files = {"jsonl": jsonl, "csv": csv_to, "annotate": annotate}
     totals = predict(
         recognizer, found, files, sys.stdout.buffer, smooth, every, batch, workers, force, resume, trained.path

@@ -28,14 +28,15 @@ VERDICTS = ("trusted", "doubtful", "not trusted")
 
 #: Faces below which no histogram says much: the share of an expression at 15 % is known to 7 points (95 %).
 FEW_FACES = 100
-#: Share of the start's answers above which a target may be of one expression in the main.
-ONE_EXPRESSION = 0.6
-#: Total variation of the histograms, and share of unchanged answers, beyond which an adaptation has moved far.
-FAR_MOVED, LITTLE_KEPT = 0.3, 0.6
+#: Share of the start's answers above which a target may be of one expression in the main, and loss of it that counts.
+ONE_EXPRESSION, LOST = 0.6, 0.02
+#: An expression leads where it has more than half of the answers, and may have taken over where it has more than two
+#: thirds; what a leading one may have gained.
+LEADS, TAKEN, GAINED = 0.5, 2 / 3, 0.2
 #: Share of the start's answers from which on an expression may not vanish.
 PRESENT = 0.05
-#: Loss of the heads' agreement that is no chance of a few faces.
-HEADS_APART = 0.02
+#: Loss of the heads' agreement, and share of answers as before, that tell of another model.
+HEADS_APART, LITTLE_KEPT = 0.1, 0.3
 #: Share of the listed pictures without a face, and share of duplicates among the faces, above which the folder itself
 #: is in doubt.
 MANY_WITHOUT, MANY_DUPLICATES = 0.2, 0.02
@@ -94,12 +95,14 @@ def drift(before: Tensor, after: Tensor) -> dict[str, Any]:
 def collapsed(before: Sequence[float], after: Sequence[float]) -> str | None:
     """Whether one expression has taken over the answers, in words; None where it has not.
 
-    It has where it holds more than half of the answers and held at most half before, and the effective number of
+    It has where it holds more than two thirds of the answers and held at most half before, and the effective number of
     expressions, exp of the histogram's entropy, has more than halved. All three are needed. An expression that already
     led on most faces may be what the target shows: a folder of portraits that smile, where the start answers happiness
-    on 70 % and the adapted model on 97 %, is no collapse. A largest share says nothing of the others (half happiness
-    and half neutral is 2 expressions before and 1.7 at 80 % happiness); a halved number alone may be two expressions
-    that the target does show.
+    on 70 % and the adapted model on 97 %, is no collapse. Everyday photographs may well be half neutral where a start
+    spread its answers. A largest share says nothing of the others (half happiness and half neutral is 2 expressions
+    before and 1.6 at 80 % happiness), and a halved number alone may be two expressions that the target does show.
+
+    A target of one expression that the start answers on less than half of its faces cannot be told from a collapse.
 
     Args:
         before, after: shares [7] of the answers, each summing to 1.
@@ -108,7 +111,7 @@ def collapsed(before: Sequence[float], after: Sequence[float]) -> str | None:
     name, share = largest["expression"], largest["share"]
     held = before[EXPRESSIONS.index(name)]
     old, new = _effective(before), _effective(after)
-    if share <= 0.5 or held > 0.5 or new >= old / 2:
+    if share <= TAKEN or held > LEADS or new >= old / 2:
         return None
     return (
         f"{name} has taken over: {_percent(share)} of the answers, {_percent(held)} before "
@@ -125,8 +128,7 @@ def rules_prefer_start(before: Mapping[str, float], after: Mapping[str, float]) 
     Returns:
         False also where no rule is finite in both: then nothing speaks for the start.
     """
-    asked = [_preferred(old, after.get(rule, math.nan)) for rule, old in before.items()]
-    told = [one for one, (rule, old) in zip(asked, before.items(), strict=True) if _both(old, after.get(rule))]
+    told = [_preferred(old, after[rule]) for rule, old in before.items() if _both(old, after.get(rule))]
     return bool(told) and set(told) == {"start"}
 
 
@@ -147,6 +149,19 @@ def verdict(
 
     Returns:
         ``trust``, one of `VERDICTS`, and ``reasons``, sentences for it, the gravest first; none where it is trusted.
+        "not trusted": a collapse, all rules for the start, or the start kept; any other reason is a doubt.
+
+    What it is worth, as measured in November 2026, where the thresholds were found too: a warning costs little and says
+    little. Of 44 adaptations by AGLRLS (procedural faces and wild-mini), all better than their start, by 4 to 45
+    points, 35 are trusted (mean gain 21 points) and 9 doubtful (12). Of their 250 epochs three are worse than the
+    start, by 1 to 3 points: all three are warned of, and so are 46 that are better. Of ten adaptations by three rival
+    methods to 40 faces of one expression, or nearly, three are worse, by 2 to 30 points: all three are warned of, and
+    of the others 3 of 7, the number of faces left aside.
+
+    How many answers changed, and how far the histogram moved, are no reasons, for they told nothing of harm: what
+    gained most moved most. On a target of one expression the rules do not help either, as they reward variety; only
+    the start's own histogram warns of it, and it warns as well where a start that answers one expression throughout is
+    put right. Nothing here sees a model that grows surer of the start's mistakes.
     """
     grave, light = [], []
     if not drift["faces"]:
@@ -159,21 +174,25 @@ def verdict(
         grave.append("The start was kept: the adaptation was given up, and the answers are the start's.")
     if taken:
         grave.append(f"{taken[0].upper()}{taken[1:]}.")
-    rules = drift["rules"].values()
-    if rules_prefer_start(*({n: _number(r[when]) for n, r in drift["rules"].items()} for when in ("before", "after"))):
-        told = sum(None not in (rule["before"], rule["after"]) for rule in rules)
-        grave.append(f"All {told} selection rules that need no label prefer the start.")
+    asked = [rule["prefers"] for rule in drift["rules"].values() if None not in (rule["before"], rule["after"])]
+    for_start = asked.count("start")
+    if asked and for_start == len(asked):
+        grave.append(f"All {for_start} selection rules that need no label prefer the start.")
+    elif 2 * for_start > len(asked):
+        light.append(f"{for_start} of {len(asked)} selection rules that need no label prefer the start.")
     if drift["faces"] < FEW_FACES:
         light.append(f"{drift['faces']} faces are few: below {FEW_FACES}, a histogram of answers says little.")
     first = drift["largest"]["before"]
-    if first["share"] > ONE_EXPRESSION:
+    left = new[EXPRESSIONS.index(first["expression"])]
+    if first["share"] > ONE_EXPRESSION and first["share"] - left > LOST:
         light.append(
-            f"The start answers {first['expression']} on {_percent(first['share'])} of the faces: where a target shows "
-            "one expression in the main, methods that spread the answers do harm."
+            f"The start answers {first['expression']} on {_percent(first['share'])} of the faces, the adapted model on "
+            f"{_percent(left)}: where a target shows one expression in the main, spreading the answers does harm."
         )
-    if drift["total_variation"] > FAR_MOVED:
-        moved = _percent(drift["total_variation"])
-        light.append(f"The shares of the expressions moved by {moved} of the answers in all.")
+    last = drift["largest"]["after"]
+    held = old[EXPRESSIONS.index(last["expression"])]
+    if not taken and held <= LEADS < last["share"] and last["share"] - held > GAINED:
+        light.append(f"{_percent(last['share'])} of the answers are {last['expression']}, {_percent(held)} before.")
     if drift["agreement"] < LITTLE_KEPT:
         light.append(f"Only {_percent(drift['agreement'])} of the faces are answered as before.")
     pairs = zip(EXPRESSIONS, old, new, strict=True)
@@ -223,10 +242,6 @@ def _both(old: float | None, new: float | None) -> bool:
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
 
 
 def _percent(share: float) -> str:

@@ -34,9 +34,10 @@ class SAR(Method):
       ``reset_below``, the model has collapsed into being sure of everything: the batch norms' parameters get back what
       they were at the start, before the next step, and the average begins anew.
 
-    The paper has one head, and filters its faces; ``reset_below`` is its 0.2 for 1000 classes. Here, unlike in the
-    authors' code (commit 492c1ad), the momentum of SGD outlives a recovery, the norms of the last blocks train too,
-    and the running statistics move, twice a step, and answer in use.
+    The paper has one head, and filters its faces. ``reset_below`` is its 0.2, for 1000 classes: a model that is rightly
+    sure of seven may be below it from the start, and then goes back at every step (the log "recovered"). Here, unlike
+    in the authors' code (commit 492c1ad), the momentum of SGD outlives a recovery, the norms of the last blocks train
+    too, and the running statistics move, twice a step, and answer in use.
     """
 
     name = "sar"

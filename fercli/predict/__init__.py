@@ -1,6 +1,7 @@
 """Pictures and videos in, expressions out.
 
 - `recognizer`: `fercli.Recognizer`, a trained model for use;
+- `test_time`: a model that adapts to the faces it answers;
 - `run`: `fercli predict` from inputs to outputs;
 - `inputs`: pictures, folders, globs, videos, cameras, lists;
 - `videos`: video files frame by frame;

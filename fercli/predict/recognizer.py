@@ -36,12 +36,13 @@ from fercli.errors import FercliError
 from fercli.evaluation.decision import STAGES, DecisionRule
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.images import Source, Unreadable, decode
-from fercli.loading.augment import plain_view
+from fercli.loading.augment import View, plain_view
 from fercli.models import HEADS, GlobalLocal, Output
 from fercli.parallel import Workers
 from fercli.predict.faces import CutFace, see
 from fercli.predict.faces import Source as Prepared
 from fercli.predict.stream import Picture, recognise
+from fercli.predict.test_time import adaptation
 from fercli.spec import Spec
 from fercli.starter import NAME
 
@@ -91,6 +92,11 @@ class Recognizer:
         rule: the decision rule.
         output_transform: what the method makes of the network's output.
         heads: those of `fercli.models.HEADS` that the model has.
+        adapt, episodic: as `load` takes them; `network` is then adapted in place.
+
+    Attributes:
+        adaptation: the test-time adaptation at work (`fercli.predict.test_time.Adaptation`), or None. Its `reset` goes
+            back to the model as it was loaded.
     """
 
     def __init__(
@@ -101,6 +107,8 @@ class Recognizer:
         rule: DecisionRule = DecisionRule("fused"),  # noqa: B008 (a tuple)
         output_transform: Callable[[Output], Output] | None = None,
         heads: Sequence[str] = HEADS,
+        adapt: str | None = None,
+        episodic: bool = False,
     ):
         self.network, self.spec, self.device = network, spec, device
         self.rule, self.heads, self._output_transform = rule, heads, output_transform
@@ -108,9 +116,17 @@ class Recognizer:
         self.with_crops = spec.model.reads_crops
         self._settings = view_settings(spec)
         self._process = os.getpid()
+        self.adaptation = adaptation(adapt, episodic, network, output_transform, heads)
 
     @classmethod
-    def load(cls, run: str | Path | None = None, target: str | None = None, device: str = "auto") -> Recognizer:
+    def load(
+        cls,
+        run: str | Path | None = None,
+        target: str | None = None,
+        device: str = "auto",
+        adapt: str | None = None,
+        episodic: bool = False,
+    ) -> Recognizer:
         """The model of a run, or the starter model.
 
         Args:
@@ -120,22 +136,27 @@ class Recognizer:
                 and where the application wants it otherwise.
             target: of several adaptations the one to this target; ``source`` is the source model.
             device: ``auto``, ``cpu`` or ``cuda``.
+            adapt: ``adabn``, ``tent`` or ``t3a``: adapt to the faces that are answered, batch by batch, without labels
+                (`fercli.predict.test_time`). A face's answer then depends on the others of its batch, and on all faces
+                answered before.
+            episodic: with `adapt`: forget what was learnt before every batch.
 
         Raises:
-            FercliError: no such model, several, no checkpoint of fercli, or no CUDA device where one is asked for.
+            FercliError: no such model, several, no checkpoint of fercli, no CUDA device where one is asked for, or a
+                model that the method cannot adapt.
         """
         _settle()
         trained = find_trained(NAME if run is None else run, target)
         if run is None:
             _tell_once(starter_line(trained, 'Recognizer.load("starter") asks for it, load(RUN) for another'))
-        return cls.of(trained, device)
+        return cls.of(trained, device, adapt, episodic)
 
     @classmethod
-    def of(cls, trained: Trained, device: str = "auto") -> Recognizer:
+    def of(cls, trained: Trained, device: str = "auto", adapt: str | None = None, episodic: bool = False) -> Recognizer:
         """A model that was found already."""
         where = torch.device(resolve_device(device))
         network, transform = trained.network(where), trained.output_transform(where)
-        return cls(network, trained.spec, where, trained.rule, transform, trained.heads)
+        return cls(network, trained.spec, where, trained.rule, transform, trained.heads, adapt, episodic)
 
     def __call__(self, image: Source) -> list[Face]:
         """Every face of a picture, from left to right.
@@ -196,8 +217,7 @@ class Recognizer:
         pictures, landmarks = self._stack([face.face for face in faces]), self._stack([f.landmarks for f in faces])
         view = plain_view(pictures, landmarks, crops, self._settings)
         with _float32(self.device):
-            output = self.network(*view.inputs)
-            output = output if self._output_transform is None else self._output_transform(output)
+            output = self._answers(view)
         probabilities = output.logits.float().softmax(-1).cpu()
         decision = self.rule(probabilities)
         votes = probabilities.argmax(-1).tolist()
@@ -222,6 +242,12 @@ class Recognizer:
                 )
             )
         return made
+
+    def _answers(self, view: View) -> Output:
+        if self.adaptation is not None:
+            return self.adaptation(view)
+        output = self.network(*view.inputs)
+        return output if self._output_transform is None else self._output_transform(output)
 
     def _stack(self, arrays: Sequence[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays)).to(self.device)

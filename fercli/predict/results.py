@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,21 @@ COLUMNS: tuple[str, ...] = (
 )
 
 
-def document(picture: Picture, faces: Sequence[Face] | None) -> dict[str, Any]:
-    """One picture's or frame's line of JSON: pixels to hundredths, probabilities to six digits."""
+#: Behind them, where the model adapts to the faces it answers.
+ADAPTED = "adapted"
+
+
+def document(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> dict[str, Any]:
+    """One picture's or frame's line of JSON: pixels to hundredths, probabilities to six digits.
+
+    Where the model adapts to the faces it answers, `adapted` says how (`fercli.predict.test_time.Adaptation.label`).
+    """
     line: dict[str, Any] = {"input": picture.name, "frame": picture.frame}
     line["time_s"] = None if picture.time_s is None else round(picture.time_s, 4)
     if picture.error is not None:
         line["error"] = picture.error
+    if adapted is not None:
+        line[ADAPTED] = adapted
     line["faces"] = [_face(face) for face in faces or ()]
     return line
 
@@ -63,23 +73,23 @@ def _face(face: Face) -> dict[str, Any]:
     }
 
 
-def json_line(picture: Picture, faces: Sequence[Face] | None) -> bytes:
+def json_line(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> bytes:
     """One picture's or frame's line of JSON, in ASCII: names that are no UTF-8 are escaped too.
 
     Raises:
         ValueError: a number that is none, which JSON does not have.
     """
-    return json.dumps(document(picture, faces), allow_nan=False).encode() + b"\n"
+    return json.dumps(document(picture, faces, adapted), allow_nan=False).encode() + b"\n"
 
 
-def table_rows(picture: Picture, faces: Sequence[Face] | None) -> bytes:
-    """CSV of a picture or frame (`COLUMNS`): a row a face, and one without a face where there is none.
+def table_rows(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> bytes:
+    """CSV of a picture or frame (`columns`): a row a face, and one without a face where there is none.
 
     Text is made `harmless`: a name reads otherwise there if it holds control characters or begins like a formula, and
     as it is in the line of JSON.
     """
-    line = document(picture, faces)
-    about = {name: line.get(name) for name in ("input", "frame", "time_s", "error")}
+    line = document(picture, faces, adapted)
+    about = {name: line.get(name) for name in ("input", "frame", "time_s", "error", ADAPTED)}
     rows = []
     for number, face in enumerate(line["faces"]):
         row = {**about, **face, "face": number, **dict(zip(COLUMNS[10:14], face["box"], strict=True))}
@@ -87,13 +97,26 @@ def table_rows(picture: Picture, faces: Sequence[Face] | None) -> bytes:
         row.update({f"p_{name}": p for name, p in face["probabilities"].items()})
         row.update({f"head_{name}": said for name, said in face["heads"].items()})
         rows.append(row)
-    return csv_bytes([["" if row.get(name) is None else row[name] for name in COLUMNS] for row in rows or [about]])
+    named = columns(adapted)
+    return csv_bytes([["" if row.get(name) is None else row[name] for name in named] for row in rows or [about]])
+
+
+def columns(adapted: str | None = None) -> tuple[str, ...]:
+    """Those of the CSV."""
+    return COLUMNS if adapted is None else (*COLUMNS, ADAPTED)
 
 
 #: What a file of answers holds of a picture.
 Lines = Callable[[Picture, Sequence[Face] | None], bytes]
-#: What it begins with, and how its lines are made.
-FORMS: dict[str, tuple[bytes, Lines]] = {"jsonl": (b"", json_line), "csv": (csv_bytes([COLUMNS]), table_rows)}
+#: The forms of such a file.
+FORMS: tuple[str, ...] = ("jsonl", "csv")
+
+
+def form(name: str, adapted: str | None = None) -> tuple[bytes, Lines]:
+    """What a file of one of `FORMS` begins with, and how its lines are made."""
+    if name == "jsonl":
+        return b"", partial(json_line, adapted=adapted)
+    return csv_bytes([columns(adapted)]), partial(table_rows, adapted=adapted)
 
 
 class Annotated:

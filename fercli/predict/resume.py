@@ -28,7 +28,7 @@ _SAME = {
     "fercli": "another version of fercli",
     "model": "another model",
     "inputs": "other inputs (names, sizes or times of change)",
-    "options": "another --smooth, --every, --batch or --device",
+    "options": "another --smooth, --every, --batch, --device or --adapt",
     "outputs": "other outputs",
 }
 

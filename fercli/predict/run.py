@@ -53,15 +53,17 @@ def predict(
         FercliError: an output exists or cannot be written, there is no such camera, a worker was killed, or the files
             are of another run than the one to go on with.
     """
-    totals, started = Totals(), time.monotonic()
+    adaptation = recognizer.adaptation
+    totals, started = Totals(adapted=None if adaptation is None else adaptation.label), time.monotonic()
     live = any(one.kind == "camera" for one in inputs)
     options = {"smooth": smooth_s, "every": every, "batch": batch, "device": recognizer.device.type}
+    options["adapt"] = totals.adapted
     given = isinstance(workers, Workers)
     trackers: dict[int, Tracker] = {}
     with (
         _heeding_signals(),
         _ending(totals, stdout),
-        Writing(files, inputs, stdout, options, model, totals, live, force, resume) as writing,
+        Writing(files, inputs, stdout, options, model, totals, live, force, resume, adaptation) as writing,
     ):
         reader = Reader(inputs, every, writing.start.inputs)
         count = 0 if live else reader.count()

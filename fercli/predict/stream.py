@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
@@ -115,34 +116,45 @@ def _answered(
 ) -> Iterator[tuple[Picture, list | None]]:
     if not held:
         return
-    cut = [face for _, faces in held for face in faces or ()]
-    try:
-        answers = iter(_in_batches(cut, answer, batch))
-    except Exception as failure:
-        reason(failure, "the pictures")
-        # It may be one picture's: each is answered apart.
-        held, answers = _apart(held, answer, batch)
+    cut = [(number, face) for number, (_, faces) in enumerate(held) for face in faces or ()]
+    answers: list[list | None] = [None if faces is None else [] for _, faces in held]
+    for start in range(0, len(cut), batch):
+        part = cut[start : start + batch]
+        try:
+            said = answer([face for _, face in part])
+        except Exception as failure:
+            reason(failure, "the pictures")
+            _apart(held, part, answers, answer)
+        else:
+            for (number, _), one in zip(part, said, strict=True):
+                _add(answers, number, [one])
     held[-1][0].settled = True
-    for picture, faces in held:
-        yield picture, None if faces is None else [next(answers) for _ in faces]
-
-
-def _in_batches(cut: list[CutFace], answer: Callable[[Sequence[CutFace]], list], batch: int) -> list:
-    return [one for start in range(0, len(cut), batch) for one in answer(cut[start : start + batch])]
+    for (picture, _), said in zip(held, answers, strict=True):
+        yield picture, said
 
 
 def _apart(
-    held: list[tuple[Picture, list[CutFace] | None]], answer: Callable[[Sequence[CutFace]], list], batch: int
-) -> tuple[list[tuple[Picture, list[CutFace] | None]], Iterator]:
-    kept: list[tuple[Picture, list[CutFace] | None]] = []
-    answers = []
-    for picture, faces in held:
+    held: list[tuple[Picture, list[CutFace] | None]],
+    part: list[tuple[int, CutFace]],
+    answers: list[list | None],
+    answer: Callable[[Sequence[CutFace]], list],
+) -> None:
+    """Answer a batch that failed again, its pictures one by one: it may be one picture's fault.
+
+    No face of another batch is: a model that adapts would count it twice.
+    """
+    for number, of_picture in groupby(part, key=lambda one: one[0]):
+        picture = held[number][0]
         try:
-            answers += _in_batches(faces or [], answer, batch)
+            _add(answers, number, answer([face for _, face in of_picture]))
         except Exception as failure:
-            picture.error, faces = reason(failure, picture.name), None
-        kept.append((picture, faces))
-    return kept, iter(answers)
+            picture.error, answers[number] = reason(failure, picture.name), None
+
+
+def _add(answers: list[list | None], number: int, said: list) -> None:
+    """Put answers behind those that a picture has, but where an earlier part of it failed."""
+    if answers[number] is not None:
+        answers[number] += said
 
 
 def _chunks(pictures: Iterable[Picture], most: int) -> Iterator[_Chunk]:

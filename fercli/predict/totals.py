@@ -21,6 +21,7 @@ class Totals:
         faces: faces answered.
         errors: pictures and videos that could not be read, or not to their end; the first, and why.
         seconds: wall time; `before`: pictures and frames that an earlier start of the run has answered.
+        adapted: how the model adapts to the faces (`fercli.predict.test_time.Adaptation.label`), if it does.
         stopped: by Ctrl-C or a signal; `left`: by the reader of stdout, who has gone.
     """
 
@@ -32,6 +33,7 @@ class Totals:
     first_error: tuple[str, str] = ("", "")
     seconds: float = 0.0
     before: int = 0
+    adapted: str | None = None
     stopped: bool = False
     left: bool = False
     by_video: dict[str, list[int]] = field(default_factory=dict)
@@ -71,4 +73,6 @@ class Totals:
     def document(self, files: dict[str, str | None]) -> dict[str, Any]:
         """The summary that ``--json`` prints."""
         counts = {name: getattr(self, name) for name in ("pictures", "frames", "faces", "empty", "errors", "seconds")}
+        if self.adapted is not None:
+            counts["adapted"] = self.adapted
         return {**counts, "files": {name: path for name, path in files.items() if path is not None}}

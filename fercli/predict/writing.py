@@ -15,10 +15,14 @@ from fercli.files import is_stream, open_stream, real_path, writing
 from fercli.output_files import Outputs
 from fercli.predict.inputs import Input
 from fercli.predict.recognizer import Face
-from fercli.predict.results import FORMS, Annotated, Lines
+from fercli.predict.results import FORMS, Annotated, Lines, form
 from fercli.predict.resume import Log, PartFile, Position, description, find_position, log_of, part_of
 from fercli.predict.stream import Picture
+from fercli.predict.test_time import Adaptation
 from fercli.predict.totals import Totals
+
+#: The advice where a run cannot be resumed.
+_AGAIN = "begin again with --force"
 
 
 class _Target(NamedTuple):
@@ -36,6 +40,8 @@ class Writing:
         options: of the run; what goes on with it must have the same.
         totals: counts what is added; of a run that goes on, from where it was.
         live: the end is when the user stops it.
+        adaptation: that of the model to the faces, if it adapts. Where it is continual, nothing goes on with the run:
+            what was learnt is gone.
 
     Attributes:
         start: from where the run goes on.
@@ -56,8 +62,12 @@ class Writing:
         live: bool,
         force: bool,
         resume: bool,
+        adaptation: Adaptation | None = None,
     ):
         self._inputs, self._stdout, self._totals, self._live = inputs, stdout, totals, live
+        self._adapted = None if adaptation is None else adaptation.label
+        continual = adaptation is not None and not adaptation.episodic
+        self._resumes = not live and not continual
         self._stack = ExitStack()
         self._named = {name: files[name] for name in FORMS if files.get(name) is not None}
         paths = [Path(to) for to in self._named.values() if to != "-"]
@@ -68,6 +78,11 @@ class Writing:
             self._begun_with = description(inputs, model, options, [*self._kept, *filter(None, [to])])
         if live and resume:
             raise SpecError("--resume cannot go on with a camera: what it saw is gone", "name another file")
+        if continual and resume:
+            raise SpecError(
+                "--resume cannot go on with a continual --adapt: what the model learnt of the faces before is gone",
+                f"{_AGAIN}; a run with --episodic can be resumed",
+            )
         at = find_position(self._kept, self._begun_with, resume, force)
         self.start, self._goes_on = at or Position(sizes=(0,) * len(self._kept)), at is not None
         self._annotated = None if to is None else Annotated(to, inputs, self.start.inputs)
@@ -109,7 +124,7 @@ class Writing:
         sizes = dict(zip(self._kept, self.start.sizes, strict=True))
         for name, to in self._named.items():
             path = None if to == "-" else Path(to)
-            head, lines = FORMS[name]
+            head, lines = form(name, self._adapted)
             with writing(path):
                 if path is None:
                     opened = self._stdout
@@ -214,4 +229,5 @@ class Writing:
                 path.unlink(missing_ok=True)
         elif self.part_files:
             parts = " and ".join(map(str, self.part_files))
-            console.warn(f"what was answered is in {parts}; to go on behind it, run the command with --resume")
+            advice = "to go on behind it, run the command with --resume"
+            console.warn(f"what was answered is in {parts}; {advice if self._resumes else _AGAIN}")
