@@ -11,7 +11,7 @@ import math
 import loops
 import pytest
 import torch
-from tiny import draw
+from tiny import Small, draw
 from torch import nn
 
 from fercli.loading.augment import View
@@ -19,29 +19,12 @@ from fercli.loading.batches import Batch
 from fercli.methods.base import Outputs, Progress
 from fercli.methods.mcd import MCD, classifier_discrepancy, fit
 from fercli.methods.swd import SWD, random_directions, sliced_wasserstein
-from fercli.models import FEATURE_SIZE, GlobalLocal, Output
+from fercli.models import FEATURE_SIZE, GlobalLocal
 from fercli.models.backbones import build_backbone
 from fercli.spec import Adapt
 
 B = 4
 WEIGHTS = [7.0, 1, 1, 1, 1, 1, 3]
-
-
-class Small(nn.Module):
-    """A convolution, a batch norm and seven heads over 8x8 pictures: all that the methods ask of a network."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
-        self.spread = nn.Linear(24, 6 * FEATURE_SIZE)
-        self.classifiers = nn.ModuleList([nn.Linear(FEATURE_SIZE, 7), nn.Linear(FEATURE_SIZE, 7)])
-        self.classifiers.append(nn.Linear(6 * FEATURE_SIZE, 7))
-
-    def forward(self, images, landmarks, crops=None) -> Output:
-        features = self.spread(self.backbone(images).flatten(1)).relu().view(-1, 6, FEATURE_SIZE)
-        first, local, last = self.classifiers
-        logits = [first(features[:, :1]), local(features[:, 1:]), last(features.flatten(1))[:, None]]
-        return Output(torch.cat(logits, 1), features)
 
 
 def batch_of(count: int = B, seed: int = 1) -> Batch:

@@ -25,6 +25,7 @@ from fercli.methods.losses import (
     reversal_coefficient,
     reverse_gradient,
 )
+from fercli.methods.thresholds import Thresholds, confident_labels
 
 WEIGHTS = torch.tensor([7.0, 1, 1, 1, 1, 1, 7])
 
@@ -135,10 +136,12 @@ def test_pseudo_label_loss_equals_a_loop(seed: int, threshold: float) -> None:
     weak, strong = logits(6, 7, 7, seed=seed, scale=3), logits(6, 7, 7, seed=seed + 10)
     status = torch.rand(7, 7, generator=generator(seed), dtype=torch.float64)
     expected, bank, used = loops.pseudo_label_loss(weak, strong, status, WEIGHTS, threshold)
-    value, confident, passed = pseudo_label_loss(weak, strong, status, WEIGHTS, threshold)
+    probabilities = weak.softmax(-1)
+    chosen = Thresholds("flexmatch", 7, threshold, 0.9)(probabilities, status)
+    value = pseudo_label_loss(strong, probabilities.argmax(-1), chosen, WEIGHTS)
     loops.assert_same(value, expected, [strong, weak], 1e-5)
-    assert torch.equal(confident, bank)
-    assert torch.equal(passed, used)
+    assert torch.equal(confident_labels(probabilities, threshold), bank)
+    assert torch.equal(chosen, used.double())
     assert used.any()
 
 
@@ -163,9 +166,10 @@ def test_distribution_alignment_equals_a_loop() -> None:
 
 
 def test_pseudo_label_loss_is_zero_when_nothing_passes() -> None:
-    strong = logits(4, 7, 7)
-    value, confident, passed = pseudo_label_loss(torch.zeros(4, 7, 7), strong, torch.ones(7, 7), WEIGHTS)
+    strong, vague = logits(4, 7, 7), torch.full((4, 7, 7), 1 / 7)
+    chosen = Thresholds("flexmatch", 7, 0.95, 0.9)(vague, torch.ones(7, 7))
+    value = pseudo_label_loss(strong, vague.argmax(-1), chosen, WEIGHTS)
     assert value.item() == 0
-    assert not passed.any()
-    assert (confident == -1).all()
+    assert not chosen.any()
+    assert (confident_labels(vague, 0.95) == -1).all()
     assert not torch.autograd.grad(value, strong)[0].any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import loops
 import pytest
 import torch
-from tiny import NormedTiny, Tiny, batch_for, sure
+from tiny import Small, Tiny, batch_for, sure
 
 from fercli.errors import SpecError
 from fercli.loading.augment import View
@@ -223,16 +223,17 @@ def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_a_method_gives_scalar_losses_that_train_the_network(name: str) -> None:
     kind = method_class(name)
-    method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), NormedTiny()
-    before = network.norm.running_mean.clone()
+    method, network = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, TARGETS), Small()
+    norm = network.backbone[1]
+    before = norm.running_mean.clone()
     method.begin(network)
     losses, logs = method(network, batch_for(method), Progress(1, 1))
     for value in (*losses.values(), *logs.values()):
         assert value.shape == ()
         assert torch.isfinite(value)
-    assert not torch.equal(network.norm.running_mean, before)
+    assert not torch.equal(norm.running_mean, before)
     if name == "adabn":  # those statistics are all that it changes
         assert not losses
         return
     sum(losses.values()).backward()
-    assert network.gain.grad is not None
+    assert network.backbone[0].weight.grad is not None

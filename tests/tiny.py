@@ -1,4 +1,5 @@
-"""Small networks for tests: one of two parameters, whose predictions a test sets by its pictures, and the real ones."""
+"""Small networks for tests: one of two parameters, whose predictions a test sets by its pictures, one with all parts
+that methods reach for, and the real ones."""
 
 from __future__ import annotations
 
@@ -25,6 +26,23 @@ class Tiny(nn.Module):
         flat = images.flatten(1)
         features = (flat @ self.mix).relu().view(-1, 6, FEATURE_SIZE)
         return Output(self.gain * flat[:, :49].view(-1, 7, 7), features)
+
+
+class Small(nn.Module):
+    """A convolution, a batch norm and seven heads over 8x8 pictures: all that the methods ask of a network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2))
+        self.spread = nn.Linear(24, 6 * FEATURE_SIZE)
+        self.classifiers = nn.ModuleList([nn.Linear(FEATURE_SIZE, 7), nn.Linear(FEATURE_SIZE, 7)])
+        self.classifiers.append(nn.Linear(6 * FEATURE_SIZE, 7))
+
+    def forward(self, images, landmarks, crops=None) -> Output:
+        features = self.spread(self.backbone(images).flatten(1)).relu().view(-1, 6, FEATURE_SIZE)
+        first, local, last = self.classifiers
+        logits = [first(features[:, :1]), local(features[:, 1:]), last(features.flatten(1))[:, None]]
+        return Output(torch.cat(logits, 1), features)
 
 
 class NormedTiny(Tiny):

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from fercli.engine import distributed
 from fercli.engine.averaging import WeightAverage
@@ -19,28 +20,72 @@ from fercli.engine.guards import NonFiniteGuard
 from fercli.engine.log import Meter
 from fercli.engine.schedule import rate_in
 from fercli.engine.sharding import ShardedNetwork, check_batch, shard_of, sync_norms
+from fercli.errors import FercliError, SpecError
 from fercli.loading.batches import Batch, Batches, SourceRecipe
 from fercli.methods import method_class
 from fercli.methods.base import Method, Progress
+from fercli.methods.losses import head_cross_entropy
+from fercli.methods.sharpness import uphill
 from fercli.models import FEATURE_SIZE
 from fercli.spec import Optimisation, Spec
 from fercli.spec.registry import RULES
 
 
 class TrainingModule(nn.Module):
-    """The network and its method as one module, so that one wrapped forward computes the losses."""
+    """The network and its method as one module, so that one wrapped forward computes the losses.
 
-    def __init__(self, network: nn.Module, method: Method):
+    With ``sharpness`` (rho) the method's whole step is computed at weights of the network where the source's loss is
+    worse, and its gradient goes to the weights themselves: smooth domain-adversarial training, SDAT (Rangwani et al.,
+    ICML 2022, arXiv 2206.08213), for any method that learns the source. The loss that leads there is the source's
+    weighted cross-entropy alone, whatever else the method asks for: the paper's point is that the task's loss shall be
+    smooth and the adversary's shall not. What belongs to the method itself (discriminators, a second classifier) stays
+    where it is. Nothing of a step depends on the one before, and a step costs one more pass of the source, there and
+    back.
+
+    Where it differs from the authors' code (github.com/val-iisc/SDAT, commit 192083a): there the first pass has both
+    domains in its batch norms and moves their running statistics; here it has the source's faces alone, and moves none.
+    With MCC in the method (cdan_mcc_sdat.py) that loss is part of the first pass there, here it is not.
+
+    Args:
+        network: given to the method.
+        method: gives the losses.
+        sharpness: rho > 0, the length of the step uphill over all weights together; None takes none.
+
+    Raises:
+        SpecError: sharpness with a method that has no source.
+        FercliError: sharpness, and several processes.
+    """
+
+    def __init__(self, network: nn.Module, method: Method, sharpness: float | None = None):
         super().__init__()
-        self.network, self.method = network, method
+        self.network, self.method, self.sharpness = network, method, sharpness
+        if sharpness is None:
+            return
+        if not method.needs_source:
+            raise SpecError(
+                f"adapt.sharpness: {method.name} learns no source, whose loss is what it smooths; set it to null"
+            )
+        if distributed.world_size() > 1:
+            raise FercliError("adapt.sharpness runs in one process", "start one process, or set it to null")
 
-    def forward(self, batch: Batch, progress: Progress):
+    def forward(self, batch: Batch, progress: Progress, sharp: bool = True):
+        if sharp and self.sharpness is not None:
+            # While it lasts, everything that the method finds in the network, its classifiers too, has these weights.
+            return functional_call(self, self._uphill(batch), (batch, progress), {"sharp": False})
         network = self.network
         if distributed.world_size() > 1:
             chosen = batch.pseudo_labelled_indices
             uneven = chosen is not None and len(chosen) % distributed.world_size() != 0
             network = ShardedNetwork(network, uneven)
         return self.method(network, batch, progress)
+
+    def _uphill(self, batch: Batch) -> dict[str, Tensor]:
+        """The network's weights `fercli.methods.sharpness.uphill` of the source's loss, by their names here."""
+        # on copies of the running statistics, which move by the method's own passes alone
+        statistics = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
+        answers = functional_call(self.network, statistics, batch.source.inputs)
+        loss = head_cross_entropy(answers.logits, batch.labels, self.method.head_weights)
+        return {f"network.{name}": w for name, w in uphill(self.network, loss, self.sharpness).items()}
 
 
 def make_optimizer(module: TrainingModule, plan: Optimisation) -> torch.optim.SGD:
@@ -139,7 +184,7 @@ class Training:
         if distributed.world_size() > 1:
             sync_norms(network, fabric.device)
         method.begin(network)
-        self.raw = TrainingModule(network, method).train()
+        self.raw = TrainingModule(network, method, getattr(plan, "sharpness", None)).train()
         self.module, self.optimizer = fabric.setup(self.raw, make_optimizer(self.raw, plan))
         self.average = None
         if plan.ema is not None:

@@ -5,13 +5,15 @@ Methods of your own are named ``module:Class`` in the spec.
 
 - `base`: the contract, `Method`, its inputs and outputs;
 - `losses`, `adversarial`, `alignment`: losses that methods share;
+- `thresholds`: which pseudo labels count, and how much;
 - `joint`: source and target through the network together;
 - `graph`: the graph networks of AGRA;
 - `agra_released`: released AGRA checkpoints;
-- `pseudo_bank`: the bank of class-aware pseudo labels;
+- `pseudo_bank`: heads that teach themselves, and the bank of their class-aware pseudo labels;
 - `source_free`: what methods without a source share;
 - `sharpness`: the network at weights where a loss is worse;
-- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `fixmatch`, `agra`: one method each;
+- `source_only`, `aglrls`, `cglrl`, `dann`, `cdan`, `safn`, `mcd`, `swd`, `mcc`, `bnm`, `daln`, `fixmatch`, `agra`: one
+  method each;
 - `shot`, `aad`, `nrc`, `aglrls_sf`, `adabn`, `tent`, `sar`: one method each that needs no source.
 """
 

@@ -17,10 +17,9 @@ from fercli.loading.batches import Batch
 from fercli.methods.adversarial import HeadDiscriminators
 from fercli.methods.base import NUM_HEADS, Progress, Step
 from fercli.methods.joint import joint_pass
-from fercli.methods.losses import DistributionAlignment, pseudo_label_loss
+from fercli.methods.losses import DistributionAlignment
 from fercli.methods.pseudo_bank import PseudoLabelling
-from fercli.models import HEADS
-from fercli.spec import Optimisation, Section
+from fercli.spec import Optimisation
 
 
 class AGLRLS(PseudoLabelling):
@@ -45,7 +44,7 @@ class AGLRLS(PseudoLabelling):
     name = "aglrls"
     reaches_all = True
 
-    class Options(Section):
+    class Options(PseudoLabelling.Options):
         """``adapt.options`` of AGLRLS."""
 
         adversarial: bool = True
@@ -57,7 +56,6 @@ class AGLRLS(PseudoLabelling):
         hidden: Annotated[int, Field(gt=0)] = 512
         pseudo_labels: bool = True
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
-        threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
         alignment: bool = False
         glpc: bool = True
         glpc_empty_sum: Literal["all", "class-0"] = "all"
@@ -94,7 +92,7 @@ class AGLRLS(PseudoLabelling):
 
     @classmethod
     def decision_options(cls, options: AGLRLS.Options) -> dict[str, Any]:
-        # GLPC asks of a class what its pseudo labels were asked for.
+        # GLPC asks of a class what FlexMatch's thresholds ask of its pseudo labels, whichever chose them.
         return {"threshold": options.threshold, "empty_sum": options.glpc_empty_sum}
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
@@ -118,10 +116,7 @@ class AGLRLS(PseudoLabelling):
             if self.aligner is not None:
                 weak_logits = self.aligner(source.logits, weak_logits)
             strong_logits = network(*batch.strong.inputs).logits
-            loss, confident, passed = pseudo_label_loss(
-                weak_logits, strong_logits, self.status(), self.head_weights, options.threshold
-            )
+            loss, rates = self.pseudo_loss(weak_logits, strong_logits, batch.indices)
             losses["pseudo"] = options.pseudo_weight * loss
-            self._remember(batch.indices, confident)
-            logs.update({f"pseudo-rate/{name}": passed[:, h].float().mean() for h, name in enumerate(HEADS)})
+            logs.update(rates)
         return Step(losses, logs)

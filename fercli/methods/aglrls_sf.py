@@ -10,11 +10,9 @@ from torch import nn
 
 from fercli.loading.batches import Batch
 from fercli.methods.base import Progress, Step
-from fercli.methods.losses import pseudo_label_loss
 from fercli.methods.pseudo_bank import PseudoLabelling
 from fercli.methods.source_free import information_maximisation
-from fercli.models import HEADS
-from fercli.spec import Optimisation, Section
+from fercli.spec import Optimisation
 
 
 class AGLRLSSourceFree(PseudoLabelling):
@@ -33,10 +31,9 @@ class AGLRLSSourceFree(PseudoLabelling):
     reaches_all = True
     wants = frozenset({"weak", "strong"})
 
-    class Options(Section):
+    class Options(PseudoLabelling.Options):
         """``adapt.options`` of AGLRLS without its source."""
 
-        threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
         information_weight: Annotated[float, Field(ge=0)] = 1.0
         glpc: bool = True
@@ -48,7 +45,7 @@ class AGLRLSSourceFree(PseudoLabelling):
 
     @classmethod
     def decision_options(cls, options: AGLRLSSourceFree.Options) -> dict[str, Any]:
-        # GLPC asks of a class what its pseudo labels were asked for.
+        # GLPC asks of a class what FlexMatch's thresholds ask of its pseudo labels, whichever chose them.
         return {"threshold": options.threshold}
 
     def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
@@ -57,8 +54,7 @@ class AGLRLSSourceFree(PseudoLabelling):
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         options = self.options
         weak, strong = (network(*view.inputs).logits for view in (batch.weak, batch.strong))
-        loss, confident, passed = pseudo_label_loss(weak, strong, self.status(), self.head_weights, options.threshold)
-        self._remember(batch.indices, confident)
+        loss, rates = self.pseudo_loss(weak, strong, batch.indices)
         information = information_maximisation(weak, self.head_weights)
         losses = {"information": options.information_weight * information, "pseudo": options.pseudo_weight * loss}
-        return Step(losses, {f"pseudo-rate/{name}": passed[:, h].float().mean() for h, name in enumerate(HEADS)})
+        return Step(losses, rates)

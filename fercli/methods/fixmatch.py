@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -12,17 +12,21 @@ from fercli.loading.augment import cat
 from fercli.loading.batches import Batch
 from fercli.methods.base import Method, Progress, Step
 from fercli.methods.joint import joint_pass
-from fercli.methods.losses import pseudo_label_loss
-from fercli.spec import Section
+from fercli.methods.losses import at_least_float32, learning_status, pseudo_label_loss
+from fercli.methods.thresholds import Thresholds, confident_labels, remember
+from fercli.spec import Optimisation, Section
 
 
 class FixMatch(Method):
     """Where the fused head is sure of a target face's weak view, p >= ``threshold``, its strong view learns that class.
 
     The paper's eq. 4: cross-entropy, averaged over all target faces of the batch, those below the threshold counting
-    zero. It is `fercli.methods.losses.pseudo_label_loss` with every class fully learned, so that all thresholds are
-    the same, and is scaled by the fused head's weight: its ratio to the source's loss on that head is ``weight``, the
+    zero. It is scaled by the fused head's weight: its ratio to the source's loss on that head is ``weight``, the
     paper's lambda. Source, weak and strong views pass the network together, as in the authors' code.
+
+    ``thresholds`` other than ``fixed`` make it the method of that name (`fercli.methods.thresholds.Thresholds` says
+    what of it; ``threshold_decay`` is its ``decay``). For ``flexmatch`` each face keeps the last label that reached
+    ``threshold``, over all epochs as in FlexMatch; ``freematch`` and ``softmatch`` do not read ``threshold``.
 
     Not taken over: seven unlabelled images to a labelled one (here as many as ``adapt.batch``), the cosine rate and the
     moving average of the weights, which belong to the paper's schedule. The strong view is the
@@ -38,14 +42,26 @@ class FixMatch(Method):
 
         weight: Annotated[float, Field(ge=0)] = 1.0
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+        thresholds: Literal["fixed", "flexmatch", "freematch", "softmatch"] = "fixed"
+        threshold_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+
+    def __init__(self, settings: Optimisation, options: FixMatch.Options, feature_dim: int, target_size: int):
+        super().__init__(settings, options, feature_dim, target_size)
+        self.thresholds = Thresholds(options.thresholds, 1, options.threshold, options.threshold_decay)
+        faces = target_size if options.thresholds == "flexmatch" else 0
+        # no part of the state where nothing is kept
+        self.register_buffer("bank", torch.full((1, faces), -1, dtype=torch.long), persistent=faces > 0)
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         _, target, losses, logs = joint_pass(
             network, batch.source, cat([batch.weak, batch.strong]), batch.labels, self.head_weights
         )
         weak, strong = target.logits[:, -1:].chunk(2)
-        learned = torch.ones_like(weak[0])
-        loss, _, passed = pseudo_label_loss(weak, strong, learned, self.head_weights[-1:], self.options.threshold)
+        probabilities = at_least_float32(weak.detach()).softmax(-1)
+        chosen = self.thresholds(probabilities, learning_status(self.bank))
+        if self.bank.numel():
+            remember(self.bank, batch.indices, confident_labels(probabilities, self.options.threshold))
+        loss = pseudo_label_loss(strong, probabilities.max(-1).indices, chosen, self.head_weights[-1:])
         losses["pseudo"] = self.options.weight * loss
-        logs["pseudo-rate"] = passed.float().mean()
+        logs["pseudo-rate"] = chosen.float().mean()
         return Step(losses, logs)

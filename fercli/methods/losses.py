@@ -196,29 +196,35 @@ class DistributionAlignment(nn.Module):
         return (target + self.of_source.log() - self.of_target.log()).log_softmax(-1)
 
 
-def pseudo_label_loss(
-    weak_logits: Tensor, strong_logits: Tensor, status: Tensor, weights: Tensor, threshold: float = 0.95
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Semantic-aware pseudo labels (AGLRLS; the manner of FlexMatch): each head teaches itself.
+def nuclear_norm(matrix: Tensor) -> Tensor:
+    """Sum of the singular values of a matrix [N, M], a scalar >= 0.
 
-    Where the weak view gives class c a probability p >= `class_thresholds` of b_c, the strong view is trained with
-    cross-entropy to c. The mean is over all images of the batch, those below their threshold counting zero.
+    Its gradient is U V^T over the singular values that are not zero to rounding: finite always, and the shortest of
+    those that would do where the matrix lacks rank, such as one of equal rows. Those of zero have no direction of their
+    own; without the cut their gradient would be any that the library happens to find. NaN or infinite entries give NaN.
+    """
+    if not matrix.isfinite().all():  # which the decomposition itself refuses with an error of its own
+        return matrix.sum() * math.nan
+    values = torch.linalg.svdvals(matrix)
+    least = values.detach().amax() * max(matrix.shape) * torch.finfo(values.dtype).eps
+    return values[values > least].sum()
+
+
+def pseudo_label_loss(strong_logits: Tensor, labels: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Each head teaches itself: cross-entropy of the strong views to the labels of the weak ones.
+
+    The mean is over all images of the batch, each times what its label weighs (FixMatch, Sohn et al., NeurIPS 2020,
+    eq. 4; AGLRLS, of seven heads).
 
     Args:
-        weak_logits: [B, H, C]; no gradient passes through them.
         strong_logits: [B, H, C].
-        status: b, [H, C].
-        weights: [H].
+        labels: int64 [B, H].
+        chosen: [B, H] in 0..1, what the labels weigh (`fercli.methods.thresholds.Thresholds`).
+        weights: [H], of the heads.
 
     Returns:
-        The loss (a scalar >= 0, exactly zero when no image passes), `confident` int64 [B, H] (the class where
-        p >= `threshold`, else -1: what goes into the bank), and `passed` bool [B, H] (used as pseudo labels).
+        A scalar >= 0, exactly zero where no label weighs anything.
     """
-    probability, label = at_least_float32(weak_logits.detach()).softmax(-1).max(-1)
-    limits = class_thresholds(status, threshold)
-    passed = probability >= limits.expand(label.shape[0], -1, -1).gather(2, label.unsqueeze(2)).squeeze(2)
     strong = at_least_float32(strong_logits.flatten(0, 1))
-    each = F.cross_entropy(strong, label.flatten(), reduction="none").view_as(probability)
-    loss = ((each * passed).mean(0) * weights).sum()
-    confident = torch.where(probability >= threshold, label, torch.full_like(label, -1))
-    return loss, confident, passed
+    each = F.cross_entropy(strong, labels.flatten(), reduction="none").view_as(chosen)
+    return ((each * chosen).mean(0) * weights).sum()

@@ -409,6 +409,9 @@ class Adapt(Optimisation):
     have been trained with this key set."""
     options: dict[str, Any] = {}
     """what the method lets one set."""
+    sharpness: Annotated[float, Field(gt=0)] | None = None
+    """length of a step uphill of the source's loss, such as 0.05, at whose end a method's own step is computed, for
+    flatter minima (SDAT, Rangwani et al., ICML 2022); costs one more pass of the source's faces. null takes none."""
     select: _Rule = "infomax"
     """the rule that chooses the epoch (`fercli.spec.registry`)."""
     select_images: Positive = 2000
