@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,12 @@ def told(result, code: int = 1) -> str:
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("error: ")
     return line
+
+
+def warned(result) -> list[str]:
+    """The lines on stderr, but for those that doubt an adaptation: a tiny one to few faces is not to be trusted."""
+    doubt = re.compile(r"warning: jaffe, .+: (doubtful|not trusted)\. ")
+    return [line for line in result.stderr.splitlines() if not doubt.match(line)]
 
 
 def lines(result) -> list[dict[str, Any]]:

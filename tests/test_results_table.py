@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from report_documents import FIGURES, answered, document, entry, of_photographs, sweep, unlabelled, without
 
-from fercli.cli.results_view import expressions, headline, rule_ranks, show
+from fercli.cli.results_view import doubts, drift, expressions, headline, rule_ranks, show
 from fercli.evaluation.results_table import figures, groups, heads_table, metrics, table, table_columns
 from fercli.evaluation.rule_ranking import rank_rules
 from fercli.evaluation.significance import compare_right, mcnemar
@@ -326,3 +326,23 @@ def test_what_is_shown_of_each_kind_fits_a_terminal(run, results, capsys, monkey
         said = capsys.readouterr().out
         assert there in said and gone not in said and max(map(len, said.splitlines())) <= 80
         assert "†" in said and "†" not in str((headline(of_photographs(shown)), rule_ranks(shown)))
+
+
+def test_the_console_shows_drift_where_there_are_no_labels_and_warns_of_what_is_not_trusted(results):
+    assert drift(RUN)[2] == [] and drift(results)[2] == []  # labels tell more; a sweep has its table on the page
+    blank = document(60, labelled=False)
+    moved = blank["entries"][2]["drift"]
+    (row,) = drift(blank)[2]
+    trust = moved["verdict"]["trust"]
+    assert row[:5] == ["jaffe †", "aglrls", trust, "60", f"{100 * moved['agreement']:.1f}"]
+    assert row[5] == " to ".join(f"{moved['entropy'][when]:.2f}" for when in ("before", "after"))
+    assert doubts(blank) == [f"jaffe, aglrls: {trust}. {' '.join(moved['verdict']['reasons'])}"]
+    moved["verdict"] = {"trust": "trusted", "reasons": []}
+    assert doubts(blank) == []
+    adapted = [entry["drift"]["verdict"] for entry in results["entries"] if entry["drift"]]
+    for told in adapted:
+        told["trust"] = "doubtful"
+    assert doubts(results) == []
+    for told in adapted[:2]:
+        told["trust"] = "not trusted"
+    assert doubts(results) == [f"2 of {len(adapted)} adaptations are not to be trusted; the report says which"]
