@@ -62,8 +62,8 @@ def command(
     norms (adabn), these and their weights by the entropy of the answers (tent), or its classifiers' templates (t3a).
     What is learnt stays for the faces behind, unless --episodic is given. A face's answer then depends on the other
     faces of its batch (--batch) and, without --episodic, on all faces before it; every output says so ("adapted"). It
-    helps some models on some pictures and harms others: measure it on labelled pictures first. Only a run with
-    --episodic can be resumed.
+    helps where pictures look otherwise than those of training and can harm elsewhere; adabn and tent are misled by
+    pictures sorted by expression and by videos of one mood. Only a run with --episodic can be resumed.
 
     With --json and all results in files, a summary is printed on stdout.
 
