@@ -154,7 +154,7 @@ def verdict(
     What it is worth, as measured in November 2026, where the thresholds were found too: a warning costs little and says
     little. Of 44 adaptations by AGLRLS (procedural faces and wild-mini), all better than their start, by 4 to 45
     points, 35 are trusted (mean gain 21 points) and 9 doubtful (12). Of their 250 epochs three are worse than the
-    start, by 1 to 3 points: all three are warned of, and so are 46 that are better. Of ten adaptations by three rival
+    start, by 1 to 3 points: all three are warned of, and so are 46 that are better. Of ten adaptations by four rival
     methods to 40 faces of one expression, or nearly, three are worse, by 2 to 30 points: all three are warned of, and
     of the others 3 of 7, the number of faces left aside.
 
