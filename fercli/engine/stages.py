@@ -17,7 +17,7 @@ from fercli.engine.network import channels_last, empty_network, load_network
 from fercli.engine.resume import carry_momentum
 from fercli.engine.safeguards import compared
 from fercli.engine.start import begin_from_start
-from fercli.engine.training import Training
+from fercli.engine.training import Training, check_sharpness
 from fercli.errors import Advice, FercliError, SpecError
 from fercli.evaluation.drift import verdict
 from fercli.evaluation.oracle import oracle_labels
@@ -62,6 +62,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     """
     kind = method_class(spec.adapt.method)
     kind.options_of(spec)  # a mistake in them is told before anything is loaded
+    check_sharpness(spec.adapt.sharpness, kind)
     if not kind.needs_source:
         _check_rules(spec)
     spec = begin_from_start(spec)

@@ -31,6 +31,21 @@ from fercli.spec import Optimisation, Spec
 from fercli.spec.registry import RULES
 
 
+def check_sharpness(sharpness: float | None, method: Method | type[Method]) -> None:
+    """Refuse ``adapt.sharpness`` where there is nothing to make smooth, and where several processes train.
+
+    Raises:
+        SpecError: the method has no source.
+        FercliError: several processes.
+    """
+    if sharpness is not None and not method.needs_source:
+        raise SpecError(
+            f"adapt.sharpness: {method.name} learns no source, whose loss is what it smooths; set it to null"
+        )
+    if sharpness is not None and distributed.world_size() > 1:
+        raise FercliError("adapt.sharpness runs in one process", "start one process, or set it to null")
+
+
 class TrainingModule(nn.Module):
     """The network and its method as one module, so that one wrapped forward computes the losses.
 
@@ -52,21 +67,13 @@ class TrainingModule(nn.Module):
         sharpness: rho > 0, the length of the step uphill over all weights together; None takes none.
 
     Raises:
-        SpecError: sharpness with a method that has no source.
-        FercliError: sharpness, and several processes.
+        SpecError, FercliError: as `check_sharpness`.
     """
 
     def __init__(self, network: nn.Module, method: Method, sharpness: float | None = None):
         super().__init__()
         self.network, self.method, self.sharpness = network, method, sharpness
-        if sharpness is None:
-            return
-        if not method.needs_source:
-            raise SpecError(
-                f"adapt.sharpness: {method.name} learns no source, whose loss is what it smooths; set it to null"
-            )
-        if distributed.world_size() > 1:
-            raise FercliError("adapt.sharpness runs in one process", "start one process, or set it to null")
+        check_sharpness(sharpness, method)
 
     def forward(self, batch: Batch, progress: Progress, sharp: bool = True):
         if sharp and self.sharpness is not None:
