@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Bench, merge
+from loops import seven_heads
 from stores import seal, with_labels
 from torch import Tensor
 
@@ -343,3 +344,10 @@ def test_copies_of_faces_are_counted(started: Bench) -> None:
     (entry,) = [entry for entry in started.json("evaluate")["entries"] if entry["drift"]]
     assert entry["drift"]["duplicates"] == 3
     assert any("3 of" in reason and "copies" in reason for reason in entry["drift"]["verdict"]["reasons"])
+
+
+@pytest.mark.parametrize(("sharpness", "doubted"), [(1.0, True), (6.0, False)])
+def test_a_model_that_is_still_unsure_is_doubted(sharpness: float, doubted: bool) -> None:
+    found = drift(seven_heads(150, 0), seven_heads(150, 0, sharpness))
+    assert (found["entropy"]["after"] > math.log(7) / 2) == doubted
+    assert any("still unsure" in reason for reason in verdict(found)["reasons"]) == doubted

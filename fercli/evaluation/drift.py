@@ -37,6 +37,8 @@ LEADS, TAKEN, GAINED = 0.5, 2 / 3, 0.2
 PRESENT = 0.05
 #: Loss of the heads' agreement, and share of answers as before, that tell of another model.
 HEADS_APART, LITTLE_KEPT = 0.1, 0.3
+#: Mean entropy of the adapted model's answers, in nats, above which it is not sure of them: half of ln 7.
+UNSURE = math.log(NUM_EXPRESSIONS) / 2
 #: Share of the listed pictures without a face, and share of duplicates among the faces, above which the folder itself
 #: is in doubt.
 MANY_WITHOUT, MANY_DUPLICATES = 0.2, 0.02
@@ -193,6 +195,12 @@ def verdict(
     held = old[EXPRESSIONS.index(last["expression"])]
     if not taken and held <= LEADS < last["share"] and last["share"] - held > GAINED:
         light.append(f"{_percent(last['share'])} of the answers are {last['expression']}, {_percent(held)} before.")
+    unsure = drift["entropy"]["after"]
+    if unsure > UNSURE:
+        light.append(
+            f"The adapted model is still unsure: {unsure:.2f} nats of entropy, where a guess has "
+            f"{math.log(NUM_EXPRESSIONS):.2f}."
+        )
     if drift["agreement"] < LITTLE_KEPT:
         light.append(f"Only {_percent(drift['agreement'])} of the faces are answered as before.")
     pairs = zip(EXPRESSIONS, old, new, strict=True)
