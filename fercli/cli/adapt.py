@@ -133,5 +133,6 @@ def _tell_verdict(name: str, outcome: dict[str, Any]) -> None:
             f"  beside what it began with: {drift['agreement']:.0%} of the answers unchanged, entropy "
             f"{entropy['before']:.2f} -> {entropy['after']:.2f}"
         )
-    line = " ".join([f"{name}: {verdict['trust']}.", *verdict["reasons"]])
+    reasons = verdict["reasons"] or ["Nothing that can be seen without labels speaks against it."]
+    line = " ".join([f"{name}: {verdict['trust']}.", *reasons])
     (console.say if verdict["trust"] == "trusted" else console.warn)(line)
