@@ -122,6 +122,7 @@ def test_outputs_of_other_faces_are_refused() -> None:
         (EVEN, shares(anger=0.85), "anger"),
         (shares(neutral=0.45), shares(neutral=0.95), "neutral"),
         (shares(happiness=0.6), shares(fear=0.97), "fear"),  # another than the one that led
+        (shares(happiness=0.83, anger=0.05), shares(anger=1.0), "anger"),  # of nearly one nothing is left to halve
         (EVEN, EVEN, None),
         (EVEN, shares(anger=0.66), None),
         (EVEN, shares(anger=0.57, fear=0.43), None),  # 2 of 7, but half the faces may be angry

@@ -68,8 +68,8 @@ def test_the_run_needs_neither_the_model_nor_the_photographs_afterwards(
     shutil.copytree(pictures, "my photos")
     result = adapt("--from", "model", "--target", "my photos/", *small())
     assert result.exit_code == 0, result.stderr
-    assert "my-photos: 17 faces in 18 pictures" in result.stderr
-    assert "my-photos: doubtful. 17 faces are few" in result.stderr
+    assert "my-photos: faces in 17 of 18 pictures" in result.stderr
+    assert "17 faces are few" in result.stderr
     assert "1 of 17 faces are copies of others" in result.stderr
     run_folder = Path("runs/from-tiny-model")
     shutil.rmtree("model")
@@ -88,6 +88,25 @@ def test_the_run_needs_neither_the_model_nor_the_photographs_afterwards(
         run("weights", "export", run_folder / "adapt-my-photos", "one.safetensors", "--format", "fercli").exit_code == 0
     )
     assert find_trained("one.safetensors").target == "my-photos"
+
+
+def test_a_run_may_be_moved_and_its_photographs_may_go(trained: Bench, pictures: Path, here: Path) -> None:
+    shutil.copytree(pictures, "photos")
+    words = ("--from", trained.runs / "source", "--target", "photos", *small("name=mine"))
+    assert adapt(*words).exit_code == 0
+    before = Path("runs/mine/adapt-photos/best.ckpt").read_bytes()
+    shutil.rmtree("photos")
+    again = adapt(*words)
+    assert again.exit_code == 0, again.stderr
+    assert "photos is gone; its faces are in runs/mine/prepared/photos" in again.stderr
+    assert Path("runs/mine/adapt-photos/best.ckpt").read_bytes() == before
+    shutil.copytree("runs/mine", "elsewhere/kept")
+    shutil.move("runs/mine", "runs/other")
+    document = json.loads(run("evaluate", "-c", "elsewhere/kept/spec.yaml", "--json").stdout)
+    assert document["files"]["results"] == "elsewhere/kept/report/results.json"
+    assert {entry["checkpoint"].split("/")[0] for entry in document["entries"]} == {"elsewhere"}
+    assert not Path("runs/other/report").exists()
+    assert find_trained("elsewhere/kept").spec.store_path("photos") == Path("elsewhere/kept/prepared/photos")
 
 
 def test_the_start_is_the_runs_source_model_weight_for_weight(trained: Bench, pictures: Path, here: Path) -> None:
@@ -165,14 +184,27 @@ def test_a_method_with_a_source_takes_the_models_own(
         (("--from", "nowhere", "--target", "P"), 1, ["no run folder or checkpoint nowhere"]),
         (("--from", "starter"), 2, ["no target", "--target"]),
         (("--from", "starter", "--target", "gone/"), 1, ["no folder gone/"]),
+        (("--from", "starter", "--target", ""), 2, ["cannot be a dataset's name"]),
+        (("--from", "starter", "--target", "gone"), 1, ["no folder and no dataset gone"]),
+        (("--from", "starter", "--target", "."), 1, ["holds the run's own pictures", "paths.runs"]),
+        (("--from", "starter", "--target", "P", "--source", "raf-db"), 2, ["--from brings its own"]),
+        (("--target", "P", "--set", "name=none"), 1, ["no source model at", "fercli adapt --from starter"]),
         (("--from", "starter", "--target", "sub/jaffe"), 1, ["sub/jaffe: a dataset is called jaffe too"]),
-        (("--from", "starter", "--target", "empty/"), 1, ["empty: nothing usable in", "pictures anywhere"]),
+        (("--from", "starter", "--target", "empty/"), 1, ["there is no picture in", "empty"]),
         (("--from", "starter", "--target", "walls/"), 1, ["walls: not one face in 2 records"]),
         (("--from", "starter", "--target", "fer2013"), 2, ["fer2013 is a source of this run"]),
         (("--from", "starter", "--target", "P", "--set", "adapt.select=source-val"), 2, ["nrc opens no source"]),
         (("--from", "AGRA", "--target", "P"), 2, ["answers through networks of agra"]),
-        (("--from", "OTHER", "--target", "P", "--set", "name=taken"), 1, ["is another model than", "--set name=NAME"]),
-        (("--from", "starter", "--target", "far/P", "--set", "name=taken"), 1, ["holds the faces of"]),
+        (
+            ("--from", "OTHER", "--target", "P", "--set", "name=taken"),
+            1,
+            ["holds another model than", "--set name=NAME"],
+        ),
+        (
+            ("--from", "starter", "--target", "far/P", "--set", "name=taken"),
+            1,
+            ["the run has faces of", "--set name=NAME"],
+        ),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(
@@ -188,17 +220,16 @@ def test_what_cannot_be_is_told_in_one_line(
         bench.done("adapt", "--quiet")
         meanings["AGRA"] = bench.runs
     if "name=taken" in words:
-        assert (
-            adapt("--from", "starter", "--target", pictures, *small("name=taken", "adapt.steps_per_epoch=1")).exit_code
-            == 0
-        )
+        taken = ("--from", "starter", "--target", pictures, *small("name=taken", "adapt.steps_per_epoch=1"))
+        assert adapt(*taken).exit_code == 0
     if "far/P" in words:
         shutil.copytree(pictures, Path("far") / pictures.name)
         meanings["far/P"] = Path("far") / pictures.name
-    line = told(
-        adapt(*(meanings.get(word, word) for word in words), *small("adapt.steps_per_epoch=1"), "--quiet"), code
-    )
+    before, given = set(Path().rglob("*")), [meanings.get(word, word) for word in words]
+    line = told(adapt(*given, *small("adapt.steps_per_epoch=1"), "--quiet"), code)
     assert all(word in line for word in told_words), line
+    left = [path for path in set(Path().rglob("*")) - before if path.is_file() and path.name != ".lock"]
+    assert not left, left  # a refusal leaves nothing behind
 
 
 def test_what_a_start_brings_to_a_spec(trained: Bench) -> None:

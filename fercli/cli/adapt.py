@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -75,7 +76,7 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, start, metho
             if outcomes and any(distributed.any_of(stop.requested)):
                 raise Interrupted(f"stopped before the adaptation to {name}; the same command goes on")
             outcome = outcomes[name] = adapt(spec, name, restart)
-            console.say(f"adapted to {name}: {told(outcome)}")
+            console.say(f"{name if 'kept' in outcome else f'adapted to {name}'}: {told(outcome)}")
             if "verdict" in outcome:
                 _tell_verdict(name, outcome)
     console.result({"adapt": outcomes})
@@ -83,31 +84,42 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, start, metho
 
 def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
     """The run's spec, with what --from and --method change."""
-    from fercli.engine.start import find_start, with_start
+    from fercli.engine.stages import check_adapt
+    from fercli.engine.start import find_start, is_there, with_start
+    from fercli.errors import SpecError
     from fercli.spec.load import local_spec
 
     unnamed = start is not None and spec_file is None and local_spec() is None
     if unnamed:
         spec_file = _WITHOUT_SPEC
-    if start is not None:
-        overrides = (*overrides, f"adapt.start={start!r}")
     if method is not None:
         # Options in the spec are those of the spec's own method.
         own = read_spec(spec_file, (), quiet, as_json, sources).adapt.method
         fresh = ("adapt.options={}",) if method != own else ()
         overrides = (*fresh, *overrides, f"adapt.method={method}")
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
+    if start is not None:
+        spec = spec.model_copy(update={"adapt": spec.adapt.model_copy(update={"start": start})})
     if spec.adapt.start is None:
         return spec
     model = find_start(spec)
+    if sources and not model.released:
+        raise SpecError("--source is of a run's own training, and --from brings its own", "leave --source out")
     if unnamed and not any(text.partition("=")[0].strip() == "name" for text in overrides):
         spec = spec.model_copy(update={"name": f"from-{model.label}"})
-    return with_start(spec, model)
+    check_adapt(spec)
+    spec = with_start(spec, model)
+    is_there(spec, model)
+    return spec
 
 
 def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
     """The names of the targets; folders of photographs are prepared, and in the spec from then on."""
+    from fercli.datasets import READERS
+    from fercli.engine.stages import check_adapt
+    from fercli.errors import FercliError
     from fercli.prepare.from_spec import list_dataset, photo_folder, prepare_listing
+    from fercli.store import read_meta
 
     names, folders = [], []
     for named in targets:
@@ -115,12 +127,21 @@ def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
         if found is not None:
             spec, name = found
             folders.append(name)
+        elif spec.adapt.start is not None and named != "all":
+            known = {*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets}
+            if named not in known and read_meta(spec.store_path(named)) is None:
+                raise FercliError(f"no folder and no dataset {named}", "name a folder of photographs")
         names.append(named if found is None else name)
     chosen = chosen_targets(spec, tuple(names))
+    if folders:
+        check_adapt(spec)
     for name in dict.fromkeys(folders):
+        if not spec.data.datasets[name].root.is_dir():
+            console.say(f"{spec.data.datasets[name].root} is gone; its faces are in {spec.store_path(name)}")
+            continue
         row = prepare_listing(spec, list_dataset(spec, name))
         faces = row["expected"] - row["rejected"]
-        console.say(f"{name}: {faces} faces in {row['expected']} pictures; {row['folder']}/contact-sheet.jpg")
+        console.say(f"{name}: faces in {faces} of {row['expected']} pictures; {row['folder']}/contact-sheet.jpg")
     return spec, chosen
 
 
@@ -135,4 +156,8 @@ def _tell_verdict(name: str, outcome: dict[str, Any]) -> None:
         )
     reasons = verdict["reasons"] or ["Nothing that can be seen without labels speaks against it."]
     line = " ".join([f"{name}: {verdict['trust']}.", *reasons])
-    (console.say if verdict["trust"] == "trusted" else console.warn)(line)
+    if verdict["trust"] == "trusted":
+        console.say(line)
+    else:
+        start = Path(outcome["folder"]).parent / "source"
+        console.warn(f"{line} What it began with answers by --run {start}.")

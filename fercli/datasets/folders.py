@@ -13,6 +13,7 @@ from fercli.datasets.parsing import is_code
 from fercli.datasets.protocol import WHOLE, Protocol, default_protocol
 from fercli.datasets.reader import Collector, Reader, Record, WrongLayout, WrongOption
 from fercli.datasets.tree_files import images_under
+from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED, label_of
 
 #: How many folders down class folders are looked for, to say where they are.
@@ -37,6 +38,8 @@ def parse(
     if not labelled:
         for path in images_under(root, root, collector):
             collector.add(Record(id=path, path=path, label=UNLABELLED, split=WHOLE))
+        if not collector.records:
+            raise FercliError(f"there is no picture in {root}")
         return default_protocol([WHOLE])
     meanings = code_meanings(codes)
     folders = find_classes(root, collector)

@@ -119,7 +119,10 @@ def _datasets(spec: Spec) -> Iterator[Finding]:
     from fercli.datasets import get_reader
     from fercli.store import Store
 
-    for name in dict.fromkeys((*spec.data.source, *spec.data.targets)):
+    # A start stands for the source, which methods without one do not read.
+    sources = [n for n in spec.data.source if spec.adapt.start is None or spec.store_path(n).is_dir()]
+    own = [name for name, entry in spec.data.datasets.items() if entry.store is not None]
+    for name in dict.fromkeys((*sources, *spec.data.targets, *own)):
         check, path, entry = f"dataset {name}", spec.store_path(name), spec.data.datasets.get(name, Dataset())
         folder = entry.root or spec.paths.data / name
         if path.is_dir():

@@ -16,7 +16,7 @@ from fercli.engine.loop import fit
 from fercli.engine.network import channels_last, empty_network, load_network
 from fercli.engine.resume import carry_momentum
 from fercli.engine.safeguards import compared
-from fercli.engine.start import begin_from_start
+from fercli.engine.start import begin_from_start, resolve_start
 from fercli.engine.training import Training, check_sharpness
 from fercli.errors import Advice, FercliError, SpecError
 from fercli.evaluation.drift import verdict
@@ -60,25 +60,18 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
         choose that reads a source which the method does without. The outcome of a method without a source has
         ``drift``, from the start to the chosen epoch (`fercli.evaluation.drift.drift`), and the ``verdict`` on it.
     """
+    check_adapt(spec)
     kind = method_class(spec.adapt.method)
-    kind.options_of(spec)  # a mistake in them is told before anything is loaded
-    check_sharpness(spec.adapt.sharpness, kind)
-    if not kind.needs_source:
-        _check_rules(spec)
     spec = begin_from_start(spec)
     store = open_store(spec, target, labels=False)
     unlabelled = store.indices(store.adapt_splits)
     warn_of_overlap(store)
     path = spec.run_folder / "source" / "best.ckpt"
-    if not path.exists():
-        raise FercliError(f"no source model at {path}", Advice.run("train-source"))
     start = checkpoint.load(path)
     # Patches of the photograph leave a backbone's local map unused.
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     network = empty_network(spec)
     load_network(network, start, spec, path)
-    if kind.needs_source and spec.adapt.start is not None:
-        _need_source(spec)
     source = source_faces(spec, fabric.device) if kind.needs_source else None
     faces = target_faces(spec, store, fabric.device)
     sources = [] if source is None else source.stores
@@ -105,6 +98,26 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
             carry_momentum(training, start, path)
         outcome = _run(training)
         return outcome if training.start is None else {**outcome, **_against_start(training, store)}
+
+
+def check_adapt(spec: Spec) -> None:
+    """Refuse an adaptation that cannot be, before any face is read or found.
+
+    Raises:
+        SpecError: the method has no such options, or a rule or `sharpness` asks for a source that it does without.
+        FercliError: there is no source model, or of a start's source, which the method trains on, no store.
+    """
+    kind = method_class(spec.adapt.method)
+    kind.options_of(spec)
+    check_sharpness(spec.adapt.sharpness, kind)
+    if not kind.needs_source:
+        _check_rules(spec)
+    elif spec.adapt.start is not None:
+        _need_source(resolve_start(spec))
+    path = spec.run_folder / "source" / "best.ckpt"
+    if spec.adapt.start is None and not path.exists():
+        other = ", or begin with another model: fercli adapt --from starter"
+        raise FercliError(f"no source model at {path}", Advice(Advice.run("train-source"), other))
 
 
 def _check_rules(spec: Spec) -> None:

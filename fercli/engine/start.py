@@ -13,7 +13,7 @@ from typing import Any
 from fercli import console
 from fercli.engine import checkpoint
 from fercli.engine.folder import digest, write_environment
-from fercli.engine.trained import BEST, Trained, find_trained
+from fercli.engine.trained import BEST, NoModel, Trained, find_trained
 from fercli.errors import FercliError, SpecError
 from fercli.files import write_atomically
 from fercli.models import HEADS
@@ -29,12 +29,15 @@ def find_start(spec: Spec) -> Trained:
     """The model that ``adapt.start`` names.
 
     Raises:
-        NoModel, FercliError: as `fercli.engine.trained.find_trained`.
+        FercliError: as `fercli.engine.trained.find_trained`.
         SpecError: it answers by what is not in the network, or has not all seven heads.
     """
     named = spec.adapt.start
     sources = spec.data.source if "source" in spec.data.model_fields_set else ()
-    model = find_trained(named if named == NAME else Path(named), spec=spec, sources=sources)
+    try:
+        model = find_trained(named if named == NAME else Path(named), spec=spec, sources=sources)
+    except NoModel as problem:
+        raise FercliError(problem.what, "name starter, a run, a stage folder, a model file or a checkpoint") from None
     if model.kind.transforms_output or len(model.heads) < len(HEADS):
         raise SpecError(
             f"adapt.start: {model.path} answers through networks of {model.registered}, which no adaptation takes over",
@@ -65,6 +68,23 @@ def resolve_start(spec: Spec) -> Spec:
     return spec if spec.adapt.start is None else with_start(spec, find_start(spec))
 
 
+def is_there(spec: Spec, model: Trained) -> bool:
+    """Whether the run has this start already.
+
+    Raises:
+        FercliError: it has another source model.
+    """
+    path = spec.run_folder / "source" / BEST
+    if not path.exists() and not path.with_name("last.ckpt").exists():
+        return False
+    if not path.exists() or digest(checkpoint.load(path)["network"]) != model.digest:
+        raise FercliError(
+            f"{path.parent} holds another model than {spec.adapt.start}",
+            "give the run a name of its own: --set name=NAME",
+        )
+    return True
+
+
 def begin_from_start(spec: Spec) -> Spec:
     """Put the model of ``adapt.start``, where the spec names one, into the run as its source model.
 
@@ -78,16 +98,10 @@ def begin_from_start(spec: Spec) -> Spec:
         return spec
     model = find_start(spec)
     spec = with_start(spec, model)
+    if is_there(spec, model):
+        return spec
     folder = spec.run_folder / "source"
     path = folder / BEST
-    if path.exists():
-        if digest(checkpoint.load(path)["network"]) != model.digest:
-            raise FercliError(
-                f"{path} is another model than {spec.adapt.start}", "give the run a name of its own: --set name=NAME"
-            )
-        return spec
-    if (folder / "last.ckpt").exists():
-        raise FercliError(f"{folder} holds a training of its own", "give the run a name of its own: --set name=NAME")
     _tell(model)
     try:
         folder.mkdir(parents=True, exist_ok=True)

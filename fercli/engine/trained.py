@@ -28,6 +28,7 @@ from fercli.models.model_file import Foreign, read_model
 from fercli.models.reading import is_safetensors
 from fercli.models.weights import read_weights
 from fercli.spec import Spec, parse_recorded
+from fercli.spec.load import in_run
 from fercli.starter import FILE as STARTER
 from fercli.starter import NAME, is_starter, starter_file
 
@@ -108,8 +109,12 @@ class Trained:
 
     @property
     def spec(self) -> Spec:
-        """The spec that it was trained with. Raises SpecError where this version of fercli cannot read it."""
-        return parse_recorded(self.state["spec"], where=str(self.path))
+        """The spec that it was trained with. Raises SpecError where this version of fercli cannot read it.
+
+        The faces that lie in its run are found there, wherever the run has been moved to.
+        """
+        tree = self.state["spec"]
+        return parse_recorded(tree if self.one_file else in_run(tree, self.folder.parent), where=str(self.path))
 
     @property
     def decision(self) -> str:

@@ -33,6 +33,8 @@ ONE_EXPRESSION, LOST = 0.6, 0.02
 #: An expression leads where it has more than half of the answers, and may have taken over where it has more than two
 #: thirds; what a leading one may have gained.
 LEADS, TAKEN, GAINED = 0.5, 2 / 3, 0.2
+#: Share of the start's answers below which an expression that then takes over comes from nowhere.
+RARE = 0.2
 #: Share of the start's answers from which on an expression may not vanish.
 PRESENT = 0.05
 #: Loss of the heads' agreement, and share of answers as before, that tell of another model.
@@ -97,8 +99,9 @@ def drift(before: Tensor, after: Tensor) -> dict[str, Any]:
 def collapsed(before: Sequence[float], after: Sequence[float]) -> str | None:
     """Whether one expression has taken over the answers, in words; None where it has not.
 
-    It has where it holds more than two thirds of the answers and held at most half before, and the effective number of
-    expressions, exp of the histogram's entropy, has more than halved. All three are needed. An expression that already
+    It has where it holds more than two thirds of the answers and held at most half before, and either the effective
+    number of expressions, exp of the histogram's entropy, has more than halved, or it held less than a fifth before (of
+    a start that answers one expression on most faces no number can halve). An expression that already
     led on most faces may be what the target shows: a folder of portraits that smile, where the start answers happiness
     on 70 % and the adapted model on 97 %, is no collapse. Everyday photographs may well be half neutral where a start
     spread its answers. A largest share says nothing of the others (half happiness and half neutral is 2 expressions
@@ -113,7 +116,7 @@ def collapsed(before: Sequence[float], after: Sequence[float]) -> str | None:
     name, share = largest["expression"], largest["share"]
     held = before[EXPRESSIONS.index(name)]
     old, new = _effective(before), _effective(after)
-    if share <= TAKEN or held > LEADS or new >= old / 2:
+    if share <= TAKEN or held > LEADS or (new >= old / 2 and held >= RARE):
         return None
     return (
         f"{name} has taken over: {_percent(share)} of the answers, {_percent(held)} before "
@@ -183,7 +186,8 @@ def verdict(
     elif 2 * for_start > len(asked):
         light.append(f"{for_start} of {len(asked)} selection rules that need no label prefer the start.")
     if drift["faces"] < FEW_FACES:
-        light.append(f"{drift['faces']} faces are few: below {FEW_FACES}, a histogram of answers says little.")
+        few = "1 face is" if drift["faces"] == 1 else f"{drift['faces']} faces are"
+        light.append(f"{few} few: below {FEW_FACES}, a histogram of answers says little.")
     first = drift["largest"]["before"]
     left = new[EXPRESSIONS.index(first["expression"])]
     if first["share"] > ONE_EXPRESSION and first["share"] - left > LOST:
@@ -196,7 +200,7 @@ def verdict(
     if not taken and held <= LEADS < last["share"] and last["share"] - held > GAINED:
         light.append(f"{_percent(last['share'])} of the answers are {last['expression']}, {_percent(held)} before.")
     unsure = drift["entropy"]["after"]
-    if unsure > UNSURE:
+    if unsure > UNSURE and not start_kept:
         light.append(
             f"The adapted model is still unsure: {unsure:.2f} nats of entropy, where a guess has "
             f"{math.log(NUM_EXPRESSIONS):.2f}."

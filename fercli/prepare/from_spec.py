@@ -45,32 +45,40 @@ def photo_folder(spec: Spec, named: str) -> tuple[Spec, str] | None:
 
     Args:
         named: what the user named as a target. It is a folder where it is one and no dataset of the spec or of a
-            reader is called so, and always where it has a separator in it.
+            reader is called so, and always where it has a separator in it. One that is gone since it was prepared is
+            known by the run's store.
 
     Returns:
         The spec with the dataset in it, and the dataset's name, the folder's. None for a dataset's name.
 
     Raises:
-        FercliError: there is no such folder, or a dataset has its name.
+        FercliError: there is no such folder, a dataset or another folder has its name, or the run lies in it.
     """
     path = Path(named)
-    datasets = {*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets}
-    is_path = len(path.parts) > 1 or path.is_absolute() or named.endswith(("/", os.sep)) or named in (".", "..")
-    if not is_path and (named in datasets or not path.is_dir()):
-        return None
-    if not path.is_dir():
-        raise FercliError(f"no folder {named}", "name a folder of photographs, or a dataset (fercli datasets)")
     root = Path(os.path.abspath(path))
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", root.name).strip(".-") or "photographs"
-    entry = Dataset(reader="folders", root=root, options={"labelled": False}, store=spec.run_folder / "prepared" / name)
-    other = spec.data.datasets.get(name)
-    if name in {*READERS, *spec.data.source} or other not in (None, entry):
+    name = re.sub(r"[^\w.+-]+", "-", root.name).strip(".-") or "photographs"
+    store = spec.run_folder / "prepared" / name
+    meta = read_meta(store)
+    there = named != "" and (path.is_dir() or (meta is not None and meta.get("root") == str(root)))
+    datasets = {*READERS, *spec.data.source, *spec.data.targets}
+    is_path = len(path.parts) > 1 or named.endswith(("/", os.sep)) or named in (".", "..")
+    if not is_path and (named in datasets or not there):
+        return None
+    if not there:
+        raise FercliError(f"no folder {named}", "name a folder of photographs, or a dataset (fercli datasets)")
+    if name in datasets:
         raise FercliError(f"{named}: a dataset is called {name} too", "give the folder a name of its own")
-    meta = read_meta(entry.store)
-    if meta is not None and meta.get("root") != str(root):
+    entry = Dataset(reader="folders", root=root, options={"labelled": False}, store=store)
+    other = spec.data.datasets.get(name, entry)
+    if other.root != root or (meta is not None and meta.get("root") != str(root)):
+        where = other.root if other.root != root else meta.get("root")
         raise FercliError(
-            f"{entry.store} holds the faces of {meta.get('root')}",
+            f"{named}: the run has faces of {where} under that name",
             "give the folder, or the run (--set name=NAME), a name of its own",
+        )
+    if Path(os.path.abspath(spec.run_folder)).is_relative_to(root):
+        raise FercliError(
+            f"{named} holds the run's own pictures, in {spec.run_folder}", "set paths.runs to a folder outside it"
         )
     data = spec.data.model_copy(update={"datasets": {**spec.data.datasets, name: entry}})
     return spec.model_copy(update={"data": data}), name

@@ -6,7 +6,6 @@ This is the final score: target labels are read here.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +38,6 @@ from fercli.scoring.results_files import document, open_report, predictions_name
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
 from fercli.spec.registry import ORACLE, SOURCE_TEST
-from fercli.starter import NAME
 from fercli.store import Store, subsample
 
 
@@ -170,7 +168,7 @@ def evaluate_model(
     own = model.spec.model_copy(
         update={
             **{key: getattr(spec, key) for key in ("paths", "engine", "evaluate")},
-            "name": _name_of(model),
+            "name": f"model-{model.label}",
             "data": model.spec.data.model_copy(update={"datasets": spec.data.datasets}),
         }
     )
@@ -184,14 +182,6 @@ def evaluate_model(
     sources = _sources(own, model, stores)
     work = [_Work(model, list(datasets), [name for name in datasets if name not in own.data.source])]
     return _score("model", own, work, stores, sources, how)
-
-
-def _name_of(model: Trained) -> str:
-    """What a model's own folder of results is called: no run of that name is touched."""
-    if model.is_starter:
-        return f"model-{NAME}"
-    parts = [model.path.stem] if model.one_file else [model.spec.name, model.folder.name]
-    return re.sub(r"[^A-Za-z0-9._-]", "-", "-".join(["model", *parts]))
 
 
 def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[Store]:

@@ -81,7 +81,7 @@ def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict
             f"{path} must be a mapping of sections (paths, data, prepare, ...), not a {type(tree).__name__}"
         )
     if _is_record(path):
-        tree = up_to_date(tree)
+        tree = _of_run(up_to_date(tree), path.parent)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
@@ -122,6 +122,28 @@ def up_to_date(tree: dict[str, Any]) -> dict[str, Any]:
     stages = {name: tree[name] for name in ("train_source", "adapt") if isinstance(tree.get(name), dict)}
     renamed = {name: {RENAMED.get(key, key): value for key, value in stage.items()} for name, stage in stages.items()}
     return {**tree, **renamed}
+
+
+def in_run(tree: dict[str, Any], run: Path) -> dict[str, Any]:
+    """A saved spec, with the stores of prepared faces that lie in the run's folder `run` found there."""
+    data = tree.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("datasets"), dict):
+        return tree
+    found = dict(data["datasets"])
+    for name, entry in found.items():
+        inside = run / "prepared" / str(name)
+        if isinstance(entry, dict) and entry.get("store") and inside.is_dir():
+            found[name] = {**entry, "store": str(inside)}
+    return {**tree, "data": {**data, "datasets": found}}
+
+
+def _of_run(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A spec that a run has saved in `folder`, its own or a stage's, as of where the run lies now."""
+    run = folder.parent if any((folder / name).exists() for name in ("best.ckpt", "last.ckpt")) else folder
+    run = run if run.name else run.resolve()
+    paths = tree.get("paths")
+    moved = {"name": run.name, "paths": {**(paths if isinstance(paths, dict) else {}), "runs": str(run.parent)}}
+    return in_run({**tree, **moved}, run)
 
 
 def _is_record(path: Path) -> bool:
