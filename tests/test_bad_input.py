@@ -17,6 +17,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from fercli.engine.log import read_metrics
 from fercli.errors import FercliError
 from fercli.expressions import EXPRESSIONS
 from fercli.faces.images import MAX_BYTES, Unreadable, read_image
+from fercli.methods import method_class
 from fercli.prepare import prepare
 from fercli.spec import Prepare
 from fercli.spec.registry import METHODS
@@ -381,16 +383,23 @@ EAGER = {
 }
 
 
+def by(method: str) -> dict[str, Any]:
+    """What a bench adapts by: a method without a source scores by no rule that reads one."""
+    alone = {} if method_class(method).needs_source else {"adapt.also_score": []}
+    return {"adapt.method": method, "adapt.options": EAGER.get(method, {}), **alone}
+
+
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_target_of_a_few_faces_trains_with_every_method(
     method: str, count: int, tmp_path: Path, trained: Bench
 ) -> None:
-    changes = {"adapt.method": method, "adapt.options": EAGER.get(method, {}), "adapt.tag": "few"}
-    bench = cut_bench(tmp_path, trained, lambda labels: np.arange(count), changes=changes)
+    bench = cut_bench(tmp_path, trained, lambda labels: np.arange(count), changes={**by(method), "adapt.tag": "few"})
     result = bench.done("adapt", "--quiet")
-    (line,) = result.stderr.strip().splitlines()
+    line, *doubts = result.stderr.strip().splitlines()
     assert line == f"warning: jaffe has {count} face(s), fewer than a batch of 4: faces repeat in it"
+    few = "1 face is few" if count == 1 else f"{count} faces are few"
+    assert [few in doubt for doubt in doubts] == [True] * (not method_class(method).needs_source)
     folder = bench.runs / "adapt-jaffe-few"
     lines = read_metrics(folder)
     assert all(np.isfinite(list(entry["losses"].values())).all() for entry in lines if entry["kind"] == "train")
@@ -404,9 +413,9 @@ def test_a_target_of_a_few_faces_trains_with_every_method(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_target_of_one_class_trains_with_every_method(method: str, tmp_path: Path, trained: Bench) -> None:
-    changes = {"adapt.method": method, "adapt.options": EAGER.get(method, {})}
-    bench = cut_bench(tmp_path, trained, lambda labels: np.flatnonzero(labels == 3), changes=changes)
-    assert bench.done("adapt", "--quiet").stderr == ""
+    bench = cut_bench(tmp_path, trained, lambda labels: np.flatnonzero(labels == 3), changes=by(method))
+    doubts = bench.done("adapt", "--quiet").stderr.splitlines()
+    assert ["6 faces are few" in doubt for doubt in doubts] == [True] * (not method_class(method).needs_source)
     document = json.loads(bench.done("evaluate", "--report", "--json").stdout, parse_constant=pytest.fail)
     (entry,) = (e for e in document["entries"] if e["stage"] == "adapt")
     metrics = entry["heads"][entry["decision"]]
