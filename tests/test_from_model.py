@@ -149,6 +149,22 @@ def test_the_store_lies_in_the_run_and_holds_no_label(trained: Bench, pictures: 
     assert store.copies(np.arange(3)) == 0
 
 
+def test_a_dataset_of_the_spec_is_meant_before_a_folder_of_its_name(trained: Bench, pictures: Path, here: Path) -> None:
+    """Its labels score the model."""
+    for number in range(7):
+        Path(f"mine/{EXPRESSIONS[number]}").mkdir(parents=True)
+        Image.fromarray(render(LAB, number, number, 9).image).save(f"mine/{EXPRESSIONS[number]}/a.png")
+    known = ("data.datasets.mine.reader=folders", "data.datasets.mine.root=mine", "name=mine")
+    settings = [word for setting in known for word in ("--set", setting)]
+    assert run("prepare", "-c", "source-free", "--dataset", "mine", "--no-report", "--quiet", *settings).exit_code == 0
+    assert (
+        adapt("--from", trained.runs / "source", "--target", "mine", "-c", "source-free", *small(*known)).exit_code == 0
+    )
+    document = json.loads(run("evaluate", "-c", "runs/mine/spec.yaml", "--json").stdout)
+    assert {entry["scored"] for entry in document["entries"]} == {7}
+    assert not Path("runs/mine/prepared").exists()
+
+
 def test_more_targets_and_methods_come_into_the_same_run(trained: Bench, pictures: Path, here: Path) -> None:
     shutil.copytree(pictures, "others")
     model = ("--from", trained.runs / "source")

@@ -12,7 +12,7 @@ from typing import Any
 from fercli.engine import distributed
 from fercli.engine.resume import save_start
 from fercli.engine.training import Training
-from fercli.evaluation.drift import collapsed, drift, rules_prefer_start
+from fercli.evaluation.drift import answer_shares, collapsed, drift, rules_prefer_start
 from fercli.evaluation.outputs import epoch_file, read_outputs, start_file, watched
 from fercli.evaluation.selection import last_score, target_scores
 from fercli.files import write_atomically
@@ -27,10 +27,7 @@ def collapse_in(training: Training, epoch: int) -> str | None:
 
 
 def _collapse_in(training: Training, epoch: int) -> str | None:
-    histogram = drift(*_before_and_after(training, epoch))["histogram"]
-    if histogram["before"] is None or histogram["after"] is None:  # outputs that are not finite are told elsewhere
-        return None
-    return collapsed(histogram["before"], histogram["after"])
+    return collapsed(*map(answer_shares, _before_and_after(training, epoch)))
 
 
 def settle(training: Training) -> None:

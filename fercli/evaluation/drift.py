@@ -73,7 +73,7 @@ def drift(before: Tensor, after: Tensor) -> dict[str, Any]:
     sound = {when: len(outputs) > 0 and bool(torch.isfinite(outputs).all()) for when, outputs in pair.items()}
     rows = torch.from_numpy(subsample(len(before), RULE_FACES))
     scores = {when: target_scores(outputs[rows]) for when, outputs in pair.items()}
-    histogram = {when: _histogram(fused[when]) if sound[when] else None for when in pair}
+    histogram = {when: answer_shares(pair[when]) if sound[when] else None for when in pair}
     both = all(sound.values())
     moved = [abs(a - b) for a, b in zip(*histogram.values(), strict=True)] if both else None
     same = fused["before"].argmax(-1) == fused["after"].argmax(-1)
@@ -94,6 +94,12 @@ def drift(before: Tensor, after: Tensor) -> dict[str, Any]:
             for rule, old in scores["before"].items()
         },
     }
+
+
+def answer_shares(outputs: Tensor) -> list[float]:
+    """Shares [7] of the fused head's answers to N >= 1 faces; outputs [N, 7 heads, 7 expressions]."""
+    fused = outputs[:, FUSED]
+    return (torch.bincount(fused.argmax(-1), minlength=NUM_EXPRESSIONS).double() / len(fused)).tolist()
 
 
 def collapsed(before: Sequence[float], after: Sequence[float]) -> str | None:
@@ -220,10 +226,6 @@ def verdict(
         light.append(f"{duplicates} of {drift['faces']} faces are copies of others, and count more than once.")
     trust = VERDICTS[2] if grave else VERDICTS[1] if light else VERDICTS[0]
     return {"trust": trust, "reasons": [*grave, *light]}
-
-
-def _histogram(fused: Tensor) -> list[float]:
-    return (torch.bincount(fused.argmax(-1), minlength=NUM_EXPRESSIONS).double() / len(fused)).tolist()
 
 
 def _heads_agreement(outputs: Tensor) -> float:

@@ -60,7 +60,8 @@ def photo_folder(spec: Spec, named: str) -> tuple[Spec, str] | None:
     store = spec.run_folder / "prepared" / name
     meta = read_meta(store)
     there = named != "" and (path.is_dir() or (meta is not None and meta.get("root") == str(root)))
-    datasets = {*READERS, *spec.data.source, *spec.data.targets}
+    own = [key for key, given in spec.data.datasets.items() if given.store is None]
+    datasets = {*READERS, *own, *spec.data.source, *spec.data.targets}
     is_path = len(path.parts) > 1 or named.endswith(("/", os.sep)) or named in (".", "..")
     if not is_path and (named in datasets or not there):
         return None
