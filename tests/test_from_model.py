@@ -127,7 +127,7 @@ def test_the_starter_needs_nothing_but_pictures(pictures: Path, here: Path) -> N
     assert result.exit_code == 0, result.stderr
     assert find_trained("runs/from-starter/source").digest == find_trained("starter").digest
     model = find_trained("runs/from-starter")
-    assert (model.target, model.registered, model.spec.adapt.start) == ("my-photos", "nrc", "starter")
+    assert (model.target, model.registered, model.spec.adapt.start) == ("my-photos", "aglrls-sf", "starter")
     assert model.spec.model == find_trained("starter").spec.model.model_copy(update={"weights": None})
 
 
@@ -190,7 +190,7 @@ def test_a_method_with_a_source_takes_the_models_own(
     words = ("--from", trained.runs / "source", "--target", pictures, "--method", "dann", "--quiet")
     line = told(adapt(*words, *small()), 1)
     assert "dann trains on the source too, and raf-db is not prepared in prepared" in line
-    assert "--method nrc" in line
+    assert "--method aglrls-sf" in line
     assert adapt(*words, *small(f"paths.prepared={prepared}")).exit_code == 0
 
 
@@ -209,7 +209,7 @@ def test_a_method_with_a_source_takes_the_models_own(
         (("--from", "starter", "--target", "empty/"), 1, ["there is no picture in", "empty"]),
         (("--from", "starter", "--target", "walls/"), 1, ["walls: not one face in 2 records"]),
         (("--from", "starter", "--target", "fer2013"), 2, ["fer2013 is a source of this run"]),
-        (("--from", "starter", "--target", "P", "--set", "adapt.select=source-val"), 2, ["nrc opens no source"]),
+        (("--from", "starter", "--target", "P", "--set", "adapt.select=source-val"), 2, ["aglrls-sf opens no source"]),
         (("--from", "AGRA", "--target", "P"), 2, ["answers through networks of agra"]),
         (
             ("--from", "OTHER", "--target", "P", "--set", "name=taken"),

@@ -142,7 +142,7 @@ def _need_source(spec: Spec) -> None:
             f"{spec.paths.prepared}",
             Advice(
                 Advice.run("prepare", f"--dataset {missing[0]}"),
-                ", or adapt by a method that needs no source, such as --method nrc",
+                ", or adapt by a method that needs no source, such as --method aglrls-sf",
             ),
         )
 
