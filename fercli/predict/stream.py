@@ -129,8 +129,8 @@ def _answered(
             for (number, _), one in zip(part, said, strict=True):
                 _add(answers, number, [one])
     held[-1][0].settled = True
-    for (picture, _), said in zip(held, answers, strict=True):
-        yield picture, said
+    for (picture, _), own in zip(held, answers, strict=True):
+        yield picture, own
 
 
 def _apart(
@@ -153,8 +153,9 @@ def _apart(
 
 def _add(answers: list[list | None], number: int, said: list) -> None:
     """Put answers behind those that a picture has, but where an earlier part of it failed."""
-    if answers[number] is not None:
-        answers[number] += said
+    before = answers[number]
+    if before is not None:
+        before += said
 
 
 def _chunks(pictures: Iterable[Picture], most: int) -> Iterator[_Chunk]:
