@@ -204,7 +204,7 @@ def test_a_method_with_a_source_takes_the_models_own(
         (("--from", "starter", "--target", "gone"), 1, ["no folder and no dataset gone"]),
         (("--from", "starter", "--target", "."), 1, ["holds the run's own pictures", "paths.runs"]),
         (("--from", "starter", "--target", "P", "--source", "raf-db"), 2, ["--from brings its own"]),
-        (("--target", "P", "--set", "name=none"), 1, ["no source model at", "fercli adapt --from starter"]),
+        (("--target", "P", "--set", "name=none"), 1, ["no source model at", "with --from starter"]),
         (("--from", "starter", "--target", "sub/jaffe"), 1, ["sub/jaffe: a dataset is called jaffe too"]),
         (("--from", "starter", "--target", "empty/"), 1, ["there is no picture in", "empty"]),
         (("--from", "starter", "--target", "walls/"), 1, ["walls: not one face in 2 records"]),

@@ -116,7 +116,7 @@ def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
 def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
     """The names of the targets; folders of photographs are prepared, and in the spec from then on."""
     from fercli.datasets import READERS
-    from fercli.engine.stages import check_adapt
+    from fercli.engine.stages import check_adapt, check_begun
     from fercli.errors import FercliError
     from fercli.prepare.from_spec import list_dataset, photo_folder, prepare_listing
     from fercli.store import read_meta
@@ -133,8 +133,9 @@ def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
                 raise FercliError(f"no folder and no dataset {named}", "name a folder of photographs")
         names.append(named if found is None else name)
     chosen = chosen_targets(spec, tuple(names))
-    if folders:
+    if folders:  # to find their faces takes longest
         check_adapt(spec)
+        check_begun(spec)
     for name in dict.fromkeys(folders):
         if not spec.data.datasets[name].root.is_dir():
             console.say(f"{spec.data.datasets[name].root} is gone; its faces are in {spec.store_path(name)}")

@@ -66,6 +66,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     store = open_store(spec, target, labels=False)
     unlabelled = store.indices(store.adapt_splits)
     warn_of_overlap(store)
+    check_begun(spec)
     path = spec.run_folder / "source" / "best.ckpt"
     start = checkpoint.load(path)
     # Patches of the photograph leave a backbone's local map unused.
@@ -105,7 +106,7 @@ def check_adapt(spec: Spec) -> None:
 
     Raises:
         SpecError: the method has no such options, or a rule or `sharpness` asks for a source that it does without.
-        FercliError: there is no source model, or of a start's source, which the method trains on, no store.
+        FercliError: of a start's source, which the method trains on, there is no store.
     """
     kind = method_class(spec.adapt.method)
     kind.options_of(spec)
@@ -114,10 +115,16 @@ def check_adapt(spec: Spec) -> None:
         _check_rules(spec)
     elif spec.adapt.start is not None:
         _need_source(resolve_start(spec))
+
+
+def check_begun(spec: Spec) -> None:
+    """Refuse to adapt where a run has no model to begin with. Raises FercliError."""
     path = spec.run_folder / "source" / "best.ckpt"
     if spec.adapt.start is None and not path.exists():
-        other = ", or begin with another model: fercli adapt --from starter"
-        raise FercliError(f"no source model at {path}", Advice(Advice.run("train-source"), other))
+        raise FercliError(
+            f"no source model at {path} (with --from starter an adaptation begins with another)",
+            Advice.run("train-source"),
+        )
 
 
 def _check_rules(spec: Spec) -> None:
