@@ -310,7 +310,7 @@ def test_centroids_correct_the_face_that_lies_among_others() -> None:
     assert centroid_labels(Outputs(probabilities, features), torch.tensor(WEIGHTS)).tolist() == [0, 0, 1, 1, 0]
 
 
-def test_shot_labels_anew_before_each_epoch() -> None:
+def test_shot_labels_again_before_each_epoch() -> None:
     network = NormedTiny()
     method = made("shot", network)
     first = method.labels.clone()
@@ -520,7 +520,7 @@ def test_sar_goes_back_to_the_start_where_it_has_become_sure_of_everything() -> 
     assert all(torch.equal(p, old) for p, old in zip(network.norm.parameters(), start, strict=True))
     assert network.gain.item() == gain
     mean = sar_loop(method, network, seen)[2]
-    assert method.average.item() == pytest.approx(mean, rel=1e-4)  # begun anew
+    assert method.average.item() == pytest.approx(mean, rel=1e-4)  # started again
 
 
 def test_sar_runs_the_crop_nets_side_by_side_as_one_by_one() -> None:

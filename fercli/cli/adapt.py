@@ -84,7 +84,6 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, start, metho
 
 def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
     """The run's spec, with what --from and --method change."""
-    from fercli.engine.stages import check_adapt
     from fercli.engine.start import find_start, is_there, with_start
     from fercli.errors import SpecError
     from fercli.spec.load import local_spec
@@ -107,7 +106,6 @@ def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
         raise SpecError("--source is of a run's own training, and --from brings its own", "leave --source out")
     if unnamed and not any(text.partition("=")[0].strip() == "name" for text in overrides):
         spec = spec.model_copy(update={"name": f"from-{model.label}"})
-    check_adapt(spec)
     spec = with_start(spec, model)
     is_there(spec, model)
     return spec

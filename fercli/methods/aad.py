@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -12,13 +11,13 @@ from pydantic import Field
 from torch import nn
 
 from fercli.loading.batches import Batch
-from fercli.methods.base import Evaluator, Method, Progress, Step
+from fercli.methods.base import Progress, Step
 from fercli.methods.joint import fused_feature
-from fercli.methods.source_free import FaceBank
-from fercli.spec import Optimisation, Section
+from fercli.methods.source_free import NeighbourMethod
+from fercli.spec import Section
 
 
-class AaD(Method):
+class AaD(NeighbourMethod):
     """Neighbours among the target faces shall get the same answer of the fused head, all other faces another.
 
     The paper's objective, p_i being the probabilities of face i of the batch:
@@ -36,9 +35,6 @@ class AaD(Method):
     """
 
     name = "aad"
-    needs_source = False
-    reaches_all = True
-    wants = frozenset({"weak"})
 
     class Options(Section):
         """``adapt.options`` of AaD."""
@@ -47,16 +43,6 @@ class AaD(Method):
         alpha: Annotated[float, Field(ge=0)] = 1.0
         beta: Annotated[float, Field(ge=0)] = 0.75
         decay_steps: Annotated[int, Field(gt=0)] = 1000
-
-    def __init__(self, settings: Optimisation, options: AaD.Options, feature_dim: int, target_size: int):
-        super().__init__(settings, options, feature_dim, target_size)
-        self.bank = FaceBank(target_size, feature_dim)
-
-    def begin_epoch(self, evaluator: Evaluator) -> None:
-        self.bank.fill(evaluator)
-
-    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
-        return network.classifiers[:-1].parameters()
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         output, options = network(*batch.weak.inputs), self.options

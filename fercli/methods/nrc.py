@@ -4,7 +4,6 @@ Source-free Domain Adaptation, NeurIPS 2021, arXiv 2110.04202).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated
 
 import torch
@@ -12,14 +11,14 @@ from pydantic import Field
 from torch import nn
 
 from fercli.loading.batches import Batch
-from fercli.methods.base import Evaluator, Method, Progress, Step
+from fercli.methods.base import Progress, Step
 from fercli.methods.joint import fused_feature
 from fercli.methods.losses import entropy
-from fercli.methods.source_free import FaceBank
-from fercli.spec import Optimisation, Section
+from fercli.methods.source_free import NeighbourMethod
+from fercli.spec import Section
 
 
-class NRC(Method):
+class NRC(NeighbourMethod):
     """Neighbours shall get the same answer of the fused head, and count more where each is the other's neighbour.
 
     The paper's four terms, each over the faces i of the batch, with their probabilities p_i, and b of the bank
@@ -40,9 +39,6 @@ class NRC(Method):
     """
 
     name = "nrc"
-    needs_source = False
-    reaches_all = True
-    wants = frozenset({"weak"})
 
     class Options(Section):
         """``adapt.options`` of NRC."""
@@ -50,16 +46,6 @@ class NRC(Method):
         neighbours: Annotated[int, Field(ge=1)] = 3
         expanded: Annotated[int, Field(ge=1)] = 3
         affinity: Annotated[float, Field(ge=0, le=1)] = 0.1
-
-    def __init__(self, settings: Optimisation, options: NRC.Options, feature_dim: int, target_size: int):
-        super().__init__(settings, options, feature_dim, target_size)
-        self.bank = FaceBank(target_size, feature_dim)
-
-    def begin_epoch(self, evaluator: Evaluator) -> None:
-        self.bank.fill(evaluator)
-
-    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
-        return network.classifiers[:-1].parameters()
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         output, options, bank, own = network(*batch.weak.inputs), self.options, self.bank, batch.indices

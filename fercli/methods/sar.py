@@ -32,7 +32,7 @@ class SAR(Method):
       each head, times the head's weight; zero where nothing is left.
     - Recovery: where the moving average of that mean over the heads, 0.9 of the old and 0.1 of the new, falls below
       ``reset_below``, the model has collapsed into being sure of everything: the batch norms' parameters get back what
-      they were at the start, before the next step, and the average begins anew.
+      they were at the start, before the next step, and the average starts again.
 
     The paper has one head, and filters its faces. ``reset_below`` is its 0.2, for 1000 classes: a model that is rightly
     sure of seven may be below it from the start, and then goes back at every step (the log "recovered"). Here, unlike

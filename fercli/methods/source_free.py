@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fercli.expressions import NUM_EXPRESSIONS
-from fercli.methods.base import NUM_HEADS, Evaluator
+from fercli.methods.base import NUM_HEADS, Evaluator, Method
 from fercli.methods.losses import at_least_float32, entropy
+from fercli.spec import Optimisation, Section
 
 
 def head_entropy(logits: Tensor) -> Tensor:
@@ -109,3 +110,25 @@ class FaceBank(nn.Module):
         alike = self.features[indices] @ self.features.T
         alike.scatter_(-1, indices[..., None], -torch.inf)
         return alike.topk(min(count, len(self.features) - 1), -1).indices
+
+
+class NeighbourMethod(Method):
+    """Base of methods in which a face learns from its neighbours among all target faces, by the fused head alone.
+
+    Attributes:
+        bank: of all target faces, filled before the first step.
+    """
+
+    needs_source = False
+    reaches_all = True
+    wants = frozenset({"weak"})
+
+    def __init__(self, settings: Optimisation, options: Section, feature_dim: int, target_size: int):
+        super().__init__(settings, options, feature_dim, target_size)
+        self.bank = FaceBank(target_size, feature_dim)
+
+    def begin_epoch(self, evaluator: Evaluator) -> None:
+        self.bank.fill(evaluator)
+
+    def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
+        return network.classifiers[:-1].parameters()

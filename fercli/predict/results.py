@@ -83,7 +83,7 @@ def json_line(picture: Picture, faces: Sequence[Face] | None, adapted: str | Non
 
 
 def table_rows(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> bytes:
-    """CSV of a picture or frame (`columns`): a row a face, and one without a face where there is none.
+    """CSV of a picture or frame (`columns`): one row for each face, and one without a face where there is none.
 
     Text is made `harmless`: a name reads otherwise there if it holds control characters or begins like a formula, and
     as it is in the line of JSON.

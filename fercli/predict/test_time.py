@@ -24,6 +24,7 @@ from fercli.errors import FercliError, SpecError
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.loading.augment import View
 from fercli.methods.losses import entropy
+from fercli.methods.source_free import batch_norms, head_features
 from fercli.models import HEADS, GlobalLocal, Output
 
 #: N of Schneider et al.: how many faces the model's own statistics count as.
@@ -104,7 +105,7 @@ class Adaptation:
 
 
 class _Seen(NamedTuple):
-    """Mean and variance [C] of what a batch norm was given of so many faces; the variance is over all their pixels."""
+    """Mean and variance [C] of what a batch norm was given of some faces; the variance is over all pixels."""
 
     faces: int
     mean: Tensor
@@ -166,7 +167,7 @@ class AdaBN(Adaptation):
     name = "adabn"
 
     def begin(self) -> None:
-        self._norms = [_Norm(module) for module in self.network.modules() if isinstance(module, _BatchNorm)]
+        self._norms = [_Norm(module) for module in batch_norms(self.network).values()]
         if not self._norms:
             raise FercliError(f"--adapt {self.name} moves batch norms, and this model has none", "take t3a")
 
@@ -280,7 +281,7 @@ class T3A(Adaptation):
 
     def adapt(self, *inputs: Tensor | None) -> Output:
         output = self.run(*inputs)
-        features = [*output.features.unbind(1), output.features.flatten(1)]
+        features = head_features(output.features)
         probabilities = output.logits.softmax(-1)
         self._supports = [
             _kept(supports, F.normalize(feature, dim=1), answers)
