@@ -27,7 +27,7 @@ from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
 from fercli.engine.data import open_store, source_faces, target_faces, view_settings
 from fercli.engine.fabric import make_fabric
-from fercli.engine.loop import begin_epoch, update
+from fercli.engine.loop import begin_epoch, step_taker, take_step
 from fercli.engine.network import empty_network
 from fercli.engine.stages import train_source
 from fercli.engine.training import Training
@@ -65,19 +65,24 @@ class Steps:
         target = target_faces(spec, open_store(spec, "target", labels=False), self.device) if adapts else None
         network = empty_network(spec)
         self.training = Training(spec, fabric, network, source, target, room, record={})
+        self._take_step: Callable[[Batch], None] | None = None
         begin_epoch(self.training)
 
     def run(self, timed: Callable[[str], Any] = nullcontext) -> None:
         """Do one step as the loop does; `timed`: name of a part -> a context to do it in."""
         with timed("batch"):
             batch = self.training.batch()
+        self.training.begin_step()
         self.update(batch, timed)
         self.training.count_step()
 
     def update(self, batch: Batch, timed: Callable[[str], Any]) -> None:
-        """Do what follows in a step when its batch is made."""
-        for number in range(self.training.method.updates):
-            update(self.training, batch, number, timed)
+        """Do what follows in a step when its batch is made; as the loop does it where no part is `timed`."""
+        if timed is nullcontext:
+            self._take_step = self._take_step or step_taker(self.training)
+            self._take_step(batch)
+        else:
+            take_step(self.training, batch, timed)
 
 
 def on_noise(spec: Spec, room: Path) -> Spec:

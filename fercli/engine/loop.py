@@ -6,22 +6,23 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
 from fercli import console
 from fercli.engine import checkpoint, distributed
+from fercli.engine.acceleration import with_way_back
+from fercli.engine.capture import CapturedStep, CudaGraphs, captures, shapes
 from fercli.engine.guards import memory_hint
 from fercli.engine.interrupt import Interrupted, StopRequest
 from fercli.engine.log import Log
 from fercli.engine.resume import restore, save
 from fercli.engine.safeguards import collapse_in, settle
-from fercli.engine.schedule import set_rates
 from fercli.engine.training import Training
 from fercli.evaluation.selection import best_epoch
 from fercli.loading.batches import Batch
-from fercli.methods.base import Progress
 
 
 def fit(training: Training) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def fit(training: Training) -> dict[str, Any]:
     restore(training)
     if training.start is not None and training.step == 0:
         _keep_start(training)
+    take_step = step_taker(training)
     started_at, done_before = time.monotonic(), training.step
     with (
         memory_hint(f"{training.section}.batch", training.plan.batch, training.folder),
@@ -48,8 +50,8 @@ def fit(training: Training) -> dict[str, Any]:
             if training.between_epochs:
                 begin_epoch(training)
             batch = training.batch()
-            for number in range(training.method.updates):
-                update(training, batch, number)
+            training.begin_step()
+            take_step(batch)
             training.count_step()
             log_if_due(training, log)
             bar.advance(note=training.note)
@@ -71,40 +73,55 @@ def _keep_start(training: Training) -> None:
         training.raw.train()
 
 
+def step_taker(training: Training) -> Callable[[Batch], None]:
+    """What does a step on a batch: all of the method's updates, recorded as one CUDA graph where that pays."""
+    plain = partial(take_step, training)
+    if not captures(training.engine, training.fabric.device):
+        return plain
+    return CapturedStep(plain, training.optimizer, CudaGraphs())
+
+
+def take_step(training: Training, batch: Batch, timed: Callable[[str], AbstractContextManager] = nullcontext) -> None:
+    """Do the method's updates on a batch; `timed`: name of a part -> a context to do it in."""
+    for number in range(training.method.updates):
+        update(training, batch, number, timed)
+
+
 def update(
     training: Training, batch: Batch, number: int, timed: Callable[[str], AbstractContextManager] = nullcontext
 ) -> None:
     """Do one of the method's updates on a batch: a forward, a backward and an optimizer step.
+
+    Nothing here waits for the device, and nothing that differs from step to step is a number of Python's.
 
     Args:
         number: which of them it is, from 0.
         timed: name of a part -> a context to do it in.
     """
     plan, fabric, optimizer = training.plan, training.fabric, training.optimizer
-    set_rates(plan, optimizer.param_groups, training.step, training.steps_per_epoch)
-    with timed("forward"):
-        progress = Progress(training.step, training.step // training.steps_per_epoch + 1, number)
-        losses, logs = training.module(batch, progress)
-        loss = training.guard.watch(losses, training.step, number)
-    with timed("backward"):
-        optimizer.zero_grad(set_to_none=True)
-        if losses:
-            fabric.backward(loss)
+
+    def gradients() -> None:
+        with timed("forward"):
+            losses, logs = training.module(batch, training.progress._replace(update=number))
+            loss = training.meter.add(number, losses, logs)
+        with timed("backward"):
+            optimizer.zero_grad(set_to_none=True)
+            if losses:
+                fabric.backward(loss)
+
+    with_way_back(training.network, training.raw, (number, shapes(batch)), gradients)
     with timed("optimizer"):
         for parameter in training.method.frozen(training.network, number):
             parameter.grad = None  # so that the optimizer passes it by, decay and momentum included
         if plan.clip_norm is not None:
             fabric.clip_gradients(training.module, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
         optimizer.step()
-    training.meter.add({f"loss/{name}": value for name, value in losses.items()})
-    training.meter.add({f"log/{name}": value for name, value in logs.items()})
 
 
 def begin_epoch(training: Training) -> None:
-    """Let the method look at all training faces. What it makes of them is then the same in all processes."""
+    """See `Training.begin_epoch`."""
     with memory_hint("engine.evaluate_batch", training.engine.evaluate_batch, training.folder):
-        training.method.begin_epoch(training.evaluator)
-    distributed.broadcast(list(training.method.state_dict().values()))
+        training.begin_epoch()
 
 
 def log_if_due(training: Training, log: Log) -> None:
@@ -112,11 +129,7 @@ def log_if_due(training: Training, log: Log) -> None:
     if not training.between_epochs and training.step % training.engine.log_every:
         return
     training.guard.check()
-    means = training.meter.flush()
-    losses, logs = (
-        {name.removeprefix(kind): value for name, value in means.items() if name.startswith(kind)}
-        for kind in ("loss/", "log/")
-    )
+    losses, logs = training.meter.flush()
     log.write("train", training.step, training.epoch, losses=losses, logs=logs)
     told = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
     training.note = f"epoch {training.epoch}/{training.plan.epochs}  {told}"

@@ -38,9 +38,9 @@ class Batch(NamedTuple):
         weak, strong: two views of the same target faces, for pseudo labels, or None. With ``data.augment.shared_crop``
             they have the same crop and flip.
         indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
-        pseudo_labelled: weak views of up to B target faces of the method's own choice (`Method.pseudo_labelled`), or
-            None where it chose none.
-        pseudo_labelled_indices: int64, their positions in the target set, or None.
+        pseudo_labelled: weak views of B target faces of the method's own choice (`Method.pseudo_labelled`), some of
+            them several times where it chose fewer; None where it chose none.
+        pseudo_labelled_indices: int64 [B], their positions in the target set, or None.
         soft_labels: float [B, 7], shares of the expressions times the face's weight, where the source is blended or
             weighed (``train_source.mixup``, ``class_balance``): they are what is learned, and `labels` say which share
             is larger. None where the labels say it all.
@@ -146,7 +146,7 @@ class Batches:
         """The batch of a step.
 
         Args:
-            pseudo_labelled: int64 [M], target positions from which `Batch.pseudo_labelled` is drawn.
+            pseudo_labelled: int64 [M] on the CPU, target positions from which `Batch.pseudo_labelled` is drawn.
         """
         started = time.perf_counter()
         drawn = self._faces_of(step)
@@ -202,11 +202,10 @@ class Batches:
         return _Drawn(positions, faces.fetch(positions[rows]), (len(positions), rows))
 
     def _draw_pseudo_labelled(self, step: int, pseudo_labelled: Tensor) -> np.ndarray:
-        positions = pseudo_labelled.cpu().numpy()
-        amount = min(self._batch, len(positions))
+        positions = pseudo_labelled.numpy()
         # The word stands in every seed of a run that has begun: it stays.
         sampler = ShuffledSampler(len(positions), derive_seed(self._seed, "pool"), self._multiple)
-        return positions[sampler.take(step * amount, amount)]
+        return positions[sampler.take(step * self._batch, self._batch)]
 
     def _draw(self, name: str, step: int) -> np.ndarray:
         if name == "partner":  # who is blended with whom: the batch's faces, moved on by one

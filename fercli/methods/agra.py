@@ -159,7 +159,7 @@ class AGRA(Method):
         }
         logs = {
             "source-accuracy": (output.logits[:count, -1].argmax(-1) == batch.labels).float().mean(),
-            "reversal": adversarial.new_tensor(coefficient),
+            "reversal": coefficient,
         }
         return Step(losses, logs)
 
