@@ -74,18 +74,12 @@ def accelerate(network: GlobalLocal, engine: Engine, device: torch.device, batch
     network.to(device)
     network.autocast = autocast_of(precision)
     network.local_nets.implementation = _crop_nets(network, engine, device, batch)
-    compiles = engine.compile == "on" or (engine.compile == "auto" and compile_pays(engine, device))
-    network.compiled = compiled_or_none(network.compute) if compiles else None
+    network.compiled = compiled_or_none(network.compute) if engine.compile == "on" else None
     return {
         "precision": precision,
         "crop_nets": network.local_nets.implementation,
         "compile": network.compiled is not None,
     }
-
-
-def compile_pays(engine: Engine, device: torch.device) -> bool:
-    """Whether ``engine.compile: auto`` compiles: on one CUDA device, unless runs must repeat bit for bit."""
-    return device.type == "cuda" and not engine.deterministic and distributed.world_size() == 1
 
 
 def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch: int) -> str:

@@ -284,8 +284,10 @@ class Engine(_Explained):
     compile: Annotated[
         Literal["off", "auto", "on"],
         BeforeValidator(_as_switch, json_schema_input_type=Literal["off", "auto", "on"] | bool),
-    ] = "off"
-    """``torch.compile`` for the network in training; ``auto`` does so on a single CUDA device."""
+    ] = "auto"
+    """what is made once so that steps are faster. ``auto``: on a single CUDA device a step is recorded as one CUDA
+    graph, and run by a single launch. ``on``: ``torch.compile`` for the network in training, too, on any device; it
+    takes minutes at first, and pays in long trainings. ``off``: nothing."""
     data: Literal["auto", "device", "host"] = "auto"
     """where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device where it
     is a CUDA device and they fit."""
