@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fercli import console
+from fercli.benchmarks.operations import Operations
 from fercli.benchmarks.stores import noise_store
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
@@ -151,8 +152,12 @@ def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[
     made = Steps(spec, stage, room)
     training = made.training
     with FlopCounterMode(display=False) as counter:
-        made.run()
+        made.run(Clock())
     chosen = accelerate(training.network, spec.engine, made.device, training.faces_a_step)
+    made.run(Clock())  # with the first some constants are sent
+    with Operations(made.device.type) as seen:
+        made.run(Clock())
+    chosen |= {"operations": seen.total, "host_waits": len(seen.waits)}
     _forget_peak(made.device)
     for _ in range(2):
         made.run()
@@ -189,6 +194,8 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
 
     with FlopCounterMode(display=False) as counter:
         run()
+    with Operations(device.type) as seen:
+        run()
     _forget_peak(device)
     run()
     parts = Clock(device)
@@ -196,7 +203,8 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
         run(parts)
     waited = 0.0
     spent = seconds(lambda: [run() for _ in range(steps)], device, rounds, warm=0)
-    chosen = {"precision": precision, "crop_nets": network.local_nets.implementation, "compile": False}
+    how = {"crop_nets": network.local_nets.implementation, "compile": False}
+    chosen = {"precision": precision, **how, "operations": seen.total, "host_waits": len(seen.waits)}
     flops = counter.get_total_flops()
     return _row(spec, device, chosen, batch, batch, steps, spent, parts.spent, flops, waited / (rounds * steps))
 
@@ -284,7 +292,7 @@ def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[s
 def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     """Return columns and rows of a result of `measure` for the console: speed, and what the parts of a step take."""
     columns = ["batch", "precision", "ms a step", "steps/s", "images/s"]
-    columns += ["GFLOP a step", "TFLOP/s", "utilisation", "memory MB", "data wait"]
+    columns += ["GFLOP a step", "TFLOP/s", "utilisation", "memory MB", "data wait", "operations"]
     done = [row for row in result["rows"] if "failed" not in row]
     parts = [name for name in (*PARTS, "rest") if any(name in row["shares"] for row in done)]
     speed, shares = [], []
@@ -299,6 +307,7 @@ def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
                 *(digits(row[key]) for key in ("step_ms", "steps_per_s", "images_per_s", "gflop_per_step", "tflops")),
                 f"{row['utilisation']:.0%}",
                 *("-" if row["memory_peak_mb"] is None else f"{row['memory_peak_mb']:.0f}", f"{row['data_wait']:.1%}"),
+                f"{row['operations']:,}",
             ]
         )
         shares.append([*head, *(f"{row['shares'].get(name, 0):.0%}" for name in parts)])

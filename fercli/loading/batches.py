@@ -19,7 +19,7 @@ from torch import Tensor
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.loading.augment import Shard, View, ViewSettings, strong_view, weak_view
 from fercli.loading.face_dataset import FaceDataset, to_device
-from fercli.loading.placement import Prefetcher, RawBatch
+from fercli.loading.placement import Prefetcher, RawBatch, upload
 from fercli.loading.samplers import ShuffledSampler, WeightedSampler, derive_seed, source_sampler
 from fercli.spec.schema import TrainSource
 
@@ -182,8 +182,8 @@ class Batches:
                 own = self._own_share(step)
                 soft = own * soft + (1 - own) * soft.roll(1, 0)
                 faces = faces._replace(faces=_blend(faces.faces, drawn["partner"].faces, own))
-            parts["soft_labels"] = soft.to(self._device, non_blocking=True)
-        labels = labels.to(self._device, non_blocking=True)
+            parts["soft_labels"] = upload(soft, self._device)
+        labels = upload(labels, self._device)
         source = self._view(strong_view if self._recipe.views == "strong" else weak_view, faces, "source", step)
         return {"source": source, "labels": labels, **parts}
 
@@ -220,7 +220,7 @@ class Batches:
         return float(max(share, 1 - share))
 
     def _on_device(self, numbers: np.ndarray) -> Tensor:
-        return torch.from_numpy(numbers).to(self._device, non_blocking=True)
+        return upload(torch.from_numpy(numbers), self._device)
 
     def _view(self, make: Callable[..., View], drawn: _Drawn, name: str, step: int) -> View:
         generator = self._generator(name, step)

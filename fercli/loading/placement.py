@@ -29,6 +29,13 @@ _CHUNK = 64 << 20
 _resident: weakref.WeakKeyDictionary[Store, dict[tuple[torch.device, bool], DeviceCache]] = weakref.WeakKeyDictionary()
 
 
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device, without waiting: a copy from pageable memory might wait for the device first."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class MemoryMapped:
     """Rows read from the memory-mapped store as they are asked for, into pinned memory where a CUDA device follows."""
 
@@ -62,7 +69,7 @@ class DeviceCache:
 
     def rows(self, index: np.ndarray) -> RawBatch:
         """Rows `index` int64 [B], on the device."""
-        where = torch.from_numpy(index).to(self._device, non_blocking=True)
+        where = upload(torch.from_numpy(index), self._device)
         parts = [tensor.index_select(0, where) for tensor in self._tensors]
         return parts[0], parts[1], parts[2] if len(parts) > 2 else None
 
