@@ -8,6 +8,8 @@ JSON document: for each step the number of collectives by name, and the bytes th
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import sys

@@ -38,8 +38,8 @@ class Batch(NamedTuple):
         weak, strong: two views of the same target faces, for pseudo labels, or None. With ``data.augment.shared_crop``
             they have the same crop and flip.
         indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
-        pseudo_labelled: weak views of up to B target faces of the method's own choice (`Method.pseudo_labelled`), or
-            None where it chose none.
+        pseudo_labelled: weak views of B target faces of the method's own choice (`Method.pseudo_labelled`), some of
+            them several times where it chose fewer, or None where it chose none.
         pseudo_labelled_indices: int64, their positions in the target set, or None.
         soft_labels: float [B, 7], shares of the expressions times the face's weight, where the source is blended or
             weighed (``train_source.mixup``, ``class_balance``): they are what is learned, and `labels` say which share
@@ -203,7 +203,7 @@ class Batches:
 
     def _draw_pseudo_labelled(self, step: int, pseudo_labelled: Tensor) -> np.ndarray:
         positions = pseudo_labelled.cpu().numpy()
-        amount = min(self._batch, len(positions))
+        amount = self._batch
         # The word stands in every seed of a run that has begun: it stays.
         sampler = ShuffledSampler(len(positions), derive_seed(self._seed, "pool"), self._multiple)
         return positions[sampler.take(step * amount, amount)]

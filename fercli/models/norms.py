@@ -1,9 +1,9 @@
 """Batch norms that keep no count of the batches they have seen.
 
-Torch's add one to ``num_batches_tracked`` in every pass, which is an operation of its own for each norm: about a hundred
+Torch's add one to ``num_batches_tracked`` in every pass, an operation of its own for each norm: about a hundred
 launches a pass of IR-50, on a GPU as dear as the norm itself. Only a norm without momentum (``momentum=None``, a mean
 over all batches) reads that number, and there is none here. Nothing else differs: names, numbers and state are torch's,
-so that checkpoints fit in either direction. The counters that a checkpoint brings stay what they are.
+so that checkpoints fit in either direction. Counters that a checkpoint brings stay what they are.
 """
 
 from __future__ import annotations

@@ -298,6 +298,12 @@ class Engine(_Explained):
     """of network, batches and views."""
     deterministic: bool = False
     """the same bits from run to run on the same machine; slower."""
+    batch_norm: Literal["synchronised", "local"] = "synchronised"
+    """of several processes that train together. ``synchronised``: by the whole batch, so that they compute what one
+    process would, for two messages a norm and pass, some hundreds a step. ``local``: each by its own share of the
+    batch, without a message; running statistics are the processes' means. Results are then those of smaller batches
+    in the norms (4 faces each with 16 on 4 processes), no longer those of the method as published. One process: the
+    same either way."""
     log_every: Positive = 20
     """steps between two lines of the log."""
     save_every_s: Annotated[float, Field(ge=0)] = 300
