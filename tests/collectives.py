@@ -71,9 +71,8 @@ def count(spec: Spec, room: Path) -> list[dict[str, int]]:
         return make()
 
     training.batch = batch
-    with Collectives() as mode:
-        with contextlib.suppress(_Enough):
-            fit(training)
+    with Collectives() as mode, contextlib.suppress(_Enough):
+        fit(training)
     return [{name: after[name] - before.get(name, 0) for name in after} for before, after in itertools.pairwise(noted)]
 
 

@@ -231,7 +231,7 @@ class Training:
 
     def join_statistics(self) -> None:
         """Give batch norms that see their process's share alone the same running statistics in all processes."""
-        if self.engine.batch_norm == "local":
+        if distributed.world_size() > 1 and self.engine.batch_norm == "local":
             average_norms(self.network)
             if self.average is not None:
                 with self.averaged():
