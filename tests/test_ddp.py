@@ -22,6 +22,7 @@ import pytest
 import torch
 import yaml
 from conftest import EPOCHS, STEPS, TINY, Bench, merge
+from dispatched import Operations
 from trained_runs import answers, assert_same_state, leaves
 
 from fercli.__main__ import _leave
@@ -272,6 +273,22 @@ def test_polls_are_rare_and_a_stop_is_heard_soon(monkeypatch: pytest.MonkeyPatch
         clock += 1
         assert poll.due(step)
         poll.any_of(step, False)
+
+
+def test_gradients_go_into_their_bucket_at_once_and_stay_there(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        layers, how = [torch.nn.Linear(8, 8) for _ in range(20)], how_to_reduce()
+        module = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers), **how)
+        for _ in range(3):  # DDP lays its buckets anew in the second
+            module.zero_grad()
+            with Operations() as mode:
+                module(torch.randn(2, 8)).sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len({p.grad.untyped_storage().data_ptr() for p in module.parameters()}) == 1
+    moved = {name: number for name, number in mode.seen.items() if "copy" in name or "aten.mul" in name}
+    assert moved == {"aten._foreach_copy_.default": 1} or "batched_grad_copy" not in how
 
 
 #: Collectives of a step of AGLRLS with ir-small: of a pass one for each norm there and, where a gradient comes, back

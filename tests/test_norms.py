@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 import torch
+from dispatched import Operations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from fercli.methods import method_class
 from fercli.models import FEATURE_SIZE, GlobalLocal, build_network
@@ -17,19 +17,6 @@ from fercli.models.backbones import IR_BLOCKS, MOBILE, BottleneckIR, Shortcut, b
 from fercli.models.local import LocalNets
 from fercli.models.norms import BatchNorm1d, BatchNorm2d
 from fercli.spec import Adapt, Model
-
-
-class Operations(TorchDispatchMode):
-    """Counts what is dispatched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen[str(func)] += 1
-        return func(*args, **(kwargs or {}))
-
 
 KINDS = {BatchNorm1d: (nn.BatchNorm1d, (6, 5)), BatchNorm2d: (nn.BatchNorm2d, (6, 5, 3, 4))}
 

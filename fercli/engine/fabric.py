@@ -118,7 +118,7 @@ def how_to_reduce() -> dict[str, bool]:
     """What DDP is told of gradients and buffers, as far as this torch knows it.
 
     Gradients lie in DDP's buckets, which are summed as they are, and go there a bucket at a time in place of one by
-    one: some 650 launches a step less of IR-50. Buffers are left alone, for every process moves them alike, or
+    one: some 700 launches a step less of IR-50. Buffers are left alone, for every process moves them alike, or
     `fercli.engine.sharding.average_norms` does. The graph is not called static: passes come and go (a pool of pseudo
     labels that is empty at first, a method's several updates), and where every parameter gets a gradient it would
     save nothing.
