@@ -112,10 +112,15 @@ def test_crop_nets_on_a_cpu(asked: str, width: int, deterministic: bool, given: 
     assert accelerate(net, engine, CPU, 4)["crop_nets"] == net.local_nets.implementation == given
 
 
-def test_crop_nets_run_one_by_one_where_processes_share_their_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("norms", ["synchronised", "local"])
+def test_crop_nets_run_side_by_side_where_processes_share_their_norms(
+    norms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     net = network(width=4)
-    assert accelerate(net, Engine(crop_nets="matmul"), CPU, 4)["crop_nets"] == net.local_nets.implementation == "loop"
+    for asked, runs in (("matmul", "matmul"), ("auto", "grouped")):
+        engine = Engine(crop_nets=asked, batch_norm=norms)
+        assert accelerate(net, engine, CPU, 4)["crop_nets"] == net.local_nets.implementation == runs
 
 
 @pytest.mark.cuda

@@ -83,8 +83,6 @@ def accelerate(network: GlobalLocal, engine: Engine, device: torch.device, batch
 
 
 def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch: int) -> str:
-    if distributed.world_size() > 1:  # norms that processes share are called one by one
-        return "loop"
     if engine.crop_nets != "auto":
         return engine.crop_nets
     channels = network.backbone.local_channels
@@ -92,8 +90,11 @@ def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch
         return "loop"
     if device.type == "cpu":
         return "grouped" if channels <= SIDE_BY_SIDE else "loop"
+    if distributed.world_size() > 1 and engine.batch_norm == "synchronised":
+        return "grouped"  # one message for five norms, where messages are most of a step
     windows = torch.zeros(5, batch, WINDOW, WINDOW, channels, device=device).permute(1, 0, 4, 2, 3)
-    return next(iter(network.local_nets.fastest(windows, network.autocast)))
+    # What is measured may differ between processes: the first one's counts.
+    return distributed.on_rank_zero(lambda: next(iter(network.local_nets.fastest(windows, network.autocast))))
 
 
 class Compiled:

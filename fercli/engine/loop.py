@@ -39,7 +39,7 @@ def fit(training: Training) -> dict[str, Any]:
     if training.start is not None and training.step == 0:
         _keep_start(training)
     take_step = step_taker(training)
-    started_at, done_before = time.monotonic(), training.step
+    started_at, done_before, poll = time.monotonic(), training.step, distributed.Poll(training.step)
     with (
         memory_hint(f"{training.section}.batch", training.plan.batch, training.folder),
         closing(Log(training.folder, training.step, training.engine.tensorboard)) as log,
@@ -57,7 +57,7 @@ def fit(training: Training) -> dict[str, Any]:
             bar.advance(note=training.note)
             if training.between_epochs:
                 end_epoch(training, log)
-            checkpoint_if_due(training, stop)
+            checkpoint_if_due(training, stop, poll)
     if training.post_hoc:
         training.best.update(distributed.on_rank_zero(_choose_afterwards, training, training.best))
     if training.start is not None:
@@ -138,6 +138,7 @@ def log_if_due(training: Training, log: Log) -> None:
 def end_epoch(training: Training, log: Log) -> None:
     """Score the epoch by all rules, and keep it where it is the best so far, or where the choice is made at the end."""
     training.check()
+    training.join_statistics()
     with training.averaged():
         with memory_hint("engine.evaluate_batch", training.engine.evaluate_batch, training.folder), torch.no_grad():
             training.raw.eval()
@@ -156,16 +157,21 @@ def end_epoch(training: Training, log: Log) -> None:
         training.evaluator.prune(training.engine.keep_outputs, training.best["epoch"])
 
 
-def checkpoint_if_due(training: Training, stop: StopRequest) -> None:
+def checkpoint_if_due(training: Training, stop: StopRequest, poll: distributed.Poll) -> None:
     """Save ``last.ckpt`` after an epoch, every ``engine.save_every_s`` seconds, and when a stop is asked for.
+
+    Of several processes one alone may have been asked to stop, and their clocks differ: `poll` asks them.
 
     Raises:
         Interrupted: a stop is asked for, and steps are left.
     """
+    if not training.between_epochs and not poll.due(training.step):
+        return
     time_is_up = time.monotonic() - training.saved_at > training.engine.save_every_s
-    stopping, time_is_up = distributed.any_of(stop.requested, time_is_up)
+    stopping, time_is_up = poll.any_of(training.step, stop.requested, time_is_up)
     if training.between_epochs or stopping or time_is_up:
         training.check()
+        training.join_statistics()
         save(training, training.folder / "last.ckpt", resumable=True)
         training.saved_at = time.monotonic()
     if stopping and training.step < training.steps:

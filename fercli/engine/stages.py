@@ -186,7 +186,8 @@ def _run(training: Training) -> dict[str, Any]:
     chosen |= {"compile": training.network.compiled is not None, "cuda_graph": captures(engine, device)}
     facts = describe_device(device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
-        told = {**facts, **chosen, "processes": distributed.world_size(), "outcome": outcome}
+        several = {"batch_norm": engine.batch_norm} if distributed.world_size() > 1 else {}
+        told = {**facts, **chosen, "processes": distributed.world_size(), **several, "outcome": outcome}
         distributed.on_rank_zero(write_environment, folder, training.record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 

@@ -19,7 +19,7 @@ from fercli.engine.evaluator import SourceEvaluator, TargetEvaluator
 from fercli.engine.guards import NonFiniteGuard
 from fercli.engine.log import Meter
 from fercli.engine.schedule import rate_in, set_rates
-from fercli.engine.sharding import ShardedNetwork, check_batch, shard_of, sync_norms
+from fercli.engine.sharding import ShardedNetwork, average_norms, check_batch, shard_of, sync_norms
 from fercli.errors import FercliError, SpecError
 from fercli.loading.batches import Batch, Batches, SourceRecipe
 from fercli.methods import method_class
@@ -79,11 +79,7 @@ class TrainingModule(nn.Module):
         if sharp and self.sharpness is not None:
             # While it lasts, everything that the method finds in the network, its classifiers too, has these weights.
             return functional_call(self, self._uphill(batch), (batch, progress), {"sharp": False})
-        network = self.network
-        if distributed.world_size() > 1:
-            chosen = batch.pseudo_labelled_indices
-            uneven = chosen is not None and len(chosen) % distributed.world_size() != 0
-            network = ShardedNetwork(network, uneven)
+        network = self.network if distributed.world_size() == 1 else ShardedNetwork(self.network)
         return self.method(network, batch, progress)
 
     def _uphill(self, batch: Batch) -> dict[str, Tensor]:
@@ -207,8 +203,8 @@ class Training:
         self.faces_a_step = plan.batch * ((source is not None) + bool(method.wants))
 
         distributed.on_rank_zero(check_batch, plan.batch, f"{self.section}.batch")
-        if distributed.world_size() > 1:
-            sync_norms(network, fabric.device)
+        if distributed.world_size() > 1 and spec.engine.batch_norm == "synchronised":
+            sync_norms(network)
         method.begin(network)
         self.raw = TrainingModule(network, method, getattr(plan, "sharpness", None)).train()
         self.fused = fabric.device.type == "cuda"
@@ -283,6 +279,14 @@ class Training:
     def averaged(self) -> AbstractContextManager:
         """Within it the network has the weights that are scored and kept."""
         return nullcontext() if self.average is None else self.average.in_place()
+
+    def join_statistics(self) -> None:
+        """Give batch norms that see their process's share alone the same running statistics in all processes."""
+        if distributed.world_size() > 1 and self.engine.batch_norm == "local":
+            average_norms(self.network)
+            if self.average is not None:
+                with self.averaged():
+                    average_norms(self.network)
 
     def check(self) -> None:
         """Refuse to score or save what the latest update has ruined. Raises FercliError."""

@@ -292,14 +292,20 @@ class Engine(_Explained):
     """where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device where it
     is a CUDA device and they fit."""
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
-    """how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices, and is
-    ``grouped`` for small nets on CPUs."""
+    """how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices (several that
+    share their batch norms take ``grouped``), and is ``grouped`` for small nets on CPUs."""
     threads: Annotated[int, Field(ge=0, le=1 << 15)] = 0
     """of the processor; 0 leaves it to torch."""
     seed: Seed = 0
     """of network, batches and views."""
     deterministic: bool = False
     """the same bits from run to run on the same machine; slower."""
+    batch_norm: Literal["synchronised", "local"] = "synchronised"
+    """of several processes that train together. ``synchronised``: by the whole batch, so that they compute what one
+    process would, for two messages a norm and pass, some hundreds a step. ``local``: each by its own share of the
+    batch, without a message; running statistics are the processes' means. Results are then those of smaller batches
+    in the norms (4 faces each with 16 on 4 processes), no longer those of the method as published. One process: the
+    same either way."""
     log_every: Positive = 20
     """steps between two lines of the log."""
     save_every_s: Annotated[float, Field(ge=0)] = 300
