@@ -103,7 +103,7 @@ def cat(views: Sequence[View]) -> View:
 def plain_view(
     faces: torch.Tensor, landmarks: torch.Tensor, crops: torch.Tensor | None, settings: ViewSettings
 ) -> View:
-    """The box itself, for testing: the exact stored pixels, nothing random.
+    """The box itself, for testing: the exact stored pixels, nothing random, laid out as they are stored: channels last.
 
     faces uint8 [B, S, S, 3]; landmarks float32 [B, 5, 2], pixels of the stored face; crops uint8 [B, 5, C, C, 3] or
     None; all on one device. Raises FercliError where S is smaller than `settings.size`.
@@ -111,8 +111,8 @@ def plain_view(
     offset = _offset(faces, settings)
     window = faces[:, offset : offset + settings.size, offset : offset + settings.size]
     images = _normalise(window.permute(0, 3, 1, 2))
-    patches = None if crops is None else _normalise(crops.permute(0, 4, 1, 2, 3)).transpose(1, 2).contiguous()
-    return View(images.contiguous(), landmarks - offset, patches)
+    patches = None if crops is None else _normalise(crops.permute(0, 4, 1, 2, 3)).transpose(1, 2)
+    return View(images, landmarks - offset, patches)
 
 
 def weak_view(

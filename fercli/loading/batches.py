@@ -138,7 +138,7 @@ class Batches:
             if wants & {"weak", "strong"}:
                 self._drawn_from["pseudo"] = target
         if prefetch is None:
-            prefetch = device.type == "cuda" and not all(faces.on_device for faces in self._drawn_from.values())
+            prefetch = any(faces.worth_fetching_ahead for faces in self._drawn_from.values())
         self._faces_of = Prefetcher(self._fetch_all) if prefetch else self._fetch_all
         self.waited = 0.0
 

@@ -127,15 +127,25 @@ class Prefetcher(Generic[T]):
     """Does the work of the next step in a thread while this one runs: step -> whatever `work` gives.
 
     Errors come out where the step is asked for. Steps may be asked for in any order; only their successor is ready.
+
+    Args:
+        end: the first step that nobody asks for, and none is worked ahead; None for no end.
     """
 
-    def __init__(self, work: Callable[[int], T]):
+    def __init__(self, work: Callable[[int], T], end: int | None = None):
         self._work, self._pool = work, ThreadPoolExecutor(1, thread_name_prefix="fercli-data")
+        self._end = end
         self._step: int | None = None
         self._future: Future[T] | None = None
 
     def __call__(self, step: int) -> T:
         # always in the one thread: the work need not be safe to run twice at once
         done = (self._future if step == self._step else self._pool.submit(self._work, step)).result()
-        self._step, self._future = step + 1, self._pool.submit(self._work, step + 1)
+        self._step = self._future = None
+        if self._end is None or step + 1 < self._end:
+            self._step, self._future = step + 1, self._pool.submit(self._work, step + 1)
         return done
+
+    def close(self) -> None:
+        """End the thread, after the work that it is at; what is ready is lost."""
+        self._pool.shutdown(cancel_futures=True)
