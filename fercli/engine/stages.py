@@ -183,7 +183,9 @@ def _run(training: Training) -> dict[str, Any]:
     outcome = {**fit(training), "decision": training.method.decision}
     facts = describe_device(device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
-        told = {**facts, **chosen, "processes": distributed.world_size(), "outcome": outcome}
+        plan = training.plan
+        until = {"epoch": training.epoch, "epochs": plan.epochs, "patience": plan.patience}
+        told = {**facts, **chosen, "processes": distributed.world_size(), "trained_to": until, "outcome": outcome}
         distributed.on_rank_zero(write_environment, folder, training.record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 
