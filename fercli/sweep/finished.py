@@ -57,8 +57,10 @@ def _finished(spec: Spec, folder: Path, stage: str, stores: Sequence[Store]) -> 
 
 
 def _kept(spec: Spec, stage: str) -> tuple[str, ...]:
-    """A start brings no checkpoint to go on from."""
-    return ("best.ckpt",) if stage == "source" and spec.adapt.start is not None else ("best.ckpt", "last.ckpt")
+    """Files that a finished stage has. A start brings no checkpoint to go on from."""
+    if stage == "source":
+        return ("best.ckpt",) if spec.adapt.start is not None else ("best.ckpt", "last.ckpt", "../spec.yaml")
+    return ("best.ckpt", "last.ckpt")
 
 
 def _to_the_end(spec: Spec, folder: Path, stage: str, made: Environment) -> bool:
