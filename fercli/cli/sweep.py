@@ -95,8 +95,6 @@ def _sweep(spec_file, overrides, jobs, dry_run, counting, cell, quiet, as_json):
             console.table(f"{len(cells)} cells in {spec.run_folder}", columns, rows, left=len(columns))
         console.result({"cells": [one.title for one in cells]})
         return
-    if cell is not None and cell < len(cells):
-        console.say(f"cell {cell} of {len(cells)}: {cells[cell].title}")
     failed = sweep(spec, cell)
     left = [] if cell is None else [one.title for one in unfinished(cells) if one != cells[cell]]
     if not left:

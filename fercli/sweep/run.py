@@ -65,6 +65,8 @@ def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
     if launched().processes > 1:
         raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, not by torchrun or srun")
     stores = _open_stores(cells)
+    if cell is not None:
+        console.say(f"cell {cell} of {len(cells)}: {chosen[0].title}")
     # With the sweep's own adapt section, in which the cells of a run differ.
     runs = {c.spec.name: c.spec.model_copy(update={"adapt": spec.adapt}) for c in chosen}
     targets = list(dict.fromkeys(c.target for c in cells))
