@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Bench, merge, run, told
+import yaml
+from conftest import EPOCHS, Bench, merge, run, told
 from trained_runs import assert_same_sweep, results, stages
 
 from fercli.engine import checkpoint
@@ -23,7 +24,8 @@ from fercli.files import only_one
 from fercli.spec import parse
 from fercli.sweep import devices
 from fercli.sweep.claims import take
-from fercli.sweep.run import _workers
+from fercli.sweep.plan import plan
+from fercli.sweep.run import _workers, unfinished
 
 SWEEP = {"sweep.methods": {"dann": None}, "sweep.seeds": [0, 1]}
 #: By number.
@@ -221,6 +223,69 @@ def test_a_stopped_cell_saves_gives_its_claim_back_and_goes_on(make, swept: Benc
         assert "error: stopped; what is done is in" in process.communicate()[1]
     assert run("sweep", bench.spec, "--cell", 1, "--quiet").exit_code == 0
     assert_same_sweep(swept, bench)
+
+
+#: A sweep to which SIGTERM comes while a function of it runs.
+_STOPPED_IN = """
+import importlib, os, signal, sys
+from fercli.cli import main
+module, name = sys.argv[1].split(":")
+module = importlib.import_module(module)
+function = getattr(module, name)
+def stopped(*arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return function(*arguments)
+setattr(module, name, stopped)
+main(["sweep", sys.argv[2], "--quiet"])
+"""
+
+
+@pytest.mark.parametrize(("function", "code"), [("fercli.sweep.plan:plan", 130), ("fercli.sweep.aggregate:gather", 0)])
+def test_sigterm_ends_no_sweep_in_the_middle_of_what_it_prepares_or_writes(function: str, code: int, make) -> None:
+    bench = make(("seed-0/source", "seed-0/adapt-jaffe-dann"), {"sweep.seeds": [0]})
+    done = subprocess.run([sys.executable, "-c", _STOPPED_IN, function, bench.spec], capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert (bench.runs / "results.csv").exists() == (code == 0)
+
+
+# What is finished
+
+
+def test_more_epochs_are_trained_and_fewer_change_nothing(make) -> None:
+    bench = make(("seed-0/source", "seed-0/adapt-jaffe-dann"), {"sweep.seeds": [0]})
+    last = bench.runs / "seed-0/adapt-jaffe-dann/last.ckpt"
+
+    def epochs(count: int) -> int:
+        result = run("sweep", bench.spec, "--quiet", "--set", f"adapt.epochs={count}")
+        assert result.exit_code == 0, result.stderr
+        return checkpoint.load(last)["epoch"]
+
+    assert epochs(EPOCHS + 1) == EPOCHS + 1
+    before = last.stat().st_mtime_ns
+    assert epochs(EPOCHS) == EPOCHS + 1 and last.stat().st_mtime_ns == before
+
+
+def test_what_is_finished_is_told_by_its_folder(make) -> None:
+    bench = make(("seed-0/source", "seed-0/adapt-jaffe-dann"), {"sweep.seeds": [0]})
+    folder = bench.runs / "seed-0/adapt-jaffe-dann"
+    record = json.loads((folder / "environment.json").read_text())
+    assert record["trained_to"] == {"epoch": EPOCHS, "epochs": EPOCHS, "patience": None}
+
+    def left(changes: dict, **trained_to: int | None) -> bool:
+        other = {key: value for key, value in record.items() if key != "trained_to"}
+        other |= {"trained_to": {**record["trained_to"], **trained_to}} if trained_to else {}
+        (folder / "environment.json").write_text(json.dumps(other))
+        cells = plan(parse(merge(yaml.safe_load(bench.spec.read_text()), changes)))
+        return cells[1] in unfinished(cells)
+
+    assert not left({}) and left({"adapt.epochs": EPOCHS + 1})  # of an earlier version, by its log
+    assert left({}, epoch=1)  # stopped, or begun again with more epochs
+    early = {"epoch": 1, "epochs": EPOCHS, "patience": 1}
+    assert not left({"adapt.patience": 1}, **early)
+    assert left({"adapt.patience": 2}, **early) and left({}, **early)
+    assert left({"adapt.lr": 0.001}, epoch=EPOCHS) and not left({}, epoch=EPOCHS)
+    (folder / "best.ckpt").unlink()
+    assert left({}, epoch=EPOCHS)
 
 
 @pytest.mark.slow
