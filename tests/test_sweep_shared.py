@@ -136,6 +136,7 @@ def test_cells_are_counted_for_the_shell(make) -> None:
         (("--cells", "--dry-run"), "--cells and --dry-run do not go together", 2),
         (("--jobs", "gpus"), "sweep.jobs is gpus, and torch sees no GPU here", 1),
         (("--set", "sweep.jobs=0"), "sweep.jobs: 0 is neither a number from 1 on nor gpus", 2),
+        (("--set", f"sweep.jobs={1 << 63}"), f"sweep.jobs: {1 << 63} is neither a number from 1 on nor gpus", 2),
         (("--set", "sweep.jobs=cpus"), "sweep.jobs: 'cpus' is neither a number from 1 on nor gpus", 2),
         (("--set", "sweep.backend=loky"), "sweep.backend: 'loky' is not allowed; one of 'local', 'dask', 'ray'", 2),
         (("--set", "sweep.backend=dask"), "sweep.backend is dask: say where its scheduler is, such as --set sweep.", 1),
@@ -405,7 +406,7 @@ def test_worker_processes_see_one_gpu_each_before_they_load_torch(monkeypatch: p
         "(__import__('time').sleep(1.5), __import__('os').getpid(), __import__('os').environ['CUDA_VISIBLE_DEVICES'], "
         "'torch' in __import__('sys').modules)[1:]"
     )
-    pool, _ = _workers(spec, alone=False)
+    pool, _ = _workers(spec, most=9)
     with pool:
         told_ = [answer for _, answer in pool.as_completed(eval, range(3), lambda _: (asked,))]
     assert sorted(device for _, device, _ in told_) == ["1", "GPU-a", "MIG-b"]

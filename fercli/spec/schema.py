@@ -449,9 +449,9 @@ _Jobs = Positive | Literal["gpus"] | None
 
 
 def _as_jobs(value: Any) -> Any:
-    if value not in (None, "gpus") and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{brief(repr(value))} is neither a number from 1 on nor gpus")
-    return value
+    if value in (None, "gpus") or (isinstance(value, int) and value is not True and 1 <= value <= LARGEST):
+        return value
+    raise ValueError(f"{brief(repr(value))} is neither a number from 1 on nor gpus")
 
 
 class Sweep(_Explained):

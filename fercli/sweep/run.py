@@ -72,7 +72,7 @@ def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
     targets = list(dict.fromkeys(c.target for c in cells))
     stages = [_Stage(run, name, None, targets) for name, run in runs.items()]
     stages += [_Stage(c.spec, c.title, c.target, []) for c in chosen if c.method != REFERENCE]
-    pool, threads = _workers(spec, alone=cell is not None)
+    pool, threads = _workers(spec, len(stages), alone=cell is not None)
     with (
         pool,
         StopRequest(lambda: _stop(pool)) as stop,
@@ -120,10 +120,15 @@ def _needs_source(cell: Cell) -> bool:
     return method_class(cell.spec.adapt.method).needs_source
 
 
-def _workers(spec: Spec, alone: bool) -> tuple[Workers | Cluster, int]:
-    """Who does the work, and on how many threads each."""
+def _workers(spec: Spec, most: int, alone: bool = False) -> tuple[Workers | Cluster, int]:
+    """Who does the work, and on how many threads each.
+
+    Args:
+        most: stages at a time.
+        alone: whether this process does it.
+    """
     wanted, threads = spec.sweep, spec.engine.threads
-    if alone:
+    if alone or (wanted.backend == "local" and wanted.jobs in (None, 1)):
         return Workers(1), threads or torch.get_num_threads()
     if wanted.backend != "local":
         if wanted.jobs == "gpus":
@@ -134,10 +139,8 @@ def _workers(spec: Spec, alone: bool) -> tuple[Workers | Cluster, int]:
         # As many as dask and ray give theirs: they start a worker, or a thread of one, a core.
         threads = threads or 1
         own = {"OMP_NUM_THREADS": str(threads)}
-        return Cluster(wanted.backend, wanted.cluster, "sweep", wanted.jobs or 0, own), threads
-    environments = one_gpu_each() if wanted.jobs == "gpus" else [{}] * (wanted.jobs or 1)
-    if wanted.jobs in (None, 1):
-        return Workers(1), threads or torch.get_num_threads()
+        return Cluster(wanted.backend, wanted.cluster, "sweep", min(wanted.jobs or 0, most), own), threads
+    environments = one_gpu_each()[:most] if wanted.jobs == "gpus" else [{}] * min(wanted.jobs, most)
     threads = threads or max(1, joblib.cpu_count() // len(environments))
     environments = [{**own, "OMP_NUM_THREADS": str(threads)} for own in environments]
     return Workers(len(environments), environments, at_hand=1), threads
