@@ -14,7 +14,9 @@ class _Jobs(click.ParamType):
     name = "jobs"
 
     def convert(self, value, param, ctx):
-        return value if value == "gpus" else click.IntRange(min=1).convert(value, param, ctx)
+        if value != "gpus" and not (str(value).isdecimal() and int(value)):
+            self.fail(f"{value!r} is neither a number from 1 on nor gpus", param, ctx)
+        return value
 
 
 @click.command("sweep", short_help="Methods x targets x seeds, and one table.")

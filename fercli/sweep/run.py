@@ -237,7 +237,8 @@ class _Work:
 
     def _is_finished(self, stage: _Stage) -> bool:
         if stage.target is None:
-            return source_is_finished(stage.spec, stage.targets, self._stores)
+            # Whether a start is still the one that the run began with tells its model alone.
+            return stage.spec.adapt.start is None and source_is_finished(stage.spec, stage.targets, self._stores)
         return adaptation_is_finished(stage.spec, stage.target, self._stores)
 
     def _call(self, stage: _Stage, threads: int) -> tuple[Any, ...]:
