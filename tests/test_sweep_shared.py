@@ -280,7 +280,8 @@ def test_what_is_finished_is_told_by_its_folder(make) -> None:
         return cells[1] in unfinished(cells)
 
     assert not left({}) and left({"adapt.epochs": EPOCHS + 1})  # of an earlier version, by its log
-    assert left({}, epoch=1)  # stopped, or begun again with more epochs
+    assert left({"adapt.epochs": EPOCHS + 1}, epoch=EPOCHS) and not left({"adapt.epochs": 1}, epoch=EPOCHS)
+    assert not left({}, epoch=1)  # ended early of itself: one expression had taken over
     early = {"epoch": 1, "epochs": EPOCHS, "patience": 1}
     assert not left({"adapt.patience": 1}, **early)
     assert left({"adapt.patience": 2}, **early) and left({}, **early)
