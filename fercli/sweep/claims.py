@@ -30,6 +30,7 @@ its file is gone, and ends at once, before it writes any more. Until then the fo
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -49,6 +50,8 @@ from fercli.files import beside, cannot_write, to_disk
 
 #: Seconds between two heartbeats, and without one until a claim is dead.
 BEAT_S, DEAD_S = 10.0, 120.0
+#: What NFS too says of a file that another machine has removed.
+_GONE = (errno.ENOENT, errno.ESTALE)
 _NUMBER = re.compile(r"\.claim-([0-9]{1,9})$")
 
 
@@ -80,10 +83,10 @@ class Claim:
                     with self._path.open("r+b") as file:
                         file.write(_content(self._about))
                         to_disk(file)
-            except FileNotFoundError:
+            except OSError as problem:
+                if problem.errno not in _GONE:  # a disk that is full or away for the moment
+                    continue
                 ours = False
-            except OSError:  # a disk that is full or away for the moment
-                continue
             if not ours and not self._done.is_set():
                 console.error(
                     f"{self._path} was taken over: this process stood still for more than {DEAD_S:.0f} s, and another "
@@ -182,8 +185,11 @@ def _claims(stage: Path) -> dict[Path, bytes]:
     for name in sorted(names):
         if name.startswith(start) and _NUMBER.search(name):
             path = stage.with_name(name)
-            with suppress(FileNotFoundError):
+            try:
                 found[path] = path.read_bytes()
+            except OSError as problem:  # given back meanwhile
+                if problem.errno not in _GONE:
+                    raise
     return found
 
 
