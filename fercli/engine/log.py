@@ -205,11 +205,20 @@ class MadeOf(BaseModel):
     model: str = ""
 
 
+class TrainedTo(BaseModel):
+    """How far a stage was trained: to which epoch, of how many, and with what patience."""
+
+    epoch: int
+    epochs: int
+    patience: int | None
+
+
 class Environment(BaseModel):
-    """What is read of environment.json."""
+    """What is read of environment.json. An earlier version did not write how far a stage was trained."""
 
     outcome: Outcome
     made_of: MadeOf = MadeOf()
+    trained_to: TrainedTo | None = None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

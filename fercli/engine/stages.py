@@ -187,7 +187,10 @@ def _run(training: Training) -> dict[str, Any]:
     facts = describe_device(device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
         several = {"batch_norm": engine.batch_norm} if distributed.world_size() > 1 else {}
-        told = {**facts, **chosen, "processes": distributed.world_size(), **several, "outcome": outcome}
+        plan = training.plan
+        until = {"epoch": training.epoch, "epochs": plan.epochs, "patience": plan.patience}
+        how = {**chosen, "processes": distributed.world_size(), **several}
+        told = {**facts, **how, "trained_to": until, "outcome": outcome}
         distributed.on_rank_zero(write_environment, folder, training.record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 

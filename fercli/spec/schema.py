@@ -452,6 +452,16 @@ _Methods = Annotated[dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]]
 _Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(lambda seeds: _each_once(seeds, "seed"))]
 
 
+#: One union's error would be a line for each of its types.
+_Jobs = Positive | Literal["gpus"] | None
+
+
+def _as_jobs(value: Any) -> Any:
+    if value in (None, "gpus") or (isinstance(value, int) and value is not True and 1 <= value <= LARGEST):
+        return value
+    raise ValueError(f"{brief(repr(value))} is neither a number from 1 on nor gpus")
+
+
 class Sweep(_Explained):
     """The runs of a sweep (`fercli.sweep`)."""
 
@@ -470,8 +480,14 @@ class Sweep(_Explained):
     """of network, batches and views; every run with one seed starts from the same source model."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """``key.path: [values]``, every combination of which is run."""
-    jobs: Positive = 1
-    """cells trained at a time, each in a process of its own."""
+    jobs: Annotated[_Jobs, BeforeValidator(_as_jobs, json_schema_input_type=_Jobs)] = None
+    """cells trained at a time, each in a process of its own: a number, or ``gpus``, one a GPU of this machine. null is
+    one, or as many as the cluster has places for."""
+    backend: Literal["local", "dask", "ray"] = "local"
+    """where: on this machine, or on the workers of a dask or ray cluster, which see data and runs under the same paths
+    and train each cell in a process of its own."""
+    cluster: str | None = None
+    """address of a dask scheduler or a ray head."""
 
 
 class Evaluate(_Explained):
