@@ -173,7 +173,8 @@ def gradient(precision: str, compiles: str) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("precision", "compiles", "least"), [("32-true", "on", 0.9999), ("bf16-mixed", "off", 0.98), ("bf16-mixed", "on", 0.98)]
+    ("precision", "compiles", "least"),
+    [("32-true", "on", 0.9999), ("bf16-mixed", "off", 0.98), ("bf16-mixed", "on", 0.98)],
 )
 def test_compiled_and_bfloat16_gradients_point_the_same_way(precision: str, compiles: str, least: float) -> None:
     plain, other = gradient("32-true", "off"), gradient(precision, compiles)
@@ -221,7 +222,9 @@ def test_captured_steps_of_the_source_are_the_plain_ones(bench: Bench) -> None:
 
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_what_goes_on_is_what_never_stopped(make_adapting, deterministic: bool) -> None:
-    how = settings(f"engine.device={DEVICE}", f"engine.deterministic={str(deterministic).lower()}", "engine.compile=off")
+    how = settings(
+        f"engine.device={DEVICE}", f"engine.deterministic={str(deterministic).lower()}", "engine.compile=off"
+    )
     options = settings(f"adapt.options={json.dumps(OPTIONS['aglrls'])}")
     whole, halves = make_adapting("whole"), make_adapting("halves")
     whole.done("adapt", "--quiet", *how, *options)
