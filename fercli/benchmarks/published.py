@@ -161,8 +161,8 @@ def compare(
         steps: a turn; rounds: turns of each, after one that is not counted. Medians over the rounds are given.
 
     Returns:
-        ``passes``: ours, ``published`` (four batches' worth) or ``shared`` (three); ``windows``: window cutting alone at
-        batch 32, forward and with gradients, and ``rows``: whole steps, with milliseconds of both sides and how many
+        ``passes`` of ours, ``published`` (four batches' worth) or ``shared`` (three); ``windows``: window cutting alone
+        at batch 32, forward and with gradients, and ``rows``: whole steps, with milliseconds of both sides and how many
         times faster ours is.
 
     Raises:
