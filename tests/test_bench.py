@@ -95,6 +95,16 @@ def test_ours_against_the_published_way(tmp_path: Path) -> None:
         assert row["spread"][0] <= row["times_faster"] <= row["spread"][1]
         assert row["published_ms"] > 0 and row["ours_ms"] > 0
     assert all(row["times_faster"] > 2 for row in result["windows"])  # far more, but the machine may be busy
+    assert result["passes"] == "published"  # both sides do the same
+
+
+def test_fewer_passes_are_named(tmp_path: Path) -> None:
+    arguments = ("bench", "adapt", *TINY[:-1], "--rounds", "1", "--against", "published")
+    words = (f"paths.runs={tmp_path}", "engine.device=cpu", "adapt.options.passes=shared")
+    done = run(*arguments, *(word for text in words for word in ("--set", text)))
+    assert done.exit_code == 0, done.stderr
+    assert "The whole adapt step, passes shared, ir-small of width 4" in " ".join((done.stdout + done.stderr).split())
+    assert json.loads((tmp_path / "bench/adapt-published.json").read_text())["passes"] == "shared"
 
 
 @pytest.mark.parametrize("settings", [("adapt.method=dann",), ("adapt.options={adversarial: false}",)])
@@ -106,6 +116,12 @@ def test_what_the_published_way_cannot_be_compared_with(tmp_path: Path, settings
 
 def test_methods_that_survey_the_faces_can_be_measured(tmp_path: Path) -> None:
     assert bench(tmp_path, "adapt", "--set", "adapt.method=cglrl", "--set", "adapt.options={}")["method"] == "cglrl"
+
+
+def test_a_method_without_a_source_is_measured_without_one(tmp_path: Path) -> None:
+    made = Steps(spec(method="tent"), "adapt", tmp_path)
+    assert made.training.batch().source is None and made.training.faces_a_step == 4
+    made.run()
 
 
 def test_an_oracle_cannot(tmp_path: Path) -> None:

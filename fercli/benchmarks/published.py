@@ -153,15 +153,17 @@ def compare(
 ) -> dict[str, Any]:
     """Ours against the published way of working, taking turns in one process on the same stores of noise.
 
-    Ours has the spec's settings (engine, ``adapt.options``); the making of the batch counts on both sides.
+    Ours has the spec's settings (engine, ``adapt.options``), by default the same four passes; the making of the batch
+    counts on both sides.
 
     Args:
         batches: faces of each domain (empty: the spec's); precisions: those of ours (empty: the spec's).
         steps: a turn; rounds: turns of each, after one that is not counted. Medians over the rounds are given.
 
     Returns:
-        ``windows``: window cutting alone at batch 32, forward and with gradients, and ``rows``: whole steps, with
-        milliseconds of both sides and how many times faster ours is.
+        ``passes`` of ours, ``published`` (four batches' worth) or ``shared`` (three); ``windows``: window cutting alone
+        at batch 32, forward and with gradients, and ``rows``: whole steps, with milliseconds of both sides and how many
+        times faster ours is.
 
     Raises:
         FercliError: the spec is not of AGLRLS with all its parts, or has ``model.local: image-crop``.
@@ -183,6 +185,7 @@ def compare(
         "backbone": spec.model.backbone,
         "width": spec.model.width,
         "options": spec.adapt.options,
+        "passes": options.passes,
         "steps": steps,
         "rounds": rounds,
         "windows": windows(spec, rounds),
@@ -294,5 +297,5 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     steps = [[str(r["batch"]), r["precision"], r["crop_nets"], *figures(r)] for r in result["rows"]]
     return [
         ("Window cutting alone", ["", "batch", *last], cuts),
-        ("The whole adapt step", ["batch", "precision", "crop nets", *last], steps),
+        (f"The whole adapt step, passes {result['passes']}", ["batch", "precision", "crop nets", *last], steps),
     ]

@@ -54,7 +54,8 @@ class Steps:
 
     def __init__(self, spec: Spec, stage: str, room: Path):
         adapts = stage == "adapt"
-        if adapts and method_class(spec.adapt.method).oracle:
+        kind = method_class(spec.adapt.method if adapts else "source-only")
+        if kind.oracle:
             raise FercliError(f"adapt.method {spec.adapt.method} reads target labels, and noise has none")
         self.spec = spec = on_noise(spec, room)
         count = max(256, 2 * (spec.adapt if adapts else spec.train_source).batch)
@@ -62,7 +63,7 @@ class Steps:
             noise_store(room, name, count, spec.prepare, spec.model.reads_crops, seed)
         fabric = make_fabric(spec.engine)
         self.device = fabric.device
-        source = source_faces(spec, self.device)
+        source = source_faces(spec, self.device) if kind.needs_source else None
         target = target_faces(spec, open_store(spec, "target", labels=False), self.device) if adapts else None
         network = empty_network(spec)
         self.training = Training(spec, fabric, network, source, target, room, record={})

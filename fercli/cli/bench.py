@@ -153,13 +153,15 @@ def adapt(spec_file, overrides, quiet, as_json, backbone, width, batches, precis
 
     As fercli bench train; images are those of both domains. With --against published, ours and a plain variant of the
     step take turns: window cutting by a loop over samples and landmarks, five crop nets one by one, four batches' worth
-    of forward passes with gradients, float32, hits counted image by image on the CPU. Results are kept in
+    of forward passes with gradients, float32, hits counted image by image on the CPU. Ours is the step of the spec, by
+    default with the same passes; with adapt.options.passes=shared it takes three. Results are kept in
     paths.runs/bench/adapt.json and adapt-published.json.
 
     \b
     Examples:
       fercli bench adapt --backbone ir50 --batch 16
       fercli bench adapt --against published --precision 32-true --precision bf16-mixed
+      fercli bench adapt --against published --set adapt.options.passes=shared
     """
     spec = _step_spec(spec_file, overrides, quiet, as_json, backbone, width)
     if against is None:
