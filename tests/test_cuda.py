@@ -90,6 +90,7 @@ def after(made: Steps, batch: Batch) -> tuple[list[dict[str, float]], dict[str, 
     seen: list[dict[str, Tensor]] = []
     hook = made.training.raw.register_forward_hook(lambda module, given, step: seen.append(step.losses))
     before = {name: tensor.clone() for name, tensor in made.training.raw.state_dict().items()}
+    made.training.begin_step()
     made.update(batch, lambda name: _nothing())
     hook.remove()
     state = made.training.raw.state_dict()
@@ -126,7 +127,7 @@ def assert_alike(one: Any, other: Any, tolerance: float = 0.1) -> None:
 @pytest.fixture
 def same_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     """SWD's random directions, drawn once."""
-    directions = random_directions(7, 16)
+    directions = random_directions(7, 16, torch.zeros(0))
     monkeypatch.setattr(SWD, "discrepancy", lambda self, a, b: sliced_wasserstein(a, b, directions.to(a)))
 
 
