@@ -18,7 +18,7 @@ import torch
 
 from fercli import console
 from fercli.engine.data import open_store
-from fercli.engine.fabric import launched, tell_device
+from fercli.engine.fabric import launched, resolve_device, tell_device, warn_of_unused_card
 from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
 from fercli.engine.stages import adapt, train_source
 from fercli.engine.start import begin_from_start
@@ -53,7 +53,8 @@ def sweep(spec: Spec) -> list[Advice]:
     sources = [name for cell in cells if _needs_source(cell) for name in cell.spec.data.source]
     for name in dict.fromkeys([*sources, *(cell.target for cell in cells)]):
         open_store(cells[0].spec, name, labels=False)
-    tell_device(spec.engine)  # the cells do not speak
+    warn_of_unused_card(spec.engine)
+    tell_device(resolve_device(spec.engine.device))  # the cells do not speak
     targets = list(dict.fromkeys(cell.target for cell in cells))
     # With the sweep's own adapt section, in which the cells of a run differ.
     runs = list({c.spec.name: c.spec.model_copy(update={"adapt": spec.adapt}) for c in cells}.values())
