@@ -345,6 +345,7 @@ def test_scripts_get_one_document_and_people_a_table(again) -> None:
     assert "no-adv" in shown.stdout
     assert "infomax" in shown.stdout
     assert "results.csv" in shown.stderr
+    assert shown.stderr.startswith("device: cpu (") and shown.stderr.count("device:") == 1
 
 
 @pytest.mark.parametrize(

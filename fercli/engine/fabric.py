@@ -90,10 +90,14 @@ def unused_card(name: str) -> str | None:
     return f"the CPU is used and no CUDA device: {missing.found}; {missing.fix}, or say engine.device=cpu"
 
 
-def tell_device(engine: Engine) -> None:
-    """Say once a command which device is used, and warn where a card there is is not."""
-    device, processes = resolve_device(engine.device), launched().processes
+def tell_device(device: str) -> None:
+    """Say once a command what trains: "cpu" or "cuda", by the maker's name too."""
+    processes = launched().processes
     console.say(f"device: {name_of(device)}" + (f", {processes} processes" if processes > 1 else ""), once=True)
+
+
+def warn_of_unused_card(engine: Engine) -> None:
+    """Warn once a command where ``engine.device: auto`` takes the CPU beside an NVIDIA card."""
     unused = unused_card(engine.device)
     if unused is not None:
         console.warn(unused, once=True)
@@ -102,7 +106,7 @@ def tell_device(engine: Engine) -> None:
 def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
     """A launched `Fabric` on this process's device, the process seeded and its threads set.
 
-    Of several processes only the first speaks from here on. The device is said.
+    Of several processes only the first speaks from here on; it warns of an NVIDIA card that is not used.
 
     Args:
         engine: the spec's section.
@@ -131,7 +135,7 @@ def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
     distributed.open_cpu_group()
     if distributed.rank():
         console.mute()
-    tell_device(engine)
+    warn_of_unused_card(engine)
     torch.manual_seed(engine.seed)
     return fabric
 

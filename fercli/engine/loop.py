@@ -15,6 +15,7 @@ from fercli import console
 from fercli.engine import checkpoint, distributed
 from fercli.engine.acceleration import with_way_back
 from fercli.engine.capture import CapturedStep, CudaGraphs, captures, shapes
+from fercli.engine.fabric import tell_device
 from fercli.engine.guards import memory_hint
 from fercli.engine.interrupt import Interrupted, StopRequest
 from fercli.engine.log import Log
@@ -46,6 +47,7 @@ def fit(training: Training) -> dict[str, Any]:
         StopRequest() as stop,
         console.progress(training.title, training.steps, done=training.step) as bar,
     ):
+        tell_device(training.fabric.device.type)
         while training.step < training.steps and not training.patience_is_out and training.collapse is None:
             if training.between_epochs:
                 begin_epoch(training)

@@ -28,7 +28,7 @@ def predict(
 ) -> Outputs:
     """Show the network centre-crop views of faces.
 
-    Whatever precision trains, this is float32: neither half precision nor TF32 gives the same scores (docs). A CUDA
+    Whatever precision trains, this is float32: neither half precision nor TF32 gives the same scores. A CUDA
     device is waited for once, at the end: until then the host fetches the faces that come next, and what the network
     says of them stays on the device, 2 kB a face.
 

@@ -99,7 +99,9 @@ class FaceDataset:
         if len(devices) > 1:  # one store fitted on the device and another did not
             parts = [to_device(part, self._device) for part in parts]
         merged = [
-            torch.cat(column)[back.to(column[0].device)] for column in zip(*parts, strict=True) if column[0] is not None
+            torch.cat(column)[back.to(column[0].device, non_blocking=True)]
+            for column in zip(*parts, strict=True)
+            if column[0] is not None
         ]
         if merged[0].device != self._device and self._device.type == "cuda":
             merged = [tensor.pin_memory() for tensor in merged]

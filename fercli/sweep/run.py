@@ -23,7 +23,7 @@ import torch
 
 from fercli import console
 from fercli.engine.data import open_store
-from fercli.engine.fabric import launched, tell_device
+from fercli.engine.fabric import launched, resolve_device, tell_device, warn_of_unused_card
 from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
 from fercli.engine.stages import adapt, train_source
 from fercli.engine.start import begin_from_start
@@ -65,7 +65,9 @@ def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
     if launched().processes > 1:
         raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, not by torchrun or srun")
     stores = _open_stores(cells)
-    tell_device(spec.engine)  # the cells do not speak
+    if spec.sweep.backend == "local":  # a cluster's workers have devices of their own
+        warn_of_unused_card(spec.engine)
+        tell_device(resolve_device(spec.engine.device))  # the cells do not speak
     if cell is not None:
         console.say(f"cell {cell} of {len(cells)}: {chosen[0].title}")
     # With the sweep's own adapt section, in which the cells of a run differ.
