@@ -40,7 +40,7 @@ def make_run(folder: Path, spec: Spec, rule: str = "glpc", target: str | None = 
     network = build_network(spec.model).to(memory_format=torch.channels_last)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = None  # the mean of what was seen
+            layer.momentum = 1  # the statistics of what is seen
     view = prepared_faces(spec, "raf-db").plain(np.arange(16), view_settings(spec))
     logits, features = network.train()(*view.inputs)
     first, *locals_, last = network.classifiers

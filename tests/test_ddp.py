@@ -41,6 +41,8 @@ from fercli.methods import method_class
 from fercli.methods.base import Progress
 from fercli.models import FEATURE_SIZE, GlobalLocal, Output
 from fercli.models.backbones import IR_BLOCKS, IRNet
+from fercli.models.grouped import IMPLEMENTATIONS
+from fercli.models.local import LocalNets
 from fercli.models.norms import BatchNorm2d
 from fercli.spec import Adapt, parse
 from fercli.spec.registry import METHODS
@@ -354,6 +356,24 @@ def test_statistics_of_local_norms_and_of_their_average_become_the_mean(tmp_path
                 torch.testing.assert_close(after[name], (value + other[name]) / 2)
             else:
                 assert torch.equal(value, other[name]) and torch.equal(value, after[name]), name
+
+
+def measuring(rank: int, folder: str) -> None:
+    """How crop nets whose norms are shared run fastest, as all processes time it together."""
+    meet(rank, 2, folder)
+    nets = LocalNets(4)
+    sync_norms(nets)
+    spent = nets.fastest(torch.randn(5, 3, 7, 7, 4).permute(1, 0, 4, 2, 3))
+    chosen = distributed.on_rank_zero(lambda: next(iter(spent)))
+    Path(folder, str(rank)).write_text(json.dumps([chosen, sorted(spent)]))
+    distributed.end_process(0)
+
+
+@pytest.mark.slow
+def test_processes_that_share_their_norms_time_crop_nets_together(tmp_path: Path) -> None:
+    assert started(measuring, str(tmp_path)) == [0, 0]
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in range(2))
+    assert first == second and first[1] == sorted(IMPLEMENTATIONS) and first[0] in IMPLEMENTATIONS
 
 
 def leaving(rank: int, folder: str, fate: str) -> None:

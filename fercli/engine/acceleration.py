@@ -90,11 +90,10 @@ def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch
         return "loop"
     if device.type == "cpu":
         return "grouped" if channels <= SIDE_BY_SIDE else "loop"
-    if distributed.world_size() > 1 and engine.batch_norm == "synchronised":
-        return "grouped"  # one message for five norms, where messages are most of a step
     windows = torch.zeros(5, batch, WINDOW, WINDOW, channels, device=device).permute(1, 0, 4, 2, 3)
-    # What is measured may differ between processes: the first one's counts.
-    return distributed.on_rank_zero(lambda: next(iter(network.local_nets.fastest(windows, network.autocast))))
+    # Processes measure together, for their norms may send messages. What they find may differ: the first one's counts.
+    spent = network.local_nets.fastest(windows, network.autocast)
+    return distributed.on_rank_zero(lambda: next(iter(spent)))
 
 
 class Compiled:

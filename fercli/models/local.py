@@ -114,7 +114,8 @@ class LocalNets(nn.Module):
     In whole training steps on two threads of the same machine, idle and taking turns, grouped nets saved 8 to 12 % with
     c = 16 and 32 and nothing with 48 (`fercli bench train -c demo --set engine.crop_nets=grouped`). So on CPUs only the
     smallest nets run side by side: the convolutions of one region fill a core otherwise. On CUDA devices `fastest`
-    decides before training. The plain layout and vmap (which makes grouped convolutions of it) won nowhere and were
+    decides before training; where processes share their batch norms their messages are timed with it, a fifth as many
+    side by side. The plain layout and vmap (which makes grouped convolutions of it) won nowhere and were
     dropped.
 
     Args:

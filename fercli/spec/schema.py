@@ -292,8 +292,8 @@ class Engine(_Explained):
     """where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device where it
     is a CUDA device and they fit."""
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
-    """how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices (several that
-    share their batch norms take ``grouped``), and is ``grouped`` for small nets on CPUs."""
+    """how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices, and is
+    ``grouped`` for small nets on CPUs."""
     threads: Annotated[int, Field(ge=0, le=1 << 15)] = 0
     """of the processor; 0 leaves it to torch."""
     seed: Seed = 0
