@@ -124,6 +124,9 @@ def _leave(text: str, code: int) -> None:
         error(text)
     except Exception:  # rich itself may be what cannot be loaded
         sys.stderr.write(f"error: {text}\n")
+    ranks = sys.modules.get("fercli.engine.distributed")
+    if ranks is not None:
+        ranks.end_process(code)
     sys.exit(code)
 
 

@@ -172,10 +172,13 @@ def forget(stream: IO[Any] | None) -> None:
 
 _err = _Console(file=_Remarks(), highlight=False, emoji=False, soft_wrap=True)
 _mode = {"quiet": False, "json": False, "no-warnings": False}
+#: What was said, and is to be said once.
+_said: set[str] = set()
 
 
 def configure(quiet: bool = False, as_json: bool = False) -> None:
-    """Set the mode for this process."""
+    """Set the mode for this process; what is said once may be said again from here on."""
+    _said.clear()
     _mode.update({"quiet": quiet, "json": as_json, "no-warnings": False})
 
 
@@ -200,16 +203,30 @@ def hushed(warnings: bool = False) -> Iterator[None]:
         _mode.update(before)
 
 
-def say(text: str, style: str | None = None) -> None:
-    """Print a remark on stderr, unless silent. What looks like markup in it is not: folders may be called anything."""
-    if not silent():
+def say(text: str, style: str | None = None, once: bool = False) -> None:
+    """Print a remark on stderr, unless silent. What looks like markup in it is not: folders may be called anything.
+
+    Args:
+        once: leave it out where the same was said with `once` since `configure`.
+    """
+    if not silent() and not (once and _is_said(text)):
         _err.print(plain(text), style=style, markup=False)
 
 
-def warn(text: str) -> None:
-    """Print what the user should know though the work goes on; also where remarks are switched off, but for JSON."""
-    if not (_mode["json"] or _mode["no-warnings"]):
+def warn(text: str, once: bool = False) -> None:
+    """Print what the user should know though the work goes on; also where remarks are switched off, but for JSON.
+
+    `once` is as that of `say`.
+    """
+    if not (_mode["json"] or _mode["no-warnings"]) and not (once and _is_said(text)):
         _err.print(f"[bold yellow]warning:[/] {escape(plain(text))}")
+
+
+def _is_said(text: str) -> bool:
+    """Whether a text was asked for before; it is from now on."""
+    before = text in _said
+    _said.add(text)
+    return before
 
 
 def error(text: str) -> None:

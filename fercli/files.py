@@ -149,6 +149,10 @@ def writing(path: Path | None) -> Iterator[None]:
         raise cannot_write(path, failure) from None
 
 
+class AtWork(FercliError):
+    """Another process is at the same work in a folder."""
+
+
 @contextmanager
 def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[None]:
     """Keep other processes from the same work in a folder as long as the block runs; a kill ends that too.
@@ -161,7 +165,7 @@ def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[No
         waiting: said where another process is at work, which is then waited for.
 
     Raises:
-        FercliError: another process is at work there, and it is not waited for.
+        AtWork: another process is at work there, and it is not waited for.
     """
     from filelock import FileLock, Timeout
 
@@ -175,7 +179,7 @@ def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[No
             console.say(waiting)
             lock.acquire(timeout=-1)
     except Timeout:
-        raise FercliError(f"another fercli {work} is at work in {folder}", "wait for it, or stop it") from None
+        raise AtWork(f"another fercli {work} is at work in {folder}", "wait for it, or stop it") from None
     except (OSError, NotImplementedError) as failure:
         # Where nothing can be written nobody else writes either, and the work itself tells.
         if os.access(folder, os.W_OK) and getattr(failure, "errno", None) not in _FULL:

@@ -1,7 +1,7 @@
 """Work in processes of this machine, or over the workers of a dask or ray cluster through joblib.
 
-Results come in order, taken no further ahead than the memory allows. A cluster's workers must have fercli installed and
-see the datasets under the same paths.
+Results come in order, taken no further ahead than the memory allows, or each as soon as it is there. A cluster's
+workers must have fercli installed and see the same files under the same paths.
 
 A worker is a Python process with two pipes: calls come in by the one, results go out by the other. It ends when its
 first pipe does, so that it never outlives its parent, however that ended. Nothing else is shared: no lock, no semaphore
@@ -19,14 +19,12 @@ import struct
 import subprocess
 import sys
 import threading
-import time
 import traceback
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import IO, Any, TypeVar
 
 with warnings.catch_warnings():
@@ -66,10 +64,15 @@ class Workers:
 
     Args:
         count: processes; 0 is all cores that this process may use (affinity, container), 1 is this process.
+        environments: variables of each process, beside this one's own; then one is a process of its own too.
+        at_hand: calls that a process has at a time. With 1 none waits for another that lasts long.
     """
 
-    def __init__(self, count: int = 0):
+    def __init__(self, count: int = 0, environments: Sequence[Mapping[str, str]] = (), at_hand: int = _AT_HAND):
         self.count = count or cpu_count()
+        self._here = self.count == 1 and not environments
+        self._environments = environments or [{}]
+        self._at_hand = at_hand
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._workers: list[_Worker] = []
 
@@ -98,7 +101,7 @@ class Workers:
         Raises:
             WorkerEnded: a worker was killed, or crashed.
         """
-        if self.count == 1:
+        if self._here:
             import cv2
 
             threads = cv2.getNumThreads()
@@ -108,9 +111,7 @@ class Workers:
             finally:
                 cv2.setNumThreads(threads)
             return
-        self._workers = [worker for worker in self._workers if worker.serves()]
-        while len(self._workers) < self.count:
-            self._workers.append(_Worker(self._calls))
+        self._start()
         waiting: deque[tuple[A, Future[R]]] = deque()
         try:
             for item in items:
@@ -125,6 +126,58 @@ class Workers:
             for _, future in waiting:  # those that no worker has yet
                 future.cancel()
 
+    def as_completed(
+        self, function: Callable[..., R], items: Iterable[A], call: Callable[[A], tuple[Any, ...]]
+    ) -> Iterator[tuple[A, R | WorkerEnded]]:
+        """Yield (item, function(*call(item))) as soon as each is there.
+
+        Args:
+            function, call: as in `in_order`.
+            items: each is taken when a process is free for it, in this thread.
+
+        Of an item whose process was killed, or crashed, it yields the `WorkerEnded`; another process takes its place.
+        """
+        if self._here:
+            for item in items:
+                yield item, function(*call(item))
+            return
+        waiting: dict[Future[R], A] = {}
+
+        def done() -> Iterator[tuple[A, R | WorkerEnded]]:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                item = waiting.pop(future)
+                try:
+                    yield item, future.result()
+                except WorkerEnded as failure:
+                    yield item, failure
+
+        try:
+            for item in items:
+                self._start()
+                waiting[self._submit(function, call(item))] = item
+                if len(waiting) >= self.count:
+                    yield from done()
+            while waiting:
+                yield from done()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def signal(self, number: int) -> None:
+        """Send all processes a signal."""
+        for worker in self._workers:
+            worker.signal(number)
+
+    def _start(self) -> None:
+        """Start the processes that are missing, or have ended, each with its own environment."""
+        for place in range(self.count):
+            environment = self._environments[place % len(self._environments)]
+            if place >= len(self._workers):
+                self._workers.append(_Worker(self._calls, environment, self._at_hand))
+            elif not self._workers[place].serves:
+                self._workers[place].kill()
+                self._workers[place] = _Worker(self._calls, environment, self._at_hand)
+
     def _submit(self, function: Callable[..., R], arguments: tuple[Any, ...]) -> Future[R]:
         future: Future[R] = Future()
         self._calls.put((future, pickle.dumps((function, arguments), pickle.HIGHEST_PROTOCOL)))
@@ -138,28 +191,30 @@ _Call = tuple[Future, bytes]
 class _Worker:
     """One process, and the thread that gives it calls from the queue and takes its results."""
 
-    def __init__(self, calls: queue.SimpleQueue[_Call | None]):
-        self._calls = calls
+    def __init__(self, calls: queue.SimpleQueue[_Call | None], environment: Mapping[str, str], at_hand: int):
+        self._calls, self._at_hand, self.serves = calls, at_hand, True
         self._process = subprocess.Popen(
             [sys.executable, *subprocess._args_from_interpreter_flags(), "-c", _BEGIN, *sys.path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if _is_open(2) else subprocess.DEVNULL,
             # One thread each: the processes are as many as there are cores.
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
             # Ctrl-C reaches the whole group of a terminal; the parent alone decides what it means.
             start_new_session=True,
         )
         self._thread = threading.Thread(target=self._serve, name="fercli-worker", daemon=True)
         self._thread.start()
 
-    def serves(self) -> bool:
-        return self._thread.is_alive()
+    def signal(self, number: int) -> None:
+        with suppress(OSError):
+            self._process.send_signal(number)
 
     def kill(self) -> None:
         with suppress(OSError):
             self._process.kill()
-        self._calls.put(None)
+        if self.serves:
+            self._calls.put(None)
 
     def join(self) -> None:
         with suppress(subprocess.TimeoutExpired):
@@ -171,7 +226,7 @@ class _Worker:
         try:
             while True:
                 with suppress(queue.Empty):
-                    while len(given) < _AT_HAND:
+                    while len(given) < self._at_hand:
                         call = self._calls.get(block=not given)
                         if call is None:
                             return
@@ -187,21 +242,22 @@ class _Worker:
                 failure.__cause__ = WorkerTrace(f"\n{trace}")
                 future.set_exception(failure)
         except Exception:  # the pipe's, or of a result that cannot be read
+            self.serves = False  # before anybody hears of it and hands in more
             for future in given:
-                future.set_exception(WorkerEnded(self._why()))
+                future.set_exception(WorkerEnded(*self._why()))
         finally:
             with suppress(OSError):  # what was not sent yet fails again
                 self._process.stdin.close()
             self._process.stdout.close()
 
-    def _why(self) -> str:
+    def _why(self) -> tuple[str, str]:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_PATIENCE_S)
         code = self._process.returncode
         if code in (None, -getattr(signal, "SIGKILL", 9)):
-            return "a worker process was killed, most likely for want of memory; try fewer: --workers 1"
+            return "a worker process was killed, most likely for want of memory", "try fewer: --workers 1"
         how = f"by signal {-code}" if code < 0 else f"with code {code}"
-        return f"a worker process was ended {how} in the middle of its work; try without: --workers 1"
+        return f"a worker process was ended {how} in the middle of its work", "try without: --workers 1"
 
 
 def _bytes_of(waiting: Iterable[tuple[Any, Any]]) -> int:
@@ -275,7 +331,9 @@ def _answer(call: bytes) -> bytes:
         return pickle.dumps((False, (failure, traceback.format_exc())), pickle.HIGHEST_PROTOCOL)
 
 
-def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], count: int, options: Any) -> Iterator[R]:
+def in_order(
+    function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], count: int, options: Any, section: str
+) -> Iterator[R]:
     """Yield ``function(*a)`` of each of the `count` arguments, in their order, as the results come.
 
     Args:
@@ -284,6 +342,7 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
         count: how many there are.
         options: has `backend` (as the run spec's ``prepare.backend``), `workers` (0: all cores, or all of the cluster)
             and `cluster` (the address of a dask scheduler or a ray head; None: DASK_SCHEDULER_ADDRESS or RAY_ADDRESS).
+        section: of the spec, whose keys these are, for messages.
 
     Raises:
         FercliError: the backend is not installed, there is no cluster at the address, or a worker was killed.
@@ -300,10 +359,11 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
             try:
                 yield from (result for _, result in pool.in_order(function, arguments, lambda given: given, most))
             except WorkerEnded as failure:
-                raise FercliError(f"{_KILLED}, with fewer workers (--set prepare.workers=1)") from failure
+                raise FercliError(f"{_KILLED}, with fewer workers (--set {section}.workers=1)") from failure
         return
     jobs = (joblib.delayed(function)(*given) for given in arguments)
-    with _backend(options, workers if remote else min(workers, count)):
+    workers = workers if remote else min(workers, count)
+    with _backend(options.backend, options.cluster, section, workers):
         try:
             if options.backend == "ray":
                 # Ray's backend gives its results only all at once: a few rounds' work at a time.
@@ -314,92 +374,107 @@ def in_order(function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], c
         except Exception as failure:
             if not remote or isinstance(failure, FercliError):
                 raise
-            # What a cluster raises when it loses a worker is its own.
-            why = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
-            raise FercliError(
-                f"the {options.backend} cluster failed ({why}); run the same command again to go on"
-            ) from failure
+            raise _cluster_failed(options.backend, failure) from failure
 
 
-def as_completed(
-    function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], jobs: int, threads: int
-) -> Iterator[R]:
-    """Yield ``function(*a)`` of each of the arguments as soon as it is there, from `jobs` processes of this machine.
+class Cluster:
+    """The workers of a dask or ray cluster; a context manager that joins it, and leaves it.
+
+    Each piece of work runs in a process of its own, which its worker starts: a worker may do several at a time in
+    threads, and what torch sets, such as its random numbers, is a process's.
 
     Args:
-        function: importable by name in other processes.
-        arguments: of each call; taken only a little ahead of the work.
-        jobs: processes; with 1 all is done in this one.
-        threads: that OpenMP may use in each process.
+        backend: ``dask`` or ``ray``.
+        address: as `options.cluster` of `in_order`.
+        section: of the spec, that messages name.
+        count: pieces of work at a time, at most; 0 is as many as the cluster has places for.
+        environment: variables of the processes, beside their workers' own.
 
     Raises:
-        FercliError: a worker was killed.
+        FercliError: as `in_order`.
     """
-    if jobs == 1:
-        for given in arguments:
-            yield function(*given)
-        return
-    if joblib.effective_n_jobs(jobs) == 1:
-        console.warn("no processes can share memory here (is /dev/shm read-only or full?): one job after another")
-    tasks = (joblib.delayed(_call)(function, given, os.getpid()) for given in arguments)
-    try:
-        with joblib.parallel_config(backend="loky", n_jobs=jobs, inner_max_num_threads=threads):
-            yield from joblib.Parallel(return_as="generator_unordered", pre_dispatch=jobs)(tasks)
-    except joblib.externals.loky.process_executor.TerminatedWorkerError as failure:
-        raise FercliError(f"{_KILLED}, with fewer jobs") from failure
+
+    def __init__(self, backend: str, address: str | None, section: str, count: int, environment: Mapping[str, str]):
+        self._backend, self._address, self._section = backend, address, section
+        self._count, self._environment, self._left = count, environment, ExitStack()
+
+    def __enter__(self) -> Cluster:
+        self._left.enter_context(_backend(self._backend, self._address, self._section, -1))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._left.close()
+
+    def as_completed(
+        self, function: Callable[..., R], items: Iterable[A], call: Callable[[A], tuple[Any, ...]]
+    ) -> Iterator[tuple[A, R | WorkerEnded]]:
+        """See `Workers.as_completed`; items are taken in another thread. Ray's results come when all are there."""
+        taken: list[A] = []
+
+        def jobs() -> Iterator[Any]:
+            for item in items:
+                taken.append(item)
+                yield joblib.delayed(_in_a_process)(len(taken) - 1, self._environment, function, call(item))
+
+        # One at a time: what lasts an hour is not to wait behind another in a batch.
+        how = {"batch_size": 1, "pre_dispatch": self._count or "n_jobs"}
+        if self._backend != "ray":
+            how["return_as"] = "generator_unordered"
+        try:
+            for number, result in joblib.Parallel(**how)(jobs()):
+                yield taken[number], result
+        except Exception as failure:
+            if isinstance(failure, FercliError):
+                raise
+            raise _cluster_failed(self._backend, failure) from failure
 
 
-def _call(function: Callable[..., R], arguments: tuple[Any, ...], parent: int) -> R:
-    if os.getpid() != parent:
-        _end_with(parent)
-    return function(*arguments)
+def _in_a_process(
+    number: int, environment: Mapping[str, str], function: Callable[..., R], arguments: tuple[Any, ...]
+) -> tuple[int, R | WorkerEnded]:
+    with Workers(1, [environment], at_hand=1) as alone:
+        return number, next(alone.as_completed(function, [arguments], lambda given: given))[1]
 
 
-@lru_cache(maxsize=1)
-def _end_with(parent: int) -> None:
-    """End this worker soon after its parent: one that was killed (-9) cannot tell its workers."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def _cluster_failed(backend: str, failure: Exception) -> FercliError:
+    """What a cluster raises when it loses a worker is its own."""
+    why = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
+    return FercliError(f"the {backend} cluster failed ({why}); run the same command again to go on")
 
 
 @contextmanager
-def _backend(options: Any, workers: int) -> Iterator[None]:
-    if options.backend == "ray":
-        _join_ray(options.cluster)
-    client = _dask_client(options.cluster) if options.backend == "dask" else nullcontext()
-    with client, joblib.parallel_config(backend=options.backend, n_jobs=workers):
+def _backend(backend: str, address: str | None, section: str, workers: int) -> Iterator[None]:
+    if backend == "ray":
+        _join_ray(address, section)
+    client = _dask_client(address, section) if backend == "dask" else nullcontext()
+    with client, joblib.parallel_config(backend=backend, n_jobs=workers):
         yield
 
 
-def _dask_client(address: str | None) -> Any:
+def _dask_client(address: str | None, section: str) -> Any:
     try:
         from distributed import Client
     except ImportError:
-        raise FercliError("prepare.backend is dask, which is not installed: pip install 'fercli[dask]'") from None
+        raise FercliError(f"{section}.backend is dask, which is not installed: pip install 'fercli[dask]'") from None
     address = address or os.environ.get("DASK_SCHEDULER_ADDRESS")
     if not address:
         raise FercliError(
-            "prepare.backend is dask: say where its scheduler is, such as --set prepare.cluster=tcp://node1:8786"
+            f"{section}.backend is dask: say where its scheduler is, such as --set {section}.cluster=tcp://node1:8786"
         )
     try:
         client = Client(address)
     except (OSError, TimeoutError, ValueError) as failure:
-        raise FercliError(f"no dask scheduler answers at {address} ({failure}): see prepare.cluster") from failure
+        raise FercliError(f"no dask scheduler answers at {address} ({failure}): see {section}.cluster") from failure
     console.say(f"dask cluster {address}: {sum(client.nthreads().values())} worker threads")
     return client
 
 
-def _join_ray(address: str | None) -> None:
+def _join_ray(address: str | None, section: str) -> None:
     try:
         import ray
         from ray.util.joblib import register_ray
     except ImportError:
-        raise FercliError("prepare.backend is ray, which is not installed: pip install 'fercli[ray]'") from None
+        raise FercliError(f"{section}.backend is ray, which is not installed: pip install 'fercli[ray]'") from None
     if not ray.is_initialized():
         try:
             # Without an address ray joins the one of RAY_ADDRESS, or starts workers on this machine.

@@ -569,7 +569,8 @@ def test_a_warm_start_leaves_discriminator_and_means_alone() -> None:
         assert all(p.grad is None for p in method.parameters())
     for name in states[0]:
         same_in_both = torch.equal(states[0][name], states[1][name])
-        assert same_in_both == name.startswith(("discriminator", "means", "epoch", "fitted")), name
+        left_alone = name.startswith(("discriminator", "means", "epoch", "fitted"))
+        assert same_in_both == (left_alone or name.endswith("num_batches_tracked")), name
 
 
 @pytest.mark.parametrize("warm", [True, False])

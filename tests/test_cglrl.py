@@ -208,7 +208,7 @@ def test_head_discriminators_sum_the_heads_terms(sharing: str) -> None:
     source = Output(draw(3, 7, 7, seed=1).requires_grad_(), draw(3, 6, 8, seed=2).requires_grad_())
     target = Output(draw(2, 7, 7, seed=3).requires_grad_(), draw(2, 6, 8, seed=4).requires_grad_())
     wanted = [*source, *target, *discriminators.parameters()]
-    expected = loops.head_adversarial(discriminators, source, target, reversal_coefficient(STEP))
+    expected = loops.head_adversarial(discriminators, source, target, reversal_coefficient(STEP).item())
     loops.assert_same(discriminators(source, target, STEP), expected, wanted)
 
 

@@ -209,7 +209,7 @@ def test_mistakes_without_a_run_leave_one_line(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_a_device_is_told(bench: Bench) -> None:
     line = told(bench("train-source", "--set", "engine.device=cuda"), 1)
-    assert "engine.device is cuda but torch sees no CUDA device" in line
+    assert "engine.device is cuda but torch can use no CUDA device: " in line
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "prepare"], ["prepare", "--debug"]])
@@ -465,6 +465,7 @@ def test_results_go_to_stdout_and_remarks_to_stderr(make_adapting) -> None:
     adapted = bench.done("adapt", "--target", "jaffe")
     assert adapted.stdout == ""
     assert "adapted to jaffe:" in adapted.stderr
+    assert adapted.stderr.splitlines()[0].startswith("device: cpu (") and adapted.stderr.count("device:") == 1
     result = bench.done("evaluate", "--report", "--target", "all")
     assert "source-only" in result.stdout
     assert "aglrls" in result.stdout

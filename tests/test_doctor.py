@@ -8,14 +8,18 @@ import resource
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import Bench, run
+from conftest import Bench, after_source, run, told, warned
 
+from fercli import machine
 from fercli.doctor.checks import examine
+from fercli.engine.fabric import resolve_device, unused_card
 
 
 def found(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -165,3 +169,148 @@ def test_checks_come_one_by_one() -> None:
     checks = examine()
     assert next(checks).check == "python"
     checks.close()
+
+
+# A card that torch cannot use
+
+
+PROC = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\nGCC version:  9.4.0\n"
+#: What each kind of machine shows of its card below the root.
+DRIVER, DEVICE, CARD = (
+    {"proc/driver/nvidia/version": PROC},
+    {"dev/nvidia0": ""},
+    {"sys/bus/pci/devices/0000:01:00.0/vendor": "0x10de\n", "sys/bus/pci/devices/0000:01:00.0/class": "0x030000\n"},
+)
+OTHERS = {"sys/bus/pci/devices/0000:00:02.0/vendor": "0x8086\n", "sys/bus/pci/devices/0000:00:02.0/class": "0x030000\n"}
+OLD = (
+    "CUDA initialization: The NVIDIA driver on your system is too old (found version 12020). Please update your GPU "
+    "driver by downloading and installing a new version from the URL: http://www.nvidia.com/Download/index.aspx"
+)
+UNKNOWN = "CUDA initialization: CUDA unknown error - this may be due to an incorrectly set up environment. Setting ..."
+
+
+@pytest.fixture
+def machine_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Give a function that makes this machine one that shows such files, with a torch of such a build."""
+
+    def make(files: dict[str, str], built: str | None, visible: str | None = None, says: str = "") -> None:
+        for name, text in {**files, **OTHERS}.items():
+            path = tmp_path / "root" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        monkeypatch.setattr(machine, "_ROOT", tmp_path / "root")
+        monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        monkeypatch.setattr(torch.version, "cuda", built)
+
+        told_once = [says] if says else []
+
+        def is_available() -> bool:
+            if told_once:  # as torch does
+                warnings.warn(told_once.pop(), stacklevel=1)
+            return False
+
+        monkeypatch.setattr(torch.cuda, "is_available", is_available)
+        machine.no_cuda.cache_clear()
+
+    yield make
+    machine.no_cuda.cache_clear()
+
+
+TROUBLES = {
+    "driver too old": (
+        ({**DRIVER, **DEVICE, **CARD}, "13.0", None, OLD),
+        *("the driver (535.183.01) knows CUDA up to 12.2, and torch", "install torch for CUDA 12.2 or older"),
+    ),
+    "wheel for the CPU": (
+        ({**DRIVER, **DEVICE}, None),
+        *("is built for the CPU, though there is a driver (535.183.01)", "install torch built for CUDA"),
+    ),
+    "wheel for the CPU, and no driver": (
+        *((CARD, None), "is built for the CPU, though there is an NVIDIA card"),
+        "install torch built for CUDA",
+    ),
+    "hidden": (
+        ({**DRIVER, **DEVICE}, "13.0", ""),
+        *("CUDA_VISIBLE_DEVICES hides all devices", "unset CUDA_VISIBLE_DEVICES"),
+    ),
+    "another's number": (
+        ({**DRIVER, **DEVICE}, "13.0", "7"),
+        *("CUDA_VISIBLE_DEVICES (7) names no device that there is", "nvidia-smi -L"),
+    ),
+    "no driver": ((CARD, "13.0"), "no NVIDIA driver, though there is an NVIDIA card", "install the driver"),
+    "container without the devices": ((DRIVER, "13.0"), "a driver (535.183.01), but no card", "docker: --gpus all"),
+    "something else": (
+        ({**DRIVER, **DEVICE}, "13.0", None, UNKNOWN),
+        *("CUDA unknown error - this may be due to an incorrectly set up environment; driver 535.183.01", "nvidia-smi"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLES)
+def test_a_card_that_is_not_used_is_explained_wherever_it_matters(name: str, machine_with, bench: Bench) -> None:
+    setup, what, fix = TROUBLES[name]
+    machine_with(*setup)
+    one = found("-c", str(bench.spec), "--set", "engine.device=auto")[1]["cuda"]
+    assert (one["status"], what in one["found"], fix in one["fix"]) == ("warn", True, True), one
+    assert resolve_device("auto") == "cpu"
+    line = unused_card("auto")
+    assert what in line and fix in line and line.count("\n") == 0 and "engine.device=cpu" in line
+    assert unused_card("cpu") is None
+    line = told(bench("train-source", "--set", "engine.device=cuda"), 1)
+    assert "torch can use no CUDA device" in line and what in line and fix in line
+
+
+def test_a_machine_without_a_card_is_no_trouble(machine_with, bench: Bench) -> None:
+    machine_with({}, None)
+    one = found("-c", str(bench.spec), "--set", "engine.device=auto")[1]["cuda"]
+    assert (one["status"], one["fix"]) == ("ok", "") and one["found"].endswith("training runs on the CPU")
+    assert unused_card("auto") is None and resolve_device("auto") == "cpu"
+
+
+def test_training_on_the_cpu_beside_a_card_says_why_once(machine_with, trained: Bench, tmp_path: Path) -> None:
+    machine_with(*TROUBLES["driver too old"][0])
+    bench = after_source(tmp_path / "b", trained, {"adapt.epochs": 1, "adapt.steps_per_epoch": 1})
+    bench.spec.write_text(bench.spec.read_text().replace("device: cpu", "device: auto"))
+    first = bench.done("train-source").stderr.splitlines()
+    assert first[0].startswith("device: cpu (")
+    assert first[1].startswith("warning: the CPU is used and no CUDA device: the driver (535.183.01) knows CUDA up to")
+    assert sum("device" in line for line in first) == 2
+    (quiet,) = warned(bench.done("adapt", "--quiet"))
+    assert quiet == first[1]
+    assert bench.done("adapt", "--json").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((8, 6), ["sm_80", "sm_90"], True),
+        ((8, 0), ["sm_86"], False),
+        ((9, 0), ["sm_80", "compute_80"], True),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 1), ["sm_90a", "sm_100a"], False),
+        ((12, 1), ["sm_120f"], True),
+        ((6, 1), ["sm_75", "sm_80", "sm_120"], False),
+        ((6, 1), [], True),  # nothing is known
+    ],
+)
+def test_a_card_of_another_generation_is_told_before_training(
+    capability: tuple[int, int], built: list[str], runs: bool, monkeypatch: pytest.MonkeyPatch, bench: Bench
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA Old")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    machine.no_cuda.cache_clear()
+    try:
+        assert resolve_device("auto") == ("cuda" if runs else "cpu")
+        assert (unused_card("auto") is None) == runs
+        if not runs:
+            line = told(bench("train-source", "--set", "engine.device=cuda"), 1)
+            assert f"NVIDIA Old is sm_{capability[0]}{capability[1]}, and torch" in line
+            assert f"is built for {', '.join(built)}" in line and "previous-versions" in line
+            assert not (bench.folder / "runs").exists()
+    finally:
+        machine.no_cuda.cache_clear()

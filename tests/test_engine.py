@@ -405,16 +405,46 @@ def test_another_architecture_is_named_by_its_key(setting: str, told: str, comma
 
 
 def test_a_meter_is_the_mean_and_survives_a_stop() -> None:
-    whole, first = Meter(), Meter()
+    cpu = torch.device("cpu")
     values = [0.1, 0.7, 0.4]
-    for meter, some in ((whole, values), (first, values[:2])):
-        for value in some:
-            meter.add({"a": torch.tensor(value)})
-    second = Meter()
-    second.load_state_dict(first.state_dict(), torch.device("cpu"))
-    second.add({"a": torch.tensor(values[2])})
-    assert second.flush() == whole.flush() == {"a": pytest.approx(0.4)}
-    assert second.flush() == {}
+
+    def add(meter: Meter, step: int) -> None:
+        meter.begin_step(step)
+        meter.add(0, {"a": torch.tensor(values[step])}, {"b": torch.tensor(step)})
+
+    meters = whole, full, first = Meter(cpu, 20), Meter(cpu, 1), Meter(cpu, 20)
+    for meter, steps in zip(meters, (3, 3, 2), strict=True):
+        for step in range(steps):
+            add(meter, step)
+    second = Meter(cpu, 20)
+    second.load_state_dict(first.state_dict(), 2)
+    add(second, 2)
+    expected = sum(torch.tensor(values).double().tolist()) / 3
+    assert second.flush() == whole.flush() == full.flush() == ({"a": pytest.approx(expected, rel=1e-15)}, {"b": 1.0})
+    assert second.flush() == ({}, {})
+
+
+def test_a_meter_adds_what_several_updates_give_under_one_name() -> None:
+    meter = Meter(torch.device("cpu"), 20)
+    meter.begin_step(0)
+    sums = [
+        meter.add(u, {"a": torch.tensor(float(u)), **more}, {}) for u, more in ((1, {}), (2, {"b": torch.ones(())}))
+    ]
+    assert [s.item() for s in sums] == [1, 3]
+    assert meter.add(3, {}, {}) == 0
+    assert meter.flush() == ({"a": 1.5, "b": 1.0}, {})
+
+
+def test_a_meter_finds_the_first_loss_that_is_not_finite() -> None:
+    meter, bad = Meter(torch.device("cpu"), 3), float("nan")
+    rows = [(0, 0, 1.0), (0, 1, 1.0), (1, 0, 1.0), (1, 1, bad), (2, 0, float("inf")), (5, 0, 1.0)]
+    for step, number, value in rows:
+        meter.begin_step(step)
+        meter.add(number, {"a": torch.tensor(2.0), "b": torch.tensor(value)}, {"c": torch.tensor(bad)})
+    step, number, losses = meter.not_finite()
+    assert (step, number, str(losses)) == (1, 1, "{'a': 2.0, 'b': nan}")
+    meter.flush()
+    assert meter.not_finite() is None
 
 
 def test_metrics_of_a_killed_run_are_cut_back(tmp_path: Path) -> None:

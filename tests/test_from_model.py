@@ -277,3 +277,11 @@ def test_a_sweep_from_a_start_trains_no_source(trained: Bench, prepared: Path, t
     assert rows["source-only", 0] == rows["source-only", 1]
     assert not (tmp_path / "runs/tiny/seed-0/source/last.ckpt").exists()
     assert run("evaluate", "-c", spec, "--report", "--quiet").exit_code == 0
+    assert json.loads(run("sweep", spec, "--cell", 0, "--json").stdout)["missing"] == []
+    # What is finished was made of the one start, and does not pass for what another makes.
+    state = checkpoint.load(trained.runs / "source/best.ckpt")
+    state["network"] = {name: tensor + 1 for name, tensor in state["network"].items()}
+    (tmp_path / "other").mkdir()
+    checkpoint.save(tmp_path / "other/best.ckpt", state)
+    other = run("sweep", spec, "--quiet", "--set", f"adapt.start={tmp_path / 'other'}")
+    assert other.exit_code == 1 and other.stderr.count("holds another model than") == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -162,3 +163,31 @@ def test_the_time_that_faces_took_is_counted(raf: Store, jaffe: Store) -> None:
     assert made.waited == 0
     made(0)
     assert made.waited > 0
+
+
+def test_work_ahead_ends_where_it_is_told_to() -> None:
+    done: list[int] = []
+    ahead = Prefetcher(lambda step: done.append(step) or step, end=3)
+    assert [ahead(step) for step in range(3)] == [0, 1, 2] == done
+    ahead.close()
+    assert done == [0, 1, 2]
+    assert not any(thread is not threading.main_thread() for thread in ahead._pool._threads if thread.is_alive())
+
+
+def test_work_under_way_is_waited_for_and_no_other_begun() -> None:
+    begun, done, goes_on = threading.Event(), [], threading.Event()
+
+    def work(step: int) -> int:
+        if step == 1:
+            begun.set()
+            goes_on.wait(10)
+        done.append(step)
+        return step
+
+    ahead = Prefetcher(work)
+    assert ahead(0) == 0 and begun.wait(10)
+    threading.Timer(0.05, goes_on.set).start()
+    ahead.close()
+    assert done == [0, 1]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        ahead(2)

@@ -69,7 +69,7 @@ def expected_losses(method: Method, network: nn.Module, batch: Batch) -> dict[st
         return losses | {
             f"norm-{domain}": WEIGHTS[-1] * options.weight * norm_loop(method, out) for domain, out in pairs
         }
-    coefficient = WEIGHTS[-1] * reversal_coefficient(STEP, options.reversal_steps)
+    coefficient = WEIGHTS[-1] * reversal_coefficient(STEP, options.reversal_steps).item()
     if method.name == "dann":
         return losses | {"adversarial": options.weight * dann_loop(method, source, target, coefficient)}
     logits, features = torch.cat([source.logits, target.logits])[:, 6], torch.cat([source.features, target.features])

@@ -16,10 +16,10 @@ from nursery import Nursery
 from trained_runs import assert_same_run
 
 from fercli.engine import checkpoint
+from fercli.engine import predict as evaluation
 from fercli.engine.guards import FAILED_BATCH
 from fercli.engine.log import read_metrics
 from fercli.loading.batches import Batches
-from fercli.loading.face_dataset import FaceDataset
 from fercli.store import Store
 
 
@@ -88,7 +88,12 @@ def on_a_cpu(*_: Any) -> None:
         ((Batches, "__call__"), on_a_gpu, {}, "out of GPU memory with adapt.batch 8: try adapt.batch=4; nothing"),
         ((Batches, "__call__"), on_a_cpu, {}, "out of memory with adapt.batch 8: try adapt.batch=4; nothing"),
         ((Batches, "__call__"), on_a_gpu, {"adapt.batch": 3}, "adapt.batch 3: free memory that others hold, or take a"),
-        ((FaceDataset, "plain"), on_a_gpu, {}, "with engine.evaluate_batch 128: try engine.evaluate_batch=64; nothing"),
+        (
+            (evaluation, "plain_view"),
+            on_a_gpu,
+            {},
+            "with engine.evaluate_batch 128: try engine.evaluate_batch=64; nothing",
+        ),
     ],
 )
 def test_too_little_memory_says_what_to_try(

@@ -90,7 +90,7 @@ def only_moved(plan: Plan) -> torch.Tensor:
 
 def test_plain_view_is_the_stored_box_to_the_bit():
     faces, points, crops = inputs(3)
-    view = plain_view(faces, points, crops, STILL)
+    view = plain_view(faces.contiguous(), points, crops, STILL)
     box = faces[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
     assert torch.equal(levels(view.images).round().to(torch.uint8), box)
     assert torch.equal(levels(view.crops).round().to(torch.uint8), crops)
@@ -99,7 +99,8 @@ def test_plain_view_is_the_stored_box_to_the_bit():
     ).view(3, 1, 1)
     torch.testing.assert_close(view.images, expected, atol=2e-6, rtol=0)
     assert torch.equal(view.landmarks, points - MARGIN)
-    assert view.images.is_contiguous() and view.crops.is_contiguous()
+    assert view.images.is_contiguous(memory_format=torch.channels_last)
+    assert view.crops.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
     assert view.images.shape == (3, 3, SIZE, SIZE) and view.crops.shape == (3, 5, 3, PATCH, PATCH)
 
 

@@ -29,7 +29,9 @@ class Tiny(nn.Module):
 
 
 class Small(nn.Module):
-    """A convolution, a batch norm and seven heads over 8x8 pictures: all that the methods ask of a network."""
+    """A convolution, a batch norm and seven heads over 8x8 pictures or larger: all that methods ask of a network."""
+
+    compiled = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,6 +45,10 @@ class Small(nn.Module):
         first, local, last = self.classifiers
         logits = [first(features[:, :1]), local(features[:, 1:]), last(features.flatten(1))[:, None]]
         return Output(torch.cat(logits, 1), features)
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        new = list(self.classifiers.parameters())
+        return {"backbone": [*self.backbone.parameters(), *self.spread.parameters()], "new": new}
 
 
 class NormedTiny(Tiny):

@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fercli import console
+from fercli.benchmarks.operations import Operations
 from fercli.benchmarks.stores import noise_store
 from fercli.durations import digits
 from fercli.engine.acceleration import accelerate, autocast_of, resolve_precision
 from fercli.engine.data import open_store, source_faces, target_faces, view_settings
 from fercli.engine.fabric import make_fabric
-from fercli.engine.loop import begin_epoch, update
+from fercli.engine.loop import begin_epoch, step_taker, take_step
 from fercli.engine.network import empty_network
 from fercli.engine.stages import train_source
 from fercli.engine.training import Training
@@ -66,19 +67,24 @@ class Steps:
         target = target_faces(spec, open_store(spec, "target", labels=False), self.device) if adapts else None
         network = empty_network(spec)
         self.training = Training(spec, fabric, network, source, target, room, record={})
+        self._take_step: Callable[[Batch], None] | None = None
         begin_epoch(self.training)
 
     def run(self, timed: Callable[[str], Any] = nullcontext) -> None:
         """Do one step as the loop does; `timed`: name of a part -> a context to do it in."""
         with timed("batch"):
             batch = self.training.batch()
+        self.training.begin_step()
         self.update(batch, timed)
         self.training.count_step()
 
     def update(self, batch: Batch, timed: Callable[[str], Any]) -> None:
-        """Do what follows in a step when its batch is made."""
-        for number in range(self.training.method.updates):
-            update(self.training, batch, number, timed)
+        """Do what follows in a step when its batch is made; as the loop does it where no part is `timed`."""
+        if timed is nullcontext:
+            self._take_step = self._take_step or step_taker(self.training)
+            self._take_step(batch)
+        else:
+            take_step(self.training, batch, timed)
 
 
 def on_noise(spec: Spec, room: Path) -> Spec:
@@ -147,8 +153,12 @@ def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[
     made = Steps(spec, stage, room)
     training = made.training
     with FlopCounterMode(display=False) as counter:
-        made.run()
+        made.run(Clock())
     chosen = accelerate(training.network, spec.engine, made.device, training.faces_a_step)
+    made.run(Clock())  # with the first some constants are sent
+    with Operations(made.device.type) as seen:
+        made.run(Clock())
+    chosen |= {"operations": seen.total, "host_waits": len(seen.waits)}
     _forget_peak(made.device)
     for _ in range(2):
         made.run()
@@ -185,6 +195,8 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
 
     with FlopCounterMode(display=False) as counter:
         run()
+    with Operations(device.type) as seen:
+        run()
     _forget_peak(device)
     run()
     parts = Clock(device)
@@ -192,7 +204,8 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
         run(parts)
     waited = 0.0
     spent = seconds(lambda: [run() for _ in range(steps)], device, rounds, warm=0)
-    chosen = {"precision": precision, "crop_nets": network.local_nets.implementation, "compile": False}
+    how = {"crop_nets": network.local_nets.implementation, "compile": False}
+    chosen = {"precision": precision, **how, "operations": seen.total, "host_waits": len(seen.waits)}
     flops = counter.get_total_flops()
     return _row(spec, device, chosen, batch, batch, steps, spent, parts.spent, flops, waited / (rounds * steps))
 
@@ -280,7 +293,7 @@ def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[s
 def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     """Return columns and rows of a result of `measure` for the console: speed, and what the parts of a step take."""
     columns = ["batch", "precision", "ms a step", "steps/s", "images/s"]
-    columns += ["GFLOP a step", "TFLOP/s", "utilisation", "memory MB", "data wait"]
+    columns += ["GFLOP a step", "TFLOP/s", "utilisation", "memory MB", "data wait", "operations"]
     done = [row for row in result["rows"] if "failed" not in row]
     parts = [name for name in (*PARTS, "rest") if any(name in row["shares"] for row in done)]
     speed, shares = [], []
@@ -295,6 +308,7 @@ def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
                 *(digits(row[key]) for key in ("step_ms", "steps_per_s", "images_per_s", "gflop_per_step", "tflops")),
                 f"{row['utilisation']:.0%}",
                 *("-" if row["memory_peak_mb"] is None else f"{row['memory_peak_mb']:.0f}", f"{row['data_wait']:.1%}"),
+                f"{row['operations']:,}",
             ]
         )
         shares.append([*head, *(f"{row['shares'].get(name, 0):.0%}" for name in parts)])

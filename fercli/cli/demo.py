@@ -61,10 +61,11 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     still = quiet or as_json
     preparing = (prepare.command, "prepare", {"datasets": (), "root": None})
     if sweeping:
+        whole = {"dry_run": False, "counting": False, "cell": None}
         spec_file = str(write_shifts(folder))
         steps = (
             preparing,
-            (sweep.command, f"sweep {spec_file} --jobs {jobs}", {"jobs": jobs, "dry_run": False}),
+            (sweep.command, f"sweep {spec_file} --jobs {jobs}", {"jobs": jobs, **whole}),
             (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
         )
     else:

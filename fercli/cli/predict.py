@@ -90,11 +90,16 @@ def command(
         jsonl = "-"
     found = find_inputs(inputs, sys.stdin.buffer)
 
+    from fercli.engine.fabric import unused_card
     from fercli.predict.recognizer import Recognizer
     from fercli.predict.run import predict
 
     trained = _model(run, target, spec, named=bool(spec_file or overrides or local_spec()))
-    recognizer = Recognizer.of(trained, device or spec.engine.device, adapt, episodic)
+    device = device or spec.engine.device
+    unused = unused_card(device)
+    if unused is not None:
+        console.warn(unused)
+    recognizer = Recognizer.of(trained, device, adapt, episodic)
     if recognizer.adaptation is not None:
         before = "" if episodic else " and on those before"
         told = f"an answer depends on the other faces of its batch (--batch {batch}){before}"

@@ -8,13 +8,33 @@ from fercli import console
 from fercli.cli.options import console_options, overrides_option, read_spec
 
 
+class _Jobs(click.ParamType):
+    """A number from 1 on, or ``gpus``."""
+
+    name = "jobs"
+
+    def convert(self, value, param, ctx):
+        if value != "gpus" and not (str(value).isdecimal() and int(value)):
+            self.fail(f"{value!r} is neither a number from 1 on nor gpus", param, ctx)
+        return value
+
+
 @click.command("sweep", short_help="Methods x targets x seeds, and one table.")
 @click.argument("spec_file", metavar="SPEC")
 @overrides_option
-@click.option("--jobs", type=click.IntRange(min=1), help="Cells trained at a time; a shortcut for sweep.jobs.")
+@click.option(
+    "--jobs",
+    type=_Jobs(),
+    metavar="N|gpus",
+    help="Cells trained at a time, or gpus: one a GPU. A shortcut for sweep.jobs.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the spec and list the cells; train nothing.")
+@click.option("--cells", "counting", is_flag=True, help="Print how many cells there are; train nothing.")
+@click.option(
+    "--cell", type=click.IntRange(min=0), metavar="N", help="Train this cell alone, counted from 0 as --dry-run does."
+)
 @console_options
-def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
+def command(spec_file, overrides, jobs, dry_run, counting, cell, quiet, as_json):
     """Train and score methods on targets over seeds, by the `sweep` section of a run spec.
 
     The datasets must be prepared. Stopped or killed, the same command goes on where it was; results.json and
@@ -25,31 +45,77 @@ def command(spec_file, overrides, jobs, dry_run, quiet, as_json):
         methods: {aglrls: , no-adversarial: {method: aglrls, options: {adversarial: false}}, dann: }
         seeds: [0, 1, 2]
         grid: {adapt.batch: [8, 16]}      # optional: any key of the spec
-        jobs: 2                           # cells at a time
+        jobs: 2                           # cells at a time; gpus: one a GPU
+        backend: dask                     # optional: on a cluster, with its address as cluster
+
+    Started several times, on one machine or on several that share the run's folder, it shares out the work. What a
+    process that was killed has left is taken over, after two minutes where it was on another machine.
+
+    --cell is for the arrays of SLURM: whoever comes first trains the source model of a seed, the others wait for it,
+    and whoever comes last writes the table. In a batch script:
+
+    \b
+      #SBATCH --gres=gpu:1 --requeue
+      srun fercli sweep my-sweep.yaml --cell $SLURM_ARRAY_TASK_ID
+    and to submit it:
+      sbatch --array=0-$(( $(fercli sweep my-sweep.yaml --cells) - 1 )) cell.sh
 
     \b
     Examples:
       fercli sweep shifts --jobs 2
+      fercli sweep my-sweep.yaml --jobs gpus
+      fercli sweep my-sweep.yaml --cell 3
+      fercli sweep my-sweep.yaml --set sweep.backend=dask --set sweep.cluster=tcp://node1:8786
       fercli sweep my-sweep.yaml --set sweep.seeds=[0,1,2,3,4]
     """
-    from fercli.cli.results_view import show
-    from fercli.errors import Advice, FercliError
-    from fercli.scoring.results_files import write_results
-    from fercli.sweep.aggregate import gather
-    from fercli.sweep.plan import plan
-    from fercli.sweep.run import sweep
+    from fercli.engine.interrupt import StopRequest
 
+    # From here on, modules that load and tables that are made included, a signal is heeded where that loses nothing.
+    with StopRequest():
+        _sweep(spec_file, overrides, jobs, dry_run, counting, cell, quiet, as_json)
+
+
+def _sweep(spec_file, overrides, jobs, dry_run, counting, cell, quiet, as_json):
+    from fercli.cli.results_view import show
+    from fercli.errors import Advice, FercliError, SpecError
+    from fercli.sweep.plan import plan
+    from fercli.sweep.run import sweep, unfinished
+
+    asked = {"--cell": cell is not None, "--cells": counting, "--dry-run": dry_run, "--jobs": jobs is not None}
+    given = [option for option, there in asked.items() if there]
+    if len(given) > 1:
+        raise SpecError(f"{given[0]} and {given[1]} do not go together", "leave one of them out")
     overrides = overrides if jobs is None else (*overrides, f"sweep.jobs={jobs}")
     spec = read_spec(spec_file, overrides, quiet, as_json)
     cells = plan(spec)
-    if dry_run:
-        rows = [[cell.spec.adapt_folder(cell.target).relative_to(spec.run_folder), cell.method] for cell in cells]
-        console.table(f"{len(cells)} cells in {spec.run_folder}", ["folder", "method"], rows)
-        console.result({"cells": [cell.title for cell in cells]})
+    if dry_run or counting:
+        if counting and not as_json:
+            console.write(f"{len(cells)}\n")
+        elif dry_run:
+            rows = [[i, c.folder.relative_to(spec.run_folder), c.method, c.target] for i, c in enumerate(cells)]
+            columns = ["cell", "folder", "method", "target"]
+            console.table(f"{len(cells)} cells in {spec.run_folder}", columns, rows, left=len(columns))
+        console.result({"cells": [one.title for one in cells]})
         return
-    failed = sweep(spec)
-    document = gather(spec)
-    files = write_results(document, [], spec.run_folder)
-    show(document, files)
+    failed = sweep(spec, cell)
+    left = [] if cell is None else [one.title for one in unfinished(cells) if one != cells[cell]]
+    if not left:
+        show(*_write_table(spec))
     if failed:
-        raise FercliError(Advice.joined("\n  ", [f"{len(failed)} of {len(cells)} cells failed:", *failed]))
+        head = [f"{len(failed)} of {len(cells)} cells failed:"] if cell is None else []
+        raise FercliError(Advice.joined("\n  ", [*head, *failed]))
+    if left:
+        many = f"{left[0]} is left" if len(left) == 1 else f"{len(left)} cells are left, {left[0]} the first"
+        console.say(f"{cells[cell].title}: done; {many}. Whoever does the last writes the table; so does, at any time:")
+        console.say(f"  fercli evaluate -c {spec_file} --report")
+        console.result({"cell": cell, "title": cells[cell].title, "left": left})
+
+
+def _write_table(spec):
+    from fercli.files import only_one
+    from fercli.scoring.results_files import write_results
+    from fercli.sweep.aggregate import gather
+
+    with only_one(spec.run_folder, "sweep", waiting=f"another process writes the table in {spec.run_folder}; waiting"):
+        document = gather(spec)
+        return document, write_results(document, [], spec.run_folder)

@@ -11,17 +11,14 @@ from __future__ import annotations
 import os
 import platform
 import re
-import shutil
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fercli.machine import installed_version
+from fercli.machine import installed_version, no_cuda
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -217,38 +214,15 @@ def cuda(spec: Spec) -> Iterator[Finding]:
         import torch
     except Exception:
         return  # told by `torch`
-    wanted = spec.engine.device == "cuda"
-    driver = _driver()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        usable = torch.cuda.is_available()
-    if usable:
+    missing = no_cuda()
+    if missing is not None:
+        wanted = spec.engine.device == "cuda"
+        amiss = wanted or missing.card
+        status = FAIL if wanted else WARN if amiss else OK
+        found = f"none: {missing.found}" + ("" if amiss else "; training runs on the CPU")
+        yield Finding("cuda", status, found, missing.fix if amiss else "")
+    if torch.cuda.is_available():
         yield from _devices()
-        return
-    status = FAIL if wanted else WARN if driver else OK
-    others = "https://pytorch.org/get-started/previous-versions"
-    if torch.version.cuda is None and torch.version.hip is None:
-        found = "none: this torch is built for the CPU" + (f", though there is a driver ({driver})" if driver else "")
-        fix = "install torch built for CUDA, as https://pytorch.org says" if driver or wanted else ""
-    elif os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        found, fix = "none: CUDA_VISIBLE_DEVICES hides all devices", "unset CUDA_VISIBLE_DEVICES"
-    elif driver is None:
-        found = "none: no NVIDIA driver" + ("" if wanted else "; training runs on the CPU")
-        fix = "install the driver, or in a container give it the devices (docker: --gpus all)" if wanted else ""
-    else:
-        reason = " ".join(str(said[0].message).split(". ")[0].split()) if said else "torch sees no device"
-        found = f"none: {reason}; driver {driver}, torch's CUDA {torch.version.cuda}"
-        fix = f"update the driver, or install torch for an older CUDA ({others}); nvidia-smi tells the driver's CUDA"
-    yield Finding("cuda", status, found, fix)
-
-
-def _driver() -> str | None:
-    """The NVIDIA driver's version, as far as the system tells; None without one."""
-    try:
-        line = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace").splitlines()[0]
-    except (OSError, IndexError):
-        return "of unknown version" if shutil.which("nvidia-smi") else None
-    return next((word for word in line.split() if word[:1].isdigit() and "." in word), "of unknown version")
 
 
 def _devices() -> Iterator[Finding]:

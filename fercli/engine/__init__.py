@@ -14,6 +14,7 @@
 - `start`: a model from elsewhere as the one that a run's adaptations begin with;
 - `interrupt`: SIGINT and SIGTERM;
 - `acceleration`: precision, libraries of the device, compilation;
+- `capture`: a step recorded as one CUDA graph;
 - `fabric`: devices and processes;
 - `lightning`: what is used of Lightning Fabric;
 - `distributed`: several processes that train as one;

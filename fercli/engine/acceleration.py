@@ -7,11 +7,11 @@ matrix products are).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fercli import console
 from fercli.engine import distributed
@@ -74,19 +74,15 @@ def accelerate(network: GlobalLocal, engine: Engine, device: torch.device, batch
     network.to(device)
     network.autocast = autocast_of(precision)
     network.local_nets.implementation = _crop_nets(network, engine, device, batch)
-    compiles = engine.compile == "on" or (engine.compile == "auto" and compile_pays(engine, device))
-    network.compiled = Compiled(network.compute) if compiles else None
-    return {"precision": precision, "crop_nets": network.local_nets.implementation, "compile": compiles}
-
-
-def compile_pays(engine: Engine, device: torch.device) -> bool:
-    """Whether ``engine.compile: auto`` compiles: on one CUDA device, unless runs must repeat bit for bit."""
-    return device.type == "cuda" and not engine.deterministic and distributed.world_size() == 1
+    network.compiled = compiled_or_none(network.compute) if engine.compile == "on" else None
+    return {
+        "precision": precision,
+        "crop_nets": network.local_nets.implementation,
+        "compile": network.compiled is not None,
+    }
 
 
 def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch: int) -> str:
-    if distributed.world_size() > 1:  # norms that processes share are called one by one
-        return "loop"
     if engine.crop_nets != "auto":
         return engine.crop_nets
     channels = network.backbone.local_channels
@@ -94,41 +90,78 @@ def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch
         return "loop"
     if device.type == "cpu":
         return "grouped" if channels <= SIDE_BY_SIDE else "loop"
+    if distributed.world_size() > 1 and engine.batch_norm == "synchronised":
+        return "grouped"  # one message for five norms, where messages are most of a step
     windows = torch.zeros(5, batch, WINDOW, WINDOW, channels, device=device).permute(1, 0, 4, 2, 3)
-    return next(iter(network.local_nets.fastest(windows, network.autocast)))
+    # What is measured may differ between processes: the first one's counts.
+    return distributed.on_rank_zero(lambda: next(iter(network.local_nets.fastest(windows, network.autocast))))
 
 
 class Compiled:
-    """A network's forward pass through `torch.compile`, until that fails: then as it is, with one warning.
+    """A network's forward pass through `torch.compile`, each shape for itself (up to torch's limit of 8).
 
-    Each shape is compiled for itself; after torch's limit of shapes (8) further ones run as they are.
+    Attributes:
+        proven: kinds of updates that went well, there and back.
     """
 
     def __init__(self, compute: Callable[..., Output], **options: Any):
-        self._plain = compute
-        self._compiled: Callable[..., Output] | None = None
-        try:
-            self._compiled = torch.compile(compute, dynamic=False, **options)
-        except Exception as problem:  # a platform or Python that it does not support
-            _give_up(problem)
+        self._compiled = torch.compile(compute, dynamic=False, **options)
+        self.proven: set[Hashable] = set()
 
     def __call__(self, images: Tensor, landmarks: Tensor, crops: Tensor | None = None) -> Output:
-        if self._compiled is not None:
-            try:
-                return self._compiled(images, landmarks, crops)
-            except torch.cuda.OutOfMemoryError:
-                raise
-            except Exception as problem:
-                # What the pass itself is to blame for happens again below. Compiling comes before running, so that
-                # statistics have not moved yet.
-                result = self._plain(images, landmarks, crops)
-                self._compiled = None
-                _give_up(problem)
-                return result
-        return self._plain(images, landmarks, crops)
+        return self._compiled(images, landmarks, crops)
+
+
+def compiled_or_none(compute: Callable[..., Output], **options: Any) -> Compiled | None:
+    """`Compiled`, or with a warning None on a platform or Python that it does not support."""
+    try:
+        return Compiled(compute, **options)
+    except Exception as problem:
+        _give_up(problem)
+        return None
+
+
+def with_way_back(network: GlobalLocal, module: nn.Module, kind: Hashable, gradients: Callable[[], None]) -> None:
+    """Compute gradients by a compiled network; if that fails, once more without, with one warning for good.
+
+    A pass is compiled when it first runs, forwards and later backwards, and both may fail. So the first of each kind
+    can be taken back: what a forward pass changes, buffers and random numbers, is kept until it is done.
+
+    Args:
+        network: `GlobalLocal.compiled` of it is removed where it fails.
+        module: whose buffers `gradients` may change.
+        kind: of update: by shapes, and whatever else leads to other passes.
+        gradients: sets the gradients anew.
+    """
+    compiled = network.compiled
+    if compiled is None or kind in compiled.proven:
+        gradients()
+        return
+    buffers = list(module.buffers())
+    kept, drawn = [buffer.clone() for buffer in buffers], torch.get_rng_state()
+    on_device = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    try:
+        gradients()
+        compiled.proven.add(kind)
+    except (FercliError, torch.cuda.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as problem:
+        network.compiled = None
+        with torch.no_grad():
+            for buffer, before in zip(buffers, kept, strict=True):
+                buffer.copy_(before)
+        torch.set_rng_state(drawn)
+        if on_device is not None:
+            torch.cuda.set_rng_state(on_device)
+        gradients()  # what the pass itself is to blame for happens again
+        _give_up(problem)
+
+
+def first_line(problem: Exception) -> str:
+    """An error's type and the first line of what it says."""
+    text = next(iter(str(problem).splitlines()), "")
+    return f"{type(problem).__name__}{': ' + text[:120] if text else ''}"
 
 
 def _give_up(problem: Exception) -> None:
-    text = next(iter(str(problem).splitlines()), "")
-    said = f"{type(problem).__name__}{': ' + text[:120] if text else ''}"
-    console.warn(f"torch.compile does not work here ({said}); going on without it (engine.compile=off)")
+    console.warn(f"torch.compile does not work here ({first_line(problem)}); going on without it (engine.compile=off)")

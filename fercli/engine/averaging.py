@@ -32,9 +32,9 @@ class WeightAverage:
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         real = [pair for pair in zip(self._average, self._live, strict=True) if pair[0].is_floating_point()]
         torch._foreach_lerp_([average for average, _ in real], [live for _, live in real], weight)
-        for average, live in zip(self._average, self._live, strict=True):
-            if not average.is_floating_point():
-                average.copy_(live)
+        counters = [pair for pair in zip(self._average, self._live, strict=True) if not pair[0].is_floating_point()]
+        if counters:
+            torch._foreach_copy_([average for average, _ in counters], [live for _, live in counters])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

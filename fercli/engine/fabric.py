@@ -24,6 +24,7 @@ from fercli import console
 from fercli.engine import distributed
 from fercli.engine.acceleration import resolve_precision, set_libraries
 from fercli.errors import FercliError
+from fercli.machine import name_of, no_cuda
 from fercli.spec import Engine
 
 
@@ -66,22 +67,42 @@ def resolve_device(name: str) -> str:
     """ "cpu" or "cuda" for `engine.device`.
 
     Raises:
-        FercliError: "cuda" is asked for and there is none.
+        FercliError: "cuda" is asked for and torch can use none.
     """
-    if name == "cuda" and not torch.cuda.is_available():
+    if name == "cpu":
+        return name
+    missing = no_cuda()
+    if missing is None:
+        return "cuda"
+    if name == "cuda":
         raise FercliError(
-            "engine.device is cuda but torch sees no CUDA device",
-            "check the driver with nvidia-smi, or set engine.device=auto",
+            f"engine.device is cuda but torch can use no CUDA device: {missing.found}",
+            f"{missing.fix}, or set engine.device=auto",
         )
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return name
+    return "cpu"
+
+
+def unused_card(name: str) -> str | None:
+    """Why `engine.device` "auto" takes the CPU where there is an NVIDIA card, and what to do, in a line; else None."""
+    missing = no_cuda() if name == "auto" else None
+    if missing is None or not missing.card:
+        return None
+    return f"the CPU is used and no CUDA device: {missing.found}; {missing.fix}, or say engine.device=cpu"
+
+
+def tell_device(engine: Engine) -> None:
+    """Say once a command which device is used, and warn where a card there is is not."""
+    device, processes = resolve_device(engine.device), launched().processes
+    console.say(f"device: {name_of(device)}" + (f", {processes} processes" if processes > 1 else ""), once=True)
+    unused = unused_card(engine.device)
+    if unused is not None:
+        console.warn(unused, once=True)
 
 
 def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
     """A launched `Fabric` on this process's device, the process seeded and its threads set.
 
-    Of several processes only the first speaks from here on.
+    Of several processes only the first speaks from here on. The device is said.
 
     Args:
         engine: the spec's section.
@@ -110,8 +131,24 @@ def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
     distributed.open_cpu_group()
     if distributed.rank():
         console.mute()
+    tell_device(engine)
     torch.manual_seed(engine.seed)
     return fabric
+
+
+def how_to_reduce() -> dict[str, bool]:
+    """What DDP is told of gradients and buffers, as far as this torch knows it.
+
+    Gradients lie in DDP's buckets, which are summed as they are, and go there a bucket at a time in place of one by
+    one: some 700 launches a step less of IR-50. Buffers are left alone, for every process moves them alike, or
+    `fercli.engine.sharding.average_norms` does. The graph is not called static: passes come and go (a pool of pseudo
+    labels that is empty at first, a method's several updates), and where every parameter gets a gradient it would
+    save nothing.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    batched = {"batched_grad_copy": True} if "batched_grad_copy" in known else {}
+    return {buffers: False, "gradient_as_bucket_view": True, **batched}
 
 
 def _processes(launch: Launch, device: str, reaches_all: bool) -> dict[str, Any]:
@@ -126,10 +163,7 @@ def _processes(launch: Launch, device: str, reaches_all: bool) -> dict[str, Any]
             f"{here} processes a machine, but a process sees {torch.cuda.device_count()} CUDA device(s)",
             "start one process a device, each seeing all of them (srun: --gres gpu:N, not --gpus-per-task)",
         )
-    # Buffers move alike in every process; how one says so depends on torch's version.
-    known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    strategy = DDPStrategy(find_unused_parameters=not reaches_all, **{buffers: False})
+    strategy = DDPStrategy(find_unused_parameters=not reaches_all, **how_to_reduce())
     if launch.by == "torchrun":
         found = environments.TorchElasticEnvironment()
     else:

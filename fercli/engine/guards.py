@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fercli.engine import distributed
+from fercli.engine.log import Meter
 from fercli.errors import FercliError
 from fercli.files import write_atomically
 
@@ -23,50 +24,26 @@ FAILED_BATCH = "failed-batch.json"
 
 
 class NonFiniteGuard:
-    """Watches that the losses are finite, without making an accelerator wait for its host.
-
-    On a CPU a loss is looked at once; elsewhere one step later, when it is long there, and before anything is saved.
+    """Refuses losses that are not finite, when they are read: with every line of the log, and before anything is saved.
 
     Args:
         folder: of the stage; the faces of a batch whose loss is not finite are named in its `FAILED_BATCH`.
+        meter: what the losses were added to.
         describe: step (from 0) -> what else that file says of it: where training stood, and the faces of its batch.
     """
 
-    def __init__(self, folder: Path, describe: Callable[[int], dict[str, Any]]):
-        self._folder, self._describe = folder, describe
-        self._waiting: list[tuple[int, int, list[str], Tensor, Any]] = []
+    def __init__(self, folder: Path, meter: Meter, describe: Callable[[int], dict[str, Any]]):
+        self._folder, self._meter, self._describe = folder, meter, describe
 
-    def watch(self, losses: dict[str, Tensor], step: int, update: int) -> Tensor:
-        """Take note of the losses of an update of a step, and look at those of earlier steps; returns their sum."""
-        self.check(before=step)
-        if not losses:
-            return torch.zeros(())
-        values = list(losses.values())
-        loss = torch.stack(values).sum()
-        seen = torch.stack([*values, loss]).detach()
-        arrived = None
-        if seen.device.type == "cuda":
-            seen = seen.to("cpu", non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._waiting.append((step, update, list(losses), seen, arrived))
-        if arrived is None:
-            self.check()
-        return loss
-
-    def check(self, before: int | None = None) -> None:
-        """Look at what is noted, with `before` at steps before that only.
+    def check(self) -> None:
+        """Look at what was added since the last look.
 
         Raises:
             FercliError: a loss is not finite; which one, at which step, and where its batch is described.
         """
-        while self._waiting and (before is None or self._waiting[0][0] < before):
-            step, update, names, seen, arrived = self._waiting.pop(0)
-            if arrived is not None:
-                arrived.synchronize()
-            if not torch.isfinite(seen).all():
-                values = dict(zip(names, seen.tolist(), strict=False))
-                distributed.on_rank_zero(self._fail, step, update, values)
+        found = self._meter.not_finite()
+        if found is not None:
+            distributed.on_rank_zero(self._fail, *found)
 
     def check_weights(self, module: nn.Module, step: int) -> None:
         """Refuse weights that update `step` has ruined: infinite, or so large that their square is."""

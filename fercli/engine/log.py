@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,36 +16,114 @@ from fercli.errors import FercliError
 from fercli.files import disk_error, write_atomically
 
 METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
+#: Steps whose losses and logs wait on the device at most.
+MOST_ROWS = 1024
+
+
+class _Kind(NamedTuple):
+    """What a row of the meter is of: one of a step's updates, and the names of its losses and logs."""
+
+    update: int
+    losses: tuple[str, ...]
+    logs: tuple[str, ...]
 
 
 class Meter:
-    """Means of named scalars since the last `flush`, kept on the device and read once."""
+    """Losses and logs of the steps since the last `flush`, kept on the device and read all at once.
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = defaultdict(int)
+    Each step writes a row, whose number lies on the device too: so a step that was recorded (`fercli.engine.capture`)
+    writes the next row when it runs again.
 
-    def add(self, values: dict[str, Tensor]) -> None:
-        """Add one step's values."""
-        for name, value in values.items():
-            value = value.detach().double()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] += 1
+    Args:
+        device: of the scalars.
+        rows: steps that it can hold; when it is full it is read.
+    """
 
-    def flush(self) -> dict[str, float]:
-        """The means; starts again."""
-        means = {name: (total / self._counts[name]).item() for name, total in self._sums.items()}
-        self._sums, self._counts = {}, defaultdict(int)
-        return means
+    def __init__(self, device: torch.device, rows: int):
+        self._device, self._most = device, max(1, min(rows, MOST_ROWS))
+        self._row, self._one = torch.zeros(1, dtype=torch.long, device=device), torch.ones(1, device=device)
+        self._first = self._next = 0
+        #: On the device, [rows, ...]: losses, their sum, logs, and a 1 where the row was written.
+        self._written: dict[_Kind, Tensor] = {}
+        #: What was read of them: steps int64 [n], counted from 0, and float64 [n, ...] without the 1.
+        self._kept: dict[_Kind, tuple[Tensor, Tensor]] = {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def begin_step(self, step: int) -> None:
+        """Say that what is added from here on is of `step`, counted from 0."""
+        if step != self._next or step - self._first == self._most:
+            self._read()
+            self._first = step
+        self._next = step + 1
+        self._row.fill_(step - self._first)
+
+    def add(self, update: int, losses: dict[str, Tensor], logs: dict[str, Tensor]) -> Tensor:
+        """Add what one of a step's updates has computed; returns the sum of the losses, to be trained."""
+        if not losses and not logs:
+            return torch.zeros((), device=self._device)
+        values = torch.stack([*losses.values(), *([] if losses else [torch.zeros((), device=self._device)])])
+        loss = values.sum()
+        parts = [values.detach()[: len(losses)], loss.detach()[None]]
+        if logs:
+            parts.append(torch.stack([log.detach().to(self._device, non_blocking=True) for log in logs.values()]))
+        row = torch.cat([*parts, self._one])
+        kind = _Kind(update, tuple(losses), tuple(logs))
+        if kind not in self._written:
+            self._written[kind] = torch.zeros(self._most, len(row), dtype=row.dtype, device=row.device)
+        self._written[kind].index_copy_(0, self._row, row[None])
+        return loss
+
+    def not_finite(self) -> tuple[int, int, dict[str, float]] | None:
+        """The first step and update whose losses are not all finite, and those losses; None where there is none."""
+        self._read()
+        bad = []
+        for kind, (steps, values) in self._kept.items():
+            values = values[:, : len(kind.losses) + 1]
+            for place in (~values.isfinite().all(1)).nonzero().flatten().tolist()[:1]:
+                losses = dict(zip(kind.losses, values[place].tolist(), strict=False))
+                bad.append((int(steps[place]), kind.update, losses))
+        return min(bad, key=lambda found: found[:2], default=None)
+
+    def flush(self) -> tuple[dict[str, float], dict[str, float]]:
+        """The means of losses and logs over all updates that gave them; starts again."""
+        self._read()
+        found: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
+        for kind, (_, values) in self._kept.items():
+            columns = values.T.tolist()
+            for group, names, start in ((found[0], kind.losses, 0), (found[1], kind.logs, len(kind.losses) + 1)):
+                for name, column in zip(names, columns[start:], strict=False):
+                    group.setdefault(name, []).extend(column)
+        self._kept = {}
+        # an exact sum: however often the rows were read in between, the mean is the same
+        losses, logs = ({n: math.fsum(column) / len(column) for n, column in group.items()} for group in found)
+        return losses, logs
+
+    def _read(self) -> None:
+        """Move what was written to the CPU."""
+        if self._next == self._first:
+            return
+        for kind, rows in self._written.items():
+            values = rows[: self._next - self._first].to("cpu", torch.float64)
+            there = values[:, -1] == 1
+            if there.any():
+                read = self._first + there.nonzero().flatten(), values[there, :-1]
+                if kind in self._kept:
+                    read = tuple(torch.cat(both) for both in zip(self._kept[kind], read, strict=True))
+                self._kept[kind] = read
+            rows.zero_()  # and no other tensor in its place: a recorded step writes here
+        self._first = self._next
+
+    def state_dict(self) -> list[dict[str, Any]]:
         """For the checkpoint, so that a resumed run logs what an unbroken one would."""
-        return {"sums": {n: v.cpu() for n, v in self._sums.items()}, "counts": dict(self._counts)}
+        self._read()
+        return [{**kind._asdict(), "steps": steps, "values": values} for kind, (steps, values) in self._kept.items()]
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Take up what `state_dict` gave."""
-        self._sums = {n: v.to(device) for n, v in state["sums"].items()}
-        self._counts = defaultdict(int, state["counts"])
+    def load_state_dict(self, state: list[dict[str, Any]], step: int) -> None:
+        """Take up what `state_dict` gave after `step` steps."""
+        self._kept = {
+            _Kind(rows["update"], tuple(rows["losses"]), tuple(rows["logs"])): (rows["steps"], rows["values"])
+            for rows in state
+        }
+        self._first = self._next = step
 
 
 class Log:
@@ -127,11 +205,20 @@ class MadeOf(BaseModel):
     model: str = ""
 
 
+class TrainedTo(BaseModel):
+    """How far a stage was trained: to which epoch, of how many, and with what patience."""
+
+    epoch: int
+    epochs: int
+    patience: int | None
+
+
 class Environment(BaseModel):
-    """What is read of environment.json."""
+    """What is read of environment.json. An earlier version did not write how far a stage was trained."""
 
     outcome: Outcome
     made_of: MadeOf = MadeOf()
+    trained_to: TrainedTo | None = None
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

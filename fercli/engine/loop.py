@@ -6,22 +6,23 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
 from fercli import console
 from fercli.engine import checkpoint, distributed
+from fercli.engine.acceleration import with_way_back
+from fercli.engine.capture import CapturedStep, CudaGraphs, captures, shapes
 from fercli.engine.guards import memory_hint
 from fercli.engine.interrupt import Interrupted, StopRequest
 from fercli.engine.log import Log
 from fercli.engine.resume import restore, save
 from fercli.engine.safeguards import collapse_in, settle
-from fercli.engine.schedule import set_rates
 from fercli.engine.training import Training
 from fercli.evaluation.selection import best_epoch
 from fercli.loading.batches import Batch
-from fercli.methods.base import Progress
 
 
 def fit(training: Training) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def fit(training: Training) -> dict[str, Any]:
     restore(training)
     if training.start is not None and training.step == 0:
         _keep_start(training)
-    started_at, done_before = time.monotonic(), training.step
+    take_step = step_taker(training)
+    started_at, done_before, poll = time.monotonic(), training.step, distributed.Poll(training.step)
     with (
         memory_hint(f"{training.section}.batch", training.plan.batch, training.folder),
         closing(Log(training.folder, training.step, training.engine.tensorboard)) as log,
@@ -48,14 +50,14 @@ def fit(training: Training) -> dict[str, Any]:
             if training.between_epochs:
                 begin_epoch(training)
             batch = training.batch()
-            for number in range(training.method.updates):
-                update(training, batch, number)
+            training.begin_step()
+            take_step(batch)
             training.count_step()
             log_if_due(training, log)
             bar.advance(note=training.note)
             if training.between_epochs:
                 end_epoch(training, log)
-            checkpoint_if_due(training, stop)
+            checkpoint_if_due(training, stop, poll)
     if training.post_hoc:
         training.best.update(distributed.on_rank_zero(_choose_afterwards, training, training.best))
     if training.start is not None:
@@ -71,40 +73,55 @@ def _keep_start(training: Training) -> None:
         training.raw.train()
 
 
+def step_taker(training: Training) -> Callable[[Batch], None]:
+    """What does a step on a batch: all of the method's updates, recorded as one CUDA graph where that pays."""
+    plain = partial(take_step, training)
+    if not captures(training.engine, training.fabric.device):
+        return plain
+    return CapturedStep(plain, training.optimizer, CudaGraphs())
+
+
+def take_step(training: Training, batch: Batch, timed: Callable[[str], AbstractContextManager] = nullcontext) -> None:
+    """Do the method's updates on a batch; `timed`: name of a part -> a context to do it in."""
+    for number in range(training.method.updates):
+        update(training, batch, number, timed)
+
+
 def update(
     training: Training, batch: Batch, number: int, timed: Callable[[str], AbstractContextManager] = nullcontext
 ) -> None:
     """Do one of the method's updates on a batch: a forward, a backward and an optimizer step.
+
+    Nothing here waits for the device, and nothing that differs from step to step is a number of Python's.
 
     Args:
         number: which of them it is, from 0.
         timed: name of a part -> a context to do it in.
     """
     plan, fabric, optimizer = training.plan, training.fabric, training.optimizer
-    set_rates(plan, optimizer.param_groups, training.step, training.steps_per_epoch)
-    with timed("forward"):
-        progress = Progress(training.step, training.step // training.steps_per_epoch + 1, number)
-        losses, logs = training.module(batch, progress)
-        loss = training.guard.watch(losses, training.step, number)
-    with timed("backward"):
-        optimizer.zero_grad(set_to_none=True)
-        if losses:
-            fabric.backward(loss)
+
+    def gradients() -> None:
+        with timed("forward"):
+            losses, logs = training.module(batch, training.progress._replace(update=number))
+            loss = training.meter.add(number, losses, logs)
+        with timed("backward"):
+            optimizer.zero_grad(set_to_none=True)
+            if losses:
+                fabric.backward(loss)
+
+    with_way_back(training.network, training.raw, (number, shapes(batch)), gradients)
     with timed("optimizer"):
         for parameter in training.method.frozen(training.network, number):
             parameter.grad = None  # so that the optimizer passes it by, decay and momentum included
         if plan.clip_norm is not None:
             fabric.clip_gradients(training.module, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
         optimizer.step()
-    training.meter.add({f"loss/{name}": value for name, value in losses.items()})
-    training.meter.add({f"log/{name}": value for name, value in logs.items()})
 
 
 def begin_epoch(training: Training) -> None:
-    """Let the method look at all training faces. What it makes of them is then the same in all processes."""
+    """See `Training.begin_epoch`."""
     with memory_hint("engine.evaluate_batch", training.engine.evaluate_batch, training.folder):
-        training.method.begin_epoch(training.evaluator)
-    distributed.broadcast(list(training.method.state_dict().values()))
+        training.begin_epoch()
 
 
 def log_if_due(training: Training, log: Log) -> None:
@@ -112,11 +129,7 @@ def log_if_due(training: Training, log: Log) -> None:
     if not training.between_epochs and training.step % training.engine.log_every:
         return
     training.guard.check()
-    means = training.meter.flush()
-    losses, logs = (
-        {name.removeprefix(kind): value for name, value in means.items() if name.startswith(kind)}
-        for kind in ("loss/", "log/")
-    )
+    losses, logs = training.meter.flush()
     log.write("train", training.step, training.epoch, losses=losses, logs=logs)
     told = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
     training.note = f"epoch {training.epoch}/{training.plan.epochs}  {told}"
@@ -125,6 +138,7 @@ def log_if_due(training: Training, log: Log) -> None:
 def end_epoch(training: Training, log: Log) -> None:
     """Score the epoch by all rules, and keep it where it is the best so far, or where the choice is made at the end."""
     training.check()
+    training.join_statistics()
     with training.averaged():
         with memory_hint("engine.evaluate_batch", training.engine.evaluate_batch, training.folder), torch.no_grad():
             training.raw.eval()
@@ -143,16 +157,21 @@ def end_epoch(training: Training, log: Log) -> None:
         training.evaluator.prune(training.engine.keep_outputs, training.best["epoch"])
 
 
-def checkpoint_if_due(training: Training, stop: StopRequest) -> None:
+def checkpoint_if_due(training: Training, stop: StopRequest, poll: distributed.Poll) -> None:
     """Save ``last.ckpt`` after an epoch, every ``engine.save_every_s`` seconds, and when a stop is asked for.
+
+    Of several processes one alone may have been asked to stop, and their clocks differ: `poll` asks them.
 
     Raises:
         Interrupted: a stop is asked for, and steps are left.
     """
+    if not training.between_epochs and not poll.due(training.step):
+        return
     time_is_up = time.monotonic() - training.saved_at > training.engine.save_every_s
-    stopping, time_is_up = distributed.any_of(stop.requested, time_is_up)
+    stopping, time_is_up = poll.any_of(training.step, stop.requested, time_is_up)
     if training.between_epochs or stopping or time_is_up:
         training.check()
+        training.join_statistics()
         save(training, training.folder / "last.ckpt", resumable=True)
         training.saved_at = time.monotonic()
     if stopping and training.step < training.steps:

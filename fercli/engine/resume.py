@@ -24,7 +24,7 @@ def save(training: Training, path: Path, resumable: bool = False) -> None:
     if resumable or method.transforms_output:
         state["method"] = method.state_dict()
     if resumable or (training.section == "train_source" and training.record["spec"]["adapt"]["carry_momentum"]):
-        state["optimizer"] = training.optimizer.state_dict()
+        state["optimizer"] = _optimizer_state(training)
     if resumable:
         # Float16 scales its gradients by what it has learned so far.
         state["scaling"] = training.fabric.strategy.precision.state_dict()
@@ -36,6 +36,13 @@ def save(training: Training, path: Path, resumable: bool = False) -> None:
         cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         state["rng"] = {"torch": torch.get_rng_state(), "cuda": cuda}
     distributed.on_rank_zero(checkpoint.save, path, state)
+
+
+def _optimizer_state(training: Training) -> dict[str, Any]:
+    """That of the optimizer, as any device can take it up: rates as numbers."""
+    state = training.optimizer.state_dict()
+    groups = [{**group, "lr": float(group["lr"]), "fused": None} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
 
 def save_start(training: Training, path: Path, best: dict[str, Any]) -> None:
@@ -100,11 +107,12 @@ def restore(training: Training) -> None:
         training.network.load_state_dict(state["network"])
         training.method.load_state_dict(state["method"])
         training.optimizer.load_state_dict(state["optimizer"])
+        training.fuse()
         if state.get("scaling"):
             training.fabric.strategy.precision.load_state_dict(state["scaling"])
         if training.average is not None:
             training.average.load(state["average"])
-        training.meter.load_state_dict(state["meter"], training.fabric.device)
+        training.meter.load_state_dict(state["meter"], state["step"])
         torch.set_rng_state(state["rng"]["torch"])
         if state["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"][0])

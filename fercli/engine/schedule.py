@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from torch import Tensor
+
 from fercli.spec import Optimisation
 from fercli.spec.schema import Rates
 
@@ -18,14 +20,19 @@ def rate_in(rates: Rates, epoch: int) -> float:
 def set_rates(plan: Optimisation, groups: list[dict[str, Any]], step: int, steps_per_epoch: int) -> None:
     """Give an optimizer's groups their learning rates and weight decay for the step after `step` steps.
 
-    With ``late_rates`` they are those of the step before; on the first all groups have the rate of the backbone, and
-    half the weight decay (AGLRLS's code sets them after each step, and begins with neither factor in force).
+    A rate that is a tensor is filled. With ``late_rates`` they are those of the step before; on the first all groups
+    have the rate of the backbone, and half the weight decay (AGLRLS's code sets them after each step, and begins with
+    neither factor in force).
     """
     late = getattr(plan, "late_rates", False)
     first = late and step == 0
     for group in groups:
         rate = rate_at(plan, group["rates"], max(0, step - late), steps_per_epoch)
-        group["lr"] = rate if first else group["scale"] * rate
+        rate = rate if first else group["scale"] * rate
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
         group["weight_decay"] = plan.weight_decay / 2 if first else plan.weight_decay
 
 

@@ -10,7 +10,12 @@ Gradients: the loss is one and the same in all W processes, so W times its gradi
 the mean over the processes that DDP takes is then the gradient of one process. What lies behind the answers has the
 same gradient everywhere, and the mean changes nothing.
 
-Batch norms of the network see the global batch (`sync_norms`); those of a method see its gathered answers anyway.
+Every view of a batch has as many faces in each process, in every step.
+
+Batch norms of the network see the global batch (`sync_norms`), for two messages a norm and pass. With
+``engine.batch_norm: local`` they see their process's share alone, and there is none: what they normalise by is then not
+what one process would have, and `average_norms` makes their running statistics one again. Those of a method see its
+gathered answers anyway.
 """
 
 from __future__ import annotations
@@ -18,7 +23,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -44,108 +48,150 @@ def check_batch(batch: int, key: str) -> None:
 
 
 class ShardedNetwork:
-    """The network as a method calls it: this process's faces go in, the whole batch's answers come out.
+    """The network as a method calls it: this process's faces go in, the whole batch's answers come out, in one message.
 
     Args:
         network: in training mode; returns a named tuple of tensors [faces, ...]. Its attributes are reachable here.
-        uneven: whether some call may bring another number of faces than in another process
-            (`Batch.pseudo_labelled`): then they are counted first.
     """
 
-    def __init__(self, network: nn.Module, uneven: bool = False):
-        self._network, self._uneven = network, uneven
+    def __init__(self, network: nn.Module):
+        self._network = network
 
     def __call__(self, images: Tensor, *others: Any) -> Any:
         answers = self._network(images, *others)
-        total = distributed.all_reduce_count(len(images)) if self._uneven else len(images) * distributed.world_size()
-        return type(answers)(*(_AllGather.apply(each, total) for each in answers))
+        rows = [each.flatten(1) for each in answers]
+        parts = _AllGather.apply(torch.cat(rows, 1)).split([each.shape[1] for each in rows], 1)
+        # torch.cat has widened numbers of several types
+        return type(answers)(
+            *(part.unflatten(1, each.shape[1:]).to(each.dtype) for part, each in zip(parts, answers, strict=True))
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._network, name)
 
 
 class _AllGather(torch.autograd.Function):
-    """Rows [n, ...] of this process -> rows [total, ...] of all, in the order of the whole batch."""
+    """Rows [n, K] of each of W processes -> rows [W n, K] of all, in the order of the whole batch."""
 
     @staticmethod
-    def forward(ctx, mine: Tensor, total: int) -> Tensor:
-        most = -(-total // distributed.world_size())
-        if len(mine) < most:  # the last row of an uneven batch
-            mine = torch.cat([mine, mine.new_zeros(most - len(mine), *mine.shape[1:])])
-        return torch.stack(distributed.all_gather(mine), 1).flatten(0, 1)[:total]
+    def forward(ctx, mine: Tensor) -> Tensor:
+        return distributed.all_gather(mine).transpose(0, 1).flatten(0, 1)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient[shard_of(len(gradient))] * distributed.world_size(), None
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient[shard_of(len(gradient))] * distributed.world_size()
 
 
-def sync_norms(network: nn.Module, device: torch.device) -> None:
+def sync_norms(network: nn.Module) -> None:
     """Let every batch norm of a network normalise by the global batch in training, in place; parameters stay.
 
-    On CUDA by torch's own SyncBatchNorm. That has no CPU side: there ours does the same. A module that can run its
-    norms by another ``implementation`` than calling them one by one (crop nets side by side) is told to call them.
+    Not by torch's SyncBatchNorm: it has no CPU side, counts batches, and on CUDA lets the host wait for the device in
+    each norm, to leave out processes without faces, of which there are none here.
+
+    Nets that run side by side (`fercli.models.local.LocalNets`) then exchange one message for all their norms of a
+    place.
     """
-    for module in network.modules():
-        if hasattr(module, "implementation"):
-            module.implementation = "loop"
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        return
     for module in network.modules():
         if isinstance(module, _BatchNorm):
             kind = type(module)
-            module.__class__ = type(f"Shared{kind.__name__}", (_SyncNorm, kind), {})
+            module.__class__ = type(f"Sync{kind.__name__}", (_SyncNorm, kind), {})
+    for module in network.modules():
+        if hasattr(module, "implementation"):
+            module.implementation = module.implementation  # laid together anew, of these norms
+
+
+def average_norms(network: nn.Module) -> None:
+    """Set the running statistics of a network's batch norms to their means over the processes, in one message.
+
+    They move evenly, r + m (batch - r), so that the mean of the processes' is what the mean of their batches' would
+    have given, whenever and however often it is taken. A mean of variances lacks how far the shares' means lie apart,
+    as a running variance lacks it between batches.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    distributed.average([statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)])
 
 
 class _SyncNorm(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, self.momentum, self.eps
-            )
-        self.num_batches_tracked.add_(1)
-        out, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
-            unbiased = variance * (count / (count - 1).clamp_min(1))
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum)
-        return out
+            return super().forward(x)
+        normalise = _NormaliseOnCuda if x.is_cuda else _Normalise
+        return normalise.apply(
+            *(x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps)
+        )
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch norm over the values [B, C, ...] of all processes, which may hold different numbers of them, or none.
-
-    Returns what `x` becomes, and mean [C], biased variance [C] and number of values a channel [1], in float64.
-    """
+    """Batch norm over the values [B, C, ...] of all processes, each of which holds as many. Sums are in float64."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, momentum, eps
+    ) -> Tensor:
         channels, axes = x.shape[1], [0, *range(2, x.dim())]
-        wide = x.double()
-        number = wide.new_full((1,), x.numel() // channels)
-        mean = wide.sum(axes) / number.clamp_min(1)
+        wide, number = x.double(), x.numel() // channels
+        count = number * distributed.world_size()
+        mean = wide.mean(axes)
         spread = (wide - _across(mean, x)).square().sum(axes)
-        means, spreads, numbers = torch.stack(distributed.all_gather(torch.cat([mean, spread, number]))).split(
-            [channels, channels, 1], 1
-        )
-        count = numbers.sum(0)
-        mean = (means * numbers).sum(0) / count
-        variance = (spreads + numbers * (means - mean).square()).sum(0) / count
-        scale = (variance + eps).rsqrt().float()
-        ctx.save_for_backward(x, weight, mean.float(), scale, count)
+        means, spreads = distributed.all_gather(torch.stack([mean, spread])).unbind(1)
+        mean = means.mean(0)
+        spread = (spreads + number * (means - mean).square()).sum(0)
+        running_mean.lerp_(mean.to(running_mean), momentum)
+        running_var.lerp_((spread / max(count - 1, 1)).to(running_var), momentum)
+        scale = (spread / count + eps).rsqrt().float()
+        ctx.save_for_backward(x, weight, mean.float(), scale)
+        ctx.count = count
         out = (x.float() - _across(mean.float(), x)) * _across(scale * weight, x) + _across(bias, x)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return out.to(x.dtype), mean, variance, count
+        return out.to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, scale, count = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale = ctx.saved_tensors
         axes = [0, *range(2, x.dim())]
         wide, normal = gradient.float(), (x.float() - _across(mean, x)) * _across(scale, x)
         of_bias, of_weight = wide.sum(axes), (wide * normal).sum(axes)
-        shift, stretch = (distributed.all_reduce(torch.cat([of_bias, of_weight])) / count.float()).chunk(2)
+        shift, stretch = (distributed.all_reduce(torch.stack([of_bias, of_weight])) / ctx.count).unbind()
         back = (wide - _across(shift, x) - normal * _across(stretch, x)) * _across(scale * weight, x)
-        return back.to(x.dtype), of_weight, of_bias, None
+        return back.to(x.dtype), of_weight, of_bias, None, None, None, None
+
+
+class _NormaliseOnCuda(torch.autograd.Function):
+    """The same by the kernels that torch has for its own on CUDA: one pass over `x` for its moments, one for the rest.
+
+    No step asks the device for a number.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor, momentum, eps
+    ) -> Tensor:
+        x = _dense(x)
+        mean, inverse = torch.batch_norm_stats(x, eps)
+        means, inverses = distributed.all_gather(torch.stack([mean, inverse])).unbind(1)
+        counts = mean.new_full((len(means),), x.numel() // x.shape[1])
+        mean, inverse = torch.batch_norm_gather_stats_with_counts(
+            x, means.contiguous(), inverses.contiguous(), running_mean, running_var, momentum, eps, counts
+        )
+        ctx.save_for_backward(x, weight, mean, inverse, counts)
+        return torch.batch_norm_elemt(x, weight, bias, mean, inverse, eps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, counts = ctx.saved_tensors
+        gradient = _dense(gradient)
+        sums = torch.batch_norm_backward_reduce(gradient, x, mean, inverse, weight, True, True, True)
+        of_all, with_x = distributed.all_reduce(torch.stack(sums[:2])).unbind()
+        back = torch.batch_norm_backward_elemt(gradient, x, mean, inverse, weight, of_all, with_x, counts.int())
+        return back, sums[2], sums[3], None, None, None, None
+
+
+def _dense(maps: Tensor) -> Tensor:
+    """Maps in one of the two layouts that the kernels know; a copy where they are in neither."""
+    return maps if maps.is_contiguous(memory_format=_layout(maps)) else maps.contiguous()
+
+
+def _layout(maps: Tensor) -> torch.memory_format:
+    return torch.channels_last if maps.dim() == 4 else torch.contiguous_format
 
 
 def _across(values: Tensor, like: Tensor) -> Tensor:

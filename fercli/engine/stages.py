@@ -8,6 +8,7 @@ from typing import Any
 from fercli import console
 from fercli.engine import checkpoint, distributed
 from fercli.engine.acceleration import accelerate
+from fercli.engine.capture import captures
 from fercli.engine.data import open_store, source_faces, target_faces, warn_of_overlap
 from fercli.engine.fabric import make_fabric
 from fercli.engine.folder import digest, prepared_again, record_of, stage_folder, write_environment
@@ -181,9 +182,15 @@ def _run(training: Training) -> dict[str, Any]:
     engine, folder, device = training.engine, training.folder, training.fabric.device
     chosen = accelerate(training.network, engine, device, training.faces_a_step)
     outcome = {**fit(training), "decision": training.method.decision}
+    # compiling may have failed on the way
+    chosen |= {"compile": training.network.compiled is not None, "cuda_graph": captures(engine, device)}
     facts = describe_device(device.type)
     if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
-        told = {**facts, **chosen, "processes": distributed.world_size(), "outcome": outcome}
+        several = {"batch_norm": engine.batch_norm} if distributed.world_size() > 1 else {}
+        plan = training.plan
+        until = {"epoch": training.epoch, "epochs": plan.epochs, "patience": plan.patience}
+        how = {**chosen, "processes": distributed.world_size(), **several}
+        told = {**facts, **how, "trained_to": until, "outcome": outcome}
         distributed.on_rank_zero(write_environment, folder, training.record, console.finite(told))
     return {"folder": str(folder), "device": facts["device"], **outcome}
 

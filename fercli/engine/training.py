@@ -18,8 +18,8 @@ from fercli.engine.data import Source, Target, view_settings
 from fercli.engine.evaluator import SourceEvaluator, TargetEvaluator
 from fercli.engine.guards import NonFiniteGuard
 from fercli.engine.log import Meter
-from fercli.engine.schedule import rate_in
-from fercli.engine.sharding import ShardedNetwork, check_batch, shard_of, sync_norms
+from fercli.engine.schedule import rate_in, set_rates
+from fercli.engine.sharding import ShardedNetwork, average_norms, check_batch, shard_of, sync_norms
 from fercli.errors import FercliError, SpecError
 from fercli.loading.batches import Batch, Batches, SourceRecipe
 from fercli.methods import method_class
@@ -79,11 +79,7 @@ class TrainingModule(nn.Module):
         if sharp and self.sharpness is not None:
             # While it lasts, everything that the method finds in the network, its classifiers too, has these weights.
             return functional_call(self, self._uphill(batch), (batch, progress), {"sharp": False})
-        network = self.network
-        if distributed.world_size() > 1:
-            chosen = batch.pseudo_labelled_indices
-            uneven = chosen is not None and len(chosen) % distributed.world_size() != 0
-            network = ShardedNetwork(network, uneven)
+        network = self.network if distributed.world_size() == 1 else ShardedNetwork(self.network)
         return self.method(network, batch, progress)
 
     def _uphill(self, batch: Batch) -> dict[str, Tensor]:
@@ -95,10 +91,13 @@ class TrainingModule(nn.Module):
         return {f"network.{name}": w for name, w in uphill(self.network, loss, self.sharpness).items()}
 
 
-def make_optimizer(module: TrainingModule, plan: Optimisation) -> torch.optim.SGD:
+def make_optimizer(module: TrainingModule, plan: Optimisation, fused: bool = False) -> torch.optim.SGD:
     """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs.
 
     Each group has a ``rates`` entry (rate by epoch) and a ``scale`` beside its ``params``.
+
+    Args:
+        fused: whether one operation does a group's step (see `fuse`).
     """
     parts, more = module.network.parameter_groups(), module.method.network_parameters()
     groups = [
@@ -110,7 +109,22 @@ def make_optimizer(module: TrainingModule, plan: Optimisation) -> torch.optim.SG
     if extra:
         groups.append({"params": extra, "rates": plan.discriminator_lr, "scale": 1.0})
     how = {"momentum": plan.momentum, "weight_decay": plan.weight_decay, "nesterov": plan.nesterov}
-    return torch.optim.SGD(groups, lr=rate_in(plan.lr, 1), **how)
+    return torch.optim.SGD(groups, lr=rate_in(plan.lr, 1), fused=fused or None, **how)
+
+
+def fuse(optimizer: torch.optim.SGD, device: torch.device) -> None:
+    """Let an optimizer, made `fused`, keep on the device whatever changes from step to step.
+
+    Rates become float32 tensors there, and momentum begins with zeros, which is what the first step would make of none.
+    To be called again when the optimizer has taken up a state.
+    """
+    for group in optimizer.param_groups:
+        group["fused"] = True
+        group["lr"] = torch.tensor(float(group["lr"]), device=device)
+        for parameter in group["params"] if group["momentum"] else ():
+            state = optimizer.state[parameter]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 class Training:
@@ -134,6 +148,7 @@ class Training:
         steps_per_epoch, steps: of an epoch, and of all.
         module, optimizer: `raw`, the network and the method in one, and its optimizer, as `fabric` has set them up.
         average: of the weights, to be scored and kept in their place, or None.
+        progress: where training stands, on the device, for the method.
         step: steps done.
         best: ``{"epoch", "score", "rule"}`` of the best epoch so far; epoch 0 before the first. Where the start is kept
             at the end (`fercli.engine.safeguards`) it is epoch 0 too, and ``kept`` says why.
@@ -188,15 +203,21 @@ class Training:
         self.faces_a_step = plan.batch * ((source is not None) + bool(method.wants))
 
         distributed.on_rank_zero(check_batch, plan.batch, f"{self.section}.batch")
-        if distributed.world_size() > 1:
-            sync_norms(network, fabric.device)
+        if distributed.world_size() > 1 and spec.engine.batch_norm == "synchronised":
+            sync_norms(network)
         method.begin(network)
         self.raw = TrainingModule(network, method, getattr(plan, "sharpness", None)).train()
-        self.module, self.optimizer = fabric.setup(self.raw, make_optimizer(self.raw, plan))
+        self.fused = fabric.device.type == "cuda"
+        self.module, self.optimizer = fabric.setup(self.raw, make_optimizer(self.raw, plan, self.fused))
+        self.fuse()
         self.average = None
         if plan.ema is not None:
             self.average = WeightAverage(network, method.network_parameters(), plan.ema)
-        self.meter, self.guard = Meter(), NonFiniteGuard(folder, self._describe)
+        self.meter = Meter(fabric.device, spec.engine.log_every)
+        self.guard = NonFiniteGuard(folder, self.meter, self._describe)
+        self.progress = Progress(*torch.zeros(2, dtype=torch.float64, device=fabric.device).unbind())
+        self._pseudo_labelled: Tensor | None = None
+        self._asked = False
         self.step, self.best = 0, {"epoch": 0, "score": -math.inf, "rule": plan.select}
         self.start = self.collapse = None
         if source is None:
@@ -219,9 +240,35 @@ class Training:
         patience = self.plan.patience
         return patience is not None and self.between_epochs and self.epoch - self.best["epoch"] >= patience
 
+    def fuse(self) -> None:
+        """See `fuse`, which concerns CUDA devices alone."""
+        if self.fused:
+            # Fabric's wrapper holds torch's
+            fuse(getattr(self.optimizer, "optimizer", self.optimizer), self.fabric.device)
+
+    def begin_epoch(self) -> None:
+        """Let the method look at all training faces. What it makes of them is then the same in all processes."""
+        self.method.begin_epoch(self.evaluator)
+        distributed.broadcast(list(self.method.state_dict().values()))
+        self._asked = False
+
+    def pseudo_labelled(self) -> Tensor | None:
+        """The method's choice of target faces in this epoch, on the CPU."""
+        if not self._asked:
+            chosen = self.method.pseudo_labelled()
+            self._pseudo_labelled, self._asked = None if chosen is None else chosen.cpu(), True
+        return self._pseudo_labelled
+
     def batch(self) -> Batch:
         """The batch of the step that comes next."""
-        return self.batches(self.step, self.method.pseudo_labelled())
+        return self.batches(self.step, self.pseudo_labelled())
+
+    def begin_step(self) -> None:
+        """Put whatever differs from step to step, and is no face, where the step reads it."""
+        set_rates(self.plan, self.optimizer.param_groups, self.step, self.steps_per_epoch)
+        self.progress.step.fill_(self.step)
+        self.progress.epoch.fill_(self.step // self.steps_per_epoch + 1)
+        self.meter.begin_step(self.step)
 
     def count_step(self) -> None:
         """Take the step as done, and its weights into their average."""
@@ -233,6 +280,14 @@ class Training:
         """Within it the network has the weights that are scored and kept."""
         return nullcontext() if self.average is None else self.average.in_place()
 
+    def join_statistics(self) -> None:
+        """Give batch norms that see their process's share alone the same running statistics in all processes."""
+        if distributed.world_size() > 1 and self.engine.batch_norm == "local":
+            average_norms(self.network)
+            if self.average is not None:
+                with self.averaged():
+                    average_norms(self.network)
+
     def check(self) -> None:
         """Refuse to score or save what the latest update has ruined. Raises FercliError."""
         self.guard.check()
@@ -240,7 +295,7 @@ class Training:
 
     def _describe(self, step: int) -> dict[str, Any]:
         """Where training stood at a step (from 0), and the faces of its batch, for `NonFiniteGuard`."""
-        drawn = self.batches.names(step, self.method.pseudo_labelled())
+        drawn = self.batches.names(step, self.pseudo_labelled())
         return {
             "epoch": step // self.steps_per_epoch + 1,
             "seed": self.engine.seed,

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from fercli.errors import FercliError
 from fercli.loading import randaugment, released_randaugment
+from fercli.loading.placement import upload
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -102,7 +103,7 @@ def cat(views: Sequence[View]) -> View:
 def plain_view(
     faces: torch.Tensor, landmarks: torch.Tensor, crops: torch.Tensor | None, settings: ViewSettings
 ) -> View:
-    """The box itself, for testing: the exact stored pixels, nothing random.
+    """The box itself, for testing: the exact stored pixels, nothing random, laid out as they are stored: channels last.
 
     faces uint8 [B, S, S, 3]; landmarks float32 [B, 5, 2], pixels of the stored face; crops uint8 [B, 5, C, C, 3] or
     None; all on one device. Raises FercliError where S is smaller than `settings.size`.
@@ -110,8 +111,8 @@ def plain_view(
     offset = _offset(faces, settings)
     window = faces[:, offset : offset + settings.size, offset : offset + settings.size]
     images = _normalise(window.permute(0, 3, 1, 2))
-    patches = None if crops is None else _normalise(crops.permute(0, 4, 1, 2, 3)).transpose(1, 2).contiguous()
-    return View(images.contiguous(), landmarks - offset, patches)
+    patches = None if crops is None else _normalise(crops.permute(0, 4, 1, 2, 3)).transpose(1, 2)
+    return View(images, landmarks - offset, patches)
 
 
 def weak_view(
@@ -224,11 +225,11 @@ def _warp(faces, landmarks, crops, reader, turner, mover, flipped, settings):
     device, size, batch = faces.device, settings.size, len(faces)
     moved = torch.linalg.inv(mover)
     moved[:, :2, 2] += (size - 1) / 2
-    moved = moved.to(torch.float32).to(device, non_blocking=True)
+    moved = upload(moved.to(torch.float32), device)
     # Plain sums, no matrix product: autocast or TF32 would round the coordinates.
     points = (moved[:, None, :2, :2] * landmarks[:, :, None, :]).sum(-1) + moved[:, None, :2, 2]
     if settings.swap_landmarks:
-        order = torch.where(flipped[:, None], torch.tensor(MIRRORED), torch.arange(5)).to(device, non_blocking=True)
+        order = upload(torch.where(flipped[:, None], torch.tensor(MIRRORED), torch.arange(5)), device)
         points = points.gather(1, order[..., None].expand(-1, -1, 2))
         if crops is not None:
             crops = crops[torch.arange(batch, device=device)[:, None], order]
@@ -253,7 +254,7 @@ def _read(pictures: torch.Tensor, maps: torch.Tensor, size: int) -> torch.Tensor
     stored, device = pictures.shape[-1], pictures.device
     maps = maps[:, :2] * (2 / (stored - 1))
     maps[:, :, 2] -= 1
-    maps = maps.to(torch.float32).to(device, non_blocking=True)[:, None, None]  # [B, 1, 1, 2, 3]
+    maps = upload(maps.to(torch.float32), device)[:, None, None]  # [B, 1, 1, 2, 3]
     steps = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
     across = steps[:, None] * maps[..., 0]  # [B, 1, size, 2]
     down = steps[:, None, None] * maps[..., 1] + maps[..., 2]  # [B, size, 1, 2]

@@ -19,7 +19,7 @@ from torch import Tensor
 from fercli.expressions import NUM_EXPRESSIONS
 from fercli.loading.augment import Shard, View, ViewSettings, strong_view, weak_view
 from fercli.loading.face_dataset import FaceDataset, to_device
-from fercli.loading.placement import Prefetcher, RawBatch
+from fercli.loading.placement import Prefetcher, RawBatch, upload
 from fercli.loading.samplers import ShuffledSampler, WeightedSampler, derive_seed, source_sampler
 from fercli.spec.schema import TrainSource
 
@@ -38,9 +38,9 @@ class Batch(NamedTuple):
         weak, strong: two views of the same target faces, for pseudo labels, or None. With ``data.augment.shared_crop``
             they have the same crop and flip.
         indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
-        pseudo_labelled: weak views of up to B target faces of the method's own choice (`Method.pseudo_labelled`), or
-            None where it chose none.
-        pseudo_labelled_indices: int64, their positions in the target set, or None.
+        pseudo_labelled: weak views of B target faces of the method's own choice (`Method.pseudo_labelled`), some of
+            them several times where it chose fewer; None where it chose none.
+        pseudo_labelled_indices: int64 [B], their positions in the target set, or None.
         soft_labels: float [B, 7], shares of the expressions times the face's weight, where the source is blended or
             weighed (``train_source.mixup``, ``class_balance``): they are what is learned, and `labels` say which share
             is larger. None where the labels say it all.
@@ -138,7 +138,7 @@ class Batches:
             if wants & {"weak", "strong"}:
                 self._drawn_from["pseudo"] = target
         if prefetch is None:
-            prefetch = device.type == "cuda" and not all(faces.on_device for faces in self._drawn_from.values())
+            prefetch = any(faces.worth_fetching_ahead for faces in self._drawn_from.values())
         self._faces_of = Prefetcher(self._fetch_all) if prefetch else self._fetch_all
         self.waited = 0.0
 
@@ -146,7 +146,7 @@ class Batches:
         """The batch of a step.
 
         Args:
-            pseudo_labelled: int64 [M], target positions from which `Batch.pseudo_labelled` is drawn.
+            pseudo_labelled: int64 [M] on the CPU, target positions from which `Batch.pseudo_labelled` is drawn.
         """
         started = time.perf_counter()
         drawn = self._faces_of(step)
@@ -182,8 +182,8 @@ class Batches:
                 own = self._own_share(step)
                 soft = own * soft + (1 - own) * soft.roll(1, 0)
                 faces = faces._replace(faces=_blend(faces.faces, drawn["partner"].faces, own))
-            parts["soft_labels"] = soft.to(self._device, non_blocking=True)
-        labels = labels.to(self._device, non_blocking=True)
+            parts["soft_labels"] = upload(soft, self._device)
+        labels = upload(labels, self._device)
         source = self._view(strong_view if self._recipe.views == "strong" else weak_view, faces, "source", step)
         return {"source": source, "labels": labels, **parts}
 
@@ -202,11 +202,10 @@ class Batches:
         return _Drawn(positions, faces.fetch(positions[rows]), (len(positions), rows))
 
     def _draw_pseudo_labelled(self, step: int, pseudo_labelled: Tensor) -> np.ndarray:
-        positions = pseudo_labelled.cpu().numpy()
-        amount = min(self._batch, len(positions))
+        positions = pseudo_labelled.numpy()
         # The word stands in every seed of a run that has begun: it stays.
         sampler = ShuffledSampler(len(positions), derive_seed(self._seed, "pool"), self._multiple)
-        return positions[sampler.take(step * amount, amount)]
+        return positions[sampler.take(step * self._batch, self._batch)]
 
     def _draw(self, name: str, step: int) -> np.ndarray:
         if name == "partner":  # who is blended with whom: the batch's faces, moved on by one
@@ -221,7 +220,7 @@ class Batches:
         return float(max(share, 1 - share))
 
     def _on_device(self, numbers: np.ndarray) -> Tensor:
-        return torch.from_numpy(numbers).to(self._device, non_blocking=True)
+        return upload(torch.from_numpy(numbers), self._device)
 
     def _view(self, make: Callable[..., View], drawn: _Drawn, name: str, step: int) -> View:
         generator = self._generator(name, step)

@@ -38,6 +38,11 @@ class FaceDataset:
         return int(self._starts[-1])
 
     @property
+    def device(self) -> torch.device:
+        """Where `gather` and `plain` give them."""
+        return self._device
+
+    @property
     def counts(self) -> list[int]:
         """Chosen faces of each store."""
         return [len(indices) for indices in self._indices]
@@ -71,6 +76,11 @@ class FaceDataset:
     def on_device(self) -> bool:
         """Whether all of them lie on the device."""
         return all(isinstance(home, DeviceCache) for home in self._homes)
+
+    @property
+    def worth_fetching_ahead(self) -> bool:
+        """Whether a thread had better fetch the next faces: from the host's memory, while a CUDA device works."""
+        return self._device.type == "cuda" and not self.on_device
 
     def fetch(self, positions: np.ndarray) -> RawBatch:
         """What `gather` gives, as far as it can be had without the device: there, or in (pinned) memory."""

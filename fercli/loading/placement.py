@@ -29,6 +29,13 @@ _CHUNK = 64 << 20
 _resident: weakref.WeakKeyDictionary[Store, dict[tuple[torch.device, bool], DeviceCache]] = weakref.WeakKeyDictionary()
 
 
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device, without waiting: a copy from pageable memory might wait for the device first."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class MemoryMapped:
     """Rows read from the memory-mapped store as they are asked for, into pinned memory where a CUDA device follows."""
 
@@ -62,7 +69,7 @@ class DeviceCache:
 
     def rows(self, index: np.ndarray) -> RawBatch:
         """Rows `index` int64 [B], on the device."""
-        where = torch.from_numpy(index).to(self._device, non_blocking=True)
+        where = upload(torch.from_numpy(index), self._device)
         parts = [tensor.index_select(0, where) for tensor in self._tensors]
         return parts[0], parts[1], parts[2] if len(parts) > 2 else None
 
@@ -120,15 +127,25 @@ class Prefetcher(Generic[T]):
     """Does the work of the next step in a thread while this one runs: step -> whatever `work` gives.
 
     Errors come out where the step is asked for. Steps may be asked for in any order; only their successor is ready.
+
+    Args:
+        end: the first step that nobody asks for, and none is worked ahead; None for no end.
     """
 
-    def __init__(self, work: Callable[[int], T]):
+    def __init__(self, work: Callable[[int], T], end: int | None = None):
         self._work, self._pool = work, ThreadPoolExecutor(1, thread_name_prefix="fercli-data")
+        self._end = end
         self._step: int | None = None
         self._future: Future[T] | None = None
 
     def __call__(self, step: int) -> T:
         # always in the one thread: the work need not be safe to run twice at once
         done = (self._future if step == self._step else self._pool.submit(self._work, step)).result()
-        self._step, self._future = step + 1, self._pool.submit(self._work, step + 1)
+        self._step = self._future = None
+        if self._end is None or step + 1 < self._end:
+            self._step, self._future = step + 1, self._pool.submit(self._work, step + 1)
         return done
+
+    def close(self) -> None:
+        """End the thread, after the work that it is at; what is ready is lost."""
+        self._pool.shutdown(cancel_futures=True)

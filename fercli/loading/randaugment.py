@@ -38,6 +38,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from fercli.loading.placement import upload
+
 PIXEL_OPERATIONS = (
     "identity",
     "autocontrast",
@@ -119,7 +121,7 @@ def apply_pixel_operations(pixels: torch.Tensor, layout: Layout, plan: Plan, mag
     and contrast measure the face and treat the patches with the face's own table or mean, so that a patch keeps looking
     like a piece of its face; sharpness smooths each patch by itself. Returns `pixels`.
     """
-    signs, strength = plan.signs.to(pixels.device, non_blocking=True), magnitude / MAX_MAGNITUDE
+    signs, strength = upload(plan.signs, pixels.device), magnitude / MAX_MAGNITUDE
     for step, position, members in grouped(plan.operations, len(OPERATIONS), pixels.device):
         name = OPERATIONS[position]
         if name not in CHANGES:
@@ -141,7 +143,7 @@ def grouped(operations: torch.Tensor, number: int, device: torch.device) -> Iter
     operations: int64 [n, B] on the CPU, each 0..number-1. The groups are formed there and moved at once: nothing waits
     for the device.
     """
-    groups = operations.argsort(dim=1, stable=True).to(device, non_blocking=True)
+    groups = upload(operations.argsort(dim=1, stable=True), device)
     for step, drawn in enumerate(operations):
         stop = 0
         for position, count in enumerate(drawn.bincount(minlength=number).tolist()):

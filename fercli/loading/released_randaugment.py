@@ -33,6 +33,7 @@ from typing import NamedTuple
 
 import torch
 
+from fercli.loading.placement import upload
 from fercli.loading.randaugment import CHANGES, Layout, grouped
 
 #: The operations and the ranges of their strengths.
@@ -108,8 +109,8 @@ def apply(pixels: torch.Tensor, layout: Layout, plan: Plan) -> torch.Tensor:
     if not len(plan.operations):
         return pixels
     device = pixels.device
-    shifts = _shifts(plan, layout.size).to(device, non_blocking=True)
-    amounts = _amounts(plan).to(torch.float32).to(device, non_blocking=True)
+    shifts = upload(_shifts(plan, layout.size), device)
+    amounts = upload(_amounts(plan).to(torch.float32), device)
     for step, position, members in grouped(plan.operations, len(OPERATIONS), device):
         name = OPERATIONS[position]
         if name in CHANGES:
@@ -158,7 +159,7 @@ def _cut_out(face: torch.Tensor, cutout: torch.Tensor) -> None:
     last = (first + side).floor()
     place = torch.arange(size, dtype=torch.float64)
     within = (place >= first[..., None]) & (place <= last[..., None])  # [B, 2, size]
-    within = within.to(face.device, non_blocking=True)
+    within = upload(within, face.device)
     square = within[:, :1, None, :] & within[:, 1:, :, None]
-    colour = torch.tensor(CUTOUT_COLOUR).to(face.device, non_blocking=True).view(3, 1, 1)
+    colour = upload(torch.tensor(CUTOUT_COLOUR), face.device).view(3, 1, 1)
     face.copy_(torch.where(square, colour, face))

@@ -51,7 +51,8 @@ class AaD(NeighbourMethod):
         near = self.bank.probabilities[self.bank.nearest(batch.indices, options.neighbours)]
         attraction = torch.einsum("bc,bkc->b", p, near).mean()
         dispersion = (p @ p.T).fill_diagonal_(0).sum(1).mean()
-        strength = options.alpha * (1 + 10 * progress.step / options.decay_steps) ** -options.beta
+        done = torch.as_tensor(progress.step, dtype=torch.float64) / options.decay_steps
+        strength = (options.alpha * (1 + 10 * done) ** -options.beta).to(p)
         weight = self.head_weights[-1]
         losses = {"attraction": -weight * attraction, "dispersion": weight * strength * dispersion}
-        return Step(losses, {"dispersion-weight": p.new_tensor(strength)})
+        return Step(losses, {"dispersion-weight": strength})

@@ -31,10 +31,11 @@ class AdaBN(Method):
         running = [statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)]
         before = [statistic.clone() for statistic in running]
         momenta = [norm.momentum for norm in norms for _ in range(2)]
+        share = 1 / (torch.as_tensor(progress.step, dtype=torch.float64) + 1)
         # In training a pass reads no running statistics. From zero they become the batch's own, times the momentum,
         # however the network runs its norms (`fercli.models.grouped`, in several processes, compiled).
         torch._foreach_zero_(running)
         network(*batch.target.inputs)
         for statistic, old, momentum in zip(running, before, momenta, strict=True):
-            statistic.copy_(old.lerp(statistic / momentum, 1 / (progress.step + 1)))
+            statistic.copy_(old.lerp(statistic / momentum, share.to(old)))
         return Step({}, {})

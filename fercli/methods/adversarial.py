@@ -44,19 +44,20 @@ class HeadDiscriminators(nn.ModuleList):
         first_head = [of_head.index(d) for d in range(max(of_head) + 1)]
         super().__init__(Discriminator(NUM_EXPRESSIONS * widths[head], hidden) for head in first_head)
         self.of_head = of_head
-        self.reversal_steps, self.reversal_counts = reversal_steps, reversal_counts
+        self.reversal_steps = reversal_steps
+        # What each head's reversal counts: so many a step, and so many before it in the same step.
+        a_step, before = [1.0] * NUM_HEADS, [0.0] * NUM_HEADS
+        if reversal_counts == "forwards":
+            a_step = [2.0 * of_head.count(one) for one in of_head]
+            before = [float(of_head[: head + 1].count(one)) for head, one in enumerate(of_head)]
+        for name, counts in (("counts_a_step", a_step), ("counts_before", before)):
+            self.register_buffer(name, torch.tensor(counts, dtype=torch.float64), persistent=False)
 
-    def coefficients(self, step: int) -> list[float]:
-        """Strength of the reversal of each head's discriminator input, [7] in 0..1, after `step` steps of training."""
-        return [reversal_coefficient(count, self.reversal_steps) for count in self._counts(step)]
+    def coefficients(self, step: Tensor | int) -> Tensor:
+        """Strength of the reversal of each head's discriminator input, float64 [7] in 0..1, after `step` steps."""
+        return reversal_coefficient(step * self.counts_a_step + self.counts_before, self.reversal_steps)
 
-    def _counts(self, step: int) -> list[int]:
-        if self.reversal_counts == "steps":
-            return [step] * NUM_HEADS
-        passes = [2 * step * self.of_head.count(one) for one in self.of_head]
-        return [passes[head] + self.of_head[: head + 1].count(one) for head, one in enumerate(self.of_head)]
-
-    def forward(self, source: Output, target: Output, step: int, entropy_conditioning: bool = True) -> Tensor:
+    def forward(self, source: Output, target: Output, step: Tensor | int, entropy_conditioning: bool = True) -> Tensor:
         """Sum over the heads of `fercli.methods.losses.conditional_adversarial`, each with weight 1.
 
         Args:
@@ -73,16 +74,11 @@ class HeadDiscriminators(nn.ModuleList):
         features = torch.cat([source.features, target.features])
         is_source = torch.arange(len(logits), device=logits.device) < len(source.logits)
         coefficients, of_entropy = self.coefficients(step), reversal_coefficient(step, self.reversal_steps)
-        terms = [
-            conditional_adversarial(
-                features.flatten(1) if head == NUM_HEADS - 1 else features[:, head],
-                logits[:, head],
-                is_source,
-                self[self.of_head[head]],
-                coefficients[head],
-                entropy_conditioning,
-                of_entropy,
-            )
-            for head in range(NUM_HEADS)
-        ]
-        return torch.stack(terms).sum()
+        loss = logits.new_zeros(())
+        for number, discriminator in enumerate(self):
+            served = [head for head, one in enumerate(self.of_head) if one == number]
+            heads = slice(served[0], served[-1] + 1)  # neighbours, always
+            seen = features.flatten(1)[:, None] if NUM_HEADS - 1 in served else features[:, heads]
+            how = discriminator, coefficients[heads], entropy_conditioning, of_entropy
+            loss = loss + conditional_adversarial(seen, logits[:, heads], is_source, *how)
+        return loss

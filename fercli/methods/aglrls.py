@@ -105,7 +105,7 @@ class AGLRLS(PseudoLabelling):
         if options.adversarial:
             adversarial = self.discriminators(source, target, progress.step, options.entropy_conditioning)
             losses["adversarial"] = options.adversarial_weight * adversarial
-            logs["reversal"] = adversarial.new_tensor(self.discriminators.coefficients(progress.step)[-1])
+            logs["reversal"] = self.discriminators.coefficients(progress.step)[-1]
 
         if options.pseudo_labels:
             if self.shared_view and options.adversarial:

@@ -24,6 +24,7 @@ from fercli.methods.joint import fused_feature
 from fercli.methods.losses import Discriminator, conditional_adversarial, head_cross_entropy, reversal_coefficient
 from fercli.models import Output
 from fercli.models.heads import NUM_FEATURES
+from fercli.models.norms import BatchNorm1d
 from fercli.spec import Optimisation, Section
 
 SOURCE, TARGET = 0, 1
@@ -98,7 +99,7 @@ class AGRA(Method):
     def __init__(self, settings: Optimisation, options: AGRA.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)
         width = NUM_FEATURES * feature_dim
-        self.norms = nn.ModuleList(nn.BatchNorm1d(width) for _ in (SOURCE, TARGET))
+        self.norms = nn.ModuleList(BatchNorm1d(width) for _ in (SOURCE, TARGET))
         self.graphs = StackedGraphs(feature_dim)
         self.classifier = nn.Linear(width, NUM_EXPRESSIONS)
         self.local_classifier = nn.Linear(width - feature_dim, NUM_EXPRESSIONS)
@@ -159,7 +160,7 @@ class AGRA(Method):
         }
         logs = {
             "source-accuracy": (output.logits[:count, -1].argmax(-1) == batch.labels).float().mean(),
-            "reversal": adversarial.new_tensor(coefficient),
+            "reversal": coefficient,
         }
         return Step(losses, logs)
 

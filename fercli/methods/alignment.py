@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from fercli.methods.losses import reverse_gradient
 
 
-def domain_adversarial(source: Tensor, target: Tensor, discriminator: nn.Module, coefficient: float) -> Tensor:
+def domain_adversarial(source: Tensor, target: Tensor, discriminator: nn.Module, coefficient: Tensor | float) -> Tensor:
     """Binary cross-entropy of telling source (1) from target (0) behind a gradient reversal.
 
     The domain loss of Ganin et al., *Domain-Adversarial Training of Neural Networks*, JMLR 2016. The paper adds the

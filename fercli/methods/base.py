@@ -20,14 +20,18 @@ NUM_HEADS = len(HEADS)
 class Progress(NamedTuple):
     """Where training stands.
 
+    `step` and `epoch` are numbers to compute with, never to decide by: while training they are float64 scalars on the
+    device, so that nothing of a step waits for it, and a step that is recorded once (`fercli.engine.capture`) can be
+    run again at another. `update` is known to the program and may decide.
+
     Attributes:
         step: batches done in all, before this one.
         epoch: counts from 1.
         update: which of the method's updates on this batch this is, 0..updates-1.
     """
 
-    step: int
-    epoch: int
+    step: Tensor | int
+    epoch: Tensor | int
     update: int = 0
 
 
@@ -72,6 +76,10 @@ class Method(nn.Module):
 
     A subclass names its settings in `Options` and the target views it wants in `wants`, and implements `forward`.
     State that must survive a stop (banks, moving averages) belongs in buffers, extra networks in submodules.
+
+    `forward` must not wait for the device: no number is read back from it (``item``, ``if tensor``, ``nonzero``,
+    indexing by a mask), no shape depends on what is in a tensor, and what it changes of its state it changes in place.
+    The engine tries every method on a device without memory, where whatever reads a number fails.
 
     Attributes:
         Options: pydantic model of ``adapt.options``.
@@ -133,7 +141,10 @@ class Method(nn.Module):
         """Called before the first step of every epoch."""
 
     def pseudo_labelled(self) -> Tensor | None:
-        """Positions int64 [M] of target faces from which `Batch.pseudo_labelled` is drawn, or None for none."""
+        """Positions int64 [M] of target faces from which `Batch.pseudo_labelled` is drawn, or None for none.
+
+        Asked for once an epoch, after `begin_epoch`.
+        """
         return None
 
     def transform_output(self, output: Output) -> Output:

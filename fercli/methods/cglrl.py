@@ -137,7 +137,7 @@ class CGLRL(Method):
         source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)
         adversarial = self.discriminators(source, target, progress.step, options.entropy_conditioning)
         losses["adversarial"] = options.adversarial_weight * adversarial
-        logs["reversal"] = adversarial.new_tensor(self.discriminators.coefficients(progress.step)[-1])
+        logs["reversal"] = self.discriminators.coefficients(progress.step)[-1]
         logs["pseudo-labelled"] = (self.pseudo >= 0).sum() / max(1, len(self.pseudo))
         logs["pseudo-renewed"] = self.renewed.float()
         if batch.pseudo_labelled is not None:

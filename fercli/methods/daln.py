@@ -62,5 +62,5 @@ class DALN(Method):
         discrepancy = nuclear_discrepancy(*answers.split([len(batch.labels), len(answers) - len(batch.labels)]))
         losses["discrepancy"] = -self.head_weights[-1] * self.options.weight * discrepancy
         logs["discrepancy"] = discrepancy.detach()
-        logs["reversal"] = torch.tensor(coefficient)
+        logs["reversal"] = coefficient
         return Step(losses, logs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -52,7 +51,7 @@ class DANN(Method):
         coefficient = reversal_coefficient(progress.step, self.options.reversal_steps)
         adversarial = self.adversarial(source, target, self.fused_weight * coefficient)
         losses["adversarial"] = self.options.weight * adversarial
-        logs["reversal"] = torch.tensor(coefficient)
+        logs["reversal"] = coefficient
         return Step(losses, logs)
 
     def adversarial(self, source: Output, target: Output, coefficient: float) -> Tensor:

@@ -157,7 +157,8 @@ class ClassMeans(nn.Module):
         for moment, value in zip((self.centre, self.variance), moments(features), strict=True):
             moment.lerp_(value, self.rate)
         which = nearest(features, self.means) if labels is None else labels
-        belongs = nn.functional.one_hot(which, len(self.means)).to(features.dtype)
+        # not one_hot, which looks at the largest label first
+        belongs = (which[:, None] == torch.arange(len(self.means), device=which.device)).to(features.dtype)
         # A plain sum and no matrix product, which autocast would round.
         self.sums += (belongs[:, :, None] * features[:, None]).sum(0)
         self.counts += belongs.sum(0)

@@ -55,7 +55,7 @@ def entropy(probabilities: Tensor) -> Tensor:
 
 class _Reverse(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, coefficient: float) -> Tensor:
+    def forward(ctx, x: Tensor, coefficient: Tensor | float) -> Tensor:
         ctx.coefficient = coefficient
         return x.view_as(x)
 
@@ -64,14 +64,23 @@ class _Reverse(torch.autograd.Function):
         return -ctx.coefficient * gradient, None
 
 
-def reverse_gradient(x: Tensor, coefficient: float) -> Tensor:
-    """Identity forward; the gradient is multiplied by -`coefficient` (Ganin et al., JMLR 2016)."""
+def reverse_gradient(x: Tensor, coefficient: Tensor | float) -> Tensor:
+    """Identity forward; the gradient is multiplied by -`coefficient`, a scalar (Ganin et al., JMLR 2016)."""
     return _Reverse.apply(x, coefficient)
 
 
-def reversal_coefficient(step: int, horizon: float = 10_000) -> float:
-    """Strength of the gradient reversal: 2 / (1 + exp(-10 step / horizon)) - 1, from 0 up to 1 (CDAN, NeurIPS 2018)."""
-    return 2 / (1 + math.exp(-10 * step / horizon)) - 1
+def reversal_coefficient(step: Tensor | int, horizon: float = 10_000) -> Tensor:
+    """Strength of the gradient reversal: 2 / (1 + exp(-10 step / horizon)) - 1, from 0 up to 1 (CDAN, NeurIPS 2018).
+
+    Args:
+        step: >= 0, of any shape.
+        horizon: > 0, in steps.
+
+    Returns:
+        float64 of that shape, on the device of `step`.
+    """
+    # the same function, in one operation
+    return torch.tanh(torch.as_tensor(step, dtype=torch.float64) * (5 / horizon))
 
 
 def conditional_adversarial(
@@ -79,42 +88,48 @@ def conditional_adversarial(
     logits: Tensor,
     is_source: Tensor,
     discriminator: nn.Module,
-    coefficient: float,
+    coefficient: Tensor | float,
     entropy_conditioning: bool = True,
-    entropy_coefficient: float | None = None,
+    entropy_coefficient: Tensor | float | None = None,
 ) -> Tensor:
-    """Conditional adversarial loss of one head, CDAN+E (Long et al., NeurIPS 2018, eq. 8; AGLRLS, one term a head).
+    """Conditional adversarial loss of a head, CDAN+E (Long et al., NeurIPS 2018, eq. 8; AGLRLS, one term a head).
 
     The discriminator sees the outer product of the softmax (detached) and the feature, behind a gradient reversal, and
     tells source (1) from target (0). Each sample weighs 1 + exp(-H(softmax)), itself behind the reversal, normalised to
     sum 1 within its domain; the two domains are then averaged.
 
     Args:
-        features: [B, D].
-        logits: [B, C].
+        features: [B, D]; or [B, H, D] of H heads that share the discriminator, whose losses are summed.
+        logits: [B, C], or [B, H, C].
         is_source: bool [B]; both domains must be present.
-        discriminator: maps [B, C * D] to logits [B] (before the sigmoid).
-        coefficient: strength of the reversal, 0..1.
+        discriminator: maps [N, C * D] to logits [N] (before the sigmoid).
+        coefficient: strength of the reversal, 0..1; a scalar, or [H].
         entropy_conditioning: False weighs all samples of a domain alike (plain CDAN).
-        entropy_coefficient: strength of the weights' own reversal; None is `coefficient`.
+        entropy_coefficient: strength of the weights' own reversal, a scalar; None is `coefficient`.
 
     Returns:
-        A scalar >= 0; ln 2 where the discriminator cannot tell.
+        A scalar >= 0; H ln 2 where the discriminator cannot tell.
     """
+    if logits.dim() == 2:
+        features, logits = features[:, None], logits[:, None]
     probabilities = at_least_float32(logits).softmax(-1)
-    joint = (probabilities.detach().unsqueeze(2) * at_least_float32(features).unsqueeze(1)).flatten(1)
-    verdict = at_least_float32(discriminator(reverse_gradient(joint, coefficient)))
-    each = F.binary_cross_entropy_with_logits(verdict, is_source.to(verdict), reduction="none")
+    joint = (probabilities.detach()[..., None] * at_least_float32(features)[:, :, None]).flatten(2)
+    apart = isinstance(coefficient, Tensor) and coefficient.dim() == 1
+    joint = reverse_gradient(joint, coefficient[:, None] if apart else coefficient)
+    verdict = at_least_float32(discriminator(joint.flatten(0, 1))).view(logits.shape[:2])
+    each = F.binary_cross_entropy_with_logits(
+        verdict, is_source.to(verdict)[:, None].expand_as(verdict), reduction="none"
+    )
     if entropy_conditioning:
         own = coefficient if entropy_coefficient is None else entropy_coefficient
         weight = 1 + torch.exp(-reverse_gradient(entropy(probabilities), own))
     else:
         weight = torch.ones_like(each)
     loss = each.new_zeros(())
-    for domain in (is_source, ~is_source):
+    for domain in (is_source[:, None], ~is_source[:, None]):
         inside = weight * domain
         # The normaliser is a constant, as in the released code: only the weights themselves carry gradient.
-        loss = loss + (inside / inside.sum().detach() * each).sum() / 2
+        loss = loss + (inside / inside.sum(0).detach() * each).sum() / 2
     return loss
 
 
@@ -196,18 +211,54 @@ class DistributionAlignment(nn.Module):
         return (target + self.of_source.log() - self.of_target.log()).log_softmax(-1)
 
 
+#: Singular values below this share of the largest count as none in `nuclear_norm`.
+LEAST_SHARE = 1e-7
+
+
+def _halley_weights(least: float) -> list[tuple[float, float, float]]:
+    """The weights (a, b, c) of `_polar_factor`'s iterations, until singular values of `least` have become 1.
+
+    Nakatsukasa, Bai and Gygi, *Optimizing Halley's iteration for computing the matrix polar decomposition*, SIAM J.
+    Matrix Anal. Appl. 31 (2010), eq. 3.
+    """
+    weights = []
+    while 1 - least > 1e-15:
+        square = least**2
+        d = (4 * (1 - square) / square**2) ** (1 / 3)
+        root = math.sqrt(1 + d)
+        a = root + math.sqrt(8 - 4 * d + 8 * (2 - square) / (square * root)) / 2
+        b = (a - 1) ** 2 / 4
+        c = a + b - 1
+        weights.append((a, b, c))
+        least = min(1.0, least * (a + b * square) / (1 + c * square))
+    return weights
+
+
+@torch.no_grad()
+def _polar_factor(matrix: Tensor) -> Tensor:
+    """U V^T of the singular vectors of a matrix [N, M], float64; those of no singular value are left out.
+
+    By the weighted Halley iteration (`_halley_weights`): a handful of products and Cholesky factors of the size of the
+    shorter side. A decomposition of the library's would make an accelerator wait for its host.
+    """
+    tall = len(matrix) >= matrix.shape[1]
+    x = (matrix if tall else matrix.T).double()
+    x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+    one = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+    for a, b, c in _halley_weights(LEAST_SHARE):
+        factor, _ = torch.linalg.cholesky_ex(torch.addmm(one, x.T, x, alpha=c))
+        x = torch.add(b / c * x, torch.cholesky_solve(x.T, factor).T, alpha=a - b / c)
+    return x if tall else x.T
+
+
 def nuclear_norm(matrix: Tensor) -> Tensor:
     """Sum of the singular values of a matrix [N, M], a scalar >= 0.
 
-    Its gradient is U V^T over the singular values that are not zero to rounding: finite always, and the shortest of
-    those that would do where the matrix lacks rank, such as one of equal rows. Those of zero have no direction of their
-    own; without the cut their gradient would be any that the library happens to find. NaN or infinite entries give NaN.
+    Its gradient is U V^T over the singular values that are not zero to rounding (`LEAST_SHARE`): finite always, and the
+    shortest of those that would do where the matrix lacks rank, such as one of equal rows. NaN or infinite entries give
+    NaN.
     """
-    if not matrix.isfinite().all():  # which the decomposition itself refuses with an error of its own
-        return matrix.sum() * math.nan
-    values = torch.linalg.svdvals(matrix)
-    least = values.detach().amax() * max(matrix.shape) * torch.finfo(values.dtype).eps
-    return values[values > least].sum()
+    return (matrix * _polar_factor(matrix.detach()).to(matrix)).sum()
 
 
 def pseudo_label_loss(strong_logits: Tensor, labels: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -30,9 +30,12 @@ def sliced_wasserstein(p1: Tensor, p2: Tensor, directions: Tensor) -> Tensor:
     return (first - second).square().mean()
 
 
-def random_directions(dimension: int, number: int) -> Tensor:
-    """Unit columns [dimension, number], uniform on the sphere, from torch's global CPU generator."""
-    drawn = torch.randn(dimension, number)
+def random_directions(dimension: int, number: int, like: Tensor) -> Tensor:
+    """Unit columns [dimension, number], uniform on the sphere, of the type and on the device of `like`.
+
+    They are drawn there too, from torch's global generator of that device.
+    """
+    drawn = torch.randn(dimension, number, dtype=like.dtype, device=like.device)
     return drawn / drawn.norm(dim=0)
 
 
@@ -54,6 +57,4 @@ class SWD(MCD):
         projections: Annotated[int, Field(ge=1)] = 128
 
     def discrepancy(self, p1: Tensor, p2: Tensor) -> Tensor:
-        # drawn on the CPU, so that all devices see the same
-        directions = random_directions(NUM_EXPRESSIONS, self.options.projections).to(p1)
-        return sliced_wasserstein(p1, p2, directions)
+        return sliced_wasserstein(p1, p2, random_directions(NUM_EXPRESSIONS, self.options.projections, p1))

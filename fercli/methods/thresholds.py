@@ -119,13 +119,17 @@ def confident_labels(probabilities: Tensor, threshold: float) -> Tensor:
 def remember(bank: Tensor, indices: Tensor, confident: Tensor) -> None:
     """Put a batch's confident labels into the bank, in place.
 
-    An image that is not confident now keeps what it was before; of an image that stands twice in the batch, only the
-    confident view may write.
+    An image that is not confident now keeps what it was before; of one that stands several times in the batch the last
+    confident view counts.
 
     Args:
         bank: int64 [H, N], of each target image the last confident label, -1 for none yet.
         indices: int64 [B], which images these are.
         confident: int64 [B, H], from `confident_labels`.
     """
-    view, head = (confident >= 0).nonzero(as_tuple=True)
-    bank[head, indices[view]] = confident[view, head]
+    # All places of an image write the same, so that it does not matter which of them a device writes last.
+    order = torch.arange(1, len(indices) + 1, device=indices.device)
+    writers = (indices[:, None] == indices)[:, :, None] & (confident >= 0)  # [B, B, H]
+    last = (writers * order[:, None]).amax(1)  # [B, H], 0 for none
+    written = confident.gather(0, (last - 1).clamp_min(0))
+    bank[:, indices] = torch.where(last > 0, written, bank[:, indices].T).T

@@ -6,6 +6,7 @@
 - `backbones`: IR-50, IR-18, the two MobileNetV2 and the small ones;
 - `local`: windows, crop nets and patch stems;
 - `grouped`: five crop nets run as one;
+- `norms`: batch norms that count no batches;
 - `prelu`: a PReLU whose gradient is cheap on a CPU;
 - `weights`: other people's checkpoints into our network;
 - `kinds`: which kinds of checkpoint are known;

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fercli.models.norms import BatchNorm2d
 from fercli.models.prelu import PReLU
 
 #: Blocks in each of the four stages of the IR nets, by the name the run spec uses.
@@ -24,6 +26,29 @@ IR_BLOCKS: dict[str, tuple[int, int, int, int]] = {
 LIGHT = frozenset({"ir-small", "ir-lite"})
 #: MobileNetV2: torchvision's, and the one of the released checkpoints.
 MOBILE = ("mobilenet-v2", "mobilenet-v2-wide")
+
+
+class Shortcut(nn.Conv2d):
+    """A 1x1 convolution without bias that works on every stride-th pixel, as published.
+
+    On a CPU those pixels are cut out first, and the convolution has stride 1: the same sums. oneDNN's strided 1x1
+    gradient overruns its buffer in channels-last with fewer than 16 channels (uxlfoundation/oneDNN issue 6035: wrong
+    gradients or a crash). Elsewhere the convolution strides itself, which saves a copy of the map there and back.
+
+    Shape: [B, channels_in, H, W] to [B, channels_out, ceil(H / stride), ceil(W / stride)].
+    """
+
+    #: Whether the convolution strides itself; None for wherever that is not a CPU.
+    strides_itself: bool | None = None
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int):
+        super().__init__(channels_in, channels_out, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" if self.strides_itself is None else self.strides_itself:
+            return super().forward(x)
+        high, wide = self.stride
+        return F.conv2d(x[..., ::high, ::wide], self.weight, groups=self.groups)
 
 
 class BottleneckIR(nn.Module):
@@ -44,23 +69,19 @@ class BottleneckIR(nn.Module):
         self.stride = stride
         self.shortcut = None
         if channels_in != channels_out:
-            # stride 1 on the pixels kept below: the same sums, and oneDNN's strided 1x1 gradient overruns its buffer in
-            # channels-last with fewer than 16 channels (uxlfoundation/oneDNN issue 6035: wrong gradients or a crash)
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels_out, 1, bias=False), nn.BatchNorm2d(channels_out)
-            )
+            self.shortcut = nn.Sequential(Shortcut(channels_in, channels_out, stride), BatchNorm2d(channels_out))
         first, second = (stride, 1) if light else (1, stride)
         self.body = nn.Sequential(
-            nn.BatchNorm2d(channels_in),
+            BatchNorm2d(channels_in),
             nn.Conv2d(channels_in, channels_out, 3, first, 1, bias=False),
             activation(channels_out, light),
             nn.Conv2d(channels_out, channels_out, 3, second, 1, bias=False),
-            nn.BatchNorm2d(channels_out),
+            BatchNorm2d(channels_out),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = x[..., :: self.stride, :: self.stride]
-        return self.body(x) + (kept if self.shortcut is None else self.shortcut(kept))
+        kept = x[..., :: self.stride, :: self.stride] if self.shortcut is None else self.shortcut(x)
+        return self.body(x) + kept
 
 
 def activation(channels: int, light: bool) -> nn.Module:
@@ -98,7 +119,7 @@ class IRNet(nn.Module):
         self.light = light
         self.local_channels, self.global_channels = 2 * width, 8 * width
         self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 3, 2 if light else 1, 1, bias=False), nn.BatchNorm2d(width), activation(width, light)
+            nn.Conv2d(3, width, 3, 2 if light else 1, 1, bias=False), BatchNorm2d(width), activation(width, light)
         )
         widths = [width * 2**stage for stage in range(4)]
         self.stages = _stages(blocks, width, widths, (1 if light else 2, 2, 2, 2), light)
@@ -125,14 +146,12 @@ class IRLite(nn.Module):
         super().__init__()
         self.local_channels, self.global_channels = max(4, 5 * width // 8), 4 * width
         self.halve = nn.AvgPool2d(2)
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), activation(width, True)
-        )
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 5, 2, 2, bias=False), BatchNorm2d(width), activation(width, True))
         widths = (width, width, 2 * width, 4 * width)
         self.stages = _stages(IR_BLOCKS["ir-lite"], width, widths, (1, 1, 2, 2), True)
         self.project_local = nn.Sequential(
             nn.Conv2d(width, self.local_channels, 1, bias=False),
-            nn.BatchNorm2d(self.local_channels),
+            BatchNorm2d(self.local_channels),
             nn.ReLU(inplace=True),
         )
 
@@ -159,10 +178,11 @@ class MobileNetV2(nn.Module):
 
         self.local_channels, self.global_channels = 128, 512
         # the last of torchvision's layers, 1x1 to 1280 channels, is replaced by our projection to 512
-        self.features = mobilenet_v2(weights=None).features[:-1]
+        self.features = mobilenet_v2(weights=None, norm_layer=BatchNorm2d).features[:-1]
         self.features[0][0].stride = (1, 1)
-        self.project_local = Conv2dNormActivation(32, 128, 1, activation_layer=nn.ReLU6)
-        self.project_global = Conv2dNormActivation(320, 512, 1, activation_layer=nn.ReLU6)
+        layers = {"norm_layer": BatchNorm2d, "activation_layer": nn.ReLU6}
+        self.project_local = Conv2dNormActivation(32, 128, 1, **layers)
+        self.project_global = Conv2dNormActivation(320, 512, 1, **layers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the maps [B, 128, 28, 28] and [B, 512, 7, 7]."""
@@ -219,7 +239,7 @@ def _inverted_residuals(channels: int, rows: Sequence[tuple[int, int, int, int]]
     blocks = []
     for expansion, wider, count, stride in rows:
         for number in range(count):
-            blocks.append(InvertedResidual(channels, wider, 1 if number else stride, expansion))
+            blocks.append(InvertedResidual(channels, wider, 1 if number else stride, expansion, BatchNorm2d))
             channels = wider
     return nn.Sequential(*blocks)
 

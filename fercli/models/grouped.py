@@ -68,7 +68,8 @@ class GroupedNets:
     def __call__(self, nets: Sequence[nn.Module], maps: Tensor) -> Tensor:
         """Compute what ``stack([net(maps[:, i]) for i, net in enumerate(nets)], 1)`` does, to rounding.
 
-        In training the nets' running statistics move as they would have, too.
+        In training the nets' running statistics move as they would have, too. Batch norms are those of
+        `fercli.models.norms`.
         """
         states = [{**dict(net.named_parameters()), **dict(net.named_buffers())} for net in nets]
         names = [name for name in states[0] if not name.endswith("num_batches_tracked")]
@@ -78,10 +79,10 @@ class GroupedNets:
         side_by_side = maps.flatten(1, 2).contiguous(memory_format=torch.channels_last)
         result = torch.func.functional_call(self._wide, whole, (side_by_side,))
         if nets[0].training:
-            self._take_back(parts, whole, states)
+            self._take_back(parts, whole)
         return result.unflatten(1, (self._count, -1))
 
-    def _take_back(self, parts: dict[str, list[Tensor]], whole: dict[str, Tensor], states: list) -> None:
+    def _take_back(self, parts: dict[str, list[Tensor]], whole: dict[str, Tensor]) -> None:
         moved = [name for name in parts if name.endswith(("running_mean", "running_var"))]
         if not moved:
             return
@@ -89,5 +90,3 @@ class GroupedNets:
             old = [tensor for name in moved for tensor in parts[name]]
             new = [tensor for name in moved for tensor in whole[name].chunk(self._count)]
             torch._foreach_copy_(old, new)
-            counters = [v for state in states for k, v in state.items() if k.endswith("num_batches_tracked")]
-            torch._foreach_add_(counters, 1)

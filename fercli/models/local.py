@@ -13,6 +13,7 @@ from fercli.machine import seconds
 from fercli.models.backbones import BottleneckIR, activation
 from fercli.models.grouped import IMPLEMENTATIONS, GroupedNets
 from fercli.models.heads import FEATURE_SIZE, REGIONS
+from fercli.models.norms import BatchNorm2d
 
 #: Side of the window around a landmark, in pixels of the 28x28 map.
 WINDOW = 7
@@ -179,7 +180,7 @@ class PatchStems(nn.Module):
         self.stems = nn.ModuleList(
             nn.Sequential(
                 *(
-                    nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), nn.BatchNorm2d(b), activation(b, light))
+                    nn.Sequential(nn.Conv2d(a, b, 3, 2, 1, bias=False), BatchNorm2d(b), activation(b, light))
                     for a, b in pairwise(widths)
                 )
             )

@@ -20,17 +20,16 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from fercli.engine.data import view_settings
-from fercli.engine.fabric import resolve_device
+from fercli.engine.fabric import resolve_device, unused_card
+from fercli.engine.predict import float32_products
 from fercli.engine.trained import Trained, find_trained
 from fercli.errors import FercliError
 from fercli.evaluation.decision import STAGES, DecisionRule
@@ -149,6 +148,9 @@ class Recognizer:
         trained = find_trained(NAME if run is None else run, target)
         if run is None:
             _tell_once(starter_line(trained, 'Recognizer.load("starter") asks for it, load(RUN) for another'))
+        unused = unused_card(device)
+        if unused is not None:
+            _tell_once(unused)
         return cls.of(trained, device, adapt, episodic)
 
     @classmethod
@@ -216,7 +218,7 @@ class Recognizer:
         crops = self._stack([face.crops for face in faces if face.crops is not None]) if self.with_crops else None
         pictures, landmarks = self._stack([face.face for face in faces]), self._stack([f.landmarks for f in faces])
         view = plain_view(pictures, landmarks, crops, self._settings)
-        with _float32(self.device):
+        with float32_products(self.device):
             output = self._answers(view)
         probabilities = output.logits.float().softmax(-1).cpu()
         decision = self.rule(probabilities)
@@ -253,14 +255,7 @@ class Recognizer:
         return torch.from_numpy(np.stack(arrays)).to(self.device)
 
 
-def _float32(device: torch.device) -> Any:
-    """Convolutions in float32 whatever the process has set: by default cuDNN rounds them to TF32."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, benchmark=torch.backends.cudnn.benchmark, allow_tf32=False)
-
-
-@lru_cache(maxsize=1)
+@lru_cache
 def _tell_once(line: str) -> None:
     _logger.warning("%s", line)
 

@@ -227,7 +227,7 @@ def _build(
     where = options if busy else options.model_copy(update={"backend": "sequential"})
     if busy and shapes is None and options.landmarks == "detect" and options.backend not in ("dask", "ray"):
         ensure_networks()
-    results = parallel.in_order(make_faces, work(), max(busy, 1), where)
+    results = parallel.in_order(make_faces, work(), max(busy, 1), where, "prepare")
     taken_over = faces = 0
     with PartialStore(out, options) as partial, console.progress(title, total=len(keys)) as bar, closing(results):
         for piece, result in zip(pieces, results, strict=True):

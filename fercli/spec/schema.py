@@ -284,20 +284,28 @@ class Engine(_Explained):
     compile: Annotated[
         Literal["off", "auto", "on"],
         BeforeValidator(_as_switch, json_schema_input_type=Literal["off", "auto", "on"] | bool),
-    ] = "off"
-    """``torch.compile`` for the network in training; ``auto`` does so on a single CUDA device."""
+    ] = "auto"
+    """what is made once so that steps are faster. ``auto``: on a single CUDA device a step is recorded as one CUDA
+    graph, and run by a single launch. ``on``: ``torch.compile`` for the network in training, too, on any device; it
+    takes minutes at first, and pays in long trainings. ``off``: nothing."""
     data: Literal["auto", "device", "host"] = "auto"
     """where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device where it
     is a CUDA device and they fit."""
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
-    """how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices, and is
-    ``grouped`` for small nets on CPUs."""
+    """how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices (several that
+    share their batch norms take ``grouped``), and is ``grouped`` for small nets on CPUs."""
     threads: Annotated[int, Field(ge=0, le=1 << 15)] = 0
     """of the processor; 0 leaves it to torch."""
     seed: Seed = 0
     """of network, batches and views."""
     deterministic: bool = False
     """the same bits from run to run on the same machine; slower."""
+    batch_norm: Literal["synchronised", "local"] = "synchronised"
+    """of several processes that train together. ``synchronised``: by the whole batch, so that they compute what one
+    process would, for two messages a norm and pass, some hundreds a step. ``local``: each by its own share of the
+    batch, without a message; running statistics are the processes' means. Results are then those of smaller batches
+    in the norms (4 faces each with 16 on 4 processes), no longer those of the method as published. One process: the
+    same either way."""
     log_every: Positive = 20
     """steps between two lines of the log."""
     save_every_s: Annotated[float, Field(ge=0)] = 300
@@ -444,6 +452,16 @@ _Methods = Annotated[dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]]
 _Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(lambda seeds: _each_once(seeds, "seed"))]
 
 
+#: One union's error would be a line for each of its types.
+_Jobs = Positive | Literal["gpus"] | None
+
+
+def _as_jobs(value: Any) -> Any:
+    if value in (None, "gpus") or (isinstance(value, int) and value is not True and 1 <= value <= LARGEST):
+        return value
+    raise ValueError(f"{brief(repr(value))} is neither a number from 1 on nor gpus")
+
+
 class Sweep(_Explained):
     """The runs of a sweep (`fercli.sweep`)."""
 
@@ -462,8 +480,14 @@ class Sweep(_Explained):
     """of network, batches and views; every run with one seed starts from the same source model."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """``key.path: [values]``, every combination of which is run."""
-    jobs: Positive = 1
-    """cells trained at a time, each in a process of its own."""
+    jobs: Annotated[_Jobs, BeforeValidator(_as_jobs, json_schema_input_type=_Jobs)] = None
+    """cells trained at a time, each in a process of its own: a number, or ``gpus``, one a GPU of this machine. null is
+    one, or as many as the cluster has places for."""
+    backend: Literal["local", "dask", "ray"] = "local"
+    """where: on this machine, or on the workers of a dask or ray cluster, which see data and runs under the same paths
+    and train each cell in a process of its own."""
+    cluster: str | None = None
+    """address of a dask scheduler or a ray head."""
 
 
 class Evaluate(_Explained):

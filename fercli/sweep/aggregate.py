@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from fercli.engine.data import open_store
-from fercli.engine.folder import FIXED, FREE, differences, prepared_again
 from fercli.engine.log import Environment, read_environment, read_scores
 from fercli.errors import FercliError, SpecError
 from fercli.evaluation.decision import DecisionRule
@@ -23,10 +22,10 @@ from fercli.loading.held_out import labels_of, training_and_validation
 from fercli.methods import method_class
 from fercli.scoring.results import Epochs, ModelRecord, Results, Right, model_record, scored_part, with_reference
 from fercli.scoring.results_files import document
-from fercli.spec import Spec, parse_recorded
+from fercli.spec import Spec
 from fercli.spec.registry import REFERENCE
-from fercli.spec.yaml_data import read_yaml_file
 from fercli.store import Store, read_meta
+from fercli.sweep.finished import other_origins, other_settings
 from fercli.sweep.plan import Cell, plan
 
 
@@ -79,15 +78,16 @@ def _entry(
     select: str | None,
 ) -> tuple[dict[str, Any], Right]:
     is_reference = cell.method == REFERENCE
-    folder = cell.spec.run_folder / "source" if is_reference else cell.spec.adapt_folder(cell.target)
+    folder = cell.folder
     store = stores[cell.target]
     part = scored_part(cell.spec, store, is_source=False)
     other = _Missing(f"not trained to the end, or on other faces of {cell.target}")
+    origins = [name for name in (*cell.spec.data.source, cell.target) if name in stores]
     try:
-        problem = _other_settings(cell.spec, folder, "source" if is_reference else "adapt")
+        problem = other_settings(cell.spec, folder, "source" if is_reference else "adapt")
         finished = read_environment(folder)
         if finished is not None:
-            problem = problem or _other_origins(cell, finished, stores)
+            problem = problem or other_origins(cell.spec, finished, [stores[name] for name in origins])
         if problem or finished is None:
             raise _Missing(problem) if problem else other
         name = f"dataset-{cell.target}" if is_reference else f"epoch-{finished.outcome.epoch:04d}"
@@ -154,32 +154,3 @@ def _held_labels(stores: dict[str, Store], names: tuple[str, ...], validation: f
     sources = [stores[name] for name in names]
     held = [training_and_validation(store, validation)[1] for store in sources]
     return torch.from_numpy(labels_of(sources, held))
-
-
-def _other_settings(spec: Spec, folder: Path, stage: str) -> str:
-    """How a folder's run differs from the spec, or an empty string: its figures would stand under the wrong name."""
-    path = folder / "spec.yaml"
-    if not path.exists():
-        return ""
-    try:
-        trained = parse_recorded(read_yaml_file(path), str(path))
-    except SpecError:
-        raise FercliError(f"{path} is damaged", f"remove {folder}, and train that stage again") from None
-    old, new = (json.loads(one.model_dump_json()) for one in (trained, spec))
-    problem = differences(old, new, FIXED[stage], FREE)
-    if stage == "adapt" and not problem:
-        problem = differences(old, new, ("train_source",), frozenset())
-    return f"trained with other settings ({problem})" if problem else ""
-
-
-def _other_origins(cell: Cell, made: Environment, stores: dict[str, Store]) -> str:
-    """How a finished model was made of something else than what lies there now, or an empty string."""
-    record = {"stores": made.made_of.stores, "spec": {"data": {"source": cell.spec.data.source}}}
-    names = (*cell.spec.data.source, cell.target)
-    other = prepared_again(record, [stores[name] for name in names if name in stores])
-    if other:
-        return f"{', '.join(store.name for store in other)} was prepared again after it was trained"
-    start, source = made.made_of.source_model, read_environment(cell.spec.run_folder / "source")
-    if start and source is not None and source.made_of.model not in ("", start):
-        return "adapted from another source model than the run has now"
-    return ""

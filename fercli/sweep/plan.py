@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fercli.engine.start import resolve_start
@@ -24,6 +25,13 @@ class Cell:
     keys: dict[str, Any]
     method: str
     target: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the stage that gives its row: of source-only that of the run's source model."""
+        if self.method == REFERENCE:
+            return self.spec.run_folder / "source"
+        return self.spec.adapt_folder(self.target)
 
     @property
     def title(self) -> str:

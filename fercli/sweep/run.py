@@ -4,99 +4,114 @@ A sweep is a run spec with a ``sweep`` section. For every seed, and every combin
 source stage depends on, there is a run folder ``runs/NAME/seed-N[-key-value]`` as `train-source` and `adapt` make it;
 each cell (method, target) is an adaptation in it, its label as the tag. So whatever goes for a single run goes here:
 stopped or killed, the same command goes on. Results are read from those folders alone (`aggregate`), at any time.
+
+The work is one stage at a time: each run's source model, then its adaptations. Whoever does one claims it (`claims`),
+be it a worker of this sweep, of another one on another machine, or a single cell's process (SLURM arrays): they share
+the work, wait for what others are at, and take over what a process that died has left.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import joblib
 import torch
 
 from fercli import console
 from fercli.engine.data import open_store
-from fercli.engine.fabric import launched
+from fercli.engine.fabric import launched, tell_device
 from fercli.engine.interrupt import PASSED_ON, Interrupted, StopRequest
 from fercli.engine.stages import adapt, train_source
 from fercli.engine.start import begin_from_start
 from fercli.engine.trained import source_model
-from fercli.errors import Advice, FercliError
-from fercli.files import only_one
+from fercli.errors import Advice, FercliError, SpecError
+from fercli.files import AtWork
 from fercli.methods import method_class
-from fercli.parallel import as_completed
+from fercli.parallel import Cluster, WorkerEnded, Workers
 from fercli.scoring.trained_evaluator import TrainedEvaluator
 from fercli.spec import Spec
 from fercli.spec.registry import REFERENCE
-from fercli.store import read_meta
+from fercli.store import Store, read_meta
+from fercli.sweep.claims import Watch, take
+from fercli.sweep.devices import one_gpu_each
+from fercli.sweep.finished import adaptation_is_finished, cell_is_finished, source_is_finished
 from fercli.sweep.plan import Cell, plan
 
-_STOPPED = "stopped by a signal"
+#: Seconds between two looks at what others are at: at first, and at most.
+_LOOK_S, _LOOK_MOST_S = 0.1, 5.0
 
 
-def sweep(spec: Spec) -> list[Advice]:
-    """Train whatever is not trained yet, ``sweep.jobs`` cells at a time.
+def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
+    """Train whatever is not trained yet, ``sweep.jobs`` stages at a time.
+
+    Args:
+        cell: the number, from 0, of a cell of `plan`: it alone is trained, in this process, and before it the source
+            model that it needs. What is done is said; else a bar counts the stages.
 
     Returns:
         What failed, a line each; the rest is done.
 
     Raises:
-        SpecError: as `plan`.
-        FercliError: a dataset is not prepared.
+        SpecError: as `plan`; there is no such cell; ``sweep.jobs`` is not one for a cluster.
+        FercliError: a dataset is not prepared; there is no GPU, or no cluster, where one is asked for.
         Interrupted: SIGINT or SIGTERM came; what runs is saved.
     """
-    cells, jobs = plan(spec), spec.sweep.jobs
+    cells = plan(spec)
+    chosen = cells if cell is None else [_chosen(cells, cell)]
     if launched().processes > 1:
         raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, not by torchrun or srun")
-    sources = [name for cell in cells if _needs_source(cell) for name in cell.spec.data.source]
-    for name in dict.fromkeys([*sources, *(cell.target for cell in cells)]):
-        open_store(cells[0].spec, name, labels=False)
-    targets = list(dict.fromkeys(cell.target for cell in cells))
+    stores = _open_stores(cells)
+    tell_device(spec.engine)  # the cells do not speak
+    if cell is not None:
+        console.say(f"cell {cell} of {len(cells)}: {chosen[0].title}")
     # With the sweep's own adapt section, in which the cells of a run differ.
-    runs = list({c.spec.name: c.spec.model_copy(update={"adapt": spec.adapt}) for c in cells}.values())
-    threads = spec.engine.threads or max(1, (torch.get_num_threads() if jobs == 1 else joblib.cpu_count() // jobs))
-    failed: dict[str, str] = {}
-    adaptations = sum(cell.method != REFERENCE for cell in cells)
-    spec.run_folder.mkdir(parents=True, exist_ok=True)
+    runs = {c.spec.name: c.spec.model_copy(update={"adapt": spec.adapt}) for c in chosen}
+    targets = list(dict.fromkeys(c.target for c in cells))
+    stages = [_Stage(run, name, None, targets) for name, run in runs.items()]
+    stages += [_Stage(c.spec, c.title, c.target, []) for c in chosen if c.method != REFERENCE]
+    pool, threads = _workers(spec, len(stages), alone=cell is not None)
     with (
-        only_one(spec.run_folder, "sweep"),
-        StopRequest(_stop_workers) as stop,
-        console.progress("sweep", len(runs) + adaptations) as bar,
+        pool,
+        StopRequest(lambda: _stop(pool)) as stop,
+        nullcontext() if cell is not None else console.progress("sweep", len(stages)) as bar,
     ):
-
-        def work(function: Any, tasks: list[tuple[Any, ...]]) -> None:
-            def until_stopped() -> Iterator[tuple[Any, ...]]:
-                for task in tasks:
-                    if stop.requested:
-                        return
-                    yield (task[0].model_dump_json(), *task[1:], threads)
-
-            try:
-                for title, problem in as_completed(function, until_stopped(), jobs, threads):
-                    if problem == _STOPPED:
-                        stop.requested = True  # a signal that reached the one who trains
-                    elif problem:
-                        failed[title] = problem
-                    bar.advance(note=title)
-            except FercliError:  # a worker that was stopped between two cells is gone
-                if not stop.requested:
-                    raise
-
-        work(_train_source, [(run, targets) for run in runs])
-        work(
-            _adapt,
-            [(c.spec, c.target, c.title) for c in cells if c.method != REFERENCE and c.spec.name not in failed],
-        )
+        work = _Work(stages, stores, stop, bar)
+        work.do(pool, threads)
         if stop.requested:
             raise Interrupted(f"stopped; what is done is in {spec.run_folder}, and the same command goes on")
-    return [Advice(f"{title}: ", problem) for title, problem in failed.items()]
+    return [Advice(f"{title}: ", problem) for title, problem in work.failed.items()]
 
 
-def _stop_workers() -> None:
-    for child in multiprocessing.active_children():
-        os.kill(child.pid, PASSED_ON)
+def unfinished(cells: Sequence[Cell]) -> list[Cell]:
+    """Those of a sweep's cells that are not trained to their end. Raises FercliError as `sweep`."""
+    stores = _open_stores(cells)
+    return [cell for cell in cells if not cell_is_finished(cell, stores)]
+
+
+def _open_stores(cells: Sequence[Cell]) -> dict[str, Store]:
+    """The stores of a sweep's targets, without labels, and sources; sources that nobody trains on may be missing.
+
+    Raises:
+        FercliError: one is not prepared, or not as the spec says.
+    """
+    spec, stores = cells[0].spec, {}
+    needed = [name for cell in cells if _needs_source(cell) for name in cell.spec.data.source]
+    for name in dict.fromkeys(name for cell in cells for name in cell.spec.data.source):
+        if name in needed or read_meta(spec.store_path(name)) is not None:
+            stores[name] = open_store(spec, name)
+    for name in dict.fromkeys(cell.target for cell in cells):
+        stores[name] = open_store(spec, name, labels=False)
+    return stores
+
+
+def _chosen(cells: Sequence[Cell], number: int) -> Cell:
+    if not 0 <= number < len(cells):
+        raise SpecError(f"--cell {number}: the sweep has {len(cells)} cells", f"say one from 0 to {len(cells) - 1}")
+    return cells[number]
 
 
 def _needs_source(cell: Cell) -> bool:
@@ -106,34 +121,198 @@ def _needs_source(cell: Cell) -> bool:
     return method_class(cell.spec.adapt.method).needs_source
 
 
-def _train_source(document: str, targets: list[str], threads: int) -> tuple[str, str | None]:
-    """Train a run's source model, or take its start, and leave its outputs on every target's scored faces, for the
-    reference row.
+def _workers(spec: Spec, most: int, alone: bool = False) -> tuple[Workers | Cluster, int]:
+    """Who does the work, and on how many threads each.
+
+    Args:
+        most: stages at a time.
+        alone: whether this process does it.
+    """
+    wanted, threads = spec.sweep, spec.engine.threads
+    if alone or (wanted.backend == "local" and wanted.jobs in (None, 1)):
+        return Workers(1), threads or torch.get_num_threads()
+    if wanted.backend != "local":
+        if wanted.jobs == "gpus":
+            raise SpecError(
+                f"sweep.jobs: gpus is for the GPUs of one machine, and sweep.backend is {wanted.backend}",
+                "start a worker a GPU there, each seeing one alone, and leave sweep.jobs out",
+            )
+        # As many as dask and ray give theirs: they start a worker, or a thread of one, a core.
+        threads = threads or 1
+        own = {"OMP_NUM_THREADS": str(threads)}
+        return Cluster(wanted.backend, wanted.cluster, "sweep", min(wanted.jobs or 0, most), own), threads
+    environments = one_gpu_each()[:most] if wanted.jobs == "gpus" else [{}] * min(wanted.jobs, most)
+    threads = threads or max(1, joblib.cpu_count() // len(environments))
+    environments = [{**own, "OMP_NUM_THREADS": str(threads)} for own in environments]
+    return Workers(len(environments), environments, at_hand=1), threads
+
+
+def _stop(pool: Workers | Cluster) -> None:
+    """Pass a stop on to the workers."""
+    if isinstance(pool, Cluster):
+        raise Interrupted("stopped; stages under way on the cluster go on to their end, and the same command goes on")
+    pool.signal(PASSED_ON)
+
+
+class _Stage(NamedTuple):
+    """A piece of the work: a run's source model with its outputs on `targets`, or the adaptation to `target`."""
+
+    spec: Spec
+    title: str
+    target: str | None
+    targets: list[str]
+
+    @property
+    def folder(self) -> Path:
+        return self.spec.run_folder / "source" if self.target is None else self.spec.adapt_folder(self.target)
+
+    @property
+    def words(self) -> str:
+        return f"the source model of {self.title}" if self.target is None else self.title
+
+
+class _End(NamedTuple):
+    """How work on a stage ended: ``done``, ``busy`` (another process is at it), ``failed`` or ``stopped``, and why."""
+
+    how: str
+    why: str = ""
+
+
+class _Work:
+    """The stages that are left, and what is known of them.
+
+    Args:
+        stages: a run's source model before its adaptations.
+        stores: by name.
+        bar: counts the stages; None: each is told.
+
+    Attributes:
+        failed: title -> why.
+    """
+
+    def __init__(self, stages: list[_Stage], stores: Mapping[str, Store], stop: StopRequest, bar: console.Bar | None):
+        self.failed: dict[str, str] = {}
+        self._left, self._stores, self._stop, self._bar = stages, stores, stop, bar
+        self._watch, self._dead = Watch(), dict[Path, list[bytes]]()
+        self._ready: set[str] = set()  # runs whose source model is there
+        self._others: dict[str, str] = {}  # what others are at: stage -> who, in words
+        self._shared, self._moved = False, True
+
+    def do(self, pool: Workers | Cluster, threads: int) -> None:
+        """Do them, in rounds: what others are at is looked at again in the next."""
+        look, told = _LOOK_S, ""
+        while self._left and not self._stop.requested:
+            left, self._left, self._others, self._moved = self._left, [], {}, False
+            for stage, end in pool.as_completed(_do, self._to_do(left), lambda stage: self._call(stage, threads)):
+                self._take_down(stage, _ended(end))
+            if self._moved or not self._left:
+                look, told = _LOOK_S, ""
+                continue
+            if told != (told := self._waiting()):
+                console.say(told)
+            self._pause(look)
+            look = min(2 * look, _LOOK_MOST_S)
+
+    def _to_do(self, stages: list[_Stage]) -> Iterator[_Stage]:
+        """Those that can be done now."""
+        for number, stage in enumerate(stages):
+            if self._stop.requested:
+                self._left += stages[number:]
+                return
+            if stage.spec.name in self.failed:  # its source model
+                continue
+            found = self._watch.look(stage.folder)
+            if found.holder:
+                self._wait_for(stage, found.holder)
+            elif stage.target is not None and stage.spec.name not in self._ready:
+                self._left.append(stage)
+            elif self._is_finished(stage):
+                self._take_down(stage, _End("done"))
+            else:
+                self._dead[stage.folder] = found.dead
+                if found.left:
+                    console.say(f"{stage.words}: {found.left} is gone; taking over what it has left")
+                elif self._bar is None:
+                    console.say(f"{stage.words} ...")
+                yield stage
+
+    def _is_finished(self, stage: _Stage) -> bool:
+        if stage.target is None:
+            # Whether a start is still the one that the run began with tells its model alone.
+            return stage.spec.adapt.start is None and source_is_finished(stage.spec, stage.targets, self._stores)
+        return adaptation_is_finished(stage.spec, stage.target, self._stores)
+
+    def _call(self, stage: _Stage, threads: int) -> tuple[Any, ...]:
+        dead = self._dead.pop(stage.folder, [])
+        return stage.spec.model_dump_json(), stage.target, stage.targets, dead, threads, self._bar is None
+
+    def _take_down(self, stage: _Stage, end: _End) -> None:
+        if end.how == "stopped":
+            self._stop.requested = True  # also by a signal that reached the one who trains alone
+        elif end.how == "busy":
+            self._wait_for(stage, end.why or "another process")
+            return
+        elif end.how == "failed" and not self._stop.requested:
+            self.failed[stage.title] = end.why
+        elif stage.target is None:
+            self._ready.add(stage.spec.name)
+        self._moved = True
+        if self._bar is not None:
+            self._bar.advance(note=stage.title)
+
+    def _wait_for(self, stage: _Stage, who: str) -> None:
+        self._left.append(stage)
+        self._others[stage.words] = who
+        if self._bar is not None and not self._shared:
+            self._shared = True
+            console.say(f"{stage.words}: {who} is at it; the work is shared with others")
+
+    def _waiting(self) -> str:
+        """What is waited for, in words."""
+        named = [f"{words} ({who})" for words, who in self._others.items()]
+        more = f" and {len(named) - 3} more" if len(named) > 3 else ""
+        return f"waiting for {', '.join(named[:3])}{more}"
+
+    def _pause(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and not self._stop.requested:
+            time.sleep(0.05)
+
+
+def _ended(end: _End | WorkerEnded) -> _End:
+    return end if isinstance(end, _End) else _End("failed", end.what)
+
+
+def _do(document: str, target: str | None, targets: list[str], dead: list[bytes], threads: int, talks: bool) -> _End:
+    """Do a stage, in the process that is to do it, unless another process has claimed it.
+
+    A source stage trains the run's source model, or takes its start, and leaves its outputs on every target's scored
+    faces, for the reference row.
     """
     spec = Spec.model_validate_json(document)
-    make = train_source if spec.adapt.start is None else begin_from_start
-    return spec.name, _quietly(threads, lambda: (make(spec), _leave_outputs(spec, targets)))
-
-
-def _adapt(document: str, target: str, title: str, threads: int) -> tuple[str, str | None]:
-    spec = Spec.model_validate_json(document)
-    return title, _quietly(threads, lambda: adapt(spec, target))
-
-
-def _quietly(threads: int, work: Any) -> str | None:
-    """Do the work without a word; a mistake of one cell is told at the end and costs no other cell."""
     torch.set_num_threads(threads)
     # A request that comes while stores and weights are read is there when training begins.
-    with console.hushed(warnings=True), StopRequest() as stop:
+    with nullcontext() if talks else console.hushed(warnings=True), StopRequest() as stop:
         try:
-            work()
+            claim = take(spec.run_folder / "source" if target is None else spec.adapt_folder(target), dead)
+            if claim is None:
+                return _End("busy")
+            with claim:
+                if target is not None:
+                    adapt(spec, target)
+                else:
+                    make = train_source if spec.adapt.start is None else begin_from_start
+                    make(spec)
+                    _leave_outputs(spec, targets)
+        except AtWork as other:  # a command of the user's, or one that was taken for dead
+            return _End("busy", other.what)
         except (Interrupted, KeyboardInterrupt):
-            return _STOPPED
+            return _End("stopped")
         except FercliError as problem:
-            return problem.text
-        except Exception as problem:  # out of memory, or a mistake of ours: it is this cell's alone
-            return f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}"
-    return _STOPPED if stop.requested else None
+            return _End("failed", problem.text)
+        except Exception as problem:  # out of memory, or a mistake of ours: it is this stage's alone
+            return _End("failed", f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}")
+    return _End("stopped" if stop.requested else "done")
 
 
 def _leave_outputs(spec: Spec, targets: list[str]) -> None:
