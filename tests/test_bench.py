@@ -19,6 +19,7 @@ from fercli.benchmarks.stores import noise_store
 from fercli.faces.images import read_image
 from fercli.faces.landmarker import Landmarker
 from fercli.loading.augment import ViewSettings, weak_view
+from fercli.loading.batches import Batch
 from fercli.methods.base import Progress
 from fercli.models.local import cut_windows, to_map
 from fercli.predict.videos import open_video
@@ -96,6 +97,19 @@ def test_ours_against_the_published_way(tmp_path: Path) -> None:
         assert row["published_ms"] > 0 and row["ours_ms"] > 0
     assert all(row["times_faster"] > 2 for row in result["windows"])  # far more, but the machine may be busy
     assert result["passes"] == "published"  # both sides do the same
+
+
+def test_a_batch_too_large_for_the_device_costs_the_others_nothing(tmp_path: Path, monkeypatch) -> None:
+    run_plain = PublishedStep.losses
+
+    def losses(self: PublishedStep, batch: Batch, step: int) -> dict[str, torch.Tensor]:
+        if len(batch.labels) > 4:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return run_plain(self, batch, step)
+
+    monkeypatch.setattr(PublishedStep, "losses", losses)
+    fits, short = bench(tmp_path, "adapt", "--against", "published", "--batch", "8")["rows"]
+    assert (short["batch"], short["failed"]) == (8, "out of memory") and fits["times_faster"] > 0
 
 
 def test_fewer_passes_are_named(tmp_path: Path) -> None:

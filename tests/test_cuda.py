@@ -26,11 +26,12 @@ from trained_runs import assert_same_state, leaves
 from fercli.benchmarks.steps import Steps
 from fercli.engine import checkpoint
 from fercli.engine.acceleration import accelerate
+from fercli.engine.capture import WARM_STEPS
 from fercli.engine.log import read_metrics
 from fercli.loading.augment import View
 from fercli.loading.batches import Batch
 from fercli.methods import method_class
-from fercli.methods.swd import SWD, random_directions, sliced_wasserstein
+from fercli.methods.swd import SWD, sliced_wasserstein
 from fercli.models import build_network
 from fercli.spec import Engine, Model, Spec
 from fercli.spec.registry import METHODS
@@ -91,7 +92,7 @@ def after(made: Steps, batch: Batch) -> tuple[list[dict[str, float]], dict[str, 
     hook = made.training.raw.register_forward_hook(lambda module, given, step: seen.append(step.losses))
     before = {name: tensor.clone() for name, tensor in made.training.raw.state_dict().items()}
     made.training.begin_step()
-    made.update(batch, lambda name: _nothing())
+    made.update(batch, lambda name: _nothing())  # timed, and so not recorded
     hook.remove()
     state = made.training.raw.state_dict()
     change = {name: (tensor.double() - before[name].double()).cpu() for name, tensor in state.items()}
@@ -143,10 +144,11 @@ def test_a_step_is_the_processors(tmp_path: Path, same_directions: None, method:
         there.training.raw.load_state_dict(here.training.raw.state_dict())
 
 
+@pytest.mark.parametrize("compiles", ["off", "auto"])
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_step_never_waits_for_the_device(tmp_path: Path, method: str) -> None:
-    made = steps(tmp_path, method, DEVICE)
-    for _ in range(2):  # what is set up once may wait
+def test_a_step_never_waits_for_the_device(tmp_path: Path, method: str, compiles: str) -> None:
+    made = steps(tmp_path, method, DEVICE, compile=compiles)
+    for _ in range(WARM_STEPS + 2):  # what is set up or recorded once may wait
         made.run()
     if DEVICE == "cuda":
         torch.cuda.set_sync_debug_mode("error")

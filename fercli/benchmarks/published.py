@@ -163,7 +163,7 @@ def compare(
     Returns:
         ``passes`` of ours, ``published`` (four batches' worth) or ``shared`` (three); ``windows``: window cutting alone
         at batch 32, forward and with gradients, and ``rows``: whole steps, with milliseconds of both sides and how many
-        times faster ours is.
+        times faster ours is. A batch for which the device has too little memory has ``failed`` in their place.
 
     Raises:
         FercliError: the spec is not of AGLRLS with all its parts, or has ``model.local: image-crop``.
@@ -178,7 +178,11 @@ def compare(
     rows = []
     with console.progress("bench adapt", total=len(sizes) * rounds) as bar:
         for batch in sizes:
-            rows += _steps(spec, batch, wanted, steps, rounds, room / str(batch), bar)
+            try:
+                rows += _steps(spec, batch, wanted, steps, rounds, room / str(batch), bar)
+            except torch.cuda.OutOfMemoryError:
+                rows += [{"batch": batch, "precision": name, "failed": "out of memory"} for name in wanted]
+                torch.cuda.empty_cache()
     return {
         "bench": "adapt",
         "against": "published",
@@ -292,9 +296,15 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
             *(f"{row['times_faster']:.1f}", f"{low:.1f} to {high:.1f}"),
         ]
 
+    def shown(row: dict[str, Any]) -> list[str]:
+        return [row["crop_nets"], *figures(row)]
+
     last = ["published ms", "ours ms", "times faster", "spread"]
     cuts = [[row["what"], str(row["batch"]), *figures(row)] for row in result["windows"]]
-    steps = [[str(r["batch"]), r["precision"], r["crop_nets"], *figures(r)] for r in result["rows"]]
+    steps = [
+        [str(row["batch"]), row["precision"], *([row["failed"], *[""] * 4] if "failed" in row else shown(row))]
+        for row in result["rows"]
+    ]
     return [
         ("Window cutting alone", ["", "batch", *last], cuts),
         (f"The whole adapt step, passes {result['passes']}", ["batch", "precision", "crop nets", *last], steps),
