@@ -386,14 +386,13 @@ def test_without_a_pool_there_is_no_batch_of_it(raf: Store, jaffe: Store, pseudo
 
 
 @pytest.mark.parametrize("members", [[7], [1, 4, 9], [9, 8, 7, 6, 5, 4, 3, 2]])
-def test_a_pool_s_batch_is_of_its_members_and_no_larger_than_it(raf: Store, jaffe: Store, members: list[int]) -> None:
+def test_a_pool_s_batch_is_whole_and_of_its_members(raf: Store, jaffe: Store, members: list[int]) -> None:
     pseudo_labelled = torch.tensor(members)
     batches = make(raf, jaffe, {"target"})
-    size = min(6, len(members))
     drawn = []
     for step in range(4 * len(members)):
         batch = batches(step, pseudo_labelled)
-        assert len(batch.pseudo_labelled) == len(batch.pseudo_labelled_indices) == size
+        assert len(batch.pseudo_labelled) == len(batch.pseudo_labelled_indices) == 6
         assert batch.pseudo_labelled_indices.dtype == torch.int64
         drawn += batch.pseudo_labelled_indices.tolist()
     assert set(drawn) == set(members)

@@ -13,7 +13,7 @@ class WeightAverage:
     """The exponential moving average of a network's weights and batch-norm statistics (Polyak and Juditsky, 1992).
 
     After update t (from 0) an average a of a weight w becomes d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)),
-    so that the first weights are soon forgotten. Whole numbers (counters) are taken as they are.
+    so that the first weights are soon forgotten. Whole numbers, counters that nobody counts on, stay as they were.
 
     Args:
         network: whose parameters and buffers are averaged.
@@ -32,9 +32,6 @@ class WeightAverage:
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         real = [pair for pair in zip(self._average, self._live, strict=True) if pair[0].is_floating_point()]
         torch._foreach_lerp_([average for average, _ in real], [live for _, live in real], weight)
-        counters = [pair for pair in zip(self._average, self._live, strict=True) if not pair[0].is_floating_point()]
-        if counters:
-            torch._foreach_copy_([average for average, _ in counters], [live for _, live in counters])
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

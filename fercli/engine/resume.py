@@ -112,7 +112,8 @@ def restore(training: Training) -> None:
             training.fabric.strategy.precision.load_state_dict(state["scaling"])
         if training.average is not None:
             training.average.load(state["average"])
-        training.meter.load_state_dict(state["meter"], state["step"])
+        # Version 0.5 kept sums: of a run that was stopped within an epoch the next line of the log begins here.
+        training.meter.load_state_dict(state["meter"] if isinstance(state["meter"], list) else [], state["step"])
         torch.set_rng_state(state["rng"]["torch"])
         if state["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"][0])

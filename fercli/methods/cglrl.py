@@ -83,8 +83,9 @@ class CGLRL(Method):
 
     - source: cross-entropy of the seven heads with ``adapt.head_weights``;
     - adversarial: `HeadDiscriminators`, each head's term with ``adversarial_weight`` (1; AGLRLS has 0.5);
-    - pseudo: plain cross-entropy of the seven heads, each with ``pseudo_weight``, on up to a batch of the target faces
-      that have a pseudo label, in a forward pass of their own as in the released code. None where there are none.
+    - pseudo: plain cross-entropy of the seven heads, each with ``pseudo_weight``, on a batch of the target faces that
+      have a pseudo label, some of them several times where there are fewer, in a forward pass of their own as in the
+      released code. None where there are none.
 
     Before each epoch the target faces are labelled by `consistent_labels` with ``entropy_limit`` (a tenth of ln 7). The
     new labels replace those in force if they hold up against them (`holds_up`): by default, if the set shrinks by no

@@ -66,6 +66,7 @@ class GlobalLocal(nn.Module):
         light = getattr(backbone, "light", False)
         self.local, self.sharing = local, classifiers
         self.input, self.test_flip = input, test_flip
+        self.luminance = Luminance() if input == "grey" else None
         self.backbone = backbone
         self.global_head = ConvPool(backbone.global_channels)
         self.patch_stems = PatchStems(backbone.local_channels, light) if local == "image-crop" else None
@@ -115,8 +116,8 @@ class GlobalLocal(nn.Module):
             return Output(self._classify(features), features)
 
     def _features(self, images: Tensor, landmarks: Tensor, crops: Tensor | None) -> Tensor:
-        if self.input == "grey":
-            images, crops = luminance(images), None if crops is None else luminance(crops)
+        if self.luminance is not None:
+            images, crops = self.luminance(images), None if crops is None else self.luminance(crops)
         local_map, global_map = self.backbone(images)
         if self.patch_stems is None:
             windows = cut_windows(local_map, to_map(landmarks, images.shape[-1], local_map.shape[-1]))
@@ -147,18 +148,23 @@ class GlobalLocal(nn.Module):
         return groups
 
 
-def luminance(pictures: Tensor) -> Tensor:
+class Luminance(nn.Module):
     """Pictures [..., 3, H, W], normalised with ImageNet's mean and deviation, as grey ones in the same normalisation.
 
     The luma of ITU-R BT.601, as OpenCV and Pillow make grey pictures, in all three channels; a grey picture stays as it
     is, to rounding.
     """
-    mean = pictures.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = pictures.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    luma = pictures.new_tensor(LUMA).view(3, 1, 1)
-    # In one product per channel: y_c = (sum_k luma_k (x_k std_k + mean_k) - mean_c) / std_c
-    grey = (pictures * (luma * std)).sum(-3, keepdim=True) + (luma * mean).sum()
-    return (grey - mean) / std
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Buffers, for numbers that are sent to a device in every pass would make it waited for. No part of the state.
+        for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD), ("luma", LUMA)):
+            self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        # In one product per channel: y_c = (sum_k luma_k (x_k std_k + mean_k) - mean_c) / std_c
+        grey = (pictures * (self.luma * self.std)).sum(-3, keepdim=True) + (self.luma * self.mean).sum()
+        return (grey - self.mean) / self.std
 
 
 def mirror(images: Tensor, landmarks: Tensor, crops: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
