@@ -1,8 +1,8 @@
 """How a device is used: which precision, which of its libraries, what is compiled.
 
 The network alone is trained in half precision, by `torch.autocast` inside it. Its answers, the losses and thresholds of
-the methods, their discriminators, the optimizer, all saved weights and every evaluation are float32 (with ``tf32``, its
-matrix products are).
+the methods, their discriminators, the optimizer, all saved weights and every evaluation are float32. With ``tf32`` the
+matrix products of all that trains are.
 """
 
 from __future__ import annotations
