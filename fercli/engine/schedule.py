@@ -29,7 +29,7 @@ def set_rates(plan: Optimisation, groups: list[dict[str, Any]], step: int, steps
     for group in groups:
         rate = rate_at(plan, group["rates"], max(0, step - late), steps_per_epoch)
         rate = rate if first else group["scale"] * rate
-        if isinstance(group["lr"], Tensor):
+        if isinstance(group.get("lr"), Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate

@@ -65,9 +65,6 @@ def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
     if launched().processes > 1:
         raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, not by torchrun or srun")
     stores = _open_stores(cells)
-    if spec.sweep.backend == "local":  # a cluster's workers have devices of their own
-        warn_of_unused_card(spec.engine)
-        tell_device(resolve_device(spec.engine.device))  # the cells do not speak
     if cell is not None:
         console.say(f"cell {cell} of {len(cells)}: {chosen[0].title}")
     # With the sweep's own adapt section, in which the cells of a run differ.
@@ -76,6 +73,9 @@ def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
     stages = [_Stage(run, name, None, targets) for name, run in runs.items()]
     stages += [_Stage(c.spec, c.title, c.target, []) for c in chosen if c.method != REFERENCE]
     pool, threads = _workers(spec, len(stages), alone=cell is not None)
+    if spec.sweep.backend == "local":  # a cluster's workers have devices of their own
+        warn_of_unused_card(spec.engine)
+        tell_device(resolve_device(spec.engine.device))  # the cells do not speak
     with (
         pool,
         StopRequest(lambda: _stop(pool)) as stop,
