@@ -169,10 +169,14 @@ class Luminance(nn.Module):
 
 def mirror(images: Tensor, landmarks: Tensor, crops: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What `GlobalLocal` is given, mirrored: left and right landmarks and crops change places."""
-    order = list(MIRRORED)
+
+    def swapped(regions: Tensor) -> Tensor:
+        # not by a list of positions, which would be sent to the device in every pass
+        return torch.stack([regions[:, place] for place in MIRRORED], 1)
+
     width = images.shape[-1]
-    flipped = torch.stack([width - 1 - landmarks[..., 0], landmarks[..., 1]], -1)[:, order]
-    return images.flip(-1), flipped, None if crops is None else crops.flip(-1)[:, order]
+    flipped = torch.stack([width - 1 - landmarks[..., 0], landmarks[..., 1]], -1)
+    return images.flip(-1), swapped(flipped), None if crops is None else swapped(crops.flip(-1))
 
 
 def initialise(module: nn.Module) -> None:
