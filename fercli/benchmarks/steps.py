@@ -158,7 +158,7 @@ def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[
     made.run(Clock())  # with the first some constants are sent
     with Operations(made.device.type) as seen:
         made.run(Clock())
-    chosen |= {"operations": seen.total, "host_waits": len(seen.waits)}
+    chosen |= _counted(seen, made.device)
     _forget_peak(made.device)
     for _ in range(2):
         made.run()
@@ -205,7 +205,7 @@ def _predict(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dic
     waited = 0.0
     spent = seconds(lambda: [run() for _ in range(steps)], device, rounds, warm=0)
     how = {"crop_nets": network.local_nets.implementation, "compile": False}
-    chosen = {"precision": precision, **how, "operations": seen.total, "host_waits": len(seen.waits)}
+    chosen = {"precision": precision, **how, **_counted(seen, device)}
     flops = counter.get_total_flops()
     return _row(spec, device, chosen, batch, batch, steps, spent, parts.spent, flops, waited / (rounds * steps))
 
@@ -247,6 +247,11 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     kernel = other.t().reshape(size, size, 1, 1).contiguous(memory_format=torch.channels_last)
     ways = (lambda: one @ other, lambda: F.conv2d(pixels, kernel))
     return 2 * size**3 / min(min(seconds(way, device, rounds=5, warm=2)) for way in ways)
+
+
+def _counted(seen: Operations, device: torch.device) -> dict[str, int | None]:
+    """What a step asks of a device, for a row; on a CPU there is no other side to wait for."""
+    return {"operations": seen.total, "host_waits": None if device.type == "cpu" else len(seen.waits)}
 
 
 def _forget_peak(device: torch.device) -> None:
@@ -293,7 +298,7 @@ def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[s
 def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
     """Return columns and rows of a result of `measure` for the console: speed, and what the parts of a step take."""
     columns = ["batch", "precision", "ms a step", "steps/s", "images/s"]
-    columns += ["GFLOP a step", "TFLOP/s", "utilisation", "memory MB", "data wait", "operations"]
+    columns += ["GFLOP a step", "TFLOP/s", "utilisation", "memory MB", "data wait"]
     done = [row for row in result["rows"] if "failed" not in row]
     parts = [name for name in (*PARTS, "rest") if any(name in row["shares"] for row in done)]
     speed, shares = [], []
@@ -308,8 +313,10 @@ def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
                 *(digits(row[key]) for key in ("step_ms", "steps_per_s", "images_per_s", "gflop_per_step", "tflops")),
                 f"{row['utilisation']:.0%}",
                 *("-" if row["memory_peak_mb"] is None else f"{row['memory_peak_mb']:.0f}", f"{row['data_wait']:.1%}"),
-                f"{row['operations']:,}",
             ]
         )
-        shares.append([*head, *(f"{row['shares'].get(name, 0):.0%}" for name in parts)])
-    return [(columns, speed), (["batch", "precision", *parts], shares)]
+        spent = (f"{row['shares'].get(name, 0):.0%}" for name in parts)
+        shares.append(
+            [*head, *spent, f"{row['operations']:,}", "-" if row["host_waits"] is None else str(row["host_waits"])]
+        )
+    return [(columns, speed), (["batch", "precision", *parts, "operations", "host waits"], shares)]
