@@ -381,7 +381,10 @@ def test_a_write_that_fails_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch
 def test_a_leftover_of_a_killed_write_is_no_checkpoint(make_adapting) -> None:
     bench = make_adapting("leftover")
     (bench.runs / "source/last.ckpt.tmp").write_bytes(b"half")
+    half = bench.runs / ".spec.yaml.host-1.tmp"
+    half.write_bytes(b"half")
     assert json.loads(bench.done("train-source", "--json").stdout)["train_source"]["trained_steps"] == 0
+    assert not half.exists()
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,8 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
     write_atomically(folder / "spec.yaml", text)
     # Adaptations may run at the same time, and differ: what the run's own spec says is the source stage's.
     run = folder.parent / "spec.yaml"
+    if stage == "source":
+        remove_half_written(folder.parent, f"{run.name}.*")
     if stage == "source" or not run.exists():
         write_atomically(run, text)
 
