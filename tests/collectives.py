@@ -27,7 +27,7 @@ from fercli.engine.acceleration import accelerate
 from fercli.engine.loop import fit
 from fercli.spec import Spec, load
 
-#: Steps that are counted; DDP lays its buckets anew in the second.
+#: Steps that are counted; DDP lays its buckets out again in the second.
 STEPS = 3
 
 

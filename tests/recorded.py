@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from tiny import Small
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fercli.benchmarks.operations import tensors_in
 from fercli.benchmarks.steps import changed, on_noise
 from fercli.benchmarks.stores import noise_store
 from fercli.engine.data import open_store, source_faces, target_faces
@@ -84,14 +84,6 @@ class Tape(TorchDispatchMode):
     def play(self) -> None:
         for func, args, kwargs, result in self._played:
             again = func(*args, **kwargs)
-            for old, new in zip(_flat(result), _flat(again), strict=True):
+            for old, new in zip(tensors_in(result), tensors_in(again), strict=True):
                 if old.numel() and old.data_ptr() != new.data_ptr():  # no view, and not written in place
                     old.copy_(new)
-
-
-def _flat(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, list | tuple):
-        return [each for part in value for each in _flat(part)]
-    return []

@@ -282,7 +282,7 @@ def test_gradients_go_into_their_bucket_at_once_and_stay_there(tmp_path: Path) -
     try:
         layers, how = [torch.nn.Linear(8, 8) for _ in range(20)], how_to_reduce()
         module = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers), **how)
-        for _ in range(3):  # DDP lays its buckets anew in the second
+        for _ in range(3):  # DDP lays its buckets out again in the second
             module.zero_grad()
             with Operations("cpu") as mode:
                 module(torch.randn(2, 8)).sum().backward()

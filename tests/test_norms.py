@@ -95,7 +95,7 @@ def both_ways(module: nn.Module, x: torch.Tensor) -> list[list[torch.Tensor]]:
             if isinstance(shortcut, Shortcut):
                 shortcut.strides_itself = itself
         if isinstance(made, LocalNets):
-            made.implementation = module.implementation  # laid together anew
+            made.implementation = module.implementation  # laid together again
         out = made(leaf)
         (out * torch.linspace(-1, 2, out.numel()).view_as(out)).sum().backward()
         found.append([out.detach(), leaf.grad, *(p.grad for p in made.parameters())])

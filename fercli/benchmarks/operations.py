@@ -57,7 +57,7 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        devices = {each.device.type for each in (*_tensors(args), *_tensors(result))}
+        devices = {each.device.type for each in (*tensors_in(args), *tensors_in(result))}
         if self._device not in devices:
             return result
         if name not in _FREE:
@@ -67,18 +67,18 @@ class Operations(TorchDispatchMode):
         return result
 
 
-def _tensors(given: Any) -> list[Tensor]:
+def tensors_in(given: Any) -> list[Tensor]:
     """The tensors among arguments or results, of lists too."""
     if isinstance(given, Tensor):
         return [given]
     if isinstance(given, list | tuple):
-        return [each for part in given for each in _tensors(part)]
+        return [each for part in given for each in tensors_in(part)]
     return []
 
 
 def _masked(name: str, args: Any) -> bool:
     """Whether it indexes by a mask, whose true places have to be counted first."""
-    masks = _tensors(args[1]) if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
+    masks = tensors_in(args[1]) if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
     return any(mask.dtype in (torch.bool, torch.uint8) for mask in masks)
 
 

@@ -90,15 +90,13 @@ def command(
         jsonl = "-"
     found = find_inputs(inputs, sys.stdin.buffer)
 
-    from fercli.engine.fabric import unused_card
+    from fercli.engine.fabric import warn_of_unused_card
     from fercli.predict.recognizer import Recognizer
     from fercli.predict.run import predict
 
     trained = _model(run, target, spec, named=bool(spec_file or overrides or local_spec()))
     device = device or spec.engine.device
-    unused = unused_card(device)
-    if unused is not None:
-        console.warn(unused)
+    warn_of_unused_card(device)
     recognizer = Recognizer.of(trained, device, adapt, episodic)
     if recognizer.adaptation is not None:
         before = "" if episodic else " and on those before"

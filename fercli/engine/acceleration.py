@@ -130,7 +130,7 @@ def with_way_back(network: GlobalLocal, module: nn.Module, kind: Hashable, gradi
         network: `GlobalLocal.compiled` of it is removed where it fails.
         module: whose buffers `gradients` may change.
         kind: of update: by shapes, and whatever else leads to other passes.
-        gradients: sets the gradients anew.
+        gradients: clears the gradients and sets them.
     """
     compiled = network.compiled
     if compiled is None or kind in compiled.proven:

@@ -96,9 +96,9 @@ def tell_device(device: str) -> None:
     console.say(f"device: {name_of(device)}" + (f", {processes} processes" if processes > 1 else ""), once=True)
 
 
-def warn_of_unused_card(engine: Engine) -> None:
-    """Warn once a command where ``engine.device: auto`` takes the CPU beside an NVIDIA card."""
-    unused = unused_card(engine.device)
+def warn_of_unused_card(name: str) -> None:
+    """Warn once a command where `engine.device` "auto" takes the CPU beside an NVIDIA card."""
+    unused = unused_card(name)
     if unused is not None:
         console.warn(unused, once=True)
 
@@ -135,7 +135,7 @@ def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
     distributed.open_cpu_group()
     if distributed.rank():
         console.mute()
-    warn_of_unused_card(engine)
+    warn_of_unused_card(engine.device)
     torch.manual_seed(engine.seed)
     return fabric
 

@@ -84,7 +84,7 @@ def carry_momentum(training: Training, source: dict[str, Any], path: Path) -> No
             Advice.run("train-source", "--set adapt.carry_momentum=true --restart"),
         )
     kept = source["optimizer"]
-    optimizer = getattr(training.optimizer, "optimizer", training.optimizer)  # Fabric's wrapper holds torch's
+    optimizer = training.bare_optimizer
     # In both stages the first group is the backbone, and the second begins with the network's new layers.
     for ours, theirs in zip(optimizer.param_groups, kept["param_groups"], strict=False):
         for parameter, number in zip(ours["params"], theirs["params"], strict=False):

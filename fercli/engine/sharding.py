@@ -97,7 +97,7 @@ def sync_norms(network: nn.Module) -> None:
             module.__class__ = type(f"Sync{kind.__name__}", (_SyncNorm, kind), {})
     for module in network.modules():
         if hasattr(module, "implementation"):
-            module.implementation = module.implementation  # laid together anew, of these norms
+            module.implementation = module.implementation  # laid together again, of these norms
 
 
 def average_norms(network: nn.Module) -> None:

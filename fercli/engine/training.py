@@ -243,8 +243,12 @@ class Training:
     def fuse(self) -> None:
         """See `fuse`, which concerns CUDA devices alone."""
         if self.fused:
-            # Fabric's wrapper holds torch's
-            fuse(getattr(self.optimizer, "optimizer", self.optimizer), self.fabric.device)
+            fuse(self.bare_optimizer, self.fabric.device)
+
+    @property
+    def bare_optimizer(self) -> torch.optim.Optimizer:
+        """Torch's own, which Fabric's wrapper holds."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def begin_epoch(self) -> None:
         """Let the method look at all training faces. What it makes of them is then the same in all processes."""

@@ -234,6 +234,9 @@ def _halley_weights(least: float) -> list[tuple[float, float, float]]:
     return weights
 
 
+_HALLEY_WEIGHTS = _halley_weights(LEAST_SHARE)
+
+
 @torch.no_grad()
 def _polar_factor(matrix: Tensor) -> Tensor:
     """U V^T of the singular vectors of a matrix [N, M], float64; those of no singular value are left out.
@@ -245,7 +248,7 @@ def _polar_factor(matrix: Tensor) -> Tensor:
     x = (matrix if tall else matrix.T).double()
     x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
     one = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    for a, b, c in _halley_weights(LEAST_SHARE):
+    for a, b, c in _HALLEY_WEIGHTS:
         factor, _ = torch.linalg.cholesky_ex(torch.addmm(one, x.T, x, alpha=c))
         x = torch.add(b / c * x, torch.cholesky_solve(x.T, factor).T, alpha=a - b / c)
     return x if tall else x.T

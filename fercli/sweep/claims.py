@@ -15,7 +15,7 @@ process that slept nor a disk that hung for an hour takes a living claim for a d
 
 1. Read all claims of the stage. If one is alive, stop.
 2. Make the file of the next number, by ``O_EXCL``. If it is there, stop: another was faster.
-3. Read all claims again (NFS reads a folder anew in which its client has just made a file). If there is one that was
+3. Read all claims again (NFS reads a folder again in which its client has just made a file). If there is one that was
    not found dead in step 1, with this very content, remove one's own file and stop.
 4. Remove the dead ones. The claim is held.
 

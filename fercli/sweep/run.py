@@ -74,7 +74,7 @@ def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
     stages += [_Stage(c.spec, c.title, c.target, []) for c in chosen if c.method != REFERENCE]
     pool, threads = _workers(spec, len(stages), alone=cell is not None)
     if spec.sweep.backend == "local":  # a cluster's workers have devices of their own
-        warn_of_unused_card(spec.engine)
+        warn_of_unused_card(spec.engine.device)
         tell_device(resolve_device(spec.engine.device))  # the cells do not speak
     with (
         pool,
