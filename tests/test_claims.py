@@ -19,7 +19,7 @@ from fercli.sweep.claims import Watch, take
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks into /proc")
 
 #: Heartbeats quick enough for tests.
-BEAT_S, DEAD_S = 0.1, 1.0
+BEAT_S, DEAD_S = 0.1, 2.0
 
 _HOLD = """
 import sys, time
@@ -180,7 +180,7 @@ def test_a_killed_holder_is_known_at_once_and_its_claim_taken_over(tmp_path: Pat
 def test_a_holder_that_stands_still_is_dead_after_a_while_and_ends_when_it_wakes(tmp_path: Path, hold) -> None:
     stage, watch = tmp_path / "source", Watch()
     process = hold(stage)
-    until = time.monotonic() + 3 * DEAD_S
+    until = time.monotonic() + 1.5 * DEAD_S
     while time.monotonic() < until:  # one that lives is never dead
         assert watch.look(stage).holder
         time.sleep(BEAT_S / 2)
@@ -195,8 +195,9 @@ def test_a_holder_that_stands_still_is_dead_after_a_while_and_ends_when_it_wakes
     with take(stage, found.dead) as claim:
         assert claim is not None and files(stage) == [".source.claim-2"]
         process.send_signal(signal.SIGCONT)
-        assert "was taken over" in process.communicate(timeout=30)[1]
-        assert process.returncode == 1
+        # Its stdin stays open: at the end of that it would give the claim back, perhaps before its next heartbeat.
+        assert process.wait(timeout=30) == 1
+        assert "was taken over" in process.stderr.read()
         assert files(stage) == [".source.claim-2"]
 
 
