@@ -72,11 +72,12 @@ def test_steps_are_measured(tmp_path: Path, command: str, parts: set[str]) -> No
 
 
 def test_operations_are_those_of_the_network(tmp_path: Path) -> None:
-    few = ("--pictures", "8", "--workers", "1", "--rounds", "1")
-    one, two = (bench(tmp_path, "predict", "--batch", str(b), *few)["rows"][-1]["gflop_per_step"] for b in (8, 16))
-    assert two == pytest.approx(2 * one)
-    train = bench(tmp_path, "train", "--batch", "8")["rows"][-1]["gflop_per_step"]
-    assert 2.5 * one < train < 3 * one  # backward costs twice forward, less the first layer's gradient of the pictures
+    few = ("--batch", "8", "--pictures", "8", "--workers", "1", "--rounds", "1")
+    (*_, forward), trained = (bench(tmp_path, *words)["rows"] for words in (("predict", *few), ("train", "--batch", "8")))
+    one, two = (row["gflop_per_step"] for row in trained)
+    assert (trained[0]["batch"], trained[1]["batch"]) == (4, 8) and two == pytest.approx(2 * one)
+    # Backward costs twice forward, less the first layer's gradient of the pictures.
+    assert 2.5 < two / forward["gflop_per_step"] < 3
 
 
 def test_epochs_on_several_numbers_of_faces(tmp_path: Path) -> None:

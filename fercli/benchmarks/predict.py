@@ -104,15 +104,15 @@ def measure(
     device = make_fabric(spec.engine).device
     recognizer = Recognizer(empty_network(spec).to(device).eval(), spec, device)
     sources = {"folder": draw_folder(room / "pictures", pictures), "video": draw_video(room / "video.mp4", pictures)}
+    found = {kind: find_inputs([str(path)], None) for kind, path in sources.items()}
+    cut = {kind: _cut_ahead(recognizer, inputs, kind) for kind, inputs in found.items()}
     rows = []
     with console.progress("bench predict", total=len(batches) * rounds * len(sources)) as bar, Workers(workers) as pool:
         for batch in batches:
-            for kind, path in sources.items():
-                inputs = find_inputs([str(path)], None)
-                cut = _cut_ahead(recognizer, inputs, kind)
+            for kind, inputs in found.items():
                 parts: dict[str, Callable[[], float]] = {
                     "detection": partial(_detection, recognizer.options, inputs, pool),
-                    "network": partial(_network, recognizer, cut, batch, pictures),
+                    "network": partial(_network, recognizer, cut[kind], batch, pictures),
                     "end_to_end": partial(_end_to_end, recognizer, inputs, batch, pool, room / "answers.jsonl"),
                 }
                 with console.hushed():
