@@ -191,7 +191,9 @@ def test_target_labels_change_no_weight_and_no_choice(
         plain = make_adapting("plain", {"adapt.method": method})
         plain.done("adapt", "--quiet")
         plain.done("evaluate", "--quiet")
-    for name, change in {"others": others, "deleted": lambda labels: None}.items():
+    shuffle = np.random.default_rng(0).permutation
+    changes = {"shuffled": shuffle, "deleted": lambda labels: None, "constant": np.zeros_like}
+    for name, change in changes.items():
         stores = with_labels(plain.prepared, tmp_path / f"{name}-stores", change)
         bench = make_adapting(name, {"adapt.method": method}, stores)
         bench.done("adapt", "--quiet")
@@ -199,11 +201,6 @@ def test_target_labels_change_no_weight_and_no_choice(
         if name != "deleted":  # while the score, which may read them, does change
             bench.done("evaluate", "--quiet")
             assert confusion(bench, method) != confusion(plain, method)
-
-
-def others(labels: np.ndarray) -> np.ndarray:
-    """Another label for every face, of two expressions only: neither a label nor their counts are left."""
-    return np.where(labels == 0, 1, 0)
 
 
 def confusion(bench: Bench, method: str) -> list[list[int]]:

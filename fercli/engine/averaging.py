@@ -24,14 +24,15 @@ class WeightAverage:
     def __init__(self, network: nn.Module, more: Iterable[nn.Parameter], decay: float):
         self._live: list[Tensor] = [*network.state_dict().values(), *(parameter.data for parameter in more)]
         self._average = [tensor.clone() for tensor in self._live]
+        real = [pair for pair in zip(self._average, self._live, strict=True) if pair[0].is_floating_point()]
+        self._moving, self._towards = ([pair[side] for pair in real] for side in range(2))
         self._decay = decay
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights as they are after update `step`, counted from 0."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
-        real = [pair for pair in zip(self._average, self._live, strict=True) if pair[0].is_floating_point()]
-        torch._foreach_lerp_([average for average, _ in real], [live for _, live in real], weight)
+        torch._foreach_lerp_(self._moving, self._towards, weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
