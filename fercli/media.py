@@ -1,4 +1,4 @@
-"""Finding pictures and videos: the one walk through folders, and the endings of names by which files count.
+"""Finding images and videos: the one walk through folders, and the endings of names by which files count.
 
 Nothing here looks into a file, and no image library is imported: `fercli.faces.images` decodes.
 """
@@ -13,7 +13,7 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-#: The picture formats that are read, by Pillow's name, with their endings. Others that Pillow knows are left out: EPS
+#: The image formats that are read, by Pillow's name, with their endings. Others that Pillow knows are left out: EPS
 #: would run a program that the file brings.
 PICTURE_FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
@@ -31,7 +31,7 @@ PICTURE_FORMATS: dict[str, tuple[str, ...]] = {
 }
 #: Endings of the format HEIF, which pillow-heif adds where it is installed: `pip install 'fercli[heif]'`.
 _HEIF = (".heic", ".heif", ".hif")
-#: The endings of them under which pictures are written, by OpenCV.
+#: The endings of them under which images are written, by OpenCV.
 WRITTEN_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
 VIDEO_ENDINGS = frozenset((
@@ -39,7 +39,7 @@ VIDEO_ENDINGS = frozenset((
     ".ogv",
 ))  # fmt: skip
 
-#: Endings of pictures in formats that are not read: raw photographs, drawings, and what has to be converted.
+#: Endings of images in formats that are not read: raw photographs, drawings, and what has to be converted.
 _UNREAD = frozenset((
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mrw", ".nef", ".nrw", ".orf", ".pef",
     ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
@@ -48,14 +48,14 @@ _UNREAD = frozenset((
 ))  # fmt: skip
 
 #: Folders of systems and file managers, lower case: thumbnails, resource forks, waste bins. What begins with a dot
-#: (``.thumbnails``, ``.AppleDouble``, ``._photo.jpg``) is left out too. A Thumbs.db is counted as what is no picture.
+#: (``.thumbnails``, ``.AppleDouble``, ``._photo.jpg``) is left out too. A Thumbs.db is counted as what is no image.
 _LITTER = frozenset((
     "@eadir", "__macosx", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found",
 ))  # fmt: skip
 
 _ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9_]{1,10}")
 
-#: What to do about a picture in a format that is not read, and about HEIC.
+#: What to do about an image in a format that is not read, and about HEIC.
 CONVERT = "convert to JPEG or PNG"
 CONVERT_HEIF = f"{CONVERT}, or pip install 'fercli[heif]'"
 
@@ -74,7 +74,7 @@ def picture_formats() -> dict[str, tuple[str, ...]]:
 
 @lru_cache(maxsize=1)
 def picture_endings() -> frozenset[str]:
-    """Return the endings, in lower case, by which a file counts as a picture."""
+    """Return the endings, in lower case, by which a file counts as an image."""
     return frozenset(ending for endings in picture_formats().values() for ending in endings)
 
 
@@ -171,7 +171,7 @@ def ending_of(name: str) -> str:
 
 
 def is_picture_name(name: str) -> bool:
-    """Tell whether a file name ends as a picture's does."""
+    """Tell whether a file name ends as an image's does."""
     return ending_of(name) in picture_endings()
 
 
@@ -181,13 +181,13 @@ def is_video_name(name: str) -> bool:
 
 
 def is_unread_picture(name: str) -> bool:
-    """Tell whether a file name ends as a picture's does in a format that is not read here."""
+    """Tell whether a file name ends as an image's does in a format that is not read here."""
     ending = ending_of(name)
     return ending in _UNREAD or (ending in _HEIF and not reads_heif())
 
 
 def describe_skipped(name: str) -> str:
-    """Return what to call the files that are skipped as this one is: by ending, and what to do if it is a picture."""
+    """Return what to call the files that are skipped as this one is: by ending, and what to do if it is an image."""
     ending = ending_of(name)
     if not is_unread_picture(name):
         return f"{ending} files" if ending else "files without an ending"

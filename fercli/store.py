@@ -48,7 +48,7 @@ FACE_ARRAYS = {"faces": "uint8", "landmarks": "float32", "crops": "uint8", "shap
 SMALL_FILES = ("labels.npy", "splits.npy", "ids.npy", "subjects.npy", "digests.npy", "keys.npy", "manifest.csv")
 #: Those that earlier versions left to the manifest, which is read until `fercli prepare` has written them.
 LATER_FILES = ("ids.npy", "subjects.npy")
-#: All files of a store but its picture and meta.json.
+#: All files of a store but its image and meta.json.
 FILES = (*(f"{name}.npy" for name in FACE_ARRAYS if name != "digests"), *SMALL_FILES)
 MANIFEST_COLUMNS = (
     *("id", "path", "split", "label", "subject", "box", "score", "status", "reason"),

@@ -1,7 +1,7 @@
 """Damage of every kind to the files that fercli reads, drawn from a seed, and what a command may make of it.
 
 A `Ground` is a folder with everything in it that a user's has: datasets, prepared stores, a trained, adapted and
-evaluated run, a model in one file, a spec, pictures and videos. `draw` gives the numbered case of a seed: what is
+evaluated run, a model in one file, a spec, images and videos. `draw` gives the numbered case of a seed: what is
 damaged there, and the command that meets it. The ground is put right again after each case.
 """
 
@@ -257,7 +257,7 @@ FERPLUS = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fea
 
 
 def _list_more(faces: Sequence[Any]) -> None:
-    """Write the lists of AFE, AffectNet and FERPlus, each with the pictures that it names."""
+    """Write the lists of AFE, AffectNet and FERPlus, each with the images that it names."""
     tables: dict[str, list[str]] = {
         "afe/annos/TrainTest/Train.csv": [],
         "afe/annos/TrainTest/Test.csv": [],

@@ -36,7 +36,7 @@ THUMBNAIL = Domain(
     au_noise=0.3,
 )
 
-#: Colour pictures of crowded, badly lit places, as ExpW's.
+#: Colour images of crowded, badly lit places, as ExpW's.
 STREET = Domain(
     name="street",
     size=(280, 260),

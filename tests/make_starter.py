@@ -154,7 +154,7 @@ def answers_of(trained: Trained) -> dict[str, Any]:
     """What a model answers to frozen procedural faces.
 
     ``cut``: float [14, 7], the decision's probabilities for faces cut by their own landmarks, so that no detector has a
-    part in it. ``pictures``: of whole pictures, two in each domain, the answers and their probabilities.
+    part in it. ``pictures``: of whole images, two in each domain, the answers and their probabilities.
     """
     cpu, settings, given = torch.device("cpu"), view_settings(trained.spec), drawn(trained.spec)
     output = trained.network(cpu)(*plain_view(given.faces, given.landmarks, given.crops, settings).inputs)

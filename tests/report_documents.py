@@ -176,7 +176,7 @@ def _document(kind: str, entries: list[dict[str, Any]], targets: Sequence[str], 
 
 
 def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Picture]:
-    """A picture of every failure case: a procedural face of its answer, and heat anywhere."""
+    """An image of every failure case: a procedural face of its answer, and heat anywhere."""
     return {
         (one["folder"], one["dataset"], face["position"]): _picture(face["answer"], face["position"] % 12)
         for one in results["failure_cases"]

@@ -1,4 +1,4 @@
-"""Does an installed fercli work? A tiny demo from drawn pictures to a report, and a prediction; run by .ci/run.
+"""Does an installed fercli work? A tiny demo from drawn images to a report, and a prediction; run by .ci/run.
 
     python tests/smoke.py
 
@@ -69,7 +69,7 @@ def main() -> None:
     answers = [json.loads(line) for line in fercli("predict", *pictures, "--run", "starter").splitlines()]
     faces = sum(len(answer["faces"]) for answer in answers)
     if len(answers) != len(pictures) or faces < len(pictures) - 1:
-        raise SystemExit(f"predict found {faces} faces in {len(pictures)} pictures of one face each")
+        raise SystemExit(f"predict found {faces} faces in {len(pictures)} images of one face each")
     fercli("doctor", "-c", "demo")
     print(
         f"smoke: Python {platform.python_version()} on {platform.machine()}: {time.perf_counter() - started:.0f} s; "

@@ -188,7 +188,7 @@ def test_boxes_and_labels_are_finite_and_of_ascii_digits(
 
 
 def tree(root: Path) -> Path:
-    """Four pictures in two classes, and what is not to be read: links in circles, thumbnails, resource forks."""
+    """Four images in two classes, and what is not to be read: links in circles, thumbnails, resource forks."""
     litter = ("happy/__MACOSX/q.jpg", "happy/._a.jpg", "happy/.AppleDouble/a.jpg", "#recycle/x.jpg", "sad/Thumbs.db")
     touch(root, "happy/a.jpg", "happy/sub/b.jpg", "sad/c.jpg", "sad/sub/d.jpg")
     touch(root, "sad/@eaDir/c.jpg/SYNOPHOTO_THUMB.jpg", ".thumbnails/t.jpg", *litter)
@@ -252,7 +252,7 @@ def fercli_without_rights(*arguments: str | Path, **options: Any) -> subprocess.
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Any:
-    """A folder that cannot be read, beside a picture; gone again behind the test."""
+    """A folder that cannot be read, beside an image; gone again behind the test."""
     if sys.platform != "linux":
         pytest.skip("needs Linux's capabilities")
     touch(tmp_path, "happy/a.jpg", "happy/closed/b.jpg", "sad/c.jpg")

@@ -87,7 +87,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def stocked(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
-    """A bench with all that commands need: data, pictures, a trained and adapted run. Read only."""
+    """A bench with all that commands need: data, images, a trained and adapted run. Read only."""
     from fercli.synthetic.domains import STUDIO
     from fercli.synthetic.render import sample
 

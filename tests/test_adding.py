@@ -97,7 +97,7 @@ def test_show_tells_of_a_reader_from_outside_what_it_says_itself(here: Path) -> 
 
 
 #: All of a dataset: the file that adds it to fercli.
-MINE = '''"""MINE: pictures named CODE_PERSON.png."""
+MINE = '''"""MINE: images named CODE_PERSON.png."""
 
 from fercli.datasets.card import DatasetCard, Official
 from fercli.datasets.reader import Reader, Record
@@ -120,7 +120,7 @@ READER = Reader(
     parse=parse,
     codes=CODES,
     tree="1_ann.png    1 happy, 2 sad, 9 bored",
-    option_help={"ending": "how the pictures' names end"},
+    option_help={"ending": "how the images' names end"},
     card=DatasetCard(
         title="My Own Faces",
         about="holiday photographs",
@@ -168,7 +168,7 @@ def test_a_dataset_is_one_file_and_one_line_of_the_registry(tmp_path: Path, face
     shown = done("datasets", "show", "mine")
     for text in ("My Own Faces", "https://example.org/mine", "1_ann.png    1 happy", "Doe: Faces of mine. 2026"):
         assert text in shown
-    assert re.search(r"^ +ending=png +how the pictures' names end$", shown, re.M)
+    assert re.search(r"^ +ending=png +how the images' names end$", shown, re.M)
     assert re.search(r"^happiness +2 +1 +3 *$", shown, re.M)
     checked = done("datasets", "check", "mine", pictures)
     assert re.search(r"^happiness +\* -1 +1 / 2 +1 / 1 +\* -1 +2 / 3 *$", checked, re.M), checked

@@ -33,7 +33,7 @@ WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
 
 
 class Tiny(nn.Module):
-    """Features and logits straight from the picture's values, so that every test sets its own."""
+    """Features and logits straight from the image's values, so that every test sets its own."""
 
     def __init__(self) -> None:
         super().__init__()

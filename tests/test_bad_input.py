@@ -1,4 +1,4 @@
-"""Bad input: what is no picture ends in the manifest with its reason, and the good ones around it are kept.
+"""Bad input: what is no image ends in the manifest with its reason, and the good ones around it are kept.
 
 At the end of the file: targets and sources too small or too one-sided to learn from, with every registered method.
 """
@@ -69,7 +69,7 @@ def prepare_files(tmp_path: Path, files: dict[str | bytes, bytes]) -> dict[str, 
     return rows
 
 
-# Files that are no picture, or none that can be used
+# Files that are no image, or none that can be used
 
 
 def test_bad_pictures_are_rejected_with_their_reason_and_the_rest_is_kept(tmp_path, faces):

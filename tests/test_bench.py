@@ -80,7 +80,7 @@ def test_operations_are_those_of_the_network(tmp_path: Path) -> None:
 
     one = gflop("predict", "--pictures", "8", "--workers", "1", "--rounds", "1")
     train = gflop("train")
-    assert 2.5 * one < train < 3 * one  # backward costs twice forward, less the first layer's gradient of the pictures
+    assert 2.5 * one < train < 3 * one  # backward costs twice forward, less the first layer's gradient of the images
 
 
 def test_epochs_on_several_numbers_of_faces(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_the_published_way_gives_our_losses(tmp_path: Path, sharing: str) -> Non
         assert (one.grad - other.grad).norm() <= 1e-3 * other.grad.norm().clamp(min=1e-2), name
 
 
-# On pictures
+# On images
 
 
 def test_bench_predict(tmp_path):
@@ -233,4 +233,4 @@ def test_bench_prepare(tmp_path):
 def test_a_csv_of_pixels_cannot_be_measured(tmp_path):
     root = write_fer2013(tmp_path / "fer", [render(THUMBNAIL, 1, label, 1) for label in range(2)])
     done = run("bench", "prepare", "--dataset", "fer2013", "--root", str(root), "--set", f"paths.runs={tmp_path}")
-    assert done.exit_code == 1 and "one file a picture" in done.stderr
+    assert done.exit_code == 1 and "one file an image" in done.stderr

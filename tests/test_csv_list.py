@@ -21,7 +21,7 @@ from fercli.synthetic.render import STUDIO, Face, render
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
 SIZE = (400, 300)
-#: Two faces in each of four pictures of `SIZE`: left, top, right, bottom.
+#: Two faces in each of four images of `SIZE`: left, top, right, bottom.
 BOXES = [(20 + i, 30, 120, 150 + i) if i % 2 == 0 else (230, 90 + i, 350 + i, 240) for i in range(8)]
 #: As the columns of a csv have them.
 CORNERS, SIZES = "{0},{1},{2},{3}", "{0},{1},{w},{h}"
@@ -161,12 +161,12 @@ def test_boxes_that_are_not_understood_stop_the_run(root, header, form, options,
 @pytest.mark.parametrize(
     ("header", "form", "scale", "words"),
     [
-        ("left,top,right,bottom", CORNERS, 1 / 400, "are shares of the picture, not pixels (the first: left 0.05,"),
-        ("x,y,w,h", SIZES, 1 / 400, "multiply them by the picture's width and height"),
-        ("left,top,right,bottom", SIZES, 1 / 400, "are shares of the picture"),
+        ("left,top,right,bottom", CORNERS, 1 / 400, "are shares of the image, not pixels (the first: left 0.05,"),
+        ("x,y,w,h", SIZES, 1 / 400, "multiply them by the image's width and height"),
+        ("left,top,right,bottom", SIZES, 1 / 400, "are shares of the image"),
         ("left,top,right,bottom", CORNERS, 3, "leave them (the first: left 60, top 90, right 360, bottom 450 in 0.png"),
         ("left,top,right,bottom", CORNERS, 3, "which has 400 x 300 pixels): boxes have to be in pixels"),
-        ("x,y,w,h", SIZES, 3, "boxes compared with their pictures leave them"),
+        ("x,y,w,h", SIZES, 3, "boxes compared with their images leave them"),
     ],
 )
 def test_boxes_have_to_be_in_pixels_of_the_pictures(root, header, form, scale, words):
@@ -178,7 +178,7 @@ def test_boxes_have_to_be_in_pixels_of_the_pictures(root, header, form, scale, w
 def test_without_the_pictures_boxes_are_taken_as_they_are(root):
     listed(root, "x,y,w,h", SIZES, 3)
     for i in range(4):
-        (root / f"{i}.png").write_bytes(b"no picture")
+        (root / f"{i}.png").write_bytes(b"no image")
     assert len(read_dataset("mine", "csv", root)) == 8
     for i in range(4):
         (root / f"{i}.png").unlink()
@@ -265,7 +265,7 @@ def test_landmarks_are_whole_or_not_there(tmp_path):
     assert "list of 10 columns, not of 1 (label)" in refusal("csv", tmp_path, landmark_columns=["label"])
     assert len(read_dataset("mine", "csv", tmp_path, landmark_columns="")) == 1
     write(tmp_path, "list.csv", f"image,label,{POINTS}\na,sad{',0.5' * 10}\n")
-    assert "the landmarks are shares of the picture, not pixels" in refusal("csv", tmp_path)
+    assert "the landmarks are shares of the image, not pixels" in refusal("csv", tmp_path)
 
 
 def _composed(name: str) -> str:
@@ -363,7 +363,7 @@ def pairs() -> list[tuple[Face, Face]]:
 
 
 def test_each_face_of_a_picture_gets_its_own_label(tmp_path, pairs):
-    """The faces of a picture lie where their boxes are, the happy one on the left."""
+    """The faces of an image lie where their boxes are, the happy one on the left."""
     lines = ["image,xmin,ymin,width,height,label"]
     for i, pair in enumerate(pairs):
         height, offset = max(face.image.shape[0] for face in pair), 0
@@ -373,7 +373,7 @@ def test_each_face_of_a_picture_gets_its_own_label(tmp_path, pairs):
             left, top, right, bottom = face.box
             lines.append(f"{i}.png,{left + offset},{top},{right - left},{bottom - top},{name}")
             offset += face.image.shape[1]
-            # The same face alone in its picture.
+            # The same face alone in its image.
             write(tmp_path, f"alone/{name}/{i}.png", encoded(face.image, "PNG"))
     write(tmp_path, "list.csv", "\n".join(lines) + "\n")
     here = Prepare(workers=1, backend="sequential")
@@ -401,7 +401,7 @@ def test_the_command_says_which_option_to_set(root):
 
 def test_what_another_reader_or_option_would_read_is_said(root):
     (root / "list.csv").write_text("emotion,pixels\n3,1 2 3\n")
-    assert "list.csv holds pixels and no paths of pictures" in refusal("csv", root)
+    assert "list.csv holds pixels and no paths of images" in refusal("csv", root)
     assert "the reader fer2013: data.datasets.mine.reader=fer2013" in refusal("csv", root)
     (root / "list.csv").write_text("image,label\n0.png,7\n")
     assert "by a dataset's name (raf-db: 1 surprise, 2 fear, " in refusal("csv", root)

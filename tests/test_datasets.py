@@ -27,7 +27,7 @@ def pixels(value: int = 7) -> str:
 
 # RAF-DB
 
-THREE_FIELDS = "row of 3 fields (a picture and its code are read)"
+THREE_FIELDS = "row of 3 fields (an image and its code are read)"
 
 
 def raf_db(root: Path, labels: str | bytes, listed: str = "EmoLabel/list_patition_label.txt") -> Path:
@@ -115,11 +115,11 @@ def test_raf_db_class_folders_as_on_kaggle(tmp_path, above, beside):
         ({"test_labels.csv": "name,label\nx.jpg,4\n"}, "test_labels.csv lacks the column image"),
         (
             {"DATASET/train/4/test_0002_aligned.jpg": ""},
-            "train/4/test_0002_aligned.jpg is named as a test picture and lies in a folder of train pictures",
+            "train/4/test_0002_aligned.jpg is named as a test image and lies in a folder of train images",
         ),
         (
             {"DATASET/train/4/train_00001.jpg": ""},
-            "train_00001_aligned.jpg and DATASET/train/4/train_00001.jpg are one picture of RAF-DB by their names",
+            "train_00001_aligned.jpg and DATASET/train/4/train_00001.jpg are one image of RAF-DB by their names",
         ),
         ({"DATASET/train/0/train_1.jpg": ""}, "the class folder DATASET/train/0/ is no code of RAF-DB (1 to 7) in "),
     ],
@@ -491,7 +491,7 @@ def test_a_folder_missing_or_of_another_layout_is_named_with_the_layout_expected
         ("csv", {"a.csv": "image\n", "b.csv": "image\n"}, {}, "not exactly one csv (a.csv, b.csv) in "),
         ("csv", {}, {}, "not exactly one csv (there is none) in "),
         ("csv", {}, {}, "with --option file=NAME, in a run spec data.datasets.mine.options: {file: NAME}"),
-        ("csv", {"a.csv": "picture\nx.jpg\n"}, {}, "it has: picture) in "),
+        ("csv", {"a.csv": "picture\nx.jpg\n"}, {}, "it has: image) in "),
         ("csv", {"a.csv": "picture\nx.jpg\n"}, {}, "path_column=..., in a run spec data.datasets.mine.options"),
         (
             "csv",

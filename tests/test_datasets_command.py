@@ -174,7 +174,7 @@ def test_check_counts_missing_files_per_listed_picture(tmp_path):
     shown = run("datasets", "check", "expw", tmp_path).stdout
     assert "Missing: 1 of 2 files listed\n" in shown and "image/origin/a.jpg" in shown
     (tmp_path / "image/origin/b.jpg").unlink()
-    assert "do the pictures lie in another folder?" in run("datasets", "check", "expw", tmp_path).stdout
+    assert "do the images lie in another folder?" in run("datasets", "check", "expw", tmp_path).stdout
 
 
 def test_check_as_json(tmp_path):

@@ -69,7 +69,7 @@ def test_afe_no_picture_is_on_both_sides(tmp_path):
     train = "a.jpg 0 0 9 9 3\nb.jpg 0 0 9 9 3\nb.jpg 20 0 29 9 3\n"
     listing = read_dataset("a", "afe", afe(tmp_path, train, "b.jpg 40 0 49 9 5\nb.jpg 60 0 69 9 99\n"))
     assert rows(listing, "split", "id") == [("test", "b.jpg#40,0,49,9"), ("train", "a.jpg#0,0,9,9")]
-    assert listing.left_out == {"training row of a test picture": 2, "unknown code '99'": 1}
+    assert listing.left_out == {"training row of a test image": 2, "unknown code '99'": 1}
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_each_reason_has_its_figure() -> None:
     apart = SURER.clone()
     apart[:, :FUSED] = apart[:, :FUSED].roll(1, -1)
     assert "The heads agree less: 0 %, 100 % before." in told(MIXED, apart)
-    assert "doubtful: 60 of 200 pictures have no face" in told(MIXED, SURER, found=140, listed=200)
+    assert "doubtful: 60 of 200 images have no face" in told(MIXED, SURER, found=140, listed=200)
     assert "doubtful: 7 of 140 faces are copies" in told(MIXED, SURER, duplicates=7)
     assert verdict(drift(MIXED, SURER), found=140, listed=None, duplicates=None)["trust"] == "trusted"
 

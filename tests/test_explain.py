@@ -1,4 +1,4 @@
-"""Grad-CAM against a loop over single faces and against a case worked out by hand; votes; pictures."""
+"""Grad-CAM against a loop over single faces and against a case worked out by hand; votes; images."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_heat_equals_a_loop_over_single_faces(backbone: str, local: str, classif
 
 
 class TwoMaps(nn.Module):
-    """A backbone whose global map is two channels of the picture itself, its local map whatever."""
+    """A backbone whose global map is two channels of the image itself, its local map whatever."""
 
     local_channels, global_channels = 4, 2
 

@@ -1,4 +1,4 @@
-"""What may pass (memory, a disk) stops with a line that names the picture; what is damaged is rejected, however."""
+"""What may pass (memory, a disk) stops with a line that names the image; what is damaged is rejected, however."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def made(name: str, side: int) -> bytes:
 
 @pytest.mark.parametrize("name", FORMS)
 def test_damaged_bytes_end_in_a_picture_or_a_reason(name):
-    """Never in a raw exception, nor in one that may pass: a picture cut off or changed in a few of its bytes."""
+    """Never in a raw exception, nor in one that may pass: an image cut off or changed in a few of its bytes."""
     rng, data, reasons = random.Random(name), made(name, 24), 0
     for _ in range(150):
         changed = bytearray(data[: rng.randrange(1, len(data))] if rng.random() < 0.2 else data)
@@ -100,7 +100,7 @@ for path in large:
         resource.setrlimit(resource.RLIMIT_AS, (size + (left << 20), -1))
         try:
             decode(path)
-            said.append("picture")
+            said.append("image")
         except TransientError as failure:
             named = str(failure).startswith(f"{path} cannot be processed just now (too little memory)")
             said.append("memory" if named and "--workers 1" in str(failure) else str(failure))
@@ -120,14 +120,14 @@ def test_too_little_memory_is_never_taken_for_damage(tmp_path):
         for name in names:
             (tmp_path / folder / name).write_bytes(made(name, side))
     command = [sys.executable, "-c", _SHORT_OF_MEMORY, str(tmp_path / "small"), str(tmp_path / "large")]
-    # Without it glibc keeps what the pictures before have freed, and the next finds all it needs there.
+    # Without it glibc keeps what the images before have freed, and the next finds all it needs there.
     own = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True, env=own)
     said = {line.split("|")[0]: line.split("|")[1:] for line in done.stdout.splitlines()}
     assert set(said) == set(names)
     for name, outcomes in said.items():
         assert set(outcomes) <= {"memory", "picture"}, (name, outcomes)
-        # The least that is left may do where the picture before has freed enough.
+        # The least that is left may do where the image before has freed enough.
         assert "memory" in outcomes and outcomes[-1] == "picture", (name, outcomes)
 
 
@@ -196,14 +196,14 @@ def test_opencvs_lack_of_memory_may_pass():
 
 
 def test_rejections_of_an_earlier_version_are_tried_again(tmp_path, faces):
-    """Which pictures can be read changes from version to version; faces that were found are kept."""
+    """Which images can be read changes from version to version; faces that were found are kept."""
     (tmp_path / "data/happy").mkdir(parents=True)
     for i in range(3):
         (tmp_path / f"data/happy/{i}.jpg").write_bytes(encoded(faces[i].image, "JPEG"))
     listing, here = read_dataset("d", "folders", tmp_path / "data"), Prepare(workers=1)
     prepare(listing, tmp_path / "out", here)
     assert prepare(listing, tmp_path / "out", here).up_to_date
-    # As if the last picture had been rejected by an earlier version.
+    # As if the last image had been rejected by an earlier version.
     rows = read_manifest(tmp_path / "out")
     rows[2] |= {"status": "rejected", "reason": "damaged image: Insufficient memory", "box": "", "score": ""}
     write_manifest(tmp_path / "out/manifest.csv", rows)

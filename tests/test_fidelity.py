@@ -114,7 +114,7 @@ def released_batches() -> Iterator[Batch]:
         return torch.from_numpy(rng.standard_normal((3, 3, 112, 112)))
 
     def landmarks() -> Tensor:
-        """In pixels of the picture, of windows' centres on the 28x28 map."""
+        """In pixels of the image, of windows' centres on the 28x28 map."""
         return 4 * torch.from_numpy(rng.randint(3, 25, (3, 5, 2))).float()
 
     for indices in ([0, 1, 2], [3, 4, 5]):

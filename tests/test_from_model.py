@@ -32,7 +32,7 @@ SMALL = ["adapt.batch=8", "adapt.epochs=1", "engine.device=cpu", "engine.threads
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixteen drawn people in folders whose names mean nothing, one of them twice, a picture without a face, a note."""
+    """Sixteen drawn people in folders whose names mean nothing, one of them twice, an image without a face, a note."""
     folder = tmp_path_factory.mktemp("in") / "my photos"
     for number in range(16):
         below = folder / ("happy" if number % 2 else "2019/summer")
@@ -40,7 +40,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(render(LAB, number, number % 7, number).image).save(below / f"{number}.png")
     shutil.copy(folder / "happy/1.png", folder / "again.png")
     Image.fromarray(np.full((90, 90, 3), 128, np.uint8)).save(folder / "wall.png")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -68,7 +68,7 @@ def test_the_run_needs_neither_the_model_nor_the_photographs_afterwards(
     shutil.copytree(pictures, "my photos")
     result = adapt("--from", "model", "--target", "my photos/", *small())
     assert result.exit_code == 0, result.stderr
-    assert "my-photos: faces in 17 of 18 pictures" in result.stderr
+    assert "my-photos: faces in 17 of 18 images" in result.stderr
     assert "17 faces are few" in result.stderr
     assert "1 of 17 faces are copies of others" in result.stderr
     run_folder = Path("runs/from-tiny-model")
@@ -202,11 +202,11 @@ def test_a_method_with_a_source_takes_the_models_own(
         (("--from", "starter", "--target", "gone/"), 1, ["no folder gone/"]),
         (("--from", "starter", "--target", ""), 2, ["cannot be a dataset's name"]),
         (("--from", "starter", "--target", "gone"), 1, ["no folder and no dataset gone"]),
-        (("--from", "starter", "--target", "."), 1, ["holds the run's own pictures", "paths.runs"]),
+        (("--from", "starter", "--target", "."), 1, ["holds the run's own images", "paths.runs"]),
         (("--from", "starter", "--target", "P", "--source", "raf-db"), 2, ["--from brings its own"]),
         (("--target", "P", "--set", "name=none"), 1, ["no source model at", "with --from starter"]),
         (("--from", "starter", "--target", "sub/jaffe"), 1, ["sub/jaffe: a dataset is called jaffe too"]),
-        (("--from", "starter", "--target", "empty/"), 1, ["there is no picture in", "empty"]),
+        (("--from", "starter", "--target", "empty/"), 1, ["there is no image in", "empty"]),
         (("--from", "starter", "--target", "walls/"), 1, ["walls: not one face in 2 records"]),
         (("--from", "starter", "--target", "fer2013"), 2, ["fer2013 is a source of this run"]),
         (("--from", "starter", "--target", "P", "--set", "adapt.select=source-val"), 2, ["aglrls-sf opens no source"]),

@@ -129,7 +129,7 @@ def test_a_file_does_not_make_code_run(adapted: Path, tmp_path: Path) -> None:
     )
     path = edited(adapted, tmp_path, put("method_name", value="evil_mod:X"))
     picture = tmp_path / "a.txt"
-    picture.write_text("no picture")
+    picture.write_text("no image")
 
     def predict(run_: Path, *more: str) -> Any:
         return fercli("predict", picture, "--run", run_, *more, before=tmp_path)

@@ -28,7 +28,7 @@ _IMAGE = cv2.resize(_DRAWN.image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBI
 
 @pytest.fixture
 def limits(monkeypatch):
-    """As if 100 megapixels were a tenth of one, so that the picture is decoded at a half or a quarter."""
+    """As if 100 megapixels were a tenth of one, so that the image is decoded at a half or a quarter."""
 
     def set_to(scale: int) -> None:
         monkeypatch.setattr(images, "MAX_PIXELS", 100_000)
@@ -82,7 +82,7 @@ def test_boxes_and_landmarks_are_in_pixels_of_the_whole(tmp_path, limits, given,
     np.testing.assert_allclose(small.shape, whole.shape, atol=0.01)
     assert abs(small.face.astype(int) - whole.face).mean() < 4 and abs(small.crops.astype(int) - whole.crops).mean() < 6
     outside = extract(Record("a", "a.jpg", box=(500.0, 0.0, 600.0, 90.0)), tmp_path, options)
-    assert outside.reason == "the given box lies outside the picture (440 x 480)"
+    assert outside.reason == "the given box lies outside the image (440 x 480)"
 
 
 def test_predict_gives_and_draws_faces_of_the_whole(tmp_path, limits, trained: Bench):
@@ -99,7 +99,7 @@ def test_predict_gives_and_draws_faces_of_the_whole(tmp_path, limits, trained: B
     np.testing.assert_allclose(found[1]["landmarks"], found[0]["landmarks"], atol=4)
     whole, small = (cv2.imread(str(tmp_path / to / "a.jpg")) for to in ("whole", "small"))
     assert whole.shape == (480, 440, 3) and small.shape == (240, 220, 3)
-    # The box is drawn where the face is in the smaller picture.
+    # The box is drawn where the face is in the smaller image.
     drawn = abs(small.astype(int) - decode(_jpeg()).pixels[..., ::-1]).max(2) > 60
     rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
     left, top, right, bottom = np.array(found[1]["box"]) / 2
@@ -152,6 +152,6 @@ def test_a_photograph_of_108_megapixels(tmp_path):
     command = [sys.executable, "-c", _MEASURE, str(tmp_path / "a.jpg")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
     size, peak, box = done.stdout.splitlines()
-    assert size == "(12000, 9000)" and int(peak) < 250_000, "KiB: the picture as a whole takes 324 MB"
+    assert size == "(12000, 9000)" and int(peak) < 250_000, "KiB: the image as a whole takes 324 MB"
     expected = see(_DRAWN.image, Prepare(), True)[0].found.box
     np.testing.assert_allclose(np.array(box.split(), float), 8 * np.array(expected) + (5000, 3000) * 2, atol=40)

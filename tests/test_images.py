@@ -1,4 +1,4 @@
-"""Reading pictures: every kind of file, depth, colour and orientation becomes the same uint8 RGB."""
+"""Reading images: every kind of file, depth, colour and orientation becomes the same uint8 RGB."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def exif_of(orientation: int) -> Image.Exif:
     return exif
 
 
-# Pictures of unusual kinds, which are read
+# Images of unusual kinds, which are read
 
 
 def _four_colours() -> np.ndarray:
@@ -61,7 +61,7 @@ def _cmyk_without_adobes_mark() -> bytes:
 
 
 def _half_clear(mode: str) -> Image.Image:
-    """The four colours, their lower half transparent in the picture."""
+    """The four colours, their lower half transparent in the image."""
     image = Image.fromarray(_four_colours()).convert("RGBA")
     image.paste((255, 0, 255, 0), (0, 20, 60, 40))
     if mode == "P":

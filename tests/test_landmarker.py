@@ -40,7 +40,7 @@ def studio() -> list[Face]:
 
 
 def turned(image: np.ndarray, points: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """Turn a picture of that size clockwise about its middle, and the points with it."""
+    """Turn an image of that size clockwise about its middle, and the points with it."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1.0)
     picture = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
@@ -142,7 +142,7 @@ def test_a_given_box_holds_for_rolled_faces(studio):
 
 @pytest.mark.parametrize("degrees", [0.0, 30.0, -60.0, 90.0, 137.5])
 def test_a_turned_view_leads_back_to_the_picture(degrees):
-    """A dot is turned with its picture; where it is seen in the view leads back to where it was."""
+    """A dot is turned with its image; where it is seen in the view leads back to where it was."""
     image = np.zeros((90, 150, 3), np.uint8)
     image[20:23, 110:113] = 255
     view = SearchRegion(image).crop((60.0, 0.0, 150.0, 90.0), 0.0).pad(0.1).enlarge(256).turn(degrees)
@@ -213,7 +213,7 @@ def test_tiny_grey_faces_are_found():
 
 
 def cut_by(face: Face, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """The picture cut down to the face's box less a share of its sides, and the landmarks in it."""
+    """The image cut down to the face's box less a share of its sides, and the landmarks in it."""
     left, top, right, bottom = face.box
     across, down = share * (right - left), share * (bottom - top)
     left, top, right, bottom = (int(v) for v in (left + across, top + down, right - across, bottom - down))
@@ -225,7 +225,7 @@ def faint(face: Face, contrast: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def far_away(face: Face, side: int, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, its longer side `side` pixels, in the middle of a grey square."""
+    """The image, its longer side `side` pixels, in the middle of a grey square."""
     scale, start = side / max(face.image.shape[:2]), (canvas - side) // 2
     small = cv2.resize(face.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     picture = np.full((canvas, canvas, 3), 128, np.uint8)
@@ -233,7 +233,7 @@ def far_away(face: Face, side: int, canvas: int) -> tuple[np.ndarray, np.ndarray
     return picture, (face.landmarks + 0.5) * scale - 0.5 + start
 
 
-#: Pictures that the plain pass finds nothing in, by the step of the ladder that is the first to find the face.
+#: Images that the plain pass finds nothing in, by the step of the ladder that is the first to find the face.
 HARD = {
     "border": [(STREET, 2, cut_by, 0.18), (LAB, 11, faint, 0.07)],
     "upscale": [(THUMBNAIL, 4, faint, 0.1), (THUMBNAIL, 10, faint, 0.05)],
@@ -313,7 +313,7 @@ def test_a_box_without_the_face_finds_none(studio, box):
     assert LANDMARKER.find(studio[0].image, tuple(float(v) for v in box)) is None
 
 
-# Every face of a picture
+# Every face of an image
 
 
 def grid(domain, rows: int, columns: int, side: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -449,7 +449,7 @@ NO_FACES: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
 
 
 def test_pictures_without_a_face_give_no_false_one():
-    """132 pictures from 48 x 48 on, a quarter of them grey: none in the plain pass, at most one in the ladder."""
+    """132 images from 48 x 48 on, a quarter of them grey: none in the plain pass, at most one in the ladder."""
     plain, false = Landmarker(retries=()), Counter()
     for kind, draw in enumerate(NO_FACES):
         for i in range(12):

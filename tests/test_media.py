@@ -93,9 +93,9 @@ def test_predict_tells_what_it_skips_in_a_folder(tmp_path, capsys, without_heif,
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (("a.heic", "b.HEIC"), f" holds no picture or video that is read, only 2 .heic files {_HEIC}"),
-        (("a.nef",), " holds no picture or video that is read, only 1 .nef file (not read: convert to JPEG or PNG)"),
-        ((".hidden.png",), " holds no picture or video"),
+        (("a.heic", "b.HEIC"), f" holds no image or video that is read, only 2 .heic files {_HEIC}"),
+        (("a.nef",), " holds no image or video that is read, only 1 .nef file (not read: convert to JPEG or PNG)"),
+        ((".hidden.png",), " holds no image or video"),
     ],
 )
 def test_a_folder_without_a_picture_that_is_read(tmp_path, without_heif, names, told):

@@ -41,7 +41,7 @@ HERE = Prepare(workers=1)
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, faces) -> Path:
-    """160 pictures: 14 faces under many names."""
+    """160 images: 14 faces under many names."""
     folder = tmp_path_factory.mktemp("many") / "happy"
     folder.mkdir()
     pictures = [encoded(face.image, "JPEG", quality=95) for face in faces]
@@ -223,27 +223,27 @@ def stopped_at_the_end(listing, out: Path, options: Prepare, monkeypatch) -> Non
     assert lines(out) == len(listing) and not (out / "faces.npy").exists()
 
 
-@pytest.mark.parametrize("change", ["a new picture in front", "a picture gone", "a smaller chunk size"])
+@pytest.mark.parametrize("change", ["a new image in front", "an image gone", "a smaller chunk size"])
 def test_a_stopped_run_keeps_what_a_change_leaves_alone(tmp_path, many, change, monkeypatch):
-    """Of 160 pictures all faces were made; then a little changes before the store was complete."""
+    """Of 160 images all faces were made; then a little changes before the store was complete."""
     out, data, options = tmp_path / "d", tmp_path / "data", Prepare(workers=1, chunk=8)
     shutil.copytree(many, data)
     stopped_at_the_end(read_dataset("d", "folders", data), out, options, monkeypatch)
     first = data / "happy/000.jpg"
-    if change == "a new picture in front":
+    if change == "a new image in front":
         shutil.copy(first, data / "happy/0000.jpg")
-    elif change == "a picture gone":
+    elif change == "an image gone":
         first.unlink()
     listing = read_dataset("d", "folders", data)
     if change == "a smaller chunk size":
         options = Prepare(workers=1, chunk=5)
-    assert prepare(listing, out, options).computed == (change == "a new picture in front")
+    assert prepare(listing, out, options).computed == (change == "a new image in front")
     prepare(listing, tmp_path / "fresh", HERE)
     assert digests(out) == digests(tmp_path / "fresh")
 
 
 def test_a_failure_that_may_pass_stops_the_run_and_is_kept_in_no_store(tmp_path, many, monkeypatch):
-    """A disk that stutters (EIO) is no property of the picture."""
+    """A disk that stutters (EIO) is no property of the image."""
     out, real = tmp_path / "d", Path.read_bytes
 
     def stutter(path: Path) -> bytes:
@@ -281,7 +281,7 @@ def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
     (data / "6.jpg").unlink()
     listing = read_dataset("d", "folders", data.parent)
     summary = prepare(listing, out, options)
-    # A picture without a face is looked through again where it lies under the mean shape, which is another by now.
+    # An image without a face is looked through again where it lies under the mean shape, which is another by now.
     again = 0 if missing == "reject" else 1
     assert (summary.computed, summary.taken_over) == (2 + again, 7 - again)
     prepare(listing, tmp_path / "fresh", options)

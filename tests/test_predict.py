@@ -1,4 +1,4 @@
-"""fercli predict on pictures: what it takes, what it writes, and what it says to what it cannot take."""
+"""fercli predict on images: what it takes, what it writes, and what it says to what it cannot take."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fercli.synthetic.render import STUDIO, render
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """a.png with one face, b.jpg with two, empty.png with none, sub/c.png with one, sub/bad.jpg; and no picture."""
+    """a.png with one face, b.jpg with two, empty.png with none, sub/c.png with one, sub/bad.jpg; and no image."""
     folder = tmp_path_factory.mktemp("in") / "photos"
     (folder / "sub").mkdir(parents=True)
     faces = [render(STUDIO, i, i, i).image for i in range(4)]
@@ -39,7 +39,7 @@ def photos(tmp_path_factory) -> Path:
     Image.fromarray(np.full((60, 80, 3), 128, np.uint8)).save(folder / "empty.png")
     Image.fromarray(faces[3]).save(folder / "sub/c.png")
     (folder / "sub/bad.jpg").write_bytes(b"\xff\xd8\xff no")
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     (folder / ".hidden.png").write_text("left out")
     return folder
 
@@ -68,7 +68,7 @@ def test_a_folder_as_json_lines(predict, photos, trained):
     assert list(found) == ["a.png", "b.jpg", "empty.png", "sub/bad.jpg", "sub/c.png"]
     assert [len(line["faces"]) for line in found.values()] == [1, 2, 0, 0, 1]
     assert found["sub/bad.jpg"]["error"].startswith("damaged image") and "error" not in found["a.png"]
-    assert "could not be read" in result.stderr and "4 faces in 4 pictures" in result.stderr
+    assert "could not be read" in result.stderr and "4 faces in 4 images" in result.stderr
     face, (own,) = found["a.png"]["faces"][0], Recognizer.load(trained.runs, device="cpu")(photos / "a.png")
     assert face["expression"] == own.expression == max(face["probabilities"], key=face["probabilities"].get)
     assert (
@@ -158,9 +158,9 @@ def test_drawings_stand_out_on_dark_and_on_light(trained, shade):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["{photos}/none.png"], 1, "no such picture, folder or video"),
+        (["{photos}/none.png"], 1, "no such image, folder or video"),
         (["{photos}/*.tiff"], 1, "nothing matches"),
-        (["{tmp}/empty"], 1, "holds no picture or video"),
+        (["{tmp}/empty"], 1, "holds no image or video"),
         (["{photos}/sub/bad.jpg", "--jsonl", "{tmp}/x"], 1, "could not be read"),
         (["camera:93"], 1, "no camera 93"),
         (["93"], 1, "no camera 93"),
@@ -173,7 +173,7 @@ def test_drawings_stand_out_on_dark_and_on_light(trained, shade):
         (["{photos}/a.png", "--annotate", "{tmp}/there.csv/drawn"], 1, "cannot write"),
         (["{photos}/a.png", "--annotate", "{photos}", "--force"], 2, "--annotate would write over"),
         (["{photos}/a.png", "{photos}/b.jpg", "--annotate", "{tmp}/one.png"], 2, "there are 2 inputs"),
-        (["{photos}/a.png", "--annotate", "{tmp}/one.mp4"], 2, "a picture becomes one of"),
+        (["{photos}/a.png", "--annotate", "{tmp}/one.mp4"], 2, "an image becomes one of"),
         (["{photos}/a.png", "--run", "{tmp}/empty"], 1, "holds no trained model"),
         (["{photos}/a.png", "--run", "{tmp}/none"], 1, "no run folder"),
         (["{photos}/a.png", "--run", "{tmp}/there.csv"], 1, "is not a PyTorch checkpoint, or is damaged"),

@@ -64,7 +64,7 @@ def until(true, seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
-    """400 pictures of one face each, all alike but for a damaged one and one that is no face."""
+    """400 images of one face each, all alike but for a damaged one and one that is no face."""
     folder = tmp_path_factory.mktemp("faces")
     Image.fromarray(render(STUDIO, 1, 3, 1).image).save(folder / "000.jpg")
     for i in range(1, 400):
@@ -131,7 +131,7 @@ def test_what_was_answered_is_gone_on_with_to_the_same_bytes(tmp_path, faces, nu
 
     assert done(*common, *outputs("whole")).returncode == 0
     part = tmp_path / "stopped/a.jsonl.part"
-    for lines in (10, 36, 50):  # within the pictures, the video, the rest
+    for lines in (10, 36, 50):  # within the images, the video, the rest
         process = start(*common, *outputs("stopped"), *(["--resume"] if part.exists() else []))
         until(lambda least=lines: part.exists() and part.read_bytes().count(b"\n") >= least)
         process.send_signal(number)

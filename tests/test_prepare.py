@@ -101,7 +101,7 @@ def test_rows_without_files_end_in_the_manifest(tmp_path, faces):
     prepare(read_dataset("expw", "expw", tmp_path / "expw"), tmp_path / "out", HERE)
     manifest = {row["id"]: row for row in read_manifest(tmp_path / "out")}
     assert manifest["gone.jpg#0"]["reason"] == "no such file"
-    assert manifest[f"{name}#7"]["reason"].startswith("the given box lies outside the picture")
+    assert manifest[f"{name}#7"]["reason"].startswith("the given box lies outside the image")
     assert manifest[f"{name}#8"]["reason"] == "no face found in the given box"
     assert Counter(row["status"] for row in manifest.values())["rejected"] == 3
 
@@ -135,7 +135,7 @@ def test_given_landmarks_that_are_not_there_or_wrong_are_rejected(tmp_path, raf)
     prepare(replace(listing, records=records), tmp_path / "out", Prepare(workers=1, landmarks="given"))
     reasons = [row["reason"] for row in read_manifest(tmp_path / "out")]
     assert reasons[:2] == ["", "no landmarks given"]
-    assert "not in order" in reasons[2] and "outside the picture" in reasons[3]
+    assert "not in order" in reasons[2] and "outside the image" in reasons[3]
 
 
 @pytest.mark.parametrize("with_boxes", [True, False])

@@ -242,7 +242,7 @@ def test_a_picture_in_source_and_target_is_a_leak(tmp_path, studio, change):
     comparison = document["comparisons"][0]
     assert (comparison["first"], comparison["second"], comparison["within"]) == ("here", "there", False)
     (pair,) = comparison["pairs"]
-    assert (pair["first"], pair["second"], pair["kind"], pair["across"]) == ("3.jpg", "6.jpg", "same picture", True)
+    assert (pair["first"], pair["second"], pair["kind"], pair["across"]) == ("3.jpg", "6.jpg", "same image", True)
     page = (tmp_path / "report/quality.html").read_text("utf-8")
     assert "Leak: 1 pair of faces is" in page and "1 between here and there." in page
 

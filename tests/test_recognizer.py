@@ -1,4 +1,4 @@
-"""The recognizer gives a picture's face the answer that its prepared face gets, one by one or many at a time."""
+"""The recognizer gives an image's face the answer that its prepared face gets, one by one or many at a time."""
 
 from __future__ import annotations
 
@@ -152,8 +152,8 @@ def test_many_takes_an_endless_stream(recognizer, pictures):
         (np.zeros((2, 4, 4, 3), "u1"), r"uint8 \[2, 4, 4, 3\]"),
         (np.zeros((4, 4, 3), complex), "complex128"),
         (np.zeros(9, "u1"), r"uint8 \[9\]"),
-        (torch.zeros(3, 8, 8), "a Tensor is no picture"),
-        (None, "a NoneType is no picture"),
+        (torch.zeros(3, 8, 8), "a Tensor is no image"),
+        (None, "a NoneType is no image"),
     ],
 )
 def test_arrays_that_are_no_picture(recognizer, image, why):
@@ -169,13 +169,13 @@ import numpy as np
 from PIL import Image
 from fercli import Recognizer
 recognizer = Recognizer.load(sys.argv[1], device="cpu")
-picture = np.tile(np.asarray(Image.open(sys.argv[2]).convert("RGB")), (3, 3, 1))
+image = np.tile(np.asarray(Image.open(sys.argv[2]).convert("RGB")), (3, 3, 1))
 signal.alarm(80)
 def answer(_):
     signal.alarm(80)
     again = Recognizer.load(sys.argv[1], device="cpu")
-    return [len(recognizer(picture)), len(again(picture)), *map(len, recognizer.many([picture]))]
-before = len(recognizer(picture))
+    return [len(recognizer(image)), len(again(image)), *map(len, recognizer.many([picture]))]
+before = len(recognizer(image))
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print(before, pool.map(answer, range(2)))
 """

@@ -1,4 +1,4 @@
-"""The released code's crop and RandAugment, against Pillow picture by picture, written from the facts of that code."""
+"""The released code's crop and RandAugment, against Pillow image by image, written from the facts of that code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLENDS = {
     "contrast": ImageEnhance.Contrast,
     "sharpness": ImageEnhance.Sharpness,
 }
-#: Rows of an affine map in Pillow's order, at strength v, on a picture of a side.
+#: Rows of an affine map in Pillow's order, at strength v, on an image of a side.
 MAPS = {
     "shear-x": lambda v, side: (1, v, 0, 0, 1, 0),
     "shear-y": lambda v, side: (1, 0, 0, v, 1, 0),

@@ -421,7 +421,7 @@ def test_failure_cases_hold_small_pictures_their_votes_and_what_they_show_in_wor
         page = Page(text + "</div>")
         assert text.count('class="votes"') == 24 and len(page.rows) == 24 * 7
         images = [attributes for tag, attributes in page.elements if tag == "img"]
-        assert len(images) == (2 * 24 if shown else 0) and text.count("no picture kept") == (0 if shown else 24)
+        assert len(images) == (2 * 24 if shown else 0) and text.count("no image kept") == (0 if shown else 24)
         face = run["failure_cases"][0]["faces"][0]
         assert holds(text, f"{100 * face['confidence']:.0f}% sure", f"stage {face['stage']}", face["id"])
         if shown:

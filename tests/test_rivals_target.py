@@ -205,11 +205,11 @@ def test_daln_reverses_as_the_authors_schedule_does() -> None:
 # Degenerate batches
 
 
-@pytest.mark.parametrize("case", ["black pictures", "faces alike", "one face", "certain"])
+@pytest.mark.parametrize("case", ["black images", "faces alike", "one face", "certain"])
 @pytest.mark.parametrize("name", RIVALS)
 def test_degenerate_batches_give_finite_losses_and_gradients(name: str, case: str) -> None:
     method, net = rival(name), network()
-    batch = batch_for(method, 1 if case == "one face" else 4, 0.0 if case == "black pictures" else 2.0)
+    batch = batch_for(method, 1 if case == "one face" else 4, 0.0 if case == "black images" else 2.0)
     if case == "faces alike":
         batch = batch._replace(
             **{

@@ -306,7 +306,7 @@ def test_one_face_and_two_hundred(trained: Bench, pictures, name, count):
 
 
 def test_a_face_is_learnt_from_once_though_its_batch_is_answered_again(trained: Bench, pictures, monkeypatch):
-    """The pictures of a batch that failed are answered one by one, those of the batches around it are not."""
+    """The images of a batch that failed are answered one by one, those of the batches around it are not."""
     adapting = Recognizer.load(trained.runs, device="cpu", adapt="adabn")
     answer, asked = adapting.answer, []
 
@@ -323,7 +323,7 @@ def test_a_face_is_learnt_from_once_though_its_batch_is_answered_again(trained: 
 
 
 def test_a_picture_of_which_a_part_fails_has_no_answer():
-    """Its faces lie in two batches; those of the other pictures are answered."""
+    """Its faces lie in two batches; those of the other images are answered."""
 
     def answer(faces):
         if "bad" in faces:
@@ -353,7 +353,7 @@ def test_what_cannot_be_asked_for(trained: Bench, given, why):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory, pictures) -> Path:
-    """Twenty pictures of one face or two, one without and one that is damaged, and a video of six frames."""
+    """Twenty images of one face or two, one without and one that is damaged, and a video of six frames."""
     folder = tmp_path_factory.mktemp("in") / "photos"
     folder.mkdir()
     for i in range(20):
@@ -412,7 +412,7 @@ def test_an_episodic_run_that_was_stopped_goes_on_to_the_same_bytes(predict, pho
     common = (photos, "--adapt", name, "--episodic", "--batch", 4, "--smooth", 0.5)
     assert predict(*common, "--jsonl", tmp_path / "whole.jsonl").exit_code == 0
     out, added, add = tmp_path / "a.jsonl", 0, Writing.add
-    for stop in (3, 12, 9):  # pictures of each start, the second within or behind the video
+    for stop in (3, 12, 9):  # images of each start, the second within or behind the video
 
         def stopping(self, picture, faces, stop=stop):
             nonlocal added

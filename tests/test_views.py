@@ -48,7 +48,7 @@ def smooth_faces(count: int, seed: int = 0, size: int = STORED, noise: float = 1
 
 
 def cut(faces: torch.Tensor, points: torch.Tensor, side: int = PATCH) -> torch.Tensor:
-    """Patches [B, 5, side, side, 3] of pictures [B, S, S, 3] centred on whole-pixel points [B, 5, 2]."""
+    """Patches [B, 5, side, side, 3] of images [B, S, S, 3] centred on whole-pixel points [B, 5, 2]."""
     half = side // 2
     corners = points.round().long() - half
     return torch.stack(
@@ -132,7 +132,7 @@ def test_views_without_crops_have_the_same_images():
 
 
 def pillow(picture: np.ndarray, name: str, magnitude: float, sign: float) -> np.ndarray:
-    """One operation on one uint8 [H, W, 3] picture, by Pillow."""
+    """One operation on one uint8 [H, W, 3] image, by Pillow."""
     image = Image.fromarray(picture)
     factor = 1 + sign * 0.9 * magnitude / 10
     enhancers = {
@@ -263,7 +263,7 @@ def reading_place(name: str, sign: float, magnitude: float, x: float, y: float) 
 
 
 def bilinear(picture: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Picture [S, S, 3] at (x, y), the border replicated."""
+    """Image [S, S, 3] at (x, y), the border replicated."""
     last = len(picture) - 1
     x, y = min(max(x, 0), last), min(max(y, 0), last)
     left, top = min(int(x), last - 1), min(int(y), last - 1)
@@ -294,7 +294,7 @@ def test_geometric_operations_compose_as_a_plain_loop_over_pixels():
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", GEOMETRIC_OPERATIONS)
 def test_a_geometric_operation_does_what_torchvision_does(name, sign):
-    """One operation of magnitude 5 inside the picture; torchvision's signs for ours are written out."""
+    """One operation of magnitude 5 inside the image; torchvision's signs for ours are written out."""
     plan = Plan(torch.full((1, 1), OPERATIONS.index(name)), torch.tensor([[float(sign)]]))
     matrix = randaugment.geometry(plan, 5, 120)[0]
     face = smooth_faces(1, size=121, noise=0)[0].permute(2, 0, 1).float()
@@ -393,7 +393,7 @@ def test_jitter_stays_inside_the_stored_face_and_in_its_range():
     faces = torch.zeros(count, STORED, STORED, 3, dtype=torch.uint8)
     settings = ViewSettings(flip=0, jitter=0.1)
     points = weak_view(faces, corners.expand(count, 5, 2), None, settings, seeded()).landmarks
-    assert points[:, 0].max() <= 1e-3 and points[:, 1].min() >= SIZE - 1 - 1e-3  # the picture covers the window
+    assert points[:, 0].max() <= 1e-3 and points[:, 1].min() >= SIZE - 1 - 1e-3  # the image covers the window
     scale = (SIZE - 1) / (points[:, 3] - points[:, 2])  # stored pixels a view pixel
     assert 0.9 - 1e-4 < scale.min() < 0.905 and 1.095 < scale.max() < 1.1 + 1e-4
     shift = ((SIZE - 1) / 2 - points[:, 4]) * scale

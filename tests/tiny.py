@@ -1,4 +1,4 @@
-"""Small networks for tests: one of two parameters, whose predictions a test sets by its pictures, one with all parts
+"""Small networks for tests: one of two parameters, whose predictions a test sets by its images, one with all parts
 that methods reach for, and the real ones."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from fercli.spec import Model
 
 
 class Tiny(nn.Module):
-    """Logits read off the picture's first 49 values of 192, features >= 0 from all of them."""
+    """Logits read off the image's first 49 values of 192, features >= 0 from all of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Tiny(nn.Module):
 
 
 class Small(nn.Module):
-    """A convolution, a batch norm and seven heads over 8x8 pictures or larger: all that methods ask of a network."""
+    """A convolution, a batch norm and seven heads over 8x8 images or larger: all that methods ask of a network."""
 
     compiled = None
 
@@ -52,7 +52,7 @@ class Small(nn.Module):
 
 
 class NormedTiny(Tiny):
-    """The same behind a batch norm of the pictures."""
+    """The same behind a batch norm of the images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class NormedTiny(Tiny):
 
 
 class Looking:
-    """What a method is given before an epoch: a look at all target faces, here at pictures of noise."""
+    """What a method is given before an epoch: a look at all target faces, here at images of noise."""
 
     def __init__(self, network: nn.Module, faces: View) -> None:
         self.network, self.faces = network, faces
@@ -81,7 +81,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def view(seed: int, count: int = 4, scale: float = 2.0) -> View:
-    """Pictures of noise, whose gradients can be asked for."""
+    """Images of noise, whose gradients can be asked for."""
     return pictures(*scale * draw(count, 3, 8, 8, seed=seed))
 
 
@@ -90,7 +90,7 @@ def pictures(*images: torch.Tensor) -> View:
 
 
 def sure(label: int, strength: float = 9.0) -> torch.Tensor:
-    """A picture whose seven heads all answer `label`; strength 0: none is sure of anything."""
+    """An image whose seven heads all answer `label`; strength 0: none is sure of anything."""
     logits = torch.zeros(7, 7)
     logits[:, label] = strength
     return torch.cat([logits.flatten(), torch.zeros(192 - 49)]).view(3, 8, 8)

@@ -1,4 +1,4 @@
-"""Small trees and pictures that several test files make."""
+"""Small trees and images that several test files make."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refusal(reader: str, root: Path, **options: Any) -> str:
 
 
 def encoded(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
-    """Return a picture's file as bytes."""
+    """Return an image's file as bytes."""
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
     return buffer.getvalue()

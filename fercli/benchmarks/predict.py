@@ -1,9 +1,9 @@
 """How fast `fercli predict` is from files to answers, beside its two parts alone.
 
 End to end is the command's own work: reading and decoding, finding every face, aligning and cutting, the network, the
-decision, writing JSON lines. Its parts take turns with it, round after round, on the same pictures:
+decision, writing JSON lines. Its parts take turns with it, round after round, on the same images:
 
-- detection alone: `Landmarker.find_all`, nothing else, on pictures that lie decoded in the memory of as many processes;
+- detection alone: `Landmarker.find_all`, nothing else, on images that lie decoded in the memory of as many processes;
 - network alone: views, network and softmax, nothing else, on faces that lie cut out in the memory, with all of torch's
   threads.
 
@@ -47,7 +47,7 @@ from fercli.predict.videos import open_video
 from fercli.spec import Prepare, Spec
 from fercli.synthetic.render import STUDIO, Face, render
 
-#: Different pictures that are drawn; a longer folder repeats them under other names.
+#: Different images that are drawn; a longer folder repeats them under other names.
 DRAWN = 24
 _SIZE = (640, 480)
 
@@ -93,7 +93,7 @@ def measure(
     Args:
         spec: whose model, its weights drawn at random; its datasets are not read.
         batches: faces on the device at a time.
-        pictures: in the folder; the video has as many frames.
+        images: in the folder; the video has as many frames.
         rounds: how often; medians count.
         workers: processes that find faces; 0 is all cores.
         room: an empty folder.
@@ -160,7 +160,7 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def _pictures(inputs: Sequence[Input], part: int = 0, of: int = 1) -> list[np.ndarray]:
-    """Return every `of`-th picture or frame from the `part`-th on, decoded."""
+    """Return every `of`-th image or frame from the `part`-th on, decoded."""
     if inputs[0].kind == "picture":
         return [read_image(one.path) for one in inputs[part::of]]
     with open_video(inputs[0].path) as video:
@@ -168,7 +168,7 @@ def _pictures(inputs: Sequence[Input], part: int = 0, of: int = 1) -> list[np.nd
 
 
 def _cut_ahead(recognizer: Recognizer, inputs: Sequence[Input], kind: str) -> list[CutFace]:
-    """The faces of the first few pictures: what the network costs does not depend on which they are."""
+    """The faces of the first few images: what the network costs does not depend on which they are."""
     few = inputs[:DRAWN] if kind == "folder" else inputs
     pictures = [Decoded(image) for image in _pictures(few)[:DRAWN]]
     return [face for one in pictures for face in cut_faces(one, recognizer.options, recognizer.with_crops)]
@@ -180,7 +180,7 @@ def _detection(options: Prepare, inputs: Sequence[Input], pool: Workers) -> floa
 
 
 def detect_alone(options: Prepare, inputs: Sequence[Input], part: int, of: int) -> float:
-    """Return the faces a second that one process finds in its share of the pictures, decoding not counted."""
+    """Return the faces a second that one process finds in its share of the images, decoding not counted."""
     pictures = _pictures(inputs, part, of)
     landmarker = Landmarker(options.confidence, options.low_confidence, options.retries)
     started = time.perf_counter()

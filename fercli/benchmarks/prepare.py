@@ -1,9 +1,9 @@
 """How fast `fercli prepare` is, beside what it cannot do without: MediaPipe's face mesh.
 
-Bare means a loop that reads each picture with OpenCV and gives it to ``FaceMesh(static_image_mode=True)``, and does
+Bare means a loop that reads each image with OpenCV and gives it to ``FaceMesh(static_image_mode=True)``, and does
 nothing else (mediapipe 1.x has no ``FaceMesh``; there it is ``FaceLandmarker``); "mesh only" is the same with the
-pictures decoded beforehand. Without mediapipe `prepare` is measured alone. Bare and `prepare` take turns on the same
-pictures with as many processes, so that a machine's moods meet both; what is printed is the median over the rounds.
+images decoded beforehand. Without mediapipe `prepare` is measured alone. Bare and `prepare` take turns on the same
+images with as many processes, so that a machine's moods meet both; what is printed is the median over the rounds.
 The processes are started, and the models loaded, before the clock runs. `prepare` is timed whole: hashing the sources'
 state, finding, aligning, cutting, writing the arrays, drawing the contact sheet.
 """
@@ -41,7 +41,7 @@ DRAWN = 280
 
 
 def draw_pictures(folder: Path, count: int) -> Listing:
-    """Write `count` JPEG pictures of procedural faces below a folder and return their listing."""
+    """Write `count` JPEG images of procedural faces below a folder and return their listing."""
     from fercli.datasets import read_dataset
     from fercli.synthetic.domains import STUDIO
     from fercli.synthetic.render import sample
@@ -63,18 +63,18 @@ def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds
     """Measure one dataset.
 
     Args:
-        listing: its records; each picture must be a file (no csv of pixels).
+        listing: its records; each image must be a file (no csv of pixels).
         options: how faces are prepared; `workers` is set here.
         processes: numbers of processes to measure with, ascending.
         rounds: how often.
         folder: where stores may be written, to be removed again.
 
     Returns:
-        Rates in pictures a second (medians), ratios and shares; see `table`. Those of the yardstick are None where
+        Rates in images a second (medians), ratios and shares; see `table`. Those of the yardstick are None where
         mediapipe is not installed.
     """
     if any(record.offset is not None for record in listing):
-        raise FercliError(f"{listing.name} lies in a csv of pixels: bench prepare needs one file a picture")
+        raise FercliError(f"{listing.name} lies in a csv of pixels: bench prepare needs one file an image")
     listing = _readable(listing)
     warm = replace(listing, records=listing.records[: 16 * max(processes)])
     runs: dict[str, Callable[[Listing, Prepare, Path], float]] = {
@@ -132,9 +132,9 @@ def _readable(listing: Listing) -> Listing:
     # Asked first, as imread would say on stderr what it cannot read.
     good = [r for r in listing if cv2.haveImageReader(paths[r.id]) and cv2.imread(paths[r.id]) is not None]
     if len(good) < len(listing):
-        console.say(f"{len(listing) - len(good)} pictures that OpenCV cannot read are left out")
+        console.say(f"{len(listing) - len(good)} images that OpenCV cannot read are left out")
     if not good:
-        raise FercliError(f"{listing.name}: OpenCV can read none of its pictures")
+        raise FercliError(f"{listing.name}: OpenCV can read none of its images")
     return replace(listing, records=good)
 
 
@@ -146,9 +146,9 @@ def some_of(listing: Listing, count: int) -> Listing:
 
 
 def stages_ms(listing: Listing, options: Prepare, folder: Path) -> dict[str, float]:
-    """Return what each stage takes of one process, in milliseconds a picture: decode, detect, warp, write.
+    """Return what each stage takes of one process, in milliseconds an image: decode, detect, warp, write.
 
-    Hashing is part of decoding, digests part of writing; what `prepare` does once for all pictures is in none.
+    Hashing is part of decoding, digests part of writing; what `prepare` does once for all images is in none.
     """
     records, root, clock = listing.records, listing.root, Clock()
     threads = cv2.getNumThreads()
@@ -190,7 +190,7 @@ def _prepare(listing: Listing, options: Prepare, folder: Path) -> float:
 
 
 def _shared_out(function: Callable[[list[str]], float], listing: Listing, options: Prepare, folder: Path) -> float:
-    """Return the seconds that the slowest of the processes took for its share of the pictures."""
+    """Return the seconds that the slowest of the processes took for its share of the images."""
     paths, workers = [str(listing.root / record.path) for record in listing], options.workers
     shares = [paths[i::workers] for i in range(workers)]
     if workers == 1:

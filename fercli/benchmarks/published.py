@@ -40,7 +40,7 @@ _REPEATS = 20
 
 
 def cut_one_by_one(maps: Tensor, landmarks: Tensor, size: int) -> list[Tensor]:
-    """Cut the windows of maps [B, C, 28, 28] around landmarks [B, 5, 2] (pixels of a picture of `size`) in a loop.
+    """Cut the windows of maps [B, C, 28, 28] around landmarks [B, 5, 2] (pixels of an image of `size`) in a loop.
 
     Returns:
         Five tensors [B, C, 7, 7].

@@ -1,4 +1,4 @@
-"""Prepared stores of noise: training costs the same on them as on faces, and they need no pictures."""
+"""Prepared stores of noise: training costs the same on them as on faces, and they need no images."""
 
 from __future__ import annotations
 

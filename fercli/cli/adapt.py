@@ -140,7 +140,7 @@ def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
             continue
         row = prepare_listing(spec, list_dataset(spec, name))
         faces = row["expected"] - row["rejected"]
-        console.say(f"{name}: faces in {faces} of {row['expected']} pictures; {row['folder']}/contact-sheet.jpg")
+        console.say(f"{name}: faces in {faces} of {row['expected']} images; {row['folder']}/contact-sheet.jpg")
     return spec, chosen
 
 

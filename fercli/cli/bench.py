@@ -41,15 +41,15 @@ def command():
     "--dataset",
     metavar="NAME",
     shell_complete=complete_datasets,
-    help="Pictures to measure on. Default: procedural faces, drawn for it.",
+    help="Images to measure on. Default: procedural faces, drawn for it.",
 )
 @root_option
 @click.option("--images", type=click.IntRange(min=16), default=6000, show_default=True, help="How many, at most.")
 @_rounds_option
 def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds):
-    """Pictures a second of fercli prepare, in all and by process, against bare MediaPipe face mesh.
+    """Images a second of fercli prepare, in all and by process, against bare MediaPipe face mesh.
 
-    Bare reads the same pictures with OpenCV and runs face mesh, nothing else. The last table tells what each stage of
+    Bare reads the same images with OpenCV and runs face mesh, nothing else. The last table tells what each stage of
     prepare takes of one process; rest is what is done once for all. Results are kept in paths.runs/bench/prepare.json.
 
     \b
@@ -80,10 +80,10 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
         "machine": describe("mediapipe", *OPENCV_WHEELS, "numpy", "joblib"),
     }
     columns, rows = bench.table(result)
-    console.table(f"Preparing {result['pictures']} pictures of {result['dataset']}", columns, rows)
+    console.table(f"Preparing {result['pictures']} images of {result['dataset']}", columns, rows)
     spent = result["stages_ms"]
     shares = [[name, digits(ms), f"{ms / sum(spent.values()):.0%}"] for name, ms in spent.items()]
-    console.table("One process, by stage", ("stage", "ms a picture", "share"), shares)
+    console.table("One process, by stage", ("stage", "ms an image", "share"), shares)
     _keep(spec, "prepare", result)
 
 
@@ -120,7 +120,7 @@ _step_options = together(
 def train(spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds, counts):
     """Steps a second of fercli train-source, what their parts take, and what of the device they use.
 
-    On random pictures: no data is needed. Shares are of parts timed one by one; utilisation is of the floating point
+    On random images: no data is needed. Shares are of parts timed one by one; utilisation is of the floating point
     operations a second that a large matrix product reaches here. Results are kept in paths.runs/bench/train.json, those
     of --faces in train-epochs.json.
 

@@ -65,9 +65,9 @@ def show(name, quiet, as_json):
 def check(name, path, options, spec_file, quiet, as_json):
     """Read a dataset's tree without touching a face, and set what is found beside the official counts.
 
-    Counts per split and expression, what is left out and why, subjects, and listed pictures that are missing. Without
+    Counts per split and expression, what is left out and why, subjects, and listed images that are missing. Without
     PATH the run spec says where the dataset lies. Exits with 1 if the tree is not of the layout expected, or if none of
-    the pictures listed is there.
+    the images listed is there.
 
     \b
     Examples:

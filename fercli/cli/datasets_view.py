@@ -90,7 +90,7 @@ def show_check(check: Check, card: DatasetCard | None) -> None:
         console.show("", "[bold]Left out[/]", "", *_pairs(reasons))
     if check.missing:
         names = [*check.missing[:EXAMPLES], *(["..."] if len(check.missing) > EXAMPLES else [])]
-        where = ": do the pictures lie in another folder?" if len(check.missing) == check.images else ""
+        where = ": do the images lie in another folder?" if len(check.missing) == check.images else ""
         console.show("", f"[bold yellow]Missing: {len(check.missing):,} of {files} listed[/]{where}", "")
         console.show(*_pairs([("", name) for name in names], 0))
     else:
@@ -98,13 +98,13 @@ def show_check(check: Check, card: DatasetCard | None) -> None:
 
 
 def missing_line(check: Check) -> str:
-    """Return in one line how many of the pictures listed are missing."""
+    """Return in one line how many of the images listed are missing."""
     name, first = check.listing.name, console.brief(check.missing[0], 300)
     if len(check.missing) < check.images:
         return f"{name}: {len(check.missing):,} of {check.images:,} files listed are missing: {first}, ..."
     return (
         f"{name}: none of the {check.images:,} files listed is in {check.listing.root} (the first: {first})"
-        ": do the pictures lie in another folder?"
+        ": do the images lie in another folder?"
     )
 
 

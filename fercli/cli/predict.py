@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fercli.spec import Spec
 
 
-@click.command("predict", short_help="Name the expression of every face in pictures, videos or a camera.")
+@click.command("predict", short_help="Name the expression of every face in images, videos or a camera.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @spec_options
 @click.option("--run", "run", metavar="RUN", help="Run, stage folder, model file, or starter. Default: below.")
@@ -42,8 +42,8 @@ def command(
 ):  # fmt: skip
     """Find every face and name its expression.
 
-    INPUT is a picture, a folder (with all below it), a glob, a video, a camera (0 or camera:0), or - for a list of
-    paths on stdin, or the bytes of one picture. Each picture or frame gives one line of JSON with its faces: box,
+    INPUT is an image, a folder (with all below it), a glob, a video, a camera (0 or camera:0), or - for a list of
+    paths on stdin, or the bytes of one image. Each image or frame gives one line of JSON with its faces: box,
     landmarks, expression, confidence, the probabilities of all seven, the stage of GLPC that decided and each head's
     answer. What cannot be read gives a line with an error. Remarks and progress go to stderr.
 
@@ -62,8 +62,8 @@ def command(
     norms (adabn), these and their weights by the entropy of the answers (tent), or its classifiers' templates (t3a).
     What is learnt stays for the faces behind, unless --episodic is given. A face's answer then depends on the other
     faces of its batch (--batch) and, without --episodic, on all faces before it; every output says so ("adapted"). It
-    helps where pictures look otherwise than those of training and can harm elsewhere; adabn and tent are misled by
-    pictures sorted by expression and by videos of one mood. Only a run with --episodic can be resumed.
+    helps where images look otherwise than those of training and can harm elsewhere; adabn and tent are misled by
+    images sorted by expression and by videos of one mood. Only a run with --episodic can be resumed.
 
     With --json and all results in files, a summary is printed on stdout.
 
@@ -138,7 +138,7 @@ def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trai
 
 
 def _tell(totals: Totals, drawn: bool) -> None:
-    where = f"{totals.pictures} pictures and frames" if totals.frames else f"{totals.pictures} pictures"
+    where = f"{totals.pictures} images and frames" if totals.frames else f"{totals.pictures} images"
     faceless = f", {totals.empty} of them without a face" if totals.empty else ""
     if totals.pictures:
         speed = rate(totals.pictures - totals.before, totals.seconds)

@@ -7,7 +7,7 @@ Readers from outside are named ``module:READER`` where the spec takes a reader.
 - `card`: sizes, licence, where to apply, the paper;
 - `check`: compares a copy of a dataset with its card;
 - `codes`, `parsing`, `tree_files`, `class_folders`, `sequences`: what readers share;
-- `csv_list`, `csv_boxes`, `csv_paths`: a user's own csv list, its boxes, the paths of its pictures;
+- `csv_list`, `csv_boxes`, `csv_paths`: a user's own csv list, its boxes, the paths of its images;
 - `folders`: a folder per class;
 - `raf_db`, `ck_plus`, `jaffe`, `sfew`, `fer2013`, `expw`, `afe`, `affectnet`, `ferplus`, `oulu_casia`, `mmi`: one
   dataset each.

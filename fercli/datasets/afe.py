@@ -14,16 +14,16 @@ from fercli.datasets.tree_files import first_existing, folder_holding
 #: 0 angry 1 disgust 2 fear 3 happy 4 neutral 5 sad 6 surprise.
 CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 6, 5: 4, 6: 0}
 
-# The part that is scored comes first: a picture on both lists stays there and is taken out of training.
+# The part that is scored comes first: an image on both lists stays there and is taken out of training.
 _LISTS = {"test": "Test.csv", "train": "Train.csv"}
 
 
 def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
     """Read both lists, ``path left top right bottom emotion`` a row, separated by blanks.
 
-    A picture may show several faces: a face's id is its picture and its box as written, so it does not depend on the
+    An image may show several faces: a face's id is its image and its box as written, so it does not depend on the
     other rows. `images` is the folder below which the paths lie (default: ``src/image``, ``images``, ``image`` or the
-    root, whichever has the pictures).
+    root, whichever has the images).
     """
     annos = first_existing(root, "annos/TrainTest", "TrainTest")
     lists = {split: annos / name for split, name in _LISTS.items() if annos and (annos / name).is_file()}
@@ -39,7 +39,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> Protoc
             if split == "test":
                 tested.add(path)
             elif path in tested:
-                collector.leave_out("training row of a test picture")
+                collector.leave_out("training row of a test image")
                 continue
             label = collector.label(CODES, code)
             if label is not None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: 0 neutral 1 happy 2 sad 3 surprise 4 fear 5 disgust 6 anger 7 contempt 8 none 9 uncertain 10 no face.
 CODES: dict[int, int | None] = {0: 6, 1: 3, 2: 4, 3: 0, 4: 1, 5: 2, 6: 5, 7: None, 8: None, 9: None, 10: None}
 
-# What is scored is read first: a picture on both lists stays there and counts as listed twice in training.
+# What is scored is read first: an image on both lists stays there and counts as listed twice in training.
 _LISTS = {"val": "validation.csv", "train": "training.csv"}
 _PARTS = {"val": "val_set", "train": "train_set"}
 _LIST_FOLDERS = ("", "Manually_Annotated_file_lists/", "Manually_Annotated/", "Manually_Annotated_compressed/")
@@ -44,7 +44,7 @@ def parse(root: Path, collector: Collector) -> Protocol:
     """Read training.csv and validation.csv where they are, else train_set/ and val_set/, else train/0/ ... val/7/.
 
     No test part was released: the validation part is scored. Box and landmarks are in pixels of the photograph; the
-    newer release has landmarks only, in pixels of its cropped pictures.
+    newer release has landmarks only, in pixels of its cropped images.
     """
     names = {split: [folder + name for folder in _LIST_FOLDERS] for split, name in _LISTS.items()}
     lists = {split: first_existing(root, *candidates) for split, candidates in names.items()}
@@ -82,13 +82,13 @@ _rows = partial(table_rows, needed=("subDirectory_filePath", "expression"))
 
 
 def _names(tables: Iterable[Path]) -> Iterator[str]:
-    """Return the pictures listed, of the tables in turn."""
+    """Return the images listed, of the tables in turn."""
     rows = ((row, columns["subdirectory_filepath"]) for table in tables for columns, row in _rows(table))
     return (row[at].strip() for row, at in rows if at < len(row))
 
 
 def _read_list(table: Path, folder: str, split: str, collector: Collector, listed: set[str]) -> None:
-    """Collect one csv's rows and add their pictures to `listed`."""
+    """Collect one csv's rows and add their images to `listed`."""
     for columns, row in _rows(table):
         path_at, code_at = columns["subdirectory_filepath"], columns["expression"]
         if len(row) <= max(path_at, code_at):

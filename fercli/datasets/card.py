@@ -64,7 +64,7 @@ class DatasetCard:
 
     Attributes:
         title: full name.
-        about: what the pictures are.
+        about: what the images are.
         apply: address at which to ask for it.
         licence: the terms' gist.
         split: whose split the reader gives.

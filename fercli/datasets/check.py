@@ -24,7 +24,7 @@ class Check:
         listing: as the reader lists it.
         official: the release it was compared with; None where nothing is known or the faces are fercli's own drawings.
         counts: {(split, label): faces}, labels 0..6 and -1.
-        images: picture files listed.
+        images: image files listed.
         missing: those that are not there, as listed, relative to the root.
         subjects: people named.
     """

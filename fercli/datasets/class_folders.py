@@ -1,4 +1,4 @@
-"""Folders that stand for a class: where they lie in a tree, and the pictures in them."""
+"""Folders that stand for a class: where they lie in a tree, and the images in them."""
 
 from __future__ import annotations
 

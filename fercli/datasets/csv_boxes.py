@@ -1,7 +1,7 @@
-"""Face boxes in a csv: which columns hold them, what their numbers mean, and whether they fit the pictures.
+"""Face boxes in a csv: which columns hold them, what their numbers mean, and whether they fit the images.
 
 Columns are understood by their names, whatever their order. Columns that look like a box and are not understood stop
-the run: without its box, a face in a picture of several would be taken for another.
+the run: without its box, a face in an image of several would be taken for another.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ROLES: dict[str, str] = {
 #: Of these names the first that a csv has is the left (top) edge, the second the right (bottom) one.
 _NUMBERED = {f"{axis}{number}": axis for axis in "xy" for number in ("", *range(5))}
 _EDGES = {"x": ("left", "right"), "y": ("top", "bottom")}
-#: Roles that say where a box lies; a width and a height alone are the picture's as often as a face's.
+#: Roles that say where a box lies; a width and a height alone are the image's as often as a face's.
 _PLACES = ("left", "top", "right", "bottom", "centre")
 #: Single letters count as part of a whole box only: r, g and b are colours.
 _LETTERS = {"l": "left", "t": "top", "r": "right", "b": "bottom"}
@@ -58,9 +58,9 @@ _NOTHING = frozenset(("", "nan", "null", "none", "na", "n/a", "<na>"))
 
 _EITHER = "corners (left, top, right, bottom) or a size (left, top, width, height)"
 _NO_BOXES = "or say box_columns: '' to do without boxes"
-#: Pictures whose sizes are compared with their boxes.
+#: Images whose sizes are compared with their boxes.
 _PICTURES = 50
-#: Numbers up to this one, all over, are shares of a picture: no face has a pixel.
+#: Numbers up to this one, all over, are shares of an image: no face has a pixel.
 _LARGEST_SHARE = 1.5
 
 
@@ -198,7 +198,7 @@ def chosen_box_columns(header: Sequence[str], at: Sequence[int], form: str | Non
         form = "size" if {"width", "height"} & last else "corners" if {"right", "bottom"} & last else None
         form = ordered[1] if ordered else form
     if form is None:
-        # In a tight portrait a width passes for a right edge: no picture would tell.
+        # In a tight portrait a width passes for a right edge: no image would tell.
         raise WrongOption(
             f"option box_columns names columns of {table} that do not tell what they hold ({_listed(header, at)}): say "
             f"with box_format whether they are {_EITHER}"
@@ -210,8 +210,8 @@ def check_boxes(root: Path, records: Sequence[Record], form: str, table: str) ->
     """Raise WrongOption where the boxes cannot be what the format says.
 
     They cannot where many end before they begin (widths and heights read as corners), where they are shares of the
-    picture, where most leave their pictures by more than a quarter of their size, and where many leave them and none
-    would, read as corners. Sizes come from the headers of at most `_PICTURES` pictures, those that are there.
+    image, where most leave their images by more than a quarter of their size, and where many leave them and none
+    would, read as corners. Sizes come from the headers of at most `_PICTURES` images, those that are there.
 
     Args:
         root: the dataset's folder.
@@ -225,8 +225,8 @@ def check_boxes(root: Path, records: Sequence[Record], form: str, table: str) ->
     turned = [record for record in boxed if form == "corners" and not _is_box(record.box) and min(record.box[2:]) > 0]
     if (good or turned) and are_shares(v for r in boxed for v in _written(r.box, form)):
         raise WrongOption(
-            f"{table}: the boxes are shares of the picture, not pixels (the first: {_first(boxed, form)}): multiply "
-            f"them by the picture's width and height, {_NO_BOXES}"
+            f"{table}: the boxes are shares of the image, not pixels (the first: {_first(boxed, form)}): multiply "
+            f"them by the image's width and height, {_NO_BOXES}"
         )
     if len(turned) > 0.05 * (len(turned) + len(good)):
         raise WrongOption(
@@ -243,7 +243,7 @@ def _check_against_pictures(root: Path, records: Sequence[Record], form: str, ta
     leaving = [record for record in compared if _leaves(record.box, sizes[record.path], 0.25)]
     most = 0.5
     cure = (
-        "boxes have to be in pixels of the pictures listed; the options box_columns and box_format say how to read them"
+        "boxes have to be in pixels of the images listed; the options box_columns and box_format say how to read them"
     )
     if form == "size":
         others = [(_written(record.box, form), sizes[record.path]) for record in compared]
@@ -254,15 +254,15 @@ def _check_against_pictures(root: Path, records: Sequence[Record], form: str, ta
     if len(leaving) > most * len(compared):
         width, height = sizes[leaving[0].path][0]
         raise WrongOption(
-            f"{table}: {len(leaving)} of {len(compared)} boxes compared with their pictures leave them (the first: "
+            f"{table}: {len(leaving)} of {len(compared)} boxes compared with their images leave them (the first: "
             f"{_first(leaving, form)}, which has {width} x {height} pixels): {cure}"
         )
 
 
 def _picture_sizes(root: Path, paths: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
-    """Return (width, height) of up to `_PICTURES` pictures spread over the list, by path, from their headers alone.
+    """Return (width, height) of up to `_PICTURES` images spread over the list, by path, from their headers alone.
 
-    A picture that its EXIF orientation lays on its side has both sizes: boxes are made on either.
+    An image that its EXIF orientation lays on its side has both sizes: boxes are made on either.
     """
     from PIL import Image
 
@@ -280,19 +280,19 @@ def _picture_sizes(root: Path, paths: Sequence[str]) -> dict[str, list[tuple[int
                     if picture.format != "PNG" and picture.getexif().get(0x0112, 1) > 4:
                         sizes[path].append(picture.size[::-1])
             except Exception:
-                continue  # what is wrong with a picture is told where it is decoded
+                continue  # what is wrong with an image is told where it is decoded
     return sizes
 
 
 def _leaves(box: Box, sizes: Sequence[tuple[int, int]], share: float) -> bool:
-    """Tell whether a box leaves a picture of any of these sizes by more than this share of its own, and two pixels."""
+    """Tell whether a box leaves an image of any of these sizes by more than this share of its own, and two pixels."""
     left, top, right, bottom = box
     x, y = share * (right - left) + 2, share * (bottom - top) + 2
     return all(left < -x or top < -y or right > width + x or bottom > height + y for width, height in sizes)
 
 
 def are_shares(numbers: Iterable[float]) -> bool:
-    """Tell whether coordinates are shares of the picture, from 0 to 1, where pixels are wanted."""
+    """Tell whether coordinates are shares of the image, from 0 to 1, where pixels are wanted."""
     return all(abs(number) <= _LARGEST_SHARE for number in numbers)
 
 
@@ -307,7 +307,7 @@ def _written(box: Box, form: str) -> Box:
 
 
 def _first(records: Sequence[Record], form: str) -> str:
-    """Return the first one's box, as its csv has it, and its picture."""
+    """Return the first one's box, as its csv has it, and its image."""
     numbers = zip(_ORDER[form], _written(records[0].box, form), strict=True)
     return f"{', '.join(f'{role} {value:g}' for role, value in numbers)} in {records[0].path}"
 

@@ -37,7 +37,7 @@ _USUAL_NAMES: dict[str, tuple[str, ...]] = {
 LANDMARKS = tuple(f"{p}_{axis}" for p in ("leye", "reye", "nose", "lmouth", "rmouth") for axis in "xy")
 #: Columns that number the rows: pandas writes them, without a name or as `Unnamed: 0`.
 _INDEX = re.compile(r"(unnamed:\d+|index|)")
-#: Rows from which the folder of the pictures is found, as the first ones listed may be missing.
+#: Rows from which the folder of the images is found, as the first ones listed may be missing.
 _FIRST_ROWS = 1000
 
 
@@ -68,7 +68,7 @@ def parse(
             unlabelled image.
         box_columns: four columns, or one that holds all four numbers, in pixels; "" or [] stands for no boxes. Default:
             the columns named as a box is (left, top, right, bottom; xmin, ...; x1, ...; x, y, w, h; with face_ or bbox_
-            before it), in any order. A picture may then be listed once for every face: its box, as written, is part of
+            before it), in any order. An image may then be listed once for every face: its box, as written, is part of
             the face's id.
         box_format: ``corners`` (left, top, right, bottom) or ``size`` (left, top, width, height). Default: what the
             columns' names say; columns whose names say nothing, and a single one, have no default.
@@ -77,7 +77,7 @@ def parse(
         codes: what numbers in the label column mean: a dataset's name (``fer2013``) or {code: expression}.
 
     Raises WrongOption for a column or a class name that does not exist, where labels are not found or understood, for
-    boxes that are not understood or cannot be true, and where rows of one picture contradict each other.
+    boxes that are not understood or cannot be true, and where rows of one image contradict each other.
     """
     table = _table(root, file)
     rows = _rows(table)
@@ -223,13 +223,13 @@ class _Faces:
         """Tell whether a face was listed before; `label` is what its row's text stands for, None if none of ours.
 
         Raises WrongOption where it was listed with another label or in another split: to take the first would be a
-        guess. So would it be to take the largest face for a row without a box, where another row of the picture has
+        guess. So would it be to take the largest face for a row without a box, where another row of the image has
         one.
         """
         if self._have_boxes.setdefault(path, box is not None) != (box is not None):
             raise WrongOption(
                 f"{self._table.name} lists {path} with the box of a face in one row and without in another: give a box "
-                "in every row of a picture of several faces, or keep one row"
+                "in every row of an image of several faces, or keep one row"
             )
         meaning = text.lower() if label is None else label
         if (path, box) not in self._labels:
@@ -283,7 +283,7 @@ def _no_paths(table: Path, columns: _Columns) -> WrongLayout:
         )
     if columns.has("pixels"):
         return WrongLayout(
-            f"{table.name} holds pixels and no paths of pictures",
+            f"{table.name} holds pixels and no paths of images",
             "read it with the reader fer2013: data.datasets.{name}.reader=fer2013",
         )
     return WrongLayout(
@@ -352,7 +352,7 @@ def _need_no_label(columns: _Columns, used: set[int]) -> None:
 
 
 def _picture_folder(images: str | None, pictures: ListedPictures, paths: Iterable[str]) -> str:
-    """Return the folder of the pictures, below the root: the one asked for, else the first that holds one of them."""
+    """Return the folder of the images, below the root: the one asked for, else the first that holds one of them."""
     if images is not None:
         return str(images).rstrip("/")
     tries = ((path, folder) for path in paths if path and not path.startswith("/") for folder in ("", "images"))
@@ -416,7 +416,7 @@ def _check_landmarks(records: Sequence[Record], table: Path) -> None:
     points = [point for record in records for point in record.landmarks or ()]
     if points and are_shares(value for point in points for value in point):
         raise WrongOption(
-            f"{table.name}: the landmarks are shares of the picture, not pixels: multiply them by the picture's width "
+            f"{table.name}: the landmarks are shares of the image, not pixels: multiply them by the image's width "
             "and height, or say landmark_columns: '' to do without landmarks"
         )
 
@@ -430,14 +430,14 @@ list.csv                                     columns: paths (path, image, file, 
                                              split, subject, leye_x, leye_y, ... rmouth_y, and
                                              left, top, right, bottom (or xmin, ...; or x1, ...;
                                              or x, y, w, h; with face_ or bbox_ before them)
-                                             a picture of several faces: a row and a box for each
+                                             an image of several faces: a row and a box for each
 images/PATH ...                              or beside the csv
 
 Labels under another name need the option label_column; a set without labels has only the columns
 above, or says label_column: ''. Boxes are in pixels; under another name they need box_columns.""",
     option_help={
         "file": "the csv's name (default: the only csv in the folder)",
-        "images": "folder of the pictures (default: the csv's own, or images/ where they lie there)",
+        "images": "folder of the images (default: the csv's own, or images/ where they lie there)",
         "path_column": "column of paths (default: path, image, file, filename, name, ...)",
         "label_column": "column of labels (default: label, emotion, expression, class); '' if unlabelled",
         "split_column": "column of train, val, test (default: split, usage, part, set, ...); '' for none",

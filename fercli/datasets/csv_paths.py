@@ -1,4 +1,4 @@
-"""Finding the pictures that a list names, whichever system wrote the list."""
+"""Finding the images that a list names, whichever system wrote the list."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class ListedPictures:
         """Return (path as written, path on the disk, whether it is there).
 
         Args:
-            written: the picture, relative to `folder` or absolute.
+            written: the image, relative to `folder` or absolute.
             folder: below the root, with ``/`` between folders.
 
-        Both paths have ``/`` between folders; the second is relative to the root where it lies below it. A picture that
+        Both paths have ``/`` between folders; the second is relative to the root where it lies below it. An image that
         is missing gets the path where it should be.
         """
         path, there = self._find(written, folder)

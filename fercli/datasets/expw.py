@@ -70,7 +70,7 @@ data/image/origin/                           or image/origin/
         about="web photographs, boxes given",
         apply="http://mmlab.ie.cuhk.edu.hk/projects/socialrelation/index.html",
         licence="non-commercial research",
-        split="ours, by picture",
+        split="ours, by image",
         split_note="a fifth for testing, hashed from the name: there is none, and the benchmark's is lost",
         paper="Zhang, Luo, Loy and Tang: From facial expression recognition to interpersonal relation prediction. "
         "IJCV 2018",

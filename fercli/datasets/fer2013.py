@@ -1,4 +1,4 @@
-"""FER2013 (ICML 2013 challenge): the csv of pixels, or the folders of pictures that circulate; official parts."""
+"""FER2013 (ICML 2013 challenge): the csv of pixels, or the folders of images that circulate; official parts."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _FOLDERS = {"train": "FER2013Train", "public-test": "FER2013Valid", "private-tes
 
 
 def parse(root: Path, collector: Collector, vote: str = "majority", file: str | None = None) -> Protocol:
-    """Read fer2013new.csv beside FER2013's csv, whose rows are in the same order, or beside folders of its pictures.
+    """Read fer2013new.csv beside FER2013's csv, whose rows are in the same order, or beside folders of its images.
 
     Args:
         root: folder of fer2013new.csv.
@@ -133,10 +133,10 @@ FER2013Valid/ FER2013Test/""",
         "score": SCORE_HELP,
     },
     card=DatasetCard(
-        title="FER+: FER2013 labelled again by ten people a picture",
+        title="FER+: FER2013 labelled again by ten people an image",
         about="FER2013's, ten votes each",
         apply="https://github.com/microsoft/FERPlus",
-        licence="labels MIT; pictures as FER2013",
+        licence="labels MIT; images as FER2013",
         split="official",
         split_note="FER2013's: scored on private-test, or on public-test by the option score",
         paper="Barsoum, Zhang, Canton Ferrer and Zhang: Training deep networks for facial expression recognition with "

@@ -29,7 +29,7 @@ def parse(
         root: holds the class folders, or folders of them; a single folder around all of it does not matter.
         collector: takes the records.
         codes: what class folders mean that are numbers: a dataset's name (``raf-db``) or {code: expression}.
-        labelled: False takes every picture below the root, whatever its folder is called, without a label or a split.
+        labelled: False takes every image below the root, whatever its folder is called, without a label or a split.
 
     Raises WrongOption where all class folders beside each other are numbers and `codes` is not given.
     """
@@ -39,7 +39,7 @@ def parse(
         for path in images_under(root, root, collector):
             collector.add(Record(id=path, path=path, label=UNLABELLED, split=WHOLE))
         if not collector.records:
-            raise FercliError(f"there is no picture in {root}")
+            raise FercliError(f"there is no image in {root}")
         return default_protocol([WHOLE])
     meanings = code_meanings(codes)
     folders = find_classes(root, collector)
@@ -77,7 +77,7 @@ def _no_classes(root: Path) -> WrongLayout:
 
 READER = Reader(
     layout="a folder per expression (surprise, fear, disgust, happiness, sadness, anger, neutral or their usual names; "
-    "numbers with the option codes), possibly below train/, val/ and test/; with labelled=false pictures anywhere",
+    "numbers with the option codes), possibly below train/, val/ and test/; with labelled=false images anywhere",
     parse=parse,
     tree="""\
 happy/*.jpg ...                              a folder per expression, under its usual names
@@ -90,6 +90,6 @@ or with numbers, explained by the option codes:
 train/1/*.jpg ...""",
     option_help={
         "codes": "what class folders that are numbers mean: a dataset's name (raf-db) or {1: surprise, ...}",
-        "labelled": "false: all pictures below the folder, whatever their folders are called, without labels",
+        "labelled": "false: all images below the folder, whatever their folders are called, without labels",
     },
 )

@@ -20,7 +20,7 @@ from fercli.expressions import label_of
 #: One subject in so many is for testing.
 ONE_IN = 5
 _SPECTRA, _LIGHTINGS = ("VL", "NI"), ("Strong", "Weak", "Dark")
-#: Where the archives unpack to: the pictures as taken, then the dataset's own crops.
+#: Where the archives unpack to: the images as taken, then the dataset's own crops.
 _ORIGINAL = ("", "OriginalImg/", "B_OriginalImg/OriginalImg/", "B_OriginalImg/", "Oulu_CASIA_NIR_VIS/")
 _CROPPED = ("", "PreProcess_Img/", "PreProcess Img/", "PreProcessImg/", "PreProcess/")
 _SUBJECT = re.compile(r"[Pp]\d+")
@@ -37,7 +37,7 @@ def parse(
     """Read the sequences of one camera under one light.
 
     Args:
-        root: holds VL/ and NI/, or the folder that its archives unpack to. The pictures as taken are preferred to the
+        root: holds VL/ and NI/, or the folder that its archives unpack to. The images as taken are preferred to the
             dataset's own crops (VL_Acropped/), for fercli aligns them itself.
         collector: takes the records.
         spectrum: ``VL`` (visible light) or ``NI`` (near infrared).

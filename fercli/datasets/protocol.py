@@ -190,7 +190,7 @@ def absent(name: str, option: str, splits: Iterable[str], present: Sequence[str]
 
 
 def hashed_part(key: str, one_in: int) -> str:
-    """Return ``train`` or ``test`` for a subject or picture: OUR splits, frozen, for datasets that have none.
+    """Return ``train`` or ``test`` for a subject or image: OUR splits, frozen, for datasets that have none.
 
     One key in `one_in` is for testing: those whose SHA-256, its first 8 hex digits as a number, divides by it. Nothing
     but the key decides, so that it is on one side whatever else is listed.

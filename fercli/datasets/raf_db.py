@@ -17,10 +17,10 @@ from fercli.expressions import EXPRESSIONS
 #: list_patition_label.txt: 1 surprise 2 fear 3 disgust 4 happiness 5 sadness 6 anger 7 neutral.
 CODES: dict[int, int | None] = {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 6: 5, 7: 6}
 
-#: A row of the list: the picture, which may have blanks in its name, its code, and what some lists have behind it.
+#: A row of the list: the image, which may have blanks in its name, its code, and what some lists have behind it.
 _ROW = re.compile(r"\s*(?P<name>\S.*?\.\w{3,4})\s+(?P<code>\S+)(?P<more>(?:\s+\S+)*)\s*")
 
-#: A picture's name, as released.
+#: An image's name, as released.
 _OFFICIAL = re.compile(r"(?P<name>(?P<split>train|test)_\d+)(?:_aligned)?")
 
 
@@ -56,7 +56,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> Protoc
         more = row["more"].split()
         if more and [known_split(word) for word in more] != [split]:
             # Which of the numbers is the label is not known: lists of noisy labels have two.
-            collector.leave_out(f"row of {2 + len(more)} fields (a picture and its code are read)")
+            collector.leave_out(f"row of {2 + len(more)} fields (an image and its code are read)")
             continue
         label = collector.label(CODES, row["code"])
         if label is None:
@@ -80,7 +80,7 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
     """Read train/1/train_00001_aligned.jpg ..., and compare with train_labels.csv and test_labels.csv where they are.
 
     Raises WrongLayout where a folder is no code of RAF-DB (the others may be another dataset's too then), or where a
-    csv says otherwise than a picture's folder.
+    csv says otherwise than an image's folder.
     """
     folders = find_classes(root, collector)
     if not folders:
@@ -110,10 +110,10 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
             continue
         split = named["split"] if split == WHOLE else split
         if {split, named["split"]} == {"train", "test"}:
-            raise WrongLayout(f"{path} is named as a {named['split']} picture and lies in a folder of {split} pictures")
+            raise WrongLayout(f"{path} is named as a {named['split']} image and lies in a folder of {split} images")
         first = official.setdefault(named["name"], path)
         if first != path:
-            raise WrongLayout(f"{first} and {path} are one picture of RAF-DB by their names: remove one of them")
+            raise WrongLayout(f"{first} and {path} are one image of RAF-DB by their names: remove one of them")
         collector.add(Record(id=f"{named['name']}{ending}", path=path, label=label, split=split))
     collector.leave_out("row without file", sum(name not in seen for said in tables.values() for name in said))
     return default_protocol(record.split for record in collector.records)

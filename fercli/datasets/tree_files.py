@@ -1,4 +1,4 @@
-"""Finding the pictures and lists of a dataset's tree."""
+"""Finding the images and lists of a dataset's tree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str
 
     Folders and dangling links named like images are yielded too, to be rejected with their reason when they are read;
     other files are counted as left out by their ending, hidden ones and litter ignored. Each real folder is read once.
-    Raises OSError for a folder that cannot be read: a dataset must not lose pictures unnoticed.
+    Raises OSError for a folder that cannot be read: a dataset must not lose images unnoticed.
     """
     for path in media.walk(folder, closed=is_image_name):
         name = os.path.basename(path)

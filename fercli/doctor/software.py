@@ -1,6 +1,6 @@
 """What of fercli's needs is installed, and does it work? The checks of `fercli doctor` that look at software.
 
-They do the thing itself where that is quick: a product on the device, a face found in a drawn picture. Versions alone
+They do the thing itself where that is quick: a product on the device, a face found in a drawn image. Versions alone
 would tell less. `unloadable` tells the same of a library that fails when a command first needs it.
 
 Only the standard library is imported here: whatever else is broken, this can say so.

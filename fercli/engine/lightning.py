@@ -1,6 +1,6 @@
 """What is used of Lightning Fabric. Imported where training or scoring begins, for it takes a second to load.
 
-Answering pictures (`fercli.predict.recognizer`) does without.
+Answering images (`fercli.predict.recognizer`) does without.
 """
 
 from __future__ import annotations

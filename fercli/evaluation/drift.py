@@ -41,7 +41,7 @@ PRESENT = 0.05
 HEADS_APART, LITTLE_KEPT = 0.02, 0.3
 #: Mean entropy of the adapted model's answers, in nats, above which it is not sure of them: half of ln 7.
 UNSURE = math.log(NUM_EXPRESSIONS) / 2
-#: Share of the listed pictures without a face, and share of duplicates among the faces, above which the folder itself
+#: Share of the listed images without a face, and share of duplicates among the faces, above which the folder itself
 #: is in doubt.
 MANY_WITHOUT, MANY_DUPLICATES = 0.2, 0.02
 
@@ -154,7 +154,7 @@ def verdict(
 
     Args:
         drift: from `drift`.
-        found, listed: how many pictures have a face, and how many there are; None where not known.
+        found, listed: how many images have a face, and how many there are; None where not known.
         duplicates: faces that are a copy of another; None where not known.
         start_kept: whether the adaptation was given up, and the start is the answer.
 
@@ -220,7 +220,7 @@ def verdict(
     if heads["after"] < heads["before"] - HEADS_APART:
         light.append(f"The heads agree less: {_percent(heads['after'])}, {_percent(heads['before'])} before.")
     if listed and found is not None and listed - found > MANY_WITHOUT * listed:
-        light.append(f"{listed - found} of {listed} pictures have no face: are these photographs of faces?")
+        light.append(f"{listed - found} of {listed} images have no face: are these photographs of faces?")
     if duplicates and duplicates > MANY_DUPLICATES * drift["faces"]:
         light.append(f"{duplicates} of {drift['faces']} faces are copies of others, and count more than once.")
     trust = VERDICTS[2] if grave else VERDICTS[1] if light else VERDICTS[0]

@@ -84,7 +84,7 @@ def scores(counts: np.ndarray, expressions: Sequence[str] = EXPRESSIONS) -> dict
 def accuracy_interval(correct: int, total: int) -> tuple[float, float] | None:
     """Wilson's 95% interval of an accuracy (Wilson, JASA 1927): how far the number of images alone lets it wander.
 
-    It takes the images for independent; several pictures of one person are not, so the truth is wider.
+    It takes the images for independent; several images of one person are not, so the truth is wider.
 
     Args:
         correct: images answered rightly, 0..total.

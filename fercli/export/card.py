@@ -32,7 +32,7 @@ LIMITS = """\
   tones, cultures and sexes (Xu et al., ECCV Workshops 2020), and on faces with glasses, masks, make-up, paralysis or
   surgery. Fear, disgust and anger, the rarest in most datasets, are missed most often; faces at rest may be read as sad
   or angry. Adapting to a target fits that target's people and cameras, and may do worse elsewhere.
-- **Pictures.** Turned heads, small, blurred, dark or partly hidden faces, and faces aligned in another way than above.
+- **Images.** Turned heads, small, blurred, dark or partly hidden faces, and faces aligned in another way than above.
 - **An expression is not a feeling.** What a face shows tells little of what a person feels or means to do (Barrett et
   al., Psychological Science in the Public Interest, 2019). Seven classes leave no room for mixed or other expressions,
   and one of them is always answered, with whatever confidence.
@@ -158,7 +158,7 @@ def _inputs(size: int, crop_size: int | None) -> str:
             "float32",
             "[batch, 5, 2]",
             "(x, y) in pixels of that face, pixel centres at whole numbers: eye, eye, nose tip, mouth corner, mouth "
-            "corner, each pair from left to right as seen in the picture",
+            "corner, each pair from left to right as seen in the image",
         ),
     ]
     if crop_size is not None:
@@ -191,7 +191,7 @@ def _alignment(spec: Spec) -> str:
         return (
             "The face's box, widened by a tenth of its width and height at each end and clipped to the photograph, is "
             f"squashed into the {size} x {size} pixels, not turned; Pillow's bilinear filter. Where the data give no "
-            "box, it is one around five landmarks; of pictures that are cut-out faces it is the whole picture."
+            "box, it is one around five landmarks; of images that are cut-out faces it is the whole image."
         )
     shown = ", ".join(f"({x:g}, {y:g})" for x, y in points)
     return (

@@ -57,7 +57,7 @@ def released_box(box: Box, picture: tuple[int, int]) -> Box:
 
     Args:
         box: (left, top, right, bottom) in pixels of the photograph.
-        picture: (width, height) of the photograph.
+        image: (width, height) of the photograph.
 
     Raises:
         ValueError: nothing of the photograph lies in it.
@@ -67,7 +67,7 @@ def released_box(box: Box, picture: tuple[int, int]) -> Box:
     left, right = max(left - across, 0), min(right + across, picture[0])
     top, bottom = max(top - down, 0), min(bottom + down, picture[1])
     if left >= right or top >= bottom:
-        raise ValueError("the face's box lies outside the picture")
+        raise ValueError("the face's box lies outside the image")
     return left, top, right, bottom
 
 

@@ -24,7 +24,7 @@ from fercli.spec import Prepare
 #: By ``prepare.align``. Raised when a step from photograph to face changes (decoding, finding, aligning, cutting): the
 #: faces of that alignment are made again. The versions of libraries do not count.
 STEPS = {"template": 1, "box": 2}
-#: Raised when pictures that were rejected may be read now: they are tried again, while faces that were found stay.
+#: Raised when images that were rejected may be read now: they are tried again, while faces that were found stay.
 REJECTIONS = 2
 
 
@@ -39,7 +39,7 @@ class Extracted:
         pose: (roll, yaw, pitch) in degrees, of faces that the mesh found.
         given_error: mean distance of the landmarks found to those given, in distances between the given eyes.
         source: BLAKE2b of what the photograph's file (or its field of pixels) holds, 32 hexadecimal digits.
-        hash: of the prepared face (`perceptual_hash`), to find it again in other pictures.
+        hash: of the prepared face (`perceptual_hash`), to find it again in other images.
         face: uint8 [S, S, 3]; None for a rejected record, as are the next three.
         landmarks: float32 [5, 2] in pixels of the face.
         crops: uint8 [5, C, C, 3].
@@ -104,7 +104,7 @@ def extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.nd
 
 
 def _scaled(record: Record, factor: float) -> Record:
-    """Return the record of a picture enlarged by a factor (reduced: below 1)."""
+    """Return the record of an image enlarged by a factor (reduced: below 1)."""
     box = None if record.box is None else scale_box(record.box, factor)
     points = None if record.landmarks is None else tuple(map(tuple, scale_points(record.landmarks, factor).tolist()))
     return replace(record, box=box, landmarks=points)
@@ -122,7 +122,7 @@ def locate(
             return Extracted("rejected", "no landmarks given", box=record.box, fillable=True), None, None
         points = np.array(record.landmarks, float)
         if not ((points.mean(0) >= 0) & (points.mean(0) < image.shape[1::-1])).all():
-            raise ValueError("the given landmarks lie outside the picture")
+            raise ValueError("the given landmarks lie outside the image")
         # Along the line of the eyes each right point lies to the right of its left one; the mouth lies below.
         across = points[1] - points[0]
         below = points[3:].mean(0) - points[:2].mean(0)
@@ -176,7 +176,7 @@ def frame_of(record: Record, size: tuple[int, int]) -> Box:
         raise Unreadable("the given box has corners that are no numbers")
     left, top, right, bottom = record.box
     if min(right, width) - max(left, 0) < 2 or min(bottom, height) - max(top, 0) < 2:
-        raise Unreadable(f"the given box lies outside the picture ({width} x {height})")
+        raise Unreadable(f"the given box lies outside the image ({width} x {height})")
     return record.box
 
 

@@ -1,6 +1,6 @@
-"""Failures that may pass (too little memory, a disk error) and those that are a property of the picture.
+"""Failures that may pass (too little memory, a disk error) and those that are a property of the image.
 
-A store keeps the reason why a picture was rejected; a failure that may pass must never become one.
+A store keeps the reason why an image was rejected; a failure that may pass must never become one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _SAYS_MEMORY = re.compile(
 
 
 def may_pass(failure: BaseException) -> str | None:
-    """Return what to tell of a failure that may pass, to be read after the picture's name; None of one that stays."""
+    """Return what to tell of a failure that may pass, to be read after the image's name; None of one that stays."""
     if isinstance(failure, OSError) and failure.errno is not None and failure.errno != errno.ENOMEM:
         if failure.errno in _OF_THE_FILE:
             return None
@@ -62,11 +62,11 @@ def memory_left(size: int) -> bool:
 
 
 def reason(failure: Exception, name: str | Path) -> str:
-    """Return why one picture cannot be answered, to be read after its name; all others can.
+    """Return why one image cannot be answered, to be read after its name; all others can.
 
     Raises:
-        TransientError: memory or a disk that is short; names the picture.
-        Exception: `failure` itself where it is not the picture's: it says already what is to be done (FercliError), or
+        TransientError: memory or a disk that is short; names the image.
+        Exception: `failure` itself where it is not the image's: it says already what is to be done (FercliError), or
             a library cannot be loaded.
     """
     if isinstance(failure, FercliError | ImportError):
@@ -80,7 +80,7 @@ def reason(failure: Exception, name: str | Path) -> str:
 
 @contextmanager
 def naming(picture: str | Path) -> Iterator[None]:
-    """Turn a failure that may pass into a TransientError that names the picture; others go through."""
+    """Turn a failure that may pass into a TransientError that names the image; others go through."""
     try:
         yield
     except FercliError:

@@ -27,16 +27,16 @@ from fercli import media
 from fercli.faces.failures import may_pass, memory_left, naming
 from fercli.faces.quiet import mute_stderr
 
-#: Pixels of a side up to which OpenCV warps a picture.
+#: Pixels of a side up to which OpenCV warps an image.
 _LONGEST_SIDE = 32766
-#: Pictures with more pixels are refused, and so are larger files.
+#: Images with more pixels are refused, and so are larger files.
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 29
 #: A JPEG may have so many, for it can be decoded at a half or a quarter of its size, to at most `REDUCED_PIXELS`.
 MAX_JPEG_PIXELS = 400_000_000
 REDUCED_PIXELS = 50_000_000
 #: Most bytes of coefficients that libjpeg may hold at a time, as it does where a JPEG comes in several scans. Together
-#: with the reduced picture that is 1.2 GB at most; without, 300 MB.
+#: with the reduced image that is 1.2 GB at most; without, 300 MB.
 _MAX_COEFFICIENTS = 900_000_000
 
 #: How files begin that are no image, or none that can be read; the first that fits says why.
@@ -60,10 +60,10 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"II\*\x00|MM\x00\*", "a TIFF that is damaged or of a kind that cannot be read"),
 )
 _RAW = f"a raw photograph, of which only a preview could be read: {media.CONVERT}"
-#: Tags of TIFF: bit 0 of the first marks a preview of another picture, the second is there in a DNG.
+#: Tags of TIFF: bit 0 of the first marks a preview of another image, the second is there in a DNG.
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 _EXIF_ORIENTATION = 0x0112
-#: What sets a picture upright, by EXIF's orientation.
+#: What sets an image upright, by EXIF's orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -77,7 +77,7 @@ _UPRIGHT = {
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _END, _SCAN = 0xD9, 0xDA
 
-#: A picture as it comes: a file, the bytes of one, a PIL image, or an array (`decode`).
+#: An image as it comes: a file, the bytes of one, a PIL image, or an array (`decode`).
 Source = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | Image.Image
 
 
@@ -87,7 +87,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture, upright.
+    """An image, upright.
 
     Attributes:
         pixels: uint8 [H, W, 3] RGB, C-contiguous.
@@ -100,17 +100,17 @@ class Decoded:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) of the picture in pixels of the file, to within `scale` - 1."""
+        """(width, height) of the image in pixels of the file, to within `scale` - 1."""
         height, width = self.pixels.shape[:2]
         return width * self.scale, height * self.scale
 
 
-def decode(source: Source, name: str | Path = "the picture") -> Decoded:
-    """Decode a picture, whatever it comes as; each of the four ways gives the same pixels.
+def decode(source: Source, name: str | Path = "the image") -> Decoded:
+    """Decode an image, whatever it comes as; each of the four ways gives the same pixels.
 
     Files, their bytes and PIL images are turned as their EXIF orientation says; of an animation or a file of several
     pages the first is read (of a PIL image the page it is at). A JPEG of more than 100 and up to 400 megapixels is
-    decoded at a half or a quarter of its size (`Decoded.scale`); whatever else has more than 100 is refused. A picture
+    decoded at a half or a quarter of its size (`Decoded.scale`); whatever else has more than 100 is refused. An image
     with a side of more than 32,767 pixels, which OpenCV does not warp, is made smaller likewise.
 
     Arrays are [H, W], or [H, W, C] with C = 1 (grey), 2 (grey and alpha), 3 (RGB, in this order) or 4 (RGB and alpha):
@@ -118,17 +118,17 @@ def decode(source: Source, name: str | Path = "the picture") -> Decoded:
 
     Transparent parts are laid on white. 16 bits are scaled to 8; other integers and floats, from the least usual range
     that holds them: 0..1 (floats only), 0..255, 0..65535; what resizing has put a little above it is clipped. Values
-    that fit none, or that go below 0 (a picture normalised about zero), are scaled from their own range.
+    that fit none, or that go below 0 (an image normalised about zero), are scaled from their own range.
 
     Args:
         source: a path, the bytes of an image file, a PIL image (left as it is), or an array of bool, integers or
             floats.
-        name: of a picture that is no path, for messages.
+        name: of an image that is no path, for messages.
 
     Raises:
-        Unreadable: the picture cannot be used; the reason.
-        ValueError: an array of another shape or type, or an object that is no picture.
-        TransientError: the picture cannot be read for want of memory, or by a failure of the disk; names it.
+        Unreadable: the image cannot be used; the reason.
+        ValueError: an array of another shape or type, or an object that is no image.
+        TransientError: the image cannot be read for want of memory, or by a failure of the disk; names it.
     """
     if isinstance(source, np.ndarray):
         with naming(name):
@@ -145,13 +145,13 @@ def decode(source: Source, name: str | Path = "the picture") -> Decoded:
         if not data:
             raise Unreadable("empty file")
     else:
-        raise ValueError(f"a {type(source).__name__} is no picture: give a path, bytes, a PIL image or a NumPy array")
+        raise ValueError(f"a {type(source).__name__} is no image: give a path, bytes, a PIL image or a NumPy array")
     with naming(name):
         return _within_sides(_decode_bytes(data))
 
 
 def _within_sides(picture: Decoded) -> Decoded:
-    """Return a picture that OpenCV can warp: made smaller by the least whole number where a side is too long."""
+    """Return an image that OpenCV can warp: made smaller by the least whole number where a side is too long."""
     height, width = picture.pixels.shape[:2]
     by = -(-max(height, width) // _LONGEST_SIDE)
     if by <= 1:
@@ -257,7 +257,7 @@ def _damage(data: bytes = b"", pixels: int = 0) -> Iterator[None]:
 
     Args:
         data: what is decoded.
-        pixels: of the picture; 0 where they are not known yet.
+        pixels: of the image; 0 where they are not known yet.
     """
     try:
         yield
@@ -271,7 +271,7 @@ def _damage(data: bytes = b"", pixels: int = 0) -> Iterator[None]:
 
 
 def _check_memory(data: bytes, pixels: int = 0) -> None:
-    """Raise MemoryError if there is not the memory that decoding takes: then the picture may be whole."""
+    """Raise MemoryError if there is not the memory that decoding takes: then the image may be whole."""
     if not memory_left(24 * pixels + 4 * len(data) + (32 << 20)):
         raise MemoryError("a decoder failed, and there is too little memory")
 
@@ -302,7 +302,7 @@ def _refuse_huge(size: tuple[int, int]) -> None:
 
 
 def _reduction(header: Image.Image, data: bytes) -> int:
-    """Return by how much a picture is decoded smaller than it is: 1, 2 or 4; `Unreadable` where it is too large."""
+    """Return by how much an image is decoded smaller than it is: 1, 2 or 4; `Unreadable` where it is too large."""
     pixels = header.width * header.height
     if pixels <= MAX_PIXELS:
         return 1
@@ -338,7 +338,7 @@ def _refuse_huge_webp(data: bytes) -> None:
 
 
 def _refuse_preview(image: Image.Image, data: bytes) -> None:
-    """Refuse a raw photograph: it is a TIFF whose first picture is a small copy."""
+    """Refuse a raw photograph: it is a TIFF whose first image is a small copy."""
     with _damage(data):
         preview = image.tag_v2.get(_DNG_VERSION) or int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1
     if preview or data[8:10] == b"CR":
@@ -450,7 +450,7 @@ def _decode_array(array: np.ndarray) -> np.ndarray:
     if array.ndim not in (2, 3) or channels not in (1, 2, 3, 4) or not array.size or array.dtype.kind not in "buif":
         first = array.ndim == 3 and channels > 4 and array.shape[0] <= 4
         raise ValueError(
-            "an array that is a picture must be [H, W] or [H, W, C] with 1 to 4 channels, of bool, integers or floats, "
+            "an array that is an image must be [H, W] or [H, W, C] with 1 to 4 channels, of bool, integers or floats, "
             f"not {array.dtype} {list(array.shape)}" + (": bring the channels last" if first else "")
         )
     _refuse_huge((array.shape[1], array.shape[0]))

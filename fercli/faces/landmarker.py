@@ -1,4 +1,4 @@
-"""Five landmarks of the face in a picture: MediaPipe's face mesh, and a ladder of retries where it finds none.
+"""Five landmarks of the face in an image: MediaPipe's face mesh, and a ladder of retries where it finds none.
 
 The five points are taken from the mesh so that they fit the ArcFace template (see `fercli.faces.align`): an eye is the
 mean of its two corners, the mouth corners are 61 and 291, the nose tip is 4. Of the two usual nose tips, 4 lies 0.6 px
@@ -34,40 +34,40 @@ _VERTICES = [*_EYE_LEFT, *_EYE_RIGHT, _NOSE, _MOUTH_LEFT, _MOUTH_RIGHT, 10, 152,
 _PRESENCE = 0.5
 #: Least score of the full-range detector (MediaPipe's default).
 _FAR_CONFIDENCE = 0.6
-#: Least longer side of a mesh in pixels of the picture: on 48 x 48 faces all smaller finds were false, and a smaller
+#: Least longer side of a mesh in pixels of the image: on 48 x 48 faces all smaller finds were false, and a smaller
 #: face shows no expression.
 _MIN_SIDE = 20
-#: Faces looked for in one picture; more costs nothing where there is one. `find_all` stops at the second.
+#: Faces looked for in one image; more costs nothing where there is one. `find_all` stops at the second.
 _MAX_FACES, _MAX_ALL = 5, 300
-#: The detector sees 128 x 128 pixels and the mesh 192 x 192: a larger picture only costs time.
+#: The detector sees 128 x 128 pixels and the mesh 192 x 192: a larger image only costs time.
 _MAX_SIDE = 1280
-#: "upscale" enlarges pictures whose shorter side is below this.
+#: "upscale" enlarges images whose shorter side is below this.
 _UPSCALE_TO = 256
 #: "border" replicates the edge by this share of the longer side; a given or detected box is widened by `_WIDEN`.
 _BORDER, _WIDEN = 0.25, 0.5
-#: Degrees, clockwise, by which "rotate" turns the picture, and how far from upright a face in it may then still lie.
+#: Degrees, clockwise, by which "rotate" turns the image, and how far from upright a face in it may then still lie.
 _TURNS, _FAR_FROM_UPRIGHT = (30.0, -30.0, 60.0, -60.0), 60.0
-#: A face rolled by more degrees is looked at again in a picture turned so that it is upright: at 45 degrees that halves
+#: A face rolled by more degrees is looked at again in an image turned so that it is upright: at 45 degrees that halves
 #: the error of the landmarks.
 _ROLLED = 25.0
-#: `find_all`: in pictures whose longer side is above `_NEAR` small faces are looked for too, in tiles of a half, a
+#: `find_all`: in images whose longer side is above `_NEAR` small faces are looked for too, in tiles of a half, a
 #: quarter and an eighth of it, none smaller than `_TILE`, that overlap by `_TILE_OVERLAP`: what is cut by a tile's edge
-#: lies whole in the next, or is found in the larger ones. What the many tiles show must be surer than what the picture
+#: lies whole in the next, or is found in the larger ones. What the many tiles show must be surer than what the image
 #: as a whole shows.
 _NEAR, _TILE, _TILE_OVERLAP, _TILE_CONFIDENCE = 320, 160, 1 / 3, 0.6
 
 
 @dataclass(frozen=True)
 class Found:
-    """A face in a picture.
+    """A face in an image.
 
     Attributes:
-        points5: float64 [5, 2] (x, y) in pixels of the picture given, pixel centres at integers: image-left eye,
+        points5: float64 [5, 2] (x, y) in pixels of the image given, pixel centres at integers: image-left eye,
             image-right eye, nose tip, image-left and image-right mouth corner.
         score: the detector's confidence, 0..1.
         box: (left, top, right, bottom) of the mesh in the same pixels.
-        pose: (roll, yaw, pitch) in degrees by the mesh: roll clockwise in the picture, yaw towards its right, pitch
-            upwards. Rough (the mesh is fitted to one picture); for histograms, not for measuring heads.
+        pose: (roll, yaw, pitch) in degrees by the mesh: roll clockwise in the image, yaw towards its right, pitch
+            upwards. Rough (the mesh is fitted to one image); for histograms, not for measuring heads.
         how: ``found`` in the plain pass, or ``retried:<step>`` with the step of the ladder that found it; ``far`` or
             ``tile`` for small faces of `Landmarker.find_all`.
     """
@@ -80,7 +80,7 @@ class Found:
 
 
 class Landmarker:
-    """Finds the face that counts in a picture, or all of them.
+    """Finds the face that counts in an image, or all of them.
 
     Args:
         confidence: least detector score in the plain pass (MediaPipe's own default is 0.5).
@@ -117,16 +117,16 @@ class Landmarker:
     def find_all(self, image: np.ndarray) -> list[Found]:
         """Find every face in `image`, uint8 [H, W, 3] RGB, from left to right (by the middles of their boxes).
 
-        The plain pass of `find` with all that it shows; then, in pictures with a longer side above 320 pixels, the
+        The plain pass of `find` with all that it shows; then, in images with a longer side above 320 pixels, the
         full-range detector and the short-range one in overlapping tiles (`how` is ``far`` and ``tile``); and only where
         nothing is found, the retry ladder. What overlaps a face that was found before is that face. What `find` returns
-        without a box is among them, to the bit, if the plain pass found it or the picture is no larger than that; a
-        large picture's ladder would have taken a coarser look than the tiles do. At most 300 faces; a picture without
+        without a box is among them, to the bit, if the plain pass found it or the image is no larger than that; a
+        large image's ladder would have taken a coarser look than the tiles do. At most 300 faces; an image without
         one gives [].
 
         Recall on procedural faces side by side (STUDIO and the tests' STREET, 960 to 1600 pixels wide; brow to chin
         in pixels): of 3 x 4 (120) and 6 x 8 (85) all, of 10 x 14 (55) all, of 12 x 20 (45) 479 of 480, none twice; the
-        whole picture alone shows both detectors 12 of 12, 11 of 48 and nothing. On 44 pictures of 640 x 480 without a
+        whole image alone shows both detectors 12 of 12, 11 of 48 and nothing. On 44 images of 640 x 480 without a
         face (text, bricks, clouds, ...) none is found. tests/test_landmarker.py repeats some of it.
         """
         view = SearchRegion(image).limit(_MAX_SIDE)
@@ -142,7 +142,7 @@ class Landmarker:
         return sorted(kept[:_MAX_ALL], key=lambda found: (found.box[0] + found.box[2], found.box[1]))
 
     def _retried(self, view: SearchRegion) -> list[Found]:
-        """Return the faces that the first step of the ladder to find any finds; of turned pictures, those of all."""
+        """Return the faces that the first step of the ladder to find any finds; of turned images, those of all."""
         for step, variant, confidence in self._ladder(view, None):
             faces = [self._set_upright(f, variant) for f in self._meshes(variant, confidence, f"retried:{step}")]
             if faces:
@@ -157,7 +157,7 @@ class Landmarker:
         return [self._set_upright(found, view, angle) for found, angle in turned]
 
     def _small(self, image: np.ndarray, view: SearchRegion, known: Sequence[Found]) -> Iterator[Found]:
-        """Yield faces that are small in the picture; `known` grows meanwhile by those that are new."""
+        """Yield faces that are small in the image; `known` grows meanwhile by those that are new."""
         whole = SearchRegion(image)
         for how, near in self._small_boxes(whole, view):
             if not is_new(near, [face.box for face in known]):
@@ -169,7 +169,7 @@ class Landmarker:
                 yield self._set_upright(found, view)
 
     def _small_boxes(self, whole: SearchRegion, view: SearchRegion) -> Iterator[tuple[str, Box]]:
-        """Yield (how, box in pixels of the picture) of what the detectors see that look for small faces."""
+        """Yield (how, box in pixels of the image) of what the detectors see that look for small faces."""
         for near in self._far_boxes(view):
             yield "far", near
         height, width = whole.image.shape[:2]
@@ -214,7 +214,7 @@ class Landmarker:
         return replace(again, score=found.score)
 
     def _ladder(self, view: SearchRegion, box: Box | None) -> Iterator[tuple[str, SearchRegion, float]]:
-        """Yield (step, view, confidence) for each try; the pictures are made only as far as the caller asks."""
+        """Yield (step, view, confidence) for each try; the images are made only as far as the caller asks."""
         tries = [view]
         if "border" in self.retries:
             tries.append(view.pad(_BORDER))
@@ -274,7 +274,7 @@ def _box(points: np.ndarray) -> Box:
 
 
 def _box_of(detection: Detection, view: SearchRegion) -> Box:
-    """The box around what a detector sees in a view, in pixels of the picture."""
+    """The box around what a detector sees in a view, in pixels of the image."""
     left, top, right, bottom = detection.box
     return _box(view.to_original(np.array([(left, top), (right, top), (left, bottom), (right, bottom)])))
 

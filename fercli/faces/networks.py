@@ -2,7 +2,7 @@
 
 The networks are those of mediapipe's wheel (`fercli.faces.network_files`); they run in LiteRT, its runtime. What its
 graph does around them stands here, by its own constants, and agrees with ``FaceMesh`` to a fraction of a pixel
-(tests/test_networks.py). Measured on the same pictures it takes 0.6 of the time, as no packet, thread or message
+(tests/test_networks.py). Measured on the same images it takes 0.6 of the time, as no packet, thread or message
 passes between the two; a process starts in a fraction of the time and needs half the memory.
 
 Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", CVPR workshop 2019;
@@ -37,7 +37,7 @@ class Detection:
     """A face that a detector sees.
 
     Attributes:
-        box: float64 [4], (left, top, right, bottom) in pixels of the picture (edges, not centres).
+        box: float64 [4], (left, top, right, bottom) in pixels of the image (edges, not centres).
         eyes: float64 [2, 2], the middles of the image-left and the image-right eye of an upright face.
         score: 0..1.
     """
@@ -58,14 +58,14 @@ class Detector:
         name = "face_detection_full_range_sparse" if full_range else "face_detection_short_range"
         self._network = _Network(f"{name}.tflite")
         self._side = self._network.side
-        # Cells of the picture and how many boxes each proposes: a centre, for the network says all the rest.
+        # Cells of the image and how many boxes each proposes: a centre, for the network says all the rest.
         grids = ((48, 1),) if full_range else ((16, 2), (8, 6))
         self._anchors = np.concatenate([_centres(cells, boxes) for cells, boxes in grids])
 
     def find(self, image: np.ndarray, confidence: float) -> list[Detection]:
         """Return the faces in uint8 [H, W, 3] RGB that score at least `confidence`, best first."""
         height, width = image.shape[:2]
-        # The picture is fitted into the square, black around it.
+        # The image is fitted into the square, black around it.
         scale = self._side / max(height, width)
         shift = (self._side - scale * np.array([width, height])) / 2
         matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
@@ -112,7 +112,7 @@ class Mesh:
         angle = math.atan2(across[1], across[0])
         side = _ROI * max(right - left, bottom - top)
         turn = side / self._side * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        # Edges of the square's pixels to edges of the picture's.
+        # Edges of the square's pixels to edges of the image's.
         origin = np.array([(left + right) / 2, (top + bottom) / 2]) - turn @ np.full(2, self._side / 2)
         matrix = cv2.invertAffineTransform(np.hstack([turn, origin[:, None]]))
         square = _sampled(image, matrix, self._side, cv2.BORDER_REPLICATE)

@@ -5,7 +5,7 @@ Benchmarking of Perceptual Image Hash Functions, 2010), here of the square that 
 alike, so what tells photographs apart need not tell faces apart. Measured on 2,501 prepared faces (3.1 million pairs),
 and on 110 photographs written again in six ways (JPEG 50, half size, both, brighter, cut tightly, 64 pixels grey) and
 prepared again: within a distance of 56 are 97 % of those and, of pairs of different faces, fewer than one in a million.
-Of pictures of 48 pixels written again at JPEG 50 or brighter, 83 %: in so few pixels the landmarks wander. A difference
+Of images of 48 pixels written again at JPEG 50 or brighter, 83 %: in so few pixels the landmarks wander. A difference
 hash that finds as many takes three to ten times as many pairs of different procedural faces for one.
 
 What is near by hash is confirmed by `likeness`.
@@ -20,7 +20,7 @@ import numpy as np
 
 from fercli.faces.failures import may_pass
 
-#: Bits of a hash, and the distance within which two faces may be one picture.
+#: Bits of a hash, and the distance within which two faces may be one image.
 BITS, NEAR = 256, 56
 
 #: Side in pixels at which faces are compared in detail.
@@ -72,10 +72,10 @@ def likeness(first: np.ndarray, second: np.ndarray) -> float:
     """Return how alike two patches are in detail, -1 to 1; 0 where one of them is flat.
 
     The second is laid over the first by an affine map (ECC: Evangelidis and Psarakis, PAMI 2008), since landmarks of
-    the same picture in another quality lie elsewhere by a pixel or two; then the middles are correlated without what is
+    the same image in another quality lie elsewhere by a pixel or two; then the middles are correlated without what is
     finer or coarser than features of a face are (Gaussians of 0.7 and 2 pixels).
 
-    Measured as above, on what is near by hash: of pictures written again 96 % are above 0.95 and 99 % above 0.88 (tiny
+    Measured as above, on what is near by hash: of images written again 96 % are above 0.95 and 99 % above 0.88 (tiny
     ones: 99 and 100 %); different real faces reach 0.84. Procedural faces of different people, drawn in one manner,
     mostly stay below 0.94, and one person drawn twice with one expression may reach 0.99.
     """

@@ -1,6 +1,6 @@
-"""Where a face is looked for in a picture, and which of the faces found there counts.
+"""Where a face is looked for in an image, and which of the faces found there counts.
 
-Regions of a picture are enlarged, padded or turned, and lead back to it. A box is (left, top, right, bottom) in pixels.
+Regions of an image are enlarged, padded or turned, and lead back to it. A box is (left, top, right, bottom) in pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fercli.faces.networks import overlaps
 
 T = TypeVar("T")
 
-#: A sliver of a picture would outgrow the memory when its short side is enlarged: no side becomes longer than this.
+#: A sliver of an image would outgrow the memory when its short side is enlarged: no side becomes longer than this.
 _MOST = 5120
 #: Meshes that overlap by more lie on one face.
 SAME = 0.3
@@ -28,7 +28,7 @@ _INSIDE = 0.6
 
 @dataclass(frozen=True)
 class SearchRegion:
-    """A picture, uint8 [H, W, 3], or its crop, enlargement or padding; back: original = view * scale + offset.
+    """An image, uint8 [H, W, 3], or its crop, enlargement or padding; back: original = view * scale + offset.
 
     Offsets are in edge coordinates (a pixel's centre lies at +0.5), which scaling leaves alone. A view may be turned
     last of all, by `angle` degrees clockwise; `back` [2, 3] maps its edge coordinates to those before.
@@ -74,7 +74,7 @@ class SearchRegion:
         return self if factor >= 1 else self._resize(factor, cv2.INTER_AREA)
 
     def turn(self, degrees: float) -> SearchRegion:
-        """Turn clockwise about the middle; the picture grows so that all stays in it, its border is replicated."""
+        """Turn clockwise about the middle; the image grows so that all stays in it, its border is replicated."""
         height, width = self.image.shape[:2]
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         size = [math.ceil(width * a + height * b) for a, b in ((abs(cos), abs(sin)), (abs(sin), abs(cos)))]
@@ -106,13 +106,13 @@ def overlap(a: Box, b: Box) -> float:
 
 
 def scale_box(box: Box, factor: float) -> Box:
-    """Return the box in a picture enlarged by a factor (reduced: below 1)."""
+    """Return the box in an image enlarged by a factor (reduced: below 1)."""
     left, top, right, bottom = box
     return left * factor, top * factor, right * factor, bottom * factor
 
 
 def scale_points(points: np.ndarray, factor: float) -> np.ndarray:
-    """Return points float64 [n, 2], pixel centres at integers, in a picture enlarged by a factor (reduced: below 1)."""
+    """Return points float64 [n, 2], pixel centres at integers, in an image enlarged by a factor (reduced: below 1)."""
     return (np.asarray(points, np.float64) + 0.5) * factor - 0.5
 
 

@@ -1,6 +1,6 @@
 """Views of stored faces: plain for testing, weak (flip, jitter) and strong (RandAugment on top) for training.
 
-A stored face has the template (the "box") in its middle and a margin of true picture around it. Each view reads a
+A stored face has the template (the "box") in its middle and a margin of true image around it. Each view reads a
 window of it through ONE affine map a sample (flip, jitter and, in strong views, the geometric operations), moves the
 landmarks by the inverse of that map and turns the local crops by its linear part; the crops stay centred on their
 landmarks, so a shift of the window does not touch them. Everything runs batched on the device of the faces; every
@@ -50,10 +50,10 @@ class ViewSettings:
 # Not frozen: Lightning Fabric rebuilds dataclasses among the inputs it casts, and refuses frozen ones.
 @dataclass
 class View:
-    """A batch of pictures as the network takes it: `network(*view.inputs)`.
+    """A batch of images as the network takes it: `network(*view.inputs)`.
 
     images float32 [B, 3, size, size], normalised with ImageNet's mean and deviation; landmarks float32 [B, 5, 2],
-    (x, y) in pixels of that picture, pixel centres at whole numbers (a shift may carry them outside it); crops float32
+    (x, y) in pixels of that image, pixel centres at whole numbers (a shift may carry them outside it); crops float32
     [B, 5, 3, C, C], normalised alike, or None. `len(view)` is B; `view[index]` takes samples by slice, mask or
     positions.
     """
@@ -240,15 +240,15 @@ def _warp(faces, landmarks, crops, reader, turner, mover, flipped, settings):
     number, side = crops.shape[1:3]
     turn = turner.clone()
     turn[:, :2, 2] = (side - 1) / 2
-    # A sample's crops share its turn: one picture of many channels.
+    # A sample's crops share its turn: one image of many channels.
     turned = _read(crops.permute(0, 4, 1, 2, 3).flatten(1, 2), turn, side).view(batch, 3, -1)
     return torch.cat([pixels, turned], dim=-1), randaugment.Layout(size, number, side), points
 
 
 def _read(pictures: torch.Tensor, maps: torch.Tensor, size: int) -> torch.Tensor:
-    """Pictures uint8 [B, K, S, S] read bilinearly through maps [B, 3, 3]: float32 [B, K, size, size] of whole levels.
+    """Images uint8 [B, K, S, S] read bilinearly through maps [B, 3, 3]: float32 [B, K, size, size] of whole levels.
 
-    A map takes a result's pixel, counted from its centre, to a pixel of the picture. With align_corners=True pixel i of
+    A map takes a result's pixel, counted from its centre, to a pixel of the image. With align_corners=True pixel i of
     S lies at 2 i/(S - 1) - 1, and rounding to whole levels makes the identity exact.
     """
     stored, device = pictures.shape[-1], pictures.device

@@ -11,10 +11,10 @@ magnitude m of 10:
 | equalize                | flattens each channel's histogram                                        |              |
 | solarize                | inverts the levels from 256 (1 - m/10) up                                | 128 and up   |
 | posterize               | drops the lowest round(4 m/10) of the 8 bits                             | 2 bits       |
-| color                   | blends with the grey picture, factor 1 ± 0.9 m/10                        | 0.55 or 1.45 |
+| color                   | blends with the grey image, factor 1 ± 0.9 m/10                        | 0.55 or 1.45 |
 | contrast                | blends with the mean grey level, the same factor                         | 0.55 or 1.45 |
 | brightness              | blends with black, the same factor                                       | 0.55 or 1.45 |
-| sharpness               | blends with the picture smoothed 3x3, the same factor                    | 0.55 or 1.45 |
+| sharpness               | blends with the image smoothed 3x3, the same factor                    | 0.55 or 1.45 |
 | rotate                  | turns about the centre by ± 30 m/10 degrees                              | 15 degrees   |
 | shear-x, shear-y        | shears about the centre by ± 0.3 m/10                                    | 0.15         |
 | translate-x, translate-y| shifts by ± 0.3 m/10 of the side                                         | 0.15         |
@@ -22,8 +22,8 @@ magnitude m of 10:
 The sign (±) is drawn per sample and operation. The pixel operations give what Pillow's give, to one level. Deliberate
 differences from the usual per-image code:
 - A sample's geometric operations become one affine map, applied once and *before* its pixel operations: fewer
-  interpolations, and histograms of the picture the network sees. The drawn order holds within either kind, not between.
-- What a map reads from beyond the picture is its replicated border, not black or grey.
+  interpolations, and histograms of the image the network sees. The drawn order holds within either kind, not between.
+- What a map reads from beyond the image is its replicated border, not black or grey.
 - Shears turn about the centre, not the corner, so that the face stays in place.
 - The factor of the four blends goes both ways (FixMatch's own only weakens), and the magnitude is m itself: FixMatch
   draws it up to m, leaves out each operation half of the time and cuts out a square, which RandAugment does not.
@@ -92,7 +92,7 @@ def draw(batch: int, operations: int, generator: torch.Generator | None) -> Plan
 def geometry(plan: Plan, magnitude: float, size: int) -> torch.Tensor:
     """The plan's geometric operations as one map a sample, float64 [B, 3, 3] on the CPU.
 
-    It takes a pixel of the result to the place in the picture before where it is read, both in pixels from the centre,
+    It takes a pixel of the result to the place in the image before where it is read, both in pixels from the centre,
     so the first operation's matrix stands leftmost.
     """
     strength = plan.signs.double() * magnitude / MAX_MAGNITUDE
@@ -154,7 +154,7 @@ def grouped(operations: torch.Tensor, number: int, device: torch.device) -> Iter
 
 # Each takes (pixels [k, 3, N] which it may overwrite, layout, amount) and returns [k, 3, N]. The amount is a number or
 # a tensor [k, 1, 1]: of solarize the least level that is inverted, of posterize the levels that become one, of the four
-# blends the picture's share.
+# blends the image's share.
 
 
 def _autocontrast(pixels, layout, amount):

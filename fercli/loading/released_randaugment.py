@@ -9,16 +9,16 @@ a magnitude of 5 and does not read it. At the end of every strong view a square 
 | identity, rotate         | nothing: the code of the rotation is commented out     |             |
 | autocontrast, equalize   | as in `fercli.loading.randaugment`                     |             |
 | brightness, color,       | blends with black, grey, the mean grey level or the    | 0.05..0.95  |
-| contrast, sharpness      | smoothed picture; v is the picture's share             |             |
+| contrast, sharpness      | smoothed image; v is the image's share             |             |
 | posterize                | keeps the upper int(v) of the 8 bits                   | 4..8        |
 | solarize                 | inverts the levels from v up                           | 0..256      |
 | shear-x, shear-y         | shears by v about the upper left corner                | -0.3..0.3   |
 | translate-x, translate-y | shifts by v of the side                                | -0.3..0.3   |
 | cutout, always, last     | paints a square of v of the side, its centre uniform   | 0..0.5      |
-|                          | over the picture, in (125, 123, 114)                   |             |
+|                          | over the image, in (125, 123, 114)                   |             |
 
 The drawn order is kept, geometry and pixels mixed. Shears and shifts read the nearest pixel and show black beyond the
-picture, which the operations after them see. All give what Pillow gives for the same view, to one level.
+image, which the operations after them see. All give what Pillow gives for the same view, to one level.
 
 Differences that remain: the released code works on the crop of the photograph before that is resized to the network's
 side, this module on the view after it. So its pixels are those of the photograph, and where the crop is not square, its
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
 
     operations: torch.Tensor  # int64 [n, B]: positions in OPERATIONS, in the order of application
     strengths: torch.Tensor  # float64 [n, B]: within the operation's range
-    cutout: torch.Tensor  # float64 [B, 3]: side of the square, x and y of its centre, as shares of the picture's side
+    cutout: torch.Tensor  # float64 [B, 3]: side of the square, x and y of its centre, as shares of the image's side
 
     def of(self, rows: slice) -> Plan:
         """That of some samples."""

@@ -131,7 +131,7 @@ class IRNet(nn.Module):
 
 
 class IRLite(nn.Module):
-    """A light IR net for small and blurred pictures: deep where maps are small, and no work at full resolution.
+    """A light IR net for small and blurred images: deep where maps are small, and no work at full resolution.
 
     The face is halved by averaging, so that what is finer than two pixels of 112 does not count: faces of a 48x48
     source are blurred that far anyway, and sharp ones of a target then look alike. A 5x5 stem of stride 2 gives the
@@ -204,7 +204,7 @@ class WideMobileNetV2(nn.Module):
     """The MobileNetV2 that AGLRLS, CGLRL and AGRA were measured with: its checkpoints fit no other.
 
     MobileNetV2's blocks (Sandler et al., CVPR 2018) in four stages of 64, 128, 256 and 512 channels, without a stem:
-    the first block reads the picture. Figures are those of the released code (github.com/yao-papercodes/AGLRLS, commit
+    the first block reads the image. Figures are those of the released code (github.com/yao-papercodes/AGLRLS, commit
     e4ce891, code/MobileNet.py; the same in github.com/HCPLab-SYSU/CD-FER-Benchmark, CADA/MobileNet.py). Its maps need
     no projection, and no weights of ImageNet fit it.
 

@@ -18,7 +18,7 @@ from fercli.loading.augment import IMAGENET_MEAN, IMAGENET_STD, MIRRORED
 from fercli.models.heads import FEATURE_SIZE, NUM_FEATURES, REGIONS
 from fercli.models.local import ConvPool, LocalNets, PatchStems, cut_windows, to_map
 
-#: Shares of red, green and blue in a grey picture (ITU-R BT.601).
+#: Shares of red, green and blue in a grey image (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -46,7 +46,7 @@ class GlobalLocal(nn.Module):
             patches of the photograph through a stem each, the paper's alternative.
         classifiers: ``shared``: three (global, one for the five local heads, fused), as the released code and its
             checkpoints have; ``separate``: seven in the order of `HEADS`, as the paper draws.
-        input: ``colour``, or ``grey``: the network sees the luminance of pictures and crops, three times.
+        input: ``colour``, or ``grey``: the network sees the luminance of images and crops, three times.
         test_flip: in eval mode, whether logits and features are the means over a face and its mirror image, whose
             landmarks are mirrored and change sides. Twice the cost; a customary small gain of accuracy (Simonyan and
             Zisserman, ICLR 2015, section 3.2).
@@ -149,9 +149,9 @@ class GlobalLocal(nn.Module):
 
 
 class Luminance(nn.Module):
-    """Pictures [..., 3, H, W], normalised with ImageNet's mean and deviation, as grey ones in the same normalisation.
+    """Images [..., 3, H, W], normalised with ImageNet's mean and deviation, as grey ones in the same normalisation.
 
-    The luma of ITU-R BT.601, as OpenCV and Pillow make grey pictures, in all three channels; a grey picture stays as it
+    The luma of ITU-R BT.601, as OpenCV and Pillow make grey images, in all three channels; a grey image stays as it
     is, to rounding.
     """
 

@@ -1,4 +1,4 @@
-"""Answers drawn over a picture: a box, five dots and a label a face, to be read on light and on dark."""
+"""Answers drawn over an image: a box, five dots and a label a face, to be read on light and on dark."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DARK = (20, 20, 20)
 def draw(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
     """Return a copy of uint8 [H, W, 3] RGB with the faces' answers over it.
 
-    Lines and letters grow with the picture and the face. A label stands on its box, or within it at the picture's edge.
+    Lines and letters grow with the image and the face. A label stands on its box, or within it at the image's edge.
     """
     drawn = np.ascontiguousarray(image).copy()
     shorter = min(image.shape[:2])
@@ -38,14 +38,14 @@ def draw(image: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
             cv2.circle(drawn, at, 16 * radius + 16, _DARK, -1, cv2.LINE_AA, 4)
             cv2.circle(drawn, at, 16 * radius, colour, -1, cv2.LINE_AA, 4)
         who = "" if face.track is None else f"{face.track} "
-        # An eighth of the face, but large enough to be read and no larger than the picture allows.
+        # An eighth of the face, but large enough to be read and no larger than the image allows.
         size = int(np.clip((bottom - top) / 8, 11, max(11, shorter / 22)))
         _lay(drawn, _label(f"{who}{face.expression} {face.confidence:.0%}", size, colour), left - thick, top - thick)
     return drawn
 
 
 def _lay(image: np.ndarray, label: np.ndarray, left: int, bottom: int) -> None:
-    """Put a label into the picture, its bottom left corner there, or as near as it fits."""
+    """Put a label into the image, its bottom left corner there, or as near as it fits."""
     height, width = min(label.shape[0], image.shape[0]), min(label.shape[1], image.shape[1])
     top = int(np.clip(bottom - height, 0, image.shape[0] - height))
     left = int(np.clip(left, 0, image.shape[1] - width))

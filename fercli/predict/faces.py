@@ -1,4 +1,4 @@
-"""What a worker does with one picture: read it, find every face, cut each as `fercli prepare` cuts it.
+"""What a worker does with one image: read it, find every face, cut each as `fercli prepare` cuts it.
 
 Nothing here imports torch: the workers that find faces need none of it.
 """
@@ -20,7 +20,7 @@ from fercli.faces.landmarker import Found
 from fercli.faces.search import scale_box, scale_points
 from fercli.spec import Prepare
 
-#: A picture as it comes: a file, the bytes of one, or uint8 [H, W, 3] RGB.
+#: An image as it comes: a file, the bytes of one, or uint8 [H, W, 3] RGB.
 Source = Path | bytes | np.ndarray
 
 
@@ -29,7 +29,7 @@ class CutFace:
     """A face found and cut out, as the network takes it.
 
     Attributes:
-        found: where it is in the picture.
+        found: where it is in the image.
         face: uint8 [size, size, 3], what the network sees: a prepared face without its margin.
         landmarks: float32 [5, 2] in pixels of `face`.
         crops: uint8 [5, C, C, 3] local crops; None where the network reads none.
@@ -42,10 +42,10 @@ class CutFace:
 
 
 def cut_faces(picture: Decoded, options: Prepare, with_crops: bool) -> list[CutFace]:
-    """Find and cut every face of a picture, from left to right.
+    """Find and cut every face of an image, from left to right.
 
     Args:
-        picture: the picture; of a huge one decoded at a part of its size, faces are given in pixels of the whole.
+        image: the image; of a huge one decoded at a part of its size, faces are given in pixels of the whole.
         options: how faces were prepared for the network.
         with_crops: whether it reads local crops.
 
@@ -72,7 +72,7 @@ def cut_faces(picture: Decoded, options: Prepare, with_crops: bool) -> list[CutF
     return faces
 
 
-def see(source: Source, options: Prepare, with_crops: bool, name: str | Path = "the picture") -> list[CutFace]:
+def see(source: Source, options: Prepare, with_crops: bool, name: str | Path = "the image") -> list[CutFace]:
     """Do `decode` and `cut_faces`; raises `Unreadable`, or TransientError with the name for what may pass."""
     name = source if isinstance(source, Path) else name
     with naming(name):
@@ -80,7 +80,7 @@ def see(source: Source, options: Prepare, with_crops: bool, name: str | Path = "
 
 
 def look(sources: Sequence[Source], options: Prepare, with_crops: bool) -> list[list[CutFace] | str]:
-    """Do `see` for some pictures; of one that cannot be answered, or not just now, the reason stands in its place."""
+    """Do `see` for some images; of one that cannot be answered, or not just now, the reason stands in its place."""
     seen: list[list[CutFace] | str] = []
     for source in sources:
         try:
@@ -91,5 +91,5 @@ def look(sources: Sequence[Source], options: Prepare, with_crops: bool) -> list[
             # Its message begins with the name, which the answers name already.
             seen.append(str(why).removeprefix(f"{source} ") if isinstance(source, Path) else str(why))
         except Exception as failure:
-            seen.append(reason(failure, "the picture"))
+            seen.append(reason(failure, "the image"))
     return seen

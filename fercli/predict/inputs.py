@@ -1,4 +1,4 @@
-"""What `fercli predict INPUT...` names: pictures, folders, globs, videos, a camera, a list on stdin, or one's bytes."""
+"""What `fercli predict INPUT...` names: images, folders, globs, videos, a camera, a list on stdin, or one's bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fercli.predict.videos import open_video
 
 #: How videos begin that are called otherwise: MP4 and its kin, AVI, Matroska.
 _VIDEO = re.compile(rb"....ftyp(?!hei|hev|mif1|msf1|avi)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL)
-#: How a picture begins where stdin brings its bytes, and a list of paths never does. The first bytes of most other
+#: How an image begins where stdin brings its bytes, and a list of paths never does. The first bytes of most other
 #: formats (AVIF, JPEG 2000, TIFF, ...) hold a zero.
 _PICTURE = re.compile(
     rb"\xff\xd8\xff|\xff\x4f\xff\x51|\x89PNG|GIF8[79]a|RIFF....WEBP|P[1-6Ff]\s+(#[^\n]*\s+)*\d+\s+\d+\s", re.DOTALL
@@ -31,14 +31,14 @@ _PICTURE = re.compile(
 
 @dataclass(frozen=True)
 class Input:
-    """One picture, video or camera.
+    """One image, video or camera.
 
     Attributes:
         name: what results call it: the path as it was found, ``camera:N``, or ``-`` for bytes from stdin.
         kind: ``picture``, ``video`` or ``camera``.
         path: the file; None for cameras and bytes.
         below: where its annotated copy goes, relative to the folder of these.
-        data: of a picture on stdin.
+        data: of an image on stdin.
         problem: why it is known already that it cannot be read.
     """
 
@@ -55,7 +55,7 @@ def find_inputs(names: Sequence[str], stdin: IO[bytes]) -> list[Input]:
 
     Args:
         names: as typed. ``-`` is stdin, a whole number or ``camera:N`` a camera, where no file is called so; a folder
-            stands for all pictures and videos below it, hidden ones left out; what holds ``*``, ``?`` or ``[`` and is
+            stands for all images and videos below it, hidden ones left out; what holds ``*``, ``?`` or ``[`` and is
             no file, for what it matches (``**`` for folders of any depth).
         stdin: read where ``-`` is given, to its end.
 
@@ -80,13 +80,13 @@ def _named(name: str) -> list[Input]:
             return [_file(path, Path(path.name))]
     except (OSError, ValueError) as failure:  # a name that is too long, or holds a zero; a folder that is closed to us
         why = f" ({failure.strerror})" if isinstance(failure, OSError) else ""
-        raise FercliError(f"no such picture, folder or video: {name!r:.200}{why}") from None
+        raise FercliError(f"no such image, folder or video: {name!r:.200}{why}") from None
     camera = re.fullmatch(r"(?:camera:)?([0-9]{1,3})", name)
     if camera:
         return [Input(f"camera:{camera[1]}", "camera", None, Path(f"camera-{camera[1]}"))]
     if any(mark in name for mark in "*?["):
         return _matches(name)
-    raise FercliError(f"no such picture, folder or video: {name}")
+    raise FercliError(f"no such image, folder or video: {name}")
 
 
 def _folder(folder: Path) -> list[Input]:
@@ -100,9 +100,9 @@ def _folder(folder: Path) -> list[Input]:
             skipped.append(one.name)
     if not found:
         only = f" that is read, only {media.list_skipped(skipped)}" if skipped else ""
-        raise FercliError(f"{folder} holds no picture or video{only}")
+        raise FercliError(f"{folder} holds no image or video{only}")
     if skipped:
-        # That pictures are passed over is told even where remarks are switched off.
+        # That images are passed over is told even where remarks are switched off.
         tell = console.warn if any(map(media.is_unread_picture, skipped)) else console.say
         tell(f"skipped in {folder}: {media.list_skipped(skipped)}")
     return found
@@ -160,14 +160,14 @@ def _stdin(stdin: IO[bytes]) -> list[Input]:
     except (OSError, ValueError) as failure:
         raise FercliError(f"stdin cannot be read: {getattr(failure, 'strerror', None) or failure}") from None
     if len(data) > MAX_BYTES:
-        raise FercliError(f"more than {MAX_BYTES >> 20} MiB on stdin: - wants a list of paths or a picture's bytes")
-    # No path holds a zero, as the first bytes of nearly all pictures and videos do.
+        raise FercliError(f"more than {MAX_BYTES >> 20} MiB on stdin: - wants a list of paths or an image's bytes")
+    # No path holds a zero, as the first bytes of nearly all images and videos do.
     if _PICTURE.match(data) or b"\0" in data[:512]:
         return [Input("-", "picture", None, Path("stdin.jpg"), data)]
     lines = (line.rstrip(b"\r") for line in data.split(b"\n"))
     paths = [Path(os.fsdecode(line)) for line in lines if line.strip()]
     if not paths:
-        raise FercliError("nothing on stdin: - wants a list of paths, one a line, or a picture's bytes")
+        raise FercliError("nothing on stdin: - wants a list of paths, one a line, or an image's bytes")
     plain = [path if not path.is_absolute() and ".." not in path.parts else Path(path.name) for path in paths]
     # What is not there becomes an error among the results: a long list must not fail for one line.
     return [_file(path, below) for path, below in zip(paths, plain, strict=True)]
@@ -188,7 +188,7 @@ def _is_video(path: Path) -> bool:
 
 
 class Reader:
-    """Reads inputs picture by picture and frame by frame.
+    """Reads inputs image by image and frame by frame.
 
     Args:
         inputs: what to read.
@@ -209,7 +209,7 @@ class Reader:
                 yield from self._frames(number, one)
 
     def count(self) -> int:
-        """How many pictures and frames there are to come, as far as files tell it (for progress); opens each video."""
+        """How many images and frames there are to come, as far as files tell it (for progress); opens each video."""
         total = 0
         for one in self.inputs[self.start :]:
             frames = 1

@@ -1,4 +1,4 @@
-"""A trained model for use: pictures in, every face's expression out.
+"""A trained model for use: images in, every face's expression out.
 
     from fercli import Recognizer
 
@@ -7,7 +7,7 @@
         print(face.expression, face.confidence, face.box)
 
 Faces are found, aligned and cut as `fercli prepare` does it with the settings that the model was trained with, and the
-network runs in float32 as in `fercli evaluate`: a picture's face gets the answer that its prepared face gets.
+network runs in float32 as in `fercli evaluate`: an image's face gets the answer that its prepared face gets.
 
 A process that is forked (``multiprocessing`` on Linux, web servers that load the application first) may use a
 Recognizer that its parent has loaded, even one in use. On the CPU it runs PyTorch with one thread from then on, as
@@ -53,10 +53,10 @@ _home = os.getpid()
 
 @dataclass(frozen=True)
 class Face:
-    """A face of a picture and what the model says of it.
+    """A face of an image and what the model says of it.
 
     Attributes:
-        box: (left, top, right, bottom) of the face mesh, brow to chin, in pixels of the picture.
+        box: (left, top, right, bottom) of the face mesh, brow to chin, in pixels of the image.
         landmarks: float64 [5, 2] (x, y) in the same pixels: image-left eye, image-right eye, nose tip, image-left and
             image-right mouth corner.
         expression: the answer, one of `fercli.expressions.EXPRESSIONS`.
@@ -82,7 +82,7 @@ class Face:
 
 
 class Recognizer:
-    """Finds every face of a picture and names its expression.
+    """Finds every face of an image and names its expression.
 
     Args:
         network: in eval mode, on `device`.
@@ -161,7 +161,7 @@ class Recognizer:
         return cls(network, trained.spec, where, trained.rule, transform, trained.heads, adapt, episodic)
 
     def __call__(self, image: Source) -> list[Face]:
-        """Every face of a picture, from left to right.
+        """Every face of an image, from left to right.
 
         Args:
             image: a file's path, the bytes of an image file, a PIL image, or an array: [H, W] or [H, W, C] with 1 to 4
@@ -170,8 +170,8 @@ class Recognizer:
                 more than 100 megapixels, boxes and landmarks are in its own pixels, though it is decoded smaller.
 
         Raises:
-            FercliError: the picture cannot be read.
-            ValueError: an array of another shape or type, or no picture at all.
+            FercliError: the image cannot be read.
+            ValueError: an array of another shape or type, or no image at all.
         """
         try:
             cut = see(_as_source(image), self.options, self.with_crops, _name(image))
@@ -180,7 +180,7 @@ class Recognizer:
         return self.answer(cut)
 
     def many(self, images: Iterable[Source], batch: int = 64, workers: int = 1) -> Iterator[list[Face]]:
-        """The faces of each picture, in order; the network answers the faces of several pictures at a time.
+        """The faces of each image, in order; the network answers the faces of several images at a time.
 
         Args:
             images: as for a call; taken as there is room, so that an endless stream does.
@@ -188,7 +188,7 @@ class Recognizer:
             workers: processes that find faces; 1 is this one, 0 as many as there are cores.
 
         Raises:
-            FercliError: a picture cannot be read; those before it have been answered.
+            FercliError: an image cannot be read; those before it have been answered.
             ValueError: as for a call.
         """
         with Workers(workers) as pool:
@@ -291,4 +291,4 @@ def _as_source(image: Source) -> Prepared:
 
 def _name(image: Source) -> str:
     name = image if isinstance(image, str | os.PathLike) else getattr(image, "filename", None)
-    return str(name) if name else "the picture"
+    return str(name) if name else "the image"

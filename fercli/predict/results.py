@@ -1,4 +1,4 @@
-"""Answers as JSON lines and as CSV, and annotated pictures and videos beside them."""
+"""Answers as JSON lines and as CSV, and annotated images and videos beside them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ADAPTED = "adapted"
 
 
 def document(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> dict[str, Any]:
-    """One picture's or frame's line of JSON: pixels to hundredths, probabilities to six digits.
+    """One image's or frame's line of JSON: pixels to hundredths, probabilities to six digits.
 
     Where the model adapts to the faces it answers, `adapted` says how (`fercli.predict.test_time.Adaptation.label`).
     """
@@ -74,7 +74,7 @@ def _face(face: Face) -> dict[str, Any]:
 
 
 def json_line(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> bytes:
-    """One picture's or frame's line of JSON, in ASCII: names that are no UTF-8 are escaped too.
+    """One image's or frame's line of JSON, in ASCII: names that are no UTF-8 are escaped too.
 
     Raises:
         ValueError: a number that is none, which JSON does not have.
@@ -83,7 +83,7 @@ def json_line(picture: Picture, faces: Sequence[Face] | None, adapted: str | Non
 
 
 def table_rows(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> bytes:
-    """CSV of a picture or frame (`columns`): one row for each face, and one without a face where there is none.
+    """CSV of an image or frame (`columns`): one row for each face, and one without a face where there is none.
 
     Text is made `harmless`: a name reads otherwise there if it holds control characters or begins like a formula, and
     as it is in the line of JSON.
@@ -106,7 +106,7 @@ def columns(adapted: str | None = None) -> tuple[str, ...]:
     return COLUMNS if adapted is None else (*COLUMNS, ADAPTED)
 
 
-#: What a file of answers holds of a picture.
+#: What a file of answers holds of an image.
 Lines = Callable[[Picture, Sequence[Face] | None], bytes]
 #: The forms of such a file.
 FORMS: tuple[str, ...] = ("jsonl", "csv")
@@ -120,7 +120,7 @@ def form(name: str, adapted: str | None = None) -> tuple[bytes, Lines]:
 
 
 class Annotated:
-    """Copies of pictures and videos with the answers drawn over them: frames keep their times, huge ones are smaller.
+    """Copies of images and videos with the answers drawn over them: frames keep their times, huge ones are smaller.
 
     Args:
         to: a folder, in which the inputs keep their relative names and which no copy leaves; or the one input's own
@@ -144,7 +144,7 @@ class Annotated:
             _keep_inside(to, self.paths[start:])
 
     def add(self, picture: Picture, faces: Sequence[Face] | None) -> str | None:
-        """Write a picture's copy, or the next frame of a video's; what cannot be read has none.
+        """Write an image's copy, or the next frame of a video's; what cannot be read has none.
 
         Returns:
             Why the input has no copy, said once; else None.
@@ -237,7 +237,7 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
         below = Path(*[part for part in one.below.parts if part not in ("..", one.below.anchor)] or ["input"])
         if one.kind != "picture":
             below = below.with_suffix(".mp4")
-        elif below.suffix.lower() not in WRITTEN_ENDINGS:  # pictures of other kinds become JPEGs
+        elif below.suffix.lower() not in WRITTEN_ENDINGS:  # images of other kinds become JPEGs
             below = below.with_name(below.name + ".jpg")
         path, again = to / below, counts.get(below, 1)
         while path in paths:

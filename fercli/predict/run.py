@@ -18,7 +18,7 @@ from fercli.predict.totals import Totals
 from fercli.predict.tracking import Tracker
 from fercli.predict.writing import Writing
 
-#: Pictures from which on processes are started: they take a second or two to load.
+#: Images from which on processes are started: they take a second or two to load.
 _WORTH_IT = 12
 
 

@@ -1,6 +1,6 @@
-"""Pictures in, answers out: workers find and cut faces while the network answers those of the pictures before.
+"""Images in, answers out: workers find and cut faces while the network answers those of the images before.
 
-The order out is the order in. At most a few batches' worth of pictures is in the memory at any time.
+The order out is the order in. At most a few batches' worth of images is in the memory at any time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from fercli.parallel import Workers
 from fercli.predict.faces import CutFace, Source, look
 from fercli.spec import Prepare
 
-#: Pictures that go to a worker at a time, at most, and their bytes: sending costs about a millisecond each time.
+#: Images that go to a worker at a time, at most, and their bytes: sending costs about a millisecond each time.
 CHUNK, CHUNK_BYTES = 8, 4 << 20
 
 
 @dataclass
 class Picture:
-    """One picture or frame on its way.
+    """One image or frame on its way.
 
     Attributes:
         name: the input it came from, as results call it.
@@ -48,7 +48,7 @@ class Picture:
 
 @dataclass
 class _Chunk:
-    """Pictures for one worker.
+    """Images for one worker.
 
     Attributes:
         size: bytes of their sources.
@@ -69,16 +69,16 @@ def recognise(
     workers: Workers,
     live: bool = False,
 ) -> Iterator[tuple[Picture, list | None]]:
-    """Yield each picture with the answers to its faces, from left to right; None where it has an `error`.
+    """Yield each image with the answers to its faces, from left to right; None where it has an `error`.
 
     Args:
-        pictures: taken as there is room.
+        images: taken as there is room.
         answer: what the network says of cut faces: as many answers, in their order.
         options: how faces are found and cut.
         with_crops: whether the network reads local crops.
         batch: faces that are answered at a time.
         workers: who find and cut.
-        live: answer each picture at once, as a camera's frames want it.
+        live: answer each image at once, as a camera's frames want it.
 
     A batch ends where a video begins or ends. What goes on from a `Picture.settled` with the next input is therefore
     answered in the same batches, to the same bits.
@@ -104,7 +104,7 @@ def recognise(
                 picture.error, found = found, None
             held.append((picture, found))
             faces += len(found or ())
-        # Pictures without a face must not pile up while a batch fills.
+        # Images without a face must not pile up while a batch fills.
         if live or faces >= batch or len(held) >= 2 * batch:
             yield from _answered(held, answer, batch)
             held, faces = [], 0
@@ -123,7 +123,7 @@ def _answered(
         try:
             said = answer([face for _, face in part])
         except Exception as failure:
-            reason(failure, "the pictures")
+            reason(failure, "the images")
             _apart(held, part, answers, answer)
         else:
             for (number, _), one in zip(part, said, strict=True):
@@ -139,7 +139,7 @@ def _apart(
     answers: list[list | None],
     answer: Callable[[Sequence[CutFace]], list],
 ) -> None:
-    """Answer a batch that failed again, its pictures one by one: it may be one picture's fault.
+    """Answer a batch that failed again, its images one by one: it may be one image's fault.
 
     No face of another batch is: a model that adapts would count it twice.
     """
@@ -152,7 +152,7 @@ def _apart(
 
 
 def _add(answers: list[list | None], number: int, said: list) -> None:
-    """Put answers behind those that a picture has, but where an earlier part of it failed."""
+    """Put answers behind those that an image has, but where an earlier part of it failed."""
     before = answers[number]
     if before is not None:
         before += said

@@ -157,7 +157,7 @@ class AdaBN(Adaptation):
     With n faces seen, in this batch and, if continual, before it, a batch norm normalises by N / (N + n) of the
     model's own mean and variance and n / (N + n) of theirs (Schneider et al., arXiv 2006.16971), where N is
     `OWN_FACES`: one face moves them by 1/17 and 64 by four fifths. N = 16 is what Zhang et al. (MEMO, NeurIPS 2022)
-    take for pictures that come alone.
+    take for images that come alone.
 
     Their code knows single batches alone; the continual moments are those of all faces so far together. A layer
     collects under the statistics that the layers below it have by then. With ``model.test_flip`` faces count as they

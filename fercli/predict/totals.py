@@ -17,10 +17,10 @@ class Totals:
     """What became of the inputs.
 
     Attributes:
-        pictures: pictures and frames answered; `frames` of them are of videos, `empty` show no face.
+        images: images and frames answered; `frames` of them are of videos, `empty` show no face.
         faces: faces answered.
-        errors: pictures and videos that could not be read, or not to their end; the first, and why.
-        seconds: wall time; `before`: pictures and frames that an earlier start of the run has answered.
+        errors: images and videos that could not be read, or not to their end; the first, and why.
+        seconds: wall time; `before`: images and frames that an earlier start of the run has answered.
         adapted: how the model adapts to the faces (`fercli.predict.test_time.Adaptation.label`), if it does.
         stopped: by Ctrl-C or a signal; `left`: by the reader of stdout, who has gone.
     """
@@ -39,7 +39,7 @@ class Totals:
     by_video: dict[str, list[int]] = field(default_factory=dict)
 
     def add(self, picture: Picture, faces: list[Face] | None) -> None:
-        """Count one picture or frame."""
+        """Count one image or frame."""
         if picture.error is not None:
             self.errors += 1
             if self.errors == 1:

@@ -270,7 +270,7 @@ def _open_container(file: NamelessFile, path: Path) -> InputContainer:
 def _find_stream(container: InputContainer, path: Path) -> VideoStream:
     from av.stream import Disposition
 
-    # A sound file may bring the picture of its cover.
+    # A sound file may bring the image of its cover.
     still = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & still]
     if not streams:
@@ -374,14 +374,14 @@ def _seconds(what: VideoFrame | Packet) -> float:
 
 
 def _square(width: int, height: int, aspect: float) -> tuple[int, int]:
-    """Return the (width, height) of a picture with square pixels whose pixels were `aspect` times as wide as high."""
+    """Return the (width, height) of an image with square pixels whose pixels were `aspect` times as wide as high."""
     if not 1 / _MOST_STRETCHED <= aspect <= _MOST_STRETCHED:
         return width, height
     return round(width * max(1.0, aspect)), round(height * max(1.0, 1 / aspect))
 
 
 def _upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror a picture as a display matrix [9] says, to the nearest right angle.
+    """Turn and mirror an image as a display matrix [9] says, to the nearest right angle.
 
     The matrix takes x (right) and y (down) to (a x + c y, b x + d y), where a, b, c, d are its elements 0, 1, 3, 4.
     """

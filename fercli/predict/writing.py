@@ -143,7 +143,7 @@ class Writing:
             console.say(f"going on behind {self.start.inputs} of {len(self._inputs)} inputs")
 
     def add(self, picture: Picture, faces: Sequence[Face] | None) -> None:
-        """Write a picture's answers and its copy; stdout gets them at once. What goes wrong with it is in its line."""
+        """Write an image's answers and its copy; stdout gets them at once. What goes wrong with it is in its line."""
         if picture.number != self._number:
             self._end_input()
             self._note(picture.number)

@@ -4,7 +4,7 @@
 - `partial`: a store that is being written, and what earlier runs left, complete or not, by record key;
 - `complete`: the rest of a store's files, meta.json last, and moving all of them into place;
 - `from_spec`: datasets of a run spec, listed and prepared;
-- `contact_sheet`: the picture beside a store;
+- `contact_sheet`: the image beside a store;
 - `verify`: a store, checked from end to end;
 - `audit`: the quality report beside the stores: what was found, and duplicate faces.
 """

@@ -39,7 +39,7 @@ from fercli.store import FACE_ARRAYS, FILES, FORMATS, count_statuses, face_diges
 #: Faces that a worker sends at a time take no more room than this, so that large ones do not fill the memory.
 _PIECE_BYTES = 8 << 20
 
-#: Mean shapes to lay over pictures without landmarks: in a given box, in a whole picture; see `extract`.
+#: Mean shapes to lay over images without landmarks: in a given box, in a whole image; see `extract`.
 Shapes = tuple[np.ndarray, np.ndarray]
 
 
@@ -57,7 +57,7 @@ class Summary:
         seconds: wall time of this run.
         computed: records made in this run.
         taken_over: those taken over, from the previous store or from a run that was stopped.
-        up_to_date: true where the store was complete already and nothing was done, but perhaps its picture drawn.
+        up_to_date: true where the store was complete already and nothing was done, but perhaps its image drawn.
     """
 
     folder: Path
@@ -125,7 +125,7 @@ def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Sum
     partial, computed, taken_over = _build(listing, out, options, keys, there, f"{listing.name}: faces")
     if options.missing == "mean-landmarks" and any(row["fillable"] for row in partial.rows):
         shapes = _mean_shapes(listing.records, partial)
-        # What is laid over a picture depends on the shapes, and the key of a record on what its face depends on.
+        # What is laid over an image depends on the shapes, and the key of a record on what its face depends on.
         salt = b"".join(shape.tobytes() for shape in shapes)
         own = keys.copy()
         for key, row in zip(own, partial.rows, strict=True):
@@ -252,7 +252,7 @@ def make_faces(
         records: each with the hash that its photograph had when its face was made, if it is known.
         root: the dataset's folder.
         options: how.
-        shapes: mean shapes to lay over the pictures instead of looking for a face.
+        shapes: mean shapes to lay over the images instead of looking for a face.
 
     Returns:
         What became of each; None where the photograph is what it was.
@@ -300,7 +300,7 @@ def made_of(one: Extracted) -> Made:
 
 
 def _mean_shapes(records: Sequence[Record], partial: PartialStore) -> Shapes:
-    """Return the mean shapes of the faces that have landmarks: in given boxes, and in whole pictures."""
+    """Return the mean shapes of the faces that have landmarks: in given boxes, and in whole images."""
     kept = [record for record, row in zip(records, partial.rows, strict=True) if row["status"] != "rejected"]
     sums: dict[bool, tuple[np.ndarray, int]] = {}
     for record, shape in zip(kept, read_array(partial.folder / "shapes.npy"), strict=True):

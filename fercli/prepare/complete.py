@@ -1,4 +1,4 @@
-"""Partial store -> store: the small files, the picture, meta.json last of all; then all are moved into place.
+"""Partial store -> store: the small files, the image, meta.json last of all; then all are moved into place.
 
 Once everything is in the partial store's folder and on the disk, meta.json is written there. From then on nothing can
 be lost: a kill while the files take their places leaves what `recover` completes.

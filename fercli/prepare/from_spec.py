@@ -79,7 +79,7 @@ def photo_folder(spec: Spec, named: str) -> tuple[Spec, str] | None:
         )
     if Path(os.path.abspath(spec.run_folder)).is_relative_to(root):
         raise FercliError(
-            f"{named} holds the run's own pictures, in {spec.run_folder}", "set paths.runs to a folder outside it"
+            f"{named} holds the run's own images, in {spec.run_folder}", "set paths.runs to a folder outside it"
         )
     data = spec.data.model_copy(update={"datasets": {**spec.data.datasets, name: entry}})
     return spec.model_copy(update={"data": data}), name

@@ -129,7 +129,7 @@ def _maps(model: Mapping[str, Any], target: str) -> list[dict[str, Any]]:
 def failure_cases(document: Mapping[str, Any], pictures: Faces) -> list[dict[str, Any]]:
     """Return {"dataset", "folder", "method", "labelled", "kinds"} of each model whose faces are shown.
 
-    A kind is ("mistakes" or "uncertain", faces), a face its own values, "shown" (its pictures, or None) and "wrong".
+    A kind is ("mistakes" or "uncertain", faces), a face its own values, "shown" (its images, or None) and "wrong".
     """
     entries = {(entry["folder"], entry["dataset"]): entry for entry in document["entries"]}
     found: dict[tuple[str, str], dict[str, Any]] = {}

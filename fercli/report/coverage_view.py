@@ -45,7 +45,7 @@ def missing(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def left_out(document: Mapping[str, Any], columns: Sequence[Column], refused: int) -> list[str]:
     """Say in words what has no score in the headline's columns, which images have none, which sections are missing, and
-    how many pictures were refused for want of room."""
+    how many images were refused for want of room."""
     mean, blank = bool(columns) and columns[-1].mean, unlabelled(document)
     notes = []
     for one in images(document):
@@ -61,7 +61,7 @@ def left_out(document: Mapping[str, Any], columns: Sequence[Column], refused: in
     if len(document["seeds"]) < 2:
         notes.append("One seed: no deviation, no test over seeds and no tie can be computed.")
     if refused:
-        notes.append(f"Failure cases: {refused} pictures, so that the page stays small; their numbers are there.")
+        notes.append(f"Failure cases: {refused} images, so that the page stays small; their numbers are there.")
     if document["kind"] == "sweep":
         return notes
     if not any(entry["calibration"] for entry in document["entries"]):

@@ -65,7 +65,7 @@ def write_report(document: Mapping[str, Any], folder: Path, pictures: Pictures |
     Args:
         document: of schema 5, kind "run", "model" or "sweep".
         folder: where to write.
-        pictures: of the faces of failure cases; those that are not there are shown as numbers alone.
+        images: of the faces of failure cases; those that are not there are shown as numbers alone.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -47,7 +47,7 @@ class Faces:
         self.spent = self.refused = 0
 
     def show(self, key: Hashable) -> dict[str, Any] | None:
-        """Return {"face", "heat" (data: URIs), "dots" (SVG)} of a face; None where it has no picture, or no room."""
+        """Return {"face", "heat" (data: URIs), "dots" (SVG)} of a face; None where it has no image, or no room."""
         picture = self.pictures.get(key)
         if picture is None:
             return None
@@ -62,7 +62,7 @@ class Faces:
 
 
 def jpeg_uri(image: Image.Image, quality: int) -> str:
-    """Return a picture as a data: URI."""
+    """Return an image as a data: URI."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=quality, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

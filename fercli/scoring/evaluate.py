@@ -55,7 +55,7 @@ class Scoring(NamedTuple):
     Attributes:
         decision: name of a decision rule (`fercli.evaluation.decision.DecisionRule.named`).
         select: the selection rule that chooses the epoch of adapted models.
-        report: whether to write ``report.html`` too; its pictures and maps take longer than the numbers.
+        report: whether to write ``report.html`` too; its images and maps take longer than the numbers.
     """
 
     decision: str | None = None
@@ -253,7 +253,7 @@ def adapted_targets(spec: Spec) -> list[str]:
 def _evaluate_all(
     kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], how: Scoring
 ) -> tuple[dict[str, Any], list[Results], dict[tuple[str, str, int], Picture]]:
-    """Score every model on its datasets: parts of the results document, the results and pictures of faces."""
+    """Score every model on its datasets: parts of the results document, the results and images of faces."""
     evaluator = TrainedEvaluator(spec, sources)
     gaps: dict[str, list[dict[str, Any]]] = {n: [] for n in stores if sources and n not in spec.data.source}
     scored, cases, pseudo, pictures = [], [], {}, {}

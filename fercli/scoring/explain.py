@@ -17,7 +17,7 @@ from fercli.store import Store
 
 
 def picture_of(store: Store, position: int, size: int, heat: np.ndarray) -> Picture:
-    """The picture of the face at `position` of a store, cut to `size` pixels a side as `plain_view` does."""
+    """The image of the face at `position` of a store, cut to `size` pixels a side as `plain_view` does."""
     face, landmarks = np.asarray(store.faces[position]), np.asarray(store.landmarks[position])
     offset = (len(face) - size) // 2
     return Picture(face[offset : offset + size, offset : offset + size].copy(), landmarks - offset, heat)

@@ -15,7 +15,7 @@ defined) holds
   ``oracle`` epoch, what each of the selection ``rules`` would have chosen, ``seconds`` of training, ``predictions``
   (the CSV's path from the report's folder), ``against_reference``, whether chance alone makes it differ so much from
   source-only on the same faces (`fercli.scoring.results.with_reference`), and ``drift``, what adapting has changed of
-  the start's answers to these faces (`fercli.evaluation.drift.drift`), with the faces ``found``, the pictures
+  the start's answers to these faces (`fercli.evaluation.drift.drift`), with the faces ``found``, the images
   ``listed``, the ``duplicates`` among the faces, and the ``verdict`` on it all: no label is read for it, and it is None
   where the start's outputs are not known; earlier versions of fercli wrote none. Scores, intervals and calibration are
   None where no face has a label;

@@ -114,13 +114,13 @@ class TrainedEvaluator:
     def pictures(
         self, model: Trained, scored: Results, positions: Iterable[int]
     ) -> dict[tuple[str, str, int], Picture]:
-        """Pictures of faces of the scored part, with the heat of the answer each got.
+        """Images of faces of the scored part, with the heat of the answer each got.
 
         Args:
             positions: in the store.
 
         Returns:
-            (stage folder, dataset, position) -> picture.
+            (stage folder, dataset, position) -> image.
         """
         chosen = np.array(sorted(positions), np.int64)
         if not len(chosen):

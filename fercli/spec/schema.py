@@ -197,7 +197,7 @@ class Prepare(_Explained):
     landmarks: Literal["detect", "given"] = "detect"
     """``detect``, or ``given``: the dataset's own, where it brings any."""
     missing: Literal["reject", "mean-landmarks"] = "reject"
-    """what to do with pictures without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape."""
+    """what to do with images without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape."""
     size: Annotated[int, Field(ge=32, le=448)] = 112
     """side of the face as the network sees it."""
     margin: Annotated[int, Field(ge=0, le=112)] = 14
@@ -251,7 +251,7 @@ class Model(_Explained):
     input: Literal["colour", "grey"] = "colour"
     """``colour``, or ``grey``: the face's luminance alone, for a source without colours."""
     test_flip: bool = False
-    """whether the answer for a face is the mean of its picture's and its mirror image's."""
+    """whether the answer for a face is the mean of its image's and its mirror image's."""
     first_weights: Literal["standard", "released"] = "standard"
     """what no checkpoint fills: ``standard``, Kaiming-normal convolutions, Xavier-uniform heads and no biases, or
     ``released``, as in AGLRLS's code: torch's own, Xavier-normal heads, and five crop nets that begin alike."""

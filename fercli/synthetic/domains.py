@@ -18,14 +18,14 @@ class Domain:
     """A way of photographing a population. Ranges are (least, greatest) of a uniform draw per image unless said.
 
     Attributes:
-        size: width and height of the picture in pixels.
+        size: width and height of the image in pixels.
         grey: one grey channel, repeated three times.
-        saturation: factor on colour, 0 grey. Pale pictures in a source make grey targets less strange to it.
-        supersample: how many times finer the picture is drawn than kept.
-        face_width: width of the head as a fraction of the picture's width.
-        wander: greatest offset of the face from the middle, as a fraction of the picture.
+        saturation: factor on colour, 0 grey. Pale images in a source make grey targets less strange to it.
+        supersample: how many times finer the image is drawn than kept.
+        face_width: width of the head as a fraction of the image's width.
+        wander: greatest offset of the face from the middle, as a fraction of the image.
         roll, yaw, pitch: standard deviation of the head's angles in degrees, cut at 2.2 of them.
-        blur: sigma of the lens's Gaussian, in pixels of the finished picture.
+        blur: sigma of the lens's Gaussian, in pixels of the finished image.
         noise: standard deviation of the sensor's noise in grey levels 0..255.
         contrast, gamma, brightness: factor around mid-grey, exponent (above 1 darkens), grey levels added.
         jpeg: range of quality, or None for none.
@@ -85,7 +85,7 @@ class Domain:
 #: Colour portraits under soft light; the demo's source.
 STUDIO = Domain(name="studio", size=(220, 240), saturation=(0.1, 1.1), au_noise=0.12)
 
-#: Small, grey, soft and noisy pictures of people otherwise built, whose faces move otherwise; as JAFFE, 256x256.
+#: Small, grey, soft and noisy images of people otherwise built, whose faces move otherwise; as JAFFE, 256x256.
 LAB = Domain(
     name="lab",
     size=(256, 256),
@@ -128,7 +128,7 @@ def between(one: Domain, other: Domain, share: float, name: str) -> Domain:
     """The domain that has gone `share` of the way from `one` (0) to `other` (1), or beyond it (above 1).
 
     Measures and ranges go in a straight line and stay at or above zero where both ends do; habits of the population
-    fade in likewise; what has no middle (size of the picture, grey or colour, jpeg, counts) is `other`'s from a half
+    fade in likewise; what has no middle (size of the image, grey or colour, jpeg, counts) is `other`'s from a half
     on.
     """
 

@@ -19,7 +19,7 @@ Colour = np.ndarray
 
 
 class Canvas:
-    """An RGB picture uint8 [H, W, 3] drawn at `matrix` [2, 3], the similarity from face units to its pixels."""
+    """An RGB image uint8 [H, W, 3] drawn at `matrix` [2, 3], the similarity from face units to its pixels."""
 
     def __init__(self, picture: np.ndarray, matrix: np.ndarray):
         self.picture, self.matrix = picture, matrix

@@ -25,9 +25,9 @@ def light_up(
     The height is an ellipsoid plus axis-aligned Gaussian bumps, so its gradient is two matrix products, and exact.
 
     Args:
-        picture: uint8 [H, W, 3] RGB, flat colours.
+        image: uint8 [H, W, 3] RGB, flat colours.
         covered: uint8 [H, W], 255 where the person is; the rest stays as it is.
-        matrix: float [2, 3], face units to pixels of this picture.
+        matrix: float [2, 3], face units to pixels of this image.
         domain: how it is lit; `rng` draws the light of one photograph.
 
     Returns:
@@ -57,7 +57,7 @@ def _light_maps(matrix: np.ndarray, body: Anatomy, domain: Domain, rng: np.rando
     slope_x = -0.85 * u / wide / dome + (down * height * domain.relief).T @ (across * -(x - bx) / sx**2)
     slope_y = -0.6 * v / 2.0 / dome + (down * height * domain.relief * -(y - by) / sy**2).T @ across
     length = np.sqrt(slope_x**2 + slope_y**2 + 1)
-    # Light comes in the picture's frame; the height field rolls with the head.
+    # Light comes in the image's frame; the height field rolls with the head.
     lx, ly = matrix[:, :2].T @ np.array([side, -above]) / np.hypot(matrix[0, 0], matrix[1, 0])
     towards = np.array([lx, ly, 1.0])
     towards /= np.linalg.norm(towards)

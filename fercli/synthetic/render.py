@@ -34,7 +34,7 @@ class Face:
             middle of its corners), nose tip, image-left and image-right mouth corner.
         label: 0..6, in the order of `fercli.expressions.EXPRESSIONS`: the expression asked for, however weak it is.
         identity: the seed of the person.
-        box: (left, top, right, bottom) around the face, brow to chin and a little more, within the picture.
+        box: (left, top, right, bottom) around the face, brow to chin and a little more, within the image.
     """
 
     image: np.ndarray
@@ -58,14 +58,14 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int)
     roll, yaw, pitch = np.clip(scene.standard_normal(3), -2.2, 2.2) * (domain.roll, domain.yaw, domain.pitch)
     body = build(person, person.factors(domain.proportions), units, yaw, pitch, muscles)
     matrix = _placement(domain, body.outline, roll, scene)
-    # The picture is drawn finer than it is kept, pixel centres being at integers in both.
+    # The image is drawn finer than it is kept, pixel centres being at integers in both.
     fine = matrix * domain.supersample
     fine[:, 2] += (domain.supersample - 1) / 2
     backdrop = _background(domain, scene)
     canvas = Canvas(backdrop, fine)
     clothes = np.clip(scene.uniform(35, 190) + scene.normal(0, 30, 3), 10, 240)
     paint(canvas, body, person, domain, clothes, paints)
-    # Light is smooth: it may wait until the picture has its final, smaller size.
+    # Light is smooth: it may wait until the image has its final, smaller size.
     picture, covered = (
         cv2.resize(p, domain.size, interpolation=cv2.INTER_AREA) for p in (canvas.picture, canvas.covered)
     )
@@ -109,7 +109,7 @@ def sample(
 
 
 def _placement(domain: Domain, outline: np.ndarray, roll: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the similarity [2, 3] from face units to pixels that puts the face's middle near the picture's."""
+    """Return the similarity [2, 3] from face units to pixels that puts the face's middle near the image's."""
     width, height = domain.size
     scale = rng.uniform(*domain.face_width) * width / np.ptp(outline[:, 0])
     angle = np.deg2rad(roll)
@@ -142,7 +142,7 @@ def _background(domain: Domain, rng: np.random.Generator) -> np.ndarray:
 
 
 def _photograph(scene: np.ndarray, domain: Domain, rng: np.random.Generator) -> np.ndarray:
-    """Return the finished picture uint8 of a scene float32 [H, W, 3]: lens, film, sensor, file, in this order."""
+    """Return the finished image uint8 of a scene float32 [H, W, 3]: lens, film, sensor, file, in this order."""
     image = cv2.cvtColor(scene, cv2.COLOR_RGB2GRAY)
     if not domain.grey:
         image = image[..., None] + np.float32(rng.uniform(*domain.saturation)) * (scene - image[..., None])

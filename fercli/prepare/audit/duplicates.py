@@ -2,11 +2,11 @@
 
 Candidates are all pairs whose hashes differ in at most `NEAR` bits. The search is exhaustive, hence exact, and runs as
 matrix products: for bits as -1 and 1, a . b = 256 - 2 * distance. Multi-index hashing (Norouzi et al., CVPR 2012) was
-weighed and left: at the distance that finds a picture again its tables hand back a sixth of all pairs of random hashes,
+weighed and left: at the distance that finds an image again its tables hand back a sixth of all pairs of random hashes,
 and more of those of aligned faces, which share bits; a product takes the same time for a pair whatever the hashes are.
 Two times 100,000 faces took 72 s on one core and 38 s on two of a shared EPYC, in less than 100 MB.
 
-A candidate is then one of three: the same file (their photographs have the same bytes), the same picture (`likeness`
+A candidate is then one of three: the same file (their photographs have the same bytes), the same image (`likeness`
 of at least `SAME`), or merely alike (at least `ALIKE`: neighbouring frames, one person twice, faces drawn alike).
 Neighbours of one subject in a sequence are expected: their pairs within one split are counted apart and not looked at.
 Across splits they are judged like any other.
@@ -26,14 +26,14 @@ import numpy as np
 from fercli.faces.perceptual_hash import BITS, NEAR, likeness, patch, perceptual_hash, unpack
 from fercli.store import Store, read_manifest
 
-#: Likeness from which two faces are one picture, and from which they are alike.
+#: Likeness from which two faces are one image, and from which they are alike.
 SAME, ALIKE = 0.95, 0.88
 
 #: Pairs of one comparison that are looked at, the nearest by hash first; about 1 ms each.
 LOOKED_AT = 20_000
 
 #: What a pair may be, the gravest first.
-KINDS = ("same file", "same picture", "alike")
+KINDS = ("same file", "same image", "alike")
 
 _ROWS, _COLUMNS = 2048, 1024
 
@@ -223,7 +223,7 @@ def _judge(first: Faces, second: Faces, i: int, j: int, apart: int, stores: bool
     alike = likeness(_patch(first, i), _patch(second, j))
     if alike < ALIKE:
         return None
-    return Pair(i, j, apart, round(alike, 3), "same picture" if alike >= SAME else "alike", across, leak)
+    return Pair(i, j, apart, round(alike, 3), "same image" if alike >= SAME else "alike", across, leak)
 
 
 def _leaks(first: Faces, second: Faces, i: int, j: int) -> bool:

@@ -1,7 +1,7 @@
 """The quality report of prepared datasets: quality.json with the numbers, quality.html to look at.
 
 Both are made from prepared stores alone, at any time, and are the same bytes for the same stores. The page loads
-nothing: styles and pictures are inside it.
+nothing: styles and images are inside it.
 
 The classes of targets are counted here, for whoever owns the data and prepares it. Nothing of it is read by ``adapt``:
 it opens targets without labels and knows no file of this report.
@@ -102,7 +102,7 @@ def _read(path: Path) -> dict[str, Any]:
 def render(
     document: Mapping[str, Any], stores: Sequence[Store], found: Mapping[tuple[str, str], Found], folder: Path
 ) -> str:
-    """Return the report as one HTML page; the pictures on it are those of the stores."""
+    """Return the report as one HTML page; the images on it are those of the stores."""
     environment = Environment(
         # The styles of all pages are those of the run's report.
         loader=ChoiceLoader([PackageLoader("fercli.prepare.audit"), PackageLoader("fercli.report")]),
@@ -171,7 +171,7 @@ def _summary(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def _sure(comparison: Mapping[str, Any]) -> int:
-    return comparison["same file"] + comparison["same picture"]
+    return comparison["same file"] + comparison["same image"]
 
 
 def _comparison(first: Faces, second: Faces, found: Found) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _SHEETS = 1_300_000
 _TAIL, _HEAD = 9, 60
 
 #: What a comparison may count; where all are 0, it has no row of its own.
-_COUNTS = ("same file", "same picture", "alike", "unlooked", "one_subject", "one_subject_across", "subjects_across")
+_COUNTS = ("same file", "same image", "alike", "unlooked", "one_subject", "one_subject_across", "subjects_across")
 
 _WORDS = {
     "found": "found at once",
@@ -48,7 +48,7 @@ def view(
         first, second = by_name[numbers["first"]], by_name[numbers["second"]]
         shown = result.pairs[: min(SHOWN, left)]
         left -= len(shown)
-        sure = numbers["same file"] + numbers["same picture"]
+        sure = numbers["same file"] + numbers["same image"]
         pairs = [_pair(first, second, pair) for pair in shown]
         row = {"sure": sure, "total": len(result.pairs), "folded": numbers in quiet[numbers["within"]]}
         comparisons.append({**numbers, **row, "pairs": pairs})
@@ -100,7 +100,7 @@ def bars(histogram: Mapping[str, Any], title: str) -> Markup:
 
 
 def dots(store: Store, i: int) -> Markup:
-    """Draw a face's landmarks as inline SVG, to lie over its picture."""
+    """Draw a face's landmarks as inline SVG, to lie over its image."""
     margin = int(store.meta["parameters"]["margin"])
     inner = store.faces.shape[1] - 2 * margin
     return landmark_dots(np.asarray(store.landmarks[i], float) - margin, inner)
