@@ -23,7 +23,7 @@ from fercli.methods import method_class
 from fercli.spec import Spec
 from fercli.spec.registry import METHODS
 from fercli.spec.schema import Sweep
-from fercli.spec.template import CHOICES, flow, plain, values
+from fercli.spec.template import flow, plain, values
 
 FOLDER = Path(__file__).parent
 _NOTE = "<!-- Written by docs/generate.py from the code. Do not edit. -->\n"
@@ -85,8 +85,8 @@ def methods_page() -> str:
         "# Method reference",
         "",
         _NOTE,
-        "What each method computes, and the keys of `adapt.options` that it takes. [Methods](methods.md) says which one "
-        "to choose.",
+        "What each method computes, and the keys of `adapt.options` that it takes. [Methods](methods.md) says which "
+        "one to choose.",
     ]
     for name in METHODS:
         method = method_class(name)
@@ -105,7 +105,9 @@ def methods_page() -> str:
 def _paragraphs(text: str) -> Iterator[str]:
     """A docstring's paragraphs; what is indented or a table stays as it is, in a block."""
     for part in text.split("\n\n"):
-        if part.startswith((" ", "|")) or "\n    " in part or "\n- " in f"\n{part}" or "::" in part:
+        if part.startswith("- ") or "\n- " in part:
+            yield from ["\n".join(re.sub(r"``([^`]+)``", r"`\1`", line) for line in part.splitlines()), ""]
+        elif part.startswith((" ", "|")) or "\n    " in part or "::" in part:
             yield from ["```text", part.strip("\n"), "```", ""]
         else:
             yield from [_markdown(part), ""]
