@@ -60,14 +60,14 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["adpt"], "no command 'adpt'; did you mean adapt?"),
+        (["adpt"], "no such command: 'adpt'; did you mean adapt?"),
         (["train"], "did you mean train-source?"),
-        (["zzz"], f"no command 'zzz'; one of {', '.join(COMMANDS)} (run: fercli --help)"),
+        (["zzz"], f"no such command: 'zzz'; choose one of {', '.join(COMMANDS)} (run: fercli --help)"),
         (["--zzz"], "No such option"),
         (["adapt", "--targt", "x"], "--target"),
         (["demo", "--seed", "-1"], "--seed"),
-        (["swep"], "no command 'swep'; did you mean sweep?"),
-        (["weigths"], "no command 'weigths'; did you mean weights?"),
+        (["swep"], "no such command: 'swep'; did you mean sweep?"),
+        (["weigths"], "no such command: 'weigths'; did you mean weights?"),
         (["sweep"], "Missing argument 'SPEC'"),
         (["sweep", "shifts", "--jobs", "0"], "--jobs"),
         (["weights", "inspct"], "No such command 'inspct'"),
@@ -151,9 +151,9 @@ def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:
         (["prepare", "--dataset", "raf-db"], 1, "is missing; expected there: "),
         (["prepare", "--dataset", "mine"], 1, "mine: no reader is known for it; say how to read it, such as --set"),
         (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "did you mean 'folders'?"),
-        (["prepare", "--root", "somewhere"], 2, "--root goes with exactly one --dataset"),
-        (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root goes with exactly one"),
-        (["train-source", "--source", "expw"], 1, "expw is not prepared: no folder"),
+        (["prepare", "--root", "somewhere"], 2, "--root needs exactly one --dataset"),
+        (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root needs exactly one"),
+        (["train-source", "--source", "expw"], 1, "expw is not prepared: no such folder: "),
         (["train-source", "--source", "expw"], 1, "run: fercli prepare -c "),
         (["train-source", "--source", "jaffe"], 2, "jaffe stands in both data.source and data.targets"),
         (["train-source", "--set", "model.weights=none.pth"], 1, "none.pth"),
@@ -166,7 +166,7 @@ def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:
             2,
             "adapt.options.treshold: unknown key (did you mean thresho",
         ),
-        (["adapt", "--set", "data.targets=[]"], 2, "no target: name one with --target"),
+        (["adapt", "--set", "data.targets=[]"], 2, "no target given; name one with --target"),
         (["evaluate"], 1, "no source model in"),
         (["evaluate", "--target", "raf-db"], 2, "--target raf-db is a source"),
     ],
@@ -432,7 +432,7 @@ def test_a_stop_in_the_last_step_of_one_target_begins_no_other(
 
     monkeypatch.setattr(stages, "adapt", stopped_at_its_end)
     result = bench("adapt", "--target", "all", "--json")
-    assert "stopped before the adaptation to lab; the same command goes on" in told(result, 130)
+    assert "stopped before the adaptation to lab; run the same command again to resume" in told(result, 130)
     assert (bench.runs / "adapt-jaffe/best.ckpt").exists()
     assert not (bench.runs / "adapt-lab").exists()
     monkeypatch.undo()

@@ -160,10 +160,10 @@ def test_faces_scored_by_one_model_only_are_told(tmp_path: Path) -> None:
     write_run(tmp_path / "b", {("source", "j"): faces("abc", "abb")[1:]})
     write_run(tmp_path / "c", {("source", "j"): faces("abc", "abb", "other")})
     told = " ".join(run("compare", tmp_path / "a", tmp_path / "b").stdout.split())
-    assert "Left out of j, a/source -> b/source (faces): 1 scored in the first only." in told
+    assert "Faces left out of j, a/source -> b/source: 1 scored only in the first." in told
     told = " ".join(run("compare", tmp_path / "a", tmp_path / "c").stdout.split())
-    only = "3 scored in the first only, 3 in the second only; no face was scored in both."
-    assert f"Left out of j, a/source -> c/source (faces): {only}" in told and "p on j" not in told
+    only = "3 scored only in the first, 3 scored only in the second; no face was scored in both."
+    assert f"Faces left out of j, a/source -> c/source: {only}" in told and "p on j" not in told
 
 
 # Which models
@@ -313,7 +313,7 @@ def test_what_cannot_be_read_is_told_in_one_line(name: str, content: str | None,
     [
         (["one", "tow"], "no run tow: did you mean two?"),
         (["one", "zzzzz"], "no run zzzzz: runs holds one, two"),
-        (["one/adapt-j"], "nothing to compare: no two models are scored on one dataset"),
+        (["one/adapt-j"], "nothing to compare: no two models are scored on the same dataset"),
         (["one", "two", "--dataset", "k"], "nothing to compare: on k"),
         (["many"], "many is a sweep, not one run; compare runs of it, such as runs/many/seed-0"),
     ],

@@ -408,7 +408,7 @@ def test_two_at_once_do_not_meet(tmp_path, many, unbroken):
     first = start(many, out, workers=1, chunk=4)
     while not lines(out) and first.poll() is None:
         time.sleep(0.002)
-    with pytest.raises(FercliError, match=r"another fercli prepare is at work in .*; wait for it, or stop it"):
+    with pytest.raises(FercliError, match=r"another fercli prepare is running in .*; wait for it, or stop it"):
         prepare(read_dataset("d", "folders", many), out, HERE)
     assert first.communicate() and first.returncode == 0
     assert digests(out) == unbroken

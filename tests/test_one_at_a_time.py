@@ -40,7 +40,7 @@ def test_the_second_is_refused_and_changes_nothing(folder: str, begun: Bench) ->
     with only_one(held, "train-source"):
         for command in HELD[folder]:
             line = told(begun(*command, "--quiet"), 1)
-            assert f"another fercli {command[0]} is at work in {held}; wait for it, or stop it" in line
+            assert f"another fercli {command[0]} is running in {held}; wait for it, or stop it" in line
     assert contents(begun.runs) == before
 
 
@@ -96,5 +96,5 @@ def test_a_file_system_without_locks_is_told(begun: Bench, monkeypatch: pytest.M
     monkeypatch.setattr(fcntl, "flock", none)
     shutil.rmtree(begun.runs / "source")
     result = begun.done("train-source", "--quiet")
-    assert "cannot be locked" in result.stderr and "make sure that no other fercli works there" in result.stderr
+    assert "cannot lock" in result.stderr and "make sure that no other fercli runs there" in result.stderr
     assert os.path.exists(begun.runs / "source/best.ckpt") and files.LOCK == ".lock"

@@ -77,7 +77,7 @@ def test_a_file_of_another_store_is_refused(raf_store: Path, tmp_path: Path, nam
     with pytest.raises(FercliError) as caught:
         store.content_digest() if name == "digests.npy" else getattr(store, Path(name).stem)
     assert str(caught.value).endswith(
-        f"is damaged ({name} is not as it was written); run: fercli prepare --dataset raf-db --repair"
+        f"is damaged ({name} has changed since it was written); run: fercli prepare --dataset raf-db --repair"
     )
 
 
