@@ -167,7 +167,8 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str, made: Path, tmp_
     (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 no checkpoint")
     torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "foreign.ckpt")
     places = {"TMP": str(tmp_path), "MADE": str(made)}
-    assert said in told(run("export", *(re.sub("TMP|MADE", lambda m: places[m[0]], each) for each in arguments)))
+    said, *arguments = (re.sub("TMP|MADE", lambda m: places[m[0]], each) for each in (said, *arguments))
+    assert said in told(run("export", *arguments))
 
 
 def test_without_its_packages_onnx_says_what_to_install(made, tmp_path, monkeypatch) -> None:

@@ -142,7 +142,7 @@ def test_whether_to_trust_an_adaptation_of_a_run(run):
             assert f'<path class="fill {when}" d="M2 {y}h{96 * share / top:.2f}v6' in drawn["plot"]
             assert f"{100 * share:.1f}%" in drawn["plot"]
     moved["verdict"] = {"trust": "trusted", "reasons": []}
-    assert "No sign that is visible without labels speaks against it." in said(run)[0]
+    assert "Nothing that can be seen without labels speaks against it." in said(run)[0]
     moved |= drift(torch.zeros(0, 7, 7), torch.zeros(0, 7, 7))
     moved["verdict"] = {"trust": "not trusted", "reasons": [EVIL]}
     text = render(run)
