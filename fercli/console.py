@@ -249,7 +249,7 @@ def table(
 ) -> None:
     """Print a table of results on stdout, unless silent. The first `left` columns are left-aligned, the rest right.
 
-    A first cell that begins with ``*`` marks a row to stand out (the star itself is not printed).
+    If the first cell of a row begins with ``*``, the row is highlighted (the star itself is not printed).
     """
     if silent():
         return

@@ -119,7 +119,7 @@ class Store:
         }
         columns = [self.faces, self.landmarks, self.crops, *self._small.values()]
         if len({len(column) for column in columns}) != 1:
-            raise ValueError("its files disagree")
+            raise ValueError("its arrays have different lengths")
 
     @classmethod
     def open(

@@ -314,7 +314,7 @@ def test_an_unreadable_file_is_reported_in_one_line(name: str, content: str | No
         (["one", "tow"], "no run tow: did you mean two?"),
         (["one", "zzzzz"], "no run zzzzz: runs holds one, two"),
         (["one/adapt-j"], "nothing to compare: no two models are scored on the same dataset"),
-        (["one", "two", "--dataset", "k"], "nothing to compare: on k"),
+        (["one", "two", "--dataset", "k"], "nothing to compare: no two models are scored on k"),
         (["many"], "many is a sweep, not one run; compare runs of it, such as runs/many/seed-0"),
     ],
 )

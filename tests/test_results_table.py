@@ -80,7 +80,7 @@ def test_a_row_with_fewer_seeds_is_compared_on_its_own_and_never_best(results):
 
 def test_the_console_tells_the_gap_beside_what_reads_as_none():
     run = copy.deepcopy(RUN)
-    line = "Domain gap to jaffe (energy distance, 0 to 1; no gap reads below 0.004): source-only 0.162, aglrls 0.058."
+    line = "Domain gap to jaffe (energy distance, 0 to 1; below 0.004 without a gap): source-only 0.162, aglrls 0.058."
     assert line in headline(run)[3].splitlines()
     for model in run["gaps"][0]["models"]:
         model.update(energy_distance=None, no_gap=None, faces=[0, 60])

@@ -125,7 +125,7 @@ def test_the_aglrls_file_is_laid_out_as_published(tmp_path):
     network = zeroed_ir18()
     save_ours(tmp_path / "best.ckpt", network, backbone="ir18")
     out = run("weights", "export", tmp_path / "best.ckpt", tmp_path / "new" / "jaffe.pkl")
-    assert out.exit_code == 0 and out.stdout == "" and "467 tensors, 65.46 M numbers" in out.stderr
+    assert out.exit_code == 0 and out.stdout == "" and "467 tensors, 65.46 M values" in out.stderr
     document = torch.load(tmp_path / "new" / "jaffe.pkl", weights_only=True)
     assert list(document) == ["epoch", "classwise", "model"] and document["epoch"] == 7
     assert isinstance(document["classwise"], list) and torch.equal(torch.stack(document["classwise"]), STATUS)

@@ -50,7 +50,7 @@ def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet,
     if datasets:
         pairs = [pair for pair in pairs if pair.reference.dataset in datasets]
     if not pairs:
-        reason = f"on {', '.join(datasets)}" if datasets else "no two models are scored on the same dataset"
+        reason = f"no two models are scored on {', '.join(datasets) or 'the same dataset'}"
         raise FercliError(
             Advice("nothing to compare: ", Advice.joined("; ", left) if left and not datasets else reason)
         )

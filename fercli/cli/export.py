@@ -27,7 +27,7 @@ _FORMATS = {".onnx": "onnx", ".pt2": "torch"}
     help="ONNX, or a torch.export program (.pt2). Default: from the ending of --out, else onnx.",
 )
 @click.option("--out", metavar="FILE", help="Output file. Default: ./RUN-TARGET.onnx (or .pt2).")
-@click.option("--opset", metavar="N", type=int, default=18, show_default=True, help="ONNX operator set.")
+@click.option("--opset", metavar="N", type=int, default=18, show_default=True, help="ONNX operator set version.")
 @outside_method_option
 @force_option("Replace the file and its card if they already exist.")
 @console_options

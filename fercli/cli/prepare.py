@@ -138,7 +138,7 @@ def _verify(spec: Spec, names: list[str], root: str | None, named: bool) -> None
         else [name, "DAMAGED", v.faces, "-", "-", "-", "-"]
         for name, v in verdicts.items()
     ]
-    columns = ("dataset", "store", "faces", "images compared", "changed", "gone", "new")
+    columns = ("dataset", "store", "faces", "images compared", "changed", "missing", "new")
     console.table("Verified", columns, rows)
     for name, verdict in verdicts.items():
         if verdict.changed or verdict.gone or verdict.new:

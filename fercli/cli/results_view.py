@@ -185,7 +185,7 @@ def _gap(gap: Mapping[str, Any]) -> str:
         return f"{about} is not measured: {why}."
     without = max(model["no_gap"] for model in gap["models"])
     each = ", ".join(f"{model['method']} {model['energy_distance']:.3f}" for model in gap["models"])
-    return f"{about} (energy distance, 0 to 1; no gap reads below {without:.3f}): {each}."
+    return f"{about} (energy distance, 0 to 1; below {without:.3f} without a gap): {each}."
 
 
 def _marked(document: Document, name: str) -> str:

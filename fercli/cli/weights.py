@@ -108,5 +108,5 @@ def export(source, out, kind, half, force, quiet, as_json):
     done = write(source, out, kind, force, half)
     for text in done.left_out:
         console.say(f"left out: {text}")
-    console.say(f"{done.path}: {done.format}, {done.tensors} tensors, {done.numbers / 1e6:.2f} M numbers")
+    console.say(f"{done.path}: {done.format}, {done.tensors} tensors, {done.numbers / 1e6:.2f} M values")
     console.result({"export": {**done._asdict(), "path": str(done.path)}})
