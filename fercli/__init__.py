@@ -1,4 +1,4 @@
-"""fercli: cross-domain facial expression recognition, from photographs to an adapted model."""
+"""fercli: cross-domain facial expression recognition, from images to an adapted model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Recognizer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when it is asked for: it needs torch, and `import fercli` must stay light.
+    # Loaded on first use: it needs torch, and `import fercli` must stay light.
     if name == "Recognizer":
         from fercli.predict.recognizer import Recognizer
 

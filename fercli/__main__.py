@@ -1,7 +1,7 @@
 """``python -m fercli``, and the command `fercli` itself.
 
-Everything is imported inside `run`, so that Ctrl-C while modules load, and a module that cannot be loaded, leave one
-line too.
+Everything is imported inside `run`, so that Ctrl-C during imports and a module that fails to import also print one
+line.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import traceback
 
 
 def run() -> None:
-    """Run the command line; whatever goes wrong leaves one line, and with ``--debug`` the trace."""
-    atexit.register(_end_in_silence)  # the first that is registered is the last that runs
+    """Run the command line; any failure prints one line, or the traceback with ``--debug``."""
+    atexit.register(_end_in_silence)  # registered first, so it runs last
     _open_streams()
     _leave_deleted_folder()
     _heed_signals()
@@ -34,14 +34,14 @@ def run() -> None:
             raise
         _leave(_told(problem), 1)
     finally:
-        # Python's last search for garbage takes a second or two once torch is loaded, and the process ends anyway.
+        # Python's final garbage collection takes a second or two once torch is loaded, and the process ends anyway.
         gc.freeze()
 
 
 def _end_in_silence() -> None:
-    """Keep what libraries print while the interpreter ends from stderr: it is nothing that a user can put right.
+    """Discard what libraries print to stderr while the interpreter shuts down: no user can act on it.
 
-    Under Python 3.14 triton counts, in hundreds of lines, the objects that are left where no garbage was searched for.
+    Under Python 3.14, triton prints hundreds of lines about objects that were not garbage-collected.
     """
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()
@@ -51,11 +51,11 @@ def _end_in_silence() -> None:
 
 
 def _open_streams() -> None:
-    """Open what the shell has closed of stdin, stdout and stderr (``<&-``, ``>&-``, ``2>&-``).
+    """Reopen stdin, stdout and stderr where the shell has closed them (``<&-``, ``>&-``, ``2>&-``).
 
-    Else the next file that is opened would get its number: a store would be taken for stderr, and be written to. An
-    opened stdin is empty and an opened stderr takes all. An opened stdout refuses whatever is printed, so that results
-    that are lost are reported, as those of a full disk are.
+    Otherwise the next file opened would get that descriptor number: a store could be mistaken for stderr and written
+    to. A reopened stdin is empty, and a reopened stderr discards everything. A reopened stdout rejects every write, so
+    that lost results are reported, as they are on a full disk.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
@@ -68,13 +68,14 @@ def _open_streams() -> None:
                 descriptor = os.dup2(descriptor, number)
         os.set_inheritable(descriptor, True)
         mode = "r" if name == "stdin" else "w"
-        setattr(sys, name, open(descriptor, mode, closefd=False, encoding="utf-8"))  # noqa: SIM115, as long as we live
+        setattr(sys, name, open(descriptor, mode, closefd=False, encoding="utf-8"))  # noqa: SIM115, open until the process ends
 
 
 def _leave_deleted_folder() -> None:
-    """Work on, with absolute paths, where the working folder has been deleted: Intel's MKL ends such a process.
+    """Leave a working folder that has been deleted: Intel's MKL ends a process in such a folder.
 
-    The folder gone to has no file of a user's name and takes none, as the deleted one.
+    Work with absolute paths continues. The folder changed to contains none of the user's files and no file can be
+    created in it, just as in the deleted one.
     """
     try:
         os.getcwd()
@@ -84,10 +85,10 @@ def _leave_deleted_folder() -> None:
 
 
 def _heed_signals() -> None:
-    """Let SIGINT and SIGTERM stop this process, and those it starts, also where it was started to ignore them.
+    """Let SIGINT and SIGTERM stop this process and its children, even if it was started with them ignored.
 
-    Shells start what a script puts into the background (``&``) with SIGINT ignored, and Python leaves it so: then
-    nothing but SIGKILL would end a training, and its last steps would be lost.
+    Shells start a script's background commands (``&``) with SIGINT ignored, and Python keeps that setting. Only
+    SIGKILL would then end a training, and its last steps would be lost.
     """
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:
@@ -95,9 +96,9 @@ def _heed_signals() -> None:
 
 
 def _told(problem: Exception) -> str:
-    """The line for an error that no command foresaw.
+    """Return the one-line message for an error that no command handles.
 
-    A library that cannot be loaded, the system's error, which names a file, or a mistake of ours.
+    It is a library that cannot be loaded, an operating-system error (which names a file), or a bug in fercli.
     """
     from fercli.doctor.software import unloadable
 
@@ -106,15 +107,16 @@ def _told(problem: Exception) -> str:
         return f"{broken.check} {broken.found}; to fix it: {broken.fix}"
     if isinstance(problem, OSError) and problem.strerror:
         named = ": ".join(str(part) for part in (problem.filename, problem.strerror) if part)
-        return f"{named}; the same command with --debug shows where"
+        return f"{named}; run the same command with --debug to see where"
     if isinstance(problem, UnicodeEncodeError):
-        # A path of the spec, where names of files are in the terminal's encoding.
+        # A path in the spec, where file names use the locale's encoding.
         return (
-            f"{problem.object!r:.200} has signs that {problem.encoding} lacks, the locale's encoding; set PYTHONUTF8=1"
+            f"{problem.object!r:.200} has characters that the locale's encoding ({problem.encoding}) lacks; "
+            "set PYTHONUTF8=1"
         )
     where = "".join(f" ({at.filename}:{at.lineno})" for at in traceback.extract_tb(problem.__traceback__)[-1:])
     said = f"{type(problem).__name__}: {' '.join(str(problem).split())}{where}"
-    return f"{said}; fercli did not expect this: the same command with --debug shows more"
+    return f"{said}; this is an unexpected error in fercli: run the same command with --debug for details"
 
 
 def _leave(text: str, code: int) -> None:
@@ -122,7 +124,7 @@ def _leave(text: str, code: int) -> None:
         from fercli.console import error
 
         error(text)
-    except Exception:  # rich itself may be what cannot be loaded
+    except Exception:  # rich itself may have failed to load
         sys.stderr.write(f"error: {text}\n")
     ranks = sys.modules.get("fercli.engine.distributed")
     if ranks is not None:

@@ -1,15 +1,15 @@
-"""The one console: what fercli says, how it shows progress, and what scripts can read.
+"""The console: messages, progress, and output for scripts, all in one place.
 
-Three modes, set once by the command line: talkative (the default), ``--quiet`` (errors and warnings only) and
-``--json`` (one JSON document on stdout at the end). Everything but results goes to stderr, so that stdout can be piped.
-On a terminal progress is a live bar; elsewhere it is a plain line every few seconds.
+The command line sets one of three modes: verbose (the default), ``--quiet`` (errors and warnings only) and ``--json``
+(one JSON document on stdout at the end). Everything but results goes to stderr, so that stdout can be piped. On a
+terminal, progress is a live bar; elsewhere it is a plain line every few seconds.
 
-Three rules hold for all of it:
+Three rules apply throughout:
 
-- Names of files, cells of a csv and labels are data. Control characters in them are shown, never sent (`plain`).
-- Signs that the output's encoding lacks are replaced (`fit_streams`): no result is lost to a terminal of ASCII.
-- A stream that is closed or full ends no work. Remarks are dropped; results that could not be printed are reported when
-  the command ends (`unprinted`).
+- File names, csv cells and labels are data. Control characters in them are shown as text, never sent (`plain`).
+- Characters that the output's encoding lacks are replaced (`fit_streams`): an ASCII terminal loses no result.
+- A closed or full stream does not stop the work. Messages are dropped; results that could not be printed are reported
+  when the command ends (`unprinted`).
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from rich.text import Text
 
 from fercli.durations import duration, rate
 
-#: Seconds between two progress lines where there is no terminal to draw a bar on.
+#: Seconds between two progress lines where there is no terminal for a progress bar.
 PLAIN_INTERVAL_S = 10.0
 
-#: Columns assumed where the output is no terminal: a pipe has no width, and narrow tables would fold.
+#: Columns assumed where the output is not a terminal: a pipe has no width, and a narrow default would fold tables.
 PLAIN_WIDTH = 120
 
-#: What stands for a sign that the output's encoding lacks; any other is shown by its number, as Python writes it.
+#: Replacements for characters that the output's encoding lacks; all others are shown as Python escape sequences.
 _STAND_INS = {
     **{"±": "+/-", "–": "-", "—": "-", "−": "-", "†": "*", "×": "x", "…": "...", "→": "->", "≥": ">=", "≤": "<="},
     **{"‘": "'", "’": "'", "“": '"', "”": '"', "°": " deg"},
 }
-#: The error handler of that name puts them in.
+#: Name of the codec error handler that inserts them.
 _ERRORS = "fercli.stand-in"
 
 
@@ -59,7 +59,10 @@ def _stand_in(problem: UnicodeError) -> tuple[str, int]:
 
 
 def by_number(sign: str) -> str:
-    """``\\u2603``; of a byte of a file's name that is not UTF-8, which Python keeps as a surrogate, ``\\xe9``."""
+    """Return a character's escape sequence, such as ``\\u2603``.
+
+    A byte of a file name that is not valid UTF-8, which Python keeps as a surrogate, becomes ``\\xe9``.
+    """
     if "\udc80" <= sign <= "\udcff":
         return f"\\x{ord(sign) - 0xDC00:02x}"
     return sign.encode("unicode_escape").decode()
@@ -67,31 +70,35 @@ def by_number(sign: str) -> str:
 
 codecs.register_error(_ERRORS, _stand_in)
 
-#: What a terminal obeys instead of showing it: C0, DEL and C1; marks that are invisible or turn the direction of
-#: writing, tags and line separators. Line feeds, which our own texts hold, stay. So do the two joiners (U+200C, U+200D)
-#: that Persian, Hindi and emoji are written with. Half characters are the stream's (`fit_streams`).
+#: Characters that a terminal interprets instead of showing: C0, DEL and C1, marks that are invisible or change the
+#: writing direction, tags, and line separators. Line feeds, which fercli's own messages contain, are kept. So are the
+#: two joiners (U+200C, U+200D) that Persian, Hindi and emoji need. Lone surrogates are left to the stream
+#: (`fit_streams`).
 _UNSHOWN = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
 
 def plain(text: str) -> str:
-    """Return a text that no terminal obeys: each control character is shown by its number, ESC as ``\\x1b``."""
+    """Return the text with each control character replaced by its escape sequence, such as ``\\x1b`` for ESC."""
     return _UNSHOWN.sub(lambda sign: by_number(sign[0]), text)
 
 
 def brief(text: str, most: int = 80) -> str:
-    """Return a text of unknown origin as a message can quote it: `plain`, in one line of at most `most` characters."""
+    """Return a text of unknown origin in a form that a message can quote.
+
+    It is `plain`, on one line, and has at most `most` characters.
+    """
     text = plain(text[: most + 1]).replace("\n", "\\n")
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-#: What kept results from stdout, in the order of time.
+#: The errors that kept results from stdout, oldest first.
 _lost: list[OSError] = []
 
 
 class _Stdout(io.FileIO):
-    """File descriptor 1, which remembers that it failed: the error of a full disk does not say whose it is."""
+    """File descriptor 1; it records its own write errors, since a full-disk error does not name the stream."""
 
     def write(self, data: Any) -> int:
         try:
@@ -102,13 +109,13 @@ class _Stdout(io.FileIO):
 
 
 def fit_streams() -> None:
-    """Let stdout and stderr take any text, whatever their encoding: see `_STAND_INS`. Bytes written to them stay.
+    """Let stdout and stderr accept any text, whatever their encoding (see `_STAND_INS`). Bytes pass unchanged.
 
-    What the user chose by PYTHONIOENCODING, such as ``ascii:ignore``, stays too.
+    An error handler that the user set through PYTHONIOENCODING, such as ``ascii:ignore``, is kept.
     """
     out = sys.stdout
     below = out.buffer if type(out) is io.TextIOWrapper else None
-    if type(getattr(below, "raw", below)) is io.FileIO:  # python -u has nothing in between
+    if type(getattr(below, "raw", below)) is io.FileIO:  # python -u has no buffer in between
         out.flush()
         raw = _Stdout(out.fileno(), "w", closefd=False)
         layer = raw if type(below) is io.FileIO else io.BufferedWriter(raw)
@@ -122,25 +129,25 @@ def fit_streams() -> None:
 
 
 def _fitted(text: str) -> str:
-    """The text as stdout will show it, so that a table's columns are as wide as what stands in them."""
+    """Return the text as stdout will show it, so that a table's columns are as wide as their contents."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return plain(text).encode(encoding, _ERRORS).decode(encoding)
 
 
 class _Console(Console):
-    """Rich's console, but for what is sent: no control character but rich's own (colours, the bar's cursor)."""
+    """Rich's console, except that it sends no control characters but rich's own (colours, the bar's cursor)."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=plain(segment.text))
 
     def on_broken_pipe(self) -> None:
-        """Let the caller decide: rich would end the process in the middle of its work."""
+        """Leave the decision to the caller: rich would end the process in the middle of its work."""
         raise
 
 
 class _Remarks:
-    """The stderr of the moment, for what may be lost: nothing fails where it is closed or full, or its reader gone."""
+    """The current stderr, for messages that may be lost: a closed or full stream or a missing reader is no error."""
 
     def write(self, text: str) -> None:
         self._try(lambda: sys.stderr.write(text))
@@ -161,7 +168,10 @@ class _Remarks:
 
 
 def forget(stream: IO[Any] | None) -> None:
-    """Send to nowhere whatever a stream still holds and gets, so that Python's flush at its end does not fail again."""
+    """Redirect a stream to the null device, so that Python's flush at exit does not fail again.
+
+    Buffered and later output of the stream is discarded.
+    """
     try:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -172,29 +182,29 @@ def forget(stream: IO[Any] | None) -> None:
 
 _err = _Console(file=_Remarks(), highlight=False, emoji=False, soft_wrap=True)
 _mode = {"quiet": False, "json": False, "no-warnings": False}
-#: What was said, and is to be said once.
+#: Messages printed with `once`.
 _said: set[str] = set()
 
 
 def configure(quiet: bool = False, as_json: bool = False) -> None:
-    """Set the mode for this process; what is said once may be said again from here on."""
+    """Set the mode for this process; messages printed with `once` may be printed again from here on."""
     _said.clear()
     _mode.update({"quiet": quiet, "json": as_json, "no-warnings": False})
 
 
 def mute() -> None:
-    """Let nothing but errors out of this process: of several that train together one speaks."""
+    """Print nothing but errors from this process: when several train together, only one prints messages."""
     _mode.update({"quiet": True, "json": False, "no-warnings": True})
 
 
 def silent() -> bool:
-    """Tell whether progress and remarks are switched off."""
+    """Return whether progress and messages are switched off."""
     return _mode["quiet"] or _mode["json"]
 
 
 @contextmanager
 def hushed(warnings: bool = False) -> Iterator[None]:
-    """Keep remarks and progress of the block's work back, with `warnings` those too; errors never."""
+    """Suppress messages and progress within the block, and warnings too with `warnings`; never errors."""
     before = dict(_mode)
     _mode.update({"quiet": True, "no-warnings": _mode["no-warnings"] or warnings})
     try:
@@ -204,33 +214,33 @@ def hushed(warnings: bool = False) -> Iterator[None]:
 
 
 def say(text: str, style: str | None = None, once: bool = False) -> None:
-    """Print a remark on stderr, unless silent. What looks like markup in it is not: folders may be called anything.
+    """Print a message on stderr, unless silent. Markup in it is not interpreted: a folder may have any name.
 
     Args:
-        once: leave it out where the same was said with `once` since `configure`.
+        once: skip the message if the same one was printed with `once` since `configure`.
     """
     if not silent() and not (once and _is_said(text)):
         _err.print(plain(text), style=style, markup=False)
 
 
 def warn(text: str, once: bool = False) -> None:
-    """Print what the user should know though the work goes on; also where remarks are switched off, but for JSON.
+    """Print a warning on stderr: the user should know, but the work continues.
 
-    `once` is as that of `say`.
+    It is also printed where messages are switched off, except in JSON mode. `once` is as in `say`.
     """
     if not (_mode["json"] or _mode["no-warnings"]) and not (once and _is_said(text)):
         _err.print(f"[bold yellow]warning:[/] {escape(plain(text))}")
 
 
 def _is_said(text: str) -> bool:
-    """Whether a text was asked for before; it is from now on."""
+    """Return whether a text was printed before, and record it as printed."""
     before = text in _said
     _said.add(text)
     return before
 
 
 def error(text: str) -> None:
-    """Print the one line a failed command leaves."""
+    """Print the one-line message of a failed command."""
     _err.print(f"[bold red]error:[/] {escape(plain(text))}")
 
 
@@ -239,7 +249,7 @@ def table(
 ) -> None:
     """Print a table of results on stdout, unless silent. The first `left` columns are left-aligned, the rest right.
 
-    A first cell that begins with ``*`` marks a row to stand out (the star itself is not printed).
+    If the first cell of a row begins with ``*``, the row is highlighted (the star itself is not printed).
     """
     if silent():
         return
@@ -257,7 +267,7 @@ def table(
 
 
 def show(*parts: RenderableType, even_silent: bool = False) -> None:
-    """Print results on stdout, unless silent: lines in one piece, to be copied whole; the rest as wide as `width`."""
+    """Print results on stdout, unless silent. Lines are not wrapped, so that they can be copied; tables fit `width`."""
     if silent() and not even_silent:
         return
     out = _Console(highlight=False, emoji=False, width=width())
@@ -266,18 +276,18 @@ def show(*parts: RenderableType, even_silent: bool = False) -> None:
 
 
 def width() -> int:
-    """Columns of stdout: the terminal's, or what COLUMNS says, or `PLAIN_WIDTH`."""
+    """Return the columns of stdout: the terminal's, or the value of COLUMNS, or `PLAIN_WIDTH`."""
     wide = sys.stdout is not None and sys.stdout.isatty()
     return Console().width if wide or "COLUMNS" in os.environ else PLAIN_WIDTH
 
 
 def write(text: str) -> None:
-    """Print a text for other programs on stdout as it is, silent or not."""
+    """Print a text for other programs on stdout unchanged, silent or not."""
     _on_stdout(lambda: (sys.stdout.write(text), sys.stdout.flush()))
 
 
 def result(document: dict[str, Any]) -> None:
-    """Print the command's result as JSON on stdout, in ``--json`` mode only. What is not finite becomes null."""
+    """Print the command's result as JSON on stdout, in ``--json`` mode only. NaN and infinity become null."""
     if _mode["json"]:
         write(json.dumps(finite(document), indent=2, default=str) + "\n")
 
@@ -294,9 +304,9 @@ def _on_stdout(work: Callable[[], Any]) -> None:
 
 
 def unprinted() -> OSError | None:
-    """Return what kept results from stdout since the last call, and let nothing that is still to be written fail again.
+    """Return the error that kept results from stdout since the last call, and prevent further write errors.
 
-    The command has done its work then, and its files are written.
+    It is called once the command has done its work and written its files.
     """
     if sys.stdout is not None:
         _on_stdout(sys.stdout.flush)
@@ -306,7 +316,7 @@ def unprinted() -> OSError | None:
 
 
 def finite(value: Any) -> Any:
-    """The same nested document with null for NaN and infinity, which JSON does not have."""
+    """Return the same nested document with None for NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {key: finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -321,7 +331,7 @@ class _RateColumn(ProgressColumn):
 
 
 class Bar:
-    """Progress of one long piece of work; get one from `progress`."""
+    """Progress of one long task; get one from `progress`."""
 
     def __init__(self, description: str, total: int, done: int, live: Progress | None, plain: bool):
         self._description, self._total, self._done = description, total, done
@@ -331,7 +341,7 @@ class Bar:
         self._task = live.add_task(description, total=total, completed=done, note="") if live else None
 
     def advance(self, amount: int = 1, note: str | None = None) -> None:
-        """Count `amount` more as done; `note` (losses, counts) is shown behind the bar."""
+        """Count `amount` more as done; `note` (losses, counts) is shown after the bar."""
         self._done += amount
         note = note and plain(note)
         if self._live is not None:
@@ -346,7 +356,7 @@ class Bar:
     def _print_plain(self, now: float, note: str | None) -> None:
         parts = [f"{self._description}: {self._done}/{self._total}"]
         done, spent = self._done - self._start_done, now - self._started_at
-        if done:  # before that nobody knows how long a piece takes
+        if done:  # before that, the time per item is unknown
             parts.append(rate(done, spent))
         if done and self._done < self._total:
             parts.append(f"{duration((self._total - self._done) * spent / done)} left")
@@ -355,9 +365,9 @@ class Bar:
 
 @contextmanager
 def progress(description: str, total: int, done: int = 0) -> Iterator[Bar]:
-    """Show progress of `total` pieces of work, `done` of them finished already (a resumed run).
+    """Show progress over `total` items, `done` of which are already finished (a resumed run).
 
-    Yields a `Bar`. A live bar with rate and time left on a terminal, a plain line every `PLAIN_INTERVAL_S` seconds
+    Yields a `Bar`: a live bar with rate and remaining time on a terminal, a plain line every `PLAIN_INTERVAL_S` seconds
     elsewhere, nothing when silent.
     """
     description = plain(description)

@@ -1,4 +1,4 @@
-"""The errors that a user can fix. The command line prints their one line and exits with their code."""
+"""Errors that a user can fix. The command line prints their one-line message and exits with their code."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Command:
-    """A command of fercli's that a message advises to run: ``fercli NAME ARGUMENTS``.
+    """A fercli command that a message tells the user to run: ``fercli NAME ARGUMENTS``.
 
-    The command line puts the -c, --set and --source that the user gave behind its name, where it has these options. One
-    that names a spec of its own, or is only mentioned, is written as plain text.
+    The command line inserts the user's -c, --set and --source after the name, if the command has these options. A
+    command that names its own spec, or is only mentioned, is written as plain text.
     """
 
     name: str
@@ -22,10 +22,10 @@ class Command:
 
 
 class Advice(str):
-    """A text that keeps the commands in it apart, so that nobody has to search it for them: else an ordinary string.
+    """A string that keeps its commands as separate parts, so that they can be found without searching the text.
 
     Attributes:
-        parts: the text's pieces in order.
+        parts: the parts of the text in order.
     """
 
     parts: tuple[str | Command, ...]
@@ -38,22 +38,22 @@ class Advice(str):
 
     @classmethod
     def joined(cls, separator: str, texts: Iterable[str]) -> Advice:
-        """Several texts as one, as `str.join` makes it."""
+        """Join several texts into one, as `str.join` does."""
         first, *more = texts
         return cls(first, *(part for text in more for part in (separator, text)))
 
     @classmethod
     def run(cls, name: str, arguments: str = "") -> Advice:
-        """The advice to run a command."""
+        """Return the advice to run a command."""
         return cls("run: ", Command(name, arguments))
 
 
 class FercliError(Exception):
-    """Something the user can put right. Its text is one line: what is wrong and where; what to do.
+    """An error that the user can fix. Its text is one line: what is wrong and where; what to do.
 
     Attributes:
         what: what is wrong, and where.
-        fix: what to do; "" where `what` says all there is to say.
+        fix: what to do; "" where `what` is sufficient.
     """
 
     exit_code = 1
@@ -64,7 +64,7 @@ class FercliError(Exception):
 
     @property
     def text(self) -> Advice:
-        """The line, with its commands."""
+        """The message line, with its commands."""
         return Advice(*((self.what, "; ", self.fix) if self.fix else (self.what,)))
 
     def __str__(self) -> str:
@@ -72,10 +72,10 @@ class FercliError(Exception):
 
 
 class SpecError(FercliError):
-    """The run spec or the command line asks for something that cannot be; exits with 2, as click's own usage errors."""
+    """The run spec or the command line is invalid; exits with 2, as click's own usage errors do."""
 
     exit_code = 2
 
 
 class TransientError(FercliError):
-    """A failure that may pass, of memory or of a disk: never to be kept as a property of what it happened to."""
+    """A temporary failure of memory or of a disk; never recorded as a property of the item being processed."""

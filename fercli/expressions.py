@@ -1,7 +1,7 @@
-"""The seven basic expressions: their order in every array of this project, and the names people give them.
+"""The seven basic expressions: their order in every array of this project, and their common names.
 
-The order is the one of the cross-domain benchmark of Chen et al. (TPAMI 2022), so that label 3 is happiness in every
-store, checkpoint, metric and report. The numbers that a dataset gives them stand in its module of `fercli.datasets`.
+The order is that of the cross-domain benchmark of Chen et al. (TPAMI 2022), so that label 3 is happiness in every
+store, checkpoint, metric and report. A dataset's own label codes are in its module in `fercli.datasets`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 EXPRESSIONS: tuple[str, ...] = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 NUM_EXPRESSIONS = len(EXPRESSIONS)
 
-#: Label of an image whose expression is not known (an unlabelled set).
+#: Label of an image whose expression is unknown (an unlabelled set).
 UNLABELLED = -1
 
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -24,12 +24,12 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "neutral": ("ne", "neu", "neutrality", "calm"),
 }
 
-#: Names of labels seen in the wild that are none of the seven: such images are counted and left out, never guessed.
+#: Label names found in datasets that are outside the seven: such images are counted and left out, never guessed.
 OUTSIDE: frozenset[str] = frozenset(
     {"contempt", "contemptuous", "none", "uncertain", "unknown", "other", "no-face", "noface", "non-face", "nf"}
 )
 
-#: The number that some put in front of a class's name, as in ``0_angry`` or ``1. happy``.
+#: A number before a class name, as in ``0_angry`` or ``1. happy``.
 _NUMBERED = re.compile(r"^\d+[-.:)]+(?=[a-z])")
 
 _BY_NAME = {name: i for i, name in enumerate(EXPRESSIONS)}
@@ -37,16 +37,16 @@ _BY_NAME.update({alias: EXPRESSIONS.index(name) for name, aliases in _ALIASES.it
 
 
 def label_of(name: str) -> int | None:
-    """Return the label 0..6 that a class name stands for, or None if it is none of the seven.
+    """Return the label 0..6 of a class name, or None if it is none of the seven.
 
-    Case, surrounding blanks, `_` or a blank for `-`, and a number in front do not matter: ``Happy``, ``HA`` and
+    Case, surrounding blanks, `_` or a blank instead of `-`, and a leading number do not matter: ``Happy``, ``HA`` and
     ``3_happiness`` are all 3.
     """
     return _BY_NAME.get(_plain(name))
 
 
 def is_outside(name: str) -> bool:
-    """Tell whether a class name is a known label outside the seven (contempt, none, ...)."""
+    """Return whether a class name is a known label outside the seven (contempt, none, ...)."""
     return _plain(name) in OUTSIDE
 
 

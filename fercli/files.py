@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, locks of folders, and errors of the disk."""
+"""Atomic file writes, folder locks, and disk errors."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from typing import IO
 from fercli import console
 from fercli.errors import FercliError
 
-#: The file in a folder by which one process keeps others out (`only_one`).
+#: The lock file with which one process keeps others out of a folder (`only_one`).
 LOCK = ".lock"
 
-#: Bytes of a file's name that every file system takes, less the dot of a hidden one.
+#: Bytes in a file name that every file system accepts, minus the dot of a hidden file.
 _LONGEST_NAME = 254
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name is one that a file or folder may have, and leads to no other folder."""
+    """Return whether a name is valid for a file or folder and does not lead to another folder."""
     return name not in ("", ".", "..") and not any(mark in name for mark in "/\\") and name.isprintable()
 
 
 @contextmanager
 def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
-    """Yield a binary file, for reading too, that takes the place of `path` once it is written and on the disk.
+    """Yield a binary file, also readable, that replaces `path` once it is written and on the disk.
 
-    A kill at any moment leaves the old file or the new one; a failure leaves the old one and no litter. Symbolic links
-    are followed: the file behind them is replaced. A device, a FIFO or an open file (``/dev/stdout``) is not replaced
-    but written to (`is_stream`).
+    A kill at any moment leaves the old file or the new one. A failure leaves the old one and no temporary file.
+    Symbolic links are followed: their target is replaced. A device, a FIFO or an open file (``/dev/stdout``) is not
+    replaced but written to (`is_stream`).
 
     Args:
         path: the file.
-        temporary: where to write meanwhile, in the same folder. The default differs from process to process; a large
-            file with one writer names its own, so that the next write covers what a kill left.
+        temporary: the temporary file, in the same folder. The default is unique to the process. A large file with a
+            single writer names its own, so that the next write overwrites what a kill left.
     """
     if is_stream(path):
         with open_stream(path) as file:
@@ -60,7 +60,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether a path is written to rather than replaced: a device, a FIFO, or a file that a process holds open."""
+    """Return whether a path is written to, not replaced: a device, a FIFO, or a file that a process holds open."""
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
@@ -69,13 +69,13 @@ def is_stream(path: Path) -> bool:
 
 
 def open_stream(path: Path) -> IO[bytes]:
-    """Open what `is_stream` says is one; a FIFO waits for its reader, as in the shell. Nothing is cut off."""
+    """Open a path for which `is_stream` is true. A FIFO waits for its reader, as in the shell. Nothing is truncated."""
     return path.open("ab")
 
 
 def _is_open_file(path: Path) -> bool:
-    """Whether a path, or a link on its way, names a process's open file: ``/dev/stdout``, ``/proc/self/fd/3``."""
-    for _ in range(40):  # as many links as the system follows
+    """Return whether a path, or a link it passes, is a process's open file: ``/dev/stdout``, ``/proc/self/fd/3``."""
+    for _ in range(40):  # the number of links that the system follows
         folder = os.path.realpath(path.parent)
         if re.fullmatch(r"/proc/\d+(/task/\d+)?/fd|/dev/fd", folder):
             return True
@@ -87,12 +87,12 @@ def _is_open_file(path: Path) -> bool:
 
 
 def real_path(path: Path) -> Path:
-    """Where a path leads: absolute, every symbolic link followed, whether the file is there or not."""
+    """Return the absolute path with every symbolic link resolved, whether the file exists or not."""
     return Path(os.path.realpath(path))
 
 
 def beside(path: Path, ending: str) -> Path:
-    """A file next to another, by its name and an ending; a name that is too long is shortened to its check sum."""
+    """Return the path of a file next to another: its name plus an ending. A name that is too long becomes its CRC."""
     name = path.name
     if len(os.fsencode(name)) + len(ending) > _LONGEST_NAME:
         name = f"{zlib.crc32(os.fsencode(name)):08x}"
@@ -100,13 +100,13 @@ def beside(path: Path, ending: str) -> Path:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden file next to another, different from process to process."""
+    """Return the path of a hidden file next to another, unique to the process."""
     hidden = beside(path, f".{platform.node()}-{os.getpid()}.tmp")
     return hidden.with_name(f".{hidden.name}")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file as `replacing` does; FercliError where the disk is full."""
+    """Write a file as `replacing` does; raise FercliError where the disk is full."""
     try:
         with replacing(path) as file:
             file.write(data)
@@ -115,7 +115,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def os_error_behind(failure: BaseException) -> OSError | None:
-    """The failure of the operating system that another error hides, or None where there is none."""
+    """Return the operating-system error that caused another error, or None if there is none."""
     problem: BaseException | None = failure
     while problem is not None and not isinstance(problem, OSError):
         problem = problem.__cause__ or problem.__context__
@@ -123,24 +123,28 @@ def os_error_behind(failure: BaseException) -> OSError | None:
 
 
 def disk_error(failure: OSError, path: Path) -> Exception:
-    """Return the FercliError for a full disk, or the failure itself if it is another."""
+    """Return the FercliError for a full disk, or the failure itself if it is a different one."""
     if failure.errno in _FULL:
         return FercliError(
-            f"the disk is full while writing {path} (or takes no file this large)",
-            "make room and run the same command again to go on",
+            f"the disk is full while writing {path} (or does not accept a file this large)",
+            "free some space, then run the same command again to resume",
         )
     return failure
 
 
 def cannot_write(path: Path, failure: OSError) -> Exception:
-    """Return the one line of a file that cannot be written."""
+    """Return the one-line error for a file that cannot be written."""
     known = disk_error(failure, path)
     return known if isinstance(known, FercliError) else FercliError(f"cannot write {path}: {failure.strerror}")
 
 
 @contextmanager
 def writing(path: Path | None) -> Iterator[None]:
-    """Tell in one line, as `cannot_write`, that the block cannot write a file; None is stdout, which others report."""
+    """Raise the one-line error of `cannot_write` if the block fails to write a file.
+
+    Args:
+        path: the file; None is stdout, whose errors are reported elsewhere.
+    """
     try:
         yield
     except OSError as failure:
@@ -150,22 +154,22 @@ def writing(path: Path | None) -> Iterator[None]:
 
 
 class AtWork(FercliError):
-    """Another process is at the same work in a folder."""
+    """Another process is doing the same work in a folder."""
 
 
 @contextmanager
 def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[None]:
-    """Keep other processes from the same work in a folder as long as the block runs; a kill ends that too.
+    """Keep other processes from doing the same work in a folder while the block runs; a kill releases the lock too.
 
-    The lock is the file `LOCK` in the folder, which stays. What a kill left half written there is removed.
+    The lock is the file `LOCK` in the folder, which stays. Half-written files that a kill left there are removed.
 
     Args:
         folder: where the work is done.
-        work: what it is called.
-        waiting: said where another process is at work, which is then waited for.
+        work: the name of the work.
+        waiting: message to print before waiting for another process; None to fail instead.
 
     Raises:
-        AtWork: another process is at work there, and it is not waited for.
+        AtWork: another process is working there, and `waiting` is None.
     """
     from filelock import FileLock, Timeout
 
@@ -179,11 +183,11 @@ def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[No
             console.say(waiting)
             lock.acquire(timeout=-1)
     except Timeout:
-        raise AtWork(f"another fercli {work} is at work in {folder}", "wait for it, or stop it") from None
+        raise AtWork(f"another fercli {work} is running in {folder}", "wait for it, or stop it") from None
     except (OSError, NotImplementedError) as failure:
-        # Where nothing can be written nobody else writes either, and the work itself tells.
+        # If the folder is read-only or full, no other process writes there, and the work itself reports the error.
         if os.access(folder, os.W_OK) and getattr(failure, "errno", None) not in _FULL:
-            console.warn(f"{folder} cannot be locked ({failure}): make sure that no other fercli works there")
+            console.warn(f"cannot lock {folder} ({failure}); make sure that no other fercli runs there")
         yield
         return
     try:
@@ -194,18 +198,18 @@ def only_one(folder: Path, work: str, waiting: str | None = None) -> Iterator[No
 
 
 def remove_half_written(folder: Path, name: str = "*") -> None:
-    """Remove what a kill left of files that were being written (`replacing`); nobody else may be at work on them.
+    """Remove half-written files that a kill left (`replacing`); no other process may be writing them.
 
     Args:
-        folder: where they lie.
-        name: a pattern of their names.
+        folder: the folder that holds them.
+        name: a pattern for their names.
     """
     for left in folder.glob(f".{name}.tmp"):
         left.unlink(missing_ok=True)
 
 
 def empty_folder(folder: Path, first: Iterable[str]) -> None:
-    """Remove all that a folder holds but its lock, these files first."""
+    """Remove everything in a folder except its lock, the files in `first` before the others."""
     for name in first:
         (folder / name).unlink(missing_ok=True)
     for path in folder.iterdir():
@@ -216,6 +220,6 @@ def empty_folder(folder: Path, first: Iterable[str]) -> None:
 
 
 def to_disk(file: IO[bytes] | IO[str]) -> None:
-    """Bring what was written to the disk itself, past the system's caches."""
+    """Flush written data to the disk itself, past the system's caches."""
     file.flush()
     os.fsync(file.fileno())

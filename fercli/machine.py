@@ -1,4 +1,4 @@
-"""What a figure was measured on, what a run ran on, how long work on a device takes, and why there is no CUDA."""
+"""Describe the machine of a measurement or run, time work on a device, and explain why CUDA is unavailable."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from fercli.version import __version__
 if TYPE_CHECKING:
     import torch
 
-#: Below it lie the system's files about NVIDIA's cards; tests have one of their own.
+#: Root of the system files that describe NVIDIA cards; tests use their own.
 _ROOT = Path("/")
 _OTHER_TORCH = "https://pytorch.org/get-started/previous-versions"
 
 
 def describe(*packages: str) -> dict[str, str]:
-    """Return processor, platform, versions (of Python, fercli and the packages named), date and command.
+    """Return processor, platform, versions (of Python, fercli and the named packages), date and command.
 
-    A package that is not installed is left out.
+    Packages that are not installed are left out.
     """
     return {
         "processor": f"{os.cpu_count()} cores of {processor()}",
@@ -45,7 +45,7 @@ def describe(*packages: str) -> dict[str, str]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package by its metadata; None where it is not installed."""
+    """Return the version of a package from its metadata; None if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -53,7 +53,7 @@ def installed_version(package: str) -> str | None:
 
 
 def describe_device(device: str) -> dict[str, str | int]:
-    """Return what `describe` does and torch's part: its versions, the device ("cpu" or "cuda") by name, CPU threads."""
+    """Return `describe` plus the versions of torch, the name of the device ("cpu" or "cuda") and the CPU threads."""
     import torch
 
     return {
@@ -65,7 +65,7 @@ def describe_device(device: str) -> dict[str, str | int]:
 
 
 def name_of(device: str) -> str:
-    """A device ("cpu" or "cuda") by its maker's name too: ``cuda (NVIDIA H200)``."""
+    """Return a device ("cpu" or "cuda") with its product name: ``cuda (NVIDIA H200)``."""
     import torch
 
     return f"{device} ({torch.cuda.get_device_name() if device == 'cuda' else processor()})"
@@ -75,9 +75,9 @@ class NoCuda(NamedTuple):
     """Why torch cannot use a CUDA device.
 
     Attributes:
-        found: what is amiss, in words.
+        found: what is wrong, in words.
         fix: what to do.
-        card: whether an NVIDIA card or driver is seen: one that torch could be expected to use.
+        card: whether an NVIDIA card or driver is found that torch could be expected to use.
     """
 
     found: str
@@ -85,9 +85,9 @@ class NoCuda(NamedTuple):
     card: bool = True
 
 
-@lru_cache(maxsize=1)  # torch says why only when it is asked for the first time
+@lru_cache(maxsize=1)  # torch gives the reason only on the first call
 def no_cuda() -> NoCuda | None:
-    """Why torch can use no CUDA device here; None where it can."""
+    """Return why torch cannot use a CUDA device here; None if it can."""
     import torch
 
     with warnings.catch_warnings(record=True) as said:
@@ -99,7 +99,7 @@ def no_cuda() -> NoCuda | None:
         seen = f"there is a driver ({driver})" if driver else "there is an NVIDIA card" if card else ""
         found = f"torch {torch.__version__} is built for the CPU" + (f", though {seen}" if seen else "")
         return NoCuda(found, "install torch built for CUDA, as https://pytorch.org says", bool(driver) or card)
-    containers = "in a container give it the devices (docker: --gpus all)"
+    containers = "in a container, pass the devices through (docker: --gpus all)"
     if driver is None:
         found = "no NVIDIA driver" + (", though there is an NVIDIA card" if card else "")
         return NoCuda(found, f"install the driver, or {containers}", card)
@@ -110,39 +110,45 @@ def no_cuda() -> NoCuda | None:
     older = re.search(r"driver .*too old \(found version (\d+)\)", reason)
     if older is not None:
         most = f"{int(older[1]) // 1000}.{int(older[1]) % 1000 // 10}"
-        found = f"the driver ({driver}) knows CUDA up to {most}, and torch {torch.__version__} is built for"
+        found = f"the driver ({driver}) supports CUDA up to {most}, but torch {torch.__version__} is built for"
         fix = f"update the driver, or install torch for CUDA {most} or older ({_OTHER_TORCH})"
         return NoCuda(f"{found} {torch.version.cuda}", fix)
     if not reason and visible is not None:
         fix = "unset CUDA_VISIBLE_DEVICES, or name a device that nvidia-smi -L lists"
-        return NoCuda(f"CUDA_VISIBLE_DEVICES ({visible}) names no device that there is", fix)
+        return NoCuda(f"CUDA_VISIBLE_DEVICES ({visible}) names no existing device", fix)
     if not reason and not card:
-        fix = f"{containers}, and in SLURM ask for one (--gres gpu:1)"
-        return NoCuda(f"a driver ({driver}), but no card", fix)
+        fix = f"{containers}; in SLURM, request a GPU (--gres gpu:1)"
+        return NoCuda(f"there is a driver ({driver}), but no card", fix)
     found = f"{reason or 'torch sees no device'}; driver {driver}, torch's CUDA {torch.version.cuda}"
-    return NoCuda(found, f"see whether nvidia-smi works; update the driver, or install another torch ({_OTHER_TORCH})")
+    return NoCuda(found, f"check that nvidia-smi works; update the driver, or install another torch ({_OTHER_TORCH})")
 
 
 def _unusable() -> NoCuda | None:
-    """Why the first of the devices that torch sees is of no use; None where it is."""
+    """Return why the first device that torch sees is unusable; None if it is usable."""
     import torch
 
     built = torch.cuda.get_arch_list()
     try:
         name, (major, minor) = torch.cuda.get_device_name(0), torch.cuda.get_device_capability(0)
     except RuntimeError as problem:
-        return NoCuda(next(iter(str(problem).strip().splitlines()), "torch cannot begin"), "see what nvidia-smi says")
+        return NoCuda(
+            next(iter(str(problem).strip().splitlines()), "torch cannot initialise CUDA"),
+            "see the output of nvidia-smi",
+        )
     if torch.version.hip is not None or not built or any(_runs_on(one, (major, minor)) for one in built):
         return None
-    found = f"{name} is sm_{major}{minor}, and torch {torch.__version__} is built for {', '.join(built)}"
-    return NoCuda(found, f"install torch built for it ({_OTHER_TORCH}), or name another card by CUDA_VISIBLE_DEVICES")
+    found = f"{name} is sm_{major}{minor}, but torch {torch.__version__} is built for {', '.join(built)}"
+    return NoCuda(
+        found, f"install torch built for it ({_OTHER_TORCH}), or select another card with CUDA_VISIBLE_DEVICES"
+    )
 
 
 def _runs_on(built: str, capability: tuple[int, int]) -> bool:
-    """Whether code that torch was built with, ``sm_86`` say, runs on a device of a compute capability.
+    """Return whether code that torch was built with, such as ``sm_86``, runs on a device of a compute capability.
 
-    Machine code (sm) runs on its own generation, from its own step on; what is marked ``a`` on that step alone. PTX
-    (compute) is translated for every later device. (NVIDIA, CUDA C++ Programming Guide, "Application Compatibility".)
+    Machine code (sm) runs on devices of the same major version and the same or a later minor version. Code marked ``a``
+    runs on that exact version only. PTX (compute) is translated for every later device. (NVIDIA, CUDA C++ Programming
+    Guide, "Application Compatibility".)
     """
     parts = re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", built)
     if parts is None:
@@ -154,7 +160,7 @@ def _runs_on(built: str, capability: tuple[int, int]) -> bool:
 
 
 def _nvidia_driver() -> str | None:
-    """The NVIDIA driver's version, as far as the system tells it; None without one."""
+    """Return the NVIDIA driver's version, or "of unknown version" if the system does not report it; None if absent."""
     try:
         text = (_ROOT / "proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -163,7 +169,7 @@ def _nvidia_driver() -> str | None:
 
 
 def _sees_nvidia_card() -> bool:
-    """Whether the system shows a card of NVIDIA's, with a driver or without."""
+    """Return whether the system shows an NVIDIA card, with or without a driver."""
     if any(_ROOT.glob("dev/nvidia[0-9]*")):
         return True
     for device in _ROOT.glob("sys/bus/pci/devices/*"):
@@ -175,12 +181,12 @@ def _sees_nvidia_card() -> bool:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it."""
+    """Return the processor's name, as far as the system reports it."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> frozenset[str]:
-    """The processor's instruction sets as Linux names them (``avx2``, ``avx512_bf16``, ...); empty where not known."""
+    """Return the processor's instruction sets by Linux name (``avx2``, ``avx512_bf16``, ...); empty if unknown."""
     return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())
 
 
@@ -193,7 +199,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its queued work."""
     if device.type == "cuda":
         import torch
 
@@ -202,12 +208,12 @@ def wait(device: torch.device) -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Within it scikit-learn works on one thread: sums over several round differently from run to run."""
+    """Run scikit-learn on one thread within the block: multi-threaded sums round differently from run to run."""
     from joblib.externals.loky import cpu_count
     from threadpoolctl import threadpool_limits
 
-    # scikit-learn asks joblib for the number of cores. That calls ``lscpu``, which slim containers lack, and tells of
-    # it at length, but only the first time.
+    # scikit-learn asks joblib for the number of cores. joblib calls ``lscpu``, which slim containers lack, and prints a
+    # long warning, but only the first time.
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         cpu_count(only_physical_cores=True)
@@ -216,7 +222,10 @@ def one_thread() -> Iterator[None]:
 
 
 class Clock:
-    """Seconds by part of some work, in `spent`: ``with clock("decode"): ...``, waiting for `device` after each."""
+    """Seconds spent on each part of a task, in `spent`.
+
+    Use as ``with clock("decode"): ...``; it waits for `device` after each part.
+    """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device, self.spent = device, dict[str, float]()
@@ -231,7 +240,7 @@ class Clock:
 
 
 def seconds(run: Callable[[], object], device: torch.device, rounds: int = 3, warm: int = 1) -> list[float]:
-    """Return the seconds of each of `rounds` calls, after `warm` ones that are not counted."""
+    """Return the seconds of each of `rounds` calls, after `warm` warm-up calls that are not counted."""
     spent = []
     for _ in range(warm + rounds):
         wait(device)

@@ -1,6 +1,6 @@
-"""Finding images and videos: the one walk through folders, and the endings of names by which files count.
+"""Find images and videos: walk through folders, and classify files by the endings of their names.
 
-Nothing here looks into a file, and no image library is imported: `fercli.faces.images` decodes.
+This module opens no file and imports no image library: `fercli.faces.images` decodes.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
-#: The image formats that are read, by Pillow's name, with their endings. Others that Pillow knows are left out: EPS
-#: would run a program that the file brings.
+#: The image formats that fercli reads, by Pillow's name, with their endings. Other Pillow formats are left out: EPS
+#: would run a program contained in the file.
 PICTURE_FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -29,9 +29,9 @@ PICTURE_FORMATS: dict[str, tuple[str, ...]] = {
     "PCX": (".pcx",),
     "SGI": (".sgi",),
 }
-#: Endings of the format HEIF, which pillow-heif adds where it is installed: `pip install 'fercli[heif]'`.
+#: Endings of HEIF, which is read if pillow-heif is installed: `pip install 'fercli[heif]'`.
 _HEIF = (".heic", ".heif", ".hif")
-#: The endings of them under which images are written, by OpenCV.
+#: The endings under which OpenCV writes images.
 WRITTEN_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 
 VIDEO_ENDINGS = frozenset((
@@ -39,7 +39,7 @@ VIDEO_ENDINGS = frozenset((
     ".ogv",
 ))  # fmt: skip
 
-#: Endings of images in formats that are not read: raw photographs, drawings, and what has to be converted.
+#: Endings of image formats that are not read: raw photographs, drawings, and formats that must be converted.
 _UNREAD = frozenset((
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mrw", ".nef", ".nrw", ".orf", ".pef",
     ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf", ".srw", ".x3f",
@@ -47,39 +47,40 @@ _UNREAD = frozenset((
     ".psd", ".qoi", ".ras", ".svg", ".svgz", ".tga", ".wmf", ".xcf",
 ))  # fmt: skip
 
-#: Folders of systems and file managers, lower case: thumbnails, resource forks, waste bins. What begins with a dot
-#: (``.thumbnails``, ``.AppleDouble``, ``._photo.jpg``) is left out too. A Thumbs.db is counted as what is no image.
+#: Folders of operating systems and file managers, lower case: thumbnails, resource forks, recycle bins. Names that
+#: begin with a dot (``.thumbnails``, ``.AppleDouble``, ``._photo.jpg``) are left out too. Thumbs.db counts as a file
+#: that is not an image.
 _LITTER = frozenset((
     "@eadir", "__macosx", "@recycle", "#recycle", "$recycle.bin", "system volume information", "lost+found",
 ))  # fmt: skip
 
 _ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9_]{1,10}")
 
-#: What to do about an image in a format that is not read, and about HEIC.
+#: Advice for an image in a format that is not read, and for HEIC.
 CONVERT = "convert to JPEG or PNG"
 CONVERT_HEIF = f"{CONVERT}, or pip install 'fercli[heif]'"
 
 
 @lru_cache(maxsize=1)
 def reads_heif() -> bool:
-    """Tell whether pillow-heif, which reads HEIC, is installed."""
+    """Return whether pillow-heif, which reads HEIC, is installed."""
     return find_spec("pillow_heif") is not None
 
 
 @lru_cache(maxsize=1)
 def picture_formats() -> dict[str, tuple[str, ...]]:
-    """Return the formats read here and their endings, HEIC among them where pillow-heif is installed."""
+    """Return the supported formats and their endings, including HEIC if pillow-heif is installed."""
     return {**PICTURE_FORMATS, **({"HEIF": _HEIF} if reads_heif() else {})}
 
 
 @lru_cache(maxsize=1)
 def picture_endings() -> frozenset[str]:
-    """Return the endings, in lower case, by which a file counts as an image."""
+    """Return the endings, in lower case, that mark a file as an image."""
     return frozenset(ending for endings in picture_formats().values() for ending in endings)
 
 
 def is_litter(name: str) -> bool:
-    """Tell whether a file or folder is hidden, or is not the user's: `walk` passes it over."""
+    """Return whether a file or folder is hidden or was not made by the user: `walk` skips it."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
@@ -88,18 +89,18 @@ def walk(
     unreadable: Callable[[OSError], object] | None = None,
     closed: Callable[[str], bool] = lambda name: False,
 ) -> Iterator[str]:
-    """Yield the files below a folder, as paths that begin with it: by name, a folder's files where its name stands.
+    """Yield the files below a folder, as paths that begin with it, in depth-first order by name.
 
-    Links are followed, but each real folder is entered once, and none in which `folder` itself lies: links in a circle
-    end. Litter (`is_litter`) is passed over.
+    Links are followed, but each real folder is entered only once, and never a folder that contains `folder` itself, so
+    that circular links end. Litter (`is_litter`) is skipped.
 
     Args:
         folder: where to begin; read whatever its name.
-        unreadable: called with the error for a folder that cannot be read; without, the error is raised.
-        closed: folders of these names are yielded as if they were files.
+        unreadable: called with the error for a folder that cannot be read; if None, the error is raised.
+        closed: folders whose names satisfy this are yielded as if they were files.
 
     Raises:
-        OSError: a folder cannot be read, and there is no `unreadable`.
+        OSError: a folder cannot be read, and `unreadable` is None.
     """
     entered = set(map(_identity, _and_all_above(folder)))
     pending = [iter(_entries(os.fspath(folder), unreadable))]
@@ -117,7 +118,7 @@ def walk(
 
 
 def subfolders(folder: str | os.PathLike[str]) -> list[str]:
-    """Return the paths of the folders in a folder, by name, without litter and links to a folder that holds it."""
+    """Return the paths of the folders in a folder, by name, without litter and links to a folder that contains it."""
     above = _and_all_above(folder)
     return [
         entry.path
@@ -129,7 +130,7 @@ def subfolders(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def is_folder(entry: os.DirEntry) -> bool:
-    """Tell whether an entry is a folder or a link to one. A link to itself and one that leads nowhere are none."""
+    """Return whether an entry is a folder or a link to one. A circular or broken link is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -154,40 +155,40 @@ def _and_all_above(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def _identity(path: str) -> object:
-    """What two paths of one folder have in common."""
+    """Return a key that is equal for two paths of the same folder."""
     try:
         state = os.stat(path)
     except OSError:
         return path
-    # Some file systems number nothing.
+    # Some file systems have no inode numbers.
     return (state.st_dev, state.st_ino) if state.st_ino else os.path.realpath(path)
 
 
 def ending_of(name: str) -> str:
-    """Return the ending of a file's name in lower case, with its dot; "" where there is none."""
+    """Return the ending of a file name in lower case, with its dot; "" if there is none."""
     ending = os.path.splitext(name)[1].lower()
-    # A number (scan.0001) or the end of a sentence is none.
+    # A number (scan.0001) or the end of a sentence is not an ending.
     return ending if _ENDING.fullmatch(ending) else ""
 
 
 def is_picture_name(name: str) -> bool:
-    """Tell whether a file name ends as an image's does."""
+    """Return whether a file name has the ending of an image."""
     return ending_of(name) in picture_endings()
 
 
 def is_video_name(name: str) -> bool:
-    """Tell whether a file name ends as a video's does."""
+    """Return whether a file name has the ending of a video."""
     return ending_of(name) in VIDEO_ENDINGS
 
 
 def is_unread_picture(name: str) -> bool:
-    """Tell whether a file name ends as an image's does in a format that is not read here."""
+    """Return whether a file name has the ending of an image format that is not read here."""
     ending = ending_of(name)
     return ending in _UNREAD or (ending in _HEIF and not reads_heif())
 
 
 def describe_skipped(name: str) -> str:
-    """Return what to call the files that are skipped as this one is: by ending, and what to do if it is an image."""
+    """Return a description of skipped files like this one: the ending, and for an image what to do."""
     ending = ending_of(name)
     if not is_unread_picture(name):
         return f"{ending} files" if ending else "files without an ending"
@@ -195,6 +196,6 @@ def describe_skipped(name: str) -> str:
 
 
 def list_skipped(names: Iterable[str]) -> str:
-    """Return what files of these names are, counted: "3 .heic files (not read: ...), 1 .txt file"."""
+    """Return a count of these files by kind: "3 .heic files (not read: ...), 1 .txt file"."""
     counts = Counter(map(describe_skipped, names)).most_common()
     return ", ".join(f"{n} {what if n > 1 else what.replace(' files', ' file', 1)}" for what, n in counts)

@@ -1,4 +1,4 @@
-"""Where a command may write: said before the work, in one place for every command that writes a file of the user's."""
+"""Check where a command may write, before its work begins; used by every command that writes a user's file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import IO
 from fercli.errors import FercliError, SpecError
 from fercli.files import cannot_write, is_stream, real_path
 
-#: Files of a run's stage folder and of a prepared store that other commands read; each folder is known by its marks.
+#: Files that other commands read, of run folders, stage folders and prepared stores; each folder is recognised by its
+#: marker files: (name, marker files, protected names or endings).
 _KEPT = (
     ("a run", ("best.ckpt", "last.ckpt"), ("best.ckpt", "last.ckpt", "spec.yaml", "metrics.jsonl", "environment.json")),
     ("a run", ("source/best.ckpt", "source/last.ckpt"), ("spec.yaml",)),
@@ -22,11 +23,11 @@ _KEPT = (
 
 
 class Outputs:
-    """The outputs of one command, checked one by one before any of them is written.
+    """The outputs of one command, each checked before any of them is written.
 
     Args:
         reads: files that the command reads: inputs, the model.
-        force: whether files that are there already are replaced.
+        force: whether existing files are replaced.
     """
 
     def __init__(self, reads: Iterable[str | Path | None], force: bool):
@@ -40,21 +41,21 @@ class Outputs:
         """Raise unless the command may write `path`.
 
         Args:
-            option: what named it, as messages say it.
-            path: a file, there or not, a device or a FIFO; symbolic links are followed.
-            beside: files that are written beside it, for the while or for good.
-            again: it is the command's own from an earlier start, and replaced without `force`.
+            option: the option that names it, for messages.
+            path: a file (existing or not), a device or a FIFO; symbolic links are followed.
+            beside: files that are written next to it, temporarily or permanently.
+            again: the file is the command's own output of an earlier start, and is replaced without `force`.
 
         Raises:
-            SpecError: the command reads it, or it is another of its outputs.
-            FercliError: it is a folder, there already without `force`, a file of a run or of a prepared store, or
+            SpecError: the command reads the file, or the file is another of its outputs.
+            FercliError: the path is a folder, exists and `force` is false, belongs to a run or a prepared store, or
                 cannot be written.
         """
         try:
             found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             found = None
-        except OSError as failure:  # too long a name, links in a circle
+        except OSError as failure:  # the name is too long, or links are circular
             raise cannot_write(path, failure) from None
         if found is not None and stat.S_ISDIR(found.st_mode):
             raise FercliError(f"cannot write {path}: it is a folder", "give the name of a file")
@@ -67,10 +68,10 @@ class Outputs:
             )
         for key in _keys(path):
             if key in self._inputs:
-                raise SpecError(f"{option} would write over {self._inputs[key]}, which is read", "name another file")
+                raise SpecError(f"{option} would overwrite the input {self._inputs[key]}", "name another file")
         owner = _owner(real_path(path)) if found is not None else None
         if owner is not None:
-            raise FercliError(f"{path} belongs to {owner}; {option} would write over it: name another file")
+            raise FercliError(f"{option} would overwrite {path}, which belongs to {owner}; name another file")
         if found is not None and not (self._force or again):
             raise FercliError(f"{path} already exists", "name another file, or replace it with --force")
         self._claim(option, path)
@@ -82,10 +83,12 @@ class Outputs:
         for key in () if harmless else _keys(path):
             other = self._taken.setdefault(key, (option, path))
             if other != (option, path):
-                raise SpecError(f"{other[0]} {other[1]} and {option} {path} are the same file", "name two")
+                raise SpecError(
+                    f"{other[0]} {other[1]} and {option} {path} are the same file", "name two different files"
+                )
 
     def take(self, option: str, file: IO[bytes]) -> None:
-        """Take a file that is open already, such as stdout: no other output may be the same one."""
+        """Claim a file that is already open, such as stdout: no other output may be the same file."""
         try:
             found = os.fstat(file.fileno())
         except (OSError, ValueError):
@@ -95,12 +98,12 @@ class Outputs:
 
 
 def check_output(option: str, path: Path, force: bool, reads: Iterable[str | Path | None] = ()) -> None:
-    """Do `Outputs.check` for a command's only output."""
+    """Call `Outputs.check` for a command with a single output."""
     Outputs(reads, force).check(option, path)
 
 
 def _keys(path: Path) -> Iterable[object]:
-    """What two paths share that are one file: where they lead, and of a file that is there its number (hard links)."""
+    """Yield keys that two paths of the same file share: the real path and, if it exists, its inode (hard links)."""
     yield os.path.normcase(real_path(path))
     try:
         found = path.stat()
@@ -122,7 +125,7 @@ def _kind(mode: int) -> str:
 
 
 def _owner(path: Path) -> str | None:
-    """What a file belongs to that other commands read; None where it is of no such kind."""
+    """Return the run or store that a file belongs to; None if it belongs to neither."""
     for name, marks, kept in _KEPT:
         if any((path.parent / mark).exists() for mark in marks) and (path.name in kept or path.suffix in kept):
             return f"{name} ({path.parent})"
@@ -134,6 +137,6 @@ def _check_folder(path: Path) -> None:
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
-        raise FercliError(f"cannot write {path}: {folder} is no folder", "name another place")
+        raise FercliError(f"cannot write {path}: {folder} is not a folder", "name another folder")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise FercliError(f"cannot write {path}: {folder} may not be written to", "name another place")
+        raise FercliError(f"cannot write {path}: no permission to write in {folder}", "name another folder")

@@ -1,11 +1,11 @@
-"""Work in processes of this machine, or over the workers of a dask or ray cluster through joblib.
+"""Run work in processes on this machine, or on the workers of a dask or ray cluster through joblib.
 
-Results come in order, taken no further ahead than the memory allows, or each as soon as it is there. A cluster's
-workers must have fercli installed and see the same files under the same paths.
+Results come either in order, with a bounded number in memory, or each as soon as it is ready. A cluster's workers must
+have fercli installed and see the same files under the same paths.
 
-A worker is a Python process with two pipes: calls come in by the one, results go out by the other. It ends when its
-first pipe does, so that it never outlives its parent, however that ended. Nothing else is shared: no lock, no semaphore
-and no file, so that a killed process leaves nothing behind, no wait lasts for ever, and /dev/shm is not needed.
+A worker is a Python process with two pipes: one for incoming calls and one for results. It ends when its input pipe
+closes, so that it never outlives its parent, however the parent ended. Nothing else is shared: no lock, no semaphore
+and no file. So a killed process leaves nothing behind, no wait lasts for ever, and /dev/shm is not needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import IO, Any, TypeVar
 
 with warnings.catch_warnings():
-    # Where /dev/shm cannot be written to, joblib warns of it whoever needs it.
+    # Where /dev/shm is not writable, joblib warns about it even if it is not needed.
     warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
     import joblib
     from joblib.externals.loky import cpu_count
@@ -39,15 +39,15 @@ from fercli.errors import FercliError
 A = TypeVar("A")
 R = TypeVar("R")
 
-#: Calls that a worker has at a time: the next one lies ready when it is done with the first.
+#: Calls that a worker holds at a time: the next one is ready when it has finished the first.
 _AT_HAND = 2
-_KILLED = "a worker process was killed, most likely for want of memory; run the same command again to go on"
-#: Seconds that a killed worker may take to end before it is left to the system.
+_KILLED = "a worker process was killed, probably because memory ran out; run the same command again to resume"
+#: Seconds to wait for a killed worker to end before it is left to the system.
 _PATIENCE_S = 2
-#: Bytes of large items that may be under way.
+#: Bytes of large items that may be in progress at once.
 _MOST_BYTES = 256 << 20
 _LENGTH = struct.Struct("<Q")
-#: What a worker's interpreter runs. The path is set before anything is imported: the working folder is not on it.
+#: The code that a worker's interpreter runs. It sets the path before any import: the working folder is not on it.
 _BEGIN = "import sys; sys.path[:] = sys.argv[1:]; from fercli.parallel import work; work()"
 
 
@@ -56,16 +56,17 @@ class WorkerEnded(FercliError):
 
 
 class WorkerTrace(Exception):
-    """What led to an error in a worker process, as text: the cause of that error in this one."""
+    """The traceback of an error in a worker process, as text; set as the cause of that error in this process."""
 
 
 class Workers:
-    """Worker processes, started when the first work comes; a context manager that ends them.
+    """Worker processes, started with the first work; a context manager that ends them.
 
     Args:
-        count: processes; 0 is all cores that this process may use (affinity, container), 1 is this process.
-        environments: variables of each process, beside this one's own; then one is a process of its own too.
-        at_hand: calls that a process has at a time. With 1 none waits for another that lasts long.
+        count: number of processes; 0 is all cores that this process may use (affinity, container), 1 is this process.
+        environments: environment variables of each process, in addition to this one's. If given, even a single worker
+            is a separate process.
+        at_hand: calls that a process holds at a time. With 1, no call waits behind a long one.
     """
 
     def __init__(self, count: int = 0, environments: Sequence[Mapping[str, str]] = (), at_hand: int = _AT_HAND):
@@ -81,7 +82,7 @@ class Workers:
 
     def __exit__(self, *_: object) -> None:
         workers, self._workers = self._workers, []
-        # What nobody waits for any more is not waited for: the processes are killed in the middle of it.
+        # Results are no longer wanted, so the processes are killed in the middle of their work.
         for worker in workers:
             worker.kill()
         for worker in workers:
@@ -94,9 +95,10 @@ class Workers:
 
         Args:
             function: importable by name in other processes.
-            items: taken as there is room: at most `most` of them are under way or done and not yet taken.
-            call: the arguments for an item.
-            most: see `items`; of large items (`Sized.size`, in bytes), as many as fit into 256 MiB, and at least two.
+            items: consumed lazily: at most `most` of them are in progress, or finished but not yet yielded.
+            call: returns the arguments for an item.
+            most: see `items`. Large items (`Sized.size`, in bytes) are also limited to 256 MiB in total, but at least
+                two are taken.
 
         Raises:
             WorkerEnded: a worker was killed, or crashed.
@@ -123,19 +125,20 @@ class Workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
         finally:
-            for _, future in waiting:  # those that no worker has yet
+            for _, future in waiting:  # those that no worker has started
                 future.cancel()
 
     def as_completed(
         self, function: Callable[..., R], items: Iterable[A], call: Callable[[A], tuple[Any, ...]]
     ) -> Iterator[tuple[A, R | WorkerEnded]]:
-        """Yield (item, function(*call(item))) as soon as each is there.
+        """Yield (item, function(*call(item))) as soon as each result is ready.
 
         Args:
             function, call: as in `in_order`.
-            items: each is taken when a process is free for it, in this thread.
+            items: each is taken in this thread, once a process is free for it.
 
-        Of an item whose process was killed, or crashed, it yields the `WorkerEnded`; another process takes its place.
+        If the process of an item was killed or crashed, the item's result is the `WorkerEnded`, and another process
+        replaces it.
         """
         if self._here:
             for item in items:
@@ -164,12 +167,12 @@ class Workers:
                 future.cancel()
 
     def signal(self, number: int) -> None:
-        """Send all processes a signal."""
+        """Send a signal to all processes."""
         for worker in self._workers:
             worker.signal(number)
 
     def _start(self) -> None:
-        """Start the processes that are missing, or have ended, each with its own environment."""
+        """Start missing processes and replace ended ones, each with its own environment."""
         for place in range(self.count):
             environment = self._environments[place % len(self._environments)]
             if place >= len(self._workers):
@@ -184,12 +187,12 @@ class Workers:
         return future
 
 
-#: A call on its way: where its result goes, and the pickled function and arguments. None ends the thread that gets it.
+#: A queued call: the future for its result, and the pickled function and arguments. None ends the thread that gets it.
 _Call = tuple[Future, bytes]
 
 
 class _Worker:
-    """One process, and the thread that gives it calls from the queue and takes its results."""
+    """One process, and the thread that passes it calls from the queue and collects its results."""
 
     def __init__(self, calls: queue.SimpleQueue[_Call | None], environment: Mapping[str, str], at_hand: int):
         self._calls, self._at_hand, self.serves = calls, at_hand, True
@@ -198,9 +201,9 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if _is_open(2) else subprocess.DEVNULL,
-            # One thread each: the processes are as many as there are cores.
+            # One thread each: there are as many processes as cores.
             env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            # Ctrl-C reaches the whole group of a terminal; the parent alone decides what it means.
+            # Ctrl-C reaches the terminal's whole process group; only the parent decides how to handle it.
             start_new_session=True,
         )
         self._thread = threading.Thread(target=self._serve, name="fercli-worker", daemon=True)
@@ -241,12 +244,12 @@ class _Worker:
                 failure, trace = result
                 failure.__cause__ = WorkerTrace(f"\n{trace}")
                 future.set_exception(failure)
-        except Exception:  # the pipe's, or of a result that cannot be read
-            self.serves = False  # before anybody hears of it and hands in more
+        except Exception:  # the pipe failed, or a result cannot be read
+            self.serves = False  # set before callers see the error and submit more
             for future in given:
                 future.set_exception(WorkerEnded(*self._why()))
         finally:
-            with suppress(OSError):  # what was not sent yet fails again
+            with suppress(OSError):  # flushing unsent data fails again
                 self._process.stdin.close()
             self._process.stdout.close()
 
@@ -255,9 +258,9 @@ class _Worker:
             self._process.wait(_PATIENCE_S)
         code = self._process.returncode
         if code in (None, -getattr(signal, "SIGKILL", 9)):
-            return "a worker process was killed, most likely for want of memory", "try fewer: --workers 1"
+            return "a worker process was killed, probably because memory ran out", "use fewer workers: --workers 1"
         how = f"by signal {-code}" if code < 0 else f"with code {code}"
-        return f"a worker process was ended {how} in the middle of its work", "try without: --workers 1"
+        return f"a worker process ended {how} in the middle of its work", "run without worker processes: --workers 1"
 
 
 def _bytes_of(waiting: Iterable[tuple[Any, Any]]) -> int:
@@ -288,16 +291,16 @@ def _is_open(handle: int) -> bool:
 
 
 def work() -> None:
-    """Be a worker: answer the calls that come on stdin until it ends."""
+    """Run as a worker: execute calls from stdin until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     source, results = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    # What a library prints must not get among the results.
+    # Output printed by libraries must not mix with the results.
     with open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
     os.dup2(2, 1)
     calls: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(source, calls), daemon=True).start()
-    with suppress(Exception):  # a process that cannot load it is told of by its first piece of work
+    with suppress(Exception):  # if it cannot be loaded, the first call reports that
         import cv2
 
         cv2.setNumThreads(1)
@@ -305,12 +308,12 @@ def work() -> None:
         answer = _answer(calls.get())
         try:
             _send(results, answer)
-        except OSError:  # nobody listens any more
+        except OSError:  # the parent has gone
             os._exit(1)
 
 
 def _read(source: IO[bytes], calls: queue.SimpleQueue[bytes]) -> None:
-    """Take calls as they come, so that the end of the pipe is seen at once, even in the middle of a call."""
+    """Read calls as they arrive, so that a closed pipe is noticed at once, even in the middle of a call."""
     try:
         while True:
             calls.put(_received(source))
@@ -319,14 +322,14 @@ def _read(source: IO[bytes], calls: queue.SimpleQueue[bytes]) -> None:
 
 
 def _answer(call: bytes) -> bytes:
-    """Return whether a call returned, and what it returned or raised, pickled."""
+    """Run a call; return, pickled, whether it succeeded and what it returned or raised."""
     try:
         function, arguments = pickle.loads(call)
         return pickle.dumps((True, function(*arguments)), pickle.HIGHEST_PROTOCOL)
     except Exception as failure:
         try:
             pickle.loads(pickle.dumps(failure))
-        except Exception:  # one that cannot travel
+        except Exception:  # it cannot be pickled
             failure = RuntimeError(f"{type(failure).__name__}: {failure}")
         return pickle.dumps((False, (failure, traceback.format_exc())), pickle.HIGHEST_PROTOCOL)
 
@@ -334,15 +337,15 @@ def _answer(call: bytes) -> bytes:
 def in_order(
     function: Callable[..., R], arguments: Iterator[tuple[Any, ...]], count: int, options: Any, section: str
 ) -> Iterator[R]:
-    """Yield ``function(*a)`` of each of the `count` arguments, in their order, as the results come.
+    """Yield ``function(*a)`` for each of the `count` arguments, in their order, as results arrive.
 
     Args:
         function: importable by name in other processes.
-        arguments: of each call; taken only a little ahead of the work, so that the memory stays flat.
-        count: how many there are.
-        options: has `backend` (as the run spec's ``prepare.backend``), `workers` (0: all cores, or all of the cluster)
+        arguments: the arguments of each call; consumed only slightly ahead of the work, so that memory stays bounded.
+        count: the number of calls.
+        options: has `backend` (as the run spec's ``prepare.backend``), `workers` (0: all cores, or the whole cluster)
             and `cluster` (the address of a dask scheduler or a ray head; None: DASK_SCHEDULER_ADDRESS or RAY_ADDRESS).
-        section: of the spec, whose keys these are, for messages.
+        section: the section of the spec with these keys, for messages.
 
     Raises:
         FercliError: the backend is not installed, there is no cluster at the address, or a worker was killed.
@@ -353,7 +356,7 @@ def in_order(
     workers = options.workers or (-1 if remote else cpu_count())
     if not remote and (options.backend in ("loky", "sequential") or min(workers, count) <= 1):
         processes = 1 if options.backend == "sequential" else max(1, min(workers, count))
-        # As many results wait for the one before them, each of some megabytes.
+        # The most results that may wait for an earlier one; each takes a few megabytes.
         most = max(processes + 2, min(4 * processes, 32))
         with Workers(processes) as pool:
             try:
@@ -366,7 +369,7 @@ def in_order(
     with _backend(options.backend, options.cluster, section, workers):
         try:
             if options.backend == "ray":
-                # Ray's backend gives its results only all at once: a few rounds' work at a time.
+                # Ray's backend returns all results of a call at once, so a few rounds of work are submitted at a time.
                 while batch := list(itertools.islice(jobs, 4 * joblib.effective_n_jobs())):
                     yield from joblib.Parallel()(batch)
             else:
@@ -378,17 +381,17 @@ def in_order(
 
 
 class Cluster:
-    """The workers of a dask or ray cluster; a context manager that joins it, and leaves it.
+    """The workers of a dask or ray cluster; a context manager that connects to it and disconnects.
 
-    Each piece of work runs in a process of its own, which its worker starts: a worker may do several at a time in
-    threads, and what torch sets, such as its random numbers, is a process's.
+    Each item runs in its own process, started by its worker. A worker may run several items at a time in threads, but
+    torch's settings, such as its random state, apply to a whole process.
 
     Args:
         backend: ``dask`` or ``ray``.
         address: as `options.cluster` of `in_order`.
-        section: of the spec, that messages name.
-        count: pieces of work at a time, at most; 0 is as many as the cluster has places for.
-        environment: variables of the processes, beside their workers' own.
+        section: the section of the spec to name in messages.
+        count: the largest number of items at a time; 0 is as many as the cluster has slots for.
+        environment: environment variables of the processes, in addition to their workers' own.
 
     Raises:
         FercliError: as `in_order`.
@@ -408,7 +411,7 @@ class Cluster:
     def as_completed(
         self, function: Callable[..., R], items: Iterable[A], call: Callable[[A], tuple[Any, ...]]
     ) -> Iterator[tuple[A, R | WorkerEnded]]:
-        """See `Workers.as_completed`; items are taken in another thread. Ray's results come when all are there."""
+        """As `Workers.as_completed`, but items are taken in another thread. Ray returns all results at the end."""
         taken: list[A] = []
 
         def jobs() -> Iterator[Any]:
@@ -416,7 +419,7 @@ class Cluster:
                 taken.append(item)
                 yield joblib.delayed(_in_a_process)(len(taken) - 1, self._environment, function, call(item))
 
-        # One at a time: what lasts an hour is not to wait behind another in a batch.
+        # One at a time: an item that takes an hour must not wait behind another in a batch.
         how = {"batch_size": 1, "pre_dispatch": self._count or "n_jobs"}
         if self._backend != "ray":
             how["return_as"] = "generator_unordered"
@@ -437,9 +440,9 @@ def _in_a_process(
 
 
 def _cluster_failed(backend: str, failure: Exception) -> FercliError:
-    """What a cluster raises when it loses a worker is its own."""
+    """Return the error for a failed cluster; each backend raises its own error types when it loses a worker."""
     why = str(failure).splitlines()[0] if str(failure) else type(failure).__name__
-    return FercliError(f"the {backend} cluster failed ({why}); run the same command again to go on")
+    return FercliError(f"the {backend} cluster failed ({why}); run the same command again to resume")
 
 
 @contextmanager
@@ -455,16 +458,16 @@ def _dask_client(address: str | None, section: str) -> Any:
     try:
         from distributed import Client
     except ImportError:
-        raise FercliError(f"{section}.backend is dask, which is not installed: pip install 'fercli[dask]'") from None
+        raise FercliError(f"{section}.backend is dask, which is not installed; pip install 'fercli[dask]'") from None
     address = address or os.environ.get("DASK_SCHEDULER_ADDRESS")
     if not address:
         raise FercliError(
-            f"{section}.backend is dask: say where its scheduler is, such as --set {section}.cluster=tcp://node1:8786"
+            f"{section}.backend is dask, but its scheduler is not given; use --set {section}.cluster=tcp://node1:8786"
         )
     try:
         client = Client(address)
     except (OSError, TimeoutError, ValueError) as failure:
-        raise FercliError(f"no dask scheduler answers at {address} ({failure}): see {section}.cluster") from failure
+        raise FercliError(f"no dask scheduler answers at {address} ({failure}); check {section}.cluster") from failure
     console.say(f"dask cluster {address}: {sum(client.nthreads().values())} worker threads")
     return client
 
@@ -474,11 +477,11 @@ def _join_ray(address: str | None, section: str) -> None:
         import ray
         from ray.util.joblib import register_ray
     except ImportError:
-        raise FercliError(f"{section}.backend is ray, which is not installed: pip install 'fercli[ray]'") from None
+        raise FercliError(f"{section}.backend is ray, which is not installed; pip install 'fercli[ray]'") from None
     if not ray.is_initialized():
         try:
-            # Without an address ray joins the one of RAY_ADDRESS, or starts workers on this machine.
+            # Without an address, ray joins the cluster in RAY_ADDRESS, or starts workers on this machine.
             ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
         except (ConnectionError, ValueError, RuntimeError) as failure:
-            raise FercliError(f"no ray cluster answers at {address}: {failure}") from failure
+            raise FercliError(f"no ray cluster answers at {address} ({failure}); check {section}.cluster") from failure
     register_ray()

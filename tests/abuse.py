@@ -38,7 +38,7 @@ LONGEST_S, MOST_LINES, MOST_BYTES = 10, 16, 600 << 20
 
 #: What none of our messages says: words of Python's own errors.
 _PYTHON = re.compile(
-    r"Traceback|fercli did not expect|NoneType|has no attribute|not subscriptable|unexpected keyword|codec can't"
+    r"Traceback|unexpected error in fercli|NoneType|has no attribute|not subscriptable|unexpected keyword|codec can't"
     r"|not iterable|list index|object is not|unsupported operand|Errno "
 )
 #: Control characters that a terminal would obey.
@@ -193,7 +193,7 @@ def _faults(case: Case, result: Result, answer: str | None) -> list[str]:
         if isinstance(problem, Exception):
             told += f"error: {_told(problem)}\n"
         where = "".join(traceback.format_exception(problem)[-3:])
-        if not isinstance(problem, Exception) or "fercli did not expect" in told:
+        if not isinstance(problem, Exception) or "unexpected error in fercli" in told:
             faults.append(f"{type(problem).__name__} escaped: {where}")
     if code not in (0, 1, 2):
         faults.append(f"exit code {code}")

@@ -1,4 +1,4 @@
-"""A small prepared source and target, drawn once a session, and a bench to run the command line on them."""
+"""A small prepared source and target, drawn once per session, and a bench that runs the command line on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: the machine's cores are shared
-os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for itself; our tables would follow it
+os.environ.pop("COLUMNS", None)  # pytest-xdist sets it for its own output; fercli's tables would use it too
 
 import pytest
 import yaml
@@ -26,7 +26,7 @@ from fercli.cli import main
 
 pytest.register_assert_rewrite("trained_runs", "pages", "trees", "loops")  # helpers that assert
 
-#: Steps that make an epoch, and epochs, of a bench's runs.
+#: Steps per epoch, and epochs, in a bench's runs.
 STEPS, EPOCHS = 3, 2
 
 _STAGE = {"batch": 8, "epochs": EPOCHS, "steps_per_epoch": STEPS, "head_lr_multiplier": 1, "clip_norm": 5}
@@ -42,7 +42,7 @@ TINY: dict[str, Any] = {
 
 
 def run(*arguments: object, stdin: bytes | None = None, catch: bool = False) -> Result:
-    """Run ``fercli`` in this process; stdout and stderr are kept apart whatever click's version."""
+    """Run ``fercli`` in this process; stdout and stderr are kept separate with every version of click."""
     apart = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner.__init__).parameters else {}
     return CliRunner(**apart).invoke(main, [str(a) for a in arguments], stdin, catch_exceptions=catch)
 
@@ -50,7 +50,7 @@ def run(*arguments: object, stdin: bytes | None = None, catch: bool = False) -> 
 def fercli(
     *arguments: str | Path, flags: Sequence[str] = (), before: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess:
-    """Run ``python FLAGS -m fercli`` in a process of its own, modules of the folder `before` before all others."""
+    """Run ``python FLAGS -m fercli`` in a separate process; modules in the folder `before` take precedence."""
     path = os.pathsep.join(map(str, filter(None, (before, Path(__file__).parents[1]))))
     return subprocess.run(
         [sys.executable, *flags, "-m", "fercli", *map(str, arguments)],
@@ -62,7 +62,7 @@ def fercli(
 
 
 def told(result, code: int = 1) -> str:
-    """The one line of a failed command."""
+    """Return the one-line error of a failed command."""
     assert result.exit_code == code, result.stderr
     assert "Traceback" not in result.stdout + result.stderr
     assert result.stdout == ""
@@ -72,19 +72,19 @@ def told(result, code: int = 1) -> str:
 
 
 def warned(result) -> list[str]:
-    """The lines on stderr, but for those that doubt an adaptation: a tiny one to few faces is not to be trusted."""
+    """Return the lines on stderr, except doubts about the adaptation: the tiny test runs are never trusted."""
     doubt = re.compile(r"warning: jaffe, .+: (doubtful|not trusted)\. ")
     return [line for line in result.stderr.splitlines() if not doubt.match(line)]
 
 
 def lines(result) -> list[dict[str, Any]]:
-    """The JSON lines of a command that went well."""
+    """Return the JSON lines of a successful command."""
     assert result.exit_code == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def merge(tree: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a nested mapping with ``a.b: value`` changes made."""
+    """Return a copy of a nested mapping with changes of the form ``a.b: value`` applied."""
     tree = {key: merge(value, {}) if isinstance(value, dict) else value for key, value in tree.items()}
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -115,27 +115,27 @@ class Bench:
         return run(command, "-c", str(self.spec), *arguments)
 
     def done(self, command: str, *arguments: str) -> Result:
-        """Run a command that must go well."""
+        """Run a command that must succeed."""
         result = self(command, *arguments)
         assert result.exit_code == 0, result.stderr
         return result
 
     def json(self, command: str, *arguments: str) -> Any:
-        """The document of a command that must go well."""
+        """Return the JSON document of a command that must succeed."""
         return json.loads(self.done(command, *arguments, "--json").stdout, parse_constant=pytest.fail)
 
     @property
     def runs(self) -> Path:
-        """The folder of this bench's run."""
+        """Return the folder of this bench's run."""
         return self.folder / "runs" / "tiny"
 
 
-#: Seconds that a test marked slow may take: they train, export and kill by the dozen, at times on a busy machine.
+#: Time limit in seconds for tests marked slow: they train, export and kill many times, at times on a busy machine.
 SLOW_LIMIT_S = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give slow tests a limit of their own instead of setup.cfg's."""
+    """Give slow tests their own time limit instead of setup.cfg's."""
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_LIMIT_S))
@@ -143,7 +143,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    """Put back what a command sets for its whole process."""
+    """Restore the settings that a command changes for its whole process."""
     yield
     console.configure()
     if "torch" in sys.modules:
@@ -152,7 +152,7 @@ def _as_before() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores of 84 + 42 procedural faces in RAF-DB's layout and 42 in JAFFE's, by the real prepare. Read only."""
+    """Stores of 84 + 42 procedural faces in RAF-DB's layout and 42 in JAFFE's, made by the real prepare. Read only."""
     from fercli.synthetic.domains import LAB, STUDIO
     from fercli.synthetic.render import sample
     from fercli.synthetic.writers import write_jaffe, write_raf_db
@@ -168,7 +168,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def faces() -> list[Any]:
-    """Two people with each of the seven expressions. Read only, as is what is made of them."""
+    """Two identities with each of the seven expressions. Read only, like everything made from them."""
     from fercli.synthetic.render import STUDIO, render
 
     return [render(STUDIO, identity, label, 3) for identity in range(2) for label in range(7)]
@@ -176,7 +176,7 @@ def faces() -> list[Any]:
 
 @pytest.fixture(scope="session")
 def raf(tmp_path_factory: pytest.TempPathFactory, faces: list[Any]) -> Path:
-    """The fourteen faces in RAF-DB's layout: eight to train on, six to score."""
+    """The fourteen faces in RAF-DB's layout: eight for training, six for scoring."""
     from fercli.synthetic.writers import write_raf_db
 
     return write_raf_db(tmp_path_factory.mktemp("data") / "raf", faces[:8], faces[8:])
@@ -184,7 +184,7 @@ def raf(tmp_path_factory: pytest.TempPathFactory, faces: list[Any]) -> Path:
 
 @pytest.fixture(scope="session")
 def raf_store(tmp_path_factory: pytest.TempPathFactory, raf: Path) -> Path:
-    """The store of `raf`, by default options."""
+    """The store of `raf`, with default options."""
     from fercli.datasets import read_dataset
     from fercli.prepare import prepare
     from fercli.spec import Prepare
@@ -196,7 +196,7 @@ def raf_store(tmp_path_factory: pytest.TempPathFactory, raf: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
-    """A bench whose source model is trained, uninterrupted. Read only: take a copy by `after_source`."""
+    """A bench whose source model was trained without interruption. Read only: make a copy with `after_source`."""
     bench = Bench(tmp_path_factory.mktemp("trained"), prepared)
     bench.done("train-source", "--quiet")
     return bench
@@ -205,7 +205,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
 def after_source(
     folder: Path, trained: Bench, changes: dict[str, Any] | None = None, prepared: Path | None = None
 ) -> Bench:
-    """A bench of one's own that has the trained source model."""
+    """Return a new bench with a copy of the trained source model."""
     made = Bench(folder, prepared or trained.prepared, changes or {})
     shutil.copytree(trained.runs / "source", made.runs / "source")
     return made
@@ -213,7 +213,7 @@ def after_source(
 
 @pytest.fixture(scope="session")
 def adapted(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
-    """A bench adapted to JAFFE without a stop. Read only but for its report."""
+    """A bench adapted to JAFFE without interruption. Read only except for its report."""
     bench = after_source(tmp_path_factory.mktemp("adapted"), trained)
     bench.done("adapt", "--quiet")
     return bench
@@ -221,13 +221,13 @@ def adapted(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, prepared: Path) -> Bench:
-    """A bench of one's own on the shared stores, nothing trained."""
+    """A separate bench on the shared stores, without a trained model."""
     return Bench(tmp_path / "bench", prepared)
 
 
 @pytest.fixture
 def make_adapting(tmp_path: Path, trained: Bench):
-    """Give a function (name, changes, prepared) -> a bench that has the trained source model."""
+    """Return a function (name, changes, prepared) -> a bench that has the trained source model."""
 
     def make(name: str, changes: dict[str, Any] | None = None, prepared: Path | None = None) -> Bench:
         return after_source(tmp_path / name, trained, changes, prepared)

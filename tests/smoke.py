@@ -1,9 +1,9 @@
-"""Does an installed fercli work? A tiny demo from drawn images to a report, and a prediction; run by .ci/run.
+"""Check that an installed fercli works: a tiny demo from drawn images to a report, and a prediction; run by .ci/run.
 
     python tests/smoke.py
 
-run by the Python of an environment into which fercli was installed as the README says it, in an empty folder. It uses
-the command `fercli` beside that Python and nothing of the checkout, and ends with a line of figures, or with an error.
+Run it in an empty folder, with the Python of an environment into which fercli was installed as the README says. It uses
+the `fercli` command next to that Python and nothing from the checkout. It ends with a line of figures, or an error.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 FERCLI = Path(sys.executable).with_name("fercli.exe" if sys.platform == "win32" else "fercli")
-#: Of every training: an epoch of a few steps.
+#: Settings for every training: one epoch of a few steps.
 SHORT = [
     f"{stage}.{key}" for stage in ("train_source", "adapt") for key in ("epochs=1", "steps_per_epoch=4", "batch=16")
 ]
 
 
 def fercli(*arguments: str) -> str:
-    """Run the command and return what it prints on stdout; its remarks go to ours."""
+    """Run the command and return its stdout; its stderr is passed through."""
     print("+ fercli", *arguments, flush=True)
     done = subprocess.run([FERCLI, *arguments], stdout=subprocess.PIPE, text=True, timeout=600)
     if done.returncode != 0:
@@ -32,7 +32,7 @@ def fercli(*arguments: str) -> str:
 
 
 def draw() -> None:
-    """A source in RAF-DB's layout and a target in JAFFE's, as the demo's but smaller."""
+    """Draw a source in RAF-DB's layout and a target in JAFFE's, like the demo's but smaller."""
     from fercli.synthetic.domains import LAB, STUDIO
     from fercli.synthetic.render import sample
     from fercli.synthetic.writers import write_jaffe, write_raf_db
@@ -46,7 +46,7 @@ def draw() -> None:
 
 
 def main() -> None:
-    """Run all of it."""
+    """Run the whole check."""
     import fercli as installed
 
     if "site-packages" not in Path(installed.__file__).parts:
@@ -64,7 +64,7 @@ def main() -> None:
     fercli("adapt", "-c", "demo", *settings)
     fercli("evaluate", "-c", "demo", *settings, "--report")
     if not list(Path("runs").glob("*/report/report.html")):
-        raise SystemExit("evaluate left no report")
+        raise SystemExit("evaluate wrote no report")
     pictures = sorted(str(path) for path in Path("data/jaffe").rglob("*.tiff"))[:8]
     answers = [json.loads(line) for line in fercli("predict", *pictures, "--run", "starter").splitlines()]
     faces = sum(len(answer["faces"]) for answer in answers)

@@ -1,4 +1,4 @@
-"""Prepared stores changed by hand."""
+"""Helpers that modify prepared stores."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from fercli.store import MANIFEST_COLUMNS, SMALL_FILES, Store, file_hash, read_m
 
 
 def seal(folder: Path) -> None:
-    """Let meta.json name the files as they are now, as if they had been prepared so."""
+    """Update the hashes in meta.json to the current files, as if they had been prepared like this."""
     meta = json.loads((folder / "meta.json").read_text())
     meta["sha256"] = {name: file_hash(folder / name) for name in SMALL_FILES if (folder / name).exists()}
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
 def cut(store: Path, out: Path, keep: np.ndarray, **changes: object) -> None:
-    """A copy of a store with these of its faces; `changes` go into its meta.json."""
+    """Write a copy of a store with only the faces at `keep`; `changes` go into its meta.json."""
     out.mkdir(parents=True)
     for file in store.glob("*.npy"):
         array = np.load(file)
@@ -39,14 +39,14 @@ def cut(store: Path, out: Path, keep: np.ndarray, **changes: object) -> None:
 
 
 def changeable(store: Store) -> Store:
-    """Let a test write into what an open store tells of its faces."""
+    """Return the open store with writable labels, ids and subjects."""
     for name in ("labels", "ids", "subjects"):
         setattr(store, name, np.array(getattr(store, name)))
     return store
 
 
 def with_labels(prepared: Path, folder: Path, change: Callable[[np.ndarray], np.ndarray | None]) -> Path:
-    """Stores whose target labels are changed (or gone, where `change` gives None)."""
+    """Make stores whose target labels are changed (or removed, if `change` returns None)."""
     folder.mkdir()
     (folder / "raf-db").symlink_to(prepared / "raf-db")
     shutil.copytree(prepared / "jaffe", folder / "jaffe")

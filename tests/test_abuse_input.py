@@ -287,7 +287,7 @@ def test_a_working_folder_that_cannot_be_read_does_not_matter(closed: Path) -> N
     leave = f"import os; os.chdir({str(closed)!r}); os.chmod('.', 0); from fercli.__main__ import run; run()"
     for script in (code, leave):
         done = fercli_without_rights("-c", script, *arguments)
-        assert done.returncode == 0 and "No file listed is missing" in done.stdout, done.stderr
+        assert done.returncode == 0 and "No listed file is missing" in done.stdout, done.stderr
 
 
 def test_a_working_folder_that_was_deleted_does_not_matter(tmp_path: Path, trained) -> None:
@@ -384,7 +384,7 @@ def test_a_stdout_that_takes_nothing_is_one_line(command: str, redirected: str, 
 def test_other_closed_streams_do_not_matter(redirected: str, tmp_path: Path) -> None:
     touch(tmp_path, "happy/a.jpg")
     done = in_shell(redirected, "datasets", "check", "folders", tmp_path)
-    assert done.returncode == 0 and "No file listed is missing." in done.stdout and not done.stderr
+    assert done.returncode == 0 and "No listed file is missing." in done.stdout and not done.stderr
 
 
 @pytest.mark.parametrize("redirected", ["2>&-", ">&- 2>&-", ">&- 2>&- <&-", "2>/dev/full", ">/dev/full 2>/dev/full"])
@@ -412,7 +412,7 @@ def test_an_early_end_of_a_file_is_no_stop(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr("fercli.doctor.checks.examine", read)
     done = run_to_the_end("doctor")
-    assert done == (1, "error: a file is empty or cut short (No data left in file); the same command with --debug")
+    assert done == (1, "error: a file is empty or truncated (No data left in file); run the same command with --debug")
 
 
 def run_to_the_end(*arguments: str) -> tuple[int, str]:
@@ -424,7 +424,7 @@ def run_to_the_end(*arguments: str) -> tuple[int, str]:
     except SystemExit as end:
         return int(end.code or 0), ""
     except FercliError as problem:
-        return problem.exit_code, f"error: {problem}".partition(" shows which")[0]
+        return problem.exit_code, f"error: {problem}".partition(" to see which")[0]
     except Exception as problem:
         return 1, _told(problem)
     return 0, ""

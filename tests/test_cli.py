@@ -1,4 +1,4 @@
-"""What users type, and what they are told: exit codes, one line an error, no trace, JSON that parses."""
+"""The command line: exit codes, one line per error, no traceback, and valid JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fercli.errors import Advice, FercliError
 # Help
 
 
-#: Groups: their own help has examples, and their commands have the options.
+#: Groups: their own help has examples; the options belong to their commands.
 _GROUPS = {"bench": ["prepare"], "weights": ["inspect", "export"]}
 _GROUPS_HELP = [[name] for name in _GROUPS]
 _OWN_HELP = [[name] for name in COMMANDS if name not in _GROUPS]
@@ -60,14 +60,14 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["adpt"], "no command 'adpt'; did you mean adapt?"),
+        (["adpt"], "no such command: 'adpt'; did you mean adapt?"),
         (["train"], "did you mean train-source?"),
-        (["zzz"], f"no command 'zzz'; one of {', '.join(COMMANDS)} (run: fercli --help)"),
+        (["zzz"], f"no such command: 'zzz'; choose one of {', '.join(COMMANDS)} (run: fercli --help)"),
         (["--zzz"], "No such option"),
         (["adapt", "--targt", "x"], "--target"),
         (["demo", "--seed", "-1"], "--seed"),
-        (["swep"], "no command 'swep'; did you mean sweep?"),
-        (["weigths"], "no command 'weigths'; did you mean weights?"),
+        (["swep"], "no such command: 'swep'; did you mean sweep?"),
+        (["weigths"], "no such command: 'weigths'; did you mean weights?"),
         (["sweep"], "Missing argument 'SPEC'"),
         (["sweep", "shifts", "--jobs", "0"], "--jobs"),
         (["weights", "inspct"], "No such command 'inspct'"),
@@ -89,7 +89,7 @@ def test_a_group_alone_shows_its_help(arguments: list[str]) -> None:
     assert "error:" not in result.stderr
 
 
-# What is advised can be typed as printed
+# Advice can be run as printed
 
 
 @pytest.mark.parametrize(
@@ -116,17 +116,17 @@ def test_advice_repeats_what_describes_the_spec(command: tuple[str, ...], given:
     with click.Context(main, info_name="fercli", **main.context_settings) as ctx:
         remember(given.get("spec_file"), given.get("overrides", ()), given.get("sources", ()))
         assert with_options(error.text, ctx) == f"x: fercli prepare; run: {advised} --last; y"
-        # Text is never searched for commands: whoever advises one says so.
+        # Plain text is never searched for commands: advice must be marked as such.
         assert with_options(str(error), ctx) == str(error)
 
 
-def test_an_error_keeps_what_is_wrong_and_what_to_do_apart() -> None:
+def test_an_error_separates_the_problem_from_the_fix() -> None:
     advised = Advice.joined("; ", ["then", Advice.run("adapt", "--target t")])
     error = FercliError("no model; none at all", advised)
     assert (error.what, error.fix) == ("no model; none at all", "then; run: fercli adapt --target t")
     assert str(error) == "no model; none at all; then; run: fercli adapt --target t"
     assert str(FercliError("alone")) == "alone" and FercliError("alone").fix == ""
-    # From a worker process.
+    # As when it comes from a worker process.
     again = pickle.loads(pickle.dumps(error))
     assert (again.what, again.fix, again.text.parts) == (error.what, error.fix, error.text.parts)
 
@@ -151,9 +151,9 @@ def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:
         (["prepare", "--dataset", "raf-db"], 1, "is missing; expected there: "),
         (["prepare", "--dataset", "mine"], 1, "mine: no reader is known for it; say how to read it, such as --set"),
         (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "did you mean 'folders'?"),
-        (["prepare", "--root", "somewhere"], 2, "--root goes with exactly one --dataset"),
-        (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root goes with exactly one"),
-        (["train-source", "--source", "expw"], 1, "expw is not prepared: no folder"),
+        (["prepare", "--root", "somewhere"], 2, "--root needs exactly one --dataset"),
+        (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root needs exactly one"),
+        (["train-source", "--source", "expw"], 1, "expw is not prepared: no such folder: "),
         (["train-source", "--source", "expw"], 1, "run: fercli prepare -c "),
         (["train-source", "--source", "jaffe"], 2, "jaffe stands in both data.source and data.targets"),
         (["train-source", "--set", "model.weights=none.pth"], 1, "none.pth"),
@@ -166,7 +166,7 @@ def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:
             2,
             "adapt.options.treshold: unknown key (did you mean thresho",
         ),
-        (["adapt", "--set", "data.targets=[]"], 2, "no target: name one with --target"),
+        (["adapt", "--set", "data.targets=[]"], 2, "no target given; name one with --target"),
         (["evaluate"], 1, "no source model in"),
         (["evaluate", "--target", "raf-db"], 2, "--target raf-db is a source"),
     ],
@@ -183,7 +183,7 @@ def test_several_problems_are_listed_at_once(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("command", ["prepare", "train-source", "adapt", "evaluate"])
-def test_a_missing_spec_is_told(command: str) -> None:
+def test_a_missing_spec_is_reported(command: str) -> None:
     assert "no spec file nowhere.yaml" in told(run(command, "-c", "nowhere.yaml"), 2)
 
 
@@ -207,7 +207,7 @@ def test_mistakes_without_a_run_leave_one_line(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_without_a_device_is_told(bench: Bench) -> None:
+def test_cuda_without_a_device_is_reported(bench: Bench) -> None:
     line = told(bench("train-source", "--set", "engine.device=cuda"), 1)
     assert "engine.device is cuda but torch can use no CUDA device: " in line
 
@@ -235,11 +235,11 @@ def test_ctrl_c_while_modules_load_leaves_one_line(module: str, arguments: list[
     ("raised", "told_so"),
     [
         ("ValueError('two\\nlines')", "error: ValueError: two lines ("),
-        ("PermissionError(13, 'Permission denied', '/x/y')", "error: /x/y: Permission denied; the same command with"),
+        ("PermissionError(13, 'Permission denied', '/x/y')", "error: /x/y: Permission denied; run the same command with"),
     ],
 )
-def test_what_nobody_foresaw_leaves_one_line_too(raised: str, told_so: str, tmp_path: Path) -> None:
-    # As if the spec's reader had the mistake.
+def test_an_unexpected_error_leaves_one_line_too(raised: str, told_so: str, tmp_path: Path) -> None:
+    # As if the spec's reader had a bug.
     (tmp_path / "sitecustomize.py").write_text(
         f"import fercli.spec\ndef load(*_): raise {raised}\nfercli.spec.load = load\n"
     )
@@ -251,7 +251,7 @@ def test_what_nobody_foresaw_leaves_one_line_too(raised: str, told_so: str, tmp_
     assert "Traceback" in fercli("prepare", "--debug", before=tmp_path).stderr
 
 
-# The shell's completion
+# Shell completion
 
 
 @pytest.mark.parametrize("shell", ["none", "bash", "zsh", "fish"])
@@ -263,7 +263,7 @@ def test_help_and_completion_answer_at_once(shell: str) -> None:
         assert ("Usage:" if shell == "none" else "_FERCLI_COMPLETE") in done.stdout
         return time.perf_counter() - begun
 
-    # Meant: under half a second. Asked here: under one, in the best of five, for machines shared with others.
+    # The aim is under half a second. The test allows one second, the best of five, since the machine may be shared.
     assert min(seconds() for _ in range(5)) < 1.0
 
 
@@ -299,7 +299,7 @@ def test_completion_offers(before, incomplete, offered, tmp_path: Path, monkeypa
     assert all(item.value.startswith(incomplete) for item in items)
 
 
-def test_completion_survives_a_spec_that_is_none_and_loads_no_torch(tmp_path: Path) -> None:
+def test_completion_survives_an_invalid_spec_and_loads_no_torch(tmp_path: Path) -> None:
     script = (
         "import sys\nfrom fercli.cli import main\n"
         "try: main(prog_name='fercli')\nexcept SystemExit: pass\n"
@@ -320,7 +320,7 @@ def test_completion_survives_a_spec_that_is_none_and_loads_no_torch(tmp_path: Pa
     assert done.stdout.split() == ["plain,jaffe"]
 
 
-# Preparing what is not all faces
+# Stores
 
 
 def test_a_second_prepare_has_nothing_to_do(bench: Bench, prepared: Path) -> None:
@@ -331,7 +331,7 @@ def test_a_second_prepare_has_nothing_to_do(bench: Bench, prepared: Path) -> Non
     assert (prepared / "jaffe/meta.json").read_bytes() == before
 
 
-def test_an_incomplete_store_is_told(tmp_path: Path, prepared: Path) -> None:
+def test_an_incomplete_store_is_reported(tmp_path: Path, prepared: Path) -> None:
     shutil.copytree(prepared, tmp_path / "stores")
     (tmp_path / "stores/raf-db/meta.json").unlink()
     line = told(Bench(tmp_path / "bench", tmp_path / "stores")("train-source"), 1)
@@ -339,7 +339,7 @@ def test_an_incomplete_store_is_told(tmp_path: Path, prepared: Path) -> None:
     assert line.endswith(" --dataset raf-db")
 
 
-def test_a_damaged_store_is_told(tmp_path: Path, prepared: Path) -> None:
+def test_a_damaged_store_is_reported(tmp_path: Path, prepared: Path) -> None:
     shutil.copytree(prepared, tmp_path / "stores")
     faces = tmp_path / "stores/raf-db/faces.npy"
     faces.write_bytes(faces.read_bytes()[:5000])
@@ -347,7 +347,7 @@ def test_a_damaged_store_is_told(tmp_path: Path, prepared: Path) -> None:
     assert "is damaged" in line
 
 
-# Runs that were begun before
+# Runs that were started before
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_settings_that_may_change_do(make_adapting) -> None:
         bench.done("train-source", "--quiet", "--set", setting)
 
 
-def test_restart_begins_anew(make_adapting) -> None:
+def test_restart_starts_again(make_adapting) -> None:
     bench = make_adapting("restarted")
     (bench.runs / "source/stray.txt").write_text("from before")
     outcome = json.loads(bench.done("train-source", "--json", "--restart", "--set", "engine.seed=5").stdout)
@@ -388,7 +388,7 @@ def test_restart_begins_anew(make_adapting) -> None:
     assert not (bench.runs / "source/stray.txt").exists()
 
 
-def test_an_adaptation_of_a_former_source_model_is_not_taken_for_this_one(make_adapting) -> None:
+def test_an_adaptation_of_an_earlier_source_model_is_not_reused(make_adapting) -> None:
     bench = make_adapting("former")
     bench.done("adapt", "--quiet")
     other = ("--set", "train_source.lr=0.02")
@@ -397,14 +397,14 @@ def test_an_adaptation_of_a_former_source_model_is_not_taken_for_this_one(make_a
     assert result.exit_code == 1 or json.loads(result.stdout)["adapt"]["jaffe"]["trained_steps"] > 0
 
 
-def test_runs_that_cannot_be_written_are_told(bench: Bench) -> None:
+def test_a_runs_folder_that_cannot_be_written_is_reported(bench: Bench) -> None:
     (bench.folder / "runs").write_text("a file in the way")
     line = told(bench("train-source"), 1)
     assert "cannot make" in line
     assert "paths.runs" in line
 
 
-def test_a_broken_checkpoint_is_told(make_adapting) -> None:
+def test_a_broken_checkpoint_is_reported(make_adapting) -> None:
     bench = make_adapting("broken")
     for name, command in (("last", "train-source"), ("best", "adapt"), ("best", "evaluate")):
         file = bench.runs / f"source/{name}.ckpt"
@@ -413,7 +413,7 @@ def test_a_broken_checkpoint_is_told(make_adapting) -> None:
         assert f"{name}.ckpt is truncated or damaged; train that stage again: --restart" in line
 
 
-def test_a_stop_in_the_last_step_of_one_target_begins_no_other(
+def test_a_stop_in_the_last_step_of_one_target_starts_no_other(
     make_adapting, tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(prepared, tmp_path / "stores")
@@ -432,7 +432,7 @@ def test_a_stop_in_the_last_step_of_one_target_begins_no_other(
 
     monkeypatch.setattr(stages, "adapt", stopped_at_its_end)
     result = bench("adapt", "--target", "all", "--json")
-    assert "stopped before the adaptation to lab; the same command goes on" in told(result, 130)
+    assert "stopped before the adaptation to lab; run the same command again to resume" in told(result, 130)
     assert (bench.runs / "adapt-jaffe/best.ckpt").exists()
     assert not (bench.runs / "adapt-lab").exists()
     monkeypatch.undo()
@@ -441,26 +441,26 @@ def test_a_stop_in_the_last_step_of_one_target_begins_no_other(
     assert outcomes["lab"]["trained_steps"] > 0
 
 
-# What scripts read
+# Output for scripts
 
 
 @pytest.mark.parametrize(
     ("command", "key"), [("train-source", "train_source"), ("adapt", "adapt"), ("evaluate", "entries")]
 )
-def test_json_is_all_that_stdout_holds(command: str, key: str, make_adapting) -> None:
+def test_stdout_holds_only_json(command: str, key: str, make_adapting) -> None:
     result = make_adapting("scripted").done(command, "--json")
-    document = json.loads(result.stdout, parse_constant=pytest.fail)  # no NaN, no Infinity: they are no JSON
+    document = json.loads(result.stdout, parse_constant=pytest.fail)  # no NaN or Infinity: they are not valid JSON
     assert key in document
     assert result.stderr == ""
 
 
 @pytest.mark.parametrize("command", ["train-source", "adapt", "evaluate"])
-def test_quiet_says_nothing(command: str, make_adapting) -> None:
+def test_quiet_prints_nothing(command: str, make_adapting) -> None:
     result = make_adapting("quiet").done(command, "--quiet")
     assert (result.stdout, result.stderr) == ("", "")
 
 
-def test_results_go_to_stdout_and_remarks_to_stderr(make_adapting) -> None:
+def test_results_go_to_stdout_and_messages_to_stderr(make_adapting) -> None:
     bench = make_adapting("talking")
     adapted = bench.done("adapt", "--target", "jaffe")
     assert adapted.stdout == ""
@@ -478,7 +478,7 @@ def test_evaluate_before_adapt_scores_the_source_model(make_adapting) -> None:
     assert [row["method"] for row in headline(document)] == ["source-only"]
 
 
-def test_a_tagged_adaptation_stands_beside_the_plain_one(make_adapting) -> None:
+def test_a_tagged_adaptation_is_kept_beside_the_plain_one(make_adapting) -> None:
     bench = make_adapting("tagged")
     bench.done("adapt", "--quiet")
     bench.done("adapt", "--quiet", "--set", "adapt.tag=plain", "--method", "source-only")

@@ -1,4 +1,4 @@
-"""`fercli compare`: which model is set beside which, the test and faces that changed by hand and by plain loops."""
+"""`fercli compare`: which models are compared; the test and the changed faces, checked by hand and by plain loops."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fercli.evaluation.runs import find_run, match, within
 from fercli.evaluation.significance import mcnemar
 from fercli.expressions import EXPRESSIONS
 
-#: (id, split, label, answer); label "" is not known.
+#: (id, split, label, answer); label "" is unknown.
 Row = tuple[str, str, str, str]
 
 
@@ -29,7 +29,7 @@ def write_run(
     changes: dict[str, Any] | None = None,
     subjects: Sequence[str] = ("p",),
 ) -> Path:
-    """A run's folder as `fercli evaluate` leaves it, of {(stage folder, dataset): rows}; subjects by turns."""
+    """Write a run folder like `fercli evaluate`, from {(stage folder, dataset): rows}; `subjects` repeat in turn."""
     report = folder / "report"
     (report / "predictions").mkdir(parents=True)
     entries = []
@@ -57,13 +57,13 @@ def write_run(
 
 
 def faces(answers: str, labels: str, split: str = "test") -> list[Row]:
-    """Rows of letters: the n-th letter of the alphabet is the n-th expression; a blank is no label."""
+    """Return rows from letters: the n-th letter of the alphabet is the n-th expression; a blank is no label."""
     names = dict(zip("abcdefg", EXPRESSIONS, strict=True)) | {" ": ""}
     return [(f"f{i}", split, names[b], names[a]) for i, (a, b) in enumerate(zip(answers, labels, strict=True))]
 
 
 def compared(folder: Path, ours: list[Row], theirs: list[Row]) -> dict[str, Any]:
-    """Two runs that answered one dataset so."""
+    """Compare two runs with these predictions on one dataset."""
     runs = [write_run(folder / name, {("source", "jaffe"): rows}) for name, rows in (("a", ours), ("b", theirs))]
     (document,) = compare(match(*(find_run(str(run), folder) for run in runs))[0])
     return document
@@ -73,7 +73,7 @@ def compared(folder: Path, ours: list[Row], theirs: list[Row]) -> dict[str, Any]
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:
-    # By places: right, fixed  broken  otherwise  unlabelled, changed and not
+    # By position: right, fixed  broken  otherwise  unlabelled, changed and not
     document = compared(tmp_path, faces("abbbcdbcab", "abaacdaa  "), faces("abaaaacbbb", "abaacdaa  "))
     assert (document["fixed"], document["broken"], document["otherwise"]) == (2, 2, 3)
     assert document["faces"] == {"both": 10, "labelled": 8, "only_reference": 0, "only_other": 0, "relabelled": 0}
@@ -93,14 +93,14 @@ def test_counts_by_hand(tmp_path: Path) -> None:
     }
 
 
-def test_random_answers_against_plain_loops(tmp_path: Path) -> None:
+def test_random_predictions_against_plain_loops(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     letters = np.array(list("abcdefg"))
     for trial in range(20):
         count = int(random.integers(1, 80))
         labels = "".join(random.choice([*letters, " "], count))
         ours, theirs = (faces("".join(random.choice(letters, count)), labels) for _ in range(2))
-        # Another order, some faces fewer.
+        # Another order, and fewer faces.
         kept = [theirs[i] for i in random.permutation(count)[: max(1, int(0.9 * count))]]
         document = compared(tmp_path / f"{trial}", ours, kept)
         fixed = broken = right_a = right_b = known = 0
@@ -120,7 +120,7 @@ def test_random_answers_against_plain_loops(tmp_path: Path) -> None:
             assert document["test"]["p"] == mcnemar(fixed, broken).p
 
 
-def test_faces_are_the_same_only_within_their_split_and_with_their_label(tmp_path: Path) -> None:
+def test_faces_match_only_with_the_same_split_and_label(tmp_path: Path) -> None:
     ours, theirs = ("abc", "abc", "a", "val"), ("bbb", "abb", "b", "dev")
     rows = ([*faces(said, labels), *faces(one, one, split)] for said, labels, one, split in (ours, theirs))
     document = compared(tmp_path, *rows)
@@ -128,7 +128,7 @@ def test_faces_are_the_same_only_within_their_split_and_with_their_label(tmp_pat
     assert (document["fixed"], document["broken"]) == (0, 1)
 
 
-def test_without_labels_nothing_is_tested_but_changes_are_told(tmp_path: Path) -> None:
+def test_without_labels_nothing_is_tested_but_changes_are_reported(tmp_path: Path) -> None:
     document = compared(tmp_path, faces("abc", "   "), faces("abd", "   "))
     assert document["otherwise"] == 1
     assert document["test"]["p"] is document["test"]["p_holm"] is None
@@ -139,7 +139,7 @@ def test_without_labels_nothing_is_tested_but_changes_are_told(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("subjects", "p", "words"),
     [
-        # Three subjects gain their two faces, one loses both: of the sums of four signs times 2, ten lie as far as 4.
+        # Three subjects gain two faces each and one loses both. Of 16 sums of four signed twos, ten reach +-4.
         ([*"abcd"], 10 / 16, "p on j: sign-flip test over 4 subjects (p is 0.125 at least)."),
         ([*"abcdefgh"], 74 / 256, "p on j: sign-flip test over 8 subjects."),
         ([""], 74 / 256, "p on j: McNemar’s exact test, faces taken as independent."),
@@ -147,7 +147,7 @@ def test_without_labels_nothing_is_tested_but_changes_are_told(tmp_path: Path) -
         (["a"], 74 / 256, "p on j: McNemar’s exact test, one subject’s faces taken as independent."),
     ],
 )
-def test_by_subject_where_subjects_are_known(subjects, p, words, tmp_path: Path) -> None:
+def test_the_test_is_by_subject_if_subjects_are_known(subjects, p, words, tmp_path: Path) -> None:
     before, after = faces("bbba" * 2, "a" * 8), faces("aaab" * 2, "a" * 8)
     write_run(tmp_path / "a", {("source", "j"): before, ("adapt-j", "j"): after}, subjects=subjects)
     (document,) = compare(within(find_run("a", tmp_path)))
@@ -155,15 +155,15 @@ def test_by_subject_where_subjects_are_known(subjects, p, words, tmp_path: Path)
     assert words in " ".join(run("compare", tmp_path / "a").stdout.split())
 
 
-def test_faces_scored_by_one_model_only_are_told(tmp_path: Path) -> None:
+def test_faces_scored_by_only_one_model_are_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {("source", "j"): faces("abc", "abb")})
     write_run(tmp_path / "b", {("source", "j"): faces("abc", "abb")[1:]})
     write_run(tmp_path / "c", {("source", "j"): faces("abc", "abb", "other")})
     told = " ".join(run("compare", tmp_path / "a", tmp_path / "b").stdout.split())
-    assert "Left out of j, a/source -> b/source (faces): 1 scored in the first only." in told
+    assert "Faces left out of j, a/source -> b/source: 1 scored only in the first." in told
     told = " ".join(run("compare", tmp_path / "a", tmp_path / "c").stdout.split())
-    only = "3 scored in the first only, 3 in the second only; no face was scored in both."
-    assert f"Left out of j, a/source -> c/source (faces): {only}" in told and "p on j" not in told
+    only = "3 scored only in the first, 3 scored only in the second; no face was scored in both."
+    assert f"Faces left out of j, a/source -> c/source: {only}" in told and "p on j" not in told
 
 
 # Which models
@@ -193,7 +193,7 @@ def test_models_are_matched(ours, theirs, pairs, left, tmp_path: Path) -> None:
     assert len(lines) == left
 
 
-def test_two_stage_folders_are_set_beside_each_other_whatever_their_names(tmp_path: Path) -> None:
+def test_two_stage_folders_are_compared_whatever_their_names(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {("source", "j"): ALIKE, ("source", "k"): ALIKE, ("adapt-j", "j"): ALIKE})
     pairs, left = match(find_run("a/source", tmp_path), find_run("a/adapt-j", tmp_path))
     assert [(p.reference.folder, p.other.folder, p.other.dataset) for p in pairs] == [("source", "adapt-j", "j")]
@@ -231,7 +231,7 @@ BEFORE = faces("abcdefg" * 6, "aacdeff" * 6)
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two runs under ./runs; the second is adapted with other epochs."""
+    """Two runs under ./runs; the second is adapted for a different number of epochs."""
     monkeypatch.chdir(tmp_path)
     after = faces("aacdefg" * 5 + "bacdefg", "aacdeff" * 6)
     for name, adapted, epochs in (("one", BEFORE, 30), ("two", after, 40)):
@@ -279,13 +279,13 @@ def test_three_runs_and_a_choice_of_datasets(runs: Path) -> None:
     assert any("raf" in line for line in document["not_compared"])
 
 
-def test_runs_of_one_name_are_told_apart(runs: Path) -> None:
+def test_runs_of_the_same_name_are_distinguished(runs: Path) -> None:
     write_run(runs.parent / "elsewhere" / "one", {("adapt-j", "j"): BEFORE})
     document = json.loads(run("compare", "runs/one", "elsewhere/one", "--json").stdout)["compare"]
     assert [one["name"] for one in document["runs"]] == ["runs/one", "elsewhere/one"]
 
 
-def test_a_model_trained_after_it_was_scored_is_told(runs: Path) -> None:
+def test_a_model_trained_after_it_was_scored_is_reported(runs: Path) -> None:
     os.utime(runs / "two/adapt-j/best.ckpt")
     os.utime(runs / "two/report/results.json", (5, 5))
     assert "runs/two/adapt-j was trained after it was scored" in " ".join(run("compare", "one", "two").stderr.split())
@@ -302,7 +302,7 @@ def test_a_model_trained_after_it_was_scored_is_told(runs: Path) -> None:
         ("predictions/source--j.csv", "id,split,subject,label,answer\nx,t,p,happy,fear\n", "is no file of predictions"),
     ],
 )
-def test_what_cannot_be_read_is_told_in_one_line(name: str, content: str | None, text: str, runs: Path) -> None:
+def test_an_unreadable_file_is_reported_in_one_line(name: str, content: str | None, text: str, runs: Path) -> None:
     file = runs / "two/report" / name
     file.unlink() if content is None else file.write_text(content)
     assert text in told(run("compare", "one", "two"))
@@ -313,8 +313,8 @@ def test_what_cannot_be_read_is_told_in_one_line(name: str, content: str | None,
     [
         (["one", "tow"], "no run tow: did you mean two?"),
         (["one", "zzzzz"], "no run zzzzz: runs holds one, two"),
-        (["one/adapt-j"], "nothing to compare: no two models are scored on one dataset"),
-        (["one", "two", "--dataset", "k"], "nothing to compare: on k"),
+        (["one/adapt-j"], "nothing to compare: no two models are scored on the same dataset"),
+        (["one", "two", "--dataset", "k"], "nothing to compare: no two models are scored on k"),
         (["many"], "many is a sweep, not one run; compare runs of it, such as runs/many/seed-0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What stands on the terminal: times and rates in words, progress, and signs that its encoding lacks."""
+"""Terminal output: durations and rates, progress, and characters that the terminal's encoding lacks."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_three_digits(value: float, text: str) -> None:
     assert digits(value) == text
 
 
-def test_a_slow_rate_is_no_zero() -> None:
+def test_a_slow_rate_is_not_zero() -> None:
     assert rate(1, 30) == "0.0333/s" and rate(6820, 10) == "682/s"
 
 
-def test_progress_tells_no_rate_before_anything_is_done(monkeypatch, capsys) -> None:
+def test_progress_shows_no_rate_before_the_first_item(monkeypatch, capsys) -> None:
     monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0)
     with console.progress("rounds", 3) as bar:
-        for amount in (0, 1, 2):  # of a round that warms up, as `bench adapt` says it
+        for amount in (0, 1, 2):  # 0: a warm-up round, as in `bench adapt`
             bar.advance(amount)
     first, second, last = capsys.readouterr().err.splitlines()
     assert first == "rounds: 0/3"
@@ -67,18 +67,18 @@ def test_a_resumed_run_counts_its_own_steps_only(monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize("command", ["train-source", "adapt"])
-def test_what_is_trained_already_says_so_instead_of_a_time(command: str, make_adapting) -> None:
+def test_a_finished_training_is_reported_instead_of_a_duration(command: str, make_adapting) -> None:
     bench = make_adapting("again")
     first = bench.done("adapt").stderr.strip().splitlines()[-1]
     assert re.search(r", (under 0\.1 s|\d+\.\d s|\d+ min \d\d s)$", first)
     assert bench.done(command).stderr.strip().splitlines()[-1].endswith(", already trained")
 
 
-# Signs that the encoding lacks
+# Characters that the encoding lacks
 
 
 def printed(monkeypatch: pytest.MonkeyPatch, encoding: str, errors: str = "strict") -> tuple[str, str]:
-    """stdout and stderr of one of everything that the console prints."""
+    """Return stdout and stderr after printing one of everything that the console prints."""
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding, errors) for name in ("stdout", "stderr")}
     with monkeypatch.context() as patch:
         for name, stream in streams.items():
@@ -102,15 +102,15 @@ def printed(monkeypatch: pytest.MonkeyPatch, encoding: str, errors: str = "stric
         ("utf-8", ["jaffe †", "88.4 ± 5.8", r"caf\xe9 ☃", "–", "→ ≥ é"], r"é → caf\xe9"),
     ],
 )
-def test_every_terminal_shows_every_sign(encoding: str, cells: list[str], said: str, monkeypatch) -> None:
+def test_every_terminal_shows_every_character(encoding: str, cells: list[str], said: str, monkeypatch) -> None:
     stdout, stderr = printed(monkeypatch, encoding)
     assert all(cell in stdout for cell in cells)
     rows = [line for line in stdout.splitlines() if line[:1] in "|│┃+┏└┡├"]
-    assert len(rows) >= 5 and len({len(row) for row in rows}) == 1  # the columns are as wide as what stands in them
+    assert len(rows) >= 5 and len({len(row) for row in rows}) == 1  # the columns are as wide as their contents
     assert stderr.splitlines() == [said, f"warning: {said}", f"error: {said}"]
 
 
-def test_what_the_user_chose_for_such_signs_stays(monkeypatch) -> None:
+def test_the_users_error_handler_for_such_characters_is_kept(monkeypatch) -> None:
     assert printed(monkeypatch, "ascii", "ignore")[1].splitlines()[0].split() == ["caf"]
 
 
@@ -127,7 +127,7 @@ def test_evaluate_prints_its_table_on_any_terminal(encoding: str, make_adapting)
     assert list(bench.runs.rglob("results.json"))
 
 
-#: What makes Python 3.10 to 3.12 take a terminal for one of ASCII, and ASCII for the encoding of files.
+#: Environment in which Python 3.10 to 3.12 uses ASCII for the terminal and for files.
 ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 

@@ -1,4 +1,4 @@
-"""Files of runs and stores that are empty, cut short or something else: each is told in one line that names it."""
+"""Files of runs and stores that are empty, truncated or of another kind: each is reported in one line that names it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def npy(array: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def finished(adapted: Bench) -> Bench:
-    """Stores, a source model, an adaptation, a report. Read only."""
+    """Stores, a source model, an adaptation and a report. Read only."""
     adapted.done("evaluate", "--quiet")
     return adapted
 
@@ -41,7 +41,7 @@ def results(own: Bench) -> dict[str, Any]:
 
 
 ADAPTED, REPORT, STORE = "runs/tiny/adapt-jaffe", "runs/tiny/report", "prepared/jaffe"
-#: What the user has to know though the scores stand: a warning of `fercli evaluate`.
+#: Damage that leaves the scores valid and makes `fercli evaluate` print a warning.
 LEFT_OUT = {
     "environment.json": [b"[]", b'{"outcome": {"seconds": "long"}}', "{}".encode("utf-16")],
     "metrics.jsonl": [b"null\n{}\n", b'{"kind": "train", "step": 1, "epoch": null}\n\n', b"%d\n\n" % 10**4000],
@@ -49,7 +49,7 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("name", LEFT_OUT)
-def test_what_is_left_out_of_the_scores_is_told(name: str, own: Bench) -> None:
+def test_files_left_out_of_the_scores_are_reported(name: str, own: Bench) -> None:
     path = own.folder / ADAPTED / name
     for data in LEFT_OUT[name]:
         path.write_bytes(data)
@@ -63,12 +63,12 @@ def test_what_is_left_out_of_the_scores_is_told(name: str, own: Bench) -> None:
 
 
 def marked(data: bytes, change) -> bytes:
-    """An outputs file of the same mark whose arrays are changed."""
+    """Return an outputs file with the same metadata and changed arrays."""
     mark = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
     return save(change(load(data)), mark)
 
 
-#: What becomes of outputs -> the file's bytes then, of those that it had.
+#: Kind of damage to outputs -> function from the file's bytes to the damaged bytes.
 RUINED = {
     "missing": lambda data: None,
     "empty": lambda data: b"",
@@ -81,7 +81,7 @@ RUINED = {
 }
 
 
-#: The same of what an evaluation leaves, where features are too.
+#: The same for the outputs of an evaluation, which also hold features.
 RUINED_TOO = RUINED | {
     "without features": lambda data: marked(data, lambda found: {name: found[name] for name in ("scored", "held")}),
     "features no numbers": lambda data: marked(data, lambda found: found | {"features": found["features"] * np.nan}),
@@ -90,7 +90,7 @@ RUINED_TOO = RUINED | {
 
 
 def ruin(path: Path, how: str) -> bytes:
-    """Ruin a file; returns what it was."""
+    """Damage a file; return its original bytes."""
     whole = path.read_bytes()
     data = RUINED_TOO[how](whole)
     assert data != whole
@@ -99,7 +99,7 @@ def ruin(path: Path, how: str) -> bytes:
 
 
 @pytest.mark.parametrize("how", RUINED)
-def test_outputs_of_an_epoch_are_told_and_the_oracle_left_out(how: str, own: Bench) -> None:
+def test_damaged_outputs_of_an_epoch_are_reported_and_the_oracle_left_out(how: str, own: Bench) -> None:
     path = own.folder / ADAPTED / "outputs/epoch-0001.safetensors"
     ruin(path, how)
     (line,) = warned(own.done("evaluate", "--quiet"))
@@ -111,28 +111,28 @@ def test_outputs_of_an_epoch_are_told_and_the_oracle_left_out(how: str, own: Ben
 
 
 @pytest.mark.parametrize("how", RUINED_TOO)
-def test_outputs_of_an_evaluation_are_computed_again(how: str, own: Bench) -> None:
+def test_damaged_outputs_of_an_evaluation_are_computed_again(how: str, own: Bench) -> None:
     path = own.folder / ADAPTED / "outputs/dataset-jaffe.safetensors"
     whole, before = ruin(path, how), figures(results(own))
     assert warned(own.done("evaluate", "--quiet")) == []
     assert path.read_bytes() == whole and figures(results(own)) == before
 
 
-def test_training_does_not_go_on_from_a_damaged_log(own: Bench) -> None:
+def test_training_does_not_resume_from_a_damaged_log(own: Bench) -> None:
     path = own.folder / ADAPTED / "metrics.jsonl"
     path.write_bytes(b"[]\n" + path.read_bytes())
     line = told(own("adapt", "--set", "adapt.epochs=3"), 1)
     assert f"line 1 of {path} is damaged; remove that file" in line
 
 
-def test_training_does_not_go_on_from_a_checkpoint_of_something_else(own: Bench) -> None:
+def test_training_does_not_resume_from_another_kind_of_checkpoint(own: Bench) -> None:
     best, last = (own.folder / ADAPTED / name for name in ("best.ckpt", "last.ckpt"))
     shutil.copyfile(best, last)
     line = told(own("adapt", "--set", "adapt.epochs=3"), 1)
     assert str(last) in line and "begin the stage again: --restart" in line
 
 
-#: File -> contents, and the commands that cannot do without it.
+#: File -> damaged contents, and the commands that need the file.
 NEEDED = {
     f"{STORE}/meta.json": ([b"", b"[]", b"{}", b"[" * 5000], "adapt evaluate"),
     f"{STORE}/labels.npy": ([b"", npy(np.zeros(3))], "evaluate"),
@@ -145,7 +145,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("name", NEEDED)
-def test_what_is_needed_stops_the_command(name: str, own: Bench) -> None:
+def test_a_damaged_file_that_is_needed_stops_the_command(name: str, own: Bench) -> None:
     contents, commands = NEEDED[name]
     for data in contents:
         (own.folder / name).write_bytes(data)
@@ -156,7 +156,7 @@ def test_what_is_needed_stops_the_command(name: str, own: Bench) -> None:
 
 
 @pytest.mark.parametrize("name", ["labels.npy", "faces.npy", "digests.npy", "shapes.npy"])
-def test_verify_and_repair_meet_an_empty_array(name: str, own: Bench) -> None:
+def test_verify_reports_an_empty_array(name: str, own: Bench) -> None:
     (own.folder / STORE / name).write_bytes(b"")
     result = own("prepare", "--dataset", "jaffe", "--verify")
     assert result.exit_code == 1 and "stopped" not in result.stderr and "prepare" in result.stderr

@@ -159,10 +159,10 @@ def test_check_marks_what_differs(tmp_path):
     assert lines["fear"] == ["fear", "*", "-2", "30", "/", "32"]
     assert lines["anger"] == ["anger", "*", "+1", "31", "/", "30"]
     assert lines["neutral"] == ["neutral", "*", "-30", "0", "/", "30"]
-    assert lines["together"] == ["together", "*", "-91", "122", "/", "213"]
+    assert lines["total"] == ["total", "*", "-91", "122", "/", "213"]
     assert "1  files without an ending" in result.stdout and "1  image not named like KM.NE1.1.tiff" in result.stdout
-    assert "122 faces of 1 people in 122 files" in result.stdout
-    assert "No file listed is missing." in result.stdout
+    assert "122 faces of 1 subject in 122 files" in result.stdout
+    assert "No listed file is missing." in result.stdout
 
 
 def test_check_counts_missing_files_per_listed_picture(tmp_path):
@@ -174,7 +174,7 @@ def test_check_counts_missing_files_per_listed_picture(tmp_path):
     shown = run("datasets", "check", "expw", tmp_path).stdout
     assert "Missing: 1 of 2 files listed\n" in shown and "image/origin/a.jpg" in shown
     (tmp_path / "image/origin/b.jpg").unlink()
-    assert "do the images lie in another folder?" in run("datasets", "check", "expw", tmp_path).stdout
+    assert "are the images in another folder?" in run("datasets", "check", "expw", tmp_path).stdout
 
 
 def test_check_as_json(tmp_path):
@@ -195,7 +195,7 @@ def test_check_of_procedural_faces_compares_with_nothing(tmp_path):
     for name in ("raf-db", "jaffe"):
         result = run("datasets", "check", name, tmp_path / name.split("-")[0])
         assert result.exit_code == 0 and "procedural faces" in result.stdout and "*" not in result.stdout
-        assert "No file listed is missing." in result.stdout
+        assert "No listed file is missing." in result.stdout
 
 
 def test_check_with_a_spec_takes_its_reader_folder_and_options(tmp_path):
@@ -241,7 +241,7 @@ def test_check_options_are_yaml(tmp_path):
         (("show", "afectnet"), 1, "did you mean 'affectnet'?"),
         (("check", "fer2013", "{}", "--option", "scor=1"), 1, "no option 'scor' (it has: file, adapt, score)"),
         (("check", "fer2013", "{}", "--option", "score"), 2, "--option score: expected KEY=VALUE"),
-        (("check", "fer2013", "{}", "--option", "score=[1"), 2, "the value is no YAML"),
+        (("check", "fer2013", "{}", "--option", "score=[1"), 2, "the value is not YAML"),
         (("check", "fer2013", "{}", "--option", "file=x.csv"), 1, "option file is 'x.csv', which is not in"),
         (("shw",), 2, "show"),
     ],
@@ -263,7 +263,7 @@ def test_names_that_are_no_utf8_are_printed(tmp_path):
 def test_unlabelled_faces_have_a_row_of_their_own(tmp_path):
     (tmp_path / "l.csv").write_text("image,label\na.jpg,happy\nb.jpg,\n")
     lines = [line.split() for line in run("datasets", "check", "csv", tmp_path).stdout.splitlines()]
-    assert ["together", "1"] in lines and ["unlabelled", "1"] in lines
+    assert ["total", "1"] in lines and ["unlabelled", "1"] in lines
 
 
 def test_unknown_totals_are_said_to_be_unknown():
@@ -313,12 +313,12 @@ def test_missing_files_are_a_warning_and_all_of_them_an_error(tmp_path):
     touch(tmp_path, "image/origin/b.jpg")
     result = run("datasets", "check", "expw", tmp_path, "--quiet")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "warning: expw: 1 of 2 files listed are missing: image/origin/a.jpg, ...\n"
+    assert result.stderr == "warning: expw: 1 of 2 listed files are missing: image/origin/a.jpg, ...\n"
     assert run("datasets", "check", "expw", tmp_path, "--json").stderr == ""
     (tmp_path / "image/origin/b.jpg").unlink()
     result = run("datasets", "check", "expw", tmp_path, "--quiet")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: expw: none of the 2 files listed is in ")
+    assert result.stderr.startswith("error: expw: none of the 2 listed files is in ")
 
 
 def test_a_part_to_be_scored_without_faces_is_said(tmp_path):
@@ -329,7 +329,7 @@ def test_a_part_to_be_scored_without_faces_is_said(tmp_path):
     )
     write(tmp_path, "Emotion/S010/001/S010_001_00000002_emotion.txt", "5.0")
     shown = run("datasets", "check", "ck+", tmp_path)
-    assert shown.exit_code == 0 and "no labelled face is in test: nothing can be scored there" in shown.stdout
+    assert shown.exit_code == 0 and "no labelled face in test: nothing can be scored there" in shown.stdout
     check = ("datasets", "check", "ck+", tmp_path, "--json")
     assert json.loads(run(*check).stdout)["check"]["unscored"] == ["test"]
     assert json.loads(run(*check, "--option", "split=all").stdout)["check"]["unscored"] == []
@@ -363,7 +363,7 @@ def test_prepare_takes_the_options_of_a_reader(tmp_path, faces):
     assert done.exit_code == 0, done.stderr
     assert np.load(tmp_path / "out/mine/labels.npy").tolist() == [4, 3]
     for options, message in (
-        ((*given[:1], "--option", "a=b"), "--option goes with exactly one --dataset"),
+        ((*given[:1], "--option", "a=b"), "--option needs exactly one --dataset"),
         ((*given, "--option", "a"), "--option a: expected KEY=VALUE"),
         ((*given, "--option", "a=b"), "this reader has no option 'a'"),
     ):

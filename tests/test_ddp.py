@@ -391,7 +391,7 @@ def leaving(rank: int, folder: str, fate: str) -> None:
             leave(9)
         time.sleep(1)
     if fate == "unforeseen":
-        _leave("fercli did not expect this", 1)
+        _leave("this is an unexpected error in fercli", 1)
     distributed.end_process(3 if fate == "failed" else 0)
 
 

@@ -222,7 +222,7 @@ def machine_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
 TROUBLES = {
     "driver too old": (
         ({**DRIVER, **DEVICE, **CARD}, "13.0", None, OLD),
-        *("the driver (535.183.01) knows CUDA up to 12.2, and torch", "install torch for CUDA 12.2 or older"),
+        *("the driver (535.183.01) supports CUDA up to 12.2, but torch", "install torch for CUDA 12.2 or older"),
     ),
     "wheel for the CPU": (
         ({**DRIVER, **DEVICE}, None),
@@ -238,10 +238,14 @@ TROUBLES = {
     ),
     "another's number": (
         ({**DRIVER, **DEVICE}, "13.0", "7"),
-        *("CUDA_VISIBLE_DEVICES (7) names no device that there is", "nvidia-smi -L"),
+        *("CUDA_VISIBLE_DEVICES (7) names no existing device", "nvidia-smi -L"),
     ),
     "no driver": ((CARD, "13.0"), "no NVIDIA driver, though there is an NVIDIA card", "install the driver"),
-    "container without the devices": ((DRIVER, "13.0"), "a driver (535.183.01), but no card", "docker: --gpus all"),
+    "container without the devices": (
+        (DRIVER, "13.0"),
+        "there is a driver (535.183.01), but no card",
+        "docker: --gpus all",
+    ),
     "something else": (
         ({**DRIVER, **DEVICE}, "13.0", None, UNKNOWN),
         *("CUDA unknown error - this may be due to an incorrectly set up environment; driver 535.183.01", "nvidia-smi"),
@@ -275,7 +279,9 @@ def test_training_on_the_cpu_beside_a_card_says_why_once(machine_with, trained: 
     bench = after_source(tmp_path / "b", trained, {"adapt.epochs": 1, "adapt.steps_per_epoch": 1})
     bench.spec.write_text(bench.spec.read_text().replace("device: cpu", "device: auto"))
     first = bench.done("train-source").stderr.splitlines()
-    assert first[0].startswith("warning: the CPU is used and no CUDA device: the driver (535.183.01) knows CUDA up to")
+    assert first[0].startswith(
+        "warning: the CPU is used and no CUDA device: the driver (535.183.01) supports CUDA up to"
+    )
     assert first[1].startswith("device: cpu (")
     assert sum("device" in line for line in first) == 2
     (quiet,) = warned(bench.done("adapt", "--quiet"))
@@ -309,7 +315,7 @@ def test_a_card_of_another_generation_is_told_before_training(
         assert (unused_card("auto") is None) == runs
         if not runs:
             line = told(bench("train-source", "--set", "engine.device=cuda"), 1)
-            assert f"NVIDIA Old is sm_{capability[0]}{capability[1]}, and torch" in line
+            assert f"NVIDIA Old is sm_{capability[0]}{capability[1]}, but torch" in line
             assert f"is built for {', '.join(built)}" in line and "previous-versions" in line
             assert not (bench.folder / "runs").exists()
     finally:

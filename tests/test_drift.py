@@ -256,7 +256,7 @@ def test_labels_change_no_drift(adapted: Bench, tmp_path) -> None:
     bench = Bench(tmp_path, with_labels(adapted.prepared, tmp_path / "prepared", lambda labels: 0 * labels - 1))
     shutil.copytree(adapted.runs, bench.runs, ignore=shutil.ignore_patterns("report"))
     result = bench.done("evaluate")
-    assert "Drift" in result.stdout and "same answers %" in result.stdout
+    assert "Drift" in result.stdout and "same predictions %" in result.stdout
     found = json.loads((bench.runs / "report/results.json").read_text())["entries"]
     moved = [{e["method"]: e["drift"] for e in entries if e["dataset"] == "jaffe"} for entries in (found, due)]
     assert moved[0] == moved[1] and moved[0]["aglrls"] is not None

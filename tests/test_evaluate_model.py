@@ -152,9 +152,9 @@ def test_faces_cut_otherwise_are_told(at, prepared, tmp_path) -> None:
 
 
 MISTAKES = {
-    "nothing prepared": (["--set", "paths.prepared=nowhere"], 2, "no dataset to score on is prepared in nowhere"),
+    "nothing prepared": (["--set", "paths.prepared=nowhere"], 2, "no target dataset is prepared in nowhere"),
     "not prepared": (["--target", "sfew"], 1, "stores/sfew"),
-    "a source": (["--source", "raf-db"], 2, "--source is of a run's spec, and --model brings its own"),
+    "a source": (["--source", "raf-db"], 2, "--source is not allowed here: the --model has its own source"),
     "another size": (["--target", "small"], 1, "was not prepared as the spec says: size 64, not 112"),
     "no such model": (["--model", "nowhere", "--target", "jaffe"], 1, "no run folder or checkpoint nowhere"),
     "tensors alone": (["--model", "bare.safetensors"], 1, "holds tensors alone, not a whole model"),

@@ -130,7 +130,7 @@ def test_nothing_is_overwritten_unasked_and_an_edited_card_is_kept(made, tmp_pat
     model.unlink()
     edited.write_text("edited")
     result = run("export", made, "--format", "torch")
-    assert result.exit_code == 0 and "mine-jaffe.md: kept as it is (--force writes it again)" in result.stderr
+    assert result.exit_code == 0 and "mine-jaffe.md: kept unchanged (--force replaces it)" in result.stderr
     assert edited.read_text() == "edited" and model.stat().st_size > 10_000
     assert run("export", made, "--format", "torch", "--force").exit_code == 0
     assert edited.read_text().startswith("# Model card: mine, raf-db, adapted to jaffe by aglrls")
@@ -149,11 +149,14 @@ REFUSED = {
     "damaged": (["TMP/damaged.ckpt"], "is not a PyTorch checkpoint, or is damaged"),
     "foreign": (["TMP/foreign.ckpt"], "is not a fercli checkpoint"),
     "no such target": (["MADE", "--target", "sfew"], "no model adapted to sfew"),
-    "below a file": (["MADE", "--out", "TMP/file/x.onnx"], "is no folder; name another place"),
+    "below a file": (["MADE", "--out", "TMP/file/x.onnx"], "is not a folder; name another folder"),
     "a folder": (["MADE", "--out", "TMP/empty"], "it is a folder; give the name of a file"),
     "the card": (["MADE", "--out", "TMP/x.md"], "is the name of its model card; give another, as x.onnx"),
-    "itself": (["MADE", "--out", "MADE/adapt-jaffe/best.ckpt", "--force"], "best.ckpt, which is read"),
-    "two formats": (["MADE", "--out", "x.pt2", "--format", "onnx"], "is a name for --format torch, not onnx"),
+    "itself": (
+        ["MADE", "--out", "MADE/adapt-jaffe/best.ckpt", "--force"],
+        "would overwrite the input MADE/adapt-jaffe/best.ckpt",
+    ),
+    "two formats": (["MADE", "--out", "x.pt2", "--format", "onnx"], "implies --format torch, not onnx"),
 }
 
 
@@ -164,7 +167,8 @@ def test_a_mistake_is_one_line(arguments: list[str], said: str, made: Path, tmp_
     (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 no checkpoint")
     torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "foreign.ckpt")
     places = {"TMP": str(tmp_path), "MADE": str(made)}
-    assert said in told(run("export", *(re.sub("TMP|MADE", lambda m: places[m[0]], each) for each in arguments)))
+    said, *arguments = (re.sub("TMP|MADE", lambda m: places[m[0]], each) for each in (said, *arguments))
+    assert said in told(run("export", *arguments))
 
 
 def test_without_its_packages_onnx_says_what_to_install(made, tmp_path, monkeypatch) -> None:

@@ -1,4 +1,4 @@
-"""What may pass (memory, a disk) stops with a line that names the image; what is damaged is rejected, however."""
+"""Temporary failures (memory, disk) stop with a line that names the image; damaged images are rejected."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FORMS: dict[str, tuple[str, dict]] = {
 
 
 def made(name: str, side: int) -> bytes:
-    """Return a file of that kind, or skip the test where this Pillow cannot write it."""
+    """Return a file of that kind, or skip the test if this Pillow cannot write it."""
     form, options = FORMS[name]
     options = dict(options)
     mode = options.pop("mode", "RGB")
@@ -60,7 +60,7 @@ def made(name: str, side: int) -> bytes:
     image = Image.fromarray(np.dstack(np.broadcast_arrays(across, across[:, None], 90)).astype(np.uint8))
     Image.init()
     if form not in Image.SAVE:
-        pytest.skip(f"this Pillow writes no {form}")
+        pytest.skip(f"this Pillow cannot write {form}")
     image = (
         Image.fromarray(np.asarray(image)[..., 0].astype(np.uint16) * 257) if mode == "I;16" else image.convert(mode)
     )
@@ -68,8 +68,8 @@ def made(name: str, side: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_damaged_bytes_end_in_a_picture_or_a_reason(name):
-    """Never in a raw exception, nor in one that may pass: an image cut off or changed in a few of its bytes."""
+def test_damaged_bytes_give_an_image_or_a_reason(name):
+    """An image that is truncated or changed in a few bytes never raises a raw exception or a temporary failure."""
     rng, data, reasons = random.Random(name), made(name, 24), 0
     for _ in range(150):
         changed = bytearray(data[: rng.randrange(1, len(data))] if rng.random() < 0.2 else data)
@@ -84,7 +84,7 @@ def test_damaged_bytes_end_in_a_picture_or_a_reason(name):
     assert reasons
 
 
-# Decodes each file with more and more memory left, from next to none, and tells what came of it.
+# Decodes each file with an increasing amount of free memory, from almost none, and prints the results.
 _SHORT_OF_MEMORY = """
 import resource, sys
 from pathlib import Path
@@ -113,22 +113,22 @@ for path in large:
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 def test_too_little_memory_is_never_taken_for_damage(tmp_path):
-    """Every decoder says it in its own way, some not at all: libwebp, OpenJPEG, libaom, libjpeg in OpenCV."""
+    """Decoders report it differently or not at all: libwebp, OpenJPEG, libaom, libjpeg in OpenCV."""
     names = [name for name in FORMS if name not in ("a.avif",) or "AVIF" in Image.SAVE]
     for folder, side in (("small", 16), ("large", 1000)):
         (tmp_path / folder).mkdir()
         for name in names:
             (tmp_path / folder / name).write_bytes(made(name, side))
     command = [sys.executable, "-c", _SHORT_OF_MEMORY, str(tmp_path / "small"), str(tmp_path / "large")]
-    # Without it glibc keeps what the images before have freed, and the next finds all it needs there.
+    # Otherwise glibc keeps the memory freed by earlier images, and the next image finds enough there.
     own = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True, env=own)
     said = {line.split("|")[0]: line.split("|")[1:] for line in done.stdout.splitlines()}
     assert set(said) == set(names)
     for name, outcomes in said.items():
-        assert set(outcomes) <= {"memory", "picture"}, (name, outcomes)
-        # The least that is left may do where the image before has freed enough.
-        assert "memory" in outcomes and outcomes[-1] == "picture", (name, outcomes)
+        assert set(outcomes) <= {"memory", "image"}, (name, outcomes)
+        # Even the smallest amount may suffice if the previous image has freed enough.
+        assert "memory" in outcomes and outcomes[-1] == "image", (name, outcomes)
 
 
 _PREPARE = """
@@ -154,7 +154,7 @@ print(summary.counts["found"] + summary.counts["retried"], summary.counts["rejec
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("ending", [".jpg", ".webp"])
-def test_prepare_stops_for_want_of_memory_and_keeps_no_rejection(tmp_path, ending):
+def test_prepare_stops_when_memory_runs_out_and_stores_no_rejection(tmp_path, ending):
     face = render(STUDIO, 1, 1, 3).image
     large = cv2.resize(face, (3000, 3200), interpolation=cv2.INTER_CUBIC)
     form = {".jpg": "JPEG", ".webp": "WEBP"}[ending]
@@ -183,20 +183,20 @@ def test_prepare_stops_for_want_of_memory_and_keeps_no_rejection(tmp_path, endin
         (TypeError("ours"), None),
     ],
 )
-def test_what_may_pass_names_the_picture_and_the_rest_is_as_it_was(failure, reason):
+def test_temporary_failures_name_the_image_and_others_pass_unchanged(failure, reason):
     assert (may_pass(failure) is None) == (reason is None)
     with pytest.raises(type(failure) if reason is None else TransientError, match=reason) as raised, naming("a.jpg"):
         raise failure
     assert raised.value is failure if reason is None else str(raised.value).startswith("a.jpg cannot be ")
 
 
-def test_opencvs_lack_of_memory_may_pass():
+def test_opencvs_lack_of_memory_is_temporary():
     with pytest.raises(TransientError, match=r"^a.jpg cannot .*memory"), naming("a.jpg"):
         cv2.resize(np.zeros((2, 2, 3), np.uint8), (1 << 20, 1 << 27))
 
 
 def test_rejections_of_an_earlier_version_are_tried_again(tmp_path, faces):
-    """Which images can be read changes from version to version; faces that were found are kept."""
+    """Other versions can read other images; faces that were found are kept."""
     (tmp_path / "data/happy").mkdir(parents=True)
     for i in range(3):
         (tmp_path / f"data/happy/{i}.jpg").write_bytes(encoded(faces[i].image, "JPEG"))

@@ -68,7 +68,7 @@ def test_the_run_needs_neither_the_model_nor_the_photographs_afterwards(
     shutil.copytree(pictures, "my photos")
     result = adapt("--from", "model", "--target", "my photos/", *small())
     assert result.exit_code == 0, result.stderr
-    assert "my-photos: faces in 17 of 18 images" in result.stderr
+    assert "my-photos: faces found in 17 of 18 images" in result.stderr
     assert "17 faces are few" in result.stderr
     assert "1 of 17 faces are copies of others" in result.stderr
     run_folder = Path("runs/from-tiny-model")
@@ -98,7 +98,7 @@ def test_a_run_may_be_moved_and_its_photographs_may_go(trained: Bench, pictures:
     shutil.rmtree("photos")
     again = adapt(*words)
     assert again.exit_code == 0, again.stderr
-    assert "photos is gone; its faces are in runs/mine/prepared/photos" in again.stderr
+    assert "photos no longer exists; its faces are in runs/mine/prepared/photos" in again.stderr
     assert Path("runs/mine/adapt-photos/best.ckpt").read_bytes() == before
     shutil.copytree("runs/mine", "elsewhere/kept")
     shutil.move("runs/mine", "runs/other")
@@ -201,9 +201,9 @@ def test_a_method_with_a_source_takes_the_models_own(
         (("--from", "starter"), 2, ["no target", "--target"]),
         (("--from", "starter", "--target", "gone/"), 1, ["no folder gone/"]),
         (("--from", "starter", "--target", ""), 2, ["cannot be a dataset's name"]),
-        (("--from", "starter", "--target", "gone"), 1, ["no folder and no dataset gone"]),
+        (("--from", "starter", "--target", "gone"), 1, ["no such folder or dataset: gone"]),
         (("--from", "starter", "--target", "."), 1, ["holds the run's own images", "paths.runs"]),
-        (("--from", "starter", "--target", "P", "--source", "raf-db"), 2, ["--from brings its own"]),
+        (("--from", "starter", "--target", "P", "--source", "raf-db"), 2, ["the --from model has its own source"]),
         (("--target", "P", "--set", "name=none"), 1, ["no source model at", "with --from starter"]),
         (("--from", "starter", "--target", "sub/jaffe"), 1, ["sub/jaffe: a dataset is called jaffe too"]),
         (("--from", "starter", "--target", "empty/"), 1, ["there is no image in", "empty"]),

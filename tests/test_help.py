@@ -1,4 +1,4 @@
-"""Help: every command ends in an example, every example parses, lines are short, nothing heavy is loaded for it."""
+"""Help: every command ends in examples, every example parses, lines are short, and no heavy module is loaded."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import pytest
 
 from fercli.cli import COMMANDS, main
 
-#: Where an example's command ends and the shell's part begins.
+#: Words that end an example's command and begin shell syntax.
 _SHELL = {"|", ">", ">>", "<", "&&", "&", ";", "2>"}
 
 
 def _root() -> click.Context:
-    # With the group's settings, as click makes it: commands keep the help option that they are first asked for.
+    # With the group's settings, as click does: a command keeps the help option of its first use.
     return click.Context(main, info_name="fercli", terminal_width=110, **main.context_settings)
 
 
 def _words() -> list[tuple[str, ...]]:
-    """The words behind ``fercli`` of every command, groups included."""
+    """Return the words after ``fercli`` for every command, including groups."""
     root = _root()
 
     def walk(group: click.Group, ctx: click.Context, before: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
@@ -44,13 +44,13 @@ def _context(words: tuple[str, ...]) -> click.Context:
 
 
 def _examples(text: str) -> list[str]:
-    """The commands that a text shows; behind one, two blanks apart, may stand what it does."""
+    """Return the commands in a text; a description may follow a command after two blanks."""
     lines = [line.strip() for line in text.splitlines()]
     return [line.split("  ")[0] for line in lines if "fercli " in line and not line.endswith(":")]
 
 
 def _commands(line: str) -> list[list[str]]:
-    """What follows ``fercli`` in each part of a line that the shell would run."""
+    """Return the arguments of ``fercli`` in each part of a line that the shell would run."""
     words, parts = shlex.split(line, comments=True), [[]]
     for word in words:
         parts.append([]) if word in _SHELL else parts[-1].append(word)
@@ -58,7 +58,7 @@ def _commands(line: str) -> list[list[str]]:
 
 
 def _parse(line: str) -> None:
-    """Parse a command line as click does, executing nothing. Raises click.UsageError."""
+    """Parse a command line as click does, without executing it. Raises click.UsageError."""
     commands = _commands(line)
     assert commands, line
     for args in commands:
@@ -87,7 +87,7 @@ def test_help_ends_in_examples_that_parse(words: tuple[str, ...]) -> None:
     assert any(args[: len(words)] == list(words) for line in lines for args in _commands(line))
     for line in lines:
         _parse(line)
-    # They are the end of the text.
+    # The examples are the end of the text.
     assert text.endswith(lines[-1])
 
 
@@ -95,7 +95,7 @@ def test_help_ends_in_examples_that_parse(words: tuple[str, ...]) -> None:
     "line",
     ["fercli adapt --targt jaffe", "fercli adapt jaffe", "fercli weights inspct x", "fercli sweep", "fercli adpt"],
 )
-def test_an_example_that_would_not_work_is_noticed(line: str) -> None:
+def test_an_invalid_example_is_detected(line: str) -> None:
     with pytest.raises(click.UsageError):
         _parse(line)
 
@@ -108,7 +108,7 @@ def test_every_command_has_a_short_line() -> None:
 
 _HEAVY = "torch torchvision mediapipe cv2 lightning_fabric matplotlib tensorboard"
 _HELP = "import fercli.cli\nfor words in {words!r}: fercli.cli.main([*words, '--help'], standalone_mode=False)"
-#: What is run, and modules that it must not load.
+#: Code to run, and modules that it must not load.
 _LIGHT = {
     "the package": ("import fercli", _HEAVY),
     "the command": ("import fercli.cli", _HEAVY),
@@ -126,7 +126,7 @@ _LIGHT = {
 
 
 @pytest.mark.parametrize("case", _LIGHT)
-def test_nothing_heavy_is_loaded_before_it_is_wanted(case: str, raf_store: Path) -> None:
+def test_heavy_modules_are_loaded_only_when_needed(case: str, raf_store: Path) -> None:
     code, heavy = _LIGHT[case]
     code = code.replace("{store!r}", repr(str(raf_store)))
     ending = f"\nimport sys; loaded = set({heavy.split()!r}) & set(sys.modules); sys.exit(str(loaded) if loaded else 0)"

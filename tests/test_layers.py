@@ -1,4 +1,4 @@
-"""The house: which package may import which, no circles, and a front door that names what is behind it."""
+"""The architecture: which package may import which, no import cycles, and package docstrings that list all modules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import fercli
 
 ROOT, TESTS = Path(fercli.__file__).parent, Path(__file__).parent
 
-#: From the ground up: a package or root module imports only from lines above its own in this list, or from itself.
+#: From the bottom up: a package or root module imports only from entries before it in this list, or from itself.
 LAYERS = (
     *("version", "errors", "expressions", "durations", "console", "files"),
     *("machine", "media", "output_files", "parallel", "spreadsheet"),
@@ -22,12 +22,12 @@ LAYERS = (
     *("prepare", "engine", "scoring", "sweep", "predict", "export"),
     *("benchmarks", "doctor", "cli", "__init__", "__main__"),
 )
-#: At the root lie the ground floor, the store and the entry points.
+#: The root holds the base modules, the store and the entry points.
 MOST_AT_THE_ROOT = 14
 
 
 def _modules() -> dict[str, Path]:
-    """Every module by its name below the package, such as ``engine.loop``; of a package ``engine``."""
+    """Return every module by its name below fercli, such as ``engine.loop``; ``engine`` is a package's __init__."""
     found = {}
     for path in ROOT.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
@@ -39,7 +39,7 @@ MODULES = _modules()
 
 
 def _imports(name: str) -> set[str]:
-    """What a module imports of the package, anywhere in it: in functions and for the type checker too."""
+    """Return the fercli modules that a module imports, also in functions and for the type checker."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -70,22 +70,22 @@ def test_imports_run_downwards() -> None:
     assert not upward
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     try:
         TopologicalSorter({name: _imports(name) for name in MODULES}).prepare()
     except CycleError as circle:
-        pytest.fail(f"imports run in a circle: {' -> '.join(circle.args[1])}")
+        pytest.fail(f"import cycle: {' -> '.join(circle.args[1])}")
 
 
-def test_every_room_has_its_place() -> None:
+def test_every_package_has_a_layer() -> None:
     rooms = {name.partition(".")[0] for name in MODULES} - {"configs"}
     assert rooms == set(LAYERS)
     assert len([name for name in LAYERS if (ROOT / f"{name}.py").exists()]) <= MOST_AT_THE_ROOT
 
 
 @pytest.mark.parametrize("package", sorted(name for name in MODULES if MODULES[name].stem == "__init__" and name))
-def test_the_front_door_names_every_module(package: str) -> None:
-    """Those of ``- `module`, `module`: what it does`` in the docstring of a package are those in its folder."""
+def test_a_package_docstring_lists_every_module(package: str) -> None:
+    """The entries ``- `module`, `module`: what it does`` in a package's docstring are the modules in its folder."""
     told = ast.get_docstring(ast.parse(MODULES[package].read_text(encoding="utf-8"))) or ""
     named = [
         name for line in re.findall(r"^- ((?:`\w+`(?:,\s+)?)+)", told, re.M) for name in re.findall(r"`(\w+)`", line)
@@ -94,7 +94,7 @@ def test_the_front_door_names_every_module(package: str) -> None:
     assert sorted(named) == sorted(name for name in there if "." not in name)
 
 
-def test_the_spec_stands_on_the_ground_alone() -> None:
+def test_the_spec_imports_only_base_modules() -> None:
     used = {other for name in MODULES if name.partition(".")[0] == "spec" for other in _imports(name)}
     below = {name for name in used if name.partition(".")[0] != "spec"}
     assert below <= {"console", "errors", "files", "starter", "version"}
@@ -102,7 +102,7 @@ def test_the_spec_stands_on_the_ground_alone() -> None:
 
 @pytest.mark.parametrize("file", sorted(TESTS.glob("test_*.py")), ids=lambda file: file.stem)
 def test_no_test_file_imports_another(file: Path) -> None:
-    """Shared helpers live in modules of their own: importing a test file would bind its fixtures and constants here."""
+    """Shared helpers have their own modules: importing a test file would bring in its fixtures and constants."""
     imported = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -1,4 +1,4 @@
-"""Preparing that is stopped, repeated, shared out or short of disk: what was there stays, the bytes are the same."""
+"""Preparing that is stopped, repeated, distributed or short of disk: nothing is lost, and the bytes are the same."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ HERE = Prepare(workers=1)
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, faces) -> Path:
-    """160 images: 14 faces under many names."""
+    """160 images: 14 faces, each under many names."""
     folder = tmp_path_factory.mktemp("many") / "happy"
     folder.mkdir()
     pictures = [encoded(face.image, "JPEG", quality=95) for face in faces]
@@ -58,12 +58,12 @@ def unbroken(tmp_path_factory, many) -> dict[str, str]:
 
 
 def lines(out: Path) -> int:
-    """How many records the partial store in a folder speaks of that has the most."""
+    """Return the number of records in the largest partial store in a folder."""
     return max((len(path.read_bytes().splitlines()) - 1 for path in out.glob("partial-*/journal.jsonl")), default=0)
 
 
 def start(data: Path, out: Path, **options) -> subprocess.Popen:
-    """Prepare in another process, the head of a process group of its own."""
+    """Prepare in another process, which leads its own process group."""
     script = (
         "import sys, json; from fercli.datasets import read_dataset\n"
         "from fercli.prepare import prepare; from fercli.spec import Prepare\n"
@@ -73,12 +73,12 @@ def start(data: Path, out: Path, **options) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
 
 
-# The same again
+# Unchanged input
 
 
-def test_again_with_nothing_changed_does_nothing(raf_store, raf):
+def test_a_second_run_with_nothing_changed_does_nothing(raf_store, raf):
     def times() -> dict[str, int]:
-        return {p.name: p.stat().st_mtime_ns for p in raf_store.iterdir() if p.name != LOCK}  # some touch their lock
+        return {p.name: p.stat().st_mtime_ns for p in raf_store.iterdir() if p.name != LOCK}  # some touch the lock
 
     before = times()
     summary = prepare(read_dataset("raf-db", "raf-db", raf), raf_store, HERE)
@@ -86,7 +86,7 @@ def test_again_with_nothing_changed_does_nothing(raf_store, raf):
     assert before == times()
 
 
-def test_workers_and_chunks_change_no_byte(tmp_path, raf_store, raf):
+def test_workers_and_chunks_do_not_change_the_bytes(tmp_path, raf_store, raf):
     listing = read_dataset("raf-db", "raf-db", raf)
     for name, options in {
         "two": Prepare(workers=2, chunk=4),
@@ -98,7 +98,7 @@ def test_workers_and_chunks_change_no_byte(tmp_path, raf_store, raf):
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_changes_no_byte(tmp_path, raf_store, raf):
+def test_a_dask_cluster_does_not_change_the_bytes(tmp_path, raf_store, raf):
     distributed = pytest.importorskip("distributed", reason="dask is not installed")
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
         options = Prepare(workers=0, chunk=3, backend="dask", cluster=cluster.scheduler_address)
@@ -107,7 +107,7 @@ def test_a_dask_cluster_changes_no_byte(tmp_path, raf_store, raf):
 
 
 @pytest.mark.slow
-def test_a_ray_cluster_changes_no_byte(tmp_path, raf_store, raf):
+def test_a_ray_cluster_does_not_change_the_bytes(tmp_path, raf_store, raf):
     ray = pytest.importorskip("ray", reason="ray is not installed")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
@@ -124,7 +124,7 @@ def test_a_ray_cluster_changes_no_byte(tmp_path, raf_store, raf):
         ({"backend": "dask", "cluster": "tcp://127.0.0.1:9"}, "no dask scheduler answers at tcp://127.0.0.1:9"),
     ],
 )
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path, raf, monkeypatch, options, words):
+def test_a_missing_cluster_is_reported_in_one_line(tmp_path, raf, monkeypatch, options, words):
     pytest.importorskip("distributed", reason="dask is not installed")
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     import dask
@@ -133,7 +133,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path, raf, monkeypatch, opt
         prepare(read_dataset("r", "raf-db", raf), tmp_path / "out", Prepare(workers=1, **options))
 
 
-# Something has changed
+# Changed input
 
 
 def test_other_parameters_are_noticed(tmp_path, faces):
@@ -148,7 +148,7 @@ def test_other_parameters_are_noticed(tmp_path, faces):
 
 
 def test_a_partial_store_of_other_parameters_is_not_mixed_in(tmp_path, many, unbroken, monkeypatch):
-    """Its faces have the same sizes, so that the arrays would take them; a run of other parameters leaves the store."""
+    """Its faces have the same sizes and would fit the arrays. A run with other parameters leaves the store alone."""
     out, listing = tmp_path / "d", read_dataset("d", "folders", many)
     stopped_at_the_end(listing, out, Prepare(workers=1, align="box"), monkeypatch)
     summary = prepare(listing, out, HERE)
@@ -165,7 +165,7 @@ def test_a_partial_store_of_other_parameters_is_not_mixed_in(tmp_path, many, unb
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_other_versions_of_packages_compute_nothing_again(tmp_path, raf, monkeypatch, stopped):
-    """Neither where a store is there nor where a run was stopped; a store made again records the new ones."""
+    """This holds for a complete store and for a stopped run; a store that is rebuilt records the new versions."""
     listing, out = read_dataset("raf-db", "raf-db", raf), tmp_path / "raf-db"
     if stopped:
         stopped_at_the_end(listing, out, HERE, monkeypatch)
@@ -184,7 +184,7 @@ def test_other_versions_of_packages_compute_nothing_again(tmp_path, raf, monkeyp
         fercli.prepare.complete.versions.cache_clear()
 
 
-def test_a_deleted_contact_sheet_is_drawn_and_no_array_written(tmp_path, raf_store, raf):
+def test_a_deleted_contact_sheet_is_redrawn_without_writing_arrays(tmp_path, raf_store, raf):
     out = damaged(raf_store, tmp_path)
     (out / "contact-sheet.jpg").unlink()
     before = {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.iterdir() if path.name != LOCK}
@@ -195,7 +195,7 @@ def test_a_deleted_contact_sheet_is_drawn_and_no_array_written(tmp_path, raf_sto
     assert digests(out) == digests(raf_store)
 
 
-def test_a_store_of_an_earlier_version_is_used_as_it_is_and_completed_out_of_itself(tmp_path, raf_store, raf):
+def test_a_store_of_an_earlier_version_is_used_and_completed_from_its_own_data(tmp_path, raf_store, raf):
     out = damaged(raf_store, tmp_path)
     meta = json.loads((out / "meta.json").read_text())
     for name in LATER_FILES:
@@ -211,7 +211,7 @@ def test_a_store_of_an_earlier_version_is_used_as_it_is_and_completed_out_of_its
 
 
 def stopped_at_the_end(listing, out: Path, options: Prepare, monkeypatch) -> None:
-    """Prepare, and fail once all faces are made: the partial store stays."""
+    """Prepare, and fail after all faces are made: the partial store remains."""
 
     def fails(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -224,8 +224,8 @@ def stopped_at_the_end(listing, out: Path, options: Prepare, monkeypatch) -> Non
 
 
 @pytest.mark.parametrize("change", ["a new image in front", "an image gone", "a smaller chunk size"])
-def test_a_stopped_run_keeps_what_a_change_leaves_alone(tmp_path, many, change, monkeypatch):
-    """Of 160 images all faces were made; then a little changes before the store was complete."""
+def test_a_stopped_run_keeps_what_a_change_does_not_affect(tmp_path, many, change, monkeypatch):
+    """The faces of all 160 images are made; then the input changes slightly before the store is complete."""
     out, data, options = tmp_path / "d", tmp_path / "data", Prepare(workers=1, chunk=8)
     shutil.copytree(many, data)
     stopped_at_the_end(read_dataset("d", "folders", data), out, options, monkeypatch)
@@ -242,8 +242,8 @@ def test_a_stopped_run_keeps_what_a_change_leaves_alone(tmp_path, many, change, 
     assert digests(out) == digests(tmp_path / "fresh")
 
 
-def test_a_failure_that_may_pass_stops_the_run_and_is_kept_in_no_store(tmp_path, many, monkeypatch):
-    """A disk that stutters (EIO) is no property of the image."""
+def test_a_temporary_failure_stops_the_run_and_is_not_stored(tmp_path, many, monkeypatch):
+    """A temporary disk error (EIO) is not a property of the image."""
     out, real = tmp_path / "d", Path.read_bytes
 
     def stutter(path: Path) -> bytes:
@@ -259,15 +259,15 @@ def test_a_failure_that_may_pass_stops_the_run_and_is_kept_in_no_store(tmp_path,
     assert prepare(listing, out, HERE).counts["rejected"] == 0
 
 
-def test_without_the_photographs_disk_nothing_is_rejected(tmp_path, many):
+def test_nothing_is_rejected_if_the_disk_with_the_images_is_missing(tmp_path, many):
     listing = read_dataset("d", "folders", many)
     with pytest.raises(FercliError, match="is not there on"):
         prepare(replace(listing, root=tmp_path / "elsewhere"), tmp_path / "d", HERE)
 
 
 @pytest.mark.parametrize("missing", ["reject", "mean-landmarks"])
-def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
-    """One photograph is another, one is touched only, one is new, one is gone: two faces are made."""
+def test_only_changed_images_are_processed_again(tmp_path, faces, missing):
+    """One image is replaced, one only touched, one new and one gone: two faces are made."""
     options = Prepare(workers=1, missing=missing, chunk=3)
     data, out = tmp_path / "data/happy", tmp_path / "out"
     data.mkdir(parents=True)
@@ -281,7 +281,7 @@ def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
     (data / "6.jpg").unlink()
     listing = read_dataset("d", "folders", data.parent)
     summary = prepare(listing, out, options)
-    # An image without a face is looked through again where it lies under the mean shape, which is another by now.
+    # An image without a face is searched again if it gets the mean shape, because that has changed.
     again = 0 if missing == "reject" else 1
     assert (summary.computed, summary.taken_over) == (2 + again, 7 - again)
     prepare(listing, tmp_path / "fresh", options)
@@ -289,7 +289,7 @@ def test_only_what_has_changed_is_made_again(tmp_path, faces, missing):
     assert verify(out, listing).whole
 
 
-def test_a_row_of_a_csv_that_moved_is_kept(tmp_path, faces):
+def test_unchanged_rows_of_a_csv_are_kept(tmp_path, faces):
     root, out = tmp_path / "fer", tmp_path / "out"
     small = [render(THUMBNAIL, 1, label, 1) for label in range(4)]
     drawn.write_fer2013(root, small)
@@ -307,13 +307,13 @@ def test_a_row_of_a_csv_that_moved_is_kept(tmp_path, faces):
 # Stopped
 
 
-def test_killed_at_random_times_it_ends_with_the_same_bytes(tmp_path, many, unbroken):
-    """kill -9 of all its processes, or of the first only, six times; then it is left alone."""
+def test_a_run_killed_at_random_times_ends_with_the_same_bytes(tmp_path, many, unbroken):
+    """kill -9 all its processes, or only the first, six times; then let it finish."""
     chance, out, kills, before = random.Random(4), tmp_path / "d", 0, 0
     while kills < 6:
         process = start(many, out, workers=2 if kills % 2 else 1, chunk=4)
         deadline = time.monotonic() + 20
-        # Counted from when it goes beyond the last run, or takes over from it: the modules take a second to load.
+        # The delay starts when it has passed the last run, or takes over from it: imports take a second.
         while process.poll() is None and time.monotonic() < deadline:
             if len(list(out.glob("partial-*"))) > 1 if kills % 3 == 2 else lines(out) > before:
                 break
@@ -344,7 +344,7 @@ def test_killed_at_random_times_it_ends_with_the_same_bytes(tmp_path, many, unbr
     ("name", "spoil", "lost"),
     [
         ("crops.npy", lambda data: data[:-1000] + bytes(1000), 1),
-        ("crops.npy", lambda data: data[:-100_000], 160),  # the array cannot be opened any more
+        ("crops.npy", lambda data: data[:-100_000], 160),  # the array can no longer be opened
         ("landmarks.npy", lambda data: b"", 160),
         ("digests.npy", lambda data: data[:128] + bytes(16 * 40) + data[128 + 16 * 40 :], 40),
         ("journal.jsonl", lambda data: data[:-7], 1),
@@ -353,7 +353,7 @@ def test_killed_at_random_times_it_ends_with_the_same_bytes(tmp_path, many, unbr
         ("journal.jsonl", lambda data: b"", 160),
     ],
 )
-def test_what_a_power_cut_spoilt_is_made_again(tmp_path, many, unbroken, monkeypatch, name, spoil, lost):
+def test_faces_damaged_by_a_power_cut_are_made_again(tmp_path, many, unbroken, monkeypatch, name, spoil, lost):
     out, listing = tmp_path / "d", read_dataset("d", "folders", many)
     stopped_at_the_end(listing, out, HERE, monkeypatch)
     file = out / "partial-1" / name
@@ -362,11 +362,11 @@ def test_what_a_power_cut_spoilt_is_made_again(tmp_path, many, unbroken, monkeyp
     assert digests(out) == unbroken
 
 
-def test_a_run_that_fails_at_the_end_goes_on(tmp_path, raf_store, raf, monkeypatch):
-    """The disk fails under the last file: the partial store is still there, and nothing is computed twice."""
+def test_a_run_that_fails_at_the_end_resumes(tmp_path, raf_store, raf, monkeypatch):
+    """The disk fails on the last file: the partial store remains, and nothing is computed twice."""
     listing, out = read_dataset("raf-db", "raf-db", raf), tmp_path / "raf-db"
     stopped_at_the_end(listing, out, HERE, monkeypatch)
-    (out / "parts").mkdir()  # as earlier versions left them
+    (out / "parts").mkdir()  # as earlier versions left it
     (out / "parts/part-0").touch()
     summary = prepare(listing, out, HERE)
     assert (summary.computed, summary.taken_over) == (0, 14)
@@ -374,7 +374,7 @@ def test_a_run_that_fails_at_the_end_goes_on(tmp_path, raf_store, raf, monkeypat
 
 
 def test_rejections_of_a_stopped_run_of_an_earlier_version_are_tried_again(tmp_path, raf, monkeypatch):
-    """As those of a complete store: its faces are kept."""
+    """As for a complete store, the faces found are kept."""
     listing, out = read_dataset("raf-db", "raf-db", raf), tmp_path / "raf-db"
     listing = replace(listing, records=[*listing.records, replace(listing.records[0], id="gone", path="gone.jpg")])
     with monkeypatch.context() as earlier:
@@ -386,8 +386,8 @@ def test_rejections_of_a_stopped_run_of_an_earlier_version_are_tried_again(tmp_p
 
 @pytest.mark.parametrize("moved", [0, 1, 5, len(FILES)])
 @pytest.mark.parametrize("spoilt", [False, True])
-def test_killed_while_the_files_take_their_places(tmp_path, raf_store, raf, moved, spoilt):
-    """What is complete is put in place; of what a power cut spoilt, the damaged face is made again."""
+def test_killed_while_the_files_are_moved_into_place(tmp_path, raf_store, raf, moved, spoilt):
+    """Complete files are moved into place; a face damaged by a power cut is made again."""
     out = tmp_path / "raf-db"
     shutil.copytree(raf_store, out)
     partial = out / "partial-1"
@@ -403,12 +403,12 @@ def test_killed_while_the_files_take_their_places(tmp_path, raf_store, raf, move
     assert digests(out) == digests(raf_store)
 
 
-def test_two_at_once_do_not_meet(tmp_path, many, unbroken):
+def test_two_runs_at_once_do_not_collide(tmp_path, many, unbroken):
     out = tmp_path / "d"
     first = start(many, out, workers=1, chunk=4)
     while not lines(out) and first.poll() is None:
         time.sleep(0.002)
-    with pytest.raises(FercliError, match=r"another fercli prepare is at work in .*; wait for it, or stop it"):
+    with pytest.raises(FercliError, match=r"another fercli prepare is running in .*; wait for it, or stop it"):
         prepare(read_dataset("d", "folders", many), out, HERE)
     assert first.communicate() and first.returncode == 0
     assert digests(out) == unbroken
@@ -416,17 +416,17 @@ def test_two_at_once_do_not_meet(tmp_path, many, unbroken):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 6 MiB; skipped where this machine lets nobody mount one."""
+    """A disk of 6 MiB; the test is skipped if this machine does not permit mounting one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no right to mount a small disk here")
+        pytest.skip("no permission to mount a small disk here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_room_lets_it_go_on(small_disk, many, unbroken):
+def test_a_full_disk_is_one_line_and_free_space_lets_it_resume(small_disk, many, unbroken):
     out = small_disk / "d"
     process = start(many, out, workers=2, chunk=4)
     said = process.communicate()[1].decode()
@@ -438,7 +438,7 @@ def test_a_full_disk_is_one_line_and_room_lets_it_go_on(small_disk, many, unbrok
 
 
 def test_a_limit_on_file_sizes_is_one_line_too(tmp_path, many):
-    """The arrays outgrow what a file may hold: no disk needs to be mounted to see that a write fails."""
+    """The arrays exceed the file size limit: a write fails without mounting a disk."""
     resource = pytest.importorskip("resource")
     script = "ulimit -f 2000; exec " + " ".join(
         f"'{word}'" for word in (sys.executable, "-m", "fercli", "prepare", "--quiet", "--dataset", "d", "--root")
@@ -450,7 +450,7 @@ def test_a_limit_on_file_sizes_is_one_line_too(tmp_path, many):
     assert done.stderr.startswith("error: the disk is full while writing") and "Traceback" not in done.stderr
 
 
-# Looking again
+# Verifying and repairing
 
 
 def damaged(raf_store: Path, tmp_path: Path) -> Path:
@@ -458,14 +458,14 @@ def damaged(raf_store: Path, tmp_path: Path) -> Path:
     return tmp_path / raf_store.name
 
 
-def test_a_whole_store_is_said_to_be_whole(raf_store, raf):
+def test_a_whole_store_is_reported_as_whole(raf_store, raf):
     verdict = verify(raf_store, read_dataset("raf-db", "raf-db", raf))
     assert verdict.whole and (verdict.faces, verdict.photographs) == (14, 14)
     assert not verdict.changed and not verdict.gone and not verdict.new
 
 
 @pytest.mark.parametrize("name", ["labels.npy", "manifest.csv", "keys.npy", "digests.npy"])
-def test_a_bit_that_fell_over_is_found(tmp_path, raf_store, name):
+def test_a_flipped_bit_is_found(tmp_path, raf_store, name):
     store = damaged(raf_store, tmp_path)
     data = bytearray((store / name).read_bytes())
     data[-2] ^= 1
@@ -485,12 +485,12 @@ def test_a_damaged_face_is_named_and_made_again(tmp_path, raf_store, raf, name):
     repaired = prepare(listing, store, HERE, repair=True)
     assert (repaired.computed, repaired.taken_over) == (1, 13)
     assert digests(store) == digests(raf_store)
-    # Another protocol makes the store again out of the faces that are there.
+    # With another protocol, the store is rebuilt from the existing faces.
     other = replace(listing, score_splits=("train",))
     assert prepare(other, store, HERE).computed == 0 and verify(store).whole
 
 
-def test_photographs_that_changed_are_told_and_the_store_is_whole(tmp_path, faces):
+def test_changed_images_are_reported_and_the_store_is_whole(tmp_path, faces):
     root = writers.write_raf_db(tmp_path / "raf", faces[:4], faces[4:6])
     listing, out = read_dataset("r", "raf-db", root), tmp_path / "out"
     prepare(listing, out, HERE)
@@ -530,7 +530,7 @@ def test_verify_on_the_command_line(tmp_path, raf_store, raf):
     assert "is not prepared" in run("prepare", *options).stderr
 
 
-def test_the_manifest_tells_pose_hash_source_and_error(raf_store, raf):
+def test_the_manifest_contains_pose_hash_source_and_error(raf_store, raf):
     rows = read_manifest(raf_store)
     assert all(len(row["hash"]) == 64 and len(row["source"]) == 32 for row in rows)
     assert all(abs(float(row[angle])) < 45 for row in rows for angle in ("roll", "yaw", "pitch"))

@@ -1,4 +1,4 @@
-"""Two commands at once: one works in a folder, the other is told so, and nothing of either is mixed or lost."""
+"""Two commands at once: while one works in a folder, the other is refused, and no files are mixed or lost."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def begun(make_adapting) -> Bench:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """Every file below a folder but locks."""
+    """Return every file below a folder except locks."""
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != LOCK}
 
 
 @pytest.mark.parametrize("folder", HELD)
-def test_the_second_is_refused_and_changes_nothing(folder: str, begun: Bench) -> None:
+def test_a_second_command_is_refused_and_changes_nothing(folder: str, begun: Bench) -> None:
     if folder.endswith("adapt-jaffe"):
         begun.done("adapt", "--quiet")
     held = begun.folder / folder
@@ -40,25 +40,25 @@ def test_the_second_is_refused_and_changes_nothing(folder: str, begun: Bench) ->
     with only_one(held, "train-source"):
         for command in HELD[folder]:
             line = told(begun(*command, "--quiet"), 1)
-            assert f"another fercli {command[0]} is at work in {held}; wait for it, or stop it" in line
+            assert f"another fercli {command[0]} is running in {held}; wait for it, or stop it" in line
     assert contents(begun.runs) == before
 
 
-def test_other_targets_of_one_run_are_adapted_to_at_the_same_time(begun: Bench) -> None:
+def test_other_targets_of_a_run_can_be_adapted_to_at_the_same_time(begun: Bench) -> None:
     (begun.runs / "adapt-sfew").mkdir()
     with only_one(begun.runs / "adapt-sfew", "adapt"), only_one(begun.runs / "source", "train-source"):
         begun.done("adapt", "--quiet")
         begun.done("evaluate", "--quiet")
 
 
-def test_prepare_sweep_and_demo_are_alone_too(tmp_path: Path, raf: Path) -> None:
+def test_prepare_and_demo_are_exclusive_too(tmp_path: Path, raf: Path) -> None:
     store, demo = tmp_path / "prepared/raf-db", tmp_path / "demo/seed-0"
     for folder in (store, demo):
         folder.mkdir(parents=True)
     where = ("--set", f"paths.prepared={tmp_path / 'prepared'}", "--root", raf)
     with only_one(store, "prepare"), only_one(demo, "demo"):
-        assert "another fercli prepare is at work" in told(run("prepare", "--dataset", "raf-db", *where, "--quiet"), 1)
-        assert "another fercli demo is at work" in told(run("demo", "--out", tmp_path / "demo", "--quiet"), 1)
+        assert "another fercli prepare is running" in told(run("prepare", "--dataset", "raf-db", *where, "--quiet"), 1)
+        assert "another fercli demo is running" in told(run("demo", "--out", tmp_path / "demo", "--quiet"), 1)
     assert [path.name for path in demo.iterdir()] == [LOCK]
 
 
@@ -71,7 +71,7 @@ def test_the_run_keeps_the_spec_of_its_source_and_each_adaptation_its_own(begun:
 
 
 @pytest.mark.parametrize("name", [".last.ckpt.host-1.tmp", "outputs/.epoch-0001.safetensors.host-1.tmp"])
-def test_what_a_kill_left_half_written_is_removed(name: str, begun: Bench) -> None:
+def test_half_written_files_of_a_killed_process_are_removed(name: str, begun: Bench) -> None:
     left = begun.runs / "source" / name
     left.parent.mkdir(exist_ok=True)
     left.write_bytes(b"half")
@@ -87,7 +87,7 @@ def test_restart_keeps_the_lock_and_nothing_else(begun: Bench) -> None:
     assert not (source / "outputs").exists() and (source / "best.ckpt").exists() and (source / LOCK).exists()
 
 
-def test_a_file_system_without_locks_is_told(begun: Bench, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+def test_a_file_system_without_locks_is_reported(begun: Bench, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     def none(*_: object) -> None:
         raise OSError(37, "No locks available")
 
@@ -96,5 +96,5 @@ def test_a_file_system_without_locks_is_told(begun: Bench, monkeypatch: pytest.M
     monkeypatch.setattr(fcntl, "flock", none)
     shutil.rmtree(begun.runs / "source")
     result = begun.done("train-source", "--quiet")
-    assert "cannot be locked" in result.stderr and "make sure that no other fercli works there" in result.stderr
+    assert "cannot lock" in result.stderr and "make sure that no other fercli runs there" in result.stderr
     assert os.path.exists(begun.runs / "source/best.ckpt") and files.LOCK == ".lock"

@@ -83,7 +83,7 @@ def test_a_source_model_trained_again(own: Bench) -> None:
 def test_a_store_under_another_name(own: Bench) -> None:
     shutil.copytree(own.prepared / "raf-db", own.prepared / "other")
     line = told(own("adapt", "--target", "other"), 1)
-    assert "holds the faces of raf-db: its folder was copied or renamed" in line
+    assert "holds the faces of raf-db; its folder was copied or renamed" in line
     meta = json.loads((own.prepared / "other/meta.json").read_text())
     (own.prepared / "other/meta.json").write_text(json.dumps({**meta, "name": "other"}))
     assert "hold the same faces" in told(own("adapt", "--target", "other"), 1)
@@ -97,7 +97,7 @@ def test_small_files_edited_by_hand(file: str, own: Bench) -> None:
     data[-3] ^= 1
     path.write_bytes(data)
     for command in ("train-source", "adapt", "evaluate"):
-        assert f"{file} is not as it was written" in told(own(command), 1)
+        assert f"{file} has changed since it was written" in told(own(command), 1)
 
 
 def test_the_record_holds_digests(own: Bench) -> None:

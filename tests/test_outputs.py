@@ -68,14 +68,14 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--csv", "photo.png", "--force"], 2, "--csv would write over photo.png, which is read"),
-        (["--csv", "hard.png", "--force"], 2, "--csv would write over photo.png, which is read"),
-        (["--jsonl", "./in/../link.png", "--force"], 2, "--jsonl would write over photo.png, which is read"),
-        (["--annotate", "photo.png", "--force"], 2, "--annotate would write over photo.png, which is read"),
+        (["--csv", "photo.png", "--force"], 2, "--csv would overwrite the input photo.png"),
+        (["--csv", "hard.png", "--force"], 2, "--csv would overwrite the input photo.png"),
+        (["--jsonl", "./in/../link.png", "--force"], 2, "--jsonl would overwrite the input photo.png"),
+        (["--annotate", "photo.png", "--force"], 2, "--annotate would overwrite the input photo.png"),
         (
             ["--run", "model.safetensors", "--csv", "model.safetensors", "--force"],
             2,
-            "model.safetensors, which is read",
+            "would overwrite the input model.safetensors",
         ),
         (["--csv", "run/source/best.ckpt", "--force"], 1, "belongs to a run"),
         (["--csv", "run/source/metrics.jsonl", "--force"], 1, "belongs to a run"),
@@ -91,7 +91,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
         (["--csv", "to-old.csv"], 1, "already exists; name another file, or replace it with --force"),
         (["--csv", "circle"], 1, "cannot write circle: "),
         (["--csv", "in"], 1, "it is a folder"),
-        (["--csv", "photo.png/x"], 1, "is no folder; name another place"),
+        (["--csv", "photo.png/x"], 1, "is not a folder; name another folder"),
         (["--csv", "/dev/full"], 1, "the disk is full while writing /dev/full"),
     ],
 )
@@ -105,7 +105,7 @@ def test_what_may_not_be_written_is_said_before_the_work(there, arguments, code,
 
 def test_a_run_s_model_is_not_written_over_by_any_command(there):
     for name in ("photo.png", "hard.png"):
-        with pytest.raises(FercliError, match=r"OUT would write over photo\.png, which is read"):
+        with pytest.raises(FercliError, match=r"OUT would overwrite the input photo\.png"):
             check_output("OUT", Path(name), True, ["photo.png"])
     with pytest.raises(FercliError, match="belongs to a prepared store"):
         check_output("--csv", Path("store/faces.npy"), True)

@@ -1,4 +1,4 @@
-"""What `python -m build` makes: an sdist and a wheel that hold all that is needed, and run where no checkout is."""
+"""The output of `python -m build`: an sdist and a wheel that are complete and run without a checkout."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the sdist, and the wheel that is built from it."""
+    """A folder with the sdist, and the wheel built from it."""
     folder = tmp_path_factory.mktemp("package")
     tree = folder / "tree"
     tree.mkdir()
@@ -38,14 +38,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wheel_of(built: Path) -> Path:
-    """The one wheel: for every Python and system."""
+    """Return the only wheel: it is for every Python and system."""
     (wheel,) = built.glob("*.whl")
     assert wheel.name == f"fercli-{fercli.__version__}-py3-none-any.whl"
     return wheel
 
 
 def expected() -> set[str]:
-    """What a checkout has that belongs into the wheel, by its path there."""
+    """Return the paths in the wheel of all files of a checkout that belong in it."""
     found = set()
     for below in (ROOT / "fercli", ROOT / "configs"):
         for path in below.rglob("*"):
@@ -68,19 +68,19 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     } <= names
     assert "fercli = fercli.__main__:run" in entry
     assert re.search(r"^Requires-Python: >=3\.10$", about, re.M)
-    # Where mediapipe has a wheel, and where not.
+    # The requirements depend on whether mediapipe has a wheel for the system.
     needs = re.findall(r"^Requires-Dist: (.+)$", about, re.M)
     assert any(need.startswith("mediapipe==0.10.21;") for need in needs)
     assert not any(re.match(r"(nvidia|cuda|triton)", need) for need in needs)
 
 
 @pytest.mark.slow
-def test_the_sdist_builds_the_same_and_brings_the_licence(built: Path) -> None:
+def test_the_sdist_is_complete_and_contains_the_licence(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "setup.cfg", "setup.py", "fercli/py.typed", "configs/default.yaml"} <= names
-    # The wheel was built from it: what it lacks the wheel would lack.
+    # The wheel was built from the sdist: a file missing here would be missing there.
     assert {re.sub(r"^fercli/configs/", "configs/", name) for name in expected()} <= names
 
 
@@ -113,7 +113,7 @@ def test_the_wheel_runs_from_an_empty_folder(built: Path, tmp_path: Path) -> Non
     assert "raf-db" in run("init", "-", "--from", "raf-db-ir18")
 
 
-def test_the_version_is_told_alike_everywhere() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     version = re.escape(fercli.__version__)
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(r"^## (?!Unreleased)(\S+)", changes, re.M)[1] == fercli.__version__
@@ -122,7 +122,7 @@ def test_the_version_is_told_alike_everywhere() -> None:
 
 # Types
 
-#: What users import, by README and docstrings.
+#: Modules that users import, according to the README and docstrings.
 PUBLIC = [
     *("__init__", "predict/recognizer", "spec/__init__", "spec/registry", "errors", "expressions", "methods/__init__"),
     *("methods/base", "methods/joint", "loading/augment"),
@@ -133,15 +133,15 @@ PUBLIC = [
 
 
 def mypy(cache: Path, *arguments: str | Path) -> str:
-    """What mypy complains of; empty where it has nothing to say."""
+    """Return mypy's complaints; empty if there are none."""
     command = [sys.executable, "-m", "mypy", "--config-file=", f"--cache-dir={cache}", "--no-error-summary"]
-    # Whatever lies below the files named is read for its types and not itself checked.
+    # Modules that the named files import are read for their types but not checked.
     command += ["--follow-imports=silent", "--ignore-missing-imports", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300).stdout
 
 
 @pytest.mark.slow
-def test_a_users_program_is_checked_strictly(tmp_path: Path) -> None:
+def test_a_users_program_passes_strict_type_checks(tmp_path: Path) -> None:
     program = ROOT / "tests/fixtures/typed_user.py"
     assert mypy(tmp_path, "--strict", program) == ""
     wrong = tmp_path / "wrong.py"
@@ -150,5 +150,5 @@ def test_a_users_program_is_checked_strictly(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_modules_that_users_import_are_typed_without_error(tmp_path: Path) -> None:
+def test_the_modules_that_users_import_have_no_type_errors(tmp_path: Path) -> None:
     assert mypy(tmp_path, *(f"fercli/{name}.py" for name in PUBLIC)) == ""

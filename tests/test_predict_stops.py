@@ -214,6 +214,8 @@ def test_a_worker_that_ends_is_one_line_and_others_serve():
         ]
         with pytest.raises(ZeroDivisionError):
             list(workers.in_order(divmod, [1], lambda item: (item, 0), 2))
-        with pytest.raises(Exception, match=r"a worker process was ended with code 3 .*; try without: --workers 1"):
+        with pytest.raises(
+            Exception, match=r"a worker process ended with code 3 .*; run without worker processes: --workers 1"
+        ):
             list(workers.in_order(os._exit, [3], lambda item: (item,), 2))
         assert [n for n, _ in workers.in_order(divmod, range(9), lambda item: (item, 2), 4)] == list(range(9))

@@ -80,7 +80,7 @@ def test_a_row_with_fewer_seeds_is_compared_on_its_own_and_never_best(results):
 
 def test_the_console_tells_the_gap_beside_what_reads_as_none():
     run = copy.deepcopy(RUN)
-    line = "Domain gap to jaffe (energy distance, 0 to 1; no gap reads below 0.004): source-only 0.162, aglrls 0.058."
+    line = "Domain gap to jaffe (energy distance, 0 to 1; below 0.004 without a gap): source-only 0.162, aglrls 0.058."
     assert line in headline(run)[3].splitlines()
     for model in run["gaps"][0]["models"]:
         model.update(energy_distance=None, no_gap=None, faces=[0, 60])
@@ -197,7 +197,7 @@ def test_a_column_with_seeds_has_no_test_of_faces(results):
     assert rows["aglrls"]["near"]["n"] == 1 and rows["aglrls"]["near"]["p"] is rows["aglrls"]["near"]["test"] is None
     assert rows["dann"]["near"]["test"] == "paired t-test over 3 seeds"
     caption = headline(results)[3]
-    assert "p: paired t-test over 3 seeds, Holm over the rows. It speaks of other seeds, not of other faces." in caption
+    assert "p: paired t-test over 3 seeds, Holm over the rows. It covers other seeds, not other faces." in caption
 
 
 def test_where_people_are_known_they_are_the_units(run):
@@ -213,17 +213,17 @@ def test_where_people_are_known_they_are_the_units(run):
     cell = rows_of(run)["aglrls"]["jaffe"]
     assert (cell["p"], cell["test"]) == (against["test"]["p"], "sign-flip test over 10 subjects")
     note = f"on jaffe against source-only’s: aglrls {cell['p']:.3f} (sign-flip test over 10 subjects; Holm)."
-    assert f"p of the accuracy {note}" in headline(run)[3] and "not of other seeds" in headline(run)[3]
+    assert f"p of the accuracy {note}" in headline(run)[3] and "not other seeds" in headline(run)[3]
 
 
 def test_of_one_seed_the_caption_says_what_was_tested():
     one = sweep({name: {"far": own["far"][:1]} for name, own in FIGURES.items()})
     _, _, rows, caption, _ = headline(one)
-    assert "p: McNemar’s test, faces taken as independent, Holm over the rows. It speaks of other faces, not" in caption
+    assert "p: McNemar’s test, faces taken as independent, Holm over the rows. It covers other faces, not" in caption
     assert rows[1][0] == "*aglrls" and 0 < float(rows[1][3]) < 1
     both = sweep({name: {target: of[:1] for target, of in own.items()} for name, own in FIGURES.items()})
     caption = headline(both)[3]
-    assert "Of one seed, the mean over targets has no p." in caption
+    assert "With one seed, the mean over targets has no p." in caption
     cells = rows_of(both)
     for target in ("near", "far"):
         p = cells["dann"][target]["p"]
@@ -298,7 +298,7 @@ def run():
 
 def test_a_run_is_shown_row_by_row(run):
     title, columns, rows, caption, words = headline(run)
-    assert title == "a demo of mine: source-only beside adapted" and words == 3
+    assert title == "a demo of mine: source-only and adapted" and words == 3
     assert columns == ["tested on", "method", "decision", "acc %", "F1 %", "images", "epoch, chosen by"]
     assert [row[:3] for row in rows] == [
         ["raf-db † (source)", "source-only", "fused"],
@@ -345,4 +345,4 @@ def test_the_console_shows_drift_where_there_are_no_labels_and_warns_of_what_is_
     assert doubts(results) == []
     for told in adapted[:2]:
         told["trust"] = "not trusted"
-    assert doubts(results) == [f"2 of {len(adapted)} adaptations are not to be trusted; the report says which"]
+    assert doubts(results) == [f"2 of {len(adapted)} adaptations are not trusted; the report lists them"]

@@ -219,7 +219,7 @@ def test_a_picture_is_answered_out_of_the_box_and_one_line_says_by_whom(here, ph
     assert expressions(result) == [face.expression for face in own] and len(own) == 1
     (line,) = [line for line in result.stderr.splitlines() if "starter" in line]
     sources = "+".join(starter_facts()["sources"])
-    assert line == f"starter model (trained on {sources}; {LINE}); --run names another"
+    assert line == f"starter model (trained on {sources}; {LINE}); use --run for another model"
     assert run("predict", photo, "--quiet").stderr == ""
     assert "starter" not in run("predict", photo, "--run", "starter").stderr
     as_json = run("predict", photo, "--json", "--jsonl", here / "out.jsonl")
@@ -297,7 +297,7 @@ def test_a_library_that_has_not_set_up_logging_hears_it_on_stderr() -> None:
 
 def test_inspect_shows_what_it_is_and_the_whole_card() -> None:
     result = run("weights", "inspect", "starter")
-    assert result.exit_code == 0 and starter_card().rstrip() in result.stdout and "MFLOP a face" in result.stdout
+    assert result.exit_code == 0 and starter_card().rstrip() in result.stdout and "MFLOP per face" in result.stdout
     (found,) = json.loads(run("weights", "inspect", "starter", "--json").stdout)["weights"]
     own = found["starter"]
     assert own["sha256"] == starter_hash() and own["card"] == starter_card() and own["facts"] == starter_facts()

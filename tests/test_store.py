@@ -1,4 +1,4 @@
-"""A prepared store is opened as of one moment, and what was written about its faces is joined with these faces only."""
+"""A prepared store is opened as of one moment, and records about its faces are joined only with those faces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fercli.store import FACE_ARRAYS, Store, write_manifest
 
 @pytest.fixture
 def again(tmp_path: Path, raf: Path):
-    """Give a folder with a store, and a function that prepares it again, in the opposite order and with new labels."""
+    """A folder with a store, and a function that prepares it again in reverse order and with new labels."""
     listing = read_dataset("raf-db", "raf-db", raf)
     changed = [replace(record, label=(record.label + 1) % 7) for record in reversed(listing.records)]
     prepare(listing, tmp_path / "raf-db", Prepare(workers=1))
@@ -40,7 +40,7 @@ def rows(store: Store) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def test_labels_are_those_of_the_faces_though_the_store_is_prepared_again(again) -> None:
+def test_labels_match_the_faces_even_if_the_store_is_prepared_again(again) -> None:
     folder, prepare_again = again
     whole, store = rows(Store.open(folder)), Store.open(folder)
     prepare_again()
@@ -51,7 +51,7 @@ def test_labels_are_those_of_the_faces_though_the_store_is_prepared_again(again)
 
 
 @pytest.mark.parametrize("at", ["splits.npy", "ids.npy", "labels.npy"])
-def test_a_store_that_is_prepared_again_while_it_is_opened(again, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_is_prepared_again_while_being_opened(again, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, prepare_again = again
     read, times = fercli.store.read_array, []
 
@@ -71,13 +71,13 @@ def test_a_file_of_another_store_is_refused(raf_store: Path, tmp_path: Path, nam
     for folder, keep in (("raf-db", np.arange(14)), ("other", np.arange(14)[::-1])):
         cut(raf_store, tmp_path / folder, keep)
     shutil.copy(tmp_path / "other" / name, tmp_path / "raf-db" / name)
-    if name == "subjects.npy":  # those of the others are as empty
+    if name == "subjects.npy":  # in both stores they are empty
         np.save(tmp_path / "raf-db" / name, np.full(14, "p"))
     store = Store.open(tmp_path / "raf-db")
     with pytest.raises(FercliError) as caught:
         store.content_digest() if name == "digests.npy" else getattr(store, Path(name).stem)
     assert str(caught.value).endswith(
-        f"is damaged ({name} is not as it was written); run: fercli prepare --dataset raf-db --repair"
+        f"is damaged ({name} has changed since it was written); run: fercli prepare --dataset raf-db --repair"
     )
 
 
@@ -89,7 +89,7 @@ def test_without_labels_their_file_is_not_read(raf_store: Path, tmp_path: Path) 
         Store.open(tmp_path / "raf-db")
 
 
-def test_the_digest_tells_faces_and_order_and_no_labels(raf_store: Path, tmp_path: Path) -> None:
+def test_the_digest_depends_on_faces_and_order_but_not_on_labels(raf_store: Path, tmp_path: Path) -> None:
     cut(raf_store, tmp_path / "turned", np.arange(14)[::-1])
     cut(raf_store, tmp_path / "relabelled", np.arange(14))
     np.save(tmp_path / "relabelled/labels.npy", np.zeros(14, np.int64))
@@ -109,11 +109,11 @@ print(time.perf_counter() - begun, (resource.getrusage(resource.RUSAGE_SELF).ru_
 """
 
 
-def test_opening_costs_the_same_whatever_the_number_of_faces(tmp_path: Path, raf_store: Path) -> None:
+def test_opening_a_store_does_not_slow_down_with_its_size(tmp_path: Path, raf_store: Path) -> None:
     """300,000 rows take less than 50 ms and 20 MB; they would take seconds to parse from the manifest."""
     spec, count, big = Prepare(), 300_000, tmp_path / "big"
     big.mkdir()
-    for name, row in spec.rows().items():  # zeros, which take no room on the disk
+    for name, row in spec.rows().items():  # zeros, which take no disk space
         np.lib.format.open_memmap(big / f"{name}.npy", "w+", FACE_ARRAYS[name], (count, *row))
     ids = [f"Image/original/train_{i:06d}.jpg" for i in range(count)]
     np.save(big / "labels.npy", np.arange(count) % 7)
@@ -126,7 +126,7 @@ def test_opening_costs_the_same_whatever_the_number_of_faces(tmp_path: Path, raf
     (big / "meta.json").write_text(json.dumps(meta))
     seal(big)
     costs = []
-    for _ in range(3):  # another program may have the processor at one of them
+    for _ in range(3):  # another program may be using the processor during one of them
         command = [sys.executable, "-c", _OPEN, str(big), str(raf_store)]
         costs.append([float(x) for x in subprocess.check_output(command, text=True).split()])
     seconds, megabytes, faces = np.min(costs, axis=0)
@@ -137,13 +137,13 @@ def test_opening_costs_the_same_whatever_the_number_of_faces(tmp_path: Path, raf
 
 @pytest.fixture
 def turned(tmp_path: Path, trained: Bench) -> Path:
-    """The shared stores, the target's faces in the opposite order."""
+    """The shared stores, with the target's faces in reverse order."""
     cut(trained.prepared / "jaffe", tmp_path / "stores/jaffe", np.arange(42)[::-1])
     (tmp_path / "stores/raf-db").symlink_to(trained.prepared / "raf-db")
     return tmp_path / "stores"
 
 
-def test_an_adaptation_does_not_go_on_with_other_faces(make_adapting, turned: Path) -> None:
+def test_an_adaptation_does_not_resume_with_other_faces(make_adapting, turned: Path) -> None:
     bench = make_adapting("bench")
     bench.done("adapt", "--quiet")
     result = Bench(bench.folder, turned, {"adapt.epochs": 3})("adapt")

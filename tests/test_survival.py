@@ -1,4 +1,4 @@
-"""Runs short of disk or memory, or whose loss breaks: what is kept, what is told, and going on."""
+"""Runs that run out of disk or memory, or whose loss is not finite: what is kept and reported, and resuming."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 # A loss that is not finite
 
 
-def test_the_batch_of_a_broken_loss_is_named(make_adapting) -> None:
+def test_the_batch_with_the_broken_loss_is_recorded(make_adapting) -> None:
     bench = make_adapting("broken", {"adapt.lr": 1e30, "adapt.clip_norm": None, "engine.seed": 0})
     result = bench("adapt", "--quiet")
     path = bench.runs / "adapt-jaffe" / FAILED_BATCH
@@ -55,7 +55,7 @@ def test_the_batch_of_a_broken_loss_is_named(make_adapting) -> None:
             assert drawn_for == "source" or jaffe[face["position"]] == face["id"]
 
 
-def test_the_named_faces_are_those_of_the_batch(make_adapting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recorded_faces_are_those_of_the_batch(make_adapting, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = {}
     make = Batches.__call__
 
@@ -116,10 +116,10 @@ def test_a_run_that_runs_out_of_memory_keeps_its_checkpoint(make_adapting, monke
     assert (bench.runs / "adapt-jaffe/last.ckpt").read_bytes() == before
 
 
-# Too little disk: a limit on the size of files is a write that fails, without a disk to fill
+# Too little disk space: a limit on file size makes a write fail without filling a disk
 
 
-def test_a_checkpoint_that_finds_no_room_leaves_the_last(tmp_path: Path, trained: Bench, nursery: Nursery) -> None:
+def test_a_checkpoint_that_does_not_fit_keeps_the_last(tmp_path: Path, trained: Bench, nursery: Nursery) -> None:
     bench = Bench(tmp_path / "full", trained.prepared)
     bench.done("train-source", "--quiet", "--set", "train_source.epochs=1")
     folder = bench.runs / "source"
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_last(tmp_path: Path, trained
     assert_same_run(trained.runs / "source", folder)
 
 
-def test_metrics_that_find_no_room_are_one_line(tmp_path: Path, trained: Bench, nursery: Nursery) -> None:
+def test_metrics_that_do_not_fit_leave_one_line(tmp_path: Path, trained: Bench, nursery: Nursery) -> None:
     bench = Bench(tmp_path / "full", trained.prepared)
     bench.done("train-source", "--quiet", "--set", "train_source.epochs=1")
     folder = bench.runs / "source"
@@ -154,7 +154,7 @@ def test_metrics_that_find_no_room_are_one_line(tmp_path: Path, trained: Bench, 
 
 # A kill while outputs are written
 
-#: Imported by every process as it starts: kills it before (or after) a file of this name takes its place.
+#: Imported by every process at startup: kills the process before (or after) it moves a file of this name into place.
 _KILLED = """
 import os
 move = os.replace
@@ -177,7 +177,7 @@ os.replace = replace
         ("evaluate", "dataset-jaffe.safetensors", False),
     ],
 )
-def test_killed_while_outputs_are_written_the_same_command_leaves_the_same(
+def test_the_same_command_completes_outputs_after_a_kill(
     command: str, name: str, after: bool, tmp_path: Path, adapted: Bench, make_adapting
 ) -> None:
     bench, folder = make_adapting("killed"), "adapt-jaffe"

@@ -464,7 +464,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(
     bench, handler = again("stopped", parts=parts), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         stop_at(patch, count)
-        assert "the same command goes on" in told(swept_by(bench, "--quiet"), 130)
+        assert "run the same command again to resume" in told(swept_by(bench, "--quiet"), 130)
     assert stages(bench) == left
     assert signal.getsignal(signal.SIGINT) is handler
     done(bench)

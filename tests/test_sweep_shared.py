@@ -132,14 +132,14 @@ def test_cells_are_counted_for_the_shell(make) -> None:
     ("arguments", "line", "code"),
     [
         (("--cell", "4"), "--cell 4: the sweep has 4 cells; say one from 0 to 3", 2),
-        (("--cell", "0", "--jobs", "2"), "--cell and --jobs do not go together", 2),
-        (("--cells", "--dry-run"), "--cells and --dry-run do not go together", 2),
+        (("--cell", "0", "--jobs", "2"), "--cell and --jobs cannot be combined", 2),
+        (("--cells", "--dry-run"), "--cells and --dry-run cannot be combined", 2),
         (("--jobs", "gpus"), "sweep.jobs is gpus, and torch sees no GPU here", 1),
         (("--set", "sweep.jobs=0"), "sweep.jobs: 0 is neither a number from 1 on nor gpus", 2),
         (("--set", f"sweep.jobs={1 << 63}"), f"sweep.jobs: {1 << 63} is neither a number from 1 on nor gpus", 2),
         (("--set", "sweep.jobs=cpus"), "sweep.jobs: 'cpus' is neither a number from 1 on nor gpus", 2),
         (("--set", "sweep.backend=loky"), "sweep.backend: 'loky' is not allowed; one of 'local', 'dask', 'ray'", 2),
-        (("--set", "sweep.backend=dask"), "sweep.backend is dask: say where its scheduler is, such as --set sweep.", 1),
+        (("--set", "sweep.backend=dask"), "sweep.backend is dask, but its scheduler is not given; use --set sweep.", 1),
         (("--set", "sweep.backend=dask", "--jobs", "gpus"), "gpus is for the GPUs of one machine", 2),
     ],
 )
@@ -165,7 +165,7 @@ def test_cell_after_cell_makes_the_same_table_and_the_last_one_writes_it(make, s
         said.append(result.stderr)
         if number == 3:
             assert stages(bench) == ["seed-1/adapt-jaffe-dann", "seed-1/source"]
-            assert f"2 cells are left, {CELLS[0]} the first" in result.stderr
+            assert f"2 cells remain, the first is {CELLS[0]}" in result.stderr
     assert f"{CELLS[1]} is left" in said[1] and "fercli evaluate -c" in said[1]
     assert "results.csv" in said[2]
     assert_same_sweep(swept, bench)
@@ -331,7 +331,7 @@ def test_a_worker_that_is_killed_costs_its_own_cell_only(make, swept: Bench, sta
     os.kill(claims(bench)["seed-0/adapt-jaffe-dann"], signal.SIGKILL)
     said = ended(process, 1)
     assert "1 of 4 cells failed:" in said
-    assert f"{CELLS[1]}: a worker process was killed, most likely for want of memory" in said
+    assert f"{CELLS[1]}: a worker process was killed, probably because memory ran out" in said
     assert "--workers" not in said
     assert [entry["method"] for entry in results(bench)["entries"]].count("dann") == 1
     ended(start(bench, "--jobs", "2"))
@@ -346,7 +346,7 @@ def test_a_command_in_a_stage_s_folder_and_a_claim_are_waited_for(make, swept: B
     with only_one(folder, "adapt"):
         process = start(bench, "--cell", "1")
         line = next(line for line in process.stderr if "waiting for" in line)
-        assert f"another fercli adapt is at work in {folder}" in line
+        assert f"another fercli adapt is running in {folder}" in line
     ended(process)
     assert_same_sweep(swept, bench)
     shutil.rmtree(folder)

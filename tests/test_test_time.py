@@ -385,8 +385,8 @@ def test_outputs_say_how_the_model_adapts(predict, photos, tmp_path, name):
     result = predict(photos, *both)
     found = lines(result)
     assert {line["adapted"] for line in found} == {f"{name}, continual"} and len(found) == 26
-    remark = f"the model adapts to the faces it answers ({name}, continual): an answer depends on the other faces of "
-    assert f"{remark}its batch (--batch 4) and on those before\n" in result.stderr
+    remark = f"the model adapts to the input faces ({name}, continual): a prediction depends on the other faces of "
+    assert f"{remark}its batch (--batch 4) and on all faces before it\n" in result.stderr
     assert "adapt" not in plain.stdout + plain.stderr
 
     def bare(line: dict) -> dict:
@@ -449,4 +449,4 @@ def test_a_continual_run_is_not_gone_on_with(predict, photos, tmp_path, monkeypa
     told_of = [line for line in predict(*common, "--jsonl", out, "--resume").stderr.splitlines() if "error" in line]
     assert len(told_of) == 1 and why in told_of[0] and "begin again with --force" in told_of[0]
     assert predict(*common, "--jsonl", out, "--force").exit_code == 0
-    assert "there is no --adapt" in told(predict(photos, "--episodic"), 2)
+    assert "--episodic needs --adapt" in told(predict(photos, "--episodic"), 2)

@@ -1,4 +1,4 @@
-"""Commands under ``python -OO``, with signals ignored from the start, and with libraries that cannot be loaded."""
+"""Commands under ``python -OO``, started with signals ignored, and with libraries that cannot be loaded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory, faces) -> Path:
-    """As many as several processes are worth."""
+    """Enough images for several worker processes."""
     folder = tmp_path_factory.mktemp("pictures")
     for number, face in enumerate(faces):
         Image.fromarray(face.image).save(folder / f"{number:02d}.png")
@@ -65,10 +65,10 @@ def test_every_step_works_without_docstrings(tmp_path: Path, prepared: Path, pic
     assert len(done.stdout.splitlines()) == 14 and all(json.loads(line)["faces"] for line in done.stdout.splitlines())
 
 
-# Started where SIGINT and SIGTERM are ignored, as behind & in a script
+# Started with SIGINT and SIGTERM ignored, as with & in a script
 
 
-def test_a_command_started_with_signals_ignored_heeds_them(trained: Bench, pictures: Path, tmp_path: Path) -> None:
+def test_a_command_started_with_signals_ignored_obeys_them(trained: Bench, pictures: Path, tmp_path: Path) -> None:
     for i in range(300):
         (tmp_path / f"{i:03d}.png").hardlink_to(pictures / "00.png")
     words = [sys.executable, "-m", "fercli", "predict", tmp_path, "--run", trained.runs, "--batch", "1"]
@@ -89,16 +89,16 @@ LIBGL_COMES = "apt install libgl1 libglib2.0-0, or: dnf install mesa-libGL glib2
 CUDART = "libcudart.so.12: cannot open shared object file: No such file or directory"
 LIBGOMP = "libgomp.so.1: cannot open shared object file: No such file or directory"
 AGAIN = "pip install --force-reinstall"
-#: Where mediapipe is declared, and pins numpy.
+#: If mediapipe is a declared requirement, it pins numpy.
 PINNED = " 'numpy<2'" if _requirement("mediapipe") is not None else ""
-#: Module, what it holds, commands that need it, and the line that each then leaves.
+#: Module, its code, commands that need it, and the error line of each.
 BROKEN = [
     (
         *("cv2", f"raise ImportError({LIBGL!r})", ["prepare", "predict", "demo", "bench prepare"]),
         f"opencv cannot be loaded ({LIBGL}); to fix it: {LIBGL_COMES}",
     ),
     (
-        # As its own __init__ does it.
+        # As cv2's own __init__ does.
         *("cv2", f"import os, sys; sys.path.insert(1, os.path.dirname(__file__)); raise ImportError({LIBGL!r})"),
         *(["predict"], f"opencv cannot be loaded ({LIBGL}); to fix it: {LIBGL_COMES}"),
     ),
@@ -157,10 +157,10 @@ def test_a_library_that_cannot_be_loaded_is_one_line(
 
 
 @pytest.mark.parametrize("command", ["predict", "prepare"])
-def test_one_that_a_worker_cannot_load_is_one_line_too(
+def test_a_library_that_a_worker_cannot_load_is_one_line_too(
     command: str, tmp_path: Path, trained: Bench, pictures: Path
 ) -> None:
-    """OpenCV, in the workers' processes alone: they fail before the work has reached them."""
+    """OpenCV fails to load only in the worker processes: they fail before any work reaches them."""
     (tmp_path / "cv2.py").write_text(
         "import os, sys\n"
         "here, command = os.path.dirname(__file__), ' '.join(sys.orig_argv)\n"
@@ -177,12 +177,12 @@ def test_one_that_a_worker_cannot_load_is_one_line_too(
     assert (done.returncode, done.stderr) == (1, f"error: {BROKEN[0][3]}\n")
 
 
-def test_too_little_memory_is_no_broken_library(tmp_path: Path) -> None:
+def test_too_little_memory_is_not_reported_as_a_broken_library(tmp_path: Path) -> None:
     (tmp_path / "yaml.py").write_text("raise MemoryError()\n")
     assert fercli("prepare", before=tmp_path).stderr.startswith("error: MemoryError")
 
 
-def test_a_module_of_the_users_own_keeps_its_message(tmp_path: Path, trained: Bench) -> None:
+def test_an_error_in_the_users_own_module_keeps_its_message(tmp_path: Path, trained: Bench) -> None:
     (tmp_path / "mine.py").write_text("raise ImportError('cannot import name x')\n")
     command = ("adapt", "-c", trained.spec, "--method", "mine:Method")
     done = fercli(*command, before=tmp_path)

@@ -125,7 +125,7 @@ def test_the_aglrls_file_is_laid_out_as_published(tmp_path):
     network = zeroed_ir18()
     save_ours(tmp_path / "best.ckpt", network, backbone="ir18")
     out = run("weights", "export", tmp_path / "best.ckpt", tmp_path / "new" / "jaffe.pkl")
-    assert out.exit_code == 0 and out.stdout == "" and "467 tensors, 65.46 M numbers" in out.stderr
+    assert out.exit_code == 0 and out.stdout == "" and "467 tensors, 65.46 M values" in out.stderr
     document = torch.load(tmp_path / "new" / "jaffe.pkl", weights_only=True)
     assert list(document) == ["epoch", "classwise", "model"] and document["epoch"] == 7
     assert isinstance(document["classwise"], list) and torch.equal(torch.stack(document["classwise"]), STATUS)
@@ -180,7 +180,7 @@ def test_an_export_overwrites_nothing_unless_forced(ours, tmp_path):
     assert run(*arguments, "--force").exit_code == 0
     assert torch.equal(checkpoint.load(out)["status"], STATUS)
     before = ours.read_bytes()
-    assert "which is read" in told(run("weights", "export", ours, ours, "--format", "fercli", "--force"), 2)
+    assert "would overwrite the input" in told(run("weights", "export", ours, ours, "--format", "fercli", "--force"), 2)
     assert ours.read_bytes() == before
     assert "is a folder; give the name of a file" in told(run("weights", "export", ours, tmp_path, "--force"))
 
@@ -248,8 +248,8 @@ def test_inspect_tells_all_of_a_checkpoint_of_ours(ours):
     text = " ".join(result.stdout.split())
     for part in (
         f"{ours} fercli checkpoint network a small IR-10 of width 8 (blocks 1-1-1-1), local features from feature-map",
-        "trained run mine, adapt stage, aglrls raf-db -> jaffe, epoch 7, chosen by infomax (1.25), answers by glpc",
-        "fills backbone, global_head, local_nets, classifiers first weights nothing stays at them complete yes",
+        "trained run mine, adapt stage, aglrls raf-db -> jaffe, epoch 7, chosen by infomax (1.25), decision rule glpc",
+        "fills backbone, global_head, local_nets, classifiers initial weights no part keeps them complete yes",
         "learning status b",
         *HEADS,
     ):
@@ -279,7 +279,7 @@ def test_inspect_of_several_tells_of_each_and_fails_for_one(ours, tmp_path):
     assert result.exit_code == 1 and "text.txt: is not a PyTorch checkpoint" in result.stderr
     found = " ".join(result.stdout.split())
     assert found.count("spec fits baseline") == 2
-    assert "left over fc.* (1 tensor): AGRA's classifier" in found and "first weights classifiers" in found
+    assert "left over fc.* (1 tensor): AGRA's classifier" in found and "initial weights classifiers" in found
     as_json = run("weights", "inspect", ours, text, "--json")
     first, second = json.loads(as_json.stdout)["weights"]
     assert first["kind"] == "fercli" and set(second) == {"file", "error"} and as_json.exit_code == 1

@@ -180,7 +180,8 @@ def test_where_every_rule_prefers_the_start_it_is_kept(make_adapting) -> None:
     assert all(torch.equal(start[k], v) for k, v in best(bench)["network"].items())
     result = bench.done("adapt")
     assert (
-        f"the start is kept, since every selection rule prefers it to epoch {EPOCHS}, already trained" in result.stderr
+        f"the starting model is kept, since every selection rule prefers it to epoch {EPOCHS}, already trained"
+        in result.stderr
     )
     entries = {e["folder"]: e for e in bench.json("evaluate")["entries"] if e["dataset"] == "jaffe"}
     assert entries["adapt-jaffe"]["heads"]["fused"] == entries["source"]["heads"]["fused"]  # its score is the start's
@@ -190,4 +191,4 @@ def test_where_every_rule_prefers_the_start_it_is_kept(make_adapting) -> None:
 def test_a_target_of_a_few_faces_is_said_to_be_one(make_adapting) -> None:
     result = make_adapting("few", {"adapt.method": "tent"}).done("adapt")
     assert "42 faces are few" in result.stderr
-    assert "beside what it began with: " in result.stderr
+    assert "compared with the starting model: " in result.stderr

@@ -1,15 +1,15 @@
-"""The command line: a group whose commands are loaded when they are called for.
+"""The command line: a group that loads each command on first use.
 
-Neither torch nor mediapipe nor the spec is imported here, so that ``fercli --help`` answers at once.
+Neither torch, mediapipe nor the spec is imported here, so that ``fercli --help`` responds at once.
 
 - `init`, `prepare`, `datasets`, `train_source`, `adapt`, `evaluate`, `compare`, `predict`, `export`, `sweep`,
-  `weights`, `bench`, `doctor`, `demo`: one command each: options, one call of the library, output;
-- `compare_view`, `datasets_view`, `weights_view`: what these three show;
-- `results_view`: what `evaluate` and `sweep` show;
-- `options`: options that commands share, and how they become a spec;
-- `completion`: what the shell offers behind an option;
+  `weights`, `bench`, `doctor`, `demo`: one command each: options, one library call, output;
+- `compare_view`, `datasets_view`, `weights_view`: the output of these three commands;
+- `results_view`: the output of `evaluate` and `sweep`;
+- `options`: shared options, and how they become a spec;
+- `completion`: shell completion of option values;
 - `hints`: commands in messages, with the options that the user gave;
-- `docstrings`: help where Python has dropped docstrings.
+- `docstrings`: help texts where Python has dropped docstrings.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from fercli.cli.docstrings import docstring
 from fercli.errors import FercliError
 from fercli.version import __version__
 
-# By default OpenMP's threads spin while they wait. Beside another busy process that starves both: two cores shared by
-# two trainings took 0.1 steps a second, and 4.6 with waiting threads asleep. Read when torch is loaded.
+# By default, OpenMP threads spin while they wait. Next to another busy process, that starves both: two trainings on two
+# cores ran at 0.1 steps/s, and at 4.6 steps/s with sleeping threads. The variable is read when torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# Where /dev/shm cannot be written to, joblib warns of it whoever needs it; `fercli.parallel` says so where it matters.
+# Where /dev/shm is not writable, joblib warns even if it is not needed; `fercli.parallel` warns where it matters.
 warnings.filterwarnings("ignore", message=".*joblib will operate in serial mode")
 
-#: Commands in the order a user meets them; each lives in the module of its name.
+#: Commands in the order of use; each is in the module of the same name.
 COMMANDS = (
     *("init", "prepare", "datasets", "train-source", "adapt", "evaluate", "compare", "predict", "export"),
     *("sweep", "weights", "bench", "doctor", "demo"),
 )
-#: Those that take up again what a stop left.
+#: Commands that can resume after a stop.
 _GO_ON = frozenset({"prepare", "train-source", "adapt", "sweep", "demo"})
 
 
@@ -61,12 +61,13 @@ class _LazyGroup(click.Group):
         if name and not name.startswith("-") and name not in COMMANDS:
             close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
             ctx.fail(
-                f"no command {name!r}" + (f"; did you mean {close[0]}?" if close else f"; one of {', '.join(COMMANDS)}")
+                f"no such command: {name!r}"
+                + (f"; did you mean {close[0]}?" if close else f"; choose one of {', '.join(COMMANDS)}")
             )
         return super().resolve_command(ctx, args)
 
     def main(self, args=None, prog_name=None, complete_var=None, standalone_mode=True, **extra) -> Any:
-        """As click's, but for usage errors, which leave one line, and --debug, which may stand anywhere."""
+        """As click's, except that a usage error prints one line and --debug may be given anywhere."""
         console.fit_streams()
         _with_help(self)
         args = _debug_first(list(sys.argv[1:] if args is None else args))
@@ -85,7 +86,7 @@ class _LazyGroup(click.Group):
             code = end.code
         except OSError:
             lost = console.unprinted()
-            if lost is None:  # another file's
+            if lost is None:  # another file's error
                 raise
             code = _not_printed(lost)
         code = code if isinstance(code, int) else 0
@@ -97,7 +98,7 @@ class _LazyGroup(click.Group):
         sys.exit(code)
 
     def invoke(self, ctx: click.Context) -> Any:
-        # The user's mistakes leave one line and a code; a trace only where --debug asks for it.
+        # A user error prints one line and sets the exit code; a traceback is shown only with --debug.
         try:
             return super().invoke(ctx)
         except FercliError as problem:
@@ -108,32 +109,32 @@ class _LazyGroup(click.Group):
             console.error(with_options(problem.text, ctx))
             ctx.exit(problem.exit_code)
         except EOFError as problem:
-            # Nothing here asks the user, so that this is no Ctrl-D, for which click would take it: a file ended early.
+            # No command prompts the user, so this is not Ctrl-D, as click would assume: a file ended early.
             raise FercliError(_ended_early(problem)) from problem
         except KeyboardInterrupt:
             if ctx.meta.get("debug"):
                 raise
             goes_on = ctx.invoked_subcommand in _GO_ON
-            console.error("stopped" + ("; the same command goes on where this one was" if goes_on else ""))
+            console.error("stopped" + ("; run the same command again to resume" if goes_on else ""))
             ctx.exit(130)
 
 
 def _ended_early(problem: EOFError) -> str:
     said = " ".join(str(problem).split())
-    return f"a file is empty or cut short{f' ({said})' if said else ''}; the same command with --debug shows which"
+    return f"a file is empty or truncated{f' ({said})' if said else ''}; run the same command with --debug to see which"
 
 
 def _not_printed(failure: OSError) -> int:
-    """Tell what kept the results from stdout; return the exit code. A reader that has gone (``| head``) had enough."""
+    """Report why the results could not be printed; return the exit code. A closed pipe (``| head``) is no error."""
     if failure.errno == errno.EPIPE:
         return 0
     why = "it is closed" if failure.errno == errno.EBADF else failure.strerror
-    console.error(f"the results could not be printed on stdout: {why}; send it elsewhere, to a file or a terminal")
+    console.error(f"the results could not be printed on stdout: {why}; redirect stdout to a file or a terminal")
     return 1
 
 
 def _with_help(command: click.Command) -> click.Command:
-    """Give a command, and those below it, the help that it lacks where Python has dropped docstrings."""
+    """Set the help of a command and its subcommands where Python has dropped docstrings."""
     if command.help is None and command.callback is not None:
         command.help = docstring(command.callback)
     for below in getattr(command, "commands", {}).values():
@@ -142,7 +143,7 @@ def _with_help(command: click.Command) -> click.Command:
 
 
 def _debug_first(args: list[str]) -> list[str]:
-    """Bring --debug, given behind the command, to where the group reads it."""
+    """Move --debug to the front, where the group reads it, if it was given after the command."""
     end = args.index("--") if "--" in args else len(args)
     if "--debug" not in args[:end]:
         return args
@@ -150,7 +151,7 @@ def _debug_first(args: list[str]) -> list[str]:
 
 
 def _tell(problem: click.ClickException) -> None:
-    """Print a usage error as one line; a group called without a command shows its help."""
+    """Print a usage error as one line; a group called without a command prints its help."""
     if isinstance(problem, getattr(click.exceptions, "NoArgsIsHelpError", ())):
         problem.show()
         return
@@ -165,27 +166,27 @@ def _tell(problem: click.ClickException) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="""
     \b
-    The shell completes commands, options, datasets, methods and runs after (zsh: zsh_source):
+    To enable shell completion of commands, options, datasets, methods and runs (for zsh: zsh_source):
       eval "$(_FERCLI_COMPLETE=bash_source fercli)"
       _FERCLI_COMPLETE=fish_source fercli | source
     """,
 )
 @click.version_option(__version__, "-V", "--version", message="fercli %(version)s")
-@click.option("--debug", is_flag=True, help="Show the trace of an error instead of one line; may stand anywhere.")
+@click.option("--debug", is_flag=True, help="Show an error's full traceback; may be given anywhere.")
 @click.pass_context
 def main(ctx: click.Context, debug: bool) -> None:
-    """Cross-domain facial expression recognition, from photographs to an adapted model.
+    """Cross-domain facial expression recognition, from images to an adapted model.
 
     \b
-    The usual way, each step reading the same run spec:
-      fercli init                   write that spec, every key explained
+    The usual workflow; each step reads the same run spec:
+      fercli init                   write the spec, with every key explained
       fercli prepare                find, align and store the faces of every dataset in the spec
       fercli train-source           train on the labelled source
       fercli adapt --target jaffe   adapt to an unlabelled target
-      fercli evaluate --report      score before and after, write the report
+      fercli evaluate --report      score the source and adapted models, write the report
 
     \b
-    First time here? A model in minutes, on faces drawn for it; and what this machine lacks:
+    To get started, train a model on synthetic faces in minutes, and check what this machine lacks:
       fercli demo
       fercli doctor
     """

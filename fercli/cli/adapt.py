@@ -23,36 +23,36 @@ from fercli.cli.train_source import told
 if TYPE_CHECKING:
     from fercli.spec import Spec
 
-#: The packaged spec of an adaptation from a model, where no other is named.
+#: The packaged spec for adapting a given model, if no other spec is named.
 _WITHOUT_SPEC = "source-free"
 
 
 @click.command("adapt")
 @spec_options
 @source_option
-@target_option("Unlabelled target: a dataset, or a folder of photographs. May be repeated; all: those of the spec.")
+@target_option("Unlabelled target: a dataset or a folder of images (may be repeated). all: every target of the spec.")
 @click.option(
     "--from",
     "start",
     metavar="MODEL",
     shell_complete=complete_runs,
-    help="Begin with this model: starter, a run, a stage folder, a model file, a checkpoint.",
+    help="Start from this model: starter, a run folder, a stage folder, a model file or a checkpoint.",
 )
 @method_option
 @restart_option
 def command(spec_file, overrides, quiet, as_json, sources, targets, start, method, restart):
     """Adapt a model to unlabelled targets.
 
-    Target labels are not read, neither in training nor in choosing the epoch. With --method of another method than the
-    spec's, the spec's adapt.options, which are that one's, do not count.
+    Target labels are read neither for training nor for choosing the epoch. If --method differs from the spec's method,
+    the spec's adapt.options are ignored, because they belong to the spec's method.
 
-    The model is the run's own (fercli train-source), or with --from any other: it is put into the run, which then needs
-    nothing of where it came from. Without a spec, adapt --from takes the packaged spec source-free, whose method
-    needs no labelled face, and the run is called from-MODEL.
+    The starting model is the run's own source model (fercli train-source), or any other model given by --from. That
+    model is copied into the run, which then no longer needs the original. Without a spec, adapt --from uses the
+    packaged spec source-free, whose method needs no labelled faces, and the run is named from-MODEL.
 
-    A folder of photographs is prepared on the way, the largest face of each, into the run's folder. Methods without a
-    source (shot, aad, nrc, aglrls-sf, adabn, tent, sar) say at the end whether the adaptation is to be trusted, and
-    keep the model that they began with where all signs speak for it.
+    A folder of images is prepared first: the largest face of each image is stored in the run's folder. Source-free
+    methods (shot, aad, nrc, aglrls-sf, adabn, tent, sar) report at the end whether the adaptation can be trusted. They
+    keep the starting model if all signs favour it.
 
     \b
     Examples:
@@ -70,11 +70,11 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, start, metho
     spec = _spec(spec_file, overrides, quiet, as_json, sources, start, method)
     spec, names = _targets(spec, targets)
     outcomes = {}
-    # A signal in the last step of one target ends that one in order; the next must not begin.
+    # After a signal, the current target ends in an orderly way, and the next one must not begin.
     with StopRequest() as stop:
         for name in names:
             if outcomes and any(distributed.any_of(stop.requested)):
-                raise Interrupted(f"stopped before the adaptation to {name}; the same command goes on")
+                raise Interrupted(f"stopped before the adaptation to {name}; run the same command again to resume")
             outcome = outcomes[name] = adapt(spec, name, restart)
             console.say(f"{name if 'kept' in outcome else f'adapted to {name}'}: {told(outcome)}")
             if "verdict" in outcome:
@@ -83,7 +83,7 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, start, metho
 
 
 def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
-    """The run's spec, with what --from and --method change."""
+    """Return the run's spec, with the changes from --from and --method."""
     from fercli.engine.start import find_start, is_there, with_start
     from fercli.errors import SpecError
     from fercli.spec.load import local_spec
@@ -92,7 +92,7 @@ def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
     if unnamed:
         spec_file = _WITHOUT_SPEC
     if method is not None:
-        # Options in the spec are those of the spec's own method.
+        # The options in the spec belong to the spec's own method.
         own = read_spec(spec_file, (), quiet, as_json, sources).adapt.method
         fresh = ("adapt.options={}",) if method != own else ()
         overrides = (*fresh, *overrides, f"adapt.method={method}")
@@ -103,7 +103,7 @@ def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
         return spec
     model = find_start(spec)
     if sources and not model.released:
-        raise SpecError("--source is of a run's own training, and --from brings its own", "leave --source out")
+        raise SpecError("--source is not allowed here: the --from model has its own source", "leave --source out")
     if unnamed and not any(text.partition("=")[0].strip() == "name" for text in overrides):
         spec = spec.model_copy(update={"name": f"from-{model.label}"})
     spec = with_start(spec, model)
@@ -112,7 +112,7 @@ def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
 
 
 def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
-    """The names of the targets; folders of photographs are prepared, and in the spec from then on."""
+    """Return the spec and the target names; folders of images are prepared and added to the spec."""
     from fercli.datasets import READERS
     from fercli.engine.stages import check_adapt, check_begun
     from fercli.errors import FercliError
@@ -128,35 +128,35 @@ def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
         elif spec.adapt.start is not None and named != "all":
             known = {*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets}
             if named not in known and read_meta(spec.store_path(named)) is None:
-                raise FercliError(f"no folder and no dataset {named}", "name a folder of photographs")
+                raise FercliError(f"no such folder or dataset: {named}", "name a folder of images")
         names.append(named if found is None else name)
     chosen = chosen_targets(spec, tuple(names))
-    if folders:  # to find their faces takes longest
+    if folders:  # checked first: finding the faces takes longest
         check_adapt(spec)
         check_begun(spec)
     for name in dict.fromkeys(folders):
         if not spec.data.datasets[name].root.is_dir():
-            console.say(f"{spec.data.datasets[name].root} is gone; its faces are in {spec.store_path(name)}")
+            console.say(f"{spec.data.datasets[name].root} no longer exists; its faces are in {spec.store_path(name)}")
             continue
         row = prepare_listing(spec, list_dataset(spec, name))
         faces = row["expected"] - row["rejected"]
-        console.say(f"{name}: faces in {faces} of {row['expected']} images; {row['folder']}/contact-sheet.jpg")
+        console.say(f"{name}: faces found in {faces} of {row['expected']} images; {row['folder']}/contact-sheet.jpg")
     return spec, chosen
 
 
 def _tell_verdict(name: str, outcome: dict[str, Any]) -> None:
-    """Whether the adaptation is to be trusted, in words."""
+    """Print whether the adaptation can be trusted."""
     drift, verdict = outcome["drift"], outcome["verdict"]
     if drift["agreement"] is not None:
         entropy = drift["entropy"]
         console.say(
-            f"  beside what it began with: {drift['agreement']:.0%} of the answers unchanged, entropy "
+            f"  compared with the starting model: {drift['agreement']:.0%} of the predictions unchanged, entropy "
             f"{entropy['before']:.2f} -> {entropy['after']:.2f}"
         )
-    reasons = verdict["reasons"] or ["Nothing that can be seen without labels speaks against it."]
+    reasons = verdict["reasons"] or ["No sign that is visible without labels speaks against it."]
     line = " ".join([f"{name}: {verdict['trust']}.", *reasons])
     if verdict["trust"] == "trusted":
         console.say(line)
     else:
         start = Path(outcome["folder"]).parent / "source"
-        console.warn(f"{line} What it began with answers by --run {start}.")
+        console.warn(f"{line} To predict with the starting model: --run {start}.")

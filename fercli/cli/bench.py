@@ -18,13 +18,17 @@ if TYPE_CHECKING:
     from fercli.spec import Spec
 
 _rounds_option = click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians count."
+    "--rounds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of measurements; medians are reported.",
 )
 
 
 @click.group("bench", short_help="Measure the speed of a step on this machine.")
 def command():
-    """Measure the speed of a step on this machine, beside a yardstick in the same run.
+    """Measure the speed of a step on this machine against a baseline in the same run.
 
     \b
     Examples:
@@ -41,16 +45,19 @@ def command():
     "--dataset",
     metavar="NAME",
     shell_complete=complete_datasets,
-    help="Images to measure on. Default: procedural faces, drawn for it.",
+    help="Dataset to measure on. Default: procedural faces, drawn for the benchmark.",
 )
 @root_option
-@click.option("--images", type=click.IntRange(min=16), default=6000, show_default=True, help="How many, at most.")
+@click.option(
+    "--images", type=click.IntRange(min=16), default=6000, show_default=True, help="Maximum number of images."
+)
 @_rounds_option
 def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds):
-    """Images a second of fercli prepare, in all and by process, against bare MediaPipe face mesh.
+    """Measure the speed of fercli prepare in images/s.
 
-    Bare reads the same images with OpenCV and runs face mesh, nothing else. The last table tells what each stage of
-    prepare takes of one process; rest is what is done once for all. Results are kept in paths.runs/bench/prepare.json.
+    It is measured in total and per process, against bare MediaPipe face mesh. The bare baseline only reads the same
+    images with OpenCV and runs face mesh. The last table shows the time of each stage of prepare in one process; "rest"
+    is the work done once for all images. Results are written to paths.runs/bench/prepare.json.
 
     \b
     Examples:
@@ -83,30 +90,30 @@ def prepare(spec_file, overrides, quiet, as_json, dataset, root, images, rounds)
     console.table(f"Preparing {result['pictures']} images of {result['dataset']}", columns, rows)
     spent = result["stages_ms"]
     shares = [[name, digits(ms), f"{ms / sum(spent.values()):.0%}"] for name, ms in spent.items()]
-    console.table("One process, by stage", ("stage", "ms an image", "share"), shares)
+    console.table("One process, by stage", ("stage", "ms/image", "share"), shares)
     _keep(spec, "prepare", result)
 
 
-#: What train, adapt and predict share.
+#: Options shared by train, adapt and predict.
 _step_options = together(
     spec_options,
-    click.option("--backbone", metavar="NAME", help="Instead of the spec's model.backbone."),
-    click.option("--width", type=int, help="Instead of the spec's model.width (ir-small, ir-lite)."),
+    click.option("--backbone", metavar="NAME", help="Backbone to use instead of the spec's model.backbone."),
+    click.option("--width", type=int, help="Width to use instead of the spec's model.width (ir-small, ir-lite)."),
     click.option(
         "--batch",
         "batches",
         type=click.IntRange(min=2),
         multiple=True,
-        help="Faces of a domain in a step (may be repeated). Default: the spec's.",
+        help="Faces per domain in a step (may be repeated). Default: the spec's.",
     ),
     click.option(
         "--precision",
         "precisions",
         multiple=True,
         type=click.Choice(["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"]),
-        help="Instead of the spec's engine.precision (may be repeated).",
+        help="Precision to use instead of the spec's engine.precision (may be repeated).",
     ),
-    click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="In a round."),
+    click.option("--steps", type=click.IntRange(min=1), default=5, show_default=True, help="Steps per measurement."),
     _rounds_option,
 )
 
@@ -115,14 +122,15 @@ _step_options = together(
 @_step_options
 @click.option(
     "--faces", "counts", type=click.IntRange(min=64), multiple=True,
-    help="Time whole epochs on so many faces instead (may be repeated).",
+    help="Instead, time whole epochs on this number of faces (may be repeated).",
 )  # fmt: skip
 def train(spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds, counts):
-    """Steps a second of fercli train-source, what their parts take, and what of the device they use.
+    """Measure the speed of fercli train-source in steps/s.
 
-    On random images: no data is needed. Shares are of parts timed one by one; utilisation is of the floating point
-    operations a second that a large matrix product reaches here. Results are kept in paths.runs/bench/train.json, those
-    of --faces in train-epochs.json.
+    The tables also show the time of each part and the utilisation of the device. The benchmark runs on random images:
+    no data is needed. Shares refer to parts timed separately. Utilisation is relative to the floating-point operations
+    per second that a large matrix product reaches on this machine. Results are written to paths.runs/bench/train.json,
+    those of --faces to train-epochs.json.
 
     \b
     Examples:
@@ -145,17 +153,16 @@ def train(spec_file, overrides, quiet, as_json, backbone, width, batches, precis
 
 @command.command("adapt")
 @_step_options
-@click.option(
-    "--against", type=click.Choice(["published"]), help="Set it beside a plain step in the published manner (AGLRLS)."
-)
+@click.option("--against", type=click.Choice(["published"]), help="Compare with a plain step as published (AGLRLS).")
 def adapt(spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds, against):
-    """Steps a second of fercli adapt, what their parts take, and what of the device they use.
+    """Measure the speed of fercli adapt in steps/s.
 
-    As fercli bench train; images are those of both domains. With --against published, ours and a plain variant of the
-    step take turns: window cutting by a loop over samples and landmarks, five crop nets one by one, four batches' worth
-    of forward passes with gradients, float32, hits counted image by image on the CPU. Ours is the step of the spec, by
-    default with the same passes; with adapt.options.passes=shared it takes three. Results are kept in
-    paths.runs/bench/adapt.json and adapt-published.json.
+    The benchmark works as fercli bench train, but with images of both domains. With --against published, fercli's step
+    alternates with a plain variant. The plain variant cuts windows in a loop over samples and landmarks, runs five crop
+    networks one by one, makes four batches' worth of forward passes with gradients, computes in float32, and counts
+    hits image by image on the CPU. fercli's step is that of the spec, by default with the same passes; with
+    adapt.options.passes=shared it makes three. Results are written to paths.runs/bench/adapt.json and
+    adapt-published.json.
 
     \b
     Examples:
@@ -172,23 +179,31 @@ def adapt(spec_file, overrides, quiet, as_json, backbone, width, batches, precis
     with _room(spec, "adapt") as room:
         result = bench.compare(spec, batches, precisions, steps, rounds, room)
     for title, columns, rows in bench.tables(result):
-        console.table(f"{title}, {_name(spec)}, against the published way", columns, rows)
+        console.table(f"{title}, {_name(spec)}, against the published step", columns, rows)
     _keep(spec, "adapt-published", {**result, "machine": _machine(spec)})
 
 
 @command.command("predict")
 @_step_options
-@click.option("--pictures", type=click.IntRange(min=8), default=240, show_default=True, help="And frames of the video.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=8),
+    default=240,
+    show_default=True,
+    help="Number of images, and of frames in the video.",
+)
 @click.option("--workers", type=click.IntRange(min=0), default=0, help="Processes that find faces. Default: all cores.")
 def predict(
     spec_file, overrides, quiet, as_json, backbone, width, batches, precisions, steps, rounds, pictures, workers
 ):
-    """Faces a second of fercli predict, from files to answers, beside detection alone and the network alone.
+    """Measure the speed of fercli predict in faces/s.
 
-    On a folder and a video drawn for it; the three take turns, medians count, and weights are random. The bound is what
-    the two parts could reach together: 1 / (1/d + 1/n) where they share the CPU, the slower one where the network has a
-    device of its own. A second table takes the network apart, on noise (--steps, --precision); predict itself runs it
-    in float32. Results are kept in paths.runs/bench/predict.json.
+    It is measured from files to predictions, against detection alone and the network alone. The benchmark runs on a
+    folder of images and a video drawn for it, with random weights. The three measurements alternate, and medians are
+    reported. The bound is the speed that detection (d) and network (n) could reach together: 1 / (1/d + 1/n) if they
+    share the CPU, the slower of the two if the network has its own device. A second table shows the parts of the
+    network, on noise (--steps, --precision); predict itself runs the network in float32. Results are written to
+    paths.runs/bench/predict.json.
 
     \b
     Examples:
@@ -242,7 +257,7 @@ def _machine(spec: Spec) -> dict[str, Any]:
 
 @contextmanager
 def _room(spec: Spec, stage: str) -> Iterator[Path]:
-    """A folder for what a benchmark needs, removed again."""
+    """Yield a temporary folder for a benchmark's files; it is removed at the end."""
     import tempfile
 
     folder = spec.paths.runs / "bench"
@@ -252,7 +267,7 @@ def _room(spec: Spec, stage: str) -> Iterator[Path]:
 
 
 def _keep(spec: Spec, name: str, result: dict[str, Any]) -> None:
-    """Write a result beside the others, and print it where JSON is asked for."""
+    """Write a result to the folder of benchmark results, and print it with --json."""
     import json
 
     from fercli.files import write_atomically

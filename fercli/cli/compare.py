@@ -11,21 +11,21 @@ from fercli.cli.completion import complete_runs
 from fercli.cli.options import dataset_option, force_option, read_spec, spec_options
 
 
-@click.command("compare", short_help="Runs side by side: scores, significance, specs, faces that changed.")
+@click.command("compare", short_help="Compare runs: scores, significance, specs, faces that changed.")
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, shell_complete=complete_runs)
-@dataset_option("Compare on this dataset only (may be repeated). Default: on all that were scored.")
+@dataset_option("Compare on this dataset only (may be repeated). Default: all scored datasets.")
 @click.option(
     "--faces", type=click.IntRange(min=0), default=0, metavar="N", help="List N faces of each kind of change."
 )
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all that changed.")
-@force_option("Replace the --csv FILE where it is there already.")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all changed faces.")
+@force_option("Replace the --csv FILE if it already exists.")
 @spec_options
 def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet, as_json):
-    """Compare evaluated runs with the first: scores, paired significance, what specs differ in, faces that changed.
+    """Compare evaluated runs with the first: scores, paired significance, differences between specs, changed faces.
 
-    RUN is a run folder or its name under paths.runs, or one of its stage folders (runs/baseline/adapt-jaffe). Models
-    are compared with that of the same stage folder; of two stage folders, with each other. A single run: its models on
-    the same target, each with source-only.
+    RUN is a run folder, its name under paths.runs, or one of its stage folders (runs/baseline/adapt-jaffe). Each model
+    is compared with the model in the same stage folder of the first run. Two stage folders are compared with each
+    other. With a single run, each of its models is compared with source-only on the same target.
 
     \b
     Examples:
@@ -50,7 +50,7 @@ def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet,
     if datasets:
         pairs = [pair for pair in pairs if pair.reference.dataset in datasets]
     if not pairs:
-        reason = f"on {', '.join(datasets)}" if datasets else "no two models are scored on one dataset"
+        reason = f"no two models are scored on {', '.join(datasets) or 'the same dataset'}"
         raise FercliError(
             Advice("nothing to compare: ", Advice.joined("; ", left) if left and not datasets else reason)
         )

@@ -1,4 +1,4 @@
-"""How `fercli compare` shows what it found."""
+"""The output of `fercli compare`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fercli.evaluation.runs import Run
 from fercli.evaluation.significance import significance_words
 from fercli.spreadsheet import write_csv
 
-#: Keys that no model depends on, and those that a source model does not.
+#: Spec keys that no model depends on, and keys that a source model does not depend on.
 _IDLE, _LATER = ("name", "evaluate", "sweep"), ("adapt", "data.targets")
 _COLUMNS = (
     *("tested on", "model", "acc %", "points", "F1 %", "points", "faces"),
@@ -24,7 +24,7 @@ _COLUMNS = (
 
 
 def differences_of(document: dict[str, Any], runs: dict[str, Run]) -> dict[str, list[Any]]:
-    """The keys in which the specs of a comparison's two models differ, as far as the models depend on them."""
+    """Return the keys in which the specs of a comparison's two models differ, if the models depend on them."""
     sides = document["reference"], document["other"]
     specs = [runs[side["run"]].spec_of(side["folder"]) for side in sides]
     idle = (*_IDLE, *(_LATER if any(side["folder"] == "source" for side in sides) else ()))
@@ -34,7 +34,7 @@ def differences_of(document: dict[str, Any], runs: dict[str, Run]) -> dict[str, 
 
 def show(documents: Sequence[dict[str, Any]], runs: Sequence[Run], faces: int) -> None:
     """Print the tables."""
-    shown = len(_COLUMNS) - (len(documents) == 1)  # of one comparison Holm's p is the same
+    shown = len(_COLUMNS) - (len(documents) == 1)  # with one comparison, Holm's p is the same
     rows = [row[:shown] for row in _rows(documents, runs)]
     console.table("Compared face by face", _COLUMNS[:shown], rows, _caption(documents), left=2)
     _show_specs(documents, len(runs) > 1)
@@ -42,11 +42,11 @@ def show(documents: Sequence[dict[str, Any]], runs: Sequence[Run], faces: int) -
         if faces:
             _show_faces(document, faces)
     if not faces and any(document["changed"] for document in documents):
-        console.say("which faces changed: --faces 10, or --csv FILE for all")
+        console.say("to list the faces that changed: --faces 10, or --csv FILE for all of them")
 
 
 def _rows(documents: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Iterator[list[str]]:
-    """A row for every reference, and below it one for each model compared with it."""
+    """Yield a row for every reference and, below it, one for each model compared with it."""
     marked = {name for run in runs for name, about in run.results["datasets"].items() if about["synthetic"]}
     above = None
     for document in documents:
@@ -84,23 +84,23 @@ def _p(value: float | None) -> str:
 
 def _caption(documents: Sequence[dict[str, Any]]) -> str:
     lines = [
-        "On the faces that both models scored. fixed: wrong before, right now; broken: the reverse; other: another "
-        "answer, neither of these.",
-        "p: how often chance alone makes the right answers differ so much; it speaks of other faces like these, not of "
-        "other seeds.",
+        "On the faces that both models scored. fixed: wrong in the reference, now correct; broken: the reverse; other: "
+        "a different prediction, but neither of these.",
+        "p: the probability that chance alone makes the number of correct predictions differ this much; it covers "
+        "other faces like these, not other seeds.",
     ]
     tested = [document for document in documents if document["test"]["p"] is not None]
     tests = dict.fromkeys((document["dataset"], significance_words(document["test"])) for document in tested)
     lines += [f"p on {dataset}: {words}." for dataset, words in tests]
     if len(tested) > 1:
-        lines.append(f"p Holm: corrected for {len(tested)} comparisons at once.")
-    counted = {"only_reference": "scored in the first only", "only_other": "in the second only"}
-    counted["relabelled"] = "of another label by now"
+        lines.append(f"p Holm: corrected for {len(tested)} simultaneous comparisons.")
+    counted = {"only_reference": "scored only in the first", "only_other": "scored only in the second"}
+    counted["relabelled"] = "with a different label in the second"
     for document in documents:
         odd = [f"{document['faces'][key]} {words}" for key, words in counted.items() if document["faces"][key]]
         if odd:
             both = "" if document["faces"]["both"] else "; no face was scored in both"
-            lines.append(f"Left out of {_title(document)} (faces): {', '.join(odd)}{both}.")
+            lines.append(f"Faces left out of {_title(document)}: {', '.join(odd)}{both}.")
     if any(document[side]["oracle"] for document in documents for side in ("reference", "other")):
         lines.append("ORACLE models used target labels: an upper bound, not a result.")
     return "\n".join(lines)
@@ -112,7 +112,7 @@ def _title(document: dict[str, Any]) -> str:
 
 
 def _show_specs(documents: Sequence[dict[str, Any]], several: bool) -> None:
-    """One table for every set of differences; comparisons that differ in the same keys share it."""
+    """Print one table for every set of differences; comparisons with the same differences share a table."""
     tables: dict[str, list[dict[str, Any]]] = {}
     for document in documents:
         tables.setdefault(repr(document["spec"]), []).append(document)
@@ -124,7 +124,7 @@ def _show_specs(documents: Sequence[dict[str, Any]], several: bool) -> None:
             rows = [[key, *map(_value, values)] for key, values in differences.items()]
             console.table(f"Specs: {title}", ("key", "first", "second"), rows, left=3)
         elif several:
-            console.say(f"specs: no key differs, {title}")
+            console.say(f"specs: no key differs ({title})")
 
 
 def _value(value: Any) -> str:
@@ -142,12 +142,12 @@ def _show_faces(document: dict[str, Any], most: int) -> None:
         if len(faces) > most:
             rows.append([kind, f"... {len(faces) - most} more", "", "", "", ""])
     if rows:
-        columns = ("change", "id", "split", "label", "first's answer", "second's answer")
+        columns = ("change", "id", "split", "label", "first prediction", "second prediction")
         console.table(_title(document), columns, rows, left=len(columns))
 
 
 def write_changed(documents: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a row for every face answered otherwise. Raises FercliError where the file cannot be written."""
+    """Write a row for every face whose prediction differs. Raises FercliError if the file cannot be written."""
     keys = ("id", "split", "subject", "label", "reference", "other", "change")
     columns = ("dataset", "reference_run", "reference_model", "other_run", "other_model", *keys)
     rows = []

@@ -1,7 +1,7 @@
-"""What the shell offers for a value behind an option; nothing here imports torch.
+"""Shell completion of option values; nothing here imports torch.
 
-``_FERCLI_COMPLETE=bash_source fercli`` (zsh_source, fish_source) prints click's script for the shell, which asks these.
-A completion never fails: what cannot be read is not offered.
+``_FERCLI_COMPLETE=bash_source fercli`` (zsh_source, fish_source) prints click's script for the shell, which calls the
+functions here. A completion never fails: a spec or folder that cannot be read contributes no values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def complete_specs(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """YAML files of the working folder and packaged specs; where none fits, files."""
+    """Complete YAML files in the working folder and packaged specs; if none matches, files."""
     from fercli.spec import packaged
 
     here = [path.name for path in sorted(Path().glob("*.y*ml"))]
@@ -29,14 +29,14 @@ def complete_specs(ctx: Context, parameter: Parameter, incomplete: str) -> list[
 
 
 def complete_packaged(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Packaged specs."""
+    """Complete packaged specs."""
     from fercli.spec import packaged
 
     return _fitting(packaged(), incomplete)
 
 
 def complete_datasets(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Datasets that can be read, and those that the run spec names."""
+    """Complete the datasets that fercli can read and those named in the run spec."""
     from fercli.datasets import READERS
 
     spec = _spec(ctx)
@@ -45,33 +45,33 @@ def complete_datasets(ctx: Context, parameter: Parameter, incomplete: str) -> li
 
 
 def complete_readers(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Readers of the registry."""
+    """Complete the readers in the registry."""
     from fercli.datasets import READERS
 
     return _fitting(READERS, incomplete)
 
 
 def complete_targets(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Datasets, and ``all``."""
+    """Complete datasets, and ``all``."""
     return [*_fitting(["all"], incomplete), *complete_datasets(ctx, parameter, incomplete)]
 
 
 def complete_methods(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Adaptation methods."""
+    """Complete adaptation methods."""
     from fercli.spec.registry import METHODS
 
     return _fitting(METHODS, incomplete)
 
 
 def complete_rules(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Selection rules."""
+    """Complete selection rules."""
     from fercli.spec.registry import RULES
 
     return _fitting(RULES, incomplete)
 
 
 def complete_runs(ctx: Context, parameter: Parameter, incomplete: str) -> list[CompletionItem]:
-    """Runs under paths.runs, by name and by path, and the starter model; where none fits, folders."""
+    """Complete runs under paths.runs, by name and by path, and the starter model; if none matches, folders."""
     spec = _spec(ctx)
     runs = [] if spec is None else sorted(path.parent for path in spec.paths.runs.glob("*/spec.yaml"))
     names = [*(run.name for run in runs), *(str(run) for run in runs)]

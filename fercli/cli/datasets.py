@@ -15,7 +15,7 @@ from fercli.cli.options import console_options, read_spec, reader_option, reader
 @console_options
 @click.pass_context
 def command(ctx, quiet, as_json):
-    """List the datasets that can be read: their sizes, whose split, where to apply, on what terms.
+    """List the datasets that fercli can read: size, origin of the split, where to apply, and terms.
 
     \b
     Examples:
@@ -32,11 +32,11 @@ def command(ctx, quiet, as_json):
         console.result({"datasets": {name: reader.document() for name, reader in READERS.items()}})
 
 
-@command.command("show", short_help="All that is known of one dataset, and the tree it should be.")
+@command.command("show", short_help="Show one dataset and its expected folder tree.")
 @click.argument("name", shell_complete=complete_readers)
 @console_options
 def show(name, quiet, as_json):
-    """Show one dataset: what it is, where to apply, terms, paper, official counts, options, and the tree expected.
+    """Show one dataset: description, where to apply, terms, paper, official counts, options, expected folder tree.
 
     \b
     Examples:
@@ -59,15 +59,15 @@ def show(name, quiet, as_json):
 @click.argument("path", required=False, metavar="[PATH]", type=click.Path(path_type=Path))
 @reader_option
 @click.option(
-    "-c", "--spec", "spec_file", metavar="FILE", help="Run spec: its name for the dataset, its path and options."
+    "-c", "--spec", "spec_file", metavar="FILE", help="Run spec that names the dataset, its path and its options."
 )
 @console_options
 def check(name, path, options, spec_file, quiet, as_json):
-    """Read a dataset's tree without touching a face, and set what is found beside the official counts.
+    """Read a dataset's folder tree without processing faces, and compare it with the official counts.
 
-    Counts per split and expression, what is left out and why, subjects, and listed images that are missing. Without
-    PATH the run spec says where the dataset lies. Exits with 1 if the tree is not of the layout expected, or if none of
-    the images listed is there.
+    Prints counts per split and expression, what is left out and why, subjects, and listed images that are missing.
+    Without PATH, the run spec gives the folder. Exits with 1 if the tree does not have the expected layout, or if none
+    of the listed images exists.
 
     \b
     Examples:
@@ -102,7 +102,7 @@ def check(name, path, options, spec_file, quiet, as_json):
 
 
 def _configure(quiet: bool, as_json: bool) -> tuple[bool, bool]:
-    """Set the console's mode: a flag counts before the subcommand's name as well as behind it."""
+    """Set the console's mode: a flag may be given before or after the subcommand's name."""
     group = click.get_current_context().parent.params
     mode = quiet or group["quiet"], as_json or group["as_json"]
     console.configure(*mode)

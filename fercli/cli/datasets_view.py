@@ -1,4 +1,4 @@
-"""How `fercli datasets` shows a dataset and a check of one: text and tables on stdout."""
+"""The output of `fercli datasets`: a dataset, or the check of one, as text and tables on stdout."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 
 def show_all() -> None:
-    """Print the table of all datasets, then each one's address and layout."""
+    """Print the table of all datasets, then where to apply for each one and its layout."""
     table = _grid(["name", "faces", "what", "split", "terms"], right=("faces",))
     for name, reader in READERS.items():
         if card := reader.card:
             table.add_row(Text(name, "bold"), card.size, card.about, card.split, card.licence)
     _fold_between_words(table)
     console.show(table, "", "?: not published, or not found; +: not all parts are counted")
-    console.show("", "[bold]Where to apply, and the layout expected[/]")
+    console.show("", "[bold]Where to apply, and the expected layout[/]")
     for name, reader in READERS.items():
         where = reader.card.apply if reader.card else "your own files"
         console.show("", *_pairs([(name, where), ("", reader.layout)], 10))
-    console.show("", "More of one, its tree and counts per expression: fercli datasets show ck+")
+    console.show("", "For details of one, with its folder tree and counts per expression: fercli datasets show ck+")
 
 
 def show_one(name: str, reader: Reader) -> None:
-    """Print what is known of one dataset, the tree expected, the reader's options, and the official counts."""
+    """Print the description of one dataset, its expected folder tree, the reader's options and the official counts."""
     card = reader.card
     pairs = []
     if card:
@@ -64,9 +64,9 @@ def show_one(name: str, reader: Reader) -> None:
 
 
 def show_check(check: Check, card: DatasetCard | None) -> None:
-    """Print a check: a summary, the counts found beside the official ones, what is left out, what is missing."""
+    """Print a check: a summary, the counts found and the official ones, what is left out, what is missing."""
     listing = check.listing
-    subjects = f" of {check.subjects} people" if check.subjects else ""
+    subjects = f" of {check.subjects} subject{'s' if check.subjects > 1 else ''}" if check.subjects else ""
     files = "1 file" if check.images == 1 else f"{check.images:,} files"
     pairs = [
         ("folder", str(listing.root)),
@@ -77,12 +77,12 @@ def show_check(check: Check, card: DatasetCard | None) -> None:
         ("compared", _compared(check, card)),
     ]
     if check.unscored:
-        pairs.insert(2, ("", f"no labelled face is in {', '.join(check.unscored)}: nothing can be scored there"))
+        pairs.insert(2, ("", f"no labelled face in {', '.join(check.unscored)}: nothing can be scored there"))
     console.show(_heading(listing.name, f"{len(listing):,} faces{subjects} in {files}"), "", *_pairs(pairs), "")
     console.show(_counts(check))
     if check.differences:
         console.show(
-            "", f"[yellow]*[/] not the official count: off by the number beside it ({check.differences} in all)"
+            "", f"[yellow]*[/] differs from the official count by the number shown ({check.differences} in total)"
         )
     if listing.left_out:
         width = max(len(f"{count:,}") for count in listing.left_out.values())
@@ -90,39 +90,39 @@ def show_check(check: Check, card: DatasetCard | None) -> None:
         console.show("", "[bold]Left out[/]", "", *_pairs(reasons))
     if check.missing:
         names = [*check.missing[:EXAMPLES], *(["..."] if len(check.missing) > EXAMPLES else [])]
-        where = ": do the images lie in another folder?" if len(check.missing) == check.images else ""
+        where = ": are the images in another folder?" if len(check.missing) == check.images else ""
         console.show("", f"[bold yellow]Missing: {len(check.missing):,} of {files} listed[/]{where}", "")
         console.show(*_pairs([("", name) for name in names], 0))
     else:
-        console.show("", "No file listed is missing.")
+        console.show("", "No listed file is missing.")
 
 
 def missing_line(check: Check) -> str:
-    """Return in one line how many of the images listed are missing."""
+    """Return one line that says how many of the listed images are missing."""
     name, first = check.listing.name, console.brief(check.missing[0], 300)
     if len(check.missing) < check.images:
-        return f"{name}: {len(check.missing):,} of {check.images:,} files listed are missing: {first}, ..."
+        return f"{name}: {len(check.missing):,} of {check.images:,} listed files are missing: {first}, ..."
     return (
-        f"{name}: none of the {check.images:,} files listed is in {check.listing.root} (the first: {first})"
-        ": do the images lie in another folder?"
+        f"{name}: none of the {check.images:,} listed files is in {check.listing.root} (the first: {first}); "
+        "are the images in another folder?"
     )
 
 
 def _compared(check: Check, card: DatasetCard | None) -> str:
     if check.listing.synthetic:
-        return "with nothing: procedural faces drawn by fercli, not the dataset"
+        return "with nothing: these are procedural faces drawn by fercli, not the dataset"
     if check.official is None:
-        return "with nothing: no official counts are known" if card else "with nothing: your own files"
+        return "with nothing: no official counts are known" if card else "with nothing: these are your own files"
     return f"with the official counts{f' ({check.official.form})' if check.official.form else ''}"
 
 
 def _counts(check: Check) -> Table:
-    """A row an expression, a column a split; cells read found / official."""
+    """Return a table with a row per expression and a column per split; cells read found / official."""
     splits = [*check.splits, WHOLE]
     if len(splits) == 2 and check.expected(WHOLE) is None:
         splits = splits[:1]
     rows: list[tuple[str, int | None]] = [(name, label) for label, name in enumerate(EXPRESSIONS)]
-    rows.append(("together", None))
+    rows.append(("total", None))
     if check.found(WHOLE, UNLABELLED):
         rows.append(("unlabelled", UNLABELLED))
 
@@ -149,12 +149,12 @@ def _official(official: Official) -> Table:
     table = _grid(["", *splits])
     for label, name in enumerate(EXPRESSIONS):
         table.add_row(name, *(text(official.count(split, label)) for split in splits))
-    table.add_row("together", *(text(official.total(split)) for split in splits), style="bold")
+    table.add_row("total", *(text(official.total(split)) for split in splits), style="bold")
     return table
 
 
 def _grid(titles: Sequence[str], right: Sequence[str] | None = None) -> Table:
-    """A table without a frame; the columns in `right` (default: all but the first) hold numbers."""
+    """Return a table without a frame; the columns in `right` (default: all but the first) hold numbers."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
     for i, title in enumerate(titles):
         number = i > 0 if right is None else title in right
@@ -163,9 +163,10 @@ def _grid(titles: Sequence[str], right: Sequence[str] | None = None) -> Table:
 
 
 def _fold_between_words(table: Table) -> None:
-    """Give each column room for its longest word, and what is left to the texts: rich would fold within words.
+    """Make each column as wide as its longest word, and give the remaining width to long texts.
 
-    Where there is no room even for that, the table is left to fold as it must.
+    Otherwise rich would fold within words. If the width is too small even for the longest words, the table is left
+    unchanged.
     """
     cells = [[str(cell) for cell in column.cells] for column in table.columns]
     longest = [max(len(word) for cell in column for word in cell.split()) for column in cells]
@@ -181,7 +182,10 @@ def _fold_between_words(table: Table) -> None:
 
 
 def _pairs(pairs: Sequence[tuple[str, str]], width: int | None = None) -> list[Text]:
-    """Lines of a word, `width` columns wide (default: the longest's), and a text wrapped beside it, addresses whole."""
+    """Return lines with a word in `width` columns (default: the longest word) and a text wrapped beside it.
+
+    Addresses in the text are not broken.
+    """
     width = max(len(word) for word, _ in pairs) if width is None else width
     indent = width + 4 if width else 2
     lines = []

@@ -10,35 +10,35 @@ from fercli import console
 from fercli.cli.options import console_options
 
 
-@click.command("demo", short_help="Run all four on faces it draws itself, in minutes.")
+@click.command("demo", short_help="Run the whole workflow on synthetic faces, in minutes.")
 @click.option(
     "--seed",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Seed of the faces, the network and the training.",
+    help="Seed for the faces, the network and the training.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("fercli-demo"),
     show_default=True,
-    help="Folder for everything the demo makes.",
+    help="Folder for everything the demo writes.",
 )
 @click.option(
     "--sweep",
     "sweeping",
     is_flag=True,
-    help="Instead: every method, three targets ever further from the source, five seeds. Takes most of an hour.",
+    help="Instead, run every method on three targets, each further from the source, with five seeds (most of an hour).",
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="With --sweep: cells at a time.")
 @console_options
 @click.pass_context
 def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
-    """Go from nothing to an adapted, evaluated model, on faces it draws itself.
+    """Train, adapt and evaluate a model from scratch, on synthetic faces.
 
-    Draws synthetic faces (procedural: no photographs) in the layouts of RAF-DB and JAFFE, then runs prepare,
-    train-source, adapt and evaluate --report in order. Stopped in the middle, the same command goes on.
+    Draws procedural faces (no photographs) in the layouts of RAF-DB and JAFFE, then runs prepare, train-source, adapt
+    and evaluate --report in order. If it is stopped, run the same command again to resume.
 
     \b
     Examples:
@@ -56,7 +56,7 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise FercliError(f"cannot make {folder}: {problem.strerror}", "name another folder by --out") from None
+        raise FercliError(f"cannot make {folder}: {problem.strerror}", "name another folder with --out") from None
     ctx.with_resource(only_one(folder, "demo"))
     still = quiet or as_json
     preparing = (prepare.command, "prepare", {"datasets": (), "root": None})

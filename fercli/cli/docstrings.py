@@ -1,4 +1,4 @@
-"""The docstrings that are the commands' help. ``python -OO`` drops them all."""
+"""Docstrings used as the commands' help. ``python -OO`` drops them all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 
 def docstring(of: Any) -> str:
-    """The docstring of a class or function itself, without its indentation; "" where it has none.
+    """Return the docstring of a class or function without its indentation; "" if it has none.
 
-    Where Python has dropped it (``-OO``) it is read from the source, and is "" only where there is no source either.
+    If Python has dropped it (``-OO``), it is read from the source; the result is "" only if the source is missing too.
     """
     if of.__doc__ or sys.flags.optimize < 2:
         return inspect.cleandoc(of.__doc__ or "")

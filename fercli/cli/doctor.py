@@ -12,14 +12,14 @@ from fercli.cli.options import spec_options
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-@click.command("doctor", short_help="Check Python, CUDA, face networks, disk and data; say how to fix it.")
+@click.command("doctor", short_help="Check Python, CUDA, face networks, disk and data; suggest fixes.")
 @spec_options
 @click.pass_context
 def command(ctx, spec_file, overrides, quiet, as_json):
-    """Check what fercli needs on this machine and for a run spec, and say how to fix what is amiss.
+    """Check what fercli needs on this machine and for a run spec, and say how to fix problems.
 
-    ok is fine, warn is what some commands will miss, fail is what must be fixed: then it exits with 1. With --quiet it
-    prints warn and fail only. Nothing is written.
+    "warn" marks something that some commands need. "fail" marks something that must be fixed; the command then exits
+    with 1. With --quiet, it prints only "warn" and "fail". Nothing is written.
 
     \b
     Examples:

@@ -22,35 +22,35 @@ from fercli.cli.options import (
     "--model",
     metavar="MODEL",
     shell_complete=complete_runs,
-    help="Score this model, of any run: starter, a model file, a stage folder, a checkpoint, a released one.",
+    help="Score this model instead: starter, a run or stage folder, a model file, a checkpoint or a released one.",
 )
-@target_option("Target (may be repeated), or all. Default: those adapted to.")
+@target_option("Target (may be repeated), or all. Default: the targets that the run is adapted to.")
 @outside_method_option
-@click.option("--decision", metavar="RULE", help="Answer by fused, global+fused, glpc, glpc:THRESHOLD, or a head.")
+@click.option("--decision", metavar="RULE", help="Decision rule: fused, global+fused, glpc, glpc:THRESHOLD or a head.")
 @click.option(
     "--select",
     metavar="RULE",
     shell_complete=complete_rules,
-    help="Score adapted models at the epoch that this selection rule chooses.",
+    help="Score adapted models at the epoch chosen by this selection rule.",
 )
 @click.option("--report", is_flag=True, help="Also write the HTML report.")
 def command(spec_file, overrides, quiet, as_json, sources, model, targets, decision, select, report):
-    """Score the source model and the adapted ones; write the numbers and, with --report, one HTML file.
+    """Score the source model and the adapted models; write the results and, with --report, one HTML file.
 
-    Into the run's folder report/ go results.json, results.csv (the scores, one a row), predictions/*.csv (a row a
-    face) and report.html. The models' outputs are computed once and kept: --decision and --select ask another rule of
-    them and train nothing.
+    It writes results.json, results.csv (one score per row), predictions/*.csv (one face per row) and report.html to the
+    run's report/ folder. The models' outputs are computed once and kept: --decision and --select apply another rule to
+    them, and nothing is trained.
 
-    With --model it scores that model on prepared datasets, without a run of the spec. MODEL is a run folder, a stage
-    folder, a checkpoint, a .safetensors of fercli weights export, or starter, the model that comes with fercli. The
-    numbers go to model-NAME/report under paths.runs. --target may then be the model's source too: its test part is
-    scored.
+    With --model, it scores that model on prepared datasets, without a run of the spec. MODEL is a run folder, a stage
+    folder, a checkpoint, a .safetensors file of fercli weights export, or starter, the model that comes with fercli.
+    The results are written to model-NAME/report under paths.runs. In this mode, --target may also name the model's
+    source: its test split is scored.
 
-    MODEL may also be a checkpoint (.pkl) that the makers of AGLRLS, CGLRL or AGRA released. The spec then says how
-    faces are prepared, and --source what it was trained on, if you know. Its classes are taken in the benchmark's
-    order, and its epoch as chosen on the target's test labels, as the released code does.
+    MODEL may also be a checkpoint (.pkl) released by the authors of AGLRLS, CGLRL or AGRA. The spec then defines how
+    faces are prepared. --source names the training dataset, if known. The class order is assumed to be the
+    benchmark's. The epoch is assumed to be chosen on the target's test labels, as in the released code.
 
-    Of a spec with a sweep section it makes the benchmark's table from whatever the sweep has trained so far.
+    For a spec with a sweep section, it makes the benchmark table from the cells that the sweep has trained so far.
 
     \b
     Examples:
@@ -68,7 +68,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
 
     spec = read_spec(spec_file, overrides, quiet, as_json, sources)
     if select is not None and select not in RULES:
-        raise SpecError(f"--select {select}: no such selection rule", f"one of {', '.join(RULES)}")
+        raise SpecError(f"--select {select}: no such selection rule", f"choose one of {', '.join(RULES)}")
     how = Scoring(decision, select, report)
     if model is not None:
         show(*_evaluate_model(spec, model, sources, targets, how))
@@ -85,13 +85,13 @@ def _evaluate_model(spec, name, sources, targets, how):
 
     trained = find_trained(name, spec=spec, sources=sources)
     if sources and not trained.released:
-        raise SpecError("--source is of a run's spec, and --model brings its own", "leave --source out")
+        raise SpecError("--source is not allowed here: the --model has its own source", "leave --source out")
     prepared = [one for one in spec.data.targets if (spec.store_path(one) / "meta.json").exists()]
     datasets = list(dict.fromkeys(targets)) if targets and "all" not in targets else prepared
     if not datasets:
         raise SpecError(
-            f"no dataset to score on is prepared in {spec.paths.prepared}",
-            Advice(Advice.run("prepare", "--dataset NAME"), ", and name it with --target NAME"),
+            f"no target dataset is prepared in {spec.paths.prepared}",
+            Advice(Advice.run("prepare", "--dataset NAME"), ", then name it with --target NAME"),
         )
     return evaluate_model(spec, trained, datasets, how)
 

@@ -8,38 +8,39 @@ from fercli import console
 from fercli.cli.completion import complete_datasets, complete_runs
 from fercli.cli.options import console_options, force_option, outside_method_option
 
-#: Endings that tell the format.
+#: File endings that determine the format.
 _FORMATS = {".onnx": "onnx", ".pt2": "torch"}
 
 
-@click.command("export", short_help="A trained model as ONNX or torch.export, checked, with a model card.")
+@click.command("export", short_help="Export a trained model to ONNX or torch.export, with a model card.")
 @click.argument("run", metavar="RUN", shell_complete=complete_runs)
 @click.option(
     "--target",
     metavar="NAME",
     shell_complete=complete_datasets,
-    help="Which of the run's models: its target, or source.",
+    help="The run's model to export: the name of its target, or source.",
 )
 @click.option(
     "--format",
     "kind",
     type=click.Choice(["onnx", "torch"]),
-    help="ONNX, or a torch.export program (.pt2). Default: by --out, else onnx.",
+    help="ONNX, or a torch.export program (.pt2). Default: from the ending of --out, else onnx.",
 )
-@click.option("--out", metavar="FILE", help="File to write. Default: ./RUN-TARGET.onnx (or .pt2).")
-@click.option("--opset", metavar="N", type=int, default=18, show_default=True, help="ONNX operator set.")
+@click.option("--out", metavar="FILE", help="Output file. Default: ./RUN-TARGET.onnx (or .pt2).")
+@click.option("--opset", metavar="N", type=int, default=18, show_default=True, help="ONNX operator set version.")
 @outside_method_option
-@force_option("Replace the file and its card where they are there already.")
+@force_option("Replace the file and its card if they already exist.")
 @console_options
 def command(run, target, kind, out, opset, force, quiet, as_json):
-    """Write a trained model as one file that runs without fercli, and a model card beside it.
+    """Export a trained model to one file that runs without fercli, with a model card beside it.
 
-    RUN is a run's folder, the folder of one of its stages, a checkpoint, a .safetensors of fercli weights export, or
-    starter, the model that comes with fercli. Aligned faces and their five landmarks go
-    in, batches of any size; the answer, its probabilities and those of all heads come out: normalisation, network and
-    decision rule are inside. The file is compared with the model on the run's prepared faces, else on drawn ones, and
-    not written where they differ by more than 1e-4. The card (FILE with .md) is kept where there is one: it may have
-    been edited.
+    RUN is a run folder, a stage folder, a checkpoint, a .safetensors file of fercli weights export, or starter, the
+    model that comes with fercli.
+
+    The exported model takes aligned faces and their five landmarks, in batches of any size. It returns the prediction,
+    its probabilities and those of all heads: normalisation, network and decision rule are included. The file is
+    compared with the model on the run's prepared faces, or on synthetic ones if there are none. It is not written if
+    the outputs differ by more than 1e-4. An existing card (FILE with .md) is kept, because it may have been edited.
 
     ONNX needs: pip install "fercli[onnx]"
 
@@ -59,7 +60,7 @@ def command(run, target, kind, out, opset, force, quiet, as_json):
     console.configure(quiet=quiet, as_json=as_json)
     implied = _FORMATS.get(Path(out).suffix) if out else None
     if kind and implied and kind != implied:
-        raise SpecError(f"--out {out} is a name for --format {implied}, not {kind}", "leave --format out, or rename it")
+        raise SpecError(f"--out {out} implies --format {implied}, not {kind}", "leave --format out, or change --out")
     kind = kind or implied or "onnx"
     trained = find_trained(run, target)
     done = export(trained, kind, Path(out) if out else default_name(trained, kind), opset, force)
@@ -67,9 +68,9 @@ def command(run, target, kind, out, opset, force, quiet, as_json):
     what = f"ONNX, opset {done.opset}" if done.format == "onnx" else "torch.export program"
     console.say(f"{done.path}: {what}, {done.size / 1e6:.1f} MB, batches of any size")
     if done.card_kept:
-        console.say(f"{done.card}: kept as it is (--force writes it again)")
+        console.say(f"{done.card}: kept unchanged (--force replaces it)")
     elif done.card is not None:
-        console.say(f"{done.card}: model card; read it, and add what it cannot know")
+        console.say(f"{done.card}: model card; read it, and add what fercli cannot know")
     agreement = {**done.agreement._asdict(), "batches": list(done.agreement.batches)}
     document = {
         **done._asdict(),

@@ -1,4 +1,4 @@
-"""Advice that can be typed as printed: ``run: fercli prepare`` with the -c, --set and --source the user gave."""
+"""Advice that can be run as printed: ``run: fercli prepare`` with the user's -c, --set and --source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _KEY = "fercli.given"
 
 
 def remember(spec_file: str | None, overrides: tuple[str, ...], sources: tuple[str, ...]) -> None:
-    """Keep what describes the spec of the command at work."""
+    """Remember the options that describe the spec of the running command."""
     ctx = click.get_current_context(silent=True)
     if ctx is not None:
         given = [("-c", spec_file)] if spec_file else []
@@ -20,7 +20,7 @@ def remember(spec_file: str | None, overrides: tuple[str, ...], sources: tuple[s
 
 
 def with_options(text: str, ctx: click.Context) -> str:
-    """The text with what was remembered repeated in every command that it advises and that has these options."""
+    """Return the text with the remembered options added to every advised command that has them."""
     if not isinstance(text, Advice):
         return text
     return "".join(_completed(part, ctx) if isinstance(part, Command) else part for part in text.parts)

@@ -1,4 +1,4 @@
-"""Options that commands share, and how they become a run spec."""
+"""Options shared by commands, and how they become a run spec."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator, in the order in which --help lists them."""
+    """Combine several options into one decorator, in the order in which --help lists them."""
 
     def decorate(function: F) -> F:
         for option in reversed(options):
@@ -31,8 +31,8 @@ def together(*options: Callable[[F], F]) -> Callable[[F], F]:
 
 #: --quiet and --json.
 console_options = together(
-    click.option("--quiet", "-q", is_flag=True, help="Say nothing but warnings and errors."),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout, nothing else."),
+    click.option("--quiet", "-q", is_flag=True, help="Print only warnings and errors."),
+    click.option("--json", "as_json", is_flag=True, help="Print only the result, as JSON on stdout."),
 )
 #: --set.
 overrides_option = click.option(
@@ -46,7 +46,7 @@ spec_options = together(
         "spec_file",
         metavar="FILE",
         shell_complete=complete_specs,
-        help="Run spec (YAML) or a packaged one's name. Default: ./fercli.yaml, else the packaged default.",
+        help="Run spec (YAML file), or the name of a packaged spec. Default: ./fercli.yaml, else the packaged default.",
     ),
     overrides_option,
     console_options,
@@ -60,8 +60,8 @@ source_option = click.option(
     shell_complete=complete_datasets,
     help="Labelled source dataset (may be repeated).",
 )
-#: --root, of the one dataset that a command reads.
-root_option = click.option("--root", metavar="FOLDER", help="Where the dataset lies. Default: paths.data/NAME.")
+#: --root, for a command that reads one dataset.
+root_option = click.option("--root", metavar="FOLDER", help="Folder of the dataset. Default: paths.data/NAME.")
 #: --option, for the reader of a dataset; may be repeated.
 reader_option = click.option(
     "--option",
@@ -79,7 +79,7 @@ method_option = click.option(
 )
 #: --restart.
 restart_option = click.option(
-    "--restart", is_flag=True, help="Throw away what this step has made so far and begin again."
+    "--restart", is_flag=True, help="Discard the results of this step so far and start again."
 )
 
 
@@ -103,7 +103,7 @@ def force_option(meaning: str) -> Callable[[F], F]:
 
 
 def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
-    """Return what --option says, KEY=VALUE with the value as YAML, as --set has it."""
+    """Return the --option values as a dictionary: KEY=VALUE with VALUE as YAML, as for --set."""
     from fercli.errors import SpecError
     from fercli.spec.yaml_data import NotYAML, read_yaml
 
@@ -111,12 +111,12 @@ def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
     for option in options:
         key, equals, value = option.partition("=")
         try:
-            # Nothing is "", as in label_column=: YAML's null would be the option's default.
+            # An empty value is "", as in label_column=: YAML's null would select the option's default.
             chosen[key.strip()] = read_yaml(value) if value.strip() else ""
         except NotYAML as problem:
             raise SpecError(
-                f"--option {console.brief(option)}: the value is no YAML that fercli reads ({problem})",
-                "write words as they are, lists [a, b], tables {1: happy}",
+                f"--option {console.brief(option)}: the value is not YAML that fercli accepts ({problem})",
+                "write plain words, lists [a, b] or tables {1: happy}",
             ) from None
         if not equals or not key.strip():
             raise SpecError(f"--option {console.brief(option)}: expected KEY=VALUE, such as --option score=public-test")
@@ -124,7 +124,7 @@ def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
 
 
 def outside_method_option(function: F) -> F:
-    """--method of commands that use a trained model: code from outside that its file may name."""
+    """--method for commands that use a trained model: external code that the model file may name."""
 
     def trust(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> None:
         from fercli.spec.plugins import trust
@@ -137,7 +137,7 @@ def outside_method_option(function: F) -> F:
         multiple=True,
         expose_value=False,
         callback=trust,
-        help="Method from outside fercli that the model was adapted by; its code is run.",
+        help="External method that the model was adapted with; its code is run.",
     )(function)
 
 
@@ -148,7 +148,7 @@ def read_spec(
     as_json: bool,
     sources: tuple[str, ...] = (),
 ) -> Spec:
-    """Set the console's mode and load the spec that the options describe."""
+    """Set the console's mode, and load the spec that the options describe."""
     from fercli.spec import load
 
     console.configure(quiet=quiet, as_json=as_json)
@@ -158,16 +158,16 @@ def read_spec(
 
 
 def chosen_targets(spec: Spec, targets: tuple[str, ...]) -> list[str]:
-    """The targets that --target names: given ones, or all of the spec for none given or ``all``.
+    """Return the targets named by --target; with none or ``all``, every target of the spec.
 
     Raises:
-        SpecError: there is none, or one is a source.
+        SpecError: there is no target, or one of them is a source.
     """
     from fercli.errors import SpecError
 
     names = list(spec.data.targets) if not targets or "all" in targets else list(dict.fromkeys(targets))
     if not names:
-        raise SpecError("no target: name one with --target, or list them under data.targets in the spec")
+        raise SpecError("no target given; name one with --target, or list targets under data.targets in the spec")
     for name in names:
         if name in spec.data.source:
             raise SpecError(f"--target {name} is a source of this run", "a target must be another dataset")
@@ -175,7 +175,7 @@ def chosen_targets(spec: Spec, targets: tuple[str, ...]) -> list[str]:
 
 
 def show_files(document: dict[str, Any], files: dict[str, Path]) -> None:
-    """Say where a document of results was written, by kind of file, and print it with them where JSON is asked for."""
+    """Print where a results document was written, by kind of file; with --json, print the document with these paths."""
     for kind, path in files.items():
         console.say(f"{kind}: {path}")
     console.result({**document, "files": {kind: str(path) for kind, path in files.items()}})

@@ -1,4 +1,4 @@
-"""How the console shows a results document: of a run, of one model, of a sweep."""
+"""The console output for a results document: of a run, a model or a sweep."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fercli.evaluation.results_table import Column, by_dataset, figures, groups,
 from fercli.evaluation.rule_ranking import rank_rules
 
 Document = Mapping[str, Any]
-#: Title, columns, rows, caption, and how many columns are words: the arguments of `fercli.console.table`.
+#: Title, columns, rows, caption, and the number of text columns: the arguments of `fercli.console.table`.
 Table = tuple[str, list[str], list[list[Any]], str, int]
 
 
 def show(document: Document, files: dict[str, Path]) -> None:
-    """Print the tables of a results document, and where it was written."""
+    """Print the tables of a results document, and the files it was written to."""
     console.table(*headline(document))
     if document["kind"] == "model":
         console.table(*expressions(document))
@@ -34,13 +34,13 @@ def show(document: Document, files: dict[str, Path]) -> None:
 
 
 def headline(document: Document) -> Table:
-    """Every row's scores: of a run or model one a line, of a sweep methods against targets with their deviations.
+    """Return the table of scores: one per line for a run or model; for a sweep, methods by targets with deviations.
 
-    What stands out (a leading ``*``): adapted models, or of a sweep the best row of the last column.
+    Highlighted rows (a leading ``*``) are adapted models, or for a sweep the best row of the last column.
     """
     title, columns, rows, notes, words = (_wide if document["kind"] == "sweep" else _long)(document)
     if any("ORACLE" in str(cell) for row in rows for cell in (*columns, *row)):
-        notes.append("ORACLE: target labels chose the epoch or trained the method: an upper bound, not a result.")
+        notes.append("ORACLE: the epoch or the method used target labels; this is an upper bound, not a result.")
     notes += map(_gap, document["gaps"])
     if document["synthetic"]:
         notes.append("Datasets marked † are synthetic: procedural faces drawn by fercli, not photographs.")
@@ -60,14 +60,14 @@ def _long(document: Document) -> tuple[str, list[str], list[list[Any]], list[str
             images = f"{entry['scored']}/{entry['expected']}"
             rows.append([name, row.about["label"], entry["decision"], *scores, images, chosen])
     columns = ["tested on", "method", "decision", "acc %", "F1 %", "images", "epoch, chosen by"]
-    title = ": source-only beside adapted" if document["kind"] == "run" else ""
+    title = ": source-only and adapted" if document["kind"] == "run" else ""
     targets = table_columns(document)
     chances = _chances(document, targets, table(groups(document), targets, "accuracy"))
     return title, columns, rows, ["Images: scored / listed by the dataset.", *chances], 3
 
 
 def _chances(document: Document, columns: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for every target: how likely chance alone makes each accuracy differ so much from the reference's.
+    """Return a line for every target: p of the difference between each accuracy and the reference's.
 
     Args:
         columns, lines: the table of the accuracy (`fercli.evaluation.results_table.table`).
@@ -81,7 +81,7 @@ def _chances(document: Document, columns: Sequence[Column], lines: Sequence[Mapp
                 shown = ", ".join(f"{label} {_p(cell['p'])}" for label, cell in told)
                 notes.append(f"{about}: {shown} ({words}; Holm).")
     if notes and len(document["seeds"]) == 1:
-        notes.append("p speaks of other faces like these, not of other seeds.")
+        notes.append("p covers other faces like these, not other seeds.")
     return notes
 
 
@@ -99,30 +99,28 @@ def _wide(document: Document) -> tuple[str, list[str], list[list[Any]], list[str
         rows.append([name, *cells, *about])
     notes = [
         f"{'Mean ± standard deviation over seeds' if seeds > 1 else 'One seed'}; bold: the best of the last column; "
-        "=: within the error of the best of its column.",
-        f"Points and p are against {document['reference']}, "
-        f"{'of the mean over targets' if columns[-1].mean else f'on {columns[-1].name}'}.",
+        "=: within the error of the best in its column.",
+        f"Points and p are relative to {document['reference']}, "
+        f"{'for the mean over targets' if columns[-1].mean else f'on {columns[-1].name}'}.",
     ]
     found = [words for words, names in tests(columns, lines).items() if columns[-1].name in names]
     if found:
         other = (
-            "seeds, not of other faces"
-            if any(line["cells"][-1]["n"] > 1 for line in lines)
-            else "faces, not of other seeds"
+            "seeds, not other faces" if any(line["cells"][-1]["n"] > 1 for line in lines) else "faces, not other seeds"
         )
-        notes.append(f"p: {', '.join(found)}, Holm over the rows. It speaks of other {other}.")
+        notes.append(f"p: {', '.join(found)}, Holm over the rows. It covers other {other}.")
     elif seeds == 1 and columns[-1].mean:
-        notes += ["Of one seed, the mean over targets has no p.", *_chances(document, columns, lines)]
+        notes += ["With one seed, the mean over targets has no p.", *_chances(document, columns, lines)]
     gone = len(document["missing"])
     if gone:
         planned = gone + len(document["entries"])
-        notes.append(f"{gone} of {planned} cells are missing; (n) is how many seeds a figure has.")
+        notes.append(f"{gone} of {planned} cells are missing; (n) is the number of seeds behind a figure.")
     names = [_marked(document, column.name) for column in columns]
     return ": accuracy %", ["method", *names, "points", "p", "ORACLE epoch"], rows, notes, 1
 
 
 def expressions(document: Document) -> Table:
-    """Recall, precision and F1 of the decision for each expression, of every dataset with labels."""
+    """Return recall, precision and F1 of the decision for each expression, on every dataset with labels."""
     rows, notes = [], []
     for entry in document["entries"]:
         for one in metrics(entry).get("per_expression", []):
@@ -138,7 +136,7 @@ def expressions(document: Document) -> Table:
 
 
 def drift(document: Document) -> Table:
-    """What adapting to targets without labels has changed, where their start was asked too; no rows for others."""
+    """Return what adapting to unlabelled targets changed, for entries with a drift; other entries get no row."""
     rows = []
     for entry in document["entries"] if document["kind"] != "sweep" else ():
         moved = entry.get("drift")
@@ -146,17 +144,17 @@ def drift(document: Document) -> Table:
             pairs = [" to ".join(digits(moved[name][when]) for when in ("before", "after")) for name, digits in _MOVED]
             about = [_marked(document, entry["dataset"]), entry["method"], moved["verdict"]["trust"]]
             rows.append([*about, str(moved["faces"]), _percent(moved["agreement"]), *pairs])
-    caption = "Start to adapted model, on the same faces, without a label: this is not accuracy."
-    columns = ["target", "method", "trust", "faces", "same answers %", "entropy", "heads agree %"]
+    caption = "From the starting to the adapted model, on the same faces, without labels. This is not accuracy."
+    columns = ["target", "method", "trust", "faces", "same predictions %", "entropy", "heads agree %"]
     return "Drift", columns, rows, caption, 3
 
 
 def doubts(document: Document) -> list[str]:
-    """A line for each adaptation that is not to be trusted, or not quite; of a sweep one for all of them."""
+    """Return a line for each adaptation that is doubtful or not trusted; for a sweep, one line for all of them."""
     told = [(entry, entry["drift"]["verdict"]) for entry in document["entries"] if entry.get("drift")]
     if document["kind"] == "sweep":
         bad = sum(verdict["trust"] == "not trusted" for _, verdict in told)
-        return [f"{bad} of {len(told)} adaptations are not to be trusted; the report says which"] if bad else []
+        return [f"{bad} of {len(told)} adaptations are not trusted; the report lists them"] if bad else []
     return [
         f"{entry['dataset']}, {entry['method']}: {verdict['trust']}. {' '.join(verdict['reasons'])}"
         for entry, verdict in told
@@ -165,7 +163,7 @@ def doubts(document: Document) -> list[str]:
 
 
 def rule_ranks(document: Document) -> Table:
-    """The rank of the selection rules; the row of a rule that chose epochs stands out."""
+    """Return the ranking of the selection rules; rows of rules that chose epochs are highlighted."""
     ranked, rows = rank_rules(document), []
     for row in ranked["rows"]:
         scores = [_percent(row["mean"], 2), _percent(row["worst"]), _percent(row["hits"], 0), _points(row["gain"])]
@@ -173,21 +171,21 @@ def rule_ranks(document: Document) -> Table:
         rows.append([("*" if row["used"] else "") + row["rule"], *scores, str(row["cells"])])
     names = [_marked(document, name) for name in ranked["targets"]]
     caption = (
-        "Points of accuracy below the ORACLE's epoch over all cells of adapted methods; 0 is best.\n"
-        "In bold: rules that chose epochs here."
+        "Points of accuracy below the ORACLE's epoch, over all cells of adapted methods; 0 is best.\n"
+        "Bold: rules that chose epochs here."
     )
     columns = ["rule", "mean below", "worst", "oracle's epoch %", "over last", *names, "cells"]
     return "Choosing the epoch without target labels: points below the oracle", columns, rows, caption, 1
 
 
 def _gap(gap: Mapping[str, Any]) -> str:
-    """A target's distance from the source under each model, beside what it reads without a gap."""
+    """Return a target's distance from the source under each model, with its value for no gap."""
     about, why = f"Domain gap to {gap['target']}", why_unmeasured(*gap["models"][0]["faces"])
     if why:
         return f"{about} is not measured: {why}."
     without = max(model["no_gap"] for model in gap["models"])
     each = ", ".join(f"{model['method']} {model['energy_distance']:.3f}" for model in gap["models"])
-    return f"{about} (energy distance, 0 to 1; no gap reads below {without:.3f}): {each}."
+    return f"{about} (energy distance, 0 to 1; below {without:.3f} without a gap): {each}."
 
 
 def _marked(document: Document, name: str) -> str:
@@ -211,5 +209,5 @@ def _points(value: float | None) -> str:
     return "0.0" if text[1:] == "0.0" else text
 
 
-#: What of a drift the console shows before and after, and how.
+#: The drift values that the console shows before and after adaptation, and their formats.
 _MOVED = (("entropy", _nats), ("heads_agreement", _percent))

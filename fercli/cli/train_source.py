@@ -18,7 +18,7 @@ from fercli.durations import duration
 def command(spec_file, overrides, quiet, as_json, sources, restart):
     """Train the global-local network on the labelled source.
 
-    Stopped in the middle, the same command goes on from the last checkpoint.
+    If it is stopped, run the same command again to resume from the last checkpoint.
 
     \b
     Examples:
@@ -33,10 +33,10 @@ def command(spec_file, overrides, quiet, as_json, sources, restart):
 
 
 def told(outcome: dict[str, Any]) -> str:
-    """Name the best checkpoint, its epoch and score, and the time that this call trained, if it did."""
+    """Return a line with the best checkpoint, its epoch and score, and the training time of this call, if any."""
     took = duration(outcome["seconds"]) if outcome["trained_steps"] else "already trained"
     score = "" if outcome["score"] is None else f" {outcome['score']:.4f}"
     chosen = f"epoch {outcome['epoch']}, {outcome['rule']}{score}"
     if "kept" in outcome:
-        chosen = f"the start is kept, since {outcome['kept']}"
+        chosen = f"the starting model is kept, since {outcome['kept']}"
     return f"{outcome['folder']}/best.ckpt, {chosen}, {took}"

@@ -8,11 +8,11 @@ from fercli import console
 from fercli.cli.options import console_options, force_option, outside_method_option, read_spec, spec_options
 
 
-@click.group("weights", short_help="Tell what a checkpoint is, or export one of ours.")
+@click.group("weights", short_help="Inspect a checkpoint, or export one to published formats.")
 def command():
-    """Tell what a checkpoint is and whether it fits, or write one of ours under the published names.
+    """Inspect a checkpoint and whether it fits a network, or export a fercli checkpoint to a published format.
 
-    A checkpoint is read as data: one that asks to run code is refused.
+    Checkpoints are read as data only: a file that would run code is rejected.
 
     \b
     Examples:
@@ -21,17 +21,17 @@ def command():
     """
 
 
-@command.command("inspect", short_help="What checkpoints are, what they fill, whether they fit a spec.")
+@command.command("inspect", short_help="Show what checkpoints contain and whether they fit a spec.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @spec_options
 @click.pass_context
 def inspect(ctx, files, spec_file, overrides, quiet, as_json):
-    """Tell what checkpoint files are: whose, of which network, what they fill, what is left over, what stays empty.
+    """Show the contents of checkpoint files: origin, network, the parts they fill, unused tensors, missing parts.
 
     starter is the model that comes with fercli; its card is shown too.
 
-    With -c or --set also whether they fit the spec's network, with every misfit. Exits with 1 if a file cannot be read
-    or does not fit.
+    With -c or --set, also show whether they fit the spec's network, with every mismatch. Exits with 1 if a file cannot
+    be read or does not fit.
 
     \b
     Examples:
@@ -64,24 +64,24 @@ def inspect(ctx, files, spec_file, overrides, quiet, as_json):
         ctx.exit(1)
 
 
-@command.command("export", short_help="Write a checkpoint of ours under the names that other code reads.")
+@command.command("export", short_help="Export a fercli checkpoint to a format that other code reads.")
 @click.argument("source", metavar="RUN_OR_CHECKPOINT")
 @click.argument("out", metavar="OUT")
 @click.option(
     "--format",
     "kind",
-    # as `fercli.export.weights.FORMATS`, which is not imported before it is needed
+    # as `fercli.export.weights.FORMATS`, which is imported only when needed
     type=click.Choice(["aglrls", "face-evolve", "torchvision", "fercli"]),
     default="aglrls",
     show_default=True,
-    help="Whose names.",
+    help="Output format; see above.",
 )
 @outside_method_option
-@click.option("--half", is_flag=True, help="Store floats as float16: half the size.")
-@force_option("Replace OUT where it is there already.")
+@click.option("--half", is_flag=True, help="Store floats as float16, at half the size.")
+@force_option("Replace OUT if it already exists.")
 @console_options
 def export(source, out, kind, half, force, quiet, as_json):
-    """Write the checkpoint of a run (a file, or the folder of its stage) under published names.
+    """Export a run's checkpoint (a file, or its stage folder) with published tensor names.
 
     starter is the model that comes with fercli.
 
@@ -90,10 +90,11 @@ def export(source, out, kind, half, force, quiet, as_json):
       aglrls       a released AGLRLS checkpoint: epoch, classwise (the learning status b), model
       face-evolve  the IR backbone alone, as face.evoLVe names it
       torchvision  the MobileNetV2 alone, as torchvision names it
-      fercli       our own, without what only a stopped training needs
+      fercli       fercli's own, without the state that only a resumed training needs
 
-    An OUT that ends in .safetensors holds the tensors alone, under the format's names; of format fercli it is a whole
-    model in one file, without paths of this machine: predict --run, evaluate --model, export and model.weights take it.
+    An OUT that ends in .safetensors holds only the tensors, under the format's names. With format fercli, it is a
+    complete model in one file, without paths of this machine: predict --run, evaluate --model, export and model.weights
+    accept it.
 
     \b
     Examples:
@@ -106,6 +107,6 @@ def export(source, out, kind, half, force, quiet, as_json):
     console.configure(quiet=quiet, as_json=as_json)
     done = write(source, out, kind, force, half)
     for text in done.left_out:
-        console.say(f"not in it: {text}")
-    console.say(f"{done.path}: {done.format}, {done.tensors} tensors, {done.numbers / 1e6:.2f} M numbers")
+        console.say(f"left out: {text}")
+    console.say(f"{done.path}: {done.format}, {done.tensors} tensors, {done.numbers / 1e6:.2f} M values")
     console.result({"export": {**done._asdict(), "path": str(done.path)}})

@@ -1,4 +1,4 @@
-"""How `fercli weights inspect` looks at a file and shows it."""
+"""The examination and the output of `fercli weights inspect`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from fercli.starter import is_starter, starter_card, starter_facts, starter_hash
 
 @dataclass(frozen=True)
 class Found:
-    """What became of a file.
+    """The findings about a file.
 
     Attributes:
-        description: what it holds.
-        fills: parts of our network that it has tensors for.
-        own_misfits: what it lacks of the network it seems to be made from; None where fercli builds no such network.
-        first_weights: parts of that network (or the spec's, where one was given) that keep their first weights.
-        spec: its name, where one was given.
-        spec_misfits: in what the file does not fit the spec's network; None where no spec was given.
-        mflop: millions of operations for one face, a multiply-add counted as two; None where fercli builds no such
+        description: the file's contents.
+        fills: parts of fercli's network that it has tensors for.
+        own_misfits: mismatches with the network it appears to be made from; None if fercli builds no such network.
+        first_weights: parts of that network (or the spec's, if given) that keep their initial weights.
+        spec: the name of the spec, if given.
+        spec_misfits: mismatches with the spec's network; None if no spec was given.
+        mflop: millions of operations for one face, a multiply-add counted as two; None if fercli builds no such
             network.
-        starter: of the model that comes with fercli its SHA-256 (``sha256``), the card's figures (``facts``) and the
-            ``card``; None of any other file.
+        starter: for the model that comes with fercli, its SHA-256 (``sha256``), the card's figures (``facts``) and the
+            ``card``; None for any other file.
     """
 
     description: Description
@@ -52,11 +52,11 @@ class Found:
 
 
 def examine(file: str, spec: Spec | None) -> Found:
-    """Read a file and hold it against its own architecture's network, and the spec's; raises as `read_weights`.
+    """Read a file and compare it with its own architecture's network and the spec's; raises as `read_weights`.
 
     Args:
         file: the file, or ``starter``.
-        spec: whose network it is to fit, or None.
+        spec: the spec whose network it should fit, or None.
     """
     weights = read_weights(file)
     own = own_network(weights.description.architecture)
@@ -75,7 +75,7 @@ def examine(file: str, spec: Spec | None) -> Found:
 
 
 def _mflop(weights: Weights, network: GlobalLocal) -> float:
-    """What one face costs the network that a file's own spec describes, else that of its architecture."""
+    """Return the MFLOP per face of the network in the file's own spec, or else of its architecture's network."""
     size, crop = 112, 48
     with suppress(FercliError, KeyError):
         spec = parse_recorded(weights.document["spec"])
@@ -87,7 +87,7 @@ def _mflop(weights: Weights, network: GlobalLocal) -> float:
 
 
 def document_of(found: Found) -> dict[str, Any]:
-    """What was found, for ``--json``."""
+    """Return the findings for ``--json``."""
     it = found.description
     return {
         "file": str(it.path),
@@ -116,7 +116,7 @@ def document_of(found: Found) -> dict[str, Any]:
 
 
 def show(found: Found) -> None:
-    """Print on stdout, unless silent: a file's table, the learning status b where it has one, the starter's card."""
+    """Print on stdout, unless silent: a file's table, its learning status b if any, and the starter's card."""
     if console.silent():
         return
     it = found.description
@@ -131,15 +131,15 @@ def show(found: Found) -> None:
         console.table("  learning status b", ["head", *EXPRESSIONS], rows)
     console.show("")
     if found.starter is not None:
-        # Markdown is laid out for a reader's eyes only: a pipe gets it as it is written.
+        # Markdown is rendered only on a terminal: a pipe receives the source text.
         text = found.starter["card"]
         console.show(Markdown(text) if sys.stdout.isatty() else Text(text))
 
 
 def _rows(found: Found) -> list[tuple[str, str]]:
-    """The table's rows, a word and a text."""
+    """Return the table's rows, each a word and a text."""
     it, record = found.description, found.description.record or {}
-    cost = "" if found.mflop is None else f"; {found.mflop:,.1f} MFLOP a face (a multiply-add counts as two)"
+    cost = "" if found.mflop is None else f"; {found.mflop:,.1f} MFLOP per face (a multiply-add counts as two)"
     size = f"{it.parameters:,} parameters; {it.tensors} tensors{cost}"
     rows = [("network", str(it.architecture)), ("size", size)]
     if record:
@@ -147,9 +147,9 @@ def _rows(found: Found) -> list[tuple[str, str]]:
     elif it.epoch is not None:
         rows.append(("epoch", str(it.epoch)))
     rows.append(("fills", ", ".join(found.fills) or "nothing"))
-    rows.append(("first weights", ", ".join(found.first_weights) or "nothing stays at them"))
+    rows.append(("initial weights", ", ".join(found.first_weights) or "no part keeps them"))
     if found.own_misfits is None:
-        rows.append(("complete", "cannot be told: fercli builds no such network"))
+        rows.append(("complete", "unknown: fercli builds no such network"))
     else:
         rows += _misfit_rows("complete", found.own_misfits, "yes", "no")
     for entry in it.left_over:
@@ -161,7 +161,7 @@ def _rows(found: Found) -> list[tuple[str, str]]:
 
 
 def _trained(record: dict[str, Any], epoch: int | None) -> str:
-    """What our checkpoint says of its training, in a sentence; keys it lacks are left out."""
+    """Return a fercli checkpoint's training record as one line; missing keys are left out."""
     sources = "+".join(record.get("source", []))
     way = f"{sources} -> {record['target']}" if "target" in record else sources
     method = " ".join(dict.fromkeys(str(record[key]) for key in ("method", "tag") if key in record))
@@ -172,13 +172,13 @@ def _trained(record: dict[str, Any], epoch: int | None) -> str:
     if "selection" in record:
         score = record.get("score")
         said.append(f"chosen by {record['selection']}" + ("" if score is None else f" ({score:.4g})"))
-    said += [f"answers by {record['decision']}"] if "decision" in record else []
+    said += [f"decision rule {record['decision']}"] if "decision" in record else []
     said += [f"fercli {record['fercli']}"] if "fercli" in record else []
     return ", ".join(said) or "the file does not say"
 
 
 def _misfit_rows(word: str, found: list[Misfit], yes: str, no: str) -> list[tuple[str, str]]:
-    """One row, or a row for each misfit with all its names."""
+    """Return one row, or a row for each mismatch with all its names."""
     if not found:
         return [(word, yes)]
     texts = [f"{len(it.names)} {it.what}: {', '.join(map(shown, it.names))}" if it.names else it.what for it in found]
