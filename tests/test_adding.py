@@ -194,7 +194,7 @@ def test_a_label_that_is_none_is_told_by_the_record() -> None:
 
 MISTAKES = {
     "my_methods:Nothing": "my_methods has no Nothing",
-    "no_such_module:Thing": "no module no_such_module in ",
+    "no_such_module:Thing": "no module named no_such_module in ",
     "other_module:not_a_method": "is no method: derive it from fercli.methods.base.Method",
     "broken_module:X": "importing broken_module failed: ZeroDivisionError: division by zero",
     "needing_module:X": "its module needs a_package_that_is_not_there, which is not installed",
@@ -215,7 +215,7 @@ def test_a_mistake_in_a_methods_place_is_one_line(name: str, here: Path, make_ad
     [
         ("my_layouts:parse", "is no reader: make it a fercli.datasets.reader.Reader"),
         ("my_layouts:READE", "my_layouts has no READE"),
-        ("nowhere:READER", "no module nowhere"),
+        ("nowhere:READER", "no module named nowhere"),
     ],
 )
 def test_a_mistake_in_a_readers_place_is_one_line(reader: str, told: str, here: Path) -> None:
