@@ -293,5 +293,5 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     from fercli.errors import FercliError
 
     (tmp_path / "seed-0").write_text("a file in the way")
-    with pytest.raises(FercliError, match=r"cannot make .*seed-0.*; set paths\.runs"):
+    with pytest.raises(FercliError, match=r"cannot create .*seed-0.*; set paths\.runs"):
         take(tmp_path / "seed-0/source")

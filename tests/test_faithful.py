@@ -90,7 +90,7 @@ def test_a_grid_over_the_switch_is_refused() -> None:
     from fercli.sweep.plan import plan
 
     spec = load("default", ["sweep.methods=[aglrls]", "sweep.grid={faithful: [corrected, published]}"])
-    with pytest.raises(SpecError, match="faithful sets other keys; sweep twice"):
+    with pytest.raises(SpecError, match="faithful sets other keys and cannot be in the grid; run a second sweep"):
         plan(spec)
 
 

@@ -191,20 +191,20 @@ MISTAKES = {
     "source-only changed": ({"sweep.methods": {"source-only": {"method": "dann"}}}, "sweep.methods.source-only"),
     "an unknown key": ({"sweep.grid": {"adapt.bach": [1]}}, "adapt.bach: unknown key (did you mean batch?)"),
     "an unknown section": ({"sweep.grid": {"adopt.batch": [4]}}, "adopt: unknown key (did you mean adapt?)"),
-    "a key below a value": ({"sweep.grid": {"adapt.epochs.first": [1]}}, "adapt.epochs.first is no key of the spec"),
+    "a key below a value": ({"sweep.grid": {"adapt.epochs.first": [1]}}, "adapt.epochs.first is not a key of the spec"),
     "no value": ({"sweep.grid": {"adapt.batch": []}}, "sweep.grid.adapt.batch"),
     "a value twice": ({"sweep.grid": {"adapt.batch": [4, 4]}}, "two combinations of values share the folder"),
     "values alike in letters": ({"sweep.grid": {"evaluate.title": ["a b", "a-b"]}}, "values share the folder"),
     "a key that a method sets": (
         {"sweep.methods": {"dann": {"batch": 4}}, "sweep.grid": {"adapt.batch": [6, 8]}},
-        "sweep.grid: adapt.batch is set for dann already",
+        "sweep.grid: adapt.batch is already set for dann",
     ),
     "an option that a method sets": (
         {"sweep.methods": {"dann": {"options": {"hidden": 8}}}, "sweep.grid": {"adapt.options.hidden": [6, 8]}},
-        "sweep.grid: adapt.options.hidden is set for dann already",
+        "sweep.grid: adapt.options.hidden is already set for dann",
     ),
-    "the method as a key": ({"sweep.grid": {"adapt.method": ["dann", "mcd"]}}, "sweep.grid: adapt.method is set"),
-    "the seed as a key": ({"sweep.grid": {"engine.seed": [5, 6]}}, "sweep.grid: engine.seed is set"),
+    "the method as a key": ({"sweep.grid": {"adapt.method": ["dann", "mcd"]}}, "sweep.grid: adapt.method is already set"),
+    "the seed as a key": ({"sweep.grid": {"engine.seed": [5, 6]}}, "sweep.grid: engine.seed is already set"),
     "a seed twice": ({"sweep.seeds": [1, 1]}, "a seed is named twice"),
     "no seed": ({"sweep.seeds": []}, "sweep.seeds"),
     "no target": ({"data.targets": []}, "no target"),
@@ -464,7 +464,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(
     bench, handler = again("stopped", parts=parts), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         stop_at(patch, count)
-        assert "the same command goes on" in told(swept_by(bench, "--quiet"), 130)
+        assert "run the same command again to resume" in told(swept_by(bench, "--quiet"), 130)
     assert stages(bench) == left
     assert signal.getsignal(signal.SIGINT) is handler
     done(bench)
@@ -557,7 +557,7 @@ def test_a_source_model_that_fails_costs_its_own_cells_only(again) -> None:
     result = swept_by(bench, "--quiet")
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr
-    assert "seed-0-momentum-0.0: cannot make" in result.stderr
+    assert "seed-0-momentum-0.0: cannot create" in result.stderr
     document = results(bench)
     for key, momentum in (("entries", 0.9), ("missing", 0.0)):
         assert cells_of(document[key]) == [(0, "source-only"), (0, "safn")]

@@ -131,10 +131,10 @@ def test_cells_are_counted_for_the_shell(make) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line", "code"),
     [
-        (("--cell", "4"), "--cell 4: the sweep has 4 cells; say one from 0 to 3", 2),
+        (("--cell", "4"), "--cell 4: the sweep has 4 cells; give one from 0 to 3", 2),
         (("--cell", "0", "--jobs", "2"), "--cell and --jobs do not go together", 2),
         (("--cells", "--dry-run"), "--cells and --dry-run do not go together", 2),
-        (("--jobs", "gpus"), "sweep.jobs is gpus, and torch sees no GPU here", 1),
+        (("--jobs", "gpus"), "sweep.jobs is gpus, but torch finds no GPU here", 1),
         (("--set", "sweep.jobs=0"), "sweep.jobs: 0 is neither a positive integer nor gpus", 2),
         (("--set", f"sweep.jobs={1 << 63}"), f"sweep.jobs: {1 << 63} is neither a positive integer nor gpus", 2),
         (("--set", "sweep.jobs=cpus"), "sweep.jobs: 'cpus' is neither a positive integer nor gpus", 2),
@@ -209,7 +209,7 @@ def test_a_task_of_slurm_s_array_is_one_process(step, make, monkeypatch: pytest.
     assert run("sweep", bench.spec, "--cell", 0, "--quiet").exit_code == 0
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2")
-    assert "start it once, not by torchrun or srun" in told(run("sweep", bench.spec, "--cell", 0))
+    assert "start it once, without torchrun or srun" in told(run("sweep", bench.spec, "--cell", 0))
 
 
 def test_a_stopped_cell_saves_gives_its_claim_back_and_goes_on(make, swept: Bench, start) -> None:
@@ -302,7 +302,7 @@ def test_four_cells_at_once_one_of_them_killed(make, swept: Bench, start) -> Non
     assert checkpoint.load(bench.runs / "seed-1/adapt-jaffe-dann/last.ckpt")["step"] > 0
     assert not (bench.runs / "results.csv").exists()
     again = ended(start(bench, "--cell", "3"))
-    assert f"{CELLS[3]}: process {cells[3].pid} on " in again and "is gone; taking over what it has left" in again
+    assert f"{CELLS[3]}: process {cells[3].pid} on " in again and "is gone; taking over its work" in again
     assert_same_sweep(swept, bench)
     assert not claims(bench)
 
@@ -317,7 +317,7 @@ def test_two_sweeps_share_the_work(make, swept: Bench, start) -> None:
     until(lambda: claims(bench).get("seed-0/source"), one)
     two = start(bench)
     said = [ended(one), ended(two)]
-    assert any("the work is shared with others" in text for text in said), said
+    assert any("the work is shared with other processes" in text for text in said), said
     assert_same_sweep(swept, bench)
     assert not claims(bench)
 
@@ -352,7 +352,7 @@ def test_a_command_in_a_stage_s_folder_and_a_claim_are_waited_for(make, swept: B
     shutil.rmtree(folder)
     with take(folder):
         process = start(bench)
-        line = next(line for line in process.stderr if "is at it" in line)
+        line = next(line for line in process.stderr if "is working on it" in line)
         assert f"{CELLS[1]}: process {os.getpid()} on " in line
     ended(process)
     assert_same_sweep(swept, bench)
