@@ -67,7 +67,7 @@ def _cut(store: Path) -> None:
         (_unlink_meta, "fail", "is incomplete", "run: fercli prepare --dataset jaffe"),
         (_older, "fail", "another version of fercli", "run: fercli prepare --dataset jaffe"),
         (_cut, "fail", "is damaged", "run: fercli prepare --dataset jaffe --repair"),
-        (shutil.rmtree, "warn", "neither prepared nor at", "fercli datasets show jaffe"),
+        (shutil.rmtree, "warn", "neither prepared nor in", "fercli datasets show jaffe"),
     ],
 )
 def test_stores(spoil, status: str, text: str, fix: str, tmp_path: Path, prepared: Path) -> None:

@@ -203,7 +203,7 @@ MISTAKES = {
         {"sweep.methods": {"dann": {"options": {"hidden": 8}}}, "sweep.grid": {"adapt.options.hidden": [6, 8]}},
         "sweep.grid: adapt.options.hidden is already set for dann",
     ),
-    "the method as a key": ({"sweep.grid": {"adapt.method": ["dann", "mcd"]}}, "sweep.grid: adapt.method is already set"),
+    "the method as a key": ({"sweep.grid": {"adapt.method": ["dann", "mcd"]}}, "grid: adapt.method is already set"),
     "the seed as a key": ({"sweep.grid": {"engine.seed": [5, 6]}}, "sweep.grid: engine.seed is already set"),
     "a seed twice": ({"sweep.seeds": [1, 1]}, "a seed is named twice"),
     "no seed": ({"sweep.seeds": []}, "sweep.seeds"),

@@ -18,7 +18,7 @@ from fercli.spec.registry import REFERENCE
 
 @dataclass(frozen=True)
 class Cell:
-    """One adaptation. `spec` is its complete run spec, with this method's ``adapt`` section; `keys`: its grid values."""
+    """One adaptation: `spec` is its whole run spec, its ``adapt`` section this method's; `keys` has the grid values."""
 
     spec: Spec
     seed: int
