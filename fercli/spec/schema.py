@@ -98,65 +98,65 @@ class Paths(_Explained):
     """Folders of dataset images, prepared stores and runs."""
 
     data: Path = Path("data")
-    """folder of the dataset images; each dataset is in a subfolder of its name."""
+    """Folder of the dataset images; each dataset is in a subfolder of its name."""
     prepared: Path = Path("prepared")
-    """folder of the stores of prepared faces."""
+    """Folder of the stores of prepared faces."""
     runs: Path = Path("runs")
-    """folder of trained models and reports; each run has a subfolder of its name."""
+    """Folder of trained models and reports; each run has a subfolder of its name."""
 
 
 class Dataset(_Explained):
     """How to read a dataset that is not built in or is not in ``paths.data/NAME``."""
 
     reader: str | None = None
-    """reader for the dataset's layout (``fercli datasets`` lists them); null is the dataset's own reader."""
+    """Reader for the dataset's layout (``fercli datasets`` lists them); null is the dataset's own reader."""
     root: Path | None = None
-    """folder of the dataset; null is ``paths.data/NAME``."""
+    """Folder of the dataset; null is ``paths.data/NAME``."""
     store: Path | None = None
-    """folder of its prepared faces; null is ``paths.prepared/NAME``."""
+    """Folder of its prepared faces; null is ``paths.prepared/NAME``."""
     options: dict[str, Any] = {}
-    """options of the reader; ``fercli datasets show NAME`` lists them."""
+    """Options of the reader; ``fercli datasets show NAME`` lists them."""
 
 
 class Augment(_Explained):
     """Random augmentation of training views."""
 
     flip: Fraction = 0.5
-    """probability of a horizontal flip, 0 to 1."""
+    """Probability of a horizontal flip, 0 to 1."""
     jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """largest shift and largest change of scale of the crop, as a fraction of the face size."""
+    """Largest shift and largest change of scale of the crop, as a fraction of the face size."""
     crop: Literal["standard", "released"] = "standard"
     """``standard`` shifts and scales the crop; ``released`` scales width and height independently and does not shift
     it, as the released code does."""
     shared_crop: bool = False
-    """whether the weak and the strong view of a face share crop and flip, as in the released code."""
+    """Whether the weak and the strong view of a face share crop and flip, as in the released code."""
     operations: Annotated[int, Field(ge=0, le=14)] = 3
-    """number of RandAugment operations applied in sequence to a strong view."""
+    """Number of RandAugment operations applied in sequence to a strong view."""
     magnitude: Annotated[float, Field(ge=0, le=10)] = 5
-    """strength of the RandAugment operations, 0 to 10; ignored with ``randaugment: released``."""
+    """Strength of the RandAugment operations, 0 to 10; ignored with ``randaugment: released``."""
     randaugment: Literal["standard", "released"] = "standard"
     """``standard`` applies all operations at `magnitude`; ``released``, as the released code, draws random strengths,
     leaves black borders and cuts a square out of every strong view."""
     swap_landmarks: bool = True
-    """whether a flip swaps left and right landmarks; the released code does not."""
+    """Whether a flip swaps left and right landmarks; the released code does not."""
     move_landmarks: bool = True
-    """whether geometric operations of strong views move the landmarks with the face; the released code does not."""
+    """Whether geometric operations of strong views move the landmarks with the face; the released code does not."""
 
 
 class Data(_Explained):
     """The datasets and their roles."""
 
     source: Names = ["raf-db"]
-    """labelled datasets to train on: one name or a list of names."""
+    """Labelled datasets to train on: one name or a list of names."""
     balance: Literal["images", "sqrt", "equal"] = "sqrt"
-    """how several sources share a batch: ``images``, in proportion to their number of faces (one union); ``equal``, in
+    """How several sources share a batch: ``images``, in proportion to their number of faces (one union); ``equal``, in
     equal parts; ``sqrt``, in proportion to the square root of their number of faces."""
     targets: Names = ["ck+", "jaffe", "sfew", "fer2013", "expw"]
-    """datasets to adapt to and score on; their labels are read only for scoring."""
+    """Datasets to adapt to and score on; their labels are read only for scoring."""
     datasets: dict[str, Dataset] = {}
-    """your own datasets, and those stored elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``."""
+    """Your own datasets, and those stored elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``."""
     validation: float | str = 0.1
-    """source faces held out for choosing the epoch: a fraction of the training faces, or the name of one of the
+    """Source faces held out for choosing the epoch: a fraction of the training faces, or the name of one of the
     dataset's own splits, such as ``public-test``. With a split, all training faces are used for training. 0 holds none
     out: selection rules that need held-out faces cannot be used, and no temperature is fitted."""
     augment: Augment = Augment()
@@ -197,30 +197,32 @@ class Prepare(_Explained):
     landmarks: Literal["detect", "given"] = "detect"
     """``detect`` finds them; ``given`` uses the dataset's own where it has any."""
     missing: Literal["reject", "mean-landmarks"] = "reject"
-    """what to do with images in which no face is found: ``reject`` them, or use the dataset's mean shape
+    """What to do with images in which no face is found: ``reject`` them, or use the dataset's mean shape
     (``mean-landmarks``)."""
     size: Annotated[int, Field(ge=32, le=448)] = 112
-    """side of the face image that the network receives."""
+    """Side of the face image that the network receives."""
     margin: Annotated[int, Field(ge=0, le=112)] = 14
-    """extra border kept on each side of the face, for jitter."""
+    """Extra border kept on each side of the face, for jitter."""
     crop_size: Annotated[int, Field(ge=16, le=224)] = 48
-    """side of the local crops."""
+    """Side of the local crops."""
     crop_zoom: Annotated[float, Field(gt=0, le=8)] = 1.5
-    """magnification of the local crops relative to the face."""
+    """Magnification of the local crops relative to the face."""
     confidence: Fraction = 0.5
-    """minimum detection score, 0 to 1."""
+    """Minimum detection score, 0 to 1."""
     low_confidence: Fraction = 0.2
-    """minimum detection score in the later retries, 0 to 1."""
+    """Minimum detection score in the later retries, 0 to 1."""
     retries: list[_Retry] = list(get_args(_Retry))
-    """what to try, in this order, when no face is found."""
+    """What to try when no face is found, in this order: ``border``, ``upscale``, ``low-confidence``, ``full-range``,
+    ``rotate``."""
     workers: Annotated[int, Field(ge=0, le=1 << 15)] = 0
-    """number of processes; 0 is one per core, or all workers of the cluster."""
+    """Number of processes; 0 is one per core, or all workers of the cluster."""
     backend: Literal["loky", "dask", "ray", "threading", "sequential"] = "loky"
-    """where the processes run."""
+    """How the work is run: in processes (``loky``) or threads (``threading``) of this machine, in one process
+    (``sequential``), or on a cluster (``dask``, ``ray``)."""
     cluster: str | None = None
-    """address of a dask scheduler or a ray head."""
+    """Address of a dask scheduler or a ray head."""
     chunk: Positive = 64
-    """records per unit of work; it does not affect the store's contents."""
+    """Records per unit of work; it does not affect the store's contents."""
 
     @property
     def side(self) -> int:
@@ -241,25 +243,25 @@ class Model(_Explained):
     """The network."""
 
     backbone: Literal["ir50", "ir18", "mobilenet-v2", "mobilenet-v2-wide", "ir-small", "ir-lite"] = "ir50"
-    """backbone of the global branch. ``mobilenet-v2-wide`` is that of the released checkpoints, whose layers differ
-    from torchvision's; ``ir-lite`` and ``ir-small`` are for CPUs."""
+    """Backbone of the global branch: ``ir50``, ``ir18``, ``mobilenet-v2``, ``mobilenet-v2-wide`` (that of the released
+    checkpoints, whose layers differ from torchvision's), ``ir-small`` or ``ir-lite`` (both for CPUs)."""
     width: Annotated[int, Field(ge=4, le=64)] = 16
-    """channels of the first layer of ir-lite and ir-small; other backbones have a fixed width."""
+    """Channels of the first layer of ir-lite and ir-small; other backbones have a fixed width."""
     local: Literal["feature-map", "image-crop"] = "feature-map"
-    """input of the five local nets: windows of the backbone's feature map (``feature-map``), or patches of the image
+    """Input of the five local nets: windows of the backbone's feature map (``feature-map``), or patches of the image
     (``image-crop``)."""
     classifiers: Literal["shared", "separate"] = "shared"
-    """whether the five local heads share one classifier (``shared``) or have one each (``separate``)."""
+    """Whether the five local heads share one classifier (``shared``) or have one each (``separate``)."""
     input: Literal["colour", "grey"] = "colour"
     """``colour``, or ``grey``: luminance only, for a source without colour."""
     test_flip: bool = False
-    """whether a prediction is the mean over the face and its mirror image."""
+    """Whether a prediction is the mean over the face and its mirror image."""
     first_weights: Literal["standard", "released"] = "standard"
-    """initial values of weights that no checkpoint fills. ``standard``: Kaiming-normal convolutions, Xavier-uniform
+    """Initial values of weights that no checkpoint fills. ``standard``: Kaiming-normal convolutions, Xavier-uniform
     heads and no biases. ``released``, as in AGLRLS's code: torch's defaults, Xavier-normal heads, and five crop nets
     with the same initial weights."""
     weights: Path | None = None
-    """a checkpoint to start from (``fercli weights inspect FILE`` shows what it fills), or ``starter``, the model that
+    """A checkpoint to start from (``fercli weights inspect FILE`` shows what it fills), or ``starter``, the model that
     comes with fercli; null is random initialisation."""
 
     @property
@@ -280,61 +282,63 @@ class Engine(_Explained):
     """The training loop and its device."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """device to train on; ``auto`` is CUDA where it is available."""
+    """Device to train on: ``cpu``, ``cuda``, or ``auto``, which is CUDA where it is available."""
     precision: Literal["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"] = "auto"
-    """precision of the network in training; losses, saved weights and evaluation are always float32. ``auto`` is
-    bf16-mixed on CUDA devices that support it, otherwise 32-true."""
+    """Precision of the network in training: ``32-true``, ``tf32``, ``bf16-mixed``, ``16-mixed``, or ``auto``, which is
+    bf16-mixed on CUDA devices that support it and otherwise 32-true. Losses, saved weights and evaluation are always
+    float32."""
     compile: Annotated[
         Literal["off", "auto", "on"],
         BeforeValidator(_as_switch, json_schema_input_type=Literal["off", "auto", "on"] | bool),
     ] = "auto"
-    """how training steps are sped up. ``auto``: on a single CUDA device a step is recorded as one CUDA graph and
+    """How training steps are sped up. ``auto``: on a single CUDA device a step is recorded as one CUDA graph and
     replayed with a single launch. ``on``: in addition, ``torch.compile`` for the network in training, on any device; it
     takes minutes at first and pays off in long trainings. ``off``: neither."""
     data: Literal["auto", "device", "host"] = "auto"
-    """where prepared faces are held: all on the ``device``, or in the ``host``'s memory; ``auto`` is the device if it
+    """Where prepared faces are held: all on the ``device``, or in the ``host``'s memory; ``auto`` is the device if it
     is a CUDA device and they fit."""
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
-    """how the five crop nets are computed (`fercli.models.local.LocalNets`); ``auto`` measures which is fastest on CUDA
-    devices, and is ``grouped`` for small nets on CPUs."""
+    """How the five crop nets are computed (`fercli.models.local.LocalNets`): one after another (``loop``), as grouped
+    convolutions (``grouped``), or as batched matrix products (``matmul``). ``auto`` measures which is fastest on CUDA
+    devices, and is ``grouped`` for small nets on CPUs and ``loop`` otherwise (also with `deterministic`)."""
     threads: Annotated[int, Field(ge=0, le=1 << 15)] = 0
-    """number of CPU threads; 0 leaves it to torch."""
+    """Number of CPU threads; 0 leaves it to torch."""
     seed: Seed = 0
-    """random seed of the network's initial weights, batches and views."""
+    """Random seed of the network's initial weights, batches and views."""
     deterministic: bool = False
-    """whether results are bit-identical from run to run on the same machine; slower."""
+    """Whether results are bit-identical from run to run on the same machine; slower."""
     batch_norm: Literal["synchronised", "local"] = "synchronised"
-    """how batch norm works when several processes train together; no effect with one process. ``synchronised``:
+    """How batch norm works when several processes train together; no effect with one process. ``synchronised``:
     statistics of the whole batch, so that results equal those of one process, at the cost of two messages per norm and
     pass (some hundreds per step). ``local``: statistics of each process's share of the batch, without messages; running
     statistics are averaged over the processes. Norms then see smaller batches (4 faces for a batch of 16 on 4
     processes), and results are no longer those of the method as published."""
     log_every: Positive = 20
-    """steps between log entries."""
+    """Steps between log entries."""
     save_every_s: Annotated[float, Field(ge=0)] = 300
-    """seconds between checkpoints from which an interrupted run resumes."""
+    """Seconds between checkpoints from which an interrupted run resumes."""
     evaluate_batch: Positive = 128
-    """batch size for evaluation and prediction."""
+    """Batch size for evaluation and prediction."""
     keep_outputs: Positive | None = None
-    """number of latest epochs whose outputs an adaptation keeps (98 bytes per face and epoch), besides those of the
+    """Number of latest epochs whose outputs an adaptation keeps (98 bytes per face and epoch), besides those of the
     best epoch; null keeps all. The oracle and the selection rules are then computed over the kept epochs only. All are
     kept if the selection rule compares epochs."""
     tensorboard: bool = True
-    """whether to write TensorBoard logs as well."""
+    """Whether to write TensorBoard logs as well."""
 
 
 #: Keys of both stages that were renamed in 0.3.
 RENAMED = {"rate": "lr", "new_rate": "head_lr_multiplier", "discriminator_rate": "discriminator_lr"}
 
 #: Keys of both stages whose defaults differ. The description goes with the type, so that it is written once.
-_Batch = Annotated[int, Field(ge=2, description="batch size, in faces per domain.")]
+_Batch = Annotated[int, Field(ge=2, description="Batch size, in faces per domain.")]
 _Epochs = Annotated[
-    Positive, Field(description="number of epochs; after raising it, run the same command again to continue.")
+    Positive, Field(description="Number of epochs; after raising it, run the same command again to continue.")
 ]
 _LearningRate = Annotated[
-    Rates, Field(description="learning rate of the backbone: one number, or ``{first epoch: rate, ...}``.")
+    Rates, Field(description="Learning rate of the backbone: one number, or ``{first epoch: rate, ...}``.")
 ]
-_LossWeights = Annotated[HeadWeights, Field(description="loss weights of the heads: global, five local, fused.")]
+_LossWeights = Annotated[HeadWeights, Field(description="Loss weights of the heads: global, five local, fused.")]
 
 
 class Optimisation(_Explained):
@@ -343,28 +347,28 @@ class Optimisation(_Explained):
     batch: _Batch
     epochs: _Epochs
     patience: Positive | None = None
-    """number of consecutive epochs without improvement under the `select` rule after which training stops; null never
+    """Number of consecutive epochs without improvement under the `select` rule after which training stops; null never
     stops early."""
     steps_per_epoch: Positive | None = None
-    """training steps per epoch; null is one pass over the larger domain."""
+    """Training steps per epoch; null is one pass over the larger domain."""
     lr: _LearningRate
     schedule: Literal["steps", "cosine"] = "steps"
     """``steps`` follows `lr`; ``cosine`` falls from `lr`, which must be one number, to 0 at the last step (Loshchilov
     and Hutter, ICLR 2017)."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
-    """epochs of linear warm-up of the rates from 0; may be a fraction (Goyal et al., 2017)."""
+    """Epochs of linear warm-up of the rates from 0; may be a fraction (Goyal et al., 2017)."""
     head_lr_multiplier: Annotated[float, Field(gt=0)] = 10
-    """learning rate of the new layers, as a multiple of `lr`."""
+    """Learning rate of the new layers, as a multiple of `lr`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """momentum of SGD."""
+    """Momentum of SGD."""
     nesterov: bool = False
-    """whether SGD uses Nesterov momentum."""
+    """Whether SGD uses Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
-    """weight decay of SGD, on all weights."""
+    """Weight decay of SGD, on all weights."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """maximum gradient norm; null does not clip."""
+    """Maximum gradient norm; null does not clip."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """decay per step of the exponential moving average of the weights, such as 0.999. The averaged network is the one
+    """Decay per step of the exponential moving average of the weights, such as 0.999. The averaged network is the one
     scored and saved (Polyak and Juditsky, 1992). null uses no average."""
     head_weights: _LossWeights
 
@@ -387,53 +391,53 @@ class TrainSource(Optimisation):
     lr: _LearningRate = {1: 1e-4, 11: 1e-5, 21: 1e-6}
     head_weights: _LossWeights = [5, 1, 1, 1, 1, 1, 5]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """fraction of each label spread evenly over all expressions (Szegedy et al., CVPR 2016)."""
+    """Fraction of each label spread evenly over all expressions (Szegedy et al., CVPR 2016)."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """blending of pairs of faces and their labels, with one ratio per batch drawn from Beta(mixup, mixup) (Zhang et
+    """Blending of pairs of faces and their labels, with one ratio per batch drawn from Beta(mixup, mixup) (Zhang et
     al., ICLR 2018); 0 turns it off."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """how much more rare expressions weigh: a face's weight is the size of its class to the power of minus this value,
+    """How much more rare expressions weigh: a face's weight is the size of its class to the power of minus this value,
     scaled to a mean of 1 (Cui et al., CVPR 2019, compare such weights); 0 weights all faces equally."""
     views: Literal["weak", "strong"] = "weak"
-    """training views: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top)."""
+    """Training views: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top)."""
     late_rates: bool = False
-    """whether a new learning rate takes effect one step late, and all groups use `lr` and half the weight decay on the
+    """Whether a new learning rate takes effect one step late, and all groups use `lr` and half the weight decay on the
     very first step, as in AGLRLS's code."""
     select: _SourceRule = "source-val"
-    """rule that selects the epoch: ``source-val``, the accuracy on held-out source faces, or ``last``."""
+    """Rule that selects the epoch: ``source-val``, the accuracy on held-out source faces, or ``last``."""
 
 
 class Adapt(Optimisation):
     """Stage 2, adaptation."""
 
     method: _Method = "aglrls"
-    """adaptation method (``configs/methods`` has a spec for each)."""
+    """Adaptation method (``configs/methods`` has a spec for each)."""
     start: Annotated[str, Field(min_length=1)] | None = None
-    """the starting model: ``starter``, a run or stage folder, a model file, a checkpoint or a released checkpoint. The
+    """The starting model: ``starter``, a run or stage folder, a model file, a checkpoint or a released checkpoint. The
     network, the preparation of faces and ``data.source`` are then the model's. null is the run's own source model."""
     tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]*$", max_length=100)] = ""
-    """suffix of the stage folder's name, after the target's name, to keep several adaptations to one target."""
+    """Suffix of the stage folder's name, after the target's name, to keep several adaptations to one target."""
     batch: _Batch = 16
     epochs: _Epochs = 30
     lr: _LearningRate = {1: 1e-5, 11: 5e-6, 21: 1e-6}
     discriminator_lr: Rates = {1: 1e-4, 21: 1e-5}
-    """learning rate of a method's own discriminators, in the same form as `lr`."""
+    """Learning rate of a method's own discriminators, in the same form as `lr`."""
     head_weights: _LossWeights = [7, 1, 1, 1, 1, 1, 7]
     carry_momentum: bool = False
-    """whether SGD starts with the momentum from the end of stage 1's selected epoch, as in AGLRLS's code; stage 1 must
+    """Whether SGD starts with the momentum from the end of stage 1's selected epoch, as in AGLRLS's code; stage 1 must
     also have been trained with this key set."""
     options: dict[str, Any] = {}
-    """options of the method."""
+    """Options of the method."""
     sharpness: Annotated[float, Field(gt=0)] | None = None
-    """length of an ascent step on the source loss, such as 0.05. The method's own step is computed at the weights
+    """Length of an ascent step on the source loss, such as 0.05. The method's own step is computed at the weights
     reached, for flatter minima (SDAT, Rangwani et al., ICML 2022), at the cost of one more pass over the batch's source
     faces. null turns it off."""
     select: _Rule = "infomax"
-    """rule that selects the epoch (`fercli.spec.registry`)."""
+    """Rule that selects the epoch (`fercli.spec.registry`)."""
     select_images: Positive = 2000
-    """maximum number of target faces that selection rules use."""
+    """Maximum number of target faces that selection rules use."""
     also_score: Names = []
-    """costly rules (``dev``) to compute each epoch in addition to `select`."""
+    """Costly rules (``dev``) to compute each epoch in addition to `select`."""
 
     @field_validator("also_score")
     @classmethod
@@ -476,45 +480,45 @@ class Sweep(_Explained):
     methods: Annotated[
         _Methods, BeforeValidator(_as_methods, json_schema_input_type=list[str] | dict[str, dict[str, Any] | None])
     ]
-    """methods to compare: ``label: {keys to set under adapt}``. Without ``method`` the label is the method's name. A
+    """Methods to compare, as ``label: {keys to set under adapt}``. Without ``method`` the label is the method's name. A
     list of names is enough if no keys are set. source-only is always included: all differences are relative to it."""
     targets: Names | None = None
-    """target datasets; null is ``data.targets``."""
+    """Target datasets; null is ``data.targets``."""
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(lambda seeds: _each_once(seeds, "seed"))] = [
         0,
         1,
         2,
     ]
-    """random seeds of initial weights, batches and views; all runs with the same seed start from the same source
+    """Random seeds of initial weights, batches and views; all runs with the same seed start from the same source
     model."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     """``key.path: [values]``; every combination of the values is run."""
     jobs: Annotated[_Jobs, BeforeValidator(_as_jobs, json_schema_input_type=_Jobs)] = None
-    """number of cells trained at a time, each in its own process: an integer, or ``gpus``, one per GPU of this machine.
+    """Number of cells trained at a time, each in its own process: an integer, or ``gpus``, one per GPU of this machine.
     null is one, or as many as the cluster has slots for."""
     backend: Literal["local", "dask", "ray"] = "local"
-    """where cells are trained: on this machine (``local``), or on the workers of a dask or ray cluster. The workers
+    """Where cells are trained: on this machine (``local``), or on the workers of a dask or ray cluster. The workers
     must see data and runs under the same paths; each cell is trained in its own process."""
     cluster: str | None = None
-    """address of a dask scheduler or a ray head."""
+    """Address of a dask scheduler or a ray head."""
 
 
 class Evaluate(_Explained):
     """Scores and reports."""
 
     title: str | None = None
-    """title of the report; null is the run's name."""
+    """Title of the report; null is the run's name."""
     published: bool = True
-    """whether reports include published results for comparison (never for synthetic data)."""
+    """Whether reports include published results for comparison (never for synthetic data)."""
 
 
 class Spec(_Explained):
     """One run: which data is read, and how it is prepared, trained on and scored."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)] = "baseline"
-    """name of the run, and of its folder in ``paths.runs``."""
+    """Name of the run, and of its folder in ``paths.runs``."""
     faithful: Literal["corrected", "published"] = "corrected"
-    """which defaults the other keys have: ``corrected``, or ``published``, those of the released AGLRLS code including
+    """Which defaults the other keys have: ``corrected``, or ``published``, those of the released AGLRLS code including
     its faults (docs/faithful.md). Keys that are set explicitly keep their values."""
     paths: Paths = Paths()
     """Folders. Relative paths start at the working folder."""
@@ -533,7 +537,7 @@ class Spec(_Explained):
     evaluate: Evaluate = Evaluate()
     """How a trained run is scored and reported."""
     sweep: Sweep | None = None
-    """methods x targets x seeds (``fercli sweep``); null is a single run."""
+    """Methods x targets x seeds (``fercli sweep``); null is a single run."""
 
     @model_validator(mode="before")
     @classmethod

@@ -108,7 +108,7 @@ def _meaning(path: str, field: FieldInfo, words: str) -> str:
     """The key's description, followed by the allowed values unless it names them all."""
     choices = CHOICES.get(path) or _choices(field.annotation)
     missing = [choice for choice in choices if not re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", words)]
-    return words.rstrip(".") + (f"; one of {', '.join(choices)}" if missing else "")
+    return words.rstrip(".") + (f": one of {', '.join(choices)}" if missing else "")
 
 
 def _choices(annotation: Any) -> tuple[str, ...]:
