@@ -143,7 +143,7 @@ def measure(
 
 
 def with_settings(spec: Spec, stage: str, batch: int, precision: str) -> Spec:
-    """The spec with another batch size and precision."""
+    """The spec with the given batch size and precision."""
     section = {"train": "train_source", "adapt": "adapt", "predict": "engine"}[stage]
     key = "evaluate_batch" if stage == "predict" else "batch"
     return changed(changed(spec, engine={"precision": precision}), **{section: {key: batch}})

@@ -46,7 +46,7 @@ def gather(spec: Spec, decision: str | None = None, select: str | None = None) -
     # With a starting model the source's faces are not needed.
     there = [name for name in sources if first.adapt.start is None or read_meta(first.store_path(name)) is not None]
     stores = {name: open_store(first, name) for name in [*there, *targets]}
-    held_labels = cache(partial(_held_labels, stores))  # cells differ little in their sources
+    held_labels = cache(partial(_held_labels, stores))  # most cells share their sources
     entries, right, missing = [], [], []
     for cell in cells:
         try:

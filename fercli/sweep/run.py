@@ -75,7 +75,7 @@ def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
     stages = [_Stage(run, name, None, targets) for name, run in runs.items()]
     stages += [_Stage(c.spec, c.title, c.target, []) for c in chosen if c.method != REFERENCE]
     pool, threads = _workers(spec, len(stages), alone=cell is not None)
-    if spec.sweep.backend == "local":  # a cluster's workers have devices of their own
+    if spec.sweep.backend == "local":  # a cluster's workers have their own devices
         warn_of_unused_card(spec.engine.device)
         tell_device(resolve_device(spec.engine.device))  # the cells print nothing
     with (
