@@ -37,7 +37,7 @@ def test_a_working_machine_and_a_prepared_run(bench: Bench) -> None:
     assert {"python", "torch", "face networks", "opencv", "pyav", "face", "onnx", "spec", "cores", "paths.runs"} <= set(
         findings
     )
-    assert "landmarks" in findings["face"]["found"]
+    assert "landmark error" in findings["face"]["found"]
     for name, count in (("raf-db", 126), ("jaffe", 42)):
         assert findings[f"dataset {name}"]["status"] == "ok"
         assert f"of {count} faces" in findings[f"dataset {name}"]["found"]
