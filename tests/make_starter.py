@@ -1,16 +1,16 @@
-"""Makes the packaged starter model of a trained run: file, figures, card, and the answers that tests hold it to.
+"""Makes the packaged starter model from a trained run: file, figures, card, and the predictions that tests check.
 
     python tests/make_starter.py runs/starter/source -c configs/starter.yaml --target fer2013 --target wild-mini
 
 writes, from the root of a checkout with fercli installed:
 
 - ``fercli/starter/starter.safetensors``, the model as float16 (at most 6 MB);
-- ``fercli/starter/facts.json``, its figures on the prepared stores of the targets (the source's test part too, where
+- ``fercli/starter/facts.json``: its figures on the prepared stores of the targets (and on the source's test part, if
   the source is named), by `fercli.scoring.evaluate.evaluate_model`, and how it was trained;
-- ``fercli/starter/CARD.md``, of ``tests/starter-card.md.j2``: no figure in it is written by hand;
-- ``tests/fixtures/starter_answers.json``, what it answers to procedural faces.
+- ``fercli/starter/CARD.md``, rendered from ``tests/starter-card.md.j2``; no figure in it is written by hand;
+- ``tests/fixtures/starter_answers.json``: its predictions for procedural faces.
 
-``--card`` writes the card again, after a change of its text; ``--answers`` records the answers again.
+``--card`` writes the card again after a change of its text; ``--answers`` records the predictions again.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from fercli.starter import CARD, FACTS, FILE, starter_facts, starter_hash
 from fercli.synthetic.render import LAB, STUDIO, render
 
 ANSWERS = Path(__file__).parent / "fixtures" / "starter_answers.json"
-#: Bytes of the file, at most.
+#: Maximum size of the file in bytes.
 MOST = 6_000_000
 
 
 def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str, Any]:
-    """The figures of a results document that the card shows, and how the model was trained (``stage``: its folder)."""
+    """The figures of a results document that the card shows, and how the model was trained (`stage` is its folder)."""
     spec, best = trained.spec, trained.state["best"]
     made = json.loads((stage / "environment.json").read_text(encoding="utf-8"))
     kept = ("dataset", "role", "epoch", "folder", "splits", "expected", "found", "scored", "decision")
@@ -60,7 +60,7 @@ def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str
     ]
     for entry in entries:
         found = entry["calibration"]
-        if found is not None:  # the bins fill a page
+        if found is not None:  # without the bins, which would fill a page
             parts = {when: {key: found[when][key] for key in ("ece", "nll")} for when in ("before", "after")}
             entry["calibration"] = {**found, **parts}
     return {
@@ -84,8 +84,9 @@ def facts_of(results: dict[str, Any], trained: Trained, stage: Path) -> dict[str
 
 
 def seconds_of(stage: Path, last: float) -> float:
-    """What training took in all. A run that was stopped and resumed has a TensorBoard file of each part, named by its
-    start and last written at its end; the outcome that the run folder keeps is the ``last`` part's."""
+    """Total training time in seconds. A run that was stopped and resumed has a TensorBoard file for each part. The file
+    is named by the part's start and last written at its end. The outcome in the run folder is that of the `last` part.
+    """
     parts = [file.stat().st_mtime - int(file.name.split(".")[3]) for file in stage.glob("events.out.tfevents.*")]
     return max(last, sum(parts))
 
@@ -109,7 +110,7 @@ def card_of(facts: dict[str, Any]) -> str:
         mflop=found.mflop,
         size=spec.prepare.size,
         decision=trained.decision,
-        first_weights="noise" if spec.model.weights is None else spec.model.weights,
+        first_weights="random weights" if spec.model.weights is None else spec.model.weights,
         scores=[_score(facts, entry) for entry in facts["entries"]],
         limits=LIMITS,
         not_for=NOT_FOR,
@@ -151,10 +152,10 @@ def _percent(value: float | None) -> str:
 
 @torch.inference_mode()
 def answers_of(trained: Trained) -> dict[str, Any]:
-    """What a model answers to frozen procedural faces.
+    """A model's predictions for fixed procedural faces.
 
-    ``cut``: float [14, 7], the decision's probabilities for faces cut by their own landmarks, so that no detector has a
-    part in it. ``pictures``: of whole images, two in each domain, the answers and their probabilities.
+    ``cut``: float [14, 7], the decision's probabilities for faces cut by their true landmarks, independent of any
+    detector. ``pictures``: predictions and their probabilities for whole images, two in each domain.
     """
     cpu, settings, given = torch.device("cpu"), view_settings(trained.spec), drawn(trained.spec)
     output = trained.network(cpu)(*plain_view(given.faces, given.landmarks, given.crops, settings).inputs)
@@ -170,13 +171,13 @@ def answers_of(trained: Trained) -> dict[str, Any]:
 
 @click.command()
 @click.argument("run", required=False)
-@click.option("-c", "--spec", "spec_file", help="Whose paths.prepared holds the targets' stores.")
+@click.option("-c", "--spec", "spec_file", help="Spec whose paths.prepared holds the targets' stores.")
 @click.option("--set", "overrides", multiple=True)
-@click.option("--target", "targets", multiple=True, help="Prepared dataset to score on; the source too.")
-@click.option("--card", "card_alone", is_flag=True, help="Write the card again, nothing else.")
-@click.option("--answers", "answers_alone", is_flag=True, help="Record the answers again, nothing else.")
+@click.option("--target", "targets", multiple=True, help="Prepared dataset to score on; may be the source.")
+@click.option("--card", "card_alone", is_flag=True, help="Only write the card again.")
+@click.option("--answers", "answers_alone", is_flag=True, help="Only record the predictions again.")
 def main(run, spec_file, overrides, targets, card_alone, answers_alone) -> None:
-    """Make the packaged starter model of RUN, a stage folder."""
+    """Make the packaged starter model from RUN, a stage folder."""
     if not (card_alone or answers_alone):
         if not (run and targets):
             raise click.UsageError("give RUN (a stage folder) and --target, or --card or --answers")
@@ -185,7 +186,7 @@ def main(run, spec_file, overrides, targets, card_alone, answers_alone) -> None:
             made = Path(room) / FILE.name
             export(checkpoint, made, "fercli", half=True)
             if made.stat().st_size > MOST:
-                raise FercliError(f"{made.stat().st_size:,} bytes are more than the {MOST:,} that the package may hold")
+                raise FercliError(f"the model has {made.stat().st_size:,} bytes; the package may hold {MOST:,} at most")
             trained, spec = find_trained(made), load(spec_file, (*overrides, f"paths.runs={room}"))
             results, _ = evaluate_model(spec, trained, targets)
             facts = facts_of(results, trained, checkpoint.parent)

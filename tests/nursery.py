@@ -1,4 +1,4 @@
-"""Commands in processes of their own that start at once: forked from one in which all is loaded already."""
+"""Commands in separate processes that start at once, because they are forked from a process with everything loaded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-#: For each line it reads, {"arguments", "folder", "output", "file_size"}, it forks a process, the head of a session of
-#: its own: to load all for each of thirty kills would take minutes. Says the process's number, and after another line
-#: its status.
+#: For each line it reads, {"arguments", "folder", "output", "file_size"}, it forks a process that leads its own
+#: session. Loading everything for each of thirty kills would take minutes. It prints the process's number and, after
+#: another line, its exit status.
 _PROGRAM = """
 import faulthandler, json, os, resource, signal, sys
 import fercli.engine.stages, fercli.sweep, fercli.sweep.aggregate, fercli.predict.run, fercli.export.write
@@ -37,7 +37,7 @@ for line in sys.stdin:
         except SystemExit as end:
             code = end.code or 0
         sys.stdout.flush(), sys.stderr.flush()
-        os._exit(code)  # what torch and joblib do at an exit may hang in a process that was forked
+        os._exit(code)  # exit handlers of torch and joblib may hang in a forked process
     print(child, flush=True)
     sys.stdin.readline()
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -45,7 +45,7 @@ for line in sys.stdin:
 
 
 class Nursery:
-    """Starts one command after the other; of commands side by side each needs a nursery."""
+    """Starts one command at a time. Commands that run side by side each need their own nursery."""
 
     def __init__(self, folder: Path):
         self._output = folder / "output"
@@ -62,12 +62,12 @@ class Nursery:
         """Start a command.
 
         Args:
-            arguments: what stands behind ``fercli``.
-            folder: its working folder; by default the caller's.
-            file_size: the largest size in bytes that a file of its may have; 0 for any.
+            arguments: the arguments after ``fercli``.
+            folder: the command's working folder; by default the caller's.
+            file_size: the largest size in bytes of a file that it may write; 0 is unlimited.
 
         Returns:
-            Its process's number, which is that of its session too.
+            The number of its process, which is also that of its session.
         """
         asked = {"arguments": list(map(str, arguments)), "folder": str(folder.absolute())}
         asked |= {"output": str(self._output), "file_size": file_size}
@@ -76,9 +76,9 @@ class Nursery:
         return self._number
 
     def end(self, within_s: float = 120) -> tuple[int, str]:
-        """Wait for it: exit code (-9 where it was killed) and what it said.
+        """Wait for the command. Returns its exit code (-9 if it was killed) and its output.
 
-        One that has not ended so many seconds later is killed; where it hung is the last that it said.
+        A command that has not ended after `within_s` seconds is killed. Its last output then shows where it hung.
         """
         deadline = time.monotonic() + within_s
         while not ended(self._number) and time.monotonic() < deadline:
@@ -98,13 +98,13 @@ class Nursery:
 
 
 class Alone:
-    """Starts commands as a shell does, which takes seconds: for those that start processes themselves."""
+    """Starts commands as a shell does, which takes seconds. For commands that start processes themselves."""
 
     def __init__(self, folder: Path):
         self._output = folder / "output"
 
     def start(self, *arguments: str | Path, folder: Path = Path()) -> int:
-        """As a nursery's."""
+        """See `Nursery.start`."""
         path = os.pathsep.join(part for part in sys.path if part)
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
@@ -119,7 +119,7 @@ class Alone:
         return self._process.pid
 
     def end(self, within_s: float = 120) -> tuple[int, str]:
-        """As a nursery's."""
+        """See `Nursery.end`."""
         try:
             code = self._process.wait(within_s)
         except subprocess.TimeoutExpired:
@@ -130,12 +130,12 @@ class Alone:
 
 
 def ended(number: int) -> bool:
-    """Whether a process has ended, be it waited for or not."""
+    """Whether a process has ended, whether or not it has been waited for."""
     return _stat(number)[0] in ("", "Z")
 
 
 def left_of(session: int, within_s: float = 0) -> list[int]:
-    """The processes of a session that have not ended, so many seconds later at the latest."""
+    """The processes of a session that have not ended after `within_s` seconds at most."""
     deadline = time.monotonic() + within_s
     while True:
         numbers = [int(name) for name in os.listdir("/proc") if name.isdigit()]
@@ -146,7 +146,7 @@ def left_of(session: int, within_s: float = 0) -> list[int]:
 
 
 def _stat(number: int) -> tuple[str, int]:
-    """The state and the session of a process; "" where there is none."""
+    """The state and the session of a process; ("", 0) if it does not exist."""
     try:
         fields = Path(f"/proc/{number}/stat").read_text().rsplit(")", 1)[1].split()
     except (FileNotFoundError, ProcessLookupError):

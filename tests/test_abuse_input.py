@@ -41,12 +41,12 @@ _CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in ran
 
 #: What a spec's file may hold, and what is told of it.
 TEXTS = {
-    "a date that is none": ("name: x\nengine: {seed: 2024-99-99}", "line 2: 2024-99-99 is no date"),
+    "a date that is none": ("name: x\nengine: {seed: 2024-99-99}", "line 2: 2024-99-99 is not a date"),
     "a date for a name": ("name: 2024-01-01", "write it in quotes, '2024-01-01'"),
-    "a word for a number": ("engine:\n  seed: !!int abc", "line 2: abc is no whole number"),
-    "a word for a truth value": ("a: !!bool maybe", "maybe is no truth value"),
-    "no date at all": ("a: !!timestamp abc", "abc is no date"),
-    "nothing for a number": ("a: !!float ''", "nothing is no number"),
+    "a word for a number": ("engine:\n  seed: !!int abc", "line 2: abc is not an integer"),
+    "a word for a truth value": ("a: !!bool maybe", "maybe is not true or false"),
+    "no date at all": ("a: !!timestamp abc", "abc is not a date"),
+    "nothing for a number": ("a: !!float ''", "nothing is not a number"),
     "5,000 digits": (f"engine: {{seed: {'9' * 5000}}}", "more than 64 bits"),
     "5,000 hexadecimal digits": (f"engine: {{seed: 0x{'f' * 5000}}}", "more than 64 bits"),
     "2^64": (f"engine: {{seed: {1 << 64}}}", "more than 64 bits"),
@@ -55,12 +55,12 @@ TEXTS = {
     "deep brackets": ("a: " + "[" * 100_000, "more than 32 deep"),
     "deep braces": ("a: " + "{a: " * 20_000, "more than 32 deep"),
     "deep aliases": (_CHAIN, "more than 32 deep"),
-    "aliases that explode": (_LAUGHS, "when its aliases (*name) are written out"),
-    "merges that explode": (_MERGED, "when its aliases (*name) are written out"),
-    "an alias of itself": ("a: &a [*a]", "*a stands for something that it is a part of"),
+    "aliases that explode": (_LAUGHS, "after its aliases (*name) are expanded"),
+    "merges that explode": (_MERGED, "after its aliases (*name) are expanded"),
+    "an alias of itself": ("a: &a [*a]", "*a refers to a value that contains it"),
     "a path with a zero byte": ('paths: {runs: "a\\0b"}', "zero byte"),
-    "half a character": ('name: "\\ud800"', "half a character"),
-    "no character": ('name: "\\U99999999"', "no character's"),
+    "half a surrogate pair": ('name: "\\ud800"', "half of a surrogate pair"),
+    "no character": ('name: "\\U99999999"', "not a character code"),
     "bytes": ("a: !!binary gIGC", "!!binary"),
     "an infinite rate": ("train_source: {lr: .inf}", "train_source.lr.1: inf: input should be a finite number"),
     "a rate beyond floats": ("train_source: {lr: 1e999}", "finite number"),
@@ -68,7 +68,7 @@ TEXTS = {
     "an infinite share": ("prepare: {confidence: .nan}", "finite number"),
     "a long name": (f"name: {'x' * 100_000}", "at most 200 characters"),
     "a long method": (f"adapt: {{method: {'x' * 100_000}}}", "is not known"),
-    "a large file": ("#" * (MAX_BYTES + 1), "more than 256 KiB"),
+    "a large file": ("#" * (MAX_BYTES + 1), "larger than 256 KiB"),
 }
 
 
@@ -108,7 +108,7 @@ def test_values_on_the_command_line_have_the_same_reader(value: str, tmp_path: P
 
 
 def test_a_key_that_lies_too_deep_is_refused() -> None:
-    with pytest.raises(SpecError, match="no key of the spec lies that deep"):
+    with pytest.raises(SpecError, match="no key of the spec is nested that deep"):
         load(None, [f"adapt.options{'.a' * 5000}=1"])
 
 

@@ -1,4 +1,4 @@
-"""A dataset and a method from outside, as the README says to add them, through the whole command line."""
+"""A user's own dataset and method, added as the README describes, through the whole command line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
 def block_of(name: str) -> re.Match:
-    """The README's code of the module `name`, and the command that it gives behind it."""
+    """The README's code of the module `name`, and the command that follows it."""
     (found,) = re.finditer(rf"```python\n(# {name}\.py\n.*?)```\n+```\nfercli (.*?)\n```\n", README, re.DOTALL)
     return found
 
@@ -36,7 +36,7 @@ def command_of(name: str) -> list[str]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in with the README's two modules and three that are wrong; they are forgotten afterwards."""
+    """A working folder with the README's two modules and three faulty ones, which are unloaded afterwards."""
     modules = {name: block_of(name)[1] for name in ("my_methods", "my_layouts")}
     modules |= {"other_module": "not_a_method = 3", "broken_module": "1 / 0"}
     modules |= {"needing_module": "import a_package_that_is_not_there"}
@@ -50,7 +50,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_readmes_method_adapts_and_is_evaluated(here: Path, make_adapting) -> None:
-    # The spec's own method is another one, and so are its options.
+    # The spec's own method is a different one, and so are its options.
     bench = make_adapting("own", {"adapt.options": {"reversal_steps": 50}})
     bench.done(*command_of("my_methods"), "--quiet")
     lines = [json.loads(line) for line in (bench.runs / "adapt-jaffe-means/metrics.jsonl").read_text().splitlines()]
@@ -71,7 +71,7 @@ def test_the_readmes_dataset_is_checked_prepared_and_adapted_to(
     (here / "prepared").mkdir()
     (here / "prepared/raf-db").symlink_to(prepared / "raf-db")
     plain = make_adapting("plain", prepared=here / "prepared")
-    plain.done(*command_of("my_layouts"), "--quiet")  # as the README gives it; below the spec says the same
+    plain.done(*command_of("my_layouts"), "--quiet")  # as the README gives it; below, the spec does the same
     store = Store.open(here / "prepared/mine")
     assert len(store) >= 5 and set(store.subjects) == {"p0", "p1"}
     assert read_dataset("mine", "my_layouts:READER", here / "pictures", ending="png").records[0].subject == "p0"
@@ -83,7 +83,7 @@ def test_the_readmes_dataset_is_checked_prepared_and_adapted_to(
     assert (bench.runs / "adapt-mine/best.ckpt").is_file()
 
 
-def test_show_tells_of_a_reader_from_outside_what_it_says_itself(here: Path) -> None:
+def test_show_prints_the_description_of_a_users_own_reader(here: Path) -> None:
     shown = run("datasets", "show", "my_layouts:READER")
     assert shown.exit_code == 0 and "PERSON_EXPRESSION_NUMBER.png, all in one folder" in shown.stdout
     lines = [line.split() for line in shown.stdout.splitlines()]
@@ -96,7 +96,7 @@ def test_show_tells_of_a_reader_from_outside_what_it_says_itself(here: Path) -> 
     assert checked.exit_code == 1 and "no PERSON_EXPRESSION_NUMBER.gif in " in checked.stderr
 
 
-#: All of a dataset: the file that adds it to fercli.
+#: The one file that adds a dataset to fercli.
 MINE = '''"""MINE: images named CODE_PERSON.png."""
 
 from fercli.datasets.card import DatasetCard, Official
@@ -135,7 +135,7 @@ READER = Reader(
 
 
 def test_a_dataset_is_one_file_and_one_line_of_the_registry(tmp_path: Path, faces, monkeypatch) -> None:
-    """In a copy of the package, whose other modules are links."""
+    """In a copy of the package whose other modules are symbolic links."""
     package = Path(fercli.__file__).parent
     copy = tmp_path / "copy/fercli"
     copy.mkdir(parents=True)
@@ -157,7 +157,7 @@ def test_a_dataset_is_one_file_and_one_line_of_the_registry(tmp_path: Path, face
         (labels / code).mkdir(parents=True)
         Image.fromarray(faces[0].image).save(labels / f"{code}/a.png")
 
-    monkeypatch.chdir(copy.parent)  # from which `python -m` takes it
+    monkeypatch.chdir(copy.parent)  # `python -m` imports it from here
 
     def done(*arguments: str | Path) -> str:
         result = conftest.fercli(*arguments)
@@ -181,20 +181,20 @@ def test_a_dataset_is_one_file_and_one_line_of_the_registry(tmp_path: Path, face
     assert sorted(zip(store.labels.tolist(), store.splits.tolist(), store.subjects.tolist(), strict=True)) == [
         (3, "test", "zoe"), (3, "train", "ann"), (4, "train", "ann")
     ]  # fmt: skip
-    # What its numbers mean, others may use.
+    # Other readers can use its codes.
     borrowed = json.loads(done("datasets", "check", "folders", labels, "--option", "codes=mine", "--json"))["check"]
     found = borrowed["splits"]["all"]["expressions"]
     assert (found["happiness"]["found"], found["sadness"]["found"]) == (1, 1)
 
 
-def test_a_label_that_is_none_is_told_by_the_record() -> None:
+def test_the_error_about_an_invalid_label_names_the_record() -> None:
     with pytest.raises(FercliError, match=r"a\.png: a reader gave it the label None; it must be -1 to 6"):
         Collector().add(Record(id="a.png", path="a.png", split="all", label=None))
 
 
 MISTAKES = {
     "my_methods:Nothing": "my_methods has no Nothing",
-    "no_such_module:Thing": "no module no_such_module in ",
+    "no_such_module:Thing": "no module named no_such_module in ",
     "other_module:not_a_method": "is no method: derive it from fercli.methods.base.Method",
     "broken_module:X": "importing broken_module failed: ZeroDivisionError: division by zero",
     "needing_module:X": "its module needs a_package_that_is_not_there, which is not installed",
@@ -203,7 +203,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_in_a_methods_place_is_one_line(name: str, here: Path, make_adapting) -> None:
+def test_a_mistake_in_a_methods_name_is_one_line(name: str, here: Path, make_adapting) -> None:
     bench = make_adapting("wrong")
     result = bench("adapt", "--method", name)
     assert result.exit_code == 2 and MISTAKES[name] in result.stderr
@@ -215,8 +215,8 @@ def test_a_mistake_in_a_methods_place_is_one_line(name: str, here: Path, make_ad
     [
         ("my_layouts:parse", "is no reader: make it a fercli.datasets.reader.Reader"),
         ("my_layouts:READE", "my_layouts has no READE"),
-        ("nowhere:READER", "no module nowhere"),
+        ("nowhere:READER", "no module named nowhere"),
     ],
 )
-def test_a_mistake_in_a_readers_place_is_one_line(reader: str, told: str, here: Path) -> None:
+def test_a_mistake_in_a_readers_name_is_one_line(reader: str, told: str, here: Path) -> None:
     assert told in refusal(reader, here)

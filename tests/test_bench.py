@@ -1,4 +1,4 @@
-"""The benchmarks: they run, their figures hang together, and the published way gives our losses."""
+"""The benchmarks: they run, their figures are consistent, and the published step gives fercli's losses."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_operations_are_those_of_the_network(tmp_path: Path) -> None:
 
     one = gflop("predict", "--pictures", "8", "--workers", "1", "--rounds", "1")
     train = gflop("train")
-    assert 2.5 * one < train < 3 * one  # backward costs twice forward, less the first layer's gradient of the images
+    assert 2.5 * one < train < 3 * one  # backward costs twice forward, minus the first layer's gradient of the images
 
 
 def test_epochs_on_several_numbers_of_faces(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_epochs_on_several_numbers_of_faces(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "bench").iterdir()] == ["train-epochs.json"]
 
 
-def test_ours_against_the_published_way(tmp_path: Path) -> None:
+def test_our_step_against_the_published_one(tmp_path: Path) -> None:
     result = bench(tmp_path, "adapt", "--against", "published", "--precision", "32-true", "--precision", "bf16-mixed")
     assert result == json.loads((tmp_path / "bench/adapt-published.json").read_text())
     assert [row["what"] for row in result["windows"]] == ["forward", "forward and backward"]
@@ -103,7 +103,7 @@ def test_ours_against_the_published_way(tmp_path: Path) -> None:
     assert result["passes"] == "published"  # both sides do the same
 
 
-def test_a_batch_too_large_for_the_device_costs_the_others_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_a_batch_too_large_for_the_device_does_not_affect_the_others(tmp_path: Path, monkeypatch) -> None:
     run_plain = PublishedStep.losses
 
     def losses(self: PublishedStep, batch: Batch, step: int) -> dict[str, torch.Tensor]:
@@ -126,13 +126,13 @@ def test_fewer_passes_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("settings", [("adapt.method=dann",), ("adapt.options={adversarial: false}",)])
-def test_what_the_published_way_cannot_be_compared_with(tmp_path: Path, settings: tuple[str, ...]) -> None:
+def test_settings_that_cannot_be_compared_with_the_published_step(tmp_path: Path, settings: tuple[str, ...]) -> None:
     words = [word for text in (f"paths.runs={tmp_path}", *settings) for word in ("--set", text)]
     done = run("bench", "adapt", *TINY, "--against", "published", *words)
-    assert done.exit_code == 1 and "--against published is for adapt.method aglrls" in done.stderr
+    assert done.exit_code == 1 and "--against published needs adapt.method aglrls" in done.stderr
 
 
-def test_methods_that_survey_the_faces_can_be_measured(tmp_path: Path) -> None:
+def test_a_method_that_predicts_all_faces_first_can_be_measured(tmp_path: Path) -> None:
     assert bench(tmp_path, "adapt", "--set", "adapt.method=cglrl", "--set", "adapt.options={}")["method"] == "cglrl"
 
 
@@ -142,10 +142,10 @@ def test_a_method_without_a_source_is_measured_without_one(tmp_path: Path) -> No
     made.run()
 
 
-def test_an_oracle_cannot(tmp_path: Path) -> None:
+def test_an_oracle_cannot_be_measured(tmp_path: Path) -> None:
     words = ("--set", f"paths.runs={tmp_path}", "--set", "adapt.method=cglrl-oracle")
     done = run("bench", "adapt", *TINY, *words)
-    assert done.exit_code == 1 and "reads target labels, and noise has none" in done.stderr
+    assert done.exit_code == 1 and "reads target labels, but noise has none" in done.stderr
 
 
 def test_a_store_of_noise_is_a_store(tmp_path: Path) -> None:
@@ -159,14 +159,14 @@ def test_a_store_of_noise_is_a_store(tmp_path: Path) -> None:
     assert ((points > 0) & (points < 112)).float().mean() > 0.95
 
 
-def test_windows_cut_one_by_one_are_the_gathered_ones() -> None:
+def test_windows_cut_one_by_one_equal_the_gathered_ones() -> None:
     maps, landmarks = torch.randn(3, 6, 28, 28), torch.rand(3, 5, 2) * 130 - 9
     ours = cut_windows(maps, to_map(landmarks, 112, 28))
     assert torch.equal(torch.stack(cut_one_by_one(maps, landmarks, 112), dim=1), ours)
 
 
 @pytest.mark.parametrize("sharing", ["shared", "separate"])
-def test_the_published_way_gives_our_losses(tmp_path: Path, sharing: str) -> None:
+def test_the_published_step_gives_our_losses(tmp_path: Path, sharing: str) -> None:
     torch.manual_seed(0)
     made = Steps(spec(options={"hidden": 16, "threshold": 0.3, "discriminators": sharing}), "adapt", tmp_path).training
     network, method = made.network, made.method.eval()  # no dropout; the network trains, with its batch statistics
@@ -203,7 +203,7 @@ def test_bench_predict(tmp_path):
         assert row["spread_per_s"][0] <= whole <= row["spread_per_s"][1]
 
 
-def test_what_is_drawn_has_the_faces(tmp_path, monkeypatch):
+def test_drawn_images_and_video_contain_the_faces(tmp_path, monkeypatch):
     monkeypatch.setattr(predict, "DRAWN", 4)
     landmarker = Landmarker()
     folder = predict.draw_folder(tmp_path / "pictures", 6)
@@ -233,4 +233,4 @@ def test_bench_prepare(tmp_path):
 def test_a_csv_of_pixels_cannot_be_measured(tmp_path):
     root = write_fer2013(tmp_path / "fer", [render(THUMBNAIL, 1, label, 1) for label in range(2)])
     done = run("bench", "prepare", "--dataset", "fer2013", "--root", str(root), "--set", f"paths.runs={tmp_path}")
-    assert done.exit_code == 1 and "one file an image" in done.stderr
+    assert done.exit_code == 1 and "one file per image" in done.stderr

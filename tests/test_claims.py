@@ -1,4 +1,4 @@
-"""Claims of a sweep's work, by real processes: one of any number has it, the dead are found out, the living are not."""
+"""Claims of a sweep's work, with real processes: only one gets a claim, and only dead claims are taken over."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import pytest
 from fercli.sweep import claims
 from fercli.sweep.claims import Watch, take
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks into /proc")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")
 
-#: Heartbeats quick enough for tests.
+#: Heartbeat intervals short enough for tests.
 BEAT_S, DEAD_S = 0.1, 2.0
 
 _HOLD = """
@@ -31,8 +31,8 @@ with claims.take(Path(sys.argv[1])):
     sys.stdin.read()
 """
 
-#: Forked takers, all at one stage at once: in each round they start together, and those who won hold it until all have
-#: tried. Prints how many won in each round.
+#: Forked processes that all try to claim one stage at once. In each round they start together, and those that get the
+#: claim hold it until all have tried. Prints how many got it in each round.
 _AT_ONCE = """
 import json, multiprocessing, os, sys
 from pathlib import Path
@@ -60,8 +60,8 @@ processes = [fork.Process(target=work) for _ in range(takers)]
 print(json.dumps({"wins": list(wins), "codes": [process.exitcode for process in processes]}))
 """
 
-#: Forked takers that take, hold and give back one stage again and again; some are killed while they hold it, and
-#: replaced. Whoever holds it makes a file that must not be there. Prints how often each happened.
+#: Forked processes that repeatedly claim, hold and release one stage. Some are killed while they hold it, and replaced.
+#: The holder creates a file that must not exist yet. Prints how often each happened.
 _IN_TURN = """
 import json, multiprocessing, os, random, signal, sys, time
 from pathlib import Path
@@ -111,7 +111,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hold(quick) -> Iterator:
-    """Give a function (stage) -> a process that holds its claim until its stdin is closed."""
+    """A function (stage) -> a process that holds its claim until its stdin is closed."""
     processes = []
 
     def start(stage: Path) -> subprocess.Popen:
@@ -132,7 +132,7 @@ def files(stage: Path) -> list[str]:
 
 
 def altered(stage: Path, **changes: object) -> bytes:
-    """Write a claim of this process, with changes, and give it back."""
+    """Write a claim of this process with changes, and return its content."""
     with take(stage):
         (path,) = stage.parent.iterdir()
         content = json.dumps({**json.loads(path.read_bytes()), **changes}).encode()
@@ -140,7 +140,7 @@ def altered(stage: Path, **changes: object) -> bytes:
     return content
 
 
-def test_what_is_claimed_is_another_s_until_it_is_given_back(tmp_path: Path, hold) -> None:
+def test_a_claim_excludes_others_until_it_is_released(tmp_path: Path, hold) -> None:
     stage = tmp_path / "seed-0/source"
     process = hold(stage)
     assert files(stage) == [".source.claim-1"]
@@ -155,20 +155,20 @@ def test_what_is_claimed_is_another_s_until_it_is_given_back(tmp_path: Path, hol
     assert files(stage) == []
 
 
-def test_slurm_s_job_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slurm_job_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"SLURM_JOB_ID": "71", "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}.items():
         monkeypatch.setenv(name, value)
     with take(tmp_path / "source"):
         assert Watch().look(tmp_path / "source").holder.endswith(", job 70_3")
 
 
-def test_a_killed_holder_is_known_at_once_and_its_claim_taken_over(tmp_path: Path, hold) -> None:
+def test_a_killed_holder_is_recognised_at_once_and_its_claim_taken_over(tmp_path: Path, hold) -> None:
     stage = tmp_path / "source"
     process = hold(stage)
     process.kill()
     while "Z" not in Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2][:3]:
         time.sleep(0.01)
-    found = Watch().look(stage)  # nobody has taken its exit status yet
+    found = Watch().look(stage)  # its exit status has not been collected yet
     assert not found.holder and f"process {process.pid} on " in found.left
     process.wait()
     assert Watch().look(stage) == found
@@ -177,11 +177,11 @@ def test_a_killed_holder_is_known_at_once_and_its_claim_taken_over(tmp_path: Pat
     assert files(stage) == []
 
 
-def test_a_holder_that_stands_still_is_dead_after_a_while_and_ends_when_it_wakes(tmp_path: Path, hold) -> None:
+def test_a_suspended_holder_is_dead_after_a_while_and_ends_when_it_wakes(tmp_path: Path, hold) -> None:
     stage, watch = tmp_path / "source", Watch()
     process = hold(stage)
     until = time.monotonic() + 3 * DEAD_S
-    while time.monotonic() < until:  # one that lives is never dead
+    while time.monotonic() < until:  # a live claim is never reported dead
         assert watch.look(stage).holder
         time.sleep(BEAT_S / 2)
     process.send_signal(signal.SIGSTOP)
@@ -191,17 +191,17 @@ def test_a_holder_that_stands_still_is_dead_after_a_while_and_ends_when_it_wakes
         assert take(stage, found.dead) is None
         time.sleep(BEAT_S / 2)
     assert time.monotonic() - begun > DEAD_S - 2 * BEAT_S
-    assert take(stage) is None  # only by those who have watched it
+    assert take(stage) is None  # only a process that has watched it can take it over
     with take(stage, found.dead) as claim:
         assert claim is not None and files(stage) == [".source.claim-2"]
         process.send_signal(signal.SIGCONT)
-        # Its stdin stays open: at the end of that it would give the claim back, perhaps before its next heartbeat.
+        # Its stdin stays open; if it ended, the process would release the claim, perhaps before its next heartbeat.
         assert process.wait(timeout=30) == 1
         assert "was taken over" in process.stderr.read()
         assert files(stage) == [".source.claim-2"]
 
 
-def test_a_holder_that_beats_again_is_not_taken_over(tmp_path: Path, hold) -> None:
+def test_a_claim_whose_heartbeat_resumes_is_not_taken_over(tmp_path: Path, hold) -> None:
     stage, watch = tmp_path / "source", Watch()
     process = hold(stage)
     process.send_signal(signal.SIGSTOP)
@@ -215,8 +215,8 @@ def test_a_holder_that_beats_again_is_not_taken_over(tmp_path: Path, hold) -> No
     assert process.poll() is None and files(stage) == [".source.claim-1"]
 
 
-def test_time_in_which_nobody_looked_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that was suspended, or a disk that hung, shows old content at the first look, whoever lives."""
+def test_time_between_looks_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a suspended process or a hung disk the first look shows old content, even if the holder is alive."""
     stage, watch, now = tmp_path / "source", Watch(), [0.0]
     altered(stage, where="elsewhere", host="node7")
     monkeypatch.setattr(claims.time, "monotonic", lambda: now[0])
@@ -227,7 +227,7 @@ def test_time_in_which_nobody_looked_does_not_count(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("days", [-400, 400])
-def test_clocks_of_machines_are_not_compared(days: int, tmp_path: Path) -> None:
+def test_clocks_of_different_machines_are_not_compared(days: int, tmp_path: Path) -> None:
     stage = tmp_path / "source"
     altered(stage, where="elsewhere", begun="1970-01-01 00:00:00 +0000")
     path = stage.with_name(".source.claim-1")
@@ -235,14 +235,14 @@ def test_clocks_of_machines_are_not_compared(days: int, tmp_path: Path) -> None:
     assert Watch().look(stage).holder and take(stage) is None
 
 
-def test_process_numbers_count_on_their_own_machine_alone_and_with_their_start(tmp_path: Path) -> None:
+def test_process_numbers_count_only_on_their_own_machine_and_with_their_start_time(tmp_path: Path) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     for changes, dead in (
         ({"process": gone.pid}, True),
         ({"process": gone.pid, "where": "another boot"}, False),
         ({"process": gone.pid, "where": ""}, False),
-        ({"started": "1"}, True),  # the number is another process's by now
+        ({"started": "1"}, True),  # the number now belongs to another process
         ({}, False),
         ({"process": 1}, True),
         ({"process": "x"}, False),
@@ -257,7 +257,7 @@ def test_process_numbers_count_on_their_own_machine_alone_and_with_their_start(t
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\x00", b'{"host": 5}'])
-def test_a_claim_that_was_cut_short_is_dead_only_once_it_stood_still(content: bytes, tmp_path: Path, quick) -> None:
+def test_a_truncated_claim_is_dead_only_after_a_while(content: bytes, tmp_path: Path, quick) -> None:
     stage, watch = tmp_path / "source", Watch()
     stage.with_name(".source.claim-1").write_bytes(content)
     assert take(stage) is None
@@ -271,7 +271,7 @@ def test_a_claim_that_was_cut_short_is_dead_only_once_it_stood_still(content: by
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["free", "left by a dead process"])
-def test_of_those_who_take_at_once_exactly_one_wins(left: bool, tmp_path: Path, hold) -> None:
+def test_exactly_one_of_several_simultaneous_claims_succeeds(left: bool, tmp_path: Path, hold) -> None:
     content = b""
     if left:
         process = hold(tmp_path / "dead/source")
@@ -283,15 +283,15 @@ def test_of_those_who_take_at_once_exactly_one_wins(left: bool, tmp_path: Path, 
     assert not list(tmp_path.glob("[0-9]*/.*"))
 
 
-def test_nobody_holds_what_another_holds_while_some_are_killed(tmp_path: Path) -> None:
+def test_no_two_processes_hold_a_claim_at_once_while_some_are_killed(tmp_path: Path) -> None:
     done = json.loads(script(_IN_TURN, tmp_path, 4).stdout)
     assert done["twice"] == 0, done
     assert done["held"] > 50 and done["killed"] > 5, done
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_gives_one_line(tmp_path: Path) -> None:
     from fercli.errors import FercliError
 
     (tmp_path / "seed-0").write_text("a file in the way")
-    with pytest.raises(FercliError, match=r"cannot make .*seed-0.*; set paths\.runs"):
+    with pytest.raises(FercliError, match=r"cannot create .*seed-0.*; set paths\.runs"):
         take(tmp_path / "seed-0/source")

@@ -155,7 +155,7 @@ def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:
         (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root needs exactly one"),
         (["train-source", "--source", "expw"], 1, "expw is not prepared: no such folder: "),
         (["train-source", "--source", "expw"], 1, "run: fercli prepare -c "),
-        (["train-source", "--source", "jaffe"], 2, "jaffe stands in both data.source and data.targets"),
+        (["train-source", "--source", "jaffe"], 2, "jaffe is in both data.source and data.targets"),
         (["train-source", "--set", "model.weights=none.pth"], 1, "none.pth"),
         (["adapt"], 1, "run: fercli train-source"),
         (["adapt", "--target", "raf-db"], 2, "--target raf-db is a source of this run; a target must be another"),

@@ -1,4 +1,4 @@
-"""Every packaged spec parses and does what its comments say, and registry, specs and tests name the same methods."""
+"""Every packaged spec parses and does what its comments say; registry, specs and tests name the same methods."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TESTS = sorted(Path(__file__).parent.glob("test_*.py"))
 
 
 def head_of(name: str) -> str:
-    """The comment that a spec begins with, without its marks; lines that end in a backslash go on."""
+    """The comment at the top of a spec, without the # marks; lines ending in a backslash are joined."""
     lines = packaged()[name].read_text(encoding="utf-8").splitlines()
     end = next(i for i, line in enumerate(lines) if not line.startswith("#"))
     return re.sub(r"\\\n\s*", "", "\n".join(line.lstrip("#").rstrip() for line in lines[:end]))
 
 
-def test_the_packaged_specs_are_there() -> None:
+def test_the_packaged_specs_exist() -> None:
     assert {"default", "demo", "fer-to-wild", "wild-to-fer", *PUBLISHED} <= set(NAMES)
     on_disk = {path.relative_to(config_folder()).with_suffix("").as_posix() for path in config_folder().rglob("*.yaml")}
     assert set(NAMES) == on_disk
@@ -48,14 +48,14 @@ def test_a_packaged_spec_parses_is_named_after_its_file_and_explains_itself(name
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_set_in_a_comment_can_be_set(name: str) -> None:
-    """What stands behind --set in the head comment, a line's settings together, is taken by the spec."""
+    """The spec accepts the --set settings in the top comment, all settings of a line together."""
     for line in head_of(name).splitlines():
         found = re.findall(r"""--set (?:"([^"]+)"|'([^']+)'|(\S+))""", line)
         settings = ["".join(quoted).rstrip(".,;:)") for quoted in found]
         if settings:
             spec = load(name, settings)
             method_class(spec.adapt.method).read_options(spec.adapt.options)
-            assert spec != load(name), f"{settings} change nothing"
+            assert spec != load(name), f"{settings} changes nothing"
 
 
 # ------------------------------------------------------------------------------------------------ AGLRLS as published
@@ -63,7 +63,7 @@ def test_every_set_in_a_comment_can_be_set(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_specs_are_as_published(name: str) -> None:
-    """METHOD's figures, written out: a default that moves must not move these runs."""
+    """The method's settings, written out: a changed default must not change these runs."""
     spec = load(name)
     assert spec.faithful == "published" and not list(departures(spec.model_dump(mode="json"), AGLRLS.published_options))
     net = spec.model.backbone
@@ -97,7 +97,7 @@ def test_the_published_specs_are_as_published(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_published_specs_say_what_is_not_as_published(name: str) -> None:
+def test_the_published_specs_say_how_they_differ_from_the_publication(name: str) -> None:
     head, spec = head_of(name), load(name)
     for words in (
         f"fercli adapt -c {name} --target jaffe",
@@ -108,13 +108,13 @@ def test_the_published_specs_say_what_is_not_as_published(name: str) -> None:
     ):
         assert words in head
     assert spec.model.weights is not None and spec.model.weights.parent.name == "weights"
-    # the file says what differs, and little else
+    # the file sets only what differs
     written = yaml.safe_load(packaged()[name].read_text(encoding="utf-8"))
     assert set(written) <= {"name", "faithful", "paths", "data", "model", "train_source"}
     assert set(written["model"]) == {"backbone", "weights"}
 
 
-def test_every_published_spec_differs_from_its_neighbours_in_source_and_network_alone() -> None:
+def test_the_published_specs_differ_only_in_source_and_network() -> None:
     own = {"name": True, "data": {"source", "targets"}, "model": True, "train_source": {"lr"}}
     first = load(PUBLISHED[0]).model_dump(exclude=own)
     assert all(load(name).model_dump(exclude=own) == first for name in PUBLISHED)
@@ -123,11 +123,11 @@ def test_every_published_spec_differs_from_its_neighbours_in_source_and_network_
     assert load("fer2013-ir18").train_source == bare.train_source == load("raf-db-ir50").train_source
 
 
-# ------------------------------------------------------------------------------------- methods, four places for each
+# ------------------------------------------------------------------------------ methods: registry, class, spec and test
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_registered_method_is_what_the_registry_says(name: str) -> None:
+def test_a_registered_method_matches_the_registry(name: str) -> None:
     kind = method_class(name)
     assert issubclass(kind, Method)
     assert kind.name == name
@@ -140,15 +140,15 @@ def test_a_registered_method_is_what_the_registry_says(name: str) -> None:
     assert kind.oracle == ("oracle" in name)
 
 
-def test_every_registered_method_has_a_spec_of_its_own_and_none_else() -> None:
+def test_each_registered_method_and_nothing_else_has_a_spec() -> None:
     own = {name: load(name).adapt.method for name in NAMES if name.startswith("methods/")}
     due = {f"methods/{name}": name for name in set(METHODS) - {"source-only"}}
     assert own == due, "write configs/methods/NAME.yaml"
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_a_registered_method_is_tested_under_its_name_or_its_class_s(name: str) -> None:
+def test_a_registered_method_is_tested_under_its_name_or_its_class_name(name: str) -> None:
     words = {name, METHODS[name].rpartition(":")[2]}
     wanted = re.compile(rf"(?<![\w-])({'|'.join(map(re.escape, words))})(?![\w-])")
     found = [path.name for path in TESTS if path.name != Path(__file__).name and wanted.search(path.read_text())]
-    assert found, f"no tests/test_*.py names {' or '.join(sorted(words))}"
+    assert found, f"no tests/test_*.py contains {' or '.join(sorted(words))}"

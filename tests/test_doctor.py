@@ -1,4 +1,4 @@
-"""`fercli doctor`: every check is a real one, so its failures are made by what really makes them."""
+"""`fercli doctor`: every check is a real one, so the tests produce its failures by their real causes."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from fercli.engine.fabric import resolve_device, unused_card
 
 
 def found(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Exit code and findings by name."""
+    """The exit code, and the findings by name."""
     result = run("doctor", "--json", *arguments)
     findings = json.loads(result.stdout)["doctor"]["findings"]
     assert all(one["fix"] for one in findings if one["status"] != "ok")
     return result.exit_code, {one["check"]: one for one in findings}
 
 
-def test_a_fit_machine_and_a_prepared_run(bench: Bench) -> None:
+def test_a_working_machine_and_a_prepared_run(bench: Bench) -> None:
     code, findings = found("-c", str(bench.spec))
     failed = {name: one for name, one in findings.items() if one["status"] == "fail"}
     assert (code, failed) == (0, {})
     assert {"python", "torch", "face networks", "opencv", "pyav", "face", "onnx", "spec", "cores", "paths.runs"} <= set(
         findings
     )
-    assert "landmarks" in findings["face"]["found"]
+    assert "landmark error" in findings["face"]["found"]
     for name, count in (("raf-db", 126), ("jaffe", 42)):
         assert findings[f"dataset {name}"]["status"] == "ok"
         assert f"of {count} faces" in findings[f"dataset {name}"]["found"]
@@ -67,11 +67,11 @@ def _cut(store: Path) -> None:
         (_unlink_meta, "fail", "is incomplete", "run: fercli prepare --dataset jaffe"),
         (_older, "fail", "another version of fercli", "run: fercli prepare --dataset jaffe"),
         (_cut, "fail", "is damaged", "run: fercli prepare --dataset jaffe --repair"),
-        (shutil.rmtree, "warn", "neither prepared nor at", "fercli datasets show jaffe"),
+        (shutil.rmtree, "warn", "neither prepared nor in", "fercli datasets show jaffe"),
     ],
 )
 def test_stores(spoil, status: str, text: str, fix: str, tmp_path: Path, prepared: Path) -> None:
-    stores = tmp_path / "stores; all"  # what is wrong and what to do are kept apart, whatever stands in them
+    stores = tmp_path / "stores; all"  # problem and fix stay separate, whatever they contain
     shutil.copytree(prepared, stores)
     spoil(stores / "jaffe")
     bench = Bench(tmp_path / "bench", stores)
@@ -111,7 +111,7 @@ def test_a_fix_can_be_typed_as_printed(tmp_path: Path, prepared: Path) -> None:
         ),
     ],
 )
-def test_what_the_spec_asks_for(setting: str, check: str, status: str, text: str, bench: Bench) -> None:
+def test_what_the_spec_requires(setting: str, check: str, status: str, text: str, bench: Bench) -> None:
     setting = setting.format(here=bench.folder)
     code, findings = found("-c", str(bench.spec), "--set", setting, "--set", f"paths.prepared={bench.folder}/stores")
     assert code == (status == "fail")
@@ -119,7 +119,7 @@ def test_what_the_spec_asks_for(setting: str, check: str, status: str, text: str
     assert text in findings[check]["found"]
 
 
-def test_a_spec_that_is_none_is_a_finding(tmp_path: Path) -> None:
+def test_a_missing_spec_is_a_finding(tmp_path: Path) -> None:
     code, findings = found("-c", str(tmp_path / "nowhere.yaml"))
     assert code == 1
     assert "no spec file" in findings["spec"]["found"]
@@ -127,7 +127,7 @@ def test_a_spec_that_is_none_is_a_finding(tmp_path: Path) -> None:
 
 
 def test_broken_software_is_found(tmp_path: Path) -> None:
-    """In another process, before whose packages stand such as users have: broken, empty, too new, twice."""
+    """In another process whose path begins with broken, too old or duplicate packages, as users may have."""
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch/__init__.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
     (tmp_path / "av").mkdir()
@@ -160,12 +160,12 @@ def test_it_takes_little_time() -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-m", "fercli", "doctor", "--quiet"], capture_output=True, env=env, timeout=120)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # Seconds of the processor, which others that share the machine do not lengthen.
+    # CPU seconds, which other processes on the machine do not increase.
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 5
 
 
 def test_checks_come_one_by_one() -> None:
-    """So that a check that hangs is seen as the one after the last line."""
+    """If a check hangs, the user sees that it is the one after the last line."""
     checks = examine()
     assert next(checks).check == "python"
     checks.close()
@@ -175,7 +175,7 @@ def test_checks_come_one_by_one() -> None:
 
 
 PROC = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\nGCC version:  9.4.0\n"
-#: What each kind of machine shows of its card below the root.
+#: The files below the root by which each kind of machine shows its card.
 DRIVER, DEVICE, CARD = (
     {"proc/driver/nvidia/version": PROC},
     {"dev/nvidia0": ""},
@@ -191,7 +191,7 @@ UNKNOWN = "CUDA initialization: CUDA unknown error - this may be due to an incor
 
 @pytest.fixture
 def machine_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Give a function that makes this machine one that shows such files, with a torch of such a build."""
+    """A function that makes this machine appear to have given files and a given build of torch."""
 
     def make(files: dict[str, str], built: str | None, visible: str | None = None, says: str = "") -> None:
         for name, text in {**files, **OTHERS}.items():
@@ -254,7 +254,7 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize("name", TROUBLES)
-def test_a_card_that_is_not_used_is_explained_wherever_it_matters(name: str, machine_with, bench: Bench) -> None:
+def test_an_unused_card_is_explained_wherever_it_matters(name: str, machine_with, bench: Bench) -> None:
     setup, what, fix = TROUBLES[name]
     machine_with(*setup)
     one = found("-c", str(bench.spec), "--set", "engine.device=auto")[1]["cuda"]
@@ -267,14 +267,14 @@ def test_a_card_that_is_not_used_is_explained_wherever_it_matters(name: str, mac
     assert "torch can use no CUDA device" in line and what in line and fix in line
 
 
-def test_a_machine_without_a_card_is_no_trouble(machine_with, bench: Bench) -> None:
+def test_a_machine_without_a_card_gets_no_warning(machine_with, bench: Bench) -> None:
     machine_with({}, None)
     one = found("-c", str(bench.spec), "--set", "engine.device=auto")[1]["cuda"]
     assert (one["status"], one["fix"]) == ("ok", "") and one["found"].endswith("training runs on the CPU")
     assert unused_card("auto") is None and resolve_device("auto") == "cpu"
 
 
-def test_training_on_the_cpu_beside_a_card_says_why_once(machine_with, trained: Bench, tmp_path: Path) -> None:
+def test_training_on_the_cpu_despite_a_card_says_why_once(machine_with, trained: Bench, tmp_path: Path) -> None:
     machine_with(*TROUBLES["driver too old"][0])
     bench = after_source(tmp_path / "b", trained, {"adapt.epochs": 1, "adapt.steps_per_epoch": 1})
     bench.spec.write_text(bench.spec.read_text().replace("device: cpu", "device: auto"))
@@ -302,7 +302,7 @@ def test_training_on_the_cpu_beside_a_card_says_why_once(machine_with, trained: 
         ((6, 1), [], True),  # nothing is known
     ],
 )
-def test_a_card_of_another_generation_is_told_before_training(
+def test_a_card_of_another_generation_is_reported_before_training(
     capability: tuple[int, int], built: list[str], runs: bool, monkeypatch: pytest.MonkeyPatch, bench: Bench
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -74,7 +74,7 @@ def test_a_method_s_published_options_are_its_defaults_then() -> None:
     ("settings", "words"),
     [
         (["faithful=paper"], "faithful: 'paper' is not allowed"),
-        (["data.validation=0"], "train_source.select: source-val chooses by held-out source faces"),
+        (["data.validation=0"], "train_source.select: source-val needs held-out source faces"),
         (["data.validation=0", "train_source.select=last", "adapt.select=source-val"], "adapt.select: source-val"),
         (["data.validation=0", "train_source.select=last", "adapt.also_score=dev"], "adapt.also_score: dev"),
         (["data.validation=-0.1"], "neither a share, 0 or more"),
@@ -90,7 +90,7 @@ def test_a_grid_over_the_switch_is_refused() -> None:
     from fercli.sweep.plan import plan
 
     spec = load("default", ["sweep.methods=[aglrls]", "sweep.grid={faithful: [corrected, published]}"])
-    with pytest.raises(SpecError, match="faithful sets other keys; sweep twice"):
+    with pytest.raises(SpecError, match="faithful sets other keys and cannot be in the grid; run a second sweep"):
         plan(spec)
 
 

@@ -1,4 +1,4 @@
-"""The spec that `fercli init` writes: loads as the defaults, commented out or not, and explains every key."""
+"""The spec that `fercli init` writes: it loads as the defaults, commented out or not, and explains every key."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ def sections(kind: type[Section] = Spec) -> list[type[Section]]:
     return list(dict.fromkeys(found))
 
 
-def test_all_sections_are_looked_at() -> None:
+def test_all_sections_are_found() -> None:
     names = {kind.__name__ for kind in sections()}
     assert {"Paths", "Data", "Augment", "Dataset", "Prepare", "Model", "Engine", "Adapt", "Sweep"} <= names
 
 
 @pytest.mark.parametrize("kind", sections(), ids=lambda kind: kind.__name__)
-def test_every_key_has_words(kind: type[Section]) -> None:
+def test_every_key_has_a_description(kind: type[Section]) -> None:
     for name, field in kind.model_fields.items():
-        words = plain(field.description or "")
-        assert len(words) > 8 or words == "of SGD.", name
+        assert len(plain(field.description or "")) > 8, name
 
 
 @pytest.mark.parametrize("name", sorted(packaged()))
-def test_what_is_written_loads_as_it_was_with_and_without_the_comments(name: str) -> None:
+def test_the_written_spec_loads_as_the_original_with_and_without_comments(name: str) -> None:
     spec = load(name)
     text = to_template(spec)
     assert parse(yaml.safe_load(text)) == spec
@@ -62,21 +61,21 @@ def _keys(tree: dict, before: str = "") -> set[str]:
     return found
 
 
-def test_the_defaults_are_written_as_the_defaults() -> None:
+def test_the_defaults_are_written_and_read_back() -> None:
     text = to_template(Spec())
     assert parse(yaml.safe_load(text)) == Spec()
     live = _keys(yaml.safe_load(text))
-    assert live == COMMON  # which also says that every common key exists
+    assert live == COMMON  # also checks that every common key exists
 
 
-def test_every_commented_key_may_be_put_in_alone() -> None:
+def test_every_commented_out_key_can_be_enabled_alone() -> None:
     text = to_template(Spec())
     for match in _OUT.finditer(text):
         one = text[: match.start()] + match[1] + text[match.end() :]
         assert parse(yaml.safe_load(one)) == Spec(), text[match.start() : match.end() + 40]
 
 
-def test_lines_are_short_and_choices_are_told() -> None:
+def test_lines_are_short_and_choices_are_listed() -> None:
     text = to_template(load("default"))
     assert max(map(len, text.splitlines())) <= 120
     for word in ("mobilenet-v2", "bf16-mixed", "image-crop", "aglrls", "infomax", "mean-landmarks", "sqrt"):
@@ -134,11 +133,11 @@ def test_a_folder_and_stdout(tmp_path: Path) -> None:
     [
         (["--backbone", "ir51"], 2, "model.backbone: 'ir51' is not allowed"),
         (["--from", "nothing"], 2, "no spec file nothing"),
-        (["--source", "a", "--target", "a"], 2, "must be another set"),
+        (["--source", "a", "--target", "a"], 2, "must be another dataset"),
         (["--targt", "a"], 2, "No such option"),
     ],
 )
-def test_mistakes_leave_one_line_and_no_file(arguments, code, text, tmp_path: Path, monkeypatch) -> None:
+def test_mistakes_give_one_line_and_no_file(arguments, code, text, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     result = run("init", *arguments)
     assert result.exit_code == code
@@ -147,7 +146,7 @@ def test_mistakes_leave_one_line_and_no_file(arguments, code, text, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
-def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     result = run("init", tmp_path / "file" / "fercli.yaml")
     assert result.exit_code == 1

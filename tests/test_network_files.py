@@ -210,7 +210,7 @@ def _files_gone(folder: Path) -> None:
 
 def test_doctor_says_that_they_will_be_fetched_and_fetches_nothing(place: Place) -> None:
     done = place("doctor")
-    assert re.search(r"^warn +face networks +not here: the first prepare or predict has pip fetch", done.stdout, re.M)
+    assert re.search(r"^warn +face networks +missing: the first prepare or predict downloads", done.stdout, re.M)
     assert not re.search(r"^fail", done.stdout, re.M) and not place.cache.exists()
 
 

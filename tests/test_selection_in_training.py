@@ -264,7 +264,7 @@ def test_dev_may_choose_and_look_at_few_faces(make_adapting) -> None:
         ("train-source", "train_source.select=ensv", "'ensv' is not known"),
         ("adapt", "adapt.patience=0", "adapt.patience: 0"),
         ("adapt", "train_source.patience=0", "train_source.patience: 0"),
-        ("adapt", "adapt={select: ensv, patience: 2}", "patience cannot wait for ensv"),
+        ("adapt", "adapt={select: ensv, patience: 2}", "patience cannot be used with ensv"),
         *(
             ("adapt", f"adapt.also_score={rule}", f"adapt.also_score: {rule!r} is not known.*; one of dev$")
             for rule in ("infomax", "last", "ensv", "oracle", "dve")

@@ -1,4 +1,4 @@
-"""The run spec: what is accepted, and what each mistake is told."""
+"""The run spec: what is accepted, and the message for each mistake."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def refusal(*overrides: str, file: Path | None = None) -> str:
         ("adapt.batch=1", ["adapt.batch: 1", "greater than or equal to 2"]),
         ("adapt=3", ["adapt: 3"]),
         ("data.source=[]", ["data.source", "at least one source"]),
-        ("data.source=jaffe", ["jaffe stands in both data.source and data.targets", "must be another set"]),
-        ("data.source=[raf-db,expw]", ["expw stands in both"]),
+        ("data.source=jaffe", ["jaffe is in both data.source and data.targets", "must be another dataset"]),
+        ("data.source=[raf-db,expw]", ["expw is in both"]),
         ("data.validation=1", ["data.validation: 1", "less than 1"]),
         ("data.datasets.mine.raeder=folders", ["data.datasets.mine.raeder: unknown key", "did you mean reader?"]),
         ("adapt.head_weights=[1,2,3]", ["adapt.head_weights: [1, 2, 3]", "at least 7"]),
@@ -60,14 +60,14 @@ def refusal(*overrides: str, file: Path | None = None) -> str:
         ("adapt.epochs=[1", ["--set adapt.epochs=[1", "not YAML"]),
     ],
 )
-def test_a_bad_value_is_told_in_one_line(override: str, told: list[str]) -> None:
+def test_a_bad_value_is_reported_in_one_line(override: str, told: list[str]) -> None:
     text = refusal(override)
     assert "\n" not in text
     for part in told:
         assert part in text
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     text = refusal("adapt.epochs=0", "model.width=99", "engine.devise=cpu")
     head, *lines = text.splitlines()
     assert "3 problems" in head
@@ -76,7 +76,7 @@ def test_all_problems_are_told_at_once() -> None:
         assert sum(key in line for line in lines) == 1
 
 
-def test_names_that_do_not_exist_are_told_together() -> None:
+def test_unknown_names_are_reported_together() -> None:
     text = refusal("adapt.method=nothing", "adapt.select=oracle")
     assert "adapt.method" in text
     assert "adapt.select" in text
@@ -95,7 +95,7 @@ def test_names_that_do_not_exist_are_told_together() -> None:
         (b"!!python/object/apply:os.system ['true']", "is not YAML"),
     ],
 )
-def test_a_file_that_is_no_spec_is_told_in_one_line(content: bytes, told: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_spec_is_reported_in_one_line(content: bytes, told: str, tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_bytes(content)
     text = refusal(file=file)
@@ -105,14 +105,14 @@ def test_a_file_that_is_no_spec_is_told_in_one_line(content: bytes, told: str, t
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "demoo", "."])
-def test_a_missing_file_is_told_with_the_packaged_names(name: str) -> None:
+def test_a_missing_file_is_reported_with_the_packaged_names(name: str) -> None:
     text = refusal(file=Path(name))
     assert f"no spec file {name}" in text
     assert "default" in text
     assert "demo" in text
 
 
-def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("# nothing yet\n")
     assert load(str(tmp_path / "run.yaml")) == Spec()
 
@@ -129,7 +129,7 @@ def test_the_search_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert load("demo").name == "a-file-called-demo"
 
 
-def test_overrides_go_over_the_file_and_shortcuts_over_both(tmp_path: Path) -> None:
+def test_overrides_replace_the_file_and_shortcuts_replace_both(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("name: a\nadapt: {epochs: 7, batch: 4}\ndata: {source: raf-db, targets: jaffe}\n")
     overrides = ["adapt.epochs=5", "adapt.epochs=6", "data.source=[raf-db, expw]", "adapt.options.glpc=false"]
@@ -141,7 +141,7 @@ def test_overrides_go_over_the_file_and_shortcuts_over_both(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("text", ["1e-5", "1.0e-5", "0.00001", "{1: 1e-5}"])
-def test_a_rate_may_be_a_number_in_any_notation(text: str) -> None:
+def test_a_rate_can_be_a_number_in_any_notation(text: str) -> None:
     assert load(None, [f"adapt.lr={text}"]).adapt.lr == {1: 1e-5}
 
 
@@ -159,11 +159,11 @@ def test_folders() -> None:
     assert spec.adapt_folder("jaffe") == Path("/r/x/adapt-jaffe-t")
 
 
-def test_a_read_spec_does_not_change() -> None:
+def test_a_spec_is_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Spec().name = "other"
 
 
 @pytest.mark.parametrize(("text", "value"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'on'", "on")])
-def test_yamls_truth_values_are_switches(text: str, value: str) -> None:
+def test_yaml_booleans_are_switches(text: str, value: str) -> None:
     assert load(None, [f"engine.compile={text}"]).engine.compile == value

@@ -1,4 +1,4 @@
-"""The JSON schema of the run spec: the packaged file is the spec's own, and takes what the spec takes."""
+"""The JSON schema of the run spec: the packaged file matches the spec, and accepts what the spec accepts."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from fercli.spec import Spec, load, packaged, parse, to_yaml
 from fercli.spec.json_schema import schema, schema_file
 from fercli.spec.template import to_template
 
-#: Strings that YAML 1.1 (PyYAML) does not take for the numbers that the spec, and editors' YAML 1.2, read in them.
+#: Strings that YAML 1.1 (PyYAML) does not read as numbers, while the spec and editors' YAML 1.2 do.
 _NUMBER = re.compile(r"[0-9.]+e[+-]?[0-9]+")
 
 
 def read(text: str) -> Any:
-    """YAML as an editor's language server gives it to the schema: keys are strings, 1e-4 is a number."""
+    """YAML as an editor's language server passes it to the schema: keys are strings, 1e-4 is a number."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -41,18 +41,18 @@ def validator() -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(whole)
 
 
-def test_the_packaged_file_is_the_specs_own() -> None:
-    """If this fails, write the file again: python -m fercli.spec.json_schema"""
+def test_the_packaged_file_matches_the_spec() -> None:
+    """If this fails, regenerate the file: python -m fercli.spec.json_schema"""
     assert json.loads(schema_file().read_text(encoding="utf-8")) == schema()
 
 
 @pytest.mark.parametrize("name", sorted(packaged()))
-def test_it_takes_the_packaged_specs_as_they_are_and_resolved(name: str, validator) -> None:
+def test_it_accepts_the_packaged_specs_as_written_and_resolved(name: str, validator) -> None:
     validator.validate(read(packaged()[name].read_text(encoding="utf-8")))
     validator.validate(read(to_yaml(load(name))))
 
 
-def test_it_takes_the_template_with_every_key_put_in(validator) -> None:
+def test_it_accepts_the_template_with_every_key_enabled(validator) -> None:
     text = re.sub(r"(?m)^( *)#(?=[a-z_]+:)", r"\1", to_template(Spec()))
     validator.validate(read(text))
 
@@ -69,7 +69,7 @@ def test_it_takes_the_template_with_every_key_put_in(validator) -> None:
         "{sweep: null, model: {weights: null}}",
     ],
 )
-def test_it_takes_what_the_spec_takes(text: str, validator) -> None:
+def test_it_accepts_what_the_spec_accepts(text: str, validator) -> None:
     parse(yaml.safe_load(text))
     validator.validate(read(text))
 
@@ -99,7 +99,7 @@ def test_it_refuses_what_the_spec_refuses(text: str, where: list[Any], validator
     assert where in [list(error.absolute_path) for error in validator.iter_errors(read(text))]
 
 
-def test_every_key_has_its_words(validator) -> None:
+def test_every_key_has_a_description(validator) -> None:
     def keys(part: dict[str, Any], path: str = "") -> None:
         for name, value in part["properties"].items():
             below = value.get("$ref", "").rpartition("/")[2]
@@ -111,7 +111,7 @@ def test_every_key_has_its_words(validator) -> None:
     keys(validator.schema)
 
 
-def test_init_names_the_schema_on_top(tmp_path) -> None:
+def test_init_names_the_schema_in_the_first_line(tmp_path) -> None:
     assert run("init", str(tmp_path / "mine.yaml"), "--quiet").exit_code == 0
     first = (tmp_path / "mine.yaml").read_text().splitlines()[0]
     address = re.fullmatch(r"# yaml-language-server: \$schema=(\S+)", first)[1]

@@ -1,4 +1,4 @@
-"""The model in the package: what it is, that it answers as recorded, and each place where the word starter names it."""
+"""The packaged model: its files, that it predicts as recorded, and each place where the word starter names it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the packaged files in the place of them, to be damaged."""
+    """A copy of the packaged files, used in their place, to be damaged."""
     for name in ("FILE", "CARD", "FACTS"):
         path = tmp_path / "package" / getattr(starter, name).name
         path.parent.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ def test_the_card_is_made_of_the_facts() -> None:
         assert f"{100 * entry['heads'][entry['decision']]['accuracy']:.1f}" in starter_card()
 
 
-def test_it_answers_procedural_faces_as_recorded() -> None:
+def test_its_predictions_for_procedural_faces_are_those_recorded() -> None:
     recorded, found = json.loads(ANSWERS.read_text(encoding="utf-8")), answers_of(find_trained("starter"))
     np.testing.assert_allclose(
         found["cut"], recorded["cut"], atol=1e-4, err_msg="python tests/make_starter.py --answers"
@@ -83,17 +83,17 @@ def test_it_answers_procedural_faces_as_recorded() -> None:
     assert sum(map(len, found["pictures"])) >= 3
     for faces, due in zip(found["pictures"], recorded["pictures"], strict=True):
         for one, other in zip(faces, due, strict=True):
-            # The detector's landmarks differ in the last digits from processor to processor.
+            # The detector's landmarks differ in the last digits between processors.
             np.testing.assert_allclose(one["probabilities"], other["probabilities"], atol=1e-2)
 
 
-def test_nothing_of_the_makers_machine_is_in_it() -> None:
+def test_it_contains_no_path_of_the_machine_that_made_it() -> None:
     data = FILE.read_bytes()
     data = data[: 8 + int.from_bytes(data[:8], "little")] + CARD.read_bytes() + FACTS.read_bytes()
     assert not any(place in data for place in (b"/root", b"/home", b"/Users", b"/tmp", b"\\Users"))
 
 
-def test_a_wheel_holds_it(tmp_path: Path) -> None:
+def test_a_wheel_contains_it(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     copy = tmp_path / "source"
     ignored = shutil.ignore_patterns(".*", "tests", "docs", "__pycache__", "*.egg-info", "build", "runs", "prepared")
@@ -107,7 +107,7 @@ def test_a_wheel_holds_it(tmp_path: Path) -> None:
     }
 
 
-def test_looking_at_it_loads_nothing_heavy() -> None:
+def test_checking_it_does_not_import_torch() -> None:
     code = "import sys; from fercli.starter import starter_file; starter_file(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(starter.__file__).parents[2])
 
@@ -137,15 +137,15 @@ def gone(name: str):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (cut, "is damaged: it is not the file that CARD.md beside it describes; reinstall fercli"),
-        (flip, "is damaged: it is not the file that CARD.md beside it describes; reinstall fercli"),
-        (no_hash, "is damaged: it is not the file that CARD.md beside it describes; reinstall fercli"),
-        (gone(FILE.name), "the starter model is not whole: "),
-        (gone(CARD.name), "the starter model is not whole: "),
+        (cut, "is damaged: it is not the file that CARD.md next to it describes; reinstall fercli"),
+        (flip, "is damaged: it is not the file that CARD.md next to it describes; reinstall fercli"),
+        (no_hash, "is damaged: it is not the file that CARD.md next to it describes; reinstall fercli"),
+        (gone(FILE.name), "the starter model is incomplete: "),
+        (gone(CARD.name), "the starter model is incomplete: "),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_a_damaged_installation_is_one_line_everywhere(change, said, package, here, photo) -> None:
+def test_a_damaged_installation_is_reported_in_one_line_everywhere(change, said, package, here, photo) -> None:
     change(package)
     ways = [
         ["predict", photo],
@@ -166,7 +166,7 @@ def test_a_damaged_installation_is_one_line_everywhere(change, said, package, he
 # ----------------------------------------------------------------------------------------------- the word and the place
 
 
-def test_a_folder_of_that_name_is_dot_slash_starter(here, prepared) -> None:
+def test_a_folder_of_that_name_is_given_as_dot_slash_starter(here, prepared) -> None:
     make_run(here / "starter", spec_of(prepared))
     assert find_trained("starter").path == FILE and find_trained("starter").is_starter
     for place in ("./starter", str(here / "starter"), Path("starter")):
@@ -182,7 +182,7 @@ def test_a_folder_of_that_name_is_dot_slash_starter(here, prepared) -> None:
     assert parse(json.loads(load(None, ["model.weights=./starter"]).model_dump_json())).model.weights == place
 
 
-def test_a_training_may_start_from_it(bench, here) -> None:
+def test_training_can_start_from_it(bench, here) -> None:
     spec = find_trained("starter").spec
     network = spec.model.model_copy(update={"weights": "starter"})
     mine, theirs = build_network(network).state_dict(), find_trained("starter").state["network"]
@@ -198,7 +198,7 @@ def test_a_training_may_start_from_it(bench, here) -> None:
     assert found["status"] == "ok" and str(FILE) in found["found"]
 
 
-def test_a_target_that_it_was_not_adapted_to(photo) -> None:
+def test_a_target_that_it_was_not_adapted_to_is_refused(photo) -> None:
     assert find_trained("starter", "source").path == FILE
     assert "is the source model, not for jaffe; leave the target out" in told(
         run("predict", photo, "--run", "starter", "--target", "jaffe"), 1
@@ -213,7 +213,7 @@ def expressions(result) -> list[str]:
     return [face["expression"] for line in result.stdout.splitlines() for face in json.loads(line)["faces"]]
 
 
-def test_a_picture_is_answered_out_of_the_box_and_one_line_says_by_whom(here, photo) -> None:
+def test_predict_works_out_of_the_box_and_one_line_names_the_model(here, photo) -> None:
     result = run("predict", photo)
     own = Recognizer.load("starter", device="cpu")(photo)
     assert expressions(result) == [face.expression for face in own] and len(own) == 1
@@ -244,7 +244,7 @@ def test_a_picture_is_answered_out_of_the_box_and_one_line_says_by_whom(here, ph
         (["--set", "name=a", "--target", "jaffe"], ("runs/a/source/x",), "no model adapted to jaffe (adapted: none)"),
     ],
 )
-def test_a_spec_that_is_named_means_its_own_run(words, files, said, here, photo) -> None:
+def test_a_given_spec_means_its_own_run(words, files, said, here, photo) -> None:
     for name in files:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text("name: mine\n")
@@ -264,7 +264,7 @@ def test_a_run_named_baseline_comes_before_the_starter(here, photo, prepared) ->
     assert "has several adapted models" in told(run("predict", photo), 1)
 
 
-def test_a_fresh_process_answers_without_lightning(here, photo) -> None:
+def test_a_fresh_process_predicts_without_lightning(here, photo) -> None:
     done = fercli("predict", photo, flags=("-X", "importtime"))
     assert done.returncode == 0 and len(json.loads(done.stdout)["faces"]) == 1
     assert "torch" in done.stderr and "lightning" not in done.stderr
@@ -273,7 +273,7 @@ def test_a_fresh_process_answers_without_lightning(here, photo) -> None:
 # ------------------------------------------------------------------------------------------------------------ library
 
 
-def test_the_library_says_once_that_nobody_chose_the_model(caplog, capsys) -> None:
+def test_the_library_says_once_that_the_model_is_the_default(caplog, capsys) -> None:
     recognizer._tell_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="fercli"):
         Recognizer.load("starter", device="cpu")
@@ -285,7 +285,7 @@ def test_the_library_says_once_that_nobody_chose_the_model(caplog, capsys) -> No
     assert capsys.readouterr().out == ""
 
 
-def test_a_library_that_has_not_set_up_logging_hears_it_on_stderr() -> None:
+def test_a_program_without_logging_set_up_gets_the_warning_on_stderr() -> None:
     code = "from fercli import Recognizer; Recognizer.load(); Recognizer.load()"
     command = [sys.executable, "-W", "error", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(starter.__file__).parents[2], timeout=120)
@@ -306,7 +306,7 @@ def test_inspect_shows_what_it_is_and_the_whole_card() -> None:
     assert "starter" not in json.loads(run("weights", "inspect", FILE, "--json").stdout)["weights"][0]
 
 
-def test_it_is_exported_without_any_store(here) -> None:
+def test_it_can_be_exported_without_a_store(here) -> None:
     result = run("export", "starter", "--format", "torch", "--json")
     assert result.exit_code == 0, result.stderr
     done = json.loads(result.stdout)["export"]
@@ -320,7 +320,7 @@ def test_it_is_exported_without_any_store(here) -> None:
     )
 
 
-def test_it_is_copied_by_weights_export(here) -> None:
+def test_weights_export_copies_it(here) -> None:
     result = run("weights", "export", "starter", "copy.safetensors", "--format", "fercli", "--half")
     assert result.exit_code == 0
     assert digest_of(load_file("copy.safetensors")) == digest_of(load_file(FILE))

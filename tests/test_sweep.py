@@ -1,4 +1,4 @@
-"""Sweeps: what is planned, what is left behind, going on after any stop, and results that equal `fercli evaluate`'s."""
+"""Sweeps: the planned cells, the files written, resuming after any stop, and results that equal `fercli evaluate`'s."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from fercli.sweep.aggregate import gather
 from fercli.sweep.plan import Cell, plan
 from fercli.sweep.run import sweep
 
-#: Two methods, one of them under a label of its own.
+#: Two methods, one of them under its own label.
 METHODS = {"dann": None, "no-adv": {"method": "aglrls", "options": {"adversarial": False, "threshold": 0.3}}}
 SWEEP = {"sweep.methods": METHODS, "sweep.seeds": [0, 1], "adapt.also_score": "dev"}
 CELLS = [(seed, method) for seed in (0, 1) for method in ("source-only", "dann", "no-adv")]
@@ -56,7 +56,7 @@ def swept_by(bench: Bench, *arguments: str):
 
 
 def done(bench: Bench, *arguments: str) -> dict[str, Any]:
-    """A sweep that must go well; its document."""
+    """Run a sweep that must succeed and return its document."""
     result = swept_by(bench, "--quiet", *arguments)
     assert result.exit_code == 0, result.stderr
     assert (result.stdout, result.stderr) == ("", "")
@@ -65,7 +65,7 @@ def done(bench: Bench, *arguments: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
-    """A finished sweep, by one process and without a stop. Read only: take a copy by `again`."""
+    """A finished sweep, run by one process without a stop. Read only: get a copy with `again`."""
     bench = Bench(tmp_path_factory.mktemp("swept"), prepared, SWEEP)
     done(bench)
     return bench
@@ -73,7 +73,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
 
 @pytest.fixture
 def again(tmp_path: Path, swept: Bench):
-    """Give a function (name, changes, prepared, parts) -> a bench with these parts of the finished sweep."""
+    """A function (name, changes, prepared, parts) -> a bench with these parts of the finished sweep."""
 
     def make(
         name: str = "again",
@@ -89,10 +89,10 @@ def again(tmp_path: Path, swept: Bench):
     return make
 
 
-# What is planned
+# Planned cells
 
 
-def test_cells_are_targets_by_methods_by_seeds_with_source_only_among_them() -> None:
+def test_cells_are_targets_by_methods_by_seeds_including_source_only() -> None:
     cells = planned({"methods": ["dann", "mcd"], "targets": ["jaffe", "ck+"], "seeds": [3, 0]})
     assert [(c.seed, c.method, c.target) for c in cells] == [
         (seed, method, target)
@@ -109,7 +109,7 @@ def test_cells_are_targets_by_methods_by_seeds_with_source_only_among_them() -> 
     assert last.title == "seed-0 mcd -> ck+"
 
 
-def test_targets_are_those_of_the_spec_unless_the_sweep_names_its_own() -> None:
+def test_targets_are_those_of_the_spec_unless_the_sweep_has_its_own() -> None:
     for section, targets in (
         ({}, ["jaffe"]),
         ({"targets": "expw"}, ["expw"]),
@@ -119,7 +119,7 @@ def test_targets_are_those_of_the_spec_unless_the_sweep_names_its_own() -> None:
         assert [cell.target for cell in cells if cell.method == "dann"] == targets
 
 
-def test_a_key_of_adapt_shares_the_source_model_and_any_other_has_its_own() -> None:
+def test_keys_of_adapt_share_a_source_model_and_other_keys_do_not() -> None:
     grid = {"adapt.batch": [4, 8], "model.width": [4, 6]}
     cells = planned({"methods": ["dann"], "grid": grid, "seeds": [0]})
     adapted = [c for c in cells if c.method == "dann"]
@@ -130,13 +130,13 @@ def test_a_key_of_adapt_shares_the_source_model_and_any_other_has_its_own() -> N
         assert (cell.spec.adapt.batch, cell.spec.model.width) == tuple(cell.keys.values())
         assert cell.spec.name == f"seed-0-width-{cell.spec.model.width}"
         assert cell.spec.adapt.tag == f"dann-batch-{cell.spec.adapt.batch}"
-    # One reference a source model, compared with every batch size.
+    # One reference per source model, compared with every batch size.
     reference = [c for c in cells if c.method == "source-only"]
     assert [c.keys for c in reference] == [{"model.width": 4}, {"model.width": 6}]
     assert {c.spec.adapt.tag for c in reference} == {"source-only"}
 
 
-def test_options_are_merged_key_by_key_and_all_else_is_replaced() -> None:
+def test_options_are_merged_key_by_key_and_everything_else_is_replaced() -> None:
     methods = {
         "aglrls": None,
         "bare": {"method": "aglrls", "options": {"adversarial": False}, "lr": {1: 0.1, 2: 0.01}},
@@ -153,7 +153,7 @@ def test_options_are_merged_key_by_key_and_all_else_is_replaced() -> None:
     assert [c.spec.adapt.tag for c in cells[:2]] == ["aglrls-threshold-0.5", "bare-threshold-0.5"]
 
 
-def test_options_of_the_spec_s_own_method_are_not_asked_of_source_only() -> None:
+def test_source_only_does_not_get_the_options_of_the_spec_s_method() -> None:
     cells = planned({"methods": ["aglrls"]}, adapt__options={"hidden": 32})
     assert [c.spec.adapt.options for c in cells] == [{}, {"hidden": 32}]
 
@@ -178,38 +178,47 @@ MISTAKES = {
     "no section": ({"sweep": None}, "the spec has no sweep section"),
     "no method": ({"sweep.methods": {}}, "sweep.methods"),
     "a method with a typo": ({"sweep.methods": ["dan"]}, "'dan' is not known (did you mean dann?)"),
-    "a label of no method": ({"sweep.methods": {"mine": None}}, "sweep (mine): adapt.method: 'mine' is not known"),
-    "a label that is no folder": ({"sweep.methods": {"a/b": {"method": "dann"}}}, "sweep.methods.a/b"),
+    "a label that is not a method": (
+        {"sweep.methods": {"mine": None}},
+        "sweep (mine): adapt.method: 'mine' is not known",
+    ),
+    "a label that cannot be a folder name": ({"sweep.methods": {"a/b": {"method": "dann"}}}, "sweep.methods.a/b"),
     "a method's unknown key": ({"sweep.methods": {"dann": {"bach": 4}}}, "adapt.bach: unknown key (did you mean batch"),
-    "a foreign option": ({"sweep.methods": {"dann": {"options": {"threshold": 0.5}}}}, "adapt.options.threshold"),
+    "another method's option": (
+        {"sweep.methods": {"dann": {"options": {"threshold": 0.5}}}},
+        "adapt.options.threshold",
+    ),
     "an option that only some have": (
         {"sweep.methods": ["aglrls", "dann"], "sweep.grid": {"adapt.options.threshold": [0.5]}},
         "adapt.options.threshold: unknown key",
     ),
-    "options of no mapping": ({"sweep.methods": {"dann": {"options": 3}}}, "adapt.options"),
+    "options that are not a mapping": ({"sweep.methods": {"dann": {"options": 3}}}, "adapt.options"),
     "a value out of range": ({"sweep.methods": {"dann": {"batch": 1}}}, "adapt.batch: 1"),
     "source-only changed": ({"sweep.methods": {"source-only": {"method": "dann"}}}, "sweep.methods.source-only"),
     "an unknown key": ({"sweep.grid": {"adapt.bach": [1]}}, "adapt.bach: unknown key (did you mean batch?)"),
     "an unknown section": ({"sweep.grid": {"adopt.batch": [4]}}, "adopt: unknown key (did you mean adapt?)"),
-    "a key below a value": ({"sweep.grid": {"adapt.epochs.first": [1]}}, "adapt.epochs.first is no key of the spec"),
+    "a key below a value": ({"sweep.grid": {"adapt.epochs.first": [1]}}, "adapt.epochs.first is not a key of the spec"),
     "no value": ({"sweep.grid": {"adapt.batch": []}}, "sweep.grid.adapt.batch"),
     "a value twice": ({"sweep.grid": {"adapt.batch": [4, 4]}}, "two combinations of values share the folder"),
-    "values alike in letters": ({"sweep.grid": {"evaluate.title": ["a b", "a-b"]}}, "values share the folder"),
+    "values that give the same folder name": (
+        {"sweep.grid": {"evaluate.title": ["a b", "a-b"]}},
+        "values share the folder",
+    ),
     "a key that a method sets": (
         {"sweep.methods": {"dann": {"batch": 4}}, "sweep.grid": {"adapt.batch": [6, 8]}},
-        "sweep.grid: adapt.batch is set for dann already",
+        "sweep.grid: adapt.batch is already set for dann",
     ),
     "an option that a method sets": (
         {"sweep.methods": {"dann": {"options": {"hidden": 8}}}, "sweep.grid": {"adapt.options.hidden": [6, 8]}},
-        "sweep.grid: adapt.options.hidden is set for dann already",
+        "sweep.grid: adapt.options.hidden is already set for dann",
     ),
-    "the method as a key": ({"sweep.grid": {"adapt.method": ["dann", "mcd"]}}, "sweep.grid: adapt.method is set"),
-    "the seed as a key": ({"sweep.grid": {"engine.seed": [5, 6]}}, "sweep.grid: engine.seed is set"),
+    "the method as a key": ({"sweep.grid": {"adapt.method": ["dann", "mcd"]}}, "grid: adapt.method is already set"),
+    "the seed as a key": ({"sweep.grid": {"engine.seed": [5, 6]}}, "sweep.grid: engine.seed is already set"),
     "a seed twice": ({"sweep.seeds": [1, 1]}, "a seed is named twice"),
     "no seed": ({"sweep.seeds": []}, "sweep.seeds"),
     "no target": ({"data.targets": []}, "no target"),
     "the source as a target": ({"sweep.targets": ["raf-db"]}, "raf-db"),
-    "a grid's source as a target": ({"sweep.grid": {"data.source": ["jaffe"]}}, "jaffe"),
+    "a source in the grid as a target": ({"sweep.grid": {"data.source": ["jaffe"]}}, "jaffe"),
     "a typo in the section": ({"sweep.seed": [1]}, "sweep.seed: unknown key"),
     "a target that is not prepared": ({"sweep.targets": ["jaffe", "expw"]}, "expw is not prepared", 1),
     "a source that is not prepared": ({"data.source": ["raf-db", "expw"]}, "expw is not prepared", 1),
@@ -217,7 +226,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line_before_anything_is_trained(mistake: str, tmp_path: Path, prepared: Path) -> None:
+def test_mistakes_give_one_line_before_anything_is_trained(mistake: str, tmp_path: Path, prepared: Path) -> None:
     changes, text, *code = MISTAKES[mistake]
     bench = Bench(tmp_path / "bench", prepared, {"sweep": {"methods": ["dann"], "seeds": [0]}, **changes})
     assert text in told(swept_by(bench), *(code or [2]))
@@ -234,10 +243,10 @@ def test_dry_run_lists_the_cells_and_trains_nothing(again) -> None:
     assert not (bench.folder / "runs").exists()
 
 
-# What it leaves
+# Files it writes
 
 
-def test_a_sweep_leaves_run_folders_and_two_files_of_results(swept: Bench, tmp_path: Path) -> None:
+def test_a_sweep_writes_run_folders_and_two_result_files(swept: Bench, tmp_path: Path) -> None:
     assert stages(swept) == sorted(STAGES)
     assert sorted(p.name for p in swept.runs.iterdir()) == [LOCK, "results.csv", "results.json", "seed-0", "seed-1"]
     assert not list(swept.runs.rglob("*.tmp"))
@@ -251,13 +260,13 @@ def test_a_sweep_leaves_run_folders_and_two_files_of_results(swept: Bench, tmp_p
     assert (swept.runs / "results.csv").read_bytes() == (tmp_path / "results.csv").read_bytes()
 
 
-def test_one_seed_is_one_source_model_and_another_seed_another(swept: Bench) -> None:
+def test_each_seed_has_one_source_model_of_its_own(swept: Bench) -> None:
     begun = {stage: checkpoint.load(swept.runs / stage / "last.ckpt").get("source_model") for stage in STAGES}
     assert begun["seed-0/adapt-jaffe-dann"] == begun["seed-0/adapt-jaffe-no-adv"]
     assert begun["seed-0/adapt-jaffe-dann"] != begun["seed-1/adapt-jaffe-dann"]
 
 
-def test_entries_are_what_evaluate_says_of_the_runs(again) -> None:
+def test_entries_equal_those_of_evaluate(again) -> None:
     bench, names = again(), {"source-only": "source-only", "dann": "dann", "no-adv": "aglrls (no-adv)"}
     document = done(bench)
     for seed in (0, 1):
@@ -276,7 +285,7 @@ def test_entries_are_what_evaluate_says_of_the_runs(again) -> None:
         assert not told_of
 
 
-def test_other_rules_are_asked_of_what_is_trained(again) -> None:
+def test_other_rules_can_be_applied_to_trained_cells(again) -> None:
     bench = again()
     plain, before = done(bench)["entries"], remembered(bench)
     for entry, other in zip(plain, bench.json("evaluate", "--decision", "fused")["entries"], strict=True):
@@ -294,7 +303,7 @@ def test_other_rules_are_asked_of_what_is_trained(again) -> None:
     assert remembered(bench) == before
 
 
-def test_rules_are_what_the_scores_and_outputs_of_each_epoch_give(swept: Bench) -> None:
+def test_rules_match_the_scores_and_outputs_of_each_epoch(swept: Bench) -> None:
     labels = np.load(swept.prepared / "jaffe/labels.npy")
     for entry in results(swept)["entries"]:
         if entry["method"] == "source-only":
@@ -317,7 +326,7 @@ def test_rules_are_what_the_scores_and_outputs_of_each_epoch_give(swept: Bench) 
         assert entry["rules"]["infomax"]["accuracy"] == entry["heads"][entry["decision"]]["accuracy"]
 
 
-def test_drift_is_from_the_source_model_of_the_same_seed(again) -> None:
+def test_drift_is_relative_to_the_source_model_of_the_same_seed(again) -> None:
     bench = again()
     swept_by(bench)
     for entry in results(bench)["entries"]:
@@ -356,7 +365,7 @@ def test_scripts_get_one_document_and_people_a_table(again) -> None:
     ],
     ids=["nothing", "half"],
 )
-def test_evaluate_makes_the_report_of_whatever_is_trained(parts: tuple[str, ...], there: list[Any], again) -> None:
+def test_evaluate_reports_on_everything_trained_so_far(parts: tuple[str, ...], there: list[Any], again) -> None:
     bench = again(parts=parts)
     bench.done("evaluate", "--report", "--quiet", "--set", "engine.device=cuda")  # trained on another machine
     page, document = (bench.runs / "report.html").read_text(), results(bench)
@@ -379,17 +388,17 @@ def test_a_cell_whose_outputs_are_damaged_is_missing(again) -> None:
         assert cell["method"] == "dann" and str(path) in cell["why"] and "--restart" in cell["why"]
 
 
-# Going on
+# Resuming
 
 
 def remembered(bench: Bench) -> dict[str, tuple[bytes, int]]:
-    """Contents and times of all that training writes."""
+    """Contents and modification times of all files that training writes."""
     files = [p for stage in stages(bench) for p in (bench.runs / stage).rglob("*") if p.is_file()]
     kept = [p for p in files if p.suffix in (".ckpt", ".safetensors", ".jsonl", ".json")]
     return {str(p.relative_to(bench.runs)): (p.read_bytes(), p.stat().st_mtime_ns) for p in kept}
 
 
-def test_run_again_it_trains_nothing(again, swept: Bench) -> None:
+def test_a_second_run_trains_nothing(again, swept: Bench) -> None:
     bench = again()
     before = {name: content for name, (content, _) in remembered(bench).items()}
     document = done(bench)
@@ -399,7 +408,7 @@ def test_run_again_it_trains_nothing(again, swept: Bench) -> None:
     assert took == before
 
 
-def test_a_cell_that_is_deleted_is_done_again_alone(again, swept: Bench) -> None:
+def test_only_a_deleted_cell_is_trained_again(again, swept: Bench) -> None:
     gone = "seed-1/adapt-jaffe-dann"
     bench = again(parts=tuple(stage for stage in STAGES if stage != gone))
     before = remembered(bench)
@@ -409,7 +418,7 @@ def test_a_cell_that_is_deleted_is_done_again_alone(again, swept: Bench) -> None
     assert_same_sweep(swept, bench)
 
 
-def test_more_seeds_and_methods_are_added_to_what_is_there(again) -> None:
+def test_more_seeds_and_methods_are_added_to_existing_cells(again) -> None:
     bench = again()
     before = remembered(bench)
     document = done(bench, "--set", "sweep.seeds=[0, 2]", "--set", "sweep.methods.safn={}")
@@ -418,7 +427,7 @@ def test_more_seeds_and_methods_are_added_to_what_is_there(again) -> None:
     assert all(remembered(bench)[name][0] == content for name, (content, _) in before.items())
 
 
-def test_results_of_other_settings_are_not_taken_for_these(again) -> None:
+def test_results_with_other_settings_are_not_used(again) -> None:
     bench = again()
     result = swept_by(bench, "--quiet", "--set", "adapt.batch=4")
     assert result.exit_code == 1
@@ -431,7 +440,7 @@ def test_results_of_other_settings_are_not_taken_for_these(again) -> None:
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, count: int, number: int = signal.SIGINT) -> None:
-    """Let the signal come while the sweep's `count`-th batch is made, from 1."""
+    """Send the signal while the sweep's `count`-th batch, from 1, is made."""
     make, made = Batches.__call__, [0]
 
     def batch(self: Batches, *arguments: Any) -> Any:
@@ -453,12 +462,12 @@ SOURCES = ("seed-0/source", "seed-1/source")
     [
         ((), 2, ["seed-0/source"]),
         (SOURCES, ALL + 4, ["seed-0/adapt-jaffe-dann", "seed-0/adapt-jaffe-no-adv", *SOURCES]),
-        # In a stage's last step, after which it ends of itself: what was asked for is a stop of the sweep.
+        # In a stage's last step, after which the stage ends anyway: the whole sweep must stop.
         (SOURCES, ALL, ["seed-0/adapt-jaffe-dann", *SOURCES]),
     ],
     ids=["source", "adapt", "last step"],
 )
-def test_a_stopped_sweep_goes_on_to_the_same_bits(
+def test_a_stopped_sweep_resumes_to_the_same_bits(
     parts: tuple[str, ...], count: int, left: list[str], swept: Bench, again, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench, handler = again("stopped", parts=parts), signal.getsignal(signal.SIGINT)
@@ -472,31 +481,31 @@ def test_a_stopped_sweep_goes_on_to_the_same_bits(
 
 
 def spawned(bench: Bench, pattern: str, *arguments: str) -> subprocess.Popen:
-    """A sweep of two processes, in a session of its own, once it has left such a file."""
+    """A sweep of two processes in its own session, once it has written a file that matches `pattern`."""
     command = [sys.executable, "-m", "fercli", "sweep", str(bench.spec), "--jobs", "2", *arguments]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     begun = time.monotonic()
     while not list(bench.runs.rglob(pattern)) and process.poll() is None:
-        assert time.monotonic() - begun < 100, f"no {pattern} came"
+        assert time.monotonic() - begun < 100, f"{pattern} was not written"
         time.sleep(0.01)
     return process
 
 
 @pytest.mark.slow
-def test_two_processes_make_what_one_makes(swept: Bench, again) -> None:
+def test_two_processes_give_the_same_results_as_one(swept: Bench, again) -> None:
     bench = again(parts=())
     done(bench, "--jobs", "2")
     assert_same_sweep(swept, bench)
 
 
 @pytest.mark.slow
-def test_a_sweep_of_two_processes_killed_in_the_middle_goes_on_to_the_same_bits(swept: Bench, again) -> None:
+def test_a_killed_sweep_of_two_processes_resumes_to_the_same_bits(swept: Bench, again) -> None:
     bench = again(parts=())
     process = spawned(bench, "adapt-*/last.ckpt", "--set", "engine.save_every_s=0")
     time.sleep(random.uniform(0, 0.5))
     process.kill()
     process.communicate()
-    # Its workers see within a second that it is gone, and end too.
+    # Its workers notice within a second that it is gone, and end too.
     time.sleep(3)
     done(bench)
     assert_same_sweep(swept, bench)
@@ -504,30 +513,30 @@ def test_a_sweep_of_two_processes_killed_in_the_middle_goes_on_to_the_same_bits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [False, True], ids=["kill", "terminal"])
-def test_a_sweep_of_two_processes_that_is_stopped_saves_and_goes_on(whole_group: bool, again) -> None:
+def test_a_stopped_sweep_of_two_processes_saves(whole_group: bool, again) -> None:
     bench = again(parts=())
-    # Long enough that nothing ends before the signal comes.
+    # Long enough that no stage ends before the signal arrives.
     longer = ("--set", "train_source.epochs=500", "--set", "train_source.steps_per_epoch=1")
     process = spawned(bench, "seed-*/source/last.ckpt", *longer)
     (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
     told_ = process.communicate(timeout=60)[1]
     assert process.returncode == 130, told_
     assert "Traceback" not in told_
-    assert told_.strip().splitlines()[-1].startswith("error: stopped; what is done is in")
+    assert told_.strip().splitlines()[-1].startswith("error: stopped; finished work is saved in")
     saved = {stage: checkpoint.load(bench.runs / stage / "last.ckpt")["step"] for stage in stages(bench)}
     assert saved
     assert all(step < 500 for step in saved.values()), saved
     assert not list(bench.runs.rglob("results.*"))
 
 
-# A cell that fails
+# Failing cells
 
 
 RUINED = {"method": "dann", "lr": 1e30, "discriminator_lr": 1e30, "clip_norm": None}
 
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_cell_that_fails_costs_no_other(jobs: int, again, swept: Bench) -> None:
+def test_a_failing_cell_does_not_affect_the_others(jobs: int, again, swept: Bench) -> None:
     changes = {"sweep.methods": {"ruined": RUINED, **METHODS}, "sweep.jobs": jobs}
     bench = again("ruined", changes, parts=(*SOURCES, "seed-1/adapt-jaffe-no-adv"))
     result = swept_by(bench, "--quiet")
@@ -539,7 +548,7 @@ def test_a_cell_that_fails_costs_no_other(jobs: int, again, swept: Bench) -> Non
     document = results(bench)
     assert figures(document) == figures(results(swept))
     assert cells_of(document["missing"]) == [(0, "ruined"), (1, "ruined")]
-    # Fixed, the same command does them.
+    # Once they are fixed, the same command trains them.
     bench = Bench(bench.folder, bench.prepared, {**SWEEP, "sweep.methods": {"ruined": {"method": "dann"}, **METHODS}})
     document = done(bench)
     assert document["missing"] == []
@@ -547,7 +556,7 @@ def test_a_cell_that_fails_costs_no_other(jobs: int, again, swept: Bench) -> Non
     assert all(rows[seed, "ruined"] == rows[seed, "dann"] for seed in (0, 1))
 
 
-def test_a_source_model_that_fails_costs_its_own_cells_only(again) -> None:
+def test_a_failing_source_model_affects_only_its_own_cells(again) -> None:
     grid = {"train_source.momentum": [0.9, 0.0]}
     changes = {"sweep.grid": grid, "sweep.seeds": [0], "sweep.methods": ["safn"]}
     bench = again("ruined", changes, parts=())
@@ -564,7 +573,7 @@ def test_a_source_model_that_fails_costs_its_own_cells_only(again) -> None:
         assert all(cell["keys"] == {"train_source.momentum": momentum} for cell in document[key])
 
 
-# No target label is read
+# Target labels are not read
 
 
 LABELS = {
@@ -576,14 +585,14 @@ LABELS = {
 
 
 def unjudged(entry: dict[str, Any]) -> dict[str, Any]:
-    """What an entry tells that takes no label of the target."""
+    """The parts of an entry that need no target labels."""
     judged = ("heads", "stages", "intervals", "against_reference", "calibration", "oracle", "scored")
     rules = {rule: chosen["epoch"] for rule, chosen in entry["rules"].items()}
     return {**{key: value for key, value in entry.items() if key not in judged}, "rules": rules}
 
 
 @pytest.mark.parametrize("name", LABELS)
-def test_target_labels_change_nothing_but_accuracies(name: str, again, swept: Bench, tmp_path: Path) -> None:
+def test_target_labels_affect_only_the_accuracies(name: str, again, swept: Bench, tmp_path: Path) -> None:
     stores = with_labels(swept.prepared, tmp_path / "stores", LABELS[name])
     bench = again(name, {"sweep.seeds": [0]}, stores, parts=("seed-0/source",))
     (bench.runs / "seed-0/source/outputs/dataset-jaffe.safetensors").unlink()

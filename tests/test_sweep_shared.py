@@ -1,5 +1,5 @@
-"""A sweep that several processes share: workers of a cluster, SLURM's array of cells, two commands at once, one GPU
-each. Whoever does the work, and whoever dies over it, the table is that of one process, byte for byte."""
+"""A sweep that several processes share: workers of a cluster, a SLURM array of cells, two commands at once, one GPU
+each. Whichever processes do the work or die, the table is the same as from one process, byte for byte."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from fercli.sweep.plan import plan
 from fercli.sweep.run import _workers, unfinished
 
 SWEEP = {"sweep.methods": {"dann": None}, "sweep.seeds": [0, 1]}
-#: By number.
+#: Titles of the cells, by number.
 CELLS = [f"seed-{seed} {method} -> jaffe" for seed in (0, 1) for method in ("source-only", "dann")]
 SOURCES = ("seed-0/source", "seed-1/source")
-#: Saved after every step: what is killed goes on from the middle.
+#: Saved after every step, so that a killed stage resumes from the middle.
 SAVING = {"engine.save_every_s": 0}
 SLURM = {
     "SLURM_JOB_ID": "71",
@@ -48,7 +48,7 @@ STEP = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_ST
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
-    """By one process and without a stop. Read only."""
+    """A finished sweep, run by one process without a stop. Read only."""
     bench = Bench(tmp_path_factory.mktemp("swept"), prepared, SWEEP)
     result = run("sweep", bench.spec, "--quiet")
     assert result.exit_code == 0, result.stderr
@@ -57,7 +57,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
 
 @pytest.fixture
 def make(tmp_path: Path, swept: Bench):
-    """Give a function (parts, changes) -> a bench with these parts of the finished sweep."""
+    """A function (parts, changes) -> a bench with these parts of the finished sweep."""
 
     def made(parts: tuple[str, ...] = (), changes: dict | None = None) -> Bench:
         bench = Bench(tmp_path / "bench", swept.prepared, {**SWEEP, **(changes or {})})
@@ -71,7 +71,7 @@ def make(tmp_path: Path, swept: Bench):
 
 @pytest.fixture
 def start() -> Iterator:
-    """Give a function (bench, arguments, environment) -> a sweep in a process of its own."""
+    """A function (bench, arguments, environment) -> a sweep in its own process."""
     processes = []
 
     def started(bench: Bench, *arguments: str, **environment: str) -> subprocess.Popen:
@@ -88,7 +88,7 @@ def start() -> Iterator:
 
 
 def ended(process: subprocess.Popen, code: int = 0) -> str:
-    """What a process said on stderr until it ended."""
+    """Wait for a process to end and return its stderr."""
     said = process.communicate(timeout=300)[1]
     assert process.returncode == code, said
     assert "Traceback" not in said
@@ -104,13 +104,13 @@ def until(condition, process: subprocess.Popen) -> None:
 
 
 def claims(bench: Bench) -> dict[str, int]:
-    """Stage -> the process that has claimed it."""
+    """Stage -> the number of the process that has claimed it."""
     found = {}
     for path in bench.runs.glob("*/.*.claim-*"):
         stage = f"{path.parent.name}/{path.name[1:].rpartition('.claim-')[0]}"
         try:
             found[stage] = json.loads(path.read_bytes() or "{}").get("process", 0)
-        except FileNotFoundError:  # given back meanwhile
+        except FileNotFoundError:  # released in the meantime
             continue
     return found
 
@@ -131,19 +131,21 @@ def test_cells_are_counted_for_the_shell(make) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line", "code"),
     [
-        (("--cell", "4"), "--cell 4: the sweep has 4 cells; say one from 0 to 3", 2),
+        (("--cell", "4"), "--cell 4: the sweep has 4 cells; give one from 0 to 3", 2),
         (("--cell", "0", "--jobs", "2"), "--cell and --jobs cannot be combined", 2),
         (("--cells", "--dry-run"), "--cells and --dry-run cannot be combined", 2),
-        (("--jobs", "gpus"), "sweep.jobs is gpus, and torch sees no GPU here", 1),
-        (("--set", "sweep.jobs=0"), "sweep.jobs: 0 is neither a number from 1 on nor gpus", 2),
-        (("--set", f"sweep.jobs={1 << 63}"), f"sweep.jobs: {1 << 63} is neither a number from 1 on nor gpus", 2),
-        (("--set", "sweep.jobs=cpus"), "sweep.jobs: 'cpus' is neither a number from 1 on nor gpus", 2),
+        (("--jobs", "gpus"), "sweep.jobs is gpus, but torch finds no GPU here", 1),
+        (("--set", "sweep.jobs=0"), "sweep.jobs: 0 is neither a positive integer nor gpus", 2),
+        (("--set", f"sweep.jobs={1 << 63}"), f"sweep.jobs: {1 << 63} is neither a positive integer nor gpus", 2),
+        (("--set", "sweep.jobs=cpus"), "sweep.jobs: 'cpus' is neither a positive integer nor gpus", 2),
         (("--set", "sweep.backend=loky"), "sweep.backend: 'loky' is not allowed; one of 'local', 'dask', 'ray'", 2),
         (("--set", "sweep.backend=dask"), "sweep.backend is dask, but its scheduler is not given; use --set sweep.", 1),
         (("--set", "sweep.backend=dask", "--jobs", "gpus"), "gpus is for the GPUs of one machine", 2),
     ],
 )
-def test_what_cannot_be_is_one_line(arguments, line: str, code: int, make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_impossible_request_gives_one_line(
+    arguments, line: str, code: int, make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     if "sweep.backend=dask" in arguments:
@@ -153,10 +155,10 @@ def test_what_cannot_be_is_one_line(arguments, line: str, code: int, make, monke
     assert not bench.runs.exists()
 
 
-def test_cell_after_cell_makes_the_same_table_and_the_last_one_writes_it(make, swept: Bench) -> None:
+def test_cells_run_one_by_one_give_the_same_table_and_the_last_writes_it(make, swept: Bench) -> None:
     bench = make()
     said = []
-    for number in (3, 0, 1):  # with 3 came the source model whose row is 2
+    for number in (3, 0, 1):  # cell 3 also trains the source model that is cell 2
         result = run("sweep", bench.spec, "--cell", number)
         assert result.exit_code == 0, result.stderr
         assert ("source-only" in result.stdout) == (number == 1)
@@ -174,13 +176,13 @@ def test_cell_after_cell_makes_the_same_table_and_the_last_one_writes_it(make, s
     assert not claims(bench)
 
 
-def test_scripts_are_told_what_is_left(make) -> None:
+def test_the_json_output_lists_the_remaining_cells(make) -> None:
     bench = make(("seed-0/source",))
     document = json.loads(run("sweep", bench.spec, "--cell", 0, "--json").stdout)
     assert document == {"cell": 0, "title": CELLS[0], "left": CELLS[1:]}
 
 
-def test_a_sweep_of_source_only_alone(make, swept: Bench) -> None:
+def test_a_sweep_of_only_source_only(make, swept: Bench) -> None:
     bench = make(("seed-0/source",), {"sweep.methods": ["source-only"], "sweep.seeds": [0]})
     assert run("sweep", bench.spec, "--cells").stdout == "1\n"
     assert run("sweep", bench.spec, "--cell", 0, "--quiet").exit_code == 0
@@ -188,7 +190,7 @@ def test_a_sweep_of_source_only_alone(make, swept: Bench) -> None:
     assert entry["method"] == "source-only"
 
 
-def test_a_cell_that_fails_is_told_and_the_others_go_on(make) -> None:
+def test_a_failing_cell_is_reported_and_the_others_continue(make) -> None:
     ruined = {"method": "dann", "lr": 1e30, "discriminator_lr": 1e30, "clip_norm": None}
     bench = make(("seed-0/source",), {"sweep.methods": {"ruined": ruined, "safn": None}, "sweep.seeds": [0]})
     line = run("sweep", bench.spec, "--cell", 1, "--quiet")
@@ -196,23 +198,23 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(make) -> None:
     assert line.stderr.startswith("error: seed-0 ruined -> jaffe: ") and "not finite" in line.stderr
     assert run("sweep", bench.spec, "--cell", 2, "--quiet").exit_code == 0
     assert not claims(bench) and not (bench.runs / "results.csv").exists()
-    # Whoever fails last writes the table all the same.
+    # The last cell writes the table even if it fails.
     assert run("sweep", bench.spec, "--cell", 1, "--quiet").exit_code == 1
     assert [cell["method"] for cell in results(bench)["missing"]] == ["ruined"]
 
 
 @pytest.mark.parametrize("step", [{}, STEP], ids=["sbatch", "srun"])
-def test_a_task_of_slurm_s_array_is_one_process(step, make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_of_a_slurm_array_is_one_process(step, make, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**SLURM, "SLURM_ARRAY_TASK_ID": "0", **step}.items():
         monkeypatch.setenv(name, value)
     bench = make(("seed-0/source",))
     assert run("sweep", bench.spec, "--cell", 0, "--quiet").exit_code == 0
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "2")
-    assert "start it once, not by torchrun or srun" in told(run("sweep", bench.spec, "--cell", 0))
+    assert "start it once, without torchrun or srun" in told(run("sweep", bench.spec, "--cell", 0))
 
 
-def test_a_stopped_cell_saves_gives_its_claim_back_and_goes_on(make, swept: Bench, start) -> None:
+def test_a_stopped_cell_saves_releases_its_claim_and_resumes(make, swept: Bench, start) -> None:
     bench = make((*SOURCES, "seed-1/adapt-jaffe-dann"), SAVING)
     process = start(bench, "--cell", "1", **SLURM, **STEP, SLURM_ARRAY_TASK_ID="1")
     until((bench.runs / "seed-0/adapt-jaffe-dann/last.ckpt").exists, process)
@@ -220,13 +222,13 @@ def test_a_stopped_cell_saves_gives_its_claim_back_and_goes_on(make, swept: Benc
     code = process.wait(60)
     assert not claims(bench)
     assert code in (0, 130), process.communicate()
-    if code:  # else it was in its last step
-        assert "error: stopped; what is done is in" in process.communicate()[1]
+    if code:  # otherwise it was in its last step
+        assert "error: stopped; finished work is saved in" in process.communicate()[1]
     assert run("sweep", bench.spec, "--cell", 1, "--quiet").exit_code == 0
     assert_same_sweep(swept, bench)
 
 
-#: A sweep to which SIGTERM comes while a function of it runs.
+#: A sweep that receives SIGTERM while a given function runs.
 _STOPPED_IN = """
 import importlib, os, signal, sys
 from fercli.cli import main
@@ -242,17 +244,17 @@ main(["sweep", sys.argv[2], "--quiet"])
 
 
 @pytest.mark.parametrize(("function", "code"), [("fercli.sweep.plan:plan", 130), ("fercli.sweep.aggregate:gather", 0)])
-def test_sigterm_ends_no_sweep_in_the_middle_of_what_it_prepares_or_writes(function: str, code: int, make) -> None:
+def test_sigterm_does_not_interrupt_planning_or_writing_of_results(function: str, code: int, make) -> None:
     bench = make(("seed-0/source", "seed-0/adapt-jaffe-dann"), {"sweep.seeds": [0]})
     done = subprocess.run([sys.executable, "-c", _STOPPED_IN, function, bench.spec], capture_output=True, text=True)
     assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
     assert (bench.runs / "results.csv").exists() == (code == 0)
 
 
-# What is finished
+# Finished stages
 
 
-def test_more_epochs_are_trained_and_fewer_change_nothing(make) -> None:
+def test_more_epochs_are_trained_and_fewer_epochs_change_nothing(make) -> None:
     bench = make(("seed-0/source", "seed-0/adapt-jaffe-dann"), {"sweep.seeds": [0]})
     last = bench.runs / "seed-0/adapt-jaffe-dann/last.ckpt"
 
@@ -266,7 +268,7 @@ def test_more_epochs_are_trained_and_fewer_change_nothing(make) -> None:
     assert epochs(EPOCHS) == EPOCHS + 1 and last.stat().st_mtime_ns == before
 
 
-def test_what_is_finished_is_told_by_its_folder(make) -> None:
+def test_a_finished_stage_is_recognised_by_its_folder(make) -> None:
     bench = make(("seed-0/source", "seed-0/adapt-jaffe-dann"), {"sweep.seeds": [0]})
     folder = bench.runs / "seed-0/adapt-jaffe-dann"
     record = json.loads((folder / "environment.json").read_text())
@@ -279,9 +281,9 @@ def test_what_is_finished_is_told_by_its_folder(make) -> None:
         cells = plan(parse(merge(yaml.safe_load(bench.spec.read_text()), changes)))
         return cells[1] in unfinished(cells)
 
-    assert not left({}) and left({"adapt.epochs": EPOCHS + 1})  # of an earlier version, by its log
+    assert not left({}) and left({"adapt.epochs": EPOCHS + 1})  # written by an earlier version: judged by its log
     assert left({"adapt.epochs": EPOCHS + 1}, epoch=EPOCHS) and not left({"adapt.epochs": 1}, epoch=EPOCHS)
-    assert not left({}, epoch=1)  # ended early of itself: one expression had taken over
+    assert not left({}, epoch=1)  # ended early by a safeguard: one expression had taken over
     early = {"epoch": 1, "epochs": EPOCHS, "patience": 1}
     assert not left({"adapt.patience": 1}, **early)
     assert left({"adapt.patience": 2}, **early) and left({}, **early)
@@ -291,7 +293,7 @@ def test_what_is_finished_is_told_by_its_folder(make) -> None:
 
 
 @pytest.mark.slow
-def test_four_cells_at_once_one_of_them_killed(make, swept: Bench, start) -> None:
+def test_four_cells_at_once_with_one_of_them_killed(make, swept: Bench, start) -> None:
     bench = make(changes=SAVING)
     cells = [start(bench, "--cell", str(number), **SLURM, SLURM_ARRAY_TASK_ID=str(number)) for number in range(4)]
     until((bench.runs / "seed-1/adapt-jaffe-dann/last.ckpt").exists, cells[3])
@@ -302,7 +304,7 @@ def test_four_cells_at_once_one_of_them_killed(make, swept: Bench, start) -> Non
     assert checkpoint.load(bench.runs / "seed-1/adapt-jaffe-dann/last.ckpt")["step"] > 0
     assert not (bench.runs / "results.csv").exists()
     again = ended(start(bench, "--cell", "3"))
-    assert f"{CELLS[3]}: process {cells[3].pid} on " in again and "is gone; taking over what it has left" in again
+    assert f"{CELLS[3]}: process {cells[3].pid} on " in again and "is gone; taking over its work" in again
     assert_same_sweep(swept, bench)
     assert not claims(bench)
 
@@ -317,13 +319,13 @@ def test_two_sweeps_share_the_work(make, swept: Bench, start) -> None:
     until(lambda: claims(bench).get("seed-0/source"), one)
     two = start(bench)
     said = [ended(one), ended(two)]
-    assert any("the work is shared with others" in text for text in said), said
+    assert any("the work is shared with other processes" in text for text in said), said
     assert_same_sweep(swept, bench)
     assert not claims(bench)
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_killed_costs_its_own_cell_only(make, swept: Bench, start) -> None:
+def test_a_killed_worker_affects_only_its_own_cell(make, swept: Bench, start) -> None:
     slow = {"seed-0/adapt-jaffe-dann": 200}
     bench = make(SOURCES, {"adapt.steps_per_epoch": slow["seed-0/adapt-jaffe-dann"], "adapt.epochs": 1})
     process = start(bench, "--jobs", "2")
@@ -339,7 +341,7 @@ def test_a_worker_that_is_killed_costs_its_own_cell_only(make, swept: Bench, sta
 
 
 @pytest.mark.slow
-def test_a_command_in_a_stage_s_folder_and_a_claim_are_waited_for(make, swept: Bench, start) -> None:
+def test_a_sweep_waits_for_a_command_in_a_stage_s_folder_and_for_a_claim(make, swept: Bench, start) -> None:
     bench = make((*SOURCES, "seed-1/adapt-jaffe-dann"))
     folder = bench.runs / "seed-0/adapt-jaffe-dann"
     folder.mkdir()
@@ -352,7 +354,7 @@ def test_a_command_in_a_stage_s_folder_and_a_claim_are_waited_for(make, swept: B
     shutil.rmtree(folder)
     with take(folder):
         process = start(bench)
-        line = next(line for line in process.stderr if "is at it" in line)
+        line = next(line for line in process.stderr if "is working on it" in line)
         assert f"{CELLS[1]}: process {os.getpid()} on " in line
     ended(process)
     assert_same_sweep(swept, bench)
@@ -362,7 +364,7 @@ def test_a_command_in_a_stage_s_folder_and_a_claim_are_waited_for(make, swept: B
 
 
 @pytest.mark.slow
-def test_a_dask_cluster_of_two_workers_makes_the_same_table(make, swept: Bench) -> None:
+def test_a_dask_cluster_of_two_workers_gives_the_same_table(make, swept: Bench) -> None:
     distributed = pytest.importorskip("distributed", reason="dask is not installed")
     bench = make()
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
@@ -388,7 +390,7 @@ def test_a_dask_cluster_of_two_workers_makes_the_same_table(make, swept: Bench) 
         ("MIG-a,MIG-GPU-b/1/0", 1, ["MIG-a", "MIG-GPU-b/1/0"]),
     ],
 )
-def test_each_worker_is_given_another_gpu(
+def test_each_worker_gets_a_different_gpu(
     visible: str | None, count: int, named: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -399,7 +401,7 @@ def test_each_worker_is_given_another_gpu(
 
 
 def test_worker_processes_see_one_gpu_each_before_they_load_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Real processes, each asked once: none may be given a second call before all have their first."""
+    """Real processes, each called once: none gets a second call before all have their first."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,1,MIG-b")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     spec = parse(merge({}, {"sweep": {"methods": ["dann"], "jobs": "gpus"}, "data.source": "a", "data.targets": ["b"]}))

@@ -109,7 +109,7 @@ BROKEN = [
     ),
     (
         *("torch", f"raise OSError({CUDART!r})", ["train-source", "predict"]),
-        f"torch cannot be loaded ({CUDART}); to fix it: install it as https://pytorch.org says",
+        f"torch cannot be loaded ({CUDART}); to fix it: install it as described on https://pytorch.org",
     ),
     (
         *("lightning_fabric", "raise AttributeError('two\\nlines')", ["train-source"]),
@@ -134,7 +134,7 @@ BROKEN = [
     (
         *("yaml", "raise ModuleNotFoundError('No module named _lzma', name='_lzma')", ["init"]),
         "python lacks its own module _lzma: it was built without it; to fix it: "
-        "make an environment of another Python, 3.10 or newer",
+        "create an environment with another Python, 3.10 or newer",
     ),
 ]
 

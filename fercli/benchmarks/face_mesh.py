@@ -1,7 +1,7 @@
-"""MediaPipe's own face mesh, the yardstick of `fercli bench prepare`: of its last release with "solutions", or Tasks.
+"""MediaPipe's own face mesh, the yardstick of `fercli bench prepare`, from its "solutions" (old releases) or Tasks API.
 
-The newer releases, which install on every Python, carry no networks. They are given the same ones
-(`fercli.faces.network_files`), in the archive that their FaceLandmarker reads, so that both run the same work.
+The newer releases, which install on every Python, contain no networks. They get the same networks as fercli
+(`fercli.faces.network_files`) in the archive format that their FaceLandmarker reads, so that both do the same work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from fercli.faces.network_files import read_network
 from fercli.faces.quiet import mute_stderr
 
-#: What Tasks calls the two networks.
+#: The names of the two networks in Tasks -> their file names here.
 _BUNDLE = {
     "face_detector.tflite": "face_detection_short_range.tflite",
     "face_landmarks_detector.tflite": "face_landmark.tflite",
@@ -24,17 +24,17 @@ _BUNDLE = {
 
 
 def is_installed() -> bool:
-    """Whether there is a mediapipe to measure."""
+    """Whether mediapipe is installed."""
     found = importlib.util.find_spec("mediapipe")
     return found is not None and found.origin is not None
 
 
 def face_mesh() -> Callable[[np.ndarray], int]:
-    """Return a function that runs face mesh on uint8 [H, W, 3] RGB and counts the faces; its models are loaded."""
+    """Return a function that runs the face mesh on uint8 [H, W, 3] RGB and counts the faces. Its models are loaded."""
     with mute_stderr():
         try:
             run = _solutions()
-        except ModuleNotFoundError:  # mediapipe 0.10.30 and above
+        except ModuleNotFoundError:  # mediapipe 0.10.30 and later
             run = _tasks()
         run(np.zeros((64, 64, 3), np.uint8))
     return run

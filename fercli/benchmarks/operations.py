@@ -1,4 +1,4 @@
-"""What a step asks of a device: how many operations, and where the program would wait for an answer."""
+"""Counting the operations that a step launches on a device, and the places where the program would wait for it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-#: What reads a number back, or gives a tensor whose shape depends on numbers: a device must be waited for.
+#: Operations that wait for the device: they read a number back, or return a tensor whose shape depends on values.
 READS = frozenset(
     {
         *("_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "masked_select", "_unique2"),
         *("unique_dim", "unique_consecutive", "bincount", "_linalg_check_errors"),
-        # which look at what the library reports
+        # these check the status that the library reports
         *("_linalg_svd", "_linalg_eigh", "linalg_eig", "linalg_eigvals", "linalg_lstsq"),
     }
 )
-#: What no device does: the result is other words for the same memory, or memory not yet written.
+#: Operations that launch nothing: they return a view of the same memory, or memory that is not yet written.
 _FREE = frozenset(
     {
         *("view", "_unsafe_view", "reshape", "t", "transpose", "permute", "select", "slice", "expand", "unsqueeze"),
@@ -30,17 +30,17 @@ _FREE = frozenset(
 
 
 class Operations(TorchDispatchMode):
-    """Looks, while it is entered, at all operations that a device takes part in.
+    """A context manager that records all operations in which a device takes part.
 
     An operation over a list of tensors (``_foreach_``, ``_fused_``) counts as one, which is about what it launches.
 
     Args:
-        device: its type, such as "cuda"; "cpu" stands for a device where there is none.
+        device: the device's type, such as "cuda"; "cpu" stands in where there is no other device.
 
     Attributes:
-        counts: by name; views and allocations, which no device is given, are left out.
-        waits: names of what would make the program wait: `READS`, indexing by a mask, and copies between a device and
-            the CPU that are not asynchronous.
+        counts: number of operations by name, without views and allocations, which launch nothing on the device.
+        waits: names of operations that would make the program wait: `READS`, indexing by a mask, and copies between a
+            device and the CPU that are not asynchronous.
     """
 
     def __init__(self, device: str):
@@ -51,7 +51,7 @@ class Operations(TorchDispatchMode):
 
     @property
     def total(self) -> int:
-        """How many in all."""
+        """Total number of operations."""
         return self.counts.total()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -68,7 +68,7 @@ class Operations(TorchDispatchMode):
 
 
 def tensors_in(given: Any) -> list[Tensor]:
-    """The tensors among arguments or results, of lists too."""
+    """The tensors among arguments or results, including those in lists."""
     if isinstance(given, Tensor):
         return [given]
     if isinstance(given, list | tuple):
@@ -77,7 +77,7 @@ def tensors_in(given: Any) -> list[Tensor]:
 
 
 def _masked(name: str, args: Any) -> bool:
-    """Whether it indexes by a mask, whose true places have to be counted first."""
+    """Whether the operation indexes by a mask, whose true elements must be counted first."""
     masks = tensors_in(args[1]) if name in ("index", "index_put", "index_put_", "_index_put_impl_") else []
     return any(mask.dtype in (torch.bool, torch.uint8) for mask in masks)
 

@@ -1,17 +1,16 @@
-"""How fast `fercli predict` is from files to answers, beside its two parts alone.
+"""The speed of `fercli predict` from files to predictions, compared with its two parts alone.
 
-End to end is the command's own work: reading and decoding, finding every face, aligning and cutting, the network, the
-decision, writing JSON lines. Its parts take turns with it, round after round, on the same images:
+End to end is everything the command does: reading and decoding, finding every face, aligning and cutting, the network,
+the decision, writing JSON lines. It alternates with its parts, round by round, on the same images:
 
-- detection alone: `Landmarker.find_all`, nothing else, on images that lie decoded in the memory of as many processes;
-- network alone: views, network and softmax, nothing else, on faces that lie cut out in the memory, with all of torch's
-  threads.
+- detection alone: only `Landmarker.find_all`, on images already decoded in the memory of the same number of processes;
+- network alone: only views, network and softmax, on faces already cut out in memory, with all of torch's threads.
 
-Each part alone has the whole machine to itself, so on a CPU both cannot reach the slower one's rate at once: they share
-the cores, and if none ever waited, faces would come at 1 / (1/d + 1/n), the rate of doing one after the other with all
-cores. Where the network has a device of its own, the bound is min(d, n). Both ratios are reported: to the slower part
-alone, and on a CPU to the shared bound, which tells what is lost to decoding, cutting, writing and waiting. Processes
-are started and models loaded before the clock runs; medians over the rounds.
+Each part alone has the whole machine. On a CPU both therefore cannot reach the slower one's rate at once: they share
+the cores. If neither ever waited, the rate would be 1 / (1/d + 1/n), that of doing one after the other with all cores.
+If the network has its own device, the bound is min(d, n). Two ratios are reported: to the slower part alone, and to the
+bound. On a CPU the latter shows the loss to decoding, cutting, writing and waiting. Processes are started and models
+loaded before timing begins; results are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -47,13 +46,13 @@ from fercli.predict.videos import open_video
 from fercli.spec import Prepare, Spec
 from fercli.synthetic.render import STUDIO, Face, render
 
-#: Different images that are drawn; a longer folder repeats them under other names.
+#: Number of different images drawn; a larger folder repeats them under other names.
 DRAWN = 24
 _SIZE = (640, 480)
 
 
 def draw_folder(folder: Path, pictures: int) -> Path:
-    """Write `pictures` JPEGs of 640 x 480 with one to four procedural faces."""
+    """Write `pictures` JPEG images of 640 x 480 pixels, each with one to four procedural faces."""
     folder.mkdir(parents=True)
     for i in range(pictures):
         path = folder / f"{i:06d}.jpg"
@@ -66,7 +65,7 @@ def draw_folder(folder: Path, pictures: int) -> Path:
 
 
 def draw_video(path: Path, frames: int) -> Path:
-    """Write an MP4 of 640 x 480 in which two procedural faces wander."""
+    """Write an MP4 video of 640 x 480 pixels in which two procedural faces move about."""
     people = [render(STUDIO, k, 3 * k, k) for k in range(2)]
     writer = VideoWriter(path, _SIZE)
     for i in range(frames):
@@ -91,15 +90,15 @@ def measure(
     """Measure a folder and a video with each batch size.
 
     Args:
-        spec: whose model, its weights drawn at random; its datasets are not read.
-        batches: faces on the device at a time.
-        images: in the folder; the video has as many frames.
-        rounds: how often; medians count.
-        workers: processes that find faces; 0 is all cores.
+        spec: defines the model, whose weights are random; its datasets are not read.
+        batches: numbers of faces on the device at a time.
+        pictures: number of images in the folder, and of frames in the video.
+        rounds: number of rounds; results are medians over them.
+        workers: processes that find faces; 0 is one per core.
         room: an empty folder.
 
     Returns:
-        Rows of rates in faces a second and of ratios; see `table`.
+        Rows of rates in faces per second, and of ratios; see `table`.
     """
     device = make_fabric(spec.engine).device
     recognizer = Recognizer(empty_network(spec).to(device).eval(), spec, device)
@@ -148,8 +147,8 @@ def _row(kind: str, batch: int, workers: int, device: torch.device, rates: dict[
 
 
 def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows of a result of `measure` for the console."""
-    columns = ["faces a second", "batch", "detection alone", "network alone", "end to end", "to the slower", "to bound"]
+    """Return columns and rows of a result of `measure` for the console: rates in faces per second, and ratios."""
+    columns = ["faces/s", "batch", "detection alone", "network alone", "end to end", "of the slower", "of the bound"]
     shown = []
     for row in rows:
         rates = [digits(row[f"{name}_per_s"]) for name in ("detection", "network", "end_to_end")]
@@ -160,7 +159,7 @@ def table(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 
 def _pictures(inputs: Sequence[Input], part: int = 0, of: int = 1) -> list[np.ndarray]:
-    """Return every `of`-th image or frame from the `part`-th on, decoded."""
+    """Return every `of`-th image or frame, starting at number `part`, decoded."""
     if inputs[0].kind == "picture":
         return [read_image(one.path) for one in inputs[part::of]]
     with open_video(inputs[0].path) as video:
@@ -168,7 +167,7 @@ def _pictures(inputs: Sequence[Input], part: int = 0, of: int = 1) -> list[np.nd
 
 
 def _cut_ahead(recognizer: Recognizer, inputs: Sequence[Input], kind: str) -> list[CutFace]:
-    """The faces of the first few images: what the network costs does not depend on which they are."""
+    """The faces of the first few images. The network's cost does not depend on which faces they are."""
     few = inputs[:DRAWN] if kind == "folder" else inputs
     pictures = [Decoded(image) for image in _pictures(few)[:DRAWN]]
     return [face for one in pictures for face in cut_faces(one, recognizer.options, recognizer.with_crops)]
@@ -180,7 +179,7 @@ def _detection(options: Prepare, inputs: Sequence[Input], pool: Workers) -> floa
 
 
 def detect_alone(options: Prepare, inputs: Sequence[Input], part: int, of: int) -> float:
-    """Return the faces a second that one process finds in its share of the images, decoding not counted."""
+    """Return how many faces per second one process finds in its share of the images, without decoding."""
     pictures = _pictures(inputs, part, of)
     landmarker = Landmarker(options.confidence, options.low_confidence, options.retries)
     started = time.perf_counter()

@@ -1,11 +1,11 @@
-"""How fast `fercli prepare` is, beside what it cannot do without: MediaPipe's face mesh.
+"""The speed of `fercli prepare`, compared with the part it depends on: MediaPipe's face mesh.
 
-Bare means a loop that reads each image with OpenCV and gives it to ``FaceMesh(static_image_mode=True)``, and does
-nothing else (mediapipe 1.x has no ``FaceMesh``; there it is ``FaceLandmarker``); "mesh only" is the same with the
-images decoded beforehand. Without mediapipe `prepare` is measured alone. Bare and `prepare` take turns on the same
-images with as many processes, so that a machine's moods meet both; what is printed is the median over the rounds.
-The processes are started, and the models loaded, before the clock runs. `prepare` is timed whole: hashing the sources'
-state, finding, aligning, cutting, writing the arrays, drawing the contact sheet.
+"Bare" is a loop that only reads each image with OpenCV and passes it to ``FaceMesh(static_image_mode=True)``
+(``FaceLandmarker`` in mediapipe 1.x, which has no ``FaceMesh``). "Mesh only" is the same with the images decoded
+beforehand. Without mediapipe, `prepare` is measured alone. Bare and `prepare` take turns on the same images with the
+same number of processes, so that changes in the machine's speed affect both. Results are medians over the rounds.
+Processes are started and models loaded before timing begins. `prepare` is timed as a whole: hashing the sources' state,
+finding, aligning, cutting, writing the arrays, drawing the contact sheet.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from fercli.prepare.build import made_of
 from fercli.prepare.partial import PartialStore
 from fercli.spec import Prepare
 
-#: Different faces that are drawn; a longer list repeats them under other names.
+#: Number of different faces drawn; a longer list repeats them under other names.
 DRAWN = 280
 
 
 def draw_pictures(folder: Path, count: int) -> Listing:
-    """Write `count` JPEG images of procedural faces below a folder and return their listing."""
+    """Write `count` JPEG images of procedural faces in a folder and return their listing."""
     from fercli.datasets import read_dataset
     from fercli.synthetic.domains import STUDIO
     from fercli.synthetic.render import sample
@@ -63,18 +63,18 @@ def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds
     """Measure one dataset.
 
     Args:
-        listing: its records; each image must be a file (no csv of pixels).
-        options: how faces are prepared; `workers` is set here.
+        listing: the dataset's records; each image must be a file (not a row in a csv of pixels).
+        options: how faces are prepared; `workers` is overridden here.
         processes: numbers of processes to measure with, ascending.
-        rounds: how often.
-        folder: where stores may be written, to be removed again.
+        rounds: number of rounds.
+        folder: a folder for temporary stores.
 
     Returns:
-        Rates in images a second (medians), ratios and shares; see `table`. Those of the yardstick are None where
+        Rates in images per second (medians), ratios and shares; see `table`. The yardstick's values are None if
         mediapipe is not installed.
     """
     if any(record.offset is not None for record in listing):
-        raise FercliError(f"{listing.name} lies in a csv of pixels: bench prepare needs one file an image")
+        raise FercliError(f"{listing.name} is stored in a csv of pixels; bench prepare needs one file per image")
     listing = _readable(listing)
     warm = replace(listing, records=listing.records[: 16 * max(processes)])
     runs: dict[str, Callable[[Listing, Prepare, Path], float]] = {
@@ -83,7 +83,7 @@ def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds
         "prepare": _prepare,
     }
     if not face_mesh.is_installed():
-        console.say("mediapipe is not installed: prepare is measured without its yardstick")
+        console.say("mediapipe is not installed; prepare is measured without the comparison")
         runs = {"prepare": _prepare}
     rates: dict[tuple[str, int], list[float]] = {}
     with console.progress("rounds", total=rounds * len(processes)) as bar:
@@ -100,7 +100,7 @@ def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds
         return statistics.median(rates[name, count]) if name in runs else None
 
     def ratio(count: int, name: str, base: int) -> float | None:
-        """Of prepare with `count` processes to what ran with `base` of them, round by round."""
+        """Ratio of `prepare` with `count` processes to `name` with `base` processes, the median over the rounds."""
         if name not in runs:
             return None
         return statistics.median(p / b for p, b in zip(rates["prepare", count], rates[name, base], strict=True))
@@ -121,20 +121,20 @@ def measure(listing: Listing, options: Prepare, processes: Sequence[int], rounds
             }
             for count in processes
         ],
-        # What one process takes beyond the stages: listing, putting the store together, drawing, starting.
+        # The rest is what one process takes beyond the stages: listing, assembling the store, drawing, starting.
         "stages_ms": {**stages, "rest": max(0.0, 1e3 / rate("prepare", processes[0]) - sum(stages.values()))},
     }
 
 
 def _readable(listing: Listing) -> Listing:
-    """Leave out what the bare loop could not read."""
+    """Leave out the images that the bare loop could not read."""
     paths = {record.id: str(listing.root / record.path) for record in listing}
-    # Asked first, as imread would say on stderr what it cannot read.
+    # haveImageReader comes first because imread reports unreadable files on stderr.
     good = [r for r in listing if cv2.haveImageReader(paths[r.id]) and cv2.imread(paths[r.id]) is not None]
     if len(good) < len(listing):
         console.say(f"{len(listing) - len(good)} images that OpenCV cannot read are left out")
     if not good:
-        raise FercliError(f"{listing.name}: OpenCV can read none of its images")
+        raise FercliError(f"{listing.name}: OpenCV cannot read any of its images")
     return replace(listing, records=good)
 
 
@@ -146,9 +146,10 @@ def some_of(listing: Listing, count: int) -> Listing:
 
 
 def stages_ms(listing: Listing, options: Prepare, folder: Path) -> dict[str, float]:
-    """Return what each stage takes of one process, in milliseconds an image: decode, detect, warp, write.
+    """Return the time of each stage in one process, in milliseconds per image: decode, detect, warp, write.
 
-    Hashing is part of decoding, digests part of writing; what `prepare` does once for all images is in none.
+    Hashing is part of decoding and digests are part of writing. Work that `prepare` does once for all images is not
+    included.
     """
     records, root, clock = listing.records, listing.root, Clock()
     threads = cv2.getNumThreads()
@@ -190,7 +191,7 @@ def _prepare(listing: Listing, options: Prepare, folder: Path) -> float:
 
 
 def _shared_out(function: Callable[[list[str]], float], listing: Listing, options: Prepare, folder: Path) -> float:
-    """Return the seconds that the slowest of the processes took for its share of the images."""
+    """Return the seconds that the slowest process took for its share of the images."""
     paths, workers = [str(listing.root / record.path) for record in listing], options.workers
     shares = [paths[i::workers] for i in range(workers)]
     if workers == 1:
@@ -209,7 +210,7 @@ def _mesh_of_files(paths: list[str]) -> float:
 
 def _mesh_of_pictures(paths: list[str]) -> float:
     mesh = _face_mesh()
-    # A few at a time: all of them decoded would not fit into the memory.
+    # A few at a time: all images decoded would not fit into memory.
     spent, step = 0.0, 64
     for start in range(0, len(paths), step):
         pictures = [cv2.cvtColor(cv2.imread(path), cv2.COLOR_BGR2RGB) for path in paths[start : start + step]]
@@ -222,13 +223,13 @@ def _mesh_of_pictures(paths: list[str]) -> float:
 
 @lru_cache(maxsize=1)
 def _face_mesh() -> Callable[[np.ndarray], int]:
-    """Loaded once a process, whose threads are then OpenCV's too."""
+    """The face mesh, loaded once per process; also limits OpenCV to one thread."""
     cv2.setNumThreads(1)
     return face_mesh.face_mesh()
 
 
 def table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the columns and rows of a result of `measure`, for the console."""
+    """Return columns and rows of a result of `measure` for the console."""
     columns = [
         *("processes", "prepare /s", "per process", "bare face mesh /s", "ratio"),
         *("mesh only /s", "ratio to it", "speed-up"),

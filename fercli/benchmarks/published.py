@@ -1,9 +1,9 @@
-"""A plain step of AGLRLS that works as the published implementation is described, to set ours against.
+"""A plain step of AGLRLS that works as the published implementation is described, for comparison with fercli's.
 
-Written from the papers' description, not from that code: windows are cut in a Python loop over samples
-and landmarks, the five crop nets run one after the other, four batches' worth of faces pass through the network with
-gradients ([source + target], [weak], [strong]), everything is float32 in the plain layout by torch's own layers, and
-hits are counted image by image on the CPU. Losses are the same as ours: with the same weights and faces both give the
+It is written from the papers' description, not from that code. Windows are cut in a Python loop over samples and
+landmarks. The five crop nets run one after the other. Four batches' worth of faces pass through the network with
+gradients ([source + target], [weak], [strong]). Everything is float32 in the plain layout with torch's own layers.
+Hits are counted image by image on the CPU. The losses equal fercli's: with the same weights and faces, both give the
 same numbers (tested).
 """
 
@@ -35,7 +35,7 @@ from fercli.models.local import WINDOW, cut_windows, to_map
 from fercli.spec import Spec
 
 MAP = 28
-#: Window cutting is too short to be timed by itself.
+#: Repetitions of window cutting per measurement; a single one is too short to time.
 _REPEATS = 20
 
 
@@ -59,10 +59,11 @@ def cut_one_by_one(maps: Tensor, landmarks: Tensor, size: int) -> list[Tensor]:
 
 
 class PublishedStep:
-    """The step, on the modules of a `GlobalLocal` (feature-map) and of an `AGLRLS` as published.
+    """The step, on the modules of a `GlobalLocal` (feature-map) and of an `AGLRLS` with the published settings.
 
     Attributes:
-        hits: [heads, classes] of correct answers on the source so far, on the CPU.
+        hits: [heads, classes], number of correct predictions on the source so far, on the CPU.
+        seen: [classes], number of source faces so far, on the CPU.
     """
 
     def __init__(self, network: GlobalLocal, method: AGLRLS):
@@ -71,7 +72,7 @@ class PublishedStep:
         self.seen = torch.zeros(NUM_EXPRESSIONS)
 
     def answers(self, images: Tensor, landmarks: Tensor) -> Output:
-        """What the network answers, region by region and head by head."""
+        """The network's output, computed region by region and head by head."""
         network = self.network
         local_map, global_map = network.backbone(images)
         windows = cut_one_by_one(local_map, landmarks, images.shape[-1])
@@ -131,7 +132,7 @@ class PublishedStep:
 
 
 class _PublishedSteps(Steps):
-    """The same stage set up for `PublishedStep`."""
+    """The same stage, set up for `PublishedStep`."""
 
     def __init__(self, spec: Spec, room: Path):
         super().__init__(spec, "adapt", room)
@@ -151,27 +152,29 @@ class _PublishedSteps(Steps):
 def compare(
     spec: Spec, batches: Sequence[int], precisions: Sequence[str], steps: int, rounds: int, room: Path
 ) -> dict[str, Any]:
-    """Ours against the published way of working, taking turns in one process on the same stores of noise.
+    """Compare fercli's step with the published one, in alternating turns in one process on the same stores of noise.
 
-    Ours has the spec's settings (engine, ``adapt.options``), by default the same four passes; the making of the batch
+    fercli's step has the spec's settings (engine, ``adapt.options``), by default the same four passes. Making the batch
     counts on both sides.
 
     Args:
-        batches: faces of each domain (empty: the spec's); precisions: those of ours (empty: the spec's).
-        steps: a turn; rounds: turns of each, after one that is not counted. Medians over the rounds are given.
+        batches: faces per domain (empty: the spec's).
+        precisions: precisions of fercli's step (empty: the spec's).
+        steps: steps per turn.
+        rounds: turns of each side, after one that is not counted. Results are medians over the rounds.
 
     Returns:
-        ``passes`` of ours, ``published`` (four batches' worth) or ``shared`` (three); ``windows``: window cutting alone
-        at batch 32, forward and with gradients, and ``rows``: whole steps, with milliseconds of both sides and how many
-        times faster ours is. A batch for which the device has too little memory has ``failed`` in their place.
+        ``passes`` of fercli's step: ``published`` (four batches' worth) or ``shared`` (three). ``windows``: window
+        cutting alone at batch 32, forward and with gradients. ``rows``: whole steps, with the milliseconds of both
+        sides and the speed-up. A batch that does not fit into the device's memory has ``failed`` instead.
 
     Raises:
-        FercliError: the spec is not of AGLRLS with all its parts, or has ``model.local: image-crop``.
+        FercliError: the spec does not use AGLRLS with all its parts, or has ``model.local: image-crop``.
     """
     options = AGLRLS.options_of(spec) if spec.adapt.method == "aglrls" else None
     if options is None or not (options.adversarial and options.pseudo_labels) or spec.model.reads_crops:
         raise FercliError(
-            "--against published is for adapt.method aglrls with all its parts and model.local feature-map"
+            "--against published needs adapt.method aglrls with all its parts and model.local feature-map"
         )
     sizes = list(batches) or [spec.adapt.batch]
     wanted = list(precisions) or [spec.engine.precision]
@@ -232,7 +235,7 @@ def _steps(spec: Spec, batch: int, precisions: list[str], steps: int, rounds: in
 
 
 def windows(spec: Spec, rounds: int, batch: int = 32) -> list[dict[str, Any]]:
-    """Window cutting alone, the gather against the loop, on the backbone's local maps: forward, and with gradients."""
+    """Time window cutting alone, by gather and by loop, on the backbone's local maps: forward, and with gradients."""
     from fercli.engine.fabric import make_fabric
     from fercli.models.backbones import build_backbone
 
@@ -242,7 +245,7 @@ def windows(spec: Spec, rounds: int, batch: int = 32) -> list[dict[str, Any]]:
     maps = torch.randn(batch, channels, MAP, MAP, device=device)
     size = spec.prepare.size
     landmarks = (torch.rand(batch, 5, 2) * size).to(device)
-    kept = maps.contiguous(memory_format=torch.channels_last)  # as the networks give them to either side
+    kept = maps.contiguous(memory_format=torch.channels_last)  # each side gets the layout of its network
 
     def ours(leaf: Tensor) -> list[Tensor]:
         return list(cut_windows(leaf, to_map(landmarks, size, MAP)).unbind(1))
@@ -287,7 +290,7 @@ def _ratio(theirs: list[float], ours: list[float]) -> dict[str, Any]:
 
 
 def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return title, columns and rows of the two tables of a result of `compare`."""
+    """Return title, columns and rows of the two tables for a result of `compare`."""
 
     def figures(row: dict[str, Any]) -> list[str]:
         low, high = row["spread"]

@@ -1,9 +1,9 @@
-"""How fast a step of training (or of prediction) is, what its parts take, and what of the device it uses.
+"""The speed of a training or prediction step, the time of its parts, and its use of the device.
 
-The steps are those of `fercli.engine.loop`, on stores of noise (`fercli.benchmarks.stores`). Parts are timed in steps
-of their own, waiting for the device after each; the whole is timed without such waits, and "rest" is what it takes
-beyond the parts. Floating point operations are counted by torch as the layers ask for them (a multiply-add is two);
-utilisation sets them against a large matrix product of the same precision on the same device, measured beside.
+The steps are those of `fercli.engine.loop`, on stores of noise (`fercli.benchmarks.stores`). Parts are timed in
+separate steps that wait for the device after each part. The whole step is timed without such waits; "rest" is the time
+it takes beyond the parts. torch counts the floating point operations as the layers request them (a multiply-add is
+two). Utilisation is relative to a large matrix product of the same precision, measured on the same device.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Steps:
     Args:
         spec: what to train and how; its datasets are not read.
         stage: ``train`` or ``adapt``.
-        room: a folder for the stores, made if it is not there.
+        room: a folder for the stores; it is created if it does not exist.
     """
 
     def __init__(self, spec: Spec, stage: str, room: Path):
         adapts = stage == "adapt"
         kind = method_class(spec.adapt.method if adapts else "source-only")
         if kind.oracle:
-            raise FercliError(f"adapt.method {spec.adapt.method} reads target labels, and noise has none")
+            raise FercliError(f"adapt.method {spec.adapt.method} reads target labels, but noise has none")
         self.spec = spec = on_noise(spec, room)
         count = max(256, 2 * (spec.adapt if adapts else spec.train_source).batch)
         for seed, name in enumerate(("source", "target") if adapts else ("source",)):
@@ -71,7 +71,7 @@ class Steps:
         begin_epoch(self.training)
 
     def run(self, timed: Callable[[str], Any] = nullcontext) -> None:
-        """Do one step as the loop does; `timed`: name of a part -> a context to do it in."""
+        """Do one step as the training loop does. `timed` maps the name of a part to a context manager for it."""
         with timed("batch"):
             batch = self.training.batch()
         self.training.begin_step()
@@ -79,7 +79,7 @@ class Steps:
         self.training.count_step()
 
     def update(self, batch: Batch, timed: Callable[[str], Any]) -> None:
-        """Do what follows in a step when its batch is made; as the loop does it where no part is `timed`."""
+        """Do the rest of a step after its batch is made, exactly as the training loop does unless parts are `timed`."""
         if timed is nullcontext:
             self._take_step = self._take_step or step_taker(self.training)
             self._take_step(batch)
@@ -88,13 +88,13 @@ class Steps:
 
 
 def on_noise(spec: Spec, room: Path) -> Spec:
-    """The spec with the stores in `room`, of which ``source`` is the source, and a network without weights."""
+    """The spec with the stores in `room`, with ``source`` as the source and a randomly initialised network."""
     paths, data = {"prepared": room, "runs": room / "runs"}, {"source": ["source"], "validation": 0.1}
     return changed(spec, paths=paths, data=data, model={"weights": None})
 
 
 def changed(spec: Spec, **sections: dict[str, Any]) -> Spec:
-    """The spec with other values of some keys, such as ``adapt={"batch": 8}``."""
+    """The spec with new values for some keys, such as ``adapt={"batch": 8}``."""
     return spec.model_copy(
         update={name: getattr(spec, name).model_copy(update=values) for name, values in sections.items()}
     )
@@ -107,10 +107,10 @@ def measure(
 
     Args:
         stage: ``train``, ``adapt`` or ``predict``.
-        batches: faces of each domain (empty: the spec's).
-        precisions: as ``engine.precision`` (empty: the spec's).
-        steps: in a round, after two that are not counted.
-        rounds: the median of them counts.
+        batches: faces per domain (empty: the spec's).
+        precisions: values of ``engine.precision`` (empty: the spec's).
+        steps: steps per round, after two that are not counted.
+        rounds: number of rounds; results are medians over them.
         room: a folder for stores of noise.
 
     Returns:
@@ -143,7 +143,7 @@ def measure(
 
 
 def with_settings(spec: Spec, stage: str, batch: int, precision: str) -> Spec:
-    """The spec with another batch size and precision."""
+    """The spec with the given batch size and precision."""
     section = {"train": "train_source", "adapt": "adapt", "predict": "engine"}[stage]
     key = "evaluate_batch" if stage == "predict" else "batch"
     return changed(changed(spec, engine={"precision": precision}), **{section: {key: batch}})
@@ -155,7 +155,7 @@ def _train(spec: Spec, stage: str, steps: int, rounds: int, room: Path) -> dict[
     with FlopCounterMode(display=False) as counter:
         made.run(Clock())
     chosen = accelerate(training.network, spec.engine, made.device, training.faces_a_step)
-    made.run(Clock())  # with the first some constants are sent
+    made.run(Clock())  # the first step also sends some constants to the device
     with Operations(made.device.type) as seen:
         made.run(Clock())
     chosen |= _counted(seen, made.device)
@@ -235,10 +235,10 @@ def _row(spec, device, chosen, batch, images, steps, spent, parts, flops, waited
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """Floating point operations a second of a large square matrix product, the best of several.
+    """Floating point operations per second of a large square matrix product, the best of several.
 
-    As a product and as a convolution of one pixel, which is the same sum: on CPUs they go through different libraries,
-    and which is the faster depends on the maker.
+    It is computed as a product and as a 1x1 convolution, which is the same sum. On CPUs these use different libraries,
+    and which is faster depends on the CPU's manufacturer.
     """
     size = 8192 if device.type == "cuda" else 1536
     dtype = autocast_of(precision) or torch.float32
@@ -250,7 +250,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def _counted(seen: Operations, device: torch.device) -> dict[str, int | None]:
-    """What a step asks of a device, for a row; on a CPU there is no other side to wait for."""
+    """The operation and wait counts of a step, for a row. On a CPU there is no device to wait for."""
     return {"operations": seen.total, "host_waits": None if device.type == "cpu" else len(seen.waits)}
 
 
@@ -260,24 +260,24 @@ def _forget_peak(device: torch.device) -> None:
 
 
 def _peak_mb(device: torch.device) -> float | None:
-    """Of the device's memory since `_forget_peak`; on a CPU of the process since it began. None on Windows' CPUs."""
+    """Peak device memory since `_forget_peak`; on a CPU, of the process since it started. None on Windows' CPUs."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     if sys.platform == "win32":
         return None
     import resource
 
-    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes there, kB elsewhere
+    unit = 1e6 if sys.platform == "darwin" else 1e3  # bytes on macOS, kB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[str, float]]:
-    """Train one whole epoch of stage 1 on so many faces: from opening the store to the last checkpoint.
+    """Train one whole epoch of stage 1 for each number of faces, from opening the store to the last checkpoint.
 
-    A short one before, which is not counted, loads what is loaded once.
+    A short epoch before, which is not counted, loads everything that is loaded once.
 
     Returns:
-        A row for each count: faces, seconds, seconds a thousand faces.
+        A row for each count: faces, seconds, seconds per thousand faces.
     """
     rows = []
     with console.progress("bench train, epochs", total=len(counts)) as bar:
@@ -296,9 +296,9 @@ def measure_epochs(spec: Spec, counts: Sequence[int], room: Path) -> list[dict[s
 
 
 def tables(result: dict[str, Any]) -> list[tuple[list[str], list[list[str]]]]:
-    """Return columns and rows of a result of `measure` for the console: speed, and what the parts of a step take."""
-    columns = ["batch", "precision", "ms a step", "steps/s", "images/s"]
-    columns += ["GFLOP a step", "TFLOP/s", "utilisation", "memory MB", "data wait"]
+    """Return columns and rows of a result of `measure` for the console: speed, and the shares of a step's parts."""
+    columns = ["batch", "precision", "ms/step", "steps/s", "images/s"]
+    columns += ["GFLOP/step", "TFLOP/s", "utilisation", "memory MB", "data wait"]
     done = [row for row in result["rows"] if "failed" not in row]
     parts = [name for name in (*PARTS, "rest") if any(name in row["shares"] for row in done)]
     speed, shares = [], []

@@ -1,4 +1,4 @@
-"""Prepared stores of noise: training costs the same on them as on faces, and they need no images."""
+"""Prepared stores of noise. Training on them costs the same as on faces, and they need no images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from fercli.files import write_atomically
 from fercli.spec import Prepare
 from fercli.store import FORMATS, SMALL_FILES, STATUSES, Store, file_hash, write_manifest
 
-#: Where the landmarks lie, in shares of the view's side: about where the ArcFace template has them.
+#: Positions of the landmarks as fractions of the view's side, roughly those of the ArcFace template.
 _LANDMARKS = ((0.34, 0.46), (0.66, 0.46), (0.5, 0.64), (0.37, 0.82), (0.63, 0.82))
 _BLOCK = 256
 
 
 def noise_store(folder: Path, name: str, faces: int, prepare: Prepare, crops: bool, seed: int = 0) -> Store:
-    """Write a prepared store of random pixels, labels in turn, landmarks about their places, and open it.
+    """Write a prepared store with random pixels, cycling labels and landmarks near their usual positions, and open it.
 
     Args:
-        folder: where its own folder, `name`, is made.
-        faces: how many, all in one split.
-        prepare: their sizes.
-        crops: whether the local crops hold noise; else zeros, which take no room on the disk.
+        folder: the store's folder, `name`, is created in it.
+        faces: number of faces, all in one split.
+        prepare: sizes of the faces and crops.
+        crops: whether the local crops hold noise. Otherwise they are zeros, which take no space on the disk.
     """
     path, numbers = folder / name, np.random.default_rng(seed)
     path.mkdir(parents=True)

@@ -1,7 +1,7 @@
-"""Is this machine fit for fercli and for a run spec, and what is missing?
+"""Is this machine ready for fercli and for a run spec, and what is missing?
 
-- `checks`: all checks in their order; those of the machine, the spec and its data
-- `software`: Python and the libraries, and what is to be done where one cannot be loaded; what a check tells
+- `checks`: all checks in order, and those of the machine, the spec and its data
+- `software`: checks of Python and the libraries, advice for libraries that cannot be loaded, and the type `Finding`
 
-`software` needs the standard library alone: whatever else is broken, it can say so.
+`software` needs only the standard library, so that it can report whatever else is broken.
 """

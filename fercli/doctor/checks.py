@@ -1,4 +1,4 @@
-"""All checks of `fercli doctor`: the software first, then the spec, the machine, its disks, weights and datasets."""
+"""All checks of `fercli doctor`: software first, then the spec, the machine, its disks, weights and datasets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fercli.spec import Dataset, Spec, load
 from fercli.spec.load import find
 from fercli.starter import NAME, starter_file
 
-#: Free space below which a warning is due, and below which nothing can be made, in bytes.
+#: Free space in bytes below which there is a warning, and below which the check fails.
 _LITTLE, _NONE = 10 * 2**30, 500 * 2**20
 _MEMORY = 4 * 2**30
 
-_NEW_SPEC = Advice("put it right, or write a new one: ", Command("init"))
+_NEW_SPEC = Advice("correct it, or write a new one: ", Command("init"))
 
 _SOFTWARE = (
     *(software.python, software.packages, software.torch, software.opencv, software.pyav),
@@ -27,9 +27,9 @@ _SOFTWARE = (
 
 
 def examine(spec_file: str | None = None, overrides: tuple[str, ...] = ()) -> Iterator[Finding]:
-    """Run all checks, in an order in which each can rely on those before.
+    """Run all checks, in an order in which each can rely on those before it.
 
-    A check that breaks down is a finding itself. Where the spec cannot be read its defaults stand in for it.
+    A check that fails with an exception is itself a finding. If the spec cannot be read, its defaults are used instead.
     """
     spec = Spec()
     for check in _SOFTWARE:
@@ -53,7 +53,7 @@ def _guarded(check: Callable[..., Iterator[Finding]], *arguments: Spec) -> Itera
             yield Finding(name, FAIL, f"{broken.check} {broken.found}", broken.fix)
             return
         text = " ".join(str(problem).split())
-        yield Finding(name, FAIL, f"{type(problem).__name__}: {text}", "see what it says")
+        yield Finding(name, FAIL, f"{type(problem).__name__}: {text}", "see the error message")
 
 
 def _machine(spec: Spec) -> Iterator[Finding]:
@@ -65,19 +65,19 @@ def _machine(spec: Spec) -> Iterator[Finding]:
     memory = _memory()
     if memory is not None:
         little = memory < _MEMORY
-        fix = "smaller batches (train_source.batch, adapt.batch), fewer prepare.workers" if little else ""
+        fix = "use smaller batches (train_source.batch, adapt.batch) or fewer prepare.workers" if little else ""
         yield Finding("memory", WARN if little else OK, f"{memory / 2**30:.1f} GiB free", fix)
 
 
 def _memory() -> int | None:
-    """Bytes this process may still take: of the machine, or of its control group where that allows less."""
+    """Bytes this process can still allocate: on the machine, or in its control group if that allows less."""
     free = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
         group = Path("/sys/fs/cgroup")
         free.append(int((group / "memory.max").read_bytes()) - int((group / "memory.current").read_bytes()))
-    except (OSError, ValueError):  # no Linux, or no limit ("max")
+    except (OSError, ValueError):  # not Linux, or no limit ("max")
         pass
     return min(free, default=None)
 
@@ -93,13 +93,13 @@ def _paths(spec: Spec) -> Iterator[Finding]:
                 file.write(b"fercli")
         except OSError as problem:
             found = f"{path}: cannot write in {there} ({problem.strerror})"
-            yield Finding(f"paths.{name}", FAIL, found, f"--set paths.{name}=FOLDER to one you may write in")
+            yield Finding(f"paths.{name}", FAIL, found, f"set it to a writable folder: --set paths.{name}=FOLDER")
             continue
         free = shutil.disk_usage(there).free
         status = FAIL if free < _NONE else WARN if free < _LITTLE else OK
         found = f"{path}: {free / 2**30:.1f} GiB free"
         found += f", room for {free / bytes_a_face / 1e3:,.0f} thousand faces" if name == "prepared" else ""
-        yield Finding(f"paths.{name}", status, found, "" if status == OK else f"make room, or move paths.{name}")
+        yield Finding(f"paths.{name}", status, found, "" if status == OK else f"free some space, or move paths.{name}")
 
 
 def _weights(spec: Spec) -> Iterator[Finding]:
@@ -111,7 +111,7 @@ def _weights(spec: Spec) -> Iterator[Finding]:
             yield Finding("weights", FAIL, problem.what, problem.fix)
     elif path is not None:
         there = path.is_file()
-        fix = "put the file there (see the spec's comments), or train from noise: --set model.weights=null"
+        fix = "put the file there (see the spec's comments), or start from random weights: --set model.weights=null"
         yield Finding("weights", OK if there else FAIL, f"{path}{'' if there else ' is missing'}", "" if there else fix)
 
 
@@ -119,7 +119,7 @@ def _datasets(spec: Spec) -> Iterator[Finding]:
     from fercli.datasets import get_reader
     from fercli.store import Store
 
-    # A start stands for the source, which methods without one do not read.
+    # A starting model replaces the source, which methods without a source do not read.
     sources = [n for n in spec.data.source if spec.adapt.start is None or spec.store_path(n).is_dir()]
     own = [name for name, entry in spec.data.datasets.items() if entry.store is not None]
     for name in dict.fromkeys((*sources, *spec.data.targets, *own)):
@@ -138,10 +138,10 @@ def _datasets(spec: Spec) -> Iterator[Finding]:
             get_reader(entry.reader or name)
         except FercliError as problem:
             found = f"no reader is known for {name}" if entry.reader is None else str(problem)
-            yield Finding(check, FAIL, found, f"say how to read it, such as --set data.datasets.{name}.reader=folders")
+            yield Finding(check, FAIL, found, f"name a reader, such as --set data.datasets.{name}.reader=folders")
             continue
         if folder.is_dir():
             yield Finding(check, WARN, f"in {folder}, not prepared", Advice.run("prepare", f"--dataset {name}"))
         else:
-            show = f"get it (fercli datasets show {entry.reader or name}) or say where it lies"
-            yield Finding(check, WARN, f"neither prepared nor at {folder}", f"{show}: data.datasets.{name}.root")
+            show = f"get it (fercli datasets show {entry.reader or name}) or set its folder"
+            yield Finding(check, WARN, f"neither prepared nor in {folder}", f"{show}: data.datasets.{name}.root")

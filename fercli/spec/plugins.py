@@ -1,8 +1,8 @@
-"""Methods and readers from outside: the run spec names them ``module:Name``.
+"""The user's own methods and readers: the run spec names them ``module:Name``.
 
-The module is looked for in the current folder, then where Python looks. It is the user's own code and is run when the
-spec asks for it; nothing is imported for a name of fercli's registries. Files that fercli wrote (checkpoints, models)
-may have been edited by others: what they name is run only where the user has named it too (`trust`).
+The module is searched for in the current folder, then on Python's path. It is the user's own code, and it runs when the
+spec asks for it. A name in fercli's registries imports nothing from outside. Files that fercli wrote (checkpoints,
+models) may have been edited by others, so the code they name runs only if the user has named it too (`trust`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fercli.errors import SpecError
 
 _PLACE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
-#: What the user has named in this process.
+#: The names that the user has given in this process.
 _trusted: set[str] = set()
 
 
@@ -27,7 +27,7 @@ def is_place(name: str) -> bool:
 
 
 def trust(*names: str) -> None:
-    """Let files name these too: the user's spec or command line has named them. Other names are passed over."""
+    """Allow files to name these, because the user's spec or command line has. Names of another form are ignored."""
     _trusted.update(filter(is_place, names))
 
 
@@ -37,14 +37,14 @@ def is_trusted(name: str) -> bool:
 
 
 def import_from(place: str, key: str) -> Any:
-    """Import what ``module:Name`` names.
+    """Import the object that ``module:Name`` names.
 
     Args:
         place: the name.
-        key: of the spec that holds it, for messages.
+        key: the spec's key that holds the name, for messages.
 
     Raises:
-        SpecError: there is no such module or name, or the module fails; one line.
+        SpecError: the module or name does not exist, or importing the module fails; one line.
     """
     module, _, attribute = place.partition(":")
     here = str(Path.cwd())
@@ -55,7 +55,7 @@ def import_from(place: str, key: str) -> Any:
     except ModuleNotFoundError as problem:
         if problem.name is None or not f"{module}.".startswith(f"{problem.name}."):
             raise SpecError(f"{key}: {place}: its module needs {problem.name}, which is not installed") from None
-        raise SpecError(f"{key}: {place}: no module {module} in {here} or on Python's path") from None
+        raise SpecError(f"{key}: {place}: no module named {module} in {here} or on Python's path") from None
     except Exception as problem:  # the user's code may fail in any way
         raise SpecError(f"{key}: {place}: importing {module} failed: {type(problem).__name__}: {problem}") from problem
     if not hasattr(loaded, attribute):

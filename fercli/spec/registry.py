@@ -1,14 +1,14 @@
 """The names that a spec may choose from: methods, and rules that select the best epoch.
 
-Names alone, so that a spec is checked without loading torch: methods are loaded by `fercli.methods.method_class`, rules
-are computed in `fercli.evaluation.selection`.
+Only names are here, so that a spec is checked without loading torch. `fercli.methods.method_class` loads the methods;
+`fercli.evaluation.selection` computes the rules.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-#: ``adapt.method`` -> module and class. Methods of your own are named ``module:Class`` in the spec.
+#: ``adapt.method`` -> module and class. The spec names a user's own method ``module:Class``.
 METHODS: dict[str, str] = {
     "source-only": "fercli.methods.source_only:SourceOnly",
     "aglrls": "fercli.methods.aglrls:AGLRLS",
@@ -34,7 +34,7 @@ METHODS: dict[str, str] = {
     "sar": "fercli.methods.sar:SAR",
 }
 
-#: The method that all others are compared with: the source model as it is.
+#: The method that all others are compared with: the unchanged source model.
 REFERENCE = "source-only"
 
 _LABELS, _SOURCE, _TARGET = "source validation labels", "source training images", "target images"
@@ -43,13 +43,13 @@ _LABELS, _SOURCE, _TARGET = "source validation labels", "source training images"
 class SelectionRule(NamedTuple):
     """What a selection rule reads, and when it can be computed.
 
-    A rule that read target labels would be an oracle. None is registered: the oracle is computed after the run, by
-    `fercli.evaluation.oracle`, from the outputs that each epoch left behind.
+    A rule that read target labels would be an oracle. None is registered: `fercli.evaluation.oracle` computes the
+    oracle after the run, from the saved outputs of each epoch.
 
     Attributes:
-        reads: in words, for reports.
-        post_hoc: true where an epoch's score depends on the other epochs, so that it exists only after the last one.
-        costly: true where an epoch's score takes one more pass over the source's training faces.
+        reads: the data it reads, in words, for reports.
+        post_hoc: whether an epoch's score depends on the other epochs, so that it exists only after the last one.
+        costly: whether an epoch's score takes one more pass over the source's training faces.
     """
 
     reads: tuple[str, ...]
@@ -58,21 +58,21 @@ class SelectionRule(NamedTuple):
 
     @property
     def needs_target(self) -> bool:
-        """Whether it looks at the (unlabelled) target images, so that it cannot choose in train-source."""
+        """Whether it reads the (unlabelled) target images, so that train-source cannot use it."""
         return _TARGET in self.reads
 
     @property
     def needs_source(self) -> bool:
-        """Whether it looks at source faces, so that it cannot choose where the source is not at hand."""
+        """Whether it reads source faces, so that it cannot be used where the source is not available."""
         return bool({_LABELS, _SOURCE} & set(self.reads))
 
     @property
     def needs_held_out(self) -> bool:
-        """Whether it looks at source faces that were held out of training."""
+        """Whether it reads source faces that were held out of training."""
         return _LABELS in self.reads
 
 
-#: ``train_source.select``, ``adapt.select`` and ``adapt.also_score``.
+#: The values of ``train_source.select``, ``adapt.select`` and ``adapt.also_score``.
 RULES: dict[str, SelectionRule] = {
     "last": SelectionRule(()),
     "source-val": SelectionRule((_LABELS,)),
@@ -86,12 +86,12 @@ RULES: dict[str, SelectionRule] = {
     "ensv": SelectionRule((_TARGET,), post_hoc=True),
 }
 
-#: How the makers of released checkpoints chose the epoch; no spec can ask for it. Their code keeps the epoch that is
-#: best on the target's test labels, or in its source stage on the source's.
+#: How the authors of released checkpoints chose the epoch. No spec can ask for it. Their code keeps the epoch that is
+#: best on the target's test labels or, in the source stage, on the source's.
 ORACLE, SOURCE_TEST = "oracle", "source-test"
 _OF_MAKERS = {ORACLE: ("target test labels",), SOURCE_TEST: ("source test labels",)}
 
 
 def reads(rule: str) -> tuple[str, ...]:
-    """What a rule that chose an epoch has read, in words."""
+    """The data that a rule reads to choose an epoch, in words."""
     return _OF_MAKERS[rule] if rule in _OF_MAKERS else RULES[rule].reads

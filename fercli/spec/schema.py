@@ -33,7 +33,7 @@ def _as_steps(value: Any) -> Any:
 
 
 def _as_switch(value: Any) -> Any:
-    """YAML takes a bare on or off for a truth value."""
+    """Undo YAML's reading of a bare ``on`` or ``off`` as a boolean."""
     return ("on" if value else "off") if isinstance(value, bool) else value
 
 
@@ -62,15 +62,15 @@ _Method = Annotated[
 ]
 _Retry = Literal["border", "upscale", "low-confidence", "full-range", "rotate"]
 
-#: The second type of each is what may be written instead; the schema for editors names both.
+#: The second type of each is an accepted shorthand; the schema for editors lists both.
 Names = Annotated[list[str], BeforeValidator(_as_list, json_schema_input_type=str | list[str])]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-#: Numbers that torch and numpy count with have 63 bits.
+#: The largest integer that torch and numpy can hold (63 bits).
 LARGEST = (1 << 63) - 1
 Positive = Annotated[int, Field(gt=0, le=LARGEST)]
-#: Of random numbers.
+#: Seed of a random number generator.
 Seed = Annotated[int, Field(ge=0, le=LARGEST)]
-#: A learning rate by epoch: ``{1: 1e-4, 11: 1e-5}`` is 1e-4 up to epoch 10 and 1e-5 from 11 on; a number is constant.
+#: Learning rates by epoch: ``{1: 1e-4, 11: 1e-5}`` is 1e-4 up to epoch 10, then 1e-5. One number is constant.
 _Rate = Annotated[float, Field(ge=0)]
 _Rates = Annotated[dict[Positive, _Rate], Field(min_length=1)]
 Rates = Annotated[_Rates, BeforeValidator(_as_steps, json_schema_input_type=_Rate | _Rates)]
@@ -78,96 +78,96 @@ HeadWeights = Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=NU
 
 
 class Section(BaseModel):
-    """A part of the spec: unknown keys are errors, numbers are finite, and a spec does not change once it is read."""
+    """A part of the spec. Unknown keys are errors, numbers must be finite, and instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class _Explained(Section):
-    """A section whose keys are explained, each by the words under it: in `fercli init`, and in the JSON Schema.
+    """A section whose keys are documented by the docstring under each, for `fercli init` and the JSON Schema.
 
-    pydantic reads the words from the source, so that ``python -OO`` keeps them. Sections elsewhere (methods' options,
-    model files) go without: to find a class's source Python looks at every loaded module, and beside torch that takes
-    long and can import more.
+    pydantic reads these docstrings from the source, so ``python -OO`` keeps them. Sections elsewhere (methods' options,
+    model files) do not use this: to find a class's source Python looks at every loaded module, which is slow once torch
+    is loaded and can import more.
     """
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
 
 class Paths(_Explained):
-    """Folders of photographs, prepared stores and runs."""
+    """Folders of dataset images, prepared stores and runs."""
 
     data: Path = Path("data")
-    """photographs, each dataset in a folder of its name."""
+    """Folder of the dataset images; each dataset is in a subfolder of its name."""
     prepared: Path = Path("prepared")
-    """stores of prepared faces."""
+    """Folder of the stores of prepared faces."""
     runs: Path = Path("runs")
-    """trained models and their reports, each run in a folder of its name."""
+    """Folder of trained models and reports; each run has a subfolder of its name."""
 
 
 class Dataset(_Explained):
-    """How to read a dataset that is not built in, or lies elsewhere than ``paths.data/NAME``."""
+    """How to read a dataset that is not built in or is not in ``paths.data/NAME``."""
 
     reader: str | None = None
-    """whose layout it has (``fercli datasets`` lists them); without, the dataset's own."""
+    """Reader for the dataset's layout (``fercli datasets`` lists them); null is the dataset's own reader."""
     root: Path | None = None
-    """where it lies."""
+    """Folder of the dataset; null is ``paths.data/NAME``."""
     store: Path | None = None
-    """where its prepared faces lie; without, in ``paths.prepared``, in a folder of its name."""
+    """Folder of its prepared faces; null is ``paths.prepared/NAME``."""
     options: dict[str, Any] = {}
-    """of the reader; ``fercli datasets show NAME`` lists them."""
+    """Options of the reader; ``fercli datasets show NAME`` lists them."""
 
 
 class Augment(_Explained):
-    """The random views of training."""
+    """Random augmentation of training views."""
 
     flip: Fraction = 0.5
-    """how often a face is mirrored, 0 to 1."""
+    """Probability of a horizontal flip, 0 to 1."""
     jitter: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """how far the crop moves and by how much its size varies, as a share of the face."""
+    """Largest shift and largest change of scale of the crop, as a fraction of the face size."""
     crop: Literal["standard", "released"] = "standard"
-    """``standard`` moves and scales; ``released``, as the released code, scales width and height apart and moves
-    nothing."""
+    """``standard`` shifts and scales the crop; ``released`` scales width and height independently and does not shift
+    it, as the released code does."""
     shared_crop: bool = False
-    """whether the weak and the strong view of a face have the same crop and flip, as in the released code."""
+    """Whether the weak and the strong view of a face share crop and flip, as in the released code."""
     operations: Annotated[int, Field(ge=0, le=14)] = 3
-    """strong operations in a row (RandAugment), of stage 2."""
+    """Number of RandAugment operations applied in sequence to a strong view."""
     magnitude: Annotated[float, Field(ge=0, le=10)] = 5
-    """how strong they are, 0 to 10; with ``randaugment: released`` it is not read."""
+    """Strength of the RandAugment operations, 0 to 10; ignored with ``randaugment: released``."""
     randaugment: Literal["standard", "released"] = "standard"
-    """``standard``, all at one magnitude, or ``released``: the released code's, of random strengths, with black borders
-    and a square cut out of every strong view."""
+    """``standard`` applies all operations at `magnitude`; ``released``, as the released code, draws random strengths,
+    leaves black borders and cuts a square out of every strong view."""
     swap_landmarks: bool = True
-    """whether a mirrored face swaps left and right landmarks; the released code does not."""
+    """Whether a flip swaps left and right landmarks; the released code does not."""
     move_landmarks: bool = True
-    """whether strong operations move the landmarks with the face; the released code does not."""
+    """Whether geometric operations of strong views move the landmarks with the face; the released code does not."""
 
 
 class Data(_Explained):
     """The datasets and their roles."""
 
     source: Names = ["raf-db"]
-    """labelled datasets to train on: a name or a list of names."""
+    """Labelled datasets to train on: one name or a list of names."""
     balance: Literal["images", "sqrt", "equal"] = "sqrt"
-    """how much of every batch each of several sources gets: ``images``, as many as it has (one union),
-    ``equal`` shares, or ``sqrt``, by the square root of its faces, which lies between."""
+    """How several sources share a batch: ``images``, in proportion to their number of faces (one union); ``equal``, in
+    equal parts; ``sqrt``, in proportion to the square root of their number of faces."""
     targets: Names = ["ck+", "jaffe", "sfew", "fer2013", "expw"]
-    """datasets to adapt to and to score on; their labels are read for the score alone."""
+    """Datasets to adapt to and score on; their labels are read only for scoring."""
     datasets: dict[str, Dataset] = {}
-    """for those of your own, and those elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``."""
+    """Your own datasets, and those stored elsewhere: ``NAME: {reader: folders, root: FOLDER, options: {}}``."""
     validation: float | str = 0.1
-    """what chooses the epoch: a share of the source's training faces, held out, or the name of a split of its own
-    (``public-test``), and then all training faces are trained on. 0 holds none out: rules that read them cannot choose,
-    and no temperature is fitted."""
+    """Source faces held out for choosing the epoch: a fraction of the training faces, or the name of one of the
+    dataset's own splits, such as ``public-test``. With a split, all training faces are used for training. 0 holds none
+    out: selection rules that need held-out faces cannot be used, and no temperature is fitted."""
     augment: Augment = Augment()
-    """Random views of faces in training: crop and flip, in stage 2 RandAugment on top."""
+    """Random augmentation of faces in training: crop and flip, and RandAugment on top in strong views (stage 2)."""
 
     @field_validator("validation")
     @classmethod
     def _share_or_split(cls, value: float | str) -> float | str:
         if value == "" or (not isinstance(value, str) and not 0 <= value < 1):
             raise ValueError(
-                f"{brief(repr(value))} is neither a share, 0 or more and less than 1, nor the name of a split"
+                f"{brief(repr(value))} is neither a fraction (at least 0, less than 1) nor the name of a split"
             )
         return value
 
@@ -183,7 +183,7 @@ class Data(_Explained):
         both = sorted(set(self.source) & set(self.targets))
         if both:
             raise ValueError(
-                f"{', '.join(both)} stands in both data.source and data.targets; a target must be another set"
+                f"{', '.join(both)} is in both data.source and data.targets; a target must be another dataset"
             )
         return self
 
@@ -192,34 +192,37 @@ class Prepare(_Explained):
     """How faces are prepared."""
 
     align: Literal["template", "box"] = "template"
-    """``template``, a similarity to the ArcFace template by five landmarks, or ``box``, as in the released code: the
-    face's box, a tenth wider at each end, squashed to a square and not turned."""
+    """``template`` aligns five landmarks to the ArcFace template by a similarity transform; ``box``, as in the released
+    code, takes the face box, widened by 10% on each side and stretched to a square, without rotation."""
     landmarks: Literal["detect", "given"] = "detect"
-    """``detect``, or ``given``: the dataset's own, where it brings any."""
+    """``detect`` finds them; ``given`` uses the dataset's own where it has any."""
     missing: Literal["reject", "mean-landmarks"] = "reject"
-    """what to do with images without a face: ``reject``, or ``mean-landmarks``, the dataset's mean shape."""
+    """What to do with images in which no face is found: ``reject`` them, or use the dataset's mean shape
+    (``mean-landmarks``)."""
     size: Annotated[int, Field(ge=32, le=448)] = 112
-    """side of the face as the network sees it."""
+    """Side of the face image that the network receives."""
     margin: Annotated[int, Field(ge=0, le=112)] = 14
-    """how much more is kept around it, for jitter."""
+    """Extra border kept on each side of the face, for jitter."""
     crop_size: Annotated[int, Field(ge=16, le=224)] = 48
-    """side of the local crops."""
+    """Side of the local crops."""
     crop_zoom: Annotated[float, Field(gt=0, le=8)] = 1.5
-    """how much closer than the face the local crops look."""
+    """Magnification of the local crops relative to the face."""
     confidence: Fraction = 0.5
-    """least score of a detection, 0 to 1."""
+    """Minimum detection score, 0 to 1."""
     low_confidence: Fraction = 0.2
-    """the same in the later retries."""
+    """Minimum detection score in the later retries, 0 to 1."""
     retries: list[_Retry] = list(get_args(_Retry))
-    """what is tried, in this order, where no face is found."""
+    """What to try when no face is found, in this order: ``border``, ``upscale``, ``low-confidence``, ``full-range``,
+    ``rotate``."""
     workers: Annotated[int, Field(ge=0, le=1 << 15)] = 0
-    """processes; 0 is all cores, or all of the cluster."""
+    """Number of processes; 0 is one per core, or all workers of the cluster."""
     backend: Literal["loky", "dask", "ray", "threading", "sequential"] = "loky"
-    """where they run."""
+    """How the work is run: in processes (``loky``) or threads (``threading``) of this machine, in one process
+    (``sequential``), or on a cluster (``dask``, ``ray``)."""
     cluster: str | None = None
-    """address of a dask scheduler or a ray head."""
+    """Address of a dask scheduler or a ray head."""
     chunk: Positive = 64
-    """records in a piece of work; no byte of the store depends on it."""
+    """Records per unit of work; it does not affect the store's contents."""
 
     @property
     def side(self) -> int:
@@ -232,7 +235,7 @@ class Prepare(_Explained):
         return {"faces": face, "landmarks": (5, 2), "crops": crops, "shapes": (5, 2), "digests": (16,)}
 
     def parameters(self) -> dict[str, Any]:
-        """The settings that a store's bytes depend on: all but where and in what pieces the work is done."""
+        """The settings that a store's bytes depend on: all but those of where, and in what units, the work is done."""
         return self.model_dump(mode="json", exclude={"workers", "backend", "cluster", "chunk"})
 
 
@@ -240,34 +243,36 @@ class Model(_Explained):
     """The network."""
 
     backbone: Literal["ir50", "ir18", "mobilenet-v2", "mobilenet-v2-wide", "ir-small", "ir-lite"] = "ir50"
-    """of the global branch; ``mobilenet-v2-wide`` is the one of the released checkpoints, whose layers are not
-    torchvision's; ``ir-lite`` and ``ir-small`` are for CPUs."""
+    """Backbone of the global branch: ``ir50``, ``ir18``, ``mobilenet-v2``, ``mobilenet-v2-wide`` (that of the released
+    checkpoints, whose layers differ from torchvision's), ``ir-small`` or ``ir-lite`` (both for CPUs)."""
     width: Annotated[int, Field(ge=4, le=64)] = 16
-    """channels of the first layer of ir-lite and ir-small; the others have their own."""
+    """Channels of the first layer of ir-lite and ir-small; other backbones have a fixed width."""
     local: Literal["feature-map", "image-crop"] = "feature-map"
-    """what the five local nets see: windows of the backbone's ``feature-map``, or patches of the photograph."""
+    """Input of the five local nets: windows of the backbone's feature map (``feature-map``), or patches of the image
+    (``image-crop``)."""
     classifiers: Literal["shared", "separate"] = "shared"
-    """whether the five local heads have one (``shared``) or one each (``separate``)."""
+    """Whether the five local heads share one classifier (``shared``) or have one each (``separate``)."""
     input: Literal["colour", "grey"] = "colour"
-    """``colour``, or ``grey``: the face's luminance alone, for a source without colours."""
+    """``colour``, or ``grey``: luminance only, for a source without colour."""
     test_flip: bool = False
-    """whether the answer for a face is the mean of its image's and its mirror image's."""
+    """Whether a prediction is the mean over the face and its mirror image."""
     first_weights: Literal["standard", "released"] = "standard"
-    """what no checkpoint fills: ``standard``, Kaiming-normal convolutions, Xavier-uniform heads and no biases, or
-    ``released``, as in AGLRLS's code: torch's own, Xavier-normal heads, and five crop nets that begin alike."""
+    """Initial values of weights that no checkpoint fills. ``standard``: Kaiming-normal convolutions, Xavier-uniform
+    heads and no biases. ``released``, as in AGLRLS's code: torch's defaults, Xavier-normal heads, and five crop nets
+    with the same initial weights."""
     weights: Path | None = None
-    """a checkpoint to start from (``fercli weights inspect FILE`` tells what one fills); without, noise. ``starter`` is
-    the model that comes with fercli."""
+    """A checkpoint to start from (``fercli weights inspect FILE`` shows what it fills), or ``starter``, the model that
+    comes with fercli; null is random initialisation."""
 
     @property
     def reads_crops(self) -> bool:
-        """Whether batches must bring the prepared local crops."""
+        """Whether batches must include the prepared local crops."""
         return self.local == "image-crop"
 
     @field_validator("weights", mode="before")
     @classmethod
     def _a_place_stays_one(cls, value: Any) -> Any:
-        """Keep ``./starter``, which a path forgets to be a place, apart from the word ``starter``."""
+        """Distinguish the path ``./starter``, from which `Path` drops the ``./``, from the word ``starter``."""
         return (
             Path(value).absolute() if isinstance(value, str) and value != NAME and Path(value) == Path(NAME) else value
         )
@@ -277,88 +282,94 @@ class Engine(_Explained):
     """The training loop and its device."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """where the network is trained; ``auto`` is CUDA where there is any."""
+    """Device to train on: ``cpu``, ``cuda``, or ``auto``, which is CUDA where it is available."""
     precision: Literal["auto", "32-true", "tf32", "bf16-mixed", "16-mixed"] = "auto"
-    """of the network in training; losses, saved weights and evaluation are float32 in any case. ``auto`` is bf16-mixed
-    on CUDA devices that have it, else 32-true."""
+    """Precision of the network in training: ``32-true``, ``tf32``, ``bf16-mixed``, ``16-mixed``, or ``auto``, which is
+    bf16-mixed on CUDA devices that support it and otherwise 32-true. Losses, saved weights and evaluation are always
+    float32."""
     compile: Annotated[
         Literal["off", "auto", "on"],
         BeforeValidator(_as_switch, json_schema_input_type=Literal["off", "auto", "on"] | bool),
     ] = "auto"
-    """what is made once so that steps are faster. ``auto``: on a single CUDA device a step is recorded as one CUDA
-    graph, and run by a single launch. ``on``: ``torch.compile`` for the network in training, too, on any device; it
-    takes minutes at first, and pays in long trainings. ``off``: nothing."""
+    """How training steps are sped up. ``auto``: on a single CUDA device a step is recorded as one CUDA graph and
+    replayed with a single launch. ``on``: in addition, ``torch.compile`` for the network in training, on any device; it
+    takes minutes at first and pays off in long trainings. ``off``: neither."""
     data: Literal["auto", "device", "host"] = "auto"
-    """where prepared faces wait: whole on the ``device``, or in the ``host``'s memory; ``auto`` is the device where it
+    """Where prepared faces are held: all on the ``device``, or in the ``host``'s memory; ``auto`` is the device if it
     is a CUDA device and they fit."""
     crop_nets: Literal["auto", "loop", "grouped", "matmul"] = "auto"
-    """how the five crop nets run (`fercli.models.local.LocalNets`); ``auto`` measures on CUDA devices, and is
-    ``grouped`` for small nets on CPUs."""
+    """How the five crop nets are computed (`fercli.models.local.LocalNets`): one after another (``loop``), as grouped
+    convolutions (``grouped``), or as batched matrix products (``matmul``). ``auto`` measures which is fastest on CUDA
+    devices, and is ``grouped`` for small nets on CPUs and ``loop`` otherwise (also with `deterministic`)."""
     threads: Annotated[int, Field(ge=0, le=1 << 15)] = 0
-    """of the processor; 0 leaves it to torch."""
+    """Number of CPU threads; 0 leaves it to torch."""
     seed: Seed = 0
-    """of network, batches and views."""
+    """Random seed of the network's initial weights, batches and views."""
     deterministic: bool = False
-    """the same bits from run to run on the same machine; slower."""
+    """Whether results are bit-identical from run to run on the same machine; slower."""
     batch_norm: Literal["synchronised", "local"] = "synchronised"
-    """of several processes that train together. ``synchronised``: by the whole batch, so that they compute what one
-    process would, for two messages a norm and pass, some hundreds a step. ``local``: each by its own share of the
-    batch, without a message; running statistics are the processes' means. Results are then those of smaller batches
-    in the norms (4 faces each with 16 on 4 processes), no longer those of the method as published. One process: the
-    same either way."""
+    """How batch norm works when several processes train together; no effect with one process. ``synchronised``:
+    statistics of the whole batch, so that results equal those of one process, at the cost of two messages per norm and
+    pass (some hundreds per step). ``local``: statistics of each process's share of the batch, without messages; running
+    statistics are averaged over the processes. Norms then see smaller batches (4 faces for a batch of 16 on 4
+    processes), and results are no longer those of the method as published."""
     log_every: Positive = 20
-    """steps between two lines of the log."""
+    """Steps between log entries."""
     save_every_s: Annotated[float, Field(ge=0)] = 300
-    """seconds between two checkpoints to go on from."""
+    """Seconds between checkpoints from which an interrupted run resumes."""
     evaluate_batch: Positive = 128
-    """faces at a time where nothing is trained."""
+    """Batch size for evaluation and prediction."""
     keep_outputs: Positive | None = None
-    """how many epochs, the latest and the best, an adaptation keeps the outputs of, 98 bytes a face; null is all. The
-    oracle and the selection rules are then computed over those epochs. All stay where the rule compares epochs."""
+    """Number of latest epochs whose outputs an adaptation keeps (98 bytes per face and epoch), besides those of the
+    best epoch; null keeps all. The oracle and the selection rules are then computed over the kept epochs only. All are
+    kept if the selection rule compares epochs."""
     tensorboard: bool = True
-    """whether curves are written for TensorBoard too."""
+    """Whether to write TensorBoard logs as well."""
 
 
 #: Keys of both stages that were renamed in 0.3.
 RENAMED = {"rate": "lr", "new_rate": "head_lr_multiplier", "discriminator_rate": "discriminator_lr"}
 
-#: Keys of both stages whose defaults differ: their words go with the type, so that they are said once.
-_Batch = Annotated[int, Field(ge=2, description="faces in a batch, of each domain.")]
-_Epochs = Annotated[Positive, Field(description="how many; may be raised later, the same command then goes on.")]
-_LearningRate = Annotated[
-    Rates, Field(description="learning rate of the backbone, one number or ``{first epoch: rate, ...}``.")
+#: Keys of both stages whose defaults differ. The description goes with the type, so that it is written once.
+_Batch = Annotated[int, Field(ge=2, description="Batch size, in faces per domain.")]
+_Epochs = Annotated[
+    Positive, Field(description="Number of epochs; after raising it, run the same command again to continue.")
 ]
-_LossWeights = Annotated[HeadWeights, Field(description="of the heads' losses: global, five local, fused.")]
+_LearningRate = Annotated[
+    Rates, Field(description="Learning rate of the backbone: one number, or ``{first epoch: rate, ...}``.")
+]
+_LossWeights = Annotated[HeadWeights, Field(description="Loss weights of the heads: global, five local, fused.")]
 
 
 class Optimisation(_Explained):
-    """What both training stages set: SGD over groups, each with a rate by epoch."""
+    """Settings of both training stages: SGD over parameter groups, each with a learning rate by epoch."""
 
     batch: _Batch
     epochs: _Epochs
     patience: Positive | None = None
-    """ends training early, after so many epochs in a row that the `select` rule did not like better."""
+    """Number of consecutive epochs without improvement under the `select` rule after which training stops; null never
+    stops early."""
     steps_per_epoch: Positive | None = None
-    """null is once through the larger domain."""
+    """Training steps per epoch; null is one pass over the larger domain."""
     lr: _LearningRate
     schedule: Literal["steps", "cosine"] = "steps"
-    """``steps``, as `lr` says, or ``cosine``, from `lr`, one number, down to 0 at the last step (Loshchilov and
-    Hutter, ICLR 2017)."""
+    """``steps`` follows `lr`; ``cosine`` falls from `lr`, which must be one number, to 0 at the last step (Loshchilov
+    and Hutter, ICLR 2017)."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 0
-    """in which the rates rise evenly from 0, parts of an epoch too (Goyal et al., 2017)."""
+    """Epochs of linear warm-up of the rates from 0; may be a fraction (Goyal et al., 2017)."""
     head_lr_multiplier: Annotated[float, Field(gt=0)] = 10
-    """how many times `lr` the new layers learn at."""
+    """Learning rate of the new layers, as a multiple of `lr`."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """of SGD."""
+    """Momentum of SGD."""
     nesterov: bool = False
-    """whether it looks ahead."""
+    """Whether SGD uses Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
-    """of SGD, on all weights."""
+    """Weight decay of SGD, on all weights."""
     clip_norm: Annotated[float, Field(gt=0)] | None = None
-    """largest norm of the gradient; null does not clip."""
+    """Maximum gradient norm; null does not clip."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """decay a step of the moving average of the weights, such as 0.999; the averaged network is what is scored and kept
-    (Polyak and Juditsky, 1992). null keeps the weights themselves."""
+    """Decay per step of the exponential moving average of the weights, such as 0.999. The averaged network is the one
+    scored and saved (Polyak and Juditsky, 1992). null uses no average."""
     head_weights: _LossWeights
 
     @model_validator(mode="after")
@@ -366,9 +377,9 @@ class Optimisation(_Explained):
         rates = {"lr": self.lr, "discriminator_lr": getattr(self, "discriminator_lr", {})}
         if self.schedule == "cosine":
             for name, steps in rates.items():
-                # The default's first rate is meant where none is named, in a resolved spec too.
+                # With the default rates, cosine starts from the first of them, also in a resolved spec.
                 if len(steps) > 1 and steps != type(self).model_fields[name].default:
-                    raise ValueError(f"schedule: cosine starts at one rate; set {name} to a number")
+                    raise ValueError(f"schedule: cosine needs a single initial rate; set {name} to one number")
         return self
 
 
@@ -380,52 +391,53 @@ class TrainSource(Optimisation):
     lr: _LearningRate = {1: 1e-4, 11: 1e-5, 21: 1e-6}
     head_weights: _LossWeights = [5, 1, 1, 1, 1, 1, 5]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """share of the answer given to all expressions alike (Szegedy et al., CVPR 2016)."""
+    """Fraction of each label spread evenly over all expressions (Szegedy et al., CVPR 2016)."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """pairs of faces are blended, a batch by one share from Beta(mixup, mixup), and so are their answers (Zhang et al.,
-    ICLR 2018); 0 blends none."""
+    """Blending of pairs of faces and their labels, with one ratio per batch drawn from Beta(mixup, mixup) (Zhang et
+    al., ICLR 2018); 0 turns it off."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """how far rare expressions weigh more: a face by the size of its class to the power of minus this, 1 in the mean
-    (Cui et al., CVPR 2019, compares such weights); 0 treats all faces alike."""
+    """How much more rare expressions weigh: a face's weight is the size of its class to the power of minus this value,
+    scaled to a mean of 1 (Cui et al., CVPR 2019, compare such weights); 0 weights all faces equally."""
     views: Literal["weak", "strong"] = "weak"
-    """of the faces: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top)."""
+    """Training views: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top)."""
     late_rates: bool = False
-    """whether a new learning rate is used one step late, and on the very first step all groups learn at `lr` with half
-    the weight decay, as in AGLRLS's code."""
+    """Whether a new learning rate takes effect one step late, and all groups use `lr` and half the weight decay on the
+    very first step, as in AGLRLS's code."""
     select: _SourceRule = "source-val"
-    """the rule that chooses the epoch: ``source-val``, accuracy on the faces held out, or ``last``."""
+    """Rule that selects the epoch: ``source-val``, the accuracy on held-out source faces, or ``last``."""
 
 
 class Adapt(Optimisation):
     """Stage 2, adaptation."""
 
     method: _Method = "aglrls"
-    """how (``configs/methods`` has one spec each)."""
+    """Adaptation method (``configs/methods`` has a spec for each)."""
     start: Annotated[str, Field(min_length=1)] | None = None
-    """the trained model to begin with: ``starter``, a run or stage folder, a model file, a checkpoint, a released one.
-    The network, how faces are prepared and ``data.source`` are then the model's. null is the run's own source model."""
+    """The starting model: ``starter``, a run or stage folder, a model file, a checkpoint or a released checkpoint. The
+    network, the preparation of faces and ``data.source`` are then the model's. null is the run's own source model."""
     tag: Annotated[str, Field(pattern=r"^[A-Za-z0-9._+-]*$", max_length=100)] = ""
-    """put behind the target's name in the folder's, to keep several adaptations to one target."""
+    """Suffix of the stage folder's name, after the target's name, to keep several adaptations to one target."""
     batch: _Batch = 16
     epochs: _Epochs = 30
     lr: _LearningRate = {1: 1e-5, 11: 5e-6, 21: 1e-6}
     discriminator_lr: Rates = {1: 1e-4, 21: 1e-5}
-    """learning rate of a method's own discriminators, as `lr`."""
+    """Learning rate of a method's own discriminators, in the same form as `lr`."""
     head_weights: _LossWeights = [7, 1, 1, 1, 1, 1, 7]
     carry_momentum: bool = False
-    """whether SGD goes on with the momentum that stage 1 ended its chosen epoch with, as in AGLRLS's code; stage 1 must
-    have been trained with this key set."""
+    """Whether SGD starts with the momentum from the end of stage 1's selected epoch, as in AGLRLS's code; stage 1 must
+    also have been trained with this key set."""
     options: dict[str, Any] = {}
-    """what the method lets one set."""
+    """Options of the method."""
     sharpness: Annotated[float, Field(gt=0)] | None = None
-    """length of a step uphill of the source's loss, such as 0.05, at whose end a method's own step is computed, for
-    flatter minima (SDAT, Rangwani et al., ICML 2022); costs one more pass of the source's faces. null takes none."""
+    """Length of an ascent step on the source loss, such as 0.05. The method's own step is computed at the weights
+    reached, for flatter minima (SDAT, Rangwani et al., ICML 2022), at the cost of one more pass over the batch's source
+    faces. null turns it off."""
     select: _Rule = "infomax"
-    """the rule that chooses the epoch (`fercli.spec.registry`)."""
+    """Rule that selects the epoch (`fercli.spec.registry`)."""
     select_images: Positive = 2000
-    """faces of the target that rules look at, at most."""
+    """Maximum number of target faces that selection rules use."""
     also_score: Names = []
-    """costly rules (``dev``) to compute each epoch though another chooses."""
+    """Costly rules (``dev``) to compute each epoch in addition to `select`."""
 
     @field_validator("also_score")
     @classmethod
@@ -435,11 +447,11 @@ class Adapt(Optimisation):
     @model_validator(mode="after")
     def _patience_needs_a_score_each_epoch(self) -> Adapt:
         if self.patience is not None and RULES[self.select].post_hoc:
-            raise ValueError(f"patience cannot wait for {self.select}, which is known only after the last epoch")
+            raise ValueError(f"patience cannot be used with {self.select}, which is known only after the last epoch")
         return self
 
 
-#: Labels of methods become parts of folders' names.
+#: Method labels become parts of folder names.
 _LABEL = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 
 
@@ -452,14 +464,14 @@ _Methods = Annotated[dict[Annotated[str, Field(pattern=_LABEL)], dict[str, Any]]
 _Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(lambda seeds: _each_once(seeds, "seed"))]
 
 
-#: One union's error would be a line for each of its types.
+#: A union's error would have one line for each of its types; `_as_jobs` makes it one line.
 _Jobs = Positive | Literal["gpus"] | None
 
 
 def _as_jobs(value: Any) -> Any:
     if value in (None, "gpus") or (isinstance(value, int) and value is not True and 1 <= value <= LARGEST):
         return value
-    raise ValueError(f"{brief(repr(value))} is neither a number from 1 on nor gpus")
+    raise ValueError(f"{brief(repr(value))} is neither a positive integer nor gpus")
 
 
 class Sweep(_Explained):
@@ -468,63 +480,64 @@ class Sweep(_Explained):
     methods: Annotated[
         _Methods, BeforeValidator(_as_methods, json_schema_input_type=list[str] | dict[str, dict[str, Any] | None])
     ]
-    """label -> what it sets under ``adapt``; without ``method`` the label is the method's name. A list of names does
-    where nothing is set. Source-only is always there: all differences are to it."""
+    """Methods to compare, as ``label: {keys to set under adapt}``. Without ``method`` the label is the method's name. A
+    list of names is enough if no keys are set. source-only is always included: all differences are relative to it."""
     targets: Names | None = None
-    """null for those of ``data.targets``."""
+    """Target datasets; null is ``data.targets``."""
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(lambda seeds: _each_once(seeds, "seed"))] = [
         0,
         1,
         2,
     ]
-    """of network, batches and views; every run with one seed starts from the same source model."""
+    """Random seeds of initial weights, batches and views; all runs with the same seed start from the same source
+    model."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """``key.path: [values]``, every combination of which is run."""
+    """``key.path: [values]``; every combination of the values is run."""
     jobs: Annotated[_Jobs, BeforeValidator(_as_jobs, json_schema_input_type=_Jobs)] = None
-    """cells trained at a time, each in a process of its own: a number, or ``gpus``, one a GPU of this machine. null is
-    one, or as many as the cluster has places for."""
+    """Number of cells trained at a time, each in its own process: an integer, or ``gpus``, one per GPU of this machine.
+    null is one, or as many as the cluster has slots for."""
     backend: Literal["local", "dask", "ray"] = "local"
-    """where: on this machine, or on the workers of a dask or ray cluster, which see data and runs under the same paths
-    and train each cell in a process of its own."""
+    """Where cells are trained: on this machine (``local``), or on the workers of a dask or ray cluster. The workers
+    must see data and runs under the same paths; each cell is trained in its own process."""
     cluster: str | None = None
-    """address of a dask scheduler or a ray head."""
+    """Address of a dask scheduler or a ray head."""
 
 
 class Evaluate(_Explained):
     """Scores and reports."""
 
     title: str | None = None
-    """of the report; null is the run's name."""
+    """Title of the report; null is the run's name."""
     published: bool = True
-    """whether published rows stand beside ours (never beside synthetic data)."""
+    """Whether reports include published results for comparison (never for synthetic data)."""
 
 
 class Spec(_Explained):
-    """One run: what is read, how it is prepared, trained and scored."""
+    """One run: which data is read, and how it is prepared, trained on and scored."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$", max_length=200)] = "baseline"
-    """the run's folder under ``paths.runs``."""
+    """Name of the run, and of its folder in ``paths.runs``."""
     faithful: Literal["corrected", "published"] = "corrected"
-    """what the other keys' defaults are: ``corrected``, or ``published``, as the released code of AGLRLS has them with
-    what are faults in it (docs/faithful.md). A key that is set stays as it is set."""
+    """Which defaults the other keys have: ``corrected``, or ``published``, those of the released AGLRLS code including
+    its faults (docs/faithful.md). Keys that are set explicitly keep their values."""
     paths: Paths = Paths()
-    """Where things are. Relative paths start at the working folder."""
+    """Folders. Relative paths start at the working folder."""
     data: Data = Data()
-    """Which datasets take part, and how their faces are varied in training."""
+    """The datasets and their roles, and the augmentation of their faces in training."""
     prepare: Prepare = Prepare()
-    """Photographs to aligned faces. Sizes are in pixels."""
+    """How images become aligned faces. Sizes are in pixels."""
     model: Model = Model()
     """The global-local network."""
     engine: Engine = Engine()
-    """The one training loop, its device and its habits."""
+    """The training loop, its device and how it runs there."""
     train_source: TrainSource = TrainSource()
     """Stage 1: cross-entropy on the labelled source. Weight decay is the published 5e-4, doubled as in the code."""
     adapt: Adapt = Adapt()
     """Stage 2: adaptation to one unlabelled target."""
     evaluate: Evaluate = Evaluate()
-    """How a trained run is scored."""
+    """How a trained run is scored and reported."""
     sweep: Sweep | None = None
-    """methods x targets x seeds (``fercli sweep``); null is a single run."""
+    """Methods x targets x seeds (``fercli sweep``); null is a single run."""
 
     @model_validator(mode="before")
     @classmethod
@@ -538,8 +551,8 @@ class Spec(_Explained):
         named = {"train_source.select": [self.train_source.select], "adapt.select": [self.adapt.select]}
         named["adapt.also_score"] = self.adapt.also_score
         problems = [
-            f"{key}: {rule} chooses by held-out source faces, and with data.validation 0 there are none; set another "
-            "rule, such as last"
+            f"{key}: {rule} needs held-out source faces, and data.validation 0 holds none out; set another rule, such "
+            "as last"
             for key, rules in named.items()
             for rule in rules
             if RULES[rule].needs_held_out
@@ -550,15 +563,15 @@ class Spec(_Explained):
 
     @property
     def run_folder(self) -> Path:
-        """The folder that holds everything this run makes."""
+        """The folder of everything that this run writes."""
         return self.paths.runs / self.name
 
     def store_path(self, dataset: str) -> Path:
-        """The prepared store of a dataset. Raises SpecError for a name that would lead elsewhere."""
+        """The prepared store of a dataset. Raises SpecError for a name that is not a plain file name."""
         if not is_file_name(dataset):
             raise SpecError(
                 f"{brief(repr(dataset))} cannot be a dataset's name",
-                "say where it lies with --root or data.datasets.NAME.root",
+                "give its folder with --root or data.datasets.NAME.root",
             )
         own = self.data.datasets[dataset].store if dataset in self.data.datasets else None
         return own or self.paths.prepared / dataset

@@ -1,7 +1,7 @@
-"""A run spec as a file to edit: every key with its value and what it means, the rare ones commented out.
+"""A run spec as a file to edit: every key with its value and its description, rarely used ones commented out.
 
-The words are those under each key in `fercli.spec.schema` and nowhere else.
-Prose begins with ``# ``; a key commented out begins with ``#`` and its name, so that taking the ``#`` away puts it in.
+The descriptions are the docstrings of the keys in `fercli.spec.schema`.
+A comment begins with ``# ``. A commented-out key begins with ``#`` and its name, so that removing the ``#`` enables it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fercli.spec.registry import METHODS, RULES
 from fercli.spec.schema import Sweep
 from fercli.version import __version__
 
-#: Keys that most users set at one time or another; the others stand there commented out, at their defaults.
+#: Keys that most users set at some time. All others are written commented out, at their defaults.
 COMMON = frozenset(
     {
         *(
@@ -39,7 +39,7 @@ COMMON = frozenset(
         *("adapt.method", "adapt.batch", "adapt.epochs", "adapt.lr", "adapt.select"),
     }
 )
-#: Values that are checked elsewhere than in the field's type.
+#: Allowed values of keys whose type does not list them.
 CHOICES = {"adapt.method": tuple(METHODS), "adapt.select": tuple(RULES)}
 _WIDTH, _COLUMN = 120, 34
 
@@ -47,20 +47,20 @@ _WIDTH, _COLUMN = 120, 34
 def to_template(spec: Spec) -> str:
     """The spec as YAML text that `fercli.spec.load` reads back as the same spec.
 
-    Keys of `COMMON`, those that are not at their defaults and those whose defaults ``faithful`` changes are live, all
-    others commented out.
+    Keys of `COMMON`, keys that are not at their defaults and keys whose defaults ``faithful`` changes are live. All
+    others are commented out.
     """
     lines = [
-        f"# A run spec of fercli {__version__}. Keys commented out are at their defaults: take the # away to set them.",
-        "# For one command alone: --set adapt.epochs=5. What a key may be is checked before anything is done.",
+        f"# A run spec of fercli {__version__}. Commented-out keys are at their defaults; remove the # to set one.",
+        "# To set a key for one command only: --set adapt.epochs=5. All values are checked before anything runs.",
     ]
     live = COMMON | (PUBLISHED.keys() if spec.faithful == "published" else set())
     return "\n".join([*lines, *_lines(spec, "", "", live)]) + "\n"
 
 
 def plain(text: str) -> str:
-    """A key's words on one line, without the marks of reStructuredText."""
-    text = re.sub(r" \(`fercli[^)]*\)", "", " ".join(text.split()))  # where to read on is for those who read the code
+    """A key's description on one line, without reStructuredText markup."""
+    text = re.sub(r" \(`fercli[^)]*\)", "", " ".join(text.split()))  # references into the code are for its readers
     return text.replace("``", "").replace("`", "")
 
 
@@ -89,7 +89,7 @@ def _lines(section: Section, prefix: str, indent: str, common: Set[str]) -> Iter
 
 
 def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
-    """A key, its value, and the words behind it where they fit, else above it."""
+    """A key and its value, with the description after them if it fits on the line, otherwise above."""
     text = start + flow(value)
     indent = start[: len(start) - len(start.lstrip())]
     behind = f"{text:<{_COLUMN}}  # {meaning}"
@@ -97,7 +97,7 @@ def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
         yield behind
         return
     yield from _prose(meaning, indent)
-    if len(text) > _WIDTH and isinstance(value, dict):  # never one at its default
+    if len(text) > _WIDTH and isinstance(value, dict):  # never a default value
         block = yaml.safe_dump(_as_data(value), sort_keys=False, width=_WIDTH)
         yield from (start.rstrip(), textwrap.indent(block.rstrip("\n"), indent + "  "))
     else:
@@ -105,10 +105,10 @@ def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
 
 
 def _meaning(path: str, field: FieldInfo, words: str) -> str:
-    """The key's words, and the values there are unless they have been named."""
+    """The key's description, followed by the allowed values unless it names them all."""
     choices = values(path, field.annotation)
     missing = [choice for choice in choices if not re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", words)]
-    return words.rstrip(".") + (f"; one of {', '.join(choices)}" if missing else "")
+    return words.rstrip(".") + (f": one of {', '.join(choices)}" if missing else "")
 
 
 def values(path: str, annotation: Any) -> tuple[str, ...]:

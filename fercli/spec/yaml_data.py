@@ -1,7 +1,7 @@
-"""YAML as data: the one reader of specs, of values on the command line, and of the specs that runs have saved.
+"""YAML as data: the only reader of specs, of values on the command line, and of the specs that runs have saved.
 
-It builds plain values only (`yaml.SafeLoader`) and is bounded: no text takes more memory or time than it is worth.
-Whatever is wrong with one becomes one line that says why and where.
+It builds plain values only (`yaml.SafeLoader`), and its memory and time are bounded. Every problem becomes one line
+that says what is wrong and where.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import yaml
 from fercli.console import brief
 from fercli.errors import SpecError
 
-#: Bounds of a text: its bytes, how deep lists and tables lie in each other, and how many characters it has when every
-#: alias (``*name``) is replaced by what it stands for. The packaged specs have at most 6 kB and a depth of 5.
+#: Bounds of a text: its bytes, the nesting depth of lists and mappings, and its characters after every alias
+#: (``*name``) is replaced by what it refers to. The packaged specs have at most 6 kB and a depth of 5.
 MAX_BYTES = 1 << 18
 MAX_DEPTH = 32
 MAX_EXPANDED = 4 * MAX_BYTES
 
-_TOO_DEEP = f"lists and tables lie more than {MAX_DEPTH} deep in each other"
+_TOO_DEEP = f"lists and mappings are nested more than {MAX_DEPTH} deep"
 _TOO_LARGE = "a number of more than 64 bits"
-_KINDS = {"int": "whole number", "float": "number", "bool": "truth value", "timestamp": "date"}
-#: What a value may be. ``!!binary`` and ``!!set`` would be others.
+_KINDS = {"int": "an integer", "float": "a number", "bool": "true or false", "timestamp": "a date"}
+#: Types that a value may have. ``!!binary`` and ``!!set`` would give others.
 _PLAIN = (type(None), bool, int, float, str, list, dict, datetime.date)
 
 
 class NotYAML(Exception):
-    """A text is no YAML, or none that is read here; the message is one line that says why.
+    """A text is not YAML, or not YAML that is accepted here. The message is one line that says why.
 
     Attributes:
-        line: where, from 1; None where that is not known.
+        line: line of the problem, from 1; None if unknown.
     """
 
     def __init__(self, why: str, line: int | None = None):
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, text: bytes | str):
         super().__init__(text)
         self._above = 0
-        self._sizes: dict[int, tuple[int, int]] = {}  # (characters, depth) of each node that is complete, by its id
+        self._sizes: dict[int, tuple[int, int]] = {}  # (characters, depth) of each complete node, by its id
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()
@@ -56,7 +56,7 @@ class _Loader(yaml.SafeLoader):
         if not isinstance(event, yaml.AliasEvent):
             self._sizes[id(node)] = self._size(node)
         elif id(node) not in self._sizes:
-            raise _refusal(f"*{event.anchor} stands for something that it is a part of", event)
+            raise _refusal(f"*{event.anchor} refers to a value that contains it", event)
         return node
 
     def _size(self, node: yaml.Node) -> tuple[int, int]:
@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
         below = [self._sizes[id(one)] for item in node.value for one in (item if pairs else (item,))]
         size, depth = 1 + sum(size for size, _ in below), 1 + max((depth for _, depth in below), default=0)
         if size > MAX_EXPANDED:
-            raise _refusal(f"has more than {MAX_EXPANDED:,} characters when its aliases (*name) are written out", node)
+            raise _refusal(f"more than {MAX_EXPANDED:,} characters after its aliases (*name) are expanded", node)
         if depth > MAX_DEPTH:
             raise _refusal(_TOO_DEEP, node)
         return size, depth
@@ -76,15 +76,15 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep)
         except yaml.YAMLError:
             raise
-        except Exception:  # ValueError of 2024-99-99 and !!int abc, KeyError of !!bool abc, AttributeError, ...
+        except Exception:  # ValueError for 2024-99-99 and !!int abc, KeyError for !!bool abc, AttributeError, ...
             raise _refusal(_why(node), node) from None
         if not isinstance(value, _PLAIN):
             kind = node.tag.replace("tag:yaml.org,2002:", "!!")
-            raise _refusal(f"a value of the kind {brief(kind)}, which no key takes", node)
+            raise _refusal(f"a value of type {brief(kind)}, which no key accepts", node)
         if isinstance(value, int) and abs(value) >= 1 << 64:
             raise _refusal(_TOO_LARGE, node)
         if isinstance(value, str) and any(sign == "\0" or "\ud800" <= sign <= "\udfff" for sign in value):
-            raise _refusal("a text with a zero byte (\\0) or half a character in it", node)
+            raise _refusal("a text with a zero byte (\\0) or half of a surrogate pair in it", node)
         return value
 
 
@@ -97,26 +97,26 @@ def _why(node: yaml.Node) -> str:
     text = brief(node.value) if isinstance(node.value, str) else "this"
     if kind == "int" and len(node.value) > 20:
         return _TOO_LARGE
-    return f"{text or 'nothing'} is no {_KINDS.get(kind, kind)}; write words in quotes"
+    return f"{text or 'nothing'} is not {_KINDS.get(kind, f'a value of type {kind}')}; put words in quotes"
 
 
 def read_yaml(text: bytes | str) -> Any:
-    """Return what a YAML text holds: None, a truth value, a number, a text, a date, or lists and tables of these.
+    """Return the content of a YAML text: None, a boolean, number, text or date, or lists and mappings of these.
 
     Args:
         text: one document; bytes are UTF-8.
 
     Raises:
-        NotYAML: it is not YAML, is beyond the bounds, or has a value that cannot be.
+        NotYAML: it is not YAML, exceeds the bounds, or has an invalid value.
     """
     if len(text) > MAX_BYTES:
-        raise NotYAML(f"more than {MAX_BYTES >> 10} KiB, which no spec needs")
+        raise NotYAML(f"larger than {MAX_BYTES >> 10} KiB, the limit for a spec")
     if isinstance(text, str) and any("\udc80" <= sign <= "\udcff" for sign in text):
-        raise NotYAML("not a text in the terminal's encoding; where it is UTF-8, set PYTHONUTF8=1")
+        raise NotYAML("not in the terminal's encoding; if it is UTF-8, set PYTHONUTF8=1")
     try:
         return _Loader(text if isinstance(text, str) else text.decode("utf-8-sig")).get_single_data()
     except UnicodeDecodeError:
-        raise NotYAML("not a text in UTF-8; save it as one") from None
+        raise NotYAML("not UTF-8; save it as UTF-8") from None
     except yaml.MarkedYAMLError as problem:
         mark = problem.problem_mark or problem.context_mark
         why = ", ".join(part for part in (problem.context, problem.problem) if part)
@@ -124,14 +124,14 @@ def read_yaml(text: bytes | str) -> Any:
     except yaml.YAMLError as problem:  # control characters
         raise NotYAML(str(problem)) from None
     except (ValueError, OverflowError):
-        raise NotYAML("\\U stands before a number that is no character's") from None
+        raise NotYAML("\\U is followed by a number that is not a character code") from None
 
 
 def read_yaml_file(path: Path) -> Any:
-    """Return what a YAML file holds, as `read_yaml`.
+    """Return the content of a YAML file; see `read_yaml`.
 
     Raises:
-        SpecError: it is not YAML, or cannot be read; one line with path and line.
+        SpecError: it is not YAML or cannot be read; one line with the path and, if known, the line number.
     """
     try:
         with path.open("rb") as file:

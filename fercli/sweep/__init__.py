@@ -1,9 +1,9 @@
-"""Methods x targets x seeds, in run folders of their own and one table.
+"""Methods x targets x seeds: one run folder per seed and grid combination, and one results table.
 
-- `plan`: from a spec with a ``sweep`` section to one spec a cell;
-- `claims`: who of several processes, on any machines, does a piece of the work;
-- `finished`: what is done already, told by its folder;
-- `devices`: one GPU a process;
+- `plan`: turns a spec with a ``sweep`` section into one spec per cell;
+- `claims`: decides which of several processes, on any machines, does a piece of the work;
+- `finished`: recognises finished stages from their folders;
+- `devices`: assigns one GPU to each process;
 - `run`: trains the cells that are missing;
-- `aggregate`: the run folders to one results document.
+- `aggregate`: collects the run folders into one results document.
 """

@@ -1,6 +1,6 @@
-"""A sweep's run folders to one results document. No network is run: each stage left its outputs behind.
+"""Collecting a sweep's run folders into one results document. No network is run: each stage has saved its outputs.
 
-This is a final score: target labels are read here, after all training, and what they would have chosen is marked.
+This is final scoring: target labels are read here, after all training, and results chosen by them are marked.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fercli.sweep.plan import Cell, plan
 
 
 def gather(spec: Spec, decision: str | None = None, select: str | None = None) -> dict[str, Any]:
-    """The results document of what a sweep has trained so far; its layout is told in `fercli.scoring.results_files`.
+    """The results document of what a sweep has trained so far; `fercli.scoring.results_files` describes its layout.
 
     Args:
         decision, select: as in `fercli.scoring.evaluate.Scoring`.
@@ -43,10 +43,10 @@ def gather(spec: Spec, decision: str | None = None, select: str | None = None) -
     targets = list(dict.fromkeys(cell.target for cell in cells))
     sources = list(dict.fromkeys(name for cell in cells for name in cell.spec.data.source))
     first = cells[0].spec
-    # Nobody needs the source's faces where a start took their place.
+    # With a starting model the source's faces are not needed.
     there = [name for name in sources if first.adapt.start is None or read_meta(first.store_path(name)) is not None]
     stores = {name: open_store(first, name) for name in [*there, *targets]}
-    held_labels = cache(partial(_held_labels, stores))  # cells differ little in their sources
+    held_labels = cache(partial(_held_labels, stores))  # most cells share their sources
     entries, right, missing = [], [], []
     for cell in cells:
         try:
@@ -66,7 +66,7 @@ def gather(spec: Spec, decision: str | None = None, select: str | None = None) -
 
 
 class _Missing(Exception):
-    """Why a cell has no results."""
+    """A cell has no results; the message says why."""
 
 
 def _entry(
@@ -81,7 +81,7 @@ def _entry(
     folder = cell.folder
     store = stores[cell.target]
     part = scored_part(cell.spec, store, is_source=False)
-    other = _Missing(f"not trained to the end, or on other faces of {cell.target}")
+    other = _Missing(f"not trained to the end, or trained on other faces of {cell.target}")
     origins = [name for name in (*cell.spec.data.source, cell.target) if name in stores]
     try:
         problem = other_settings(cell.spec, folder, "source" if is_reference else "adapt")
@@ -104,7 +104,7 @@ def _entry(
         if select is not None and epochs is not None:
             record, found = epochs.selected_by(select)
         held, labels = found["held"], torch.zeros(0).long()
-        if len(held):  # a method without a source has seen none of its faces
+        if len(held):  # a method without a source has no held-out faces
             labels = held_labels(tuple(cell.spec.data.source), cell.spec.data.validation)
         start = None if is_reference else _start(cell, finished, store, len(part.indices))
         results = Results(record, store, False, part, found["scored"], held, labels, epochs, start)
@@ -116,7 +116,7 @@ def _entry(
 
 
 def _start(cell: Cell, finished: Environment, store: Store, size: int) -> torch.Tensor | None:
-    """What the source model that a cell was adapted from says of its target's faces; None where no file tells it."""
+    """Outputs of the source model that a cell was adapted from, on the target's faces; None if none are saved."""
     try:
         found, about = read_outputs(cell.spec.run_folder / "source" / FOLDER / f"dataset-{cell.target}.safetensors")
     except FercliError:
@@ -150,7 +150,7 @@ def _record(cell: Cell, folder: Path, run: Path, finished: Environment, status: 
 
 
 def _held_labels(stores: dict[str, Store], names: tuple[str, ...], validation: float | str) -> torch.Tensor:
-    """Labels int64 [K] of the held-out faces of these sources."""
+    """Labels, int64 [K], of the held-out faces of these sources."""
     sources = [stores[name] for name in names]
     held = [training_and_validation(store, validation)[1] for store in sources]
     return torch.from_numpy(labels_of(sources, held))

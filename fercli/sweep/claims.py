@@ -1,31 +1,32 @@
 """Claims: which of several processes, on any machines that share a disk, does a piece of a sweep's work.
 
-A claim is a small file beside a stage's folder, ``.NAME.claim-N``: who claims (host, process, SLURM's job), and a count
-of its heartbeats. The process that has it adds one every `BEAT_S` seconds, and removes the file when it is done. The
-lock of the folder itself (`fercli.files.only_one`) keeps any two commands out of one folder, as far as the disk has
-locks; a claim says besides who is at work, outlives no machine, and needs nothing of the disk but that a file is made
-by one process alone (``O_EXCL``, which NFS has had since version 3).
+A claim is a small file next to a stage's folder, ``.NAME.claim-N``. It holds the claimant (host, process, SLURM job)
+and a heartbeat count. The claiming process increments the count every `BEAT_S` seconds and removes the file when it is
+done. The lock of the folder itself (`fercli.files.only_one`) also keeps two commands out of one folder, as far as the
+disk supports locks. A claim additionally says who is at work and does not outlive its machine. It needs only one thing
+of the disk: that exactly one process can create a file (``O_EXCL``, which NFS has supported since version 3).
 
-**When a claim is dead.** Its process is gone: same machine, same boot, same process namespace, and no process of that
-number and start time. Or its content has not changed while this process has looked for `DEAD_S` seconds: counted by its
-own clock, and no gap between two looks counts for more than `BEAT_S`. So no two clocks are compared, and neither a
-process that slept nor a disk that hung for an hour takes a living claim for a dead one at its first look.
+**When a claim is dead.** Either its process is gone: same machine, same boot, same process namespace, and no process
+with that number and start time. Or its content has not changed while this process has watched it for `DEAD_S` seconds.
+These are counted by this process's own clock, and a gap between two looks counts for at most `BEAT_S`. So no two clocks
+are compared. If this process sleeps or the disk hangs for an hour, the first look afterwards does not mistake a live
+claim for a dead one.
 
-**How one is taken**, so that of any number of processes one has it:
+**How a claim is taken**, so that exactly one of any number of processes gets it:
 
 1. Read all claims of the stage. If one is alive, stop.
-2. Make the file of the next number, by ``O_EXCL``. If it is there, stop: another was faster.
-3. Read all claims again (NFS reads a folder again in which its client has just made a file). If there is one that was
-   not found dead in step 1, with this very content, remove one's own file and stop.
-4. Remove the dead ones. The claim is held.
+2. Create the file with the next number, using ``O_EXCL``. If it exists, stop: another process was faster.
+3. Read all claims again (NFS rereads a folder in which its client has just created a file). If there is a claim that
+   was not found dead in step 1 with exactly this content, remove this process's file and stop.
+4. Remove the dead claims. The claim is held.
 
-Suppose X and Y hold a stage at once, and X made its file first. When Y came to step 3 the file of X was there, since X
-holds. So Y had found that very claim dead in step 1, but X lives and its content is no other's: a contradiction. Those
-who find the same dead claim all try the same number in step 2, so that one of them wins at once. Whoever dies between
-two steps leaves a claim that is dead.
+Suppose X and Y hold a stage at once, and X created its file first. When Y reached step 3, X's file existed, since X
+holds the stage. So Y found that very claim dead in step 1. But X is alive and its content is unique: a contradiction.
+All processes that find the same dead claim try the same number in step 2, so one of them wins at once. A process that
+dies between two steps leaves a dead claim.
 
-**Who is taken for dead and lives** (suspended for minutes, or cut off from the disk) finds at its next heartbeat that
-its file is gone, and ends at once, before it writes any more. Until then the folder's lock keeps the other out.
+**A live process that is taken for dead** (suspended for minutes, or cut off from the disk) finds at its next heartbeat
+that its file is gone. It exits at once, before it writes any more. Until then the folder's lock keeps the other out.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ from fercli import console
 from fercli.errors import FercliError
 from fercli.files import beside, cannot_write, to_disk
 
-#: Seconds between two heartbeats, and without one until a claim is dead.
+#: Seconds between heartbeats, and seconds without one after which a claim is dead.
 BEAT_S, DEAD_S = 10.0, 120.0
-#: What NFS too says of a file that another machine has removed.
+#: Error numbers for a file that another machine has removed, on NFS too.
 _GONE = (errno.ENOENT, errno.ESTALE)
 _NUMBER = re.compile(r"\.claim-([0-9]{1,9})$")
 
 
 class Claim:
-    """A claim that this process has; a context manager that gives it back. Made by `take`."""
+    """A claim that this process holds: a context manager that releases it. Made by `take`."""
 
     def __init__(self, path: Path, about: dict[str, Any]):
         self._path, self._about = path, about
@@ -84,13 +85,13 @@ class Claim:
                         file.write(_content(self._about))
                         to_disk(file)
             except OSError as problem:
-                if problem.errno not in _GONE:  # a disk that is full or away for the moment
+                if problem.errno not in _GONE:  # the disk is full or unavailable for the moment
                     continue
                 ours = False
             if not ours and not self._done.is_set():
                 console.error(
-                    f"{self._path} was taken over: this process stood still for more than {DEAD_S:.0f} s, and another "
-                    "goes on with its work"
+                    f"{self._path} was taken over: this process was inactive for more than {DEAD_S:.0f} s, and another "
+                    "process continues its work"
                 )
                 os._exit(1)
 
@@ -99,13 +100,13 @@ class Claim:
 
 
 def take(stage: Path, dead: Collection[bytes] = ()) -> Claim | None:
-    """Claim the work in a stage's folder, which need not be there.
+    """Claim the work in a stage's folder, which need not exist.
 
     Args:
-        dead: contents of dead claims, of `Watch.look`; those whose process is gone are found here.
+        dead: contents of dead claims, from `Watch.look`. Claims whose process is gone are recognised here.
 
     Returns:
-        None where another process has it.
+        The claim, or None if another process has it.
 
     Raises:
         FercliError: the claim cannot be written.
@@ -114,7 +115,7 @@ def take(stage: Path, dead: Collection[bytes] = ()) -> Claim | None:
         stage.parent.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise FercliError(
-            f"cannot make {stage.parent}: {problem.strerror}", "set paths.runs to a folder to write in"
+            f"cannot create {stage.parent}: {problem.strerror}", "set paths.runs to a writable folder"
         ) from None
     found = _claims(stage)
     if not all(content in dead or _is_gone(content) for content in found.values()):
@@ -139,12 +140,12 @@ def take(stage: Path, dead: Collection[bytes] = ()) -> Claim | None:
 
 
 class Look(NamedTuple):
-    """What a `Watch` found of a stage's claims.
+    """The state of a stage's claims, as a `Watch` found it.
 
     Attributes:
-        holder: who has it, in words; empty where nobody does.
-        left: who had it and died.
-        dead: what stands in the claims of the dead, for `take`.
+        holder: the process that holds the claim, in words; empty if none does.
+        left: the process that held it and died, in words.
+        dead: contents of the dead claims, for `take`.
     """
 
     holder: str
@@ -153,13 +154,13 @@ class Look(NamedTuple):
 
 
 class Watch:
-    """Remembers how long claims of others have stood still, by this process's clock."""
+    """Remembers for how long other processes' claims have not changed, by this process's clock."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[bytes, float, float]] = {}
 
     def look(self, stage: Path) -> Look:
-        """Look at a stage's claims, to be called again and again."""
+        """Look at a stage's claims. Call it repeatedly."""
         alive, dead = [], []
         for path, content in _claims(stage).items():
             now = time.monotonic()
@@ -171,12 +172,12 @@ class Watch:
 
 
 def _start(stage: Path) -> str:
-    """What the names of a stage's claims begin with."""
+    """The prefix of the file names of a stage's claims."""
     return beside(stage.with_name(f".{stage.name}"), ".claim-").name
 
 
 def _claims(stage: Path) -> dict[Path, bytes]:
-    """The claims of a stage, and what stands in them. One that is just being made may be empty."""
+    """The claims of a stage and their contents. A claim that is just being created may be empty."""
     start, found = _start(stage), {}
     try:
         names = os.listdir(stage.parent)
@@ -187,7 +188,7 @@ def _claims(stage: Path) -> dict[Path, bytes]:
             path = stage.with_name(name)
             try:
                 found[path] = path.read_bytes()
-            except OSError as problem:  # given back meanwhile
+            except OSError as problem:  # released in the meantime
                 if problem.errno not in _GONE:
                     raise
     return found
@@ -210,7 +211,7 @@ def _myself() -> dict[str, Any]:
 
 
 def _content(about: dict[str, Any]) -> bytes:
-    """Of one length whatever the count, so that each heartbeat covers the one before."""
+    """The content of a claim. Its length does not depend on the count, so each heartbeat overwrites the last."""
     return json.dumps({**about, "beats": f"{about['beats']:012d}"}).encode()
 
 
@@ -231,7 +232,7 @@ def _words(content: bytes) -> str:
 
 
 def _is_gone(content: bytes) -> bool:
-    """Whether a claim's process is known to be gone; only where its number means the same here as there."""
+    """Whether a claim's process is known to be gone. Known only where its process number has the same meaning here."""
     about = _about(content)
     process = about.get("process")
     if not about.get("where") or about["where"] != _where() or not about.get("started") or not isinstance(process, int):
@@ -250,7 +251,7 @@ def _is_gone(content: bytes) -> bool:
 
 @lru_cache(maxsize=1)
 def _where() -> str:
-    """Tells the machine, its boot and the process namespace; empty where the system does not say."""
+    """Identifies the machine, its boot and the process namespace; empty if the system does not provide them."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -259,7 +260,7 @@ def _where() -> str:
 
 
 def _stat(process: int) -> list[str]:
-    """Fields of ``/proc/PID/stat`` from the state on (see proc(5)); none where there is no such process."""
+    """Fields of ``/proc/PID/stat`` from the state on (see proc(5)); empty if there is no such process."""
     try:
         return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -271,6 +272,6 @@ def _state(process: int) -> str:
 
 
 def _started(process: int) -> str | None:
-    """When a process started, in ticks since the boot; None of one that is not there or has ended."""
+    """When a process started, in ticks since boot; None if it does not exist or has ended."""
     fields = _stat(process)
     return fields[19] if len(fields) > 19 and fields[0] not in ("Z", "X", "x") else None

@@ -1,4 +1,4 @@
-"""Whether a stage of a sweep is finished, told by what lies in its folder: no network is loaded, nothing is claimed."""
+"""Whether a stage of a sweep is finished, judged by the files in its folder. Loads no network and claims nothing."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from fercli.sweep.plan import Cell
 
 
 def source_is_finished(spec: Spec, targets: Sequence[str], stores: Mapping[str, Store]) -> bool:
-    """Whether a run's source model is trained, and its outputs on the scored faces of targets are there.
+    """Whether a run's source model is trained and its outputs on the targets' scored faces are saved.
 
     Args:
-        spec: the run's.
-        stores: of its sources, as far as they are prepared, and of the targets.
+        spec: the run's spec.
+        stores: the stores of its sources, as far as they are prepared, and of the targets.
     """
     folder = spec.run_folder / "source"
     sources = [stores[name] for name in spec.data.source if name in stores]
@@ -37,14 +37,14 @@ def adaptation_is_finished(spec: Spec, target: str, stores: Mapping[str, Store])
 
 
 def cell_is_finished(cell: Cell, stores: Mapping[str, Store]) -> bool:
-    """Whether a cell of a sweep is: of source-only, as `source_is_finished` of its target."""
+    """Whether a cell of a sweep is finished; for source-only, see `source_is_finished`."""
     if cell.method == REFERENCE:
         return source_is_finished(cell.spec, [cell.target], stores)
     return adaptation_is_finished(cell.spec, cell.target, stores)
 
 
 def _finished(spec: Spec, folder: Path, stage: str, stores: Sequence[Store]) -> Environment | None:
-    """What a stage's folder says of itself, as long as the stage is finished by the spec; else None."""
+    """The environment recorded in a stage's folder if the stage is finished according to the spec, otherwise None."""
     try:
         made = read_environment(folder)
         if made is None or not all((folder / name).exists() for name in _kept(spec, stage)):
@@ -52,12 +52,12 @@ def _finished(spec: Spec, folder: Path, stage: str, stores: Sequence[Store]) -> 
         if other_settings(spec, folder, stage) or other_origins(spec, made, stores):
             return None
         return made if _to_the_end(spec, folder, stage, made) else None
-    except FercliError:  # damaged: whoever trains tells
+    except FercliError:  # damaged: training reports it
         return None
 
 
 def _kept(spec: Spec, stage: str) -> tuple[str, ...]:
-    """Files that a finished stage has. A start brings no checkpoint to go on from."""
+    """Files that a finished stage has. With a starting model there is no checkpoint to resume from."""
     if stage == "source":
         return ("best.ckpt",) if spec.adapt.start is not None else ("best.ckpt", "last.ckpt", "../spec.yaml")
     return ("best.ckpt", "last.ckpt")
@@ -67,7 +67,7 @@ def _to_the_end(spec: Spec, folder: Path, stage: str, made: Environment) -> bool
     if stage == "source" and spec.adapt.start is not None:
         return True
     plan, until = spec.train_source if stage == "source" else spec.adapt, made.trained_to
-    if until is None:  # an earlier version's
+    if until is None:  # written by an earlier version
         return max(read_scores(folder), default=0) >= plan.epochs
     return until.epoch >= plan.epochs or (until.epochs, until.patience) == (plan.epochs, plan.patience)
 
@@ -81,14 +81,14 @@ def _are_there(folder: Path, made: Environment, target: Store) -> bool:
 
 
 def other_settings(spec: Spec, folder: Path, stage: str) -> str:
-    """How a folder's run differs from the spec, or an empty string: its figures would stand under the wrong name."""
+    """How a folder's run differs from the spec, or an empty string. Its results would appear under the wrong name."""
     path = folder / "spec.yaml"
     if not path.exists():
         return ""
     try:
         trained = parse_recorded(read_yaml_file(path), str(path))
     except SpecError:
-        raise FercliError(f"{path} is damaged", f"remove {folder}, and train that stage again") from None
+        raise FercliError(f"{path} is damaged", f"remove {folder} and train that stage again") from None
     old, new = (json.loads(one.model_dump_json()) for one in (trained, spec))
     problem = differences(old, new, FIXED[stage], FREE)
     if stage == "adapt" and not problem:
@@ -97,10 +97,10 @@ def other_settings(spec: Spec, folder: Path, stage: str) -> str:
 
 
 def other_origins(spec: Spec, made: Environment, stores: Sequence[Store]) -> str:
-    """How a finished model was made of something else than what lies there now, or an empty string.
+    """How the inputs of a finished model differ from the present ones, or an empty string.
 
     Args:
-        stores: what is prepared of its sources and its target.
+        stores: the prepared stores of its sources and its target.
     """
     record = {"stores": made.made_of.stores, "spec": {"data": {"source": spec.data.source}}}
     other = prepared_again(record, stores)
@@ -108,5 +108,5 @@ def other_origins(spec: Spec, made: Environment, stores: Sequence[Store]) -> str
         return f"{', '.join(store.name for store in other)} was prepared again after it was trained"
     start, source = made.made_of.source_model, read_environment(spec.run_folder / "source")
     if start and source is not None and source.made_of.model not in ("", start):
-        return "adapted from another source model than the run has now"
+        return "adapted from a source model other than the run's present one"
     return ""

@@ -1,4 +1,4 @@
-"""What a sweep is made of: from a spec with a ``sweep`` section to one run spec a cell."""
+"""The cells of a sweep: turns a spec with a ``sweep`` section into one run spec per cell."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fercli.spec.registry import REFERENCE
 
 @dataclass(frozen=True)
 class Cell:
-    """One adaptation: `spec` is its whole run spec, its ``adapt`` section this method's; `keys` the grid's values."""
+    """One adaptation: `spec` is its whole run spec, its ``adapt`` section this method's; `keys` has the grid values."""
 
     spec: Spec
     seed: int
@@ -28,25 +28,25 @@ class Cell:
 
     @property
     def folder(self) -> Path:
-        """The folder of the stage that gives its row: of source-only that of the run's source model."""
+        """The folder of the stage that gives its row; for source-only, that of the run's source model."""
         if self.method == REFERENCE:
             return self.spec.run_folder / "source"
         return self.spec.adapt_folder(self.target)
 
     @property
     def title(self) -> str:
-        """What it is, for progress and messages."""
+        """The cell's name in progress lines and messages."""
         return f"{self.spec.name} {self.method} -> {self.target}"
 
 
 def plan(spec: Spec) -> list[Cell]:
-    """All cells of a sweep, seed by seed, so that whatever is done first can be compared; source-only among them.
+    """All cells of a sweep, including source-only, seed by seed, so that the first results can be compared.
 
     Raises:
-        FercliError: there is no such model as ``adapt.start``.
-        SpecError: no ``sweep`` section, no target or one that is a source, a grid key that does not exist, that the
-            sweep or a method sets already or that sets others, options that a method does not have, anything set of
-            source-only, two combinations that would share a folder.
+        FercliError: the model of ``adapt.start`` does not exist.
+        SpecError: there is no ``sweep`` section, or no target; a target is a source; a grid key does not exist, is
+            already set by the sweep or a method, or sets other keys; a method does not have a given option; a key is
+            set for source-only; or two combinations would share a folder.
     """
     if spec.sweep is None:
         raise SpecError("the spec has no sweep section (sweep.methods, sweep.seeds, ...)", "see: fercli sweep --help")
@@ -56,14 +56,15 @@ def plan(spec: Spec) -> list[Cell]:
     if not targets:
         raise SpecError("no target: list them under sweep.targets or data.targets in the spec")
     if wanted.methods.get(REFERENCE):
-        raise SpecError(f"sweep.methods.{REFERENCE}: the source model as it is, of which nothing can be set")
+        raise SpecError(f"sweep.methods.{REFERENCE}: this is the unchanged source model; no keys can be set for it")
     if "faithful" in wanted.grid:
         raise SpecError(
-            "sweep.grid: faithful sets other keys", "sweep twice: --set faithful=published --set name=another-name"
+            "sweep.grid: faithful sets other keys and cannot be in the grid",
+            "run a second sweep: --set faithful=published --set name=another-name",
         )
     base = json.loads(spec.model_dump_json(exclude={"sweep"}))
     base["paths"]["runs"] = str(spec.run_folder)
-    bare = {**base, "adapt": {**base["adapt"], "options": {}}}  # those of a method that the source model has not
+    bare = {**base, "adapt": {**base["adapt"], "options": {}}}  # the source model has no method options
     cells: list[Cell] = []
     for seed in wanted.seeds:
         for values in itertools.product(*wanted.grid.values()):
@@ -89,31 +90,32 @@ def plan(spec: Spec) -> list[Cell]:
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise SpecError(
-            f"sweep.grid: two combinations of values share the folder {twice}", "make them differ in letters"
+            f"sweep.grid: two combinations of values share the folder {twice}",
+            "choose values that differ in letters or digits",
         )
     return cells
 
 
 def _check_unset(grid: dict[str, Any], fixed: dict[str, Any], label: str) -> None:
-    """Refuse a grid key whose value would not be used: rows would be named by what they do not differ in."""
+    """Refuse a grid key whose value would not be used: rows would be named by a key in which they do not differ."""
     options = fixed.get("adapt.options")
     taken = set(fixed)
     if isinstance(options, dict):  # merged key by key
         taken = {*taken - {"adapt.options"}, *(f"adapt.options.{key}" for key in options)}
     for key in grid:
         if any(f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}.") for path in taken):
-            raise SpecError(f"sweep.grid: {key} is set for {label} already", "give it in one place")
+            raise SpecError(f"sweep.grid: {key} is already set for {label}", "set it in one place only")
 
 
 def _slugs(keys: dict[str, Any]) -> list[str]:
-    """Parts of a folder's name: the last word of each key and its value."""
+    """Parts of a folder name: the last component of each key, with its value."""
     return [
         re.sub(r"[^A-Za-z0-9._]+", "-", f"{key.rsplit('.', 1)[-1]}-{value}").strip("-") for key, value in keys.items()
     ]
 
 
 def _with(base: dict[str, Any], changes: dict[str, Any], label: str) -> Spec:
-    """The base spec with ``key.path: value`` changes; a mapping given for a mapping replaces its keys one by one."""
+    """The base spec with ``key.path: value`` changes. A mapping of method options is merged key by key."""
     tree = json.loads(json.dumps(base))
     for path, value in changes.items():
         *parents, last = path.split(".")
@@ -121,6 +123,6 @@ def _with(base: dict[str, Any], changes: dict[str, Any], label: str) -> Spec:
         for key in parents:
             below = below.setdefault(key, {})
             if not isinstance(below, dict):
-                raise SpecError(f"sweep: {path} is no key of the spec")
+                raise SpecError(f"sweep: {path} is not a key of the spec")
         below[last] = {**below[last], **value} if last == "options" and isinstance(value, dict) else value
     return parse(tree, where=f"sweep ({label})")

@@ -1,13 +1,15 @@
-"""Sweeps: methods x targets x seeds, and any key of the spec, in run folders of their own and one table.
+"""Sweeps: methods x targets x seeds, and any key of the spec, in separate run folders and one results table.
 
-A sweep is a run spec with a ``sweep`` section. For every seed, and every combination of those grid keys that the
-source stage depends on, there is a run folder ``runs/NAME/seed-N[-key-value]`` as `train-source` and `adapt` make it;
-each cell (method, target) is an adaptation in it, its label as the tag. So whatever goes for a single run goes here:
-stopped or killed, the same command goes on. Results are read from those folders alone (`aggregate`), at any time.
+A sweep is a run spec with a ``sweep`` section. For every seed, and every combination of the grid keys that the source
+stage depends on, there is a run folder ``runs/NAME/seed-N[-key-value]``, as `train-source` and `adapt` make it. Each
+cell (method, target) is an adaptation in such a folder, with its label as the tag. So a sweep behaves like a single
+run: after it is stopped or killed, the same command resumes it. Results are read only from those folders
+(`aggregate`), at any time.
 
-The work is one stage at a time: each run's source model, then its adaptations. Whoever does one claims it (`claims`),
-be it a worker of this sweep, of another one on another machine, or a single cell's process (SLURM arrays): they share
-the work, wait for what others are at, and take over what a process that died has left.
+The unit of work is a stage: each run's source model, then its adaptations. The process that does a stage claims it
+(`claims`). It may be a worker of this sweep, a worker of a sweep on another machine, or a single cell's process (SLURM
+arrays). These processes share the work, wait for stages that others are training, and take over what a dead process
+has left.
 """
 
 from __future__ import annotations
@@ -41,41 +43,41 @@ from fercli.sweep.devices import one_gpu_each
 from fercli.sweep.finished import adaptation_is_finished, cell_is_finished, source_is_finished
 from fercli.sweep.plan import Cell, plan
 
-#: Seconds between two looks at what others are at: at first, and at most.
+#: Seconds between checks of what other processes are doing: initially, and at most.
 _LOOK_S, _LOOK_MOST_S = 0.1, 5.0
 
 
 def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
-    """Train whatever is not trained yet, ``sweep.jobs`` stages at a time.
+    """Train everything that is not trained yet, ``sweep.jobs`` stages at a time.
 
     Args:
-        cell: the number, from 0, of a cell of `plan`: it alone is trained, in this process, and before it the source
-            model that it needs. What is done is said; else a bar counts the stages.
+        cell: number, from 0, of a cell of `plan`. Only this cell, and first the source model that it needs, is trained,
+            in this process, and its progress is printed. Without it a progress bar counts the stages.
 
     Returns:
-        What failed, a line each; the rest is done.
+        One line for each failed stage. All other stages are done.
 
     Raises:
-        SpecError: as `plan`; there is no such cell; ``sweep.jobs`` is not one for a cluster.
-        FercliError: a dataset is not prepared; there is no GPU, or no cluster, where one is asked for.
-        Interrupted: SIGINT or SIGTERM came; what runs is saved.
+        SpecError: see `plan`; there is no such cell; ``sweep.jobs`` does not suit a cluster.
+        FercliError: a dataset is not prepared, or the requested GPU or cluster does not exist.
+        Interrupted: SIGINT or SIGTERM arrived; running stages are saved.
     """
     cells = plan(spec)
     chosen = cells if cell is None else [_chosen(cells, cell)]
     if launched().processes > 1:
-        raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, not by torchrun or srun")
+        raise FercliError("a sweep starts its own processes (sweep.jobs)", "start it once, without torchrun or srun")
     stores = _open_stores(cells)
     if cell is not None:
         console.say(f"cell {cell} of {len(cells)}: {chosen[0].title}")
-    # With the sweep's own adapt section, in which the cells of a run differ.
+    # With the sweep's own adapt section, because the cells of a run differ in theirs.
     runs = {c.spec.name: c.spec.model_copy(update={"adapt": spec.adapt}) for c in chosen}
     targets = list(dict.fromkeys(c.target for c in cells))
     stages = [_Stage(run, name, None, targets) for name, run in runs.items()]
     stages += [_Stage(c.spec, c.title, c.target, []) for c in chosen if c.method != REFERENCE]
     pool, threads = _workers(spec, len(stages), alone=cell is not None)
-    if spec.sweep.backend == "local":  # a cluster's workers have devices of their own
+    if spec.sweep.backend == "local":  # a cluster's workers have their own devices
         warn_of_unused_card(spec.engine.device)
-        tell_device(resolve_device(spec.engine.device))  # the cells do not speak
+        tell_device(resolve_device(spec.engine.device))  # the cells print nothing
     with (
         pool,
         StopRequest(lambda: _stop(pool)) as stop,
@@ -84,21 +86,23 @@ def sweep(spec: Spec, cell: int | None = None) -> list[Advice]:
         work = _Work(stages, stores, stop, bar)
         work.do(pool, threads)
         if stop.requested:
-            raise Interrupted(f"stopped; what is done is in {spec.run_folder}, and the same command goes on")
+            raise Interrupted(
+                f"stopped; finished work is saved in {spec.run_folder}; run the same command again to resume"
+            )
     return [Advice(f"{title}: ", problem) for title, problem in work.failed.items()]
 
 
 def unfinished(cells: Sequence[Cell]) -> list[Cell]:
-    """Those of a sweep's cells that are not trained to their end. Raises FercliError as `sweep`."""
+    """The cells of a sweep that are not trained to the end. Raises FercliError as `sweep` does."""
     stores = _open_stores(cells)
     return [cell for cell in cells if not cell_is_finished(cell, stores)]
 
 
 def _open_stores(cells: Sequence[Cell]) -> dict[str, Store]:
-    """The stores of a sweep's targets, without labels, and sources; sources that nobody trains on may be missing.
+    """The stores of a sweep's targets (without labels) and sources. Sources that no cell trains on may be missing.
 
     Raises:
-        FercliError: one is not prepared, or not as the spec says.
+        FercliError: a dataset is not prepared, or not with the spec's settings.
     """
     spec, stores = cells[0].spec, {}
     needed = [name for cell in cells if _needs_source(cell) for name in cell.spec.data.source]
@@ -112,23 +116,23 @@ def _open_stores(cells: Sequence[Cell]) -> dict[str, Store]:
 
 def _chosen(cells: Sequence[Cell], number: int) -> Cell:
     if not 0 <= number < len(cells):
-        raise SpecError(f"--cell {number}: the sweep has {len(cells)} cells", f"say one from 0 to {len(cells) - 1}")
+        raise SpecError(f"--cell {number}: the sweep has {len(cells)} cells", f"give one from 0 to {len(cells) - 1}")
     return cells[number]
 
 
 def _needs_source(cell: Cell) -> bool:
-    """Whether a cell cannot be trained without the source's faces: the reference of a start is trained already."""
+    """Whether a cell needs the source's faces for training. The reference of a starting model is already trained."""
     if cell.method == REFERENCE:
         return cell.spec.adapt.start is None
     return method_class(cell.spec.adapt.method).needs_source
 
 
 def _workers(spec: Spec, most: int, alone: bool = False) -> tuple[Workers | Cluster, int]:
-    """Who does the work, and on how many threads each.
+    """The workers, and the number of threads of each.
 
     Args:
-        most: stages at a time.
-        alone: whether this process does it.
+        most: maximum number of stages at a time.
+        alone: whether this process does the work.
     """
     wanted, threads = spec.sweep, spec.engine.threads
     if alone or (wanted.backend == "local" and wanted.jobs in (None, 1)):
@@ -136,10 +140,10 @@ def _workers(spec: Spec, most: int, alone: bool = False) -> tuple[Workers | Clus
     if wanted.backend != "local":
         if wanted.jobs == "gpus":
             raise SpecError(
-                f"sweep.jobs: gpus is for the GPUs of one machine, and sweep.backend is {wanted.backend}",
-                "start a worker a GPU there, each seeing one alone, and leave sweep.jobs out",
+                f"sweep.jobs: gpus is for the GPUs of one machine, but sweep.backend is {wanted.backend}",
+                "start one worker per GPU there, each seeing only its own, and leave sweep.jobs out",
             )
-        # As many as dask and ray give theirs: they start a worker, or a thread of one, a core.
+        # As dask and ray do: they start one worker, or one thread of a worker, per core.
         threads = threads or 1
         own = {"OMP_NUM_THREADS": str(threads)}
         return Cluster(wanted.backend, wanted.cluster, "sweep", min(wanted.jobs or 0, most), own), threads
@@ -152,12 +156,14 @@ def _workers(spec: Spec, most: int, alone: bool = False) -> tuple[Workers | Clus
 def _stop(pool: Workers | Cluster) -> None:
     """Pass a stop on to the workers."""
     if isinstance(pool, Cluster):
-        raise Interrupted("stopped; stages under way on the cluster go on to their end, and the same command goes on")
+        raise Interrupted(
+            "stopped; stages running on the cluster continue to their end; run the same command again to resume"
+        )
     pool.signal(PASSED_ON)
 
 
 class _Stage(NamedTuple):
-    """A piece of the work: a run's source model with its outputs on `targets`, or the adaptation to `target`."""
+    """A unit of work: a run's source model with its outputs on `targets`, or the adaptation to `target`."""
 
     spec: Spec
     title: str
@@ -174,19 +180,19 @@ class _Stage(NamedTuple):
 
 
 class _End(NamedTuple):
-    """How work on a stage ended: ``done``, ``busy`` (another process is at it), ``failed`` or ``stopped``, and why."""
+    """How work on a stage ended: ``done``, ``busy`` (another process has it), ``failed`` or ``stopped``, and why."""
 
     how: str
     why: str = ""
 
 
 class _Work:
-    """The stages that are left, and what is known of them.
+    """The remaining stages and what is known about them.
 
     Args:
         stages: a run's source model before its adaptations.
-        stores: by name.
-        bar: counts the stages; None: each is told.
+        stores: the stores by name.
+        bar: counts the stages; None prints a line for each instead.
 
     Attributes:
         failed: title -> why.
@@ -196,12 +202,12 @@ class _Work:
         self.failed: dict[str, str] = {}
         self._left, self._stores, self._stop, self._bar = stages, stores, stop, bar
         self._watch, self._dead = Watch(), dict[Path, list[bytes]]()
-        self._ready: set[str] = set()  # runs whose source model is there
-        self._others: dict[str, str] = {}  # what others are at: stage -> who, in words
+        self._ready: set[str] = set()  # runs whose source model exists
+        self._others: dict[str, str] = {}  # stages that other processes have: stage -> process, in words
         self._shared, self._moved = False, True
 
     def do(self, pool: Workers | Cluster, threads: int) -> None:
-        """Do them, in rounds: what others are at is looked at again in the next."""
+        """Do the stages in rounds. Stages that other processes have are checked again in the next round."""
         look, told = _LOOK_S, ""
         while self._left and not self._stop.requested:
             left, self._left, self._others, self._moved = self._left, [], {}, False
@@ -216,12 +222,12 @@ class _Work:
             look = min(2 * look, _LOOK_MOST_S)
 
     def _to_do(self, stages: list[_Stage]) -> Iterator[_Stage]:
-        """Those that can be done now."""
+        """The stages that can be done now."""
         for number, stage in enumerate(stages):
             if self._stop.requested:
                 self._left += stages[number:]
                 return
-            if stage.spec.name in self.failed:  # its source model
+            if stage.spec.name in self.failed:  # its source model failed
                 continue
             found = self._watch.look(stage.folder)
             if found.holder:
@@ -233,14 +239,14 @@ class _Work:
             else:
                 self._dead[stage.folder] = found.dead
                 if found.left:
-                    console.say(f"{stage.words}: {found.left} is gone; taking over what it has left")
+                    console.say(f"{stage.words}: {found.left} is gone; taking over its work")
                 elif self._bar is None:
                     console.say(f"{stage.words} ...")
                 yield stage
 
     def _is_finished(self, stage: _Stage) -> bool:
         if stage.target is None:
-            # Whether a start is still the one that the run began with tells its model alone.
+            # Only the model itself shows whether the starting model is still the one that the run began with.
             return stage.spec.adapt.start is None and source_is_finished(stage.spec, stage.targets, self._stores)
         return adaptation_is_finished(stage.spec, stage.target, self._stores)
 
@@ -250,7 +256,7 @@ class _Work:
 
     def _take_down(self, stage: _Stage, end: _End) -> None:
         if end.how == "stopped":
-            self._stop.requested = True  # also by a signal that reached the one who trains alone
+            self._stop.requested = True  # also for a signal that reached only the training process
         elif end.how == "busy":
             self._wait_for(stage, end.why or "another process")
             return
@@ -267,10 +273,10 @@ class _Work:
         self._others[stage.words] = who
         if self._bar is not None and not self._shared:
             self._shared = True
-            console.say(f"{stage.words}: {who} is at it; the work is shared with others")
+            console.say(f"{stage.words}: {who} is working on it; the work is shared with other processes")
 
     def _waiting(self) -> str:
-        """What is waited for, in words."""
+        """The stages waited for, in words."""
         named = [f"{words} ({who})" for words, who in self._others.items()]
         more = f" and {len(named) - 3} more" if len(named) > 3 else ""
         return f"waiting for {', '.join(named[:3])}{more}"
@@ -286,14 +292,14 @@ def _ended(end: _End | WorkerEnded) -> _End:
 
 
 def _do(document: str, target: str | None, targets: list[str], dead: list[bytes], threads: int, talks: bool) -> _End:
-    """Do a stage, in the process that is to do it, unless another process has claimed it.
+    """Do a stage, in the worker process, unless another process has claimed it.
 
-    A source stage trains the run's source model, or takes its start, and leaves its outputs on every target's scored
-    faces, for the reference row.
+    A source stage trains the run's source model, or takes the starting model. It then saves that model's outputs on
+    every target's scored faces, for the reference row.
     """
     spec = Spec.model_validate_json(document)
     torch.set_num_threads(threads)
-    # A request that comes while stores and weights are read is there when training begins.
+    # A stop request that arrives while stores and weights are read takes effect when training begins.
     with nullcontext() if talks else console.hushed(warnings=True), StopRequest() as stop:
         try:
             claim = take(spec.run_folder / "source" if target is None else spec.adapt_folder(target), dead)
@@ -306,13 +312,13 @@ def _do(document: str, target: str | None, targets: list[str], dead: list[bytes]
                     make = train_source if spec.adapt.start is None else begin_from_start
                     make(spec)
                     _leave_outputs(spec, targets)
-        except AtWork as other:  # a command of the user's, or one that was taken for dead
+        except AtWork as other:  # a command of the user's, or a process that was taken for dead
             return _End("busy", other.what)
         except (Interrupted, KeyboardInterrupt):
             return _End("stopped")
         except FercliError as problem:
             return _End("failed", problem.text)
-        except Exception as problem:  # out of memory, or a mistake of ours: it is this stage's alone
+        except Exception as problem:  # out of memory, or a bug: only this stage fails
             return _End("failed", f"{type(problem).__name__}: {str(problem).splitlines()[0] if str(problem) else ''}")
     return _End("stopped" if stop.requested else "done")
 
