@@ -90,7 +90,7 @@ def _lines(section: Section, prefix: str, indent: str, common: Set[str]) -> Iter
 
 def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
     """A key, its value, and the words behind it where they fit, else above it."""
-    text = start + _flow(value)
+    text = start + flow(value)
     indent = start[: len(start) - len(start.lstrip())]
     behind = f"{text:<{_COLUMN}}  # {meaning}"
     if len(behind) <= _WIDTH:
@@ -106,15 +106,18 @@ def _leaf(start: str, value: Any, meaning: str) -> Iterator[str]:
 
 def _meaning(path: str, field: FieldInfo, words: str) -> str:
     """The key's words, and the values there are unless they have been named."""
-    choices = CHOICES.get(path) or _choices(field.annotation)
+    choices = values(path, field.annotation)
     missing = [choice for choice in choices if not re.search(rf"(?<![\w-]){re.escape(choice)}(?![\w-])", words)]
     return words.rstrip(".") + (f"; one of {', '.join(choices)}" if missing else "")
 
 
-def _choices(annotation: Any) -> tuple[str, ...]:
+def values(path: str, annotation: Any) -> tuple[str, ...]:
+    """Return the values that a key may have, where they can be listed: those of `CHOICES` or of a ``Literal``."""
+    if path in CHOICES:
+        return CHOICES[path]
     if get_origin(annotation) is Literal:
         return get_args(annotation)
-    return next((found for one in get_args(annotation) if (found := _choices(one))), ())
+    return next((found for one in get_args(annotation) if (found := values(path, one))), ())
 
 
 def _prose(text: str, indent: str) -> Iterator[str]:
@@ -122,8 +125,8 @@ def _prose(text: str, indent: str) -> Iterator[str]:
     yield from textwrap.wrap(text, _WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False)
 
 
-def _flow(value: Any) -> str:
-    """A value on one line of YAML."""
+def flow(value: Any) -> str:
+    """Return a value on one line of YAML."""
     text = yaml.safe_dump(_as_data(value), default_flow_style=True, sort_keys=False, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 

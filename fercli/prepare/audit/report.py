@@ -58,7 +58,7 @@ def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str
         The contents of quality.json:
         ``summary`` (see `_summary`); ``datasets`` {name: `numbers.dataset_numbers`}; ``comparisons`` [{``first``,
         ``second``, ``within``, ``near``, ``unlooked``, ``one_subject``, ``one_subject_across``, ``subjects_across``,
-        ``same file``, ``same picture``, ``alike``, ``across``, ``leaks``, ``labels_differ``, ``pairs`` [{``first``,
+        ``same file``, ``same image``, ``alike``, ``across``, ``leaks``, ``labels_differ``, ``pairs`` [{``first``,
         ``second`` (ids), ``splits``, ``kind``, ``distance``, ``likeness``, ``across``, ``leak``}], at most `NAMED`}];
         ``thresholds``; ``made_from``. Pairs merely alike are in none of ``across``, ``leaks``, ``labels_differ``.
 
