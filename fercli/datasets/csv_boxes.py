@@ -283,7 +283,7 @@ def _picture_sizes(root: Path, paths: Sequence[str]) -> dict[str, list[tuple[int
 
 
 def _leaves(box: Box, sizes: Sequence[tuple[int, int]], share: float) -> bool:
-    """Return whether a box exceeds an image of any of these sizes by more than `share` of its own size plus 2 pixels."""
+    """Return whether a box exceeds all these image sizes by more than 2 pixels plus `share` of its own size."""
     left, top, right, bottom = box
     x, y = share * (right - left) + 2, share * (bottom - top) + 2
     return all(left < -x or top < -y or right > width + x or bottom > height + y for width, height in sizes)

@@ -20,8 +20,8 @@ ONE_IN = 5
 def split_of(image_name: str) -> str:
     """Return ``train`` or ``test`` for an image. The split is OURS and frozen.
 
-    ExpW has no split and the benchmark's is lost. A fifth of the images is for testing, by `hashed_part` of the name. The split is by image, so that faces of one
-    image are never in both splits.
+    ExpW has no split and the benchmark's is lost. A fifth of the images is for testing, by `hashed_part` of the name.
+    The split is by image, so that faces of one image are never in both splits.
     """
     return hashed_part(image_name, ONE_IN)
 

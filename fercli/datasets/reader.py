@@ -252,7 +252,7 @@ class Collector:
             self.left_out[reason] += count
 
     def label(self, codes: Mapping[int, int | None], text: str) -> int | None:
-        """Return the label that a dataset's code stands for; None if it is none of the seven, with the reason counted."""
+        """Return the label that a code stands for; None, with the reason counted, if it is none of the seven."""
         code = whole_number(text)
         label = None if code is None else codes.get(code)
         if label is None:
