@@ -80,10 +80,10 @@ READER = Reader(
     "numbers with the option codes), possibly below train/, val/ and test/; with labelled=false, images in any folder",
     parse=parse,
     tree="""\
-happy/*.jpg ...                              a folder per expression, with a usual name
+happy/*.jpg ...                              a folder per expression, by its usual name
 sad/*.jpg ...
 
-or with splits, with their usual names:
+or with splits, by their usual names:
 train/happy/*.jpg ...                        and val/ test/ (Training, train_set, valid, ...)
 
 or with numbers, explained by the option codes:

@@ -99,7 +99,7 @@ PreProcess_Img/VL_Acropped/Strong/P001/Anger/000.jpeg ...""",
         apply="https://www.oulu.fi/cmvs/node/41319",
         licence="research; agreement signed",
         split="ours, by subject",
-        split_note="a fifth for testing, frozen: papers draw ten folds of their own",
+        split_note="a fifth for testing, frozen: papers draw their own ten folds",
         paper="Zhao, Huang, Taini, Li and Pietikäinen: Facial expression recognition from near-infrared videos. "
         "Image and Vision Computing 2011",
         # paper: 80 subjects with six expressions under every lighting; three frames per sequence, the first as neutral

@@ -60,7 +60,7 @@ def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str
         ``second``, ``within``, ``near``, ``unlooked``, ``one_subject``, ``one_subject_across``, ``subjects_across``,
         ``same file``, ``same image``, ``alike``, ``across``, ``leaks``, ``labels_differ``, ``pairs`` [{``first``,
         ``second`` (ids), ``splits``, ``kind``, ``distance``, ``likeness``, ``across``, ``leak``}], at most `NAMED`}];
-        ``thresholds``; ``made_from``. ``across``, ``leaks`` and ``labels_differ`` do not count pairs that are merely alike.
+        ``thresholds``; ``made_from``. Merely alike pairs are not counted in ``across``, ``leaks``, ``labels_differ``.
 
     Raises:
         FercliError: the disk is full, or there is a folder with the name of a file to write.
