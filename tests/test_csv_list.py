@@ -204,9 +204,7 @@ def test_boxes_may_refer_to_the_upright_sides_of_a_rotated_image(root):
     write(root, "list.csv", "image,label,x1,y1,x2,y2\n0.jpg,happy,10,250,90,380\n0.jpg,sad,10,20,90,110\n")
     assert len(read_dataset("mine", "csv", root)) == 2
     write(root, "0.jpg", encoded(Image.new("RGB", (400, 100)), "JPEG"))
-    assert (
-        len(read_dataset("mine", "csv", root, box_columns=["x1", "y1", "x2", "y2"])) == 2
-    )  # one of two is not a majority
+    assert len(read_dataset("mine", "csv", root, box_columns=["x1", "y1", "x2", "y2"])) == 2  # one of two
     write(root, "list.csv", "image,label,x1,y1,x2,y2\n0.jpg,happy,10,250,90,380\n")
     assert "extend beyond them" in refusal("csv", root)
 

@@ -222,9 +222,9 @@ def test_affectnet_npy_damaged_files_are_counted_and_the_rest_is_kept(tmp_path):
     assert [r.landmarks for r in listing] == [FIVE, None, None]
     assert listing.left_out == {
         "file without row": 1,
-        "unreadable _exp.npy (empty, truncated or not an npy)": 5,
+        "unreadable _exp.npy (empty, truncated or not an npy file)": 5,
         "unreadable _exp.npy (is a directory)": 1,
-        "unreadable _lnd.npy, face kept (empty, truncated or not an npy)": 1,
+        "unreadable _lnd.npy, face kept (empty, truncated or not an npy file)": 1,
     }
 
 

@@ -33,7 +33,7 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
         if near and near[0] != name:
             raise FercliError(f"no dataset '{name}'; did you mean '{near[0]}'?")
         raise FercliError(
-            f"{name}: unknown dataset; choose a reader for it, for example with "
+            f"{name}: no reader is known for it; choose one, for example with "
             f"--set data.datasets.{name}.reader=folders (one of {', '.join(READERS)})"
         )
     folder = Path(root) if root else entry.root or spec.paths.data / name
