@@ -114,7 +114,7 @@ def _label(text: str, collector: Collector) -> int | None:
 def _box(row: Sequence[str], at: Sequence[int | None]) -> Box | None:
     numbers = [number_in(row[i]) if i is not None and i < len(row) else None for i in at]
     if None in numbers:
-        return None  # NULL where the annotators found no face
+        return None  # NULL if the annotators found no face
     left, top, width, height = numbers
     return (left, top, left + width, top + height) if width > 0 and height > 0 else None
 

@@ -46,7 +46,7 @@ _LETTERS = {"l": "left", "t": "top", "r": "right", "b": "bottom"}
 _BOX_WORDS = frozenset(
     ("bb", "bbox", "bboxes", "bndbox", "bounding", "boundingbox", "box", "boxes", "rect", "rectangle", "roi")
 )
-#: Words around a role with which it still means the box of a face.
+#: Words that may surround a role in the name of a face box.
 _AFFIXES = _BOX_WORDS | frozenset(("face", "faces", "facial", "gt", "det", "detection", "px", "pixel", "pixels"))
 #: Prefixes of names without separators: such words (``bboxx1``), or a single letter (``bx``).
 _STARTS = re.compile(rf"(?:{'|'.join(sorted(_AFFIXES, key=len, reverse=True))})+|[a-z](?=[xywh]\d?$)")

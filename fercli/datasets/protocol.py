@@ -80,8 +80,8 @@ def default_protocol(splits: Iterable[str]) -> Protocol:
     """Return the protocol of a dataset without its own, from the splits it has.
 
     It adapts to train and scores test (or val, if there is val but no test). A dataset without splits is adapted to and
-    scored as a whole. If only some faces have a split, the others are not used. Raises UnknownSplits if a split
-    is none of these.
+    scored as a whole. If only some faces have a split, the others are not used. Raises UnknownSplits if the dataset has
+    a split with another name.
     """
     present = dict.fromkeys(splits)
     if set(present) <= {WHOLE}:

@@ -25,7 +25,7 @@ _OFFICIAL = re.compile(r"(?P<name>(?P<split>train|test)_\d+)(?:_aligned)?")
 
 
 def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
-    """Read the label list, or the class folders where there is none.
+    """Read the label list, or the class folders if there is none.
 
     `images` is ``original`` or ``aligned`` (default: the originals if they exist). The released boxes and landmarks are
     in pixels of the originals and are used only with these.
