@@ -258,7 +258,7 @@ def _table(root: Path, file: str | None) -> Path:
     if len(tables) != 1:
         names = ", ".join(p.name for p in tables) or "there is none"
         hint = (
-            "name the list with --option file=NAME, or in a run spec with data.datasets.{name}.options: {{file: NAME}}"
+            "name the csv with --option file=NAME, or in a run spec with data.datasets.{name}.options: {{file: NAME}}"
         )
         raise WrongLayout(f"not exactly one csv ({names})", hint)
     return tables[0]

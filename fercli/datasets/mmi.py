@@ -1,8 +1,8 @@
 """MMI (Pantic et al., ICME 2005; Valstar and Pantic, LREC 2010): a list of frames, or downloaded sessions; our split.
 
 The database provides sessions of one video each. fercli does not read these videos: extract their frames first. The
-frames must be upright, because several cameras were mounted sideways. If two views share a frame, crop the frontal one. A
-video begins and ends neutral. As usual with this database, its middle frames stand for the expression and its first
+frames must be upright, because several cameras were mounted sideways. If two views share a frame, crop the frontal one.
+A video begins and ends neutral. As usual with this database, its middle frames stand for the expression and its first
 frame for neutral. There is no official split: a fifth of the subjects is for testing, by
 `fercli.datasets.sequences.split_of`.
 """

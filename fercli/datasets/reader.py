@@ -273,7 +273,7 @@ class Collector:
         self.leave_out(reason, count)
 
     def named_label(self, name: str) -> int | None:
-        """Return the label for a class name, otherwise as `label`."""
+        """Return the label that a class name stands for; None, with the reason counted, as in `label`."""
         label = label_of(name)
         if label is None:
             self.leave_out_class(name, kind="label")
