@@ -162,7 +162,7 @@ def _class_rows(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
         parts.append({name: count["kept"] for name, count in numbers["classes"].items()})
     rows = []
     for name in numbers["classes"]:
-        # A bar's length is its class's share of the largest class in the split.
+        # A bar's length is the size of its class relative to the largest class in the split.
         cells = [(p[name], _share(p[name], sum(p.values())), _share(p[name], max(p.values()))) for p in parts]
         rows.append({"name": name, "cells": cells})
     return rows
