@@ -1,8 +1,8 @@
-"""Damage of every kind to the files that fercli reads, drawn from a seed, and what a command may make of it.
+"""Damage of every kind to the files that fercli reads, drawn from a seed, and the reactions that a command may have.
 
-A `Ground` is a folder with everything in it that a user's has: datasets, prepared stores, a trained, adapted and
-evaluated run, a model in one file, a spec, images and videos. `draw` gives the numbered case of a seed: what is
-damaged there, and the command that meets it. The ground is put right again after each case.
+A `Ground` is a folder with everything that a user's folder has: datasets, prepared stores, a trained, adapted and
+evaluated run, a model in one file, a spec, images and videos. `draw` returns a case by seed and number: the damage, and
+the command that runs on it. The ground is restored after each case.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from trees import AFFECTNET, encoded, write
 
 from fercli.__main__ import _told
 
-#: Seconds of the processor that a command may take, lines that it may leave on stderr, and bytes by which it may grow.
+#: Limits of a command: CPU seconds, lines on stderr, and bytes of memory growth.
 LONGEST_S, MOST_LINES, MOST_BYTES = 10, 16, 600 << 20
 
-#: What none of our messages says: words of Python's own errors.
+#: Words of Python's own errors, which must not appear in fercli's messages.
 _PYTHON = re.compile(
     r"Traceback|unexpected error in fercli|NoneType|has no attribute|not subscriptable|unexpected keyword|codec can't"
     r"|not iterable|list index|object is not|unsupported operand|Errno "
 )
-#: Control characters that a terminal would obey.
+#: Control characters that a terminal would interpret.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")
 
 #: What `fercli evaluate` may write.
 _SCORED = ("runs/tiny/report", "runs/tiny/source/outputs", "runs/tiny/adapt-jaffe/outputs")
-#: Commands by the name that cases give them: arguments, and what they may write.
+#: {name used by the cases: (arguments of the command, paths that it may write)}.
 COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "predict": (("predict", "faces", "--run", "runs/tiny", "--workers", "1"), ()),
     "predict source": (("predict", "faces", "--run", "runs/tiny/source", "--workers", "1"), ()),
@@ -86,7 +86,7 @@ COMMANDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sweep": (("sweep", "sweep.yaml", "--dry-run"), ()),
     "doctor": (("doctor",), ()),
 }
-#: Commands whose standard output is the same each time where nothing is damaged.
+#: Commands whose standard output is always the same if nothing is damaged.
 ANSWERS = ("predict", "predict source", "predict file", "evaluate", "compare")
 
 
@@ -96,11 +96,11 @@ class Case:
 
     Attributes:
         about: what is damaged and how.
-        damage: does it, given the ground's folder.
+        damage: function that does the damage, given the ground's folder.
         arguments: the command.
         writes: what it may write, as the beginnings of paths.
-        expect: "any" exit code of 0, 1 and 2; "same": 1 or 2, or the undamaged answer; "good": 0; "bad": 1 or 2.
-        answer: the name of the command whose undamaged answer counts.
+        expect: "any": exit code 0, 1 or 2; "same": 1 or 2, or 0 with the undamaged output; "good": 0; "bad": 1 or 2.
+        answer: name of the command whose undamaged output is compared.
     """
 
     about: str
@@ -113,11 +113,11 @@ class Case:
 
 
 class Ground:
-    """The folder, its listing, and the copy from which it is put right.
+    """The folder, its listing, and the copy from which it is restored.
 
     Attributes:
-        work: the folder, which commands have as their own.
-        answers: what the commands of `ANSWERS` say where nothing is damaged.
+        work: the folder, which is the working folder of the commands.
+        answers: output of the commands in `ANSWERS` if nothing is damaged.
     """
 
     def __init__(self, folder: Path):
@@ -141,12 +141,12 @@ class Ground:
         return found
 
     def changed(self, since: dict[str, tuple] | None = None) -> set[str]:
-        """Paths, relative to the ground's folder, of all that came, went or was written."""
+        """Return the paths, relative to the ground's folder, of all that was created, removed or written."""
         now, before = self._list(), self._listing if since is None else since
         return {path for path in {*now, *before} if now.get(path) != before.get(path)}
 
     def restore(self) -> None:
-        """Put everything right."""
+        """Restore everything."""
         os.chdir(self.work)
         for path in sorted(self.changed(), key=len):
             here, whole = self.work / path, self._copy / path
@@ -164,7 +164,7 @@ class Ground:
         self._listing = self._list()
 
     def meet(self, case: Case) -> list[str]:
-        """Damage, run, and return what was wrong about it (nothing, if all is well)."""
+        """Do the damage, run the command, and return its faults ([] if all is well)."""
         case.damage(self.work)
         before, begun = self._list(), time.process_time()
         held = _reset_peak()
@@ -228,7 +228,7 @@ def _faults(case: Case, result: Result, answer: str | None) -> list[str]:
 
 
 def lasting(answer: str | None) -> str:
-    """A JSON document's text without what differs from run to run."""
+    """Return a JSON document's text without the parts that differ between runs."""
     return re.sub(r'"(created|seconds)": [^,}\n]+', "", answer or "")
 
 
@@ -257,7 +257,7 @@ FERPLUS = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fea
 
 
 def _list_more(faces: Sequence[Any]) -> None:
-    """Write the lists of AFE, AffectNet and FERPlus, each with the images that it names."""
+    """Write the lists of AFE, AffectNet and FERPlus, each with its images."""
     tables: dict[str, list[str]] = {
         "afe/annos/TrainTest/Train.csv": [],
         "afe/annos/TrainTest/Test.csv": [],
@@ -349,7 +349,7 @@ _WHOLE = {
 
 
 def spoil(data: bytes, rng: np.random.Generator, whole: bool = True) -> tuple[str, bytes]:
-    """Damage bytes somewhere, or (`whole`) put something else in their place; what was done, and the bytes."""
+    """Damage bytes somewhere, or replace all of them (`whole`). Return what was done, and the bytes."""
     size = len(data)
     at = int(rng.integers(size)) if size else 0
     length = int(rng.integers(1, max(2, min(size, 8192))))
@@ -361,9 +361,9 @@ def spoil(data: bytes, rng: np.random.Generator, whole: bool = True) -> tuple[st
         (f"cut at {at}", lambda: data[:at]),
         (f"cut {length} before the end", lambda: data[: max(0, size - length)]),
         (f"{length} bytes at {at} gone", lambda: data[:at] + data[at + length :]),
-        (f"{length} random bytes put in at {at}", lambda: data[:at] + noise + data[at:]),
+        (f"{length} random bytes inserted at {at}", lambda: data[:at] + noise + data[at:]),
         (f"halves swapped at {at}", lambda: data[at:] + data[:at]),
-        (f"{length} random bytes behind", lambda: data + noise),
+        (f"{length} random bytes appended", lambda: data + noise),
     ]
     if whole:
         ways += [(f"{name} in its place", lambda value=value: value) for name, value in _WHOLE.items()]
@@ -373,7 +373,7 @@ def spoil(data: bytes, rng: np.random.Generator, whole: bool = True) -> tuple[st
 
 
 def replaced(name: str, rng: np.random.Generator, whole: bool = True) -> tuple[str, Callable[[Path], None]]:
-    """Damage to the bytes of a file, or (`whole`) something else than a file in its place."""
+    """Damage the bytes of a file, or replace it with something that is not a file (`whole`)."""
     way = int(rng.integers(5 if whole else 1, 24))
     if way == 1:
         return f"{name} gone", lambda work: (work / name).unlink()
@@ -399,7 +399,7 @@ def _link(path: Path, to: str) -> None:
     path.symlink_to(to)
 
 
-# Values that nobody expects
+# Unexpected values
 
 _VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1, 7, 2**31, 2**63, 2**64, -(2**70), 1e400, float("nan"), 1.5, "", " ", "nan", "²", "--5"),
@@ -409,7 +409,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def value_of(rng: np.random.Generator) -> Any:
-    """One of them, or something long."""
+    """Return one of these values, or a very long one."""
     at = int(rng.integers(len(_VALUES) + 3))
     if at < len(_VALUES):
         return _VALUES[at]
@@ -417,7 +417,7 @@ def value_of(rng: np.random.Generator) -> Any:
 
 
 def places(tree: Any, path: tuple = ()) -> list[tuple]:
-    """The path of every value in a nested document; of lists the first three."""
+    """Return the path of every value in a nested document, and of the first three items of lists."""
     found = [path] if path else []
     items = tree.items() if isinstance(tree, dict) else enumerate(tree[:3]) if isinstance(tree, list) else ()
     for key, value in items:
@@ -426,7 +426,7 @@ def places(tree: Any, path: tuple = ()) -> list[tuple]:
 
 
 def with_value(tree: Any, path: Sequence[Any], value: Any) -> Any:
-    """A copy of a document with this value at a path; without what is there where the value is `GONE`."""
+    """Return a copy of a document with this value at a path. The value `GONE` removes what is there."""
     if not path:
         return value
     copy = dict(tree) if isinstance(tree, dict) else list(tree)
@@ -443,19 +443,19 @@ GONE = object()
 def shown(value: Any) -> str:
     try:
         return f"{value!r:.60}" if value is not GONE else "gone"
-    except ValueError:  # a number of too many digits
+    except ValueError:  # a number with too many digits
         return "a number of 5,000 digits"
 
 
 def _changed(document: Any, paths: Sequence[tuple], rng: np.random.Generator) -> tuple[str, Any]:
-    """A document with another value at one of these paths, or without it; what was done, and the document."""
+    """Change or remove the value at one of these paths. Return what was done, and the document."""
     path = _pick(paths, rng)
     value = GONE if rng.random() < 0.2 and path else value_of(rng)
     return f"{'.'.join(map(str, path))} {shown(value)}", with_value(document, path, value)
 
 
 def json_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """A JSON document with one value of another kind."""
+    """Change one value of a JSON document."""
     document = json.loads(Path(name).read_text())
     about, changed = _changed(document, places(document) or [()], rng)
     return f"{name}: {about}", lambda work: (work / name).write_text(_dumped(changed))
@@ -473,7 +473,7 @@ def _dumped(document: Any) -> str:
 
 
 def lines_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """Metrics, one of whose lines is of another kind."""
+    """Change one line of a JSON Lines file."""
     lines = Path(name).read_text().splitlines()
     at = int(rng.integers(len(lines)))
     document = json.loads(lines[at])
@@ -490,7 +490,7 @@ _CELLS: tuple[str, ...] = (
 
 
 def table_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """A table of text with a strange cell, row or heading."""
+    """Give a text table a strange cell, row or heading."""
     text = Path(name).read_text(encoding="utf-8", errors="surrogateescape")
     separator = next((mark for mark in (",", "\t", ";", " ") if mark in text.split("\n", 1)[0]), ",")
     rows = [line.split(separator) for line in text.splitlines()] or [[""]]
@@ -524,23 +524,23 @@ def table_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[P
 
 
 def array_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """An .npy file of another type, shape or header."""
+    """Change the type, shape or header of an .npy file."""
     array = np.load(name)
     shape = array.shape
     ways: list[tuple[str, Callable[[], bytes]]] = [
         ("no rows", lambda: _npy(array[:0])),
-        ("a row less", lambda: _npy(array[:-1])),
-        ("a row more", lambda: _npy(np.concatenate([array, array[-1:]]))),
+        ("one row fewer", lambda: _npy(array[:-1])),
+        ("one row more", lambda: _npy(np.concatenate([array, array[-1:]]))),
         ("rows in another order", lambda: _npy(array[::-1])),
         ("one number", lambda: _npy(np.array(5))),
         ("flat", lambda: _npy(array.reshape(-1))),
-        ("an axis more", lambda: _npy(array[..., None])),
+        ("one axis more", lambda: _npy(array[..., None])),
         ("as float64", lambda: _npy(np.zeros(shape, np.float64))),
         ("as text", lambda: _npy(np.full(shape[:1], "x"))),
         ("as objects", lambda: _npy(np.full(shape[:1], None, object))),
         ("as complex", lambda: _npy(np.zeros(shape, np.complex64))),
         ("as records", lambda: _npy(np.zeros(shape[:1], [("a", "i4"), ("b", "f4")]))),
-        ("in Fortran's order", lambda: _npy(np.asfortranarray(array) if array.ndim > 1 else array[::-1])),
+        ("in Fortran order", lambda: _npy(np.asfortranarray(array) if array.ndim > 1 else array[::-1])),
         ("NaN", lambda: _npy(np.full(shape, np.nan, np.float32))),
         ("all 99", lambda: _npy(np.full(shape, 99).astype(array.dtype))),
         ("all -1", lambda: _npy(np.full(shape, -1).astype(array.dtype) if array.dtype != np.uint8 else array ^ 1)),
@@ -584,7 +584,7 @@ def _zip(members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> by
 
 
 def _explode() -> list[Any]:
-    """Lists of one another: a hundred bytes a level, ten times as much to walk."""
+    """Return nested shared lists: a hundred bytes per level, but ten times as many items to walk."""
     nested: list[Any] = ["x"]
     for _ in range(12):
         nested = [nested] * 10
@@ -616,7 +616,7 @@ _STATE_VALUES: dict[str, Callable[[], Any]] = {
 
 
 def checkpoint_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """A checkpoint with a value of another kind, written by torch.save."""
+    """Change a value of a checkpoint, and write it with torch.save."""
     state = torch.load(name, weights_only=True)
     way = int(rng.integers(10))
     if way < 4:  # weights
@@ -628,11 +628,11 @@ def checkpoint_changed(name: str, rng: np.random.Generator) -> tuple[str, Callab
                 ("infinite", lambda: torch.full_like(old.float(), float("inf"))),
                 ("one NaN", lambda: _with_nan(old.float())),
                 ("integers", lambda: torch.ones_like(old, dtype=torch.int32)),
-                ("truths", lambda: torch.ones_like(old, dtype=torch.bool)),
+                ("booleans", lambda: torch.ones_like(old, dtype=torch.bool)),
                 ("complex", lambda: old.to(torch.complex64)),
                 ("of another shape", lambda: torch.zeros((*old.shape, 2))),
                 ("virtual 2^38", lambda: torch.zeros(1).expand(1 << 38)),
-                ("of no numbers", lambda: torch.empty(old.shape, device="meta")),
+                ("without numbers", lambda: torch.empty(old.shape, device="meta")),
                 ("sparse", lambda: old.float().reshape(1, -1).to_sparse()),
                 ("a text", lambda: "x"),
                 ("nothing", lambda: None),
@@ -680,7 +680,7 @@ def _with_nan(old: torch.Tensor) -> torch.Tensor:
 
 
 def archive_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """A checkpoint whose zip archive is put together again."""
+    """Rebuild a checkpoint's zip archive with a change."""
     with zipfile.ZipFile(name) as archive:
         members = {member: archive.read(member) for member in archive.namelist()}
     numbers = [member for member in members if "/data/" in member]
@@ -702,9 +702,9 @@ def archive_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[
         (f"{one} is {two}", lambda: _zip({**members, one: members[two]})),
         ("without data.pkl", lambda: _zip({key: value for key, value in members.items() if key != pickled})),
         ("data.pkl runs a command", lambda: _zip({**members, pickled: b"cos\nsystem\n(S'touch pwned'\ntR."})),
-        ("data.pkl spoilt", lambda: _zip({**members, pickled: spoil(members[pickled], rng)[1]})),
-        ("byteorder spoilt", lambda: _zip({key: b"x" if "byteorder" in key else v for key, v in members.items()})),
-        ("version spoilt", lambda: _zip({key: b"99" if "version" in key else v for key, v in members.items()})),
+        ("data.pkl damaged", lambda: _zip({**members, pickled: spoil(members[pickled], rng)[1]})),
+        ("byteorder damaged", lambda: _zip({key: b"x" if "byteorder" in key else v for key, v in members.items()})),
+        ("version damaged", lambda: _zip({key: b"99" if "version" in key else v for key, v in members.items()})),
         ("compressed", lambda: _zip(members, zipfile.ZIP_DEFLATED)),
         ("a zip bomb in its numbers", bomb),
         ("a zip bomb in data.pkl", bomb_pickle),
@@ -716,13 +716,13 @@ def archive_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[
 
 
 def safetensors_changed(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """A safetensors file with another header."""
+    """Change the header or the numbers of a safetensors file."""
     data = Path(name).read_bytes()
     length = struct.unpack("<Q", data[:8])[0]
     header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
     way = int(rng.integers(4))
     if way == 0:
-        mark = max(header["__metadata__"], key=lambda key: len(header["__metadata__"][key]))  # not the format's number
+        mark = max(header["__metadata__"], key=lambda key: len(header["__metadata__"][key]))  # not the format version
         record = json.loads(header["__metadata__"][mark])
         done, changed = _changed(record, places(record), rng)
         header["__metadata__"][mark] = _dumped(changed)
@@ -775,7 +775,7 @@ _LAUGH = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] *
 
 
 def spec_text(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path], None]]:
-    """A spec with one value, or all of it, of another kind."""
+    """Change one value or all of a spec."""
     text = Path(name).read_text()
     way = int(rng.integers(8))
     lines = text.splitlines()
@@ -793,11 +793,11 @@ def spec_text(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path]
         lines.insert(
             at, _pick(("\t", " x: 1", "  - a", "name: [", "? ", "unknown: 5", "%YAML 9.9", "...", "<<: *x"), rng)
         )
-        about = f"a line more {lines[at]!r}"
+        about = f"one line more {lines[at]!r}"
     elif way == 6:
         lines.insert(0, _LAUGH.rstrip())
         lines.append("more: *a11" if rng.random() < 0.5 else "")
-        about = "a billion laughs in front"
+        about = "a billion laughs at the start"
     else:
         return replaced(name, rng)
     data = "\n".join(lines).encode("utf-8", "surrogatepass") + b"\n"
@@ -805,7 +805,7 @@ def spec_text(name: str, rng: np.random.Generator) -> tuple[str, Callable[[Path]
 
 
 def setting(rng: np.random.Generator) -> tuple[str, tuple[str, ...]]:
-    """--set with a key of the spec, or none of it, and a strange value."""
+    """Return a --set option with a key of the spec, or an unknown key, and a strange value."""
     from fercli.spec import Spec
 
     keys = [".".join(map(str, path)) for path in places(json.loads(Spec().model_dump_json()))]
@@ -993,6 +993,6 @@ FAMILIES: tuple[Callable[[np.random.Generator], Case], ...] = (
 
 
 def draw(seed: int, number: int) -> Case:
-    """The case of a seed and a number; the working folder must be an undamaged ground's."""
+    """Return the case of a seed and a number. The working folder must be an undamaged ground's."""
     rng = np.random.default_rng([seed, number])
     return FAMILIES[number % len(FAMILIES)](rng)

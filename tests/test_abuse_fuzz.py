@@ -1,6 +1,7 @@
-"""Damaged files of every kind, drawn from a seed: each ends in a plain line, and none gives another answer silently.
+"""Damaged files of every kind, drawn from a seed. Each ends in a plain line, and none silently changes the output.
 
-FERCLI_ABUSE_CASES and FERCLI_ABUSE_SEED ask for more cases, or others; a failing one is run alone by its number.
+FERCLI_ABUSE_CASES and FERCLI_ABUSE_SEED set the number of cases and the seed. A failing case can be run alone by its
+number.
 """
 
 from __future__ import annotations

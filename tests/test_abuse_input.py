@@ -1,4 +1,4 @@
-"""Hostile texts, odd folders and closed streams: specs, labels, links in circles, names that would drive a terminal."""
+"""Hostile texts, odd folders and closed streams: specs, labels, circular links, names with terminal control codes."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ _MERGED = "a: &a {k: 1}\n" + "".join(
 )
 _CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(2000))
 
-#: What a spec's file may hold, and what is told of it.
+#: {case: (contents of a spec file, part of the error)}.
 TEXTS = {
-    "a date that is none": ("name: x\nengine: {seed: 2024-99-99}", "line 2: 2024-99-99 is not a date"),
+    "an invalid date": ("name: x\nengine: {seed: 2024-99-99}", "line 2: 2024-99-99 is not a date"),
     "a date for a name": ("name: 2024-01-01", "write it in quotes, '2024-01-01'"),
     "a word for a number": ("engine:\n  seed: !!int abc", "line 2: abc is not an integer"),
     "a word for a truth value": ("a: !!bool maybe", "maybe is not true or false"),
@@ -88,7 +88,7 @@ def test_a_hostile_spec_is_one_short_line_that_names_the_file(case: str, tmp_pat
     assert "\n" not in text and len(text) < 600
 
 
-def test_of_many_problems_the_first_are_told(tmp_path: Path) -> None:
+def test_only_the_first_of_many_problems_are_listed(tmp_path: Path) -> None:
     head, *lines = refusal("\n".join(f"k{i}: 1" for i in range(500)), tmp_path).splitlines()
     assert "500 problems" in head and len(lines) == 21 and lines[-1].strip() == "and 480 more"
 
@@ -97,7 +97,7 @@ def test_of_many_problems_the_first_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "value", ["2024-99-99", "!!int abc", "9" * 5000, str(1 << 64), "[" * 5000, "&a [*a]", '"\\0"', "caf\udce9"]
 )
-def test_values_on_the_command_line_have_the_same_reader(value: str, tmp_path: Path) -> None:
+def test_values_on_the_command_line_are_read_in_the_same_way(value: str, tmp_path: Path) -> None:
     for arguments in (
         ["train-source", "--set", f"engine.seed={value}"],
         ["datasets", "check", "folders", tmp_path, "--option", f"score={value}"],
@@ -107,12 +107,12 @@ def test_values_on_the_command_line_have_the_same_reader(value: str, tmp_path: P
         assert result.exit_code == 2 and line.startswith(f"error: {arguments[-2]} ") and len(line) < 600
 
 
-def test_a_key_that_lies_too_deep_is_refused() -> None:
+def test_a_key_that_is_too_deep_is_refused() -> None:
     with pytest.raises(SpecError, match="no key of the spec is nested that deep"):
         load(None, [f"adapt.options{'.a' * 5000}=1"])
 
 
-def test_the_largest_seed_is_kept_as_it_is() -> None:
+def test_the_largest_seed_is_kept_unchanged() -> None:
     spec = load(None, [f"engine.seed={LARGEST}"])
     assert spec.engine.seed == LARGEST and str(LARGEST) in to_yaml(spec)
 
@@ -121,7 +121,7 @@ def test_the_largest_seed_is_kept_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["²", "--5", "٣", "１", "1_0", "+1", "𝟙"])
-def test_folders_of_codes_have_ascii_digits(name: str, tmp_path: Path) -> None:
+def test_code_folders_need_ascii_digits(name: str, tmp_path: Path) -> None:
     touch(tmp_path, "1/a.jpg", "2/b.jpg", f"{name}/c.jpg")
     listing = read_dataset("x", "folders", tmp_path, codes="raf-db")
     assert [(record.id, record.label) for record in listing] == [("1/a.jpg", 0), ("2/b.jpg", 1)]
@@ -173,7 +173,7 @@ _AFFECTNET = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_
         ),
     ],
 )  # fmt: skip
-def test_boxes_and_labels_are_finite_and_of_ascii_digits(
+def test_boxes_and_labels_must_be_finite_with_ascii_digits(
     reader: str, files: dict[str, str], kept: dict[str, Any], word: str, tmp_path: Path
 ) -> None:
     for name, content in files.items():
@@ -188,7 +188,7 @@ def test_boxes_and_labels_are_finite_and_of_ascii_digits(
 
 
 def tree(root: Path) -> Path:
-    """Four images in two classes, and what is not to be read: links in circles, thumbnails, resource forks."""
+    """Write four images in two classes, and things not to read: circular links, thumbnails, resource forks."""
     litter = ("happy/__MACOSX/q.jpg", "happy/._a.jpg", "happy/.AppleDouble/a.jpg", "#recycle/x.jpg", "sad/Thumbs.db")
     touch(root, "happy/a.jpg", "happy/sub/b.jpg", "sad/c.jpg", "sad/sub/d.jpg")
     touch(root, "sad/@eaDir/c.jpg/SYNOPHOTO_THUMB.jpg", ".thumbnails/t.jpg", *litter)
@@ -202,14 +202,14 @@ PICTURES = ["happy/a.jpg", "happy/sub/b.jpg", "sad/c.jpg", "sad/sub/d.jpg"]
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("names", [[""], ["**/*.jpg"], ["*/*.jpg", "*/sub/*.jpg"]])
-def test_predict_answers_each_picture_once(names: list[str], tmp_path: Path) -> None:
+def test_predict_lists_each_image_once(names: list[str], tmp_path: Path) -> None:
     tree(tmp_path)
     found = find_inputs([str(tmp_path / name) for name in names], NOBODY)
     assert sorted(one.name for one in found) == [str(tmp_path / name) for name in PICTURES]
 
 
 @pytest.mark.timeout(20)
-def test_a_dataset_lists_each_picture_once(tmp_path: Path) -> None:
+def test_a_dataset_lists_each_image_once(tmp_path: Path) -> None:
     listing = read_dataset("x", "folders", tree(tmp_path))
     assert [(record.id, record.label) for record in listing] == list(zip(PICTURES, (3, 3, 4, 4), strict=True))
 
@@ -232,11 +232,11 @@ def test_a_tree_deeper_than_pythons_stack_is_walked(tmp_path: Path) -> None:
         assert list(media.walk(tmp_path)) == []
     finally:
         os.chdir(before)
-        subprocess.run(["rm", "-rf", tmp_path / "d"])  # pytest's own clean-up recurses
+        subprocess.run(["rm", "-rf", tmp_path / "d"])  # pytest's own clean-up is recursive
 
 
 def without_rights() -> None:
-    """Let permissions bind root too: CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH are gone behind the next exec."""
+    """Make permissions apply to root too, by dropping CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH at the next exec."""
     for capability in (1, 2):
         ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
 
@@ -252,21 +252,21 @@ def fercli_without_rights(*arguments: str | Path, **options: Any) -> subprocess.
 
 @pytest.fixture
 def closed(tmp_path: Path) -> Any:
-    """A folder that cannot be read, beside an image; gone again behind the test."""
+    """A folder that cannot be read, next to an image. It is made readable again after the test."""
     if sys.platform != "linux":
-        pytest.skip("needs Linux's capabilities")
+        pytest.skip("needs Linux capabilities")
     touch(tmp_path, "happy/a.jpg", "happy/closed/b.jpg", "sad/c.jpg")
     folder = tmp_path / "happy/closed"
     folder.chmod(0)
     try:
         if fercli_without_rights("-c", f"import os; os.listdir({str(folder)!r})").returncode == 0:
-            pytest.skip("permissions do not bind here")
+            pytest.skip("permissions do not apply here")
         yield folder
     finally:
         folder.chmod(0o755)
 
 
-def test_a_folder_that_cannot_be_read_is_told(closed: Path) -> None:
+def test_a_folder_that_cannot_be_read_is_reported(closed: Path) -> None:
     root = closed.parents[1]
     code = (
         "import sys, io; from fercli.predict.inputs import find_inputs\n"
@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_read_is_told(closed: Path) -> None:
 def test_a_working_folder_that_cannot_be_read_does_not_matter(closed: Path) -> None:
     touch(closed.parents[1], "data/happy/a.jpg")
     code = f"import os; os.chdir({str(closed)!r}); from fercli.__main__ import run; run()"
-    closed.chmod(0o300)  # to be entered, though not listed, and then not even that
+    closed.chmod(0o300)  # may be entered but not listed, and then not even entered
     arguments = ("datasets", "check", "folders", closed.parents[1] / "data")
     leave = f"import os; os.chdir({str(closed)!r}); os.chmod('.', 0); from fercli.__main__ import run; run()"
     for script in (code, leave):
@@ -300,29 +300,29 @@ def test_a_working_folder_that_was_deleted_does_not_matter(tmp_path: Path, train
 
 
 @pytest.mark.parametrize("form", ["AVIF", "JPEG2000", "TIFF", "BMP", "PPM", "PCX", "SGI", "WEBP", "GIF"])
-def test_the_bytes_of_any_picture_on_stdin(form: str) -> None:
+def test_the_bytes_of_any_image_on_stdin(form: str) -> None:
     try:
         data = encoded(np.full((60, 80, 3), 200, np.uint8), form)
     except (KeyError, OSError):
-        pytest.skip(f"this Pillow writes no {form}")
+        pytest.skip(f"this Pillow cannot write {form}")
     (one,) = find_inputs(["-"], io.BytesIO(data))
     assert (one.name, one.kind, one.data) == ("-", "picture", data)
 
 
 @pytest.mark.parametrize("first", ["P1 at the lake.jpg", "GIF8.png", "BMW.jpg", "II.jpg", "P5 12 34.png"])
-def test_a_list_of_paths_on_stdin_is_no_picture(first: str) -> None:
+def test_a_list_of_paths_on_stdin_is_not_an_image(first: str) -> None:
     found = find_inputs(["-"], io.BytesIO(f"{first}\nb.jpg\r\n".encode()))
     assert [one.name for one in found] == [first, "b.jpg"]
 
 
 # Terminals
 
-#: ESC, CSI as one byte, DEL, a bell, a turned direction, a line separator.
+#: ESC, CSI as one byte, DEL, a bell, a text direction override, a line separator.
 CONTROLS = "a\x1b[2Jb\x9bc\x7fd\x07e\u202ef\u2028g\rh"
 SHOWN = r"a\x1b[2Jb\x9bc\x7fd\x07e\u202ef\u2028g\rh"
 
 
-def test_names_never_drive_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_never_control_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "PLAIN_INTERVAL_S", 0)
     console.say(CONTROLS)
     console.warn(CONTROLS)
@@ -338,11 +338,11 @@ def test_names_never_drive_a_terminal(capsys: pytest.CaptureFixture[str], monkey
 
 
 @pytest.mark.parametrize("text", ["naïve ☃ 😀", "می\u200cخواهم", "👩\u200d🔬", "東京\u3000駅", "two\nlines"])
-def test_what_people_write_is_shown_as_it_is(text: str) -> None:
+def test_ordinary_text_is_shown_unchanged(text: str) -> None:
     assert console.plain(text) == text
 
 
-def test_names_of_files_reach_no_terminal_raw(tmp_path: Path) -> None:
+def test_file_names_are_escaped_for_the_terminal(tmp_path: Path) -> None:
     touch(tmp_path, "happy/a.jpg", "x\x1b[31m/b.jpg", "happy/c.x\x1b")
     result = run("datasets", "check", "folders", str(tmp_path))
     assert result.exit_code == 0 and r"x\x1b[31m" in result.stdout
@@ -373,7 +373,7 @@ COMMANDS = {
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("redirected", "why"), [(">&-", "it is closed"), (">/dev/full", "No space left on device")])
-def test_a_stdout_that_takes_nothing_is_one_line(command: str, redirected: str, why: str) -> None:
+def test_an_unwritable_stdout_is_a_one_line_error(command: str, redirected: str, why: str) -> None:
     done = in_shell(redirected, *COMMANDS[command])
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(f"error: the results could not be printed on stdout: {why}")
@@ -388,7 +388,7 @@ def test_other_closed_streams_do_not_matter(redirected: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("redirected", ["2>&-", ">&- 2>&-", ">&- 2>&- <&-", "2>/dev/full", ">/dev/full 2>/dev/full"])
-def test_files_are_written_whatever_is_closed(redirected: str, tmp_path: Path, faces) -> None:
+def test_files_are_written_even_if_streams_are_closed(redirected: str, tmp_path: Path, faces) -> None:
     from fercli.synthetic.writers import write_raf_db
 
     write_raf_db(tmp_path / "data/raf-db", faces[:2], faces[2:3])
@@ -397,16 +397,16 @@ def test_files_are_written_whatever_is_closed(redirected: str, tmp_path: Path, f
     done = in_shell(redirected, "prepare", "--dataset", "raf-db", *arguments)
     assert done.returncode == (1 if ">&-" in redirected.split() or ">/dev/full" in redirected.split() else 0)
     assert {path.name for path in (tmp_path / "out/raf-db").iterdir()} >= {"faces.npy", "manifest.csv", "meta.json"}
-    # No message went into a file that took a closed stream's number.
+    # No message was written to a file that got the descriptor of a closed stream.
     assert run("prepare", "--verify", "--dataset", "raf-db", *arguments).exit_code == 0
 
 
-def test_a_reader_that_has_gone_is_no_failure() -> None:
+def test_a_closed_pipe_is_not_a_failure() -> None:
     done = in_shell("2>&1 | true; exit ${PIPESTATUS:-0}", "datasets")
     assert done.returncode == 0 and not done.stderr
 
 
-def test_an_early_end_of_a_file_is_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_early_end_of_file_is_an_error_not_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: Any) -> None:
         raise EOFError("No data left in file")
 
@@ -416,7 +416,7 @@ def test_an_early_end_of_a_file_is_no_stop(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def run_to_the_end(*arguments: str) -> tuple[int, str]:
-    """The exit code and the beginning of the line, as `python -m fercli` gives them."""
+    """Return the exit code and the beginning of the error line, as from `python -m fercli`."""
     from fercli.__main__ import _told
 
     try:

@@ -1,5 +1,5 @@
-"""Every long command stopped at random times, by SIGKILL, SIGTERM and Ctrl-C: the same command then ends as if it had
-never been stopped, and nothing is left behind: no temporary file, no process, nothing in /dev/shm."""
+"""Every long command is stopped at random times, by SIGKILL, SIGTERM and Ctrl-C. The same command then ends as if it
+had never been stopped. Nothing is left behind: no temporary file, no process, nothing in /dev/shm."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from trees import encoded
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
-#: Stops of each command; the seed stands in what a failure says.
+#: Number of stops of each command, and the seed, which is part of the failure message.
 STOPS = int(os.environ.get("FERCLI_ABUSE_STOPS", "5"))
 SEED = int(os.environ.get("FERCLI_ABUSE_SEED", "14"))
-#: Seconds that a command may take to end after a signal (its last write may wait for a busy disk), and that the
-#: processes which it started may take to follow it.
+#: Seconds that a command may take to end after a signal (its last write may wait for a busy disk), and seconds that its
+#: child processes may take to end after it.
 END_S, GONE_S = 60, 5
 
 _LONG = {"adapt.options": {"threshold": 0.3}, "engine.save_every_s": 0}
@@ -39,10 +39,10 @@ class Command:
     """A command to stop.
 
     Attributes:
-        arguments: of the command; {spec} and {folder} are the bench's.
-        needs: parts of a trained bench that must be there before.
-        again: arguments that are added once it was stopped.
-        stops: how often.
+        arguments: arguments of the command; {spec} and {folder} stand for the bench's.
+        needs: parts of a trained bench that must exist before it starts.
+        again: arguments added after it was stopped.
+        stops: how often it is stopped.
     """
 
     arguments: tuple[str, ...]
@@ -87,7 +87,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def stocked(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Bench:
-    """A bench with all that commands need: data, images, a trained and adapted run. Read only."""
+    """A bench with everything that the commands need: data, images, a trained and adapted run. Read only."""
     from fercli.synthetic.domains import STUDIO
     from fercli.synthetic.render import sample
 
@@ -113,7 +113,7 @@ def fresh(command: Command, stocked: Bench, folder: Path) -> Bench:
 
 
 def compare(name: str, whole: Bench, bench: Bench) -> None:
-    """Check that a command left what it leaves when nobody stops it."""
+    """Check that a command left the same results as without a stop."""
     if name == "sweep":
         return assert_same_sweep(whole, bench)
     if name in ("train-source", "adapt"):
@@ -130,10 +130,10 @@ def compare(name: str, whole: Bench, bench: Bench) -> None:
 
 
 def made(folder: Path, bench: Bench) -> dict[str, bytes]:
-    """Every file below a folder, without what names the bench or the time."""
+    """Return every file below a folder, without names of the bench and times."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.suffix == ".pt2":  # a zip: its entries bear the time
+        if path.is_dir() or path.suffix == ".pt2":  # a zip, whose entries contain the time
             continue
         data = path.read_bytes()
         if path.suffix in (".json", ".jsonl", ".html", ".csv", ".md"):
@@ -144,23 +144,23 @@ def made(folder: Path, bench: Bench) -> dict[str, bytes]:
 
 
 def litter(folder: Path) -> list[str]:
-    """What a write that was stopped leaves."""
+    """Return the temporary files left by an interrupted write."""
     return [str(path) for path in folder.rglob("*") if re.search(r"\.(tmp|partial|part)$|^\.(?!lock$)", path.name)]
 
 
 def answered(command: Command, bench: Bench) -> bool:
-    """Whether a command that goes on by --resume had put its files in place, and was stopped on its way out."""
+    """Return whether a command with --resume was stopped after it had moved its files into place."""
     left = {path.name for path in (bench.folder / "cwd").iterdir()}
     return command.again == ("--resume",) and left == {"a.jsonl", "a.csv"}
 
 
 def in_shared_memory(number: int) -> list[str]:
-    """What the processes of a session hold in /dev/shm: Python and joblib name their number in it."""
+    """Return the files of a session's processes in /dev/shm. Python and joblib put the process id in their names."""
     return [name for name in os.listdir("/dev/shm") if re.search(rf"[-_.]{number}[-_.]", name)]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_stopped_at_random_it_ends_the_same(name: str, tmp_path: Path, stocked: Bench, nursery: Nursery) -> None:
+def test_a_command_stopped_at_random_ends_the_same(name: str, tmp_path: Path, stocked: Bench, nursery: Nursery) -> None:
     command, draw = COMMANDS[name], random.Random(f"{SEED} {name}")
     starter = Alone(tmp_path) if name.endswith("by two") else nursery
 

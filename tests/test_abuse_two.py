@@ -1,4 +1,4 @@
-"""Two commands at once in one folder: the second is refused in a line, and the first ends as if it had been alone."""
+"""Two commands at once in one folder: the second is refused with one line, and the first ends as if it were alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from trained_runs import assert_same_run
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
-#: Long enough that the second command comes while the first is at work.
+#: Long enough that the second command starts while the first is running.
 LONG = {"train_source.steps_per_epoch": 30, "adapt.steps_per_epoch": 20}
 
 
@@ -32,7 +32,7 @@ def nurseries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nurser
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, prepared: Path, trained: Bench) -> Bench:
-    """What the commands leave that nobody disturbs. Read only."""
+    """A bench with the results of undisturbed commands. Read only."""
     bench = Bench(tmp_path_factory.mktemp("alone"), prepared, LONG)
     bench.done("train-source", "--quiet")
     bench.done("adapt", "--quiet")
@@ -41,14 +41,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory, prepared: Path, trained: Ben
 
 @pytest.fixture
 def bench(tmp_path: Path, alone: Bench) -> Bench:
-    """A bench with the source model of `alone`, and nothing adapted."""
+    """A bench with the source model of `alone` and no adaptation."""
     made = Bench(tmp_path / "bench", alone.prepared, LONG)
     shutil.copytree(alone.runs / "source", made.runs / "source")
     return made
 
 
 def refused(code: int, told: str) -> None:
-    """Check that a command was refused: one line, which names what is at work."""
+    """Check that a command was refused with one line that names the other command."""
     lines = [line for line in told.splitlines() if line.startswith(("error: ", "Traceback"))]
     assert code == 1 and len(lines) == 1 and lines[0].startswith("error: "), (code, told)
     assert "another fercli" in lines[0], told
@@ -92,7 +92,7 @@ def test_the_second_in_a_folder_is_refused(first, second, bench: Bench, alone: B
 
 
 @pytest.mark.parametrize("options", [(), ("--restart",)], ids=["plain", "restart"])
-def test_of_two_started_together_one_wins(options, bench: Bench, alone: Bench, nurseries) -> None:
+def test_only_one_of_two_started_together_runs(options, bench: Bench, alone: Bench, nurseries) -> None:
     shutil.rmtree(bench.runs / "source")
     for nursery in nurseries:
         nursery.start("train-source", "-c", bench.spec, *options)
@@ -119,7 +119,7 @@ def test_adaptations_to_different_targets_run_side_by_side(
     assert (bench.runs / "adapt-fer2013/best.ckpt").exists()
 
 
-def test_evaluate_beside_an_adaptation_reads_whole_files_only(bench: Bench, alone: Bench, nurseries) -> None:
+def test_evaluate_during_an_adaptation_reads_only_complete_files(bench: Bench, alone: Bench, nurseries) -> None:
     number = nurseries[0].start("adapt", "-c", bench.spec)
     looks = 0
     while not ended(number) and looks < 5:
@@ -133,7 +133,7 @@ def test_evaluate_beside_an_adaptation_reads_whole_files_only(bench: Bench, alon
 
 
 def test_two_demos_do_not_mix(tmp_path: Path, nurseries) -> None:
-    """On a few faces that are there already: drawing the demo's own takes a minute."""
+    """The test uses a few existing faces, because drawing the demo's own takes a minute."""
     from fercli.synthetic.domains import LAB, STUDIO
     from fercli.synthetic.render import sample
     from fercli.synthetic.writers import write_jaffe, write_raf_db

@@ -188,7 +188,7 @@ def test_a_dataset_is_one_file_and_one_line_of_the_registry(tmp_path: Path, face
 
 
 def test_the_error_about_an_invalid_label_names_the_record() -> None:
-    with pytest.raises(FercliError, match=r"a\.png: a reader gave it the label None; it must be -1 to 6"):
+    with pytest.raises(FercliError, match=r"a\.png: the reader gave the label None; it must be -1 to 6"):
         Collector().add(Record(id="a.png", path="a.png", split="all", label=None))
 
 
@@ -213,7 +213,7 @@ def test_a_mistake_in_a_methods_name_is_one_line(name: str, here: Path, make_ada
 @pytest.mark.parametrize(
     ("reader", "told"),
     [
-        ("my_layouts:parse", "is no reader: make it a fercli.datasets.reader.Reader"),
+        ("my_layouts:parse", "is not a reader; make it a fercli.datasets.reader.Reader"),
         ("my_layouts:READE", "my_layouts has no READE"),
         ("nowhere:READER", "no module named nowhere"),
     ],

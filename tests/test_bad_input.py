@@ -1,6 +1,7 @@
-"""Bad input: what is no image ends in the manifest with its reason, and the good ones around it are kept.
+"""Bad input: files that are not images are listed in the manifest with a reason, and the good images are kept.
 
-At the end of the file: targets and sources too small or too one-sided to learn from, with every registered method.
+The end of the file tests targets and sources that are too small or too one-sided to learn from, with every registered
+method.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ HERE = Prepare(workers=1, backend="sequential")
 
 @pytest.fixture
 def alarm() -> Iterator[None]:
-    """Stop a test that waits for ever."""
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waited for ever"))
+    """Stop a test that waits forever."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("waited forever"))
     signal.alarm(60)
     yield
     signal.alarm(0)
@@ -54,7 +55,7 @@ def alarm() -> Iterator[None]:
 
 
 def prepare_files(tmp_path: Path, files: dict[str | bytes, bytes]) -> dict[str, dict[str, str]]:
-    """Prepare a folder per class holding these files; return the manifest's rows by id."""
+    """Prepare class folders with these files and return the manifest's rows by id."""
     root = tmp_path / "data"
     for name, data in files.items():
         path = Path(os.fsdecode(os.fsencode(root) + b"/" + os.fsencode(name)))
@@ -69,10 +70,10 @@ def prepare_files(tmp_path: Path, files: dict[str | bytes, bytes]) -> dict[str, 
     return rows
 
 
-# Files that are no image, or none that can be used
+# Files that are not images, or not usable ones
 
 
-def test_bad_pictures_are_rejected_with_their_reason_and_the_rest_is_kept(tmp_path, faces):
+def test_bad_images_are_rejected_with_a_reason_and_the_rest_is_kept(tmp_path, faces):
     image = faces[0].image
     good, png = encoded(image, "JPEG", quality=95), encoded(image, "PNG")
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
@@ -123,7 +124,7 @@ def test_bad_pictures_are_rejected_with_their_reason_and_the_rest_is_kept(tmp_pa
     assert [name for name, row in rows.items() if row["status"] != "rejected"] == ["happy/first.jpg", "sad/last.jpg"]
 
 
-def test_what_is_no_file_is_rejected_and_never_waited_for(tmp_path, faces, alarm, monkeypatch):
+def test_special_files_are_rejected_without_waiting(tmp_path, faces, alarm, monkeypatch):
     root = tmp_path / "data/happy"
     root.mkdir(parents=True)
     good = encoded(faces[0].image, "JPEG")
@@ -136,7 +137,7 @@ def test_what_is_no_file_is_rejected_and_never_waited_for(tmp_path, faces, alarm
     (root / "link.jpg").symlink_to("a.jpg")
     (root / "device.jpg").symlink_to("/dev/zero")
     os.mkfifo(root / "pipe.jpg")
-    monkeypatch.chdir(root)  # a socket's path is short
+    monkeypatch.chdir(root)  # a socket's path must be short
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind("socket.jpg")
     with (root / "enormous.jpg").open("wb") as sparse:
@@ -156,16 +157,16 @@ def test_what_is_no_file_is_rejected_and_never_waited_for(tmp_path, faces, alarm
     }
 
 
-def test_a_file_that_may_not_be_read_says_so(faces):
-    """As root, permissions do not bind: the test reads as nobody."""
+def test_a_file_without_read_permission_is_rejected(faces):
+    """Permissions do not apply to root, so the test reads as the user nobody."""
     good = encoded(faces[0].image, "JPEG")
-    folder = Path(tempfile.mkdtemp(prefix="fercli-test-"))  # tmp_path lies in a folder that is root's alone
+    folder = Path(tempfile.mkdtemp(prefix="fercli-test-"))  # tmp_path is in a folder that only root can read
     try:
         (folder / "data/happy").mkdir(parents=True)
         for name in ("a", "closed", "z"):
             (folder / f"data/happy/{name}.jpg").write_bytes(good)
         listing = read_dataset("d", "folders", folder / "data")
-        prepare(listing, folder / "before", HERE)  # all is imported before nobody may import it
+        prepare(listing, folder / "before", HERE)  # import everything before switching to the user nobody
         (folder / "data/happy/closed.jpg").chmod(0)
         folder.chmod(0o777)
         root = os.geteuid() == 0
@@ -173,7 +174,7 @@ def test_a_file_that_may_not_be_read_says_so(faces):
             try:
                 os.seteuid(65534)
             except PermissionError:
-                pytest.skip("root that may not become another user")
+                pytest.skip("this root may not become another user")
         try:
             prepare(listing, folder / "out", HERE)
         finally:
@@ -212,8 +213,8 @@ STRANGE_NAMES: list[str | bytes] = [
 ]
 
 
-def test_names_of_every_kind_are_kept_as_they_are(tmp_path, faces):
-    """Good ones and bad ones: kept in the store under their names, or rejected under them."""
+def test_strange_names_are_kept_unchanged(tmp_path, faces):
+    """Good images are kept in the store under their names, and bad ones are rejected under them."""
     good = encoded(faces[0].image, "JPEG")
     files: dict[str | bytes, bytes] = {}
     for i, name in enumerate(STRANGE_NAMES):
@@ -243,7 +244,7 @@ def test_a_dataset_without_a_face_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / "d/happy").mkdir(parents=True)
     for i in range(3):
         (tmp_path / f"d/happy/{i}.png").write_bytes(encoded(Image.new("RGB", (80, 80), (i, 90, 30)), "PNG"))
-    with pytest.raises(FercliError, match=r"not one face in 3 records .*no face found"):
+    with pytest.raises(FercliError, match=r"no face in 3 records .*no face found"):
         prepare(read_dataset("d", "folders", tmp_path / "d"), tmp_path / "out", HERE)
     assert not (tmp_path / "out").exists()
 
@@ -267,7 +268,7 @@ def _bomb_tiff() -> bytes:
 
 
 def _zeros(row: int) -> bytes:
-    """Return 20,000 rows of so many zeros, deflated."""
+    """Return 20,000 rows of `row` zeros, deflated."""
     deflate = zlib.compressobj(9)
     return b"".join(deflate.compress(bytes(row)) for _ in range(20_000)) + deflate.flush()
 
@@ -290,7 +291,7 @@ def _bomb_gif(frame_only: bool) -> bytes:
 
 
 def _bomb_webp(kind: bytes) -> bytes:
-    side = 16_383  # the most that WebP knows
+    side = 16_383  # the largest that WebP allows
     body = {
         b"VP8L": b"\x2f" + struct.pack("<I", (side - 1) | (side - 1) << 14),
         b"VP8 ": b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", side, side),
@@ -327,8 +328,8 @@ print(peaks[1] - peaks[0])
 """
 
 
-def test_decompression_bombs_take_no_memory(tmp_path, faces):
-    """What eleven bombs add to the peak of a process that prepares a good face: a single one holds 0.3 to 1.2 GB."""
+def test_decompression_bombs_use_no_memory(tmp_path, faces):
+    """Measure what eleven bombs add to the peak of a process that prepares a good face. Each has 0.3 to 1.2 GB."""
     good = encoded(faces[0].image, "JPEG")
     for root in ("plain", "bombs"):
         (tmp_path / root / "happy").mkdir(parents=True)
@@ -345,7 +346,7 @@ def test_decompression_bombs_take_no_memory(tmp_path, faces):
     assert int(done.stdout) < 40_000, "KiB more at the peak"
 
 
-# Targets and sources that are hardly any
+# Very small targets and sources
 
 
 def cut_bench(
@@ -356,7 +357,7 @@ def cut_bench(
     changes: dict[str, object] | None = None,
     **meta: object,
 ) -> Bench:
-    """A bench with the trained source model; one of its two stores is cut to the faces that `chosen` picks by label."""
+    """Return a bench with the trained source model and one store cut to the faces that `chosen` picks by label."""
     stores = tmp_path / "stores"
     for name in ("raf-db", "jaffe"):
         if name == which:
@@ -371,7 +372,7 @@ def cut_bench(
 
 
 QUICK = {"adapt.batch": 4, "adapt.epochs": 1, "adapt.steps_per_epoch": 2, "adapt.also_score": "dev"}
-#: So that methods which label the target themselves do label it, and AGRA's first fit is short.
+#: Options with which self-labelling methods do label the target, and AGRA's first fit is short.
 EAGER = {
     "aglrls": {"threshold": 0.01},
     "cglrl": {"entropy_limit": 3.0},
@@ -384,7 +385,7 @@ EAGER = {
 
 
 def by(method: str) -> dict[str, Any]:
-    """What a bench adapts by: a method without a source scores by no rule that reads one."""
+    """Return the changes for a method. A method without a source gets no selection rule that reads the source."""
     alone = {} if method_class(method).needs_source else {"adapt.also_score": []}
     return {"adapt.method": method, "adapt.options": EAGER.get(method, {}), **alone}
 
@@ -433,7 +434,7 @@ def test_a_target_of_one_class_trains_with_every_method(method: str, tmp_path: P
     [({"adapt_splits": ["train"]}, slice(None)), ({}, slice(0))],
     ids=["none to adapt to", "none at all"],
 )
-def test_a_target_without_a_face_is_one_line(
+def test_a_target_without_a_face_is_a_one_line_error(
     meta: dict[str, object], chosen: slice, tmp_path: Path, trained: Bench
 ) -> None:
     bench = cut_bench(tmp_path, trained, lambda labels: np.arange(len(labels))[chosen], **meta)
@@ -466,6 +467,6 @@ def test_a_class_that_the_source_lacks_is_named_and_the_rest_is_learned(
     bench.done("evaluate", "--report", "--quiet")
 
 
-def test_a_source_of_one_face_is_one_line(tmp_path: Path, trained: Bench) -> None:
+def test_a_source_of_one_face_is_a_one_line_error(tmp_path: Path, trained: Bench) -> None:
     bench = cut_bench(tmp_path, trained, lambda labels: np.arange(1), which="raf-db")
     assert "raf-db has 1 labelled training face(s); at least 2 are needed" in told(bench("train-source"), 1)

@@ -1,4 +1,4 @@
-"""Label files with something amiss, through the command line: counted, rejected with a reason, or one clear line."""
+"""Faulty label files through the command line: counted, rejected with a reason, or one clear error line."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def faces() -> list[Face]:
 
 @dataclass(frozen=True)
 class Case:
-    """A tree with something amiss, and what must come of it.
+    """A tree with a fault, and the expected result.
 
-    `spoil` changes the text of the label file (bytes to bytes) or, taking the root, the tree. `reasons` are of rejected
-    records by id (the beginning of the reason), `left_out` what the reader counts.
+    `spoil` changes the contents of the label file (bytes to bytes) or, if it takes the root, the tree. `reasons` has
+    the beginning of the reason of each rejected record, by id. `left_out` has what the reader counts.
     """
 
     dataset: str
@@ -51,7 +51,7 @@ LABELS = {
 }
 READERS = {"list": "csv"}
 
-#: Faces in each tree before it is spoilt.
+#: Number of faces in each tree before it is damaged.
 WHOLE = {"raf-db": 5, "expw": 4, "fer2013": 5, "list": 4}
 
 
@@ -120,7 +120,7 @@ def _copied(name: str, other: str) -> Callable[[Path], None]:
 
 
 def _first_box(box: str) -> Callable[[bytes], bytes]:
-    """Give ExpW's first row another box: top left right bottom."""
+    """Replace the box of ExpW's first row: top left right bottom."""
 
     def spoil(text: bytes) -> bytes:
         first, rest = text.split(b"\n", 1)
@@ -164,7 +164,7 @@ CASES = [
     ),
     Case(
         "raf-db",
-        "a name that is no UTF-8",
+        "a name that is not UTF-8",
         _more(os.fsdecode(b"train_\xe9 x.jpg 3")),
         5,
         {os.fsdecode(b"train_\xe9 x.jpg"): "no such file"},
@@ -189,20 +189,20 @@ CASES = [
     ),
     Case(
         "expw",
-        "a file gone",
+        "a missing file",
         _removed(f"{IMAGES}/procedural_face_3.jpg"),
         2,
         {"procedural_face_3.jpg#0": "no such file", "procedural_face_3.jpg#1": "no such file"},
     ),
     Case("expw", "a box outside the image", _first_box("900 900 990 990"), 3, {FIRST: "the given box lies outside"}),
-    Case("expw", "a box left of it", _first_box("20 -90 -10 90"), 3, {FIRST: "the given box lies outside"}),
+    Case("expw", "a box left of the image", _first_box("20 -90 -10 90"), 3, {FIRST: "the given box lies outside"}),
     Case("expw", "a box partly outside", _first_box("-40 -30 260 300"), 4),
-    Case("expw", "a box that reaches far out", _first_box("-1e9 -1e9 1e9 1e9"), 4),
-    Case("expw", "a box of right before left", _first_box("64 162 48 193"), 3, {FIRST: "the given box "}),
+    Case("expw", "a box that extends far beyond it", _first_box("-1e9 -1e9 1e9 1e9"), 4),
+    Case("expw", "a box with right before left", _first_box("64 162 48 193"), 3, {FIRST: "the given box "}),
     Case("expw", "a box without height", _first_box("64 48 162 64"), 3, {FIRST: "the given box "}),
     Case("expw", "a box beside the face", _first_box("0 0 30 30"), 3, {FIRST: "no face found in the given box"}),
-    Case("expw", "a box that is no number", _first_box("nan nan nan nan"), 3, left_out=UNREAD),
-    Case("expw", "a corner that is no number", _first_box("64 48 nan 193"), 3, left_out=UNREAD),
+    Case("expw", "a box that is not a number", _first_box("nan nan nan nan"), 3, left_out=UNREAD),
+    Case("expw", "a corner that is not a number", _first_box("64 48 nan 193"), 3, left_out=UNREAD),
     Case("expw", "an infinite box", _first_box("64 48 inf 193"), 3, left_out=UNREAD),
     Case("expw", "a box in words", _first_box("top left right bottom"), 3, left_out=UNREAD),
     Case("fer2013", "an unknown code", _more("7,1 2 3,Training"), 5, left_out={"unknown code '7'": 1}),
@@ -229,7 +229,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{c.dataset}: {c.what}" for c in CASES])
-def test_what_is_amiss_in_a_label_file_is_counted_or_rejected(tmp_path, trees, case):
+def test_a_faulty_label_file_is_counted_or_rejected(tmp_path, trees, case):
     root = _spoilt(tmp_path, trees, case.dataset, case.spoil)
     result = _command(tmp_path, case.dataset, root)
     assert result.exit_code == 0, result.stderr
@@ -245,7 +245,7 @@ def test_what_is_amiss_in_a_label_file_is_counted_or_rejected(tmp_path, trees, c
 
 
 def _spoilt(tmp_path: Path, trees: Path, dataset: str, spoil: Callable[[Any], Any]) -> Path:
-    """Return a copy of a tree, spoilt: by its root where the function takes a Path, else by its label file's bytes."""
+    """Return a damaged copy of a tree. The function takes its root, or the bytes of its label file."""
     root = tmp_path / "tree" / dataset
     shutil.copytree(trees / dataset, root)
     labels = root / LABELS[dataset]
@@ -258,7 +258,7 @@ def _spoilt(tmp_path: Path, trees: Path, dataset: str, spoil: Callable[[Any], An
     return root
 
 
-#: (dataset, what its label file holds or what happens to its tree, what the one line says)
+#: (dataset, contents of its label file or damage to its tree, part of the one-line error)
 FAILURES: list[tuple[str, str | bytes | Callable[[Path], Any], str]] = [
     ("raf-db", lambda r: (r / LABELS["raf-db"]).unlink(), "no EmoLabel/list_patition_label.txt"),
     ("raf-db", lambda r: shutil.rmtree(r / "Image"), "no Image/aligned"),
@@ -273,22 +273,22 @@ FAILURES: list[tuple[str, str | bytes | Callable[[Path], Any], str]] = [
     ("fer2013", "", "lacks the column"),
     ("fer2013", "emotion,pixels,Usage\n", "nothing usable"),
     ("fer2013", lambda r: (r / LABELS["fer2013"]).unlink(), "no fer2013.csv"),
-    ("list", "image of,label\na.png,happy\n", "no column of paths"),
+    ("list", "image of,label\na.png,happy\n", "no path column"),
     ("list", "path,label\n0.png,3\n", "labels are numbers"),
-    ("list", "", "no column of paths"),
+    ("list", "", "no path column"),
     ("list", lambda r: (r / LABELS["list"]).unlink(), "not exactly one csv"),
     ("list", b"path,label\n\0\0\0,happy\n", ""),
     ("list", "path,label\n" + "x" * 200_000 + ",happy\n", ""),
     ("list", "path,label\n0.png,happy\n0.png,fear\n", "labels.csv lists images/0.png as 'happy' and as 'fear'"),
-    ("list", shutil.rmtree, "is missing"),
-    ("list", lambda r: [p.unlink() for p in (r / "images").iterdir()], "not one face in 4 records"),
+    ("list", shutil.rmtree, "no such folder"),
+    ("list", lambda r: [p.unlink() for p in (r / "images").iterdir()], "no face in 4 records"),
 ]
 
 
 @pytest.mark.parametrize(
     ("dataset", "spoil", "line"), FAILURES, ids=[f"{f[0]}: {f[2] or 'odd bytes'}" for f in FAILURES]
 )
-def test_a_tree_that_cannot_be_used_leaves_one_line_and_exit_code_1(tmp_path, trees, dataset, spoil, line):
+def test_an_unusable_tree_gives_a_one_line_error_and_exit_code_1(tmp_path, trees, dataset, spoil, line):
     root = tmp_path / "tree" / dataset
     shutil.copytree(trees / dataset, root)
     spoil(root) if callable(spoil) else write(root, LABELS[dataset], spoil)
@@ -299,7 +299,7 @@ def test_a_tree_that_cannot_be_used_leaves_one_line_and_exit_code_1(tmp_path, tr
     assert not (tmp_path / "prepared" / dataset).exists()
 
 
-def test_a_missing_dataset_is_told_before_the_first_is_prepared(tmp_path, trees):
+def test_a_missing_dataset_is_reported_before_the_first_is_prepared(tmp_path, trees):
     spec = tmp_path / "spec.yaml"
     tree = {
         "paths.data": str(trees),
@@ -323,7 +323,7 @@ def test_folders_whose_names_look_like_markup_are_printed_as_they_are(tmp_path, 
     paths = {f"paths.{name}": str(root / name) for name in ("data", "prepared", "runs")}
     spec.write_text(yaml.safe_dump(merge(TINY, {**paths, "data.datasets": {"[b]odd": {"reader": "folders"}}})))
     command = ["prepare", "-c", str(spec), "--dataset", "[b]odd", "--root", str(root / "data")]
-    for _ in range(2):  # the second run says that all is there
+    for _ in range(2):  # the second run reports that the store is up to date
         result = run(*command, *(["--quiet"] if quiet else []))
         assert result.exit_code == 0, result.stderr
         if not quiet:

@@ -1,4 +1,4 @@
-"""The csv reader: boxes under many names, contradictory rows, paths and labels as other systems write them."""
+"""The csv reader: boxes under many names, contradictory rows, paths and labels written by other systems."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ SU, FE, DI, HA, SA, AN, NE = range(7)
 SIZE = (400, 300)
 #: Two faces in each of four images of `SIZE`: left, top, right, bottom.
 BOXES = [(20 + i, 30, 120, 150 + i) if i % 2 == 0 else (230, 90 + i, 350 + i, 240) for i in range(8)]
-#: As the columns of a csv have them.
+#: Formats of the csv columns.
 CORNERS, SIZES = "{0},{1},{2},{3}", "{0},{1},{w},{h}"
 
 
 def listed(root: Path, header: str, form: str = CORNERS, scale: float = 1, label: str = "happy sad") -> Path:
-    """Write a csv of `BOXES`, a row a box, image and label around it."""
+    """Write a csv of `BOXES`. Each row is an image, a box and a label."""
     lines = [f"image,{header},label"]
     for i, box in enumerate(BOXES):
         left, top, right, bottom = (round(v * scale, 4) if scale != 1 else v for v in box)
@@ -73,7 +73,7 @@ def root(tmp_path) -> Path:
         ("face_width,head_x,head_y,left,top,right,bottom", "9,8,7,{0},{1},{2},{3}"),
     ],
 )  # fmt: skip
-def test_boxes_are_found_by_the_names_that_people_give_them(root, header, form):
+def test_boxes_are_found_by_their_usual_names(root, header, form):
     listed(root, header, form)
     listing = read_dataset("mine", "csv", root)
     assert [record.box for record in listing] == BOXES
@@ -119,9 +119,9 @@ def test_a_box_as_written_is_part_of_the_id(root):
 @pytest.mark.parametrize(
     ("header", "form", "options", "words"),
     [
-        # Columns that look like a box and are none that is understood.
-        ("xmin,ymin,xmax,z", CORNERS, {}, "not understood (xmin, ymin, xmax): name the four with the option box_col"),
-        ("xmin,ymin,xmax,z", CORNERS, {}, "say box_columns: '' to do without boxes"),
+        # Columns that look like a box but are not understood.
+        ("xmin,ymin,xmax,z", CORNERS, {}, "not understood (xmin, ymin, xmax); name the four with the option box_col"),
+        ("xmin,ymin,xmax,z", CORNERS, {}, "set box_columns: '' to use no boxes"),
         ("x,y,a,b", CORNERS, {}, "not understood (x, y)"),
         ("face_x,face_y,width,height", SIZES, {}, "not understood (face_x, face_y)"),
         ("bbox_0,bbox_1,bbox_2,bbox_3", CORNERS, {}, "not understood (bbox_0, bbox_1, bbox_2, bbox_3)"),
@@ -129,28 +129,28 @@ def test_a_box_as_written_is_part_of_the_id(root):
         ("bx,by,bw,bh", SIZES, {}, "not understood (bx, by, bw, bh)"),
         ("x1,y1,x2,y2,x3,y3,x4,y4", CORNERS + ",1,2,3,4", {}, "not understood (x1, y1, x2, y2"),
         ("left,top,right,bottom,xmin", CORNERS + ",1", {}, "not understood (left, top, right, bottom, xmin)"),
-        ("x1,y1,x2,y2,face_x,face_y,face_w,face_h", CORNERS + "," + SIZES, {}, "has 2 boxes a row (x1, y1, x2, y2; f"),
+        ("x1,y1,x2,y2,face_x,face_y,face_w,face_h", CORNERS + "," + SIZES, {}, "has 2 boxes per row (x1, y1, x2, y2; "),
         ("cx,cy,w,h", SIZES, {}, "by their centre (cx, cy, w, h)"),
         ("x_center,y_center,width,height", SIZES, {}, "by their centre (x_center, y_center, width, height)"),
         ("cx,cy,w,h", SIZES, {"box_columns": ["cx", "cy", "w", "h"]}, "by their centre"),
-        ("bbox", '"[{0}, {1}, {2}, {3}]"', {}, "column 'bbox' that looks like a face's box: say with the option box_f"),
-        ("region", "{0} {1} {2} {3}", {}, "column 'region' that looks like a face's box"),
-        ("where", "{0} {1} {2} {3}", {"box_columns": "where"}, "the one column 'where' of list.csv: say with box_"),
-        # Options that cannot be.
+        ("bbox", '"[{0}, {1}, {2}, {3}]"', {}, "column 'bbox' that looks like a face box; set the option box_f"),
+        ("region", "{0} {1} {2} {3}", {}, "column 'region' that looks like a face box"),
+        ("where", "{0} {1} {2} {3}", {"box_columns": "where"}, "the single column 'where' of list.csv; set box_"),
+        # Invalid options.
         ("x,y,w,h", SIZES, {"box_format": "xywh"}, "option box_format is 'xywh', not 'corners' (left, top, right, b"),
-        ("a,b,c,d", CORNERS, {"box_columns": ["a", "b"]}, "option box_columns is a list of 4 columns, not of 2 (a, b)"),
-        ("a,b,c,d", CORNERS, {"box_columns": list("abcc")}, "a column is named twice"),
+        ("a,b,c,d", CORNERS, {"box_columns": ["a", "b"]}, "option box_columns needs 4 columns, not 2 (a, b)"),
+        ("a,b,c,d", CORNERS, {"box_columns": list("abcc")}, "which names a column twice"),
         ("a,b,c,d", CORNERS, {"box_columns": list("abce")}, "no column 'e'"),
         ("top,left,bottom,right", "{1},{0},{3},{2}", {"box_columns": ["top", "left", "bottom", "right"]},
-         "its order is left, top, right, bottom (or left, top, width, height): give left, top, right, bottom"),
-        ("a,b,c,d", CORNERS, {"box_format": "size"}, "has no columns of boxes (it has: image, a, b, c, d, label)"),
-        # Numbers that cannot be what they are said to be.
+         "the order is left, top, right, bottom (or left, top, width, height); give left, top, right, bottom"),
+        ("a,b,c,d", CORNERS, {"box_format": "size"}, "has no box columns (it has: image, a, b, c, d, label)"),
+        # Numbers that contradict their format.
         ("left,top,right,bottom", SIZES, {}, "4 of 8 boxes end before they begin (the first: left 230, top 91, right"),
-        ("left,top,right,bottom", SIZES, {}, "say box_format: size"),
-        ("a,b,c,d", SIZES, {"box_columns": list("abcd")}, "that do not tell what they hold (a, b, c, d)"),
-        ("a,b,c,d", SIZES, {"box_columns": list("abcd"), "box_format": "corners"}, "say box_format: size"),
-        ("x,y,w,h", CORNERS, {}, "read as corners (left, top, right, bottom) all would fit: say box_format: corners"),
-        ("a,b,c,d", CORNERS, {"box_columns": list("abcd"), "box_format": "size"}, "say box_format: corners"),
+        ("left,top,right,bottom", SIZES, {}, "set box_format: size"),
+        ("a,b,c,d", SIZES, {"box_columns": list("abcd")}, "whose names do not show their meaning (a, b, c, d)"),
+        ("a,b,c,d", SIZES, {"box_columns": list("abcd"), "box_format": "corners"}, "set box_format: size"),
+        ("x,y,w,h", CORNERS, {}, "read as corners (left, top, right, bottom), all would fit; set box_format: corners"),
+        ("a,b,c,d", CORNERS, {"box_columns": list("abcd"), "box_format": "size"}, "set box_format: corners"),
     ],
 )  # fmt: skip
 def test_boxes_that_are_not_understood_stop_the_run(root, header, form, options, words):
@@ -161,21 +161,26 @@ def test_boxes_that_are_not_understood_stop_the_run(root, header, form, options,
 @pytest.mark.parametrize(
     ("header", "form", "scale", "words"),
     [
-        ("left,top,right,bottom", CORNERS, 1 / 400, "are shares of the image, not pixels (the first: left 0.05,"),
+        ("left,top,right,bottom", CORNERS, 1 / 400, "are fractions of the image, not pixels (the first: left 0.05,"),
         ("x,y,w,h", SIZES, 1 / 400, "multiply them by the image's width and height"),
-        ("left,top,right,bottom", SIZES, 1 / 400, "are shares of the image"),
-        ("left,top,right,bottom", CORNERS, 3, "leave them (the first: left 60, top 90, right 360, bottom 450 in 0.png"),
-        ("left,top,right,bottom", CORNERS, 3, "which has 400 x 300 pixels): boxes have to be in pixels"),
-        ("x,y,w,h", SIZES, 3, "boxes compared with their images leave them"),
+        ("left,top,right,bottom", SIZES, 1 / 400, "are fractions of the image"),
+        (
+            "left,top,right,bottom",
+            CORNERS,
+            3,
+            "beyond them (the first: left 60, top 90, right 360, bottom 450 in 0.png",
+        ),
+        ("left,top,right,bottom", CORNERS, 3, "which has 400 x 300 pixels); boxes must be in pixels"),
+        ("x,y,w,h", SIZES, 3, "boxes compared with their images extend beyond them"),
     ],
 )
-def test_boxes_have_to_be_in_pixels_of_the_pictures(root, header, form, scale, words):
+def test_boxes_must_be_in_pixels_of_the_images(root, header, form, scale, words):
     listed(root, header, form, scale)
     assert words in refusal("csv", root)
     assert read_dataset("mine", "csv", root, box_columns=[], label_column="").left_out == {"listed twice": 4}
 
 
-def test_without_the_pictures_boxes_are_taken_as_they_are(root):
+def test_without_the_images_boxes_are_not_checked(root):
     listed(root, "x,y,w,h", SIZES, 3)
     for i in range(4):
         (root / f"{i}.png").write_bytes(b"no image")
@@ -185,14 +190,14 @@ def test_without_the_pictures_boxes_are_taken_as_they_are(root):
     assert len(read_dataset("mine", "csv", root)) == 8
 
 
-def test_boxes_may_reach_out_of_a_picture_and_a_few_may_be_wrong(root):
+def test_boxes_may_extend_beyond_an_image_and_a_few_may_be_wrong(root):
     rows = [f"{i % 4}.png,happy,{i - 20},-10,{370 + i},330" for i in range(38)]
     rows += ["0.png,sad,300,200,40,50", "0.png,sad,900,900,990,990", "1.png,sad,-1,-1,-1,-1"]
     write(root, "list.csv", "image,label,x1,y1,x2,y2\n" + "\n".join(rows) + "\n")
     assert len(read_dataset("mine", "csv", root)) == 41
 
 
-def test_boxes_of_a_turned_photograph_fit_its_upright_side(root):
+def test_boxes_may_refer_to_the_upright_sides_of_a_rotated_image(root):
     exif = Image.Exif()
     exif[0x0112] = 6
     write(root, "0.jpg", encoded(Image.new("RGB", (400, 100)), "JPEG", exif=exif))
@@ -201,7 +206,7 @@ def test_boxes_of_a_turned_photograph_fit_its_upright_side(root):
     write(root, "0.jpg", encoded(Image.new("RGB", (400, 100)), "JPEG"))
     assert len(read_dataset("mine", "csv", root, box_columns=["x1", "y1", "x2", "y2"])) == 2  # one of two
     write(root, "list.csv", "image,label,x1,y1,x2,y2\n0.jpg,happy,10,250,90,380\n")
-    assert "leave them" in refusal("csv", root)
+    assert "extend beyond them" in refusal("csv", root)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +217,7 @@ def test_boxes_of_a_turned_photograph_fit_its_upright_side(root):
         "gaze_0_x,gaze_0_y,pose_Tx,pose_Rx", "x,top1", "Unnamed: 0,index",
     ],
 )  # fmt: skip
-def test_other_columns_are_no_boxes(tmp_path, header):
+def test_other_columns_are_not_boxes(tmp_path, header):
     write(tmp_path, "list.csv", f"image,label,{header}\n0.png,happy{',1' * (header.count(',') + 1)}\n")
     assert rows(read_dataset("mine", "csv", tmp_path), "id", "box") == [("0.png", None)]
 
@@ -222,15 +227,15 @@ def test_other_columns_are_no_boxes(tmp_path, header):
     [
         (
             "a,happy\na,sad",
-            "list.csv lists a as 'happy' and as 'sad', and no box says which face is which: name the col",
+            "list.csv lists a as 'happy' and as 'sad', and no box distinguishes the faces; name the box col",
         ),
         ("a,happy\na,sad", "box_columns, or keep one of the rows"),
         ("a,happy\na,", "as 'happy' and without a label"),
         ("a,contempt\na,happy", "as 'contempt' and as 'happy'"),
         ("a,happy\n./a,sad", "lists a as 'happy' and as 'sad'"),
-        ("a,happy,1,2,3,4\na,sad,1,2,3.0,4", "as 'happy' and as 'sad', with the same box: keep one of the rows"),
-        ("a,happy,1,2,3,4\na,happy,,,,", "lists a with the box of a face in one row and without in another"),
-        ("a,happy\na,happy,1,2,3,4", "lists a with the box of a face in one row and without in another"),
+        ("a,happy,1,2,3,4\na,sad,1,2,3.0,4", "as 'happy' and as 'sad', with the same box; keep one of the rows"),
+        ("a,happy,1,2,3,4\na,happy,,,,", "lists a with a face box in one row and without one in another"),
+        ("a,happy\na,happy,1,2,3,4", "lists a with a face box in one row and without one in another"),
     ],
 )
 def test_rows_that_contradict_each_other_stop_the_run(tmp_path, lines, words):
@@ -238,8 +243,8 @@ def test_rows_that_contradict_each_other_stop_the_run(tmp_path, lines, words):
     assert words in refusal("csv", tmp_path)
 
 
-def test_a_box_that_cannot_be_read_is_not_the_largest_face(tmp_path):
-    """No numbers at all give no box; anything else that is not four numbers leaves the row out."""
+def test_an_unreadable_box_does_not_mean_the_largest_face(tmp_path):
+    """A row without any numbers has no box. A row with anything else but four numbers is left out."""
     bad = ["1,2,,", "a,b,c,d", "1,2,nan,4", "1_0,2,30,40", "1,2,3,inf", "1,2,٣,9", "1,2"]
     none = ["", ",,,", "nan,NaN,NULL,None"]
     lines = [f"{i}.png,happy,{box}" for i, box in enumerate([*none, *bad, "1,2,30,4e1"])]
@@ -252,20 +257,22 @@ def test_a_box_that_cannot_be_read_is_not_the_largest_face(tmp_path):
 POINTS = "leye_x,leye_y,reye_x,reye_y,nose_x,nose_y,lmouth_x,lmouth_y,rmouth_x,rmouth_y"
 
 
-def test_landmarks_are_whole_or_not_there(tmp_path):
+def test_landmarks_are_complete_or_absent(tmp_path):
     ten = ",".join(map(str, range(10)))
     write(tmp_path, "list.csv", f"image,label,{POINTS}\na,sad,{ten}\nb,sad,{',' * 9}\nc,sad,{ten[:-1]}x\n")
     listing = read_dataset("mine", "csv", tmp_path)
     assert [record.landmarks is None for record in listing] == [False, True, True]
     assert listing.left_out == {"unreadable landmarks, face kept": 1}
     write(tmp_path, "list.csv", f"image,label,{POINTS[:-9]}\na,sad,{ten[:-2]}\n")
-    assert "has landmarks but no column rmouth_y: name all ten columns with the option landmark" in refusal(
+    assert "has landmarks but no column rmouth_y; name all ten columns with the option landmark" in refusal(
         "csv", tmp_path
     )
-    assert "list of 10 columns, not of 1 (label)" in refusal("csv", tmp_path, landmark_columns=["label"])
+    assert "option landmark_columns needs 10 columns, not 1 (label)" in refusal(
+        "csv", tmp_path, landmark_columns=["label"]
+    )
     assert len(read_dataset("mine", "csv", tmp_path, landmark_columns="")) == 1
     write(tmp_path, "list.csv", f"image,label,{POINTS}\na,sad{',0.5' * 10}\n")
-    assert "the landmarks are shares of the image, not pixels" in refusal("csv", tmp_path)
+    assert "the landmarks are fractions of the image, not pixels" in refusal("csv", tmp_path)
 
 
 def _composed(name: str) -> str:
@@ -309,7 +316,7 @@ def test_paths_as_other_systems_write_them(tmp_path, on_disk, written, path, nam
         ("happy", None), ("3 4", None),
     ],
 )  # fmt: skip
-def test_whole_numbers(text, number):
+def test_integers(text, number):
     assert whole_number(text) == number
 
 
@@ -345,14 +352,14 @@ def test_forms_of_csv(tmp_path, text):
     ("text", "words"),
     [
         ("1.jpg,happy\n2.jpg,sad\n", "no column names in the first line of list.csv (it reads: 1.jpg, happy)"),
-        ("1.jpg,happy\n2.jpg,sad\n", "put them above it, such as path,label"),
+        ("1.jpg,happy\n2.jpg,sad\n", "add a header line above it, such as path,label"),
         (
             "image,Label,label\n1.jpg,sad,happy\n",
-            "2 columns of one name ('Label', 'label'): rename all but one, or name",
+            "2 columns with the same name ('Label', 'label'); rename all but one, or name",
         ),
     ],
 )
-def test_headers_that_are_none_stop_the_run(tmp_path, text, words):
+def test_invalid_headers_stop_the_run(tmp_path, text, words):
     write(tmp_path, "list.csv", text)
     assert words in refusal("csv", tmp_path)
 
@@ -362,8 +369,8 @@ def pairs() -> list[tuple[Face, Face]]:
     return [tuple(render(STUDIO, 2 * i + j, (HA, SA)[j], 3) for j in range(2)) for i in range(3)]
 
 
-def test_each_face_of_a_picture_gets_its_own_label(tmp_path, pairs):
-    """The faces of an image lie where their boxes are, the happy one on the left."""
+def test_each_face_of_an_image_gets_its_own_label(tmp_path, pairs):
+    """The faces of an image are where their boxes are, with the happy one on the left."""
     lines = ["image,xmin,ymin,width,height,label"]
     for i, pair in enumerate(pairs):
         height, offset = max(face.image.shape[0] for face in pair), 0
@@ -390,28 +397,28 @@ def test_each_face_of_a_picture_gets_its_own_label(tmp_path, pairs):
 def test_the_command_says_which_option_to_set(root):
     listed(root, "left,top,right,bottom", SIZES)
     result = run("datasets", "check", "csv", root)
-    assert result.exit_code == 1 and "say box_format: size" in result.stderr and result.stderr.count("\n") == 1
+    assert result.exit_code == 1 and "set box_format: size" in result.stderr and result.stderr.count("\n") == 1
     for options in (["box_format=size"], ["box_columns=[left, top, right, bottom]", "box_format=size"]):
         result = run("datasets", "check", "csv", root, *(word for option in options for word in ("--option", option)))
         assert result.exit_code == 0 and "8 faces in 4 files" in result.stdout
     for nothing in ("box_columns=", "box_columns=[]", "box_columns=''"):
         result = run("datasets", "check", "csv", root, "--option", nothing)
-        assert result.exit_code == 1 and "no box says which face is which" in result.stderr
+        assert result.exit_code == 1 and "no box distinguishes the faces" in result.stderr
 
 
-def test_what_another_reader_or_option_would_read_is_said(root):
+def test_errors_name_the_reader_or_option_that_helps(root):
     (root / "list.csv").write_text("emotion,pixels\n3,1 2 3\n")
-    assert "list.csv holds pixels and no paths of images" in refusal("csv", root)
+    assert "list.csv contains pixels but no image paths" in refusal("csv", root)
     assert "the reader fer2013: data.datasets.mine.reader=fer2013" in refusal("csv", root)
     (root / "list.csv").write_text("image,label\n0.png,7\n")
-    assert "by a dataset's name (raf-db: 1 surprise, 2 fear, " in refusal("csv", root)
+    assert "as a dataset's name (raf-db: 1 surprise, 2 fear, " in refusal("csv", root)
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("image,label,split\n0.png,sad,train\n0.png,sad,test\n", "list.csv lists 0.png in train and in test: keep one"),
-        ("image,emotion,label\n0.png,happy,1\n", "several columns that could hold the labels (label, emotion)"),
+        ("image,label,split\n0.png,sad,train\n0.png,sad,test\n", "list.csv lists 0.png in train and in test; keep one"),
+        ("image,emotion,label\n0.png,happy,1\n", "several columns that could contain the labels (label, emotion)"),
     ],
 )
 def test_rows_and_columns_that_contradict_each_other(root, rows, words):

@@ -1,4 +1,4 @@
-"""Every reader on a small, faithful tree of its layout."""
+"""Every reader on a small, realistic tree of its layout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pixels(value: int = 7) -> str:
 
 # RAF-DB
 
-THREE_FIELDS = "row of 3 fields (an image and its code are read)"
+THREE_FIELDS = "row with 3 fields (expected: an image and its code)"
 
 
 def raf_db(root: Path, labels: str | bytes, listed: str = "EmoLabel/list_patition_label.txt") -> Path:
@@ -53,7 +53,7 @@ def test_raf_db_labels_splits_box_and_landmarks(tmp_path):
     assert (listing.adapt_splits, listing.score_splits) == (("train",), ("test",))
 
 
-def test_raf_db_aligned_images_take_no_annotation_of_the_originals(tmp_path):
+def test_raf_db_aligned_images_do_not_use_annotations_of_the_originals(tmp_path):
     root = raf_db(tmp_path, "train_00001.jpg 5\n")
     write(root, "Annotation/boundingbox/train_00001_boundingbox.txt", "1 2 60 70")
     (record,) = read_dataset("raf", "raf-db", root, images="aligned")
@@ -79,7 +79,7 @@ def test_raf_db_awkward_label_lists(tmp_path, labels, kept, left_out):
     assert listing.left_out == left_out
 
 
-def test_raf_db_accepts_the_list_spelt_rightly_and_keeps_rows_without_files(tmp_path):
+def test_raf_db_accepts_the_correctly_spelt_list_and_keeps_rows_without_files(tmp_path):
     root = raf_db(tmp_path, "train_00009.jpg 4\n", "EmoLabel/list_partition_label.txt")
     assert rows(read_dataset("raf", "raf-db", root), "path", "label") == [("Image/original/train_00009.jpg", HA)]
 
@@ -110,18 +110,18 @@ def test_raf_db_class_folders_as_on_kaggle(tmp_path, above, beside):
     [
         (
             {"train_labels.csv": "image,label\ntrain_00002_aligned.jpg,4\n"},
-            "train_labels.csv says happiness of DATASET/train/2/train_00002_aligned.jpg, whose folder says fear in ",
+            "_labels.csv gives happiness for DATASET/train/2/train_00002_aligned.jpg, but its folder gives fear in ",
         ),
         ({"test_labels.csv": "name,label\nx.jpg,4\n"}, "test_labels.csv lacks the column image"),
         (
             {"DATASET/train/4/test_0002_aligned.jpg": ""},
-            "train/4/test_0002_aligned.jpg is named as a test image and lies in a folder of train images",
+            "train/4/test_0002_aligned.jpg is named as a test image but is in a folder of train images",
         ),
         (
             {"DATASET/train/4/train_00001.jpg": ""},
-            "train_00001_aligned.jpg and DATASET/train/4/train_00001.jpg are one image of RAF-DB by their names",
+            "train_00001_aligned.jpg and DATASET/train/4/train_00001.jpg are the same image of RAF-DB by their names",
         ),
-        ({"DATASET/train/0/train_1.jpg": ""}, "the class folder DATASET/train/0/ is no code of RAF-DB (1 to 7) in "),
+        ({"DATASET/train/0/train_1.jpg": ""}, "the class folder DATASET/train/0/ is not a code of RAF-DB (1 to 7) in "),
     ],
 )
 def test_raf_db_class_folders_that_contradict_stop(tmp_path, files, words):
@@ -134,7 +134,7 @@ def test_raf_db_class_folders_that_contradict_stop(tmp_path, files, words):
 # JAFFE
 
 
-def test_jaffe_goes_by_the_names(tmp_path):
+def test_jaffe_labels_come_from_the_names(tmp_path):
     names = ["KA.AN1.39", "KA.DI1.42", "KA.FE1.45", "KA.HA1.29", "KA.NE1.26", "KR.SA3.79", "KA.SU1.36"]
     touch(tmp_path, *(f"{name}.tiff" for name in names), "README", "thing.tiff")
     listing = read_dataset("j", "jaffe", tmp_path)
@@ -162,7 +162,7 @@ def test_fer2013_csv(tmp_path):
     assert read_dataset("f", "fer2013", tmp_path, score="public-test").score_splits == ("public-test",)
 
 
-#: What lies in a folder: each csv's header and its rows, `P` for the pixels.
+#: Contents of a folder: each csv's header and rows, with `P` for the pixels.
 P = pixels()
 KAGGLE = {
     "icml_face_data.csv": f"emotion, Usage, pixels\n3,Training,{P}\n4,PublicTest,{P}\n5,PrivateTest,{P}\n",
@@ -210,7 +210,7 @@ def test_several_csvs_of_pixels_stop_and_name_the_option(tmp_path):
     write(tmp_path, "a.csv", KAGGLE["train.csv"])
     write(tmp_path, "b.csv", CK)
     said = refusal("fer2013", tmp_path)
-    assert "several csvs of emotion and pixels (a.csv, b.csv)" in said and "--option file=NAME" in said
+    assert "several csvs with emotion and pixels (a.csv, b.csv)" in said and "--option file=NAME" in said
     assert len(read_dataset("f", "fer2013", tmp_path, file="b.csv")) == 3
 
 
@@ -262,11 +262,11 @@ def test_expw_split_is_frozen_by_image_and_about_a_fifth():
     names = [f"image_{i}.jpg" for i in range(5000)]
     parts = [expw.split_of(name) for name in names]
     assert 0.18 < parts.count("test") / len(parts) < 0.22
-    # Frozen: these may never change, or results stop being comparable.
+    # Frozen: these must never change, or results would no longer be comparable.
     assert [expw.split_of(f"image_{i}.jpg") for i in range(12)] == FROZEN_EXPW
 
 
-def test_expw_no_image_is_on_both_sides(tmp_path):
+def test_expw_no_image_is_in_both_splits(tmp_path):
     write(tmp_path, "label/label.lst", "".join(f"{i // 3}.jpg {i % 3} 0 0 9 9 1 6\n" for i in range(300)))
     touch(tmp_path, "image/origin/0.jpg")
     listing = read_dataset("e", "expw", tmp_path)
@@ -325,14 +325,14 @@ def test_folders_per_split_and_class(tmp_path, parts, adapt, score):
     assert listing.left_out == {"image in readme/": 1}
 
 
-def test_folders_list_what_only_looks_like_an_image(tmp_path):
-    """A folder and a dangling link named like images become records, to be rejected with their reason."""
+def test_folders_list_everything_named_like_an_image(tmp_path):
+    """A folder and a dangling link named like images become records, to be rejected with a reason."""
     (tmp_path / "happy" / "folder.jpg").mkdir(parents=True)
     (tmp_path / "happy" / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert [r.id for r in read_dataset("f", "folders", tmp_path)] == ["happy/folder.jpg", "happy/link.jpg"]
 
 
-def test_names_that_are_no_utf8(tmp_path):
+def test_names_that_are_not_utf8(tmp_path):
     os.makedirs(tmp_path / "sad")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/sad/\xff\xfe.jpg")).write_bytes(b"")
     (tmp_path / "sad" / "two\nlines.jpg").write_bytes(b"")
@@ -383,8 +383,8 @@ def test_csv_with_everything(tmp_path):
     assert (two.label, two.split, two.subject, two.box, two.landmarks) == (-1, "test", None, None, None)
 
 
-def test_csv_of_several_faces_a_picture(tmp_path):
-    """A box as written is part of the id; without one the id is the path."""
+def test_csv_with_several_faces_per_image(tmp_path):
+    """A box as written is part of the id. Without a box, the id is the path."""
     write(
         tmp_path,
         "l.csv",
@@ -404,7 +404,7 @@ def test_csv_of_several_faces_a_picture(tmp_path):
 @pytest.mark.parametrize(
     ("text", "options", "found", "left_out"),
     [
-        # Unlabelled only where it is plain or asked for.
+        # Unlabelled only if it is obvious or asked for.
         ("file\n1.png\n2.png\n2.png\n", {}, [("1.png", -1), ("2.png", -1)], {"listed twice": 1}),
         ("image,usage,person\n1.jpg,all,me\n", {}, [("1.jpg", -1)], {}),
         ("image,left,top,right,bottom\n1.jpg,,,,\n", {}, [("1.jpg", -1)], {}),
@@ -437,13 +437,13 @@ def test_rows_of_a_csv_that_are_kept_and_left_out(tmp_path, text, options, found
     assert rows(listing, "id", "label") == found and listing.left_out == left_out
 
 
-def test_a_file_for_a_folder_is_one_line(tmp_path):
+def test_a_file_instead_of_a_folder_is_a_one_line_error(tmp_path):
     write(tmp_path, "mine.zip", "")
-    said = f"mine: {tmp_path / 'mine.zip'} is a file, not a folder; expected there: 213"
+    said = f"mine: {tmp_path / 'mine.zip'} is a file, not a folder; expected: 213"
     assert refusal("jaffe", tmp_path / "mine.zip").startswith(said)
 
 
-# What is wrong gets one line
+# Errors are one line
 
 
 @pytest.mark.parametrize("folder", ["", "nowhere"])
@@ -465,13 +465,13 @@ def test_a_folder_missing_or_of_another_layout_is_named_with_the_layout_expected
             "folders",
             {"train/1/1.jpg": "", "train/7/1.jpg": ""},
             {},
-            "/train are numbers (1, 7): say what they mean with ",
+            "/train are numbers (1, 7); give their meaning with ",
         ),
         ("folders", {"train/1/1.jpg": "", "train/7/1.jpg": ""}, {}, "(raf-db: 1 surprise, 2 fear, 3 disgust, "),
         ("folders", {"train/1/1.jpg": "", "train/7/1.jpg": ""}, {}, "data.datasets.mine.options: {codes: NAME}"),
         ("folders", {"0/1.jpg": "", "1/1.jpg": ""}, {}, "fer2013 and expw: 0 anger, 1 disgust, "),
-        ("folders", {"train/0/1.jpg": "", "test/happy/1.jpg": ""}, {}, "/train are numbers (0): say what"),
-        ("folders", {"0/1.jpg": ""}, {"codes": "raf"}, "option codes is 'raf', none of raf-db, "),
+        ("folders", {"train/0/1.jpg": "", "test/happy/1.jpg": ""}, {}, "/train are numbers (0); give their meaning"),
+        ("folders", {"0/1.jpg": ""}, {"codes": "raf"}, "option codes is 'raf', not one of raf-db, "),
         (
             "raf-db",
             {"EmoLabel/list_patition_label.txt": "train_00001.jpg 1\n"},
@@ -486,30 +486,35 @@ def test_a_folder_missing_or_of_another_layout_is_named_with_the_layout_expected
         ),
         ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {}, "codes"),
         ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": "nope"}, "option codes"),
-        ("csv", {"a.csv": "picture,label\nx.jpg,sad\n"}, {}, "no column of paths"),
+        ("csv", {"a.csv": "picture,label\nx.jpg,sad\n"}, {}, "no path column"),
         ("csv", {"a.csv": "image,label\n"}, {"label_column": "mood"}, "no column 'mood' (it has: image, label)"),
         ("csv", {"a.csv": "image\n", "b.csv": "image\n"}, {}, "not exactly one csv (a.csv, b.csv) in "),
         ("csv", {}, {}, "not exactly one csv (there is none) in "),
-        ("csv", {}, {}, "with --option file=NAME, in a run spec data.datasets.mine.options: {file: NAME}"),
-        ("csv", {"a.csv": "picture\nx.jpg\n"}, {}, "it has: image) in "),
-        ("csv", {"a.csv": "picture\nx.jpg\n"}, {}, "path_column=..., in a run spec data.datasets.mine.options"),
+        ("csv", {}, {}, "with --option file=NAME, or in a run spec with data.datasets.mine.options: {file: NAME}"),
+        ("csv", {"a.csv": "picture\nx.jpg\n"}, {}, "it has: picture) in "),
+        (
+            "csv",
+            {"a.csv": "picture\nx.jpg\n"},
+            {},
+            "path_column=..., or in a run spec under data.datasets.mine.options",
+        ),
         (
             "csv",
             {"a.csv": "image,mood\nx.jpg,sad\n"},
             {},
-            "no column of labels (label, emotion, expression, ...; it has:",
+            "no label column (label, emotion, expression, ...; it has:",
         ),
-        ("csv", {"a.csv": "image,mood\nx.jpg,sad\n"}, {}, "it has: image, mood): name it with the option label_column"),
-        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {"happy": 3}}, "'happy' is no whole number"),
-        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {True: "sad"}}, "'True' is no whole number"),
-        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {1.5: "sad"}}, "'1.5' is no whole number"),
+        ("csv", {"a.csv": "image,mood\nx.jpg,sad\n"}, {}, "it has: image, mood); name it with the option label_column"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {"happy": 3}}, "'happy' is not an integer"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {True: "sad"}}, "'True' is not an integer"),
+        ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {1.5: "sad"}}, "'1.5' is not an integer"),
         ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": {0: "hapy"}}, "option codes: 'hapy' (of 0)"),
         ("csv", {"a.csv": "image,label\nx.jpg,3\n"}, {"codes": ["sad"]}, "neither a dataset's name nor {0: anger"),
         ("csv", {"a.csv": "image,label\nx.jpg,sad\n"}, {"box_columns": "l,t,r,b"}, "not a list of 4 columns"),
         ("csv", {"a.csv": "image,label\nx.jpg,sad\n"}, {"box_columns": list("ltrb")}, "no column 'l'"),
         ("csv", {"a.csv": "image,label\nx.jpg,contempt\n"}, {}, "1 contempt (outside the seven)"),
-        ("folders", {"contempt/1.jpg": ""}, {}, "expected there"),
-        # Columns that are missing.
+        ("folders", {"contempt/1.jpg": ""}, {}, "expected: a folder per expression"),
+        # Missing columns.
         (
             "raf-db",
             {"EmoLabel/list_patition_label.txt": "train_00001.jpg\n", "Image/original/train_a.jpg": ""},
@@ -533,7 +538,7 @@ def test_a_folder_missing_or_of_another_layout_is_named_with_the_layout_expected
             "csv",
             {"l.csv": "picture,label\na.jpg,3\n", "images/a.jpg": ""},
             {"codes": "fer2013"},
-            "l.csv has no column of paths",
+            "l.csv has no path column",
         ),
     ],
 )
@@ -543,7 +548,7 @@ def test_errors_are_one_line_that_says_what_to_do(tmp_path, reader, files, optio
     assert words in refusal(reader, tmp_path, **options)
 
 
-#: What each dataset's documentation calls its codes, in its own words.
+#: Each dataset's codes as named in its own documentation.
 CODE_NAMES = {
     "raf-db": "1 surprise 2 fear 3 disgust 4 happiness 5 sadness 6 anger 7 neutral",
     "fer2013": "0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral",
@@ -586,7 +591,7 @@ def test_names_outside_the_seven_are_known_as_such(word):
     assert is_outside(word) and label_of(word) is None
 
 
-# Label files as people have them: every reader that reads one, the same faults
+# Realistic label files: the same faults for every reader that reads one
 
 _PIXELS = pixels()
 _POINTS = ";".join(["1.5;2.5"] * 68)
@@ -631,7 +636,7 @@ def test_line_ends_byte_order_marks_and_blank_lines_do_not_matter(tmp_path, read
 @pytest.mark.parametrize("reader", LABEL_FILES)
 def test_faults_of_label_files_are_counted_and_the_good_rows_kept(tmp_path, reader):
     happy, sad = LABEL_FILES[reader][3]
-    # A csv whose rows contradict each other is refused: tests/test_csv_list.py.
+    # A csv with contradictory rows is refused: see tests/test_csv_list.py.
     contradicting = [] if reader == "csv" else [("a.jpg", sad)]
     lines = [
         ("a.jpg", happy), ("a.jpg", happy), *contradicting, ("b.jpg", "77"), ("c.jpg", "x"), ("two words.jpg", sad),
@@ -651,7 +656,7 @@ def test_faults_of_label_files_are_counted_and_the_good_rows_kept(tmp_path, read
 
 
 @pytest.mark.parametrize("reader", LABEL_FILES)
-def test_codes_are_whole_numbers_however_written(tmp_path, reader):
+def test_codes_are_integers_in_any_notation(tmp_path, reader):
     happy, sad = LABEL_FILES[reader][3]
     odd = ["--1", "²", "1_0", "１", f"{sad}.5", "9" * 5000, "nan"]
     codes = [f"{happy}.0", f"{sad}.", f"{sad}.000e+00", *odd]
@@ -664,7 +669,7 @@ def test_codes_are_whole_numbers_however_written(tmp_path, reader):
     assert all("unknown" in reason and len(reason) < 80 for reason in listing.left_out)
 
 
-def test_an_expw_face_number_that_is_none_is_counted(tmp_path):
+def test_an_invalid_expw_face_number_is_counted(tmp_path):
     touch(tmp_path, "image/origin/a.jpg")
     write(tmp_path, "label/label.lst", "a.jpg 1_0 1 2 3 4 9 3\na.jpg ² 1 2 3 4 9 3\na.jpg 1 1 2 3 4 9 3\n")
     listing = read_dataset("mine", "expw", tmp_path)
@@ -683,7 +688,7 @@ def test_files_without_a_row_are_counted(tmp_path, reader, file):
     assert read_dataset("mine", reader, tmp_path, **options).left_out == {"unknown code '77'": 1, "file without row": 2}
 
 
-def test_a_csv_that_is_none_is_one_line(tmp_path):
+def test_an_invalid_csv_is_a_one_line_error(tmp_path):
     write(tmp_path, "l.csv", "image,label\n" + '"' + "x" * 200_000 + "\n")
     assert re.search("mine: a csv in .* cannot be read", refusal("csv", tmp_path))
 
@@ -702,7 +707,7 @@ def faces() -> list[Face]:
     return [render(LAB, identity, label, 5) for identity in range(2) for label in range(7)]
 
 
-def test_what_the_writers_write_the_readers_read(tmp_path, faces):
+def test_the_readers_read_what_the_writers_write(tmp_path, faces):
     labels = [face.label for face in faces]
     writers.write_raf_db(tmp_path / "raf", faces[:7], faces[7:])
     writers.write_jaffe(tmp_path / "jaffe", faces)
@@ -729,8 +734,8 @@ def test_only_the_marker_makes_it_synthetic(tmp_path):
     assert read_dataset("f", "folders", tmp_path).synthetic
 
 
-def test_raf_db_class_folders_of_pictures_with_names_of_their_own(tmp_path):
-    """Names that are not the release's may stand in several folders; the release's tell the split."""
+def test_raf_db_class_folders_of_images_with_other_names(tmp_path):
+    """Names that are not from the release may occur in several folders. Names from the release give the split."""
     touch(tmp_path, "a/train/4/1.jpg", "a/train/5/1.jpg", "a/test/6/1.jpg", "a/test/4/1.jpg")
     assert [(r.split, r.label) for r in read_dataset("r", "raf-db", tmp_path / "a")] == [
         *(("test", 3), ("test", 5), ("train", 3), ("train", 4)),

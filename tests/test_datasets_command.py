@@ -1,4 +1,4 @@
-"""`fercli datasets`: the list, one dataset, and checks of trees against what is known of them."""
+"""`fercli datasets`: the list, one dataset, and checks of trees against their cards."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from fercli.synthetic.writers import write_jaffe, write_raf_db
 
 CARDS = {name: reader.card for name, reader in READERS.items() if reader.card}
 
-#: Faces in all, by each dataset's paper or label list.
+#: Total faces, from each dataset's paper or label list.
 TOTALS = {
     "raf-db": 15339,
     "ck+": 1254,
@@ -42,7 +42,7 @@ def _columns(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
 
 
-# What is known
+# The cards
 
 
 def test_every_dataset_has_a_card_a_tree_and_help_for_its_options():
@@ -78,8 +78,8 @@ def test_trees_fit_a_terminal(name):
     assert max(map(len, READERS[name].tree_lines)) <= 98
 
 
-def test_the_layouts_first_files_are_of_the_layout_read(tmp_path):
-    """The tree shown for the simplest datasets is one that their readers take."""
+def test_the_first_files_of_a_layout_can_be_read(tmp_path):
+    """The readers of the simplest datasets accept the trees shown for them."""
     touch(tmp_path / "jaffe", "KA.AN1.39.tiff", "KM.NE1.1.tiff")
     touch(tmp_path / "folders", "train/happy/1.jpg")
     touch(tmp_path / "fer", "train/angry/Training_3908.jpg", "test/angry/PrivateTest_88305.jpg")
@@ -91,7 +91,7 @@ def test_the_layouts_first_files_are_of_the_layout_read(tmp_path):
 # The comparison
 
 
-def test_the_nearest_release_is_compared_with():
+def test_the_comparison_uses_the_nearest_release():
     counts = {0: 249, 1: 75, 2: 177, 3: 207, 4: 84, 5: 135}
 
     def listing(records):
@@ -106,7 +106,7 @@ def test_the_nearest_release_is_compared_with():
     assert (whole.images, whole.missing) == (1, ["x.png"])
 
 
-def test_nothing_known_is_no_difference(tmp_path):
+def test_without_a_card_there_are_no_differences(tmp_path):
     touch(tmp_path, "happy/1.jpg")
     result = check(read_dataset("f", "folders", tmp_path), None)
     assert result.official is None and result.differences is None and result.missing == []
@@ -234,8 +234,8 @@ def test_check_options_are_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("check", "jaffe", "{}"), 1, "expected there: 213 files"),
-        (("check", "jaffe", "{}/nowhere"), 1, "is missing; expected there"),
+        (("check", "jaffe", "{}"), 1, "expected: 213 files"),
+        (("check", "jaffe", "{}/nowhere"), 1, "nowhere; expected: 213 files"),
         (("check", "jafe", "{}"), 1, "no dataset 'jafe'"),
         (("check", "jafe", "{}"), 1, "did you mean 'jaffe'?"),
         (("show", "afectnet"), 1, "did you mean 'affectnet'?"),
@@ -246,13 +246,13 @@ def test_check_options_are_yaml(tmp_path):
         (("shw",), 2, "show"),
     ],
 )
-def test_mistakes_are_one_line(tmp_path, arguments, code, words):
+def test_errors_are_one_line(tmp_path, arguments, code, words):
     result = run("datasets", *(str(a).format(tmp_path) for a in arguments))
     assert result.exit_code == code and words in " ".join(result.stderr.split())
     assert result.stdout == ""
 
 
-def test_names_that_are_no_utf8_are_printed(tmp_path):
+def test_names_that_are_not_utf8_are_printed(tmp_path):
     (tmp_path / "l.csv").write_bytes(b"image,label\n\xff.jpg,happy\n")
     result = run("datasets", "check", "csv", tmp_path)
     assert result.exit_code == 1 and "\\xff.jpg" in result.stdout and "\\xff.jpg" in result.stderr
@@ -260,20 +260,20 @@ def test_names_that_are_no_utf8_are_printed(tmp_path):
     assert document["missing"]["examples"] == ["\udcff.jpg"]
 
 
-def test_unlabelled_faces_have_a_row_of_their_own(tmp_path):
+def test_unlabelled_faces_have_their_own_row(tmp_path):
     (tmp_path / "l.csv").write_text("image,label\na.jpg,happy\nb.jpg,\n")
     lines = [line.split() for line in run("datasets", "check", "csv", tmp_path).stdout.splitlines()]
     assert ["total", "1"] in lines and ["unlabelled", "1"] in lines
 
 
-def test_unknown_totals_are_said_to_be_unknown():
+def test_unknown_totals_are_shown_as_unknown():
     assert DatasetCard("t", "a", "https://x", "l", "s", "p").size == "?"
     half = DatasetCard("t", "a", "https://x", "l", "s", "p", releases=(Official({"train": 1234}),))
     assert half.size == "1,234+"
 
 
 @pytest.mark.parametrize("flag", ["--json", "--quiet", "-q"])
-def test_flags_of_the_group_hold_for_its_subcommands(tmp_path, flag):
+def test_flags_of_the_group_apply_to_its_subcommands(tmp_path, flag):
     touch(tmp_path, "KA.AN1.39.tiff")
     for arguments in (("show", "jaffe"), ("check", "jaffe", tmp_path)):
         before, behind = run("datasets", flag, *arguments), run("datasets", *arguments, flag)
@@ -294,16 +294,16 @@ def test_splits_have_one_order(tmp_path):
 
 def test_options_are_explained():
     shown = run("datasets", "show", "raf-db").stdout
-    assert "  images  original or aligned (default: the originals where they are there)" in shown
-    assert "score  the part scored: private-test (default) or public-test" in run("datasets", "show", "fer2013").stdout
+    assert "  images  original or aligned (default: the originals if they exist)" in shown
+    assert "score  the split scored: private-test (default) or public-test" in run("datasets", "show", "fer2013").stdout
     lines = run("datasets", "show", "csv").stdout.splitlines()
     assert all(any(line.split()[:1] == [option] for line in lines) for option in READERS["csv"].options)
 
 
-def test_terms_fold_between_words_on_a_narrow_terminal(monkeypatch):
+def test_terms_wrap_between_words_on_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     table = run("datasets").stdout.split("Where to apply")[0]
-    assert "non-commercial" in table and "competition's" in table and "…" not in table
+    assert "non-commercial" in table and "competition" in table and "…" not in table
     monkeypatch.setenv("COLUMNS", "40")
     assert "…" not in run("datasets").stdout
 
@@ -321,7 +321,7 @@ def test_missing_files_are_a_warning_and_all_of_them_an_error(tmp_path):
     assert result.stderr.startswith("error: expw: none of the 2 listed files is in ")
 
 
-def test_a_part_to_be_scored_without_faces_is_said(tmp_path):
+def test_a_scored_split_without_faces_is_reported(tmp_path):
     touch(
         tmp_path,
         "cohn-kanade-images/S010/001/S010_001_00000001.png",
@@ -343,13 +343,13 @@ def test_an_option_without_a_value_is_empty(tmp_path):
     assert json.loads(result.stdout)["check"]["splits"]["all"]["unlabelled"] == 1
 
 
-def test_quiet_says_nothing():
+def test_quiet_prints_nothing():
     result = run("datasets", "--quiet")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
 
 
 def test_prepare_takes_the_options_of_a_reader(tmp_path, faces):
-    """As `datasets check` does: what a reader's message advises can be typed at either command."""
+    """As `datasets check` does: the options that a reader's message advises work with both commands."""
     root = tmp_path / "mine"
     root.mkdir()
     for i in range(2):

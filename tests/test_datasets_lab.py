@@ -1,4 +1,4 @@
-"""The readers of the lab and film datasets (CK+, SFEW, Oulu-CASIA, MMI) on small, faithful trees of their layouts."""
+"""The readers of the lab and film datasets (CK+, SFEW, Oulu-CASIA, MMI) on small, realistic trees of their layouts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fercli.datasets.sequences import split_of
 
 SU, FE, DI, HA, SA, AN, NE = range(7)
 
-#: The 123 subjects of CK+. Those for testing may never change, or results stop being comparable.
+#: The 123 subjects of CK+. The ones for testing must never change, or results would no longer be comparable.
 CK_SUBJECTS = [
     f"S{number:03d}"
     for number in (
@@ -28,7 +28,7 @@ OULU_SUBJECTS = [f"P{i:03d}" for i in range(1, 81)]
 OULU_TEST = [f"P{i:03d}" for i in (4, 5, 9, 10, 16, 19, 20, 24, 25, 42, 43, 46, 57, 59, 61, 64, 73)]
 
 
-def assert_no_subject_on_both_sides(listing) -> None:
+def assert_no_subject_in_both_splits(listing) -> None:
     sides = [{r.subject for r in listing if r.split == split} for split in ("train", "test")]
     assert all(sides) and not sides[0] & sides[1] and not {None} & (sides[0] | sides[1])
     assert {r.split for r in listing} == {"train", "test"}
@@ -56,7 +56,7 @@ def test_the_split_follows_its_own_description():
 
 
 def sequence(root: Path, name: str, last: int, code: object = None, images: str = "cohn-kanade-images", first: int = 1):
-    """Write one sequence of CK+, with its label where it has one (name: S005/001)."""
+    """Write one sequence of CK+ (name: S005/001), with its label if it has one."""
     stem = name.replace("/", "_")
     touch(root, *(f"{images}/{name}/{stem}_{i:08d}.png" for i in range(first, last + 1)))
     if code is not None:
@@ -89,14 +89,14 @@ def test_ck_codes_and_contempt(tmp_path):
     listing = read_dataset("ck", "ck+", tmp_path)
     peaks = {r.id[5:8]: r.label for r in listing if not r.id.endswith("00000001.png")}
     assert peaks == {"000": NE, "001": AN, "003": DI, "004": FE, "005": HA, "006": SA, "007": SU}
-    # Contempt is left out and counted, its neutral first frame is not.
+    # Contempt is left out and counted, but its neutral first frame is kept.
     assert rows(listing, "label").count((NE,)) == 8 + 3
     assert [r.label for r in listing if r.id.startswith("S010/002")] == [NE]
     assert listing.left_out == {"contempt (outside the seven)": 3}
 
 
 def test_ck_counts_of_the_whole_release(tmp_path):
-    """The benchmark's 1,254 images from the release's 327 labelled sequences of 593, spread over its 123 subjects."""
+    """The benchmark's 1,254 images come from 327 labelled sequences of the release's 593, from its 123 subjects."""
     counts = {1: 45, 2: 18, 3: 59, 4: 25, 5: 69, 6: 28, 7: 83}
     codes = [code for code, count in counts.items() for _ in range(count)] + [None] * 266
     for i, code in enumerate(codes):
@@ -105,7 +105,7 @@ def test_ck_counts_of_the_whole_release(tmp_path):
     assert len(listing) == 1254
     assert [sum(r.label == label for r in listing) for label in range(7)] == [249, 75, 177, 207, 84, 135, 327]
     assert listing.left_out == {"sequence without emotion label": 266, "contempt (outside the seven)": 54}
-    assert_no_subject_on_both_sides(listing)
+    assert_no_subject_in_both_splits(listing)
     assert sorted({r.subject for r in listing if r.split == "test"}) == CK_TEST
 
 
@@ -117,7 +117,7 @@ def test_ck_peak_frames(tmp_path, peak, last):
     assert [int(r.id[-12:-4]) for r in listing if r.label == NE] == [1]
 
 
-def test_ck_split_all_is_one_part_for_both(tmp_path):
+def test_ck_split_all_is_one_split_for_both(tmp_path):
     sequence(tmp_path, "S005/001", 11, 5)
     sequence(tmp_path, "S011/001", 11, 5)
     listing = read_dataset("ck", "ck+", tmp_path, split="all")
@@ -183,7 +183,7 @@ def test_ck_labelled_frame_without_file_stays_a_record(tmp_path):
     assert listing.left_out == {"sequence without its neutral first frame": 1}
 
 
-def test_ck_without_a_sequences_beginning_nothing_is_called_neutral(tmp_path):
+def test_ck_no_frame_is_neutral_without_the_beginning_of_a_sequence(tmp_path):
     sequence(tmp_path, "S010/001", 14, 5, first=12)
     sequence(tmp_path, "S010/002", 1, 5)
     listing = read_dataset("ck", "ck+", tmp_path)
@@ -230,7 +230,7 @@ def test_ck48_folders(tmp_path, prefix):
     ]
     assert len(listing) == 2 * 6 * 3 and all((tmp_path / r.path).is_file() and r.cropped for r in listing)
     assert {r.subject: r.split for r in listing} == {"S010": "train", "S011": "test"}
-    assert_no_subject_on_both_sides(listing)
+    assert_no_subject_in_both_splits(listing)
     assert listing.left_out == {
         "contempt (outside the seven)": 6,
         "image not named like S010_004_00000017.png": 1,
@@ -239,7 +239,7 @@ def test_ck48_folders(tmp_path, prefix):
     }
 
 
-def test_ck48_picture_in_two_classes_counts_once(tmp_path):
+def test_ck48_image_in_two_classes_counts_once(tmp_path):
     touch(tmp_path, "anger/S010_004_00000017.png", "fear/S010_004_00000017.png")
     listing = read_dataset("ck", "ck+", tmp_path)
     assert rows(listing, "label") == [(AN,)] and listing.left_out == {"listed twice with different labels": 1}
@@ -296,15 +296,15 @@ def test_sfew_counts_what_it_leaves_out(tmp_path):
     assert listing.left_out == {
         "contempt (outside the seven)": 1,
         "unknown class 'Bored'": 1,
-        "image in no class folder": 1,
+        "image outside a class folder": 1,
         ".txt files": 1,
         "listed twice with different labels": 2,
     }
-    # In two classes or parts, what is scored keeps it: no image is on both sides.
+    # An image in two classes or splits stays in the scored split: no image is in both.
     assert rows([r for r in listing if r.id.startswith("Airheads_000102200")], "split", "label") == [("val", AN)]
 
 
-def test_names_with_blanks_and_without_utf8(tmp_path):
+def test_names_with_spaces_and_without_utf8(tmp_path):
     sfew(tmp_path)
     touch(tmp_path, "Val/Sad/two words\n.png")
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/Val/Sad/\xff\xfe.png")).write_bytes(b"")
@@ -349,7 +349,7 @@ def test_oulu_takes_the_first_and_the_last_three_frames(tmp_path, folder):
     assert (listing.adapt_splits, listing.score_splits) == (("train",), ("test",))
 
 
-def test_oulu_prefers_the_pictures_as_taken_to_the_crops(tmp_path):
+def test_oulu_prefers_the_original_images_to_the_crops(tmp_path):
     oulu(oulu(tmp_path, "PreProcess_Img/VL_Acropped/Strong"), "OriginalImg/VL/Strong")
     assert all(r.path.startswith("OriginalImg/") for r in read_dataset("o", "oulu-casia", tmp_path))
 
@@ -368,7 +368,7 @@ def test_oulu_split_by_subject(tmp_path):
     oulu(tmp_path, "VL/Strong", OULU_SUBJECTS, last=3)
     listing = read_dataset("o", "oulu-casia", tmp_path)
     assert [sum(r.label == label for r in listing) for label in range(7)] == [240] * 6 + [480]
-    assert_no_subject_on_both_sides(listing)
+    assert_no_subject_in_both_splits(listing)
     assert sorted({r.subject for r in listing if r.split == "test"}) == OULU_TEST
     whole = read_dataset("o", "oulu-casia", tmp_path, split="all")
     assert {r.split for r in whole} == {"all"} and whole.score_splits == ("all",)
@@ -392,7 +392,7 @@ def test_oulu_peak_and_what_is_left_out(tmp_path):
         "sequence without its neutral first frame": 1,
         "sequence without frames": 1,
         "unknown class 'Smile'": 1,
-        "image of no subject (P001, P002, ...)": 1,
+        "image outside a subject folder (P001, P002, ...)": 1,
     }
 
 
@@ -406,9 +406,9 @@ def test_mmi_list_of_frames(tmp_path):
     listing = read_dataset("m", "mmi", tmp_path)
     assert [r.label for r in listing] == [AN, DI, FE, HA, SA, SU]
     assert rows(listing, "id", "path", "subject", "split")[0] == (names[0], f"images/{names[0]}", "S028", "test")
-    # The last one's file is missing: it stays, to be rejected with its reason.
+    # The last file is missing. Its record stays, to be rejected with a reason.
     assert len(listing) == 6 and listing.left_out == {"file without row": 1}
-    assert_no_subject_on_both_sides(listing)
+    assert_no_subject_in_both_splits(listing)
 
 
 def test_mmi_list_with_the_benchmarks_boxes_and_landmarks(tmp_path):
@@ -430,7 +430,7 @@ def test_mmi_awkward_lists(tmp_path):
     touch(tmp_path, "images/S030-001.jpg")
     listing = read_dataset("m", "mmi", tmp_path)
     assert rows(listing, "label", "split") == [(AN, "train")]
-    nameless = "frame not named after its subject, S001-001... (option split 'all' takes it)"
+    nameless = "frame not named after its subject, S001-001... (accepted with the option split 'all')"
     left_out = {
         "listed twice": 1,
         "listed twice with different labels": 1,
@@ -444,7 +444,7 @@ def test_mmi_awkward_lists(tmp_path):
 
 
 def session(root: Path, number: int, clip: str, emotion: object, frames: str | None, view: int = 0, count: int = 9):
-    """Write one session as it is downloaded; `frames`: the pattern by which its frames were extracted."""
+    """Write one session as downloaded. `frames` is the pattern of its extracted frames."""
     folder = f"Sessions/{number}"
     track = f'<session sessionId="{number}"><track view="{view}" filename="{clip}.avi"/></session>'
     write(root, f"{folder}/session.xml", f'<?xml version="1.0" encoding="UTF-8"?>{track}')
@@ -486,7 +486,7 @@ def test_mmi_emotions_views_and_videos(tmp_path):
         "emotion 7 (outside the seven)": 1,
         "emotion 8 (outside the seven)": 1,
         "emotion 9 (outside the seven)": 1,
-        "video without frames beside it (extract them: ffmpeg -i S001-001.avi S001-001_%05d.png)": 1,
+        "video without frames next to it (extract them: ffmpeg -i S001-001.avi S001-001_%05d.png)": 1,
         "session filmed from the side": 1,
         "session without emotion label": 3,
         "unreadable annotation file": 1,
@@ -497,15 +497,15 @@ def test_mmi_sessions_split_by_subject(tmp_path):
     for i in range(28, 55):
         for take in (1, 2):
             session(tmp_path, 10 * i + take, f"S0{i}-00{take}", 1 + i % 6, f"S0{i}-00{take}/{{:05d}}.png", count=4)
-    assert_no_subject_on_both_sides(read_dataset("m", "mmi", tmp_path))
+    assert_no_subject_in_both_splits(read_dataset("m", "mmi", tmp_path))
 
 
-def test_mmi_as_downloaded_says_what_to_do(tmp_path):
+def test_mmi_as_downloaded_gives_a_hint(tmp_path):
     session(tmp_path, 1, "S001-001", 1, None)
     assert "extract them: ffmpeg" in refusal("mmi", tmp_path)
 
 
-# What is wrong gets one line
+# Errors are one line
 
 
 @pytest.mark.parametrize(

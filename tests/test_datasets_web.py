@@ -57,7 +57,7 @@ def test_afe_codes_boxes_and_splits(tmp_path):
     assert listing.left_out == {}
 
 
-def test_afe_several_faces_a_picture_have_ids_that_do_not_depend_on_other_rows(tmp_path):
+def test_afe_ids_of_several_faces_per_image_do_not_depend_on_other_rows(tmp_path):
     two = "a.jpg 0 0 9 9 3\na.jpg 20 0 29 9 5\n"
     both = [r.id for r in read_dataset("a", "afe", afe(tmp_path / "1", two)) if r.split == "train"]
     assert both == ["a.jpg#0,0,9,9", "a.jpg#20,0,29,9"]
@@ -65,7 +65,7 @@ def test_afe_several_faces_a_picture_have_ids_that_do_not_depend_on_other_rows(t
     assert [r.id for r in second if r.split == "train"] == both[1:]
 
 
-def test_afe_no_picture_is_on_both_sides(tmp_path):
+def test_afe_no_image_is_in_both_splits(tmp_path):
     train = "a.jpg 0 0 9 9 3\nb.jpg 0 0 9 9 3\nb.jpg 20 0 29 9 3\n"
     listing = read_dataset("a", "afe", afe(tmp_path, train, "b.jpg 40 0 49 9 5\nb.jpg 60 0 69 9 99\n"))
     assert rows(listing, "split", "id") == [("test", "b.jpg#40,0,49,9"), ("train", "a.jpg#0,0,9,9")]
@@ -81,12 +81,12 @@ def test_afe_no_picture_is_on_both_sides(tmp_path):
         ("nowhere", {}, "images/x/9.jpg"),
     ],
 )
-def test_afe_finds_the_pictures(tmp_path, images, options, path):
+def test_afe_finds_the_images(tmp_path, images, options, path):
     listing = read_dataset("a", "afe", afe(tmp_path, "y.jpg 1 2 3 4 0\n", images=images), **options)
     assert listing.records[0].path == path
 
 
-def test_afe_finds_the_pictures_where_the_first_rows_have_none(tmp_path):
+def test_afe_finds_the_images_if_the_first_rows_have_none(tmp_path):
     listing = read_dataset(
         "a", "afe", afe(tmp_path, "y.jpg 1 2 3 4 0\n", "gone.jpg 1 2 3 4 3\nx/9.jpg 1 2 3 4 3\n", ".")
     )
@@ -138,7 +138,7 @@ def test_affectnet_csv(tmp_path, lists, images):
     assert (listing.adapt_splits, listing.score_splits) == (("train",), ("val",))
 
 
-def test_affectnet_csv_a_picture_on_both_lists_stays_in_validation(tmp_path):
+def test_affectnet_csv_an_image_on_both_lists_stays_in_validation(tmp_path):
     write(tmp_path, "training.csv", HEADER + line("1/a.jpg", 1) + line("1/b.jpg", 2))
     write(tmp_path, "validation.csv", HEADER + line("1/a.jpg", 2))
     listing = read_dataset("a", "affectnet", tmp_path)
@@ -146,7 +146,7 @@ def test_affectnet_csv_a_picture_on_both_lists_stays_in_validation(tmp_path):
     assert listing.left_out == {"listed twice with different labels": 1}
 
 
-def test_affectnet_csv_finds_the_pictures_where_the_first_rows_have_none(tmp_path):
+def test_affectnet_csv_finds_the_images_if_the_first_rows_have_none(tmp_path):
     write(tmp_path, "training.csv", HEADER + line("1/gone.jpg", 1) + line("1/a.jpg", 1))
     write(tmp_path, "Manually_Annotated/Manually_Annotated_Images/readme.txt")
     write(tmp_path, "Manually_Annotated_Images/1/a.jpg")
@@ -222,9 +222,9 @@ def test_affectnet_npy_damaged_files_are_counted_and_the_rest_is_kept(tmp_path):
     assert [r.landmarks for r in listing] == [FIVE, None, None]
     assert listing.left_out == {
         "file without row": 1,
-        "unreadable _exp.npy (empty, cut short or no npy)": 5,
+        "unreadable _exp.npy (empty, truncated or not an npy file)": 5,
         "unreadable _exp.npy (is a directory)": 1,
-        "unreadable _lnd.npy, face kept (empty, cut short or no npy)": 1,
+        "unreadable _lnd.npy, face kept (empty, truncated or not an npy file)": 1,
     }
 
 
@@ -236,7 +236,7 @@ PIXELS = " ".join(["7"] * 2304)
 
 
 def ferplus(root: Path, labels: list[str], usages: list[str] | None = None) -> Path:
-    """Rows of fer2013new.csv, each `Usage,name,votes`, beside fer2013.csv with the same parts."""
+    """Write rows of fer2013new.csv, each `Usage,name,votes`, and a fer2013.csv with the same splits."""
     write(root, "fer2013new.csv", PLUS + "".join(f"{row}\n" for row in labels))
     parts = usages or [row.split(",", 1)[0] for row in labels]
     write(root, "fer2013.csv", FER + "".join(f"0,{PIXELS},{part}\n" for part in parts))
@@ -245,7 +245,7 @@ def ferplus(root: Path, labels: list[str], usages: list[str] | None = None) -> P
 
 VOTES = [
     # votes: neutral, happiness, surprise, sadness, anger, disgust, fear, contempt, unknown, NF; majority; plurality
-    ("4,0,0,1,3,2,0,0,0,0", None, NE),  # 4 of 9 once the single vote is dropped: no majority
+    ("4,0,0,1,3,2,0,0,0,0", None, NE),  # 4 of 9 after the single vote is dropped: no majority
     ("6,0,1,1,0,0,0,0,2,0", NE, NE),
     ("5,0,0,3,1,0,0,0,1,0", NE, NE),  # 5 of 8: the two single votes do not count
     ("4,0,0,4,1,0,0,0,1,0", None, None),  # a tie
@@ -255,7 +255,7 @@ VOTES = [
     ("0,0,0,0,9,1,0,0,0,0", AN, AN),
     ("1,1,1,1,1,3,1,1,0,0", DI, DI),  # 3 of 3
     ("0,0,0,0,0,0,7,3,0,0", FE, FE),
-    ("1,1,1,1,1,1,1,1,1,1", None, None),  # nothing remains
+    ("1,1,1,1,1,1,1,1,1,1", None, None),  # no votes remain
     ("0,0,0,0,0,0,0,0,0,0", None, None),
 ]
 
@@ -270,7 +270,7 @@ def test_ferplus_votes(tmp_path, vote, column):
     assert listing.left_out == {reason: len(VOTES) - len(expected)}
 
 
-def test_ferplus_leaves_out_what_is_none_of_the_seven(tmp_path):
+def test_ferplus_leaves_out_labels_outside_the_seven(tmp_path):
     labels = [
         "Training,fer0000000.png,0,8,0,0,0,0,0,0,2,0",
         "Training,,0,0,0,0,0,0,0,0,0,10",
@@ -299,7 +299,7 @@ def test_ferplus_leaves_out_what_is_none_of_the_seven(tmp_path):
     assert read_dataset("f", "ferplus", tmp_path, score="public-test").score_splits == ("public-test",)
 
 
-def test_ferplus_points_at_the_row_of_the_same_number(tmp_path):
+def test_ferplus_points_to_the_row_with_the_same_number(tmp_path):
     write(tmp_path, "fer2013new.csv", PLUS + "Training,,0,0,0,0,0,0,0,0,0,10\n\nTraining,a.png,0,9,0,0,0,0,0,0,0,0\r\n")
     write(tmp_path, "fer2013.csv", f"\ufeff{FER}5,1 2 3,Training\r\n\r\n6,4 5 6,Training\r\n")
     (record,) = read_dataset("f", "ferplus", tmp_path)
@@ -308,7 +308,7 @@ def test_ferplus_points_at_the_row_of_the_same_number(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["icml_face_data.csv", "my faces.csv", "fer2013/fer2013.csv"])
-def test_ferplus_beside_another_csv_of_the_same_rows(tmp_path, name):
+def test_ferplus_next_to_another_csv_with_the_same_rows(tmp_path, name):
     write(
         tmp_path, "fer2013new.csv", PLUS + "Training,a.png,0,9,0,0,0,0,0,0,0,0\nPrivateTest,b.png,9,0,0,0,0,0,0,0,0,0\n"
     )
@@ -323,8 +323,8 @@ def test_ferplus_beside_another_csv_of_the_same_rows(tmp_path, name):
 @pytest.mark.parametrize(
     ("usages", "words"),
     [
-        (["Training"], "fer2013.csv ends at row 2, the other goes on"),
-        (["Training", "Training", "Training"], "fer2013new.csv ends at row 3, the other goes on"),
+        (["Training"], "fer2013.csv ends at row 2, the other does not: their rows"),
+        (["Training", "Training", "Training"], "fer2013new.csv ends at row 3, the other does not: their rows"),
         (["Training", "PublicTest"], "row 2 of fer2013new.csv and of fer2013.csv differ in Usage"),
     ],
 )

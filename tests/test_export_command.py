@@ -212,9 +212,9 @@ def test_terms_of_the_data_where_they_are_known(tmp_path, prepared) -> None:
     trained.state["spec"]["paths"]["prepared"] = str(tmp_path / "nothing")
     trained.state["spec"]["model"]["weights"] = "weights/ms1m.pth"
     text = card(trained, DELIVERY)
-    assert "| raf-db | source | not known here | web photographs | non-commercial research; on request |" in text
+    assert "| raf-db | source | not known here | web images | non-commercial research; on request |" in text
     assert "| ours | source | not known here | not known here | check the terms |" in text
-    assert "| jaffe | target | not known here | web photographs, 48x48, grey | the competition's rules" in text
+    assert "| jaffe | target | not known here | web images, 48x48, grey | competition rules" in text
     assert "| first weights | ms1m.pth, given as model.weights: see its own terms |" in text
 
 

@@ -261,7 +261,7 @@ def test_a_temporary_failure_stops_the_run_and_is_not_stored(tmp_path, many, mon
 
 def test_nothing_is_rejected_if_the_disk_with_the_images_is_missing(tmp_path, many):
     listing = read_dataset("d", "folders", many)
-    with pytest.raises(FercliError, match="is not there on"):
+    with pytest.raises(FercliError, match="does not exist on"):
         prepare(replace(listing, root=tmp_path / "elsewhere"), tmp_path / "d", HERE)
 
 
@@ -470,7 +470,7 @@ def test_a_flipped_bit_is_found(tmp_path, raf_store, name):
     data = bytearray((store / name).read_bytes())
     data[-2] ^= 1
     (store / name).write_bytes(data)
-    assert f"{name} is not as it was written" in verify(store).damage
+    assert f"{name} has changed since it was written" in verify(store).damage
 
 
 @pytest.mark.parametrize("name", ["faces.npy", "crops.npy", "landmarks.npy", "shapes.npy"])
@@ -479,7 +479,7 @@ def test_a_damaged_face_is_named_and_made_again(tmp_path, raf_store, raf, name):
     data = bytearray((store / name).read_bytes())
     data[-2] ^= 1
     (store / name).write_bytes(data)
-    assert verify(store).damage == ["1 of 14 faces are not as they were written (test_0006.jpg)"]
+    assert verify(store).damage == ["1 of 14 faces have changed since they were written (test_0006.jpg)"]
     listing = read_dataset("raf-db", "raf-db", raf)
     assert prepare(listing, store, HERE).up_to_date
     repaired = prepare(listing, store, HERE, repair=True)
@@ -514,7 +514,7 @@ def test_verify_on_the_command_line(tmp_path, raf_store, raf):
         file.seek(-5, os.SEEK_END)
         file.write(b"?")
     done = run("prepare", *options)
-    assert done.exit_code == 1 and "1 of 14 faces are not as they were written (test_0006.jpg)" in done.stderr
+    assert done.exit_code == 1 and "1 of 14 faces have changed since they were written (test_0006.jpg)" in done.stderr
     assert "run: fercli prepare --set " in done.stderr and " --repair --dataset raf-db" in done.stderr
     assert run("prepare", "--repair", *options[:-1]).exit_code == 0 and run("prepare", *options).exit_code == 0
     for name in ("labels.npy", "keys.npy", "digests.npy", "shapes.npy", "splits.npy"):

@@ -1,4 +1,4 @@
-"""A run remembers what it was made of: the faces, their labels, the source model. Others in their place are refused."""
+"""A run records its inputs: the faces, their labels, the source model. It refuses replaced inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fercli.store import Store
 
 
 def with_pixels(store: Path) -> None:
-    """Prepared with other parameters: the same names, other pixels."""
+    """Imitate a store prepared with other parameters: the same names, other pixels."""
     digests = np.load(store / "digests.npy")
     np.save(store / "digests.npy", digests ^ 1)
 
@@ -35,14 +35,14 @@ def in_another_order(store: Path) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path, trained: Bench) -> Bench:
-    """A bench with stores and a source model of its own, adapted."""
+    """A bench with its own stores and source model, adapted."""
     shutil.copytree(trained.prepared, tmp_path / "prepared")
     bench = after_source(tmp_path / "bench", trained, {"adapt.epochs": 1}, tmp_path / "prepared")
     bench.done("adapt", "--quiet")
     return bench
 
 
-#: What each command says; None where it goes on.
+#: The message of each command; None if it continues.
 OTHER_TARGET = {"adapt": "jaffe was prepared again", "evaluate": "adapt-jaffe was trained on", "train-source": None}
 OTHER_SOURCE = {
     "train-source": "raf-db was prepared again",
@@ -100,7 +100,7 @@ def test_small_files_edited_by_hand(file: str, own: Bench) -> None:
         assert f"{file} has changed since it was written" in told(own(command), 1)
 
 
-def test_the_record_holds_digests(own: Bench) -> None:
+def test_the_record_contains_digests(own: Bench) -> None:
     state = checkpoint.load(own.runs / "adapt-jaffe/best.ckpt")
     source, target = (Store.open(own.prepared / name) for name in ("raf-db", "jaffe"))
     assert state["stores"] == {"raf-db": source.content_digest(labels=True), "jaffe": target.content_digest()}
@@ -109,13 +109,13 @@ def test_the_record_holds_digests(own: Bench) -> None:
     assert made.stores == state["stores"]
 
 
-def test_a_sweep_leaves_out_what_was_made_of_something_else(tmp_path: Path, trained: Bench) -> None:
+def test_a_sweep_leaves_out_runs_with_other_inputs(tmp_path: Path, trained: Bench) -> None:
     shutil.copytree(trained.prepared, tmp_path / "prepared")
     sweep = {"sweep": {"methods": {"dann": None, "mcd": None}, "seeds": [0]}, "adapt.epochs": 1}
     bench = Bench(tmp_path / "bench", tmp_path / "prepared", sweep)
     assert run("sweep", bench.spec, "--quiet").exit_code == 0
     spec = (bench.runs / "seed-0/spec.yaml").read_text()
-    assert "method: aglrls" in spec and "tag: ''" in spec  # what its cells agree on, whichever came last
+    assert "method: aglrls" in spec and "tag: ''" in spec  # what its cells agree on, regardless of the last one
     with_pixels(bench.prepared / "jaffe")
     seal(bench.prepared / "jaffe")
     found = json.loads(bench.done("evaluate", "--json").stdout)

@@ -1,4 +1,4 @@
-"""Preparing: what is kept, what is rejected and why, and that nothing is lost."""
+"""Preparation: what is kept, what is rejected and why, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HERE = Prepare(workers=1)
 # The store
 
 
-def test_a_store_holds_what_its_contract_says(raf_store, faces):
+def test_a_store_contains_what_its_contract_says(raf_store, faces):
     store = Store.open(raf_store)
     assert len(store) == 14 and store.name == "raf-db" and store.synthetic
     assert (store.faces.shape, store.faces.dtype) == ((14, 140, 140, 3), np.uint8)
@@ -56,8 +56,8 @@ def test_a_store_holds_what_its_contract_says(raf_store, faces):
     assert sorted(p.name for p in raf_store.iterdir()) == sorted([*FILES, "meta.json", "contact-sheet.jpg", LOCK])
 
 
-def test_faces_match_a_plain_alignment_of_the_photograph(raf_store, raf):
-    """The stored face shows, at its landmarks, what the photograph shows at the found ones."""
+def test_faces_match_a_plain_alignment_of_the_image(raf_store, raf):
+    """The stored face shows at its landmarks what the image shows at the detected landmarks."""
     store = Store.open(raf_store)
     for index in range(3):
         image = read_image(raf / "Image/original" / store.ids[index])
@@ -67,7 +67,7 @@ def test_faces_match_a_plain_alignment_of_the_photograph(raf_store, raf):
         np.testing.assert_array_equal(store.faces[index], align.warp(image, matrix, 140))
 
 
-def test_labels_are_not_read_where_they_must_not_be(raf_store):
+def test_labels_cannot_be_read_from_a_store_opened_without_them(raf_store):
     store = Store.open(raf_store, labels=False)
     assert len(store.indices(("train",))) == 8
     with pytest.raises(RuntimeError, match="labels"):
@@ -106,7 +106,7 @@ def test_rows_without_files_end_in_the_manifest(tmp_path, faces):
     assert Counter(row["status"] for row in manifest.values())["rejected"] == 3
 
 
-def test_a_former_store_survives_a_run_that_finds_nothing(tmp_path, raf_store, raf):
+def test_a_previous_store_survives_a_run_that_finds_nothing(tmp_path, raf_store, raf):
     listing = read_dataset("raf-db", "raf-db", raf)
     prepare(listing, tmp_path / "out", HERE)
     gone = [replace(record, path="gone.jpg") for record in listing]
@@ -115,7 +115,7 @@ def test_a_former_store_survives_a_run_that_finds_nothing(tmp_path, raf_store, r
     assert digests(tmp_path / "out") == digests(raf_store)
 
 
-# How faces are found and cut
+# How faces are found and cropped
 
 
 def test_given_landmarks_need_no_detector(tmp_path, raf, faces):
@@ -126,7 +126,7 @@ def test_given_landmarks_need_no_detector(tmp_path, raf, faces):
     np.testing.assert_allclose(store.landmarks[0], align.transform(matrix, faces[0].landmarks), atol=0.01)
 
 
-def test_given_landmarks_that_are_not_there_or_wrong_are_rejected(tmp_path, raf):
+def test_missing_or_wrong_given_landmarks_are_rejected(tmp_path, raf):
     listing = read_dataset("r", "raf-db", raf)
     records = listing.records[:4]
     records[1] = replace(records[1], landmarks=None)
@@ -139,7 +139,7 @@ def test_given_landmarks_that_are_not_there_or_wrong_are_rejected(tmp_path, raf)
 
 
 @pytest.mark.parametrize("with_boxes", [True, False])
-def test_missing_faces_may_be_kept_under_the_mean_shape(tmp_path, raf, with_boxes):
+def test_missing_faces_may_be_kept_with_the_mean_shape(tmp_path, raf, with_boxes):
     listing = read_dataset("r", "raf-db", raf)
     records = [r if with_boxes else replace(r, box=None) for r in listing.records[:5]]
     blank = tmp_path / "blank.png"
@@ -166,7 +166,7 @@ BOXED = Prepare(workers=1, align="box")
 
 
 def test_the_released_box(tmp_path, raf):
-    """A given box, or the mesh's; a tenth wider at each end, clipped, squashed: as Pillow crops and resizes it."""
+    """The given box, or the mesh's, a tenth wider on each side, clipped, and cropped and resized as by Pillow."""
     listing = read_dataset("r", "raf-db", raf)
     records = [*listing.records[:2], replace(listing.records[2], box=None)]
     prepare(replace(listing, records=records), tmp_path / "out", BOXED)
@@ -186,7 +186,7 @@ def test_the_released_box(tmp_path, raf):
     assert {row["status"] for row in rows} == {"found"}
 
 
-def test_of_a_picture_that_is_a_cut_out_face_the_released_box_is_all(tmp_path, faces):
+def test_the_released_box_of_a_cropped_face_is_the_whole_image(tmp_path, faces):
     drawn.write_fer2013(tmp_path / "fer", faces[:4])
     listing = read_dataset("f", "fer2013", tmp_path / "fer")
     for options in (BOXED, HERE):
@@ -198,19 +198,19 @@ def test_of_a_picture_that_is_a_cut_out_face_the_released_box_is_all(tmp_path, f
             pixels = np.array(file.readline().split(b",")[1].split(), np.uint8).reshape(48, 48)
         whole = Image.fromarray(pixels).resize((112, 112), Image.Resampling.BILINEAR)
         assert abs(face[14:126, 14:126, 0].astype(int) - np.asarray(whole)).max() <= 1
-        np.testing.assert_array_equal(face[:14], np.repeat(face[:1], 14, 0))  # nothing lies beyond
-    # The face is found in the same way, and where it lies is written down all the same.
+        np.testing.assert_array_equal(face[:14], np.repeat(face[:1], 14, 0))  # edge pixels repeated
+    # The face is detected in the same way, and its position is recorded too.
     columns = ("box", "score", "status", "roll")
     same = ([[row[name] for name in columns] for row in read_manifest(store.path)] for store in (boxed, aligned))
     assert next(same) == next(same)
-    # Without the fact it is the mesh's box: other faces, which are not taken over.
+    # Without `cropped`, the mesh's box is used: these are other faces, so none is reused.
     listing.records[:] = [replace(record, cropped=False) for record in listing]
     assert prepare(listing, tmp_path / "box", BOXED).computed == 4
     assert (Store.open(tmp_path / "box").faces != np.array(boxed.faces)).any((1, 2, 3)).all()
     assert prepare(listing, tmp_path / "template", HERE).up_to_date
 
 
-def test_a_store_of_the_former_box_is_refused_and_made_again(tmp_path, raf):
+def test_a_store_with_the_former_box_is_refused_and_made_again(tmp_path, raf):
     listing = read_dataset("r", "raf-db", raf)
     listing.records[:] = listing.records[:3]
     prepare(listing, tmp_path / "r", BOXED)
@@ -223,8 +223,8 @@ def test_a_store_of_the_former_box_is_refused_and_made_again(tmp_path, raf):
     assert len(Store.open(tmp_path / "r")) == 3
 
 
-def test_faces_aligned_to_the_template_are_known_by_the_keys_that_they_had(tmp_path, raf):
-    """Written out, so that whatever changes them is seen: all stores would be prepared again."""
+def test_faces_aligned_to_the_template_keep_their_keys(tmp_path, raf):
+    """The keys are written out here to detect any change, which would make all stores be prepared again."""
     listing = read_dataset("r", "raf-db", raf)
     record = replace(listing.records[0], subject="x", offset=None)
     listing.records[:] = [record, replace(record, cropped=True)]
@@ -266,7 +266,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_dataset(tmp_path, faces):
-    """1,600 faces make arrays of 150 MB; preparing and verifying them takes no more memory than 200 do, nearly."""
+    """1,600 faces make arrays of 150 MB. Preparing and verifying them takes hardly more memory than 200 faces."""
     peaks = []
     for count in (200, 1600):
         folder = tmp_path / str(count) / "happy"

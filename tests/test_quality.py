@@ -1,4 +1,4 @@
-"""The quality report: fingerprints that survive, a search that misses nothing, leaks found, numbers that add up."""
+"""The quality report: robust hashes, an exhaustive search, leaks found, numbers that add up."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ GREEN = "No face was found in two splits"
 
 
 def aligned(domain: Domain, identities: range, image_seed: int = 0) -> list[np.ndarray]:
-    """One face [140, 140, 3] for each person, of changing expression."""
+    """Return one face [140, 140, 3] per person, with varying expressions."""
     faces = [render(domain, person, person % 7, image_seed) for person in identities]
     return [align.warp(face.image, align.template_matrix(face.landmarks), 140) for face in faces]
 
@@ -57,9 +57,9 @@ def store_of(
     protocol: tuple[str, str] = ("all", "all"),
     **columns,
 ) -> Store:
-    """A complete store of faces as they are; `columns` {name: a value for each face} fill its manifest.
+    """Write a complete store of these faces. `columns` {name: one value per face} fill its manifest.
 
-    `protocol` names the splits that adapt and those that are scored.
+    `protocol` names the splits that are adapted to and those that are scored.
     """
     folder.mkdir(parents=True)
     rows = []
@@ -126,17 +126,17 @@ CHANGES = {
 
 
 def apart(first: np.ndarray, second: np.ndarray) -> int:
-    """Distance of two faces' hashes, counted bit by bit."""
+    """Return the distance of two faces' hashes, counted bit by bit."""
     codes = (int(perceptual_hash(face, MARGIN), 16) for face in (first, second))
     return bin(next(codes) ^ next(codes)).count("1")
 
 
-# Fingerprints
+# Hashes
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_face_is_known_again(studio, change):
-    """Nearly all changed faces are within reach of the hash, and those that are look the same in detail."""
+def test_a_changed_face_is_recognised(studio, change):
+    """Nearly all changed faces have hashes near enough, and these also match in their pixels."""
     changed = [CHANGES[change](face) for face in studio]
     near = [i for i, face in enumerate(studio) if apart(face, changed[i]) <= NEAR]
     assert len(near) >= len(studio) - 2
@@ -158,8 +158,8 @@ def test_a_hash_is_64_hex_digits_and_leaves_the_margin_out(studio):
     assert unpack([text]).tobytes().hex() == text and unpack([]).shape == (0, 32)
 
 
-def test_the_first_bits_are_those_of_the_longest_waves():
-    """The two lowest frequencies are half a cosine across the face and down it; bright to dark sets their bits."""
+def test_the_first_bits_are_those_of_the_lowest_frequencies():
+    """The two lowest frequencies are half a cosine across and down the face. Bright to dark sets their bits."""
     rows = 128 + 100 * np.cos(np.pi * (np.arange(112) + 0.5) / 112)
     down = np.broadcast_to(rows[:, None, None], (112, 112, 3)).astype(np.uint8)
     across = np.ascontiguousarray(down.swapaxes(0, 1))
@@ -174,7 +174,7 @@ def test_flat_faces_have_a_hash_and_no_likeness():
 
 
 @pytest.mark.parametrize("hashes", (["ab"], ["0" * 63], ["g" * 64]))
-def test_what_is_no_hash_is_refused(hashes):
+def test_an_invalid_hash_is_refused(hashes):
     with pytest.raises(ValueError):
         unpack(hashes)
 
@@ -190,12 +190,12 @@ def brute_force(first: np.ndarray, second: np.ndarray, distance: int) -> dict[tu
 
 @pytest.mark.parametrize("distance", (0, 1, NEAR, 118))
 @pytest.mark.parametrize("sizes", ((0, 3), (1, 1), (130, 71)))
-def test_the_search_misses_no_pair(monkeypatch, sizes, distance):
+def test_the_search_finds_every_pair(monkeypatch, sizes, distance):
     monkeypatch.setattr("fercli.prepare.audit.duplicates._ROWS", 32)
     monkeypatch.setattr("fercli.prepare.audit.duplicates._COLUMNS", 16)
     rng = np.random.default_rng(5)
     first, second = (rng.integers(0, 256, (n, 32), dtype=np.uint8) for n in sizes)
-    for k in range(min(sizes)):  # pairs at every distance from 0 up
+    for k in range(min(sizes)):  # pairs at every distance from 0
         flipped = np.unpackbits(first[k])
         flipped[rng.permutation(256)[:k]] ^= 1
         second[k] = np.packbits(flipped)
@@ -207,14 +207,14 @@ def test_the_search_misses_no_pair(monkeypatch, sizes, distance):
     assert within == {(i, j): d for (i, j), d in brute_force(both, both, distance).items() if i < j}
 
 
-def test_the_nearest_are_looked_at_and_the_rest_counted(tmp_path, studio):
+def test_the_nearest_are_examined_and_the_rest_counted(tmp_path, studio):
     faces = faces_of(store_of(tmp_path / "one", studio[:1] * 30), numbering())
     found = compare(faces, looked_at=20)
     assert (found.near, found.unlooked, len(found.pairs)) == (435, 415, 20)
     assert [(p.first, p.second) for p in found.pairs] == [(0, j) for j in range(1, 21)]
 
 
-def test_pairs_of_one_subject_are_counted_apart_within_a_split(tmp_path, studio):
+def test_pairs_of_one_subject_within_a_split_are_counted_separately(tmp_path, studio):
     subjects, splits = ["ann", "ann", "bob", "", "ann"], ["train", "test", "train", "train", "train"]
     store = store_of(tmp_path / "one", studio[:1] * 5, subject=subjects, split=splits)
     faces = faces_of(store, numbering())
@@ -236,7 +236,7 @@ def compared(tmp_path: Path, here: list[np.ndarray], there: list[np.ndarray], **
 
 
 @pytest.mark.parametrize("change", ("JPEG 50", "half size", "brighter", "grey", "moved by a pixel"))
-def test_a_picture_in_source_and_target_is_a_leak(tmp_path, studio, change):
+def test_an_image_in_source_and_target_is_a_leak(tmp_path, studio, change):
     document = compared(tmp_path, studio[:8], [*studio[8:14], CHANGES[change](studio[3])])
     assert document["summary"] == NOTHING | {"leaks": 1, "shared": 1}
     comparison = document["comparisons"][0]
@@ -244,17 +244,20 @@ def test_a_picture_in_source_and_target_is_a_leak(tmp_path, studio, change):
     (pair,) = comparison["pairs"]
     assert (pair["first"], pair["second"], pair["kind"], pair["across"]) == ("3.jpg", "6.jpg", "same image", True)
     page = (tmp_path / "report/quality.html").read_text("utf-8")
-    assert "Leak: 1 pair of faces is" in page and "1 between here and there." in page
+    assert (
+        "Leak: 1 pair of faces has one face trained on in a source and the other scored in a target." in page
+        and "1 between here and there." in page
+    )
 
 
-def test_different_faces_are_no_leak(tmp_path, studio):
+def test_different_faces_are_not_a_leak(tmp_path, studio):
     document = compared(tmp_path, studio[:12], studio[12:])
     assert document["summary"] == NOTHING
-    assert "No face was found in two splits, or in a source and a target." in page_of(tmp_path)
+    assert "No face was found in two splits, or in both a source and a target." in page_of(tmp_path)
 
 
-def test_the_same_file_needs_no_look(tmp_path, studio):
-    """Files that are equal and faces that are near: a pair; equal files with other faces in them: none."""
+def test_the_same_file_needs_no_comparison(tmp_path, studio):
+    """Equal files with near faces are a pair. Equal files with different faces are not."""
     flat = np.full_like(studio[0], 128)
     document = compared(tmp_path, [flat, studio[1]], [flat, studio[2]], source=["a" * 32, "b" * 32])
     (pair,) = document["comparisons"][0]["pairs"]
@@ -275,7 +278,9 @@ def test_a_face_in_two_splits_is_marked(tmp_path, studio):
     )
     assert (second["first"], second["second"], second["across"]) == ("5.jpg", "8.jpg", False)
     assert document["comparisons"][0]["labels_differ"] == 2  # 2 and 7 % 7, 5 and 8 % 7
-    assert "Leak: 1 pair of faces is in a split that trains or adapts" in page_of(tmp_path)
+    assert "Leak: 1 pair of faces has one face in a split that is trained on or adapted to and the other in" in page_of(
+        tmp_path
+    )
     assert GREEN not in page_of(tmp_path)
 
 
@@ -288,8 +293,8 @@ def test_a_face_in_two_splits_is_marked(tmp_path, studio):
         ("train", "val", 0),
     ),
 )
-def test_one_photograph_of_a_person_in_two_splits(tmp_path, studio, adapt, score, leaks):
-    """The commonest leak: the same file of the same subject in train and in test; its neighbour in train is none."""
+def test_one_image_of_a_subject_in_two_splits(tmp_path, studio, adapt, score, leaks):
+    """The commonest leak: one file of one subject in train and in test. A similar image in train is not a leak."""
     columns = {"subject": ["s0", "s0", "s0", "s1"], "split": ["train", "test", "train", "test"]}
     columns |= {"source": ["a" * 32, "a" * 32, "c" * 32, "d" * 32]}
     faces = [studio[0], studio[0], jpeg(studio[0], 80), studio[1]]
@@ -302,7 +307,7 @@ def test_one_photograph_of_a_person_in_two_splits(tmp_path, studio, adapt, score
     html = page_of(tmp_path)
     assert ("Leak: 2 pairs" in html) is bool(leaks) and GREEN not in html
     assert ("2 pairs of faces are in two splits of one dataset, but not" in html) is not leaks
-    assert "1 person is in several splits" in html
+    assert "1 subject is in several splits" in html
 
 
 @pytest.mark.parametrize(
@@ -321,29 +326,29 @@ def test_a_leak_is_trained_on_and_scored(tmp_path, studio, source, target, leaks
     assert f'<b class="cut" title="here">here</b><b class="cut" title="{source}">{source}</b>' in html
 
 
-def test_people_in_two_splits_and_pairs_not_looked_at_are_told(tmp_path, studio, monkeypatch):
-    """Neither is a face found twice, and neither lets the page say that there is none."""
+def test_subjects_in_two_splits_and_unexamined_pairs_are_reported(tmp_path, studio, monkeypatch):
+    """Neither is a duplicate, but with either, the page must not say that there is none."""
     people = store_of(tmp_path / "people", studio[:2], subject=["s0", "s0"], split=["train", "test"])
     assert write_quality([people], tmp_path / "report", {})["summary"] == NOTHING | {"subjects_across": 1}
-    assert GREEN not in page_of(tmp_path) and "1 person is in several splits" in page_of(tmp_path)
+    assert GREEN not in page_of(tmp_path) and "1 subject is in several splits" in page_of(tmp_path)
     monkeypatch.setattr("fercli.prepare.audit.report.LOOKED_AT", 0)
     many = store_of(tmp_path / "many", [studio[0]] * 2)
     assert write_quality([many], tmp_path / "report", {})["summary"] == NOTHING | {"unlooked": 1}
-    assert GREEN not in page_of(tmp_path) and "1 pair near by hash was not looked at" in page_of(tmp_path)
+    assert GREEN not in page_of(tmp_path) and "1 pair with similar hashes was not examined" in page_of(tmp_path)
 
 
-def test_every_source_meets_every_target(tmp_path, studio):
+def test_every_source_is_compared_with_every_target(tmp_path, studio):
     roles = {"a": "source", "b": "source", "c": "target", "d": "target", "e": ""}
     stores = [store_of(tmp_path / name, [studio[k]]) for k, name in enumerate(roles)]
     document = write_quality(stores, tmp_path / "report", roles)
     met = [(c["first"], c["second"]) for c in document["comparisons"]]
-    assert "4 pairs of datasets, 5 datasets: nothing" in page_of(tmp_path)
+    assert "4 pairs of datasets, 5 datasets: nothing found" in page_of(tmp_path)
     assert "within the dataset</small>" not in page_of(tmp_path)
     assert met == [("a", "c"), ("a", "d"), ("b", "c"), ("b", "d"), *((name, name) for name in roles)]
 
 
-def test_leaks_are_found_from_photographs_on(tmp_path):
-    """The whole way: photographs under other names, sizes and qualities, prepared again."""
+def test_leaks_are_found_starting_from_images(tmp_path):
+    """The whole pipeline: the same images with other names, sizes and qualities are prepared again."""
     for name, people in (("here", range(6)), ("there", range(6, 11))):
         for person in people:
             face = render(STUDIO, person, person % 7, 1)
@@ -369,7 +374,7 @@ def save(path: Path, image: np.ndarray, **options) -> None:
 # Numbers
 
 
-def test_numbers_are_those_of_the_manifest(prepared, tmp_path):
+def test_numbers_match_the_manifest(prepared, tmp_path):
     stores = [Store.open(prepared / name) for name in ("raf-db", "jaffe")]
     document = write_quality(stores, tmp_path, {"raf-db": "source", "jaffe": "target"})
     assert json.loads((tmp_path / "quality.json").read_text()) == document
@@ -392,7 +397,7 @@ def test_numbers_are_those_of_the_manifest(prepared, tmp_path):
     assert document["summary"]["leaks"] == 0
 
 
-def test_it_is_the_same_again(tmp_path, studio):
+def test_the_report_is_reproducible(tmp_path, studio):
     store = store_of(tmp_path / "one", [*studio[:4], studio[0]])
     written = []
     for _ in range(2):
@@ -421,7 +426,7 @@ def test_histograms(values, counts, median):
     assert (made["counts"], made["median"], made["faces"]) == (counts, median, len(values))
 
 
-def test_landmarks_found_and_given(tmp_path, studio):
+def test_detected_and_given_landmarks(tmp_path, studio):
     errors = ["0.0400", "", "0.5000", "0.0600", "nonsense"]
     store = store_of(tmp_path / "one", studio[:5], given_error=errors, yaw=["-10.0", "0.0", "10.0", "", "70.0"])
     about = numbers.dataset_numbers(store)
@@ -430,13 +435,13 @@ def test_landmarks_found_and_given(tmp_path, studio):
     yaw = about["pose"]["yaw"]
     assert (yaw["faces"], yaw["median"], yaw["counts"][-1]) == (4, 5.0, 1)
     write_quality([store], tmp_path / "report", {})
-    assert "lie apart by 6.0% of the distance between the eyes" in page_of(tmp_path)
-    # store_of puts all five in the corner of the face, a margin outside of what is shown
+    assert "differ by 6.0% of the distance between the eyes" in page_of(tmp_path)
+    # store_of puts all five landmarks in the corner of the face, which is a margin outside the part shown
     assert page_of(tmp_path).count("M-13.5 -13.5h0" * 5 + '"') == 2 * 3
 
 
-def test_a_manifest_of_before_lacks_columns(tmp_path, studio):
-    """Hashes are made from the faces, poses and errors left out."""
+def test_an_older_manifest_lacks_columns(tmp_path, studio):
+    """Hashes are computed from the faces. Poses and errors are left out."""
     store = store_of(tmp_path / "one", [studio[0], studio[1], studio[0]])
     text = (store.path / "manifest.csv").read_text().splitlines()
     (store.path / "manifest.csv").write_text("\n".join(",".join(line.split(",")[:9]) for line in text) + "\n")
@@ -488,14 +493,14 @@ def test_names_show_their_ends(tmp_path, studio):
 
 
 @pytest.mark.parametrize("name", ("quality.html", "quality.json"))
-def test_a_folder_in_the_place_of_the_report(tmp_path, studio, name):
+def test_a_folder_with_the_name_of_the_report(tmp_path, studio, name):
     (tmp_path / "report" / name).mkdir(parents=True)
     with pytest.raises(FercliError, match=f"{name} is a folder") as failure:
         write_quality([store_of(tmp_path / "one", studio[:1])], tmp_path / "report", {})
     assert "\n" not in str(failure.value)
 
 
-def test_a_report_of_before_is_made_anew(tmp_path, studio):
+def test_an_older_report_is_made_again(tmp_path, studio):
     store = store_of(tmp_path / "one", studio[:1])
     document = write_quality([store], tmp_path / "report", {})
     for old in (json.dumps({**document, "schema": 1, "summary": {}}), "[]"):
@@ -503,7 +508,7 @@ def test_a_report_of_before_is_made_anew(tmp_path, studio):
         assert write_quality([store], tmp_path / "report", {}) == document
 
 
-def test_splits_stand_in_order(tmp_path, studio):
+def test_splits_are_in_order(tmp_path, studio):
     splits = ["all", "fold 1", "test", "private-test", "public-test", "val", "train"]
     about = numbers.dataset_numbers(store_of(tmp_path / "one", studio[:7], split=splits))
     assert list(about["splits"]) == ["train", "val", "public-test", "private-test", "test", "fold 1", "all"]
@@ -511,7 +516,7 @@ def test_splits_stand_in_order(tmp_path, studio):
 
 
 @pytest.mark.parametrize("count", (0, 1))
-def test_a_store_of_no_or_one_face(tmp_path, studio, count):
+def test_a_store_with_no_or_one_face(tmp_path, studio, count):
     store = store_of(tmp_path / "one", studio[:count], rejected=2)
     document = write_quality([store], tmp_path / "report", {"one": "target"})
     about = document["datasets"]["one"]
@@ -520,17 +525,17 @@ def test_a_store_of_no_or_one_face(tmp_path, studio, count):
     Page(page_of(tmp_path))
 
 
-def test_many_pairs_do_not_swell_the_page(tmp_path, studio):
+def test_many_pairs_do_not_bloat_the_page(tmp_path, studio):
     store = store_of(tmp_path / "one", studio[:1] * 60)
     document = write_quality([store], tmp_path / "report", {})
     assert document["summary"]["duplicates"] == 1770 and len(document["comparisons"][0]["pairs"]) == 1000
     html = page_of(tmp_path)
-    assert html.count("<figure") == 24 + 1 and len(html) < 400_000  # the pairs, and one histogram
+    assert html.count("<figure") == 24 + 1 and len(html) < 400_000  # 24 pairs and one histogram
     assert "24 of 1\u202f770 pairs shown" in html
 
 
-def test_the_command_line_tells_a_leak(tmp_path):
-    """A photograph of the source stands in the target too, written again at another quality."""
+def test_the_command_line_reports_a_leak(tmp_path):
+    """An image of the source is in the target too, saved again at another quality."""
     faces = [render(STUDIO, person, person % 7, 1) for person in range(6)]
     write_raf_db(tmp_path / "data/raf-db", faces[:3], faces[3:4])
     (tmp_path / "data/mine/happy").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Names of splits, what is adapted to and what is scored: never the same faces unless somebody says so."""
+"""Split names, and which faces are adapted to and scored: never the same faces unless the user says so."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_names_of_splits(split, names):
 
 
 def listed(root: Path, reader: str, splits: str) -> Path:
-    """A tree with a face in each of these splits, as folders or as a csv."""
+    """Write a tree with a face in each of these splits, as folders or as a csv."""
     names = splits.split()
     if reader == "folders":
         touch(root, *(f"{name}/fear/{i}.jpg" for i, name in enumerate(names)))
@@ -68,26 +68,26 @@ def test_what_is_adapted_to_and_what_is_scored(tmp_path, reader, splits, options
 @pytest.mark.parametrize(
     ("splits", "options", "words"),
     [
-        ("left right", {}, "mine: names of splits are not understood: 'left', 'right' (in "),
-        ("left right", {}, "data.datasets.mine.options: {adapt: A, score: B}; there are: "),
+        ("left right", {}, "mine: split names are not understood: 'left', 'right' (in "),
+        ("left right", {}, "data.datasets.mine.options: {adapt: A, score: B} (splits found: "),
         ("train test extra", {}, "not understood: 'extra' (in "),
-        ("train test extra", {}, "names of splits are not understood: 'extra' (in "),
+        ("train test extra", {}, "split names are not understood: 'extra' (in "),
         ("fold1 fold2 fold3", {"score": "fold3"}, "--option adapt=A --option score=B"),
         ("1 2 3 4 5 6", {}, "'1', '2', '3', '4', ... (6 in all)"),
         (
             "test train",
             {"score": "val"},
-            "mine: option score is 'val', which is no split (there are: test, train; several",
+            "mine: option score is 'val', which is not a split (splits found: test, train; several",
         ),
         ("train test", {"adapt": []}, "option adapt names no split"),
     ],
 )
-def test_names_that_are_not_understood_stop_and_name_the_option(tmp_path, reader, splits, options, words):
+def test_unknown_split_names_are_an_error_that_names_the_option(tmp_path, reader, splits, options, words):
     assert words in refusal(reader, listed(tmp_path, reader, splits), **options)
 
 
 @pytest.mark.parametrize("reader", ["folders", "csv"])
-def test_faces_of_no_split_are_in_neither_part(tmp_path, reader):
+def test_faces_without_a_split_are_not_used(tmp_path, reader):
     if reader == "folders":
         touch(tmp_path, "sad/0.jpg", "train_set/sad/1.jpg", "test_set/sad/2.jpg")
     else:
@@ -98,7 +98,7 @@ def test_faces_of_no_split_are_in_neither_part(tmp_path, reader):
     )
 
 
-def test_a_split_below_the_class_is_one_too(tmp_path):
+def test_split_folders_may_be_below_the_class(tmp_path):
     touch(tmp_path, "sad/train/1.jpg", "sad/Test/2.jpg", "fear/train/a/3.jpg")
     assert {r.id: r.split for r in read_dataset("f", "folders", tmp_path)} == {
         "sad/train/1.jpg": "train",
@@ -108,26 +108,26 @@ def test_a_split_below_the_class_is_one_too(tmp_path):
 
 
 @pytest.mark.parametrize("tree", ["archive/{}", "{}", "a/b/{}"])
-def test_a_folder_around_everything_is_no_split(tmp_path, tree):
+def test_a_folder_around_everything_is_not_a_split(tmp_path, tree):
     touch(tmp_path / "flat", tree.format("happy/1.jpg"), tree.format("sad/1.jpg"))
     touch(tmp_path / "split", tree.format("train/happy/1.jpg"), tree.format("test/sad/1.jpg"))
     assert {r.split for r in read_dataset("f", "folders", tmp_path / "flat")} == {"all"}
     assert {r.split for r in read_dataset("f", "folders", tmp_path / "split")} == {"train", "test"}
 
 
-def test_class_folders_too_far_down_are_pointed_at(tmp_path):
+def test_the_error_says_where_deeper_class_folders_are(tmp_path):
     touch(tmp_path, "a/b/train/happy/1.jpg", "notes/1.txt")
-    assert "(but in a/b/train/: give the folder a/b/ instead)" in refusal("folders", tmp_path)
+    assert "(but in a/b/train/; give the folder a/b/ instead)" in refusal("folders", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("column", "values", "words"),
     [
         ("purpose", ("Training", "PublicTest"), "'purpose' (PublicTest, Training) looks like splits"),
-        ("is_train", ("1", "0"), "'is_train' (0, 1) looks like splits: name it with --option split_column=is_train,"),
+        ("is_train", ("1", "0"), "'is_train' (0, 1) looks like splits; name it with --option split_column=is_train,"),
     ],
 )
-def test_a_column_that_looks_like_splits_stops(tmp_path, column, values, words):
+def test_a_column_that_looks_like_splits_is_an_error(tmp_path, column, values, words):
     write(tmp_path, "l.csv", f"image,label,{column}\n1.jpg,sad,{values[0]}\n2.jpg,sad,{values[1]}\n")
     assert words in refusal("csv", tmp_path)
     assert rows(read_dataset("c", "csv", tmp_path, split_column=""), "split") == [("all",), ("all",)]
@@ -135,13 +135,13 @@ def test_a_column_that_looks_like_splits_stops(tmp_path, column, values, words):
     assert len({r.split for r in read_dataset("c", "csv", tmp_path, **stated)}) == 2
 
 
-def test_a_reader_from_outside_may_not_score_what_it_adapts_to_unsaid(tmp_path):
+def test_a_reader_from_outside_may_not_silently_score_what_it_adapts_to(tmp_path):
     def parse(root, collector):
         collector.add(Record("1", "1.jpg", 1, "train"))
         return ("train",), ("train",)
 
     with pytest.raises(
-        FercliError, match=r"scores what it adapts to \(train\); .*\{adapt: \[train\], score: \[train\]\}"
+        FercliError, match=r"scores splits that are adapted to \(train\); .*\{adapt: \[train\], score: \[train\]\}"
     ):
         Reader("a layout", parse).read(tmp_path, "mine")
     assert Reader("a layout", parse).read(tmp_path, "mine", score="train").score_splits == ("train",)
@@ -157,12 +157,12 @@ def test_an_option_without_a_default_must_be_given(tmp_path):
     assert Reader("a layout", parse).read(tmp_path, ending="png").records[0].path == "1.png"
 
 
-# Through the commands: a target that has nothing else is scored on what it is adapted to only where that is said
+# Through the commands: a target with a single split is scored on it only if the user says so
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory, faces) -> Path:
-    """Seven faces below train/, a folder each, and none elsewhere."""
+    """Seven faces below train/, a class folder each, and none elsewhere."""
     root = tmp_path_factory.mktemp("pictures")
     for number, face in enumerate(faces[:7]):
         folder = root / "train" / ["surprise", "fear", "disgust", "happy", "sad", "anger", "neutral"][number]
@@ -185,12 +185,12 @@ def test_a_target_of_a_single_split_stops_before_it_is_prepared(tmp_path, pictur
     bench = bench_on(tmp_path, pictures, make_adapting, prepared, "target")
     result = bench("prepare", "--dataset", "mine")
     assert result.exit_code == 1 and not (tmp_path / "prepared/mine").exists()
-    assert "mine has no face to score: none is in test (there are: train)" in result.stderr
+    assert "mine has no face to score: none is in test (splits found: train)" in result.stderr
     assert "--option score=SPLIT (one of train, all" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["adapt", "evaluate"])
-def test_neither_adapt_nor_evaluate_scores_it(tmp_path, pictures, make_adapting, prepared, command):
+def test_adapt_and_evaluate_do_not_score_it(tmp_path, pictures, make_adapting, prepared, command):
     bench = bench_on(tmp_path, pictures, make_adapting, prepared, "none yet")
     said = bench.done("prepare", "--dataset", "mine").stderr
     assert "trained on or adapted to train; scored on test" in said
@@ -199,7 +199,7 @@ def test_neither_adapt_nor_evaluate_scores_it(tmp_path, pictures, make_adapting,
     assert result.stderr.count("error:") == 1 and not list(bench.runs.glob("adapt-*"))
 
 
-def test_scored_on_what_it_was_adapted_to_where_the_user_says_so_and_told_each_time(
+def test_a_target_is_scored_on_its_adapted_split_on_request_with_a_warning_each_time(
     tmp_path, pictures, make_adapting, prepared
 ):
     bench = bench_on(tmp_path, pictures, make_adapting, prepared, "target", score="train")
@@ -211,7 +211,7 @@ def test_scored_on_what_it_was_adapted_to_where_the_user_says_so_and_told_each_t
     assert {e["splits"][0] for e in results["entries"] if e["dataset"] == "mine"} == {"train"}
 
 
-def test_a_source_of_a_single_split_is_scored_on_the_faces_held_out(tmp_path, pictures, make_adapting, prepared, faces):
+def test_a_source_with_a_single_split_is_scored_on_held_out_faces(tmp_path, pictures, make_adapting, prepared, faces):
     from fercli.scoring.results import scored_part
     from fercli.spec import load
 
@@ -228,7 +228,7 @@ def test_a_source_of_a_single_split_is_scored_on_the_faces_held_out(tmp_path, pi
     assert splits == ["held out of training"] and 0 < expected == len(positions) < len(store)
 
 
-def test_a_flat_target_is_said_to_be_adapted_to_and_scored_as_a_whole(tmp_path, pictures, make_adapting, prepared):
+def test_a_flat_target_is_reported_as_adapted_to_and_scored_as_a_whole(tmp_path, pictures, make_adapting, prepared):
     bench = bench_on(tmp_path, pictures / "train", make_adapting, prepared, "target")
     assert (
         "no splits: a target is adapted to and scored as a whole" in bench.done("prepare", "--dataset", "mine").stderr

@@ -1,4 +1,4 @@
-"""Small trees and images that several test files make."""
+"""Small trees and images shared by several test files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AFFECTNET = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_l
 
 
 def write(root: Path, name: str, content: str | bytes = b"not read while listing") -> Path:
-    """Write a file below a folder, with the folders above it."""
+    """Write a file below a folder, and create its parent folders."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -40,7 +40,7 @@ def rows(listing: Iterable[Any], *fields: str) -> list[tuple]:
 
 
 def refusal(reader: str, root: Path, **options: Any) -> str:
-    """The one line with which a reader refuses a folder."""
+    """Return the one-line error with which a reader refuses a folder."""
     with pytest.raises(FercliError) as caught:
         read_dataset("mine", reader, root, **options)
     assert "\n" not in str(caught.value)
@@ -48,7 +48,7 @@ def refusal(reader: str, root: Path, **options: Any) -> str:
 
 
 def encoded(image: Image.Image | np.ndarray, form: str, **options: Any) -> bytes:
-    """Return an image's file as bytes."""
+    """Return an image encoded as the bytes of a file."""
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""AFE, Asian facial expressions from films (Chen et al., TPAMI 2022): boxes and labels a face; official parts."""
+"""AFE, Asian facial expressions from films (Chen et al., TPAMI 2022): a box and a label per face; official splits."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from fercli.datasets.tree_files import first_existing, folder_holding
 #: 0 angry 1 disgust 2 fear 3 happy 4 neutral 5 sad 6 surprise.
 CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 6, 5: 4, 6: 0}
 
-# The part that is scored comes first: an image on both lists stays there and is taken out of training.
+# The scored split comes first: an image on both lists stays in it and is removed from training.
 _LISTS = {"test": "Test.csv", "train": "Train.csv"}
 
 
 def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
-    """Read both lists, ``path left top right bottom emotion`` a row, separated by blanks.
+    """Read both lists. A row is ``path left top right bottom emotion``, separated by spaces.
 
-    An image may show several faces: a face's id is its image and its box as written, so it does not depend on the
-    other rows. `images` is the folder below which the paths lie (default: ``src/image``, ``images``, ``image`` or the
-    root, whichever has the images).
+    An image may show several faces. A face's id is its image and its box as written, so it does not depend on the
+    other rows. `images` is the folder that the paths are relative to (default: ``src/image``, ``images``, ``image`` or
+    the root, whichever has the images).
     """
     annos = first_existing(root, "annos/TrainTest", "TrainTest")
     lists = {split: annos / name for split, name in _LISTS.items() if annos and (annos / name).is_file()}
@@ -63,21 +63,21 @@ def _rows(table: Path, collector: Collector) -> Iterator[tuple[str, list[str], s
 
 READER = Reader(
     layout="annos/TrainTest/{Train,Test}.csv (path left top right bottom emotion) and src/image/ (or images/) with the "
-    "paths listed",
+    "listed images",
     parse=parse,
     codes=CODES,
     tree="""\
 annos/TrainTest/
   Train.csv                                  rows: path left top right bottom emotion
   Test.csv
-src/image/                                   or images/, image/, or beside annos/
-  PATH ...                                   as the rows name them""",
-    option_help={"images": "folder below which the paths listed lie (default: src/image, images, image or the root)"},
+src/image/                                   or images/, image/, or next to annos/
+  PATH ...                                   as named in the rows""",
+    option_help={"images": "base folder of the listed paths (default: src/image, images, image or the root)"},
     card=DatasetCard(
         title="Asian Facial Expression",
-        about="stills of Asian films, boxes given",
+        about="stills from Asian films, with face boxes",
         apply="https://github.com/HCPLab-SYSU/CD-FER-Benchmark",
-        licence="research; agreement signed by faculty",
+        licence="research; agreement signed by a faculty member",
         split="official",
         paper="Chen et al.: Cross-domain facial expression recognition: a unified evaluation benchmark and adversarial "
         "graph learning. TPAMI 2022",

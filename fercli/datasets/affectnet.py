@@ -1,4 +1,4 @@
-"""AffectNet (Mollahosseini et al., TAC 2019), manually annotated part: the csv release, the one of npy files, or a
+"""AffectNet (Mollahosseini et al., TAC 2019), manually annotated part: the csv release, the npy release, or a
 folder per class."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 #: 0 neutral 1 happy 2 sad 3 surprise 4 fear 5 disgust 6 anger 7 contempt 8 none 9 uncertain 10 no face.
 CODES: dict[int, int | None] = {0: 6, 1: 3, 2: 4, 3: 0, 4: 1, 5: 2, 6: 5, 7: None, 8: None, 9: None, 10: None}
 
-# What is scored is read first: an image on both lists stays there and counts as listed twice in training.
+# The scored split is read first: an image on both lists stays in it and counts as listed twice in training.
 _LISTS = {"val": "validation.csv", "train": "training.csv"}
 _PARTS = {"val": "val_set", "train": "train_set"}
 _LIST_FOLDERS = ("", "Manually_Annotated_file_lists/", "Manually_Annotated/", "Manually_Annotated_compressed/")
@@ -36,15 +36,15 @@ _IMAGE_FOLDERS = (
     "Manually_Annotated",
     "images",
 )
-#: Names of the codes that are none of our seven, under which they are counted.
+#: Names of the codes outside the seven expressions, used to count them.
 _OUTSIDE = {7: "contempt", 8: "none", 9: "uncertain", 10: "no-face"}
 
 
 def parse(root: Path, collector: Collector) -> Protocol:
-    """Read training.csv and validation.csv where they are, else train_set/ and val_set/, else train/0/ ... val/7/.
+    """Read training.csv and validation.csv if they exist, else train_set/ and val_set/, else train/0/ ... val/7/.
 
-    No test part was released: the validation part is scored. Box and landmarks are in pixels of the photograph; the
-    newer release has landmarks only, in pixels of its cropped images.
+    No test split was released, so the validation split is scored. The csv release has boxes and landmarks in pixels of
+    the original image. The newer release has landmarks only, in pixels of its cropped images.
     """
     names = {split: [folder + name for folder in _LIST_FOLDERS] for split, name in _LISTS.items()}
     lists = {split: first_existing(root, *candidates) for split, candidates in names.items()}
@@ -69,7 +69,7 @@ def parse(root: Path, collector: Collector) -> Protocol:
 
 
 def _parse_folders(root: Path, collector: Collector) -> Protocol:
-    """Read the class folders, named after an expression or its code, that others have made of the releases."""
+    """Read class folders named after an expression or its code, as third parties have made them from the releases."""
     folders = find_classes(root, collector)
     if not folders:
         raise WrongLayout("no training.csv, no train_set/annotations and no class folders train/0/ ...")
@@ -82,13 +82,13 @@ _rows = partial(table_rows, needed=("subDirectory_filePath", "expression"))
 
 
 def _names(tables: Iterable[Path]) -> Iterator[str]:
-    """Return the images listed, of the tables in turn."""
+    """Yield the images listed, table by table."""
     rows = ((row, columns["subdirectory_filepath"]) for table in tables for columns, row in _rows(table))
     return (row[at].strip() for row, at in rows if at < len(row))
 
 
 def _read_list(table: Path, folder: str, split: str, collector: Collector, listed: set[str]) -> None:
-    """Collect one csv's rows and add their images to `listed`."""
+    """Collect the rows of one csv and add their images to `listed`."""
     for columns, row in _rows(table):
         path_at, code_at = columns["subdirectory_filepath"], columns["expression"]
         if len(row) <= max(path_at, code_at):
@@ -114,7 +114,7 @@ def _label(text: str, collector: Collector) -> int | None:
 def _box(row: Sequence[str], at: Sequence[int | None]) -> Box | None:
     numbers = [number_in(row[i]) if i is not None and i < len(row) else None for i in at]
     if None in numbers:
-        return None  # NULL where the annotators saw no face
+        return None  # NULL if the annotators found no face
     left, top, width, height = numbers
     return (left, top, left + width, top + height) if width > 0 and height > 0 else None
 
@@ -157,13 +157,13 @@ def _read_part(root: Path, part: Path, split: str, collector: Collector) -> None
 
 
 class _NpyReader:
-    """np.load for very many small files of few kinds: a header seen before is not parsed again: 5 times as fast."""
+    """np.load for many small files with few distinct headers. A known header is not parsed again: 5 times as fast."""
 
     def __init__(self) -> None:
         self._kinds: dict[bytes, tuple[np.dtype, int]] = {}
 
     def __call__(self, path: Path) -> np.ndarray:
-        """Return the array. Raises OSError where the file cannot be read, ValueError where it is no whole npy."""
+        """Return the array. Raises OSError if the file cannot be read and ValueError if it is not a complete npy."""
         import numpy as np
 
         with open(path, "rb", buffering=0) as file:
@@ -179,11 +179,13 @@ class _NpyReader:
         if isinstance(array, np.ndarray) and array.flags.c_contiguous:
             self._kinds[data[:start]] = (array.dtype, array.size)
             return array
-        raise ValueError("no array")
+        raise ValueError("not an array")
 
 
 def _reason(failure: Exception) -> str:
-    return "empty, cut short or no npy" if isinstance(failure, ValueError) else os.strerror(failure.errno).lower()
+    return (
+        "empty, truncated or not an npy file" if isinstance(failure, ValueError) else os.strerror(failure.errno).lower()
+    )
 
 
 READER = Reader(
@@ -211,14 +213,14 @@ val/                                         or test/
   0/*.jpg ...""",
     card=DatasetCard(
         title="AffectNet, manually annotated part",
-        about="web photographs, landmarks given",
+        about="web images, with landmarks",
         apply="http://mohammadmahoor.com/affectnet/",
         licence="research; agreement signed by a professor",
         split="official",
-        split_note="scored on val: no test part was released",
+        split_note="scored on val: no test split was released",
         paper="Mollahosseini, Hasani and Mahoor: AffectNet: a database for facial expression, valence, and arousal "
         "computing in the wild. TAC 2019",
-        # field (github.com/coder-xinxiaohai/AffectNet_Processing); the same seven classes in both releases
+        # field (github.com/coder-xinxiaohai/AffectNet_Processing); both releases have the same seven classes
         releases=(
             Official.of_splits(train=(14090, 6378, 3803, 134415, 25459, 24882, 74874), val=(500,) * NUM_EXPRESSIONS),
         ),

@@ -1,11 +1,11 @@
-"""The dataset card: what a dataset is, its sizes, where to apply, on what terms, whose split, which paper.
+"""The dataset card: what a dataset is, its sizes, where to request it, its terms, the origin of its split, the paper.
 
 Counts are in the order of `fercli.expressions.EXPRESSIONS` (surprise, fear, disgust, happiness, sadness, anger,
-neutral), of what the reader lists by default, so that a tree can be compared with them; where a number is not
-published, or was not found, it is None. Beside each stands its source: *paper* is the one cited, *list* the release's
-own label list, *field* public code that counted the release (several agreeing, the sums checked against the totals).
-Addresses and terms are those of the datasets' own pages, or as the cross-domain benchmark's README gives them
-(github.com/HCPLab-SYSU/CD-FER-Benchmark); they are a pointer, not legal advice: the agreement you sign is what counts.
+neutral). They count what the reader lists by default, so that a tree can be compared with them. A number that is not
+published, or was not found, is None. A comment at each count names its source: *paper* is the cited paper, *list* the
+release's own label list, *field* public code that counted the release (several sources that agree, with sums checked
+against the totals). Addresses and terms come from the datasets' own pages or from the cross-domain benchmark's README
+(github.com/HCPLab-SYSU/CD-FER-Benchmark). They are a pointer, not legal advice: the agreement you sign is what counts.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Counts = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Official:
-    """What one release of a dataset holds.
+    """The contents of one release of a dataset.
 
     Attributes:
-        splits: {split: its faces per expression, or in all where no more is known}; `WHOLE` stands for all splits
-            together, where all are known.
-        form: which release, where there are several ("" for the only one).
+        splits: {split: its faces per expression, or only their total where no more is known}. `WHOLE` stands for all
+            splits together, if all are known.
+        form: which release it is, if there are several ("" for the only one).
     """
 
     splits: Mapping[str, int | Counts]
@@ -36,42 +36,42 @@ class Official:
 
     @classmethod
     def of_whole(cls, counts: Counts, form: str = "") -> Official:
-        """A release without splits: its faces per expression."""
+        """Describe a release without splits by its faces per expression."""
         return cls({WHOLE: counts}, form)
 
     @classmethod
     def of_splits(cls, **splits: int | Counts) -> Official:
-        """A release in parts (``_`` for ``-``), all of them known, each by its total or by its faces per expression."""
+        """Describe a release by all its splits (``_`` for ``-``), each by its total or by its faces per expression."""
         parts = {name.replace("_", "-"): known for name, known in splits.items()}
         if all(isinstance(known, tuple) for known in parts.values()):
             return cls({**parts, WHOLE: tuple(map(sum, zip(*parts.values(), strict=True)))})
         return cls({**parts, WHOLE: sum(cls(parts).total(split) or 0 for split in parts)})
 
     def total(self, split: str) -> int | None:
-        """Faces in a split, or None where that is not known."""
+        """Return the number of faces in a split, or None if it is not known."""
         known = self.splits.get(split)
         return sum(known) if isinstance(known, tuple) else known
 
     def count(self, split: str, label: int) -> int | None:
-        """Faces of an expression in a split, or None where that is not known."""
+        """Return the number of faces of an expression in a split, or None if it is not known."""
         known = self.splits.get(split)
         return known[label] if isinstance(known, tuple) else None
 
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """What is known of one dataset; every text is one line.
+    """What is known about one dataset. Every text is one line.
 
     Attributes:
         title: full name.
         about: what the images are.
-        apply: address at which to ask for it.
-        licence: the terms' gist.
-        split: whose split the reader gives.
-        split_note: how it is made or used, where that needs saying.
+        apply: address at which to request the dataset.
+        licence: summary of the terms.
+        split: the origin of the split that the reader gives.
+        split_note: how the split is made or used, if that needs explaining.
         paper: citation.
-        releases: the official sizes; a tree is compared with the nearest.
-        subjects: people in it, where known.
+        releases: the official sizes. A tree is compared with the nearest release.
+        subjects: number of people in the dataset, if known.
     """
 
     title: str
@@ -86,7 +86,7 @@ class DatasetCard:
 
     @property
     def size(self) -> str:
-        """Faces in all; with ``+`` where not all splits are counted, ``?`` where none is."""
+        """Total number of faces, with ``+`` if some splits are not counted, or ``?`` if none is."""
         if not self.releases:
             return "?"
         release = self.releases[0]
@@ -95,7 +95,7 @@ class DatasetCard:
         return f"{known:,}+" if whole is None else f"{whole:,}"
 
     def document(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Return the whole card, ready for JSON."""
         releases = [
             {
                 "form": official.form,

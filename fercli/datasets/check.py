@@ -1,4 +1,4 @@
-"""Compare a dataset's tree with what is known of it, without touching a face."""
+"""Compare a dataset's tree with its card, without opening an image."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fercli.datasets.protocol import WHOLE, in_order
 from fercli.datasets.reader import Listing
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 
-#: Missing files named in a result; the rest are counted.
+#: How many missing files a result names; the rest are only counted.
 EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Check:
-    """What a tree holds, beside what it should.
+    """What a tree contains, compared with what it should contain.
 
     Attributes:
-        listing: as the reader lists it.
-        official: the release it was compared with; None where nothing is known or the faces are fercli's own drawings.
+        listing: the tree as the reader lists it.
+        official: the release it was compared with; None if no sizes are known or the faces were drawn by fercli.
         counts: {(split, label): faces}, labels 0..6 and -1.
-        images: image files listed.
-        missing: those that are not there, as listed, relative to the root.
-        subjects: people named.
+        images: number of image files listed.
+        missing: listed images that do not exist, as listed, relative to the root.
+        subjects: number of subjects named.
     """
 
     listing: Listing
@@ -38,30 +38,30 @@ class Check:
 
     @property
     def splits(self) -> list[str]:
-        """The splits found or expected, without `WHOLE`, in order."""
+        """The splits found or expected, in order, without `WHOLE`."""
         splits = [*(split for split, _ in self.counts), *(self.official.splits if self.official else ())]
         return [split for split in in_order(splits) if split != WHOLE]
 
     @property
     def unscored(self) -> list[str]:
-        """The splits to be scored on in which there is no labelled face."""
+        """The scored splits that have no labelled face."""
         return [split for split in self.listing.score_splits if not self.found(split)]
 
     def found(self, split: str, label: int | None = None) -> int:
-        """Faces of a label (None: of all seven) in a split (`WHOLE`: in all)."""
+        """Return the number of faces with a label (None: with any of the seven) in a split (`WHOLE`: in all splits)."""
         labels = range(len(EXPRESSIONS)) if label is None else (label,)
         splits = {part for part, _ in self.counts} if split == WHOLE else (split,)
         return sum(self.counts[part, code] for part in splits for code in labels)
 
     def expected(self, split: str, label: int | None = None) -> int | None:
-        """As `found`, of the official release; None where that is not known."""
+        """Return the same as `found` for the official release; None if it is not known."""
         if self.official is None:
             return None
         return self.official.total(split) if label is None else self.official.count(split, label)
 
     @property
     def differences(self) -> int | None:
-        """How many of the numbers known differ; None where none is known."""
+        """How many of the known numbers differ; None if no number is known."""
         pairs = [
             (self.found(split, label), self.expected(split, label))
             for split in [*self.splits, WHOLE]
@@ -71,7 +71,7 @@ class Check:
         return sum(found != expected for found, expected in known) if known else None
 
     def document(self) -> dict[str, Any]:
-        """All of it, ready for JSON."""
+        """Return the whole comparison, ready for JSON."""
 
         def both(split: str, label: int | None = None) -> dict[str, int | None]:
             return {"found": self.found(split, label), "official": self.expected(split, label)}
@@ -102,9 +102,9 @@ class Check:
 
 
 def check(listing: Listing, card: DatasetCard | None) -> Check:
-    """Count a listing, look whether its files exist, and set it beside the official release nearest to it.
+    """Count a listing, check that its files exist, and compare it with the nearest official release.
 
-    Faces are counted per split and expression; a file is looked for, not opened.
+    Faces are counted per split and expression. Files are checked for existence, not opened.
     """
     counts = Counter((record.split, record.label) for record in listing)
     root = os.fspath(listing.root)

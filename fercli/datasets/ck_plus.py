@@ -1,12 +1,13 @@
 """CK+ (Lucey et al., CVPR-W 2010): sequences from neutral to peak, or the CK+48 folders of peak frames; our split.
 
-Of the release's layout its own read-me says: a label belongs to a sequence and names its last frame, the peak; a
-sequence without the file has no label. Taken are, as in the benchmark, the last three frames of each labelled sequence
-without contempt, and the first frame of each labelled one, contempt's too, as neutral: 1,254 images in all.
+According to the release's own read-me, a label belongs to a sequence and its file is named after the sequence's last
+frame, the peak. A sequence without a label file has no label. As in the benchmark, fercli takes the last three frames
+of each labelled sequence except contempt, and the first frame of each labelled sequence, including contempt, as
+neutral: 1,254 images in total.
 
 The benchmark's 1,125 / 129 images are not published, so the split is ours: a tenth of the subjects is for testing, by
-`fercli.datasets.sequences.split_of`. Of the release's 123 these 14: S011 S026 S037 S045 S057 S065 S099 S108 S113 S124
-S138 S155 S505 S506.
+`fercli.datasets.sequences.split_of`. Of the release's 123 subjects, these 14 are for testing: S011 S026 S037 S045 S057
+S065 S099 S108 S113 S124 S138 S155 S505 S506.
 """
 
 from __future__ import annotations
@@ -35,20 +36,21 @@ from fercli.expressions import label_of
 #: *_emotion.txt: 0 neutral 1 anger 2 contempt 3 disgust 4 fear 5 happy 6 sadness 7 surprise.
 CODES: dict[int, int | None] = {0: 6, 1: 5, 2: None, 3: 2, 4: 1, 5: 3, 6: 4, 7: 0}
 
-#: One subject in so many is for testing.
+#: One subject in ONE_IN is for testing.
 ONE_IN = 10
 _ENDING = "_emotion.txt"
 _NAME_48 = re.compile(r"(?P<subject>[Ss]\d+)_\d+_\d+\.\w+")
 
 
 def parse(root: Path, collector: Collector, peak: int = 3, split: str = "subject") -> Protocol:
-    """Read the release where it is there, else the CK+48 folders.
+    """Read the release if it exists, else the CK+48 folders.
 
     Args:
-        root: holds cohn-kanade-images/ and Emotion/ (under these names or as their archives unpack), or class folders.
-        collector: takes the records; with the five landmarks, in pixels of the frame, where Landmarks/ has them.
-        peak: how many frames at the end of a sequence show its expression. CK+48 has three, and no neutral.
-        split: ``subject`` (adapted on train, scored on test) or ``all`` (one part for both, as with JAFFE).
+        root: contains cohn-kanade-images/ and Emotion/ (under these names or as their archives unpack), or class
+            folders.
+        collector: receives the records. They have the five landmarks, in pixels of the frame, if Landmarks/ has them.
+        peak: how many frames at the end of a sequence show its expression. CK+48 has three, and no neutral frames.
+        split: ``subject`` (adapted to train, scored on test) or ``all`` (one split for both, as with JAFFE).
     """
     check_options(peak, split)
     images = first_existing(
@@ -64,9 +66,9 @@ def parse(root: Path, collector: Collector, peak: int = 3, split: str = "subject
 def _parse_release(root: Path, images: Path, collector: Collector, peak: int, split: str) -> None:
     emotion = first_existing(root, "Emotion", "Emotion_labels/Emotion", "Emotion_labels")
     if emotion is None:
-        raise WrongLayout("no Emotion/ beside the images")
+        raise WrongLayout("no Emotion/ next to the images")
     landmarks = first_existing(root, "Landmarks/Landmarks", "Landmarks")
-    # A label whose sequence is missing counts as well as a sequence without a label.
+    # Sequences are counted that have a label but no frames, and also those that have frames but no label.
     for subject, sequence in sorted(_sequences(images) | {s for s in _sequences(emotion) if any(_files(emotion, s))}):
         told = _label(emotion, (subject, sequence), collector)
         if told is None:
@@ -96,7 +98,10 @@ def _files(emotion: Path, sequence: tuple[str, str]) -> list[Path]:
 
 
 def _label(emotion: Path, sequence: tuple[str, str], collector: Collector) -> tuple[int | None, str] | None:
-    """Return (label, stem of the peak frame) of a sequence, the label None for contempt; None, counted, without one."""
+    """Return (label, stem of the peak frame) of a sequence. The label is None for contempt.
+
+    A sequence without a readable label is counted as left out and gives None.
+    """
     files = _files(emotion, sequence)
     if not files:
         collector.leave_out("sequence without emotion label")
@@ -114,7 +119,7 @@ def _label(emotion: Path, sequence: tuple[str, str], collector: Collector) -> tu
 
 
 def _code(file: Path) -> int | None:
-    """Return the one number of an emotion file, written as 3.0000000e+00; None where there is another content."""
+    """Return the single number of an emotion file, written as 3.0000000e+00; None if the file has other content."""
     try:
         (line,) = (line for _, line in text_lines(file))
     except (OSError, ValueError):
@@ -138,7 +143,7 @@ def _parse_48(root: Path, collector: Collector, peak: int, split: str) -> None:
     if not any(label_of(folder.name) is not None for folder in folders):
         raise WrongLayout("no cohn-kanade-images/ and no folder named after an expression")
     if peak != 3:
-        raise WrongOption(f"option peak is {peak}, but the CK+48 folders hold three frames of each sequence")
+        raise WrongOption(f"option peak is {peak}, but the CK+48 folders contain three frames per sequence")
     for folder in folders:
         label = label_of(folder.name)
         for path in images_under(folder, root, collector):
@@ -156,27 +161,27 @@ def _parse_48(root: Path, collector: Collector, peak: int, split: str) -> None:
 
 READER = Reader(
     layout="cohn-kanade-images/S005/001/S005_001_00000011.png ... with Emotion/S005/001/*_emotion.txt (and Landmarks/ "
-    "where you have it), or the CK+48 folders anger/S010_004_00000017.png ...",
+    "if you have it), or the CK+48 folders anger/S010_004_00000017.png ...",
     parse=parse,
     codes=CODES,
     tree="""\
 cohn-kanade-images/
   S005/001/S005_001_00000011.png ...         a folder per sequence
 Emotion/
-  S005/001/S005_001_00000011_emotion.txt     one number; no file: no label
-Landmarks/                                   where you have it
+  S005/001/S005_001_00000011_emotion.txt     one number; no file means no label
+Landmarks/                                   if you have it
   S005/001/S005_001_00000011_landmarks.txt   68 points
 
 or CK+48:
 anger/S010_004_00000017.png ...              and contempt/ disgust/ fear/ happy/ ...""",
-    option_help={"peak": f"{PEAK_HELP}; CK+48 folders hold 3", "split": SPLIT_HELP},
+    option_help={"peak": f"{PEAK_HELP}; CK+48 folders contain 3", "split": SPLIT_HELP},
     card=DatasetCard(
         title="Extended Cohn-Kanade",
         about="posed sequences, 123 people",
         apply="http://www.jeffcohn.net/Resources/",
         licence="research; agreement signed",
         split="ours, by subject",
-        split_note="a tenth for testing, frozen: the benchmark's is not published",
+        split_note="a tenth for testing, frozen: the benchmark's split is not published",
         paper="Lucey et al.: The Extended Cohn-Kanade Dataset (CK+): a complete dataset for action unit and "
         "emotion-specified expression. CVPR Workshops 2010",
         # Paper: 83 25 59 69 28 45 labelled sequences (and 18 of contempt), three frames each; first frame of all 327.

@@ -1,4 +1,4 @@
-"""Folders that stand for a class: where they lie in a tree, and the images in them."""
+"""Folders that stand for a class: where they are in a tree, and the images in them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fercli.expressions import label_of
 
 
 def find_classes(root: Path, collector: Collector) -> list[tuple[Path, str]]:
-    """Return the folders that stand for a class, each with its split; none where the tree has another layout.
+    """Return the folders that stand for a class, each with its split; none if the tree has another layout.
 
-    They are named after an expression or are numbers, and lie beside others in the root or in a folder per split. What
-    else lies beside them is returned too (a class of another name), and images in other folders are counted.
+    Class folders are named after an expression or by a number. They are side by side in the root or in a folder per
+    split. Other folders next to them are returned too (classes of other names), and images elsewhere are counted.
     """
     top = root
     while not _holds_classes(top) and not any(map(_holds_classes, subfolders(top))):
@@ -49,11 +49,12 @@ def labelled_pictures(
     """Yield (path, label, split) of the images in class folders.
 
     Args:
-        folders: each class folder with its split, as of `find_classes`. In one without, a folder per split may lie
-            below it instead of above.
-        root: the paths are relative to it.
+        folders: each class folder with its split, from `find_classes`. A class folder without a split may contain a
+            folder per split.
+        root: the folder that the paths are relative to.
         collector: counts the images of folders that stand for none of the seven.
-        by_code: label of a folder that is a number; None, and counted, where it is none of the seven.
+        by_code: returns the label of a folder named by a number. It returns None, and counts the image, if the number
+            is none of the seven.
     """
     for folder, split in folders:
         named = label_of(folder.name)

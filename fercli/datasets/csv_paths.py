@@ -1,4 +1,4 @@
-"""Finding the images that a list names, whichever system wrote the list."""
+"""Find the images that a list names, whatever operating system wrote the list."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class ListedPictures:
-    """Turns paths as a list writes them into paths as the disk has them.
+    """Translates paths as written in a list into paths as stored on the disk.
 
-    Understood are backslashes between folders, ``./``, absolute paths below the dataset's folder, and names that differ
-    from the file's in Unicode normal form (macOS decomposes accents) or in case, where only one file fits. Each folder
-    is read once; a path costs no system call.
+    It understands backslashes between folders, ``./`` and absolute paths below the dataset's folder. It also matches
+    names that differ from the file's in Unicode normal form (macOS decomposes accents) or in case, if only one file
+    fits. Each folder is read once; looking up a path makes no further system call.
     """
 
     def __init__(self, root: Path):
@@ -23,18 +23,18 @@ class ListedPictures:
         self._folded: dict[str, dict[str, list[str]]] = {}
 
     def find(self, written: str, folder: str = "") -> tuple[str, str, bool]:
-        """Return (path as written, path on the disk, whether it is there).
+        """Return (path as written, path on the disk, whether it exists).
 
         Args:
             written: the image, relative to `folder` or absolute.
-            folder: below the root, with ``/`` between folders.
+            folder: a folder below the root, with ``/`` between folders.
 
-        Both paths have ``/`` between folders; the second is relative to the root where it lies below it. An image that
-        is missing gets the path where it should be.
+        Both paths have ``/`` between folders. The second is relative to the root if it is below it. For a missing
+        image, it is the path where the image should be.
         """
         path, there = self._find(written, folder)
         if not there and "\\" in written:
-            # Only here: a file's own name may hold a backslash.
+            # Only now, because a file's own name may contain a backslash.
             written = written.replace("\\", "/")
             path, there = self._find(written, folder)
         return written, path, there
@@ -52,7 +52,7 @@ class ListedPictures:
         return os.path.join(actual, found), True
 
     def _plain(self, path: str) -> str:
-        """Return a path without `.` and empty steps, relative to the root where it lies below it."""
+        """Return a path without `.` and empty components, relative to the root if it is below it."""
         for beginning in self._beginnings:
             if path.startswith(beginning):
                 path = path[len(beginning) :].lstrip("/")
@@ -61,7 +61,7 @@ class ListedPictures:
         return f"/{plain}" if path.startswith("/") else plain
 
     def _folder(self, path: str) -> str | None:
-        """Return a folder as the disk has it, None where it is missing."""
+        """Return a folder as stored on the disk; None if it does not exist."""
         if path not in self._folders:
             self._folders[path] = self._look_up(path)
         return self._folders[path]
@@ -81,7 +81,7 @@ class ListedPictures:
         return None if actual in (None, path) else self._folder(actual)
 
     def _name(self, folder: str, name: str) -> str | None:
-        """Return a name in a folder as the disk has it, None where none fits or several do."""
+        """Return a name in a folder as stored on the disk; None if no name or more than one fits."""
         if name in self._names[folder]:
             return name
         if folder not in self._folded:

@@ -1,4 +1,4 @@
-"""ExpW (Zhang et al., IJCV 2018): photographs from the web, several faces in one, each with its box and expression."""
+"""ExpW (Zhang et al., IJCV 2018): web images, some with several faces, each with a box and an expression."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from fercli.datasets.protocol import Protocol, hashed_part
 from fercli.datasets.reader import Collector, Reader, Record, WrongLayout
 from fercli.datasets.tree_files import count_unlisted, first_existing
 
-#: FER2013's: 0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral.
+#: The codes of FER2013: 0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral.
 CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0, 6: 6}
 
-#: One image in so many is for testing.
+#: One image in ONE_IN is for testing.
 ONE_IN = 5
 
 
 def split_of(image_name: str) -> str:
-    """Return ``train`` or ``test`` for an image: OUR split, frozen, since ExpW has none and the benchmark's is lost.
+    """Return ``train`` or ``test`` for an image. The split is OURS and frozen.
 
-    A fifth of the images is for testing, by `hashed_part` of the name. By image, so that faces of one photograph are
-    never on both sides.
+    ExpW has no split and the benchmark's is lost. A fifth of the images is for testing, by `hashed_part` of the name.
+    The split is by image, so that faces of one image are never in both splits.
     """
     return hashed_part(image_name, ONE_IN)
 
@@ -67,11 +67,11 @@ data/image/origin/                           or image/origin/
   afraid_African_214.jpg ...""",
     card=DatasetCard(
         title="Expression in-the-Wild",
-        about="web photographs, boxes given",
+        about="web images, with face boxes",
         apply="http://mmlab.ie.cuhk.edu.hk/projects/socialrelation/index.html",
         licence="non-commercial research",
         split="ours, by image",
-        split_note="a fifth for testing, hashed from the name: there is none, and the benchmark's is lost",
+        split_note="a fifth for testing, by a hash of the name: ExpW has no split, and the benchmark's is lost",
         paper="Zhang, Luo, Loy and Tang: From facial expression recognition to interpersonal relation prediction. "
         "IJCV 2018",
         # list

@@ -1,4 +1,4 @@
-"""FER2013 (ICML 2013 challenge): the csv of pixels, or the folders of images that circulate; official parts."""
+"""FER2013 (ICML 2013 challenge): the csv of pixels, or the folders of images in circulation; official splits."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from fercli.expressions import label_of
 #: 0 angry 1 disgust 2 fear 3 happy 4 sad 5 surprise 6 neutral.
 CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0, 6: 6}
 
-#: Our names of the parts that the column Usage gives.
+#: Split names by the values of the column Usage.
 SPLITS = {"training": "train", "publictest": "public-test", "privatetest": "private-test"}
-#: What the options file and score may be, FERPlus's too.
-FILE_HELP = "the csv of pixels (default: fer2013.csv or icml_face_data.csv, else the only csv of emotion and pixels)"
-SCORE_HELP = "the part scored: private-test (default) or public-test"
-#: Where the csv lies as the challenge and Kaggle ship it; the last is beside a train.csv and a test.csv of its rows.
+#: Help texts of the options file and score, also used by FERPlus.
+FILE_HELP = "the csv of pixels (default: fer2013.csv or icml_face_data.csv, else the only csv with emotion and pixels)"
+SCORE_HELP = "the split scored: private-test (default) or public-test"
+#: Paths of the csv as the challenge and Kaggle ship it. The last comes with a train.csv and a test.csv of its rows.
 _TABLES = ("fer2013.csv", "fer2013/fer2013.csv", "icml_face_data.csv")
 
 
 def parse(root: Path, collector: Collector, file: str | None = None) -> Protocol:
-    """Read the csv where there is one, else the folders.
+    """Read the csv if there is one, else the folders.
 
     Args:
-        root: holds the csv or the folders.
-        collector: takes the records.
-        file: the csv's name (default: fer2013.csv or icml_face_data.csv, else the only csv of emotion and pixels).
+        root: contains the csv or the folders.
+        collector: receives the records.
+        file: the csv's name (default: fer2013.csv or icml_face_data.csv, else the only csv with emotion and pixels).
 
-    Scored is the part private-test. The published cross-domain lists do not say on which of the two test parts they
-    score: the option score chooses. A csv without Usage is for training as a whole.
+    The split private-test is scored by default. The published cross-domain lists do not say which of the two test
+    splits they score, so the option score can choose the other. A csv without Usage is all training data.
     """
     table = pixel_table(root, file)
     if table is not None:
@@ -45,9 +45,9 @@ def parse(root: Path, collector: Collector, file: str | None = None) -> Protocol
 
 
 def pixel_table(root: Path, file: str | None = None) -> Path | None:
-    """Return the csv of emotions and pixels in a folder, or in a folder in it; None where there is no csv of pixels.
+    """Return the csv of emotions and pixels in a folder or its direct subfolders; None if there is no csv of pixels.
 
-    Raises WrongOption where `file` does not exist, WrongLayout where there are several to choose from.
+    Raises WrongOption if `file` does not exist, and WrongLayout if there are several such csvs.
     """
     if file is not None:
         return chosen_file(root, file)
@@ -58,14 +58,14 @@ def pixel_table(root: Path, file: str | None = None) -> Path | None:
     tables = [path for path in pixels if "emotion" in _columns(path)]
     if len(tables) > 1:
         raise WrongLayout(
-            f"several csvs of emotion and pixels ({', '.join(path.relative_to(root).as_posix() for path in tables)})",
-            "name the one with --option file=NAME, in a run spec data.datasets.{name}.options: {{file: NAME}}",
+            f"several csvs with emotion and pixels ({', '.join(path.relative_to(root).as_posix() for path in tables)})",
+            "name one with --option file=NAME, or in a run spec with data.datasets.{name}.options: {{file: NAME}}",
         )
     return table or next(iter(tables or pixels), None)
 
 
 def usage_split(text: str) -> str | None:
-    """Return the part that a word in the column Usage stands for, None where it is none; case does not matter."""
+    """Return the split that a word in the column Usage stands for; None if it is unknown. Case does not matter."""
     return SPLITS.get(plain_name(text)) or known_split(text)
 
 
@@ -83,11 +83,11 @@ def _parse_csv(root: Path, table: Path, collector: Collector) -> None:
 
 
 def pixel_rows(table: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, str | None, str]]:
-    """Yield (byte offset, split, emotion code) of every row of a csv below its header, blank lines skipped.
+    """Yield (byte offset, split, emotion code) of every row of a csv below its header. Blank lines are skipped.
 
-    The split is None where Usage is not understood, and the code is then "" too where the row has not as many fields as
-    the header; without a column Usage it is train. Raises WrongLayout where emotion, pixels or a column in `needed` is
-    missing.
+    The split is None if Usage is not understood. If the row and the header differ in their number of fields, the split
+    is None and the code is "". Without a column Usage, the split is train. Raises WrongLayout if emotion, pixels or a
+    column in `needed` is missing.
     """
     columns = _columns(table)
     missing = [name for name in ("emotion", "pixels", *needed) if name.lower() not in columns]
@@ -104,7 +104,7 @@ def pixel_rows(table: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, s
 
 
 def _columns(table: Path) -> list[str]:
-    """Return the names in a csv's header, lower case."""
+    """Return the names in a csv's header, in lower case."""
     with table.open("rb") as file:
         header = next((line for line in iter(lambda: file.readline(1 << 16), b"") if line.strip()), b"")
     return [_text(name).lower() for name in header.removeprefix(b"\xef\xbb\xbf").split(b",")]
@@ -126,7 +126,7 @@ def _rows_with_offsets(table: Path) -> Iterator[tuple[int, bytes]]:
 def _parse_folders(root: Path, collector: Collector) -> None:
     parts = [part for part in subfolders(root) if any(label_of(c.name) is not None for c in subfolders(part))]
     if not parts:
-        raise WrongLayout("no fer2013.csv, no other csv of emotion and pixels, and no train/angry/ ... folders")
+        raise WrongLayout("no fer2013.csv, no other csv with emotion and pixels, and no train/angry/ ... folders")
     for part in parts:
         for folder in subfolders(part):
             label = label_of(folder.name)
@@ -142,14 +142,14 @@ def _parse_folders(root: Path, collector: Collector) -> None:
 
 
 READER = Reader(
-    layout="fer2013.csv (or another csv of emotion, pixels and Usage), or "
+    layout="fer2013.csv (or another csv with emotion, pixels and Usage), or "
     "{train,validation,test}/{angry,...}/{Training,PublicTest,PrivateTest}_123.jpg",
     parse=parse,
     codes=CODES,
     tree="""\
 fer2013.csv                                  columns: emotion,pixels,Usage, in any order
                                              or icml_face_data.csv, or one csv of another name;
-                                             without Usage all of it is for training
+                                             without Usage, all rows are for training
 
 or folders:
 train/
@@ -159,11 +159,11 @@ test/
     option_help={"file": FILE_HELP, "score": SCORE_HELP},
     card=DatasetCard(
         title="FER2013, challenge of the ICML 2013 workshop on representation learning",
-        about="web photographs, 48x48, grey",
+        about="web images, 48x48, grey",
         apply="https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
-        licence="the competition's rules; account needed",
+        licence="competition rules; Kaggle account needed",
         split="official",
-        split_note="scored on private-test, or on public-test by the option score",
+        split_note="scored on private-test, or on public-test with the option score",
         paper="Goodfellow et al.: Challenges in representation learning: a report on three machine learning contests. "
         "ICONIP 2013",
         # field; the sums agree with the paper's totals

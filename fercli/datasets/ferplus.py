@@ -1,4 +1,4 @@
-"""FERPlus (Barsoum et al., ICMI 2016): FER2013's images, labelled again by ten people each, in its official parts."""
+"""FERPlus (Barsoum et al., ICMI 2016): FER2013's images, each labelled again by ten people, in the official splits."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ _FOLDERS = {"train": "FER2013Train", "public-test": "FER2013Valid", "private-tes
 
 
 def parse(root: Path, collector: Collector, vote: str = "majority", file: str | None = None) -> Protocol:
-    """Read fer2013new.csv beside FER2013's csv, whose rows are in the same order, or beside folders of its images.
+    """Read fer2013new.csv next to FER2013's csv, whose rows are in the same order, or next to folders of its images.
 
     Args:
         root: folder of fer2013new.csv.
-        collector: takes the records.
-        vote: ``majority``, the rule of the paper's code: options with a single vote are dropped, and the one with more
-            than half of the votes that remain is the label; ``plurality``: the option with most of the votes.
+        collector: receives the records.
+        vote: ``majority`` or ``plurality``. ``majority`` is the rule of the paper's code: options with a single vote
+            are dropped, and the label is the option with more than half of the remaining votes. ``plurality`` takes
+            the option with the most votes.
         file: FER2013's csv (default: as `fercli.datasets.fer2013.pixel_table` finds it).
 
-    No majority, a tie for most votes, and contempt, unknown or NF (not a face) in front are counted and left out.
+    Images without a majority, with a tie for most votes, or won by contempt, unknown or NF (not a face) are counted and
+    left out.
     """
     if vote not in ("majority", "plurality"):
         raise WrongOption(f"option vote is '{vote}', not 'majority' or 'plurality'")
@@ -59,7 +61,7 @@ def parse(root: Path, collector: Collector, vote: str = "majority", file: str | 
 
 
 def _winner(votes: Sequence[int], vote: str) -> str | None:
-    """Return the name of the option that the votes choose, or None."""
+    """Return the name of the option that wins the vote, or None."""
     if vote == "majority":
         votes = [count if count > 1 else 0 for count in votes]
     most = max(votes)
@@ -68,7 +70,7 @@ def _winner(votes: Sequence[int], vote: str) -> str | None:
 
 
 def _rows(table: Path) -> Iterator[tuple[str | None, str, list[int] | None]]:
-    """Yield (split, image name, votes) of every row; the votes are None where the row cannot be read."""
+    """Yield (split, image name, votes) of every row. The votes are None if the row cannot be read."""
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
         rows = (row for row in csv.reader(opened) if any(field.strip() for field in row))
         columns = {name.strip().lower(): i for i, name in enumerate(next(rows, []))}
@@ -81,7 +83,7 @@ def _rows(table: Path) -> Iterator[tuple[str | None, str, list[int] | None]]:
             try:
                 votes = [whole_number(row[i]) for i in at]
                 if None in votes:
-                    raise ValueError("a number of votes that is none")
+                    raise ValueError("a vote count that is not an integer")
                 yield usage_split(row[usage]), row[image].strip(), votes
             except (IndexError, ValueError):
                 yield None, "", None
@@ -90,16 +92,18 @@ def _rows(table: Path) -> Iterator[tuple[str | None, str, list[int] | None]]:
 def _in_csv(root: Path, pixels: Path, table: Path) -> Iterator[tuple[str, int]]:
     """Yield (path, offset) of every row's pixels.
 
-    The two files go together by the order of their rows alone, so one that lacks a row, or whose parts differ, would
-    give wrong labels: that is an error, told before any label is used.
+    The two files are matched only by the order of their rows. A missing row or different splits would give wrong
+    labels, so they raise WrongLayout before any label is used.
     """
     path, places = pixels.relative_to(root).as_posix(), []
     for number, (label_row, pixel_row) in enumerate(zip_longest(_rows(table), pixel_rows(pixels, ("Usage",))), 1):
         if label_row is None or pixel_row is None:
             shorter = table if label_row is None else pixels
-            raise WrongLayout(f"{shorter.name} ends at row {number}, the other goes on: not the same rows")
+            raise WrongLayout(f"{shorter.name} ends at row {number}, the other does not: their rows do not match")
         if label_row[0] != pixel_row[1] and label_row[2] is not None and pixel_row[2]:
-            raise WrongLayout(f"row {number} of {table.name} and of {pixels.name} differ in Usage: not the same rows")
+            raise WrongLayout(
+                f"row {number} of {table.name} and of {pixels.name} differ in Usage: their rows do not match"
+            )
         places.append((path, pixel_row[0]))
     return iter(places)
 
@@ -108,7 +112,7 @@ def _in_folders(root: Path, table: Path, collector: Collector) -> Iterator[tuple
     bases = ("", "data/", "images/", "Images/", "FERPlus/data/", "FERPlus-master/data/")
     base = next((base for base in bases if (root / base / "FER2013Train").is_dir()), None)
     if base is None:
-        raise WrongLayout("no fer2013.csv and no FER2013Train/ beside fer2013new.csv")
+        raise WrongLayout("no fer2013.csv and no FER2013Train/ next to fer2013new.csv")
     listed = {(split, name) for split, name, _ in _rows(table)}
     for split, folder in _FOLDERS.items():
         if (root / base / folder).is_dir():
@@ -117,32 +121,32 @@ def _in_folders(root: Path, table: Path, collector: Collector) -> Iterator[tuple
 
 
 READER = Reader(
-    layout="fer2013new.csv beside FER2013's fer2013.csv (or icml_face_data.csv), or beside FER2013Train/, "
+    layout="fer2013new.csv next to FER2013's fer2013.csv (or icml_face_data.csv), or next to FER2013Train/, "
     "FER2013Valid/ and FER2013Test/ (or images/FER2013Train/, ...) with fer0000000.png ...",
     parse=parse,
     tree="""\
 fer2013new.csv                               columns: Usage, Image name, votes
-fer2013.csv                                  or icml_face_data.csv: rows in the same order
+fer2013.csv                                  or icml_face_data.csv, rows in the same order
 
-or, made by FERPlus's script, beside fer2013new.csv (or below data/ or images/):
+or as made by FERPlus's script, next to fer2013new.csv (or below data/ or images/):
 FER2013Train/fer0000000.png ...
 FER2013Valid/ FER2013Test/""",
     option_help={
-        "vote": "majority (more than half of the votes, the paper's rule) or plurality (most of the votes)",
+        "vote": "majority (more than half of the votes, the paper's rule) or plurality (the most votes)",
         "file": FILE_HELP,
         "score": SCORE_HELP,
     },
     card=DatasetCard(
-        title="FER+: FER2013 labelled again by ten people an image",
-        about="FER2013's, ten votes each",
+        title="FER+: FER2013 with new labels, ten people per image",
+        about="FER2013 images, ten votes each",
         apply="https://github.com/microsoft/FERPlus",
         licence="labels MIT; images as FER2013",
         split="official",
-        split_note="FER2013's: scored on private-test, or on public-test by the option score",
+        split_note="as FER2013: scored on private-test, or on public-test with the option score",
         paper="Barsoum, Zhang, Canton Ferrer and Zhang: Training deep networks for facial expression recognition with "
         "crowd-sourced label distribution. ICMI 2016",
-        # field, by the majority rule of the paper's code, one source whose sums others confirm (25,060 and 3,153 with
-        # 119 and 16 of contempt, left out here); nothing was found of public-test
+        # field: the majority rule of the paper's code. One source; others confirm its sums (25,060 and 3,153 with 119
+        # and 16 of contempt, left out here). Nothing was found for public-test.
         releases=(
             Official(
                 {

@@ -1,4 +1,4 @@
-"""A folder per class, with or without a folder per split above: ``ROOT/happy/*.jpg`` or ``ROOT/train/happy/*.jpg``."""
+"""A folder per class, possibly inside a folder per split: ``ROOT/happy/*.jpg`` or ``ROOT/train/happy/*.jpg``."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from fercli.datasets.tree_files import images_under
 from fercli.errors import FercliError
 from fercli.expressions import UNLABELLED, label_of
 
-#: How many folders down class folders are looked for, to say where they are.
+#: How deep class folders are searched for, to say in a message where they are.
 _DEPTH = 4
 
 
 def parse(
     root: Path, collector: Collector, codes: str | Mapping[int, str] | None = None, labelled: bool = True
 ) -> Protocol:
-    """Read the class folders; a folder whose name is no expression's is counted and left out, never guessed.
+    """Read the class folders. A folder not named after an expression is counted and left out, never guessed.
 
     Args:
-        root: holds the class folders, or folders of them; a single folder around all of it does not matter.
-        collector: takes the records.
-        codes: what class folders mean that are numbers: a dataset's name (``raf-db``) or {code: expression}.
+        root: contains the class folders, or a folder of them per split. A single folder around everything is accepted.
+        collector: receives the records.
+        codes: the meaning of numeric class folders: a dataset's name (``raf-db``) or {code: expression}.
         labelled: False takes every image below the root, whatever its folder is called, without a label or a split.
 
-    Raises WrongOption where all class folders beside each other are numbers and `codes` is not given.
+    Raises WrongOption if all class folders in a folder are numbers and `codes` is not given.
     """
     if not isinstance(labelled, bool):
-        raise WrongOption(f"the option labelled is {labelled!r}; it is true or false")
+        raise WrongOption(f"option labelled is {labelled!r}, not true or false")
     if not labelled:
         for path in images_under(root, root, collector):
             collector.add(Record(id=path, path=path, label=UNLABELLED, split=WHOLE))
         if not collector.records:
-            raise FercliError(f"there is no image in {root}")
+            raise FercliError(f"no image in {root}")
         return default_protocol([WHOLE])
     meanings = code_meanings(codes)
     folders = find_classes(root, collector)
@@ -49,8 +49,8 @@ def parse(
         if numbers and not meanings and not any(label_of(name) is not None for name in names):
             shown = ", ".join(map(str, numbers[:3])) + (", ..." if len(numbers) > 3 else "")
             raise WrongOption(
-                f"the class folders in {parent} are numbers ({shown}): {ask_for_codes(numbers)}",
-                "give it with --option codes=NAME, in a run spec data.datasets.{name}.options: {{codes: NAME}}",
+                f"the class folders in {parent} are numbers ({shown}); {ask_for_codes(numbers)}",
+                "give it with --option codes=NAME, or in a run spec with data.datasets.{name}.options: {{codes: NAME}}",
             )
     if not folders:
         raise _no_classes(root)
@@ -61,13 +61,13 @@ def parse(
 
 
 def _no_classes(root: Path) -> WrongLayout:
-    """Say so, and where there are some further below."""
+    """Return the error for missing class folders. It says where some are further below, if any."""
     for above, names, _ in os.walk(root):
         depth = len(Path(above).relative_to(root).parts)
         if depth and any(label_of(name) is not None for name in names):
             found = Path(above).relative_to(root)
             return WrongLayout(
-                f"no folder named after an expression, nor one folder below (but in {found.as_posix()}/: give the "
+                f"no folder named after an expression, here or one level below (but in {found.as_posix()}/; give the "
                 f"folder {found.parent.as_posix()}/ instead)"
             )
         if depth >= _DEPTH:
@@ -77,19 +77,19 @@ def _no_classes(root: Path) -> WrongLayout:
 
 READER = Reader(
     layout="a folder per expression (surprise, fear, disgust, happiness, sadness, anger, neutral or their usual names; "
-    "numbers with the option codes), possibly below train/, val/ and test/; with labelled=false images anywhere",
+    "numbers with the option codes), possibly below train/, val/ and test/; with labelled=false, images in any folder",
     parse=parse,
     tree="""\
-happy/*.jpg ...                              a folder per expression, under its usual names
+happy/*.jpg ...                              a folder per expression, by its usual name
 sad/*.jpg ...
 
-or with splits, under their usual names:
+or with splits, by their usual names:
 train/happy/*.jpg ...                        and val/ test/ (Training, train_set, valid, ...)
 
 or with numbers, explained by the option codes:
 train/1/*.jpg ...""",
     option_help={
-        "codes": "what class folders that are numbers mean: a dataset's name (raf-db) or {1: surprise, ...}",
-        "labelled": "false: all images below the folder, whatever their folders are called, without labels",
+        "codes": "meaning of numeric class folders: a dataset's name (raf-db) or {1: surprise, ...}",
+        "labelled": "false: all images below the folder, whatever their folders are called, as unlabelled",
     },
 )

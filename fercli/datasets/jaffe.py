@@ -1,4 +1,4 @@
-"""JAFFE (Lyons, Kamachi and Gyoba 1998): 213 flat files whose names say who and what; one part, for all purposes."""
+"""JAFFE (Lyons, Kamachi and Gyoba 1998): 213 files whose names give subject and expression; a single split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _OTHER = "image not named like KM.NE1.1.tiff"
 
 
 def parse(root: Path, collector: Collector) -> Protocol:
-    """Read the names. They are trusted over the lists in circulation (one calls KR.SA3.79 happy)."""
+    """Read the file names. They take precedence over the lists in circulation (one calls KR.SA3.79 happy)."""
     for path in images_under(root, root, collector):
         name = path.rsplit("/", 1)[-1]
         match = _NAME.fullmatch(name)
@@ -42,7 +42,7 @@ KM.NE1.1.tiff ...                            in the folder or below it""",
         apply="https://zenodo.org/record/3451524",
         licence="non-commercial research; on request",
         split="none",
-        split_note="all 213 to adapt and to score",
+        split_note="all 213 are adapted to and scored",
         paper="Lyons, Akamatsu, Kamachi and Gyoba: Coding facial expressions with Gabor wavelets. FG 1998",
         # list: the 213 file names themselves
         releases=(Official.of_whole((30, 32, 29, 31, 31, 30, 30)),),

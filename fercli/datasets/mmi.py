@@ -1,9 +1,10 @@
 """MMI (Pantic et al., ICME 2005; Valstar and Pantic, LREC 2010): a list of frames, or downloaded sessions; our split.
 
-The database hands out sessions of one video each, which fercli does not read: their frames have to be extracted first
-(upright: several cameras lay on their side, and where two views share a frame, crop the frontal one). A video begins
-and ends neutral; as usual with this database, its middle frames stand for the expression and its first for neutral.
-There is no official split: a fifth of the subjects is for testing, by `fercli.datasets.sequences.split_of`.
+The database provides sessions of one video each. fercli does not read these videos: extract their frames first. The
+frames must be upright, because several cameras were mounted sideways. If two views share a frame, crop the frontal one.
+A video begins and ends neutral. As usual with this database, its middle frames stand for the expression and its first
+frame for neutral. There is no official split: a fifth of the subjects is for testing, by
+`fercli.datasets.sequences.split_of`.
 """
 
 from __future__ import annotations
@@ -36,20 +37,20 @@ from fercli.media import is_video_name
 #: As numbered in the field's lists: 0 anger 1 disgust 2 fear 3 happiness 4 sadness 5 surprise.
 CODES: dict[int, int | None] = {0: 5, 1: 2, 2: 1, 3: 3, 4: 4, 5: 0}
 
-#: One subject in so many is for testing.
+#: One subject in ONE_IN is for testing.
 ONE_IN = 5
 _CLIP = re.compile(r"(?P<subject>[Ss]\d+)[-_]\d+")
-_EXTRACT = "video without frames beside it (extract them: ffmpeg -i S001-001.avi S001-001_%05d.png)"
+_EXTRACT = "video without frames next to it (extract them: ffmpeg -i S001-001.avi S001-001_%05d.png)"
 
 
 def parse(root: Path, collector: Collector, peak: int = 3, split: str = "subject") -> Protocol:
-    """Read the list where there is one, else the sessions.
+    """Read the list if there is one, else the sessions.
 
     Args:
-        root: holds list/list.txt and images/, or Sessions/ as downloaded, with the frames extracted.
-        collector: takes the records.
-        peak: how many frames in the middle of a session show its expression (lists say so themselves).
-        split: ``subject`` (adapted on train, scored on test) or ``all`` (one part for both, as with JAFFE).
+        root: contains list/list.txt and images/, or Sessions/ as downloaded, with the frames extracted.
+        collector: receives the records.
+        peak: how many frames in the middle of a session show its expression (a list names the frames itself).
+        split: ``subject`` (adapted to train, scored on test) or ``all`` (one split for both, as with JAFFE).
     """
     check_options(peak, split)
     listed = first_existing(root, "list/list.txt", "list.txt")
@@ -63,10 +64,10 @@ def parse(root: Path, collector: Collector, peak: int = 3, split: str = "subject
 
 
 def _parse_list(root: Path, listed: Path, collector: Collector, split: str) -> None:
-    """Read rows of an image below images/ and its code, counted from 0 as in the benchmark's own lists.
+    """Read the list. A row is an image below images/ and its code, counted from 0 as in the benchmark's own lists.
 
-    Its boxes (annos/bbox: left top right bottom) and five landmarks (annos/landmark_5: x y a line) go with them where
-    they are there.
+    Boxes (annos/bbox: left top right bottom) and five landmarks (annos/landmark_5: x y on each line) are read too if
+    they exist.
     """
     if not (root / "images").is_dir():
         raise WrongLayout("no images/")
@@ -100,7 +101,7 @@ def _parse_sessions(root: Path, collector: Collector, peak: int, split: str) -> 
         if not clips:
             collector.leave_out("session without emotion label")
         for clip, code in clips:
-            # The files count from 1, and go on to 9 beyond the six that the lists number from 0.
+            # The files count from 1 to 9: the six expressions that the lists number from 0, and others.
             label = CODES.get(code - 1)
             if label is None:
                 collector.leave_out(f"emotion {code} (outside the seven)")
@@ -111,7 +112,7 @@ def _parse_sessions(root: Path, collector: Collector, peak: int, split: str) -> 
 
 
 def _clips(session: Path, collector: Collector) -> Iterator[tuple[str, int]]:
-    """Yield (S001-001, number of its emotion) for each annotation file in a session's folder."""
+    """Yield (S001-001, number of its emotion) for each annotation file in a session folder."""
     for file in sorted(session.glob("*.xml")):
         if file.name == "session.xml" or file.name.startswith(".") or "aucs" in file.name:
             continue
@@ -127,7 +128,7 @@ def _clips(session: Path, collector: Collector) -> Iterator[tuple[str, int]]:
 
 
 def _view(session: Path) -> str | None:
-    """Return what session.xml says of the camera: 0 frontal, 1 from the side, 2 both in one frame; None if nothing."""
+    """Return the camera view from session.xml: 0 frontal, 1 side, 2 both in one frame; None if not given."""
     try:
         track = next(ElementTree.parse(session / "session.xml").getroot().iter("track"), None)
     except (OSError, ValueError, ElementTree.ParseError):
@@ -142,7 +143,7 @@ def _read_clip(root: Path, session: Path, clip: str, label: int, collector: Coll
         frames = in_order([p.relative_to(root).as_posix() for p in beside])
     if not frames:
         filmed = any(is_video_name(p.name) for p in session.iterdir())
-        collector.leave_out(_EXTRACT if filmed else "session without video and frames")
+        collector.leave_out(_EXTRACT if filmed else "session without video or frames")
         return
     start = max(len(frames) // 2 - peak // 2, 0)
     neutral = neutral_of(frames[: start + 1], collector)
@@ -151,16 +152,16 @@ def _read_clip(root: Path, session: Path, clip: str, label: int, collector: Coll
 
 
 def _exactly(file: Path, count: int) -> tuple[float, ...] | None:
-    """Return the numbers of a small annotation file; None where it is missing, malformed or has not `count`."""
+    """Return the numbers of a small annotation file; None if it is missing, malformed or does not have `count`."""
     numbers = tuple(numbers_in(file))
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 
 def _add(collector: Collector, record: Record, split: str) -> None:
-    """Add a frame with the subject that its name tells, and the part that goes with it."""
+    """Add a frame with the subject in its name and that subject's split."""
     match = _CLIP.search(record.id)
     if match is None and split == "subject":
-        collector.leave_out("frame not named after its subject, S001-001... (option split 'all' takes it)")
+        collector.leave_out("frame not named after its subject, S001-001... (accepted with the option split 'all')")
         return
     subject = match["subject"].upper() if match else None
     collector.add(replace(record, subject=subject, split=part_of(subject or "", ONE_IN, split)))
@@ -168,7 +169,7 @@ def _add(collector: Collector, record: Record, split: str) -> None:
 
 READER = Reader(
     layout="list/list.txt (image code) with images/, or Sessions/1/ ... as downloaded: session.xml, S001-001.xml and "
-    "the frames of S001-001.avi beside it (ffmpeg -i S001-001.avi S001-001_%05d.png)",
+    "the frames of S001-001.avi next to it (ffmpeg -i S001-001.avi S001-001_%05d.png)",
     parse=parse,
     codes=CODES,
     tree="""\

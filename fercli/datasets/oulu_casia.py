@@ -1,8 +1,9 @@
 """Oulu-CASIA NIR-VIS (Zhao et al., Image and Vision Computing 2011): 80 subjects, six sequences each; our split.
 
-A sequence goes from neutral to peak. Taken are, as usual with this dataset, its last three frames as the expression
-and its first one as neutral: 1,920 images under one light and camera. There is no official split (papers draw ten folds
-of subjects), so it is ours: a fifth of the subjects is for testing, by `fercli.datasets.sequences.split_of`.
+A sequence goes from neutral to peak. As usual with this dataset, its last three frames stand for the expression and
+its first frame for neutral: 1,920 images under one lighting and camera. There is no official split (papers draw ten
+folds of subjects), so the split is ours: a fifth of the subjects is for testing, by
+`fercli.datasets.sequences.split_of`.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from fercli.datasets.sequences import PEAK_HELP, SPLIT_HELP, add_sequence, check
 from fercli.datasets.tree_files import first_existing, subfolders
 from fercli.expressions import label_of
 
-#: One subject in so many is for testing.
+#: One subject in ONE_IN is for testing.
 ONE_IN = 5
 _SPECTRA, _LIGHTINGS = ("VL", "NI"), ("Strong", "Weak", "Dark")
-#: Where the archives unpack to: the images as taken, then the dataset's own crops.
+#: Where the archives unpack to: the original images, then the dataset's own crops.
 _ORIGINAL = ("", "OriginalImg/", "B_OriginalImg/OriginalImg/", "B_OriginalImg/", "Oulu_CASIA_NIR_VIS/")
 _CROPPED = ("", "PreProcess_Img/", "PreProcess Img/", "PreProcessImg/", "PreProcess/")
 _SUBJECT = re.compile(r"[Pp]\d+")
@@ -34,16 +35,16 @@ def parse(
     peak: int = 3,
     split: str = "subject",
 ) -> Protocol:
-    """Read the sequences of one camera under one light.
+    """Read the sequences of one camera under one lighting.
 
     Args:
-        root: holds VL/ and NI/, or the folder that its archives unpack to. The images as taken are preferred to the
-            dataset's own crops (VL_Acropped/), for fercli aligns them itself.
-        collector: takes the records.
+        root: contains VL/ and NI/, or the folder that the archives unpack to. The original images are preferred to the
+            dataset's own crops (VL_Acropped/), because fercli aligns faces itself.
+        collector: receives the records.
         spectrum: ``VL`` (visible light) or ``NI`` (near infrared).
         lighting: ``Strong``, ``Weak`` or ``Dark``.
         peak: how many frames at the end of a sequence show its expression.
-        split: ``subject`` (adapted on train, scored on test) or ``all`` (one part for both, as with JAFFE).
+        split: ``subject`` (adapted to train, scored on test) or ``all`` (one split for both, as with JAFFE).
     """
     check_options(peak, split)
     for name, value, known in (("spectrum", spectrum, _SPECTRA), ("lighting", lighting, _LIGHTINGS)):
@@ -62,7 +63,7 @@ def parse(
             frames = frames_of(sequence, root, collector)
             label = label_of(sequence.name)
             if not _SUBJECT.fullmatch(subject.name):
-                collector.leave_out("image of no subject (P001, P002, ...)", len(frames))
+                collector.leave_out("image outside a subject folder (P001, P002, ...)", len(frames))
             elif label is None:
                 collector.leave_out_class(sequence.name, len(frames))
             elif not frames:
@@ -98,10 +99,10 @@ PreProcess_Img/VL_Acropped/Strong/P001/Anger/000.jpeg ...""",
         apply="https://www.oulu.fi/cmvs/node/41319",
         licence="research; agreement signed",
         split="ours, by subject",
-        split_note="a fifth for testing, frozen: papers draw ten folds of their own",
+        split_note="a fifth for testing, frozen: papers draw their own ten folds",
         paper="Zhao, Huang, Taini, Li and Pietikäinen: Facial expression recognition from near-infrared videos. "
         "Image and Vision Computing 2011",
-        # paper: 80 subjects, six expressions each under every light; three frames each, the first as neutral
+        # paper: 80 subjects with six expressions under every lighting; three frames per sequence, the first as neutral
         releases=(
             Official.of_whole((240, 240, 240, 240, 240, 240, 480), "three frames at the peak, first as neutral"),
         ),

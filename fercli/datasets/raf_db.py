@@ -17,7 +17,7 @@ from fercli.expressions import EXPRESSIONS
 #: list_patition_label.txt: 1 surprise 2 fear 3 disgust 4 happiness 5 sadness 6 anger 7 neutral.
 CODES: dict[int, int | None] = {1: 0, 2: 1, 3: 2, 4: 3, 5: 4, 6: 5, 7: 6}
 
-#: A row of the list: the image, which may have blanks in its name, its code, and what some lists have behind it.
+#: A row of the list: the image, whose name may contain spaces, its code, and further fields that some lists have.
 _ROW = re.compile(r"\s*(?P<name>\S.*?\.\w{3,4})\s+(?P<code>\S+)(?P<more>(?:\s+\S+)*)\s*")
 
 #: An image's name, as released.
@@ -25,10 +25,10 @@ _OFFICIAL = re.compile(r"(?P<name>(?P<split>train|test)_\d+)(?:_aligned)?")
 
 
 def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
-    """Read the label list, or the class folders where there is none.
+    """Read the label list, or the class folders if there is none.
 
-    `images` is ``original`` or ``aligned`` (default: the originals where they are there). The released boxes and
-    landmarks are in pixels of the originals and go with these only.
+    `images` is ``original`` or ``aligned`` (default: the originals if they exist). The released boxes and landmarks are
+    in pixels of the originals and are used only with these.
     """
     if images not in (None, "original", "aligned"):
         raise WrongOption(f"option images is '{images}', not 'original' or 'aligned'")
@@ -55,8 +55,8 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> Protoc
         names.add(file)
         more = row["more"].split()
         if more and [known_split(word) for word in more] != [split]:
-            # Which of the numbers is the label is not known: lists of noisy labels have two.
-            collector.leave_out(f"row of {2 + len(more)} fields (an image and its code are read)")
+            # It is not known which number is the label: lists of noisy labels have two.
+            collector.leave_out(f"row with {2 + len(more)} fields (expected: an image and its code)")
             continue
         label = collector.label(CODES, row["code"])
         if label is None:
@@ -77,10 +77,10 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> Protoc
 
 
 def _parse_folders(root: Path, collector: Collector) -> Protocol:
-    """Read train/1/train_00001_aligned.jpg ..., and compare with train_labels.csv and test_labels.csv where they are.
+    """Read train/1/train_00001_aligned.jpg ..., and compare with train_labels.csv and test_labels.csv if they exist.
 
-    Raises WrongLayout where a folder is no code of RAF-DB (the others may be another dataset's too then), or where a
-    csv says otherwise than an image's folder.
+    Raises WrongLayout if a folder is not a code of RAF-DB (the others may then be another dataset's codes too), or if
+    a csv and an image's folder disagree.
     """
     folders = find_classes(root, collector)
     if not folders:
@@ -88,8 +88,8 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
     other = [folder for folder, _ in folders if is_code(folder.name) and int(folder.name) not in CODES]
     if other:
         raise WrongLayout(
-            f"the class folder {other[0].relative_to(root).as_posix()}/ is no code of RAF-DB (1 to 7)",
-            "if the numbers mean something else, say what: reader folders with the option codes",
+            f"the class folder {other[0].relative_to(root).as_posix()}/ is not a code of RAF-DB (1 to 7)",
+            "if the numbers mean something else, use the reader folders with the option codes",
         )
     tables = {parent: _labels_beside(parent, root, collector) for parent in {folder.parent for folder, _ in folders}}
     seen: set[str] = set()
@@ -100,27 +100,27 @@ def _parse_folders(root: Path, collector: Collector) -> Protocol:
         for parent, said in tables.items():
             if (root / path).is_relative_to(parent) and said.get(name, label) != label:
                 raise WrongLayout(
-                    f"{parent.name}_labels.csv says {EXPRESSIONS[said[name]]} of {path}, whose folder says "
+                    f"{parent.name}_labels.csv gives {EXPRESSIONS[said[name]]} for {path}, but its folder gives "
                     f"{EXPRESSIONS[label]}"
                 )
         stem, ending = os.path.splitext(name)
         named = _OFFICIAL.fullmatch(stem)
-        if named is None:  # names of others may stand in several folders
+        if named is None:  # other names may occur in several folders
             collector.add(Record(id=path, path=path, label=label, split=split))
             continue
         split = named["split"] if split == WHOLE else split
         if {split, named["split"]} == {"train", "test"}:
-            raise WrongLayout(f"{path} is named as a {named['split']} image and lies in a folder of {split} images")
+            raise WrongLayout(f"{path} is named as a {named['split']} image but is in a folder of {split} images")
         first = official.setdefault(named["name"], path)
         if first != path:
-            raise WrongLayout(f"{first} and {path} are one image of RAF-DB by their names: remove one of them")
+            raise WrongLayout(f"{first} and {path} are the same image of RAF-DB by their names; remove one of them")
         collector.add(Record(id=f"{named['name']}{ending}", path=path, label=label, split=split))
     collector.leave_out("row without file", sum(name not in seen for said in tables.values() for name in said))
     return default_protocol(record.split for record in collector.records)
 
 
 def _labels_beside(part: Path, root: Path, collector: Collector) -> dict[str, int]:
-    """Return {picture: label} of train_labels.csv (columns image and label) beside train/ or above; {} without it."""
+    """Return {image: label} from train_labels.csv (columns image, label) next to train/ or above it; {} if missing."""
     beside = (above / f"{part.name}_labels.csv" for above in part.parents if above.is_relative_to(root))
     table = next((path for path in beside if path.is_file()), None)
     if table is None:
@@ -136,7 +136,7 @@ def _labels_beside(part: Path, root: Path, collector: Collector) -> dict[str, in
 
 
 def _points(folder: Path | None, stem: str) -> Points | None:
-    # Five lines of x y, then gender, race and age, one number a line.
+    # Five lines of x y, then gender, race and age, one number per line.
     numbers = numbers_in(folder / f"{stem}_manu_attri.txt")[:10] if folder else []
     return tuple(zip(numbers[0::2], numbers[1::2], strict=True)) if len(numbers) == 10 else None
 
@@ -148,7 +148,7 @@ def _box(folder: Path | None, stem: str) -> Box | None:
 
 READER = Reader(
     layout="EmoLabel/list_patition_label.txt, Image/original/train_00001.jpg ... (or Image/aligned/*_aligned.jpg), "
-    "and Annotation/{manual,boundingbox}/ where you have them; or train/1/train_00001_aligned.jpg ... as on Kaggle",
+    "and Annotation/{manual,boundingbox}/ if you have them; or train/1/train_00001_aligned.jpg ... as on Kaggle",
     parse=parse,
     codes=CODES,
     tree="""\
@@ -156,20 +156,20 @@ EmoLabel/
   list_patition_label.txt                    rows: train_00001.jpg 5
 Image/
   original/train_00001.jpg ...               or aligned/train_00001_aligned.jpg ...
-Annotation/                                  where you have it
+Annotation/                                  if you have it
   manual/train_00001_manu_attri.txt          five landmarks, then gender, race, age
   boundingbox/train_00001_boundingbox.txt    left top right bottom
 
 or as on Kaggle, possibly below DATASET/:
 train/
-  1/train_00001_aligned.jpg ...              and 2/ ... 7/, the codes of the list
+  1/train_00001_aligned.jpg ...              and 2/ ... 7/, the codes in the list
 test/
   1/test_0002_aligned.jpg ...
-train_labels.csv, test_labels.csv            where you have them: image,label""",
-    option_help={"images": "original or aligned (default: the originals where they are there)"},
+train_labels.csv, test_labels.csv            if you have them: image,label""",
+    option_help={"images": "original or aligned (default: the originals if they exist)"},
     card=DatasetCard(
         title="Real-world Affective Faces Database, basic expressions",
-        about="web photographs",
+        about="web images",
         apply="http://www.whdeng.cn/raf/model1.html",
         licence="non-commercial research; on request",
         split="official",

@@ -1,4 +1,4 @@
-"""A dataset's reader: the entry of the registry, the records that it lists, and the count of what it leaves out."""
+"""A dataset's reader: the registry entry, the records that it lists, and the counts of what it leaves out."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fercli.datasets.protocol import Protocol, UnknownSplits, settle
 from fercli.errors import FercliError
 from fercli.expressions import NUM_EXPRESSIONS, UNLABELLED, is_outside, label_of
 
-#: A folder that holds this file holds procedural faces written by fercli, not the dataset.
+#: A folder with this file contains procedural faces written by fercli, not the real dataset.
 SYNTHETIC_MARKER = "PROCEDURAL-FACES.txt"
 
-#: The options of every reader whose `parse` has none of these names, and what they may be.
+#: Options of every reader, with help texts. A reader whose `parse` has an option of the same name uses its own.
 PROTOCOL_OPTIONS = {
-    "adapt": "splits that train or are adapted to: one, a list, or all (default: the dataset's protocol)",
-    "score": "splits that are scored, in the same way; one that is also adapted to must be named here",
+    "adapt": "splits that are trained on or adapted to: one, a list, or all (default: the dataset's protocol)",
+    "score": "splits that are scored: one, a list, or all; a split that is also adapted to must be named here",
 }
 
 Box = tuple[float, float, float, float]
@@ -32,20 +32,20 @@ Points = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Record:
-    """One face as its dataset lists it; nothing has been read from the image yet.
+    """One face as its dataset lists it. The image has not been read yet.
 
     Attributes:
         id: unique in its dataset and stable from run to run (``train_00001.jpg``, ``name.jpg#2`` for face 2).
-        path: the image (or the csv that holds it), relative to the dataset's root.
-        label: 0..6 in the order of `fercli.expressions.EXPRESSIONS`, or -1 where it is not known.
-        split: the dataset's own part (``train``, ``val``, ``test``, ``public-test``, ``all``, ...).
-        subject: the person, where the dataset names them.
-        box: face box (left, top, right, bottom) in pixels of the image, where the dataset gives one.
+        path: the image (or the csv that contains it), relative to the dataset's root.
+        label: 0..6 in the order of `fercli.expressions.EXPRESSIONS`, or -1 if it is not known.
+        split: the dataset's own split (``train``, ``val``, ``test``, ``public-test``, ``all``, ...).
+        subject: the person, if the dataset names them.
+        box: face box (left, top, right, bottom) in pixels of the image, if the dataset gives one.
         landmarks: five points (x, y) in pixels of the image: image-left eye, image-right eye, nose tip, image-left and
-            image-right mouth corner, where the dataset gives them.
-        offset: byte offset of the image's row where `path` is a csv of pixels (FER2013), else None.
-        cropped: whether the image is a face that the dataset has cut out: the box of the face, where ``prepare.align``
-            is ``box``, is then all of it, as in the released code of AGLRLS. The face is looked for all the same.
+            image-right mouth corner, if the dataset gives them.
+        offset: byte offset of the image's row if `path` is a csv of pixels (FER2013), else None.
+        cropped: whether the image is a face that the dataset has cropped. If ``prepare.align`` is ``box``, the face box
+            is then the whole image, as in the released code of AGLRLS. Face detection still runs.
     """
 
     id: str
@@ -56,22 +56,22 @@ class Record:
     box: Box | None = None
     landmarks: Points | None = None
     offset: int | None = None
-    # Not in the representation, which stores of faces aligned otherwise know their records by.
+    # Not in the representation, by which stores with other alignments identify their records.
     cropped: bool = field(default=False, repr=False)
 
 
 @dataclass
 class Listing:
-    """All records of one dataset, and what its reader left out.
+    """All records of one dataset, and the counts of what its reader left out.
 
     Attributes:
-        name: the dataset as the user calls it.
+        name: the user's name for the dataset.
         root: its folder.
         records: in the order of the dataset's own list.
-        adapt_splits: the parts whose images train (a source) or are adapted to (a target).
-        score_splits: the parts on which accuracy is reported.
-        left_out: how many entries each reason left out (``contempt``, ``row without file``, ...).
-        synthetic: true for procedural faces written in this layout by fercli itself.
+        adapt_splits: the splits that are trained on (as a source) or adapted to (as a target).
+        score_splits: the splits on which accuracy is reported.
+        left_out: how many entries were left out, by reason (``contempt``, ``row without file``, ...).
+        synthetic: true for procedural faces that fercli wrote in this layout.
     """
 
     name: str
@@ -91,16 +91,16 @@ class Listing:
 
 @dataclass(frozen=True)
 class Reader:
-    """All that fercli knows of one dataset, as the registry holds it.
+    """All that fercli knows about one dataset, as stored in the registry.
 
     Attributes:
-        layout: one line: what its folder should hold.
+        layout: what its folder should contain, in one line.
         parse: reads a tree: (root, collector, **options) -> (adapt_splits, score_splits), or raises UnknownSplits.
-        codes: the numbers that stand for its expressions, as labels 0..6 in the order of
-            `fercli.expressions.EXPRESSIONS`; None for those outside the seven.
-        tree: what should lie where, as a file manager shows it, with what is in it (default: `layout`).
-        option_help: what each option of `parse` may be, a line each.
-        card: sizes, terms, where to apply; None for a layout of anybody's files.
+        codes: {number that stands for an expression: label 0..6 in the order of `fercli.expressions.EXPRESSIONS`}. The
+            label is None for those outside the seven.
+        tree: the expected files and folders as an indented tree, with notes on their contents (default: `layout`).
+        option_help: help text for each option of `parse`, one line each.
+        card: sizes, terms, where to request it; None for a layout for the user's own files.
     """
 
     layout: str
@@ -118,35 +118,35 @@ class Reader:
 
     @property
     def options(self) -> dict[str, object]:
-        """The options that `read` takes, by name, with their defaults (`inspect.Parameter.empty`: it must be given)."""
+        """The options that `read` takes, by name, with their defaults (`inspect.Parameter.empty`: required)."""
         return {**self._own, **{name: None for name in PROTOCOL_OPTIONS if name not in self._own}}
 
     @property
     def tree_lines(self) -> list[str]:
-        """The lines of the tree expected."""
+        """The lines of the expected tree."""
         return (self.tree or self.layout).splitlines()
 
     def describe_options(self) -> list[dict[str, Any]]:
-        """Return ``name``, ``default`` (None where there is none) and ``values`` (in words) of each option."""
+        """Return ``name``, ``default`` (None if there is none) and ``values`` (in words) of each option."""
         texts, described = {**PROTOCOL_OPTIONS, **self.option_help}, []
         for option, default in self.options.items():
             needed = default is inspect.Parameter.empty
-            values = texts.get(option, "must be given" if needed else "")
+            values = texts.get(option, "required" if needed else "")
             described.append({"name": option, "default": None if needed else default, "values": values})
         return described
 
     def document(self) -> dict[str, Any]:
-        """Return all that is known of the dataset and its layout, ready for JSON."""
+        """Return all that is known about the dataset and its layout, ready for JSON."""
         layout = {"layout": self.layout, "tree": self.tree_lines, "options": self.describe_options()}
         return {**(self.card.document() if self.card else {}), **layout}
 
     def read(self, root: str | os.PathLike[str], name: str = "dataset", **options: object) -> Listing:
         """List the dataset at `root`.
 
-        The options ``adapt`` and ``score`` say which splits are adapted to (or trained on) and which are scored; else
-        the dataset's protocol says so (`fercli.datasets.protocol.settle`).
+        The options ``adapt`` and ``score`` say which splits are adapted to (or trained on) and which are scored. Their
+        default is the dataset's protocol (`fercli.datasets.protocol.settle`).
 
-        Raises FercliError where the folder is not of this layout or the splits are not understood.
+        Raises FercliError if the folder does not have this layout or the splits are not understood.
         """
         root = Path(root)
         own, known = self._own, self.options
@@ -156,12 +156,12 @@ class Reader:
         needed = [key for key, default in own.items() if default is inspect.Parameter.empty and key not in options]
         if needed:
             raise FercliError(
-                f"{name}: this reader needs the option {needed[0]}: --option {needed[0]}=..., in a run spec "
+                f"{name}: this reader needs the option {needed[0]}; give --option {needed[0]}=..., or in a run spec "
                 f"data.datasets.{name}.options: {{{needed[0]}: ...}}"
             )
         if not root.is_dir():
-            what = f"{root} is a file, not a folder" if root.exists() else f"the folder {root} is missing"
-            raise FercliError(f"{name}: {what}; expected there: {self.layout}")
+            what = f"{root} is a file, not a folder" if root.exists() else f"no such folder: {root}"
+            raise FercliError(f"{name}: {what}; expected: {self.layout}")
         collector = Collector()
         protocol: Protocol | UnknownSplits
         try:
@@ -171,7 +171,7 @@ class Reader:
         except WrongOption as wrong:
             raise FercliError(f"{name}: {wrong}{wrong.hint_for(name)}") from None
         except WrongLayout as wrong:
-            where = f"{wrong} in {root}; expected there: {self.layout}"
+            where = f"{wrong} in {root}; expected: {self.layout}"
             raise FercliError(f"{name}: {where}{wrong.hint_for(name)}") from None
         except csv.Error as failure:
             raise FercliError(f"{name}: a csv in {root} cannot be read: {failure}") from None
@@ -180,7 +180,7 @@ class Reader:
         if not collector.records:
             counts = ", ".join(f"{count} {reason}" for reason, count in collector.left_out.items())
             left = f" (left out: {counts})" if counts else ""
-            raise FercliError(f"{name}: nothing usable in {root}{left}; expected there: {self.layout}")
+            raise FercliError(f"{name}: nothing usable in {root}{left}; expected: {self.layout}")
         present = list(dict.fromkeys(record.split for record in collector.records))
         stated = {key: options.get(key) for key in PROTOCOL_OPTIONS if key not in own}
         adapt_splits, score_splits = settle(name, root, present, protocol, **stated)
@@ -195,51 +195,51 @@ class Reader:
         )
 
 
-#: Every reader by the name that the run spec gives it. `fercli.datasets` fills it; here those find it who read what
-#: the others know (`fercli.datasets.codes`).
+#: Every reader by its name in the run spec. `fercli.datasets` fills it. It is defined here for modules that use what
+#: other readers know (`fercli.datasets.codes`).
 READERS: dict[str, Reader] = {}
 
 
 class _Hinted(Exception):
-    """`hint`, where there is one, says what else can be done; ``{name}`` in it stands for the dataset's name."""
+    """An error with an optional `hint` on what to do. ``{name}`` in the hint stands for the dataset's name."""
 
     def __init__(self, message: str, hint: str = ""):
         super().__init__(message)
         self.hint = hint
 
     def hint_for(self, name: str) -> str:
-        """Return the hint, to be put behind the message."""
+        """Return the hint, to be appended to the message."""
         return f"; {self.hint.format(name=name)}" if self.hint else ""
 
 
 class WrongLayout(_Hinted):
-    """The folder is there but not what was expected; the message says what is amiss."""
+    """The folder exists but does not have the expected layout. The message says what is wrong."""
 
 
 class WrongOption(_Hinted):
-    """An option's value is none that the reader knows; the message names option, value and what is allowed."""
+    """An option's value is not valid. The message names the option, the value and what is allowed."""
 
     def __init__(
         self,
         message: str,
-        hint: str = "give options with --option NAME=VALUE, in a run spec under data.datasets.{name}.options",
+        hint: str = "give options with --option NAME=VALUE, or in a run spec under data.datasets.{name}.options",
     ):
         super().__init__(message, hint)
 
 
 @dataclass
 class Collector:
-    """Gathers records, and counts whatever is left out under its reason."""
+    """Collects records, and counts by reason what is left out."""
 
     records: list[Record] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     _ids: dict[str, int] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
-        """Keep the record, unless its id was listed before: the first one counts."""
+        """Keep the record, unless its id was listed before. The first one counts."""
         if record.label not in range(UNLABELLED, NUM_EXPRESSIONS):
             allowed = f"{UNLABELLED} to {NUM_EXPRESSIONS - 1}"
-            raise FercliError(f"{record.id}: a reader gave it the label {record.label!r}; it must be {allowed}")
+            raise FercliError(f"{record.id}: the reader gave the label {record.label!r}; it must be {allowed}")
         first = self._ids.setdefault(record.id, record.label)
         if len(self._ids) > len(self.records):
             self.records.append(record)
@@ -247,12 +247,12 @@ class Collector:
             self.leave_out("listed twice" if first == record.label else "listed twice with different labels")
 
     def leave_out(self, reason: str, count: int = 1) -> None:
-        """Count entries that become no record."""
+        """Count entries that do not become a record."""
         if count:
             self.left_out[reason] += count
 
     def label(self, codes: Mapping[int, int | None], text: str) -> int | None:
-        """Return the label that a dataset's code stands for; None, its reason counted, where it is none of ours."""
+        """Return the label that a code stands for; None, with the reason counted, if it is none of the seven."""
         code = whole_number(text)
         label = None if code is None else codes.get(code)
         if label is None:
@@ -262,18 +262,18 @@ class Collector:
         return label
 
     def need_rows(self, file: Path, row: str) -> None:
-        """Raise WrongLayout, naming the file and what a row of it should be, where none of its rows could be read."""
+        """Raise WrongLayout if no row of a file could be read. It names the file and the expected form of a row."""
         if not self.records and set(self.left_out) == {"unreadable row"}:
-            raise WrongLayout(f"{file.name} lacks a column: no row of it reads '{row}'")
+            raise WrongLayout(f"{file.name} lacks a column: none of its rows has the form '{row}'")
 
     def leave_out_class(self, name: str, count: int = 1, kind: str = "class") -> None:
-        """Count images of a class folder, or of a label, whose name is none of the seven expressions'."""
+        """Count images of a class folder, or of a label, that is not named after one of the seven expressions."""
         known = is_outside(name)
         reason = f"{name.strip().lower()} (outside the seven)" if known else f"unknown {kind} {_shortened(name)!r}"
         self.leave_out(reason, count)
 
     def named_label(self, name: str) -> int | None:
-        """As `label`, for a class name."""
+        """Return the label that a class name stands for; None, with the reason counted, as in `label`."""
         label = label_of(name)
         if label is None:
             self.leave_out_class(name, kind="label")
@@ -281,5 +281,5 @@ class Collector:
 
 
 def _shortened(text: str) -> str:
-    """Return a text of a length that a message can quote."""
+    """Return a text shortened for use in a message."""
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,4 +1,4 @@
-"""SFEW 2.0 (Dhall et al., ICCV-W 2011; EmotiW 2015): frames of films, or the faces cut from them; official parts."""
+"""SFEW 2.0 (Dhall et al., ICCV-W 2011; EmotiW 2015): frames of films, or faces cropped from them; official splits."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from fercli.datasets.reader import Collector, Reader, Record, WrongLayout, Wrong
 from fercli.datasets.tree_files import images_under, is_image_name, subfolders
 from fercli.expressions import UNLABELLED, label_of
 
-#: What is scored comes first: a frame that is in two parts stays there, and counts as listed twice in the other.
+#: The scored split comes first: a frame in two splits stays in it and counts as listed twice in the other.
 _PARTS = {"val": "Val", "train": "Train", "test": "Test"}
 _KINDS = ("frames", "aligned")
 
 
 def parse(root: Path, collector: Collector, images: str | None = None) -> Protocol:
-    """Read the class folders of Train and Val, and the unlabelled images of Test where they are there.
+    """Read the class folders of Train and Val, and the unlabelled images of Test if they exist.
 
     Args:
-        root: holds Train/ and Val/, or the folders of aligned faces themselves.
-        collector: takes the records. The films' actors are not named: no subjects.
-        images: ``frames`` or ``aligned`` (default: the frames where they are there: the benchmark takes them, and
-            fercli aligns faces itself). A frame may show several people; only the aligned faces say whose the label is.
+        root: contains Train/ and Val/, or the folders of aligned faces themselves.
+        collector: receives the records. They have no subjects, because the actors are not named.
+        images: ``frames`` or ``aligned`` (default: the frames if they exist, because the benchmark uses them and fercli
+            aligns faces itself). A frame may show several people. Only the aligned faces say whose face is labelled.
     """
     if images not in (None, *_KINDS):
         raise WrongOption(f"option images is '{images}', not 'frames' or 'aligned'")
@@ -37,7 +37,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> Protoc
         lack = (
             f"no class folders of {what} below {missing}"
             if missing
-            else "frames of one part, aligned faces of the other"
+            else "frames of one split, aligned faces of the other"
         )
         raise WrongLayout(lack)
     for split, folder in folders.items():
@@ -47,7 +47,7 @@ def parse(root: Path, collector: Collector, images: str | None = None) -> Protoc
 
 
 def _folder(root: Path, split: str, kind: str) -> Path | None:
-    """Return the folder of one part's images in one form, under the names that are in circulation."""
+    """Return the folder of one split's images of one kind, under any of the names in circulation."""
     part = _PARTS[split]
     faces = (f"{part}_Aligned_Faces_new/{part}_Aligned_Faces", f"{part}_Aligned_Faces_new", f"{part}_Aligned_Faces")
     for above in (part, split):
@@ -71,7 +71,7 @@ def _read(root: Path, folder: Path, split: str, collector: Collector) -> None:
         label = label_of(inner.name)
         if label is not None:
             for path in images_under(inner, root, collector):
-                # By its name alone, which holds film and time: a frame in two classes or parts would be found out.
+                # The id is the name alone (it has film and time), so that a frame in two classes or splits is detected.
                 collector.add(Record(path.rsplit("/", 1)[-1], path, label, split))
         elif "aligned" not in inner.name.lower():
             collector.leave_out_class(inner.name, sum(1 for _ in images_under(inner, root, Collector())))
@@ -79,33 +79,33 @@ def _read(root: Path, folder: Path, split: str, collector: Collector) -> None:
         if split == "test":
             collector.add(Record(path.name, path.relative_to(root).as_posix(), UNLABELLED, split))
         else:
-            collector.leave_out("image in no class folder")
+            collector.leave_out("image outside a class folder")
 
 
 READER = Reader(
     layout="Train/Angry/*.png ... and Val/Angry/*.png ... (or Train/imgs/Angry/), or the faces "
-    "Train/Train_Aligned_Faces/Angry/ and Val/Val_Aligned_Faces_new/Val_Aligned_Faces/Angry/; Test/ where you have it",
+    "Train/Train_Aligned_Faces/Angry/ and Val/Val_Aligned_Faces_new/Val_Aligned_Faces/Angry/; Test/ if you have it",
     parse=parse,
     tree="""\
 Train/
   Angry/*.png ...                            and Disgust/ Fear/ Happy/ ... (or all below imgs/)
 Val/
   Angry/*.png ...
-Test/*.png                                   where you have it: no labels
+Test/*.png                                   if you have it; no labels
 
 or the aligned faces:
 Train/Train_Aligned_Faces/Angry/*.png ...
 Val/Val_Aligned_Faces_new/Val_Aligned_Faces/Angry/*.png ...""",
-    option_help={"images": "frames or aligned (default: the frames where they are there)"},
+    option_help={"images": "frames or aligned (default: the frames if they exist)"},
     card=DatasetCard(
         title="Static Facial Expressions in the Wild 2.0",
-        about="stills of films",
+        about="stills from films",
         apply="https://cs.anu.edu.au/few/AFEW.html",
         licence="academic research; agreement signed",
         split="official",
-        split_note="scored on val: the test part has no labels",
+        split_note="scored on val: the test split has no labels",
         paper="Dhall et al.: Video and image based emotion recognition challenges in the wild: EmotiW 2015. ICMI 2015",
-        # paper; counts per expression were found nowhere, and the 372 of the test part have no labels
+        # paper; no counts per expression were found, and the 372 images of the test split have no labels
         releases=(Official.of_splits(train=958, val=436),),
     ),
 )

@@ -1,4 +1,4 @@
-"""Finding the images and lists of a dataset's tree."""
+"""Find the images and lists in a dataset's tree."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fercli.datasets.reader import SYNTHETIC_MARKER, Collector, WrongLayout, Wro
 
 
 def is_image_name(name: str) -> bool:
-    """Tell whether a file name ends as an image's does (`fercli.media`); hidden files never count."""
+    """Return whether a file name ends like an image's (`fercli.media`). Hidden files never count."""
     return not name.startswith(".") and media.is_picture_name(name)
 
 
 def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str]:
-    """Yield what is named like an image below `folder`, as sorted paths relative to `root` with `/`.
+    """Yield everything named like an image below `folder`, as sorted paths relative to `root` with `/`.
 
-    Folders and dangling links named like images are yielded too, to be rejected with their reason when they are read;
-    other files are counted as left out by their ending, hidden ones and litter ignored. Each real folder is read once.
-    Raises OSError for a folder that cannot be read: a dataset must not lose images unnoticed.
+    Folders and dangling links named like images are yielded too, so that they are rejected with a reason when they are
+    read. Other files are counted as left out, by their ending; hidden files and litter are ignored. Each real folder is
+    read once. Raises OSError for a folder that cannot be read: a dataset must not lose images unnoticed.
     """
     for path in media.walk(folder, closed=is_image_name):
         name = os.path.basename(path)
@@ -33,9 +33,9 @@ def images_under(folder: Path, root: Path, collector: Collector) -> Iterator[str
 
 
 def folder_holding(root: Path, folders: Sequence[str], names: Iterable[str]) -> str | None:
-    """Return the first of the folders (below root; "" is the root) that holds one of the files, or None.
+    """Return the first of the folders (below root; "" is the root) that contains one of the files, or None.
 
-    The names are tried in turn, for the first ones listed may be missing; but no more than a thousand of them.
+    At most a thousand names are tried in turn, because the first ones listed may be missing.
     """
     there = [folder for folder in folders if (root / folder).is_dir()]
     tries = ((folder, name) for name in islice(names, 1000) for folder in there)
@@ -43,14 +43,14 @@ def folder_holding(root: Path, folders: Sequence[str], names: Iterable[str]) -> 
 
 
 def count_unlisted(folder: Path, listed: Set[str], collector: Collector, prefix: str = "") -> None:
-    """Count the images directly in `folder` that no row of the label file names: `prefix` + name is not in `listed`."""
+    """Count the images directly in `folder` without a row in the label file: `prefix` + name is not in `listed`."""
     with os.scandir(folder) as entries:
         names = (prefix + entry.name for entry in entries if is_image_name(entry.name))
         collector.leave_out("file without row", sum(name not in listed for name in names))
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones, litter, and links to a folder that holds it."""
+    """Return the subfolders of a folder, sorted, without hidden ones, litter and links to a folder that contains it."""
     return list(map(Path, media.subfolders(folder)))
 
 
@@ -60,9 +60,9 @@ def first_existing(root: Path, *candidates: str) -> Path | None:
 
 
 def table_rows(table: Path, needed: Sequence[str]) -> Iterator[tuple[dict[str, int], list[str]]]:
-    """Yield (columns by their names in lower case, row) of every row of a csv below its header, empty ones skipped.
+    """Yield (column indices by lower-case name, row) of every row of a csv below its header. Empty rows are skipped.
 
-    Raises WrongLayout where a column in `needed` is missing.
+    Raises WrongLayout if a column in `needed` is missing.
     """
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
         rows = csv.reader(opened)
@@ -74,7 +74,7 @@ def table_rows(table: Path, needed: Sequence[str]) -> Iterator[tuple[dict[str, i
 
 
 def chosen_file(root: Path, file: str) -> Path:
-    """Return the file below root that the option file names; raises WrongOption where it is not there."""
+    """Return the file below root that the option file names. Raises WrongOption if it does not exist."""
     if not (root / file).is_file():
         raise WrongOption(f"option file is '{file}', which is not in {root}")
     return root / file

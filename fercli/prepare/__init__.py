@@ -1,12 +1,12 @@
-"""Records -> prepared store, in parallel; stopped at any moment, the next run goes on and ends with the same bytes.
+"""Records -> prepared store, in parallel. If it is stopped, the next run resumes and ends with the same bytes.
 
-- `build`: the run: faces that are still valid are reused, workers compute the others, and one writer appends them;
-- `partial`: a store that is being written, and what earlier runs left, complete or not, by record key;
-- `complete`: the rest of a store's files, meta.json last, and moving all of them into place;
+- `build`: the run: valid faces are reused, workers compute the others, and one writer appends them;
+- `partial`: a store that is being written, and the results of earlier runs, complete or not, by record key;
+- `complete`: writes the rest of a store's files, meta.json last, and moves all of them into place;
 - `from_spec`: datasets of a run spec, listed and prepared;
-- `contact_sheet`: the image beside a store;
-- `verify`: a store, checked from end to end;
-- `audit`: the quality report beside the stores: what was found, and duplicate faces.
+- `contact_sheet`: the overview image in a store;
+- `verify`: a full check of a store;
+- `audit`: the quality report next to the stores: detection results and duplicate faces.
 """
 
 from fercli.prepare.build import Summary, prepare

@@ -1,8 +1,8 @@
-"""The run: a record's face is taken over from an earlier run where it is still right, else made by a worker.
+"""The run: a record's face is reused from an earlier run if it is still valid, else computed by a worker.
 
 One writer appends the faces, in the order of the listing, to a partial store (`fercli.prepare.partial`). A run that is
-stopped leaves it there, for the next one to take over as it takes over from a complete store: by record key, whatever
-is still true. This is the only way in which a run resumes.
+stopped leaves its partial store. The next run reuses from it, as from a complete store, the faces that are still valid,
+by record key. This is the only way in which a run resumes.
 """
 
 from __future__ import annotations
@@ -36,28 +36,29 @@ from fercli.prepare.partial import KEY, KEY_FORMAT, MADE_COLUMNS, STATE, Made, P
 from fercli.spec import Prepare
 from fercli.store import FACE_ARRAYS, FILES, FORMATS, count_statuses, face_digest, read_array, read_manifest, read_meta
 
-#: Faces that a worker sends at a time take no more room than this, so that large ones do not fill the memory.
+#: Upper limit for the faces that a worker sends at a time, so that large faces do not fill the memory.
 _PIECE_BYTES = 8 << 20
 
-#: Mean shapes to lay over images without landmarks: in a given box, in a whole image; see `extract`.
+#: Mean shapes for images without landmarks: one for a given box, one for a whole image; see `extract`.
 Shapes = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass
 class Summary:
-    """What a run of `prepare` did.
+    """The result of a run of `prepare`.
 
     Attributes:
         folder: the store.
-        counts: records listed (``expected``) and what became of them, by status.
+        counts: records listed (``expected``), and their number by status.
         splits: {split: {listed, kept}}.
         steps: how many faces each step of the retry ladder found.
         reasons: how many records were rejected for each reason.
         left_out: what the reader left out, by reason.
         seconds: wall time of this run.
-        computed: records made in this run.
-        taken_over: those taken over, from the previous store or from a run that was stopped.
-        up_to_date: true where the store was complete already and nothing was done, but perhaps its image drawn.
+        computed: records computed in this run.
+        taken_over: records reused from the previous store or from a run that was stopped.
+        up_to_date: true if the store was already complete and nothing was done, except perhaps drawing its contact
+            sheet.
     """
 
     folder: Path
@@ -79,18 +80,18 @@ def prepare(
 
     Args:
         listing: the dataset's records (`fercli.datasets.read_dataset`).
-        out: folder of the store; called as the dataset.
-        options: how; None for the run spec's defaults.
-        repair: look at every face of a store that is there, and make the damaged ones again.
+        out: folder of the store, named after the dataset.
+        options: how to prepare the faces; None for the run spec's defaults.
+        repair: check every face of an existing store and compute the damaged ones again.
 
     Raises:
-        FercliError: no record ends with a face (no store is written then, a previous one stays), or the disk is full.
+        FercliError: no record gives a face (then no store is written and a previous one stays), or the disk is full.
     """
     started = time.monotonic()
     out = Path(out)
     options = Prepare() if options is None else options
     if options.landmarks == "given" and all(record.landmarks is None for record in listing):
-        console.say(f"{listing.name} brings no landmarks of its own: they are looked for")
+        console.say(f"{listing.name} has no landmarks of its own; they are detected")
         options = options.model_copy(update={"landmarks": "detect"})
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -113,7 +114,7 @@ def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Sum
     repair |= recover(out)
     meta = read_meta(out)
     there = is_complete(dict.fromkeys(FILES, out), meta)
-    # A store of an earlier version may lack files: they are written, with all its faces taken over.
+    # A store of an earlier version may lack files. They are written, and all its faces are reused.
     if there and meta["fingerprint"] == fingerprint and meta["bytes"].keys() >= set(FILES) and not repair:
         rows = read_manifest(out)
         if not (out / PICTURE).exists():
@@ -125,7 +126,7 @@ def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Sum
     partial, computed, taken_over = _build(listing, out, options, keys, there, f"{listing.name}: faces")
     if options.missing == "mean-landmarks" and any(row["fillable"] for row in partial.rows):
         shapes = _mean_shapes(listing.records, partial)
-        # What is laid over an image depends on the shapes, and the key of a record on what its face depends on.
+        # Faces with mean landmarks depend on the shapes, so the keys of their records must depend on them too.
         salt = b"".join(shape.tobytes() for shape in shapes)
         own = keys.copy()
         for key, row in zip(own, partial.rows, strict=True):
@@ -138,7 +139,7 @@ def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Sum
         if all(path.name == LOCK for path in out.iterdir()):
             shutil.rmtree(out)
         reason, count = Counter(row["reason"] for row in rows).most_common(1)[0]
-        raise FercliError(f"{listing.name}: not one face in {len(rows)} records of {listing.root} ({count}: {reason})")
+        raise FercliError(f"{listing.name}: no face in {len(rows)} records in {listing.root} ({count}: {reason})")
     complete(partial.folder, listing, options, rows, keys, fingerprint)
     summary = _summary(out, listing, rows)
     summary.computed, summary.taken_over = computed, taken_over
@@ -146,7 +147,7 @@ def _prepare(listing: Listing, out: Path, options: Prepare, repair: bool) -> Sum
 
 
 def record_keys(listing: Listing, options: Prepare) -> np.ndarray:
-    """Return what each record's face depends on, uint8 [len(listing), KEY + STATE]."""
+    """Return a key of all that each record's face depends on, uint8 [len(listing), KEY + STATE]."""
     parameters = json.dumps([KEY_FORMAT, STEPS[options.align], options.parameters()], sort_keys=True).encode()
     keys = np.empty((len(listing.records), KEY + STATE), np.uint8)
     states: dict[str, bytes] = {}
@@ -165,7 +166,7 @@ def _file_state(path: Path) -> bytes:
         status = os.stat(path)
     except (OSError, ValueError) as failure:
         return type(failure).__name__.encode()
-    # Rights change without the time of writing.
+    # Permissions can change without the modification time.
     return f"{status.st_size} {status.st_mtime_ns} {os.access(path, os.R_OK)}".encode()
 
 
@@ -174,7 +175,7 @@ def _hash(data: bytes, size: int) -> bytes:
 
 
 def _fingerprint(listing: Listing, options: Prepare, keys: np.ndarray) -> str:
-    """Return the hash of all that a store depends on."""
+    """Return a hash of all that a store depends on."""
     whole = [FORMATS[options.align], REJECTIONS, options.parameters()]
     whole += [listing.name, listing.adapt_splits, listing.score_splits]
     text = json.dumps([*whole, listing.left_out, listing.synthetic], sort_keys=True)
@@ -196,13 +197,13 @@ def _build(
         listing: the dataset.
         out: the store's folder.
         options: how its faces are prepared.
-        keys: of the records.
-        there: whether a complete store is in the folder, to take over from.
-        title: of the progress bar.
-        shapes: mean shapes, laid over the records that are not taken over.
+        keys: the keys of the records.
+        there: whether the folder contains a complete store to reuse faces from.
+        title: title of the progress bar.
+        shapes: mean shapes for the records that are not reused.
 
     Returns:
-        The partial store, closed; how many records were made, and how many taken over.
+        The closed partial store, the number of records computed, and the number reused.
     """
     previous = Previous(out, there, keys)
     known = [previous.find(key) for key in keys]
@@ -212,7 +213,7 @@ def _build(
     pieces = [range(start, min(start + size, len(keys))) for start in range(0, len(keys), size)]
     left = sum(found is None for found in known)
     if left < len(known):
-        console.say(f"{title}: {len(known) - left} of {len(known)} records are there already")
+        console.say(f"{title}: {len(known) - left} of {len(known)} records already exist")
 
     def work() -> Iterator[tuple[Any, ...]]:
         root = Path(os.path.abspath(listing.root))
@@ -246,23 +247,23 @@ def _build(
 def make_faces(
     records: Sequence[tuple[Record, str | None]], root: Path, options: Prepare, shapes: Shapes | None
 ) -> list[Made | None]:
-    """Prepare some records' faces; runs in any process, on any machine that sees the photographs.
+    """Prepare the faces of some records. It runs in any process, on any machine that can read the images.
 
     Args:
-        records: each with the hash that its photograph had when its face was made, if it is known.
+        records: each with the hash that its image had when its face was computed, if that is known.
         root: the dataset's folder.
-        options: how.
-        shapes: mean shapes to lay over the images instead of looking for a face.
+        options: how to prepare the faces.
+        shapes: mean shapes to use instead of detecting a face.
 
     Returns:
-        What became of each; None where the photograph is what it was.
+        The result for each record; None if its image is unchanged.
     """
     if not records:
         return []
     cv2.setNumThreads(1)
     if not root.is_dir():
         raise FercliError(
-            f"{root} is not there on {platform.node()}; all workers must see the same disk under the same path"
+            f"{root} does not exist on {platform.node()}; all workers need the same disk under the same path"
         )
     return [
         None if source and _source(record, root) == source else made_of(extract(record, root, options, shapes))
@@ -278,7 +279,7 @@ def _source(record: Record, root: Path) -> str | None:
 
 
 def made_of(one: Extracted) -> Made:
-    """What became of a record, as it is sent from worker to writer and written down."""
+    """Return the result of a record in the form that the worker sends and the writer stores."""
     roll, yaw, pitch = ("", "", "") if one.pose is None else (f"{angle:.1f}" for angle in one.pose)
     row = {
         "box": "" if one.box is None else " ".join(f"{v:.1f}" for v in one.box),
@@ -300,7 +301,7 @@ def made_of(one: Extracted) -> Made:
 
 
 def _mean_shapes(records: Sequence[Record], partial: PartialStore) -> Shapes:
-    """Return the mean shapes of the faces that have landmarks: in given boxes, and in whole images."""
+    """Return the mean shapes of the faces that have landmarks: for given boxes and for whole images."""
     kept = [record for record, row in zip(records, partial.rows, strict=True) if row["status"] != "rejected"]
     sums: dict[bool, tuple[np.ndarray, int]] = {}
     for record, shape in zip(kept, read_array(partial.folder / "shapes.npy"), strict=True):

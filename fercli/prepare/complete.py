@@ -1,7 +1,7 @@
-"""Partial store -> store: the small files, the image, meta.json last of all; then all are moved into place.
+"""Partial store -> store: write the small files, the contact sheet and finally meta.json, then move all into place.
 
-Once everything is in the partial store's folder and on the disk, meta.json is written there. From then on nothing can
-be lost: a kill while the files take their places leaves what `recover` completes.
+meta.json is written to the partial store's folder once everything else is there and on the disk. From then on nothing
+can be lost: if the run is killed while the files are moved, `recover` completes the store.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ from fercli.version import __version__
 def complete(
     folder: Path, listing: Listing, options: Prepare, rows: Sequence[dict[str, Any]], keys: np.ndarray, fingerprint: str
 ) -> None:
-    """Write what a partial store lacks and put it in place of the previous store.
+    """Write the missing files of a partial store and replace the previous store with it.
 
     Args:
-        folder: of the partial store, whose faces are those of the rows that are not rejected, in order.
+        folder: the partial store's folder. Its faces are those of the rows that are not rejected, in order.
         listing: the dataset.
         options: how its faces were prepared.
-        rows: of the manifest, one for each record.
-        keys: of the records, uint8 [len(listing), 24] (`fercli.prepare.build.record_keys`).
-        fingerprint: of all that the store depends on.
+        rows: rows of the manifest, one per record.
+        keys: keys of the records, uint8 [len(listing), 24] (`fercli.prepare.build.record_keys`).
+        fingerprint: hash of all that the store depends on.
 
     Raises:
-        FercliError, OSError: the disk is full, or fails.
+        FercliError, OSError: the disk is full or fails.
     """
     kept = [row for row in rows if row["status"] != "rejected"]
     write_array(folder / "labels.npy", np.array([row["label"] for row in kept], np.int64))
@@ -93,7 +93,7 @@ def complete(
 
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str | None]:
-    """Return what a store is made with, for its meta.json: no record key depends on it."""
+    """Return the versions of the software that makes a store, for its meta.json. No record key depends on them."""
     return {
         **{"fercli": __version__, "numpy": np.__version__, "pillow": PIL.__version__, "opencv": cv2.__version__},
         **{"litert": installed_version("ai-edge-litert"), "networks": RELEASE},
@@ -101,10 +101,11 @@ def versions() -> dict[str, str | None]:
 
 
 def recover(out: Path) -> bool:
-    """Complete a store whose run was killed while its files took their places.
+    """Complete a store whose run was killed while its files were moved into place.
 
     Returns:
-        Whether there was one and a face in it is damaged: a disk may have lost what it said it had.
+        Whether there was such a store and a face in it is damaged. A disk may have lost data that it reported as
+        written.
     """
     for folder in partial_stores(out):
         meta = read_meta(folder)
@@ -123,7 +124,7 @@ def recover(out: Path) -> bool:
 
 def _put_in_place(folder: Path) -> None:
     out = folder.parent
-    # Until the new meta.json is there too the folder is no complete store.
+    # The folder is not a complete store until the new meta.json is there too.
     (out / "meta.json").unlink(missing_ok=True)
     for name in (*FILES, PICTURE):
         if (folder / name).exists():
@@ -133,17 +134,17 @@ def _put_in_place(folder: Path) -> None:
 
 
 def discard_partial_stores(out: Path) -> None:
-    """Remove all partial stores, and the ``parts`` that earlier versions left in their stead."""
+    """Remove all partial stores, and the ``parts`` that earlier versions wrote instead."""
     for folder in (*partial_stores(out), out / "parts"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_complete(lies: Mapping[str, Path], meta: Mapping[str, Any] | None) -> bool:
-    """Tell whether the files of a store are there, as long as its meta.json says, and the small ones as written.
+    """Return whether a store's files exist with the sizes in its meta.json, and its small files are as written.
 
     Args:
-        lies: the folder of each of `FILES`.
-        meta: what is in meta.json (`read_meta`).
+        lies: the folder that contains each of `FILES`.
+        meta: contents of meta.json (`read_meta`).
     """
     if meta is None or not is_current(meta):
         return False

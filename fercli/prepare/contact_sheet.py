@@ -1,4 +1,4 @@
-"""contact-sheet.jpg: what a prepared store holds, to be looked at before anything is trained on it."""
+"""contact-sheet.jpg: an overview of a prepared store, to look at before training on it."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from fercli.files import replacing
 from fercli.spec import Prepare
 from fercli.store import read_array, subsample
 
-#: Its file; not needed to use a store.
+#: File name. A store can be used without it.
 PICTURE = "contact-sheet.jpg"
 
-#: Tiles in a row; a class and the rejected records get at most so many rows.
+#: Tiles in a row, and the most rows for a class and for the rejected records.
 COLUMNS, CLASS_ROWS, REJECTED_ROWS = 12, 1, 3
 
 _TILE, _GAP, _CAPTION, _HEADING = 168, 6, 32, 30
@@ -32,15 +32,16 @@ _COLOURS = ((255, 196, 0), (0, 214, 255), (90, 255, 90), (255, 92, 205), (255, 1
 
 
 def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Listing, options: Prepare) -> None:
-    """Write contact-sheet.jpg into a folder that holds a store's arrays.
+    """Write contact-sheet.jpg into a folder that contains a store's arrays.
 
-    A band a class: faces spread evenly over the manifest, with their landmarks, the windows of the local crops (in the
-    landmark's colour) and the inner square that the network sees; then the rejected records, each with its reason.
+    There is a band per class. It shows faces spread evenly over the manifest, with their landmarks, the windows of the
+    local crops (in the landmark's colour) and the inner square that the network receives. The rejected records follow,
+    each with its reason.
 
     Args:
-        folder: holds faces.npy and landmarks.npy.
+        folder: contains faces.npy and landmarks.npy.
         rows: the manifest, in order.
-        listing: where the rejected photographs lie.
+        listing: the dataset, used to find the rejected images.
         options: sizes of faces and crops.
     """
     faces = read_array(folder / "faces.npy", mapped=True)
@@ -72,8 +73,8 @@ def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Li
 
 
 _LEGEND = (
-    "Dots: the five landmarks. Coloured squares: the local crops around them. White square: what the network sees; "
-    "outside it, the margin for jitter."
+    "Dots: the five landmarks. Coloured squares: the local crops around them. White square: the network's input. "
+    "Outside it: the margin for jitter."
 )
 
 
@@ -121,7 +122,7 @@ def _tile(picture: Image.Image | None, first: str, second: str, alert: bool = Fa
 
 
 def _fitted(text: str, keep_end: bool = False) -> str:
-    """Return the text cut to a tile's width; of names the end tells more than the beginning."""
+    """Return the text cut to a tile's width. Names keep their end, which tells more than the beginning."""
     text = text.encode("utf-8", "replace").decode()
     text = text[-100:] if keep_end else text[:100]  # far wider than a tile: a name may have thousands of letters
     font = _font(12)

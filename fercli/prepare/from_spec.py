@@ -19,12 +19,12 @@ from fercli.store import Store, read_meta
 
 
 def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
-    """Read the listing of a dataset where the spec (or `root`) says it lies.
+    """Read the listing of a dataset from the folder in the spec (or from `root`).
 
     Raises:
-        FercliError: no reader is known for it, or the folder is missing or of another layout.
+        FercliError: no reader is known for the dataset, or its folder is missing or has another layout.
     """
-    spec.store_path(name)  # its name is one that a folder can have
+    spec.store_path(name)  # checks that the name is valid for a folder
     entry = spec.data.datasets.get(name, Dataset())
     reader = entry.reader or name
     if entry.reader is None and name not in READERS:
@@ -33,7 +33,7 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
         if near and near[0] != name:
             raise FercliError(f"no dataset '{name}'; did you mean '{near[0]}'?")
         raise FercliError(
-            f"{name}: no reader is known for it; say how to read it, such as "
+            f"{name}: no reader is known for it; choose one, for example with "
             f"--set data.datasets.{name}.reader=folders (one of {', '.join(READERS)})"
         )
     folder = Path(root) if root else entry.root or spec.paths.data / name
@@ -41,18 +41,18 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
 
 
 def photo_folder(spec: Spec, named: str) -> tuple[Spec, str] | None:
-    """A folder of photographs as a target without labels, which is prepared into the run's own folder.
+    """Treat a folder of photographs as a target without labels, which is prepared into the run's own folder.
 
     Args:
-        named: what the user named as a target. It is a folder where it is one and no dataset of the spec or of a
-            reader is called so, and always where it has a separator in it. One that is gone since it was prepared is
-            known by the run's store.
+        named: the target as the user gave it. It means a folder if it contains a separator, or if the folder exists and
+            no dataset of the spec or of a reader has this name. A folder that was deleted after it was prepared is
+            recognised by the run's store.
 
     Returns:
-        The spec with the dataset in it, and the dataset's name, the folder's. None for a dataset's name.
+        The spec with the dataset added, and the dataset's name, which is the folder's. None for a dataset's name.
 
     Raises:
-        FercliError: there is no such folder, a dataset or another folder has its name, or the run lies in it.
+        FercliError: there is no such folder, a dataset or another folder has its name, or the run folder is inside it.
     """
     path = Path(named)
     root = Path(os.path.abspath(path))
@@ -66,29 +66,29 @@ def photo_folder(spec: Spec, named: str) -> tuple[Spec, str] | None:
     if not is_path and (named in datasets or not there):
         return None
     if not there:
-        raise FercliError(f"no folder {named}", "name a folder of photographs, or a dataset (fercli datasets)")
+        raise FercliError(f"no such folder: {named}", "give a folder of photographs or a dataset (fercli datasets)")
     if name in datasets:
-        raise FercliError(f"{named}: a dataset is called {name} too", "give the folder a name of its own")
+        raise FercliError(f"{named}: a dataset is also called {name}", "rename the folder")
     entry = Dataset(reader="folders", root=root, options={"labelled": False}, store=store)
     other = spec.data.datasets.get(name, entry)
     if other.root != root or (meta is not None and meta.get("root") != str(root)):
         where = other.root if other.root != root else meta.get("root")
         raise FercliError(
-            f"{named}: the run has faces of {where} under that name",
-            "give the folder, or the run (--set name=NAME), a name of its own",
+            f"{named}: the run already has faces of {where} under this name",
+            "give the folder or the run (--set name=NAME) another name",
         )
     if Path(os.path.abspath(spec.run_folder)).is_relative_to(root):
         raise FercliError(
-            f"{named} holds the run's own images, in {spec.run_folder}", "set paths.runs to a folder outside it"
+            f"{named} contains the run's own images, in {spec.run_folder}", "set paths.runs to a folder outside it"
         )
     data = spec.data.model_copy(update={"datasets": {**spec.data.datasets, name: entry}})
     return spec.model_copy(update={"data": data}), name
 
 
 def need_splits(spec: Spec, listing: Listing) -> None:
-    """Raise FercliError where the spec has a use for a dataset for which it has no split.
+    """Raise FercliError if a dataset lacks a split that its role in the spec requires.
 
-    A source needs one to train on, a target one to be scored on.
+    A source needs a split to train on, and a target needs a split to be scored on.
     """
     present = list(dict.fromkeys(record.split for record in listing))
     for names, option, splits in (
@@ -117,12 +117,13 @@ def prepare_listing(spec: Spec, listing: Listing, repair: bool = False) -> dict[
 
 
 def write_quality_report(spec: Spec, names: Sequence[str]) -> dict[str, Any]:
-    """Write quality.html and quality.json beside the stores, of the datasets named and of all that the spec lists.
+    """Write quality.html and quality.json next to the stores, for the datasets named and all those in the spec.
 
-    Those of the spec that are not prepared yet are left out. Nothing is done where the page is of the same stores.
+    Datasets of the spec that are not prepared yet are left out. Nothing is done if the page is already up to date with
+    the stores.
 
     Returns:
-        ``page``, its path, and the counts of `fercli.prepare.audit.report.write_quality`'s summary.
+        ``page``, its path, and the counts in the summary of `fercli.prepare.audit.report.write_quality`.
     """
     from fercli.prepare.audit.report import write_quality
 

@@ -1,10 +1,10 @@
-"""Partial stores, which are being written or were left by a run that was stopped, and what can be taken over from them.
+"""Partial stores, which are being written or were left by a run that was stopped, and the faces to reuse from them.
 
-A partial store is the arrays of a store and a journal that says which records are in them. The arrays are valid .npy
-files at any moment: rows are appended first, then the header is told of them, then the journal gets a line for each
-record, rejected or not, in the order of the listing. A kill in between leaves rows that no line speaks of. Each line
-begins with its own check sum, and each face has its digest: what a power cut spoilt is seen for what it is, so that
-nobody needs to wait for the disk after each piece of work.
+A partial store consists of the arrays of a store and a journal of the records in them. The arrays are valid .npy files
+at any moment: rows are appended first, then the header is updated, then the journal gets a line for each record,
+rejected or not, in the order of the listing. A kill in between leaves rows without a journal line. Each line begins
+with its own checksum, and each face has a digest. Data damaged by a power cut is therefore detected, and the writer
+does not need to wait for the disk after each piece of work.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from fercli.faces.extract import REJECTIONS
 from fercli.spec import Prepare
 from fercli.store import FACE_ARRAYS, face_digest, npy_header, read_array, read_manifest, read_meta
 
-#: Columns of the manifest that tell what became of a record.
+#: Columns of the manifest with a record's result.
 MADE_COLUMNS = ("box", "score", "status", "reason", "roll", "yaw", "pitch", "hash", "given_error", "source")
-#: What became of a record: `MADE_COLUMNS` as text with ``fillable``, and, of a face, its row of each of `FACE_ARRAYS`.
+#: A record's result: `MADE_COLUMNS` as text with ``fillable``, and, if it has a face, its row of each of `FACE_ARRAYS`.
 Made = tuple[dict[str, Any], Sequence[np.ndarray] | None]
 
-#: A record's key: 16 bytes of a hash over the parameters and the record, and 8 over its file's size and time.
+#: Bytes of a record's key: a hash of the parameters and the record, and a hash of its file's size and time.
 KEY, STATE = 16, 8
-#: Raised when keys are made otherwise: all faces are made again.
+#: Increased when the way keys are made changes. All faces are then computed again.
 KEY_FORMAT = 2
 
 _JOURNAL = "journal.jsonl"
-#: The journal's first line. What has another number is not read.
+#: The journal's first line. A journal with another number is not read.
 _HEAD = {"journal": 1, "rejections": REJECTIONS}
 _CHECK = 16
 
 
 def partial_stores(out: Path) -> list[Path]:
-    """Folders of the partial stores in a store's folder, the newest first."""
+    """Return the folders of the partial stores in a store's folder, newest first."""
     numbers = {path: path.name.removeprefix("partial-") for path in out.glob("partial-*")}
     return sorted((path for path, number in numbers.items() if number.isdigit()), key=_number, reverse=True)
 
@@ -49,15 +49,15 @@ def _number(path: Path) -> int:
 
 
 class PartialStore:
-    """A new partial store, open for appending; a context manager that closes its files.
+    """A new partial store, open for appending. It is a context manager that closes its files.
 
     Args:
-        out: the store's folder, in which it gets a folder of its own.
+        out: the store's folder, in which the partial store gets its own folder.
         options: how its faces are prepared.
 
     Attributes:
-        folder: its own folder.
-        rows: what became of each record appended so far.
+        folder: the partial store's own folder.
+        rows: the result of each record appended so far.
     """
 
     def __init__(self, out: Path, options: Prepare):
@@ -78,14 +78,14 @@ class PartialStore:
             file.close()
 
     def append(self, keys: np.ndarray, made: Sequence[Made]) -> None:
-        """Write what became of the next records.
+        """Write the results of the next records.
 
         Args:
-            keys: of the records, uint8 [len(made), 24] (`fercli.prepare.build.record_keys`).
-            made: what became of each.
+            keys: keys of the records, uint8 [len(made), 24] (`fercli.prepare.build.record_keys`).
+            made: the result of each record.
 
         Raises:
-            OSError: the disk is full, or fails.
+            OSError: the disk is full or fails.
         """
         faces = [face for _, face in made if face is not None]
         for array, rows in zip(self._arrays, zip(*faces, strict=True), strict=False):
@@ -97,7 +97,7 @@ class PartialStore:
 
 
 class _Array:
-    """An .npy file that rows are appended to."""
+    """An .npy file to which rows are appended."""
 
     def __init__(self, path: Path, dtype: str, row: tuple[int, ...]):
         self._dtype, self._row, self._count = np.dtype(dtype), row, 0
@@ -110,7 +110,7 @@ class _Array:
                 raise ValueError(f"a row of {row.dtype} {row.shape} in an array of {self._dtype} {self._row}")
             self._file.write(np.ascontiguousarray(row).data)
         self._count += len(rows)
-        self._file.seek(0)  # which writes the rows: they are there before the header counts them
+        self._file.seek(0)  # this flushes the rows, so that they are written before the header counts them
         self._file.write(npy_header(self._dtype, (self._count, *self._row)))
         self._file.seek(0, 2)
 
@@ -119,9 +119,9 @@ class _Array:
 
 
 def _journal(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Yield (record key, what became of the record) of a partial store, as far as its journal is as it was written.
+    """Yield (record key, result) of each record of a partial store, up to the first damaged line of its journal.
 
-    The key is empty where the record must be tried again.
+    The key is empty if the record must be tried again.
     """
     try:
         file = (folder / _JOURNAL).open("rb")
@@ -152,13 +152,13 @@ def _check(text: bytes) -> bytes:
 
 
 class Known(NamedTuple):
-    """What there is of a record.
+    """The stored result of a record.
 
     Attributes:
-        folder: of the store that has it.
-        row: what became of it (`Made`).
-        place: of its face in that store's arrays; -1 where it was rejected.
-        state: the second part of its key, uint8 [STATE] as bytes: whether the photograph looks untouched.
+        folder: folder of the store that has it.
+        row: the record's result (`Made`).
+        place: index of its face in that store's arrays; -1 if it was rejected.
+        state: the second part of its key, uint8 [STATE] as bytes. It shows whether the image seems unchanged.
     """
 
     folder: Path
@@ -168,12 +168,12 @@ class Known(NamedTuple):
 
 
 class Previous:
-    """Faces of earlier runs. Partial stores that are of no use any more are removed.
+    """Faces of earlier runs. Partial stores that are no longer useful are removed.
 
     Args:
         out: the store's folder.
-        complete: whether a complete store is in it; else only partial ones count.
-        keys: of the records that are wanted, uint8 [n, KEY + STATE].
+        complete: whether it contains a complete store; otherwise only partial stores are used.
+        keys: keys of the wanted records, uint8 [n, KEY + STATE].
     """
 
     def __init__(self, out: Path, complete: bool, keys: np.ndarray):
@@ -182,7 +182,7 @@ class Previous:
         wanted = {key[:KEY].tobytes() for key in keys}
         for folder in partial_stores(out):
             records = list(_records(folder, _journal(folder)))
-            # One of other parameters, or all in newer ones: a run that is stopped again and again fills no disk.
+            # It has other parameters, or newer ones have all its records. Repeated stops thus do not fill the disk.
             own = {key for key, _ in records}
             if own.isdisjoint(wanted) or own <= self._known.keys():
                 shutil.rmtree(folder)
@@ -194,11 +194,11 @@ class Previous:
                 self._known.setdefault(key, known)
 
     def find(self, key: np.ndarray) -> Known | None:
-        """Return what there is of the record with this key, uint8 [KEY + STATE]; its face is not looked at."""
+        """Return the stored result for this key, uint8 [KEY + STATE], or None. Its face is not checked."""
         return self._known.get(key[:KEY].tobytes())
 
     def is_sound(self, known: Known) -> bool:
-        """Whether a record's face is as it was written."""
+        """Return whether a record's face is as it was written."""
         try:
             _, face = self.made(known)
         except (OSError, ValueError, IndexError):  # an array is missing, short, or its header damaged
@@ -206,7 +206,7 @@ class Previous:
         return face is None or bool((face_digest(*face[:-1]) == face[-1]).all())
 
     def made(self, known: Known) -> Made:
-        """What became of the record, its face mapped. Raises OSError, ValueError or IndexError where it is damaged."""
+        """Return a record's result, with its face mapped. Raises OSError, ValueError or IndexError if it is damaged."""
         if known.place < 0:
             return known.row, None
         arrays = self._open.get(known.folder)
@@ -216,7 +216,7 @@ class Previous:
         return known.row, [array[known.place] for array in arrays]
 
     def forget(self) -> None:
-        """Let go of the arrays: what was read of them counts as this process's memory."""
+        """Release the arrays, because their pages that were read count as this process's memory."""
         self._open = {}
 
 
@@ -224,15 +224,15 @@ def _records(folder: Path, rows: Iterator[tuple[bytes, dict[str, Any]]]) -> Iter
     place = 0
     for key, row in rows:
         kept = row["status"] != "rejected"
-        # A row without a key counts faces only.
+        # A row without a key only advances the place.
         if key:
             yield key[:KEY], Known(folder, row, place if kept else -1, key[KEY:])
         place += kept
 
 
 def _manifest(store: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """As `_journal`, of a complete store; without a key what must be made again."""
-    # A mean shape depends on all faces of its dataset: it is laid again.
+    """Yield as `_journal`, for a complete store. The key is empty for records that must be computed again."""
+    # A mean shape depends on all faces of its dataset, so these faces are computed again.
     again = {"mean-landmarks"}
     if (read_meta(store) or {}).get("rejections") != REJECTIONS:
         again.add("rejected")

@@ -1,4 +1,4 @@
-"""Is a prepared store still what it was when it was written, and are the photographs still those it was made from?"""
+"""Check that a prepared store is as it was written, and that its source images are unchanged."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from fercli.store import (
 
 @dataclass
 class Verdict:
-    """What `verify` found.
+    """The result of `verify`.
 
     Attributes:
         store: the store's folder.
-        faces: how many it holds.
-        damage: a line for whatever makes it unfit for use.
-        changed, gone, new: ids of records that are others by now (their photograph, label or split), that are not there
-            any more, or not in the store yet (which is whole all the same; the next `fercli prepare` puts it right).
-        photographs: how many were compared; 0 where their folder is not on this machine.
+        faces: number of faces in the store.
+        damage: a line for each fault that makes the store unusable.
+        changed, gone, new: ids of records whose image, label or split has changed, that no longer exist, or that are
+            not in the store yet. The store is still usable, and the next `fercli prepare` updates it.
+        photographs: number of source images compared; 0 if their folder is not on this machine.
     """
 
     store: Path
@@ -51,16 +51,16 @@ class Verdict:
 
     @property
     def whole(self) -> bool:
-        """Whether the store is fit for use."""
+        """Whether the store is usable."""
         return not self.damage
 
 
 def verify(path: Path, listing: Listing | None = None) -> Verdict:
-    """Read a prepared store from end to end and compare it with what its meta.json says.
+    """Read a whole prepared store and compare it with its meta.json.
 
     Args:
         path: the store's folder.
-        listing: the dataset as it lies on the disk now, to compare its photographs too.
+        listing: the dataset as it is on the disk now; if given, its images are compared too.
 
     Raises:
         FercliError: there is no complete store.
@@ -74,7 +74,7 @@ def verify(path: Path, listing: Listing | None = None) -> Verdict:
 
 
 def _damage(store: Store) -> list[str]:
-    """Return a line for whatever is amiss; what cannot be read is one of them and ends the look."""
+    """Return a line for each fault. A file that cannot be read is a fault too, and ends the check that reads it."""
     damage = []
     with console.progress(f"{store.name}: store", total=3) as bar:
         for look in (_small_files, _faces, _disagreements):
@@ -94,20 +94,20 @@ def _small_files(store: Store) -> Iterator[str]:
         if not (store.path / name).is_file():
             yield f"{name} is missing"
         elif file_hash(store.path / name) != store.meta["sha256"].get(name):
-            yield f"{name} is not as it was written"
+            yield f"{name} has changed since it was written"
 
 
 def _faces(store: Store) -> Iterator[str]:
     damaged = damaged_faces(dict.fromkeys(FILES, store.path))
     if damaged:
         few = ", ".join(store.ids[damaged[:3]]) + (", ..." if len(damaged) > 3 else "")
-        yield f"{len(damaged)} of {len(store)} faces are not as they were written ({few})"
+        yield f"{len(damaged)} of {len(store)} faces have changed since they were written ({few})"
 
 
 def _disagreements(store: Store) -> Iterator[str]:
     rows = read_manifest(store.path)
     if count_statuses(rows) != (store.meta["counts"], store.meta["splits"]):
-        yield "manifest.csv and meta.json count other records"
+        yield "manifest.csv and meta.json have different record counts"
     kept = [row for row in rows if row["status"] != "rejected"]
     labels = read_array(store.path / "labels.npy")
     if [row["label"] for row in kept] != [str(label) for label in labels.tolist()]:
@@ -116,14 +116,14 @@ def _disagreements(store: Store) -> Iterator[str]:
         if [row[name] for row in kept] != getattr(store, f"{name}s").tolist():
             yield f"{name}s.npy and manifest.csv disagree"
     if not np.isin(labels, range(UNLABELLED, NUM_EXPRESSIONS)).all():
-        yield "labels.npy holds other numbers than -1 to 6"
+        yield "labels.npy contains numbers other than -1 to 6"
     if not np.isfinite(store.landmarks).all():
-        yield "landmarks.npy holds what is no number"
+        yield "landmarks.npy contains values that are not finite numbers"
 
 
 def _compare_sources(store: Store, listing: Listing, verdict: Verdict) -> None:
     written = {row["id"]: row for row in read_manifest(store.path)}
-    with console.progress(f"{store.name}: photographs", total=len(listing)) as bar:
+    with console.progress(f"{store.name}: images", total=len(listing)) as bar:
         for record in listing:
             row = written.pop(record.id, None)
             bar.advance()

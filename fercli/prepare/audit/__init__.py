@@ -1,8 +1,8 @@
-"""The quality of prepared datasets: what was found, and duplicate faces.
+"""The quality of prepared datasets: detection results and duplicate faces.
 
-- `report`: quality.html and quality.json, written beside the stores;
-- `numbers`: counts, sizes and poses of a dataset;
-- `duplicates`: duplicate faces, in one dataset or in two;
+- `report`: quality.html and quality.json, written next to the stores;
+- `numbers`: counts, scores and poses of a dataset;
+- `duplicates`: duplicate faces within a dataset or between two;
 - `pictures`: faces and contact sheets inside the page;
-- `view`: what the page shows.
+- `view`: the contents of the page.
 """

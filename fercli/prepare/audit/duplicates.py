@@ -1,19 +1,20 @@
-"""Duplicate faces: within a prepared dataset, across its splits, and in a source and a target.
+"""Duplicate faces: within a prepared dataset, across its splits, and between a source and a target.
 
 Candidates are all pairs whose hashes differ in at most `NEAR` bits. The search is exhaustive, hence exact, and runs as
 matrix products: for bits as -1 and 1, a . b = 256 - 2 * distance. Multi-index hashing (Norouzi et al., CVPR 2012) was
-weighed and left: at the distance that finds an image again its tables hand back a sixth of all pairs of random hashes,
-and more of those of aligned faces, which share bits; a product takes the same time for a pair whatever the hashes are.
-Two times 100,000 faces took 72 s on one core and 38 s on two of a shared EPYC, in less than 100 MB.
+considered and rejected. At the distance needed to recognise an image, its tables return a sixth of all pairs of random
+hashes, and more for aligned faces, whose hashes share bits. A matrix product takes the same time for any hashes.
+Comparing 100,000 faces with 100,000 took 72 s on one core and 38 s on two cores of a shared EPYC, in less than 100 MB.
 
-A candidate is then one of three: the same file (their photographs have the same bytes), the same image (`likeness`
-of at least `SAME`), or merely alike (at least `ALIKE`: neighbouring frames, one person twice, faces drawn alike).
-Neighbours of one subject in a sequence are expected: their pairs within one split are counted apart and not looked at.
-Across splits they are judged like any other.
+A candidate pair can then be of three kinds: the same file (the source images have the same bytes), the same image
+(`likeness` of at least `SAME`), or merely alike (at least `ALIKE`: neighbouring frames, one person twice, faces drawn
+alike). Similar frames of one subject in a sequence are expected, so their pairs within one split are counted separately
+and not examined. Pairs across splits are examined like any other.
 
-A pair is a leak where one of its faces is trained on (or adapted to) and the other is scored: between stores, the
-first's is in a split of its `adapt_splits` and the second's in one of its `score_splits`; within a store, the one is in
-`adapt_splits` and the other in `score_splits` alone. What is adapted to and scored as a whole has none within.
+A pair is a leak if one of its faces is trained on (or adapted to) and the other is scored. Between stores, the first
+face is then in a split in its store's `adapt_splits` and the second in one of its store's `score_splits`. Within a
+store, one face is in `adapt_splits` and the other only in `score_splits`. A dataset that is adapted to and scored as a
+whole has no leak within it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ import numpy as np
 from fercli.faces.perceptual_hash import BITS, NEAR, likeness, patch, perceptual_hash, unpack
 from fercli.store import Store, read_manifest
 
-#: Likeness from which two faces are one image, and from which they are alike.
+#: Least likeness at which two faces are the same image, and at which they are alike.
 SAME, ALIKE = 0.95, 0.88
 
-#: Pairs of one comparison that are looked at, the nearest by hash first; about 1 ms each.
+#: The most pairs examined per comparison, nearest by hash first. Each takes about 1 ms.
 LOOKED_AT = 20_000
 
-#: What a pair may be, the gravest first.
+#: Kinds of pairs, the most serious first.
 KINDS = ("same file", "same image", "alike")
 
 _ROWS, _COLUMNS = 2048, 1024
@@ -40,14 +41,14 @@ _ROWS, _COLUMNS = 2048, 1024
 
 @dataclass(frozen=True)
 class Faces:
-    """The faces of a store as the search sees them; all arrays are in the store's order [N].
+    """The faces of a store in the form that the search uses. All arrays are in the store's order [N].
 
     Attributes:
         store: the store.
         hashes: uint8 [N, 32].
-        labels: int64 [N], as the manifest has them.
-        sources, subjects, splits: numbers int64 [N] that are equal where the texts are; -1 where there is none.
-        trained, scored: bool [N]: in a split that trains (or is adapted to), in one that is scored.
+        labels: int64 [N], as in the manifest.
+        sources, subjects, splits: int64 [N]; equal numbers mean equal texts, -1 means none.
+        trained, scored: bool [N]: whether the face is in a split that is trained on (or adapted to), or that is scored.
     """
 
     store: Store
@@ -61,7 +62,7 @@ class Faces:
 
     @property
     def subjects_across(self) -> int:
-        """How many people have faces in more than one split."""
+        """How many subjects have faces in more than one split."""
         known = self.subjects >= 0
         people = np.unique(np.stack([self.subjects[known], self.splits[known]]), axis=1)[0]
         return int((np.unique(people, return_counts=True)[1] > 1).sum())
@@ -72,12 +73,12 @@ class Faces:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two faces that are one, or look it: positions in their stores, and why.
+    """Two faces that are duplicates or look alike: their positions in their stores, and the evidence.
 
     Attributes:
         first, second: positions.
-        distance: bits in which the hashes differ.
-        likeness: -1 to 1; None for the same file, which needs no look.
+        distance: number of bits in which the hashes differ.
+        likeness: -1 to 1; None for the same file, where it is not computed.
         kind: one of `KINDS`.
         across: whether the faces are in different splits, or in different stores.
         leak: whether one of them is trained on and the other scored.
@@ -94,14 +95,15 @@ class Pair:
 
 @dataclass
 class Found:
-    """What a comparison found.
+    """The result of a comparison.
 
     Attributes:
-        near: pairs near by hash, those of one subject within one split left out.
-        unlooked: those of them beyond `LOOKED_AT`, of which nothing more is known.
-        one_subject: pairs near by hash of one subject within one split.
-        one_subject_across: those of `near` that are of one subject, in two splits.
-        pairs: confirmed ones: first leaks, then those across splits (or stores), then by kind, then by distance.
+        near: number of pairs with similar hashes, except those of one subject within one split.
+        unlooked: how many of these exceed `LOOKED_AT` and were not examined.
+        one_subject: number of pairs with similar hashes of one subject within one split.
+        one_subject_across: how many of `near` are of one subject in two splits.
+        pairs: the confirmed pairs. Leaks come first, then pairs across splits (or stores), then by kind, then by
+            distance.
     """
 
     near: int = 0
@@ -116,11 +118,11 @@ class Found:
 
 
 def faces_of(store: Store, seen: Callable[[str], int]) -> Faces:
-    """Read what the search needs of a store; hashes that its manifest lacks are made from its faces.
+    """Read the data of a store that the search needs. Hashes missing in its manifest are computed from its faces.
 
     Args:
         store: the store.
-        seen: gives texts their numbers (`numbering`): the same one for stores that are to be compared.
+        seen: numbers texts (`numbering`). Stores that will be compared need the same one.
     """
     rows = [row for row in read_manifest(store.path) if row["status"] != "rejected"]
     margin = int(store.meta["parameters"]["margin"])
@@ -137,7 +139,7 @@ def faces_of(store: Store, seen: Callable[[str], int]) -> Faces:
 
 
 def numbering() -> Callable[[str], int]:
-    """Return a function that numbers texts: equal ones alike, the empty one -1."""
+    """Return a function that numbers texts. Equal texts get the same number, and the empty text gets -1."""
     numbers: dict[str, int] = {"": -1}
     return lambda text: numbers.setdefault(text, len(numbers))
 
@@ -152,9 +154,9 @@ def near_pairs(
 
     Args:
         first: uint8 [n, 32].
-        second: uint8 [m, 32]; None: pairs i < j within the first.
-        distance: bits.
-        done: is told how many more rows of the first are through.
+        second: uint8 [m, 32]; None compares pairs i < j within the first.
+        distance: the most bits in which a pair's hashes may differ.
+        done: called with the number of rows of the first that were just completed.
 
     Yields:
         (i, j, distance), int64 [k] each.
@@ -185,9 +187,9 @@ def compare(
     """Find the faces that are in both stores, or twice in one.
 
     Args:
-        first, second: the faces; second None: pairs within the first.
-        looked_at: pairs to confirm at most, the nearest first.
-        done: is told how many more faces of the first are through.
+        first, second: the faces; if second is None, pairs within the first.
+        looked_at: the most pairs to examine, nearest first.
+        done: called with the number of faces of the first that were just completed.
     """
     other, found = second or first, Found()
     kept: list[np.ndarray] = []  # each int64 [3, k]: i, j, distance
@@ -206,7 +208,7 @@ def compare(
         return found
     near = _nearest(kept, looked_at)
     found.unlooked = found.near - near.shape[1]
-    order = np.lexsort((near[1], near[0]))  # along the files: the faces are read from the disk
+    order = np.lexsort((near[1], near[0]))  # in file order, because the faces are read from the disk
     for i, j, apart in near[:, order].T.tolist():
         pair = _judge(first, other, i, j, apart, second is not None)
         if pair is not None:
@@ -231,7 +233,7 @@ def _leaks(first: Faces, second: Faces, i: int, j: int) -> bool:
 
 
 def _leaks_within(faces: Faces, i: int, j: int) -> bool:
-    # A scored face that is adapted to itself loses nothing by its twin.
+    # It is not a leak if the scored face itself is adapted to.
     return _leaks(faces, faces, i, j) and not faces.trained[j]
 
 
@@ -240,7 +242,7 @@ def _patch(faces: Faces, i: int) -> np.ndarray:
 
 
 def _nearest(blocks: list[np.ndarray], count: int) -> np.ndarray:
-    """Return the `count` nearest pairs; of equally near ones the first in the stores' order."""
+    """Return the `count` nearest pairs. Ties are broken by the stores' order."""
     pairs = np.concatenate(blocks, axis=1)
     if pairs.shape[1] <= count:
         return pairs

@@ -1,6 +1,6 @@
-"""One prepared dataset in numbers: what became of its records, its classes, scores, poses and landmarks.
+"""The numbers of a prepared dataset: outcomes of its records, classes, scores, poses and landmarks.
 
-All of it is read from the store's manifest.csv and meta.json. A column that an older manifest lacks counts as empty.
+All are read from the store's manifest.csv and meta.json. A column missing in an older manifest counts as empty.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from fercli.datasets.protocol import in_order
 from fercli.expressions import EXPRESSIONS, UNLABELLED
 from fercli.store import Store, count_statuses, read_manifest
 
-#: Of the landmarks furthest from those given, so many are named.
+#: How many of the faces whose landmarks are furthest from the given ones are named.
 WORST = 6
 
-#: (least, greatest, bins) of the histograms; what lies outside is counted in the first and last bin.
+#: (low, high, bins) of the histograms. Values outside are counted in the first or last bin.
 SCORES, ANGLES = (0.0, 1.0, 20), (-60.0, 60.0, 24)
 
 
@@ -68,11 +68,11 @@ def dataset_numbers(store: Store, role: str = "") -> dict[str, Any]:
 
 
 def histogram(values: Sequence[float], low: float, high: float, bins: int) -> dict[str, Any]:
-    """Count values in bins of one width.
+    """Count values in bins of equal width.
 
     Returns:
-        {``faces`` (how many values), ``low``, ``high``, ``counts`` [bins], ``median``, ``p5``, ``p95``}; the last three
-        None where there is no value.
+        {``faces`` (number of values), ``low``, ``high``, ``counts`` [bins], ``median``, ``p5``, ``p95``}; the last
+        three are None if there are no values.
     """
     clipped = np.clip(values, low, high)
     counts = np.histogram(clipped, bins, (low, high))[0].tolist()
@@ -85,7 +85,7 @@ def histogram(values: Sequence[float], low: float, high: float, bins: int) -> di
 
 
 def _classes(rows: Iterable[Mapping[str, str]], unlabelled: bool) -> dict[str, int]:
-    """Count rows by expression, in the project's order, and those without one if `unlabelled`."""
+    """Count rows by expression, in the project's order, and unlabelled rows if `unlabelled`."""
     counts = Counter(int(row["label"]) for row in rows)
     classes = {name: counts[label] for label, name in enumerate(EXPRESSIONS)}
     return {**classes, "unlabelled": counts[UNLABELLED]} if unlabelled else classes
@@ -108,7 +108,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _given_error(rows: Sequence[Mapping[str, str]]) -> dict[str, Any] | None:
-    """Return how far landmarks that were found lie from those given; None where not both exist for any face."""
+    """Return how far the detected landmarks are from the given ones; None if no face has both."""
     errors = [(error, row["id"]) for row in rows if (error := _number(row.get("given_error"))) is not None]
     if not errors:
         return None

@@ -10,7 +10,7 @@ from fercli.report.pictures import jpeg_uri
 
 
 def sheet_uri(path: Path, limit: int) -> str | None:
-    """Return a contact sheet as a data: URI of at most `limit` characters; None if it is not there or will not fit."""
+    """Return a contact sheet as a data: URI of at most `limit` characters; None if missing or too large."""
     try:
         with Image.open(path) as file:
             sheet = file.convert("RGB")

@@ -1,10 +1,10 @@
-"""The quality report of prepared datasets: quality.json with the numbers, quality.html to look at.
+"""The quality report of prepared datasets: quality.json with the numbers, quality.html to read.
 
-Both are made from prepared stores alone, at any time, and are the same bytes for the same stores. The page loads
-nothing: styles and images are inside it.
+Both can be made from prepared stores alone, at any time. The same stores give the same bytes. The page loads nothing,
+because styles and images are embedded.
 
-The classes of targets are counted here, for whoever owns the data and prepares it. Nothing of it is read by ``adapt``:
-it opens targets without labels and knows no file of this report.
+The report counts the classes of targets for the person who owns and prepares the data. ``adapt`` does not use these
+counts: it opens targets without labels and reads no file of this report.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from fercli.prepare.audit.view import view
 from fercli.store import Store, file_hash
 from fercli.version import __version__
 
-#: Pairs of one comparison that quality.json names; it counts them all.
+#: The most pairs of one comparison that quality.json names. It counts all of them.
 NAMED = 1000
 
-#: Of the document; one of another is made again.
+#: Schema version of the document. A document with another version is made again.
 SCHEMA = 3
 
 
@@ -50,9 +50,9 @@ def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str
     """Write quality.json and quality.html into a folder and return the document.
 
     Args:
-        stores: the prepared datasets, each name once.
-        folder: where to write, such as the one that holds the stores; it is made if it is not there.
-        roles: {dataset: ``source``, ``target`` or ''}; every source is compared with every target.
+        stores: the prepared datasets, with distinct names.
+        folder: where to write, such as the folder of the stores. It is created if it does not exist.
+        roles: {dataset: ``source``, ``target`` or ''}. Every source is compared with every target.
 
     Returns:
         The contents of quality.json:
@@ -60,17 +60,17 @@ def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str
         ``second``, ``within``, ``near``, ``unlooked``, ``one_subject``, ``one_subject_across``, ``subjects_across``,
         ``same file``, ``same image``, ``alike``, ``across``, ``leaks``, ``labels_differ``, ``pairs`` [{``first``,
         ``second`` (ids), ``splits``, ``kind``, ``distance``, ``likeness``, ``across``, ``leak``}], at most `NAMED`}];
-        ``thresholds``; ``made_from``. Pairs merely alike are in none of ``across``, ``leaks``, ``labels_differ``.
+        ``thresholds``; ``made_from``. Merely alike pairs are not counted in ``across``, ``leaks``, ``labels_differ``.
 
     Raises:
-        FercliError: the disk is full, or a folder stands where a file is to be written.
+        FercliError: the disk is full, or there is a folder with the name of a file to write.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     data, page = folder / "quality.json", folder / "quality.html"
     for path in (data, page):
         if path.is_dir():
-            raise FercliError(f"{path} is a folder, and the quality report is to be written there; move it away")
+            raise FercliError(f"{path} is a folder, but the quality report must be written there; move the folder away")
     made_from = _made_from(stores, roles)
     there = _read(data)
     if (there.get("schema"), there.get("made_from")) == (SCHEMA, made_from) and page.is_file():
@@ -85,7 +85,7 @@ def write_quality(stores: Sequence[Store], folder: Path, roles: Mapping[str, str
 
 
 def _made_from(stores: Sequence[Store], roles: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return what the report depends on; where that is what it was, nothing is computed again."""
+    """Return what the report depends on. If it is unchanged, nothing is computed again."""
     return {
         store.name: [file_hash(store.path / "meta.json"), roles.get(store.name, ""), __version__] for store in stores
     }
@@ -102,9 +102,9 @@ def _read(path: Path) -> dict[str, Any]:
 def render(
     document: Mapping[str, Any], stores: Sequence[Store], found: Mapping[tuple[str, str], Found], folder: Path
 ) -> str:
-    """Return the report as one HTML page; the images on it are those of the stores."""
+    """Return the report as one HTML page, with images from the stores."""
     environment = Environment(
-        # The styles of all pages are those of the run's report.
+        # All pages share the styles of the run report.
         loader=ChoiceLoader([PackageLoader("fercli.prepare.audit"), PackageLoader("fercli.report")]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -115,7 +115,7 @@ def render(
 
 
 def _compare_all(faces: Mapping[str, Faces], roles: Mapping[str, str]) -> dict[tuple[str, str], Found]:
-    """Compare every dataset with itself, and every source with every target; leaks come first."""
+    """Compare every source with every target, and then every dataset with itself."""
     sources, targets = ([name for name in faces if roles.get(name) == role] for role in ("source", "target"))
     pairs = [*product(sources, targets), *((name, name) for name in faces)]
     found = {}
@@ -145,17 +145,17 @@ def _document(
 
 
 def _summary(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Return the counts that matter most.
+    """Return the most important counts.
 
     Returns:
-        {``leaks``: pairs whose one face trains in a source and whose other is scored in a target,
-        ``shared``: all pairs in a source and a target, those included,
-        ``leaks_within``: pairs of one dataset whose one face trains (or is adapted to) and whose other is scored,
-        ``across_splits``: all pairs in two splits of one dataset, those included,
-        ``duplicates``: all pairs within datasets, those included,
-        ``alike``: pairs that only look it, wherever,
-        ``subjects_across``: people who are in several splits of a dataset,
-        ``unlooked``: pairs near by hash of which nothing more is known}.
+        {``leaks``: pairs with one face trained on in a source and the other scored in a target,
+        ``shared``: all pairs between a source and a target, including leaks,
+        ``leaks_within``: pairs within a dataset with one face trained on (or adapted to) and the other scored,
+        ``across_splits``: all pairs in two splits of one dataset, including those leaks,
+        ``duplicates``: all pairs within datasets, including those across splits,
+        ``alike``: pairs that are merely alike, within and between datasets,
+        ``subjects_across``: subjects who are in several splits of a dataset,
+        ``unlooked``: pairs with similar hashes that were not examined}.
     """
     within, between = ([c for c in comparisons if c["within"] is here] for here in (True, False))
     return {

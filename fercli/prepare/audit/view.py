@@ -1,4 +1,4 @@
-"""What the quality report shows, worked out from its document and its stores: the template only lays it out."""
+"""The contents of the quality page, computed from its document and the stores. The template only lays them out."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from fercli.prepare.audit.pictures import sheet_uri
 from fercli.report.pictures import face_uri, landmark_dots
 from fercli.store import STATUSES, Store
 
-#: Pairs that are shown of one comparison, and of all; the rest is counted, and named in quality.json.
+#: The most pairs shown per comparison, and in total. The others are counted, and named in quality.json.
 SHOWN, SHOWN_IN_ALL = 24, 144
 
-#: Characters of the page that the contact sheets may take.
+#: How many characters of the page the contact sheets may use.
 _SHEETS = 1_300_000
 
-#: Last letters of a file's name that stay on one line, and the letters before them that are shown.
+#: How many last letters of a file name stay on one line, and how many letters before them are shown.
 _TAIL, _HEAD = 9, 60
 
-#: What a comparison may count; where all are 0, it has no row of its own.
+#: Counts of a comparison. If all are 0, it has no row of its own.
 _COUNTS = ("same file", "same image", "alike", "unlooked", "one_subject", "one_subject_across", "subjects_across")
 
 _WORDS = {
-    "found": "found at once",
+    "found": "found in first pass",
     "retried": "found on a retry",
-    "given": "by given landmarks",
-    "mean-landmarks": "mean shape laid over",
+    "given": "given landmarks",
+    "mean-landmarks": "mean landmarks",
     "rejected": "rejected",
 }
 
@@ -40,7 +40,7 @@ _WORDS = {
 def view(
     document: Mapping[str, Any], stores: Sequence[Store], found: Mapping[tuple[str, str], Found], folder: Path
 ) -> dict[str, Any]:
-    """Return what quality.html.j2 lays out; names are text fit for UTF-8, not yet escaped."""
+    """Return the contents for quality.html.j2. Names are valid UTF-8 text, not yet escaped."""
     by_name = {store.name: store for store in stores}
     comparisons, left = [], SHOWN_IN_ALL
     quiet = {within: _quiet(document["comparisons"], within) for within in (False, True)}
@@ -72,18 +72,18 @@ def view(
 
 
 def _quiet(comparisons: Sequence[Mapping[str, Any]], within: bool) -> list[Mapping[str, Any]]:
-    """Return the comparisons that found nothing, where there are several."""
+    """Return the comparisons that found nothing, if there are several."""
     quiet = [c for c in comparisons if c["within"] is within and not any(c[key] for key in _COUNTS)]
     return quiet if len(quiet) > 1 else []
 
 
 def text(value: str) -> str:
-    """Return a name as UTF-8 can hold it: bytes that are none of it become the replacement character."""
+    """Return a name as valid UTF-8 text. Invalid bytes become the replacement character."""
     return value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def bars(histogram: Mapping[str, Any], title: str) -> Markup:
-    """Draw a histogram as inline SVG, stretched to its place; the labels are HTML around it."""
+    """Draw a histogram as inline SVG that stretches to its container. Its labels are HTML around it."""
     counts = histogram["counts"]
     tallest, width = max([*counts, 1]), 100 / len(counts)
     path = "".join(
@@ -100,7 +100,7 @@ def bars(histogram: Mapping[str, Any], title: str) -> Markup:
 
 
 def dots(store: Store, i: int) -> Markup:
-    """Draw a face's landmarks as inline SVG, to lie over its image."""
+    """Draw a face's landmarks as inline SVG, to be placed over its image."""
     margin = int(store.meta["parameters"]["margin"])
     inner = store.faces.shape[1] - 2 * margin
     return landmark_dots(np.asarray(store.landmarks[i], float) - margin, inner)
@@ -145,8 +145,8 @@ def _dataset(store: Store, numbers: Mapping[str, Any], folder: Path, limit: int)
 
 
 def _splits(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the columns of the table of classes: each split, and all of them where there are several."""
-    roles = {"adapt_splits": "trains or adapts", "score_splits": "scores"}
+    """Return the columns of the class table: each split, and their total if there are several."""
+    roles = {"adapt_splits": "train/adapt", "score_splits": "score"}
     columns = []
     for split, part in numbers["splits"].items():
         use = [word for key, word in roles.items() if split in numbers[key]]
@@ -162,7 +162,7 @@ def _class_rows(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
         parts.append({name: count["kept"] for name, count in numbers["classes"].items()})
     rows = []
     for name in numbers["classes"]:
-        # A bar is as long as its class is large beside the largest of the split.
+        # A bar's length is the size of its class relative to the largest class in the split.
         cells = [(p[name], _share(p[name], sum(p.values())), _share(p[name], max(p.values()))) for p in parts]
         rows.append({"name": name, "cells": cells})
     return rows
@@ -185,7 +185,7 @@ def _plots(numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _range(histogram: Mapping[str, Any], unit: str) -> dict[str, str]:
-    """Return median, p5 and p95 as text: whole degrees with a true minus sign, scores with two digits."""
+    """Return median, p5 and p95 as text: integer degrees with a true minus sign, scores with two decimals."""
     texts = {key: f"{histogram[key]:.{0 if unit else 2}f}" for key in ("median", "p5", "p95")}
     return {
         key: ("0" if value == "-0" else value).replace("-", "\N{MINUS SIGN}") + unit for key, value in texts.items()
@@ -207,7 +207,7 @@ def _pair(first: Store, second: Store, pair: Pair) -> dict[str, Any]:
 
 
 def _name(name: str) -> dict[str, str]:
-    """Return a file's name, and the two parts that the page shows of it; of names the end tells more."""
+    """Return a file name and the two parts that the page shows. The end of a name tells more than its beginning."""
     name = text(name)
     head = name[:-_TAIL]
     return {"id": name, "head": head if len(head) <= _HEAD else f"…{head[-_HEAD:]}", "tail": name[-_TAIL:]}
