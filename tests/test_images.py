@@ -260,7 +260,7 @@ def test_colours_and_alpha_of_every_type(dtype):
     [np.full((9, 9), np.nan), Image.fromarray(np.full((9, 9), np.nan, np.float32)), b"", Image.new("RGB", (0, 9))],
 )
 def test_nothing_to_see_is_refused_however_it_comes(source):
-    with pytest.raises(Unreadable, match=r"no pixel that is a number|empty file|without a pixel"):
+    with pytest.raises(Unreadable, match=r"no pixel is a number|empty file|without pixels"):
         read_image(source)
 
 
@@ -418,8 +418,8 @@ def test_stderr_comes_back_when_the_last_has_left(capfd):
         ("", "pixels instead of 2304"),
         (" ".join(["300"] * 2304), "outside"),
         (" ".join(["-1"] * 2304), "outside"),
-        (" ".join(["x"] * 2304), "no numbers"),
-        (" ".join(["9" * 40] * 2304), "no numbers"),
+        (" ".join(["x"] * 2304), "not numbers"),
+        (" ".join(["9" * 40] * 2304), "not numbers"),
     ],
 )
 def test_bad_pixel_rows_say_why(tmp_path, pixels, reason):

@@ -106,7 +106,8 @@ def test_a_folder_without_a_picture_that_is_read(tmp_path, without_heif, names, 
 
 
 def test_heic_named_itself_says_what_to_do(tmp_path, without_heif):
-    with pytest.raises(Unreadable, match=r"a HEIC image, which is not read: convert to JPEG or PNG, or pip install"):
+    reason = r"a HEIC image, which is not supported: convert to JPEG or PNG, or pip install"
+    with pytest.raises(Unreadable, match=reason):
         read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
 
 

@@ -29,8 +29,8 @@ from fercli.faces.network_files import NETWORKS, read_network
 from fercli.synthetic.render import STUDIO, render
 
 WHEEL = "mediapipe-0.10.21-cp312-cp312-manylinux_2_28_x86_64.whl"
-FETCHING = "fetching the face networks once"
-BY_HAND = "to bring them by hand, run where pip reaches an index: pip download mediapipe==0.10.21 --no-deps"
+FETCHING = "downloading the face networks once"
+BY_HAND = "to get them manually, run on a machine where pip reaches an index: pip download mediapipe==0.10.21 --no-deps"
 
 
 def write_wheel(folder: Path, networks: dict[str, bytes]) -> Path:
@@ -137,8 +137,8 @@ def _no_place(place: Place) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_offline, r"cannot be fetched \(pip: No matching distribution found for mediapipe==0.10.21\); "),
-        (_cut, r"(cannot be fetched \(pip: .*\)|cannot be read \(.*\)); "),
+        (_offline, r"cannot be downloaded \(pip: No matching distribution found for mediapipe==0.10.21\); "),
+        (_cut, r"(cannot be downloaded \(pip: .*\)|cannot be read \(.*\)); "),
         (_other, r"is not the wheel of mediapipe==0.10.21: .*its SHA-256 differs; "),
         (_no_place, r"cannot write .*face-networks: (File exists|Not a directory); "),
     ],
@@ -183,9 +183,12 @@ def test_they_are_brought_by_hand(bring, place: Place, networks: dict[str, bytes
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (shutil.rmtree, "which is no folder"),
-        (lambda folder: (folder / "face_landmark.tflite").unlink(), "where no face_landmark.tflite is"),
-        (lambda folder: (folder / "face_landmark.tflite").write_bytes(b"x"), "another face_landmark.tflite than"),
+        (shutil.rmtree, "which is not a folder"),
+        (lambda folder: (folder / "face_landmark.tflite").unlink(), "which does not contain face_landmark.tflite"),
+        (
+            lambda folder: (folder / "face_landmark.tflite").write_bytes(b"x"),
+            "has a face_landmark.tflite that is not from mediapipe==0.10.21",
+        ),
         (lambda folder: [_files_gone(folder), (folder / WHEEL).write_bytes(b"x")], "cannot be read"),
     ],
 )

@@ -126,7 +126,7 @@ def test_a_device_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch, raf
         raise torch.cuda.OutOfMemoryError("no room")
 
     monkeypatch.setattr(placement, "_upload", full)
-    with pytest.raises(FercliError, match=r"raf-db \(0\.0 GB\) cannot be held by cpu; set engine\.data=host"):
+    with pytest.raises(FercliError, match=r"raf-db \(0\.0 GB\) does not fit on cpu; set engine\.data=host"):
         place(raf, CPU, True, "device")
 
 

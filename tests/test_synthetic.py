@@ -329,7 +329,7 @@ def test_a_root_is_whole_and_marked_or_not_there(tmp_path, small, name):
     assert "no photographs, no real people" in (root / SYNTHETIC_MARKER).read_text()
     before = contents(root)
     assert len(before) > 2 or name == "fer2013"
-    with pytest.raises(FercliError, match="exists already"):
+    with pytest.raises(FercliError, match="already exists"):
         write(root, items)
     assert contents(root) == before
     (tmp_path / "again").mkdir()

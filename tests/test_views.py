@@ -473,7 +473,7 @@ def test_view_is_indexed_by_sample_and_joined():
     assert all(torch.equal(a, b) for a, b in zip(joined.inputs, view.inputs, strict=True))
     bare = View(view.images, view.landmarks)
     assert cat([bare, bare]).crops is None and bare[:1].crops is None and len(bare.to("cpu")) == 6
-    with pytest.raises(FercliError, match="some have none"):
+    with pytest.raises(FercliError, match="only some have local crops"):
         cat([view, bare])
     with pytest.raises(TypeError, match="batch dimension"):
         view[0]

@@ -161,7 +161,7 @@ def _named(folder: Path, name: str) -> bytes:
     else:
         raise FercliError(f"{VARIABLE} names {folder}, which does not contain {name}", BY_HAND)
     if _right(name, data) is None:
-        raise FercliError(f"{name} in {place} is not the file of {RELEASE}: its SHA-256 differs", BY_HAND)
+        raise FercliError(f"{place} has a {name} that is not from {RELEASE}: its SHA-256 differs", BY_HAND)
     return data
 
 
