@@ -112,7 +112,7 @@ def decode(source: Source, name: str | Path = "the image") -> Decoded:
     Files, their bytes and PIL images are turned according to their EXIF orientation. Of an animation or a file of
     several pages, the first is read (of a PIL image, the page it is at). A JPEG of more than 100 and up to 400
     megapixels is decoded at a half or a quarter of its size (`Decoded.scale`). Any other image of more than 100
-    megapixels is refused. An image with a side of more than 32,767 pixels, which OpenCV cannot warp, is also reduced.
+    megapixels is refused. An image with a side of more than 32,766 pixels, which OpenCV cannot warp, is also reduced.
 
     Arrays are [H, W], or [H, W, C] with C = 1 (grey), 2 (grey and alpha), 3 (RGB, in this order) or 4 (RGB and alpha).
     An OpenCV array must be converted from BGR to RGB first.
