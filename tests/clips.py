@@ -1,4 +1,4 @@
-"""Videos that tests write: any codec, container, timing and display matrix."""
+"""Write test videos with any codec, container, timing and display matrix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import av
 import numpy as np
 
 _ONE, _W = 1 << 16, 1 << 30
-#: Display matrices as a track header holds them, and what each does to an image.
+#: Display matrices as in a track header, and the effect of each on an image.
 MATRICES = {
     "90": ((0, _ONE, 0, -_ONE, 0, 0, 0, 0, _W), lambda image: np.rot90(image, -1)),
     "180": ((-_ONE, 0, 0, 0, -_ONE, 0, 0, 0, _W), lambda image: np.rot90(image, 2)),
@@ -35,13 +35,13 @@ def write_clip(
     form: str | None = None,
     **options: str,
 ) -> Path:
-    """Write images, 100 ms each or at the times given, and so much silence from zero on beside them."""
+    """Write images, 100 ms each or at the given times, with `sound_ms` of silence as sound, from zero on."""
     with path.open("wb") as file, av.open(file, "w", format=form or _FORMATS[path.suffix]) as container:
         stream = container.add_stream(codec, rate=10, options=options)
         stream.height, stream.width = images[0].shape[:2] if images else (48, 64)
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.time_base = Fraction(1, 1000)
-        if path.suffix == ".avi":  # which counts frames and has no other progress
+        if path.suffix == ".avi":  # this container counts frames and has no other timing
             stream.codec_context.time_base = Fraction(1, 10)
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
@@ -77,7 +77,7 @@ def turned(clip: Path, to: Path, matrix: Sequence[int]) -> Path:
 
 
 def trimmed(clip: Path, to: Path, start_ms: int, length_ms: int) -> Path:
-    """Copy an MP4, its images as they are, with an edit list that shows only a part of them."""
+    """Copy an MP4 with unchanged images and an edit list that shows only a part of them."""
     data = bytearray(clip.read_bytes())
     with av.open(str(clip)) as container:
         scale = 1 / container.streams.video[0].time_base
@@ -89,7 +89,7 @@ def trimmed(clip: Path, to: Path, start_ms: int, length_ms: int) -> Path:
 
 
 def index_first(clip: Path) -> Path:
-    """Copy an MP4 with its index before the images, as for the web: cut off, it lacks images alone."""
+    """Copy an MP4 with its index before the images, as for the web: a cut-off file then only lacks images."""
     to = clip.with_stem("first")
     with av.open(str(clip)) as source, av.open(str(to), "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream_from_template(source.streams.video[0])
@@ -101,7 +101,7 @@ def index_first(clip: Path) -> Path:
 
 
 def shown(clip: Path) -> tuple[list[int], int]:
-    """When each image of a file is shown and when the last one ends, in milliseconds, as the file says."""
+    """Return when each image of a file is shown and when the last one ends, in milliseconds, according to the file."""
     with av.open(str(clip)) as container:
         found = [p for p in container.demux(video=0) if p.size]
     last = max(found, key=lambda packet: packet.pts)
@@ -110,7 +110,7 @@ def shown(clip: Path) -> tuple[list[int], int]:
 
 
 def packets(clip: Path) -> list[tuple[int, int]]:
-    """Where each image's data lies in a file, (first byte, bytes), in the order of decoding."""
+    """Return where each image's data is in a file, (first byte, bytes), in the order of decoding."""
     with av.open(str(clip)) as container:
         return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 

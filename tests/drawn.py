@@ -1,4 +1,4 @@
-"""Procedural faces as only tests need them: two more domains, and faces in the layouts of three more datasets."""
+"""Procedural faces for tests only: two more domains, and faces in the layouts of three more datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fercli.expressions import EXPRESSIONS
 from fercli.synthetic.render import LAB, STUDIO, Domain, Face
 from fercli.synthetic.writers import _code_of, _made, _whole, _write_image
 
-#: Tight grey thumbnails as FER2013's, 48x48.
+#: Tight grey thumbnails like those of FER2013, 48x48.
 THUMBNAIL = Domain(
     name="thumbnail",
     size=(48, 48),
@@ -36,7 +36,7 @@ THUMBNAIL = Domain(
     au_noise=0.3,
 )
 
-#: Colour images of crowded, badly lit places, as ExpW's.
+#: Colour images of crowded, badly lit places, like those of ExpW.
 STREET = Domain(
     name="street",
     size=(280, 260),
@@ -73,7 +73,7 @@ def write_fer2013(
 ) -> Path:
     """Write ``fer2013.csv``: emotion, 2,304 grey pixels, Usage. Faces of another size are reduced to 48x48.
 
-    Returns the root; raises FercliError where it exists already and is not empty.
+    Returns the root; raises FercliError if it already exists and is not empty.
     """
     codes, lines = _code_of("fer2013"), ["emotion,pixels,Usage"]
     with _whole(root, "FER2013") as folder:
@@ -94,7 +94,7 @@ def write_expw(root: str | Path, faces: Iterable[Face]) -> Path:
     """Write ExpW: ``label/label.lst`` and ``data/image/origin/``; every third image shows two faces side by side.
 
     A row is name, face number, box as top left right bottom (integers), confidence, label. Returns the root; raises
-    FercliError where it exists already and is not empty.
+    FercliError if it already exists and is not empty.
     """
     codes = _code_of("expw")
     with _whole(root, "ExpW") as folder:
@@ -113,7 +113,7 @@ def write_expw(root: str | Path, faces: Iterable[Face]) -> Path:
 
 
 def _in_groups(faces: Iterable[Face], sizes: Sequence[int]) -> Iterator[list[Face]]:
-    """Yield the faces in lists whose lengths cycle through `sizes`; the last may be shorter."""
+    """Yield the faces in lists whose lengths cycle through `sizes`; the last list may be shorter."""
     turn, group = 0, []
     for face in faces:
         group.append(face)
@@ -131,9 +131,9 @@ def _side_by_side(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def write_class_folders(root: str | Path, splits: Mapping[str, Iterable[Face]]) -> Path:
-    """Write ``{split}/{class}/00001.jpg``, the classes named as in `EXPRESSIONS`.
+    """Write ``{split}/{class}/00001.jpg``, with the classes named as in `EXPRESSIONS`.
 
-    Returns the root; raises FercliError where it exists already and is not empty.
+    Returns the root; raises FercliError if it already exists and is not empty.
     """
     with _whole(root, "a folder per class") as folder:
         for split, faces in splits.items():

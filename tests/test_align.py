@@ -1,4 +1,4 @@
-"""Alignment against plain solves and plain loops."""
+"""Alignment, compared with plain solves and plain loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def similarity(scale: float, degrees: float, x: float, y: float) -> np.ndarray:
 
 
 def plain_solve(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The same least squares written out: unknowns a, b, tx, ty of x' = ax - by + tx, y' = bx + ay + ty."""
+    """Solve the same least squares written out: unknowns a, b, tx, ty of x' = ax - by + tx, y' = bx + ay + ty."""
     rows, right = [], []
     for (x, y), (u, v) in zip(source, target, strict=True):
         rows += [(x, -y, 1, 0), (y, x, 0, 1)]
@@ -55,7 +55,7 @@ def test_umeyama_refuses_points_without_a_scale(points):
 
 
 def test_a_mean_shaped_face_lands_on_the_template():
-    """Noisy faces about the template, each posed at will: their mean on the canvas is the template's shape."""
+    """Noisy faces around the template in random poses: their mean on the canvas is the template's shape."""
     rng = np.random.default_rng(0)
     landed = []
     for _ in range(400):
@@ -81,7 +81,7 @@ def test_warp_at_scale_one_copies_pixels_and_replicates_the_border():
 
 
 def loop_over_released(box: tuple[float, float, float, float], width: int, height: int) -> tuple[int, int, int, int]:
-    """The released code's box, step by step from its facts: whole pixels, half of a fifth a side, clipped."""
+    """Return the released code's box, step by step: whole pixels, half of a fifth on each side, clipped."""
     left, top, right, bottom = (int(v) for v in box)
     across, down = int(0.5 * int(0.20 * (right - left))), int(0.5 * int(0.20 * (bottom - top)))
     left, top = left - across, top - down
@@ -90,7 +90,7 @@ def loop_over_released(box: tuple[float, float, float, float], width: int, heigh
 
 
 def photograph(width: int, height: int, seed: int) -> np.ndarray:
-    """A procedural face of that size, with the noise of a camera."""
+    """Return a procedural face of that size, with camera noise."""
     image = cv2.resize(render(STUDIO, seed, seed % 7, seed).image, (width, height), interpolation=cv2.INTER_AREA)
     noise = np.random.default_rng(seed).normal(0, 5, image.shape)
     return np.clip(image + noise, 0, 255).astype(np.uint8)
@@ -101,16 +101,16 @@ def photograph(width: int, height: int, seed: int) -> np.ndarray:
     [
         (50.0, 40.0, 162.0, 190.0),  # inside
         (30.7, 20.2, 95.9, 120.4),  # not in whole pixels
-        (2.0, 5.0, 130.0, 170.0),  # to be clipped above and at the left
-        (60.0, 70.0, 210.0, 260.0),  # beyond the photograph
-        (0.0, 0.0, 220.0, 240.0),  # all of it
-        (100.0, 100.0, 109.0, 112.0),  # so small that nothing is added to one side
+        (2.0, 5.0, 130.0, 170.0),  # clipped at the top and on the left
+        (60.0, 70.0, 210.0, 260.0),  # extends beyond the image
+        (0.0, 0.0, 220.0, 240.0),  # the whole image
+        (100.0, 100.0, 109.0, 112.0),  # so small that the width does not grow
         (20.0, 30.0, 200.0, 60.0),  # flat
     ],
 )
 @pytest.mark.parametrize("times", [1, 3])
 def test_the_box_is_that_of_the_released_code(box, times):
-    """Widened, clipped, cropped, resized to 112 x 112 as it is: to a level, but for the crop's outermost pixels."""
+    """Widened, clipped, cropped and resized to 112 x 112: equal to one level, except for the outermost pixels."""
     box = tuple(times * v for v in box)
     width, height = 220 * times, 240 * times
     image = photograph(width, height, 3)
@@ -121,14 +121,14 @@ def test_the_box_is_that_of_the_released_code(box, times):
     expected = np.asarray(Image.fromarray(image).crop(found).resize((112, 112), Image.Resampling.BILINEAR)).astype(int)
     ring = 1 + 112 // min(found[2] - found[0], found[3] - found[1])
     assert abs(face - expected)[ring:-ring, ring:-ring].max() <= 1
-    # There the filter sees the next pixels of the photograph, where a crop has come to its end.
+    # There the filter sees the neighbouring pixels of the image, which a crop does not have.
     assert abs(face - expected).max() <= 60 and abs(face - expected).mean() < 0.3
-    # The landmarks go the same way: shares of the crop are shares of the face.
+    # Landmarks are mapped in the same way: fractions of the crop are fractions of the face.
     corners = np.array([found[:2], found[2:]], float) - 0.5
     np.testing.assert_allclose(align.transform(matrix, corners), [[13.5] * 2, [125.5] * 2], atol=1e-9)
 
 
-def test_around_the_box_the_margin_shows_more_of_the_photograph_and_then_its_border():
+def test_around_the_box_the_margin_shows_more_of_the_image_and_then_its_border():
     image = photograph(300, 260, 5)
     face = align.warp(image, align.box_matrix((60, 40, 172, 152)), 140)  # at scale one
     np.testing.assert_array_equal(face, image[26:166, 46:186])
@@ -142,8 +142,8 @@ def test_around_the_box_the_margin_shows_more_of_the_photograph_and_then_its_bor
 
 
 @pytest.mark.parametrize("scale", [(0.21, 0.6), (1.7, 0.4), (1.0, 1.0), (3.0, 2.2)])
-def test_what_is_not_turned_is_a_weighted_mean_of_pixels(scale):
-    """Written out: each pixel's triangle of weights, as wide as the pixels it takes in, over a replicated border."""
+def test_a_warp_without_rotation_is_a_weighted_mean_of_pixels(scale):
+    """Written out: each pixel is a mean with triangular weights as wide as the merged pixels, border replicated."""
     image = photograph(90, 70, 2)
     (sx, sy), side = scale, 40
     matrix = np.array([[sx, 0, 4.3], [0, sy, -7.6]])
@@ -162,7 +162,7 @@ def test_what_is_not_turned_is_a_weighted_mean_of_pixels(scale):
     assert abs(align.warp(image, matrix, side) - expected).max() <= 1.01
 
 
-def test_a_box_beside_the_photograph_or_without_a_pixel_is_refused():
+def test_a_box_outside_the_image_or_without_a_pixel_is_refused():
     for box in ((300, 10, 400, 90), (10, -90, 60, -12), (10.2, 10, 10.9, 60), (50, 60, 40, 90)):
         with pytest.raises(ValueError, match="lies outside the image"):
             align.released_box(box, (200, 200))
@@ -178,8 +178,8 @@ def test_box_of_points_is_what_the_template_shows():
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.21, 0.05])
-def test_reducing_a_large_photograph_does_not_alias(scale):
-    """A fine checkerboard averages to grey; sampled without blurring first it would keep its black and white."""
+def test_reducing_a_large_image_does_not_alias(scale):
+    """A fine checkerboard averages to grey. Sampled without blurring first, it would stay black and white."""
     side = int(180 / scale)
     board = ((np.indices((side, side)).sum(0) % 2) * 255).astype(np.uint8)
     face = align.warp(np.repeat(board[..., None], 3, 2), similarity(scale, 17, 20, -20), 140)
@@ -188,7 +188,7 @@ def test_reducing_a_large_photograph_does_not_alias(scale):
 
 @pytest.mark.parametrize("scale", [0.13, 0.4, 0.79, 1.0, 2.7])
 def test_warp_keeps_points_where_the_matrix_says(scale):
-    """A blob drawn in the photograph has its centre of mass where its centre is mapped."""
+    """A blob drawn in the image has its centre of mass where its centre is mapped."""
     image = np.zeros((900, 900, 3), np.uint8)
     centre, radius = np.array([431.0, 377.0]), 12 / scale
     cv2.circle(image, tuple(int(v) for v in centre), int(radius), (255, 255, 255), -1)
@@ -201,7 +201,7 @@ def test_warp_keeps_points_where_the_matrix_says(scale):
 
 
 def test_warp_of_a_part_equals_the_warp_of_the_whole():
-    """Only the part that the canvas sees is reduced; reducing everything gives the same within rounding."""
+    """Only the part that the canvas shows is reduced. Reducing everything gives the same result within rounding."""
     rng = np.random.default_rng(3)
     image = cv2.GaussianBlur(rng.integers(0, 256, (600, 800, 3), np.uint8), (0, 0), 8)
     matrix = similarity(0.3, 10, -60, -40)
@@ -213,14 +213,14 @@ def test_warp_of_a_part_equals_the_warp_of_the_whole():
     assert abs(align.warp(image, matrix, 140).astype(int) - plain.astype(int))[20:-20, 20:-20].max() <= 4
 
 
-def test_warp_survives_a_canvas_beside_the_picture_and_a_picture_of_one_pixel():
+def test_warp_survives_a_canvas_outside_the_image_and_an_image_of_one_pixel():
     image = np.full((30, 30, 3), 77, np.uint8)
     for matrix in (similarity(0.1, 0, 5000, 5000), similarity(0.01, 30, -900, 0)):
         assert (align.warp(image, matrix, 140) == 77).all()
     assert (align.warp(image[:1, :1], similarity(0.2, 0, 0, 0), 140) == 77).all()
 
 
-def test_local_crops_are_cut_from_the_photograph_around_each_landmark():
+def test_local_crops_are_cut_from_the_image_around_each_landmark():
     image = np.random.default_rng(4).integers(0, 256, (400, 400, 3), np.uint8)
     matrix = np.array([[1.0, 0, -100], [0, 1, -120]])
     points = np.array([[40.5, 51.5], [88.5, 51.5], [64.5, 80.5], [45.5, 100.5], [83.5, 100.5]])
@@ -232,7 +232,7 @@ def test_local_crops_are_cut_from_the_photograph_around_each_landmark():
 
 @pytest.mark.parametrize(("size", "zoom"), [(48, 1.5), (32, 1.0), (64, 3.0)])
 def test_local_crops_show_size_over_zoom_pixels_of_the_face(size, zoom):
-    """Zoomed around the middle of a wide gradient: the slope of the crop is the gradient's over the zoom."""
+    """Zoomed around the middle of a wide gradient, the crop's slope is the gradient's slope divided by the zoom."""
     ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     image = np.repeat(ramp[..., None], 3, 2)
     crop = align.local_crops(image, similarity(1, 0, 0, 0), np.array([[128.0, 128.0]]), size, zoom)[0, ..., 0].astype(

@@ -100,12 +100,12 @@ def test_bad_images_are_rejected_with_a_reason_and_the_rest_is_kept(tmp_path, fa
         "zeros.png": (bytes(1000), "not an image"),
         "page.jpg": (page, "a web page or other markup, not an image"),
         "drawing.png": (b'<?xml version="1.0"?><svg/>', "a web page or other markup, not an image"),
-        "pointer.jpg": (lfs, "a Git LFS pointer, not the image it stands for: run git lfs pull"),
+        "pointer.jpg": (lfs, "a Git LFS pointer, not the image itself: run git lfs pull"),
         "phone.jpg": (
             b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100),
             "a HEIC image that is damaged"
             if media.reads_heif()
-            else "a HEIC image, which is not read: convert to JPEG or PNG, or pip install 'fercli[heif]'",
+            else "a HEIC image, which is not supported: convert to JPEG or PNG, or pip install 'fercli[heif]'",
         ),
         "film.jpg": (b"\0\0\0\x18ftypisom" + bytes(100), "a video, not an image"),
         "paper.jpg": (b"%PDF-1.4", "a PDF, not an image"),
@@ -115,7 +115,7 @@ def test_bad_images_are_rejected_with_a_reason_and_the_rest_is_kept(tmp_path, fa
         "dot.png": (encoded(image[:1, :1], "PNG"), "no face found"),
         "line.png": (encoded(image[:1], "PNG"), "no face found"),
         "sliver.png": (encoded(np.zeros((3, 9000), np.uint8), "PNG"), "no face found"),
-        "nothing but NaN.tif": (encoded(np.full((9, 9), np.nan, np.float32), "TIFF"), "no pixel that is a number"),
+        "nothing but NaN.tif": (encoded(np.full((9, 9), np.nan, np.float32), "TIFF"), "no pixel is a number"),
     }
     files = {"happy/first.jpg": good, **{f"happy/{name}": data for name, (data, _) in bad.items()}}
     rows = prepare_files(tmp_path, {**files, "sad/last.jpg": good})
@@ -145,7 +145,7 @@ def test_special_files_are_rejected_without_waiting(tmp_path, faces, alarm, monk
     rows = prepare_files(tmp_path, {})
     assert {name.split("/")[1]: row["reason"] or "kept" for name, row in rows.items()} == {
         "a.jpg": "kept",
-        "dangling.jpg": "a link to a file that is not there",
+        "dangling.jpg": "a link to a file that does not exist",
         "device.jpg": "a pipe, socket or device, not a file",
         "enormous.jpg": "a file of more than 512 MiB",
         "folder.jpg": "a folder, not an image",
@@ -236,7 +236,7 @@ def test_names_that_no_file_can_have_are_rejected(tmp_path, faces):
     prepare(read_dataset("d", "csv", tmp_path), tmp_path / "out", HERE)
     reasons = [row["reason"] for row in read_manifest(tmp_path / "out")]
     assert reasons == ["", "cannot be read: File name too long", "cannot be read: Not a directory", "no such file"]
-    with pytest.raises(Unreadable, match="no file can have this name"):
+    with pytest.raises(Unreadable, match="this is not a valid file name"):
         read_image(tmp_path / "nul\0.jpg")
 
 

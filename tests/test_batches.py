@@ -1,4 +1,4 @@
-"""From stores to batches: shuffling, gathering, holding out, and no target labels."""
+"""From stores to batches: shuffling, gathering, holding out, and never reading target labels."""
 
 from __future__ import annotations
 
@@ -39,29 +39,29 @@ def positions(count: int, places: int, seed: int = 3) -> np.ndarray:
     return ShuffledSampler(count, seed).take(0, places)
 
 
-# Deck
+# Shuffled sampler
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 20])
-def test_a_deck_deals_every_position_once_a_round(count: int) -> None:
-    dealt = positions(count, 5 * count).reshape(5, count)
-    for round_ in dealt:
+def test_a_sampler_draws_every_position_once_per_round(count: int) -> None:
+    drawn = positions(count, 5 * count).reshape(5, count)
+    for round_ in drawn:
         assert sorted(round_) == list(range(count))
     if count == 20:
-        assert len({tuple(round_) for round_ in dealt}) == 5
+        assert len({tuple(round_) for round_ in drawn}) == 5
 
 
 @pytest.mark.parametrize("amount", [1, 3, 7, 8, 25])
-def test_a_deal_depends_on_its_place_only(amount: int) -> None:
+def test_a_draw_depends_on_its_place_only(amount: int) -> None:
     whole = positions(7, 100)
-    deck = ShuffledSampler(7, seed=3)
+    sampler = ShuffledSampler(7, seed=3)
     starts = list(range(0, 100 - amount, amount))
-    for start in reversed(starts):  # backwards, with one deck that has dealt later places before
-        np.testing.assert_array_equal(deck.take(start, amount), whole[start : start + amount])
+    for start in reversed(starts):  # backwards, with one sampler that has drawn later places before
+        np.testing.assert_array_equal(sampler.take(start, amount), whole[start : start + amount])
         np.testing.assert_array_equal(ShuffledSampler(7, seed=3).take(start, amount), whole[start : start + amount])
 
 
-def test_decks_of_other_seeds_differ() -> None:
+def test_samplers_with_other_seeds_differ() -> None:
     assert positions(50, 50, seed=1).tolist() != positions(50, 50, seed=2).tolist()
 
 
@@ -71,17 +71,17 @@ def test_decks_of_other_seeds_differ() -> None:
         (("hold-out", "a"), "a03301dd96a24ca7"),
         ((1, "source", 2), "d11ce6f0b8f8cfa2"),
         ((0,), "5feceb66ffc86f38"),
-        (("hold-out", "caf\udce9"), "a0611cfe181c7abe"),  # a file's name that is not UTF-8: its bytes
+        (("hold-out", "caf\udce9"), "a0611cfe181c7abe"),  # a file name that is not UTF-8: its bytes
     ],
 )
-def test_mix_is_fixed_for_good(parts: tuple, digest: str) -> None:
-    """Eight bytes of SHA-256, the first the least, halved. Runs of earlier versions resume only while these stay."""
+def test_derived_seeds_never_change(parts: tuple, digest: str) -> None:
+    """Eight bytes of SHA-256, little-endian, halved. Earlier versions' runs can only resume if these do not change."""
     value = sum(int(digest[2 * i : 2 * i + 2], 16) << 8 * i for i in range(8))
     assert derive_seed(*parts) == value // 2 < 2**63
 
 
-def test_what_is_dealt_is_fixed_for_good() -> None:
-    """As dealt when runs were first kept: another order would change every run that is taken up again."""
+def test_draws_never_change() -> None:
+    """The order is that of the first stored runs: another order would change every run that is resumed."""
     assert positions(5, 10).tolist() == [1, 4, 3, 0, 2, 0, 1, 2, 4, 3]
     assert source_sampler([3, 2], "equal", seed=5).take(0, 12).tolist() == [4, 3, 2, 3, 4, 0, 1, 3, 2, 1, 0, 1]
 
@@ -89,7 +89,7 @@ def test_what_is_dealt_is_fixed_for_good() -> None:
 # Several sources
 
 
-#: Sizes of sources, and the part of all draws that each gets.
+#: Sizes of sources, and each source's share of the draws.
 SHARES = {
     "images": [([84, 30], [84 / 114, 30 / 114]), ([900, 90, 10], [0.9, 0.09, 0.01])],
     "sqrt": [([100, 25], [2 / 3, 1 / 3]), ([12271, 327, 213], [0.776, 0.127, 0.102]), ([1, 1], [0.5, 0.5])],
@@ -98,7 +98,7 @@ SHARES = {
 
 
 def drawn_of(counts: Sequence[int], places: np.ndarray) -> list[np.ndarray]:
-    """Positions drawn of each set, counted from its own start."""
+    """Return the positions drawn from each set, counted from the set's start."""
     ends = np.cumsum(counts)
     starts = [end - count for end, count in zip(ends, counts, strict=True)]
     return [places[(places >= start) & (places < end)] - start for start, end in zip(starts, ends, strict=True)]
@@ -112,51 +112,51 @@ def test_each_source_gets_its_share_of_the_draws(balance: str, counts: list[int]
     assert places.max() < sum(counts)
     given = [len(part) / len(places) for part in drawn_of(counts, places)]
     roots = [count**0.5 for count in counts]
-    if balance == "sqrt":  # the table's figures are rounded: the rule itself
+    if balance == "sqrt":  # the table's figures are rounded, so use the rule itself
         shares = [root / sum(roots) for root in roots]
     np.testing.assert_allclose(given, shares, atol=0.002 if balance != "images" else 0.01)
 
 
 @pytest.mark.parametrize("balance", ["sqrt", "equal"])
 @pytest.mark.parametrize("counts", [[84, 30], [7, 1, 300], [1, 1], [5, 5, 5, 5]])
-def test_every_face_of_every_source_comes_up_equally_often(balance: str, counts: list[int]) -> None:
-    deck = source_sampler(counts, balance, seed=5)
-    for count, part in zip(counts, drawn_of(counts, deck.take(0, 8000)), strict=True):
+def test_every_face_of_every_source_is_drawn_equally_often(balance: str, counts: list[int]) -> None:
+    sampler = source_sampler(counts, balance, seed=5)
+    for count, part in zip(counts, drawn_of(counts, sampler.take(0, 8000)), strict=True):
         times = np.bincount(part, minlength=count)
         assert times.max() - times.min() <= 1, count
-        for start in range(0, len(part) - count + 1, count):  # each round of its own is a permutation
+        for start in range(0, len(part) - count + 1, count):  # each round of a source is a permutation
             assert sorted(part[start : start + count]) == list(range(count))
 
 
 @pytest.mark.parametrize("amount", [1, 7, 64, 999, 1000, 1001])
-def test_a_mixture_depends_on_its_place_only(amount: int) -> None:
+def test_a_weighted_draw_depends_on_its_place_only(amount: int) -> None:
     counts = [84, 30, 7]
     whole = WeightedSampler(counts, [2, 1, 1], seed=3).take(0, 4000)
-    deck = WeightedSampler(counts, [2, 1, 1], seed=3)
+    sampler = WeightedSampler(counts, [2, 1, 1], seed=3)
     for start in reversed(range(0, 4000 - amount, max(amount, 500))):
-        np.testing.assert_array_equal(deck.take(start, amount), whole[start : start + amount])
+        np.testing.assert_array_equal(sampler.take(start, amount), whole[start : start + amount])
     assert not np.array_equal(WeightedSampler(counts, [2, 1, 1], seed=4).take(0, 4000), whole)
 
 
-def test_a_cycle_holds_every_set_s_quota_and_mixes_them() -> None:
+def test_a_cycle_contains_the_quota_of_every_set_and_mixes_them() -> None:
     counts, shares = [50, 50, 50], [0.7, 0.2, 0.1]
     places = WeightedSampler(counts, shares, seed=0).take(0, 3 * WeightedSampler.CYCLE).reshape(3, -1)
     for cycle in places:
         assert [len(part) for part in drawn_of(counts, cycle)] == [700, 200, 100]
-    # In batches of 50, none without the smallest for long and none full of it.
+    # In batches of 50, the smallest set is never absent for long and never dominates.
     small = (places.reshape(-1, 50) >= 100).sum(1)
     assert small.mean() == 5
     assert small.max() <= 15
 
 
-def test_the_smallest_share_is_one_draw_a_cycle() -> None:
+def test_the_smallest_share_is_one_draw_per_cycle() -> None:
     counts = [10, 10]
     places = WeightedSampler(counts, [1e9, 1.0], seed=0).take(0, 10_000)
     assert 9 <= len(drawn_of(counts, places)[1]) <= 10
 
 
 @pytest.mark.parametrize("balance", ["images", "sqrt", "equal"])
-def test_one_source_is_dealt_as_ever_and_one_union_by_images(balance: str) -> None:
+def test_one_source_and_a_union_by_images_use_a_shuffled_sampler(balance: str) -> None:
     for counts in ([40], [0, 40], [40, 0], *([[30, 10]] if balance == "images" else [])):
         np.testing.assert_array_equal(
             source_sampler(counts, balance, 9).take(0, 100), ShuffledSampler(40, 9).take(0, 100)
@@ -170,11 +170,11 @@ def test_a_source_without_faces_shifts_no_position(balance: str) -> None:
     assert with_empty.max() == 39
 
 
-def test_batches_draw_from_several_sources_by_the_balance_asked_for(raf: Store, jaffe: Store) -> None:
+def test_batches_draw_from_several_sources_by_the_given_balance(raf: Store, jaffe: Store) -> None:
     chosen = [raf.indices(["train"]), raf.indices(["test"])[:7]]
     faces = FaceDataset([raf, raf], chosen, CPU, False)
     assert faces.counts == [84, 7]
-    marks = np.r_[np.zeros(84, np.int64), np.ones(7, np.int64)]  # in place of labels: which source
+    marks = np.r_[np.zeros(84, np.int64), np.ones(7, np.int64)]  # the source's number instead of labels
     for balance, share in (("images", 7 / 91), ("sqrt", 7**0.5 / (84**0.5 + 7**0.5)), ("equal", 0.5)):
         batches = Batches(faces, marks, None, frozenset(), 50, 0, ViewSettings(size=32), CPU, balance)
         marked = torch.cat([batches(step).labels for step in range(20)])
@@ -209,7 +209,7 @@ def test_an_empty_first_store_shifts_nothing(raf: Store, jaffe: Store) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 5, 20, 61, 62])
-def test_thinned_faces_are_spread_over_stores_and_within_each(raf: Store, jaffe: Store, limit: int) -> None:
+def test_subsampled_faces_are_spread_over_stores_and_within_each(raf: Store, jaffe: Store, limit: int) -> None:
     chosen = [raf.indices(["test"])[:42], jaffe.indices(jaffe.adapt_splits)[:20], np.empty(0, np.int64)]
     faces = FaceDataset([raf, jaffe, raf], chosen, CPU, False)
     thin = faces.subsampled(limit)
@@ -229,7 +229,7 @@ def test_thinned_faces_are_spread_over_stores_and_within_each(raf: Store, jaffe:
     assert len(faces) == 62
 
 
-def test_few_faces_are_not_thinned(raf: Store) -> None:
+def test_few_faces_are_not_subsampled(raf: Store) -> None:
     faces = FaceDataset([raf], [np.arange(9)], CPU, False)
     assert faces.subsampled(9) is faces
     assert faces.subsampled(10) is faces
@@ -271,7 +271,7 @@ def test_an_unlabelled_source_face_is_refused(raf: Store, prepared: Path, tmp_pa
 
 
 class Named:
-    """What `hold_out` looks at of a store."""
+    """The parts of a store that `hold_out` reads."""
 
     name = "named"
 
@@ -282,7 +282,7 @@ class Named:
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3, 0.9])
-def test_no_person_stands_on_both_sides(fraction: float) -> None:
+def test_no_person_appears_on_both_sides(fraction: float) -> None:
     store = Named([i % 7 for i in range(120)], [f"p{i % 8}" for i in range(120)])
     train, held = hold_out(store, np.arange(120), fraction)
     assert set(store.subjects[train]).isdisjoint(store.subjects[held])
@@ -348,7 +348,7 @@ def test_a_batch_depends_on_seed_and_step_only(raf: Store, jaffe: Store) -> None
     forwards = make(raf, jaffe, wants)
     first = [forwards(step) for step in range(6)]
     backwards = make(raf, jaffe, wants)
-    torch.manual_seed(99)  # the global generator plays no part
+    torch.manual_seed(99)  # the global generator has no effect
     for step in reversed(range(6)):
         again = backwards(step)
         assert all(same(x, y) for x, y in zip(first[step], again, strict=True)), step
@@ -356,8 +356,8 @@ def test_a_batch_depends_on_seed_and_step_only(raf: Store, jaffe: Store) -> None
     assert not same(first[0].source, make(raf, jaffe, wants, seed=1)(0).source)
 
 
-def test_what_another_view_draws_changes_none(raf: Store, jaffe: Store) -> None:
-    # So that an ablation sees the same source faces as the full method.
+def test_the_draws_of_one_view_do_not_change_others(raf: Store, jaffe: Store) -> None:
+    # This way, an ablation sees the same source faces as the full method.
     alone, all_ = make(raf, jaffe, set())(3), make(raf, jaffe, {"target", "weak", "strong"})(3)
     assert same(alone.source, all_.source)
     assert same(alone.labels, all_.labels)
@@ -380,13 +380,17 @@ def test_a_batch_may_be_larger_than_the_target(raf: Store, jaffe: Store) -> None
 
 
 @pytest.mark.parametrize("pseudo_labelled", [None, torch.empty(0, dtype=torch.long)])
-def test_without_a_pool_there_is_no_batch_of_it(raf: Store, jaffe: Store, pseudo_labelled: torch.Tensor | None) -> None:
+def test_without_pseudo_labelled_faces_there_is_no_batch_of_them(
+    raf: Store, jaffe: Store, pseudo_labelled: torch.Tensor | None
+) -> None:
     batch = make(raf, jaffe, {"target"})(2, pseudo_labelled)
     assert batch.pseudo_labelled is batch.pseudo_labelled_indices is None
 
 
 @pytest.mark.parametrize("members", [[7], [1, 4, 9], [9, 8, 7, 6, 5, 4, 3, 2]])
-def test_a_pool_s_batch_is_whole_and_of_its_members(raf: Store, jaffe: Store, members: list[int]) -> None:
+def test_a_pseudo_labelled_batch_is_full_and_has_only_chosen_faces(
+    raf: Store, jaffe: Store, members: list[int]
+) -> None:
     pseudo_labelled = torch.tensor(members)
     batches = make(raf, jaffe, {"target"})
     drawn = []
@@ -396,10 +400,10 @@ def test_a_pool_s_batch_is_whole_and_of_its_members(raf: Store, jaffe: Store, me
         assert batch.pseudo_labelled_indices.dtype == torch.int64
         drawn += batch.pseudo_labelled_indices.tolist()
     assert set(drawn) == set(members)
-    assert len({drawn.count(member) for member in members}) == 1  # whole rounds of it
+    assert len({drawn.count(member) for member in members}) == 1  # complete rounds of the chosen faces
 
 
-def test_a_pool_s_views_are_of_the_faces_that_its_indices_name(raf: Store, jaffe: Store) -> None:
+def test_pseudo_labelled_views_are_of_the_faces_that_their_indices_name(raf: Store, jaffe: Store) -> None:
     indices = jaffe.indices(jaffe.adapt_splits)[:10]
     target, settings = FaceDataset([jaffe], [indices], CPU, False), ViewSettings(flip=0, jitter=0)
     source = FaceDataset([raf], [raf.indices(["train"])], CPU, False)
@@ -410,7 +414,7 @@ def test_a_pool_s_views_are_of_the_faces_that_its_indices_name(raf: Store, jaffe
     assert batch.target is None
 
 
-def test_a_pool_changes_no_other_view(raf: Store, jaffe: Store) -> None:
+def test_pseudo_labelled_faces_change_no_other_view(raf: Store, jaffe: Store) -> None:
     wants = {"target", "weak", "strong"}
     without, with_ = make(raf, jaffe, wants)(3), make(raf, jaffe, wants)(3, torch.arange(4))
     for name in ("source", "labels", "target", "weak", "strong", "indices"):
@@ -445,7 +449,7 @@ def test_target_labels_cannot_be_read(jaffe: Store) -> None:
 
 @pytest.fixture(scope="module")
 def two_sources(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
-    """The session's stores, and a second labelled one: RAF-DB's under another name."""
+    """Return the session's stores and a second labelled one, which is RAF-DB under another name."""
     stores = tmp_path_factory.mktemp("two")
     for name in ("raf-db", "jaffe"):
         (stores / name).symlink_to(prepared / name)
@@ -477,7 +481,7 @@ def test_a_run_with_two_sources_goes_from_end_to_end(balance: str, two_sources: 
     first, second = scored["raf-db", "source-only"], scored["second", "source-only"]
     assert first["heads"] == second["heads"]  # the same faces
     assert {row["source"] for row in document["entries"]} == {"raf-db+second"}
-    # Another balance is another run.
+    # Another balance makes it a different run.
     other = bench("train-source", "--set", f"data.balance={'sqrt' if balance == 'equal' else 'equal'}")
     assert other.exit_code == 1
     assert "data.balance" in other.stderr

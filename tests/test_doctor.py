@@ -147,7 +147,11 @@ def test_broken_software_is_found(tmp_path: Path) -> None:
         "pyav": ("fail", "cannot be loaded (libavcodec.so.62", "pip install"),
         "opencv": ("warn", "overwrite each other", "pip uninstall -y opencv-python opencv-contrib-python"),
         "packages": ("fail", "missing or too old: 'numpy", "pip install 'numpy"),
-        "face networks": ("fail", f"FERCLI_FACE_MODELS names {tmp_path}, where no", "pip download mediapipe==0.10.21"),
+        "face networks": (
+            "fail",
+            f"FERCLI_FACE_MODELS names {tmp_path}, which does not contain",
+            "pip download mediapipe==0.10.21",
+        ),
     }
     for name, (status, text, fix) in expected.items():
         one = findings[name]

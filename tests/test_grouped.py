@@ -1,4 +1,4 @@
-"""The five crop nets side by side, beside one after the other."""
+"""The five crop nets run together, compared with one after the other."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ AT_ONCE = IMPLEMENTATIONS[1:]
 
 
 def inverted() -> torch.nn.Sequential:
-    """MobileNetV2's blocks from 4 to 16 channels, whose convolutions have groups of their own."""
+    """Return MobileNetV2's blocks from 4 to 16 channels, whose convolutions have their own groups."""
     from torchvision.models.mobilenetv2 import InvertedResidual
 
     return torch.nn.Sequential(InvertedResidual(4, 16, 2, 6, BatchNorm2d), InvertedResidual(16, 16, 1, 6, BatchNorm2d))
 
 
 def nets(channels: int = 8, light: bool = False, seed: int = 0, blocks=None) -> LocalNets:
-    """Crop nets whose norms and slopes are no longer as they began."""
+    """Return crop nets whose norms and slopes differ from their initial values."""
     torch.manual_seed(seed)
     made = LocalNets(channels, light, blocks)
     with torch.no_grad():
@@ -33,13 +33,13 @@ def nets(channels: int = 8, light: bool = False, seed: int = 0, blocks=None) -> 
 
 
 def windows(batch: int, channels: int, size: int = 7) -> torch.Tensor:
-    """As `cut_windows` gives them: regions first and channels last in memory."""
+    """Return windows like those of `cut_windows`: regions first and channels last in memory."""
     generator = torch.Generator().manual_seed(batch)
     return torch.randn(5, batch, size, size, channels, generator=generator).permute(1, 0, 4, 2, 3)
 
 
 def passed(module: LocalNets, maps: torch.Tensor, steps: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """The features, and the gradient with respect to the windows, of the last of some passes."""
+    """Return the features, and the gradient with respect to the windows, of the last of several passes."""
     for _ in range(steps):
         leaf = maps.clone(memory_format=torch.preserve_format).requires_grad_()
         features = module(leaf)
@@ -48,7 +48,7 @@ def passed(module: LocalNets, maps: torch.Tensor, steps: int = 2) -> tuple[torch
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    # Some gradients are nothing but rounding: those of biases that a batch norm takes away again.
+    # Some gradients are nothing but rounding, such as those of biases that a batch norm cancels.
     return float((ours - theirs).norm() / theirs.norm().clamp(min=1))
 
 
@@ -58,7 +58,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     [(8, False, 7, None), (8, True, 7, None), (4, False, 6, None), (20, True, 5, None), (4, False, 7, inverted)],
 )
 @pytest.mark.parametrize("implementation", AT_ONCE)
-def test_all_at_once_equals_one_after_the_other(implementation, channels, light, size, blocks, channels_last):
+def test_all_together_equal_one_after_the_other(implementation, channels, light, size, blocks, channels_last):
     one = nets(channels, light, blocks=blocks)
     if channels_last:
         one = one.to(memory_format=torch.channels_last)
@@ -79,7 +79,7 @@ def test_all_at_once_equals_one_after_the_other(implementation, channels, light,
 
 
 @pytest.mark.parametrize("implementation", AT_ONCE)
-def test_in_eval_mode_the_running_statistics_serve_and_stay(implementation):
+def test_eval_mode_uses_the_running_statistics_and_keeps_them(implementation):
     one = nets().eval()
     all_ = copy.deepcopy(one)
     all_.implementation = implementation
@@ -102,7 +102,7 @@ def test_states_have_the_same_names_and_go_both_ways(implementation):
 
 
 @pytest.mark.parametrize("implementation", AT_ONCE)
-def test_half_precision_is_as_near_as_the_loops(implementation):
+def test_half_precision_is_close_to_full_precision(implementation):
     one, maps = nets(16).to(memory_format=torch.channels_last), windows(4, 16)
     all_ = copy.deepcopy(one)
     all_.implementation = implementation
@@ -125,7 +125,7 @@ def test_a_convolution_by_matrix_products(size, stride, padding, groups):
     torch.testing.assert_close(ours(maps), expected, rtol=1e-12, atol=1e-12)
 
 
-def test_timing_changes_nothing_and_names_every_way():
+def test_timing_changes_nothing_and_names_every_implementation():
     made = nets(4)
     before = copy.deepcopy(made.state_dict())
     spent = made.fastest(windows(2, 4), torch.bfloat16)

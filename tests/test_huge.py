@@ -1,4 +1,4 @@
-"""Photographs of more than 100 megapixels: JPEGs are decoded smaller, faces are given in pixels of the whole."""
+"""Images of more than 100 megapixels: JPEGs are decoded at reduced size, faces are given in pixels of the full size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _IMAGE = cv2.resize(_DRAWN.image, None, fx=2, fy=2, interpolation=cv2.INTER_CUBI
 
 @pytest.fixture
 def limits(monkeypatch):
-    """As if 100 megapixels were a tenth of one, so that the image is decoded at a half or a quarter."""
+    """Lower the limit of 100 megapixels to 0.1, so that the image is decoded at a half or a quarter of its size."""
 
     def set_to(scale: int) -> None:
         monkeypatch.setattr(images, "MAX_PIXELS", 100_000)
@@ -47,7 +47,7 @@ def _jpeg(image: np.ndarray = _IMAGE, orientation: int = 1, **options) -> bytes:
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("kind", ["RGB", "L", "CMYK", "MPO", "progressive"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_a_huge_jpeg_is_the_small_picture_upright(limits, kind, scale, orientation):
+def test_a_huge_jpeg_is_the_small_image_upright(limits, kind, scale, orientation):
     stored = Image.fromarray(np.ascontiguousarray(np.rot90(_IMAGE, {1: 0, 6: 1}[orientation])))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -64,7 +64,7 @@ def test_a_huge_jpeg_is_the_small_picture_upright(limits, kind, scale, orientati
 
 @pytest.mark.parametrize("given", ["", "box", "landmarks", "box landmarks"])
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_boxes_and_landmarks_are_in_pixels_of_the_whole(tmp_path, limits, given, orientation):
+def test_boxes_and_landmarks_are_in_pixels_of_the_full_size(tmp_path, limits, given, orientation):
     (tmp_path / "a.jpg").write_bytes(
         _jpeg(np.ascontiguousarray(np.rot90(_IMAGE, {1: 0, 6: 1}[orientation])), orientation)
     )
@@ -85,7 +85,7 @@ def test_boxes_and_landmarks_are_in_pixels_of_the_whole(tmp_path, limits, given,
     assert outside.reason == "the given box lies outside the image (440 x 480)"
 
 
-def test_predict_gives_and_draws_faces_of_the_whole(tmp_path, limits, trained: Bench):
+def test_predict_gives_and_draws_faces_of_the_full_size(tmp_path, limits, trained: Bench):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jpg").write_bytes(_jpeg())
     found = []
@@ -99,7 +99,7 @@ def test_predict_gives_and_draws_faces_of_the_whole(tmp_path, limits, trained: B
     np.testing.assert_allclose(found[1]["landmarks"], found[0]["landmarks"], atol=4)
     whole, small = (cv2.imread(str(tmp_path / to / "a.jpg")) for to in ("whole", "small"))
     assert whole.shape == (480, 440, 3) and small.shape == (240, 220, 3)
-    # The box is drawn where the face is in the smaller image.
+    # The box is drawn at the face's position in the reduced image.
     drawn = abs(small.astype(int) - decode(_jpeg()).pixels[..., ::-1]).max(2) > 60
     rows, columns = np.flatnonzero(drawn.any(1)), np.flatnonzero(drawn.any(0))
     left, top, right, bottom = np.array(found[1]["box"]) / 2
@@ -115,7 +115,7 @@ def test_predict_gives_and_draws_faces_of_the_whole(tmp_path, limits, trained: B
         (encoded(_IMAGE, "PNG"), 400_000, "more than 0 megapixels: make it smaller, or save it as a JPEG file"),
     ],
 )
-def test_what_is_refused_above_the_limit(limits, monkeypatch, data, limit, reason):
+def test_images_that_are_refused_above_the_limit(limits, monkeypatch, data, limit, reason):
     limits(2)
     monkeypatch.setattr(images, "MAX_JPEG_PIXELS", limit)
     with pytest.raises(Unreadable, match=f"^{reason}"):
@@ -126,7 +126,7 @@ def test_progression_that_takes_too_much_memory_is_refused(limits, monkeypatch):
     limits(2)
     monkeypatch.setattr(images, "_MAX_COEFFICIENTS", 3 * 440 * 480)
     assert decode(_jpeg(progressive=True, subsampling=2)).scale == 2 and decode(_jpeg(subsampling=0)).scale == 2
-    with pytest.raises(Unreadable, match=r"a progressive JPEG .* save it without progression"):
+    with pytest.raises(Unreadable, match=r"a progressive JPEG .* save it as a baseline JPEG"):
         decode(_jpeg(progressive=True, subsampling=0))
 
 
@@ -147,11 +147,11 @@ def test_a_photograph_of_108_megapixels(tmp_path):
     grey = np.full((9000, 12000), 110, np.uint8)
     face = cv2.resize(_DRAWN.image, None, fx=8, fy=8, interpolation=cv2.INTER_CUBIC)
     grey[3000 : 3000 + face.shape[0], 5000 : 5000 + face.shape[1]] = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY)
-    # The orientation says to turn it by half.
+    # The orientation requires a turn by 180 degrees.
     (tmp_path / "a.jpg").write_bytes(_jpeg(grey[::-1, ::-1], 3))
     command = [sys.executable, "-c", _MEASURE, str(tmp_path / "a.jpg")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=True)
     size, peak, box = done.stdout.splitlines()
-    assert size == "(12000, 9000)" and int(peak) < 250_000, "KiB: the image as a whole takes 324 MB"
+    assert size == "(12000, 9000)" and int(peak) < 250_000, "KiB: the whole image takes 324 MB"
     expected = see(_DRAWN.image, Prepare(), True)[0].found.box
     np.testing.assert_allclose(np.array(box.split(), float), 8 * np.array(expected) + (5000, 3000) * 2, atol=40)

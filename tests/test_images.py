@@ -1,4 +1,4 @@
-"""Reading images: every kind of file, depth, colour and orientation becomes the same uint8 RGB."""
+"""Reading images: files of every kind, depth, colour and orientation become the same uint8 RGB."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def exif_of(orientation: int) -> Image.Exif:
     return exif
 
 
-# Images of unusual kinds, which are read
+# Images of unusual kinds that can be read
 
 
 def _four_colours() -> np.ndarray:
@@ -52,7 +52,7 @@ def _other_frames(count: int = 2) -> list[Image.Image]:
 
 
 def _cmyk_without_adobes_mark() -> bytes:
-    """A CMYK JPEG of another program: nothing inverted, no APP14 segment."""
+    """Return a CMYK JPEG as other programs write it: not inverted, without an APP14 segment."""
     inverted = Image.fromarray(255 - np.asarray(Image.fromarray(_four_colours()).convert("CMYK")), "CMYK")
     data = encoded(inverted, "JPEG", quality=98)
     at = data.find(b"\xff\xee")
@@ -61,7 +61,7 @@ def _cmyk_without_adobes_mark() -> bytes:
 
 
 def _half_clear(mode: str) -> Image.Image:
-    """The four colours, their lower half transparent in the image."""
+    """Return the four colours with a transparent lower half."""
     image = Image.fromarray(_four_colours()).convert("RGBA")
     image.paste((255, 0, 255, 0), (0, 20, 60, 40))
     if mode == "P":
@@ -81,7 +81,7 @@ COLOUR_PICTURES: dict[str, Callable[[], bytes]] = {
     "plain cmyk.jpg": _cmyk_without_adobes_mark,
     "cmyk.tif": lambda: encoded(Image.fromarray(_four_colours()).convert("CMYK"), "TIFF"),
     "followed by others.jpg": lambda: encoded(_four_colours(), "MPO", save_all=True, append_images=_other_frames()),
-    "with a film behind.jpg": lambda: encoded(_four_colours(), "JPEG", quality=98) + b"\0\xff\xdaftypmp42" * 99,
+    "with a video appended.jpg": lambda: encoded(_four_colours(), "JPEG", quality=98) + b"\0\xff\xdaftypmp42" * 99,
     "rgb.png": lambda: encoded(_four_colours(), "PNG"),
     "palette.png": lambda: encoded(Image.fromarray(_four_colours()).quantize(8), "PNG"),
     "opaque.png": lambda: encoded(Image.fromarray(_four_colours()).convert("RGBA"), "PNG"),
@@ -111,7 +111,7 @@ def _by_opencv(ending: str, image: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize("name", COLOUR_PICTURES)
-def test_every_kind_of_picture_is_read_as_rgb(name):
+def test_every_kind_of_image_is_read_as_rgb(name):
     image = read_image(COLOUR_PICTURES[name]())
     assert image.dtype == np.uint8 and image.shape == (40, 60, 3) and image.flags.c_contiguous
     for rows in (slice(4, 16), slice(24, 36)):
@@ -162,7 +162,7 @@ def _lab() -> Image.Image:
     return ImageCms.applyTransform(_RGB, ImageCms.buildTransform(*profiles, "RGB", "LAB"))
 
 
-# Mode -> the image, the format that stores it exactly, and whether its array says the same (a palette's does not).
+# Mode -> the image, the format that stores it exactly, and whether its array has the same values (not for palettes).
 MODES: dict[str, tuple[Callable[[], Image.Image], str | None, bool]] = {
     "1": (lambda: _RGB.convert("1"), "PNG", True),
     "L": (lambda: _RGB.convert("L"), "PNG", True),
@@ -176,7 +176,7 @@ MODES: dict[str, tuple[Callable[[], Image.Image], str | None, bool]] = {
     "RGBa": (lambda: _RGBA.convert("RGBa"), None, False),
     "RGBX": (lambda: _RGB.convert("RGBX"), None, True),
     "CMYK": (lambda: _RGB.convert("CMYK"), "TIFF", False),
-    # Pillow 12, the last for Python 3.10, cannot read the TIFF that it writes of it.
+    # Pillow 12, the last version for Python 3.10, cannot read the TIFF that it writes for this mode.
     "YCbCr": (lambda: _RGB.convert("YCbCr"), "TIFF" if int(PIL.__version__.split(".")[0]) > 12 else None, False),
     "LAB": (_lab, "TIFF", False),
     "HSV": (lambda: _RGB.convert("HSV"), None, False),
@@ -259,12 +259,12 @@ def test_colours_and_alpha_of_every_type(dtype):
     "source",
     [np.full((9, 9), np.nan), Image.fromarray(np.full((9, 9), np.nan, np.float32)), b"", Image.new("RGB", (0, 9))],
 )
-def test_nothing_to_see_is_refused_however_it_comes(source):
-    with pytest.raises(Unreadable, match=r"no pixel that is a number|empty file|without a pixel"):
+def test_an_image_without_content_is_refused_from_any_source(source):
+    with pytest.raises(Unreadable, match=r"no pixel is a number|empty file|without pixels"):
         read_image(source)
 
 
-def test_what_is_too_large_is_refused_however_it_comes(tmp_path, monkeypatch):
+def test_an_image_that_is_too_large_is_refused_from_any_source(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 2000)
     path = tmp_path / "a.png"
     path.write_bytes(encoded(_four_colours(), "PNG"))
@@ -292,7 +292,7 @@ def test_a_raw_photographs_preview_is_not_taken_for_it(tags):
 
 def test_canons_raw_photographs_are_tiffs_with_a_mark():
     data = encoded(_four_colours(), "TIFF")
-    # The directory moves behind the mark.
+    # The directory moves after the mark.
     at = int.from_bytes(data[4:8], "little")
     entries = data[at : at + 2 + 12 * data[at] + 4]
     marked = data[:4] + len(data).to_bytes(4, "little") + b"CR\2\0" + data[12:] + entries
@@ -300,7 +300,7 @@ def test_canons_raw_photographs_are_tiffs_with_a_mark():
         read_image(marked)
 
 
-def test_floats_that_are_no_numbers_and_single_bits():
+def test_floats_that_are_not_finite_and_single_bits():
     values = _RAMP.astype(np.float32)
     values[0, :3] = np.nan, np.inf, -np.inf
     image = read_image(encoded(Image.fromarray(values), "TIFF"))
@@ -333,14 +333,14 @@ def test_exif_orientation_is_honoured(form, orientation):
     image = read_image(data)
     assert image.shape == (40, 60, 3)
     assert abs(image.astype(int) - np.asarray(upright)).mean() <= (6 if form == "JPEG" else 0)
-    # An image of Pillow's is turned as its file is, and one that is turned already not again.
+    # A Pillow image is turned like its file. One that is already turned is not turned again.
     np.testing.assert_array_equal(read_image(Image.open(io.BytesIO(data))), image)
     done = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     np.testing.assert_array_equal(read_image(done), image)
 
 
 def test_faces_in_unusual_files_are_prepared(tmp_path, faces):
-    """The same face in each kind of file is found in all of them, upright."""
+    """The same face is found upright in every kind of file."""
     plain = Image.fromarray(faces[0].image)
     grey = plain.convert("L")
     dark = Image.new("RGB", plain.size)
@@ -380,8 +380,8 @@ def test_faces_in_unusual_files_are_prepared(tmp_path, faces):
         assert np.corrcoef(face.mean(-1).ravel(), first.ravel())[0, 1] > 0.8
 
 
-def test_libraries_leave_no_word_on_stderr(tmp_path, faces):
-    """libjpeg and libtiff complain of damage on stderr, where it names no file and spoils the progress bar."""
+def test_libraries_print_nothing_to_stderr(tmp_path, faces):
+    """libjpeg and libtiff report damage on stderr without naming the file, which would also break the progress bar."""
     damaged = bytearray(encoded(faces[0].image, "JPEG", quality=95))
     damaged[3000:3200] = bytes(200)
     lzw = bytearray(encoded(faces[0].image, "TIFF", compression="tiff_lzw"))
@@ -398,7 +398,7 @@ def test_libraries_leave_no_word_on_stderr(tmp_path, faces):
     assert done.stderr == b"still heard\n"
 
 
-def test_stderr_comes_back_when_the_last_has_left(capfd):
+def test_stderr_is_restored_when_the_last_block_ends(capfd):
     libc = ctypes.CDLL(None)
     with mute_stderr():
         with mute_stderr():
@@ -418,8 +418,8 @@ def test_stderr_comes_back_when_the_last_has_left(capfd):
         ("", "pixels instead of 2304"),
         (" ".join(["300"] * 2304), "outside"),
         (" ".join(["-1"] * 2304), "outside"),
-        (" ".join(["x"] * 2304), "no numbers"),
-        (" ".join(["9" * 40] * 2304), "no numbers"),
+        (" ".join(["x"] * 2304), "not numbers"),
+        (" ".join(["9" * 40] * 2304), "not numbers"),
     ],
 )
 def test_bad_pixel_rows_say_why(tmp_path, pixels, reason):
@@ -431,7 +431,7 @@ def test_bad_pixel_rows_say_why(tmp_path, pixels, reason):
         read_pixels(tmp_path / "none.csv", 0)
 
 
-def test_pixel_rows_are_read_where_they_stand(tmp_path):
+def test_pixel_rows_are_read_at_their_offsets(tmp_path):
     writer_rows = [" ".join(str((i * 7 + k) % 256) for k in range(2304)) for i in range(3)]
     with (tmp_path / "fer2013.csv").open("w", newline="") as file:
         table = csv.writer(file)

@@ -1,4 +1,4 @@
-"""Finding faces that are hard to find: rolled, turned away, partly hidden, tiny, one of several, or not there."""
+"""Finding faces that are hard to find: rolled, turned away, partly hidden, tiny, one of several, or absent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def studio() -> list[Face]:
 
 
 def turned(image: np.ndarray, points: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
-    """Turn an image of that size clockwise about its middle, and the points with it."""
+    """Turn an image clockwise about its middle without changing its size, and turn the points with it."""
     height, width = image.shape[:2]
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1.0)
     picture = cv2.warpAffine(image, matrix, (width, height), borderMode=cv2.BORDER_REPLICATE)
@@ -48,7 +48,7 @@ def turned(image: np.ndarray, points: np.ndarray, degrees: float) -> tuple[np.nd
 
 
 def error(found: Found, points: np.ndarray) -> float:
-    """Mean distance of the five landmarks from the truth, in distances between the eyes."""
+    """Return the mean distance of the five landmarks from the true ones, in units of the distance between the eyes."""
     return float(np.linalg.norm(found.points5 - points, axis=1).mean() / np.linalg.norm(points[1] - points[0]))
 
 
@@ -57,7 +57,7 @@ def test_the_spec_names_every_step_of_the_ladder():
 
 
 @pytest.mark.parametrize("domain", [STUDIO, LAB, STREET], ids=lambda d: d.name)
-def test_landmarks_lie_where_the_faces_were_drawn(domain):
+def test_landmarks_are_where_the_faces_were_drawn(domain):
     for face in faces_of(domain):
         found = LANDMARKER.find(face.image, face.box)
         each = np.linalg.norm(found.points5 - face.landmarks, axis=1)
@@ -67,7 +67,7 @@ def test_landmarks_lie_where_the_faces_were_drawn(domain):
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 4.0, 9.0])
-def test_landmarks_do_not_depend_on_the_size_of_the_photograph(studio, scale):
+def test_landmarks_do_not_depend_on_the_size_of_the_image(studio, scale):
     image = studio[0].image
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
@@ -93,7 +93,7 @@ def test_landmarker_is_silent(tmp_path, studio):
 @pytest.mark.parametrize("degrees", [15, -15, 30, -30, 45, -45, 60, -60])
 @pytest.mark.parametrize(("domain", "median", "most"), [(STUDIO, 0.05, 0.1), (LAB, 0.08, 0.13), (STREET, 0.05, 0.1)])
 def test_rolled_faces_are_found_as_exactly_as_upright_ones(domain, median, most, degrees):
-    """The points keep their names: the image-left eye of the upright face stays the first, wherever it has gone."""
+    """The points keep their order: the image-left eye of the upright face is always the first, wherever it is."""
     errors = []
     for face in faces_of(domain):
         image, points = turned(face.image, face.landmarks, degrees)
@@ -106,7 +106,7 @@ def test_rolled_faces_are_found_as_exactly_as_upright_ones(domain, median, most,
 
 @pytest.mark.parametrize("degrees", [30, -30, 45, -45])
 def test_rolled_faces_of_48_pixels_are_found(degrees):
-    """Their eyes are 17 pixels apart: a twelfth of that is a pixel and a half."""
+    """Their eyes are 17 pixels apart, and a twelfth of that is a pixel and a half."""
     errors = []
     for face in faces_of(THUMBNAIL, 14):
         image, points = turned(face.image, face.landmarks, degrees)
@@ -115,7 +115,7 @@ def test_rolled_faces_of_48_pixels_are_found(degrees):
 
 
 def test_a_face_that_is_only_found_turned_says_so_and_is_mapped_back():
-    """Lying faces of 48 pixels are missed by the plain pass."""
+    """The plain pass misses faces of 48 pixels that lie on their side."""
     plain, rotate = Landmarker(retries=()), Landmarker(retries=("rotate",))
     errors = []
     for face in faces_of(THUMBNAIL, 14):
@@ -132,7 +132,7 @@ def test_a_face_that_is_only_found_turned_says_so_and_is_mapped_back():
 
 
 def test_a_given_box_holds_for_rolled_faces(studio):
-    """Two faces side by side, both rolled: each is found within its own box."""
+    """Each of two rolled faces side by side is found within its own box."""
     parts = [turned(face.image, face.landmarks, degrees) for face, degrees in zip(studio[:2], (40, -40), strict=True)]
     image = np.hstack([picture for picture, _ in parts])
     for offset, (picture, points) in zip((0, parts[0][0].shape[1]), parts, strict=True):
@@ -141,8 +141,8 @@ def test_a_given_box_holds_for_rolled_faces(studio):
 
 
 @pytest.mark.parametrize("degrees", [0.0, 30.0, -60.0, 90.0, 137.5])
-def test_a_turned_view_leads_back_to_the_picture(degrees):
-    """A dot is turned with its image; where it is seen in the view leads back to where it was."""
+def test_a_turned_view_maps_back_to_the_image(degrees):
+    """A dot is turned with its image; its position in the view maps back to its original position."""
     image = np.zeros((90, 150, 3), np.uint8)
     image[20:23, 110:113] = 255
     view = SearchRegion(image).crop((60.0, 0.0, 150.0, 90.0), 0.0).pad(0.1).enlarge(256).turn(degrees)
@@ -156,7 +156,7 @@ def test_a_turned_view_leads_back_to_the_picture(degrees):
 
 
 def test_faces_turned_away_are_found():
-    """Yaw to about 40 degrees each way (a standard deviation of 25)."""
+    """Yaw of up to about 40 degrees in both directions (a standard deviation of 25)."""
     sideways = replace(STUDIO, yaw=25.0, roll=0.0, pitch=0.0)
     errors = []
     for face in faces_of(sideways, 21):
@@ -207,13 +207,13 @@ def test_partly_hidden_faces_are_found(domain, hide, median):
 
 
 def test_tiny_grey_faces_are_found():
-    """As FER2013's: 48 x 48, grey, cut close."""
+    """Faces like those of FER2013: 48 x 48, grey, tightly cropped."""
     errors = [error(LANDMARKER.find(face.image), face.landmarks) for face in faces_of(THUMBNAIL, 35)]
     assert np.median(errors) < 0.1 and max(errors) < 0.25
 
 
 def cut_by(face: Face, share: float) -> tuple[np.ndarray, np.ndarray]:
-    """The image cut down to the face's box less a share of its sides, and the landmarks in it."""
+    """Return the image cropped to the face's box reduced by a fraction of each side, and the landmarks in it."""
     left, top, right, bottom = face.box
     across, down = share * (right - left), share * (bottom - top)
     left, top, right, bottom = (int(v) for v in (left + across, top + down, right - across, bottom - down))
@@ -225,7 +225,7 @@ def faint(face: Face, contrast: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def far_away(face: Face, side: int, canvas: int) -> tuple[np.ndarray, np.ndarray]:
-    """The image, its longer side `side` pixels, in the middle of a grey square."""
+    """Return the image, with `side` pixels on its longer side, in the middle of a grey square."""
     scale, start = side / max(face.image.shape[:2]), (canvas - side) // 2
     small = cv2.resize(face.image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     picture = np.full((canvas, canvas, 3), 128, np.uint8)
@@ -233,7 +233,7 @@ def far_away(face: Face, side: int, canvas: int) -> tuple[np.ndarray, np.ndarray
     return picture, (face.landmarks + 0.5) * scale - 0.5 + start
 
 
-#: Images that the plain pass finds nothing in, by the step of the ladder that is the first to find the face.
+#: Images in which the plain pass finds nothing, by the first step of the ladder that finds the face.
 HARD = {
     "border": [(STREET, 2, cut_by, 0.18), (LAB, 11, faint, 0.07)],
     "upscale": [(THUMBNAIL, 4, faint, 0.1), (THUMBNAIL, 10, faint, 0.05)],
@@ -244,7 +244,7 @@ HARD = {
 
 
 @pytest.mark.parametrize(("step", "case"), [(step, case) for step, cases in HARD.items() for case in cases])
-def test_each_step_of_the_ladder_finds_what_no_step_before_it_does(step, case):
+def test_each_step_of_the_ladder_finds_faces_that_no_earlier_step_finds(step, case):
     domain, number, change, *how_much = case
     face = render(domain, number, number % 7, number)
     given = (face.image, face.landmarks) if change is turned else (face,)
@@ -258,7 +258,7 @@ def test_each_step_of_the_ladder_finds_what_no_step_before_it_does(step, case):
 
 
 def test_the_retry_ladder_finds_tight_faces(tmp_path, studio):
-    """The step that found a face is in the manifest; without a ladder none is retried, and fewer are found."""
+    """The manifest names the step that found a face. Without a ladder, nothing is retried and fewer faces are found."""
     write_fer2013(tmp_path / "fer", [replace(face, image=cut_by(face, 0.17)[0]) for face in studio])
     listing = read_dataset("fer", "fer2013", tmp_path / "fer")
     summary = prepare(listing, tmp_path / "out", HERE)
@@ -317,7 +317,7 @@ def test_a_box_without_the_face_finds_none(studio, box):
 
 
 def grid(domain, rows: int, columns: int, side: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """People side by side, each in a cell of side x side, and their landmarks."""
+    """Return people side by side, each in a cell of side x side, and their landmarks."""
     picture, points = np.full((rows * side, columns * side, 3), 120, np.uint8), []
     for i in range(rows * columns):
         face = render(domain, i, i % 7, i)
@@ -392,7 +392,7 @@ def _text(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _two_letters(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Large signs with holes, the nearest to eyes and mouths."""
+    """Draw large signs with holes, which are most similar to eyes and mouths."""
     picture = np.full((height, width, 3), rng.integers(150, 256), np.uint8)
     sign = "".join(rng.choice(list("AOQ8BDG0@:()"), 2))
     cv2.putText(picture, sign, (2, int(height * 0.8)), int(rng.integers(0, 8)), height / 40, (30, 30, 30), height // 30)
@@ -432,14 +432,14 @@ def _bricks(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
 
 
 def _egg(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A skin-coloured oval without features."""
+    """Draw a skin-coloured oval without features."""
     picture = _clouds(rng, height, width)
     cv2.ellipse(picture, (width // 2, height // 2), (width // 4, height // 3), 0, 0, 360, (224, 172, 140), -1)
     return cv2.GaussianBlur(picture, (0, 0), 2)
 
 
 def _crowd(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """The backdrop of the procedural street: blocks and people without features, out of focus."""
+    """Draw the backdrop of the procedural street: blocks and people without features, out of focus."""
     return cv2.resize(_background(STREET, rng), (width, height), interpolation=cv2.INTER_AREA)
 
 
@@ -448,8 +448,8 @@ NO_FACES: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
 )  # fmt: skip
 
 
-def test_pictures_without_a_face_give_no_false_one():
-    """132 images from 48 x 48 on, a quarter of them grey: none in the plain pass, at most one in the ladder."""
+def test_images_without_a_face_give_no_false_one():
+    """132 images of 48 x 48 or more, a quarter of them grey: none in the plain pass, at most one in the ladder."""
     plain, false = Landmarker(retries=()), Counter()
     for kind, draw in enumerate(NO_FACES):
         for i in range(12):

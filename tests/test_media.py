@@ -1,4 +1,4 @@
-"""One list of endings: what folders are searched for, in any case, and what is told of the rest."""
+"""The list of file endings: which files are found in folders, in any case, and how the others are reported."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _HEIC = "(not read: convert to JPEG or PNG, or pip install 'fercli[heif]')"
 
 @pytest.fixture
 def without_heif(monkeypatch):
-    """As where pillow-heif is not installed."""
+    """Simulate a system where pillow-heif is not installed."""
     caches = media.reads_heif, media.picture_formats, media.picture_endings
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for cache in caches:
@@ -82,7 +82,9 @@ def test_a_dataset_of_nothing_but_heic_says_what_to_do(tmp_path, without_heif):
         ((), None, False),
     ],
 )
-def test_predict_tells_what_it_skips_in_a_folder(tmp_path, capsys, without_heif, names, remark, told_when_quiet, quiet):
+def test_predict_reports_what_it_skips_in_a_folder(
+    tmp_path, capsys, without_heif, names, remark, told_when_quiet, quiet
+):
     touch(tmp_path, "a.JPG", "sub/c.png", ".hidden.txt", *names)
     console.configure(quiet=quiet)
     assert [one.below for one in find_inputs([str(tmp_path)], None)] == [Path("a.JPG"), Path("sub/c.png")]
@@ -98,7 +100,7 @@ def test_predict_tells_what_it_skips_in_a_folder(tmp_path, capsys, without_heif,
         ((".hidden.png",), " holds no image or video"),
     ],
 )
-def test_a_folder_without_a_picture_that_is_read(tmp_path, without_heif, names, told):
+def test_a_folder_without_a_readable_image(tmp_path, without_heif, names, told):
     touch(tmp_path, *names)
     with pytest.raises(FercliError) as failure:
         find_inputs([str(tmp_path)], None)
@@ -106,12 +108,13 @@ def test_a_folder_without_a_picture_that_is_read(tmp_path, without_heif, names, 
 
 
 def test_heic_named_itself_says_what_to_do(tmp_path, without_heif):
-    with pytest.raises(Unreadable, match=r"a HEIC image, which is not read: convert to JPEG or PNG, or pip install"):
+    reason = r"a HEIC image, which is not supported: convert to JPEG or PNG, or pip install"
+    with pytest.raises(Unreadable, match=reason):
         read_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 3])
-def test_heic_is_read_upright_where_pillow_heif_is_installed(tmp_path, orientation):
+def test_heic_is_read_upright_if_pillow_heif_is_installed(tmp_path, orientation):
     pytest.importorskip("pillow_heif").register_heif_opener()
     upright = np.zeros((40, 60, 3), np.uint8)
     upright[:20, :30], upright[20:, 30:] = (200, 30, 30), (30, 30, 200)

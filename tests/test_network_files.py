@@ -1,7 +1,7 @@
-"""The face networks where mediapipe is not installed: fetched once by pip itself, checked, brought by hand.
+"""The face networks without mediapipe: downloaded once by the real pip, checked, or copied manually.
 
-Each test runs the command in a process for which mediapipe is not there, with a cache of its own and, as the package
-index, a folder or a server of this machine that has a wheel as mediapipe's, with the true networks in it.
+Each test runs the command in a process that has no mediapipe, with its own cache. The package index is a folder or a
+server on this machine. It has a wheel like mediapipe's, with the real networks in it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from fercli.faces.network_files import NETWORKS, read_network
 from fercli.synthetic.render import STUDIO, render
 
 WHEEL = "mediapipe-0.10.21-cp312-cp312-manylinux_2_28_x86_64.whl"
-FETCHING = "fetching the face networks once"
-BY_HAND = "to bring them by hand, run where pip reaches an index: pip download mediapipe==0.10.21 --no-deps"
+FETCHING = "downloading the face networks once"
+BY_HAND = "to get them manually, run on a machine where pip reaches an index: pip download mediapipe==0.10.21 --no-deps"
 
 
 def write_wheel(folder: Path, networks: dict[str, bytes]) -> Path:
-    """A wheel with mediapipe's name and its networks in their places, which pip takes."""
+    """Write a wheel that pip accepts, with mediapipe's name and its networks in their places."""
     folder.mkdir(parents=True, exist_ok=True)
     about = "mediapipe-0.10.21.dist-info"
     with zipfile.ZipFile(folder / WHEEL, "w") as wheel:
@@ -60,7 +60,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Place:
-    """A machine without mediapipe: `index` is the folder that pip looks in, `cache` the one of the networks."""
+    """A machine without mediapipe: `index` is the folder that pip searches, `cache` is the networks' folder."""
 
     def __init__(self, folder: Path, networks: dict[str, bytes]):
         self.index, self.before = folder / "index", folder / "before"
@@ -78,7 +78,7 @@ class Place:
         return fercli(*arguments, before=self.before, **{**self.environment, **environment})
 
     def has_all(self) -> bool:
-        """Whether the cache holds the networks and nothing else but the lock."""
+        """Return whether the cache contains the networks and nothing else except the lock."""
         there = {path.name for path in self.cache.iterdir()}
         return there - {".lock"} == set(NETWORKS)
 
@@ -90,7 +90,7 @@ def place(tmp_path: Path, networks: dict[str, bytes]) -> Place:
     return Place(tmp_path, networks)
 
 
-def test_they_are_fetched_at_their_first_use_and_not_again(place: Place, picture: Path) -> None:
+def test_they_are_downloaded_at_their_first_use_and_not_again(place: Place, picture: Path) -> None:
     first = place("predict", picture)
     assert first.returncode == 0 and '"expression"' in first.stdout, first.stderr
     assert f"{FETCHING}: pip downloads the wheel of mediapipe==0.10.21 (36 MB)" in first.stderr
@@ -100,7 +100,7 @@ def test_they_are_fetched_at_their_first_use_and_not_again(place: Place, picture
     assert (again.returncode, again.stdout) == (0, first.stdout) and FETCHING not in again.stderr
 
 
-def test_what_is_damaged_in_the_cache_is_fetched_again(place: Place, picture: Path) -> None:
+def test_a_damaged_file_in_the_cache_is_downloaded_again(place: Place, picture: Path) -> None:
     first = place("predict", picture)
     landmark = place.cache / "face_landmark.tflite"
     landmark.write_bytes(landmark.read_bytes()[:-1] + b"x")
@@ -109,7 +109,7 @@ def test_what_is_damaged_in_the_cache_is_fetched_again(place: Place, picture: Pa
     assert FETCHING in again.stderr and again.stdout == first.stdout and place.has_all()
 
 
-def test_of_two_processes_one_fetches(place: Place, picture: Path) -> None:
+def test_only_one_of_two_processes_downloads(place: Place, picture: Path) -> None:
     with ThreadPoolExecutor() as pool:
         both = list(pool.map(lambda workers: place("predict", picture, "--workers", workers), ("1", "2")))
     assert [done.returncode for done in both] == [0, 0], [done.stderr for done in both]
@@ -137,13 +137,13 @@ def _no_place(place: Place) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (_offline, r"cannot be fetched \(pip: No matching distribution found for mediapipe==0.10.21\); "),
-        (_cut, r"(cannot be fetched \(pip: .*\)|cannot be read \(.*\)); "),
+        (_offline, r"cannot be downloaded \(pip: No matching distribution found for mediapipe==0.10.21\); "),
+        (_cut, r"(cannot be downloaded \(pip: .*\)|cannot be read \(.*\)); "),
         (_other, r"is not the wheel of mediapipe==0.10.21: .*its SHA-256 differs; "),
         (_no_place, r"cannot write .*face-networks: (File exists|Not a directory); "),
     ],
 )
-def test_what_cannot_be_fetched_is_one_line_that_says_how_to_bring_it(spoil, said, place: Place, picture: Path) -> None:
+def test_a_failed_download_is_one_line_that_says_how_to_get_them(spoil, said, place: Place, picture: Path) -> None:
     spoil(place)
     done = place("predict", picture, "--workers", "2" if spoil is _offline else "1", "--quiet")
     (line,) = done.stderr.splitlines()
@@ -169,7 +169,7 @@ def _unpacked(folder: Path, networks: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("bring", [_wheel, _files, _unpacked])
-def test_they_are_brought_by_hand(bring, place: Place, networks: dict[str, bytes], picture: Path) -> None:
+def test_they_can_be_copied_manually(bring, place: Place, networks: dict[str, bytes], picture: Path) -> None:
     _offline(place)
     folder = place.index / "by hand"
     bring(folder, networks)
@@ -183,14 +183,17 @@ def test_they_are_brought_by_hand(bring, place: Place, networks: dict[str, bytes
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (shutil.rmtree, "which is no folder"),
-        (lambda folder: (folder / "face_landmark.tflite").unlink(), "where no face_landmark.tflite is"),
-        (lambda folder: (folder / "face_landmark.tflite").write_bytes(b"x"), "another face_landmark.tflite than"),
+        (shutil.rmtree, "which is not a folder"),
+        (lambda folder: (folder / "face_landmark.tflite").unlink(), "which does not contain face_landmark.tflite"),
+        (
+            lambda folder: (folder / "face_landmark.tflite").write_bytes(b"x"),
+            "has a face_landmark.tflite that is not from mediapipe==0.10.21",
+        ),
         (lambda folder: [_files_gone(folder), (folder / WHEEL).write_bytes(b"x")], "cannot be read"),
     ],
 )
-def test_a_folder_that_lacks_them_is_told(change, said: str, place: Place, networks, picture: Path) -> None:
-    """And nothing is fetched instead: who names a folder means it."""
+def test_a_folder_that_lacks_them_is_reported(change, said: str, place: Place, networks, picture: Path) -> None:
+    """Nothing is downloaded instead, because the user explicitly named a folder."""
     folder = place.index / "by hand"
     _files(folder, networks)
     change(folder)
@@ -208,7 +211,7 @@ def _files_gone(folder: Path) -> None:
         (folder / name).unlink()
 
 
-def test_doctor_says_that_they_will_be_fetched_and_fetches_nothing(place: Place) -> None:
+def test_doctor_says_that_they_will_be_downloaded_and_downloads_nothing(place: Place) -> None:
     done = place("doctor")
     assert re.search(r"^warn +face networks +missing: the first prepare or predict downloads", done.stdout, re.M)
     assert not re.search(r"^fail", done.stdout, re.M) and not place.cache.exists()
@@ -216,7 +219,7 @@ def test_doctor_says_that_they_will_be_fetched_and_fetches_nothing(place: Place)
 
 @contextmanager
 def index(wheel: Path, seconds: float) -> Iterator[tuple[str, threading.Event]]:
-    """A package index on this machine that takes its time; yields its address, and when it has begun to send."""
+    """Run a slow package index on this machine; yield its address, and an event set when it begins to send."""
     data, begun = wheel.read_bytes(), threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -249,7 +252,7 @@ def index(wheel: Path, seconds: float) -> Iterator[tuple[str, threading.Event]]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_stopped_in_the_middle_the_next_run_fetches_them(number: int, place: Place, picture: Path) -> None:
+def test_if_stopped_in_the_middle_the_next_run_downloads_them(number: int, place: Place, picture: Path) -> None:
     environment = {key: value for key, value in place.environment.items() if key != "PIP_NO_INDEX"}
     with index(place.index / WHEEL, 30) as (address, begun):
         environment.update(PIP_INDEX_URL=address, PIP_FIND_LINKS="", PIP_NO_PROXY="*", no_proxy="*")

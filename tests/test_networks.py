@@ -1,4 +1,4 @@
-"""The face networks without MediaPipe's graph, beside MediaPipe itself."""
+"""The face networks without MediaPipe's graph, compared with MediaPipe itself."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from fercli.synthetic.render import LAB, STUDIO, render
 
 
 def solution(name: str) -> Any:
-    """A module of MediaPipe's last release that carries the networks; the test is skipped where it has no wheel."""
+    """Import a module of MediaPipe's last release with the networks; skip the test if it has no wheel here."""
     return pytest.importorskip(f"mediapipe.python.solutions.{name}")
 
 
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
-    """Faces of four domains; wide, high, small, turned, cut off, two in one, and none."""
+    """Return faces of four domains; wide, tall, small, turned and cut-off images; two faces in one; and no face."""
     drawn = [
         render(domain, person, person % 7, person).image
         for domain in (STUDIO, LAB, THUMBNAIL, STREET)
@@ -52,7 +52,7 @@ def test_the_plain_pass_agrees_with_mediapipe(pictures):
         assert len(found) == len(expected)
         for one in expected:
             nearest = min(found, key=lambda points: np.abs(points - one).mean())
-            # In shares of the face's width: hundredths of a pixel, as MediaPipe rounds what it samples elsewhere.
+            # Relative to the face's width: hundredths of a pixel, because MediaPipe rounds its samples differently.
             assert np.abs(nearest - one).mean() < 0.005 * np.ptp(one[:, 0])
             compared += 1
     assert compared >= 15
@@ -84,7 +84,7 @@ def test_a_face_is_where_it_was_drawn():
     assert np.abs(detection.eyes - face.landmarks[:2]).max() < 0.1 * np.ptp(face.landmarks[:2, 0])
     points, sure = Mesh().fit(face.image, detection)
     assert points.shape == (MESH_POINTS, 3) and sure > 0.9
-    # The middle of each eye's corners, image-left first.
+    # The centre between each eye's corners, image-left first.
     eyes = np.stack([points[[33, 133], :2].mean(0), points[[263, 362], :2].mean(0)])
     assert np.abs(eyes - face.landmarks[:2]).max() < 0.1 * np.ptp(face.landmarks[:2, 0])
 
@@ -94,7 +94,7 @@ def test_no_face_is_an_empty_list():
 
 
 def test_proposals_of_one_face_become_their_weighted_mean():
-    """Two boxes that overlap by 2/3 with scores 0.9 and 0.6, and one apart: (0.9 a + 0.6 b) / 1.5."""
+    """Two boxes that overlap by 2/3 with scores 0.9 and 0.6, and a separate one: (0.9 a + 0.6 b) / 1.5."""
     values = np.zeros((3, 8))
     values[:, :4] = [(0, 0, 10, 10), (2, 0, 12, 10), (50, 50, 60, 60)]
     merged = _merge(values, np.array([0.9, 0.6, 0.95]))

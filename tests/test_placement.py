@@ -1,4 +1,4 @@
-"""Wherever prepared faces wait, the batches are the same bits."""
+"""Batches are the same bits wherever prepared faces are kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def jaffe(prepared: Path) -> Store:
 
 
 def batches(raf: Store, jaffe: Store, data: str, ahead: bool | None = None, device: torch.device = CPU) -> Batches:
-    """Two stores as the source, one as the target, with crops."""
+    """Return batches with two stores as the source and one as the target, with crops."""
     indices = [raf.indices(["train"])[::2], raf.indices(["test"])]
     source = FaceDataset([raf, raf], indices, device, True, data)
     target = FaceDataset([jaffe], [jaffe.indices(jaffe.adapt_splits)], device, True, data)
@@ -46,7 +46,7 @@ def batches(raf: Store, jaffe: Store, data: str, ahead: bool | None = None, devi
 
 
 def digest(made: Batches, steps=range(4)) -> str:
-    """SHA-256 over all tensors of some batches."""
+    """Return the SHA-256 of all tensors of some batches."""
     sha = hashlib.sha256()
     for step in steps:
         batch = made(step, torch.tensor([3, 5, 8, 1]))
@@ -61,7 +61,7 @@ def test_batches_are_the_same_bits(raf: Store, jaffe: Store, data: str, ahead: b
     assert digest(batches(raf, jaffe, data, ahead)) == digest(batches(raf, jaffe, "host", False))
 
 
-def test_steps_may_be_asked_for_in_any_order(raf: Store, jaffe: Store) -> None:
+def test_steps_may_be_requested_in_any_order(raf: Store, jaffe: Store) -> None:
     order = [2, 3, 0, 3, 4, 1]
     assert digest(batches(raf, jaffe, "host", True), order) == digest(batches(raf, jaffe, "host", False), order)
 
@@ -94,12 +94,12 @@ def test_rows_are_plain_indexing(raf: Store, index: np.ndarray, with_crops: bool
             assert crops is None
 
 
-def test_a_large_array_goes_up_in_pieces(monkeypatch: pytest.MonkeyPatch, raf: Store) -> None:
+def test_a_large_array_is_uploaded_in_pieces(monkeypatch: pytest.MonkeyPatch, raf: Store) -> None:
     monkeypatch.setattr(placement, "_CHUNK", 5 * raf.faces[:1].nbytes + 1)
     np.testing.assert_array_equal(DeviceCache(raf, CPU, False).rows(np.arange(len(raf)))[0], raf.faces)
 
 
-def test_all_faces_of_a_store_share_what_lies_on_the_device(raf: Store) -> None:
+def test_all_faces_of_a_store_share_its_copy_on_the_device(raf: Store) -> None:
     one = place(raf, CPU, False, "device")
     assert isinstance(one, DeviceCache)
     assert place(raf, CPU, False, "device") is one and place(raf, CPU, True, "device") is not one
@@ -110,27 +110,27 @@ def test_all_faces_of_a_store_share_what_lies_on_the_device(raf: Store) -> None:
     )
 
 
-def test_on_a_cpu_nothing_is_loaded_unasked(jaffe: Store) -> None:
+def test_on_a_cpu_nothing_is_loaded_without_request(jaffe: Store) -> None:
     assert isinstance(place(jaffe, CPU, True, "auto"), MemoryMapped)
 
 
 @pytest.mark.parametrize(("free", "kept"), [(0.9, MemoryMapped), (1.1, DeviceCache)])
-def test_a_store_goes_to_a_cuda_device_where_it_fits(monkeypatch, raf: Store, free: float, kept: type) -> None:
+def test_a_store_goes_to_a_cuda_device_if_it_fits(monkeypatch, raf: Store, free: float, kept: type) -> None:
     amount = int(free * size_of(raf, True) / placement.SHARE)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (amount, 2 * amount))
     assert placement._fits(raf, torch.device("cuda"), True) == (kept is DeviceCache)
 
 
-def test_a_device_that_is_too_small_is_said(monkeypatch: pytest.MonkeyPatch, raf: Store) -> None:
+def test_a_device_that_is_too_small_is_reported(monkeypatch: pytest.MonkeyPatch, raf: Store) -> None:
     def full(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("no room")
 
     monkeypatch.setattr(placement, "_upload", full)
-    with pytest.raises(FercliError, match=r"raf-db \(0\.0 GB\) cannot be held by cpu; set engine\.data=host"):
+    with pytest.raises(FercliError, match=r"raf-db \(0\.0 GB\) does not fit on cpu; set engine\.data=host"):
         place(raf, CPU, True, "device")
 
 
-def test_work_ahead_comes_out_in_order_and_so_do_its_errors() -> None:
+def test_prefetched_results_and_errors_come_in_order() -> None:
     def work(step: int) -> int:
         if step == 3:
             raise ValueError("three")
@@ -143,7 +143,7 @@ def test_work_ahead_comes_out_in_order_and_so_do_its_errors() -> None:
     assert ahead(7) == 70
 
 
-def test_a_mixture_deals_as_its_decks_one_place_at_a_time() -> None:
+def test_a_weighted_sampler_draws_like_its_samplers_one_place_at_a_time() -> None:
     mixture, counts = WeightedSampler([7, 30, 5], [1, 2, 1], seed=4), np.array([0, 7, 37])
     drawn = mixture.take(990, 60)
     rounds, places = np.divmod(np.arange(990, 1050), mixture._length)
@@ -153,19 +153,19 @@ def test_a_mixture_deals_as_its_decks_one_place_at_a_time() -> None:
         assert drawn[k] == mixture._samplers[which].take(int(nth), 1)[0] + counts[which]
 
 
-def test_a_deck_at_any_places() -> None:
-    deck, places = ShuffledSampler(7, 3), np.array([40, 2, 2, 15])
-    np.testing.assert_array_equal(deck.at(places), deck.take(0, 50)[places])
+def test_a_shuffled_sampler_at_any_places() -> None:
+    sampler, places = ShuffledSampler(7, 3), np.array([40, 2, 2, 15])
+    np.testing.assert_array_equal(sampler.at(places), sampler.take(0, 50)[places])
 
 
-def test_the_time_that_faces_took_is_counted(raf: Store, jaffe: Store) -> None:
+def test_the_time_spent_waiting_for_faces_is_counted(raf: Store, jaffe: Store) -> None:
     made = batches(raf, jaffe, "host", False)
     assert made.waited == 0
     made(0)
     assert made.waited > 0
 
 
-def test_work_ahead_ends_where_it_is_told_to() -> None:
+def test_prefetching_ends_at_the_given_step() -> None:
     done: list[int] = []
     ahead = Prefetcher(lambda step: done.append(step) or step, end=3)
     assert [ahead(step) for step in range(3)] == [0, 1, 2] == done
@@ -174,7 +174,7 @@ def test_work_ahead_ends_where_it_is_told_to() -> None:
     assert not any(thread is not threading.main_thread() for thread in ahead._pool._threads if thread.is_alive())
 
 
-def test_work_under_way_is_waited_for_and_no_other_begun() -> None:
+def test_closing_waits_for_current_work_and_begins_no_other() -> None:
     begun, done, goes_on = threading.Event(), [], threading.Event()
 
     def work(step: int) -> int:

@@ -218,7 +218,7 @@ def test_epochs_along_a_cosine_cannot_be_raised(tmp_path: Path, prepared: Path) 
     [
         ("test", None),
         ("train", ["data.validation: raf-db trains on its split train"]),
-        ("public-test", ["no labelled face in a split public-test", "there are: test"]),
+        ("public-test", ["no labelled face in a split public-test", "splits not used for training: test"]),
     ],
 )
 def test_a_split_of_the_source_chooses_the_epoch(validation, told_of, tmp_path: Path, prepared: Path) -> None:

@@ -148,12 +148,12 @@ def test_many_takes_an_endless_stream(recognizer, pictures):
     ("image", "why"),
     [
         (np.zeros((0, 4, 3), "u1"), r"uint8 \[0, 4, 3\]"),
-        (np.zeros((3, 224, 224), "f4"), r"float32 \[3, 224, 224\]: bring the channels last"),
+        (np.zeros((3, 224, 224), "f4"), r"float32 \[3, 224, 224\]: move the channels to the last axis"),
         (np.zeros((2, 4, 4, 3), "u1"), r"uint8 \[2, 4, 4, 3\]"),
         (np.zeros((4, 4, 3), complex), "complex128"),
         (np.zeros(9, "u1"), r"uint8 \[9\]"),
-        (torch.zeros(3, 8, 8), "a Tensor is no image"),
-        (None, "a NoneType is no image"),
+        (torch.zeros(3, 8, 8), "a Tensor is not an image"),
+        (None, "a NoneType is not an image"),
     ],
 )
 def test_arrays_that_are_no_picture(recognizer, image, why):

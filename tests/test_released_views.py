@@ -1,4 +1,4 @@
-"""The released code's crop and RandAugment, against Pillow image by image, written from the facts of that code."""
+"""The released code's crop and RandAugment, checked with Pillow image by image, written from that code's behaviour."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BLENDS = {
     "contrast": ImageEnhance.Contrast,
     "sharpness": ImageEnhance.Sharpness,
 }
-#: Rows of an affine map in Pillow's order, at strength v, on an image of a side.
+#: Rows of an affine map in Pillow's order, by strength v and side of the image.
 MAPS = {
     "shear-x": lambda v, side: (1, v, 0, 0, 1, 0),
     "shear-y": lambda v, side: (1, 0, 0, v, 1, 0),
@@ -41,20 +41,20 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def photographs() -> list[np.ndarray]:
-    """Procedural faces, uint8 [H, W, 3]."""
+    """Return procedural faces, uint8 [H, W, 3]."""
     return [render(STUDIO, i, i % 7, i).image for i in range(8)]
 
 
 @pytest.fixture(scope="module")
 def stored(photographs: list[np.ndarray]) -> torch.Tensor:
-    """Uint8 [24, 140, 140, 3]: parts of them, of different contrast."""
+    """Return uint8 [24, 140, 140, 3]: versions of these faces with different contrast."""
     pictures = [cv2.resize(image[:, :, ::step], (STORED, STORED)) for image in photographs for step in (1, -1)]
     dim = [picture // 3 + 60 for picture in pictures[:8]]
     return torch.from_numpy(np.stack([*pictures, *dim]))
 
 
 def levels(normalised: torch.Tensor) -> np.ndarray:
-    """Undo ImageNet's normalisation: [..., 3, H, W] to whole levels [..., H, W, 3]."""
+    """Undo ImageNet's normalisation: [..., 3, H, W] to integer levels [..., H, W, 3]."""
     raw = normalised * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
     return (raw * 255).movedim(-3, -1).round().numpy().astype(int)
 
@@ -67,7 +67,7 @@ def landmarks(count: int) -> torch.Tensor:
 
 
 def pillow(picture: Image.Image, name: str, v: float) -> Image.Image:
-    """One operation at strength v."""
+    """Apply one operation at strength v."""
     if name in BLENDS:
         return BLENDS[name](picture).enhance(v)
     if name in MAPS:
@@ -80,7 +80,7 @@ def pillow(picture: Image.Image, name: str, v: float) -> Image.Image:
 
 
 def with_square(picture: Image.Image, side: float, x: float, y: float) -> Image.Image:
-    """A square of `side` (a share of the width) about (x, y) (shares too): corners as floats, drawn by Pillow."""
+    """Draw a square with Pillow: `side` and centre (x, y) are fractions of the width and height, corners are floats."""
     width, height = picture.size
     side *= width
     left, top = int(max(0, x * width - side / 2)), int(max(0, y * height - side / 2))
@@ -90,7 +90,7 @@ def with_square(picture: Image.Image, side: float, x: float, y: float) -> Image.
 
 
 def ours(pictures: torch.Tensor, plan: Plan) -> np.ndarray:
-    """What `released.apply` makes of uint8 [B, S, S, 3], whole levels of the same shape."""
+    """Return the result of `released.apply` for uint8 [B, S, S, 3], as integer levels of the same shape."""
     size = pictures.shape[1]
     pixels = released.apply(pictures.permute(0, 3, 1, 2).flatten(2).float(), Layout(size, 0, 0), plan)
     assert torch.equal(pixels, pixels.round()) and pixels.min() >= 0 and pixels.max() <= 255
@@ -112,7 +112,7 @@ def test_an_operation_does_what_pillow_does(name: str, share: float, stored: tor
     changed = ours(pictures, plan_of([name], [v], len(pictures)))
     for picture, result in zip(pictures.numpy(), changed, strict=True):
         difference = abs(result - np.asarray(pillow(Image.fromarray(picture), name, v)).astype(int))
-        if name in MAPS:  # a place exactly between two pixels: Pillow's fixed point may take the other
+        if name in MAPS:  # at a position exactly between two pixels, Pillow's fixed point may take the other one
             assert (difference > 0).mean() < 2e-3
         else:
             assert difference.max() <= 1 and difference.mean() < 0.1
@@ -120,7 +120,7 @@ def test_an_operation_does_what_pillow_does(name: str, share: float, stored: tor
     assert (changed == pictures.numpy()).all() == unchanged or (name, share) in (("posterize", 1.0), ("solarize", 1.0))
 
 
-def test_operations_come_in_the_drawn_order_and_the_square_last(stored: torch.Tensor) -> None:
+def test_operations_are_applied_in_the_drawn_order_and_the_square_last(stored: torch.Tensor) -> None:
     pictures = stored[:, MARGIN:-MARGIN, MARGIN:-MARGIN].repeat(6, 1, 1, 1)
     plan = released.draw(len(pictures), 3, seeded(5))
     close = []
@@ -129,7 +129,7 @@ def test_operations_come_in_the_drawn_order_and_the_square_last(stored: torch.Te
         for operation, v in zip(plan.operations[:, i].tolist(), plan.strengths[:, i].tolist(), strict=True):
             picture = pillow(picture, OPERATIONS[operation], v)
         picture = with_square(picture, *plan.cutout[i].tolist())
-        # A difference of one level may grow in the operation after it (equalize, posterize), so: nearly everywhere.
+        # A difference of one level may grow in the next operation (equalize, posterize), so not every pixel agrees.
         close.append((abs(result - np.asarray(picture).astype(int)) <= 2).mean())
     assert min(close) > 0.95 and np.mean(close) > 0.995
 
@@ -173,7 +173,7 @@ def test_a_square_of_up_to_half_the_side_is_cut_out_of_every_view() -> None:
     assert plan.cutout[:, 1:].mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.02)
 
 
-def test_magnitude_is_not_read_and_no_operations_are_the_weak_view(stored: torch.Tensor) -> None:
+def test_magnitude_is_not_used_and_no_operations_give_the_weak_view(stored: torch.Tensor) -> None:
     points = landmarks(len(stored))
     crops = stored[:, None, :48, :48].repeat(1, 5, 1, 1, 1)
     views = [
@@ -190,7 +190,7 @@ def test_magnitude_is_not_read_and_no_operations_are_the_weak_view(stored: torch
 # --- landmarks and local crops --------------------
 
 
-def test_landmarks_stay_where_their_dots_are_and_behind_where_asked() -> None:
+def test_landmarks_follow_their_dots_unless_set_not_to() -> None:
     count = 200
     pictures = torch.zeros(count, STORED, STORED, 3, dtype=torch.uint8)
     dot = torch.tensor([74.0, 66.0])
@@ -203,7 +203,7 @@ def test_landmarks_stay_where_their_dots_are_and_behind_where_asked() -> None:
     strengths = torch.rand(3, count, dtype=torch.float64, generator=seeded(6)) * 0.3 - 0.15
     plan = plan._replace(operations=operations, strengths=strengths)
     still = ViewSettings(flip=0, jitter=0, randaugment="released")
-    with pytest.MonkeyPatch.context() as patch:  # the draw is handed in, all else is the view's own
+    with pytest.MonkeyPatch.context() as patch:  # only the draw is replaced, everything else is the view's own
         patch.setattr(released, "draw", lambda *_: plan)
         view = strong_view(pictures, points, None, still)
         left = strong_view(pictures, points, None, ViewSettings(**{**vars(still), "move_landmarks": False}))
@@ -236,11 +236,11 @@ def test_local_crops_are_sheared_about_their_landmarks_without_black_or_square()
 # --- the crop --------------------
 
 
-def test_the_released_crop_is_that_of_a_plain_loop(photographs: list[np.ndarray]) -> None:
-    """Widen the box by a tenth a side, move both its ends in or out by the same, crop, resize: Pillow, one by one."""
+def test_the_released_crop_equals_a_plain_loop(photographs: list[np.ndarray]) -> None:
+    """Widen the box by a tenth per side, move both ends in or out equally, crop and resize with Pillow, one by one."""
     count, scale, offset = 60, 1.5, 40
     for photograph in photographs[:3]:
-        # A widened box of 168 pixels at (40, 40): at 1.5 pixels a pixel of the view. The box itself has 140.
+        # A widened box of 168 pixels at (40, 40), with 1.5 pixels per pixel of the view. The box itself has 140.
         photograph = cv2.GaussianBlur(cv2.resize(photograph, (260, 260)), (0, 0), 1.5)
         to_canvas = np.array([[1 / scale, 0, MARGIN], [0, 1 / scale, MARGIN]])
         to_canvas[:, 2] -= (offset - 0.5) / scale + 0.5
@@ -255,7 +255,7 @@ def test_the_released_crop_is_that_of_a_plain_loop(photographs: list[np.ndarray]
             expected = Image.fromarray(photograph).resize(
                 (SIZE, SIZE), Image.Resampling.BILINEAR, box=(left, top, right, bottom)
             )
-            own = (points[i].numpy() - to_canvas[:, 2]) * scale + 0.5  # from the photograph's corner
+            own = (points[i].numpy() - to_canvas[:, 2]) * scale + 0.5  # from the image's corner
             moved = (own - (left, top)) * (SIZE / np.array([right - left, bottom - top]))
             if flip < 0.5:
                 expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -265,7 +265,7 @@ def test_the_released_crop_is_that_of_a_plain_loop(photographs: list[np.ndarray]
             np.testing.assert_allclose(view.landmarks[i], moved - 0.5, atol=2e-3)
 
 
-def test_the_released_crop_scales_each_axis_alone_and_shifts_nothing(stored: torch.Tensor) -> None:
+def test_the_released_crop_scales_each_axis_separately_and_shifts_nothing(stored: torch.Tensor) -> None:
     count = 3000
     corners = torch.tensor([[14.0, 14], [125, 125], [69.5, 69.5], [0, 0], [139, 139]])
     settings = ViewSettings(flip=0, crop="released")
@@ -277,23 +277,23 @@ def test_the_released_crop_scales_each_axis_alone_and_shifts_nothing(stored: tor
     assert zoom.mean(0).tolist() == pytest.approx([1, 1], abs=0.01)
     assert zoom.std(0).tolist() == pytest.approx([1 / 6 / 3**0.5] * 2, abs=0.003)
     assert abs(np.corrcoef(zoom.T)[0, 1]) < 0.06
-    assert points[:, 3].max() <= 0 and points[:, 4].min() >= SIZE - 1  # the margin holds all of it
+    assert points[:, 3].max() <= 0 and points[:, 4].min() >= SIZE - 1  # the margin is large enough
     plain = plain_view(stored, landmarks(len(stored)), None, settings)
     still = weak_view(stored, landmarks(len(stored)), None, ViewSettings(flip=0, jitter=0, crop="released"))
     assert torch.equal(plain.images, still.images)
 
 
-# --- whose random numbers, which device --------------------
+# --- random numbers and devices --------------------
 
 
 @pytest.mark.parametrize("make", [weak_view, strong_view])
-def test_a_share_of_a_batch_has_the_views_of_the_whole(make, stored: torch.Tensor) -> None:
+def test_a_share_of_a_batch_has_the_same_views_as_the_whole(make, stored: torch.Tensor) -> None:
     points, crops = landmarks(len(stored)), stored[:, None, :48, :48].repeat(1, 5, 1, 1, 1)
     whole = make(stored, points, crops, RELEASED, seeded(9))
     for rows in (slice(0, 7), slice(7, 20), slice(20, 24)):
         part = make(stored[rows], points[rows], crops[rows], RELEASED, seeded(9), (len(stored), rows))
         for mine, due in zip(part.inputs, whole[rows].inputs, strict=True):
-            # Not to the bit: a vectorised sum (the mean of contrast) may round otherwise.
+            # Not bit for bit: a vectorised sum (the mean of contrast) may round differently.
             assert ((mine - due).abs() > 1e-6).float().mean() < 1e-3
 
 
@@ -337,7 +337,7 @@ def test_only_the_crop_is_shared(prepared) -> None:
     made = batches(prepared, **left, shared_crop=True)(2)
     assert torch.equal(made.weak.landmarks, made.strong.landmarks)
     assert (made.weak.images != made.strong.images).flatten(1).any(1).all()
-    # The operations are those that the view draws for itself.
+    # The operations are those that the view draws without a shared crop.
     still = {"flip": 0, "jitter": 0, "randaugment": "released"}
     apart, shared = (batches(prepared, **still, shared_crop=share)(2) for share in (False, True))
     assert torch.equal(apart.strong.images, shared.strong.images)

@@ -1,4 +1,4 @@
-"""Procedural faces: what they promise, and the layouts in which they are written, whole or not at all."""
+"""Procedural faces: their guarantees, and the dataset layouts in which they are written, completely or not at all."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_bad_expression_or_no_people_are_refused():
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=lambda d: d.name)
 def test_the_seven_expressions_differ(domain):
-    """With all else held still, brows, eyes and mouth change visibly between any two expressions."""
+    """With everything else fixed, brows, eyes and mouth change visibly between any two expressions."""
     still = replace(
         domain, roll=0, yaw=0, pitch=0, wander=0, blur=(0.3, 0.3), noise=(0, 0), jpeg=None, au_jitter=0, au_noise=0,
         face_width=(0.55, 0.55), background=(99, 99), clutter=0, ambient=(0.5, 0.5), light_side=0,
@@ -90,7 +90,7 @@ def test_the_seven_expressions_differ(domain):
 
 
 def _inner_face(face):
-    """Grey 48x48 around the eyes and mouth, by the drawn landmarks."""
+    """Return a grey 48x48 patch around the eyes and mouth, aligned by the drawn landmarks."""
     target = np.array([(14, 16), (34, 16), (24, 40)], np.float32)
     source = np.stack([*face.landmarks[:2], face.landmarks[3:].mean(0)]).astype(np.float32)
     grey = cv2.cvtColor(face.image, cv2.COLOR_RGB2GRAY)
@@ -98,7 +98,7 @@ def _inner_face(face):
 
 
 @pytest.mark.parametrize("domain", DOMAINS, ids=lambda d: d.name)
-def test_landmarks_and_box_lie_in_the_picture_in_their_order(domain):
+def test_landmarks_and_box_are_in_the_image_in_their_order(domain):
     width, height = domain.size
     for face in sample(domain, 21, seed=2, identities=7):
         assert face.image.shape == (height, width, 3) and face.image.dtype == np.uint8
@@ -140,7 +140,7 @@ def test_between_begins_at_one_domain_and_ends_at_the_other():
             made = between(one, other, share, end.name)
             for name, value in vars(end).items():
                 got = getattr(made, name)
-                if name in ("gains", "rest"):  # habits of the other are there, without effect
+                if name in ("gains", "rest"):  # the other's habits are included, without effect
                     rest = 1.0 if name == "gains" else 0.0
                     assert {k: v for k, v in dict(got).items() if not np.isclose(v, rest)} == pytest.approx(dict(value))
                 elif name == "proportions":
@@ -165,7 +165,7 @@ def test_half_way_is_half_way():
     assert (between(STUDIO, LAB, 0.49, "x").size, between(STUDIO, LAB, 0.49, "x").grey) == (STUDIO.size, False)
 
 
-def test_each_step_of_a_shift_goes_further_on_every_knob():
+def test_each_step_of_a_shift_goes_further_in_every_parameter():
     steps = [between(STUDIO, LAB, share, "x") for share in (0.0, 0.3, 0.6, 1.0, 1.3, 2.0)]
     for name in ("blur", "noise", "contrast", "gamma", "intensity", "background", "light_side", "relief"):
         line = np.array([np.atleast_1d(getattr(step, name)) for step in steps])
@@ -174,7 +174,7 @@ def test_each_step_of_a_shift_goes_further_on_every_knob():
 
 
 @pytest.mark.parametrize("share", [1.3, 2.0, 4.0])
-def test_beyond_the_other_nothing_that_cannot_be_negative_is(share):
+def test_beyond_the_other_domain_nothing_becomes_negative(share):
     made = between(STUDIO, LAB, share, "beyond")
     for name in ("glasses", "beard", "noise", "blur", "melanin", "saturation", "wander", "roll", "line", "intensity"):
         assert np.min(getattr(made, name)) >= 0, name
@@ -192,7 +192,7 @@ def test_a_domain_between_two_can_be_drawn(one, other, share):
 
 
 def test_faces_are_what_they_always_were():
-    """The demo's figures rest on them: numbers taken from the code of the first release, rounded."""
+    """The demo's results depend on them: rounded numbers from the code of the first release."""
     face = render(LAB, 50, 1, 7)
     five = [(98.75, 101.02), (155.64, 103.15), (126.42, 131.32), (104.22, 162.49), (145.64, 164.16)]
     np.testing.assert_allclose(face.landmarks, five, atol=0.01)
@@ -286,14 +286,14 @@ def test_class_folders(tmp_path, studio):
         assert sorted(p.name for p in (root / split).iterdir()) == sorted(EXPRESSIONS)
 
 
-# What is written is whole or not there
+# Datasets are written completely or not at all
 
 SMALL = replace(STUDIO, size=(88, 96))
 
 
 @pytest.fixture(scope="module")
 def small() -> list[Face]:
-    """Two people with the seven expressions each, 88x96 in colour."""
+    """Return two people with all seven expressions, 88x96 in colour."""
     return [render(SMALL, identity, label, 5) for identity in (3, 1) for label in range(7)]
 
 
@@ -313,7 +313,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_root_is_whole_and_marked_or_not_there(tmp_path, small, name):
+def test_a_root_is_complete_and_marked_or_does_not_exist(tmp_path, small, name):
     write, items = WRITERS[name], small[:3]
 
     def cut_off() -> Iterator:
@@ -329,7 +329,7 @@ def test_a_root_is_whole_and_marked_or_not_there(tmp_path, small, name):
     assert "no photographs, no real people" in (root / SYNTHETIC_MARKER).read_text()
     before = contents(root)
     assert len(before) > 2 or name == "fer2013"
-    with pytest.raises(FercliError, match="exists already"):
+    with pytest.raises(FercliError, match="already exists"):
         write(root, items)
     assert contents(root) == before
     (tmp_path / "again").mkdir()

@@ -1,4 +1,4 @@
-"""Video files read as a player shows them, written with every frame's time, and what of them cannot be read."""
+"""Video files: read as a player shows them, written with every frame's time, and reported if they cannot be read."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from fercli.errors import FercliError
 from fercli.predict.video_writer import VideoWriter
 from fercli.predict.videos import Frame, open_video
 
-#: Milliseconds: what a telephone makes of a dark room.
+#: Times in milliseconds, as a phone records them in a dark room.
 UNEVEN = [0, 40, 80, 500, 520, 1000, 3000, 3100, 7000, 7900]
 
 
 def picture(i: int = 0, size: tuple[int, int] = (96, 64)) -> np.ndarray:
-    """No quarter like another, so that turning shows; brighter from frame to frame; fine enough to be worth bytes."""
+    """Return an image with four different quarters, to detect turns.
+
+    It gets brighter from frame to frame and has enough fine detail to need some bytes.
+    """
     image = np.random.default_rng(i).integers(0, 25, (size[1], size[0], 3), np.uint8)
     image[: size[1] // 2, : size[0] // 2] += np.array((200, 20, 20), np.uint8)
     image[size[1] // 2 :, : size[0] // 2] += np.uint8(5 * i)
@@ -67,7 +70,7 @@ def test_pixels_come_square(aspect, size, tmp_path):
     assert apart(frames[0].image, cv2.resize(picture(), size)) < 12
 
 
-def test_turning_comes_after_the_pixels_are_square(tmp_path):
+def test_frames_are_turned_after_their_pixels_become_square(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", pictures(2), aspect=Fraction(2))
     frames, _ = read(turned(clip, tmp_path / "turned.mp4", MATRICES["90"][0]))
     assert frames[0].image.shape[:2] == (192, 64)
@@ -91,7 +94,7 @@ def test_each_frame_has_its_time(suffix, codec, tmp_path):
     ("name", "late_ms", "sound_ms", "first_s"),
     [("clip.ts", 0, 0, 0), ("clip.mp4", 700, 0, 0), ("clip.mp4", 700, 2000, 0.7), ("clip.mkv", 700, 2000, 0.7)],
 )
-def test_time_starts_with_the_first_picture_or_sound(name, late_ms, sound_ms, first_s, tmp_path):
+def test_time_starts_with_the_first_image_or_sound(name, late_ms, sound_ms, first_s, tmp_path):
     times = [late_ms + 40 * i for i in range(8)]
     frames, problem = read(write_clip(tmp_path / name, pictures(8), times, sound_ms=sound_ms))
     assert problem is None and [frame.time_s - first_s for frame in frames] == pytest.approx(
@@ -113,7 +116,7 @@ def test_any_colour_space(matrix, tmp_path):
     assert len(frames) == 2 and problem is None
 
 
-def test_a_title_that_is_no_utf_8(tmp_path):
+def test_a_title_that_is_not_utf_8(tmp_path):
     data = write_clip(tmp_path / "clip.avi", pictures(3), codec="mjpeg", form="avi").read_bytes()
     assert b"Lavf" in data
     (tmp_path / "clip.avi").write_bytes(data.replace(b"Lavf", b"caf\xe9"))
@@ -159,17 +162,17 @@ def test_memory_does_not_grow_with_the_video(tmp_path):
     assert used[-1] - used[19] < 12e6  # 40 frames are 93 MB
 
 
-# Not whole, and no damage
+# Incomplete, but not damaged
 
 
-def test_a_trimmed_video_is_whole(tmp_path):
+def test_a_trimmed_video_is_complete(tmp_path):
     clip = write_clip(tmp_path / "clip.mp4", pictures(30), codec="libx264", g="10", bf="2")
     frames, problem = read(trimmed(clip, tmp_path / "trimmed.mp4", 700, 1500))
     assert problem is None and [round(10 * frame.time_s) for frame in frames] == list(range(15))
     assert apart(frames[0].image, picture(7)) < 12
 
 
-def test_a_recording_that_starts_between_key_frames_is_whole(tmp_path):
+def test_a_recording_that_starts_between_key_frames_is_complete(tmp_path):
     clip = write_clip(tmp_path / "clip.ts", pictures(40), codec="libx264", g="10", tune="zerolatency")
     data = clip.read_bytes()
     (tmp_path / "late.ts").write_bytes(data[188 * (packets(clip)[5][0] // 188) :])
@@ -195,7 +198,7 @@ def _spoil(data: bytes, packet: tuple[int, int], with_: bytes = b"\xff") -> byte
         (".mp4", "libx264", lambda d, p: _spoil(d, p[39]), (30, 39), "ends after {} of about 40 frames"),
     ],
 )  # fmt: skip
-def test_what_is_cut_off_or_damaged(suffix, codec, spoil, kept, says, tmp_path):
+def test_a_video_that_is_cut_off_or_damaged(suffix, codec, spoil, kept, says, tmp_path):
     whole = write_clip(tmp_path / f"whole{suffix}", pictures(40), codec=codec)
     spoilt = tmp_path / f"spoilt{suffix}"
     if suffix == ".mp4":
@@ -207,7 +210,7 @@ def test_what_is_cut_off_or_damaged(suffix, codec, spoil, kept, says, tmp_path):
     assert read(whole)[1] is None
 
 
-# What cannot be read
+# Files that cannot be read
 
 
 def _sound(path: Path, cover: bool) -> None:
@@ -245,7 +248,7 @@ def _codec(path: Path, code: bytes) -> None:
         (lambda path: _codec(path, b"\xe9zzz"), "its codec cannot be decoded here ("),
     ],
 )  # fmt: skip
-def test_what_is_no_video(write, says, tmp_path):
+def test_files_that_are_not_videos(write, says, tmp_path):
     write_clip(tmp_path / "other.mp4", pictures(3))
     path = tmp_path / "a clip.mp4"
     write(path)
@@ -254,7 +257,7 @@ def test_what_is_no_video(write, says, tmp_path):
     assert str(failure.value).startswith(f"{path}: ") and says in str(failure.value) and "\n" not in str(failure.value)
 
 
-# Written
+# Written videos
 
 
 def test_written_frames_keep_their_times(tmp_path):
@@ -269,7 +272,7 @@ def test_written_frames_keep_their_times(tmp_path):
     assert all(frame.image.flags.c_contiguous for frame in frames)
 
 
-def test_no_half_video_is_left(tmp_path):
+def test_no_partial_video_is_left(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"old")
     writer = VideoWriter(tmp_path / "clip.mp4", (96, 64))
     writer.add(picture(), 0, 1)

@@ -1,4 +1,4 @@
-"""Views: pixels against Pillow, geometry against plain loops and torchvision, landmarks against painted dots."""
+"""Views: pixels checked with Pillow, geometry with plain loops and torchvision, landmarks with painted dots."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fercli.loading.randaugment import GEOMETRIC_OPERATIONS, OPERATIONS, PIXEL_O
 
 STORED, SIZE, MARGIN, PATCH = 140, 112, 14, 21
 STILL = ViewSettings(flip=0, jitter=0)
-# Whole pixels, so that a patch can be cut exactly around each.
+# Integers, so that a patch can be cut exactly around each point.
 POINTS = torch.tensor([[52.0, 58], [90, 61], [70, 79], [55, 95], [86, 97]])
 
 
@@ -38,7 +38,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def smooth_faces(count: int, seed: int = 0, size: int = STORED, noise: float = 12) -> torch.Tensor:
-    """Uint8 [count, size, size, 3]: smooth blobs of different range and a little noise."""
+    """Return uint8 [count, size, size, 3]: smooth blobs of different ranges with a little noise."""
     generator = seeded(seed)
     coarse = torch.rand(count, 3, 6, 6, generator=generator)
     blobs = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
@@ -48,7 +48,7 @@ def smooth_faces(count: int, seed: int = 0, size: int = STORED, noise: float = 1
 
 
 def cut(faces: torch.Tensor, points: torch.Tensor, side: int = PATCH) -> torch.Tensor:
-    """Patches [B, 5, side, side, 3] of images [B, S, S, 3] centred on whole-pixel points [B, 5, 2]."""
+    """Return patches [B, 5, side, side, 3] of images [B, S, S, 3] centred on integer points [B, 5, 2]."""
     half = side // 2
     corners = points.round().long() - half
     return torch.stack(
@@ -73,14 +73,14 @@ def levels(normalised: torch.Tensor) -> torch.Tensor:
 
 
 def plan_of(seed: int, batch: int, operations: int = 3) -> Plan:
-    """The plan a strong view draws from this seed (after its four numbers a sample for the window)."""
+    """Return the plan that a strong view draws from this seed (after four numbers per sample for the window)."""
     generator = seeded(seed)
     torch.rand(batch, 4, dtype=torch.float64, generator=generator)
     return randaugment.draw(batch, operations, generator)
 
 
 def only_moved(plan: Plan) -> torch.Tensor:
-    """Mask of the samples that drew no operation on pixels."""
+    """Return a mask of the samples that drew no pixel operation."""
     still = [OPERATIONS.index(name) for name in ("identity", *GEOMETRIC_OPERATIONS)]
     return torch.isin(plan.operations, torch.tensor(still)).all(0)
 
@@ -128,11 +128,11 @@ def test_views_without_crops_have_the_same_images():
         assert with_crops.images.is_contiguous() and with_crops.crops.is_contiguous()
 
 
-# --- operations on pixels --------------------
+# --- pixel operations --------------------
 
 
 def pillow(picture: np.ndarray, name: str, magnitude: float, sign: float) -> np.ndarray:
-    """One operation on one uint8 [H, W, 3] image, by Pillow."""
+    """Apply one operation to one uint8 [H, W, 3] image with Pillow."""
     image = Image.fromarray(picture)
     factor = 1 + sign * 0.9 * magnitude / 10
     enhancers = {
@@ -155,7 +155,7 @@ def pillow(picture: np.ndarray, name: str, magnitude: float, sign: float) -> np.
 
 
 def apply(faces: torch.Tensor, crops: torch.Tensor | None, plan: Plan, magnitude: float):
-    """Our pixel operations on uint8 [B, S, S, 3] and [B, 5, C, C, 3], as int64 levels of the same shapes."""
+    """Apply fercli's pixel operations to uint8 [B, S, S, 3] and [B, 5, C, C, 3]: int64 levels of the same shapes."""
     pixels = faces.permute(0, 3, 1, 2).flatten(2).float()
     layout = Layout(faces.shape[1], 0, 0)
     if crops is not None:
@@ -183,14 +183,14 @@ def test_a_pixel_operation_does_what_pillow_does(name, magnitude):
 
 
 @pytest.mark.parametrize("name", ["equalize", "autocontrast"])
-def test_a_flat_face_stays_as_it_is(name):
+def test_a_flat_face_does_not_change(name):
     faces = torch.full((2, 16, 16, 3), 130, dtype=torch.uint8)
     ours, _ = apply(faces, None, Plan(torch.full((1, 2), OPERATIONS.index(name)), torch.ones(1, 2)), 5)
     assert torch.equal(ours, faces.long())
 
 
 def test_equalize_by_hand():
-    # 400 pixels a channel: 100 of level 10, 300 of level 200. Step (400 - 300) // 255 = 0: Pillow leaves it alone.
+    # 400 pixels per channel: 100 of level 10, 300 of level 200. Step (400 - 300) // 255 = 0: Pillow changes nothing.
     face = torch.full((1, 20, 20, 3), 200, dtype=torch.uint8)
     face[:, :5] = 10
     plan = Plan(torch.full((1, 1), OPERATIONS.index("equalize")), torch.ones(1, 1))
@@ -210,11 +210,11 @@ def test_a_crop_stays_a_piece_of_its_face(name):
     plan = Plan(torch.full((1, 4), OPERATIONS.index(name)), torch.tensor([[1.0, -1, 1, -1]]))
     face, crops = apply(faces, cut(faces, points), plan, 5)
     expected = cut(face, points)
-    inner = slice(1, -1) if name == "sharpness" else slice(None)  # the outermost ring has no neighbours of its own
+    inner = slice(1, -1) if name == "sharpness" else slice(None)  # the outermost ring lacks its outer neighbours
     assert torch.equal(crops[:, :, inner, inner], expected[:, :, inner, inner])
 
 
-def test_a_batch_is_its_samples_one_by_one_and_follows_the_drawn_order():
+def test_a_batch_equals_its_samples_one_by_one_and_follows_the_drawn_order():
     faces, points, _ = inputs(48, size=SIZE)
     crops = cut(faces, points - MARGIN)
     plan = randaugment.draw(48, 3, seeded(5))
@@ -223,13 +223,13 @@ def test_a_batch_is_its_samples_one_by_one_and_follows_the_drawn_order():
     for i in range(48):
         own = Plan(plan.operations[:, i : i + 1], plan.signs[:, i : i + 1])
         single, single_crops = apply(faces[i : i + 1], crops[i : i + 1], own, 5)
-        # Not to the bit: a vectorised sum (the mean of contrast) may round otherwise.
+        # Not bit for bit: a vectorised sum (the mean of contrast) may round differently.
         assert (batched[i] != single[0]).float().mean() < 1e-3
         assert (batched_crops[i] != single_crops[0]).float().mean() < 1e-3
         picture = faces[i].numpy()
         for operation, sign in zip(own.operations[:, 0].tolist(), own.signs[:, 0].tolist(), strict=True):
             picture = pillow(picture, OPERATIONS[operation], 5, sign)
-        # A difference of one level may grow in the operation after it (equalize, posterize), so: nearly everywhere.
+        # A difference of one level may grow in the next operation (equalize, posterize), so not every pixel agrees.
         close.append((np.abs(single[0].numpy() - picture) <= 2).mean())
     assert min(close) > 0.95 and np.mean(close) > 0.995
 
@@ -246,7 +246,7 @@ def test_all_operations_are_drawn_evenly_and_independently():
 
 
 def reading_place(name: str, sign: float, magnitude: float, x: float, y: float) -> tuple[float, float]:
-    """Where one operation reads the result's pixel (x, y), both from the centre: written out one by one."""
+    """Return where one operation reads the result's pixel (x, y), both from the centre, written out separately."""
     amount = sign * magnitude / 10
     if name == "rotate":
         turn = math.radians(30 * amount)
@@ -263,7 +263,7 @@ def reading_place(name: str, sign: float, magnitude: float, x: float, y: float) 
 
 
 def bilinear(picture: np.ndarray, x: float, y: float) -> np.ndarray:
-    """Image [S, S, 3] at (x, y), the border replicated."""
+    """Return image [S, S, 3] at (x, y), with a replicated border."""
     last = len(picture) - 1
     x, y = min(max(x, 0), last), min(max(y, 0), last)
     left, top = min(int(x), last - 1), min(int(y), last - 1)
@@ -285,7 +285,7 @@ def test_geometric_operations_compose_as_a_plain_loop_over_pixels():
         steps = [(OPERATIONS[o], s) for o, s in zip(plan.operations[:, i], plan.signs[:, i].tolist(), strict=True)]
         for row, column in [(0, 0), (5, 100), (40, 50), (56, 56), (77, 20), (111, 111)]:
             x, y = column - centre, row - centre
-            for name, sign in reversed(steps):  # the last result is read from the one before it
+            for name, sign in reversed(steps):  # the last result is read from the previous one
                 x, y = reading_place(name, sign, settings.magnitude, x, y)
             expected = bilinear(faces[i].numpy(), x + stored_centre, y + stored_centre)
             assert np.abs(pictures[i, row, column].numpy() - expected).max() <= 0.51
@@ -294,12 +294,12 @@ def test_geometric_operations_compose_as_a_plain_loop_over_pixels():
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("name", GEOMETRIC_OPERATIONS)
 def test_a_geometric_operation_does_what_torchvision_does(name, sign):
-    """One operation of magnitude 5 inside the image; torchvision's signs for ours are written out."""
+    """One operation of magnitude 5 inside the image; the equivalent signs of torchvision are written out."""
     plan = Plan(torch.full((1, 1), OPERATIONS.index(name)), torch.tensor([[float(sign)]]))
     matrix = randaugment.geometry(plan, 5, 120)[0]
     face = smooth_faces(1, size=121, noise=0)[0].permute(2, 0, 1).float()
     slope = math.degrees(math.atan(0.15))
-    # translate by a whole 18 pixels of 120.
+    # Translate by exactly 18 of 120 pixels.
     arguments = {
         "rotate": dict(angle=-15.0 * sign),
         "shear-x": dict(shear=[slope * sign, 0.0]),
@@ -318,7 +318,7 @@ def test_a_geometric_operation_does_what_torchvision_does(name, sign):
 
 
 def dotted(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Faces [5 count, S, S, 3], plain but for a soft disc on one of the sample's five landmarks [5 count, 5, 2]."""
+    """Return faces [5 count, S, S, 3] and landmarks [5 count, 5, 2]: plain, with a soft disc on one landmark each."""
     points = POINTS + torch.rand(count, 5, 2, generator=seeded(seed)) * 6 - 3
     points = points.repeat_interleave(5, 0)
     own = points[torch.arange(5 * count), torch.arange(5).repeat(count)]
@@ -335,7 +335,7 @@ def test_painted_dots_are_found_at_the_returned_landmarks(make, swap):
     count = 64
     faces, points = dotted(count, 1)
     settings = ViewSettings(swap_landmarks=swap)
-    # The same draws for the five dots of a sample: one view of one dot each, with the sample's own random numbers.
+    # The five dots of a sample use the same draws: one view per dot, each with the sample's own random numbers.
     checked = 0
     for dot in range(5):
         view = make(faces[dot::5], points[dot::5], None, settings, seeded(11))
@@ -358,7 +358,7 @@ def test_painted_dots_are_found_at_the_returned_landmarks(make, swap):
 
 
 @pytest.mark.parametrize("swap", [True, False])  # as published: False
-def test_a_flip_mirrors_the_picture_and_swaps_landmarks_and_crops_where_asked(swap):
+def test_a_flip_mirrors_the_image_and_swaps_landmarks_and_crops_if_set(swap):
     faces, points, crops = inputs(3)
     settings = ViewSettings(flip=1, jitter=0, swap_landmarks=swap)
     plain, view = plain_view(faces, points, crops, settings), weak_view(faces, points, crops, settings, seeded())
@@ -367,24 +367,24 @@ def test_a_flip_mirrors_the_picture_and_swaps_landmarks_and_crops_where_asked(sw
     order = [1, 0, 2, 4, 3] if swap else [0, 1, 2, 3, 4]
     torch.testing.assert_close(view.landmarks, mirrored[:, order], atol=1e-4, rtol=0)
     assert torch.equal(view.crops, plain.crops.flip(-1)[:, order])
-    # Swapped, the order is still that of the image: left of right, whatever the face's own sides.
+    # If swapped, the order is still that of the image: left before right, whatever the face's own sides are.
     assert (view.landmarks[:, 0, 0] < view.landmarks[:, 1, 0]).tolist() == [swap] * 3
     assert (view.landmarks[:, 3, 0] < view.landmarks[:, 4, 0]).tolist() == [swap] * 3
-    # Either way each crop is what the view shows around its landmark.
+    # In both cases, each crop equals what the view shows around its landmark.
     assert torch.equal(levels(view.crops).round(), cut(levels(view.images), view.landmarks).round())
 
 
-def test_published_strong_view_leaves_the_landmarks_behind():
+def test_the_published_strong_view_does_not_move_the_landmarks():
     faces, points, crops = inputs(40)
     moved = strong_view(faces, points, crops, ViewSettings(), seeded(2))
     left = strong_view(faces, points, crops, ViewSettings(move_landmarks=False), seeded(2))
-    weak = weak_view(faces, points, crops, ViewSettings(), seeded(2))  # the window is drawn first: the same
+    weak = weak_view(faces, points, crops, ViewSettings(), seeded(2))  # the window is drawn first, so it is the same
     assert torch.equal(left.images, moved.images) and torch.equal(left.crops, moved.crops)
     assert torch.equal(left.landmarks, weak.landmarks)
     geometric = (plan_of(2, 40).operations >= len(PIXEL_OPERATIONS)).any(0)
     shifted = (moved.landmarks - left.landmarks).abs().amax((1, 2)) > 1
     assert not shifted[~geometric].any()
-    assert shifted[geometric].float().mean() > 0.9  # two draws may undo each other
+    assert shifted[geometric].float().mean() > 0.9  # two draws may cancel each other
 
 
 def test_jitter_stays_inside_the_stored_face_and_in_its_range():
@@ -394,7 +394,7 @@ def test_jitter_stays_inside_the_stored_face_and_in_its_range():
     settings = ViewSettings(flip=0, jitter=0.1)
     points = weak_view(faces, corners.expand(count, 5, 2), None, settings, seeded()).landmarks
     assert points[:, 0].max() <= 1e-3 and points[:, 1].min() >= SIZE - 1 - 1e-3  # the image covers the window
-    scale = (SIZE - 1) / (points[:, 3] - points[:, 2])  # stored pixels a view pixel
+    scale = (SIZE - 1) / (points[:, 3] - points[:, 2])  # stored pixels per view pixel
     assert 0.9 - 1e-4 < scale.min() < 0.905 and 1.095 < scale.max() < 1.1 + 1e-4
     shift = ((SIZE - 1) / 2 - points[:, 4]) * scale
     assert 10.5 < shift.abs().max() < 11.2 + 1e-3 and shift.mean(0).abs().max() < 1
@@ -414,7 +414,7 @@ def test_crops_show_what_the_view_shows_around_its_landmarks():
         places = shown.landmarks[:, :, None, None] + offsets  # [B, 5, side, side, 2]
         grid = (places * 2 / (SIZE - 1) - 1).flatten(1, 2)
         expected = F.grid_sample(shown.images, grid, align_corners=True).unflatten(2, (5, side)).transpose(1, 2)
-        near = offsets.norm(dim=-1) <= 8  # what lies well within the crop before turning, shearing and scaling
+        near = offsets.norm(dim=-1) <= 8  # pixels well inside the crop before turning, shearing and scaling
         seen = ((places > 1) & (places < SIZE - 2)).all(-1) & near
         difference = (levels(shown.crops) - levels(expected)).abs().amax(-1)[seen]
         assert seen.sum() > 5000 and difference.max() <= 3 and difference.mean() < 0.5
@@ -424,7 +424,7 @@ def test_crops_show_what_the_view_shows_around_its_landmarks():
 
 
 @pytest.mark.parametrize("make", [weak_view, strong_view])
-def test_the_generator_decides(make):
+def test_the_generator_determines_the_view(make):
     faces, points, crops = inputs(8)
     one, same, other = (make(faces, points, crops, ViewSettings(), seeded(seed)) for seed in (1, 1, 2))
     for a, b, c in zip(one.inputs, same.inputs, other.inputs, strict=True):
@@ -434,7 +434,7 @@ def test_the_generator_decides(make):
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_inputs_are_left_alone_and_views_carry_no_gradient():
+def test_inputs_are_not_changed_and_views_carry_no_gradient():
     faces, points, crops = inputs(16)
     copies = faces.clone(), points.clone(), crops.clone()
     view = strong_view(faces, points, crops, ViewSettings(), seeded())
@@ -447,7 +447,7 @@ def test_inputs_are_left_alone_and_views_carry_no_gradient():
 @pytest.mark.parametrize("device", ["meta", "cuda"])
 @pytest.mark.parametrize("make", [weak_view, strong_view])
 def test_views_are_made_on_the_device_of_the_faces(make, device):
-    """`meta` computes nothing but refuses to mix devices as an accelerator does."""
+    """`meta` computes nothing, but refuses to mix devices like an accelerator."""
     if device == "cuda" and not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     faces, points, crops = inputs(32)
@@ -473,7 +473,7 @@ def test_view_is_indexed_by_sample_and_joined():
     assert all(torch.equal(a, b) for a, b in zip(joined.inputs, view.inputs, strict=True))
     bare = View(view.images, view.landmarks)
     assert cat([bare, bare]).crops is None and bare[:1].crops is None and len(bare.to("cpu")) == 6
-    with pytest.raises(FercliError, match="some have none"):
+    with pytest.raises(FercliError, match="only some have local crops"):
         cat([view, bare])
     with pytest.raises(TypeError, match="batch dimension"):
         view[0]

@@ -1,8 +1,8 @@
 """Geometry of the prepared face: similarity to the ArcFace template, the released code's box, and the local crops.
 
-Matrices are float64 [2, 3] and map pixels of the photograph to pixels of the canvas, pixel centres at integers. The
-canvas is S x S with S = size + 2 * margin: the face as the network sees it (112) in the middle, and a margin that shows
-more of the photograph, so that a training crop can be jittered without inventing pixels.
+Matrices are float64 [2, 3] and map pixels of the source image to pixels of the canvas, with pixel centres at integers.
+The canvas is S x S with S = size + 2 * margin. The face as the network sees it (112) is in the middle. The margin shows
+more of the source image, so that a training crop can be jittered without inventing pixels.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ def template(size: int = 112, margin: int = 14) -> np.ndarray:
 
 
 def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Return the similarity float64 [2, 3] that maps `source` [n, 2] to `target` [n, 2] with least squared error.
+    """Return the similarity float64 [2, 3] that maps `source` [n, 2] to `target` [n, 2] with the least squared error.
 
-    Rotation, scale and translation without reflection (Umeyama, PAMI 1991, equations 40-42), which in the plane is a
-    division of complex numbers. Raises ValueError where the source points coincide, for then no scale is defined.
+    It consists of rotation, scale and translation, without reflection (Umeyama, PAMI 1991, equations 40-42). In the
+    plane this is a division of complex numbers. Raises ValueError if the source points coincide, because the scale is
+    then undefined.
     """
     source, target = (np.ascontiguousarray(p, np.float64).view(np.complex128)[:, 0] for p in (source, target))
     source_mean, target_mean = source.mean(), target.mean()
@@ -45,22 +46,23 @@ def umeyama(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def template_matrix(points5: np.ndarray, size: int = 112, margin: int = 14) -> np.ndarray:
-    """Return the matrix that brings the five points [5, 2] (pixels of the photograph) nearest to the template."""
+    """Return the matrix that maps the five points [5, 2] (pixels of the source image) closest to the template."""
     return umeyama(points5, template(size, margin))
 
 
 def released_box(box: Box, picture: tuple[int, int]) -> Box:
-    """Return what the released code of AGLRLS takes of a photograph for a face's box, in whole pixels.
+    """Return the region of an image that the released code of AGLRLS cuts out for a face's box, in whole pixels.
 
-    The box, its edges cut to whole pixels, grows by a tenth of its own width at the left and at the right and by a
-    tenth of its own height at the top and at the bottom (in whole pixels, rounded down), as far as the photograph goes.
+    The edges of the box are truncated to whole pixels. The box then grows by a tenth of its width on the left and the
+    right, and by a tenth of its height at the top and the bottom (in whole pixels, rounded down). It is clipped to the
+    image.
 
     Args:
-        box: (left, top, right, bottom) in pixels of the photograph.
-        image: (width, height) of the photograph.
+        box: (left, top, right, bottom) in pixels of the image.
+        picture: (width, height) of the image.
 
     Raises:
-        ValueError: nothing of the photograph lies in it.
+        ValueError: the box does not overlap the image.
     """
     left, top, right, bottom = (int(edge) for edge in box)
     across, down = max(0, right - left) // 10, max(0, bottom - top) // 10
@@ -72,24 +74,24 @@ def released_box(box: Box, picture: tuple[int, int]) -> Box:
 
 
 def box_matrix(box: Box, size: int = 112, margin: int = 14) -> np.ndarray:
-    """Return the matrix that squashes a box into the inner `size` x `size`: x and y scaled apart, without rotation.
+    """Return the matrix that squashes a box into the inner `size` x `size`: x and y scaled separately, no rotation.
 
     Args:
-        box: (left, top, right, bottom) in pixels of the photograph; for faces `released_box`.
+        box: (left, top, right, bottom) in pixels of the source image; for faces, the result of `released_box`.
     """
     corner, edges = np.array(box[:2], float), np.array(box[2:], float)
     scale = size / (edges - corner)
-    # Box edges are between pixels, matrices count from pixel centres: hence the halves.
+    # Box edges lie between pixels, but matrices count from pixel centres: hence the halves.
     return np.column_stack([np.diag(scale), margin - 0.5 - scale * (corner - 0.5)])
 
 
 def alignment_matrix(
     kind: str, points5: np.ndarray, box: Box, picture: tuple[int, int], size: int, margin: int
 ) -> np.ndarray:
-    """Return the matrix of ``prepare.align`` for a photograph of (width, height).
+    """Return the matrix of ``prepare.align`` for an image of size `picture` (width, height).
 
-    Raises ValueError for any kind but ``template`` and ``box``, for landmarks that coincide, and for a box beside the
-    photograph.
+    Raises ValueError for any kind but ``template`` and ``box``, for landmarks that coincide, and for a box outside the
+    image.
     """
     if kind == "template":
         return template_matrix(points5, size, margin)
@@ -99,7 +101,7 @@ def alignment_matrix(
 
 
 def box_of_points(points5: np.ndarray) -> Box:
-    """Return the square that the template's 112 x 112 covers around five points, upright: a box where none is given."""
+    """Return the upright square that the template's 112 x 112 covers around five points: the box if none is given."""
     matrix = template_matrix(points5, _TEMPLATE_SIZE, 0)
     side = _TEMPLATE_SIZE / math.hypot(matrix[0, 0], matrix[1, 0])
     centre = transform(cv2.invertAffineTransform(matrix), np.full(2, (_TEMPLATE_SIZE - 1) / 2)) + 0.5
@@ -112,11 +114,11 @@ def transform(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def warp(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
-    """Return uint8 [side, side, 3]: the photograph uint8 [H, W, 3] seen through the matrix.
+    """Return uint8 [side, side, 3]: the image uint8 [H, W, 3] warped by the matrix.
 
-    Outside the photograph its border is replicated. A photograph that is reduced to half or less is first averaged
-    over areas, so that large ones do not alias. What is not turned, a box, is resized as Pillow's bilinear filter does
-    it, which averages over as many pixels as it reduces: so does the released code of AGLRLS.
+    Outside the image, its border is replicated. An image that is reduced to half or less is first averaged over areas,
+    so that large images do not alias. A matrix without rotation (a box) is resized like Pillow's bilinear filter,
+    which averages over all the pixels that it merges, as the released code of AGLRLS does.
     """
     if matrix[0, 1] == matrix[1, 0] == 0 and matrix[0, 0] > 0 and matrix[1, 1] > 0:
         return _resized(image, matrix, side)
@@ -125,13 +127,13 @@ def warp(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
 
 
 def _resized(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
-    """`warp` for a matrix that does not turn."""
+    """`warp` for a matrix without rotation."""
     seen, beyond, spans, window = [], [], [], []
     for axis, length in enumerate(image.shape[1::-1]):
-        step = 1 / matrix[axis, axis]  # pixels of the photograph in one of the canvas
-        start = 0.5 - (matrix[axis, 2] + 0.5) * step  # the canvas's edge, counted from the photograph's
+        step = 1 / matrix[axis, axis]  # image pixels per canvas pixel
+        start = 0.5 - (matrix[axis, 2] + 0.5) * step  # the canvas's edge, counted from the image's edge
         reach = max(1.0, step)  # of the filter
-        # Canvas pixels to which the photograph gives more than its outermost pixels, and one more at either end.
+        # Canvas pixels that depend on more than the image's outermost pixels, and one more at either end.
         low = int(np.clip(np.floor((-reach - start) / step) - 1, 0, side - 1))
         high = int(np.clip(np.ceil((length + reach - start) / step) + 1, low + 1, side))
         first, last = np.floor(start + low * step - reach), np.ceil(start + high * step + reach)
@@ -149,14 +151,14 @@ def _resized(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
 
 
 def _sampled(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
-    # Cubics take four times as long; on photographs (scales 0.5 to 3.5) the two lie half a grey level apart.
+    # Cubic interpolation takes four times as long. On real images (scales 0.5 to 3.5) it differs by half a grey level.
     return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def _reduced(image: np.ndarray, matrix: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a photograph that the matrix reduces to more than half, and the matrix from there.
+    """Shrink an image until the remaining reduction is to more than half; return it and the matrix from there.
 
-    The photograph is halved by areas as often as it takes. Only the part that is seen in `window` (two corners [2, 2]
+    The image is halved by averaging areas, as often as needed. Only the part that `window` shows (two corners [2, 2]
     in pixels of the canvas) is averaged and returned.
     """
     scale = math.sqrt(abs(matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]))
@@ -166,14 +168,14 @@ def _reduced(image: np.ndarray, matrix: np.ndarray, window: np.ndarray) -> tuple
     (x0, y0), (x1, y1) = window[0] - 1, window[1] + 1
     seen = transform(cv2.invertAffineTransform(matrix), np.array([(x0, y0), (x1, y0), (x0, y1), (x1, y1)]))
     limit = np.array(image.shape[1::-1])
-    # Whole multiples of the reduction, so that every pixel of the result is the mean of as many.
+    # Whole multiples of the reduction, so that every pixel of the result is the mean of equally many pixels.
     low = np.clip(np.floor(seen.min(0) - 2 * times) // times * times, 0, limit - 1).astype(int)
     high = np.clip(low + np.ceil((seen.max(0) - low) / times + 2) * times, low + 1, limit).astype(int)
     part = image[low[1] : high[1], low[0] : high[0]]
     size = np.maximum(1, (high - low) // times)
     small = cv2.resize(part, size.tolist(), interpolation=cv2.INTER_AREA)
     back = (high - low) / size
-    # small pixel -> photograph pixel: (x + 0.5) * back - 0.5 + low
+    # small pixel -> image pixel: (x + 0.5) * back - 0.5 + low
     linear = matrix[:, :2] * back
     shift = matrix[:, :2] @ (0.5 * back - 0.5 + low) + matrix[:, 2]
     return small, np.hstack([linear, shift[:, None]])
@@ -182,17 +184,17 @@ def _reduced(image: np.ndarray, matrix: np.ndarray, window: np.ndarray) -> tuple
 def local_crops(
     image: np.ndarray, matrix: np.ndarray, points: np.ndarray, size: int = 48, zoom: float = 1.5
 ) -> np.ndarray:
-    """Return uint8 [n, size, size, 3]: patches centred on landmarks, cut from the photograph itself.
+    """Return uint8 [n, size, size, 3]: patches centred on landmarks, cut from the source image itself.
 
     Args:
-        image: the photograph, uint8 [H, W, 3].
-        matrix: of the face's alignment [2, 3]; the patches are turned, or squashed, as the face is.
+        image: the source image, uint8 [H, W, 3].
+        matrix: the face's alignment [2, 3]; the patches are rotated or squashed like the face.
         points: landmarks [n, 2] in pixels of the canvas.
         size: side of a patch in pixels.
-        zoom: scale of a patch over the scale of the face; above 1 shows more detail than the face holds.
+        zoom: scale of a patch relative to the scale of the face; above 1, a patch shows more detail than the face.
     """
     zoomed, centres = zoom * matrix, zoom * np.asarray(points, np.float64)
-    # The patches overlap: the photograph is reduced once for all of them.
+    # The patches overlap, so the image is reduced once for all of them.
     image, zoomed = _reduced(image, zoomed, np.stack([centres.min(0) - size / 2, centres.max(0) + size / 2]))
     crops = np.empty((len(points), size, size, 3), np.uint8)
     for crop, centre in zip(crops, centres, strict=True):

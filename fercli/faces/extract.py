@@ -1,4 +1,4 @@
-"""One record of a dataset -> one prepared face, or the reason why there is none."""
+"""Turn one record of a dataset into one prepared face, or into the reason why there is none."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from fercli.faces.perceptual_hash import perceptual_hash
 from fercli.faces.search import scale_box, scale_points
 from fercli.spec import Prepare
 
-#: By ``prepare.align``. Raised when a step from photograph to face changes (decoding, finding, aligning, cutting): the
-#: faces of that alignment are made again. The versions of libraries do not count.
+#: A version number for each ``prepare.align``. Raise it when a step from image to face changes (decoding, finding,
+#: aligning, cutting): all faces of that alignment are then made again. The versions of libraries do not count.
 STEPS = {"template": 1, "box": 2}
-#: Raised when images that were rejected may be read now: they are tried again, while faces that were found stay.
+#: Raise this number when rejected images may now be readable: they are tried again, while faces already found are kept.
 REJECTIONS = 2
 
 
 @dataclass
 class Extracted:
-    """What became of one record.
+    """The result for one record.
 
     Attributes:
         status, reason: as in the manifest; the reason of a retried face is the step that found it.
-        box: the given box, else that of the mesh, in pixels of the photograph.
-        score: the detector's.
-        pose: (roll, yaw, pitch) in degrees, of faces that the mesh found.
-        given_error: mean distance of the landmarks found to those given, in distances between the given eyes.
-        source: BLAKE2b of what the photograph's file (or its field of pixels) holds, 32 hexadecimal digits.
-        hash: of the prepared face (`perceptual_hash`), to find it again in other images.
+        box: the given box, or else the box of the mesh, in pixels of the source image.
+        score: the detector's score.
+        pose: (roll, yaw, pitch) in degrees, for faces that the mesh found.
+        given_error: mean distance between found and given landmarks, in units of the given distance between the eyes.
+        source: BLAKE2b hash of the image file's content (or of its field of pixels), 32 hexadecimal digits.
+        hash: hash of the prepared face (`perceptual_hash`), for finding it again in other images.
         face: uint8 [S, S, 3]; None for a rejected record, as are the next three.
         landmarks: float32 [5, 2] in pixels of the face.
         crops: uint8 [5, C, C, 3].
-        shape: float32 [5, 2] landmarks as shares of the given box, or of the middle square of the photograph.
-        fillable: a rejected record whose photograph can be read: the dataset's mean shape may be laid over it.
+        shape: float32 [5, 2] landmarks as fractions of the given box, or of the image's central square.
+        fillable: whether this is a rejected record with a readable image: the dataset's mean shape may be placed on it.
     """
 
     status: str
@@ -68,9 +68,9 @@ def extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.nd
     Args:
         record: the record.
         root: the dataset's folder.
-        options: how.
-        shapes: None, or (mean shape in a given box, mean shape in a photograph), each [5, 2] as `Extracted.shape`:
-            instead of looking for a face, lay the mean shape over it (status ``mean-landmarks``).
+        options: the options of the preparation.
+        shapes: None, or (mean shape in a given box, mean shape in an image), each [5, 2] as `Extracted.shape`. If
+            given, the mean shape is placed on the image instead of looking for a face (status ``mean-landmarks``).
     """
     with naming(root / record.path):
         source = ""
@@ -91,7 +91,7 @@ def extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.nd
         except (ArithmeticError, cv2.error) as failure:
             if may_pass(failure):
                 raise
-            reason = "the given box or landmarks are beyond all measure"
+            reason = "the given box or landmarks are out of range"
             result = Extracted("rejected", reason, fillable=shapes is None)
         except ValueError as why:
             result = Extracted("rejected", str(why), fillable=shapes is None)
@@ -104,7 +104,7 @@ def extract(record: Record, root: Path, options: Prepare, shapes: Sequence[np.nd
 
 
 def _scaled(record: Record, factor: float) -> Record:
-    """Return the record of an image enlarged by a factor (reduced: below 1)."""
+    """Return the record for its image scaled by a factor (above 1 enlarges, below 1 reduces)."""
     box = None if record.box is None else scale_box(record.box, factor)
     points = None if record.landmarks is None else tuple(map(tuple, scale_points(record.landmarks, factor).tolist()))
     return replace(record, box=box, landmarks=points)
@@ -113,7 +113,7 @@ def _scaled(record: Record, factor: float) -> Record:
 def locate(
     record: Record, image: np.ndarray, frame: Box, options: Prepare, shapes: Sequence[np.ndarray] | None = None
 ) -> tuple[Extracted, np.ndarray | None, Box | None]:
-    """Return what became of the record, its five landmarks float64 [5, 2] (None if rejected) and its face's box."""
+    """Return the record's result, its five landmarks float64 [5, 2] (None if rejected) and its face's box."""
     if shapes is not None:
         points = frame[:2] + shapes[record.box is None] * (np.array(frame[2:]) - frame[:2]) - 0.5
         return Extracted("mean-landmarks", "no landmarks: the dataset's mean shape"), points, record.box
@@ -123,7 +123,7 @@ def locate(
         points = np.array(record.landmarks, float)
         if not ((points.mean(0) >= 0) & (points.mean(0) < image.shape[1::-1])).all():
             raise ValueError("the given landmarks lie outside the image")
-        # Along the line of the eyes each right point lies to the right of its left one; the mouth lies below.
+        # Along the line of the eyes, each right point is to the right of its left one. The mouth is below the eyes.
         across = points[1] - points[0]
         below = points[3:].mean(0) - points[:2].mean(0)
         if across @ (points[4] - points[3]) <= 0 or across[0] * below[1] - across[1] * below[0] <= 0:
@@ -141,39 +141,39 @@ def locate(
 
 
 def read_source(record: Record, root: Path) -> bytes:
-    """Return what the record's photograph is decoded from; raises `Unreadable` with the reason where it cannot."""
+    """Return the bytes that the record's image is decoded from; raises `Unreadable` with the reason on failure."""
     path = root / record.path
     return read_bytes(path) if record.offset is None else read_pixels(path, record.offset)
 
 
 def decode_source(record: Record, root: Path, data: bytes) -> Decoded:
-    """Decode the record's photograph from what `read_source` gave; raises `Unreadable` with the reason."""
+    """Decode the record's image from the result of `read_source`; raises `Unreadable` with the reason on failure."""
     return decode(data, root / record.path) if record.offset is None else Decoded(decode_pixels(data))
 
 
 def source_hash(data: bytes) -> str:
-    """Return `Extracted.source` of what `read_source` gave."""
+    """Return `Extracted.source` for the result of `read_source`."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def centred_shape() -> np.ndarray:
-    """Return the template's shape float64 [5, 2] in shares of the square that it fills."""
+    """Return the template's shape float64 [5, 2] as fractions of the square that it fills."""
     return (align.ARCFACE_TEMPLATE + 0.5) / 112
 
 
 def frame_of(record: Record, size: tuple[int, int]) -> Box:
-    """Return what relative landmarks are shares of: the given box, or the middle square of the photograph.
+    """Return the frame that relative landmarks refer to: the given box, or the image's central square.
 
     Args:
         record: the record.
-        size: (width, height) of its photograph in pixels.
+        size: (width, height) of its image in pixels.
     """
     width, height = size
     if record.box is None:
         side = min(width, height)
         return ((width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2)
     if not all(map(math.isfinite, record.box)):
-        raise Unreadable("the given box has corners that are no numbers")
+        raise Unreadable("the given box has corners that are not finite numbers")
     left, top, right, bottom = record.box
     if min(right, width) - max(left, 0) < 2 or min(bottom, height) - max(top, 0) < 2:
         raise Unreadable(f"the given box lies outside the image ({width} x {height})")
@@ -194,22 +194,22 @@ def cut(
     options: Prepare,
     cropped: bool = False,
 ) -> None:
-    """Cut face and local crops out of a photograph, uint8 [H, W, 3], into a result.
+    """Cut the face and the local crops out of an image, uint8 [H, W, 3], and store them in a result.
 
     Args:
-        result: gets box, face, hash, landmarks, crops and shape.
-        image: the photograph.
+        result: receives box, face, hash, landmarks, crops and shape.
+        image: the source image.
         points: the five landmarks float64 [5, 2] in its pixels.
-        box: the face's; None: made from the landmarks.
-        frame: what `Extracted.shape` is shares of (`frame_of`).
-        options: how.
-        cropped: whether ``align: box`` takes the whole photograph (`Record.cropped`).
+        box: the face's box; if None, it is made from the landmarks.
+        frame: the frame that `Extracted.shape` refers to (`frame_of`).
+        options: the options of the preparation.
+        cropped: whether ``align: box`` takes the whole image (`Record.cropped`).
 
     Raises:
-        ValueError: the landmarks are no numbers or coincide, or the box lies beside the photograph.
+        ValueError: the landmarks are not finite or coincide, or the box lies outside the image.
     """
     if not np.isfinite(points).all():
-        raise ValueError("landmarks that are no numbers")
+        raise ValueError("the landmarks are not finite numbers")
     box = box or align.box_of_points(points)
     picture = image.shape[1], image.shape[0]
     whole = (0.0, 0.0, *map(float, picture)) if cropped else box
@@ -224,7 +224,7 @@ def cut(
 
 
 def landmarker_of(options: Prepare) -> Landmarker:
-    """The landmarker of these options, made once a process."""
+    """Return the landmarker for these options, made once per process."""
     return _landmarker(options.confidence, options.low_confidence, tuple(options.retries))
 
 

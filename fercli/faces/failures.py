@@ -1,6 +1,6 @@
-"""Failures that may pass (too little memory, a disk error) and those that are a property of the image.
+"""Temporary failures (too little memory, a disk error), as opposed to faults of the image itself.
 
-A store keeps the reason why an image was rejected; a failure that may pass must never become one.
+A store keeps the reason why an image was rejected. A temporary failure must never become such a reason.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ _NO_MEMORY = (
     "cannot be processed just now (too little memory); free some memory or use fewer workers (fercli prepare --set "
     "prepare.workers=1, fercli predict --workers 1) and run the same command again"
 )
-#: Faults of the file itself, for as long as it is not changed. Any other error of the system may pass.
+#: Faults of the file itself, which remain until it is changed. Any other system error may be temporary.
 _OF_THE_FILE = (
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR),
 )
 #: OpenCV's code for "Insufficient memory".
 _OPENCV_NO_MEMORY = -4
-#: How decoders, LiteRT and the system's loader of libraries say it, whatever they raise.
+#: How decoders, LiteRT and the system's library loader report a lack of memory, whatever exception they raise.
 _SAYS_MEMORY = re.compile(
     r"(out of|insufficient|not enough|too little|no more) memory|memory exhausted|bad_alloc|alloc\w* failed|"
     r"failed to map segment|(could not|couldn't|cannot|can't|failed to|unable to) (re)?allocate",
@@ -34,11 +34,11 @@ _SAYS_MEMORY = re.compile(
 
 
 def may_pass(failure: BaseException) -> str | None:
-    """Return what to tell of a failure that may pass, to be read after the image's name; None of one that stays."""
+    """Return the message for a temporary failure, to be read after the image's name; None for a permanent one."""
     if isinstance(failure, OSError) and failure.errno is not None and failure.errno != errno.ENOMEM:
         if failure.errno in _OF_THE_FILE:
             return None
-        return f"cannot be read just now ({failure.strerror}); run the same command again to go on"
+        return f"cannot be read just now ({failure.strerror}); run the same command again to resume"
     of_memory = (
         isinstance(failure, MemoryError)
         or getattr(failure, "errno", None) == errno.ENOMEM
@@ -49,10 +49,10 @@ def may_pass(failure: BaseException) -> str | None:
 
 
 def memory_left(size: int) -> bool:
-    """Tell whether so many bytes can be had now.
+    """Return whether `size` bytes can be allocated now.
 
-    Asked after a failure: libwebp, OpenJPEG, libaom, libjpeg in OpenCV and XNNPACK do not say that it was memory they
-    lacked.
+    Called after a failure, because libwebp, OpenJPEG, libaom, OpenCV's libjpeg and XNNPACK do not report that they
+    ran out of memory.
     """
     try:
         np.empty(size, np.uint8)
@@ -62,12 +62,12 @@ def memory_left(size: int) -> bool:
 
 
 def reason(failure: Exception, name: str | Path) -> str:
-    """Return why one image cannot be answered, to be read after its name; all others can.
+    """Return why this one image cannot be processed, to be read after its name.
 
     Raises:
-        TransientError: memory or a disk that is short; names the image.
-        Exception: `failure` itself where it is not the image's: it says already what is to be done (FercliError), or
-            a library cannot be loaded.
+        TransientError: too little memory or a disk error; names the image.
+        Exception: `failure` itself if the image is not the cause: the failure already says what to do (FercliError),
+            or a library cannot be loaded.
     """
     if isinstance(failure, FercliError | ImportError):
         raise failure
@@ -80,7 +80,7 @@ def reason(failure: Exception, name: str | Path) -> str:
 
 @contextmanager
 def naming(picture: str | Path) -> Iterator[None]:
-    """Turn a failure that may pass into a TransientError that names the image; others go through."""
+    """Turn a temporary failure into a TransientError that names the image; let all others through."""
     try:
         yield
     except FercliError:

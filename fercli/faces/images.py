@@ -1,8 +1,8 @@
-"""Reading a source image, whatever it is, as uint8 RGB or with the reason why not.
+"""Read any source image as uint8 RGB, or give the reason why it cannot be read.
 
-Pillow reads the header, so that a decompression bomb is refused before it takes the memory, and decodes everything
-unusual: it knows CMYK, palettes, alpha, 16 bits and truncation. OpenCV decodes plain JPEGs, the great majority, in half
-of Pillow's time.
+Pillow reads the header, so that a decompression bomb is refused before it takes up memory. Pillow also decodes
+everything unusual: it handles CMYK, palettes, alpha, 16 bits and truncation. OpenCV decodes plain JPEGs, the great
+majority, in half of Pillow's time.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from fercli import media
 from fercli.faces.failures import may_pass, memory_left, naming
 from fercli.faces.quiet import mute_stderr
 
-#: Pixels of a side up to which OpenCV warps an image.
+#: Longest side in pixels that OpenCV can warp.
 _LONGEST_SIDE = 32766
-#: Images with more pixels are refused, and so are larger files.
+#: Images with more pixels and files with more bytes are refused.
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 29
-#: A JPEG may have so many, for it can be decoded at a half or a quarter of its size, to at most `REDUCED_PIXELS`.
+#: A JPEG may have this many pixels, because it can be decoded at a half or a quarter of its size, to at most
+#: `REDUCED_PIXELS`.
 MAX_JPEG_PIXELS = 400_000_000
 REDUCED_PIXELS = 50_000_000
-#: Most bytes of coefficients that libjpeg may hold at a time, as it does where a JPEG comes in several scans. Together
-#: with the reduced image that is 1.2 GB at most; without, 300 MB.
+#: Most bytes of coefficients that libjpeg may hold at a time, which it does if a JPEG consists of several scans. With
+#: the reduced image that is 1.2 GB at most. A JPEG of one scan takes 300 MB.
 _MAX_COEFFICIENTS = 900_000_000
 
-#: How files begin that are no image, or none that can be read; the first that fits says why.
+#: How files begin that are not images, or not readable ones, each with the reason; the first match counts.
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"....ftyp(hei|hev|mif1|msf1)", "HEIC"),
     (rb"....ftypavi", "an AVIF image, damaged or not supported by this Pillow: convert to JPEG"),
     (rb"....ftypcrx|II(RO|RS|U\x00)|FUJIFILMCCD-RAW|FOVb|\x00MRM", "raw"),
     (rb"....ftyp", "a video, not an image"),
-    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", f"a JPEG XL image, which is not read: {media.CONVERT}"),
-    (rb"8BPS", f"a Photoshop document, which is not read: {media.CONVERT}"),
-    (rb"v/1\x01|#\?RADIANCE", f"an image of high dynamic range, which is not read: {media.CONVERT}"),
+    (rb"\xff\x0a|\x00\x00\x00\x0cJXL ", f"a JPEG XL image, which is not supported: {media.CONVERT}"),
+    (rb"8BPS", f"a Photoshop document, which is not supported: {media.CONVERT}"),
+    (rb"v/1\x01|#\?RADIANCE", f"a high dynamic range image, which is not supported: {media.CONVERT}"),
     (rb"%PDF", "a PDF, not an image"),
     (rb"%!PS", "PostScript, not an image"),
     (rb"PK\x03\x04", "a zip archive, not an image"),
-    (rb"version https://git-lfs", "a Git LFS pointer, not the image it stands for: run git lfs pull"),
+    (rb"version https://git-lfs", "a Git LFS pointer, not the image itself: run git lfs pull"),
     (rb"(\xef\xbb\xbf)?\s*<", "a web page or other markup, not an image"),
     (rb"\xff\xd8", "damaged image: a JPEG whose header cannot be read"),
     (rb"\x89PNG", "damaged image: a PNG whose header cannot be read"),
@@ -60,10 +61,10 @@ _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (rb"II\*\x00|MM\x00\*", "a TIFF that is damaged or of a kind that cannot be read"),
 )
 _RAW = f"a raw photograph, of which only a preview could be read: {media.CONVERT}"
-#: Tags of TIFF: bit 0 of the first marks a preview of another image, the second is there in a DNG.
+#: TIFF tags: bit 0 of the first marks a preview of another image; only a DNG has the second.
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706
 _EXIF_ORIENTATION = 0x0112
-#: What sets an image upright, by EXIF's orientation.
+#: The operation that turns an image upright, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,16 +74,16 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-#: In the coded data of a JPEG: a marker, other than the stuffing and restarts that belong to the data.
+#: A marker in the coded data of a JPEG. Stuffing and restart markers belong to the data and do not match.
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _END, _SCAN = 0xD9, 0xDA
 
-#: An image as it comes: a file, the bytes of one, a PIL image, or an array (`decode`).
+#: An image in any form: a file, the bytes of one, a PIL image, or an array (`decode`).
 Source = str | os.PathLike | bytes | bytearray | memoryview | np.ndarray | Image.Image
 
 
 class Unreadable(Exception):
-    """The image cannot be used; the message is the reason that the manifest gives."""
+    """The image cannot be used; the message is the reason given in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ class Decoded:
 
     Attributes:
         pixels: uint8 [H, W, 3] RGB, C-contiguous.
-        scale: a pixel stands for so many pixels of the file in width and in height: 1; 2 or 4 for a huge JPEG; more
-            where a side is too long for OpenCV.
+        scale: how many pixels of the file one pixel covers in width and in height: 1; 2 or 4 for a huge JPEG; more if
+            a side is too long for OpenCV.
     """
 
     pixels: np.ndarray
@@ -106,29 +107,30 @@ class Decoded:
 
 
 def decode(source: Source, name: str | Path = "the image") -> Decoded:
-    """Decode an image, whatever it comes as; each of the four ways gives the same pixels.
+    """Decode an image from any of four kinds of source; all four give the same pixels.
 
-    Files, their bytes and PIL images are turned as their EXIF orientation says; of an animation or a file of several
-    pages the first is read (of a PIL image the page it is at). A JPEG of more than 100 and up to 400 megapixels is
-    decoded at a half or a quarter of its size (`Decoded.scale`); whatever else has more than 100 is refused. An image
-    with a side of more than 32,767 pixels, which OpenCV does not warp, is made smaller likewise.
+    Files, their bytes and PIL images are turned according to their EXIF orientation. Of an animation or a file of
+    several pages, the first is read (of a PIL image, the page it is at). A JPEG of more than 100 and up to 400
+    megapixels is decoded at a half or a quarter of its size (`Decoded.scale`). Any other image of more than 100
+    megapixels is refused. An image with a side of more than 32,766 pixels, which OpenCV cannot warp, is also reduced.
 
-    Arrays are [H, W], or [H, W, C] with C = 1 (grey), 2 (grey and alpha), 3 (RGB, in this order) or 4 (RGB and alpha):
-    an array of OpenCV's must be brought from BGR to RGB first.
+    Arrays are [H, W], or [H, W, C] with C = 1 (grey), 2 (grey and alpha), 3 (RGB, in this order) or 4 (RGB and alpha).
+    An OpenCV array must be converted from BGR to RGB first.
 
-    Transparent parts are laid on white. 16 bits are scaled to 8; other integers and floats, from the least usual range
-    that holds them: 0..1 (floats only), 0..255, 0..65535; what resizing has put a little above it is clipped. Values
-    that fit none, or that go below 0 (an image normalised about zero), are scaled from their own range.
+    Transparent parts are placed on white. 16 bits are scaled to 8. Other integers and floats are scaled from the
+    smallest usual range that holds them: 0..1 (floats only), 0..255, 0..65535. Values that resizing has put a little
+    above the range are clipped. Values that fit no usual range, or that go below 0 (an image normalised about zero),
+    are scaled from their own range.
 
     Args:
-        source: a path, the bytes of an image file, a PIL image (left as it is), or an array of bool, integers or
-            floats.
-        name: of an image that is no path, for messages.
+        source: a path, the bytes of an image file, a PIL image (which is not changed), or an array of bool, integers
+            or floats.
+        name: the name used in messages for an image that is not a path.
 
     Raises:
-        Unreadable: the image cannot be used; the reason.
-        ValueError: an array of another shape or type, or an object that is no image.
-        TransientError: the image cannot be read for want of memory, or by a failure of the disk; names it.
+        Unreadable: the image cannot be used; the message is the reason.
+        ValueError: an array of another shape or type, or an object that is not an image.
+        TransientError: the image cannot be read for lack of memory or because of a disk error; names the image.
     """
     if isinstance(source, np.ndarray):
         with naming(name):
@@ -145,13 +147,13 @@ def decode(source: Source, name: str | Path = "the image") -> Decoded:
         if not data:
             raise Unreadable("empty file")
     else:
-        raise ValueError(f"a {type(source).__name__} is no image: give a path, bytes, a PIL image or a NumPy array")
+        raise ValueError(f"a {type(source).__name__} is not an image: give a path, bytes, a PIL image or a NumPy array")
     with naming(name):
         return _within_sides(_decode_bytes(data))
 
 
 def _within_sides(picture: Decoded) -> Decoded:
-    """Return an image that OpenCV can warp: made smaller by the least whole number where a side is too long."""
+    """Return an image that OpenCV can warp, reduced by the smallest integer factor if a side is too long."""
     height, width = picture.pixels.shape[:2]
     by = -(-max(height, width) // _LONGEST_SIDE)
     if by <= 1:
@@ -161,36 +163,36 @@ def _within_sides(picture: Decoded) -> Decoded:
 
 
 def read_image(source: Source) -> np.ndarray:
-    """Return what `decode` does, without its scale: uint8 [H, W, 3] RGB."""
+    """Return the pixels that `decode` gives, without the scale: uint8 [H, W, 3] RGB."""
     return decode(source).pixels
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what is in an image file; `Unreadable` where that is nothing, no file at all, or no reasonable one."""
+    """Return the content of an image file; raises `Unreadable` if it is empty, too large or not a regular file."""
     try:
         with naming(path):
             state = os.stat(path)
             if stat.S_ISDIR(state.st_mode):
                 raise Unreadable("a folder, not an image")
             if not stat.S_ISREG(state.st_mode):
-                # A pipe that nobody writes to would be waited on for ever.
+                # Reading a pipe that has no writer would wait for ever.
                 raise Unreadable("a pipe, socket or device, not a file")
             if state.st_size > MAX_BYTES:
                 raise Unreadable(f"a file of more than {MAX_BYTES >> 20} MiB")
             data = path.read_bytes()
     except FileNotFoundError:
-        raise Unreadable("a link to a file that is not there" if path.is_symlink() else "no such file") from None
+        raise Unreadable("a link to a file that does not exist" if path.is_symlink() else "no such file") from None
     except OSError as failure:
         raise Unreadable(f"cannot be read: {failure.strerror}") from None
     except ValueError:
-        raise Unreadable("no such file: no file can have this name") from None
+        raise Unreadable("no such file: this is not a valid file name") from None
     if not data:
         raise Unreadable("empty file")
     return data
 
 
 def read_pixels(path: Path, offset: int) -> bytes:
-    """Return the field of pixels in the csv row at byte `offset` (FER2013: grey values parted by blanks)."""
+    """Return the pixel field of the csv row at byte `offset` (FER2013: grey values separated by spaces)."""
     try:
         with naming(path), path.open("rb") as file:
             file.seek(offset)
@@ -203,14 +205,14 @@ def read_pixels(path: Path, offset: int) -> bytes:
 
 
 def decode_pixels(field: bytes) -> np.ndarray:
-    """Return 48 * 48 grey values parted by blanks as uint8 [48, 48, 3]."""
+    """Return 48 * 48 grey values separated by spaces as uint8 [48, 48, 3]."""
     pixels = field.split()
     if len(pixels) != 48 * 48:
         raise Unreadable(f"{len(pixels)} pixels instead of {48 * 48}")
     try:
         values = np.array(pixels).astype(np.int64)
     except (ValueError, OverflowError):
-        raise Unreadable("pixels that are no numbers") from None
+        raise Unreadable("pixels that are not numbers") from None
     if values.min() < 0 or values.max() > 255:
         raise Unreadable("pixels outside 0..255")
     return np.repeat(values.astype(np.uint8).reshape(48, 48, 1), 3, axis=2)
@@ -220,7 +222,7 @@ def decode_pixels(field: bytes) -> np.ndarray:
 
 
 def _decode_bytes(data: bytes) -> Decoded:
-    # The decoders' own warnings name no file: what matters of them becomes the reason.
+    # The decoders' own warnings name no file. Serious ones become the reason.
     with mute_stderr(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _refuse_huge_webp(data)
@@ -242,7 +244,7 @@ def _open(data: bytes) -> Image.Image:
         _check_memory(data)
         raise Unreadable(_unknown(data)) from None
     except Image.DecompressionBombError:
-        # Pillow's own limit is no higher than a photograph may be, and it is the whole process's: it stays as it is.
+        # Pillow's own limit is lower than the size of some photographs. It applies to the whole process, so it is kept.
         if not data.startswith(b"\xff\xd8"):
             raise Unreadable(_too_many_pixels()) from None
     with _damage(data):
@@ -251,13 +253,13 @@ def _open(data: bytes) -> Image.Image:
 
 @contextmanager
 def _damage(data: bytes = b"", pixels: int = 0) -> Iterator[None]:
-    """Take what a decoder raises for damage, unless it may pass: the block holds calls of decoders only.
+    """Treat whatever a decoder raises as damage, unless the failure is temporary. The block must only call decoders.
 
     Damaged bytes make them raise OSError, SyntaxError, ValueError, RuntimeError, EOFError, ...
 
     Args:
-        data: what is decoded.
-        pixels: of the image; 0 where they are not known yet.
+        data: the bytes being decoded.
+        pixels: number of pixels in the image; 0 if not known yet.
     """
     try:
         yield
@@ -271,14 +273,14 @@ def _damage(data: bytes = b"", pixels: int = 0) -> Iterator[None]:
 
 
 def _check_memory(data: bytes, pixels: int = 0) -> None:
-    """Raise MemoryError if there is not the memory that decoding takes: then the image may be whole."""
+    """Raise MemoryError if there is too little memory for decoding: the image may then be intact."""
     if not memory_left(24 * pixels + 4 * len(data) + (32 << 20)):
         raise MemoryError("a decoder failed, and there is too little memory")
 
 
 @lru_cache(maxsize=1)
 def _formats() -> tuple[str, ...]:
-    """Return the formats of `fercli.media` that this Pillow was built with."""
+    """Return the formats of `fercli.media` that this Pillow build supports."""
     Image.init()
     if media.reads_heif():
         from pillow_heif import register_heif_opener
@@ -302,13 +304,13 @@ def _refuse_huge(size: tuple[int, int]) -> None:
 
 
 def _reduction(header: Image.Image, data: bytes) -> int:
-    """Return by how much an image is decoded smaller than it is: 1, 2 or 4; `Unreadable` where it is too large."""
+    """Return the factor by which an image is reduced in decoding: 1, 2 or 4; raises `Unreadable` if it is too large."""
     pixels = header.width * header.height
     if pixels <= MAX_PIXELS:
         return 1
     if header.format not in ("JPEG", "MPO") or pixels > MAX_JPEG_PIXELS:
         raise Unreadable(_too_many_pixels(header.format))
-    # A block of 8 x 8 takes a bit at the least.
+    # A block of 8 x 8 pixels takes at least one bit.
     if len(data) * 512 < pixels:
         raise Unreadable("damaged image: truncated")
     if sum(code == _SCAN for code in _markers(data)) > 1:
@@ -317,13 +319,13 @@ def _reduction(header: Image.Image, data: bytes) -> int:
         if 2 * coefficients > _MAX_COEFFICIENTS:
             raise Unreadable(
                 f"a progressive JPEG of {pixels // 1_000_000} megapixels, which takes too much memory: make it "
-                "smaller, or save it without progression"
+                "smaller, or save it as a baseline JPEG"
             )
     return 2 if pixels <= 4 * REDUCED_PIXELS else 4
 
 
 def _refuse_huge_webp(data: bytes) -> None:
-    # WebP's decoder takes the memory when it is opened, before Pillow gives the size.
+    # WebP's decoder takes the memory when it is opened, before Pillow reports the size.
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return
     kind = data[12:16]
@@ -338,7 +340,7 @@ def _refuse_huge_webp(data: bytes) -> None:
 
 
 def _refuse_preview(image: Image.Image, data: bytes) -> None:
-    """Refuse a raw photograph: it is a TIFF whose first image is a small copy."""
+    """Refuse a raw photograph: a TIFF whose first image is a small copy."""
     with _damage(data):
         preview = image.tag_v2.get(_DNG_VERSION) or int(image.tag_v2.get(_SUBFILE_TYPE, 0)) & 1
     if preview or data[8:10] == b"CR":
@@ -349,14 +351,14 @@ def _unknown(data: bytes) -> str:
     for beginning, reason in _BEGINNINGS:
         if re.match(beginning, data[:64], re.DOTALL):
             if reason == "HEIC" and not media.reads_heif():
-                return f"a HEIC image, which is not read: {media.CONVERT_HEIF}"
+                return f"a HEIC image, which is not supported: {media.CONVERT_HEIF}"
             return {"HEIC": "a HEIC image that is damaged", "raw": _RAW}.get(reason, reason)
     return "not an image"
 
 
 def _in_a_line(failure: Exception, data: bytes) -> str:
     text = " ".join(str(failure).split()).strip("'\"")
-    # WebP's decoder only says that it could not be made; its file says how long it should be.
+    # WebP's decoder only reports that it could not be created, but the file's header gives its proper length.
     short = data[:4] == b"RIFF" and int.from_bytes(data[4:8], "little") + 8 > len(data)
     return "truncated" if short or "truncated" in text.lower() else text or type(failure).__name__
 
@@ -365,7 +367,7 @@ _READ = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUC
 
 
 def _decode_jpeg(data: bytes, header: Image.Image, scale: int) -> np.ndarray:
-    # libjpeg fills what is missing with grey and only warns.
+    # libjpeg fills missing parts with grey and only warns.
     if _END not in _markers(data):
         raise Unreadable("damaged image: truncated")
     with _damage(data, header.width * header.height):
@@ -376,9 +378,9 @@ def _decode_jpeg(data: bytes, header: Image.Image, scale: int) -> np.ndarray:
 
 
 def _markers(data: bytes) -> Iterator[int]:
-    """Yield the codes of a JPEG's segments up to its end marker, going from one to the next.
+    """Yield the codes of a JPEG's segments up to its end marker, from one segment to the next.
 
-    The previews in metadata, and what phones append (depth, a film), have ends of their own.
+    Previews in the metadata, and data that phones append (depth, a video), have their own end markers.
     """
     at = data.find(b"\xff", 2)
     while 0 <= at < len(data) - 1:
@@ -401,17 +403,17 @@ def _markers(data: bytes) -> Iterator[int]:
 
 
 def _rgb(image: Image.Image, data: bytes = b"") -> np.ndarray:
-    """Return a PIL image of any mode, upright; the image stays as it is."""
+    """Return a PIL image of any mode as uint8 RGB, upright; the image itself is not changed."""
     pixels = image.width * image.height
     if not pixels:
-        raise Unreadable("an image without a pixel")
+        raise Unreadable("an image without pixels")
     if image.format == "TIFF":
         _refuse_preview(image, data)
     with _damage(data, pixels):
         image.load()
     turn = _turn(image)
     if image.format in ("JPEG", "MPO") and image.mode == "CMYK" and "adobe" not in image.info:
-        # Pillow takes every CMYK JPEG for Adobe's, which are inverted; without Adobe's mark they are not (libjpeg.txt).
+        # Pillow inverts every CMYK JPEG, as Adobe's files need. Files without Adobe's mark do not (libjpeg.txt).
         image = ImageChops.invert(image)
     if turn is not None:
         image = image.transpose(turn)
@@ -421,7 +423,7 @@ def _rgb(image: Image.Image, data: bytes = b"") -> np.ndarray:
         clear = image.info.get("transparency")
         return _repeated(grey if clear is None else np.where(values == clear, np.uint8(255), grey))
     with _damage(data, pixels):
-        if image.mode == "La":  # Pillow converts it to LA alone
+        if image.mode == "La":  # Pillow converts this mode only to LA
             image = image.convert("LA")
         if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa"):
             image = _on_white(image.convert("RGBA"))
@@ -429,13 +431,13 @@ def _rgb(image: Image.Image, data: bytes = b"") -> np.ndarray:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return what sets the image upright, by its EXIF orientation."""
+    """Return the operation that turns the image upright, by its EXIF orientation."""
     try:
         return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION))
     except Exception as failure:
         if may_pass(failure):
             raise
-        return None  # damaged metadata does the pixels no harm
+        return None  # damaged metadata does not affect the pixels
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -450,15 +452,15 @@ def _decode_array(array: np.ndarray) -> np.ndarray:
     if array.ndim not in (2, 3) or channels not in (1, 2, 3, 4) or not array.size or array.dtype.kind not in "buif":
         first = array.ndim == 3 and channels > 4 and array.shape[0] <= 4
         raise ValueError(
-            "an array that is an image must be [H, W] or [H, W, C] with 1 to 4 channels, of bool, integers or floats, "
-            f"not {array.dtype} {list(array.shape)}" + (": bring the channels last" if first else "")
+            "an image array must be [H, W] or [H, W, C] with 1 to 4 channels, of bool, integers or floats, "
+            f"not {array.dtype} {list(array.shape)}" + (": move the channels to the last axis" if first else "")
         )
     _refuse_huge((array.shape[1], array.shape[0]))
     if channels == 3:
         return np.ascontiguousarray(_to_8_bits(array))
     if channels == 1:
         return _repeated(_to_8_bits(array.reshape(array.shape[:2])))
-    # Alpha may have a range of its own: colours of 0..255, alpha of 0..1.
+    # Alpha may have its own range, such as colours in 0..255 and alpha in 0..1.
     layers = np.dstack([_to_8_bits(array[..., :-1]), _to_8_bits(array[..., -1])])
     return np.array(_on_white(Image.fromarray(layers).convert("RGBA")).convert("RGB"))
 
@@ -468,7 +470,7 @@ def _repeated(grey: np.ndarray) -> np.ndarray:
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Return bools, integers or floats as uint8 of the same shape: see `decode` for their ranges."""
+    """Return bools, integers or floats as uint8 of the same shape; see `decode` for their ranges."""
     kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
     if kind == "u" and bits == 8:
         return values
@@ -479,13 +481,13 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     if kind == "f":
         finite = np.isfinite(values)
         if not finite.any():
-            raise Unreadable("no pixel that is a number")
+            raise Unreadable("no pixel is a number")
         low, high = values.min(where=finite, initial=np.inf), values.max(where=finite, initial=-np.inf)
     else:
         low, high = values.min(), values.max()
     low, high = float(low), float(high)
     if low >= 0:
-        # What lies within twice a range belongs to it: in the next one, some 256 times as wide, it would all be black.
+        # Values within twice a range belong to it. The next range is about 256 times as wide and would make them black.
         usual = (1.0, 255.0, 65535.0) if kind == "f" else (255.0, 65535.0)
         low, high = 0.0, next((most for most in usual if high <= 2 * most), high)
     shares = (values.astype(np.float32) - np.float32(low)) / np.float32(high - low or 1.0)

@@ -1,9 +1,10 @@
-"""Five landmarks of the face in an image: MediaPipe's face mesh, and a ladder of retries where it finds none.
+"""Find five landmarks of the face in an image: MediaPipe's face mesh, and a ladder of retries if it finds none.
 
-The five points are taken from the mesh so that they fit the ArcFace template (see `fercli.faces.align`): an eye is the
-mean of its two corners, the mouth corners are 61 and 291, the nose tip is 4. Of the two usual nose tips, 4 lies 0.6 px
-above the template's after the least-squares fit and 1 lies 2.4 px below it (980 real faces, 112 px template); iris
-centres fit no better than the corners' mean, follow the gaze, and need the slower mesh with attention.
+The five points are taken from the mesh so that they fit the ArcFace template (see `fercli.faces.align`). An eye is the
+mean of its two corners, the mouth corners are vertices 61 and 291, and the nose tip is vertex 4. Of the two usual nose
+tips, 4 is 0.6 px above the template's after the least-squares fit, and 1 is 2.4 px below it (980 real faces, 112 px
+template). Iris centres fit no better than the mean of the corners, follow the gaze, and need the slower mesh with
+attention.
 """
 
 from __future__ import annotations
@@ -25,35 +26,35 @@ from fercli.spec import Prepare
 RETRIES: tuple[str, ...] = tuple(Prepare().retries)
 
 # Mesh vertices (their left and right are the subject's): corners of the image-left and image-right eye, nose tip,
-# image-left and image-right mouth corner; then forehead, chin and both cheeks, which only bound the face.
+# image-left and image-right mouth corner; then forehead, chin and both cheeks, which only delimit the face.
 _EYE_LEFT, _EYE_RIGHT, _NOSE, _MOUTH_LEFT, _MOUTH_RIGHT = (33, 133), (263, 362), 4, 61, 291
 _VERTICES = [*_EYE_LEFT, *_EYE_RIGHT, _NOSE, _MOUTH_LEFT, _MOUTH_RIGHT, 10, 152, 234, 454]
 
-#: The mesh's own confidence that it lies on a face (MediaPipe's default). Lowering it with the detector's let meshes
-#: settle on noses, ears and lettering: it stays.
+#: The mesh's minimum confidence that it is on a face (MediaPipe's default). It is fixed: when it was lowered along
+#: with the detector's, meshes settled on noses, ears and lettering.
 _PRESENCE = 0.5
-#: Least score of the full-range detector (MediaPipe's default).
+#: Minimum score of the full-range detector (MediaPipe's default).
 _FAR_CONFIDENCE = 0.6
-#: Least longer side of a mesh in pixels of the image: on 48 x 48 faces all smaller finds were false, and a smaller
-#: face shows no expression.
+#: Minimum length of a mesh's longer side in pixels of the image. On 48 x 48 faces all smaller detections were false,
+#: and a smaller face shows no expression.
 _MIN_SIDE = 20
-#: Faces looked for in one image; more costs nothing where there is one. `find_all` stops at the second.
+#: Maximum number of faces to look for in one image (the second: in `find_all`). More cost nothing if there is one face.
 _MAX_FACES, _MAX_ALL = 5, 300
-#: The detector sees 128 x 128 pixels and the mesh 192 x 192: a larger image only costs time.
+#: The detector sees 128 x 128 pixels and the mesh 192 x 192. A larger image only costs time.
 _MAX_SIDE = 1280
 #: "upscale" enlarges images whose shorter side is below this.
 _UPSCALE_TO = 256
-#: "border" replicates the edge by this share of the longer side; a given or detected box is widened by `_WIDEN`.
+#: "border" replicates the edge by this fraction of the longer side. A given or detected box is widened by `_WIDEN`.
 _BORDER, _WIDEN = 0.25, 0.5
-#: Degrees, clockwise, by which "rotate" turns the image, and how far from upright a face in it may then still lie.
+#: Clockwise degrees by which "rotate" turns the image, and how far from upright a face may then still be.
 _TURNS, _FAR_FROM_UPRIGHT = (30.0, -30.0, 60.0, -60.0), 60.0
-#: A face rolled by more degrees is looked at again in an image turned so that it is upright: at 45 degrees that halves
-#: the error of the landmarks.
+#: A face rolled by more degrees is searched for again in an image turned so that the face is upright. At 45 degrees
+#: this halves the error of the landmarks.
 _ROLLED = 25.0
-#: `find_all`: in images whose longer side is above `_NEAR` small faces are looked for too, in tiles of a half, a
-#: quarter and an eighth of it, none smaller than `_TILE`, that overlap by `_TILE_OVERLAP`: what is cut by a tile's edge
-#: lies whole in the next, or is found in the larger ones. What the many tiles show must be surer than what the image
-#: as a whole shows.
+#: If an image's longer side is above `_NEAR`, `find_all` also looks for small faces. It uses tiles of a half, a quarter
+#: and an eighth of that side, but none smaller than `_TILE`. The tiles overlap by `_TILE_OVERLAP`, so that a face cut
+#: by a tile's edge is whole in the next tile, or is found in a larger one. Because there are many tiles, a face in a
+#: tile needs a higher confidence than a face in the whole image.
 _NEAR, _TILE, _TILE_OVERLAP, _TILE_CONFIDENCE = 320, 160, 1 / 3, 0.6
 
 
@@ -66,8 +67,8 @@ class Found:
             image-right eye, nose tip, image-left and image-right mouth corner.
         score: the detector's confidence, 0..1.
         box: (left, top, right, bottom) of the mesh in the same pixels.
-        pose: (roll, yaw, pitch) in degrees by the mesh: roll clockwise in the image, yaw towards its right, pitch
-            upwards. Rough (the mesh is fitted to one image); for histograms, not for measuring heads.
+        pose: (roll, yaw, pitch) in degrees from the mesh: roll clockwise in the image, yaw towards its right, pitch
+            upwards. The pose is rough (the mesh is fitted to one image): good for histograms, not for measurements.
         how: ``found`` in the plain pass, or ``retried:<step>`` with the step of the ladder that found it; ``far`` or
             ``tile`` for small faces of `Landmarker.find_all`.
     """
@@ -80,12 +81,12 @@ class Found:
 
 
 class Landmarker:
-    """Finds the face that counts in an image, or all of them.
+    """Finds the most relevant face in an image, or all faces.
 
     Args:
-        confidence: least detector score in the plain pass (MediaPipe's own default is 0.5).
-        low_confidence: the same in the steps from ``low-confidence`` on.
-        retries: steps of `RETRIES` to try where the plain pass finds nothing; always tried in the order of `RETRIES`.
+        confidence: minimum detector score in the plain pass (MediaPipe's own default is 0.5).
+        low_confidence: the same for the steps from ``low-confidence`` on.
+        retries: steps of `RETRIES` to try if the plain pass finds nothing; always tried in the order of `RETRIES`.
     """
 
     def __init__(self, confidence: float = 0.5, low_confidence: float = 0.2, retries: Sequence[str] = RETRIES):
@@ -98,8 +99,9 @@ class Landmarker:
     def find(self, image: np.ndarray, box: Box | None = None) -> Found | None:
         """Find the face in `image`, uint8 [H, W, 3] RGB.
 
-        With a `box` (left, top, right, bottom) the search stays around it, and of several faces whose centre is in it
-        the one that overlaps it best counts; without, the largest does. Returns None where no step finds a face.
+        With a `box` (left, top, right, bottom) the search is limited to its surroundings. Of the faces whose centre is
+        in the box, the one that overlaps it best is returned. Without a box, the largest face is returned. Returns None
+        if no step finds a face.
         """
         view = SearchRegion(image)
         if box is not None:
@@ -117,17 +119,18 @@ class Landmarker:
     def find_all(self, image: np.ndarray) -> list[Found]:
         """Find every face in `image`, uint8 [H, W, 3] RGB, from left to right (by the middles of their boxes).
 
-        The plain pass of `find` with all that it shows; then, in images with a longer side above 320 pixels, the
-        full-range detector and the short-range one in overlapping tiles (`how` is ``far`` and ``tile``); and only where
-        nothing is found, the retry ladder. What overlaps a face that was found before is that face. What `find` returns
-        without a box is among them, to the bit, if the plain pass found it or the image is no larger than that; a
-        large image's ladder would have taken a coarser look than the tiles do. At most 300 faces; an image without
-        one gives [].
+        First comes the plain pass of `find`, with all faces that it detects. In images with a longer side above 320
+        pixels, the full-range detector and the short-range detector in overlapping tiles follow (`how` is ``far`` and
+        ``tile``). The retry ladder follows only if nothing is found. A detection that overlaps a face found before
+        counts as that face. At most 300 faces are returned; an image without a face gives [].
+
+        The face that `find` returns without a box is among them, bit for bit, if the plain pass found it or if the
+        image is not larger than 320 pixels. In a large image, the ladder would search more coarsely than the tiles do.
 
         Recall on procedural faces side by side (STUDIO and the tests' STREET, 960 to 1600 pixels wide; brow to chin
-        in pixels): of 3 x 4 (120) and 6 x 8 (85) all, of 10 x 14 (55) all, of 12 x 20 (45) 479 of 480, none twice; the
-        whole image alone shows both detectors 12 of 12, 11 of 48 and nothing. On 44 images of 640 x 480 without a
-        face (text, bricks, clouds, ...) none is found. tests/test_landmarker.py repeats some of it.
+        in pixels): all of 3 x 4 (120), 6 x 8 (85) and 10 x 14 (55); 479 of 480 of 12 x 20 (45); none twice. On the
+        whole image alone, the two detectors find 12 of 12, 11 of 48 and none. On 44 images of 640 x 480 without a face
+        (text, bricks, clouds, ...) none is found. tests/test_landmarker.py repeats some of these measurements.
         """
         view = SearchRegion(image).limit(_MAX_SIDE)
         faces = [self._set_upright(found, view) for found in self._meshes(view, self.confidence, "found")]
@@ -142,7 +145,7 @@ class Landmarker:
         return sorted(kept[:_MAX_ALL], key=lambda found: (found.box[0] + found.box[2], found.box[1]))
 
     def _retried(self, view: SearchRegion) -> list[Found]:
-        """Return the faces that the first step of the ladder to find any finds; of turned images, those of all."""
+        """Return the faces from the first successful step of the ladder; for "rotate", those of all turned images."""
         for step, variant, confidence in self._ladder(view, None):
             faces = [self._set_upright(f, variant) for f in self._meshes(variant, confidence, f"retried:{step}")]
             if faces:
@@ -157,19 +160,19 @@ class Landmarker:
         return [self._set_upright(found, view, angle) for found, angle in turned]
 
     def _small(self, image: np.ndarray, view: SearchRegion, known: Sequence[Found]) -> Iterator[Found]:
-        """Yield faces that are small in the image; `known` grows meanwhile by those that are new."""
+        """Yield faces that are small in the image; the caller adds the new ones to `known` in the meantime."""
         whole = SearchRegion(image)
         for how, near in self._small_boxes(whole, view):
             if not is_new(near, [face.box for face in known]):
                 continue
-            # Looked at again with some room around it: a tile may have cut the face, and the mesh then lies askew.
+            # Search again with some room around the box: a tile may have cut the face, and the mesh would be askew.
             crop = whole.crop(near, 2 * _WIDEN).limit(_MAX_SIDE)
             found = self._mesh(crop.pad(_BORDER).enlarge(_UPSCALE_TO), self.low_confidence, near, how)
             if found is not None:
                 yield self._set_upright(found, view)
 
     def _small_boxes(self, whole: SearchRegion, view: SearchRegion) -> Iterator[tuple[str, Box]]:
-        """Yield (how, box in pixels of the image) of what the detectors see that look for small faces."""
+        """Yield (how, box in pixels of the image) for the detections of small faces."""
         for near in self._far_boxes(view):
             yield "far", near
         height, width = whole.image.shape[:2]
@@ -185,7 +188,7 @@ class Landmarker:
                         yield "tile", _box_of(detection, tile)
 
     def _turned(self, view: SearchRegion, box: Box | None) -> Found | None:
-        """Return the face that scores best in the view turned by `_TURNS`: in a wrong turn the mesh may be mirrored."""
+        """Return the best-scoring face of the view turned by `_TURNS`: at a wrong angle the mesh may be mirrored."""
         upright = [
             (found, angle)
             for angle, turned in self._turns(view)
@@ -201,9 +204,9 @@ class Landmarker:
             yield angle, large.turn(angle)
 
     def _set_upright(self, found: Found, view: SearchRegion, angle: float = 0.0) -> Found:
-        """Return the face as it is found once more with the view turned so that it is upright.
+        """Find the face again in the view turned so that the face is upright, and return it.
 
-        The same face is returned where it was found near enough to upright, the view then turned by `angle`.
+        The given face, found in the view turned by `angle`, is returned unchanged if it was close enough to upright.
         """
         if abs(found.pose[0] + angle) < _ROLLED:
             return found
@@ -214,7 +217,7 @@ class Landmarker:
         return replace(again, score=found.score)
 
     def _ladder(self, view: SearchRegion, box: Box | None) -> Iterator[tuple[str, SearchRegion, float]]:
-        """Yield (step, view, confidence) for each try; the images are made only as far as the caller asks."""
+        """Yield (step, view, confidence) for each try; each view is made only when the caller asks for it."""
         tries = [view]
         if "border" in self.retries:
             tries.append(view.pad(_BORDER))
@@ -237,7 +240,7 @@ class Landmarker:
         return choose(faces, box, lambda found: found.box)
 
     def _meshes(self, view: SearchRegion, confidence: float, how: str, most: int = _MAX_ALL) -> list[Found]:
-        """Return the meshes laid over what the short-range detector sees, as far as they lie on a face of some size."""
+        """Return the meshes fitted to the short-range detector's boxes, if they are on a face of sufficient size."""
         faces, mesh = [], _networks("mesh")
         for detection in _networks("detector").find(view.image, confidence)[:most]:
             points, sure = mesh.fit(view.image, detection)
@@ -269,12 +272,12 @@ def _pose(points: np.ndarray, depths: np.ndarray) -> tuple[float, float, float]:
 
 
 def _box(points: np.ndarray) -> Box:
-    """The box around points [n, 2]."""
+    """Return the box around points [n, 2]."""
     return (*points.min(0).tolist(), *points.max(0).tolist())
 
 
 def _box_of(detection: Detection, view: SearchRegion) -> Box:
-    """The box around what a detector sees in a view, in pixels of the image."""
+    """Return the box around a detection in a view, in pixels of the image."""
     left, top, right, bottom = detection.box
     return _box(view.to_original(np.array([(left, top), (right, top), (left, bottom), (right, bottom)])))
 
@@ -283,7 +286,7 @@ _built = threading.local()
 
 
 def _networks(kind: str) -> Any:
-    """Return this thread's network of a kind, built when first asked for: they are not safe to share."""
+    """Return this thread's network of a kind, built at the first call: networks are not safe to share."""
     if not hasattr(_built, kind):
         makers = {"detector": Detector, "full-range": lambda: Detector(full_range=True), "mesh": Mesh}
         setattr(_built, kind, makers[kind]())

@@ -1,9 +1,9 @@
-"""MediaPipe's face networks, run without its graph: BlazeFace finds faces, the face mesh lays 468 points over each.
+"""MediaPipe's face networks, run without its graph: BlazeFace finds faces, the face mesh fits 468 points to each.
 
-The networks are those of mediapipe's wheel (`fercli.faces.network_files`); they run in LiteRT, its runtime. What its
-graph does around them stands here, by its own constants, and agrees with ``FaceMesh`` to a fraction of a pixel
-(tests/test_networks.py). Measured on the same images it takes 0.6 of the time, as no packet, thread or message
-passes between the two; a process starts in a fraction of the time and needs half the memory.
+The networks are those of mediapipe's wheel (`fercli.faces.network_files`) and run in LiteRT, its runtime. This module
+does what the graph does around them, with the graph's constants, and agrees with ``FaceMesh`` to a fraction of a pixel
+(tests/test_networks.py). On the same images it takes 0.6 of the time, because no packets, threads or messages are
+involved. A process starts in a fraction of the time and needs half the memory.
 
 Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", CVPR workshop 2019;
 Kartynnik et al., "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs", CVPR workshop 2019.
@@ -22,23 +22,23 @@ from fercli.faces.failures import may_pass, memory_left
 from fercli.faces.network_files import read_network
 from fercli.faces.quiet import mute_stderr
 
-#: Detections that overlap by more are one face.
+#: Detections whose overlap (intersection over union) is above this are one face.
 _OVERLAP = 0.3
-#: The mesh looks at a square of this many times the longer side of the detection.
+#: The mesh receives a square of this many times the longer side of the detection.
 _ROI = 1.5
 #: Points of the mesh.
 MESH_POINTS = 468
-#: Bytes that suffice to load any of the networks.
+#: Memory in bytes that is enough to load any of the networks.
 _NEEDED = 64 << 20
 
 
 @dataclass(frozen=True)
 class Detection:
-    """A face that a detector sees.
+    """A face found by a detector.
 
     Attributes:
         box: float64 [4], (left, top, right, bottom) in pixels of the image (edges, not centres).
-        eyes: float64 [2, 2], the middles of the image-left and the image-right eye of an upright face.
+        eyes: float64 [2, 2], the centres of the image-left and the image-right eye of an upright face.
         score: 0..1.
     """
 
@@ -51,21 +51,21 @@ class Detector:
     """BlazeFace in one of its two forms.
 
     Args:
-        full_range: for faces up to five metres away rather than two.
+        full_range: whether to find faces up to five metres away, rather than two.
     """
 
     def __init__(self, full_range: bool = False):
         name = "face_detection_full_range_sparse" if full_range else "face_detection_short_range"
         self._network = _Network(f"{name}.tflite")
         self._side = self._network.side
-        # Cells of the image and how many boxes each proposes: a centre, for the network says all the rest.
+        # (Cells per side, boxes per cell). An anchor is only a centre, because the network gives everything else.
         grids = ((48, 1),) if full_range else ((16, 2), (8, 6))
         self._anchors = np.concatenate([_centres(cells, boxes) for cells, boxes in grids])
 
     def find(self, image: np.ndarray, confidence: float) -> list[Detection]:
         """Return the faces in uint8 [H, W, 3] RGB that score at least `confidence`, best first."""
         height, width = image.shape[:2]
-        # The image is fitted into the square, black around it.
+        # The image is fitted into the square, with black around it.
         scale = self._side / max(height, width)
         shift = (self._side - scale * np.array([width, height])) / 2
         matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
@@ -97,7 +97,7 @@ class Mesh:
         self._side = self._network.side
 
     def fit(self, image: np.ndarray, detection: Detection) -> tuple[np.ndarray, float]:
-        """Lay the mesh over a detected face.
+        """Fit the mesh to a detected face.
 
         Args:
             image: uint8 [H, W, 3] RGB.
@@ -105,14 +105,14 @@ class Mesh:
 
         Returns:
             Points float64 [468, 3]: x and y in pixels of the image (edges, not centres), and depth on the same scale,
-            smaller towards the camera; and how sure the network is, 0..1, that it lies on a face.
+            smaller towards the camera. Then the network's confidence, 0..1, that the mesh is on a face.
         """
         (left, top), (right, bottom) = detection.box.reshape(2, 2)
         across = detection.eyes[1] - detection.eyes[0]
         angle = math.atan2(across[1], across[0])
         side = _ROI * max(right - left, bottom - top)
         turn = side / self._side * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        # Edges of the square's pixels to edges of the image's.
+        # Maps edge coordinates of the square to edge coordinates of the image.
         origin = np.array([(left + right) / 2, (top + bottom) / 2]) - turn @ np.full(2, self._side / 2)
         matrix = cv2.invertAffineTransform(np.hstack([turn, origin[:, None]]))
         square = _sampled(image, matrix, self._side, cv2.BORDER_REPLICATE)
@@ -134,7 +134,7 @@ class _Network:
                 raise MemoryError(str(failure)) from failure
             raise
         content = read_network(name)
-        # It says on stderr that it has found the processor's own instructions.
+        # LiteRT prints to stderr which instructions of the processor it uses.
         with mute_stderr():
             try:
                 self._interpreter = Interpreter(model_content=content, num_threads=1)
@@ -152,7 +152,7 @@ class _Network:
 
     def __call__(self, square: np.ndarray, low: float) -> list[np.ndarray]:
         """Run on uint8 [side, side, 3], whose 0..255 becomes `low`..1."""
-        # Written straight into the network's memory, whose view must be gone when it runs.
+        # Written directly into the network's memory. No view of that memory may exist while the network runs.
         place = self._interpreter.tensor(self._input)()[0]
         np.multiply(square, np.float32((1 - low) / 255), out=place)
         if low:
@@ -163,22 +163,22 @@ class _Network:
 
 
 def _centres(cells: int, boxes: int) -> np.ndarray:
-    """Return the centres float64 [cells * cells * boxes, 2] (x, y) of a grid's cells, in shares of the square."""
+    """Return the centres float64 [cells * cells * boxes, 2] (x, y) of a grid's cells, as fractions of the square."""
     row = (np.arange(cells) + 0.5) / cells
     x, y = np.meshgrid(row, row)
     return np.repeat(np.stack([x.ravel(), y.ravel()], 1), boxes, axis=0)
 
 
 def _sampled(image: np.ndarray, matrix: np.ndarray, side: int, border: int) -> np.ndarray:
-    """Return uint8 [side, side, 3]: the image through a matrix [2, 3], bilinear.
+    """Return uint8 [side, side, 3]: the image warped by a matrix [2, 3], bilinear.
 
-    The graph takes edges for pixel centres here, and the networks were trained behind it: so does this.
+    MediaPipe's graph treats edges as pixel centres here, and the networks were trained with it. So does this function.
     """
     return cv2.warpAffine(image, matrix, (side, side), borderMode=border)
 
 
 def _merge(values: np.ndarray, scores: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Merge proposals of one face into their mean, weighted by score: BlazeFace's suppression without its jitter.
+    """Merge the proposals for one face into their mean, weighted by score (BlazeFace's blending, which avoids jitter).
 
     Args:
         values: float64 [n, 8]: box, then eyes.

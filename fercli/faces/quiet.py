@@ -1,4 +1,4 @@
-"""Silence where C libraries print to stderr, past Python and past any setting of their own."""
+"""Silence C libraries that print to stderr directly, bypassing Python, and have no setting to prevent it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _saved: int | None = None
 
 @contextmanager
 def mute_stderr() -> Iterator[None]:
-    """Send file descriptor 2 of this process to nowhere within the block.
+    """Redirect file descriptor 2 of this process to the null device within the block.
 
     May be nested and entered by several threads: the first to enter redirects, the last to leave restores.
     """
@@ -35,7 +35,7 @@ def mute_stderr() -> Iterator[None]:
 
 
 def _redirected() -> int | None:
-    """Send stderr to nowhere; return where it went to, None where there is none to be silenced."""
+    """Redirect stderr to the null device; return a copy of the old descriptor, or None if there is no stderr."""
     try:
         if sys.stderr is not None:
             sys.stderr.flush()

@@ -1,6 +1,7 @@
-"""Where a face is looked for in an image, and which of the faces found there counts.
+"""The regions of an image in which a face is searched for, and the choice among the faces found.
 
-Regions of an image are enlarged, padded or turned, and lead back to it. A box is (left, top, right, bottom) in pixels.
+Regions of an image are enlarged, padded or turned, and can be mapped back to it. A box is (left, top, right, bottom)
+in pixels.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from fercli.faces.networks import overlaps
 
 T = TypeVar("T")
 
-#: A sliver of an image would outgrow the memory when its short side is enlarged: no side becomes longer than this.
+#: No side is enlarged beyond this: a very narrow image would exceed the memory when its short side is enlarged.
 _MOST = 5120
-#: Meshes that overlap by more lie on one face.
+#: Meshes whose overlap (intersection over union) is above this are on one face.
 SAME = 0.3
-#: So do two of which one has this share of itself in the other.
+#: Two meshes are also on one face if more than this fraction of the smaller is inside the other.
 _INSIDE = 0.6
 
 
 @dataclass(frozen=True)
 class SearchRegion:
-    """An image, uint8 [H, W, 3], or its crop, enlargement or padding; back: original = view * scale + offset.
+    """An image, uint8 [H, W, 3], or its crop, enlargement or padding. Mapping back: original = view * scale + offset.
 
-    Offsets are in edge coordinates (a pixel's centre lies at +0.5), which scaling leaves alone. A view may be turned
-    last of all, by `angle` degrees clockwise; `back` [2, 3] maps its edge coordinates to those before.
+    Offsets are in edge coordinates (a pixel's centre is at +0.5), so that scaling adds no offset. As a last step, a
+    view may be turned by `angle` degrees clockwise. `back` [2, 3] maps its edge coordinates to those before the turn.
     """
 
     image: np.ndarray
@@ -46,7 +47,7 @@ class SearchRegion:
         return min(self.image.shape[:2])
 
     def crop(self, box: Box, widen: float) -> SearchRegion:
-        """Cut the box (in original pixels), widened on each side by `widen` of its longer side, clipped to the view."""
+        """Crop to the box (in original pixels), widened on each side by `widen` of its longer side, within the view."""
         grow = widen * max(box[2] - box[0], box[3] - box[1])
         edges = np.array([[box[0] - grow, box[1] - grow], [box[2] + grow, box[3] + grow]])
         size = np.array(self.image.shape[1::-1])
@@ -57,30 +58,30 @@ class SearchRegion:
         return SearchRegion(self.image[y0:y1, x0:x1], self.scale, offset)
 
     def pad(self, share: float) -> SearchRegion:
-        """Replicate the border by this share of the longer side."""
+        """Replicate the border by this fraction of the longer side."""
         n = max(1, round(share * max(self.image.shape[:2])))
         padded = cv2.copyMakeBorder(self.image, n, n, n, n, cv2.BORDER_REPLICATE)
         offset = (self.offset[0] - n * self.scale[0], self.offset[1] - n * self.scale[1])
         return SearchRegion(padded, self.scale, offset)
 
     def enlarge(self, short_side: int) -> SearchRegion:
-        """Enlarge to this shorter side, where it is shorter."""
+        """Enlarge to this shorter side, if it is below."""
         factor = short_side / self.short_side
         return self if factor <= 1 else self._resize(factor, cv2.INTER_CUBIC)
 
     def limit(self, long_side: int) -> SearchRegion:
-        """Reduce to this longer side, where it is longer."""
+        """Reduce to this longer side, if it is above."""
         factor = long_side / max(self.image.shape[:2])
         return self if factor >= 1 else self._resize(factor, cv2.INTER_AREA)
 
     def turn(self, degrees: float) -> SearchRegion:
-        """Turn clockwise about the middle; the image grows so that all stays in it, its border is replicated."""
+        """Turn clockwise about the middle. The image grows so that nothing is cut off, and its border is replicated."""
         height, width = self.image.shape[:2]
         cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
         size = [math.ceil(width * a + height * b) for a, b in ((abs(cos), abs(sin)), (abs(sin), abs(cos)))]
         turn = np.array([[cos, sin], [-sin, cos]])
         back = np.column_stack([turn, np.array([width, height]) / 2 - turn @ size / 2])
-        # The same, from pixel centres to pixel centres, as OpenCV counts.
+        # The same map between pixel centres, which OpenCV uses.
         centres = np.column_stack([turn, back[:, 2] + turn @ [0.5, 0.5] - 0.5])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         turned = cv2.warpAffine(self.image, centres, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
@@ -101,28 +102,28 @@ class SearchRegion:
 
 
 def overlap(a: Box, b: Box) -> float:
-    """Intersection over union, 0..1."""
+    """Return the intersection over union, 0..1."""
     return float(overlaps(np.array(a), np.array([b]))[0])
 
 
 def scale_box(box: Box, factor: float) -> Box:
-    """Return the box in an image enlarged by a factor (reduced: below 1)."""
+    """Return the box in an image scaled by a factor (above 1 enlarges, below 1 reduces)."""
     left, top, right, bottom = box
     return left * factor, top * factor, right * factor, bottom * factor
 
 
 def scale_points(points: np.ndarray, factor: float) -> np.ndarray:
-    """Return points float64 [n, 2], pixel centres at integers, in an image enlarged by a factor (reduced: below 1)."""
+    """Return points float64 [n, 2], pixel centres at integers, in an image scaled by a factor (above 1 enlarges)."""
     return (np.asarray(points, np.float64) + 0.5) * factor - 0.5
 
 
 def is_new(box: Box, known: Sequence[Box]) -> bool:
-    """Whether a box lies on no face of those known."""
+    """Return whether a box is not on any of the known faces."""
     return not any(_same_face(box, other) for other in known)
 
 
 def choose(faces: Sequence[T], given: Box | None, box_of: Callable[[T], Box]) -> T | None:
-    """Return the face that counts: by overlap with the given box, else the largest; None if none does."""
+    """Return the face that overlaps the given box best, or the largest if no box is given; None if there is none."""
     if given is None:
         return max(faces, key=lambda face: _area(box_of(face)), default=None)
 
@@ -134,7 +135,7 @@ def choose(faces: Sequence[T], given: Box | None, box_of: Callable[[T], Box]) ->
 
 
 def starts(length: int, side: float, shared: float) -> list[float]:
-    """Return where tiles of a side begin along a length, so that they cover it and share at least so much of a side."""
+    """Return where tiles begin along a length, so that they cover it and overlap by at least `shared` of a side."""
     if length <= side:
         return [0.0]
     count = math.ceil((length - side) / (side * (1 - shared)))

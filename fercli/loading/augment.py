@@ -1,10 +1,10 @@
 """Views of stored faces: plain for testing, weak (flip, jitter) and strong (RandAugment on top) for training.
 
-A stored face has the template (the "box") in its middle and a margin of true image around it. Each view reads a
-window of it through ONE affine map a sample (flip, jitter and, in strong views, the geometric operations), moves the
-landmarks by the inverse of that map and turns the local crops by its linear part; the crops stay centred on their
-landmarks, so a shift of the window does not touch them. Everything runs batched on the device of the faces; every
-random number is drawn on the CPU with the caller's generator, so all devices see the same views.
+A stored face has the template (the "box") in its middle and a margin of the real image around it. Each view reads a
+window of it through ONE affine map per sample (flip, jitter and, in strong views, the geometric operations). The view
+moves the landmarks by the inverse of that map and turns the local crops by its linear part. The crops stay centred on
+their landmarks, so a shift of the window does not affect them. Everything runs in batches on the device of the faces.
+Every random number is drawn on the CPU with the caller's generator, so views are the same on all devices.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fercli.loading.placement import upload
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# Image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, as a mirror orders them.
+# The order of image-left eye, image-right eye, nose tip, image-left and image-right mouth corner after mirroring.
 MIRRORED = (1, 0, 2, 4, 3)
-#: Side of the stored face's middle in sides of the face's box (`fercli.faces.align.released_box`).
+#: Side of the stored face's middle, relative to the side of the face's box (`fercli.faces.align.released_box`).
 _WIDENED = 1.2
-#: (B, rows): the faces given are these rows of a batch of B. Random numbers are drawn for all B, so that the views are
-#: those that the whole batch would have.
+#: (B, rows): the given faces are these rows of a batch of B. Random numbers are drawn for all B, so that the views are
+#: the same as in the whole batch.
 Shard = tuple[int, slice]
 
 
@@ -35,27 +35,27 @@ Shard = tuple[int, slice]
 class ViewSettings:
     """How views are made; the ranges are those of ``data.augment`` and ``prepare.size``."""
 
-    size: int = 112  # pixels a side of the view, and of the box in the middle of the stored face
+    size: int = 112  # side in pixels of the view, and of the box in the middle of the stored face
     flip: float = 0.5  # probability of a horizontal flip
-    jitter: float = 0.1  # the window shifts by up to this share of the box's side and scales within 1 ± this
-    operations: int = 3  # RandAugment operations a strong view draws
-    magnitude: float = 5  # of RandAugment, 0 to 10; not read where `randaugment` is released
+    jitter: float = 0.1  # the window shifts by up to this fraction of the box's side and scales within 1 ± this
+    operations: int = 3  # number of RandAugment operations drawn for a strong view
+    magnitude: float = 5  # of RandAugment, 0 to 10; not used if `randaugment` is released
     crop: str = "standard"  # or released: see `_draw_window`
     randaugment: str = "standard"  # or released: see `fercli.loading.released_randaugment`
-    shared_crop: bool = False  # weak and strong view of a face have one crop and flip (`fercli.loading.batches`)
-    swap_landmarks: bool = True  # a flip swaps left and right landmarks (and crops); not so in the published code
-    move_landmarks: bool = True  # geometric operations move the landmarks; False: as the published code, they do not
+    shared_crop: bool = False  # the weak and the strong view of a face share crop and flip (`fercli.loading.batches`)
+    swap_landmarks: bool = True  # a flip swaps left and right landmarks (and crops), unlike in the published code
+    move_landmarks: bool = True  # geometric operations move the landmarks; False: they do not, as in the published code
 
 
-# Not frozen: Lightning Fabric rebuilds dataclasses among the inputs it casts, and refuses frozen ones.
+# Not frozen: Lightning Fabric rebuilds dataclasses among the inputs that it casts, and rejects frozen ones.
 @dataclass
 class View:
-    """A batch of images as the network takes it: `network(*view.inputs)`.
+    """A batch of images in the form that the network receives: `network(*view.inputs)`.
 
-    images float32 [B, 3, size, size], normalised with ImageNet's mean and deviation; landmarks float32 [B, 5, 2],
-    (x, y) in pixels of that image, pixel centres at whole numbers (a shift may carry them outside it); crops float32
-    [B, 5, 3, C, C], normalised alike, or None. `len(view)` is B; `view[index]` takes samples by slice, mask or
-    positions.
+    images float32 [B, 3, size, size], normalised with ImageNet's mean and standard deviation; landmarks float32
+    [B, 5, 2], (x, y) in pixels of that image, pixel centres at integers (a shift may move them outside it); crops
+    float32 [B, 5, 3, C, C], normalised in the same way, or None. `len(view)` is B; `view[index]` selects samples by
+    slice, mask or positions.
     """
 
     images: torch.Tensor
@@ -72,14 +72,14 @@ class View:
 
     def __getitem__(self, index: slice | torch.Tensor | list[int]) -> View:
         if isinstance(index, int):
-            raise TypeError("a View keeps its batch dimension: take view[i : i + 1]")
+            raise TypeError("a View keeps its batch dimension: use view[i : i + 1]")
         return self._map(lambda tensor: tensor[index])
 
-    # Neither samples nor fields: unpack `inputs` instead.
+    # Iterates over neither samples nor fields: unpack `inputs` instead.
     __iter__ = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> View:
-        """The same view on `device`."""
+        """Return the same view on `device`."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> View:
@@ -88,10 +88,10 @@ class View:
 
 
 def cat(views: Sequence[View]) -> View:
-    """One view with the samples of all, in order. Raises FercliError where some have crops and some have none."""
+    """Return one view with the samples of all, in order. Raises FercliError if only some of them have crops."""
     crops = [view.crops for view in views if view.crops is not None]
     if len(crops) not in (0, len(views)):
-        raise FercliError("views: some have local crops and some have none; prepare all datasets with the same crops")
+        raise FercliError("views: only some have local crops; prepare all datasets with the same crops")
     return View(
         torch.cat([view.images for view in views]),
         torch.cat([view.landmarks for view in views]),
@@ -103,10 +103,10 @@ def cat(views: Sequence[View]) -> View:
 def plain_view(
     faces: torch.Tensor, landmarks: torch.Tensor, crops: torch.Tensor | None, settings: ViewSettings
 ) -> View:
-    """The box itself, for testing: the exact stored pixels, nothing random, laid out as they are stored: channels last.
+    """Return the box itself, for testing: the exact stored pixels, without randomness, in memory with channels last.
 
     faces uint8 [B, S, S, 3]; landmarks float32 [B, 5, 2], pixels of the stored face; crops uint8 [B, 5, C, C, 3] or
-    None; all on one device. Raises FercliError where S is smaller than `settings.size`.
+    None; all on one device. Raises FercliError if S is smaller than `settings.size`.
     """
     offset = _offset(faces, settings)
     window = faces[:, offset : offset + settings.size, offset : offset + settings.size]
@@ -123,13 +123,13 @@ def weak_view(
     generator: torch.Generator | None = None,
     share: Shard | None = None,
 ) -> View:
-    """Flip and jitter: the box, shifted by up to jitter * size pixels a direction and scaled within 1 ± jitter.
+    """Flip and jitter: the box, shifted by up to jitter * size pixels per axis and scaled within 1 ± jitter.
 
     Inputs and errors as for `plain_view`.
-    The shift is drawn from what leaves the window inside the stored face; where its margin is too small even for the
-    scale, the border is replicated. With the crop ``released`` width and height are scaled apart instead, within
-    1 ± 2 jitter / 1.2, and nothing is shifted (`_draw_window`). `generator` is a CPU generator (None: torch's global
-    one). `share`: see `Shard`.
+    The shift is drawn from the range that keeps the window inside the stored face. If the margin is too small even for
+    the scale, the border is replicated. With the crop ``released``, width and height are scaled separately instead,
+    within 1 ± 2 jitter / 1.2, and nothing is shifted (`_draw_window`). `generator` is a CPU generator (None: torch's
+    global one). `share`: see `Shard`.
     """
     return strong_view(faces, landmarks, crops, replace(settings, operations=0), generator, share)
 
@@ -144,17 +144,17 @@ def strong_view(
     share: Shard | None = None,
     crop_generator: torch.Generator | None = None,
 ) -> View:
-    """Flip and jitter as in `weak_view`, then `settings.operations` operations of RandAugment drawn per sample.
+    """Flip and jitter as in `weak_view`, then apply `settings.operations` operations of RandAugment drawn per sample.
 
-    The operations, their meaning at a magnitude, and the deliberate differences (above all: geometric operations come
-    before those on pixels, whatever the drawn order) are in `fercli.loading.randaugment`. With `move_landmarks=False`
-    the landmarks stay where flip and jitter left them; crops are turned all the same. RandAugment ``released`` is that
-    of `fercli.loading.released_randaugment`. With no operations the view is the weak one. `crop_generator` draws flip
-    and jitter where these are not `generator`'s: one seeded as the weak view's gives its crop. Inputs and errors:
-    `plain_view`.
+    `fercli.loading.randaugment` documents the operations, their meaning at a magnitude, and the deliberate differences
+    (above all, geometric operations come before pixel operations, whatever the drawn order). With
+    `move_landmarks=False` the landmarks stay where flip and jitter put them, but crops are still turned. RandAugment
+    ``released`` is that of `fercli.loading.released_randaugment`. With no operations, the view is the weak view. If
+    `crop_generator` is given, it draws flip and jitter instead of `generator`: with the weak view's seed, it gives the
+    weak view's crop. Inputs and errors as for `plain_view`.
     """
     window, flipped = _draw_window(faces, settings, generator, share)
-    if crop_generator is not None:  # the generator's own crop is drawn all the same: its operations stay what they are
+    if crop_generator is not None:  # `generator` has still drawn its own crop, so that its operations do not change
         window, flipped = _draw_window(faces, settings, crop_generator, share)
     batch, rows = share or (len(faces), slice(None))
     if settings.randaugment == "released":
@@ -172,12 +172,12 @@ def strong_view(
 
 
 def _offset(faces: torch.Tensor, settings: ViewSettings) -> int:
-    """The margin: where the box begins in the stored face."""
+    """Return the margin: where the box begins in the stored face."""
     stored = faces.shape[1]
     if stored < settings.size:
         raise FercliError(
-            f"views: stored faces are {stored} pixels a side, smaller than the view's {settings.size}; "
-            "prepare them again with prepare.size of at least that"
+            f"views: stored faces are {stored} x {stored} pixels, smaller than the view's {settings.size}; "
+            f"prepare them again with prepare.size of at least {settings.size}"
         )
     return (stored - settings.size) // 2
 
@@ -185,15 +185,16 @@ def _offset(faces: torch.Tensor, settings: ViewSettings) -> int:
 def _draw_window(
     faces: torch.Tensor, settings: ViewSettings, generator: torch.Generator | None, share: Shard | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip and jitter as maps [B, 3, 3] (float64, CPU), and who is flipped, bool [B].
+    """Return flip and jitter as maps [B, 3, 3] (float64, CPU), and which samples are flipped, bool [B].
 
     A map takes a pixel of the view, counted from its centre, to a pixel of the stored face.
 
-    The crop ``released``: the released code of AGLRLS widens the face's box by a tenth of its side at each of its ends
-    and then moves both ends inwards or outwards by one number, uniform within a tenth (`jitter`), for x and y apart.
-    The stored face's middle is the widened box, 1.2 times the box: so it is scaled within 1 ± 2 jitter / 1.2 a
-    direction, about its centre. Two things the stored face cannot tell: that code draws whole pixels of the photograph,
-    and ends its crop at the photograph's edge, where here the replicated border is seen.
+    The crop ``released`` follows the released code of AGLRLS. That code widens the face's box by a tenth of its side at
+    each end. It then moves both ends inwards or outwards by one number, uniform within a tenth (`jitter`), separately
+    for x and y. The stored face's middle is the widened box, 1.2 times the box, so it is scaled within
+    1 ± 2 jitter / 1.2 per axis, about its centre. Two differences remain, because the stored face lacks the
+    information: that code draws whole pixels of the source image, and it ends its crop at the edge of that image, where
+    the view here shows the replicated border.
     """
     batch, rows = share or (len(faces), slice(None))
     stored = faces.shape[1]
@@ -217,16 +218,16 @@ def _draw_window(
 
 
 def _warp(faces, landmarks, crops, reader, turner, mover, flipped, settings):
-    """Read faces through `reader` and crops through the linear part of `turner`, move landmarks by `mover`'s inverse.
+    """Read faces through `reader` and crops through the linear part of `turner`; move landmarks by `mover`'s inverse.
 
-    The three are float64 [B, 3, 3] on the CPU. Returns pixels float32 [B, 3, N] in whole levels 0..255, their Layout,
-    and the landmarks in pixels of the view.
+    The three maps are float64 [B, 3, 3] on the CPU. Returns pixels float32 [B, 3, N] as integer levels 0..255, their
+    Layout, and the landmarks in pixels of the view.
     """
     device, size, batch = faces.device, settings.size, len(faces)
     moved = torch.linalg.inv(mover)
     moved[:, :2, 2] += (size - 1) / 2
     moved = upload(moved.to(torch.float32), device)
-    # Plain sums, no matrix product: autocast or TF32 would round the coordinates.
+    # Plain sums instead of a matrix product, because autocast or TF32 would round the coordinates.
     points = (moved[:, None, :2, :2] * landmarks[:, :, None, :]).sum(-1) + moved[:, None, :2, 2]
     if settings.swap_landmarks:
         order = upload(torch.where(flipped[:, None], torch.tensor(MIRRORED), torch.arange(5)), device)
@@ -240,16 +241,16 @@ def _warp(faces, landmarks, crops, reader, turner, mover, flipped, settings):
     number, side = crops.shape[1:3]
     turn = turner.clone()
     turn[:, :2, 2] = (side - 1) / 2
-    # A sample's crops share its turn: one image of many channels.
+    # All crops of a sample are turned alike, so they are read as one image of many channels.
     turned = _read(crops.permute(0, 4, 1, 2, 3).flatten(1, 2), turn, side).view(batch, 3, -1)
     return torch.cat([pixels, turned], dim=-1), randaugment.Layout(size, number, side), points
 
 
 def _read(pictures: torch.Tensor, maps: torch.Tensor, size: int) -> torch.Tensor:
-    """Images uint8 [B, K, S, S] read bilinearly through maps [B, 3, 3]: float32 [B, K, size, size] of whole levels.
+    """Read images uint8 [B, K, S, S] bilinearly through maps [B, 3, 3]: float32 [B, K, size, size], integer levels.
 
-    A map takes a result's pixel, counted from its centre, to a pixel of the image. With align_corners=True pixel i of
-    S lies at 2 i/(S - 1) - 1, and rounding to whole levels makes the identity exact.
+    A map takes a pixel of the result, counted from its centre, to a pixel of the image. With align_corners=True, pixel
+    i of S is at 2 i/(S - 1) - 1, and rounding to integer levels makes the identity exact.
     """
     stored, device = pictures.shape[-1], pictures.device
     maps = maps[:, :2] * (2 / (stored - 1))
@@ -269,7 +270,7 @@ def _finish(pixels: torch.Tensor, layout: randaugment.Layout, points: torch.Tens
 
 
 def _normalise(levels: torch.Tensor) -> torch.Tensor:
-    """Levels 0..255 [B, 3, ...] to ImageNet's normalisation, float32."""
+    """Convert levels 0..255 [B, 3, ...] to ImageNet's normalisation, float32."""
     scale, shift = _constants(levels.device)
     shape = (3,) + (1,) * (levels.dim() - 2)
     return torch.addcmul(shift.view(shape), levels.float(), scale.view(shape))

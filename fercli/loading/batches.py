@@ -1,7 +1,7 @@
-"""Prepared stores to endless device batches of views. The target side yields images, landmarks and indices: no labels.
+"""Endless batches of views on a device, from prepared stores. The target yields images, landmarks and indices only.
 
-Every batch is a pure function of (seed, step): which faces, and how each is cropped, flipped and augmented. Nothing
-needs saving to resume in the middle of an epoch.
+Target labels are never read. Every batch is a pure function of (seed, step): which faces it contains, and how each is
+cropped, flipped and augmented. No state needs to be saved to resume in the middle of an epoch.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from fercli.spec.schema import TrainSource
 
 
 class Batch(NamedTuple):
-    """One step's faces. Nothing here, and nothing that made it, has read a target label.
+    """The faces of one step. No part of it has read a target label.
 
-    Where several processes train together (`fercli.engine.sharding`) the views hold this process's share of the faces,
-    while labels and positions are those of the whole batch, as are the network's answers: count by them, never by the
-    length of a view. A view may be cut to nothing, and views joined, but not cut otherwise.
+    If several processes train together (`fercli.engine.sharding`), the views hold this process's share of the faces.
+    Labels, positions and the network's outputs are those of the whole batch: use their lengths for counting, never the
+    length of a view. A view may be cut to nothing, and views may be joined, but no other cut is allowed.
 
     Attributes:
         source: B views of labelled source faces; None for a method that needs no source.
-        labels: int64 [B], 0..6, or None with it.
+        labels: int64 [B], 0..6; None if `source` is None.
         target: views of unlabelled target faces for alignment, or None.
         weak, strong: two views of the same target faces, for pseudo labels, or None. With ``data.augment.shared_crop``
             they have the same crop and flip.
-        indices: int64 [B], position of the faces of `weak` in the target set, 0..N-1, or None.
-        pseudo_labelled: weak views of B target faces of the method's own choice (`Method.pseudo_labelled`), some of
-            them several times where it chose fewer; None where it chose none.
+        indices: int64 [B], positions of the faces of `weak` in the target set, 0..N-1, or None.
+        pseudo_labelled: weak views of B target faces chosen by the method (`Method.pseudo_labelled`), some of them
+            repeated if it chose fewer; None if it chose none.
         pseudo_labelled_indices: int64 [B], their positions in the target set, or None.
-        soft_labels: float [B, 7], shares of the expressions times the face's weight, where the source is blended or
-            weighed (``train_source.mixup``, ``class_balance``): they are what is learned, and `labels` say which share
-            is larger. None where the labels say it all.
+        soft_labels: float [B, 7], the shares of the expressions times the face's weight, if the source is blended or
+            weighted (``train_source.mixup``, ``class_balance``). They are then the training targets, and `labels` give
+            the expression of the larger share. None if `labels` are the training targets.
     """
 
     source: View | None
@@ -58,7 +58,7 @@ class Batch(NamedTuple):
 
 
 class SourceRecipe(NamedTuple):
-    """How the source's faces are varied and weighed: the keys of ``train_source`` of the same names."""
+    """How the source's faces are augmented and weighted: the keys of the same names in ``train_source``."""
 
     views: str = "weak"
     mixup: float = 0.0
@@ -66,14 +66,15 @@ class SourceRecipe(NamedTuple):
 
     @classmethod
     def of(cls, plan: TrainSource) -> SourceRecipe:
-        """That of the spec's section."""
+        """Return the recipe of the spec's section."""
         return cls(plan.views, plan.mixup, plan.class_balance)
 
 
 def class_weights(labels: np.ndarray, power: float) -> np.ndarray:
-    """The weight of a face by its expression, float32 [7]: n_c^-power, scaled so that the mean over all faces is 1.
+    """Return the weight of a face by its expression, float32 [7]: n_c^-power, scaled to a mean of 1 over all faces.
 
-    With power 1 all expressions weigh the same in all, with 0 all faces. Expressions without a face get 0.
+    With power 1, all expressions have the same total weight; with power 0, all faces have the same weight. Expressions
+    without faces get 0.
     """
     counts = np.bincount(labels, minlength=NUM_EXPRESSIONS).astype(float)
     weights = np.where(counts > 0, np.maximum(counts, 1) ** -power, 0)
@@ -81,24 +82,24 @@ def class_weights(labels: np.ndarray, power: float) -> np.ndarray:
 
 
 class Batches:
-    """Step number -> `Batch`. Among several processes each makes the views of its own share only.
+    """Maps a step number to a `Batch`. With several processes, each makes only the views of its own share.
 
     Args:
         source, labels: the labelled faces and their labels, int64 [len(source)]; None for a method without a source.
         target: the unlabelled faces, or None in stage 1.
-        wants: which target views the method asks for.
-        batch: faces a domain and view.
-        seed: of the run.
+        wants: the target views that the method needs.
+        batch: number of faces per domain and view.
+        seed: the run's seed.
         balance: how several sources share a batch, as ``data.balance``.
-        prefetch: whether a thread fetches the faces of the next step; None for where that helps: faces in the host's
-            memory, and a CUDA device that works meanwhile. No batch depends on it.
-        recipe: how the source's faces are varied and weighed.
-        shard: which of a batch's faces are this process's, by their number; without it all are.
-        drop_last: whether a pass over the faces of `weak` and `strong`, or over those that the method chose, leaves out
-            what fills no whole batch.
+        prefetch: whether a thread fetches the faces of the next step. None prefetches only if it helps: if faces are in
+            the host's memory and a CUDA device works meanwhile. It does not affect the batches.
+        recipe: how the source's faces are augmented and weighted.
+        shard: returns the slice of a batch that is this process's, given the batch size; by default, all faces.
+        drop_last: whether a pass over the faces of `weak` and `strong`, or over the faces chosen by the method, omits
+            an incomplete last batch.
 
     Attributes:
-        waited: seconds spent so far until the faces of the batches were at hand.
+        waited: total seconds spent waiting for the faces of the batches.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class Batches:
         self.waited = 0.0
 
     def __call__(self, step: int, pseudo_labelled: Tensor | None = None) -> Batch:
-        """The batch of a step.
+        """Return the batch of a step.
 
         Args:
             pseudo_labelled: int64 [M] on the CPU, target positions from which `Batch.pseudo_labelled` is drawn.
@@ -172,7 +173,7 @@ class Batches:
         return Batch(**parts)
 
     def _source_parts(self, drawn: Mapping[str, _Drawn], step: int) -> dict[str, Any]:
-        """What of a batch is the source's."""
+        """Return the source's part of a batch."""
         faces, labels, parts = drawn["source"], torch.from_numpy(self._labels[drawn["source"].positions]), {}
         if self._recipe.mixup or self._class_weights is not None:
             own, soft = 1.0, F.one_hot(labels, NUM_EXPRESSIONS).float()
@@ -188,7 +189,7 @@ class Batches:
         return {"source": source, "labels": labels, **parts}
 
     def names(self, step: int, pseudo_labelled: Tensor | None = None) -> dict[str, list[tuple[int, str, str]]]:
-        """Position, dataset and id of all the faces in the batch of a step, by what they are drawn for."""
+        """Return position, dataset and id of all faces in the batch of a step, by the purpose they are drawn for."""
         named = {name: faces.names(self._draw(name, step)) for name, faces in self._drawn_from.items()}
         if pseudo_labelled is not None and len(pseudo_labelled):
             named["pseudo_labelled"] = self._target.names(self._draw_pseudo_labelled(step, pseudo_labelled))
@@ -203,17 +204,17 @@ class Batches:
 
     def _draw_pseudo_labelled(self, step: int, pseudo_labelled: Tensor) -> np.ndarray:
         positions = pseudo_labelled.numpy()
-        # The word stands in every seed of a run that has begun: it stays.
+        # This word is part of the seeds of existing runs, so it must not change.
         sampler = ShuffledSampler(len(positions), derive_seed(self._seed, "pool"), self._multiple)
         return positions[sampler.take(step * self._batch, self._batch)]
 
     def _draw(self, name: str, step: int) -> np.ndarray:
-        if name == "partner":  # who is blended with whom: the batch's faces, moved on by one
+        if name == "partner":  # each face is blended with its neighbour: the batch's faces, shifted by one
             return np.roll(self._draw("source", step), 1)
         return self._samplers[name].take(step * self._batch, self._batch)
 
     def _own_share(self, step: int) -> float:
-        """How much of each blended face is its own, 0.5 to 1, so that its landmarks are those of the larger part."""
+        """Return each blended face's own share, 0.5 to 1, so that its landmarks are those of the larger part."""
         share = np.random.default_rng(derive_seed(self._seed, "mixup", step)).beta(
             self._recipe.mixup, self._recipe.mixup
         )
@@ -231,7 +232,7 @@ class Batches:
 
 
 def _blend(faces: RawBatch, partners: RawBatch, own: float) -> RawBatch:
-    """Faces and crops as `own` of themselves and the rest of their partners, in whole levels; landmarks as they are."""
+    """Blend faces and crops, a share `own` of each and the rest of its partner, in integer levels; keep landmarks."""
     images, patches = (
         None if mine is None else torch.lerp(theirs.float(), mine.float(), own).round_().to(torch.uint8)
         for mine, theirs in ((faces[0], partners[0]), (faces[2], partners[2]))
@@ -240,7 +241,7 @@ def _blend(faces: RawBatch, partners: RawBatch, own: float) -> RawBatch:
 
 
 class _Drawn(NamedTuple):
-    """Positions drawn for a whole batch, this process's faces of them (`FaceDataset.fetch`), and which those are."""
+    """Positions drawn for a whole batch, this process's faces among them (`FaceDataset.fetch`), and its share."""
 
     positions: np.ndarray
     faces: RawBatch

@@ -1,4 +1,4 @@
-"""Chosen faces of prepared stores, as tensors on a device."""
+"""Selected faces of prepared stores, as tensors on a device."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fercli.store import Store, subsample
 
 
 class FaceDataset:
-    """Chosen faces of one or several stores, as device tensors on demand.
+    """Selected faces of one or several stores, as device tensors on demand.
 
-    Positions 0..len-1 count through the chosen indices of the first store, then the second's, and so on.
+    Positions 0..len-1 run through the selected indices of the first store, then of the second, and so on.
 
     Args:
-        data: where they wait, as ``engine.data`` (`fercli.loading.placement.place`); ``host`` suits faces looked at
-            once.
+        data: where the faces are kept, as ``engine.data`` (`fercli.loading.placement.place`); ``host`` suits faces that
+            are used once.
     """
 
     def __init__(
@@ -39,16 +39,16 @@ class FaceDataset:
 
     @property
     def device(self) -> torch.device:
-        """Where `gather` and `plain` give them."""
+        """The device on which `gather` and `plain` return faces."""
         return self._device
 
     @property
     def counts(self) -> list[int]:
-        """Chosen faces of each store."""
+        """The number of selected faces in each store."""
         return [len(indices) for indices in self._indices]
 
     def subsampled(self, limit: int) -> FaceDataset:
-        """At most about `limit` of the faces, evenly spread over the stores and within each."""
+        """Return about `limit` of the faces at most, evenly spread over the stores and within each."""
         if len(self) <= limit:
             return self
         kept = []
@@ -58,12 +58,12 @@ class FaceDataset:
         return FaceDataset(self._stores, kept, self._device, self._with_crops, self._data)
 
     def same_as(self, other: FaceDataset) -> bool:
-        """Whether these are the other's faces in the other's order."""
+        """Return whether these are the same faces as the other's, in the same order."""
         mine, theirs = self._indices, other._indices
         return self._stores == other._stores and all(map(np.array_equal, mine, theirs))
 
     def names(self, positions: np.ndarray) -> list[tuple[int, str, str]]:
-        """Position, dataset and id of the faces at `positions`."""
+        """Return position, dataset and id of the faces at `positions`."""
         which = np.searchsorted(self._starts, positions, side="right") - 1
         named = []
         for number, position in zip(which.tolist(), positions.tolist(), strict=True):
@@ -74,19 +74,19 @@ class FaceDataset:
 
     @property
     def on_device(self) -> bool:
-        """Whether all of them lie on the device."""
+        """Whether all faces are on the device."""
         return all(isinstance(home, DeviceCache) for home in self._homes)
 
     @property
     def worth_fetching_ahead(self) -> bool:
-        """Whether a thread had better fetch the next faces: from the host's memory, while a CUDA device works."""
+        """Whether a thread should fetch the next faces: from the host's memory, while a CUDA device works."""
         return self._device.type == "cuda" and not self.on_device
 
     def fetch(self, positions: np.ndarray) -> RawBatch:
-        """What `gather` gives, as far as it can be had without the device: there, or in (pinned) memory."""
+        """Return the rows of `gather` without a copy to the device: they are there already, or in (pinned) memory."""
         which = np.searchsorted(self._starts, positions, side="right") - 1
         numbers = np.unique(which)
-        if len(numbers) <= 1:  # the plain case; and a process's share of a small batch may be nothing
+        if len(numbers) <= 1:  # the common case; also, a process's share of a small batch may be empty
             number = int(numbers[0]) if len(numbers) else 0
             return self._homes[number].rows(self._indices[number][positions - self._starts[number]])
         parts, order = [], []
@@ -96,7 +96,7 @@ class FaceDataset:
             parts.append(self._homes[number].rows(self._indices[number][positions[inside] - self._starts[number]]))
         back = torch.from_numpy(np.argsort(np.concatenate(order)))
         devices = {part[0].device for part in parts}
-        if len(devices) > 1:  # one store fitted on the device and another did not
+        if len(devices) > 1:  # one store fits on the device and another does not
             parts = [to_device(part, self._device) for part in parts]
         merged = [
             torch.cat(column)[back.to(column[0].device, non_blocking=True)]
@@ -108,11 +108,11 @@ class FaceDataset:
         return merged[0], merged[1], merged[2] if self._with_crops else None
 
     def gather(self, positions: np.ndarray) -> RawBatch:
-        """Faces uint8 [B,S,S,3], landmarks float32 [B,5,2] and crops uint8 [B,5,C,C,3] (or None) at `positions` [B]."""
+        """Return faces uint8 [B,S,S,3], landmarks float32 [B,5,2], crops uint8 [B,5,C,C,3] or None at positions [B]."""
         return to_device(self.fetch(positions), self._device)
 
     def plain(self, positions: np.ndarray, settings: ViewSettings) -> View:
-        """Centre-crop views of `positions`, for scoring."""
+        """Return centre-crop views of `positions`, for scoring."""
         return plain_view(*self.gather(positions), settings)
 
 

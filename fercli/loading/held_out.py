@@ -1,4 +1,4 @@
-"""Which labelled faces of a source are trained on, and which are held out to choose the epoch by."""
+"""Which labelled faces of a source are used for training, and which are held out to choose the epoch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from fercli.store import Store
 
 
 def labels_of(stores: Sequence[Store], indices: Sequence[np.ndarray]) -> np.ndarray:
-    """Labels int64 of the chosen faces of labelled stores, in the order of `FaceDataset`.
+    """Return the labels, int64, of the selected faces of labelled stores, in the order of `FaceDataset`.
 
     Raises:
-        FercliError: a chosen face has no label.
+        FercliError: a selected face has no label.
     """
     labels = np.concatenate([store.labels[chosen] for store, chosen in zip(stores, indices, strict=True)])
     if (labels == UNLABELLED).any():
@@ -26,14 +26,15 @@ def labels_of(stores: Sequence[Store], indices: Sequence[np.ndarray]) -> np.ndar
 
 
 def training_and_validation(store: Store, validation: float | str) -> tuple[np.ndarray, np.ndarray]:
-    """The labelled faces of a source to train on, and those to choose the epoch by (``data.validation``).
+    """Return the labelled faces of a source for training, and those for choosing the epoch (``data.validation``).
 
     Args:
-        validation: a share of the training faces, held out (`hold_out`; 0: none), or a split of the store's own.
+        validation: a fraction of the training faces to hold out (`hold_out`; 0: none), or the name of one of the
+            store's splits.
 
     Raises:
-        FercliError: fewer than two training faces (of a share above 0), or the split has no labelled face or is trained
-            on.
+        FercliError: there are fewer than two training faces (for a fraction above 0), or the split has no labelled face
+            or is used for training.
     """
     train = store.indices(store.adapt_splits)
     train = train[store.labels[train] >= 0]
@@ -43,14 +44,14 @@ def training_and_validation(store: Store, validation: float | str) -> tuple[np.n
         return hold_out(store, train, validation)
     if validation in store.adapt_splits:
         raise FercliError(
-            f"data.validation: {store.name} trains on its split {validation}; name another split, or a share"
+            f"data.validation: {store.name} trains on its split {validation}; name another split, or a fraction"
         )
     held = np.flatnonzero((store.splits == validation) & (store.labels >= 0))
     if not len(held):
-        there = ", ".join(sorted(set(store.splits.tolist()) - set(store.adapt_splits))) or "none but what it trains on"
+        there = ", ".join(sorted(set(store.splits.tolist()) - set(store.adapt_splits))) or "none"
         raise FercliError(
-            f"data.validation: {store.name} has no labelled face in a split {validation} (there are: {there}); "
-            "name one of them, or a share of the training faces such as 0.1"
+            f"data.validation: {store.name} has no labelled face in a split {validation} (splits not used for "
+            f"training: {there}); name one of them, or a fraction of the training faces such as 0.1"
         )
     return train, held
 
@@ -58,11 +59,11 @@ def training_and_validation(store: Store, validation: float | str) -> tuple[np.n
 def hold_out(store: Store, indices: np.ndarray, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Split labelled faces into (training, validation), the same way on every machine.
 
-    By subject where the store knows at least five of them, so that nobody stands on both sides; else class by class.
-    Subjects and images are ranked by the hash of their name.
+    The split is by subject if the store has at least five known subjects, so that no identity appears on both sides.
+    Otherwise it is class by class. Subjects and images are ranked by the hash of their name.
 
     Raises:
-        FercliError: fewer than two faces.
+        FercliError: there are fewer than two faces.
     """
     if len(indices) < 2:
         raise FercliError(f"{store.name} has {len(indices)} labelled training face(s); at least 2 are needed")
@@ -70,7 +71,7 @@ def hold_out(store: Store, indices: np.ndarray, fraction: float) -> tuple[np.nda
     held = np.zeros(len(indices), bool)
     people = sorted(set(subjects) - {""}, key=lambda s: derive_seed("hold-out", s))
     if len(people) >= 5 and (subjects != "").all():
-        for person in people[:-1]:  # somebody is left to train on
+        for person in people[:-1]:  # at least one person is left for training
             if held.sum() >= fraction * len(indices):
                 break
             held |= subjects == person

@@ -1,6 +1,6 @@
-"""Where prepared faces are kept: memory-mapped in the store's files, or cached whole on a device.
+"""Where prepared faces are kept: memory-mapped in the store's files, or cached entirely on a device.
 
-Whichever it is, the same rows give the same bytes.
+In both places, the same rows give the same bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 #: Faces uint8 [B, S, S, 3], landmarks float32 [B, 5, 2], crops uint8 [B, 5, C, C, 3] or None.
 RawBatch = tuple[Tensor, Tensor, Tensor | None]
 
-#: What of a device's free memory one store may take, where the choice is automatic: training needs the rest.
+#: The fraction of a device's free memory that one store may take if the choice is automatic. Training needs the rest.
 SHARE = 0.4
 _CHUNK = 64 << 20
 
@@ -30,29 +30,29 @@ _resident: weakref.WeakKeyDictionary[Store, dict[tuple[torch.device, bool], Devi
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on a device, without waiting: a copy from pageable memory might wait for the device first."""
+    """Copy a CPU tensor to a device without waiting. A copy from pageable memory might wait for the device first."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 class MemoryMapped:
-    """Rows read from the memory-mapped store as they are asked for, into pinned memory where a CUDA device follows."""
+    """Rows read on demand from the memory-mapped store, into pinned memory if the target is a CUDA device."""
 
     def __init__(self, store: Store, device: torch.device, with_crops: bool):
         arrays = (store.faces, store.landmarks, *((store.crops,) if with_crops else ()))
         self._arrays, self._pins = arrays, device.type == "cuda"
         if self._pins:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the map is read-only: nothing writes to it
+                warnings.simplefilter("ignore")  # torch warns that the map is read-only, but nothing writes to it
                 self._tensors = [torch.from_numpy(array) for array in arrays]
 
     def rows(self, index: np.ndarray) -> RawBatch:
-        """Rows `index` int64 [B], on the CPU."""
+        """Return rows `index` int64 [B], on the CPU."""
         if not self._pins:
             parts = [torch.from_numpy(array[index]) for array in self._arrays]
         else:
-            # Straight into pinned memory, without holding the interpreter: a thread can do it while another trains.
+            # Directly into pinned memory without holding the GIL, so that a thread can do it while another trains.
             where, parts = torch.from_numpy(index), []
             for tensor in self._tensors:
                 out = torch.empty(len(index), *tensor.shape[1:], dtype=tensor.dtype, pin_memory=True)
@@ -61,29 +61,29 @@ class MemoryMapped:
 
 
 class DeviceCache:
-    """A store whole in a device's memory, as uint8."""
+    """A complete store in a device's memory, as uint8."""
 
     def __init__(self, store: Store, device: torch.device, with_crops: bool):
         arrays = (store.faces, store.landmarks, *((store.crops,) if with_crops else ()))
         self._device, self._tensors = device, [_upload(array, device) for array in arrays]
 
     def rows(self, index: np.ndarray) -> RawBatch:
-        """Rows `index` int64 [B], on the device."""
+        """Return rows `index` int64 [B], on the device."""
         where = upload(torch.from_numpy(index), self._device)
         parts = [tensor.index_select(0, where) for tensor in self._tensors]
         return parts[0], parts[1], parts[2] if len(parts) > 2 else None
 
 
 def place(store: Store, device: torch.device, with_crops: bool, data: str = "auto") -> MemoryMapped | DeviceCache:
-    """Give a store's faces a place.
+    """Choose a place for a store's faces, and return it.
 
     Args:
-        data: as ``engine.data``. ``auto`` is the device where that is a CUDA device and `SHARE` of what is free there
-            holds the store, else the disk (and the system's memory before it). All who ask for the same store share
-            what lies on the device.
+        data: as ``engine.data``. ``auto`` is the device if it is a CUDA device and the store fits in `SHARE` of its
+            free memory. Otherwise it is the disk (cached in the system's memory). All users of the same store share
+            its copy on the device.
 
     Raises:
-        FercliError: the device is asked for and cannot hold the store.
+        FercliError: the device is requested and cannot hold the store.
     """
     here = _resident.setdefault(store, {})
     if (device, with_crops) in here:
@@ -97,13 +97,13 @@ def place(store: Store, device: torch.device, with_crops: bool, data: str = "aut
             return MemoryMapped(store, device, with_crops)
         gigabytes = size_of(store, with_crops) / 1e9
         raise FercliError(
-            f"{store.name} ({gigabytes:.1f} GB) cannot be held by {device}; set engine.data=host"
+            f"{store.name} ({gigabytes:.1f} GB) does not fit on {device}; set engine.data=host"
         ) from problem
     return here[device, with_crops]
 
 
 def size_of(store: Store, with_crops: bool) -> int:
-    """Bytes that a store's faces take in memory."""
+    """Return the number of bytes that a store's faces take in memory."""
     return store.faces.nbytes + store.landmarks.nbytes + (store.crops.nbytes if with_crops else 0)
 
 
@@ -115,7 +115,7 @@ def _fits(store: Store, device: torch.device, with_crops: bool) -> bool:
 
 
 def _upload(array: np.ndarray, device: torch.device) -> Tensor:
-    """Copy a memory-mapped array [N, ...] a piece at a time, so that the CPU never holds all of it."""
+    """Copy a memory-mapped array [N, ...] piece by piece, so that the CPU never holds all of it."""
     whole = torch.empty(array.shape, dtype=getattr(torch, str(array.dtype)), device=device)
     rows = max(1, _CHUNK // max(1, array[:1].nbytes))
     for start in range(0, len(array), rows):
@@ -124,12 +124,13 @@ def _upload(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 class Prefetcher(Generic[T]):
-    """Does the work of the next step in a thread while this one runs: step -> whatever `work` gives.
+    """Prepares the next step in a thread while the current one runs: maps a step to the result of `work`.
 
-    Errors come out where the step is asked for. Steps may be asked for in any order; only their successor is ready.
+    Errors are raised when their step is requested. Steps may be requested in any order, but only the step after the
+    last one is prepared in advance.
 
     Args:
-        end: the first step that nobody asks for, and none is worked ahead; None for no end.
+        end: the number after the last step; no step from it on is prepared in advance. None for no end.
     """
 
     def __init__(self, work: Callable[[int], T], end: int | None = None):
@@ -139,7 +140,7 @@ class Prefetcher(Generic[T]):
         self._future: Future[T] | None = None
 
     def __call__(self, step: int) -> T:
-        # always in the one thread: the work need not be safe to run twice at once
+        # always in the same thread: the work need not be safe for concurrent calls
         done = (self._future if step == self._step else self._pool.submit(self._work, step)).result()
         self._step = self._future = None
         if self._end is None or step + 1 < self._end:
@@ -147,5 +148,5 @@ class Prefetcher(Generic[T]):
         return done
 
     def close(self) -> None:
-        """End the thread, after the work that it is at; what is ready is lost."""
+        """End the thread after its current work; a prepared result is discarded."""
         self._pool.shutdown(cancel_futures=True)

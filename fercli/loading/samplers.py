@@ -1,6 +1,4 @@
-"""Which faces come next: endless draws, each a pure function of (seed, place), so that a stream can be taken up
-anywhere.
-"""
+"""Which faces come next: endless draws, each a pure function of (seed, place), so that a stream can resume anywhere."""
 
 from __future__ import annotations
 
@@ -12,20 +10,20 @@ import torch
 
 
 def derive_seed(*parts: object) -> int:
-    """A 63-bit seed from any printable parts; the same on every machine and in every process."""
+    """Return a 63-bit seed from any printable parts; the same on every machine and in every process."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 
 class ShuffledSampler:
-    """Endless shuffled positions 0..count-1: every `count` draws are a fresh permutation.
+    """Endless shuffled positions 0..count-1: every `count` draws are a new permutation.
 
-    The draw at place k depends on (seed, k) only, so a stream can be taken up anywhere.
+    The draw at place k depends on (seed, k) only, so a stream can resume anywhere.
 
     Args:
-        count: positions.
-        seed: of the permutations.
-        multiple: of each permutation as many are drawn as are a multiple of this; the rest is left out.
+        count: number of positions.
+        seed: seed of the permutations.
+        multiple: the number of draws from each permutation is rounded down to a multiple of this; the rest is left out.
     """
 
     def __init__(self, count: int, seed: int, multiple: int = 1):
@@ -34,11 +32,11 @@ class ShuffledSampler:
         self._latest = -1, np.empty(0, np.int64)
 
     def take(self, start: int, amount: int) -> np.ndarray:
-        """Positions drawn at places start..start+amount-1, int64 [amount]."""
+        """Return the positions drawn at places start..start+amount-1, int64 [amount]."""
         return self.at(np.arange(start, start + amount))
 
     def at(self, places: np.ndarray) -> np.ndarray:
-        """Positions drawn at any places, int64 as `places`."""
+        """Return the positions drawn at any places, int64 of the same shape as `places`."""
         rounds = places // self._drawn
         drawn = np.empty(len(places), np.int64)
         for number in np.unique(rounds):
@@ -51,19 +49,19 @@ class ShuffledSampler:
         if number != latest:
             generator = torch.Generator().manual_seed(derive_seed(self._seed, number))
             order = torch.randperm(self._count, generator=generator).numpy()
-            self._latest = number, order  # in one, as a thread may be drawing ahead
+            self._latest = number, order  # in one assignment, because a thread may be drawing ahead
         return order
 
 
 class WeightedSampler:
-    """Endless positions in several sets laid end to end, every set getting its share of the draws.
+    """Endless positions in several concatenated sets, each of which gets its share of the draws.
 
-    Rounds of `CYCLE` draws hold the same number of each set's, in shuffled order; within a set it is a
-    `ShuffledSampler`. As there, the draw at place k depends on (seed, k) only.
+    Every round of `CYCLE` draws has the same number of draws from each set, in shuffled order. Within a set, a
+    `ShuffledSampler` draws. As there, the draw at place k depends on (seed, k) only.
 
     Args:
         counts: size of each set.
-        shares: part of the draws that each gets, in any unit. Rounded to whole draws a cycle, at least one each.
+        shares: each set's share of the draws, in any unit; rounded to whole draws per cycle, at least one each.
     """
 
     CYCLE = 1000
@@ -78,7 +76,7 @@ class WeightedSampler:
         self._which = np.repeat(np.arange(len(counts)), self._quota)[
             torch.randperm(self._length, generator=generator).numpy()
         ]
-        # How many draws of its own set came before each place of the cycle.
+        # For each place of the cycle, the number of earlier draws from the same set.
         self._before = np.empty(self._length, int)
         for number in range(len(counts)):
             self._before[self._which == number] = np.arange(self._quota[number])
@@ -86,7 +84,7 @@ class WeightedSampler:
         self._starts = np.cumsum([0, *counts])
 
     def take(self, start: int, amount: int) -> np.ndarray:
-        """Positions drawn at places start..start+amount-1, int64 [amount]."""
+        """Return the positions drawn at places start..start+amount-1, int64 [amount]."""
         rounds, places = np.divmod(np.arange(start, start + amount), self._length)
         which = self._which[places]
         nth = rounds * self._quota[which] + self._before[places]
@@ -98,7 +96,7 @@ class WeightedSampler:
 
 
 def source_sampler(counts: Sequence[int], balance: str, seed: int) -> ShuffledSampler | WeightedSampler:
-    """How training draws from several sources: ``images``, ``sqrt`` or ``equal`` (``data.balance``)."""
+    """Return the sampler for several training sources: ``images``, ``sqrt`` or ``equal`` (``data.balance``)."""
     counts = [count for count in counts if count]
     if balance == "images" or len(counts) == 1:
         return ShuffledSampler(sum(counts), seed)

@@ -1,11 +1,11 @@
-"""Synthetic data: procedural faces with the seven expressions, drawn where photographs may not be passed on.
+"""Synthetic data: procedural faces with the seven expressions, for use where photographs may not be redistributed.
 
 - `render`: one face, or a sample of many, as a pure function of its seeds;
-- `domains`: ways of photographing a population, and domains between two of them;
+- `domains`: ways of photographing a population, and interpolation between two domains;
 - `action_units`: which muscles an expression moves, and how much;
-- `anatomy`: who somebody is, and where the muscles put every contour;
-- `drawing`: the contours painted in flat colours;
-- `lighting`: the light that makes them round;
-- `writers`: faces written in the layouts of real datasets;
+- `anatomy`: a person's proportions, and where the muscles put every contour;
+- `drawing`: paints the contours in flat colours;
+- `lighting`: adds the light that makes them look round;
+- `writers`: writes faces in the layouts of real datasets;
 - `demo`: the datasets and specs of ``fercli demo``.
 """

@@ -1,6 +1,6 @@
-"""Action units: which facial muscles each of the seven expressions moves, and how much in one photograph.
+"""Action units: which facial muscles each of the seven expressions moves, and how much in one image.
 
-After Ekman and Friesen, Facial Action Coding System (1978); the prototypes follow their EMFACS. Strengths are 0..1.
+Based on Ekman and Friesen, Facial Action Coding System (1978). The prototypes follow their EMFACS. Strengths are 0..1.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import numpy as np
 from fercli.synthetic.anatomy import Units
 from fercli.synthetic.domains import Domain
 
-#: What each expression asks of the muscles, in the order of `fercli.expressions.EXPRESSIONS`; variants are equally
-#: likely. 1 inner brow up, 2 outer brow up, 4 brow down, 5 upper lid up, 6 cheek up, 7 lids tight, 9 nose wrinkle,
-#: 10 upper lip up, 12 corners up, 15 corners down, 17 chin up, 20 lips stretched, 23 lips tight, 24 lips pressed,
-#: 25 lips part, 26 jaw drop, 43 lids drooping.
+#: The muscle actions of each expression, in the order of `fercli.expressions.EXPRESSIONS`. The variants of an
+#: expression are equally likely. 1 inner brow up, 2 outer brow up, 4 brow down, 5 upper lid up, 6 cheek up, 7 lids
+#: tight, 9 nose wrinkle, 10 upper lip up, 12 corners up, 15 corners down, 17 chin up, 20 lips stretched, 23 lips tight,
+#: 24 lips pressed, 25 lips part, 26 jaw drop, 43 lids drooping.
 PROTOTYPES: tuple[tuple[Units, ...], ...] = (
     ({1: 1, 2: 1, 5: 0.9, 25: 0.7, 26: 1}, {1: 1, 2: 1, 5: 1, 25: 0.5, 26: 0.6}),
     ({1: 1, 2: 0.4, 4: 0.7, 5: 1, 20: 0.9, 25: 0.8, 26: 0.3}, {1: 0.9, 2: 0.4, 4: 0.8, 5: 1, 7: 0.3, 20: 1, 25: 0.9}),
@@ -24,13 +24,13 @@ PROTOTYPES: tuple[tuple[Units, ...], ...] = (
     ({},),
 )
 
-#: Units that may appear for no reason; 25 and 26 as in talking, 43 as in a blink begun.
+#: Units that may appear without an expression: 25 and 26 as in talking, 43 as at the start of a blink.
 STRAY_UNITS = (1, 2, 4, 5, 6, 7, 10, 12, 15, 17, 20, 24, 25, 26, 43)
 ALL_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 15, 17, 20, 23, 24, 25, 26, 43)
 
 
 def draw_units(expression: int, rng: np.random.Generator, domain: Domain) -> Units:
-    """Return the strength 0..1.2 of all action units for one photograph of an expression, as the domain shows it."""
+    """Return the strength 0..1.2 of all action units for one image of an expression in a domain."""
     intensity, gains, rest = rng.uniform(*domain.intensity), dict(domain.gains), dict(domain.rest)
     variants = PROTOTYPES[expression]
     wanted = variants[int(rng.integers(len(variants)))]

@@ -1,7 +1,7 @@
-"""The anatomy of a procedural face: who it is, what its muscles do, and where that puts every contour.
+"""The anatomy of a procedural face: the person, the action of the muscles, and the resulting position of every contour.
 
-Lengths are in units of an average adult's eye distance (about 63 mm), x to the right of the image, y down, the origin
-midway between the eyes; proportions are round figures from craniofacial anthropometry.
+Lengths are in units of an average adult's eye distance (about 63 mm). x points to the right of the image and y down;
+the origin is midway between the eyes. Proportions are round figures from craniofacial anthropometry.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 Points = np.ndarray
-#: Strengths of action units, by their numbers.
+#: Strengths of action units, by the units' numbers.
 Units = dict[int, float]
 
 
 @dataclass(frozen=True)
 class Proportions:
-    """How a population is built: (mean, standard deviation) of factors on the average face, 1 being average."""
+    """The proportions of a population: (mean, standard deviation) of factors on the average face; 1 is average."""
 
     eye_distance: tuple[float, float] = (1.0, 0.04)
     eye_size: tuple[float, float] = (1.0, 0.07)
@@ -35,14 +35,14 @@ class Proportions:
 
 @dataclass(frozen=True)
 class Identity:
-    """One person: standard scores of the proportions (cut at 2), and traits as fractions 0..1 of their range."""
+    """One person: standard scores of the proportions (clipped at 2), and traits as fractions 0..1 of their range."""
 
     scores: Mapping[str, float]
     traits: Mapping[str, float]
 
     @classmethod
     def of(cls, seed: int) -> Identity:
-        """Return the person of this seed, always the same one; populations only set what the scores mean."""
+        """Return the person of this seed, always the same one. Populations only determine what the scores mean."""
         rng = np.random.default_rng(np.random.SeedSequence([seed, 0x1D]))
         names = [f.name for f in fields(Proportions)]
         scores = dict(zip(names, np.clip(rng.standard_normal(len(names)), -2, 2).tolist(), strict=True))
@@ -56,7 +56,7 @@ class Identity:
 
 
 def smooth(points: Points, closed: bool = False, steps: int = 6) -> Points:
-    """Return the Catmull-Rom curve through `points` [n, 2], `steps` points a span, as float [m, 2]."""
+    """Return the Catmull-Rom curve through `points` [n, 2], with `steps` points per span, as float [m, 2]."""
     points = np.asarray(points, dtype=float)
     if closed:
         padded = np.concatenate([points[-1:], points, points[:2]])
@@ -70,14 +70,17 @@ def smooth(points: Points, closed: bool = False, steps: int = 6) -> Points:
 
 
 def both(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Complete one half of a symmetric contour by its mirror image, backwards; points in the middle stand once."""
+    """Complete one half of a symmetric contour with its mirror image, in reverse; points in the middle appear once."""
     return points + [(-x, y) for x, y in reversed(points) if x]
 
 
 @dataclass
 class Anatomy:
-    """Every contour of one face, turned by its pose but not yet rolled, scaled or placed; eye and brow lists are
-    image-left first. `creases` are (points, width, strength), `bumps` rows of x, y, spread x, spread y, height."""
+    """Every contour of one face, turned by its pose but not yet rolled, scaled or placed.
+
+    Eye and brow lists begin with the image-left one. `creases` are (points, width, strength). `bumps` has rows of x, y,
+    spread x, spread y, height.
+    """
 
     outline: Points
     ears: list[Points]
@@ -92,7 +95,7 @@ class Anatomy:
 
 
 class _Pose:
-    """Turns flat contours: a point lies on an ellipsoid, raised by `extra`, which yaw and pitch rotate."""
+    """Turns flat contours: each point is placed on an ellipsoid, raised by `extra`, and rotated by yaw and pitch."""
 
     def __init__(self, yaw: float, pitch: float):
         self.yaw, self.pitch = np.deg2rad(yaw), np.deg2rad(pitch)
@@ -106,9 +109,10 @@ class _Pose:
 
 
 def build(person: Identity, factors: Mapping[str, float], au: Units, yaw: float, pitch: float, rng) -> Anatomy:
-    """Return the contours of a person with these action units; angles in degrees, yaw to the image's right positive.
+    """Return the contours of a person with these action units.
 
-    `rng` gives the small asymmetries and the gaze of one photograph.
+    Angles are in degrees; a positive yaw turns the head to the image's right. `rng` draws the small asymmetries and
+    the gaze of one image.
     """
     pose = _Pose(yaw, pitch)
     f, age, trait = factors, person.traits["age"], person.traits
@@ -213,12 +217,12 @@ def _mouth(body: Anatomy, pose, f, au: Units, lean, long: float, drop: float) ->
     t = np.linspace(-1, 1, 25)
     a = np.abs(t)
     ends = np.where(t < 0, bend * (1 + lean[1]), bend * (1 + lean[2]))
-    # Corners are tied to the cheeks, the middle rides on the jaw: most of the bend lies near the corners.
+    # The corners are tied to the cheeks and the middle moves with the jaw, so most of the bend is near the corners.
     line = y + 0.35 * bend * -1 + 1.35 * ends * a**1.7 + 0.03 * au[26] * a
     bow = 1 - a**1.9 - 0.16 * np.exp(-((t / 0.13) ** 2)) + 0.05 * np.exp(-(((a - 0.3) / 0.16) ** 2))
     open_up = gap_up * (1 - a**square)
     x = reach * t
-    # Talking and smiling lips part like a lens, a dropped jaw rounds them.
+    # Lips that talk or smile open in the shape of a lens. A dropped jaw rounds them.
     round_low = 0.27 * au[26] / (gap_low + 1e-9)
     open_low = gap_low * ((1 - round_low) * (1 - a**square) + round_low * (1 - a**2) ** 0.7)
     inner_top = line - open_up - rise * (1 - a**2)
@@ -229,7 +233,7 @@ def _mouth(body: Anatomy, pose, f, au: Units, lean, long: float, drop: float) ->
     def both_ways(first: np.ndarray, second: np.ndarray) -> Points:
         return np.concatenate([np.stack([x, first], 1), np.stack([x, second], 1)[::-1]])
 
-    # The jaw swings back as it opens: the lower lip loses depth, which matters only to turned heads.
+    # The jaw swings back as it opens, so the lower lip loses depth. This matters only for turned heads.
     body.mouth = {
         "upper": pose(both_ways(outer_top, inner_top), 0.12),
         "lower": pose(both_ways(inner_low, outer_low), 0.11),
@@ -284,7 +288,7 @@ def _wrinkles(body: Anatomy, pose, f, au: Units, age: float) -> None:
 
 
 def _relief(body: Anatomy, pose, f, au: Units, long: float, drop: float) -> None:
-    """Bumps and hollows that the light sees. Values were set by eye on contact sheets."""
+    """Set the bumps and hollows for the lighting. The values were chosen by eye on contact sheets."""
     e, n, w = 0.5 * f["eye_distance"], f["nose_length"], f["nose_width"]
     y, reach, bottom = body.mouth["centre"][1], body.mouth["reach"][0], body.mouth["bottom"][0]
     lift = 0.10 * au[12] + 0.07 * au[6]

@@ -1,5 +1,7 @@
-"""The demo's data and specs: procedural faces in the layouts of RAF-DB (source) and JAFFE (target), and for its sweep
-three targets ever further from the source, in a csv each."""
+"""The demo's data and specs: procedural faces in the layouts of RAF-DB (source) and JAFFE (target).
+
+The demo's sweep has three targets at growing distances from the source, each with its own csv file.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,12 @@ from fercli.synthetic.domains import LAB, STUDIO, Domain, between
 from fercli.synthetic.render import Face, sample
 from fercli.synthetic.writers import write_csv, write_jaffe, write_raf_db
 
-#: Faces drawn of each part, and who is on them: nobody stands in two parts.
+#: The number of faces in each part, and the identities shown. No identity appears in two parts.
 TRAIN, TRAIN_PEOPLE = 1200, range(60)
 TEST, TEST_PEOPLE = 300, range(60, 80)
 TARGET, TARGET_PEOPLE = 420, range(80, 90)
 
-#: The sweep's targets: how far each lies from the source on the way to `LAB`, and beyond.
+#: The sweep's targets: the distance of each from the source, where 1 is `LAB` and higher values lie beyond it.
 SHIFTS = {"near": 0.6, "middle": 1.0, "far": 1.3}
 SHIFT_TRAIN, SHIFT_TARGET = 900, 280
 
@@ -28,7 +30,7 @@ SHIFT_TRAIN, SHIFT_TARGET = 900, 280
 def write_demo(folder: Path, seed: int) -> Path:
     """Draw the demo's datasets into ``folder/data`` and write its spec.
 
-    What is there already is kept: drawing is deterministic, and a dataset's folder appears only when it is whole.
+    Existing datasets are kept: drawing is deterministic, and a dataset's folder appears only when it is complete.
 
     Returns:
         The spec file, ``folder/fercli.yaml``.
@@ -42,7 +44,7 @@ def write_demo(folder: Path, seed: int) -> Path:
 
 
 def write_shifts(folder: Path) -> Path:
-    """Draw the datasets of the demo's sweep into ``folder/data`` and write its spec; as `write_demo`."""
+    """Draw the datasets of the demo's sweep into ``folder/data`` and write its spec, like `write_demo`."""
 
     def target(root: Path) -> None:
         domain = between(STUDIO, LAB, SHIFTS[root.name], root.name)
@@ -79,5 +81,5 @@ def _write_spec(folder: Path, packaged_name: str, name: str, seed: int) -> Path:
 
 
 def _draw(domain: Domain, count: int, people: range, seed: int, part: int) -> Iterator[Face]:
-    """Faces of one part; other seeds draw other people."""
+    """Yield the faces of one part; other seeds draw other people."""
     return sample(domain, count, seed=3 * seed + part, identities=[1000 * seed + p for p in people], workers=-1)

@@ -1,6 +1,6 @@
-"""Domains of procedural faces: who is photographed, how, and how strongly they show what they feel.
+"""Domains of procedural faces: who is photographed, how, and how strong their expressions are.
 
-Each is one frozen dataclass of knobs; `dataclasses.replace(LAB, noise=(3, 6))` makes another.
+Each domain is a frozen dataclass of parameters. `dataclasses.replace(LAB, noise=(3, 6))` makes another one.
 """
 
 from __future__ import annotations
@@ -15,33 +15,34 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Domain:
-    """A way of photographing a population. Ranges are (least, greatest) of a uniform draw per image unless said.
+    """A way of photographing a population. A range is (minimum, maximum) of a uniform draw per image unless noted.
 
     Attributes:
         size: width and height of the image in pixels.
-        grey: one grey channel, repeated three times.
-        saturation: factor on colour, 0 grey. Pale images in a source make grey targets less strange to it.
-        supersample: how many times finer the image is drawn than kept.
+        grey: whether images have one grey channel, repeated three times.
+        saturation: factor on colour; 0 is grey. Pale images in a source bring it closer to grey targets.
+        supersample: factor by which the image is drawn larger than its final size.
         face_width: width of the head as a fraction of the image's width.
-        wander: greatest offset of the face from the middle, as a fraction of the image.
-        roll, yaw, pitch: standard deviation of the head's angles in degrees, cut at 2.2 of them.
-        blur: sigma of the lens's Gaussian, in pixels of the finished image.
+        wander: maximum offset of the face from the middle, as a fraction of the image.
+        roll, yaw, pitch: standard deviations of the head's angles in degrees, clipped at 2.2 standard deviations.
+        blur: sigma of the lens's Gaussian blur, in pixels of the finished image.
         noise: standard deviation of the sensor's noise in grey levels 0..255.
         contrast, gamma, brightness: factor around mid-grey, exponent (above 1 darkens), grey levels added.
-        jpeg: range of quality, or None for none.
-        tint: standard deviation of the light's colour cast, a factor a channel.
-        light_side, light_above: greatest share of light from the side, range from above (0 frontal, 1 at 45 degrees).
-        ambient: share of light without direction; the less, the harder the shadows.
-        relief: factor on the height of nose, cheeks, lips as the light sees them.
+        jpeg: range of the JPEG quality, or None for no compression.
+        tint: standard deviation of the light's colour cast, a factor per channel.
+        light_side, light_above: maximum share of light from the side; range of the share from above (0 frontal, 1 at 45
+            degrees).
+        ambient: share of light without direction; the lower, the harder the shadows.
+        relief: factor on the height of nose, cheeks and lips in the lighting.
         gloss: strength of the skin's highlights.
-        background: range of the background's grey level; `clutter`: how many shapes and people out of focus in it.
-        proportions: of the population.
-        melanin: range of skin tone, 0 light to 1 dark.
+        background: range of the background's grey level; `clutter`: the number of blurred shapes and people in it.
+        proportions: the population's proportions.
+        melanin: range of skin tone, from 0 (light) to 1 (dark).
         line: factor on the width and strength of wrinkles, lids and lashes.
-        intensity: strength of an image's expression, 1 the prototype.
-        au_jitter: standard deviation of each action unit's own factor.
-        au_noise: probability that one unrelated action unit joins in, of strength `au_noise_strength`.
-        gains: the population's habits, (unit, factor) pairs; `rest`: (unit, strength) pairs its faces show at rest.
+        intensity: strength of an image's expression, where 1 is the prototype.
+        au_jitter: standard deviation of the random factor on each action unit.
+        au_noise: probability of one additional unrelated action unit, of strength `au_noise_strength`.
+        gains: the population's habits, as (unit, factor) pairs; `rest`: (unit, strength) pairs of its faces at rest.
         glasses, beard: share of identities who wear one.
     """
 
@@ -85,7 +86,7 @@ class Domain:
 #: Colour portraits under soft light; the demo's source.
 STUDIO = Domain(name="studio", size=(220, 240), saturation=(0.1, 1.1), au_noise=0.12)
 
-#: Small, grey, soft and noisy images of people otherwise built, whose faces move otherwise; as JAFFE, 256x256.
+#: Small, grey, soft and noisy images of people with other proportions and other facial movements; 256x256 like JAFFE.
 LAB = Domain(
     name="lab",
     size=(256, 256),
@@ -125,11 +126,11 @@ LAB = Domain(
 
 
 def between(one: Domain, other: Domain, share: float, name: str) -> Domain:
-    """The domain that has gone `share` of the way from `one` (0) to `other` (1), or beyond it (above 1).
+    """Return the domain at the fraction `share` of the way from `one` (0) to `other` (1), or beyond it (above 1).
 
-    Measures and ranges go in a straight line and stay at or above zero where both ends do; habits of the population
-    fade in likewise; what has no middle (size of the image, grey or colour, jpeg, counts) is `other`'s from a half
-    on.
+    Numbers and ranges are interpolated linearly, and stay at or above zero if both ends do. The population's habits are
+    interpolated in the same way. Values that cannot be interpolated (size of the image, grey or colour, jpeg, counts)
+    are those of `other` from a half on.
     """
 
     def mixed(a: Any, b: Any) -> Any:

@@ -1,6 +1,6 @@
-"""Painting a procedural face in flat colours; `fercli.synthetic.lighting` then makes it round.
+"""Paint a procedural face in flat colours; `fercli.synthetic.lighting` then makes it look round.
 
-All contours arrive in face units (see `fercli.synthetic.anatomy`) and go through one similarity to the canvas.
+All contours are given in face units (see `fercli.synthetic.anatomy`) and mapped to the canvas by one similarity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Colour = np.ndarray
 
 
 class Canvas:
-    """An RGB image uint8 [H, W, 3] drawn at `matrix` [2, 3], the similarity from face units to its pixels."""
+    """An RGB image uint8 [H, W, 3] to draw on; `matrix` [2, 3] is the similarity from face units to its pixels."""
 
     def __init__(self, picture: np.ndarray, matrix: np.ndarray):
         self.picture, self.matrix = picture, matrix
@@ -31,7 +31,7 @@ class Canvas:
         return transform(self.matrix, points)
 
     def fill(self, points: Points, colour, alpha: float = 1.0, soft: float = 0.0, inside: Points | None = None) -> None:
-        """Fill a contour, its edge blurred by `soft` face units, and only where the contour `inside` allows."""
+        """Fill a contour with its edge blurred by `soft` face units, limited to the contour `inside` if given."""
         pixels = self.pixels(points)
         blur = soft * self.unit
         margin = 2.5 * blur + 2
@@ -54,18 +54,21 @@ class Canvas:
         part[:] = mixed
 
     def solid(self, points: Points, colour, cover: bool = True) -> None:
-        """Fill a contour with a hard, anti-aliased edge; part of the person (lit, before the background) if `cover`."""
+        """Fill a contour with a hard, anti-aliased edge.
+
+        With `cover`, it counts as part of the person: lit, and in front of the background.
+        """
         fixed = np.round(self.pixels(points) * 2**_FRACTION_BITS).astype(np.int32)
         cv2.fillPoly(self.picture, [fixed], [float(c) for c in colour], cv2.LINE_AA, _FRACTION_BITS)
         if cover:
             cv2.fillPoly(self.covered, [fixed], 255, cv2.LINE_AA, _FRACTION_BITS)
 
     def ribbon(self, points: Points, width, colour, alpha: float = 1.0, soft: float = 0.0, inside=None) -> None:
-        """Fill a stroke of `width` (a number or one a point, face units) along an open curve."""
+        """Fill a stroke of `width` (one number, or one per point, in face units) along an open curve."""
         self.fill(_ribbon(points, width), colour, alpha, soft, inside)
 
     def hairs(self, curves: list[Points], colours, width: float) -> None:
-        """Draw many thin lines, `colours` [n, 3], cheaply."""
+        """Draw many thin lines at low cost; `colours` is [n, 3]."""
         thick = max(1, round(width * self.unit))
         for curve, colour in zip(curves, colours, strict=True):
             fixed = np.round(self.pixels(curve) * 2**_FRACTION_BITS).astype(np.int32)
@@ -80,9 +83,9 @@ def _mask(pixels: Points, left: int, top: int, right: int, bottom: int) -> np.nd
 
 
 def _soften(mask: np.ndarray, sigma: float) -> np.ndarray:
-    """Blur a mask; wide blurs by two box filters, whose cost does not grow with their width.
+    """Blur a mask. Wide blurs use two box filters, whose cost does not grow with their width.
 
-    (cv2.stackBlur is no slower, but what it returns depends on the number of threads.)
+    (cv2.stackBlur is as fast, but its result depends on the number of threads.)
     """
     if sigma < 1.5:
         return cv2.GaussianBlur(mask, (0, 0), sigma)
@@ -107,18 +110,18 @@ def _circle(centre, radius: float) -> Points:
 
 
 def _along(stops: list[tuple[int, int, int]], share: float) -> Colour:
-    """Return the colour at this share of the way along a row of colours."""
+    """Return the colour at this fraction of the way along a row of colours."""
     at = share * (len(stops) - 1)
     return np.array([np.interp(at, range(len(stops)), channel) for channel in zip(*stops, strict=True)])
 
 
 def skin_colour(melanin: float) -> Colour:
-    """Return the RGB 0..255 of a skin of this melanin 0..1, light to dark."""
+    """Return the RGB 0..255 of skin with this melanin 0..1, from light to dark."""
     return _along([(243, 208, 184), (229, 183, 150), (199, 146, 110), (150, 102, 72), (98, 66, 48)], melanin)
 
 
 def hair_colour(shade: float, melanin: float, age: float) -> Colour:
-    """Return the RGB 0..255 of hair: darker with melanin, grey with age, else black to blond by `shade`."""
+    """Return the RGB 0..255 of hair: black to blond by `shade`, darker with melanin, grey with age."""
     stops = [(26, 21, 20), (52, 36, 27), (88, 58, 38), (128, 82, 48), (178, 138, 84)]
     colour = _along(stops, shade * (1 - 0.85 * min(1.0, melanin * 1.4)))
     grey = np.clip((age - 0.82) * 5, 0, 0.8)
@@ -128,9 +131,9 @@ def hair_colour(shade: float, melanin: float, age: float) -> Colour:
 def paint(
     canvas: Canvas, body: Anatomy, person: Identity, domain: Domain, clothes: Colour, rng: np.random.Generator
 ) -> None:
-    """Paint one person of a population over the canvas's background, in flat colours: `light_up` comes after.
+    """Paint one person of a population over the canvas's background, in flat colours, for `light_up` to light.
 
-    `rng` draws the hair and the like of one photograph.
+    `rng` draws the hair and similar details of one image.
     """
     palest, darkest = domain.melanin
     melanin = palest + person.traits["melanin"] * (darkest - palest)

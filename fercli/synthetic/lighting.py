@@ -1,4 +1,4 @@
-"""Light on a painted face, so that flat colours look round: Lambert's cosine over a field of heights."""
+"""Light a painted face so that flat colours look round: Lambert's cosine law over a height field."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def light_up(
     domain: Domain,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Light a painted person: Lambert's cosine over a height field, and a soft gloss.
+    """Light a painted person: Lambert's cosine law over a height field, and a soft gloss.
 
-    The height is an ellipsoid plus axis-aligned Gaussian bumps, so its gradient is two matrix products, and exact.
+    The height is an ellipsoid plus axis-aligned Gaussian bumps, so its gradient is exact and takes two matrix products.
 
     Args:
-        image: uint8 [H, W, 3] RGB, flat colours.
-        covered: uint8 [H, W], 255 where the person is; the rest stays as it is.
+        picture: uint8 [H, W, 3] RGB, flat colours.
+        covered: uint8 [H, W], 255 where the person is; the rest is not changed.
         matrix: float [2, 3], face units to pixels of this image.
-        domain: how it is lit; `rng` draws the light of one photograph.
+        domain: determines the lighting; `rng` draws the light of one image.
 
     Returns:
-        float32 [H, W, 3], 0..255 and beyond.
+        float32 [H, W, 3], 0..255 and above.
     """
     maps = _light_maps(matrix, body, domain, rng)
     grid = np.array([[_STEP, 0, _LEFT], [0, _STEP, _TOP], [0, 0, 1]])
@@ -42,7 +42,7 @@ def light_up(
 
 
 def _light_maps(matrix: np.ndarray, body: Anatomy, domain: Domain, rng: np.random.Generator) -> np.ndarray:
-    """Return float32 [rows, columns, 4] over the height field's grid: what to add to 1 as factor of RGB, and gloss."""
+    """Return float32 [rows, columns, 4] over the height field's grid: the factors of RGB minus 1, and the gloss."""
     side, above = rng.uniform(-1, 1) * domain.light_side, rng.uniform(*domain.light_above)
     tint = np.clip(1 + rng.normal(0, domain.tint, 3), 0.6, 1.4)
     ambient = rng.uniform(*domain.ambient)
@@ -57,7 +57,7 @@ def _light_maps(matrix: np.ndarray, body: Anatomy, domain: Domain, rng: np.rando
     slope_x = -0.85 * u / wide / dome + (down * height * domain.relief).T @ (across * -(x - bx) / sx**2)
     slope_y = -0.6 * v / 2.0 / dome + (down * height * domain.relief * -(y - by) / sy**2).T @ across
     length = np.sqrt(slope_x**2 + slope_y**2 + 1)
-    # Light comes in the image's frame; the height field rolls with the head.
+    # The light's direction is given in the image's frame, but the height field rolls with the head.
     lx, ly = matrix[:, :2].T @ np.array([side, -above]) / np.hypot(matrix[0, 0], matrix[1, 0])
     towards = np.array([lx, ly, 1.0])
     towards /= np.linalg.norm(towards)
@@ -66,7 +66,7 @@ def _light_maps(matrix: np.ndarray, body: Anatomy, domain: Domain, rng: np.rando
     half = towards + np.array([0, 0, 1])
     half /= np.linalg.norm(half)
     gloss = np.maximum((-slope_x * half[0] - slope_y * half[1] + half[2]) / length, 0) ** 24 * domain.gloss * 255
-    # Red where blood is near the skin: cheeks and nose.
+    # Add red where blood is close to the surface of the skin: cheeks and nose.
     px, py = body.project([(-0.62, 0.55), (0.62, 0.55), (0, 0.6)], 0.1).T[..., None]
     red = 0.05 * np.exp(-0.5 * ((y - py) / 0.2) ** 2).T @ np.exp(-0.5 * ((x - px) / 0.22) ** 2)
     colours = [shade * tint[channel] * (1 + share * red) for channel, share in enumerate((0.4, -1, -1))]

@@ -1,7 +1,7 @@
 """Procedural faces: shaded drawings with the seven expressions, in domains that differ as datasets do.
 
-For the demo and the tests they take the place of photographs nobody may redistribute; figures measured on them say
-that the pipeline works, not how well it reads people. Every face is a pure function of its arguments.
+In the demo and the tests they replace photographs that may not be redistributed. Results on them show that the pipeline
+works, not how well it recognises real people's expressions. Every face is a pure function of its arguments.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Face:
         image: uint8 [H, W, 3] RGB.
         landmarks: float32 [5, 2], (x, y) pixels (centres at integers): image-left eye, image-right eye (each the
             middle of its corners), nose tip, image-left and image-right mouth corner.
-        label: 0..6, in the order of `fercli.expressions.EXPRESSIONS`: the expression asked for, however weak it is.
+        label: 0..6, in the order of `fercli.expressions.EXPRESSIONS`: the requested expression, however weak it is.
         identity: the seed of the person.
         box: (left, top, right, bottom) around the face, brow to chin and a little more, within the image.
     """
@@ -45,9 +45,10 @@ class Face:
 
 
 def render(domain: Domain, identity_seed: int, expression: int, image_seed: int) -> Face:
-    """Return one face of a domain: the person of `identity_seed` with `expression` 0..6, photographed as `image_seed`.
+    """Return one face of a domain: the person of `identity_seed` with `expression` 0..6 in the image of `image_seed`.
 
-    The same arguments give the same pixels, in any order, thread or process. Raises ValueError for no such expression.
+    The same arguments give the same pixels, in any order, thread or process. Raises ValueError for an expression
+    outside 0..6.
     """
     if not 0 <= expression < NUM_EXPRESSIONS:
         raise ValueError(f"expression {expression} is not one of 0..{NUM_EXPRESSIONS - 1}")
@@ -58,14 +59,14 @@ def render(domain: Domain, identity_seed: int, expression: int, image_seed: int)
     roll, yaw, pitch = np.clip(scene.standard_normal(3), -2.2, 2.2) * (domain.roll, domain.yaw, domain.pitch)
     body = build(person, person.factors(domain.proportions), units, yaw, pitch, muscles)
     matrix = _placement(domain, body.outline, roll, scene)
-    # The image is drawn finer than it is kept, pixel centres being at integers in both.
+    # The image is drawn larger than its final size. Pixel centres are at integers in both.
     fine = matrix * domain.supersample
     fine[:, 2] += (domain.supersample - 1) / 2
     backdrop = _background(domain, scene)
     canvas = Canvas(backdrop, fine)
     clothes = np.clip(scene.uniform(35, 190) + scene.normal(0, 30, 3), 10, 240)
     paint(canvas, body, person, domain, clothes, paints)
-    # Light is smooth: it may wait until the image has its final, smaller size.
+    # Light is smooth, so it can be added after the image is reduced to its final size.
     picture, covered = (
         cv2.resize(p, domain.size, interpolation=cv2.INTER_AREA) for p in (canvas.picture, canvas.covered)
     )
@@ -86,12 +87,12 @@ def sample(
     The seven expressions are equally frequent, to within one face.
 
     Args:
-        seed: of the choice of people, expressions and photographs.
-        identities: the people's seeds, or how many there are (then 0, 1, ...). They take turns.
-        workers: processes that render (joblib); 1 renders here, as the faces are asked for.
+        seed: seed for the choice of people, expressions and images.
+        identities: the people's seeds, or the number of people (then their seeds are 0, 1, ...). They take turns.
+        workers: number of processes that render (joblib); 1 renders in this process, when a face is requested.
 
     Raises:
-        ValueError: no identities.
+        ValueError: there are no identities.
     """
     people = np.arange(identities) if isinstance(identities, int) else np.asarray(list(identities))
     if len(people) == 0:
@@ -109,7 +110,7 @@ def sample(
 
 
 def _placement(domain: Domain, outline: np.ndarray, roll: float, rng: np.random.Generator) -> np.ndarray:
-    """Return the similarity [2, 3] from face units to pixels that puts the face's middle near the image's."""
+    """Return the similarity [2, 3] from face units to pixels that puts the face's middle near the image's middle."""
     width, height = domain.size
     scale = rng.uniform(*domain.face_width) * width / np.ptp(outline[:, 0])
     angle = np.deg2rad(roll)
@@ -120,7 +121,7 @@ def _placement(domain: Domain, outline: np.ndarray, roll: float, rng: np.random.
 
 
 def _background(domain: Domain, rng: np.random.Generator) -> np.ndarray:
-    """Return a backdrop with a fall-off of light and, out of focus, blocks of colour and people without features."""
+    """Return a backdrop with a falloff of light, and out-of-focus blocks of colour and people without features."""
     width, height = (side * domain.supersample for side in domain.size)
     small_w, small_h = 96, max(2, round(96 * height / width))
     level, slant = rng.uniform(*domain.background), rng.normal(0, 0.12, 2)
@@ -142,7 +143,7 @@ def _background(domain: Domain, rng: np.random.Generator) -> np.ndarray:
 
 
 def _photograph(scene: np.ndarray, domain: Domain, rng: np.random.Generator) -> np.ndarray:
-    """Return the finished image uint8 of a scene float32 [H, W, 3]: lens, film, sensor, file, in this order."""
+    """Return the finished uint8 image of a scene float32 [H, W, 3]: lens, film, sensor, file, in this order."""
     image = cv2.cvtColor(scene, cv2.COLOR_RGB2GRAY)
     if not domain.grey:
         image = image[..., None] + np.float32(rng.uniform(*domain.saturation)) * (scene - image[..., None])
@@ -152,7 +153,7 @@ def _photograph(scene: np.ndarray, domain: Domain, rng: np.random.Generator) -> 
     contrast, gamma, brightness = (rng.uniform(*r) for r in (domain.contrast, domain.gamma, domain.brightness))
     curve = ((np.arange(256) / 255.0) ** gamma * 255 - 128) * contrast + 128 + brightness
     image = cv2.LUT(cv2.convertScaleAbs(np.maximum(image, 0)), curve.astype(np.float32))
-    # Grain of brightness only: colour grain costs three times as much, and files throw most of it away.
+    # Grain in brightness only: colour grain costs three times as much, and image files discard most of it.
     grain = rng.standard_normal(image.shape[:2], dtype=np.float32) * np.float32(rng.uniform(*domain.noise))
     image = cv2.convertScaleAbs(np.maximum(image + (grain if domain.grey else grain[..., None]), 0))
     if domain.jpeg is not None:

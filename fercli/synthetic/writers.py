@@ -1,8 +1,8 @@
-"""Write procedural faces in real datasets' own layouts, so that a demo or a test goes through the true readers.
+"""Write procedural faces in the layouts of real datasets, so that a demo or a test uses the actual readers.
 
-Each writer fills a sibling folder ``NAME.partial`` and renames it to ``NAME`` when all is there: a folder that exists
-is whole, and what a killed write left is swept away by the next. In every root lies `SYNTHETIC_MARKER`, which says in a
-sentence that these are no photographs. Faces may be any iterable: they are written as they come.
+Each writer fills a sibling folder ``NAME.partial`` and renames it to ``NAME`` at the end. A folder that exists is
+therefore complete, and the next write removes what a killed write has left. Every root contains `SYNTHETIC_MARKER`, a
+file that states in one sentence that these are not photographs. Faces may be any iterable and are written one by one.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _COLUMNS = ("path", "label", "split", "subject", "left", "top", "right", "bottom
 
 
 def write_raf_db(root: str | Path, train: Iterable[Face], test: Iterable[Face]) -> Path:
-    """Write RAF-DB's basic part: label list, original images, five landmarks and face box an image.
+    """Write RAF-DB's basic part: label list, original images, and five landmarks and a face box per image.
 
-    The attributes after the landmarks are constants, drawn people having none: gender 2 (unsure), race 0, age 2
-    (20-39). Returns the root; raises FercliError where it exists already and is not empty.
+    The attributes after the landmarks are constants, because drawn people have none: gender 2 (unsure), race 0, age 2
+    (20-39). Returns the root; raises FercliError if it already exists and is not empty.
     """
     codes = _code_of("raf-db")
     with _whole(root, "RAF-DB") as folder:
@@ -61,11 +61,11 @@ def write_raf_db(root: str | Path, train: Iterable[Face], test: Iterable[Face]) 
 def write_jaffe(root: str | Path, faces: Iterable[Face]) -> Path:
     """Write JAFFE's flat folder of 256x256 grey tiffs, ``KM.NE1.1.tiff``: subject, expression, take, serial number.
 
-    Identities become JAFFE's ten subjects in the order in which they first come. Take and serial count within a
-    subject, so takes pass 9 where there are many. Returns the root.
+    Identities become JAFFE's ten subjects in the order in which they first appear. Take and serial number are counted
+    within a subject, so takes exceed 9 if there are many. Returns the root.
 
     Raises:
-        FercliError: the root exists already and is not empty.
+        FercliError: the root already exists and is not empty.
         ValueError: a face is not 256x256, or there are more than ten identities.
     """
     subjects: dict[int, str] = {}
@@ -77,7 +77,7 @@ def write_jaffe(root: str | Path, faces: Iterable[Face]) -> Path:
                 raise ValueError(f"JAFFE's images are 256x256, not {face.image.shape[1]}x{face.image.shape[0]}")
             if face.identity not in subjects:
                 if len(subjects) == len(_JAFFE_SUBJECTS):
-                    raise ValueError("JAFFE has 10 subjects: sample from that many identities")
+                    raise ValueError("JAFFE has 10 subjects; sample from at most 10 identities")
                 subjects[face.identity] = _JAFFE_SUBJECTS[len(subjects)]
             subject, expression = subjects[face.identity], _JAFFE_EXPRESSIONS[face.label]
             takes[subject, expression] += 1
@@ -91,7 +91,7 @@ def write_csv(root: str | Path, splits: Mapping[str, Iterable[Face]]) -> Path:
     """Write ``faces.csv`` and the images it lists, ``images/train_00001.png``.
 
     Columns: path (below ``images/``), label (in words), split, subject, left, top, right, bottom, and x and y of the
-    five landmarks (leye_x ... rmouth_y). Returns the root; raises FercliError where it exists already and is not empty.
+    five landmarks (leye_x ... rmouth_y). Returns the root; raises FercliError if it already exists and is not empty.
     """
     with _whole(root, "a csv of paths and labels") as folder, (folder / "faces.csv").open("w", newline="") as file:
         rows, images = csv.writer(file), _made(folder / "images")
@@ -107,10 +107,10 @@ def write_csv(root: str | Path, splits: Mapping[str, Iterable[Face]]) -> Path:
 
 @contextmanager
 def _whole(root: str | Path, layout: str) -> Iterator[Path]:
-    """Give a folder to fill that becomes `root` when the block ends well, and never exists half filled under it."""
+    """Yield a folder to fill that is renamed to `root` when the block succeeds, so that `root` is never half filled."""
     root = Path(root)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
-        raise FercliError(f"{root} exists already; remove it to write procedural faces there")
+        raise FercliError(f"{root} already exists; remove it to write procedural faces there")
     partial = root.with_name(root.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -123,18 +123,18 @@ def _whole(root: str | Path, layout: str) -> Iterator[Path]:
 
 
 def _made(folder: Path) -> Path:
-    """Return the folder, made with its parents where it was not there."""
+    """Return the folder, created with its parents if it did not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def _code_of(dataset: str) -> dict[int, int]:
-    """Return the dataset's code of each of our labels: the table that its reader uses, the other way round."""
+    """Return the dataset's code for each of fercli's labels: the inverse of the table that its reader uses."""
     return {label: code for code, label in READERS[dataset].codes.items() if label is not None}
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image, uint8 [H, W] or RGB [H, W, 3]; through bytes, for cv2 cannot open every name on every system."""
+    """Write an image, uint8 [H, W] or RGB [H, W, 3]; via bytes, because cv2 cannot open every name on every system."""
     ordered = image if image.ndim == 2 else image[..., ::-1]
     options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
     done, data = cv2.imencode(path.suffix, ordered, options)
