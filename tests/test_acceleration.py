@@ -45,7 +45,7 @@ def test_precision_on_a_cpu(asked: str, given: str) -> None:
 
 @pytest.mark.parametrize("asked", ["tf32", "16-mixed"])
 def test_what_a_cpu_does_not_have_is_said(asked: str) -> None:
-    with pytest.raises(FercliError, match=f"{asked} needs a CUDA device; on a CPU take 32-true or bf16-mixed"):
+    with pytest.raises(FercliError, match=f"{asked} needs a CUDA device; on a CPU use 32-true or bf16-mixed"):
         make_fabric(Engine(device="cpu", precision=asked))
 
 

@@ -368,7 +368,7 @@ def test_a_run_with_other_settings_is_not_mixed(command: str, setting: str, text
     folder = bench.runs / ("source" if command == "train-source" else "adapt-jaffe")
     before = (folder / "last.ckpt").read_bytes()
     line = told(bench(command, "--set", setting), 1)
-    assert "was begun with other settings" in line
+    assert "was started with other settings" in line
     assert text in line
     assert "--restart" in line
     assert (folder / "last.ckpt").read_bytes() == before
@@ -400,7 +400,7 @@ def test_an_adaptation_of_a_former_source_model_is_not_taken_for_this_one(make_a
 def test_runs_that_cannot_be_written_are_told(bench: Bench) -> None:
     (bench.folder / "runs").write_text("a file in the way")
     line = told(bench("train-source"), 1)
-    assert "cannot make" in line
+    assert "cannot create" in line
     assert "paths.runs" in line
 
 
@@ -410,7 +410,7 @@ def test_a_broken_checkpoint_is_told(make_adapting) -> None:
         file = bench.runs / f"source/{name}.ckpt"
         file.write_bytes(file.read_bytes()[:1000])
         line = told(bench(command), 1)
-        assert f"{name}.ckpt is truncated or damaged; train that stage again: --restart" in line
+        assert f"{name}.ckpt is truncated or damaged; train that stage again with --restart" in line
 
 
 def test_a_stop_in_the_last_step_of_one_target_begins_no_other(

@@ -399,7 +399,7 @@ def test_a_leftover_of_a_killed_write_is_no_checkpoint(make_adapting) -> None:
 def test_another_architecture_is_named_by_its_key(setting: str, told: str, command: str, make_adapting) -> None:
     result = make_adapting("other")(command, "--set", setting)
     assert result.exit_code == 1
-    assert "of another architecture" in result.stderr
+    assert "has another architecture" in result.stderr
     assert told in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 

@@ -244,6 +244,6 @@ def test_steps_are_recorded_by_the_shapes_of_their_batches(fails: bool, room: Pa
     assert tapes.recorded == (0 if fails else 2)
     told = (
         "warning: a step cannot be recorded as a CUDA graph here (RuntimeError: operation not permitted when stream is "
-        "capturing); going on without it (engine.compile=off)\n"
+        "capturing); training without it (engine.compile=off)\n"
     )
     assert capsys.readouterr().err == told * fails

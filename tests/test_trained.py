@@ -143,7 +143,7 @@ def plain_weights(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (damage, "is truncated or damaged; train that stage again: --restart"),
+        (damage, "is truncated or damaged; train that stage again with --restart"),
         (plain_weights, "is not a fercli checkpoint"),
         (take("stage"), "is not a model of train-source or adapt (it has no stage)"),
         (take("best", "status"), "is not a model of train-source or adapt (it has no best, status)"),
@@ -164,7 +164,7 @@ def test_weights_of_another_network_are_told(trained: Bench, tmp_path: Path) -> 
     state = checkpoint.load(folder / "best.ckpt")
     network = {**state["network"], "global_head.conv.bias": torch.zeros(3)}
     checkpoint.save(folder / "best.ckpt", {**state, "network": network})
-    with pytest.raises(FercliError, match="of another network than its spec describes"):
+    with pytest.raises(FercliError, match="do not fit the network that its spec describes"):
         find_trained(folder).network(torch.device("cpu"))
 
 
