@@ -397,7 +397,7 @@ def test_a_target_of_a_few_faces_trains_with_every_method(
     bench = cut_bench(tmp_path, trained, lambda labels: np.arange(count), changes={**by(method), "adapt.tag": "few"})
     result = bench.done("adapt", "--quiet")
     line, *doubts = result.stderr.strip().splitlines()
-    assert line == f"warning: jaffe has {count} face(s), fewer than a batch of 4: faces repeat in it"
+    assert line == f"warning: jaffe has {count} face(s), fewer than a batch of 4: faces repeat in a batch"
     few = "1 face is few" if count == 1 else f"{count} faces are few"
     assert [few in doubt for doubt in doubts] == [True] * (not method_class(method).needs_source)
     folder = bench.runs / "adapt-jaffe-few"

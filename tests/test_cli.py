@@ -368,7 +368,7 @@ def test_a_run_with_other_settings_is_not_mixed(command: str, setting: str, text
     folder = bench.runs / ("source" if command == "train-source" else "adapt-jaffe")
     before = (folder / "last.ckpt").read_bytes()
     line = told(bench(command, "--set", setting), 1)
-    assert "was started with other settings" in line
+    assert "was started with different settings" in line
     assert text in line
     assert "--restart" in line
     assert (folder / "last.ckpt").read_bytes() == before

@@ -189,7 +189,7 @@ def test_a_method_with_a_source_takes_the_models_own(
 ) -> None:
     words = ("--from", trained.runs / "source", "--target", pictures, "--method", "dann", "--quiet")
     line = told(adapt(*words, *small()), 1)
-    assert "dann trains on the source too, and raf-db is not prepared in prepared" in line
+    assert "dann trains on the source too, but raf-db is not prepared in prepared" in line
     assert "--method aglrls-sf" in line
     assert adapt(*words, *small(f"paths.prepared={prepared}")).exit_code == 0
 
@@ -197,7 +197,7 @@ def test_a_method_with_a_source_takes_the_models_own(
 @pytest.mark.parametrize(
     ("words", "code", "told_words"),
     [
-        (("--from", "nowhere", "--target", "P"), 1, ["no run folder or checkpoint nowhere"]),
+        (("--from", "nowhere", "--target", "P"), 1, ["no such run folder or checkpoint: nowhere"]),
         (("--from", "starter"), 2, ["no target", "--target"]),
         (("--from", "starter", "--target", "gone/"), 1, ["no folder gone/"]),
         (("--from", "starter", "--target", ""), 2, ["cannot be a dataset's name"]),
@@ -209,12 +209,12 @@ def test_a_method_with_a_source_takes_the_models_own(
         (("--from", "starter", "--target", "empty/"), 1, ["there is no image in", "empty"]),
         (("--from", "starter", "--target", "walls/"), 1, ["walls: not one face in 2 records"]),
         (("--from", "starter", "--target", "fer2013"), 2, ["fer2013 is a source of this run"]),
-        (("--from", "starter", "--target", "P", "--set", "adapt.select=source-val"), 2, ["aglrls-sf opens no source"]),
-        (("--from", "AGRA", "--target", "P"), 2, ["answers through networks of agra"]),
+        (("--from", "starter", "--target", "P", "--set", "adapt.select=source-val"), 2, ["aglrls-sf uses no source"]),
+        (("--from", "AGRA", "--target", "P"), 2, ["predicts with networks of agra"]),
         (
             ("--from", "OTHER", "--target", "P", "--set", "name=taken"),
             1,
-            ["holds another model than", "--set name=NAME"],
+            ["holds a different model from", "--set name=NAME"],
         ),
         (
             ("--from", "starter", "--target", "far/P", "--set", "name=taken"),
@@ -284,4 +284,4 @@ def test_a_sweep_from_a_start_trains_no_source(trained: Bench, prepared: Path, t
     (tmp_path / "other").mkdir()
     checkpoint.save(tmp_path / "other/best.ckpt", state)
     other = run("sweep", spec, "--quiet", "--set", f"adapt.start={tmp_path / 'other'}")
-    assert other.exit_code == 1 and other.stderr.count("holds another model than") == 2
+    assert other.exit_code == 1 and other.stderr.count("holds a different model from") == 2

@@ -141,14 +141,16 @@ def copy_without(net: GlobalLocal) -> GlobalLocal:
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - set(WITH_SOURCE)))
 def test_a_method_without_a_source_refuses(name: str) -> None:
-    with pytest.raises(SpecError, match=rf"adapt\.sharpness: {name} learns no source"):
+    with pytest.raises(
+        SpecError, match=rf"adapt\.sharpness: it smooths the source loss, and {name} trains on no source"
+    ):
         TrainingModule(network(), made(name), RHO)
     TrainingModule(network(), made(name))
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(FercliError, match=r"adapt\.sharpness runs in one process"):
+    with pytest.raises(FercliError, match=r"adapt\.sharpness works in one process only"):
         TrainingModule(network(), made("dann"), RHO)
     TrainingModule(network(), made("dann"))
 
@@ -185,5 +187,5 @@ def test_the_command_refuses_it_where_no_source_is_learned(make_adapting) -> Non
     result = bench("adapt", "--quiet")
     assert result.exit_code == 2
     assert result.stderr.strip() == (
-        "error: adapt.sharpness: tent learns no source, whose loss is what it smooths; set it to null"
+        "error: adapt.sharpness: it smooths the source loss, and tent trains on no source; set it to null"
     )

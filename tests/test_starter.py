@@ -232,14 +232,18 @@ def test_a_picture_is_answered_out_of_the_box_and_one_line_says_by_whom(here, ph
         (
             ["-c", "demo"],
             (),
-            "no run folder or checkpoint runs/demo; train one: fercli train-source -c demo; or use the",
+            "no such run folder or checkpoint: runs/demo; train one: fercli train-source -c demo; or use the",
         ),
         (
             ["--set", "engine.device=cpu"],
             (),
-            "no run folder or checkpoint runs/baseline; train one: fercli train-source",
+            "no such run folder or checkpoint: runs/baseline; train one: fercli train-source",
         ),
-        ([], ("fercli.yaml",), "no run folder or checkpoint runs/mine; train one: fercli train-source; or use the"),
+        (
+            [],
+            ("fercli.yaml",),
+            "no such run folder or checkpoint: runs/mine; train one: fercli train-source; or use the",
+        ),
         (["-c", "demo"], ("runs/demo/source/last.ckpt",), "holds no trained model; run: fercli train-source -c demo"),
         (["--set", "name=a", "--target", "jaffe"], ("runs/a/source/x",), "no model adapted to jaffe (adapted: none)"),
     ],

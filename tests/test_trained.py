@@ -76,7 +76,7 @@ def test_the_model_that_is_meant(run: str, target: str | None, found: str, runs:
 @pytest.mark.parametrize(
     ("run", "target", "told"),
     [
-        ("nowhere", None, "no run folder or checkpoint"),
+        ("nowhere", None, "no such run folder or checkpoint"),
         ("empty", None, "holds no trained model; run: fercli train-source"),
         ("empty", "source", "no source model in"),
         ("empty", "jaffe", "no model adapted to jaffe (adapted: none); run: fercli adapt --target jaffe"),
@@ -145,8 +145,8 @@ def plain_weights(path: Path) -> None:
     [
         (damage, "is truncated or damaged; train that stage again with --restart"),
         (plain_weights, "is not a fercli checkpoint"),
-        (take("stage"), "is not a model of train-source or adapt (it has no stage)"),
-        (take("best", "status"), "is not a model of train-source or adapt (it has no best, status)"),
+        (take("stage"), "is not a model of train-source or adapt (missing: stage)"),
+        (take("best", "status"), "is not a model of train-source or adapt (missing: best, status)"),
     ],
 )
 def test_a_file_that_is_no_model(change, told: str, trained: Bench, tmp_path: Path) -> None:

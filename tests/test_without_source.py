@@ -89,8 +89,8 @@ def test_an_epoch_is_once_through_the_target(make_adapting) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"adapt.select": "source-val"}, ["adapt.select: source-val reads", "shot opens no source", "infomax"]),
-        ({"adapt.select": "dev"}, ["adapt.select: dev reads", "source training images", "shot opens no source"]),
+        ({"adapt.select": "source-val"}, ["adapt.select: source-val reads", "shot uses no source", "infomax"]),
+        ({"adapt.select": "dev"}, ["adapt.select: dev reads", "source training images", "shot uses no source"]),
         ({"adapt.also_score": "dev"}, ["adapt.also_score: dev reads", "leave it out"]),
     ],
 )

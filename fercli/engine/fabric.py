@@ -29,7 +29,7 @@ from fercli.spec import Engine
 
 
 class Launch(NamedTuple):
-    """How the processes were started (torchrun, srun, or nobody for a single one), and how many on how many machines."""
+    """How the processes were started (torchrun, srun or nobody), how many there are, and on how many machines."""
 
     by: str
     processes: int

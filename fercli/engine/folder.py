@@ -99,8 +99,8 @@ def stage_folder(folder: Path, record: dict[str, Any], stores: Sequence[Store], 
         restart: remove what the folder contains.
 
     Raises:
-        FercliError: the folder cannot be created, another command uses it, or it holds a run with other settings or
-            with other faces.
+        FercliError: the folder cannot be created, another command uses it, or it holds a run with different settings
+            or faces.
     """
     with ExitStack() as held:
         distributed.on_rank_zero(_open_folder, held, folder, record, stores, restart)
@@ -128,13 +128,13 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
         free = FREE - {"epochs"} if record["spec"][_PLANS[stage]]["schedule"] == "cosine" else FREE
         problem = differences(resolved(old["spec"]), record["spec"], FIXED[stage], free)
         if not problem and old.get("source_model") != record.get("source_model"):
-            problem = "from another source model"
+            problem = "adapted from another source model"
         other = [] if problem else prepared_again(old, stores)
         if other:
-            problem = f"{', '.join(store.name for store in other)} was prepared again, with other faces"
+            problem = f"{', '.join(store.name for store in other)} was prepared again, with different faces"
         if problem:
             raise FercliError(
-                f"{folder} was started with other settings ({problem})",
+                f"{folder} was started with different settings ({problem})",
                 "give the run another name, or start it again (--restart; for a sweep, remove that folder)",
             )
     text = to_yaml(Spec.model_validate(record["spec"])).encode()
