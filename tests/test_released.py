@@ -359,7 +359,9 @@ def test_predict_answers_by_it_and_what_has_no_spec_refuses_it(files, ir18, tmp_
     np.testing.assert_allclose(list(found["probabilities"].values()), due.probabilities, atol=1e-4)
     (line,) = lines(run(*words, files["agra"]))
     assert line["faces"][0]["heads"] == {"fused": line["faces"][0]["expression"]}
-    assert "whose target is not known (AGRA), not for jaffe" in told(run(*words, files["agra"], "--target", "jaffe"))
+    assert "with an unknown target (AGRA), not a model for jaffe" in told(
+        run(*words, files["agra"], "--target", "jaffe")
+    )
     refused = "does not say how its faces are cut; use it with a spec: fercli evaluate --model FILE"
     assert refused in told(run("export", files["agra"]))
     with pytest.raises(FercliError, match=r"AGLRLS/CGLRL checkpoint.*which does not say how its faces are cut"):

@@ -200,7 +200,7 @@ def test_a_training_may_start_from_it(bench, here) -> None:
 
 def test_a_target_that_it_was_not_adapted_to(photo) -> None:
     assert find_trained("starter", "source").path == FILE
-    assert "is the source model, not for jaffe; leave the target out" in told(
+    assert "is the source model, not a model for jaffe; leave out the target" in told(
         run("predict", photo, "--run", "starter", "--target", "jaffe"), 1
     )
 

@@ -275,8 +275,10 @@ def _is(model: Trained, target: str) -> bool:
 def _checked(model: Trained, target: str | None) -> Trained:
     if target is not None and not _is(model, target):
         told = f"adapted to {model.target}" if model.target else "the source model"
-        told = f"a released checkpoint, whose target is not known ({model.released})" if model.released else told
-        raise FercliError(f"{model.path} is {told}, not for {target}", "leave the target out, or name the run's folder")
+        told = f"a released checkpoint with an unknown target ({model.released})" if model.released else told
+        raise FercliError(
+            f"{model.path} is {told}, not a model for {target}", "leave out the target, or name the run folder"
+        )
     return model
 
 
