@@ -630,8 +630,8 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_STEP_TASKS_PER_
         ({"SLURM_NTASKS": "6"}, Launch("nobody", 1, 1)),  # a batch script alone
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "6"}, Launch("srun", 6, 1)),
         ({**SRUN, "SLURM_JOB_NAME": "interactive"}, Launch("nobody", 1, 1)),
-        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,2"}, "as many as the others"),
-        ({**TORCHRUN, "WORLD_SIZE": "7"}, "as many as the others"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,2"}, "start the same number on each"),
+        ({**TORCHRUN, "WORLD_SIZE": "7"}, "start the same number on each"),
     ],
 )
 def test_launched(environment: dict[str, str], expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -653,7 +653,7 @@ def test_a_batch_is_split_evenly_or_refused(batch: int, advised: int | None, mon
     if advised is None:
         check_batch(batch, "adapt.batch")
     else:
-        with pytest.raises(FercliError, match=f"adapt.batch {batch} .* by 4 processes; set it to {advised}"):
+        with pytest.raises(FercliError, match=f"adapt.batch {batch} .* over 4 processes; set it to {advised}"):
             check_batch(batch, "adapt.batch")
 
 

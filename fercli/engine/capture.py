@@ -67,7 +67,7 @@ class CudaGraphs:
     """Records work on the current CUDA device as graphs. They share their memory: only one runs at a time."""
 
     def __init__(self) -> None:
-        # One stream for the warm-up steps and for the recording, so that memory kept by autograd is shared.
+        # One stream for the warm-up steps and the recording, so that what autograd keeps from the first serves the second.
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -82,7 +82,7 @@ class CudaGraphs:
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record work without doing it; returns a function that does it in one launch. All errors are raised."""
         graph = torch.cuda.CUDAGraph()
-        # Restrict errors to this thread: another thread may fetch the next faces meanwhile.
+        # Only this thread's calls are checked: another thread may fetch the next faces meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             work()
         return graph.replay

@@ -1,7 +1,7 @@
 """Checkpoints released by the authors of AGLRLS, CGLRL and AGRA, as trained models of fercli.
 
 Such a file holds weights, and at most an epoch and the learning status b. It does not record its source, its target, or
-how its faces were cropped. Its classes are assumed to be the benchmark's, in the benchmark's order, which is
+how its faces were cut. Its classes are assumed to be the benchmark's, in the benchmark's order, which is
 `fercli.expressions.EXPRESSIONS`.
 """
 

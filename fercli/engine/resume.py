@@ -70,7 +70,7 @@ def _for_use(training: Training) -> dict[str, Any]:
 
 
 def carry_momentum(training: Training, source: dict[str, Any], path: Path) -> None:
-    """Start an adaptation's optimizer with the final momentum of the source model's (as in AGLRLS's code).
+    """Start an adaptation's optimizer with the momentum that stage 1 ended with (as in AGLRLS's code).
 
     Args:
         source: the source model's checkpoint, of the same architecture.

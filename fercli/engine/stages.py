@@ -171,7 +171,7 @@ def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target
 
 
 def _tell_departures(spec: Spec) -> None:
-    """Print how a run with published settings departs from the publication, so that it is not mistaken for it."""
+    """Print how a run with published settings departs from the released code, so that it is not mistaken for it."""
     other = departures_of(spec)
     if other is not None:
         told = ", except for ".join(["as released (faithful: published)", *([", ".join(other)] if other else [])])
