@@ -67,7 +67,7 @@ class CudaGraphs:
     """Records work on the current CUDA device as graphs. They share their memory: only one runs at a time."""
 
     def __init__(self) -> None:
-        # One stream for the warm-up steps and the recording, so that what autograd keeps from the first serves the second.
+        # One stream for the warm-up steps and the recording: what autograd keeps from the first serves the second.
         self._stream = torch.cuda.Stream()
         self._pool = torch.cuda.graph_pool_handle()
 
