@@ -413,7 +413,10 @@ MISTAKES = {
         "has an IR-SE-18; scored are",
     ),
     "eight classes": (lambda: changed(**classes(8)), "has 8 classes, but fercli has 7 expressions"),
-    "eight classes, AGRA": (lambda: agra_of(fc__weight=torch.zeros(8, 384)), "tells 8 classes apart"),
+    "eight classes, AGRA": (
+        lambda: agra_of(fc__weight=torch.zeros(8, 384)),
+        "has 8 classes, but fercli has 7 expressions",
+    ),
     "a part missing": (
         lambda: changed(output_layer__0__bias=None),
         "is not AGLRLS/CGLRL as released: 1 missing: global_head.conv.bias",
