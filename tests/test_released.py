@@ -410,7 +410,7 @@ MISTAKES = {
     ),
     "an IR-SE": (
         lambda: changed(**{"layer1__0__res_layer__5__fc1__weight": torch.zeros(4, 64, 1, 1)}),
-        "has an IR-SE-18; scored are",
+        "has an IR-SE-18; only IR-50",
     ),
     "eight classes": (lambda: changed(**classes(8)), "has 8 classes, but fercli has 7 expressions"),
     "eight classes, AGRA": (
