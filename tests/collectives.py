@@ -1,9 +1,9 @@
-"""How many messages processes that train together exchange in a step of an adaptation, and of how many bytes.
+"""Count the messages, and their bytes, that processes exchange in a training step of an adaptation.
 
     torchrun --nproc-per-node 2 tests/collectives.py SPEC [KEY=VALUE ...]
 
-Each process counts what it takes part in, in steps of the real loop on stores of noise. The first process prints a
-JSON document: for each step the number of collectives by name, and the bytes that this process sends in them.
+Each process counts the collectives it takes part in, in steps of the real loop on stores of noise. The first process
+prints a JSON document: for each step the number of collectives by name, and the bytes that this process sends in them.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from fercli.engine.acceleration import accelerate
 from fercli.engine.loop import fit
 from fercli.spec import Spec, load
 
-#: Steps that are counted; DDP lays its buckets out again in the second.
+#: Number of counted steps; DDP rebuilds its buckets in the second.
 STEPS = 3
 
 
 class Collectives(TorchDispatchMode):
-    """Counts torch's collectives while it is on, those of the backward pass and of DDP too.
+    """Counts torch's collectives while it is active, including those of the backward pass and of DDP.
 
     Attributes:
-        seen: name, such as ``allreduce_`` -> how often.
-        sent: bytes of this process that went into them.
+        seen: name, such as ``allreduce_`` -> count.
+        sent: bytes that this process has sent in them.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Collectives(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d":
             self.seen[func._schema.name.removeprefix("c10d::")] += 1
-            # of a gather the second argument is what is given
+            # the second argument of a gather is the input
             given = args[1] if "gather" in func._schema.name else args[0]
             self.sent += sum(t.nbytes for t in tree_leaves(given) if isinstance(t, torch.Tensor))
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Losses and scores as plain loops, written from the papers' equations, with which tests compare."""
+"""Losses and scores as plain loops, written from the papers' equations, for comparison in tests."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def seven_heads(count: int, seed: int, sharpness: float = 2.0) -> Tensor:
 
 
 def certain(*tops: tuple[int, float]) -> Tensor:
-    """Probabilities: a row a pair (class, its probability); the other six share the rest."""
+    """Probabilities: one row for each pair (class, its probability); the other six classes share the rest."""
     return torch.tensor([[p if c == k else (1 - p) / 6 for c in range(7)] for k, p in tops], dtype=torch.float64)
 
 
@@ -28,7 +28,7 @@ def softmax(row: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Of one head, logits [N, C], face by face."""
+    """For one head, logits [N, C], face by face."""
     total = logits.new_zeros(())
     for row, label in zip(logits, labels, strict=True):
         wanted = torch.full_like(row, smoothing / len(row)).detach()
@@ -38,7 +38,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
 
 
 def head_cross_entropy(logits: Tensor, labels: Tensor, weights: Sequence[float], smoothing: float = 0.0) -> Tensor:
-    """Of seven heads, logits [N, 7, C], each with its weight."""
+    """For seven heads, logits [N, 7, C], each with its weight."""
     return sum(weights[h] * cross_entropy(logits[:, h], labels, smoothing) for h in range(7))
 
 
@@ -48,7 +48,7 @@ def reverse(z: Tensor, coefficient: float) -> Tensor:
 
 
 def domain_loss(discriminator: nn.Module, seen: Tensor, coefficient: float, is_source: bool) -> Tensor:
-    """What a discriminator loses on one face."""
+    """The loss of a discriminator on one face."""
     chance = torch.sigmoid(discriminator(reverse(seen, coefficient)[None]))[0]
     return -(chance if is_source else 1 - chance).log()
 
@@ -64,7 +64,7 @@ def conditional_adversarial(
 ) -> Tensor:
     """CDAN (NeurIPS 2018, eq. 8; CDAN+E where `conditioned`) face by face, features [N, D], logits [N, C].
 
-    The entropy is reversed by `of_entropy`, or as all else.
+    The entropy is reversed by `of_entropy` if given, else like everything else.
     """
     own = coefficient if of_entropy is None else of_entropy
     total = logits.new_zeros(())
@@ -89,7 +89,7 @@ def head_adversarial(
     conditioned: bool = True,
     of_entropy: float | None = None,
 ) -> Tensor:
-    """The same of all seven heads, each with its coefficient: a discriminator each, or three (global, local, fused)."""
+    """The same for seven heads, each with its coefficient: one discriminator each, or three (global, local, fused)."""
     each = [coefficient] * 7 if isinstance(coefficient, float) else coefficient
     logits, features = torch.cat([source.logits, target.logits]), torch.cat([source.features, target.features])
     is_source = torch.arange(len(logits)) < len(source.logits)
@@ -105,9 +105,9 @@ def head_adversarial(
 def glpc(
     p: Tensor | np.ndarray, b: Tensor | np.ndarray, threshold: float = 0.95, empty_sum: str = "all"
 ) -> tuple[int, str]:
-    """AGLRLS's decision for one face, p and b [7 heads, C], in Python's own floats as its released code computes it.
+    """AGLRLS's decision for one face, p and b [7 heads, C], in Python floats as in its released code.
 
-    Returns the answer and the stage that gave it. `empty_sum`: see `fercli.evaluation.decision.glpc`.
+    Returns the prediction and the stage that made it. `empty_sum`: see `fercli.evaluation.decision.glpc`.
     """
     p, b = ([[float(value) for value in row] for row in rows] for rows in (p, b))
     for head, stage in ((6, "fused"), (0, "global")):
@@ -121,7 +121,7 @@ def glpc(
 
 
 def learning_status(bank: Tensor) -> Tensor:
-    """FlexMatch's b [7, C] of a bank [7, faces], -1 for none yet, counted one by one."""
+    """FlexMatch's b [7, C] for a bank [7, faces] (-1: not filled yet), counted one by one."""
     status = torch.zeros(len(bank), 7)
     for h, row in enumerate(bank.tolist()):
         most = max(row.count(c) for c in range(-1, 7))
@@ -133,7 +133,7 @@ def learning_status(bank: Tensor) -> Tensor:
 def pseudo_label_loss(
     weak: Tensor, strong: Tensor, status: Tensor, weights: Sequence[float], threshold: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, 7, C] of both views: the loss, the labels that are sure [N, 7] (-1: none), and which were used."""
+    """Logits [N, 7, C] of both views: the loss, the confident labels [N, 7] (-1: none), and which were used."""
     loss, sure = strong.new_zeros(()), torch.full(weak.shape[:2], -1)
     used = torch.zeros(weak.shape[:2], dtype=torch.bool)
     for i in range(len(weak)):
@@ -149,7 +149,7 @@ def pseudo_label_loss(
 
 
 def ensemble_agreement(candidates: Sequence[list[list[float]]]) -> list[float]:
-    """EnsV, image by image: how often each candidate's answer is that of the sum of all; probabilities [K, N, C]."""
+    """EnsV by image: how often each candidate's prediction is that of the sum of all; probabilities [K, N, C]."""
     agreed = [0] * len(candidates)
     images = len(candidates[0])
     for i in range(images):
@@ -162,7 +162,7 @@ def ensemble_agreement(candidates: Sequence[list[list[float]]]) -> list[float]:
 def assert_same(
     value: Tensor, expected: Tensor, wanted: Sequence[Tensor], rtol: float = 1e-4, atol: float = 1e-5
 ) -> None:
-    """Equal values, and equal gradients by each of `wanted`, or none of either."""
+    """Equal values, and equal gradients with respect to each of `wanted`, or no gradient in both."""
     torch.testing.assert_close(value, expected, rtol=rtol, atol=atol, check_dtype=False)
     both = [torch.autograd.grad(x, wanted, retain_graph=True, allow_unused=True) for x in (value, expected)]
     for ours, plain in zip(*both, strict=True):

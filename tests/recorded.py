@@ -1,4 +1,4 @@
-"""Steps of training for tests, without data: on a device without memory, and recorded as a CUDA graph would be."""
+"""Training steps for tests, without data: on a device without memory, and recorded as a CUDA graph would be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FACES = 24
 
 
 def fabric_on(device: torch.device) -> Any:
-    """What `Training` uses of Fabric where one process trains in float32."""
+    """The parts of Fabric that `Training` uses for one process in float32."""
     return SimpleNamespace(
         device=device,
         setup=lambda module, optimizer: (module.to(device), optimizer),
@@ -34,7 +34,7 @@ def fabric_on(device: torch.device) -> Any:
 
 
 def noise_spec(room: Path, backbone: str = "ir-small", batch: int = 6, **adapt: Any) -> Spec:
-    """A spec whose source and target are stores of noise in `room`, made where they are not there."""
+    """A spec whose source and target are stores of noise in `room`; missing stores are created."""
     spec = on_noise(changed(Spec(), model={"backbone": backbone, "width": 4}), room)
     for seed, name in enumerate(("source", "target")):
         if not (room / name).exists():
@@ -46,12 +46,12 @@ def adaptation(spec: Spec, device: torch.device, folder: Path, fused: bool = Fal
     """An adaptation to the target, set up on a device, before its first step. The same numbers every time.
 
     Args:
-        fused: whether the optimizer is as on a CUDA device.
-        real: whether the network is the spec's, and not the least that methods can be tried on.
+        fused: whether the optimizer is the one used on a CUDA device.
+        real: whether the network is the spec's, instead of the smallest that methods accept.
     """
     torch.manual_seed(0)
     kind = method_class(spec.adapt.method)
-    with device:  # what methods make for themselves, too
+    with device:  # also for tensors that methods create
         network = empty_network(spec) if real else Small()
         source = source_faces(spec, device) if kind.needs_source else None
         target = target_faces(spec, open_store(spec, "target", labels=False), device)
@@ -65,10 +65,10 @@ def adaptation(spec: Spec, device: torch.device, folder: Path, fused: bool = Fal
 
 
 class Tape(TorchDispatchMode):
-    """Records every operation while it is entered, and plays them again: what a CUDA graph does, on any device.
+    """Records every operation while it is active, and replays them: what a CUDA graph does, on any device.
 
-    Each operation runs again on the very tensors that it had, whatever they hold by then, and with the numbers of
-    Python's that it had; its results go where the recorded ones lie.
+    Each operation runs again on the same tensors, whatever they hold by then, and with the same Python numbers. Its
+    results are written to where the recorded ones are.
     """
 
     def __init__(self) -> None:
@@ -85,5 +85,5 @@ class Tape(TorchDispatchMode):
         for func, args, kwargs, result in self._played:
             again = func(*args, **kwargs)
             for old, new in zip(tensors_in(result), tensors_in(again), strict=True):
-                if old.numel() and old.data_ptr() != new.data_ptr():  # no view, and not written in place
+                if old.numel() and old.data_ptr() != new.data_ptr():  # not a view, and not written in place
                     old.copy_(new)

@@ -1,4 +1,4 @@
-"""Answers of models to the faces of subjects, drawn: faces of one subject are alike, as in photographs of people."""
+"""Simulated model predictions on the faces of subjects: faces of one subject are alike, as in photographs of people."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-#: How many faces the subjects have: as many each, as in a laboratory, or as differing as in films.
+#: Numbers of faces per subject: equal, as in a laboratory dataset, or varied, as in films.
 EQUAL, UNEQUAL = (21,), (3, 7, 14, 21, 35, 60)
 
 
 def confusions(
     rng: np.random.Generator, samples: int, subjects: int, faces: Sequence[int], right: float = 0.85, sd: float = 1.0
 ) -> np.ndarray:
-    """Confusion matrices of one model, int64 [samples, subjects, 7, 7], every subject drawn anew.
+    """Confusion matrices of one model, int64 [samples, subjects, 7, 7], with newly drawn subjects in each sample.
 
     Args:
-        faces: a subject has one of these numbers of faces, each as likely.
-        right: an ordinary subject's share of right answers; some expressions are easier than others, and some taken for
-            others more often.
-        sd: how much subjects differ, as the deviation of the logit of that share; half as much again an expression.
+        faces: a subject has one of these numbers of faces, each equally likely.
+        right: an ordinary subject's share of correct predictions; some expressions are easier than others, and some are
+            confused with others more often.
+        sd: standard deviation of the logit of that share between subjects; half as much again between expressions.
     """
     count = rng.choice(faces, (samples, subjects))
     support = rng.multinomial(count, np.full(7, 1 / 7))
@@ -35,12 +35,11 @@ def confusions(
 def right_answers(
     rng: np.random.Generator, samples: int, subjects: int, faces: int, right: float = 0.7, sd: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which faces two models of one accuracy answer rightly, each bool [samples, subjects, faces].
+    """Which faces two models of equal accuracy predict correctly, each bool [samples, subjects, faces].
 
     Args:
-        right: an ordinary subject's share of right answers.
-        sd: how much each model, for itself, differs from subject to subject, as the deviation of the logit of that
-            share.
+        right: an ordinary subject's share of correct predictions.
+        sd: standard deviation of the logit of that share between subjects, for each model separately.
     """
     logit = np.log(right / (1 - right)) + sd * rng.normal(size=(2, samples, subjects, 1))
     first, second = rng.random((2, samples, subjects, faces)) < 1 / (1 + np.exp(-logit))

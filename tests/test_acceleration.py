@@ -1,4 +1,4 @@
-"""Precision by device, what stays float32, and compiling that may fail."""
+"""Precision by device, what stays float32, and compilation that may fail."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_precision_on_a_cpu(asked: str, given: str) -> None:
 
 
 @pytest.mark.parametrize("asked", ["tf32", "16-mixed"])
-def test_what_a_cpu_does_not_have_is_said(asked: str) -> None:
-    with pytest.raises(FercliError, match=f"{asked} needs a CUDA device; on a CPU take 32-true or bf16-mixed"):
+def test_precisions_that_a_cpu_lacks_are_refused(asked: str) -> None:
+    with pytest.raises(FercliError, match=f"{asked} needs a CUDA device; on a CPU use 32-true or bf16-mixed"):
         make_fabric(Engine(device="cpu", precision=asked))
 
 
 @pytest.mark.parametrize(("capability", "given"), [((9, 0), "bf16-mixed"), ((8, 0), "bf16-mixed"), ((7, 5), "32-true")])
-def test_auto_on_cuda_asks_the_device(monkeypatch: pytest.MonkeyPatch, capability, given: str) -> None:
+def test_auto_on_cuda_depends_on_the_device(monkeypatch: pytest.MonkeyPatch, capability, given: str) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     assert resolve_precision("auto", "cuda") == given
     assert resolve_precision("tf32", "cuda") == "tf32"
@@ -81,7 +81,7 @@ def test_only_the_network_is_half_and_only_in_training() -> None:
 
 
 def test_windows_are_cut_at_the_exact_landmarks_under_fabric() -> None:
-    # bfloat16 cannot tell 100 from 100.4: Fabric's own cast of inputs would move windows.
+    # bfloat16 cannot distinguish 100 from 100.4: Fabric's own cast of inputs would move the windows.
     fabric = make_fabric(Engine(device="cpu", precision="bf16-mixed"))
     module = fabric.setup_module(nn.Identity())
     point = torch.tensor([100.4])
@@ -134,18 +134,18 @@ def test_every_precision_trains_on_cuda(bench: Bench, precision: str) -> None:
 
 @pytest.mark.cuda
 @needs_cuda
-def test_the_fastest_way_is_taken_on_cuda() -> None:
+def test_the_fastest_way_is_chosen_on_cuda() -> None:
     net = network()
     given = accelerate(net, Engine(device="cuda"), torch.device("cuda"), 8)
     assert given["crop_nets"] in ("loop", "grouped", "matmul") and given["precision"] in ("bf16-mixed", "32-true")
     net(*(tensor.cuda() for tensor in faces())).logits.sum().backward()
 
 
-# Compiling
+# Compilation
 
 
 def steps(net: GlobalLocal, count: int = 2) -> list[torch.Tensor]:
-    """Logits and gradients of some training passes, and what passes change."""
+    """Logits and gradients of some training passes, and the buffers that the passes change."""
     answers = []
 
     def gradients() -> None:
@@ -161,7 +161,7 @@ def steps(net: GlobalLocal, count: int = 2) -> list[torch.Tensor]:
 
 def test_compiling_changes_neither_names_nor_numbers() -> None:
     plain, compiled = network(), network()
-    # what torch does to trace a step, without the minutes of a C++ compiler
+    # torch's tracing of a step, without the minutes that a C++ compiler takes
     compiled.compiled = Compiled(compiled.compute, backend="aot_eager")
     for ours, theirs in zip(steps(compiled), steps(plain), strict=True):
         assert (ours - theirs).norm() <= 1e-5 * theirs.norm().clamp(min=1)
@@ -193,18 +193,18 @@ def _no_backend(graph, inputs):
 @pytest.mark.parametrize(
     "backend", [_no_backend, aot_autograd(fw_compiler=nop, bw_compiler=_no_backend)], ids=["forward", "backward"]
 )
-def test_where_compiling_fails_training_goes_on_with_one_warning(backend, capsys) -> None:
+def test_if_compiling_fails_training_continues_with_one_warning(backend, capsys) -> None:
     plain, net = network(), network()
     net.compiled = Compiled(net.compute, backend=backend)
     for ours, theirs in zip(steps(net), steps(plain), strict=True):
-        assert torch.equal(ours, theirs)  # statistics have moved once a pass
+        assert torch.equal(ours, theirs)  # statistics were updated once per pass
     said = capsys.readouterr().err
     assert said.count("torch.compile does not work here") == 1
     assert said.count("\n") == 1 and "engine.compile=off" in said
     assert net.compiled is None
 
 
-def test_where_compiling_fails_random_numbers_are_drawn_once() -> None:
+def test_if_compiling_fails_random_numbers_are_drawn_once() -> None:
     drawn = {}
     for name, backend in (("plain", None), ("failed", _no_backend)):
         net = network()
@@ -246,7 +246,7 @@ def test_compiled_steps_on_cuda_equal_plain_ones() -> None:
 
 @pytest.mark.cuda
 @needs_cuda
-def test_what_scales_float16_gradients_is_saved_and_taken_up(bench: Bench) -> None:
+def test_the_float16_gradient_scale_is_saved_and_restored(bench: Bench) -> None:
     bench.done("train-source", "--quiet", *("--set", "engine.device=cuda", "--set", "engine.precision=16-mixed"))
     path = bench.runs / "source/last.ckpt"
     state = checkpoint.load(path)

@@ -398,7 +398,7 @@ def test_a_target_of_a_few_faces_trains_with_every_method(
     bench = cut_bench(tmp_path, trained, lambda labels: np.arange(count), changes={**by(method), "adapt.tag": "few"})
     result = bench.done("adapt", "--quiet")
     line, *doubts = result.stderr.strip().splitlines()
-    assert line == f"warning: jaffe has {count} face(s), fewer than a batch of 4: faces repeat in it"
+    assert line == f"warning: jaffe has {count} face(s), fewer than a batch of 4: faces repeat in a batch"
     few = "1 face is few" if count == 1 else f"{count} faces are few"
     assert [few in doubt for doubt in doubts] == [True] * (not method_class(method).needs_source)
     folder = bench.runs / "adapt-jaffe-few"
@@ -452,7 +452,7 @@ def test_a_class_that_the_source_lacks_is_named_and_the_rest_is_learned(
 
     bench = cut_bench(tmp_path, trained, chosen, which="raf-db", changes={"adapt.method": "agra", **QUICK})
     names = ", ".join(EXPRESSIONS[number] for number in absent)
-    text = f"warning: raf-db has no training face of {names}: the model cannot learn to answer so"
+    text = f"warning: raf-db has no training face of {names}: an expression without examples cannot be learned"
     assert bench.done("train-source", "--quiet").stderr.strip() == text
     for method, options in (("agra", {"warm_steps": 3}), ("agra", {"warm_steps": 3, "means": "classes"}), ("mcd", {})):
         settings = [

@@ -368,7 +368,7 @@ def test_a_run_with_other_settings_is_not_mixed(command: str, setting: str, text
     folder = bench.runs / ("source" if command == "train-source" else "adapt-jaffe")
     before = (folder / "last.ckpt").read_bytes()
     line = told(bench(command, "--set", setting), 1)
-    assert "was begun with other settings" in line
+    assert "was started with different settings" in line
     assert text in line
     assert "--restart" in line
     assert (folder / "last.ckpt").read_bytes() == before
@@ -400,7 +400,7 @@ def test_an_adaptation_of_an_earlier_source_model_is_not_reused(make_adapting) -
 def test_a_runs_folder_that_cannot_be_written_is_reported(bench: Bench) -> None:
     (bench.folder / "runs").write_text("a file in the way")
     line = told(bench("train-source"), 1)
-    assert "cannot make" in line
+    assert "cannot create" in line
     assert "paths.runs" in line
 
 
@@ -410,7 +410,7 @@ def test_a_broken_checkpoint_is_reported(make_adapting) -> None:
         file = bench.runs / f"source/{name}.ckpt"
         file.write_bytes(file.read_bytes()[:1000])
         line = told(bench(command), 1)
-        assert f"{name}.ckpt is truncated or damaged; train that stage again: --restart" in line
+        assert f"{name}.ckpt is truncated or damaged; train that stage again with --restart" in line
 
 
 def test_a_stop_in_the_last_step_of_one_target_starts_no_other(

@@ -1,6 +1,6 @@
-"""What only an NVIDIA GPU can show: it trains and answers as the processor does, without making its host wait.
+"""Behaviour that only an NVIDIA GPU can show: it trains and predicts as the CPU does, and never makes its host wait.
 
-``FERCLI_TEST_DEVICE=cpu`` runs the same on the processor. That shows that these tests work, and nothing about a GPU.
+``FERCLI_TEST_DEVICE=cpu`` runs the same tests on the CPU. That shows that the tests work, and nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ pytestmark = [
     pytest.mark.cuda,
     pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-#: A step of cglrl-oracle is cglrl's; its labels alone are others, and noise has none.
+#: Without cglrl-oracle, whose step is that of cglrl: only its labels differ, and stores of noise have none.
 TRAINED = [name for name in METHODS if not method_class(name).oracle]
-#: Few faces pass the published threshold before anything is learned.
+#: Low thresholds: few faces pass the published ones before anything is learned.
 OPTIONS = {name: {"threshold": 0.3} for name in ("aglrls", "aglrls-sf", "fixmatch")}
 OPTIONS["cglrl"] = {"entropy_limit": 5.0, "min_size": 0.0, "min_agreement": 0.0}
 
@@ -54,7 +54,7 @@ def settings(*pairs: str) -> tuple[str, ...]:
 
 
 def steps(folder: Path, method: str, device: str, backbone: str = "ir-small", **engine: Any) -> Steps:
-    """A method's training on stores of noise, without dropout; learning rates so high that a step shows."""
+    """A method's training on stores of noise, without dropout, at learning rates high enough for a step to show."""
     torch.manual_seed(0)
     plan = {"method": method, "options": OPTIONS.get(method, {}), "batch": 4, "lr": 0.002, "discriminator_lr": 0.002}
     plain = {"precision": "32-true", "compile": "off", "crop_nets": "loop"}
@@ -76,7 +76,7 @@ def steps(folder: Path, method: str, device: str, backbone: str = "ir-small", **
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch on another device."""
+    """A batch, moved to another device."""
 
     def move(value: Any) -> Any:
         if isinstance(value, View):
@@ -87,12 +87,12 @@ def moved(batch: Batch, device: torch.device) -> Batch:
 
 
 def after(made: Steps, batch: Batch) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
-    """Losses of the updates of one step, and how it has changed weights, statistics and banks."""
+    """The losses of one step's updates, and the changes that it made to weights, statistics and banks."""
     seen: list[dict[str, Tensor]] = []
     hook = made.training.raw.register_forward_hook(lambda module, given, step: seen.append(step.losses))
     before = {name: tensor.clone() for name, tensor in made.training.raw.state_dict().items()}
     made.training.begin_step()
-    made.update(batch, lambda name: _nothing())  # timed, and so not recorded
+    made.update(batch, lambda name: _nothing())  # timed, and therefore not recorded
     hook.remove()
     state = made.training.raw.state_dict()
     change = {name: (tensor.double() - before[name].double()).cpu() for name, tensor in state.items()}
@@ -105,10 +105,10 @@ def _nothing() -> Iterator[None]:
 
 
 def assert_alike(one: Any, other: Any, tolerance: float = 0.1) -> None:
-    """Losses to a thousandth, counters and banks equal, and what weights and statistics changed by, to `tolerance`.
+    """Losses agree to a thousandth, counters and banks exactly, changes of weights and statistics to `tolerance`.
 
-    The latter as one vector for network and method each: on the processor itself other kernels of float32 move the
-    gradient of a single layer by up to a tenth, where a value lies beside the bend of a PReLU.
+    The changes are compared as one vector each for network and method. Even on the CPU, other float32 kernels change
+    the gradient of a single layer by up to a tenth if a value is near the kink of a PReLU.
     """
     (losses, change), (likes, expected) = one, other
     for mine, like in zip(losses, likes, strict=True):
@@ -133,10 +133,10 @@ def same_directions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("method", "backbone"), [*((name, "ir-small") for name in TRAINED), ("aglrls", "ir50")])
-def test_a_step_is_the_processors(tmp_path: Path, same_directions: None, method: str, backbone: str) -> None:
+def test_a_step_is_that_of_the_cpu(tmp_path: Path, same_directions: None, method: str, backbone: str) -> None:
     here, there = steps(tmp_path / "here", method, "cpu", backbone), steps(tmp_path / "there", method, DEVICE, backbone)
     there.training.raw.load_state_dict(here.training.raw.state_dict())
-    for _ in range(2):  # the second with momentum and filled banks
+    for _ in range(2):  # the second has momentum and filled banks
         batch = here.training.batch()
         assert_alike(after(there, moved(batch, HERE)), after(here, batch))
         here.training.count_step()
@@ -148,7 +148,7 @@ def test_a_step_is_the_processors(tmp_path: Path, same_directions: None, method:
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_step_never_waits_for_the_device(tmp_path: Path, method: str, compiles: str) -> None:
     made = steps(tmp_path, method, DEVICE, compile=compiles)
-    for _ in range(WARM_STEPS + 2):  # what is set up or recorded once may wait
+    for _ in range(WARM_STEPS + 2):  # one-time set-up and recording may wait
         made.run()
     if DEVICE == "cuda":
         torch.cuda.set_sync_debug_mode("error")
@@ -162,14 +162,14 @@ def test_a_step_never_waits_for_the_device(tmp_path: Path, method: str, compiles
 
 
 def gradient(precision: str, compiles: str) -> Tensor:
-    """Of the sum of squared logits, over all weights of a network on the same faces."""
+    """The gradient of the sum of squared logits, over all weights of a network on the same faces."""
     torch.manual_seed(0)
     network = build_network(Model(backbone="ir-small", width=8)).to(memory_format=torch.channels_last).train()
     given = accelerate(network, Engine(device=DEVICE, precision=precision, compile=compiles, crop_nets="loop"), HERE, 8)
     assert given["precision"] == precision
     generator = torch.Generator().manual_seed(1)
     images, points = (torch.randn(8, 3, 112, 112, generator=generator), torch.rand(8, 5, 2, generator=generator) * 112)
-    for _ in range(3):  # captured graphs begin to be replayed
+    for _ in range(3):  # until captured graphs are replayed
         network.zero_grad()
         network(images.to(HERE), points.to(HERE)).logits.square().mean().backward()
     return torch.cat([p.grad.flatten().double().cpu() for p in network.parameters()])
@@ -195,7 +195,7 @@ def losses_of(folder: Path) -> list[dict[str, float]]:
 
 
 def assert_same_losses(some: list[dict[str, float]], others: list[dict[str, float]]) -> None:
-    """Those of 16 steps. What float32 rounds otherwise in the first step has grown by the last."""
+    """Compare the losses of 16 steps. float32 rounding differences of the first step have grown by the last."""
     assert len(some) == len(others) == 16
     for step, (mine, like) in enumerate(zip(some, others, strict=True)):
         assert mine == pytest.approx(like, rel=1e-3 * (1 + 3 * step), abs=1e-3)
@@ -203,7 +203,7 @@ def assert_same_losses(some: list[dict[str, float]], others: list[dict[str, floa
 
 @pytest.mark.parametrize("method", ["aglrls", "cglrl", "mcd"])
 def test_captured_steps_are_the_plain_ones(make_adapting, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
-    monkeypatch.setattr(nn.functional, "dropout", lambda x, *rest, **named: x)  # whose random numbers may be others
+    monkeypatch.setattr(nn.functional, "dropout", lambda x, *rest, **named: x)  # its random numbers may differ
     seen, options = {}, json.dumps(OPTIONS.get(method, {}))
     for compiles in ("off", "auto"):
         bench = make_adapting(compiles, {"adapt.method": method})
@@ -225,7 +225,7 @@ def test_captured_steps_of_the_source_are_the_plain_ones(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_what_goes_on_is_what_never_stopped(make_adapting, deterministic: bool) -> None:
+def test_a_resumed_run_equals_one_that_never_stopped(make_adapting, deterministic: bool) -> None:
     how = settings(
         f"engine.device={DEVICE}", f"engine.deterministic={str(deterministic).lower()}", "engine.compile=off"
     )
@@ -257,7 +257,7 @@ def test_two_deterministic_runs_are_the_same_bits(make_adapting, command: str) -
 
 @contextmanager
 def starved() -> Iterator[None]:
-    """Within it hardly more of the device's memory can be had than is taken."""
+    """Within this context almost no more device memory can be allocated."""
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.empty_cache()
@@ -291,20 +291,20 @@ def test_out_of_memory_for_real(bench: Bench) -> None:
     gc.collect()
     taken = torch.cuda.memory_allocated() if DEVICE == "cuda" else 0
     before = (bench.runs / "source/last.ckpt").read_bytes()
-    if DEVICE == "cuda":  # a processor's memory cannot be made as scarce for so small a network
+    if DEVICE == "cuda":  # CPU memory cannot be made scarce enough for so small a network
         with starved():
             hog = torch.empty(80 << 20, dtype=torch.uint8, device=HERE)
             line = told(bench("train-source", "--quiet", *here, *settings("train_source.epochs=3")))
             del hog
         assert "the last good checkpoint in " in line and "--restart" in line
         gc.collect()
-        assert torch.cuda.memory_allocated() <= taken + (8 << 20)  # nothing holds on to what the failed step had
+        assert torch.cuda.memory_allocated() <= taken + (8 << 20)  # the failed step's memory was released
     assert (bench.runs / "source/last.ckpt").read_bytes() == before
     bench.done("train-source", "--quiet", *here, *settings("train_source.epochs=3"))
 
 
 def probabilities(bench: Bench, device: str) -> dict[str, dict[str, str]]:
-    """Rows of all predictions by file and face."""
+    """The rows of all predictions, by file and face."""
     bench.done("evaluate", "--report", "--quiet", *settings(f"engine.device={device}"))
     rows = {}
     for path in sorted((bench.runs / "report/predictions").glob("*.csv")):
@@ -313,7 +313,7 @@ def probabilities(bench: Bench, device: str) -> dict[str, dict[str, str]]:
     return rows
 
 
-def test_what_is_evaluated_is_answered_as_by_the_processor(adapted: Bench, tmp_path: Path) -> None:
+def test_evaluation_predicts_as_on_the_cpu(adapted: Bench, tmp_path: Path) -> None:
     seen = []
     for device in ("cpu", DEVICE):
         bench = Bench(tmp_path / f"on-{device}-{len(seen)}", adapted.prepared)
@@ -331,11 +331,11 @@ def test_what_is_evaluated_is_answered_as_by_the_processor(adapted: Bench, tmp_p
                 assert float(other[face][column]) == pytest.approx(number, abs=1e-3), (face, column)
 
 
-# One process of several
+# A group of one process
 
 
 def worker(folder: str) -> None:
-    """Run by torchrun: a step through DDP, whose process group has one process, against a plain one."""
+    """Run by torchrun: compare a step through DDP, in a process group of one process, with a plain step."""
     from fercli.benchmarks import steps as benchmark
     from fercli.engine.lightning import DDPStrategy, Fabric, environments, precision_plugin
 

@@ -1,7 +1,8 @@
-"""Processes that train together, started by torchrun over gloo, are one process on the same batches.
+"""Processes that train together, started by torchrun over gloo, give the same result as one process.
 
-Exactly so in float64, for every method; through the command line, in float32, as far as sums in another order go. With
-``engine.batch_norm: local`` they are one process that shows the network each share of a batch by itself.
+In float64 the result is exact, for every method. Through the command line, in float32, it agrees as far as a different
+order of sums allows. With ``engine.batch_norm: local`` they match one process that runs the network on each share of a
+batch separately.
 """
 
 from __future__ import annotations
@@ -50,21 +51,21 @@ from fercli.store import Store
 
 # Every method, in float64
 
-#: Faces in a batch, faces of the target, and faces with a pseudo label, of which a batch is drawn.
+#: Faces in a batch, faces of the target, and faces with a pseudo label, from which a batch is drawn.
 BATCH, TARGET, POOL = 6, 20, 5
 OPTIONS = {
     **{name: {"threshold": 0.3} for name in ("aglrls", "aglrls-sf", "fixmatch")},
     "mcd": {"generator_steps": 1},
 }
-#: Refuse to run in several processes (`fercli.methods.sharpness`).
+#: Methods that refuse to run in several processes (`fercli.methods.sharpness`).
 ALONE = {"sar"}
 DOUBLE = sorted(name for name in METHODS if not method_class(name).oracle and name not in ALONE)
-#: Those of which the plain loop over shares knows the running statistics; AdaBN sets them itself.
+#: Methods whose running statistics the plain loop over shares reproduces; AdaBN sets them itself.
 LOCAL = sorted(set(DOUBLE) - {"adabn"})
 
 
 class Shares:
-    """The network, shown each share of a batch by itself, with running statistics for each: a plain loop."""
+    """The network, run on each share of a batch separately, with running statistics for each: a plain loop."""
 
     def __init__(self, network: GlobalLocal, count: int):
         self.network = network
@@ -82,15 +83,15 @@ class Shares:
         return getattr(self.network, name)
 
     def average(self) -> None:
-        """Put the means of the statistics into the network."""
+        """Copy the means of the statistics into the network."""
         for name, buffer in self.network.named_buffers():
             buffer.copy_(sum(its[name] for its in self.statistics) / len(self.statistics))
 
 
 def steps(name: str, local: bool = False) -> dict[str, torch.Tensor]:
-    """Three steps of a method on a batch that is the same whatever the processes; losses, logs and all state.
+    """Three steps of a method on a batch that does not depend on the processes; losses, logs and all state.
 
-    With `local` one process shows the network two shares of the batch, and two keep their norms to themselves.
+    With `local`, one process runs the network on two shares of the batch, and two processes do not share their norms.
     """
     torch.manual_seed(0)
     network = GlobalLocal(IRNet(IR_BLOCKS["ir-small"], 4, light=True))
@@ -149,7 +150,7 @@ def meet(rank: int, world: int, folder: str) -> None:
 
 
 def worker(rank: int, world: int, folder: str) -> None:
-    """One of the processes of `together`. What methods do in float32 they do in float64 here."""
+    """One of the processes of `together`. Methods that use float32 use float64 here."""
     torch.set_default_dtype(torch.float64)
     torch.Tensor.float = torch.Tensor.double
     meet(rank, world, folder)
@@ -175,10 +176,10 @@ def test_every_method_is_exact(tmp_path: Path) -> None:
             torch.testing.assert_close(first[name][key], value, rtol=1e-10, atol=1e-10, msg=f"{name}: {key}")
             assert torch.equal(first[name][key], second[name][key]), f"{name}: {key} differs between the processes"
     losses = [alone[name]["0 0 source"] for name in ("dann", "dann local")]
-    assert not torch.isclose(*losses)  # what the norms see matters
+    assert not torch.isclose(*losses)  # the faces that the norms receive make a difference
 
 
-# Batch norms, and what is sent
+# Batch norms and messages
 
 ON_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -195,7 +196,7 @@ ON_CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), r
 def test_shares_are_normalised_as_one_batch(
     device: str, dtype: torch.dtype, close: float, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two shares take turns in one process; each hears what both said in the round before, and the third is right."""
+    """Two shares take turns in one process; each receives both messages of the previous round. The third is exact."""
     torch.manual_seed(0)
     x = (3 * torch.randn(6, 5, 4, 3) + 2).to(device, dtype).contiguous(memory_format=layout)
     weights = torch.randn_like(x)
@@ -219,7 +220,7 @@ def test_shares_are_normalised_as_one_batch(
             out = norm(leaf)
             (out * weights[share::2]).sum().backward()
             found.append((out.detach(), leaf.grad, norm))
-        assert [len(each) for each in said] == [2, 2]  # one message in either direction
+        assert [len(each) for each in said] == [2, 2]  # one message in each direction
         heard, said = said, []
     leaf = x.clone(memory_format=layout).requires_grad_()
     expected = plain(leaf)
@@ -237,7 +238,7 @@ def test_shares_are_normalised_as_one_batch(
         torch.testing.assert_close(total, getattr(plain, name).grad, rtol=close, atol=10 * close)
 
 
-def test_all_that_the_network_answers_is_sent_at_once_and_comes_in_the_order_of_the_batch(
+def test_all_outputs_of_the_network_are_sent_at_once_in_the_order_of_the_batch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = Output(torch.arange(4 * 49.0, dtype=torch.float64).view(4, 7, 7), torch.arange(4 * 384.0).view(4, 6, 64))
@@ -252,15 +253,15 @@ def test_all_that_the_network_answers_is_sent_at_once_and_comes_in_the_order_of_
     for ours, theirs in zip(answers, whole, strict=True):
         assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
     answers.logits.sum().backward()
-    assert float(scale.grad) == 2 * float(whole.logits[1::2].sum())  # DDP's mean over two takes it back
+    assert float(scale.grad) == 2 * float(whole.logits[1::2].sum())  # DDP's mean over two processes cancels the factor
 
 
-def test_polls_are_rare_and_a_stop_is_heard_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_polls_are_rare_and_a_stop_is_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, slower = 0.0, 2.0
     monkeypatch.setattr(time, "monotonic", lambda: clock)
-    monkeypatch.setattr(distributed, "largest", lambda *own: [*own[:-1], slower * own[-1]])  # another one's pace
+    monkeypatch.setattr(distributed, "largest", lambda *own: [*own[:-1], slower * own[-1]])  # another process's pace
     poll = distributed.Poll(100)
-    assert all(poll.due(step) for step in range(101, 110))  # alone there is nothing to be sent
+    assert all(poll.due(step) for step in range(101, 110))  # a single process has nothing to send
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     polls, asked_for, heard = [], 700, None
     for step in range(101, 1101):
@@ -282,7 +283,7 @@ def test_gradients_go_into_their_bucket_at_once_and_stay_there(tmp_path: Path) -
     try:
         layers, how = [torch.nn.Linear(8, 8) for _ in range(20)], how_to_reduce()
         module = torch.nn.parallel.DistributedDataParallel(torch.nn.Sequential(*layers), **how)
-        for _ in range(3):  # DDP lays its buckets out again in the second
+        for _ in range(3):  # DDP rebuilds its buckets in the second
             module.zero_grad()
             with Operations("cpu") as mode:
                 module(torch.randn(2, 8)).sum().backward()
@@ -293,8 +294,8 @@ def test_gradients_go_into_their_bucket_at_once_and_stay_there(tmp_path: Path) -
     assert moved == {"_foreach_copy_": 1} or "batched_grad_copy" not in how
 
 
-#: Collectives of a step of AGLRLS with ir-small: of a pass one for each norm there and, where a gradient comes, back
-#: (five crop nets count as one), one for the answers; DDP's buckets, and at times a poll.
+#: Collectives in a step of AGLRLS with ir-small: in each pass one per norm forward and, where a gradient flows, one
+#: backward (five crop nets count as one), and one for the outputs; DDP's buckets, and at times a poll.
 MESSAGES = {"synchronised": {"allgather_": 69, "allreduce_": 48}, "local": {"allgather_": 3, "allreduce_": 4}}
 
 
@@ -314,7 +315,7 @@ def test_a_step_exchanges_no_more_messages_than_it_did(norms: str, tmp_path: Pat
 
 
 def started(work: Any, *arguments: Any) -> list[int]:
-    """Exit codes of two processes that do work (rank, ...)."""
+    """Exit codes of two processes that run work (rank, ...)."""
     context = torch.multiprocessing.get_context("spawn")
     processes = [context.Process(target=work, args=(rank, *arguments)) for rank in range(2)]
     for process in processes:
@@ -325,7 +326,7 @@ def started(work: Any, *arguments: Any) -> list[int]:
 
 
 def joining(rank: int, port: int, folder: str) -> None:
-    """Two steps with norms that are local; their statistics and those of the average, before and after they join."""
+    """Two steps with local norms; their statistics and those of the average, before and after they are joined."""
     torch.set_num_threads(1)
     told = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     told |= {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
@@ -359,7 +360,7 @@ def test_statistics_of_local_norms_and_of_their_average_become_the_mean(tmp_path
 
 
 def measuring(rank: int, folder: str) -> None:
-    """How crop nets whose norms are shared run fastest, as all processes time it together."""
+    """The fastest way to run crop nets with shared norms, timed by all processes together."""
     meet(rank, 2, folder)
     nets = LocalNets(4)
     sync_norms(nets)
@@ -377,7 +378,7 @@ def test_processes_that_share_their_norms_time_crop_nets_together(tmp_path: Path
 
 
 def leaving(rank: int, folder: str, fate: str) -> None:
-    """End in one of several ways, and note how: the exit code, and whether the group was still there."""
+    """End in one of several ways, and record the exit code and whether the group still existed."""
     meet(rank, 2, folder)
     leave = os._exit
 
@@ -400,15 +401,15 @@ def leaving(rank: int, folder: str, fate: str) -> None:
     ("fate", "codes", "group"),
     [("good", [0, 0], False), ("a peer died", [0, 9], False), ("failed", [3, 3], True), ("unforeseen", [1, 1], True)],
 )
-def test_processes_take_leave(fate: str, codes: list[int], group: bool, tmp_path: Path) -> None:
+def test_processes_leave_the_group(fate: str, codes: list[int], group: bool, tmp_path: Path) -> None:
     assert started(leaving, str(tmp_path), fate) == codes
     assert (tmp_path / f"{fate}-0").read_text() == f"{codes[0]} {group}"
 
 
-# Its faces
+# The faces of a process
 
 
-def test_shares_of_a_batch_make_the_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_a_batch_add_up_to_the_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stores = [Store.open(prepared / name) for name in ("raf-db", "jaffe")]
     cpu, everything = torch.device("cpu"), [np.arange(len(store.labels)) for store in stores]
     source, target = (
@@ -432,7 +433,7 @@ def test_shares_of_a_batch_make_the_batch(prepared: Path, monkeypatch: pytest.Mo
 
 # The command line, in float32
 
-#: Of losses, scores, weights and statistics: what two ways to sum the same numbers may differ by.
+#: Tolerance for losses, scores, weights and statistics between two ways to sum the same numbers.
 CLOSE = 1e-5
 
 
@@ -456,7 +457,7 @@ def plain_environment() -> dict[str, str]:
 
 
 def done_together(bench: Bench, command: str, *arguments: str) -> str:
-    """A command that must go well in two processes; its stdout."""
+    """Run a command that must succeed in two processes; return its stdout."""
     process = together(bench, command, *arguments)
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
@@ -468,7 +469,7 @@ def numbers(line: dict[str, Any]) -> dict[str, float]:
 
 
 def assert_close(one: Path, other: Path) -> None:
-    """Metrics, weights and buffers to `CLOSE`; whole numbers (banks, pools, answers, counts) the same."""
+    """Compare metrics, weights and buffers to `CLOSE`; integers (banks, pools, predictions, counts) exactly."""
     lines, others = read_metrics(one), read_metrics(other)
     assert [(m["kind"], m["step"]) for m in lines] == [(m["kind"], m["step"]) for m in others]
     for line, like in zip(lines, others, strict=True):
@@ -490,18 +491,18 @@ def assert_close(one: Path, other: Path) -> None:
     assert outputs.paths.keys() == others.paths.keys()
     for epoch in outputs.paths:
         assert answers(one, epoch) == answers(other, epoch)
-        torch.testing.assert_close(outputs[epoch][0], others[epoch][0], rtol=0, atol=2e-3)  # as the files round
+        torch.testing.assert_close(outputs[epoch][0], others[epoch][0], rtol=0, atol=2e-3)  # the files' rounding
 
 
-#: Rates at which a few steps do not blow up what sums in another order differ by.
+#: Rates at which a few steps do not amplify the differences from another order of sums.
 GENTLE = {"train_source.lr": 1e-4, "adapt.lr": 1e-4, "adapt.discriminator_lr": 1e-3}
 
 
 @pytest.fixture
 def well_summed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this process's batch norms sum in float64, as those do that several processes share.
+    """Make this process's batch norms sum in float64, as norms shared by several processes do.
 
-    Torch's on CPUs add up the 100,000 numbers of a channel in float32, and so the losses here are off by up to 2e-5.
+    Torch's norms on CPUs add up the 100,000 numbers of a channel in float32, which puts losses here off by up to 2e-5.
     """
     plain = torch.nn.functional.batch_norm
 
@@ -518,7 +519,7 @@ def well_summed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def by_srun(bench: Bench, *arguments: str) -> list[subprocess.Popen]:
-    """Start a command in two processes with what srun would tell them."""
+    """Start a command in two processes with the environment that srun would set."""
     step = {"SLURM_STEP_NUM_TASKS": 2, "SLURM_NTASKS": 2, "SLURM_STEP_TASKS_PER_NODE": 2, "SLURM_NNODES": 1}
     job = {**step, "SLURM_JOB_ID": 1, "SLURM_JOB_NAME": "a", "SLURM_NODELIST": "localhost", "MASTER_PORT": free_port()}
     processes = []
@@ -540,14 +541,15 @@ def test_two_processes_train_the_source_as_one(well_summed: None, tmp_path: Path
     said = [process.communicate(timeout=500) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert json.loads(said[0][0])["train_source"]["steps"] == EPOCHS * STEPS
-    assert said[1][0] == "" and "source model" not in said[1][1]  # one of them speaks
+    assert said[1][0] == "" and "source model" not in said[1][1]  # only the first process prints
     assert_close(one.runs / "source", two.runs / "source")
     told, alone = (json.loads((bench.runs / "source/environment.json").read_text()) for bench in (two, one))
     assert (told["processes"], told["batch_norm"]) == (2, "synchronised")
     assert alone["processes"] == 1 and "batch_norm" not in alone
 
 
-#: Methods that have a bank (at a threshold low enough for it to fill), several updates and a first look, a refinement.
+#: Methods with a bank (at a threshold low enough for it to fill), with several updates and an initial pass, with a
+#: refinement.
 FULL = {"aglrls": {"threshold": 0.3}, "mcd": {"generator_steps": 2}, "agra": {"warm_steps": 5}}
 
 
@@ -564,7 +566,7 @@ def test_two_processes_adapt_as_one(well_summed: None, method: str, make_adaptin
 
 
 @pytest.mark.slow
-def test_a_stop_of_one_stops_both_and_both_go_on(make_adapting) -> None:
+def test_a_stop_of_one_stops_both_and_both_resume(make_adapting) -> None:
     changes = {"adapt.steps_per_epoch": 7, "adapt.options": {"threshold": 0.3}, "engine.save_every_s": 0}
     whole, stopped = (make_adapting(name, changes) for name in ("whole", "stopped"))
     done_together(whole, "adapt", "--quiet")
@@ -583,7 +585,7 @@ def test_a_stop_of_one_stops_both_and_both_go_on(make_adapting) -> None:
 
 
 @pytest.mark.slow
-def test_what_goes_wrong_is_told_once(make_adapting) -> None:
+def test_an_error_is_reported_once(make_adapting) -> None:
     changes = {"adapt.lr": 1e30, "adapt.clip_norm": None}
     process = together(make_adapting("ruined", changes), "adapt")
     told = process.communicate(timeout=500)[1]
@@ -611,7 +613,7 @@ def test_two_processes_adapt_with_local_norms_and_one_is_the_same_with_them(make
     assert moved and all(ours[name].isfinite().all() for name in moved)
 
 
-# How processes are found
+# How processes are detected
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_STEP_TASKS_PER_NODE": "2(x3)"}
@@ -625,11 +627,11 @@ SRUN = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_NTASKS": "6", "SLURM_STEP_TASKS_PER_
         ({**TORCHRUN, "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, Launch("nobody", 1, 1)),
         (SRUN, Launch("srun", 6, 3)),
         ({**SRUN, **TORCHRUN}, Launch("torchrun", 8, 2)),  # torchrun under SLURM
-        ({"SLURM_NTASKS": "6"}, Launch("nobody", 1, 1)),  # a batch script by itself
+        ({"SLURM_NTASKS": "6"}, Launch("nobody", 1, 1)),  # a batch script alone
         ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "6"}, Launch("srun", 6, 1)),
         ({**SRUN, "SLURM_JOB_NAME": "interactive"}, Launch("nobody", 1, 1)),
-        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,2"}, "as many as the others"),
-        ({**TORCHRUN, "WORLD_SIZE": "7"}, "as many as the others"),
+        ({**SRUN, "SLURM_STEP_TASKS_PER_NODE": "4,2"}, "start the same number on each"),
+        ({**TORCHRUN, "WORLD_SIZE": "7"}, "start the same number on each"),
     ],
 )
 def test_launched(environment: dict[str, str], expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -646,12 +648,12 @@ def test_launched(environment: dict[str, str], expected: Any, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(("batch", "advised"), [(8, None), (7, 8), (9, 8), (2, 4), (31, 32)])
-def test_a_batch_is_shared_evenly_or_refused(batch: int, advised: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_is_split_evenly_or_refused(batch: int, advised: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
     if advised is None:
         check_batch(batch, "adapt.batch")
     else:
-        with pytest.raises(FercliError, match=f"adapt.batch {batch} .* by 4 processes; set it to {advised}"):
+        with pytest.raises(FercliError, match=f"adapt.batch {batch} .* over 4 processes; set it to {advised}"):
             check_batch(batch, "adapt.batch")
 
 

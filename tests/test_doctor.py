@@ -283,9 +283,7 @@ def test_training_on_the_cpu_despite_a_card_says_why_once(machine_with, trained:
     bench = after_source(tmp_path / "b", trained, {"adapt.epochs": 1, "adapt.steps_per_epoch": 1})
     bench.spec.write_text(bench.spec.read_text().replace("device: cpu", "device: auto"))
     first = bench.done("train-source").stderr.splitlines()
-    assert first[0].startswith(
-        "warning: the CPU is used and no CUDA device: the driver (535.183.01) supports CUDA up to"
-    )
+    assert first[0].startswith("warning: the CPU is used, not the GPU: the driver (535.183.01) supports CUDA up to")
     assert first[1].startswith("device: cpu (")
     assert sum("device" in line for line in first) == 2
     (quiet,) = warned(bench.done("adapt", "--quiet"))

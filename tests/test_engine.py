@@ -1,4 +1,4 @@
-"""Training from end to end: what a run leaves, stopping and resuming, no target label read, and what goes wrong."""
+"""Training end to end: the files of a run, stopping and resuming, unread target labels, and failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from fercli.spec.registry import METHODS
 
 @pytest.fixture(scope="module")
 def adapted(adapted: Bench) -> Bench:
-    """The session's, evaluated with a report."""
+    """The session's adapted bench, evaluated with a report."""
     adapted.done("evaluate", "--report", "--quiet")
     return adapted
 
@@ -39,7 +39,7 @@ def adapted(adapted: Bench) -> Bench:
 # End to end
 
 
-def test_a_run_leaves_all_its_files(adapted: Bench) -> None:
+def test_a_run_writes_all_its_files(adapted: Bench) -> None:
     for stage in ("source", "adapt-jaffe"):
         folder = adapted.runs / stage
         for name in ("best.ckpt", "last.ckpt", "metrics.jsonl", "environment.json", "spec.yaml"):
@@ -77,7 +77,7 @@ def test_metrics_count_every_epoch_and_log_between(adapted: Bench) -> None:
         validated = [line for line in lines if line["kind"] == "validate"]
         assert [(line["epoch"], line["step"]) for line in validated] == [(1, STEPS), (2, 2 * STEPS)]
         trained_ = [line for line in lines if line["kind"] == "train"]
-        assert [line["step"] for line in trained_] == [2, 3, 4, 6]  # log_every is 2, and each epoch's end
+        assert [line["step"] for line in trained_] == [2, 3, 4, 6]  # log_every is 2; and the end of each epoch
         assert all(set(line["losses"]) == names for line in trained_)
 
 
@@ -96,7 +96,7 @@ def test_the_same_spec_gives_the_same_bits(adapted: Bench, bench: Bench) -> None
     assert_same_run(adapted.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
 
 
-def test_another_seed_gives_others(trained: Bench, bench: Bench) -> None:
+def test_another_seed_gives_other_bits(trained: Bench, bench: Bench) -> None:
     bench.done("train-source", "--quiet", "--set", "engine.seed=1")
     one, other = (checkpoint.load(b.runs / "source/last.ckpt")["network"] for b in (trained, bench))
     assert any(not torch.equal(one[k], other[k]) for k in one)
@@ -110,18 +110,18 @@ def test_a_finished_stage_is_not_trained_again(make_adapting) -> None:
     assert (bench.runs / "source/last.ckpt").read_bytes() == before
 
 
-def test_raised_epochs_go_on_where_the_run_ended(make_adapting, bench: Bench) -> None:
+def test_raised_epochs_resume_where_the_run_ended(make_adapting, bench: Bench) -> None:
     longer = make_adapting("longer")
     longer.done("train-source", "--quiet", "--set", "train_source.epochs=3")
     bench.done("train-source", "--quiet", "--set", "train_source.epochs=3")
     assert_same_run(bench.runs / "source", longer.runs / "source")
 
 
-# Stopping and going on
+# Stopping and resuming
 
 
 @pytest.mark.parametrize(("step", "number"), [(0, signal.SIGINT), (2, signal.SIGINT), (4, signal.SIGTERM)])
-def test_a_stopped_train_source_goes_on_to_the_same_bits(trained: Bench, bench: Bench, step: int, number: int) -> None:
+def test_a_stopped_train_source_resumes_to_the_same_bits(trained: Bench, bench: Bench, step: int, number: int) -> None:
     result = stopped(bench, "train-source", step, number)
     assert f"stopped at step {step + 1} of {EPOCHS * STEPS}" in result.stderr
     assert checkpoint.load(bench.runs / "source/last.ckpt")["step"] == step + 1
@@ -131,7 +131,7 @@ def test_a_stopped_train_source_goes_on_to_the_same_bits(trained: Bench, bench: 
 
 
 @pytest.mark.parametrize("steps", [(1,), (2, 4)])
-def test_a_stopped_adapt_goes_on_to_the_same_bits(adapted: Bench, make_adapting, steps: tuple[int, ...]) -> None:
+def test_a_stopped_adapt_resumes_to_the_same_bits(adapted: Bench, make_adapting, steps: tuple[int, ...]) -> None:
     bench = make_adapting("stopped")
     for step in steps:
         stopped(bench, "adapt", step, signal.SIGTERM)
@@ -149,7 +149,7 @@ def test_a_bank_that_is_filling_survives_a_stop(make_adapting) -> None:
     assert_same_run(whole.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
 
 
-def test_a_second_signal_leaves_at_once_and_loses_little(trained: Bench, bench: Bench) -> None:
+def test_a_second_signal_exits_at_once_and_loses_little(trained: Bench, bench: Bench) -> None:
     stopped(bench, "train-source", 4, times=2)
     assert checkpoint.load(bench.runs / "source/last.ckpt")["step"] == STEPS
     bench.done("train-source", "--quiet")
@@ -157,7 +157,7 @@ def test_a_second_signal_leaves_at_once_and_loses_little(trained: Bench, bench: 
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bits(adapted: Bench, make_adapting) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(adapted: Bench, make_adapting) -> None:
     bench = make_adapting("killed")
     command = [sys.executable, "-m", "fercli", "adapt", "-c", str(bench.spec), "--set", "engine.save_every_s=0"]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -178,7 +178,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(adapted: Bench, make_adapting) ->
 HONEST = sorted(name for name in METHODS if not method_class(name).oracle)
 
 
-def test_only_methods_named_so_are_oracles() -> None:
+def test_only_methods_named_oracle_are_oracles() -> None:
     assert [name for name in METHODS if method_class(name).oracle] == [name for name in METHODS if "oracle" in name]
 
 
@@ -198,7 +198,7 @@ def test_target_labels_change_no_weight_and_no_choice(
         bench = make_adapting(name, {"adapt.method": method}, stores)
         bench.done("adapt", "--quiet")
         assert_same_run(plain.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
-        if name != "deleted":  # while the score, which may read them, does change
+        if name != "deleted":  # the score, however, may read the labels, and does change
             bench.done("evaluate", "--quiet")
             assert confusion(bench, method) != confusion(plain, method)
 
@@ -232,7 +232,7 @@ def test_the_score_is_that_of_the_chosen_epochs_outputs(adapted: Bench) -> None:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_each_part_runs_switched(options: dict[str, Any], losses: set[str], make_adapting) -> None:
+def test_each_part_runs_when_switched(options: dict[str, Any], losses: set[str], make_adapting) -> None:
     changes = {"adapt.options": options, "adapt.tag": "part", "adapt.epochs": 1, "adapt.steps_per_epoch": 2}
     bench = make_adapting("part", changes)
     bench.done("adapt", "--quiet")
@@ -257,10 +257,10 @@ def test_each_network_runs(model: dict[str, str], tmp_path: Path, prepared: Path
     assert set(read_metrics(bench.runs / "adapt-jaffe")[0]["losses"]) == {"source", "adversarial", "pseudo"}
 
 
-# What goes wrong
+# Failures
 
 
-def test_a_loss_that_is_not_finite_is_told_and_the_last_good_checkpoint_kept(bench: Bench) -> None:
+def test_a_loss_that_is_not_finite_is_reported_and_the_last_good_checkpoint_kept(bench: Bench) -> None:
     options = ("--set", "train_source.lr={1: 0.01, 2: 0.005, 3: 1e30}", "--set", "train_source.clip_norm=null")
     bench.done("train-source", "--quiet", *options)
     kept = (bench.runs / "source/last.ckpt").read_bytes()
@@ -281,7 +281,7 @@ def test_a_timed_save_never_holds_ruined_weights(bench: Bench) -> None:
     assert not last.exists() or all(v.abs().max() < 1e6 for v in checkpoint.load(last)["network"].values())
 
 
-def test_a_run_that_ends_in_ruin_does_not_end_well(make_adapting) -> None:
+def test_a_run_that_ends_with_ruined_weights_fails(make_adapting) -> None:
     changes = {"adapt.lr": 1e30, "adapt.discriminator_lr": 1e30, "adapt.clip_norm": None}
     bench = make_adapting("ruined", {**changes, "adapt.epochs": 1, "adapt.steps_per_epoch": 1})
     result = bench("adapt", "--quiet")
@@ -378,7 +378,7 @@ def test_a_write_that_fails_keeps_the_old_checkpoint(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_leftover_of_a_killed_write_is_no_checkpoint(make_adapting) -> None:
+def test_a_leftover_of_a_killed_write_is_not_a_checkpoint(make_adapting) -> None:
     bench = make_adapting("leftover")
     (bench.runs / "source/last.ckpt.tmp").write_bytes(b"half")
     half = bench.runs / ".spec.yaml.host-1.tmp"
@@ -399,12 +399,12 @@ def test_a_leftover_of_a_killed_write_is_no_checkpoint(make_adapting) -> None:
 def test_another_architecture_is_named_by_its_key(setting: str, told: str, command: str, make_adapting) -> None:
     result = make_adapting("other")(command, "--set", setting)
     assert result.exit_code == 1
-    assert "of another architecture" in result.stderr
+    assert "has another architecture" in result.stderr
     assert told in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
 
 
-# What is written down
+# Logs
 
 
 def test_a_meter_is_the_mean_and_survives_a_stop() -> None:
@@ -450,7 +450,7 @@ def test_a_meter_finds_the_first_loss_that_is_not_finite() -> None:
     assert meter.not_finite() is None
 
 
-def test_metrics_of_a_killed_run_are_cut_back(tmp_path: Path) -> None:
+def test_metrics_of_a_killed_run_are_truncated(tmp_path: Path) -> None:
     log = Log(tmp_path, 0, tensorboard=False)
     for step in (1, 2, 3):
         log.write("train", step, 1, losses={"source": 1.0})
@@ -461,7 +461,7 @@ def test_metrics_of_a_killed_run_are_cut_back(tmp_path: Path) -> None:
     assert [(m["step"], m["losses"]["source"]) for m in read_metrics(tmp_path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
 
 
-def test_tensorboard_is_written_where_asked(make_adapting) -> None:
+def test_tensorboard_is_written_if_requested(make_adapting) -> None:
     bench = make_adapting("board")
     bench.done("train-source", "--restart", "--quiet", "--set", "engine.tensorboard=true")
     assert list((bench.runs / "source").glob("events.out.tfevents*"))

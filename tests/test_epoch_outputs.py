@@ -1,4 +1,4 @@
-"""Outputs in files: what is read is what was written, but for a rounding that changes no answer."""
+"""Outputs in files: what is read equals what was written, except for rounding that changes no prediction."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
         assert torch.equal(found[name], rounded(given[name]))
         torch.testing.assert_close(found[name], given[name], rtol=2e-2, atol=4e-4)
     first = (tmp_path / "o").read_bytes()
-    for _ in range(5):  # the same bytes, in whatever order it was told
+    for _ in range(5):  # the same bytes, in any order of the arguments
         write_outputs(tmp_path / "o", {**features, **given}, {"model": "def", "faces": "abc"})
         assert (tmp_path / "o").read_bytes() == first
 
@@ -42,9 +42,9 @@ def test_a_face_takes_98_bytes(tmp_path: Path) -> None:
     assert 98_000 <= (tmp_path / "o").stat().st_size < 98_500
 
 
-def test_rounding_changes_no_head_s_answer_and_hardly_a_figure() -> None:
+def test_rounding_changes_no_head_s_prediction_and_hardly_a_figure() -> None:
     exact = probabilities(20_000)
-    exact[:2000, :, 1] = exact[:2000, :, 0] * (1 + 1e-5)  # nearer to each other than float16 can tell
+    exact[:2000, :, 1] = exact[:2000, :, 0] * (1 + 1e-5)  # closer to each other than float16 can distinguish
     exact[:2000] /= exact[:2000].sum(-1, keepdim=True)
     kept = rounded(exact)
     assert torch.equal(kept.argmax(-1), exact.argmax(-1))
@@ -101,7 +101,7 @@ def leave(folder: Path, *epochs: int) -> None:
         write_outputs(epoch_file(folder, epoch), dict.fromkeys(("scored", "held"), probabilities(2, epoch)), {})
 
 
-def test_epochs_are_in_order_and_those_that_are_due_are_missed(tmp_path: Path) -> None:
+def test_epochs_are_in_order_and_expected_ones_are_reported_missing(tmp_path: Path) -> None:
     assert EpochOutputs(tmp_path, [1, 2]).paths == {}  # an earlier version's folder
     leave(tmp_path, 10, 2, 12345)
     (tmp_path / "outputs/epoch-0003.npy").touch()

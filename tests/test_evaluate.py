@@ -333,11 +333,11 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another architecture": (
         lambda runs: rewritten(runs / ADAPTED, "spec", lambda spec: merge(spec, {"model.backbone": "ir18"})),
-        "is of another architecture (model.backbone ir18 -> ir-small)",
+        "has another architecture (model.backbone ir18 -> ir-small)",
     ),
     "other weights": (
         lambda runs: rewritten(runs / ADAPTED, "network", lambda _: FOREIGN),
-        "are of another network than its spec describes",
+        "do not fit the network that its spec describes",
     ),
     "no checkpoint of ours": (
         lambda runs: torch.save({"state_dict": FOREIGN}, runs / ADAPTED),

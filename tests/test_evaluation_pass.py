@@ -1,4 +1,4 @@
-"""A trained network over many faces: the same as a plain loop, without a thread left behind or a wait on the way."""
+"""A trained network over many faces: the same as a plain loop, without waiting for the device or leaving threads."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA d
 
 @pytest.fixture(scope="module")
 def network() -> GlobalLocal:
-    """Its batch norms have seen noise, and it trains."""
+    """A network in training mode whose batch norms have statistics from noise."""
     torch.manual_seed(2)
     made = empty_network(parse({"model": {"backbone": "ir-small", "width": 4}}))
     with torch.no_grad():
@@ -46,7 +46,7 @@ def faces(prepared: Path) -> FaceDataset:
 
 @pytest.fixture
 def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Faces are fetched ahead, as where a CUDA device follows."""
+    """Fetch faces ahead, as for a CUDA device."""
     monkeypatch.setattr(FaceDataset, "worth_fetching_ahead", True)
 
 
@@ -74,7 +74,7 @@ def test_a_pass_is_a_plain_loop_over_batches(way: str, batch: int, network, face
     assert network.training and given.labels is None and threads() == before
 
 
-def test_the_network_meets_pictures_channels_last_and_nothing_is_kept_for_gradients(network, faces) -> None:
+def test_the_network_receives_images_channels_last_and_nothing_is_kept_for_gradients(network, faces) -> None:
     met = []
 
     def look(module, inputs) -> None:
@@ -84,10 +84,10 @@ def test_the_network_meets_pictures_channels_last_and_nothing_is_kept_for_gradie
     handle = network.register_forward_pre_hook(look)
     predict(network, faces, SETTINGS, 20)
     handle.remove()
-    assert met == [(True, True, False, 20, []), (True, True, False, 13, [])]  # on a CPU no thread helps
+    assert met == [(True, True, False, 20, []), (True, True, False, 13, [])]  # on a CPU no fetching thread is used
 
 
-def test_what_it_gives_can_be_trained_with(network, faces) -> None:
+def test_its_outputs_can_be_trained_with(network, faces) -> None:
     given = predict(network, faces, SETTINGS, 33, lambda output: Output(2 * output.logits, output.features + 1))
     expected = by_a_loop(network, faces, 33, lambda output: Output(2 * output.logits, output.features + 1))
     assert all(map(torch.equal, given[:2], expected))
@@ -98,8 +98,8 @@ def test_what_it_gives_can_be_trained_with(network, faces) -> None:
     torch.testing.assert_close(weight.grad, expected[1].sum((0, 1)))
 
 
-def test_the_device_is_read_once_all_batches_are_under_way(network, prepared: Path) -> None:
-    """`meta` has nothing to read, and says so: here only after the last batch."""
+def test_the_device_is_read_after_all_batches_are_launched(network, prepared: Path) -> None:
+    """The `meta` device raises an error when it is read: here only after the last batch."""
     calls = []
     there = empty_network(parse({"model": {"backbone": "ir-small", "width": 4}})).to("meta")
     there.register_forward_hook(lambda *_: calls.append(1))
@@ -122,7 +122,7 @@ def test_a_pass_that_ends_early_leaves_no_thread(problem: BaseException, network
         predict(network, faces, SETTINGS, 8)
     handle.remove()
     assert len(passed[-1]) == len(before) + 1
-    assert told.value is problem and threads() == before  # while what was raised still holds the pass's frame
+    assert told.value is problem and threads() == before  # although the exception still holds the pass's frame
 
 
 def test_faces_that_cannot_be_read_end_the_pass(network, faces, ahead, monkeypatch) -> None:
@@ -141,10 +141,10 @@ def test_faces_that_cannot_be_read_end_the_pass(network, faces, ahead, monkeypat
     asked.clear()
     monkeypatch.setattr(FaceDataset, "fetch", lambda self, at: (asked.append(int(at[0])), fetch(self, at))[1])
     predict(network, faces, SETTINGS, 8)
-    assert asked == [0, 8, 16, 24, 32]  # each once, and none behind the last
+    assert asked == [0, 8, 16, 24, 32]  # each once, and none after the last
 
 
-def test_no_faces_are_no_outputs(network, prepared: Path, ahead) -> None:
+def test_no_faces_give_no_outputs(network, prepared: Path, ahead) -> None:
     nothing = FaceDataset([Store.open(prepared / "jaffe", labels=False)], [np.array([], np.int64)], CPU, False)
     given = predict(network, nothing, SETTINGS, 8)
     assert given.probabilities.shape == (0, 7, 7) and given.features.shape == (0, 6, 64)
@@ -172,7 +172,7 @@ def test_scores_are_not_rounded_to_tf32_whatever_training_does() -> None:
 @pytest.mark.cuda
 @needs_cuda
 @pytest.mark.parametrize("data", ["host", "device"])
-def test_a_cuda_device_says_what_the_cpu_says(data: str, network, prepared: Path) -> None:
+def test_a_cuda_device_predicts_what_the_cpu_predicts(data: str, network, prepared: Path) -> None:
     expected, device = predict(network, faces_on(prepared), SETTINGS, 8), torch.device("cuda")
     before = torch.backends.cudnn.allow_tf32
     try:

@@ -144,7 +144,7 @@ def test_what_differs_from_the_model_is_refused_and_not_left(made, tmp_path, mon
 
 
 REFUSED = {
-    "missing": (["nowhere"], "no run folder or checkpoint nowhere; train one: fercli train-source"),
+    "missing": (["nowhere"], "no such run folder or checkpoint: nowhere; train one: fercli train-source"),
     "empty": (["TMP/empty"], "holds no trained model; run: fercli train-source"),
     "damaged": (["TMP/damaged.ckpt"], "is not a PyTorch checkpoint, or is damaged"),
     "foreign": (["TMP/foreign.ckpt"], "is not a fercli checkpoint"),

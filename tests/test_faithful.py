@@ -1,4 +1,4 @@
-"""``faithful: published | corrected``, and the protocol options that it sets: each does what it says in a real run."""
+"""``faithful: published | corrected``, and the protocol options that it sets: each takes effect in a real run."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def test_published_sets_what_the_spec_does_not() -> None:
     ]
 
 
-def test_a_resolved_spec_and_a_file_to_edit_stay_what_they_are() -> None:
-    """Also where the spec sets a published key back."""
+def test_a_resolved_spec_and_a_file_to_edit_stay_unchanged() -> None:
+    """Even if the spec sets a published key back."""
     spec = parse({"faithful": "published", "data": {"validation": 0.1, "augment": {"shared_crop": False}}})
     assert parse(json.loads(spec.model_dump_json())) == spec
     assert parse(yaml.safe_load(to_template(spec))) == spec
@@ -81,7 +81,7 @@ def test_a_method_s_published_options_are_its_defaults_then() -> None:
         (["faithful=published", "data=5"], "data: "),
     ],
 )
-def test_what_cannot_be_is_told(settings: list[str], words: str) -> None:
+def test_impossible_settings_are_reported(settings: list[str], words: str) -> None:
     with pytest.raises(SpecError, match=words.replace(".", r"\.")):
         load("default", settings)
 
@@ -99,7 +99,7 @@ def test_a_grid_over_the_switch_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def published(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """A run as published, from photographs to a report, on stores of its own."""
+    """A run with published settings, from photographs to a report, on its own stores."""
     folder = tmp_path_factory.mktemp("published")
     changes = {"faithful": "published", "paths.data": str(prepared.parent / "data"), "adapt.epochs": 1}
     bench = Bench(folder, folder / "prepared-box", changes)
@@ -120,7 +120,7 @@ def test_a_published_run_trains_on_all_faces_and_is_scored(published: Bench) -> 
     assert "source-val" not in entry["rules"] and entry["decision"] == "glpc"
     lines = [json.loads(line) for line in (published.runs / "source/metrics.jsonl").read_text().splitlines()]
     assert all(set(line["scores"]) == {"last"} for line in lines if line["kind"] == "validate")
-    # The distance of the domains is measured on the source's test part, which nothing was trained on.
+    # The domain gap is measured on the source's test part, which nothing was trained on.
     assert document["gaps"][0]["models"][0]["energy_distance"] is not None
     kept = checkpoint.load(published.runs / "source/best.ckpt")
     assert kept["best"]["epoch"] == kept["epoch"] == kept["spec"]["train_source"]["epochs"]
@@ -135,8 +135,8 @@ def test_a_store_of_another_alignment_is_refused(published: Bench, prepared: Pat
 # --------------------------------------------------------------------------------------------------------- its parts
 
 
-def test_the_momentum_of_stage_1_goes_on_in_stage_2(published: Bench, prepared: Path, tmp_path: Path) -> None:
-    """The first step of stage 2 moves a weight by the rate times what plain SGD makes of the old momentum."""
+def test_the_momentum_of_stage_1_continues_in_stage_2(published: Bench, prepared: Path, tmp_path: Path) -> None:
+    """The first step of stage 2 moves a weight by the rate times the step of plain SGD with the old momentum."""
     without = Bench(tmp_path, prepared, {})
     without.done("train-source", "--quiet")
     said = told(without("adapt", "--target", "jaffe", "--set", "adapt.carry_momentum=true"))
@@ -163,7 +163,7 @@ def test_the_momentum_of_stage_1_goes_on_in_stage_2(published: Bench, prepared: 
             buffer = optimizer["state"][number]["momentum_buffer"]
             expected = -0.001 * scale * 0.9 * buffer
             found = moved[True][name] - moved[False][name]
-            # What is subtracted is rounded to the weights' last place.
+            # The subtraction rounds to the precision of the weights.
             slack = 4e-7 * moved[True][name].abs().max().item()
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=slack)
 
@@ -171,7 +171,7 @@ def test_the_momentum_of_stage_1_goes_on_in_stage_2(published: Bench, prepared: 
 def test_rates_come_one_step_late_and_the_first_step_has_no_factors() -> None:
     plan = TrainSource(late_rates=True)
     groups = [{"rates": plan.lr, "scale": 1.0}, {"rates": plan.lr, "scale": 10.0}]
-    for step in (0, 1, 2, 99, 100, 101):  # ten steps an epoch: the rate falls with epoch 11, step 100
+    for step in (0, 1, 2, 99, 100, 101):  # ten steps per epoch: the rate falls in epoch 11, at step 100
         set_rates(plan, groups, step, 10)
         if step == 0:
             expected = [(1e-4, plan.weight_decay / 2)] * 2
@@ -186,7 +186,7 @@ def test_rates_come_one_step_late_and_the_first_step_has_no_factors() -> None:
 
 @pytest.mark.parametrize("local", ["feature-map", "image-crop"])
 def test_first_weights_as_released(local: str) -> None:
-    """Crop nets that begin alike, torch's own convolutions with their biases, heads Xavier-normal without."""
+    """Crop nets start equal. Convolutions have torch's default weights and biases, heads Xavier-normal without bias."""
     torch.manual_seed(0)
     network = build_network(model_spec(first_weights="released", local=local, backbone="ir18"))
     first, *others = (net.state_dict() for net in network.local_nets.nets)
@@ -198,7 +198,7 @@ def test_first_weights_as_released(local: str) -> None:
     for head in network.classifiers:
         assert not head.bias.any()
         assert head.weight.std().item() == pytest.approx(np.sqrt(2 / sum(head.weight.shape)), rel=0.1)
-        assert head.weight.abs().max() > np.sqrt(6 / sum(head.weight.shape))  # beyond what Xavier-uniform draws
+        assert head.weight.abs().max() > np.sqrt(6 / sum(head.weight.shape))  # more than Xavier-uniform can draw
     torch.manual_seed(0)
     plain = build_network(model_spec(local=local, backbone="ir18"))
     ratio = plain.global_head.conv.weight.std() / conv.weight.std()
@@ -206,7 +206,7 @@ def test_first_weights_as_released(local: str) -> None:
 
 
 def test_a_sampler_of_whole_batches() -> None:
-    """Of every permutation the last 13 - 12 places are left out; elsewhere it draws as ever."""
+    """The last 13 - 12 places of every permutation are left out; otherwise it draws as usual."""
     whole, every = ShuffledSampler(13, 5, multiple=4), ShuffledSampler(13, 5)
     for number in range(5):
         drawn = whole.take(12 * number, 12).tolist()
@@ -215,7 +215,7 @@ def test_a_sampler_of_whole_batches() -> None:
 
 
 def test_a_source_without_any_face_left_to_score(prepared: Path, tmp_path: Path) -> None:
-    """JAFFE is trained on whole: no face of it is left to score, to compare the domains by, or to fit on."""
+    """JAFFE is trained on as a whole: no face of it is left to score, to measure the domain gap or to fit on."""
     changes = {"data.source": "jaffe", "data.targets": ["raf-db"], "data.validation": 0, "train_source.select": "last"}
     bench = Bench(tmp_path, prepared, changes)
     bench.done("train-source", "--quiet")

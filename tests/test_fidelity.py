@@ -1,8 +1,8 @@
-"""Faithful to the released AGLRLS code, in float64: two whole steps of stage 2 against its own numbers, GLPC against a
-plain loop, and what the reversal counts.
+"""Fidelity to the released AGLRLS code, in float64: two whole steps of stage 2 against its numbers, GLPC against a
+plain loop, and the counts of the gradient reversal.
 
-``fixtures/aglrls_step.json`` holds numbers that the released code produced (github.com/yao-papercodes/AGLRLS, commit
-85b875d, IR-18, the discriminators' dropout off); inputs and weights follow from rules and a seed.
+``fixtures/aglrls_step.json`` holds numbers that the released code computed (github.com/yao-papercodes/AGLRLS, commit
+85b875d, IR-18, without the discriminators' dropout). Inputs and weights follow from rules and a seed.
 """
 
 from __future__ import annotations
@@ -107,14 +107,14 @@ def test_two_steps_of_stage_2_are_those_of_the_released_code(float64: None) -> N
 
 
 def released_batches() -> Iterator[Batch]:
-    """The two batches, drawn in the order that the fixture's rule says."""
+    """The two batches, drawn in the order of the fixture's rule."""
     rng = np.random.RandomState(7)
 
     def pictures() -> Tensor:
         return torch.from_numpy(rng.standard_normal((3, 3, 112, 112)))
 
     def landmarks() -> Tensor:
-        """In pixels of the image, of windows' centres on the 28x28 map."""
+        """Window centres on the 28x28 map, in pixels of the image."""
         return 4 * torch.from_numpy(rng.randint(3, 25, (3, 5, 2))).float()
 
     for indices in ([0, 1, 2], [3, 4, 5]):
@@ -126,7 +126,7 @@ def released_batches() -> Iterator[Batch]:
 
 @pytest.mark.parametrize("sharing", ["shared", "separate"])
 def test_a_reversal_that_counts_forward_passes(sharing: str) -> None:
-    """Played through pass by pass: each discriminator counts those of training and of the log, itself included."""
+    """Simulated pass by pass: each discriminator counts the passes of training and of logging, its own included."""
     heads = [0, 1, 1, 1, 1, 1, 2] if sharing == "shared" else range(7)
     discriminators = HeadDiscriminators(4, sharing, 8, reversal_steps=100, reversal_counts="forwards")
     passes = dict.fromkeys(heads, 0)
@@ -142,7 +142,7 @@ def test_a_reversal_that_counts_forward_passes(sharing: str) -> None:
 
 
 def test_each_reversal_reaches_its_own_gradient() -> None:
-    """The discriminators' inputs are reversed by their own counts, the entropy weights by the steps."""
+    """The discriminators' inputs are reversed according to their own counts, the entropy weights by the steps."""
     torch.manual_seed(0)
     discriminators = HeadDiscriminators(4, "shared", 8, 100, "forwards").double().eval()
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)  # noqa: E731
@@ -155,14 +155,14 @@ def test_each_reversal_reaches_its_own_gradient() -> None:
     loops.assert_same(discriminators(source, target, 10), expected, [*source, *target], 1e-9)
 
 
-def test_glpc_equals_the_released_rule_on_ten_thousand_faces_also_on_a_threshold() -> None:
+def test_glpc_equals_the_released_rule_on_ten_thousand_faces_even_at_a_threshold() -> None:
     rng = np.random.default_rng(0)
     count = 10_000
     b = (rng.integers(0, 21, (7, 7)) / 20).astype(np.float32)
     b[6, :3] = [0, 0.5, 1]
     p = rng.standard_normal((count, 7, 7)) * rng.uniform(0.2, 4, (count, 1, 1))
     p = (np.exp(p) / np.exp(p).sum(-1, keepdims=True)).astype(np.float32)
-    # A third lies exactly on its threshold, or one float32 beside it, in the head that is asked first or second.
+    # A third of them is exactly at its threshold, or one float32 away, in the head that is used first or second.
     for face in range(0, count, 3):
         head = (6, 0)[face % 2]
         top = int(p[face, head].argmax())
@@ -181,10 +181,10 @@ def test_glpc_equals_the_released_rule_on_ten_thousand_faces_also_on_a_threshold
     )
     assert (
         in_float32 != (decision.stages == 0)
-    ).any()  # float32 thresholds answer otherwise: the cases are hard enough
+    ).any()  # float32 thresholds predict differently: the cases are hard enough
 
 
-def test_an_empty_sum_answers_by_all_heads_or_as_released_the_first_class() -> None:
+def test_an_empty_sum_predicts_by_all_heads_or_as_released_the_first_class() -> None:
     p = torch.full((1, 7, 7), 0.1)
     p[:, :, 4] = 0.4
     status = torch.ones(7, 7)

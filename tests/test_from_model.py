@@ -1,4 +1,4 @@
-"""``adapt --from MODEL --target FOLDER``: any trained model and a folder of photographs, and a run that needs neither
+"""``adapt --from MODEL --target FOLDER``: any trained model and a folder of photographs. The run needs neither
 afterwards.
 """
 
@@ -26,7 +26,7 @@ from fercli.spec import load
 from fercli.store import Store
 from fercli.synthetic.render import LAB, render
 
-#: As `conftest.TINY` has it for adaptations, on top of the packaged spec.
+#: The settings of `conftest.TINY` for adaptations, on top of the packaged spec.
 SMALL = ["adapt.batch=8", "adapt.epochs=1", "engine.device=cpu", "engine.threads=1", "prepare.workers=1"]
 
 
@@ -122,7 +122,7 @@ def test_the_start_is_the_runs_source_model_weight_for_weight(trained: Bench, pi
     assert adapted["spec"]["data"]["source"] == ["raf-db"]
 
 
-def test_the_starter_needs_nothing_but_pictures(pictures: Path, here: Path) -> None:
+def test_the_starter_needs_only_images(pictures: Path, here: Path) -> None:
     result = adapt("--from", "starter", "--target", pictures, *small("adapt.steps_per_epoch=1"))
     assert result.exit_code == 0, result.stderr
     assert find_trained("runs/from-starter/source").digest == find_trained("starter").digest
@@ -131,7 +131,7 @@ def test_the_starter_needs_nothing_but_pictures(pictures: Path, here: Path) -> N
     assert model.spec.model == find_trained("starter").spec.model.model_copy(update={"weights": None})
 
 
-def test_photographs_are_taken_from_any_folder_and_no_label_of_them(pictures: Path) -> None:
+def test_photographs_are_read_from_any_folder_without_labels(pictures: Path) -> None:
     listing = read_dataset("mine", "folders", pictures, labelled=False)
     assert [record.id for record in listing] == sorted(record.id for record in listing)
     assert {record.id for record in listing} >= {"again.png", "wall.png", "happy/1.png", "2019/summer/0.png"}
@@ -140,7 +140,7 @@ def test_photographs_are_taken_from_any_folder_and_no_label_of_them(pictures: Pa
     assert listing.adapt_splits == listing.score_splits == ("all",)
 
 
-def test_the_store_lies_in_the_run_and_holds_no_label(trained: Bench, pictures: Path, here: Path) -> None:
+def test_the_store_is_in_the_run_and_holds_no_label(trained: Bench, pictures: Path, here: Path) -> None:
     adapt("--from", trained.runs / "source", "--target", pictures, *small("name=mine"))
     assert not Path("prepared").exists()
     store = Store.open("runs/mine/prepared/my-photos")
@@ -149,7 +149,7 @@ def test_the_store_lies_in_the_run_and_holds_no_label(trained: Bench, pictures: 
     assert store.copies(np.arange(3)) == 0
 
 
-def test_a_dataset_of_the_spec_is_meant_before_a_folder_of_its_name(trained: Bench, pictures: Path, here: Path) -> None:
+def test_a_dataset_of_the_spec_comes_before_a_folder_of_its_name(trained: Bench, pictures: Path, here: Path) -> None:
     """Its labels score the model."""
     for number in range(7):
         Path(f"mine/{EXPRESSIONS[number]}").mkdir(parents=True)
@@ -165,7 +165,7 @@ def test_a_dataset_of_the_spec_is_meant_before_a_folder_of_its_name(trained: Ben
     assert not Path("runs/mine/prepared").exists()
 
 
-def test_more_targets_and_methods_come_into_the_same_run(trained: Bench, pictures: Path, here: Path) -> None:
+def test_more_targets_and_methods_go_into_the_same_run(trained: Bench, pictures: Path, here: Path) -> None:
     shutil.copytree(pictures, "others")
     model = ("--from", trained.runs / "source")
     assert adapt(*model, "--target", pictures, "--target", "others", *small()).exit_code == 0
@@ -176,7 +176,7 @@ def test_more_targets_and_methods_come_into_the_same_run(trained: Bench, picture
     assert {entry["dataset"] for entry in document["entries"]} == {"my-photos", "others"}
 
 
-def test_an_adapted_start_goes_on_deciding_as_it_did(adapted: Bench, pictures: Path, here: Path) -> None:
+def test_an_adapted_start_keeps_its_decision_rule(adapted: Bench, pictures: Path, here: Path) -> None:
     assert adapt("--from", adapted.runs, "--target", pictures, *small("name=mine")).exit_code == 0
     given, taken = find_trained(adapted.runs), find_trained("runs/mine/source")
     assert taken.rule.name == given.rule.name == "glpc"
@@ -184,12 +184,10 @@ def test_an_adapted_start_goes_on_deciding_as_it_did(adapted: Bench, pictures: P
     assert taken.rule._replace(status=None) == given.rule._replace(status=None)
 
 
-def test_a_method_with_a_source_takes_the_models_own(
-    trained: Bench, prepared: Path, pictures: Path, here: Path
-) -> None:
+def test_a_method_with_a_source_uses_the_models_own(trained: Bench, prepared: Path, pictures: Path, here: Path) -> None:
     words = ("--from", trained.runs / "source", "--target", pictures, "--method", "dann", "--quiet")
     line = told(adapt(*words, *small()), 1)
-    assert "dann trains on the source too, and raf-db is not prepared in prepared" in line
+    assert "dann trains on the source too, but raf-db is not prepared in prepared" in line
     assert "--method aglrls-sf" in line
     assert adapt(*words, *small(f"paths.prepared={prepared}")).exit_code == 0
 
@@ -197,7 +195,7 @@ def test_a_method_with_a_source_takes_the_models_own(
 @pytest.mark.parametrize(
     ("words", "code", "told_words"),
     [
-        (("--from", "nowhere", "--target", "P"), 1, ["no run folder or checkpoint nowhere"]),
+        (("--from", "nowhere", "--target", "P"), 1, ["no such run folder or checkpoint: nowhere"]),
         (("--from", "starter"), 2, ["no target", "--target"]),
         (("--from", "starter", "--target", "gone/"), 1, ["no such folder: gone/"]),
         (("--from", "starter", "--target", ""), 2, ["cannot be a dataset's name"]),
@@ -209,12 +207,12 @@ def test_a_method_with_a_source_takes_the_models_own(
         (("--from", "starter", "--target", "empty/"), 1, ["no image in", "empty"]),
         (("--from", "starter", "--target", "walls/"), 1, ["walls: no face in 2 records"]),
         (("--from", "starter", "--target", "fer2013"), 2, ["fer2013 is a source of this run"]),
-        (("--from", "starter", "--target", "P", "--set", "adapt.select=source-val"), 2, ["aglrls-sf opens no source"]),
-        (("--from", "AGRA", "--target", "P"), 2, ["answers through networks of agra"]),
+        (("--from", "starter", "--target", "P", "--set", "adapt.select=source-val"), 2, ["aglrls-sf uses no source"]),
+        (("--from", "AGRA", "--target", "P"), 2, ["predicts with networks of agra"]),
         (
             ("--from", "OTHER", "--target", "P", "--set", "name=taken"),
             1,
-            ["holds another model than", "--set name=NAME"],
+            ["holds a different model from", "--set name=NAME"],
         ),
         (
             ("--from", "starter", "--target", "far/P", "--set", "name=taken"),
@@ -223,7 +221,7 @@ def test_a_method_with_a_source_takes_the_models_own(
         ),
     ],
 )
-def test_what_cannot_be_is_told_in_one_line(
+def test_impossible_starts_are_refused_in_one_line(
     words: tuple[str, ...], code: int, told_words: list[str], trained: Bench, make_adapting, pictures: Path, here: Path
 ) -> None:
     for name in ("sub/jaffe", "empty", "walls", "far"):
@@ -245,7 +243,7 @@ def test_what_cannot_be_is_told_in_one_line(
     line = told(adapt(*given, *small("adapt.steps_per_epoch=1"), "--quiet"), code)
     assert all(word in line for word in told_words), line
     left = [path for path in set(Path().rglob("*")) - before if path.is_file() and path.name != ".lock"]
-    assert not left, left  # a refusal leaves nothing behind
+    assert not left, left  # a refusal writes nothing
 
 
 def test_what_a_start_brings_to_a_spec(trained: Bench) -> None:
@@ -259,7 +257,7 @@ def test_what_a_start_brings_to_a_spec(trained: Bench) -> None:
 
 
 def test_a_sweep_from_a_start_trains_no_source(trained: Bench, prepared: Path, tmp_path: Path) -> None:
-    """Its reference is the start, on every seed; no source store is needed."""
+    """Its reference is the starting model, for every seed; no source store is needed."""
     shutil.copytree(prepared / "jaffe", tmp_path / "stores/jaffe")
     changes = {
         **{f"paths.{name}": str(tmp_path / folder) for name, folder in (("prepared", "stores"), ("runs", "runs"))},
@@ -278,10 +276,10 @@ def test_a_sweep_from_a_start_trains_no_source(trained: Bench, prepared: Path, t
     assert not (tmp_path / "runs/tiny/seed-0/source/last.ckpt").exists()
     assert run("evaluate", "-c", spec, "--report", "--quiet").exit_code == 0
     assert json.loads(run("sweep", spec, "--cell", 0, "--json").stdout)["missing"] == []
-    # What is finished was made of the one start, and does not pass for what another makes.
+    # Finished cells were made from one starting model, and do not count as cells of another.
     state = checkpoint.load(trained.runs / "source/best.ckpt")
     state["network"] = {name: tensor + 1 for name, tensor in state["network"].items()}
     (tmp_path / "other").mkdir()
     checkpoint.save(tmp_path / "other/best.ckpt", state)
     other = run("sweep", spec, "--quiet", "--set", f"adapt.start={tmp_path / 'other'}")
-    assert other.exit_code == 1 and other.stderr.count("holds another model than") == 2
+    assert other.exit_code == 1 and other.stderr.count("holds a different model from") == 2

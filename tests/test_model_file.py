@@ -59,7 +59,7 @@ def test_float32_comes_back_bit_for_bit(stage, packed, prepared) -> None:
     assert after.folder == packed and before.folder == stage
     same_but_for_rounding(before, after, prepared, 0)
     assert find_trained(str(packed), "jaffe").path == packed
-    with pytest.raises(FercliError, match=r"is adapted to jaffe, not for ck\+"):
+    with pytest.raises(FercliError, match=r"is adapted to jaffe, not a model for ck\+"):
         find_trained(packed, "ck+")
 
 

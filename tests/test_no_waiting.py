@@ -1,4 +1,4 @@
-"""A step of training waits for no device, and can be recorded once and run again: every method's, looked at closely."""
+"""For every method: a training step never waits for the device, and can be recorded once and replayed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fercli.spec import Spec
 from fercli.spec.registry import METHODS
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-#: Options at which more of a method is in force within a few steps, and variants.
+#: Options that put more of a method into effect within a few steps, and variants.
 VARIANTS = {
     **{name: (name, {}) for name in METHODS},
     **{name: (name, {"threshold": 0.2}) for name in ("aglrls", "aglrls-sf")},
@@ -52,7 +52,7 @@ def spec_of(room: Path, variant: str, **adapt) -> Spec:
 
 
 def choose_pool(training: Training) -> None:
-    """Let CGLRL have labelled some faces, without a look at them."""
+    """Make CGLRL label some faces, without evaluating them."""
     if hasattr(training.method, "pseudo"):
         if training.method.pseudo.device != META:
             training.method.pseudo[POOL] = POOL % 7
@@ -63,9 +63,9 @@ def choose_pool(training: Training) -> None:
 
 
 class NumbersSent(TorchFunctionMode):
-    """Notes tensors that are made of Python's numbers on another device than the CPU: they are copied, and waited for.
+    """Records tensors created from Python numbers on a device other than the CPU: the copy makes the CPU wait.
 
-    On the meta device, which holds no numbers, `Operations` cannot see them.
+    `Operations` cannot see them on the meta device, which holds no numbers.
     """
 
     def __init__(self) -> None:
@@ -82,7 +82,7 @@ class NumbersSent(TorchFunctionMode):
 def seen_in_a_step(training: Training) -> Operations:
     training._asked = True
     choose_pool(training)
-    training.batch()  # with the first some constants are sent
+    training.batch()  # the first batch sends some constants
     with Operations("meta") as seen, NumbersSent() as sent:
         batch = training.batch()
         training.begin_step()
@@ -94,13 +94,13 @@ def seen_in_a_step(training: Training) -> Operations:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_no_step_reads_a_number_back(variant: str, room: Path, tmp_path: Path) -> None:
-    # On the meta device there are shapes and no numbers: whatever would decide by one fails.
+    # The meta device has shapes but no numbers: any decision based on a number fails.
     training = adaptation(spec_of(room, variant, clip_norm=1.0, ema=0.9), META, tmp_path)
     assert not seen_in_a_step(training).waits
     assert all(each.device == META for each in training.raw.state_dict().values())
 
 
-def test_neither_does_the_real_network_s(room: Path, tmp_path: Path) -> None:
+def test_no_step_of_the_real_network_reads_a_number_back(room: Path, tmp_path: Path) -> None:
     spec = changed(spec_of(room, "cdan-e", sharpness=0.05), model={"input": "grey"})
     assert not seen_in_a_step(adaptation(spec, META, tmp_path, real=True)).waits
 
@@ -117,7 +117,7 @@ def test_neither_does_the_real_network_s(room: Path, tmp_path: Path) -> None:
         ("_linalg_svd", lambda x: torch.linalg.svdvals(x)),
     ],
 )
-def test_what_waits_is_noticed(name: str, wait) -> None:
+def test_operations_that_wait_are_noticed(name: str, wait) -> None:
     with Operations("cpu") as seen:
         wait(torch.eye(3))
     assert name in seen.waits
@@ -131,11 +131,11 @@ def test_copies_to_a_device_are_noticed_where_they_wait() -> None:
         assert len(seen.waits) == 2 * waits
 
 
-# How many operations it is
+# Number of operations
 
-#: What a step asks of a device, its batch included; of the second step, in float32, the optimizer as on a CUDA device
-#: (there fused, here ``foreach``, which is as many or one more). Fewer is better; more is slower wherever the processor
-#: cannot launch as fast as the device works.
+#: Operations of a step on a device, its batch included. They are counted in the second step, in float32, with the
+#: optimizer of a CUDA device (fused there, ``foreach`` here, which has the same number or one more). Fewer is better:
+#: more is slower wherever the CPU cannot launch as fast as the device works.
 MOST_OPERATIONS = {
     **{"source-only": 98, "aglrls": 668, "cglrl": 512, "dann": 180, "cdan-e": 229, "mcd": 433, "agra": 447},
     **{"aglrls-sf": 318, "aglrls, ir-small": 2038, "aglrls, ir50": 3062},
@@ -154,7 +154,7 @@ def test_a_step_has_no_more_operations_than_it_had(what: str, room: Path, tmp_pa
     assert seen_in_a_step(training).total <= MOST_OPERATIONS[what]
 
 
-# Recorded once, run again
+# Recorded once, then replayed
 
 
 def state_of(training: Training) -> dict[str, Tensor]:
@@ -165,8 +165,8 @@ def state_of(training: Training) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("variant", "real"), [*((variant, False) for variant in VARIANTS), ("aglrls", True)])
 def test_a_recorded_step_is_the_step(variant: str, real: bool, room: Path, tmp_path: Path) -> None:
-    """Bit for bit, over rates, epochs and growing reversals, on batches that it was not recorded with."""
-    # A rate and an epoch of its own for nearly every step.
+    """Bit for bit, over changing rates, epochs and reversal strengths, on batches other than the recorded one."""
+    # Nearly every step has its own rate and epoch.
     spec = spec_of(room, variant, epochs=4, steps_per_epoch=3, schedule="cosine", warmup_epochs=1, ema=0.9)
     plain, recorded = (adaptation(spec, CPU, tmp_path, True, real) for _ in range(2))
     tape, inputs = None, None
@@ -178,7 +178,7 @@ def test_a_recorded_step_is_the_step(variant: str, real: bool, room: Path, tmp_p
             choose_pool(training)
             batch = training.batch()
             training.begin_step()
-            torch.manual_seed(step)  # of dropout
+            torch.manual_seed(step)  # for dropout
             if training is plain or step < 2:
                 take_step(training, batch)
             elif tape is None:
@@ -198,7 +198,7 @@ def test_a_recorded_step_is_the_step(variant: str, real: bool, room: Path, tmp_p
 
 
 class Tapes:
-    """`CudaGraphs` without CUDA: what is recorded is taken back, as a device does not do it."""
+    """`CudaGraphs` without CUDA: recording is undone, because a device does not run what it records."""
 
     def __init__(self, training: Training, fails: bool = False):
         self.training, self.fails, self.recorded = training, fails, 0
@@ -230,7 +230,7 @@ def test_steps_are_recorded_by_the_shapes_of_their_batches(fails: bool, room: Pa
     for step in range(18):
         for training, take in zip((plain, captured), steps, strict=True):
             torch.manual_seed(step)
-            if step == 6:  # from the second epoch on there are pseudo labels, and a pass more
+            if step == 6:  # from the second epoch on there are pseudo labels, and one more pass
                 choose_pool(training)
             elif step == 0:
                 training._asked = True
@@ -244,6 +244,6 @@ def test_steps_are_recorded_by_the_shapes_of_their_batches(fails: bool, room: Pa
     assert tapes.recorded == (0 if fails else 2)
     told = (
         "warning: a step cannot be recorded as a CUDA graph here (RuntimeError: operation not permitted when stream is "
-        "capturing); going on without it (engine.compile=off)\n"
+        "capturing); training without it (engine.compile=off)\n"
     )
     assert capsys.readouterr().err == told * fails

@@ -1,4 +1,4 @@
-"""Our batch norms beside torch's: the same numbers, one operation less; and the shortcut that strides itself."""
+"""fercli's batch norms against torch's: the same numbers, one operation fewer; and the strided shortcut convolution."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_norm_of_a_network_is_ours(backbone: str, local: str) -> None:
     assert norms == {BatchNorm2d}
 
 
-def test_and_of_agra() -> None:
+def test_every_norm_of_agra_is_ours() -> None:
     kind = method_class("agra")
     method = kind(Adapt(method="agra"), kind.Options(), FEATURE_SIZE, 3)
     assert {type(module) for module in method.modules() if isinstance(module, _BatchNorm)} == {BatchNorm1d}
@@ -87,7 +87,7 @@ def test_a_pass_of_the_network_touches_no_counter(nets: str) -> None:
 
 
 def both_ways(module: nn.Module, x: torch.Tensor) -> list[list[torch.Tensor]]:
-    """Answer and gradients, with pixels cut out first and with the convolution striding itself."""
+    """Outputs and gradients, with pixels cut out first and with a strided convolution."""
     found = []
     for itself in (False, True):
         made, leaf = copy.deepcopy(module), x.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -95,7 +95,7 @@ def both_ways(module: nn.Module, x: torch.Tensor) -> list[list[torch.Tensor]]:
             if isinstance(shortcut, Shortcut):
                 shortcut.strides_itself = itself
         if isinstance(made, LocalNets):
-            made.implementation = module.implementation  # laid together again
+            made.implementation = module.implementation  # stack the nets again
         out = made(leaf)
         (out * torch.linspace(-1, 2, out.numel()).view_as(out)).sum().backward()
         found.append([out.detach(), leaf.grad, *(p.grad for p in made.parameters())])
@@ -122,7 +122,7 @@ def test_a_shortcut_may_stride_itself(light: bool, size: int) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["loop", "grouped", "matmul"])
-def test_those_of_the_crop_nets_too(implementation: str) -> None:
+def test_shortcuts_of_the_crop_nets_may_stride_themselves(implementation: str) -> None:
     torch.manual_seed(0)
     nets = LocalNets(16)
     nets.implementation = implementation

@@ -1,4 +1,4 @@
-"""The training recipe: cosine rates, averaged weights, blended and weighed faces, grey input, mirrored answers."""
+"""The training recipe: cosine rates, averaged weights, mixed and weighted faces, grey input, mirrored predictions."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_average_is_that_of_a_plain_loop_and_gives_the_weights_back():
         average.update(step)
         decay = min(0.9, (1 + step) / (10 + step))
         for name, value in network.state_dict().items():
-            if value.is_floating_point():  # a counter stays
+            if value.is_floating_point():  # counters are not averaged
                 expected[name] = decay * expected[name] + (1 - decay) * value
     own = {name: value.clone() for name, value in network.state_dict().items()}
     with average.in_place():
@@ -82,7 +82,7 @@ def test_the_average_is_that_of_a_plain_loop_and_gives_the_weights_back():
     assert all(torch.equal(value, own[name]) for name, value in network.state_dict().items())
 
 
-def test_rare_expressions_weigh_more_and_the_mean_stays_one():
+def test_rare_expressions_have_more_weight_and_the_mean_stays_one():
     labels = np.array([0] * 8 + [1] * 2 + [2] * 4)
     weights = class_weights(labels, 1.0)
     assert weights[labels].mean() == pytest.approx(1)
@@ -114,7 +114,7 @@ def test_a_grey_network_sees_no_colour():
 
 
 @pytest.mark.parametrize("local", ["feature-map", "image-crop"])
-def test_a_face_and_its_mirror_image_get_one_answer(local):
+def test_a_face_and_its_mirror_image_get_the_same_prediction(local):
     images, landmarks, crops = batch(2)
     torch.manual_seed(0)
     network = build_network(model_spec(test_flip=True, local=local)).eval()
@@ -160,7 +160,7 @@ def test_blended_faces_are_those_of_a_plain_loop(prepared: Path) -> None:
         assert torch.equal(mixed.source.landmarks[i], own.source.landmarks[i])
 
 
-def test_shares_of_a_blended_batch_make_the_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shares_of_a_blended_batch_add_up_to_the_batch(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches, _ = batches_of(prepared, SourceRecipe("strong", 0.4, 0.5), ViewSettings())
     whole = batches(1)
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
@@ -180,7 +180,7 @@ def test_weights_of_a_batch_are_those_of_its_classes(prepared: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_stopped_training_with_the_whole_recipe_goes_on_to_the_same_bits(
+def test_a_stopped_training_with_the_whole_recipe_resumes_to_the_same_bits(
     step: int, tmp_path: Path, prepared: Path
 ) -> None:
     whole, other = (Bench(tmp_path / name, prepared, RECIPE) for name in ("whole", "stopped"))
@@ -192,7 +192,7 @@ def test_a_stopped_training_with_the_whole_recipe_goes_on_to_the_same_bits(
     assert all(map(torch.equal, *averages))
 
 
-def test_what_is_kept_is_the_average(tmp_path: Path, prepared: Path) -> None:
+def test_the_average_is_what_is_saved(tmp_path: Path, prepared: Path) -> None:
     bench = Bench(tmp_path / "bench", prepared, {"train_source.ema": 0.9, "train_source.select": "last"})
     bench.done("train-source", "--quiet")
     best, last = (checkpoint.load(bench.runs / f"source/{name}.ckpt") for name in ("best", "last"))
@@ -232,7 +232,7 @@ def test_a_split_of_the_source_chooses_the_epoch(validation, told_of, tmp_path: 
         assert all(text in line for text in told_of)
 
 
-def test_cosine_wants_one_rate(bench: Bench) -> None:
+def test_cosine_needs_a_single_rate(bench: Bench) -> None:
     settings = ("--set", "train_source.schedule=cosine", "--set", "train_source.lr={1: 0.1, 2: 0.01}")
     assert "set lr to a number" in told(bench("train-source", *settings), 2)
 

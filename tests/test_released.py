@@ -359,8 +359,10 @@ def test_predict_answers_by_it_and_what_has_no_spec_refuses_it(files, ir18, tmp_
     np.testing.assert_allclose(list(found["probabilities"].values()), due.probabilities, atol=1e-4)
     (line,) = lines(run(*words, files["agra"]))
     assert line["faces"][0]["heads"] == {"fused": line["faces"][0]["expression"]}
-    assert "whose target is not known (AGRA), not for jaffe" in told(run(*words, files["agra"], "--target", "jaffe"))
-    refused = "does not say how its faces are cut; use it where a spec says so: fercli evaluate --model FILE"
+    assert "with an unknown target (AGRA), not a model for jaffe" in told(
+        run(*words, files["agra"], "--target", "jaffe")
+    )
+    refused = "does not say how its faces are cut; use it with a spec: fercli evaluate --model FILE"
     assert refused in told(run("export", files["agra"]))
     with pytest.raises(FercliError, match=r"AGLRLS/CGLRL checkpoint.*which does not say how its faces are cut"):
         Recognizer.load(files["cglrl"])
@@ -404,14 +406,17 @@ MISTAKES = {
             {"layer1.0.weight": torch.zeros(64, 3, 3, 3), "Crop_Net.0.0.weight": torch.zeros(256, 128, 3, 3)}
             | agra_extras()
         ),
-        "has an unknown backbone; scored are IR-50, IR-18 and the released code's own MobileNetV2",
+        "has an unknown backbone; only IR-50, IR-18 and the released code's own MobileNetV2 can be scored",
     ),
     "an IR-SE": (
         lambda: changed(**{"layer1__0__res_layer__5__fc1__weight": torch.zeros(4, 64, 1, 1)}),
-        "has an IR-SE-18; scored are",
+        "has an IR-SE-18; only IR-50",
     ),
-    "eight classes": (lambda: changed(**classes(8)), "tells 8 classes apart, fercli's expressions are 7"),
-    "eight classes, AGRA": (lambda: agra_of(fc__weight=torch.zeros(8, 384)), "tells 8 classes apart"),
+    "eight classes": (lambda: changed(**classes(8)), "has 8 classes, but fercli has 7 expressions"),
+    "eight classes, AGRA": (
+        lambda: agra_of(fc__weight=torch.zeros(8, 384)),
+        "has 8 classes, but fercli has 7 expressions",
+    ),
     "a part missing": (
         lambda: changed(output_layer__0__bias=None),
         "is not AGLRLS/CGLRL as released: 1 missing: global_head.conv.bias",
@@ -432,7 +437,7 @@ MISTAKES = {
     ),
     "face.evoLVe": (
         lambda: {"input_layer.0.weight": torch.zeros(64, 3, 3, 3), "body.0.res_layer.0.weight": torch.zeros(64)},
-        "(face.evoLVe backbone) has no classifiers, so that there are no answers of it to score; train from it",
+        "(face.evoLVe backbone) has no classifiers, so it makes no predictions that could be scored; train from it",
     ),
     "torchvision": (
         lambda: {"features.1.conv.0.0.weight": torch.zeros(32, 1, 3, 3)},

@@ -1,4 +1,4 @@
-"""The rules at work in training: post hoc, early stopping, costly ones, NaN, and what a method makes of the output."""
+"""Selection rules in training: post hoc, early stopping, costly rules, NaN, and methods that change the output."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fercli.evaluation.outputs import EpochOutputs, epoch_file, read_outputs, wa
 from fercli.spec.registry import RULES
 from fercli.store import Store
 
-#: Rates so high that epochs differ.
+#: Rates high enough for epochs to differ.
 LIVELY = {"adapt.method": "dann", "adapt.lr": 0.03, "adapt.steps_per_epoch": 2, "adapt.clip_norm": 10}
 
 
@@ -38,7 +38,7 @@ def adapt(bench: Bench, *arguments: str) -> Path:
 
 
 def assert_ended(bench: Bench) -> None:
-    """The same command once more trains nothing and touches nothing."""
+    """Running the same command again trains nothing and changes no file."""
     before = files(bench.runs / "adapt-jaffe")
     assert bench.json("adapt")["adapt"]["jaffe"]["trained_steps"] == 0
     assert files(bench.runs / "adapt-jaffe") == before
@@ -68,14 +68,14 @@ ENSV = {**LIVELY, "adapt.select": "ensv", "adapt.epochs": 4}
 
 
 def ensemble(folder: Path) -> dict[int, float]:
-    """EnsV from the outputs that the epochs left, image by image."""
+    """EnsV computed from the saved outputs of the epochs, image by image."""
     outputs = watched_fused(EpochOutputs(folder))
     return dict(zip(outputs, loops.ensemble_agreement([one.tolist() for one in outputs.values()]), strict=True))
 
 
 @pytest.fixture(scope="module")
 def post_hoc(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
-    """A bench adapted without a stop, its epoch chosen by EnsV. Read only but for its report."""
+    """A bench adapted without a stop, its epoch chosen by EnsV. Read-only except for its report."""
     bench = after_source(tmp_path_factory.mktemp("ensv"), trained, ENSV)
     bench.done("adapt", "--quiet")
     return bench
@@ -117,7 +117,7 @@ def test_what_ensv_chose_is_scored_and_stays_as_it_is(post_hoc: Bench, tmp_path:
 
 
 @pytest.mark.parametrize("step", [3, 6])
-def test_stopped_it_goes_on_to_the_same_choice(step: int, post_hoc: Bench, make_adapting) -> None:
+def test_a_stopped_run_resumes_to_the_same_choice(step: int, post_hoc: Bench, make_adapting) -> None:
     bench = make_adapting("stopped", ENSV)
     stopped(bench, "adapt", step, signal.SIGTERM)
     assert not (bench.runs / "adapt-jaffe/best.ckpt").exists()
@@ -157,7 +157,7 @@ TELLING = [rule for rule, about in RULES.items() if not about.post_hoc]
 
 
 def stops(scores: list[float], patience: int) -> tuple[int, int]:
-    """The epoch after which patience ends, and the best until then."""
+    """The epoch after which patience runs out, and the best epoch up to then."""
     best = 1
     for epoch in range(1, len(scores) + 1):
         if scores[epoch - 1] > scores[best - 1]:
@@ -169,14 +169,14 @@ def stops(scores: list[float], patience: int) -> tuple[int, int]:
 
 @pytest.fixture(scope="module")
 def patient(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Bench:
-    """A bench adapted to the last epoch, whose scores tell where patience would have ended. Read only."""
+    """A bench adapted to the last epoch, whose scores show where patience would have run out. Read-only."""
     bench = after_source(tmp_path_factory.mktemp("patient"), trained, PATIENT)
     bench.done("adapt", "--quiet")
     return bench
 
 
 def cases(folder: Path) -> list[tuple[str, int, int, int]]:
-    """(rule, patience, last epoch, best epoch) of those that end early, the longest first."""
+    """(rule, patience, last epoch, best epoch) of the cases that end early, the longest first."""
     history = validated(folder)
     found = []
     for rule in TELLING:
@@ -204,7 +204,7 @@ def test_patience_survives_a_stop_and_can_be_raised(patient: Bench, make_adaptin
     rule, patience, end, best = next(case for case in cases(patient.runs / "adapt-jaffe") if case[2] - case[3] >= 2)
     changes = {**PATIENT, "adapt.select": rule, "adapt.patience": patience}
     whole, bench = make_adapting("whole", changes), make_adapting("stopped", changes)
-    for epoch in (best, end - 1):  # while it waits, and in the best epoch itself
+    for epoch in (best, end - 1):  # in the best epoch itself, and while patience counts
         stopped(bench, "adapt", epoch * STEPS - 1)
     assert_same_run(adapt(whole), adapt(bench))
 
@@ -241,7 +241,7 @@ def test_the_source_stage_has_patience_too(bench: Bench) -> None:
 # Costly rules
 
 
-def test_dev_is_scored_where_asked_and_changes_nothing_else(patient: Bench, make_adapting) -> None:
+def test_dev_is_scored_if_requested_and_changes_nothing_else(patient: Bench, make_adapting) -> None:
     folders = (patient.runs / "adapt-jaffe", adapt(make_adapting("plain", {**PATIENT, "adapt.also_score": []})))
     with_dev, without = map(validated, folders)
     assert all(math.isfinite(scores["dev"]) and scores["dev"] <= 0.5 for scores in with_dev.values())
@@ -250,7 +250,7 @@ def test_dev_is_scored_where_asked_and_changes_nothing_else(patient: Bench, make
     assert same_network(*(checkpoint.load(folder / "last.ckpt") for folder in folders))
 
 
-def test_dev_may_choose_and_look_at_few_faces(make_adapting) -> None:
+def test_dev_may_choose_and_use_few_faces(make_adapting) -> None:
     folder = adapt(make_adapting("dev", {**LIVELY, "adapt.select": "dev", "adapt.select_images": 20}))
     scores = {epoch: scores["dev"] for epoch, scores in validated(folder).items()}
     assert outcome(folder)["epoch"] == max(scores, key=lambda epoch: (scores[epoch], -epoch))
@@ -271,16 +271,16 @@ def test_dev_may_choose_and_look_at_few_faces(make_adapting) -> None:
         ),
     ],
 )
-def test_rules_and_patience_that_cannot_be_are_refused(command: str, setting: str, words: str, bench: Bench) -> None:
+def test_impossible_rules_and_patience_are_refused(command: str, setting: str, words: str, bench: Bench) -> None:
     assert re.search(words, told(bench(command, "--set", setting), 2))
 
 
 def test_watched_faces_are_the_targets_to_adapt_to_and_scored_ones_the_rest(tmp_path: Path, trained: Bench) -> None:
-    """With splits of its own, a target is watched on what is adapted to and scored on what is not."""
+    """A target with its own splits is watched on the faces it is adapted to, and scored on the others."""
     stores = tmp_path / "stores"
     stores.mkdir()
     (stores / "raf-db").symlink_to(trained.prepared / "raf-db")
-    # Another dataset, as far as names and order go.
+    # A different dataset, judging by names and order.
     cut(trained.prepared / "raf-db", stores / "other", np.arange(126)[::-1], name="other")
     changes = {**LIVELY, "data.targets": ["other"], "adapt.epochs": 1}
     bench = after_source(tmp_path / "splits", trained, changes, stores)
@@ -303,7 +303,7 @@ def test_watched_faces_are_the_targets_to_adapt_to_and_scored_ones_the_rest(tmp_
         ([math.nan, -5.0, 0.0], 3),
     ],
 )
-def test_what_is_not_a_number_never_wins(scores: list[float], kept: int) -> None:
+def test_a_score_that_is_not_a_number_never_wins(scores: list[float], kept: int) -> None:
     best = {"epoch": 0, "score": -math.inf}
     for epoch, score in enumerate(scores, 1):
         if _is_better(score, best):
@@ -312,7 +312,7 @@ def test_what_is_not_a_number_never_wins(scores: list[float], kept: int) -> None
 
 
 def test_a_rule_that_is_never_defined_keeps_an_epoch(make_adapting) -> None:
-    """SND counts neighbours: a target watched by one face has none."""
+    """SND counts neighbours: with a single watched face there are none."""
     bench = make_adapting("alone", {**LIVELY, "adapt.select": "snd", "adapt.select_images": 1})
     ended = bench.json("adapt")["adapt"]["jaffe"]
     folder = bench.runs / "adapt-jaffe"
@@ -323,7 +323,7 @@ def test_a_rule_that_is_never_defined_keeps_an_epoch(make_adapting) -> None:
     json.loads((bench.runs / "report/results.json").read_text(), parse_constant=pytest.fail)
 
 
-# What a method makes of the network's output
+# The method's change to the network's output
 
 
 def test_a_method_that_refines_is_evaluated_with_what_it_learned(make_adapting) -> None:
@@ -337,7 +337,7 @@ def test_a_method_that_refines_is_evaluated_with_what_it_learned(make_adapting) 
     counted = np.zeros((7, 7), int)
     np.add.at(counted, (labels, answers(folder, best["epoch"])), 1)
     assert entry["heads"]["fused"]["confusion"] == counted.tolist()
-    # Without the graph, other answers: the network alone, as a method that does not refine would be read.
+    # Without the graph the predictions differ: the network alone, as for a method that does not refine.
     state = {**best, "method_name": "source-only", "spec": merge(best["spec"], {"adapt.options": {}})}
     checkpoint.save(folder / "best.ckpt", state)
     (plain,) = (e for e in bench.json("evaluate")["entries"] if e["stage"] == "adapt")
@@ -350,13 +350,13 @@ def test_a_method_that_does_not_refine_leaves_its_networks_out(post_hoc: Bench) 
     assert "method" in checkpoint.load(post_hoc.runs / "adapt-jaffe/last.ckpt")
 
 
-# Several updates a batch
+# Several updates per batch
 
 
-def test_turns_are_steps_of_their_own_and_what_is_frozen_stays_to_the_bit(
+def test_turns_are_separate_steps_and_frozen_parameters_stay_to_the_bit(
     make_adapting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MCD with decay and momentum: whatever an update freezes is, after it, what it was before."""
+    """MCD with decay and momentum: parameters that an update freezes are the same after it as before."""
     from fercli.methods.mcd import MCD
 
     seen: list[tuple[int, dict[str, torch.Tensor]]] = []

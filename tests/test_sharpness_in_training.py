@@ -1,4 +1,4 @@
-"""`adapt.sharpness`: SDAT's step written out by hand, with every method that has a source."""
+"""`adapt.sharpness`: SDAT's step, written out by hand, for every method with a source."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def network() -> Small:
 
 
 def by_hand(net: Small, method: Method, batch: Batch, update: int) -> tuple[dict, list, list, Small]:
-    """The authors' order: up by rho g / |g|, the method's step there, its gradient for the weights below."""
+    """The authors' order: uphill by rho g / |g|, the method's step there, its gradient for the original weights."""
     moved, probe = copy.deepcopy(net), copy.deepcopy(net)
     answers = probe(batch.source.images, None).logits
     loops.head_cross_entropy(answers, batch.labels, Adapt().head_weights).backward()
@@ -50,7 +50,7 @@ def by_hand(net: Small, method: Method, batch: Batch, update: int) -> tuple[dict
     with torch.no_grad():
         for parameter, below in zip(moved.parameters(), probe.parameters(), strict=True):
             parameter += RHO * below.grad / length
-    torch.manual_seed(2)  # of dropout
+    torch.manual_seed(2)  # for dropout
     step = method(moved, batch, Progress(STEP, 1, update))
     sum(step.losses.values()).backward()
     return step.losses, [p.grad for p in moved.parameters()], [p.grad for p in method.parameters()], moved
@@ -79,11 +79,11 @@ def test_a_step_is_the_one_written_out_by_hand(name: str) -> None:
         for (key, ours), plain in zip(net.named_buffers(), moved.buffers(), strict=True):
             torch.testing.assert_close(
                 ours, plain, msg=lambda m, k=key: f"{k}: {m}"
-            )  # moved by the method's own passes
+            )  # updated by the method's own passes
         other.zero_grad()
 
 
-def test_the_step_leads_where_the_source_s_loss_is_worse_and_not_without_it() -> None:
+def test_the_step_leads_to_a_higher_source_loss_and_not_without_it() -> None:
     method = made("dann").eval()
     batch = batch_for(method)
     source = {}
@@ -120,7 +120,7 @@ def test_the_real_network_learns_and_keeps_its_statistics(nets: str, compiled: b
         sum(losses.values()).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
         optimizer.step()
-        torch.testing.assert_close(norm.running_mean, means)  # by one pass, the method's own
+        torch.testing.assert_close(norm.running_mean, means)  # updated by one pass, the method's own
         for (key, ours), theirs in zip(net.named_buffers(), plain.buffers(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
     assert sources[-1] < sources[0]
@@ -130,7 +130,7 @@ def test_the_real_network_learns_and_keeps_its_statistics(nets: str, compiled: b
 
 
 def copy_without(net: GlobalLocal) -> GlobalLocal:
-    """The same weights, run one by one and not compiled."""
+    """A network with the same weights whose crop nets run one by one, not compiled."""
     plain = GlobalLocal(build_backbone("ir-small", 4))
     plain.load_state_dict(net.state_dict())
     return plain
@@ -141,14 +141,16 @@ def copy_without(net: GlobalLocal) -> GlobalLocal:
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - set(WITH_SOURCE)))
 def test_a_method_without_a_source_refuses(name: str) -> None:
-    with pytest.raises(SpecError, match=rf"adapt\.sharpness: {name} learns no source"):
+    with pytest.raises(
+        SpecError, match=rf"adapt\.sharpness: it smooths the source loss, and {name} trains on no source"
+    ):
         TrainingModule(network(), made(name), RHO)
     TrainingModule(network(), made(name))
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    with pytest.raises(FercliError, match=r"adapt\.sharpness runs in one process"):
+    with pytest.raises(FercliError, match=r"adapt\.sharpness works in one process only"):
         TrainingModule(network(), made("dann"), RHO)
     TrainingModule(network(), made("dann"))
 
@@ -180,10 +182,10 @@ def test_moving_averages_and_steps_uphill_survive_a_stop(make_adapting) -> None:
     assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_the_command_refuses_it_where_no_source_is_learned(make_adapting) -> None:
+def test_the_command_refuses_it_if_no_source_is_trained_on(make_adapting) -> None:
     bench = make_adapting("free", {"adapt.method": "tent", "adapt.sharpness": 0.05})
     result = bench("adapt", "--quiet")
     assert result.exit_code == 2
     assert result.stderr.strip() == (
-        "error: adapt.sharpness: tent learns no source, whose loss is what it smooths; set it to null"
+        "error: adapt.sharpness: it smooths the source loss, and tent trains on no source; set it to null"
     )

@@ -200,7 +200,7 @@ def test_training_can_start_from_it(bench, here) -> None:
 
 def test_a_target_that_it_was_not_adapted_to_is_refused(photo) -> None:
     assert find_trained("starter", "source").path == FILE
-    assert "is the source model, not for jaffe; leave the target out" in told(
+    assert "is the source model, not a model for jaffe; leave out the target" in told(
         run("predict", photo, "--run", "starter", "--target", "jaffe"), 1
     )
 
@@ -232,14 +232,18 @@ def test_predict_works_out_of_the_box_and_one_line_names_the_model(here, photo) 
         (
             ["-c", "demo"],
             (),
-            "no run folder or checkpoint runs/demo; train one: fercli train-source -c demo; or use the",
+            "no such run folder or checkpoint: runs/demo; train one: fercli train-source -c demo; or use the",
         ),
         (
             ["--set", "engine.device=cpu"],
             (),
-            "no run folder or checkpoint runs/baseline; train one: fercli train-source",
+            "no such run folder or checkpoint: runs/baseline; train one: fercli train-source",
         ),
-        ([], ("fercli.yaml",), "no run folder or checkpoint runs/mine; train one: fercli train-source; or use the"),
+        (
+            [],
+            ("fercli.yaml",),
+            "no such run folder or checkpoint: runs/mine; train one: fercli train-source; or use the",
+        ),
         (["-c", "demo"], ("runs/demo/source/last.ckpt",), "holds no trained model; run: fercli train-source -c demo"),
         (["--set", "name=a", "--target", "jaffe"], ("runs/a/source/x",), "no model adapted to jaffe (adapted: none)"),
     ],

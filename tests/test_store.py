@@ -148,4 +148,4 @@ def test_an_adaptation_does_not_resume_with_other_faces(make_adapting, turned: P
     bench.done("adapt", "--quiet")
     result = Bench(bench.folder, turned, {"adapt.epochs": 3})("adapt")
     assert result.exit_code == 1
-    assert "was begun with other settings (jaffe was prepared again, with other faces)" in result.stderr
+    assert "was started with different settings (jaffe was prepared again, with different faces)" in result.stderr

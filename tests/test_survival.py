@@ -87,7 +87,12 @@ def on_a_cpu(*_: Any) -> None:
     [
         ((Batches, "__call__"), on_a_gpu, {}, "out of GPU memory with adapt.batch 8: try adapt.batch=4; nothing"),
         ((Batches, "__call__"), on_a_cpu, {}, "out of memory with adapt.batch 8: try adapt.batch=4; nothing"),
-        ((Batches, "__call__"), on_a_gpu, {"adapt.batch": 3}, "adapt.batch 3: free memory that others hold, or take a"),
+        (
+            (Batches, "__call__"),
+            on_a_gpu,
+            {"adapt.batch": 3},
+            "adapt.batch 3: free memory that other programs hold, or use a",
+        ),
         (
             (evaluation, "plain_view"),
             on_a_gpu,

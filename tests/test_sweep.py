@@ -566,7 +566,7 @@ def test_a_failing_source_model_affects_only_its_own_cells(again) -> None:
     result = swept_by(bench, "--quiet")
     assert result.exit_code == 1
     assert "Traceback" not in result.stderr
-    assert "seed-0-momentum-0.0: cannot make" in result.stderr
+    assert "seed-0-momentum-0.0: cannot create" in result.stderr
     document = results(bench)
     for key, momentum in (("entries", 0.9), ("missing", 0.0)):
         assert cells_of(document[key]) == [(0, "source-only"), (0, "safn")]

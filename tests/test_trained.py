@@ -1,4 +1,4 @@
-"""Which model a user means, and what is told where there is none to be had."""
+"""Finding the model that a user names, and the errors where there is none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def adapted(folder: Path, trained: Bench, target: str, tag: str = "") -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Path:
-    """Run folders: with the source model alone, one adaptation, several, none of anything."""
+    """Run folders: with only the source model, with one adaptation, with several, and empty."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("source-only", "one", "several", "unfinished"):
         shutil.copytree(trained.runs / "source", folder / name / "source")
@@ -66,7 +66,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, trained: Bench) -> Path:
         ("unfinished", None, "unfinished/source"),
     ],
 )
-def test_the_model_that_is_meant(run: str, target: str | None, found: str, runs: Path) -> None:
+def test_the_model_that_the_user_names(run: str, target: str | None, found: str, runs: Path) -> None:
     model = find_trained(runs / run, target)
     assert model.folder == runs / found
     assert model.path.name == (run.rsplit("/", 1)[-1] if run.endswith(".ckpt") else "best.ckpt")
@@ -76,15 +76,15 @@ def test_the_model_that_is_meant(run: str, target: str | None, found: str, runs:
 @pytest.mark.parametrize(
     ("run", "target", "told"),
     [
-        ("nowhere", None, "no run folder or checkpoint"),
+        ("nowhere", None, "no such run folder or checkpoint"),
         ("empty", None, "holds no trained model; run: fercli train-source"),
         ("empty", "source", "no source model in"),
         ("empty", "jaffe", "no model adapted to jaffe (adapted: none); run: fercli adapt --target jaffe"),
         ("adapted-only", "source", "no source model in"),
         ("one", "ck+", "no model adapted to ck+ (adapted: adapt-jaffe); run: fercli adapt --target ck+"),
         ("several", None, "several adapted models (adapt-ck+, adapt-jaffe, adapt-jaffe-no-glpc); name one: "),
-        ("several/adapt-ck+", "jaffe", "is adapted to ck+, not for jaffe"),
-        ("several/source", "jaffe", "is the source model, not for jaffe"),
+        ("several/adapt-ck+", "jaffe", "is adapted to ck+, not a model for jaffe"),
+        ("several/source", "jaffe", "is the source model, not a model for jaffe"),
         ("unfinished/adapt-jaffe", None, "holds no trained model"),
     ],
 )
@@ -95,15 +95,15 @@ def test_mistakes_are_one_line(run: str, target: str | None, told: str, runs: Pa
     assert "\n" not in str(failure.value)
 
 
-def test_two_adaptations_to_one_target_are_told_apart_by_folder(runs: Path) -> None:
+def test_two_adaptations_to_one_target_are_distinguished_by_folder(runs: Path) -> None:
     with pytest.raises(FercliError) as failure:
         find_trained(runs / "several", "jaffe")
     told = str(failure.value)
     assert "several models adapted to jaffe (adapt-jaffe, adapt-jaffe-no-glpc); name one: " in told
-    assert find_trained(told.rsplit("name one: ", 1)[1]).target == "jaffe"  # what it says works
+    assert find_trained(told.rsplit("name one: ", 1)[1]).target == "jaffe"  # the advice works
 
 
-def test_a_model_tells_what_it_is(runs: Path) -> None:
+def test_a_model_describes_itself(runs: Path) -> None:
     source = find_trained(runs / "several", "source")
     assert (source.stage, source.target, source.method, source.registered) == (
         "source",
@@ -121,7 +121,7 @@ def test_a_model_tells_what_it_is(runs: Path) -> None:
     assert source.output_transform(torch.device("cpu")) is None
 
 
-# Checkpoints that are none, or another's
+# Files that are not checkpoints, or hold other models
 
 
 def damage(path: Path) -> None:
@@ -143,13 +143,13 @@ def plain_weights(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (damage, "is truncated or damaged; train that stage again: --restart"),
+        (damage, "is truncated or damaged; train that stage again with --restart"),
         (plain_weights, "is not a fercli checkpoint"),
-        (take("stage"), "is not a model of train-source or adapt (it has no stage)"),
-        (take("best", "status"), "is not a model of train-source or adapt (it has no best, status)"),
+        (take("stage"), "is not a model of train-source or adapt (missing: stage)"),
+        (take("best", "status"), "is not a model of train-source or adapt (missing: best, status)"),
     ],
 )
-def test_a_file_that_is_no_model(change, told: str, trained: Bench, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model(change, told: str, trained: Bench, tmp_path: Path) -> None:
     folder = adapted(tmp_path / "run", trained, "jaffe")
     change(folder / "best.ckpt")
     for run in (tmp_path / "run", folder, folder / "best.ckpt"):
@@ -159,12 +159,12 @@ def test_a_file_that_is_no_model(change, told: str, trained: Bench, tmp_path: Pa
         assert str(folder / "best.ckpt") in str(failure.value)
 
 
-def test_weights_of_another_network_are_told(trained: Bench, tmp_path: Path) -> None:
+def test_weights_of_another_network_are_reported(trained: Bench, tmp_path: Path) -> None:
     folder = adapted(tmp_path / "run", trained, "jaffe")
     state = checkpoint.load(folder / "best.ckpt")
     network = {**state["network"], "global_head.conv.bias": torch.zeros(3)}
     checkpoint.save(folder / "best.ckpt", {**state, "network": network})
-    with pytest.raises(FercliError, match="of another network than its spec describes"):
+    with pytest.raises(FercliError, match="do not fit the network that its spec describes"):
         find_trained(folder).network(torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""Adapting without the source: none of its files is opened, what cannot choose is refused, and a model that goes wrong
+"""Adapting without the source: none of its files is opened, rules that cannot choose are refused, and a degraded model
 is not kept.
 """
 
@@ -26,7 +26,7 @@ from fercli.spec.registry import METHODS
 
 SOURCE_FREE = [name for name in METHODS if not method_class(name).needs_source]
 
-#: Methods of one's own that ruin a model.
+#: Test methods that ruin a model.
 SPOILERS = """
 from fercli.methods.base import Method, Step
 
@@ -58,7 +58,7 @@ def alone(make_adapting, tmp_path: Path, prepared: Path):
 
 @pytest.mark.parametrize("method", SOURCE_FREE)
 def test_no_file_of_the_source_is_opened(method: str, make_adapting, alone) -> None:
-    """With every file of the source deleted the same bits come of it."""
+    """With every source file deleted, the result is the same bits."""
     bench, other = alone("alone", {"adapt.method": method}), make_adapting("other", {"adapt.method": method})
     for one in (bench, other):
         one.done("adapt", "--quiet")
@@ -71,7 +71,7 @@ def test_a_method_with_a_source_says_that_it_is_missing(alone) -> None:
 
 
 @pytest.mark.parametrize(("method", "step"), [("shot", 4), ("aad", 2), ("sar", 1)])
-def test_stopped_it_goes_on_to_the_same_bits(method: str, step: int, make_adapting) -> None:
+def test_a_stopped_run_resumes_to_the_same_bits(method: str, step: int, make_adapting) -> None:
     whole, bench = (make_adapting(name, {"adapt.method": method}) for name in ("whole", "stopped"))
     whole.done("adapt", "--quiet")
     stopped(bench, "adapt", step, signal.SIGTERM)
@@ -81,7 +81,7 @@ def test_stopped_it_goes_on_to_the_same_bits(method: str, step: int, make_adapti
     assert starts[0] == starts[1]
 
 
-def test_an_epoch_is_once_through_the_target(make_adapting) -> None:
+def test_an_epoch_is_one_pass_over_the_target(make_adapting) -> None:
     bench = make_adapting("epoch", {"adapt.method": "tent", "adapt.steps_per_epoch": None, "adapt.epochs": 1})
     assert bench.json("adapt")["adapt"]["jaffe"]["steps"] == 42 // 8
 
@@ -89,8 +89,8 @@ def test_an_epoch_is_once_through_the_target(make_adapting) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"adapt.select": "source-val"}, ["adapt.select: source-val reads", "shot opens no source", "infomax"]),
-        ({"adapt.select": "dev"}, ["adapt.select: dev reads", "source training images", "shot opens no source"]),
+        ({"adapt.select": "source-val"}, ["adapt.select: source-val reads", "shot uses no source", "infomax"]),
+        ({"adapt.select": "dev"}, ["adapt.select: dev reads", "source training images", "shot uses no source"]),
         ({"adapt.also_score": "dev"}, ["adapt.also_score: dev reads", "leave it out"]),
     ],
 )
@@ -114,14 +114,14 @@ def watched(bench: Bench, epoch: int | None) -> torch.Tensor:
     return read_outputs(start_file(folder) if epoch is None else epoch_file(folder, epoch))[0]["scored"]
 
 
-def test_the_drift_is_that_from_the_start_to_the_chosen_epoch(make_adapting) -> None:
+def test_the_drift_is_from_the_start_to_the_chosen_epoch(make_adapting) -> None:
     bench = make_adapting("drift", {"adapt.method": "shot"})
     outcome = bench.json("adapt")["adapt"]["jaffe"]
     start = checkpoint.load(bench.runs / "source/best.ckpt")["network"]
     expected = drift(watched(bench, None), watched(bench, outcome["epoch"]))
     assert outcome["drift"] == json.loads(json.dumps(expected))
     assert outcome["verdict"] == verdict(expected, 42, 42, 0, start_kept="kept" in outcome)
-    again = bench.json("adapt")["adapt"]["jaffe"]  # a finished run tells it once more
+    again = bench.json("adapt")["adapt"]["jaffe"]  # a finished run reports it once more
     assert (again["drift"], again["verdict"]) == (outcome["drift"], outcome["verdict"])
     assert not all(torch.equal(start[k], v) for k, v in best(bench)["network"].items())
 
@@ -132,7 +132,7 @@ def best(bench: Bench) -> dict[str, Any]:
 
 @pytest.fixture
 def spoiled(make_adapting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Give a function (method, changes) -> a bench whose model that method has been at."""
+    """Give a function (method, changes) -> a bench whose model that method has ruined."""
     (tmp_path / "spoilers.py").write_text(SPOILERS)
     monkeypatch.chdir(tmp_path)
 
@@ -151,7 +151,7 @@ def test_a_collapse_ends_the_adaptation_and_is_not_chosen(spoiled) -> None:
     assert verdicts[-1] is not None and not any(verdicts[:-1])
     assert outcome["epoch"] < done(bench)
     assert outcome["verdict"]["trust"] == ("not trusted" if outcome["epoch"] == 0 else outcome["verdict"]["trust"])
-    again = bench.json("adapt")["adapt"]["jaffe"]  # it is over, also for the same command
+    again = bench.json("adapt")["adapt"]["jaffe"]  # the same command does not resume it
     assert again["trained_steps"] == 0
     longer = json.loads(bench.done("adapt", "--json", "--set", "adapt.epochs=6").stdout)["adapt"]["jaffe"]
     assert longer["trained_steps"] == 0
@@ -161,11 +161,11 @@ def done(bench: Bench) -> int:
     return max(line["epoch"] for line in read_metrics(bench.runs / "adapt-jaffe"))
 
 
-def test_where_every_rule_prefers_the_start_it_is_kept(make_adapting) -> None:
+def test_the_start_is_kept_if_every_rule_prefers_it(make_adapting) -> None:
     bench = make_adapting("kept", {"adapt.method": "shot", "adapt.select": "last"})
     folder = bench.runs / "adapt-jaffe"
     assert bench.json("adapt")["adapt"]["jaffe"]["epoch"] == EPOCHS
-    # What if the start had been sure of seven groups of faces, and the adapted model of nothing?
+    # As if the starting model had been sure of seven groups of faces, and the adapted model of nothing.
     sure = torch.full((42, 7, 7), -3.0)
     sure[torch.arange(42), :, torch.arange(42) % 7] = 3
     said = {start_file(folder): sure.softmax(-1), epoch_file(folder, EPOCHS): seven_heads(42, 0, sharpness=1.5)}
@@ -184,11 +184,11 @@ def test_where_every_rule_prefers_the_start_it_is_kept(make_adapting) -> None:
         in result.stderr
     )
     entries = {e["folder"]: e for e in bench.json("evaluate")["entries"] if e["dataset"] == "jaffe"}
-    assert entries["adapt-jaffe"]["heads"]["fused"] == entries["source"]["heads"]["fused"]  # its score is the start's
+    assert entries["adapt-jaffe"]["heads"]["fused"] == entries["source"]["heads"]["fused"]  # the starting model's score
     assert entries["adapt-jaffe"]["epoch"] == 0
 
 
-def test_a_target_of_a_few_faces_is_said_to_be_one(make_adapting) -> None:
+def test_a_target_of_a_few_faces_is_reported(make_adapting) -> None:
     result = make_adapting("few", {"adapt.method": "tent"}).done("adapt")
     assert "42 faces are few" in result.stderr
     assert "compared with the starting model: " in result.stderr

@@ -1,4 +1,4 @@
-"""Trained runs and sweeps for tests: compared bit for bit, stopped by signals."""
+"""Trained runs and sweeps for tests: compared bit for bit, and stopped by signals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fercli.loading.batches import Batches
 from fercli.scoring.results import ModelRecord, Part, Results
 from fercli.store import Store
 
-#: What a checkpoint holds beside the spec (whose paths differ from bench to bench).
+#: Entries of a checkpoint beside the spec (whose paths differ from bench to bench).
 STATE = ("network", "method", "optimizer", "meter", "rng", "best", "step", "epoch", "status", "decision")
 
 
@@ -58,14 +58,14 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def answers(folder: Path, epoch: int) -> list[int]:
-    """What the adapted model of a stage folder answered on the scored faces after an epoch, by its decision rule."""
+    """Predictions of a stage folder's adapted model on the scored faces after an epoch, by its decision rule."""
     found, _ = read_outputs(epoch_file(folder, epoch))
     rule = find_trained(folder).rule._replace(status=found.get("status"))
     return rule(found["scored"]).answers.tolist()
 
 
 def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = None, **others: Any) -> ModelRecord:
-    """What tables tell of a model in a folder, a source model but for `others`."""
+    """The record that tables use for a model in a folder; a source model unless `others` changes it."""
     found = ModelRecord(
         folder=folder,
         name=folder.name,
@@ -85,13 +85,13 @@ def record(folder: Path, decision: str = "fused", status: torch.Tensor | None = 
 
 
 def scored(own: ModelRecord, store: Store, indices: np.ndarray, probabilities: torch.Tensor) -> Results:
-    """A model's answers on these faces of a target, which lists one more; no source face was held out."""
+    """A model's results on these faces of a target, which lists one more; no source face was held out."""
     part, held = Part(["all"], indices, len(indices) + 1), (torch.zeros(0, 7, 7), torch.zeros(0).long())
     return Results(own, store, False, part, probabilities, *held)
 
 
 def headline(document: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a results document: a row for every model on a target, and one for the oracle's epoch after it."""
+    """From a results document: a row for every model on a target, and one for the oracle's epoch after it."""
     rows = []
     for entry in document["entries"]:
         if entry["role"] == "target":
@@ -118,12 +118,12 @@ def stages(bench: Bench) -> list[str]:
 
 
 def timeless(bench: Bench) -> bytes:
-    """A sweep's ``results.csv``, byte for byte, but for the value of the rows whose metric is seconds."""
+    """A sweep's ``results.csv``, byte for byte, except for the values of rows whose metric is seconds."""
     return re.sub(rb"(?m)(,seconds,)[^,]*", rb"\1", (bench.runs / "results.csv").read_bytes())
 
 
 def assert_same_sweep(one: Bench, other: Bench) -> None:
-    """Bit for bit, and to the same results."""
+    """Bit for bit, including the results."""
     assert stages(one) == stages(other)
     for stage in stages(one):
         assert_same_run(one.runs / stage, other.runs / stage)
@@ -133,7 +133,7 @@ def assert_same_sweep(one: Bench, other: Bench) -> None:
 
 
 def stopped(bench: Bench, command: str, step: int, number: int = signal.SIGINT, times: int = 1) -> Result:
-    """A command to which the signal comes while the batch of `step` is made, as a user's Ctrl-C might."""
+    """Run a command that receives the signal while the batch of `step` is made, as with a user's Ctrl-C."""
     make = Batches.__call__
 
     def batch(self: Batches, asked: int, pool: torch.Tensor | None = None) -> Any:

@@ -1,8 +1,8 @@
-"""How a device is used: which precision, which of its libraries, what is compiled.
+"""How a device is used: its precision, its libraries, and compilation.
 
-The network alone is trained in half precision, by `torch.autocast` inside it. Its answers, the losses and thresholds of
-the methods, their discriminators, the optimizer, all saved weights and every evaluation are float32. With ``tf32`` the
-matrix products of all that trains are.
+Only the network is trained in half precision, by `torch.autocast` inside it. Its outputs, the losses and thresholds of
+the methods, their discriminators, the optimizer, all saved weights and every evaluation are float32. With ``tf32`` all
+matrix products in training use TF32.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fercli.models import GlobalLocal, Output
 from fercli.models.local import WINDOW
 from fercli.spec import Engine
 
-#: What a processor that multiplies bfloat16 says of itself (x86's AVX-512 and AMX, Arm).
+#: CPU flags of a processor that multiplies bfloat16 (x86's AVX-512 and AMX, Arm).
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16", "avx_ne_convert"}
-#: Channels of the local windows up to which crop nets side by side are the faster on CPUs (`LocalNets`).
+#: Crop nets run faster side by side on CPUs up to this number of channels in the local windows (`LocalNets`).
 SIDE_BY_SIDE = 32
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
@@ -31,26 +31,26 @@ _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 def resolve_precision(precision: str, device: str) -> str:
     """``32-true``, ``tf32``, ``bf16-mixed`` or ``16-mixed`` for `engine.precision` on "cpu" or "cuda".
 
-    ``auto`` is bfloat16 on CUDA devices that have it (Ampere and later), float32 on all others. On CPUs float32 stays
-    the default: bfloat16 is faster on those that have it, but not shown to leave the accuracy as it is.
+    ``auto`` is bfloat16 on CUDA devices that support it (Ampere and later) and float32 on all others. On CPUs float32
+    stays the default: bfloat16 is faster where it is supported, but has not been shown to preserve accuracy.
 
     Raises:
-        FercliError: the device has none of what is asked for.
+        FercliError: the device does not support the precision.
     """
     if precision == "auto":
         return "bf16-mixed" if device == "cuda" and torch.cuda.get_device_capability() >= (8, 0) else "32-true"
     if device == "cpu" and precision in ("tf32", "16-mixed"):
-        raise FercliError(f"engine.precision {precision} needs a CUDA device", "on a CPU take 32-true or bf16-mixed")
+        raise FercliError(f"engine.precision {precision} needs a CUDA device", "on a CPU use 32-true or bf16-mixed")
     return precision
 
 
 def autocast_of(precision: str) -> torch.dtype | None:
-    """The half-precision type of a resolved precision, None for none."""
+    """The half-precision type of a resolved precision, or None if it has none."""
     return _HALF.get(precision)
 
 
 def set_libraries(precision: str, device: str, deterministic: bool) -> None:
-    """Set what torch keeps for the whole process: TF32 only where it is asked for, cuDNN's search where it may."""
+    """Set torch's process-wide options: TF32 only with ``tf32``, cuDNN's benchmark search unless `deterministic`."""
     if device == "cuda":
         tf32 = precision == "tf32"
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
@@ -62,15 +62,15 @@ def accelerate(network: GlobalLocal, engine: Engine, device: torch.device, batch
     """Make a network's training steps as fast as the spec and the device allow.
 
     Args:
-        network: moved to `device`.
-        batch: faces in its largest forward pass, for choosing how the crop nets run.
+        network: already moved to `device`.
+        batch: number of faces in its largest forward pass; it decides how the crop nets run.
 
     Returns:
-        What was chosen: ``precision``, ``crop_nets``, ``compile`` (bool), for the record.
+        The choices, for the record: ``precision``, ``crop_nets`` and ``compile`` (bool).
     """
     precision = resolve_precision(engine.precision, device.type)
     if device.type == "cpu" and precision == "bf16-mixed" and not (cpu_flags() & _BF16_FLAGS):
-        console.warn("this processor shows no bfloat16 instructions: engine.precision=32-true is likely faster here")
+        console.warn("this processor lists no bfloat16 instructions: engine.precision=32-true is likely faster here")
     network.to(device)
     network.autocast = autocast_of(precision)
     network.local_nets.implementation = _crop_nets(network, engine, device, batch)
@@ -86,21 +86,21 @@ def _crop_nets(network: GlobalLocal, engine: Engine, device: torch.device, batch
     if engine.crop_nets != "auto":
         return engine.crop_nets
     channels = network.backbone.local_channels
-    if engine.deterministic:  # what is measured may come out otherwise in the next run
+    if engine.deterministic:  # a measurement may come out differently in the next run
         return "loop"
     if device.type == "cpu":
         return "grouped" if channels <= SIDE_BY_SIDE else "loop"
     windows = torch.zeros(5, batch, WINDOW, WINDOW, channels, device=device).permute(1, 0, 4, 2, 3)
-    # Processes measure together, for their norms may send messages. What they find may differ: the first one's counts.
+    # All processes measure together, as their norms may communicate. Results may differ: the first process's counts.
     spent = network.local_nets.fastest(windows, network.autocast)
     return distributed.on_rank_zero(lambda: next(iter(spent)))
 
 
 class Compiled:
-    """A network's forward pass through `torch.compile`, each shape for itself (up to torch's limit of 8).
+    """A network's forward pass through `torch.compile`, compiled separately for each shape (up to torch's limit of 8).
 
     Attributes:
-        proven: kinds of updates that went well, there and back.
+        proven: kinds of updates that succeeded, forward and backward.
     """
 
     def __init__(self, compute: Callable[..., Output], **options: Any):
@@ -112,7 +112,7 @@ class Compiled:
 
 
 def compiled_or_none(compute: Callable[..., Output], **options: Any) -> Compiled | None:
-    """`Compiled`, or with a warning None on a platform or Python that it does not support."""
+    """Return `Compiled`, or warn and return None on a platform or Python that does not support it."""
     try:
         return Compiled(compute, **options)
     except Exception as problem:
@@ -121,16 +121,16 @@ def compiled_or_none(compute: Callable[..., Output], **options: Any) -> Compiled
 
 
 def with_way_back(network: GlobalLocal, module: nn.Module, kind: Hashable, gradients: Callable[[], None]) -> None:
-    """Compute gradients by a compiled network; if that fails, once more without, with one warning for good.
+    """Compute gradients through a compiled network; if that fails, warn once and go without compilation from then on.
 
-    A pass is compiled when it first runs, forwards and later backwards, and both may fail. So the first of each kind
-    can be taken back: what a forward pass changes, buffers and random numbers, is kept until it is done.
+    A pass is compiled when it first runs, forward and later backward, and both may fail. The first update of each kind
+    can therefore be undone: the buffers and random state that a forward pass changes are kept until it is done.
 
     Args:
-        network: `GlobalLocal.compiled` of it is removed where it fails.
-        module: whose buffers `gradients` may change.
-        kind: of update: by shapes, and whatever else leads to other passes.
-        gradients: clears the gradients and sets them.
+        network: its `GlobalLocal.compiled` is removed if compilation fails.
+        module: the module whose buffers `gradients` may change.
+        kind: of the update: its shapes, and anything else that leads to different passes.
+        gradients: clears the gradients and computes them.
     """
     compiled = network.compiled
     if compiled is None or kind in compiled.proven:
@@ -152,15 +152,15 @@ def with_way_back(network: GlobalLocal, module: nn.Module, kind: Hashable, gradi
         torch.set_rng_state(drawn)
         if on_device is not None:
             torch.cuda.set_rng_state(on_device)
-        gradients()  # what the pass itself is to blame for happens again
+        gradients()  # an error that compilation did not cause is raised again here
         _give_up(problem)
 
 
 def first_line(problem: Exception) -> str:
-    """An error's type and the first line of what it says."""
+    """An error's type and the first line of its message."""
     text = next(iter(str(problem).splitlines()), "")
     return f"{type(problem).__name__}{': ' + text[:120] if text else ''}"
 
 
 def _give_up(problem: Exception) -> None:
-    console.warn(f"torch.compile does not work here ({first_line(problem)}); going on without it (engine.compile=off)")
+    console.warn(f"torch.compile does not work here ({first_line(problem)}); training without it (engine.compile=off)")

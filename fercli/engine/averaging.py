@@ -1,4 +1,4 @@
-"""A moving average of the weights, which is scored and kept in their place."""
+"""A moving average of the weights, which is scored and saved in place of the weights themselves."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 class WeightAverage:
     """The exponential moving average of a network's weights and batch-norm statistics (Polyak and Juditsky, 1992).
 
-    After update t (from 0) an average a of a weight w becomes d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)),
-    so that the first weights are soon forgotten. Whole numbers, counters that nobody counts on, stay as they were.
+    After update t (from 0) the average a of a weight w becomes d a + (1 - d) w with d = min(decay, (1 + t) / (10 + t)),
+    so that the first weights are soon forgotten. Integer tensors (counters that nothing depends on) are not averaged.
 
     Args:
-        network: whose parameters and buffers are averaged.
+        network: its parameters and buffers are averaged.
         more: parameters of the method that belong to the recogniser (`Method.network_parameters`).
-        decay: 0 to 1, such as 0.999: about the mean of the last 1 / (1 - decay) updates.
+        decay: 0 to 1, such as 0.999: roughly the mean of the last 1 / (1 - decay) updates.
     """
 
     def __init__(self, network: nn.Module, more: Iterable[nn.Parameter], decay: float):
@@ -30,13 +30,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights as they are after update `step`, counted from 0."""
+        """Add the weights as they are after update `step`, counted from 0, to the average."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self._moving, self._towards, weight)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it the network has the averaged weights; afterwards its own, bit for bit."""
+        """Within this context the network has the averaged weights; afterwards its own again, bit for bit."""
         self._swap()
         try:
             yield
@@ -51,10 +51,10 @@ class WeightAverage:
             average.copy_(kept)
 
     def state(self) -> list[Tensor]:
-        """What a checkpoint keeps of it."""
+        """The state that a checkpoint stores."""
         return [tensor.clone() for tensor in self._average]
 
     def load(self, state: list[Tensor]) -> None:
-        """Take up what `state` gave."""
+        """Restore a state that `state` returned."""
         for average, saved in zip(self._average, state, strict=True):
             average.copy_(saved)

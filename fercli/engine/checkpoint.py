@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, and read as data, never as code."""
+"""Checkpoints: written completely or not at all, and read as data, never as code."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FORMAT = 1
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically: a kill at any moment leaves the old one or the new one."""
+    """Write a checkpoint atomically: a kill at any moment leaves either the old file or the new one."""
     try:
         with replacing(path) as file:
             torch.save({"format": FORMAT, "fercli": __version__, **state}, file)
             seal_torch(file)
     except (OSError, RuntimeError) as failure:
-        problem = os_error_behind(failure)  # torch.save wraps what goes wrong with its file in errors of its own
+        problem = os_error_behind(failure)  # torch.save wraps file errors in its own error types
         if problem is None:
             raise
         raise FercliError(
@@ -32,12 +32,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of ours onto the CPU.
+    """Read a fercli checkpoint onto the CPU.
 
     Raises:
-        Foreign: it is not ours.
-        FercliError: there is none, it is damaged, it was edited into something that cannot be used, or it was written
-            by a newer fercli.
+        Foreign: it is not a fercli checkpoint.
+        FercliError: it does not exist, it is damaged, it was edited into something unusable, or it was written by a
+            newer fercli.
     """
     try:
         state = read_torch(path)
@@ -49,7 +49,9 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as problem:
         raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
     except Damaged as problem:
-        raise FercliError(f"{path} {problem}", "train that stage again: --restart, or copy the file again") from None
+        raise FercliError(
+            f"{path} {problem}", "train that stage again with --restart, or copy the file again"
+        ) from None
     except NoCheckpoint as problem:
         raise Foreign(f"{path} {problem}") from None
     except ValueError as problem:

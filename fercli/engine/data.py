@@ -1,4 +1,4 @@
-"""What a stage trains on and is scored on: prepared stores, opened as the run spec says."""
+"""The data that a stage trains on and is scored on: prepared stores, opened as the run spec says."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fercli.store import Store
 
 
 def view_settings(spec: Spec) -> ViewSettings:
-    """How the spec wants faces varied."""
+    """The augmentation settings of the spec."""
     return ViewSettings(size=spec.prepare.size, **spec.data.augment.model_dump())
 
 
 def open_store(spec: Spec, name: str, labels: bool = True, as_aligned: bool = True) -> Store:
-    """The prepared store of a dataset; without labels, reading them is an error.
+    """The prepared store of a dataset; opened without labels, it raises an error when they are read.
 
     Args:
         as_aligned: whether its faces must be aligned as the spec's ``prepare.align`` says.
 
     Raises:
-        FercliError: it is not prepared, or for faces of another size or alignment.
+        FercliError: it is not prepared, or was prepared for faces of another size or alignment.
     """
     store = Store.open(spec.store_path(name), labels, name=name)
     found = store.meta["parameters"]
@@ -45,14 +45,14 @@ def open_store(spec: Spec, name: str, labels: bool = True, as_aligned: bool = Tr
 
 
 def warn_of_overlap(store: Store) -> None:
-    """Say that a target is scored on splits that it is adapted to, as the user's options or an older fercli have it."""
+    """Warn if a target is scored on splits that it is adapted to (set by the user, or by an older fercli)."""
     both = overlap(store.adapt_splits, store.score_splits)
     if both:
         console.warn(f"{store.name} is scored on faces that it is adapted to (split {', '.join(both)})")
 
 
 class Source(NamedTuple):
-    """The labelled faces of the source datasets: to train on, and held out for choosing."""
+    """The labelled faces of the source datasets: those to train on, and those held out for selection."""
 
     train: FaceDataset
     labels: np.ndarray
@@ -62,14 +62,16 @@ class Source(NamedTuple):
 
 
 def source_faces(spec: Spec, device: torch.device) -> Source:
-    """Training and held-out faces of the source datasets with their labels. Warns of an expression without any."""
+    """Training and held-out faces of the source datasets, with labels. Warns of expressions without training faces."""
     stores = [open_store(spec, name) for name in spec.data.source]
     train, held = zip(*(training_and_validation(store, spec.data.validation) for store in stores), strict=True)
     labels = labels_of(stores, train)
     absent = [name for number, name in enumerate(EXPRESSIONS) if not (labels == number).any()]
     if absent:
         names = "+".join(spec.data.source)
-        console.warn(f"{names} has no training face of {', '.join(absent)}: the model cannot learn to answer so")
+        console.warn(
+            f"{names} has no training face of {', '.join(absent)}: an expression without examples cannot be learned"
+        )
     how = (device, spec.model.reads_crops, spec.engine.data)
     return Source(
         FaceDataset(stores, train, *how), labels, FaceDataset(stores, held, *how), labels_of(stores, held), stores
@@ -77,7 +79,7 @@ def source_faces(spec: Spec, device: torch.device) -> Source:
 
 
 class Target(NamedTuple):
-    """The faces of a target: to adapt to, and to be scored on after each epoch. No label of theirs is read."""
+    """The faces of a target: those to adapt to, and those to score after each epoch. None of their labels is read."""
 
     train: FaceDataset
     scored: FaceDataset

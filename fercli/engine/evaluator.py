@@ -1,7 +1,7 @@
-"""Passes over all faces: before an epoch, for methods that want them, and after it, for the scores.
+"""Passes over all faces: before an epoch, for methods that need them, and after it, for the scores.
 
-After each epoch of an adaptation the outputs of all heads are left in its folder, without any label
-(`fercli.evaluation.outputs`); whatever is asked of the epochs later is computed from them.
+After each epoch of an adaptation the outputs of all heads are written to its folder, without any label
+(`fercli.evaluation.outputs`). Any later question about an epoch is answered from these files.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from fercli.store import Store
 
 
 def no_outputs() -> Outputs:
-    """The outputs on no face."""
+    """The outputs for zero faces."""
     return Outputs(torch.zeros(0, NUM_HEADS, NUM_EXPRESSIONS), torch.zeros(0, NUM_FEATURES, FEATURE_SIZE))
 
 
 class SourceEvaluator:
-    """Stage 1: the labelled source alone. It is the `Evaluator` that methods are given."""
+    """Stage 1: only the labelled source. This is the `Evaluator` that methods receive."""
 
     def __init__(self, network: nn.Module, method: Method, settings: ViewSettings, batch: int, source: Source | None):
         self._network, self._method, self._settings, self._batch = network, method, settings, batch
@@ -53,25 +53,25 @@ class SourceEvaluator:
         return self._predict(self._source.train, plain=True)._replace(labels=torch.from_numpy(self._source.labels))
 
     def validate(self, epoch: int) -> dict[str, float]:
-        """Scores of the rules after `epoch`, higher is better."""
+        """Scores of the selection rules after `epoch`; higher is better."""
         held = self._predict(self._source.held)
         return self._source_scores(epoch, held)
 
     def afterwards(self) -> dict[int, float]:
-        """Scores of all epochs by a post-hoc rule; there is none that reads the source only."""
+        """Scores of all epochs by a post-hoc rule; no such rule reads only the source."""
         raise NotImplementedError
 
     def prune(self, keep: int | None, best: int) -> None:
-        """Remove the outputs of all epochs but the latest `keep` (None: all stay) and the best; here there are none."""
+        """Remove the outputs of all epochs except the latest `keep` (None: all stay) and the best; here none exist."""
 
     def _source_scores(self, epoch: int, held: Outputs) -> dict[str, float]:
         found = selection.last_score(epoch)
-        if len(held.probabilities):  # data.validation may hold nothing out
+        if len(held.probabilities):  # empty where data.validation holds no faces out
             found.update(selection.source_score(held.probabilities, torch.from_numpy(self._source.held_labels)))
         return found
 
     def _predict(self, faces: FaceDataset, plain: bool = False) -> Outputs:
-        """What the network says of faces; `plain` leaves out what the method makes of the network's output."""
+        """The network's outputs on faces; `plain` leaves out the method's transformation of them."""
         output_transform = self._method.transform_output if self._method.transforms_output and not plain else None
         training = self._method.training
         self._method.eval()
@@ -81,7 +81,7 @@ class SourceEvaluator:
 
 
 class TargetEvaluator(SourceEvaluator):
-    """Stage 2: the target too, without its labels; and alone, for a method that needs no source."""
+    """Stage 2: also the target, without its labels; and only the target for a method that needs no source."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class TargetEvaluator(SourceEvaluator):
         super().__init__(network, method, settings, batch, source)
         self._train, self._scored, self._folder, self._store = train, scored, folder, store
         self._watched = train.subsampled(plan.select_images)
-        # A target without a split of its own (JAFFE) watches and scores the same faces: one pass serves both.
+        # A target without its own split (JAFFE) watches and scores the same faces: one pass serves both.
         self._same = self._watched.same_as(scored)
         self._dev_faces = None
         if source is not None and "dev" in (plan.select, *plan.also_score):
@@ -112,9 +112,9 @@ class TargetEvaluator(SourceEvaluator):
         return self._predict(self._train, plain=True)
 
     def validate(self, epoch: int) -> dict[str, float]:
-        """Scores of the rules after `epoch`; leaves the epoch's outputs in the folder."""
+        """Scores of the selection rules after `epoch`; writes the epoch's outputs to the folder."""
         watched, held = self._leave(epoch_file(self._folder, epoch))
-        # Scores are those of the outputs as the file has them, so that they can be computed again.
+        # Scores use the outputs rounded as in the file, so that they can be computed again from it.
         held, watched = (one._replace(probabilities=rounded(one.probabilities)) for one in (held, watched))
         scores = {**self._source_scores(epoch, held), **selection.target_scores(watched.probabilities)}
         if self._dev_faces is not None:
@@ -125,13 +125,13 @@ class TargetEvaluator(SourceEvaluator):
         return scores
 
     def keep_start(self) -> None:
-        """Leave what the start says, before any step, for comparison (`fercli.evaluation.outputs.start_file`)."""
+        """Write the outputs of the starting model, for comparison (`fercli.evaluation.outputs.start_file`)."""
         path = start_file(self._folder)
         if not distributed.on_rank_zero(path.exists):
             self._leave(path)
 
     def _leave(self, path: Path) -> tuple[Outputs, Outputs]:
-        """Write what the network says of scored, of watched and of held-out faces; returns the latter two."""
+        """Write the outputs on scored, watched and held-out faces; return the latter two."""
         scored = self._predict(self._scored)
         watched = scored if self._same else self._predict(self._watched)
         held = no_outputs() if self._source is None else self._predict(self._source.held)
@@ -149,7 +149,7 @@ class TargetEvaluator(SourceEvaluator):
         distributed.on_rank_zero(prune, self._folder, keep, best)
 
     def afterwards(self) -> dict[int, float]:
-        """Scores of all epochs by EnsV, the one rule that compares them with each other."""
+        """Scores of all epochs by EnsV, the only rule that compares them with each other."""
         last = max(EpochOutputs(self._folder).paths, default=0)
         outputs = watched_fused(EpochOutputs(self._folder, range(1, last + 1)))
         return dict(zip(outputs, selection.ensemble_scores(list(outputs.values())), strict=True))

@@ -1,12 +1,12 @@
-"""Devices, precision and processes come from Lightning Fabric; this is where it is set up.
+"""The set-up of Lightning Fabric, which provides devices, precision and processes.
 
-Several processes, one a device, are started from without, and found here by the environment they are given:
+Several processes, one per device, are started by a launcher. fercli detects them by their environment variables:
 
 - ``torchrun --nproc-per-node 4 -m fercli adapt ...``, on each machine;
 - SLURM: ``srun --nodes 2 --ntasks-per-node 4 --gres gpu:4 python -m fercli adapt ...``.
 
-They are one run: the same spec, one batch shared out (`fercli.engine.sharding`), one folder that the first process
-writes in. Data and runs must lie where every machine sees them.
+They are one run: they share one spec, one batch split between them (`fercli.engine.sharding`), and one folder, which
+only the first process writes. Data and runs must be on storage that every machine can access.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fercli.spec import Engine
 
 
 class Launch(NamedTuple):
-    """How processes were started (by torchrun, srun or nobody: one alone), how many, and on how many machines."""
+    """How the processes were started (torchrun, srun or nobody), how many there are, and on how many machines."""
 
     by: str
     processes: int
@@ -43,15 +43,15 @@ def launched() -> Launch:
         FercliError: the machines have different numbers of processes.
     """
     environment = os.environ
-    uneven = "the machines have different numbers of processes: give each as many as the others"
+    uneven = "the machines have different numbers of processes: start the same number on each"
     if "TORCHELASTIC_RUN_ID" in environment:
         by, processes = "torchrun", int(environment["WORLD_SIZE"])
         here = int(environment["LOCAL_WORLD_SIZE"])
     elif "SLURM_STEP_NUM_TASKS" in environment and environment.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
-        # srun sets it; a batch script by itself does not have it.
+        # srun sets it; a batch script alone does not have it.
         by, processes = "srun", int(environment["SLURM_STEP_NUM_TASKS"])
         each = re.fullmatch(r"(\d+)(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", str(processes)))
-        if each is None:  # "4,3", say
+        if each is None:  # for example "4,3"
             raise FercliError(uneven)
         here = int(each[1])
     else:
@@ -67,7 +67,7 @@ def resolve_device(name: str) -> str:
     """ "cpu" or "cuda" for `engine.device`.
 
     Raises:
-        FercliError: "cuda" is asked for and torch can use none.
+        FercliError: "cuda" is requested, but torch can use no CUDA device.
     """
     if name == "cpu":
         return name
@@ -83,37 +83,38 @@ def resolve_device(name: str) -> str:
 
 
 def unused_card(name: str) -> str | None:
-    """Why `engine.device` "auto" takes the CPU where there is an NVIDIA card, and what to do, in a line; else None."""
+    """Why `engine.device` "auto" uses the CPU beside an NVIDIA card, and what to do, in one line; else None."""
     missing = no_cuda() if name == "auto" else None
     if missing is None or not missing.card:
         return None
-    return f"the CPU is used and no CUDA device: {missing.found}; {missing.fix}, or say engine.device=cpu"
+    return f"the CPU is used, not the GPU: {missing.found}; {missing.fix}, or set engine.device=cpu"
 
 
 def tell_device(device: str) -> None:
-    """Say once a command what trains: "cpu" or "cuda", by the maker's name too."""
+    """Print once per command what trains: "cpu" or "cuda", with the device's product name."""
     processes = launched().processes
     console.say(f"device: {name_of(device)}" + (f", {processes} processes" if processes > 1 else ""), once=True)
 
 
 def warn_of_unused_card(name: str) -> None:
-    """Warn once a command where `engine.device` "auto" takes the CPU beside an NVIDIA card."""
+    """Warn once per command if `engine.device` "auto" uses the CPU beside an NVIDIA card."""
     unused = unused_card(name)
     if unused is not None:
         console.warn(unused, once=True)
 
 
 def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
-    """A launched `Fabric` on this process's device, the process seeded and its threads set.
+    """Launch a `Fabric` on this process's device, seed the process and set its threads.
 
-    Of several processes only the first speaks from here on; it warns of an NVIDIA card that is not used.
+    Of several processes only the first prints from here on. It warns of an NVIDIA card that is not used.
 
     Args:
         engine: the spec's section.
         reaches_all: whether every update gives every parameter a gradient (`fercli.methods.base.Method`).
 
     Raises:
-        FercliError: no CUDA device where one is asked for, or fewer than there are processes; as `launched`.
+        FercliError: "cuda" is requested without a CUDA device, or there are fewer devices than processes; and the
+            errors of `launched`.
     """
     from fercli.engine.lightning import Fabric, precision_plugin
 
@@ -121,7 +122,7 @@ def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
     if engine.threads:
         torch.set_num_threads(engine.threads)
     if engine.deterministic:
-        # cuBLAS asks for this before its first call.
+        # cuBLAS needs this before its first call.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(engine.deterministic)
     precision = resolve_precision(engine.precision, device)
@@ -141,13 +142,13 @@ def make_fabric(engine: Engine, reaches_all: bool = False) -> Any:
 
 
 def how_to_reduce() -> dict[str, bool]:
-    """What DDP is told of gradients and buffers, as far as this torch knows it.
+    """DDP's options for gradients and buffers, as far as this version of torch supports them.
 
-    Gradients lie in DDP's buckets, which are summed as they are, and go there a bucket at a time in place of one by
-    one: some 700 launches a step less of IR-50. Buffers are left alone, for every process moves them alike, or
-    `fercli.engine.sharding.average_norms` does. The graph is not called static: passes come and go (a pool of pseudo
-    labels that is empty at first, a method's several updates), and where every parameter gets a gradient it would
-    save nothing.
+    Gradients are views of DDP's buckets. They are copied there one bucket at a time instead of one by one, which saves
+    about 700 launches per step with IR-50. Buffers are not synchronised by DDP: either every process updates them
+    equally, or `fercli.engine.sharding.average_norms` averages them. The graph is not declared static. Passes vary (a
+    pool of pseudo labels that is empty at first, a method with several updates), and where every parameter gets a
+    gradient a static graph would save nothing.
     """
     known = inspect.signature(DistributedDataParallel).parameters
     buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -156,7 +157,7 @@ def how_to_reduce() -> dict[str, bool]:
 
 
 def _processes(launch: Launch, device: str, reaches_all: bool) -> dict[str, Any]:
-    """What `Fabric` is told of devices and processes; named in full, so that it does not guess at the environment."""
+    """`Fabric`'s options for devices and processes, all explicit, so that it does not guess from the environment."""
     from fercli.engine.lightning import DDPStrategy, environments
 
     if launch.processes == 1:
@@ -164,13 +165,13 @@ def _processes(launch: Launch, device: str, reaches_all: bool) -> dict[str, Any]
     here = launch.processes // launch.machines
     if device == "cuda" and torch.cuda.device_count() < here:
         raise FercliError(
-            f"{here} processes a machine, but a process sees {torch.cuda.device_count()} CUDA device(s)",
-            "start one process a device, each seeing all of them (srun: --gres gpu:N, not --gpus-per-task)",
+            f"{here} processes per machine, but a process sees {torch.cuda.device_count()} CUDA device(s)",
+            "start one process per device, each seeing all devices (srun: --gres gpu:N, not --gpus-per-task)",
         )
     strategy = DDPStrategy(find_unused_parameters=not reaches_all, **how_to_reduce())
     if launch.by == "torchrun":
         found = environments.TorchElasticEnvironment()
     else:
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning asks for it
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(here))  # Lightning requires it
         found = environments.SLURMEnvironment(auto_requeue=False)
     return {"devices": here, "num_nodes": launch.machines, "strategy": strategy, "plugins": [found]}

@@ -1,4 +1,4 @@
-"""A stage's folder: made once, worked in by one command at a time, and taken up again only by the same run."""
+"""A stage's folder: created once, used by one command at a time, and resumed only by the same run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fercli.files import empty_folder, only_one, remove_half_written, write_atom
 from fercli.spec import Spec, to_yaml, up_to_date
 from fercli.store import Store
 
-#: Sections (and keys) that two commands of one run must agree on. Epochs may be raised; devices and logging may change.
+#: Sections (and keys) that two commands of one run must agree on. Epochs may increase; devices and logging may change.
 _SHARED = (
     "data.source",
     "data.balance",
@@ -30,14 +30,14 @@ _SHARED = (
     "engine.seed",
 )
 FIXED = {"source": (*_SHARED, "train_source"), "adapt": (*_SHARED, "faithful", "adapt")}
-#: Keys of them that may differ all the same.
+#: Keys in these sections that may still differ.
 FREE = frozenset({"epochs", "patience", "start"})
-#: The section of a stage.
+#: Stage -> its section of the spec.
 _PLANS = {"source": "train_source", "adapt": "adapt"}
 
 
 def digest(weights: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of a network's weights, so that an adaptation knows which source model it started from."""
+    """SHA-256 of a network's weights, which identifies the source model that an adaptation started from."""
     digest = hashlib.sha256()
     for tensor in weights.values():
         digest.update(tensor.contiguous().numpy().tobytes())
@@ -45,10 +45,10 @@ def digest(weights: dict[str, torch.Tensor]) -> str:
 
 
 def record_of(spec: Spec, stage: str, stores: Sequence[Store]) -> dict[str, Any]:
-    """What every checkpoint of a stage says of itself.
+    """The record that every checkpoint of a stage carries.
 
     Args:
-        stores: what it is trained on. Those of the spec's sources count with their labels.
+        stores: the stores it is trained on. For those of the spec's sources the digest covers the labels too.
     """
     return {
         "kind": "fercli",
@@ -59,11 +59,11 @@ def record_of(spec: Spec, stage: str, stores: Sequence[Store]) -> dict[str, Any]
 
 
 def write_environment(folder: Path, record: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    """Write what a finished stage says of itself (`fercli.engine.log.Environment`).
+    """Write the description of a finished stage (`fercli.engine.log.Environment`).
 
     Args:
-        record: of its checkpoints.
-        told: the rest of the document, its ``outcome`` among it.
+        record: the record of its checkpoints.
+        told: the rest of the document, including its ``outcome``.
     """
     model = digest(checkpoint.load(folder / "best.ckpt")["network"])
     made_of = {key: record[key] for key in ("stores", "source_model") if key in record}
@@ -72,9 +72,9 @@ def write_environment(folder: Path, record: Mapping[str, Any], told: Mapping[str
 
 
 def prepared_again(record: Mapping[str, Any], stores: Sequence[Store]) -> list[Store]:
-    """Those stores that hold other faces than a stage was trained on, by its record (`record_of`).
+    """The stores whose faces differ from those that a stage was trained on, according to its record (`record_of`).
 
-    Records of earlier versions do not tell the faces, but for the names of a target's.
+    Records of earlier versions do not identify the faces, except for the names of a target's faces.
     """
     sources = record["spec"]["data"]["source"]
     other = []
@@ -90,17 +90,17 @@ def prepared_again(record: Mapping[str, Any], stores: Sequence[Store]) -> list[S
 
 @contextmanager
 def stage_folder(folder: Path, record: dict[str, Any], stores: Sequence[Store], restart: bool) -> Iterator[Path]:
-    """Make the stage folder, or check that what lies there is this same run, and keep others out of it. Yields it.
+    """Create the stage folder, or check that it holds this same run; lock out other commands. Yields the folder.
 
-    Of processes that train together all must call it.
+    All processes that train together must call it.
 
     Args:
-        record: from `record_of`, of the same stores.
-        restart: remove what lies there.
+        record: from `record_of`, for the same stores.
+        restart: remove what the folder contains.
 
     Raises:
-        FercliError: the folder cannot be made, another command works in it, or it holds a run with other settings or
-            of other faces.
+        FercliError: the folder cannot be created, another command uses it, or it holds a run with different settings
+            or faces.
     """
     with ExitStack() as held:
         distributed.on_rank_zero(_open_folder, held, folder, record, stores, restart)
@@ -112,34 +112,34 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise FercliError(
-            f"cannot make {folder}: {problem.strerror}", "set paths.runs to a folder to write in"
+            f"cannot create {folder}: {problem.strerror}", "set paths.runs to a writable folder"
         ) from None
     stage = record["stage"]
     held.enter_context(only_one(folder, _PLANS[stage].replace("_", "-")))
     for below in ("outputs", "candidates"):
         remove_half_written(folder / below)
     if restart:
-        # Without a checkpoint nothing of the old run can pass for the new one's, should a kill come here.
+        # Without a checkpoint nothing of the old run can be taken for the new one, even after a kill at this point.
         empty_folder(folder, first=("last.ckpt", "best.ckpt"))
     last = folder / "last.ckpt"
     if last.exists():
         old = checkpoint.load(last)
-        # Along a cosine every step's rate depends on the number of epochs.
+        # With a cosine schedule every step's rate depends on the number of epochs.
         free = FREE - {"epochs"} if record["spec"][_PLANS[stage]]["schedule"] == "cosine" else FREE
         problem = differences(resolved(old["spec"]), record["spec"], FIXED[stage], free)
         if not problem and old.get("source_model") != record.get("source_model"):
-            problem = "from another source model"
+            problem = "adapted from another source model"
         other = [] if problem else prepared_again(old, stores)
         if other:
-            problem = f"{', '.join(store.name for store in other)} was prepared again, with other faces"
+            problem = f"{', '.join(store.name for store in other)} was prepared again, with different faces"
         if problem:
             raise FercliError(
-                f"{folder} was begun with other settings ({problem})",
-                "give the run another name, or begin it again (--restart; of a sweep, by removing that folder)",
+                f"{folder} was started with different settings ({problem})",
+                "give the run another name, or start it again (--restart; for a sweep, remove that folder)",
             )
     text = to_yaml(Spec.model_validate(record["spec"])).encode()
     write_atomically(folder / "spec.yaml", text)
-    # Adaptations may run at the same time, and differ: what the run's own spec says is the source stage's.
+    # Adaptations may run at the same time with different specs: the run's own spec is that of the source stage.
     run = folder.parent / "spec.yaml"
     if stage == "source":
         remove_half_written(folder.parent, f"{run.name}.*")
@@ -148,9 +148,9 @@ def _open_folder(held: ExitStack, folder: Path, record: dict[str, Any], stores: 
 
 
 def resolved(spec: dict[str, Any]) -> dict[str, Any]:
-    """The spec of a checkpoint as this version would write it: keys that fercli did not have yet at their defaults.
+    """The spec of a checkpoint as this version would write it: newer keys get their defaults.
 
-    One that cannot be read is returned as it is.
+    A spec that cannot be read is returned unchanged.
     """
     try:
         return json.loads(Spec.model_validate(up_to_date(spec)).model_dump_json())
@@ -159,7 +159,7 @@ def resolved(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], paths: tuple[str, ...], free: frozenset[str]) -> str:
-    """What differs at the key paths, as "model.width 16 -> 24", or an empty string."""
+    """The differences at the key paths, as "model.width 16 -> 24", or an empty string."""
     found = []
     for path in paths:
         a, b = old, new

@@ -1,4 +1,4 @@
-"""What can go wrong in a step: a loss that is not finite, ruined weights, too little memory. Each is told in one line.
+"""Failures in a step: a loss that is not finite, ruined weights, too little memory. Each is reported in one line.
 
 The last good checkpoint is kept in every case.
 """
@@ -19,34 +19,34 @@ from fercli.engine.log import Meter
 from fercli.errors import FercliError
 from fercli.files import write_atomically
 
-#: Where the faces of a batch whose loss is not finite are named, in the stage's folder.
+#: File in the stage's folder that names the faces of a batch whose loss is not finite.
 FAILED_BATCH = "failed-batch.json"
 
 
 class NonFiniteGuard:
-    """Refuses losses that are not finite, when they are read: with every line of the log, and before anything is saved.
+    """Refuses losses that are not finite. They are checked with every line of the log, and before anything is saved.
 
     Args:
-        folder: of the stage; the faces of a batch whose loss is not finite are named in its `FAILED_BATCH`.
-        meter: what the losses were added to.
-        describe: step (from 0) -> what else that file says of it: where training stood, and the faces of its batch.
+        folder: of the stage; its `FAILED_BATCH` names the faces of a batch whose loss is not finite.
+        meter: the meter that collects the losses.
+        describe: step (from 0) -> more entries for that file: the training position, and the faces of the batch.
     """
 
     def __init__(self, folder: Path, meter: Meter, describe: Callable[[int], dict[str, Any]]):
         self._folder, self._meter, self._describe = folder, meter, describe
 
     def check(self) -> None:
-        """Look at what was added since the last look.
+        """Check the losses added since the last check.
 
         Raises:
-            FercliError: a loss is not finite; which one, at which step, and where its batch is described.
+            FercliError: a loss is not finite; it names the loss, the step and the file that describes the batch.
         """
         found = self._meter.not_finite()
         if found is not None:
             distributed.on_rank_zero(self._fail, *found)
 
     def check_weights(self, module: nn.Module, step: int) -> None:
-        """Refuse weights that update `step` has ruined: infinite, or so large that their square is."""
+        """Refuse weights that update `step` has ruined: infinite, or so large that their square is infinite."""
         size = torch.stack([p.detach().float().square().sum() for p in module.parameters()]).sum()
         if not torch.isfinite(size):
             raise FercliError(f"the weights are not finite after step {step}", _remedy(self._folder))
@@ -56,14 +56,14 @@ class NonFiniteGuard:
         document = {
             "step": step + 1,
             "update": update,
-            "losses": {name: str(value) for name, value in losses.items()},  # JSON has no word for what is not finite
+            "losses": {name: str(value) for name, value in losses.items()},  # JSON cannot express non-finite numbers
             **self._describe(step),
         }
         path = self._folder / FAILED_BATCH
         try:
             write_atomically(path, json.dumps(document, indent=1).encode())
             told = f"its faces are named in {path}"
-        except (FercliError, OSError):  # the disk is full, say: that must not hide what happened
+        except (FercliError, OSError):  # such as a full disk: it must not hide the actual error
             told = f"{path} could not be written"
         raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {told}", _remedy(self._folder))
 
@@ -80,11 +80,11 @@ def _kept(folder: Path) -> str:
 
 @contextmanager
 def memory_hint(key: str, batch: int, folder: Path) -> Iterator[None]:
-    """Update a want of memory within the block into one line that says which batch size to try.
+    """Turn an out-of-memory error within the block into one line that says which batch size to try.
 
     Args:
-        key: of the spec, that sets the batch size of what is done here: a stage's, or engine.evaluate_batch.
-        batch: that size.
+        key: the spec key that sets the batch size of this work: a stage's, or engine.evaluate_batch.
+        batch: its value.
         folder: of the stage.
     """
     try:
@@ -101,9 +101,9 @@ def _too_much(key: str, batch: int, folder: Path, of_cpu: bool) -> str:
     world = distributed.world_size()
     smaller = batch // 2 // world * world
     if smaller >= max(2, world):
-        # A stage that has begun holds on to its batch.
+        # A stage that has been started cannot change its batch size.
         begun = key.split(".")[0] != "engine" and (folder / "last.ckpt").exists()
         try_this = f"try {key}={smaller}{' with --restart' if begun else ''}"
     else:
-        try_this = "free memory that others hold, or take a smaller model.backbone"
+        try_this = "free memory that other programs hold, or use a smaller model.backbone"
     return f"out of {'memory' if of_cpu else 'GPU memory'} with {key} {batch}: {try_this}; {_kept(folder)}"

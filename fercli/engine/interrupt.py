@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: finish the step, save, leave with 130. A second signal leaves at once."""
+"""SIGINT and SIGTERM: finish the step, save, exit with 130. A second signal exits at once."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from fercli.errors import FercliError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-#: By it a parent passes a request on to its workers. They may have had it from the terminal too, so it never counts as
-#: a second one. Windows has no such signal; there it is the one that ends a process.
+#: Signal by which a parent passes a stop request on to its workers. They may have received it from the terminal too, so
+#: it never counts as a second one. Windows has no SIGUSR1; there SIGTERM is used, which ends the process.
 PASSED_ON = getattr(signal, "SIGUSR1", signal.SIGTERM)
 
 
 class Interrupted(FercliError):
-    """The user or the scheduler asked for a stop and the state is saved."""
+    """The user or the scheduler requested a stop, and the state is saved."""
 
     exit_code = 130
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only sets `requested`, and calls `pass_on` if there is one.
+    """Context in which the first SIGINT or SIGTERM only sets `requested`, and calls `pass_on` if it is given.
 
-    So does `PASSED_ON`, however often it comes. Within another such context it begins as requested where that one is,
-    and leaves its own request to it.
+    `PASSED_ON` does the same, however often it arrives. Within another such context, this one takes over the outer
+    request on entry, and hands its own request to the outer one on exit.
     """
 
     def __init__(self, pass_on: Callable[[], None] | None = None) -> None:
@@ -35,7 +35,7 @@ class StopRequest:
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
-        # Handlers can be set in the main thread only; elsewhere signals keep their meaning.
+        # Only the main thread can set handlers; in other threads signals keep their meaning.
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._handle) for number in {*_SIGNALS, PASSED_ON}}
         outer = self._outer()
@@ -45,7 +45,7 @@ class StopRequest:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        # Work that came to its own end before it looked leaves the request to those who would begin more.
+        # Work that finished before it checked the request leaves it to the outer context, which may start more work.
         outer = self._outer()
         if self.requested and outer is not None:
             outer.requested = True

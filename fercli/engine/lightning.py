@@ -1,6 +1,6 @@
-"""What is used of Lightning Fabric. Imported where training or scoring begins, for it takes a second to load.
+"""The parts of Lightning Fabric that are used. Imported only for training or scoring, as loading it takes a second.
 
-Answering images (`fercli.predict.recognizer`) does without.
+Prediction on images (`fercli.predict.recognizer`) works without it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ logging.getLogger("lightning_fabric").setLevel(logging.ERROR)
 
 
 class _InsideTheNetwork(MixedPrecision):
-    """Fabric's gradient scaling for float16, without its casts: the network has its own, and landmarks stay exact."""
+    """Fabric's gradient scaling for float16, without its casts: the network casts itself, and landmarks stay exact."""
 
     def forward_context(self) -> AbstractContextManager:
         return nullcontext()
@@ -33,5 +33,5 @@ class _InsideTheNetwork(MixedPrecision):
 
 
 def precision_plugin(precision: str, device: str) -> Precision:
-    """What `Fabric` is told of a resolved precision: only float16 needs something of it, the scaling of gradients."""
+    """`Fabric`'s plugin for a resolved precision: only float16 needs one, for the scaling of gradients."""
     return _InsideTheNetwork(precision, device) if precision == "16-mixed" else Precision()

@@ -1,4 +1,4 @@
-"""What a stage writes down: metrics.jsonl (the record), tensorboard events (for looking), environment.json."""
+"""The files that a stage writes: metrics.jsonl (the record), tensorboard events (for viewing), environment.json."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fercli.errors import FercliError
 from fercli.files import disk_error, write_atomically
 
 METRICS, ENVIRONMENT = "metrics.jsonl", "environment.json"
-#: Steps whose losses and logs wait on the device at most.
+#: Maximum number of steps whose losses and logs wait on the device.
 MOST_ROWS = 1024
 
 
 class _Kind(NamedTuple):
-    """What a row of the meter is of: one of a step's updates, and the names of its losses and logs."""
+    """The kind of a row in the meter: the update within the step, and the names of its losses and logs."""
 
     update: int
     losses: tuple[str, ...]
@@ -31,12 +31,12 @@ class _Kind(NamedTuple):
 class Meter:
     """Losses and logs of the steps since the last `flush`, kept on the device and read all at once.
 
-    Each step writes a row, whose number lies on the device too: so a step that was recorded (`fercli.engine.capture`)
-    writes the next row when it runs again.
+    Each step writes one row. The row number is on the device too, so that a recorded step (`fercli.engine.capture`)
+    writes the next row when it is replayed.
 
     Args:
         device: of the scalars.
-        rows: steps that it can hold; when it is full it is read.
+        rows: steps that it can hold; it is read when it is full.
     """
 
     def __init__(self, device: torch.device, rows: int):
@@ -45,11 +45,11 @@ class Meter:
         self._first = self._next = 0
         #: On the device, [rows, ...]: losses, their sum, logs, and a 1 where the row was written.
         self._written: dict[_Kind, Tensor] = {}
-        #: What was read of them: steps int64 [n], counted from 0, and float64 [n, ...] without the 1.
+        #: Rows read so far: steps int64 [n], counted from 0, and values float64 [n, ...] without the 1.
         self._kept: dict[_Kind, tuple[Tensor, Tensor]] = {}
 
     def begin_step(self, step: int) -> None:
-        """Say that what is added from here on is of `step`, counted from 0."""
+        """Assign the values added from here on to `step`, counted from 0."""
         if step != self._next or step - self._first == self._most:
             self._read()
             self._first = step
@@ -57,7 +57,7 @@ class Meter:
         self._row.fill_(step - self._first)
 
     def add(self, update: int, losses: dict[str, Tensor], logs: dict[str, Tensor]) -> Tensor:
-        """Add what one of a step's updates has computed; returns the sum of the losses, to be trained."""
+        """Add the losses and logs of one of a step's updates; return the sum of the losses, to be minimised."""
         if not losses and not logs:
             return torch.zeros((), device=self._device)
         values = torch.stack([*losses.values(), *([] if losses else [torch.zeros((), device=self._device)])])
@@ -73,7 +73,7 @@ class Meter:
         return loss
 
     def not_finite(self) -> tuple[int, int, dict[str, float]] | None:
-        """The first step and update whose losses are not all finite, and those losses; None where there is none."""
+        """The first step and update whose losses are not all finite, and those losses; None if all are finite."""
         self._read()
         bad = []
         for kind, (steps, values) in self._kept.items():
@@ -84,7 +84,7 @@ class Meter:
         return min(bad, key=lambda found: found[:2], default=None)
 
     def flush(self) -> tuple[dict[str, float], dict[str, float]]:
-        """The means of losses and logs over all updates that gave them; starts again."""
+        """The means of losses and logs over all updates that reported them; then start again from nothing."""
         self._read()
         found: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
         for kind, (_, values) in self._kept.items():
@@ -93,12 +93,12 @@ class Meter:
                 for name, column in zip(names, columns[start:], strict=False):
                     group.setdefault(name, []).extend(column)
         self._kept = {}
-        # an exact sum: however often the rows were read in between, the mean is the same
+        # an exact sum: the mean does not depend on how often the rows were read in between
         losses, logs = ({n: math.fsum(column) / len(column) for n, column in group.items()} for group in found)
         return losses, logs
 
     def _read(self) -> None:
-        """Move what was written to the CPU."""
+        """Move the rows written so far to the CPU."""
         if self._next == self._first:
             return
         for kind, rows in self._written.items():
@@ -109,16 +109,16 @@ class Meter:
                 if kind in self._kept:
                     read = tuple(torch.cat(both) for both in zip(self._kept[kind], read, strict=True))
                 self._kept[kind] = read
-            rows.zero_()  # and no other tensor in its place: a recorded step writes here
+            rows.zero_()  # in place: a recorded step writes to this tensor
         self._first = self._next
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """For the checkpoint, so that a resumed run logs what an unbroken one would."""
+        """For the checkpoint, so that a resumed run logs the same as an uninterrupted one."""
         self._read()
         return [{**kind._asdict(), "steps": steps, "values": values} for kind, (steps, values) in self._kept.items()]
 
     def load_state_dict(self, state: list[dict[str, Any]], step: int) -> None:
-        """Take up what `state_dict` gave after `step` steps."""
+        """Restore what `state_dict` returned after `step` steps."""
         self._kept = {
             _Kind(rows["update"], tuple(rows["losses"]), tuple(rows["logs"])): (rows["steps"], rows["values"])
             for rows in state
@@ -127,9 +127,9 @@ class Meter:
 
 
 class Log:
-    """Appends to ``metrics.jsonl`` and to tensorboard; lines after `step` are dropped first (a resumed run).
+    """Appends to ``metrics.jsonl`` and to tensorboard; first drops lines after `step` (in a resumed run).
 
-    Of processes that train together the first writes; all must call each of these methods.
+    Of processes that train together only the first writes; all must call each of these methods.
     """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool):
@@ -162,7 +162,7 @@ class Log:
                     for name, value in values.items() if isinstance(values, dict) else ():
                         if isinstance(value, int | float):
                             self._writer.add_scalar(f"{group}/{name}", value, step)
-        except OSError as problem:  # a line cut short is dropped when the run goes on
+        except OSError as problem:  # a line cut short is dropped when the run resumes
             raise disk_error(problem, self._path) from None
 
     def close(self) -> None:
@@ -172,7 +172,7 @@ class Log:
 
 
 class _Line(BaseModel):
-    """What is read of a line of metrics.jsonl."""
+    """The fields that are read from a line of metrics.jsonl."""
 
     model_config = ConfigDict(strict=True)
 
@@ -184,7 +184,7 @@ class _Line(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What is read of the outcome in environment.json: the chosen epoch, by which rule, and what it took."""
+    """The fields read from the outcome in environment.json: chosen epoch, selection rule, decision rule, seconds."""
 
     model_config = ConfigDict(strict=True)
 
@@ -195,9 +195,9 @@ class Outcome(BaseModel):
 
 
 class MadeOf(BaseModel):
-    """What a stage was made of, and what it made: digests of the stores, of the source model, and of its own model.
+    """The inputs and the result of a stage: digests of the stores, of the source model, and of its own model.
 
-    Empty where an earlier version wrote it.
+    Empty if an earlier version wrote the file.
     """
 
     stores: dict[str, str] = {}
@@ -206,7 +206,7 @@ class MadeOf(BaseModel):
 
 
 class TrainedTo(BaseModel):
-    """How far a stage was trained: to which epoch, of how many, and with what patience."""
+    """How far a stage was trained: to which epoch, out of how many, and with what patience."""
 
     epoch: int
     epochs: int
@@ -214,7 +214,7 @@ class TrainedTo(BaseModel):
 
 
 class Environment(BaseModel):
-    """What is read of environment.json. An earlier version did not write how far a stage was trained."""
+    """The fields read from environment.json. Earlier versions did not write how far a stage was trained."""
 
     outcome: Outcome
     made_of: MadeOf = MadeOf()
@@ -222,10 +222,10 @@ class Environment(BaseModel):
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out.
+    """The lines of ``metrics.jsonl``; a last line cut short by a kill is skipped.
 
     Raises:
-        FercliError: the file cannot be read, or is damaged before its end.
+        FercliError: the file cannot be read, or is damaged before its last line.
     """
     path = folder / METRICS
     if not path.exists():
@@ -244,19 +244,19 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
                 break
             raise FercliError(
                 f"line {number} of {path} is damaged",
-                "remove that file (it holds the curves alone), or train again: --restart",
+                "remove that file (it only holds the curves), or train again with --restart",
             ) from None
         lines.append(line)
     return lines
 
 
 def read_scores(folder: Path) -> dict[int, dict[str, float]]:
-    """Epoch -> selection rule -> score, of a stage's log. Raises FercliError as `read_metrics`."""
+    """Epoch -> selection rule -> score, from a stage's log. Raises FercliError as `read_metrics` does."""
     return {line["epoch"]: line["scores"] for line in read_metrics(folder) if line["kind"] == "validate"}
 
 
 def read_environment(folder: Path) -> Environment | None:
-    """What a finished stage says of itself in ``environment.json``; None where the stage is not finished.
+    """The contents of a finished stage's ``environment.json``; None if the stage is not finished.
 
     Raises:
         FercliError: the file is damaged.

@@ -1,4 +1,4 @@
-"""The one training loop, for train-source and adapt alike."""
+"""The one training loop, for both train-source and adapt."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from fercli.loading.batches import Batch
 
 
 def fit(training: Training) -> dict[str, Any]:
-    """Train to the end of the last epoch, or until patience ends, taking up ``last.ckpt`` where there is one.
+    """Train to the end of the last epoch, or until patience runs out. Resumes from ``last.ckpt`` if it exists.
 
     Returns:
         ``{"epoch", "score", "rule", "steps", "trained_steps", "seconds"}`` of the chosen epoch.
 
     Raises:
         FercliError: a loss is not finite, or memory or disk is full (the last good checkpoint is kept).
-        Interrupted: SIGINT or SIGTERM came; the state is saved.
+        Interrupted: SIGINT or SIGTERM arrived; the state is saved.
     """
     restore(training)
     if training.start is not None and training.step == 0:
@@ -76,7 +76,7 @@ def _keep_start(training: Training) -> None:
 
 
 def step_taker(training: Training) -> Callable[[Batch], None]:
-    """What does a step on a batch: all of the method's updates, recorded as one CUDA graph where that pays."""
+    """The function that does a step on a batch: all of the method's updates, recorded as one CUDA graph if possible."""
     plain = partial(take_step, training)
     if not captures(training.engine, training.fabric.device):
         return plain
@@ -84,7 +84,7 @@ def step_taker(training: Training) -> Callable[[Batch], None]:
 
 
 def take_step(training: Training, batch: Batch, timed: Callable[[str], AbstractContextManager] = nullcontext) -> None:
-    """Do the method's updates on a batch; `timed`: name of a part -> a context to do it in."""
+    """Do the method's updates on a batch; `timed`: name of a part -> a context to run it in."""
     for number in range(training.method.updates):
         update(training, batch, number, timed)
 
@@ -92,13 +92,13 @@ def take_step(training: Training, batch: Batch, timed: Callable[[str], AbstractC
 def update(
     training: Training, batch: Batch, number: int, timed: Callable[[str], AbstractContextManager] = nullcontext
 ) -> None:
-    """Do one of the method's updates on a batch: a forward, a backward and an optimizer step.
+    """Do one of the method's updates on a batch: a forward pass, a backward pass and an optimizer step.
 
-    Nothing here waits for the device, and nothing that differs from step to step is a number of Python's.
+    Nothing here waits for the device, and nothing that changes from step to step is a Python number.
 
     Args:
-        number: which of them it is, from 0.
-        timed: name of a part -> a context to do it in.
+        number: index of the update, from 0.
+        timed: name of a part -> a context to run it in.
     """
     plan, fabric, optimizer = training.plan, training.fabric, training.optimizer
 
@@ -114,7 +114,7 @@ def update(
     with_way_back(training.network, training.raw, (number, shapes(batch)), gradients)
     with timed("optimizer"):
         for parameter in training.method.frozen(training.network, number):
-            parameter.grad = None  # so that the optimizer passes it by, decay and momentum included
+            parameter.grad = None  # so that the optimizer skips it, including decay and momentum
         if plan.clip_norm is not None:
             fabric.clip_gradients(training.module, optimizer, max_norm=plan.clip_norm, error_if_nonfinite=False)
         optimizer.step()
@@ -127,7 +127,7 @@ def begin_epoch(training: Training) -> None:
 
 
 def log_if_due(training: Training, log: Log) -> None:
-    """Every ``engine.log_every`` steps and after an epoch, write the means of losses and logs since the last time."""
+    """Every ``engine.log_every`` steps and after an epoch, write the means of losses and logs since the last line."""
     if not training.between_epochs and training.step % training.engine.log_every:
         return
     training.guard.check()
@@ -138,7 +138,7 @@ def log_if_due(training: Training, log: Log) -> None:
 
 
 def end_epoch(training: Training, log: Log) -> None:
-    """Score the epoch by all rules, and keep it where it is the best so far, or where the choice is made at the end."""
+    """Score the epoch by all rules. Save it if it is the best so far, or if the choice is made at the end."""
     training.check()
     training.join_statistics()
     with training.averaged():
@@ -160,12 +160,12 @@ def end_epoch(training: Training, log: Log) -> None:
 
 
 def checkpoint_if_due(training: Training, stop: StopRequest, poll: distributed.Poll) -> None:
-    """Save ``last.ckpt`` after an epoch, every ``engine.save_every_s`` seconds, and when a stop is asked for.
+    """Save ``last.ckpt`` after an epoch, every ``engine.save_every_s`` seconds, and when a stop is requested.
 
-    Of several processes one alone may have been asked to stop, and their clocks differ: `poll` asks them.
+    Only one of several processes may have received the request, and their clocks differ: `poll` asks them all.
 
     Raises:
-        Interrupted: a stop is asked for, and steps are left.
+        Interrupted: a stop is requested, and steps are left.
     """
     if not training.between_epochs and not poll.due(training.step):
         return
@@ -182,11 +182,11 @@ def checkpoint_if_due(training: Training, stop: StopRequest, poll: distributed.P
 
 def _interrupt(training: Training) -> None:
     done = f"stopped at step {training.step} of {training.steps}, saved in {training.folder}"
-    raise Interrupted(f"{done}; the same command goes on")
+    raise Interrupted(f"{done}; run the same command again to resume")
 
 
 def _is_better(score: float, best: dict[str, Any]) -> bool:
-    """A score that is not a number never wins; but some epoch has to be kept, so the first one is."""
+    """A score that is not a number never wins; but one epoch has to be kept, so the first one is."""
     return best["epoch"] == 0 or score > best["score"] or (math.isnan(best["score"]) and not math.isnan(score))
 
 
@@ -195,9 +195,9 @@ def _candidate(epoch: int) -> str:
 
 
 def _choose_afterwards(training: Training, best: dict[str, Any]) -> dict[str, Any]:
-    """Make the epoch that compares best with all the others ``best.ckpt``; returns what `best` becomes.
+    """Copy the epoch that compares best with all others to ``best.ckpt``; return the new value of `best`.
 
-    The others stay in ``candidates``: where epochs are raised, all are compared again.
+    The others stay in ``candidates``: if epochs are increased later, all are compared again.
     """
     scores = training.evaluator.afterwards()
     epoch = best_epoch(scores) or min(scores)

@@ -1,4 +1,4 @@
-"""A trained network over chosen faces of a store: what all seven heads say, and the features they say it from."""
+"""A trained network applied to chosen faces of a store: the probabilities of all seven heads, and their features."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ def predict(
     batch: int,
     output_transform: Callable[[Output], Output] | None = None,
 ) -> Outputs:
-    """Show the network centre-crop views of faces.
+    """Apply the network to centre-crop views of faces.
 
-    Whatever precision trains, this is float32: neither half precision nor TF32 gives the same scores. A CUDA
-    device is waited for once, at the end: until then the host fetches the faces that come next, and what the network
-    says of them stays on the device, 2 kB a face.
+    This runs in float32, whatever precision is used in training: neither half precision nor TF32 gives the same
+    scores. It waits for a CUDA device only once, at the end. Until then the CPU fetches the next faces, and the
+    outputs stay on the device, 2 kB per face.
 
     Args:
-        network: put in eval mode for the call and back afterwards.
+        network: put in eval mode for the call, and back afterwards.
         faces: N chosen faces.
-        batch: faces at a time.
-        output_transform: what the method makes of the network's output (`fercli.methods.base.Method.transform_output`).
+        batch: faces per forward pass.
+        output_transform: the method's change to the network's output (`fercli.methods.base.Method.transform_output`).
 
     Returns:
         Probabilities float32 [N, 7 heads, 7 expressions] and features float32 [N, 6, 64] on the CPU, rows in the order
-        of `faces`; no labels. Processes that train together share the faces out, and each gets the whole; all must call
-        it.
+        of `faces`; no labels. Processes that train together split the faces, and each gets the whole result; all must
+        call it.
     """
     was_training, device = network.training, faces.device
     network.eval()
-    # In whole batches, so that each is what it would be in one process.
+    # Whole batches, so that each batch is the same as in a single process.
     starts = range(batch * distributed.rank(), len(faces), batch * distributed.world_size())
     parts = [slice(start, min(start + batch, len(faces))) for start in starts]
 
     def fetch(number: int) -> RawBatch:
         return faces.fetch(np.arange(parts[number].start, parts[number].stop))
 
-    # Made outside of inference mode: its tensors refuse much of what is done with them later.
+    # Allocated outside inference mode, whose tensors do not support many later operations.
     probabilities = torch.zeros(len(faces), NUM_HEADS, NUM_EXPRESSIONS, device=device)
     features = torch.zeros(len(faces), NUM_FEATURES, FEATURE_SIZE, device=device)
     with closing(Prefetcher(fetch, len(parts))) if faces.worth_fetching_ahead else nullcontext(fetch) as fetched:
@@ -70,7 +70,7 @@ def predict(
 
 @contextmanager
 def float32_products(device: torch.device) -> Iterator[None]:
-    """Within it a CUDA device multiplies in float32, not in TF32, which cuDNN takes by default and training may."""
+    """Within this context CUDA multiplies in float32, not TF32, which cuDNN uses by default and training may use."""
     if device.type != "cuda":
         yield
         return

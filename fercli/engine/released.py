@@ -1,8 +1,8 @@
-"""Checkpoints that the makers of AGLRLS, CGLRL and AGRA released, as trained models of ours.
+"""Checkpoints released by the authors of AGLRLS, CGLRL and AGRA, as trained models of fercli.
 
-Such a file holds weights, and at most an epoch and the learning status b. It does not say on which source it was
-trained, to which target it was adapted, or how its faces were cut; and its classes are taken to be the benchmark's, in
-its order, which is `fercli.expressions.EXPRESSIONS`.
+Such a file holds weights, and at most an epoch and the learning status b. It does not record its source, its target, or
+how its faces were cut. Its classes are assumed to be the benchmark's, in the benchmark's order, which is
+`fercli.expressions.EXPRESSIONS`.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from fercli.models.weights import Weights, misfits, own_network
 from fercli.spec import Spec, parse
 from fercli.spec.registry import ORACLE, SOURCE_TEST
 
-#: What stands for the source that a file does not name.
+#: Placeholder for the source, which such a file does not name.
 UNKNOWN = "unknown"
-#: Entries in which other people's files list their classes.
+#: Entries in which other authors' files list their classes.
 _LISTS = ("expressions", "classes", "class_names", "labels")
 
 
@@ -35,9 +35,9 @@ class Released(NamedTuple):
     """A released checkpoint.
 
     Attributes:
-        title: whose it is: AGLRLS, AGLRLS/CGLRL where the file does not tell them apart, or AGRA.
-        heads: those of `fercli.models.HEADS` that it has.
-        state: what a checkpoint of ours would say of it (`fercli.engine.checkpoint.load`).
+        title: the model's name: AGLRLS, AGRA, or AGLRLS/CGLRL if the file does not distinguish the two.
+        heads: the heads of `fercli.models.HEADS` that it has.
+        state: the equivalent of a fercli checkpoint (`fercli.engine.checkpoint.load`).
     """
 
     title: str
@@ -46,7 +46,7 @@ class Released(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What kind of checkpoint it is: title, stage, the method whose answer it gives, decision, b, and who chose."""
+    """The kind of checkpoint: title, stage, method that makes its predictions, decision rule, b, selection rule."""
 
     title: str
     stage: str = "adapt"
@@ -61,8 +61,8 @@ def released(weights: Weights, spec: Spec, sources: Sequence[str] = ()) -> Relea
 
     Args:
         weights: the file.
-        spec: says what the file does not: how faces are prepared and viewed.
-        sources: what it was trained on, as the user knows it; none: not known.
+        spec: provides what the file does not record: how faces are prepared and viewed.
+        sources: the datasets it was trained on, if the user knows them; empty if not known.
 
     Raises:
         FercliError: it cannot be scored; one line says why.
@@ -95,7 +95,7 @@ def _kind(weights: Weights) -> _Kind:
         return _Kind("AGRA", method="agra")
     if description.kind != "aglrls" or not any(name.startswith("classifiers.") for name in weights.state):
         raise ValueError(
-            f"({description.title}) has no classifiers, so that there are no answers of it to score; "
+            f"({description.title}) has no classifiers, so it makes no predictions that could be scored; "
             "train from it: --set model.weights=FILE"
         )
     if holder.get("classwise") is None:
@@ -103,20 +103,20 @@ def _kind(weights: Weights) -> _Kind:
     status = description.class_status
     if status is None or not bool(((status >= 0) & (status <= 1)).all()):
         raise ValueError("has a classwise (the learning status b) that is not 7 x 7 numbers from 0 to 1")
-    # The source stage writes zeros for b, and no discriminators; it answers by single heads.
+    # The source stage writes zeros for b, and no discriminators; it predicts with single heads.
     if "ad_nets" in holder and holder["ad_nets"] is None and not status.any():
         return _Kind("AGLRLS, source stage", stage="source", rule=SOURCE_TEST)
     return _Kind("AGLRLS", method="aglrls", decision="glpc", status=status)
 
 
 def _check_classes(weights: Weights) -> None:
-    """Raise ValueError where the classes are not seven, or are listed in another order than ours."""
+    """Raise ValueError if there are not seven classes, or if they are listed in a different order from fercli's."""
     fused = weights.beside.get("fc.weight")
     count = weights.description.architecture.classes
     if fused is not None and fused.ndim:
         count = fused.shape[0]
     if count is not None and count != len(EXPRESSIONS):
-        raise ValueError(f"tells {count} classes apart, fercli's expressions are {len(EXPRESSIONS)}")
+        raise ValueError(f"has {count} classes, but fercli has {len(EXPRESSIONS)} expressions")
     for name in _LISTS:
         listed = weights.document.get(name)
         named = isinstance(listed, list | tuple) and listed and all(isinstance(one, str) for one in listed)
@@ -127,14 +127,16 @@ def _check_classes(weights: Weights) -> None:
 
 
 def _network(weights: Weights) -> dict[str, Tensor]:
-    """The state of our network, whole and in float32.
+    """The complete state of fercli's network, in float32.
 
-    Heads that the file does not have are zero: they answer all expressions alike, and nobody is shown what they say.
+    Heads that the file does not have are zero: they predict all expressions equally, and their output is never shown.
     """
     architecture = weights.description.architecture
     network = own_network(architecture)
     if network is None:
-        raise ValueError(f"has {architecture.title}; scored are IR-50, IR-18 and the released code's own MobileNetV2")
+        raise ValueError(
+            f"has {architecture.title}; only IR-50, IR-18 and the released code's own MobileNetV2 can be scored"
+        )
     problems = misfits(weights, network)
     if problems:
         raise ValueError(f"is not {weights.description.title.split()[0]} as released: {'; '.join(map(str, problems))}")
@@ -147,14 +149,14 @@ def _network(weights: Weights) -> dict[str, Tensor]:
 
 
 def _spec(weights: Weights, spec: Spec, sources: Sequence[str], method: str | None) -> dict[str, Any]:
-    """The spec of such a model, as data: the network is the file's, it decides as released, the rest is the user's."""
+    """The spec of such a model, as data: the file's network, the released decision rule, the user's other settings."""
     tree = json.loads(spec.model_dump_json())
     named = list(sources) or [UNKNOWN]
     targets = [name for name in spec.data.targets if name not in named]
     tree["data"] = {**tree["data"], "source": named, "targets": targets}
     tree["model"] = {**weights.description.architecture.model, "test_flip": spec.model.test_flip}
     tree["adapt"] = {} if method is None else {"method": method}
-    if method == "aglrls":  # what answers where no probability counts: here the code that released it
+    if method == "aglrls":  # the prediction where no probability counts: as in the released code
         tree["adapt"]["options"] = {"glpc_empty_sum": AGLRLS.published_options["glpc_empty_sum"]}
     tree["sweep"] = None
     return json.loads(parse(tree).model_dump_json())

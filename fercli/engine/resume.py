@@ -1,4 +1,4 @@
-"""The state of a stage of training in its checkpoints: written, and taken up again."""
+"""The state of a training stage in its checkpoints: saved and restored."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fercli.evaluation.outputs import read_outputs, start_file
 
 
 def save(training: Training, path: Path, resumable: bool = False) -> None:
-    """Write a checkpoint. One that is not `resumable`, without the optimizer's state, is for use.
+    """Write a checkpoint. One that is not `resumable` has no optimizer state, and is for prediction only.
 
-    The source model keeps that state all the same where adaptations are to go on with its momentum.
+    A source model still includes that state if adaptations are to continue with its momentum.
 
-    Of processes that train together all must call it. Raises FercliError where the disk is full.
+    All processes that train together must call it. Raises FercliError if the disk is full.
     """
     method, state = training.method, _for_use(training)
     if resumable or method.transforms_output:
@@ -26,27 +26,27 @@ def save(training: Training, path: Path, resumable: bool = False) -> None:
     if resumable or (training.section == "train_source" and training.record["spec"]["adapt"]["carry_momentum"]):
         state["optimizer"] = _optimizer_state(training)
     if resumable:
-        # Float16 scales its gradients by what it has learned so far.
+        # Float16 training adapts its gradient scale as it goes.
         state["scaling"] = training.fabric.strategy.precision.state_dict()
         if training.average is not None:
             state["average"] = training.average.state()
         state["meter"] = training.meter.state_dict()
         state["collapse"] = training.collapse
-        # CUDA's is of this process's device: several processes draw alike.
+        # The CUDA state is that of this process's device: all processes draw the same random numbers.
         cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_available() else []
         state["rng"] = {"torch": torch.get_rng_state(), "cuda": cuda}
     distributed.on_rank_zero(checkpoint.save, path, state)
 
 
 def _optimizer_state(training: Training) -> dict[str, Any]:
-    """That of the optimizer, as any device can take it up: rates as numbers."""
+    """The optimizer's state in a form that any device can load: rates as Python numbers."""
     state = training.optimizer.state_dict()
     groups = [{**group, "lr": float(group["lr"]), "fused": None} for group in state["param_groups"]]
     return {**state, "param_groups": groups}
 
 
 def save_start(training: Training, path: Path, best: dict[str, Any]) -> None:
-    """Write what the adaptation began with as its model, chosen as `best` says.
+    """Write the starting model of an adaptation as its chosen model, with the selection given in `best`.
 
     Raises:
         FercliError: the disk is full.
@@ -70,22 +70,23 @@ def _for_use(training: Training) -> dict[str, Any]:
 
 
 def carry_momentum(training: Training, source: dict[str, Any], path: Path) -> None:
-    """Let an adaptation's optimizer begin with the momentum that the source model's ended with (AGLRLS's code).
+    """Start an adaptation's optimizer with the momentum that stage 1 ended with (as in AGLRLS's code).
 
     Args:
-        source: the source model's checkpoint, of the same architecture; path: where it was read.
+        source: the source model's checkpoint, of the same architecture.
+        path: the file it was read from.
 
     Raises:
-        FercliError: it was trained without keeping its momentum.
+        FercliError: the source model was trained without keeping its momentum.
     """
     if "optimizer" not in source:
         raise FercliError(
-            f"adapt.carry_momentum: {path} was trained without that key and has not kept its momentum",
+            f"adapt.carry_momentum: {path} was trained without that key, so its momentum was not kept",
             Advice.run("train-source", "--set adapt.carry_momentum=true --restart"),
         )
     kept = source["optimizer"]
     optimizer = training.bare_optimizer
-    # In both stages the first group is the backbone, and the second begins with the network's new layers.
+    # In both stages the first group is the backbone, and the second starts with the network's new layers.
     for ours, theirs in zip(optimizer.param_groups, kept["param_groups"], strict=False):
         for parameter, number in zip(ours["params"], theirs["params"], strict=False):
             buffer = kept["state"].get(number, {}).get("momentum_buffer")
@@ -94,10 +95,10 @@ def carry_momentum(training: Training, source: dict[str, Any], path: Path) -> No
 
 
 def restore(training: Training) -> None:
-    """Take up ``last.ckpt`` where the folder has one.
+    """Resume from ``last.ckpt`` if the folder has one.
 
     Raises:
-        FercliError: it cannot be read, or is of another version of fercli.
+        FercliError: it cannot be read, or was written by another version of fercli.
     """
     path = training.folder / "last.ckpt"
     state = distributed.on_rank_zero(lambda: checkpoint.load(path) if path.exists() else None)
@@ -112,16 +113,16 @@ def restore(training: Training) -> None:
             training.fabric.strategy.precision.load_state_dict(state["scaling"])
         if training.average is not None:
             training.average.load(state["average"])
-        # Version 0.5 kept sums: of a run that was stopped within an epoch the next line of the log begins here.
+        # Version 0.5 saved sums: if a run was stopped within an epoch, the next line of its log starts from here.
         training.meter.load_state_dict(state["meter"] if isinstance(state["meter"], list) else [], state["step"])
         torch.set_rng_state(state["rng"]["torch"])
         if state["rng"]["cuda"] and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["rng"]["cuda"][0])
     except (KeyError, IndexError, AttributeError, TypeError, ValueError, RuntimeError) as problem:
         raise FercliError(
-            f"training cannot go on from {path} ({type(problem).__name__}): it was edited, or written by another "
+            f"cannot resume training from {path} ({type(problem).__name__}): it was edited, or written by another "
             "version of fercli",
-            "begin the stage again: --restart",
+            "start the stage again with --restart",
         ) from problem
     training.best.update(state["best"])
     training.step, training.collapse = state["step"], state.get("collapse")

@@ -1,8 +1,8 @@
-"""What keeps an adaptation without a source from making a model worse unseen: it is compared with what it began with.
+"""Safeguards that keep an adaptation without a source from degrading a model unnoticed: it is compared with its start.
 
-With a source, held-out faces tell whether the network still recognises expressions. Without one nothing does but the
-answers themselves: an epoch in which one expression takes over ends the adaptation and is never chosen, and where every
-selection rule prefers the start, the start is what is kept.
+With a source, held-out faces show whether the network still recognises expressions. Without one, only the predictions
+can show it. An epoch in which one expression takes over ends the adaptation and is never chosen. If every selection
+rule prefers the starting model, that model is kept.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fercli.files import write_atomically
 
 
 def collapse_in(training: Training, epoch: int) -> str | None:
-    """Whether one expression has taken over the answers in an epoch, in words; None where it has not.
+    """Why an epoch counts as collapsed (one expression dominates its predictions), in words; None if it does not.
 
-    It is told from the faces that selection rules watch, by `fercli.evaluation.drift.collapsed`.
+    It is decided by `fercli.evaluation.drift.collapsed` on the faces that the selection rules watch.
     """
     return distributed.on_rank_zero(_collapse_in, training, epoch)
 
@@ -31,9 +31,9 @@ def _collapse_in(training: Training, epoch: int) -> str | None:
 
 
 def settle(training: Training) -> None:
-    """After the last epoch: keep the start where no epoch may be chosen, or where every rule prefers it.
+    """After the last epoch: keep the starting model if no epoch may be chosen, or if every rule prefers it.
 
-    ``best`` then is epoch 0, and its ``kept`` says why.
+    ``best`` is then epoch 0, and its ``kept`` gives the reason.
     """
     training.best.update(distributed.on_rank_zero(_settle, training))
 
@@ -54,7 +54,7 @@ def _settle(training: Training) -> dict[str, Any]:
 
 
 def compared(training: Training) -> dict[str, Any]:
-    """`fercli.evaluation.drift.drift` from the start to the chosen epoch, on the faces that rules watch."""
+    """`fercli.evaluation.drift.drift` from the starting model to the chosen epoch, on the faces that rules watch."""
     return drift(*_before_and_after(training, training.best["epoch"]))
 
 

@@ -1,4 +1,4 @@
-"""Learning rates over a stage: by epoch or along a cosine, behind a warm-up."""
+"""Learning rates over a stage: by epoch or along a cosine, after a warm-up."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from fercli.spec.schema import Rates
 
 
 def rate_in(rates: Rates, epoch: int) -> float:
-    """The rate of `epoch` (from 1): that of the latest entry at or before it, or the first."""
+    """The rate of `epoch` (from 1): that of the latest entry at or before it, or else the first entry's."""
     begun = [first for first in rates if first <= epoch]
     return rates[max(begun) if begun else min(rates)]
 
 
 def set_rates(plan: Optimisation, groups: list[dict[str, Any]], step: int, steps_per_epoch: int) -> None:
-    """Give an optimizer's groups their learning rates and weight decay for the step after `step` steps.
+    """Set the learning rates and weight decay of an optimizer's groups for the step that follows `step` steps.
 
-    A rate that is a tensor is filled. With ``late_rates`` they are those of the step before; on the first all groups
-    have the rate of the backbone, and half the weight decay (AGLRLS's code sets them after each step, and begins with
-    neither factor in force).
+    A rate that is a tensor is filled in place. With ``late_rates`` each step uses the values of the step before. The
+    first step then uses the backbone's rate and half the weight decay in all groups (AGLRLS's code sets them after each
+    step, and starts with neither factor applied).
     """
     late = getattr(plan, "late_rates", False)
     first = late and step == 0
@@ -39,12 +39,12 @@ def set_rates(plan: Optimisation, groups: list[dict[str, Any]], step: int, steps
 def rate_at(plan: Optimisation, rates: Rates, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step.
 
-    Under ``cosine`` the rate falls from that of the first epoch to 0 at the end of the last (Loshchilov and Hutter,
-    ICLR 2017, eq. 5, without restarts), from the end of the warm-up on. In the warm-up it rises evenly from step to
-    step and reaches its full value with the warm-up's last (Goyal et al., 2017, section 2.2).
+    With ``cosine`` the rate falls from the first epoch's value, at the end of the warm-up, to 0 at the end of the last
+    epoch (Loshchilov and Hutter, ICLR 2017, eq. 5, without restarts). During the warm-up it rises linearly from step to
+    step, and reaches its full value at the last warm-up step (Goyal et al., 2017, section 2.2).
 
     Args:
-        rates: of the group: ``rate`` or ``discriminator_lr`` of the plan.
+        rates: of the group: the plan's ``lr`` or ``discriminator_lr``.
         step: steps done before this one.
     """
     epoch = step // steps_per_epoch + 1

@@ -1,21 +1,21 @@
 """One batch, several processes: each runs the network on its share, and all compute the losses of the whole batch.
 
-Of every view of a global batch, process r of W holds the faces r, r + W, r + 2 W, ... `ShardedNetwork` puts the answers
-of all back in the order of the whole batch, so that a method computes in every process what it would compute in one:
-its losses, their sums over a domain, sorted batches, banks, dropout and logs are those of the global batch, and nothing
-in a method knows of processes. Only the network is shared out, where all the work is; heads and discriminators that a
-method puts on its answers are computed in each process again.
+Of every view of a global batch, process r of W holds the faces r, r + W, r + 2 W, ... `ShardedNetwork` gathers the
+outputs of all processes in the order of the whole batch. A method therefore computes the same in every process as it
+would in a single one: its losses, their sums over a domain, sorted batches, banks, dropout and logs are those of the
+global batch, and no method needs to know about processes. Only the network, which does nearly all the work, is split.
+Heads and discriminators that a method applies to its outputs are computed again in each process.
 
-Gradients: the loss is one and the same in all W processes, so W times its gradient goes back to this process's faces;
-the mean over the processes that DDP takes is then the gradient of one process. What lies behind the answers has the
-same gradient everywhere, and the mean changes nothing.
+Gradients: the loss is identical in all W processes, so W times its gradient is passed back to this process's faces. The
+mean that DDP takes over the processes is then the gradient of a single process. Whatever comes after the outputs has
+the same gradient in every process, and the mean does not change it.
 
-Every view of a batch has as many faces in each process, in every step.
+Every view of a batch has the same number of faces in each process, in every step.
 
-Batch norms of the network see the global batch (`sync_norms`), for two messages a norm and pass. With
-``engine.batch_norm: local`` they see their process's share alone, and there is none: what they normalise by is then not
-what one process would have, and `average_norms` makes their running statistics one again. Those of a method see its
-gathered answers anyway.
+Batch norms of the network use the global batch (`sync_norms`), at the cost of two messages per norm and pass. With
+``engine.batch_norm: local`` they use only their process's share and need no message. They then normalise by other
+statistics than a single process would, and `average_norms` makes their running statistics equal again. Batch norms of a
+method receive its gathered outputs in either case.
 """
 
 from __future__ import annotations
@@ -31,24 +31,26 @@ from fercli.errors import FercliError
 
 
 def shard_of(count: int) -> slice:
-    """Which of a batch's `count` faces are this process's; all where it is alone."""
+    """The indices of this process's faces among a batch's `count` faces; all of them in a single process."""
     return slice(distributed.rank(), count, distributed.world_size())
 
 
 def check_batch(batch: int, key: str) -> None:
-    """Refuse a batch that cannot be shared evenly.
+    """Refuse a batch that cannot be split evenly.
 
     Raises:
-        FercliError: it is no multiple of the processes.
+        FercliError: its size is not a multiple of the number of processes.
     """
     world = distributed.world_size()
     if batch % world:
         nearest = max(world, round(batch / world) * world)
-        raise FercliError(f"{key} {batch} cannot be shared evenly by {world} processes", f"set it to {nearest}, say")
+        raise FercliError(
+            f"{key} {batch} cannot be split evenly over {world} processes", f"set it to {nearest}, for example"
+        )
 
 
 class ShardedNetwork:
-    """The network as a method calls it: this process's faces go in, the whole batch's answers come out, in one message.
+    """The network as a method calls it: takes this process's faces, returns the whole batch's outputs, in one message.
 
     Args:
         network: in training mode; returns a named tuple of tensors [faces, ...]. Its attributes are reachable here.
@@ -61,7 +63,7 @@ class ShardedNetwork:
         answers = self._network(images, *others)
         rows = [each.flatten(1) for each in answers]
         parts = _AllGather.apply(torch.cat(rows, 1)).split([each.shape[1] for each in rows], 1)
-        # torch.cat has widened numbers of several types
+        # torch.cat has converted tensors of different dtypes to the widest one
         return type(answers)(
             *(part.unflatten(1, each.shape[1:]).to(each.dtype) for part, each in zip(parts, answers, strict=True))
         )
@@ -83,13 +85,13 @@ class _AllGather(torch.autograd.Function):
 
 
 def sync_norms(network: nn.Module) -> None:
-    """Let every batch norm of a network normalise by the global batch in training, in place; parameters stay.
+    """Make every batch norm of a network normalise by the global batch in training, in place; parameters stay.
 
-    Not by torch's SyncBatchNorm: it has no CPU side, counts batches, and on CUDA lets the host wait for the device in
-    each norm, to leave out processes without faces, of which there are none here.
+    torch's SyncBatchNorm is not used. It does not run on CPUs, it counts batches, and on CUDA the host waits for the
+    device in each norm in order to skip processes without faces, which do not occur here.
 
-    Nets that run side by side (`fercli.models.local.LocalNets`) then exchange one message for all their norms of a
-    place.
+    Nets that run side by side (`fercli.models.local.LocalNets`) then exchange one message for all their norms at the
+    same position.
     """
     for module in network.modules():
         if isinstance(module, _BatchNorm):
@@ -97,15 +99,15 @@ def sync_norms(network: nn.Module) -> None:
             module.__class__ = type(f"Sync{kind.__name__}", (_SyncNorm, kind), {})
     for module in network.modules():
         if hasattr(module, "implementation"):
-            module.implementation = module.implementation  # laid together again, of these norms
+            module.implementation = module.implementation  # stacks the nets again, with these norms
 
 
 def average_norms(network: nn.Module) -> None:
     """Set the running statistics of a network's batch norms to their means over the processes, in one message.
 
-    They move evenly, r + m (batch - r), so that the mean of the processes' is what the mean of their batches' would
-    have given, whenever and however often it is taken. A mean of variances lacks how far the shares' means lie apart,
-    as a running variance lacks it between batches.
+    Their update is linear, r + m (batch - r). The mean of the processes' statistics is therefore what the mean of their
+    batches' statistics would have given, whenever and however often it is taken. A mean of variances leaves out the
+    spread between the shares' means, as a running variance leaves it out between batches.
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     distributed.average([statistic for norm in norms for statistic in (norm.running_mean, norm.running_var)])
@@ -122,7 +124,7 @@ class _SyncNorm(_BatchNorm):
 
 
 class _Normalise(torch.autograd.Function):
-    """Batch norm over the values [B, C, ...] of all processes, each of which holds as many. Sums are in float64."""
+    """Batch norm over the values [B, C, ...] of all processes, all with the same B. Sums are in float64."""
 
     @staticmethod
     def forward(
@@ -156,9 +158,9 @@ class _Normalise(torch.autograd.Function):
 
 
 class _NormaliseOnCuda(torch.autograd.Function):
-    """The same by the kernels that torch has for its own on CUDA: one pass over `x` for its moments, one for the rest.
+    """The same with torch's CUDA kernels for its own sync norm: one pass over `x` for its moments, one for the rest.
 
-    No step asks the device for a number.
+    No step reads a number back from the device.
     """
 
     @staticmethod
@@ -186,7 +188,7 @@ class _NormaliseOnCuda(torch.autograd.Function):
 
 
 def _dense(maps: Tensor) -> Tensor:
-    """Maps in one of the two layouts that the kernels know; a copy where they are in neither."""
+    """Maps in one of the two memory layouts that the kernels support; a copy if they are in neither."""
     return maps if maps.is_contiguous(memory_format=_layout(maps)) else maps.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""The two stages of training: a run spec in, a filled stage folder out."""
+"""The two stages of training: each reads a run spec and writes a stage folder."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from fercli.store import Store, read_meta
 
 
 def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
-    """Stage 1: train on the labelled source into ``runs/NAME/source``; goes on where a stopped run left off.
+    """Stage 1: train on the labelled source into ``runs/NAME/source``; resumes a stopped run.
 
     Returns:
         The outcome of `fercli.engine.loop.fit`.
 
     Raises:
-        FercliError: a store is missing, or the folder holds a run with other settings.
+        FercliError: a store is missing, or the folder holds a run with different settings.
     """
     kind = method_class("source-only")
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     source = source_faces(spec, fabric.device)
     record = record_of(spec, "source", source.stores)
     network = channels_last(spec.model)
-    # Last of what can fail for the user's reasons, so that a mistake leaves nothing behind.
+    # Comes after everything that can fail because of user errors, so that a mistake leaves no files.
     _tell_departures(spec)
     with stage_folder(spec.run_folder / "source", record, source.stores, restart) as folder:
         return _run(Training(spec, fabric, network, source, None, folder, record))
@@ -52,14 +52,14 @@ def train_source(spec: Spec, restart: bool = False) -> dict[str, Any]:
 def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     """Stage 2: adapt the source model to an unlabelled target into ``runs/NAME/adapt-TARGET``.
 
-    Target labels are not read: the store is opened without them (a method of whose name oracle is part gets them from
-    `fercli.evaluation.oracle`). What each epoch leaves for choosing and for the oracle: `fercli.engine.evaluator`.
-    For a method that needs no source, no file of a source is opened.
+    Target labels are not read: the store is opened without them. (A method with oracle in its name gets them from
+    `fercli.evaluation.oracle`.) `fercli.engine.evaluator` describes what each epoch writes for selection and for the
+    oracle. For a method that needs no source, no source file is opened.
 
     Returns, raises:
-        As `train_source`; also where there is no source checkpoint, or one of another architecture, or a rule is to
-        choose that reads a source which the method does without. The outcome of a method without a source has
-        ``drift``, from the start to the chosen epoch (`fercli.evaluation.drift.drift`), and the ``verdict`` on it.
+        As `train_source`. It also raises an error if there is no source checkpoint, if that has another architecture,
+        or if the selection rule reads a source that the method does not use. The outcome of a source-free method has
+        ``drift``, from the starting model to the chosen epoch (`fercli.evaluation.drift.drift`), and its ``verdict``.
     """
     check_adapt(spec)
     kind = method_class(spec.adapt.method)
@@ -70,7 +70,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     check_begun(spec)
     path = spec.run_folder / "source" / "best.ckpt"
     start = checkpoint.load(path)
-    # Patches of the photograph leave a backbone's local map unused.
+    # With patches of the image the backbone's local map is unused.
     fabric = make_fabric(spec.engine, kind.reaches_all and not spec.model.reads_crops)
     network = empty_network(spec)
     load_network(network, start, spec, path)
@@ -88,7 +88,7 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
     }
     if len(unlabelled) < spec.adapt.batch:
         console.warn(
-            f"{target} has {len(unlabelled)} face(s), fewer than a batch of {spec.adapt.batch}: faces repeat in it"
+            f"{target} has {len(unlabelled)} face(s), fewer than a batch of {spec.adapt.batch}: faces repeat in a batch"
         )
     labels = oracle_labels(open_store(spec, target), unlabelled) if kind.oracle else None
     _tell_departures(spec)
@@ -103,11 +103,11 @@ def adapt(spec: Spec, target: str, restart: bool = False) -> dict[str, Any]:
 
 
 def check_adapt(spec: Spec) -> None:
-    """Refuse an adaptation that cannot be, before any face is read or found.
+    """Refuse an impossible adaptation before any face is read or located.
 
     Raises:
-        SpecError: the method has no such options, or a rule or `sharpness` asks for a source that it does without.
-        FercliError: of a start's source, which the method trains on, there is no store.
+        SpecError: the method has no such options, or a rule or `sharpness` needs a source that it does not use.
+        FercliError: the method trains on the source of a starting model, and there is no store of that source.
     """
     kind = method_class(spec.adapt.method)
     kind.options_of(spec)
@@ -119,62 +119,62 @@ def check_adapt(spec: Spec) -> None:
 
 
 def check_begun(spec: Spec) -> None:
-    """Refuse to adapt where a run has no model to begin with. Raises FercliError."""
+    """Refuse to adapt in a run that has no starting model. Raises FercliError."""
     path = spec.run_folder / "source" / "best.ckpt"
     if spec.adapt.start is None and not path.exists():
         raise FercliError(
-            f"no source model at {path} (with --from starter an adaptation begins with another)",
+            f"no source model at {path} (with --from starter an adaptation starts from another model)",
             Advice.run("train-source"),
         )
 
 
 def _check_rules(spec: Spec) -> None:
-    """Refuse rules that read the source, for a method that is given none."""
+    """Refuse rules that read the source, for a method that does not use one."""
     without = [name for name, rule in RULES.items() if not rule.needs_source]
     keys = {"adapt.select": [spec.adapt.select], "adapt.also_score": spec.adapt.also_score}
     for key, names in keys.items():
         for name in names:
             if RULES[name].needs_source:
                 raise SpecError(
-                    f"{key}: {name} reads {' and '.join(RULES[name].reads)}, and {spec.adapt.method} opens no source",
+                    f"{key}: {name} reads {' and '.join(RULES[name].reads)}, but {spec.adapt.method} uses no source",
                     f"one of {', '.join(without)}" if key == "adapt.select" else "leave it out",
                 )
 
 
 def _need_source(spec: Spec) -> None:
-    """Say what else can be done where the faces that a start was trained on are not here."""
+    """Raise an error with alternatives if the faces that a starting model was trained on are not prepared."""
     missing = [name for name in spec.data.source if read_meta(spec.store_path(name)) is None]
     if missing:
         raise FercliError(
-            f"{spec.adapt.method} trains on the source too, and {'+'.join(missing)} is not prepared in "
+            f"{spec.adapt.method} trains on the source too, but {'+'.join(missing)} is not prepared in "
             f"{spec.paths.prepared}",
             Advice(
                 Advice.run("prepare", f"--dataset {missing[0]}"),
-                ", or adapt by a method that needs no source, such as --method aglrls-sf",
+                ", or adapt with a method that needs no source, such as --method aglrls-sf",
             ),
         )
 
 
 def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target: Store) -> None:
-    """Refuse to adapt with other source faces than the source model's, or to the source itself under another name."""
+    """Refuse source faces that the source model was not trained on, and a target that is the source by another name."""
     for store in prepared_again(start, sources):
         raise FercliError(
-            f"{store.path} was prepared again, with other faces or labels than {path} was trained on",
+            f"{store.path} was prepared again, with different faces or labels from those that {path} was trained on",
             Advice.run("train-source", "--restart"),
         )
     for store in sources:
         if store.content_digest() == target.content_digest():
             raise FercliError(
                 f"{target.path} and {store.path} hold the same faces",
-                "a target must be another dataset than the source",
+                "the target must not be the source dataset",
             )
 
 
 def _tell_departures(spec: Spec) -> None:
-    """Say what a run as published has otherwise, so that nobody takes it for more than it is."""
+    """Print how a run with published settings departs from the released code, so that it is not mistaken for it."""
     other = departures_of(spec)
     if other is not None:
-        told = ", but for ".join(["as released (faithful: published)", *([", ".join(other)] if other else [])])
+        told = ", except for ".join(["as released (faithful: published)", *([", ".join(other)] if other else [])])
         distributed.on_rank_zero(console.say, told)
 
 
@@ -182,10 +182,10 @@ def _run(training: Training) -> dict[str, Any]:
     engine, folder, device = training.engine, training.folder, training.fabric.device
     chosen = accelerate(training.network, engine, device, training.faces_a_step)
     outcome = {**fit(training), "decision": training.method.decision}
-    # compiling may have failed on the way
+    # compilation may have failed during training
     chosen |= {"compile": training.network.compiled is not None, "cuda_graph": captures(engine, device)}
     facts = describe_device(device.type)
-    if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run stays as it was
+    if outcome["trained_steps"] or not (folder / ENVIRONMENT).exists():  # a finished run keeps its file
         several = {"batch_norm": engine.batch_norm} if distributed.world_size() > 1 else {}
         plan = training.plan
         until = {"epoch": training.epoch, "epochs": plan.epochs, "patience": plan.patience}
@@ -196,7 +196,7 @@ def _run(training: Training) -> dict[str, Any]:
 
 
 def _against_start(training: Training, target: Store) -> dict[str, Any]:
-    """What an adaptation without a source has changed, and whether that is to be trusted."""
+    """What an adaptation without a source has changed, and whether the result can be trusted."""
     changed = distributed.on_rank_zero(compared, training)
     faces = target.indices(target.adapt_splits)
     listed, copies = target.expected(target.adapt_splits), target.copies(faces)

@@ -1,7 +1,7 @@
-"""A trained model from elsewhere as the one that a run's adaptations begin with (``adapt.start``).
+"""A trained model from elsewhere as the starting model of a run's adaptations (``adapt.start``).
 
-It is put where a run's source model lies, so that all that comes after (adapting to more targets, evaluating,
-comparing, exporting) finds it there and needs nothing of where it came from.
+It is stored in place of a run's source model, so that all later commands (adapting to more targets, evaluating,
+comparing, exporting) find it there and do not need its original file.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from fercli.spec import Spec, to_yaml
 from fercli.spec.registry import ORACLE
 from fercli.starter import NAME
 
-#: Keys of ``data`` that a start brings with it, and those of ``prepare`` that it does not.
+#: Keys of ``data`` that a starting model brings with it, and keys of ``prepare`` that it does not.
 _OF_DATA, _NOT_OF_FACES = ("source", "validation"), ("workers", "backend", "cluster", "chunk", "missing")
 
 
 def find_start(spec: Spec) -> Trained:
-    """The model that ``adapt.start`` names.
+    """Find the model that ``adapt.start`` names.
 
     Raises:
         FercliError: as `fercli.engine.trained.find_trained`.
-        SpecError: it answers by what is not in the network, or has not all seven heads.
+        SpecError: its predictions depend on parts outside the network, or it does not have all seven heads.
     """
     named = spec.adapt.start
     sources = spec.data.source if "source" in spec.data.model_fields_set else ()
     try:
         model = find_trained(named if named == NAME else Path(named), spec=spec, sources=sources)
     except NoModel as problem:
-        raise FercliError(problem.what, "name starter, a run, a stage folder, a model file or a checkpoint") from None
+        raise FercliError(problem.what, "give starter, a run, a stage folder, a model file or a checkpoint") from None
     if model.kind.transforms_output or len(model.heads) < len(HEADS):
         raise SpecError(
-            f"adapt.start: {model.path} answers through networks of {model.registered}, which no adaptation takes over",
+            f"adapt.start: {model.path} predicts with networks of {model.registered}, which no adaptation takes over",
             "start from another model, such as the source model it was adapted from",
         )
     return model
 
 
 def with_start(spec: Spec, model: Trained) -> Spec:
-    """The spec, with what the start brings: the network, how its faces are cut, and what it was trained on."""
+    """The spec with the starting model's settings: network, face alignment, and the data it was trained on."""
     own = model.spec
     of_data = {key: getattr(own.data, key) for key in _OF_DATA}
     of_data["targets"] = [name for name in spec.data.targets if name not in own.data.source]
@@ -60,7 +60,7 @@ def with_start(spec: Spec, model: Trained) -> Spec:
 
 
 def resolve_start(spec: Spec) -> Spec:
-    """`with_start` of the model that ``adapt.start`` names; the spec itself where it names none.
+    """`with_start` of the model that ``adapt.start`` names; the spec unchanged if it names none.
 
     Raises:
         FercliError: as `find_start`.
@@ -69,30 +69,30 @@ def resolve_start(spec: Spec) -> Spec:
 
 
 def is_there(spec: Spec, model: Trained) -> bool:
-    """Whether the run has this start already.
+    """Whether the run already has this starting model.
 
     Raises:
-        FercliError: it has another source model.
+        FercliError: the run has another source model.
     """
     path = spec.run_folder / "source" / BEST
     if not path.exists() and not path.with_name("last.ckpt").exists():
         return False
     if not path.exists() or digest(checkpoint.load(path)["network"]) != model.digest:
         raise FercliError(
-            f"{path.parent} holds another model than {spec.adapt.start}",
-            "give the run a name of its own: --set name=NAME",
+            f"{path.parent} holds a different model from {spec.adapt.start}",
+            "give the run its own name: --set name=NAME",
         )
     return True
 
 
 def begin_from_start(spec: Spec) -> Spec:
-    """Put the model of ``adapt.start``, where the spec names one, into the run as its source model.
+    """Store the model of ``adapt.start``, if the spec names one, in the run as its source model.
 
     Returns:
         As `resolve_start`.
 
     Raises:
-        FercliError: as `find_start`; or the run has another source model.
+        FercliError: as `find_start`; or the run already has another source model.
     """
     if spec.adapt.start is None:
         return spec
@@ -110,7 +110,7 @@ def begin_from_start(spec: Spec) -> Spec:
             write_atomically(place / "spec.yaml", text)
     except OSError as problem:
         raise FercliError(
-            f"cannot make {folder}: {problem.strerror}", "set paths.runs to a folder to write in"
+            f"cannot create {folder}: {problem.strerror}", "set paths.runs to a writable folder"
         ) from None
     state = _as_source(model, spec)
     checkpoint.save(path, state)
@@ -119,7 +119,7 @@ def begin_from_start(spec: Spec) -> Spec:
 
 
 def _as_source(model: Trained, spec: Spec) -> dict[str, Any]:
-    """The start as a source model's checkpoint: its weights and how it decides; what trained it stays behind."""
+    """The starting model as a source checkpoint: its weights and decision rule, without its training state."""
     rule = model.rule
     return {
         "kind": "fercli",
@@ -142,13 +142,13 @@ def _as_source(model: Trained, spec: Spec) -> dict[str, Any]:
 
 
 def _outcome(state: dict[str, Any]) -> dict[str, Any]:
-    """As of a finished stage, which took no time."""
+    """The outcome entry of a finished stage, with zero time and zero steps."""
     return {"decision": state["decision"], "seconds": 0.0, "trained_steps": 0, **state["best"], "epoch": state["epoch"]}
 
 
 def _tell(model: Trained) -> None:
     sources = "+".join(model.spec.data.source)
     what = f"adapted to {model.target}, " if model.target else ""
-    console.say(f"from {model.path}: {what}trained on {sources}; its network, and faces cut as for it")
+    console.say(f"from {model.path}: {what}trained on {sources}; using its network and its alignment of faces")
     if model.kind.oracle or model.state["best"]["rule"] == ORACLE:
-        console.warn(f"{model.path}: target labels trained it or chose its epoch; what is adapted from it is an oracle")
+        console.warn(f"{model.path}: target labels trained it or chose its epoch; a model adapted from it is an oracle")

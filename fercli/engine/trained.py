@@ -1,6 +1,6 @@
 """A trained model, in its stage folder or in one file: the checkpoint, its spec, and the network ready for use.
 
-Checkpoints and model files carry their spec, so a model needs no YAML beside it. Released checkpoints do not.
+Checkpoints and model files carry their spec, so a model needs no separate YAML file. Released checkpoints do not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fercli.starter import FILE as STARTER
 from fercli.starter import NAME, is_starter, starter_file
 
 BEST = "best.ckpt"
-#: What a checkpoint of a trained stage says beside its weights and its spec.
+#: Entries of a trained stage's checkpoint, apart from its weights and its spec.
 _NEEDED = ("stage", "best", "decision", "status")
 
 
@@ -43,11 +43,11 @@ class Trained:
 
     Attributes:
         path: the file.
-        state: what it holds, as `fercli.engine.checkpoint.load` returns it.
-        one_file: whether nothing of its training lies beside it: it is a model file (`fercli.models.model_file`), or a
+        state: its contents, as `fercli.engine.checkpoint.load` returns them.
+        one_file: whether it is a single file without a stage folder: a model file (`fercli.models.model_file`), or a
             released checkpoint.
-        released: of a released checkpoint whose it is (`fercli.engine.released.Released.title`), else None.
-        heads: those of `fercli.models.HEADS` that it has.
+        released: the title of a released checkpoint (`fercli.engine.released.Released.title`), else None.
+        heads: the heads of `fercli.models.HEADS` that it has.
     """
 
     path: Path
@@ -58,22 +58,22 @@ class Trained:
 
     @property
     def folder(self) -> Path:
-        """The stage's folder. A model file is its own: its name stands in tables, and no file is found below it."""
+        """The stage's folder. For a model file, the file itself: tables show its name, and no files are below it."""
         return self.path if self.one_file else self.path.parent
 
     @cached_property
     def digest(self) -> str:
-        """Tells its network's weights (`fercli.engine.folder.digest`)."""
+        """Identifies its network's weights (`fercli.engine.folder.digest`)."""
         return digest(self.state["network"])
 
     @property
     def is_starter(self) -> bool:
-        """Whether it is the model that comes with fercli."""
+        """Whether it is the model that is shipped with fercli."""
         return self.path == STARTER
 
     @property
     def label(self) -> str:
-        """What a folder of its own is called behind ``model-`` or ``from-``."""
+        """The part of a folder name for this model, after ``model-`` or ``from-``."""
         if self.is_starter:
             return NAME
         parts = [self.path.stem] if self.one_file else [self.spec.name, self.folder.name]
@@ -91,7 +91,7 @@ class Trained:
 
     @property
     def method(self) -> str:
-        """What tables call it: the method, and its tag where it has one."""
+        """Its name in tables: the method, and its tag if it has one."""
         if self.released:
             return f"released {self.released}"
         tag = self.spec.adapt.tag if self.stage == "adapt" else ""
@@ -99,19 +99,19 @@ class Trained:
 
     @property
     def registered(self) -> str:
-        """The method's name in the registry; of a released checkpoint that of the method whose answer it gives."""
+        """The method's name in the registry; for a released checkpoint, the method that makes its predictions."""
         return self.state.get("method_name") or "source-only"
 
     @property
     def kind(self) -> type[Method]:
-        """The method's class. Raises FercliError where it is from outside and the user has not named it."""
+        """The method's class. Raises FercliError if it is an external method that the user has not named."""
         return method_in_file(self.registered, self.path)
 
     @property
     def spec(self) -> Spec:
-        """The spec that it was trained with. Raises SpecError where this version of fercli cannot read it.
+        """The spec that it was trained with. Raises SpecError if this version of fercli cannot read it.
 
-        The faces that lie in its run are found there, wherever the run has been moved to.
+        Faces stored in its run are found there, even if the run has been moved.
         """
         tree = self.state["spec"]
         return parse_recorded(tree if self.one_file else in_run(tree, self.folder.parent), where=str(self.path))
@@ -123,9 +123,9 @@ class Trained:
 
     @property
     def rule(self) -> DecisionRule:
-        """The decision rule as the model was trained: with its status b and the threshold of its method's options.
+        """The decision rule as trained: with the model's status b, and the threshold in its method's options.
 
-        Raises FercliError where this version of the method has other options.
+        Raises FercliError if this version of the method has different options.
         """
         kind, options = self.kind, self.state.get("decision_options", {})
         if self.stage == "adapt":
@@ -143,7 +143,7 @@ class Trained:
         return network.to(device).eval()
 
     def output_transform(self, device: torch.device) -> Callable[[Output], Output] | None:
-        """What the method makes of the network's output, or None where that is nothing."""
+        """The method's change to the network's output, or None if there is none."""
         kind = self.kind
         if not kind.transforms_output:
             return None
@@ -156,11 +156,13 @@ class Trained:
         return method.to(device).eval().transform_output
 
     def _of_another_version(self) -> FercliError:
-        return FercliError(f"{self.path} was made by another version of {self.registered}", "adapt again, --restart")
+        return FercliError(
+            f"{self.path} was made by another version of {self.registered}", "adapt again with --restart"
+        )
 
 
 def read_trained(folder: Path) -> Trained | None:
-    """The chosen model of a stage folder; None where there is none yet. Raises FercliError where it is damaged."""
+    """The chosen model of a stage folder; None if there is none yet. Raises FercliError if it is damaged."""
     path = folder / BEST
     return _read(path) if path.exists() else None
 
@@ -169,7 +171,7 @@ def source_model(spec: Spec) -> Trained:
     """The source model of a run.
 
     Raises:
-        FercliError: there is none, it is damaged, or it is not of this stage.
+        FercliError: it does not exist, it is damaged, or it is not of this stage.
     """
     model = read_trained(spec.run_folder / "source")
     if model is None:
@@ -182,23 +184,23 @@ def source_model(spec: Spec) -> Trained:
 
 
 def adapted_models(spec: Spec) -> list[Trained]:
-    """The adapted models of a run, in the order of their folders' names; folders without one are `unfinished`.
+    """The adapted models of a run, in the order of their folder names; folders without one are `unfinished`.
 
     Raises:
-        FercliError: one is damaged, or not of this stage.
+        FercliError: a model is damaged, or not of this stage.
     """
     found = [read_trained(path) for path in sorted(spec.run_folder.glob("adapt-*"))]
     models = [model for model in found if model is not None]
     for model in models:
         if model.stage != "adapt" or model.target is None:
             raise FercliError(
-                f"{model.path} is not an adapted model", f"remove {model.folder}, or adapt again (--restart)"
+                f"{model.path} is not an adapted model", f"remove {model.folder}, or adapt again with --restart"
             )
     return models
 
 
 def unfinished(spec: Spec) -> list[Path]:
-    """Folders of adaptations that have no model yet: begun and stopped, or their model was taken away."""
+    """Folders of adaptations that have no model yet: started and stopped, or their model was removed."""
     return [path for path in sorted(spec.run_folder.glob("adapt-*")) if path.is_dir() and not (path / BEST).exists()]
 
 
@@ -208,7 +210,7 @@ def holds_model(run: Path) -> bool:
 
 
 class NoModel(FercliError):
-    """There is no trained model where one was looked for."""
+    """There is no trained model at the given place."""
 
 
 def find_trained(
@@ -219,18 +221,19 @@ def find_trained(
     Args:
         run: a run folder, one of its stage folders, a checkpoint of fercli, a model file (the .safetensors that
             ``fercli weights export`` writes), a released checkpoint (`fercli.engine.released`), or the word
-            ``starter``, the model that comes with fercli. A folder of that name is ``./starter``, or any Path.
-        target: which of a run folder's models: the target it was adapted to, the name of its folder, or ``source``.
-            A stage folder or a file is one model already, and must be that one.
-        spec: how faces are prepared for a released checkpoint, which does not say so; all others carry their own.
-        sources: what a released checkpoint was trained on, where the user knows.
+            ``starter``, the model shipped with fercli. A folder of that name is ``./starter``, or any Path.
+        target: which model of a run folder: the target it was adapted to, the name of its folder, or ``source``.
+            A stage folder or a file holds only one model, which must be that one.
+        spec: how faces are prepared for a released checkpoint, which does not record it; all others carry their own.
+        sources: what a released checkpoint was trained on, if the user knows it.
 
     Returns:
-        Of a run folder without `target`, the one adapted model, or the source model where nothing is adapted.
+        For a run folder without `target`: the only adapted model, or the source model if nothing is adapted.
 
     Raises:
-        NoModel: there is none.
-        FercliError: several fit (they are named), or the file is none of these, or a released one without `spec`.
+        NoModel: there is no model.
+        FercliError: several models fit (they are named), the file is none of these, or a released checkpoint comes
+            without `spec`.
     """
     if is_starter(run):
         return _checked(_read(starter_file()), target)
@@ -238,7 +241,7 @@ def find_trained(
     if path.is_file():
         return _checked(_read_any(path, spec, sources), target)
     if not path.is_dir():
-        raise NoModel(f"no run folder or checkpoint {path}", Advice("train one: ", Command("train-source")))
+        raise NoModel(f"no such run folder or checkpoint: {path}", Advice("train one: ", Command("train-source")))
     if (path / BEST).exists():
         return _checked(_read(path / BEST), target)
     adapted = sorted(p.parent for p in path.glob(f"adapt-*/{BEST}"))
@@ -272,24 +275,26 @@ def _is(model: Trained, target: str) -> bool:
 def _checked(model: Trained, target: str | None) -> Trained:
     if target is not None and not _is(model, target):
         told = f"adapted to {model.target}" if model.target else "the source model"
-        told = f"a released checkpoint, whose target is not known ({model.released})" if model.released else told
-        raise FercliError(f"{model.path} is {told}, not for {target}", "leave the target out, or name the run's folder")
+        told = f"a released checkpoint with an unknown target ({model.released})" if model.released else told
+        raise FercliError(
+            f"{model.path} is {told}, not a model for {target}", "leave out the target, or name the run folder"
+        )
     return model
 
 
 def _read(path: Path) -> Trained:
-    with suppress(OSError):  # what cannot be opened is told below
+    with suppress(OSError):  # a file that cannot be opened is reported below
         if is_safetensors(path):
             return Trained(path, read_model(path), one_file=True)
     state = checkpoint.load(path)
     missing = [name for name in _NEEDED if name not in state]
     if missing:
-        raise FercliError(f"{path} is not a model of train-source or adapt (it has no {', '.join(missing)})")
+        raise FercliError(f"{path} is not a model of train-source or adapt (missing: {', '.join(missing)})")
     return Trained(path, state)
 
 
 def _read_any(path: Path, spec: Spec | None, sources: Sequence[str]) -> Trained:
-    """A file that the user named: ours, or a released checkpoint."""
+    """Read a file that the user named: a fercli file, or a released checkpoint."""
     try:
         return _read(path)
     except Foreign as foreign:
@@ -303,7 +308,7 @@ def _read_any(path: Path, spec: Spec | None, sources: Sequence[str]) -> Trained:
     if spec is None:
         raise FercliError(
             f"{path} is a released checkpoint ({weights.description.title}), which does not say how its faces are cut",
-            "use it where a spec says so: fercli evaluate --model FILE, fercli predict --run FILE",
+            "use it with a spec: fercli evaluate --model FILE, fercli predict --run FILE",
         )
     found = released(weights, spec, sources)
     return Trained(path, found.state, one_file=True, released=found.title, heads=found.heads)

@@ -1,4 +1,4 @@
-"""A stage of training, set up: all that the loop works on. Stage 1, an adaptation and the benchmark share it."""
+"""The set-up of a training stage: all that the loop works on. Stage 1, adaptations and the benchmark share it."""
 
 from __future__ import annotations
 
@@ -32,39 +32,38 @@ from fercli.spec.registry import RULES
 
 
 def check_sharpness(sharpness: float | None, method: Method | type[Method]) -> None:
-    """Refuse ``adapt.sharpness`` where there is nothing to make smooth, and where several processes train.
+    """Refuse ``adapt.sharpness`` for a method without a source loss, and where several processes train.
 
     Raises:
-        SpecError: the method has no source.
-        FercliError: several processes.
+        SpecError: the method uses no source.
+        FercliError: there are several processes.
     """
     if sharpness is not None and not method.needs_source:
         raise SpecError(
-            f"adapt.sharpness: {method.name} learns no source, whose loss is what it smooths; set it to null"
+            f"adapt.sharpness: it smooths the source loss, and {method.name} trains on no source; set it to null"
         )
     if sharpness is not None and distributed.world_size() > 1:
-        raise FercliError("adapt.sharpness runs in one process", "start one process, or set it to null")
+        raise FercliError("adapt.sharpness works in one process only", "start one process, or set it to null")
 
 
 class TrainingModule(nn.Module):
-    """The network and its method as one module, so that one wrapped forward computes the losses.
+    """The network and its method as one module, so that one wrapped forward pass computes the losses.
 
-    With ``sharpness`` (rho) the method's whole step is computed at weights of the network where the source's loss is
-    worse, and its gradient goes to the weights themselves: smooth domain-adversarial training, SDAT (Rangwani et al.,
-    ICML 2022, arXiv 2206.08213), for any method that learns the source. The loss that leads there is the source's
-    weighted cross-entropy alone, whatever else the method asks for: the paper's point is that the task's loss shall be
-    smooth and the adversary's shall not. What belongs to the method itself (discriminators, a second classifier) stays
-    where it is. Nothing of a step depends on the one before, and a step costs one more pass of the source, there and
-    back.
+    With ``sharpness`` (rho) the method's whole step is computed at network weights where the source loss is higher, and
+    its gradient is applied to the original weights. This is smooth domain-adversarial training, SDAT (Rangwani et al.,
+    ICML 2022, arXiv 2206.08213), for any method that trains on the source. The step uphill follows only the source's
+    weighted cross-entropy, whatever other losses the method has: the paper's point is to smooth the task's loss but not
+    the adversary's. Parameters of the method itself (discriminators, a second classifier) keep their values. No step
+    depends on the one before. Each costs one more pass over the source, forward and backward.
 
-    Where it differs from the authors' code (github.com/val-iisc/SDAT, commit 192083a): there the first pass has both
-    domains in its batch norms and moves their running statistics; here it has the source's faces alone, and moves none.
-    With MCC in the method (cdan_mcc_sdat.py) that loss is part of the first pass there, here it is not.
+    Two things differ from the authors' code (github.com/val-iisc/SDAT, commit 192083a). There the first pass has both
+    domains in its batch norms and updates their running statistics; here it has only the source's faces, and updates
+    none. There the first pass of a method with MCC (cdan_mcc_sdat.py) includes that loss; here it does not.
 
     Args:
-        network: given to the method.
-        method: gives the losses.
-        sharpness: rho > 0, the length of the step uphill over all weights together; None takes none.
+        network: passed to the method.
+        method: computes the losses.
+        sharpness: rho > 0, the length of the step uphill over all weights together; None for no such step.
 
     Raises:
         SpecError, FercliError: as `check_sharpness`.
@@ -77,14 +76,14 @@ class TrainingModule(nn.Module):
 
     def forward(self, batch: Batch, progress: Progress, sharp: bool = True):
         if sharp and self.sharpness is not None:
-            # While it lasts, everything that the method finds in the network, its classifiers too, has these weights.
+            # During this call everything that the method reads from the network, even classifiers, has these weights.
             return functional_call(self, self._uphill(batch), (batch, progress), {"sharp": False})
         network = self.network if distributed.world_size() == 1 else ShardedNetwork(self.network)
         return self.method(network, batch, progress)
 
     def _uphill(self, batch: Batch) -> dict[str, Tensor]:
-        """The network's weights `fercli.methods.sharpness.uphill` of the source's loss, by their names here."""
-        # on copies of the running statistics, which move by the method's own passes alone
+        """The network's weights after `fercli.methods.sharpness.uphill` on the source loss, by their names here."""
+        # on copies of the running statistics, so that only the method's own passes update the originals
         statistics = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
         answers = functional_call(self.network, statistics, batch.source.inputs)
         loss = head_cross_entropy(answers.logits, batch.labels, self.method.head_weights)
@@ -92,12 +91,12 @@ class TrainingModule(nn.Module):
 
 
 def make_optimizer(module: TrainingModule, plan: Optimisation, fused: bool = False) -> torch.optim.SGD:
-    """Backbone at the rate, new layers at ten times it, the method's discriminators at theirs.
+    """Make the optimizer: backbone at the base rate, new layers at ten times it, discriminators at their own rate.
 
-    Each group has a ``rates`` entry (rate by epoch) and a ``scale`` beside its ``params``.
+    Each group has a ``rates`` entry (rate by epoch) and a ``scale``, beside its ``params``.
 
     Args:
-        fused: whether one operation does a group's step (see `fuse`).
+        fused: whether a single operation does a group's step (see `fuse`).
     """
     parts, more = module.network.parameter_groups(), module.method.network_parameters()
     groups = [
@@ -113,10 +112,10 @@ def make_optimizer(module: TrainingModule, plan: Optimisation, fused: bool = Fal
 
 
 def fuse(optimizer: torch.optim.SGD, device: torch.device) -> None:
-    """Let an optimizer, made `fused`, keep on the device whatever changes from step to step.
+    """Make an optimizer that was created `fused` keep on the device whatever changes from step to step.
 
-    Rates become float32 tensors there, and momentum begins with zeros, which is what the first step would make of none.
-    To be called again when the optimizer has taken up a state.
+    Rates become float32 tensors there. Momentum starts with zeros, which is what the first step would make of a missing
+    one. Call it again after the optimizer has loaded a state.
     """
     for group in optimizer.param_groups:
         group["fused"] = True
@@ -128,35 +127,35 @@ def fuse(optimizer: torch.optim.SGD, device: torch.device) -> None:
 
 
 class Training:
-    """One stage of training, and how far it has come.
+    """One stage of training, and its progress.
 
     Args:
         fabric: from `fercli.engine.fabric.make_fabric`.
-        network: new, or with the weights that an adaptation begins with.
+        network: new, or with the weights of the starting model.
         source: None for a method that needs none.
-        target: to adapt to, by ``adapt.method``; None in stage 1.
-        folder: where checkpoints and metrics go.
-        record: plain data saved in each checkpoint beside the state: the spec, what it was trained on.
+        target: the target to adapt to with ``adapt.method``; None in stage 1.
+        folder: where checkpoints and metrics are written.
+        record: plain data saved in each checkpoint beside the state: the spec and the data it was trained on.
 
     Attributes:
-        title: what the progress bar says.
+        title: the text of the progress bar.
         plan, section: the stage's section of the spec, and its name.
         post_hoc: whether the epoch is chosen at the end, by a rule that compares all epochs with each other.
-        faces_a_step: a batch, of each domain that the method trains on.
-        batches: called with a step and the positions of `Method.pseudo_labelled`, gives the batch.
-        evaluator: the look at all training faces that a method may take before an epoch, and the scores after it.
-        steps_per_epoch, steps: of an epoch, and of all.
-        module, optimizer: `raw`, the network and the method in one, and its optimizer, as `fabric` has set them up.
-        average: of the weights, to be scored and kept in their place, or None.
-        progress: where training stands, on the device, for the method.
+        faces_a_step: faces per step: one batch of each domain that the method trains on.
+        batches: called with a step and the positions of `Method.pseudo_labelled`, returns the batch.
+        evaluator: passes over all training faces that a method may request before an epoch, and the scores after it.
+        steps_per_epoch, steps: in an epoch, and in total.
+        module, optimizer: `raw` (network and method in one module) and its optimizer, as `fabric` has set them up.
+        average: of the weights, to be scored and saved in their place, or None.
+        progress: the training progress, on the device, for the method.
         step: steps done.
-        best: ``{"epoch", "score", "rule"}`` of the best epoch so far; epoch 0 before the first. Where the start is kept
-            at the end (`fercli.engine.safeguards`) it is epoch 0 too, and ``kept`` says why.
-        start: the weights that an adaptation without a source began with, else None.
+        best: ``{"epoch", "score", "rule"}`` of the best epoch so far; epoch 0 before the first. If the starting model
+            is kept at the end (`fercli.engine.safeguards`), it is epoch 0 too, and ``kept`` gives the reason.
+        start: the starting weights of an adaptation without a source, else None.
         collapse: why such an adaptation was ended early, in words, else None.
 
     Raises:
-        FercliError: the processes cannot share the batch evenly.
+        FercliError: the batch cannot be split evenly over the processes.
     """
 
     def __init__(
@@ -226,66 +225,66 @@ class Training:
 
     @property
     def epoch(self) -> int:
-        """That of the latest step, from 1; 0 before the first."""
+        """The epoch of the latest step, from 1; 0 before the first step."""
         return -(-self.step // self.steps_per_epoch)
 
     @property
     def between_epochs(self) -> bool:
-        """Whether the latest step was an epoch's last, or none is done."""
+        """Whether the latest step was the last of an epoch, or no step is done yet."""
         return self.step % self.steps_per_epoch == 0
 
     @property
     def patience_is_out(self) -> bool:
-        """Whether so many epochs in a row were no better than the best."""
+        """Whether ``patience`` epochs in a row were no better than the best."""
         patience = self.plan.patience
         return patience is not None and self.between_epochs and self.epoch - self.best["epoch"] >= patience
 
     def fuse(self) -> None:
-        """See `fuse`, which concerns CUDA devices alone."""
+        """Call `fuse` on CUDA devices; do nothing on others."""
         if self.fused:
             fuse(self.bare_optimizer, self.fabric.device)
 
     @property
     def bare_optimizer(self) -> torch.optim.Optimizer:
-        """Torch's own, which Fabric's wrapper holds."""
+        """Torch's own optimizer, inside Fabric's wrapper."""
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
     def begin_epoch(self) -> None:
-        """Let the method look at all training faces. What it makes of them is then the same in all processes."""
+        """Let the method pass over all training faces. Its resulting state is then made equal in all processes."""
         self.method.begin_epoch(self.evaluator)
         distributed.broadcast(list(self.method.state_dict().values()))
         self._asked = False
 
     def pseudo_labelled(self) -> Tensor | None:
-        """The method's choice of target faces in this epoch, on the CPU."""
+        """The method's selection of target faces for this epoch, on the CPU."""
         if not self._asked:
             chosen = self.method.pseudo_labelled()
             self._pseudo_labelled, self._asked = None if chosen is None else chosen.cpu(), True
         return self._pseudo_labelled
 
     def batch(self) -> Batch:
-        """The batch of the step that comes next."""
+        """The batch of the next step."""
         return self.batches(self.step, self.pseudo_labelled())
 
     def begin_step(self) -> None:
-        """Put whatever differs from step to step, and is no face, where the step reads it."""
+        """Write all values that change from step to step, except faces, to where the step reads them."""
         set_rates(self.plan, self.optimizer.param_groups, self.step, self.steps_per_epoch)
         self.progress.step.fill_(self.step)
         self.progress.epoch.fill_(self.step // self.steps_per_epoch + 1)
         self.meter.begin_step(self.step)
 
     def count_step(self) -> None:
-        """Take the step as done, and its weights into their average."""
+        """Count the step as done, and add its weights to their average."""
         if self.average is not None:
             self.average.update(self.step)
         self.step += 1
 
     def averaged(self) -> AbstractContextManager:
-        """Within it the network has the weights that are scored and kept."""
+        """Within this context the network has the weights that are scored and saved."""
         return nullcontext() if self.average is None else self.average.in_place()
 
     def join_statistics(self) -> None:
-        """Give batch norms that see their process's share alone the same running statistics in all processes."""
+        """With ``batch_norm: local``, set the batch norms' running statistics to the same values in all processes."""
         if distributed.world_size() > 1 and self.engine.batch_norm == "local":
             average_norms(self.network)
             if self.average is not None:
@@ -293,12 +292,12 @@ class Training:
                     average_norms(self.network)
 
     def check(self) -> None:
-        """Refuse to score or save what the latest update has ruined. Raises FercliError."""
+        """Refuse to score or save a state that the latest update has ruined. Raises FercliError."""
         self.guard.check()
         distributed.on_rank_zero(self.guard.check_weights, self.raw, self.step)
 
     def _describe(self, step: int) -> dict[str, Any]:
-        """Where training stood at a step (from 0), and the faces of its batch, for `NonFiniteGuard`."""
+        """The training position at a step (from 0), and the faces of its batch, for `NonFiniteGuard`."""
         drawn = self.batches.names(step, self.pseudo_labelled())
         return {
             "epoch": step // self.steps_per_epoch + 1,
