@@ -106,8 +106,8 @@ class IRNet(nn.Module):
     """An improved-residual net of four stages with `width`, 2, 4 and 8 times `width` channels.
 
     As published (IR-50, IR-18: `width` 64): a 3x3 stem at 112x112, and each stage's first block halves the map. A light
-    net halves the map in the stem instead of in the first stage, and uses light blocks (see `BottleneckIR`). It gives
-    maps of the same 28x28 and 7x7 pixels at about a fifth of the cost on a CPU.
+    net halves the map in the stem instead of in the first stage, and uses light blocks (see `BottleneckIR`). Its maps
+    are 28x28 and 7x7 too, at about a fifth of the cost on a CPU.
 
     Args:
         blocks: number of blocks in each stage.

@@ -80,8 +80,7 @@ class GlobalLocal(nn.Module):
             initialise_as_released(self)
         else:
             self.apply(initialise)
-        #: The type that backbone and crop nets compute in during training; None for the weights' type. The engine sets
-        #: it.
+        #: The type that backbone and crop nets train in; None for the weights' type. The engine sets it.
         self.autocast: torch.dtype | None = None
         #: The compiled `compute`, for training; None to run it uncompiled. The engine sets it.
         self.compiled: Callable[..., Output] | None = None
@@ -152,7 +151,7 @@ class GlobalLocal(nn.Module):
 
 
 class Luminance(nn.Module):
-    """Turns images [..., 3, H, W], normalised with ImageNet's mean and deviation, grey in the same normalisation.
+    """Makes images [..., 3, H, W], normalised with ImageNet's mean and deviation, grey in the same normalisation.
 
     All three channels become the luma of ITU-R BT.601, which OpenCV and Pillow also use. A grey image stays the same,
     up to rounding.
