@@ -157,7 +157,7 @@ MISTAKES = {
     "a source": (["--source", "raf-db"], 2, "--source is of a run's spec, and --model brings its own"),
     "another size": (["--target", "small"], 1, "was not prepared as the spec says: size 64, not 112"),
     "no such model": (["--model", "nowhere", "--target", "jaffe"], 1, "no run folder or checkpoint nowhere"),
-    "tensors alone": (["--model", "bare.safetensors"], 1, "holds tensors alone, not a whole model"),
+    "tensors alone": (["--model", "bare.safetensors"], 1, "holds only tensors, not a whole model"),
     "a name that leads elsewhere": (["--target", "../x"], 2, "'../x' cannot be a dataset's name"),
 }
 

@@ -102,7 +102,7 @@ class ModelFacts(Section):
     @classmethod
     def _target_is_a_name(cls, value: str | None) -> str | None:
         if value is not None and not is_file_name(value):
-            raise ValueError(f"{value!r} is not a valid dataset name")
+            raise ValueError(f"{value!r} cannot be a dataset's name")
         return value
 
 

@@ -65,7 +65,7 @@ def unwrap(document: Mapping[str, Any]) -> Unwrapped:
         held = "; ".join(_described(place, state) for place, state in unknown.items())
         raise ValueError(f"{held}; {_KNOWN}")
     strange = list(islice(_strange(document), 1000))
-    what = f"is not a plain tensor at {some(strange)}" if strange else "is empty"
+    what = f"has entries that are not plain tensors: {some(strange)}" if strange else "is empty"
     raise ValueError(f"is not a checkpoint of a known kind: its state {what}; {_KNOWN}")
 
 
