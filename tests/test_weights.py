@@ -586,7 +586,7 @@ MISFITS = {
         lambda net: {
             "model": {"Crop_Net.0.0.conv.0.0.weight": torch.zeros(1), "layer1.0.conv.0.0.weight": torch.zeros(1)}
         },
-        r"the file is a wide MobileNetV2 \(the released checkpoints'\), the spec asks .* mobilenet-v2-wide\)",
+        r"the file is a wide MobileNetV2 \(the released checkpoints'\), but the spec asks .* mobilenet-v2-wide\)",
     ),
 }
 

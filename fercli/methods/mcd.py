@@ -31,7 +31,7 @@ def classifier_discrepancy(p1: Tensor, p2: Tensor) -> Tensor:
 
 
 class MCD(Method):
-    """Two classifiers on the fused feature [B, 384] learn to differ on the target, the feature learns to align them.
+    """Two classifiers on the fused feature [B, 384] learn to differ on the target; the feature learns to align them.
 
     F1 is the network's fused classifier and the only one used for predictions. F2 is the method's own linear layer. A
     batch is used 2 + n times (section 3.3):
