@@ -25,7 +25,7 @@ class Kind(NamedTuple):
 
     Attributes:
         title: its usual name.
-        parts: the parts of our network that it fills; the others keep their first weights.
+        parts: the parts of our network that it fills; the others keep their initial weights.
         unused: name prefixes of the tensors that our network has no place for, and what those tensors are.
     """
 
