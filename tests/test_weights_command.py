@@ -301,7 +301,7 @@ def test_inspect_names_every_misfit_at_once(ours, tmp_path):
     text = "".join(result.stdout.split())
     gone = [key for key in state if key.startswith("local_nets.nets.3.") and "tracked" not in key]
     assert len(gone) == 52 and all(key in text for key in gone)
-    for part in ("1unexpected:more\\x1b[2J", "classifiers.1.biasis[8],here[7]", "infinitenumbers:classifiers.0.bias"):
+    for part in ("1unexpected:more\\x1b[2J", "classifiers.1.biasis[8],not[7]", "infinitenumbers:classifiers.0.bias"):
         assert part in text
     (told_of,) = json.loads(run(*arguments, "--json").stdout)["weights"]
     assert [it["what"] for it in told_of["spec"]["misfits"]] == [it["what"] for it in told_of["misfits"]]
