@@ -1,4 +1,4 @@
-"""Released checkpoints as their makers' code writes them, filled by ourselves, and the rules that they answer by."""
+"""Released checkpoints as their authors' code writes them, filled by the tests, and a reference for predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fercli.models import GlobalLocal
 from fercli.models.build import build_network
 from fercli.models.names import to_published_names
 
-#: b of an AGLRLS file: some classes well learnt, some not at all.
+#: b of an AGLRLS file: some classes are well learned, some not at all.
 STATUS = torch.linspace(0, 1, 49).view(7, 7).roll(3, 1)
 
 
@@ -24,7 +24,7 @@ def names_and_shapes(state: dict[str, Tensor]) -> str:
 
 
 def fill(state: dict[str, Tensor], dtype: type = np.float32) -> dict[str, Tensor]:
-    """Give every tensor of a published state the numbers that the fixture's rule says."""
+    """Fill every tensor of a published state with the numbers of the fixture's rule."""
     filled = {}
     for name, tensor in state.items():
         shape = tuple(tensor.shape)
@@ -48,14 +48,14 @@ def fill(state: dict[str, Tensor], dtype: type = np.float32) -> dict[str, Tensor
 
 
 def hollow(name: str) -> dict[str, Tensor]:
-    """A published state of millions of numbers that takes no room: every tensor is a single zero, expanded."""
+    """A published state of millions of numbers that needs no memory: every tensor is a single expanded zero."""
     with torch.device("meta"):
         state = to_published_names(build_network(model_spec(backbone=name)).state_dict())
     return {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in state.items()}
 
 
 def network_of(backbone: str = "ir18", seed: int = 0) -> GlobalLocal:
-    """A network whose norms have seen something and whose heads disagree."""
+    """A network with trained norm statistics, whose heads disagree."""
     torch.manual_seed(seed)
     network = build_network(model_spec(backbone=backbone)).eval()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def network_of(backbone: str = "ir18", seed: int = 0) -> GlobalLocal:
 
 
 def aglrls(network: GlobalLocal, **changes: object) -> dict[str, object]:
-    """As AGLRLS's second stage saves it; `changes` replace entries, None takes one away."""
+    """A file as AGLRLS's second stage saves it; `changes` replace entries, None removes one."""
     document = {
         "epoch": 12,
         "classwise": list(STATUS),
@@ -84,7 +84,7 @@ def aglrls(network: GlobalLocal, **changes: object) -> dict[str, object]:
 
 
 def agra_extras(seed: int = 0, clusters: bool = True) -> dict[str, Tensor]:
-    """What AGRA has beside backbone and crop nets, by its names: graphs, norms, means and two classifiers."""
+    """AGRA's tensors besides backbone and crop nets, under its names: graphs, norms, means and two classifiers."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int, scale: float = 0.1) -> Tensor:
@@ -115,13 +115,13 @@ def agra_extras(seed: int = 0, clusters: bool = True) -> dict[str, Tensor]:
 
 
 def agra(network: GlobalLocal, **extras: Tensor) -> dict[str, Tensor]:
-    """As AGRA's code saves it: the bare state."""
+    """A file as AGRA's code saves it: only the state."""
     backbone = {k: v for k, v in to_published_names(network.state_dict()).items() if not k.startswith("classifiers.")}
     return backbone | (extras or agra_extras())
 
 
 def agra_answer(features: Tensor, state: dict[str, Tensor]) -> Tensor:
-    """AGRA's logits [7] of one target face, by plain products, for its features [384] and a file's tensors."""
+    """AGRA's logits [7] for one target face, by plain products, from its features [384] and a file's tensors."""
     means = state["SourceMean.running_mean"]
     if means.ndim == 2:
         means = means[int(torch.stack([((features - mean) ** 2).sum() for mean in means]).argmin())]

@@ -195,7 +195,7 @@ def test_the_error_about_an_invalid_label_names_the_record() -> None:
 MISTAKES = {
     "my_methods:Nothing": "my_methods has no Nothing",
     "no_such_module:Thing": "no module named no_such_module in ",
-    "other_module:not_a_method": "is no method: derive it from fercli.methods.base.Method",
+    "other_module:not_a_method": "is not a method; derive it from fercli.methods.base.Method",
     "broken_module:X": "importing broken_module failed: ZeroDivisionError: division by zero",
     "needing_module:X": "its module needs a_package_that_is_not_there, which is not installed",
     "my_methods.MeanAlignment": "'my_methods.MeanAlignment' is not known",

@@ -1,4 +1,4 @@
-"""Our losses against pytorch-adapt's (K. Musgrave et al., 0.0.83), values and gradients. Skipped where it is not."""
+"""Our losses against pytorch-adapt's (K. Musgrave et al., 0.0.83), values and gradients; skipped without it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fercli.methods.losses import Discriminator, conditional_adversarial, entrop
 from fercli.methods.mcd import classifier_discrepancy
 from fercli.methods.swd import sliced_wasserstein
 
-# Entropies differ by the 1e-5 that ours has inside the logarithm.
+# Entropies differ by the 1e-5 inside our logarithm.
 FLOOR = 1e-4
 
 
 def layer(module: str, name: str) -> Any:
     """A class of pytorch_adapt.layers, or skip."""
-    # The package's __init__ ends in torchmetrics, which needs the pkg_resources that newer setuptools lack. What it
-    # has loaded until then can be had all the same.
+    # The package's __init__ ends with torchmetrics, which needs pkg_resources, and newer setuptools lack it. The
+    # modules that were loaded before can still be used.
     with contextlib.suppress(Exception):
         importlib.import_module("pytorch_adapt.layers")
     try:
@@ -58,8 +58,8 @@ def test_entropy(batch: int) -> None:
 
 
 def test_certainty_and_infomax() -> None:
-    # Ours are scores (higher is better), theirs losses: the sign differs. InfoMax is their diversity and entropy losses
-    # together.
+    # Ours are scores (higher is better), theirs are losses, so the sign differs. InfoMax is the sum of their diversity
+    # and entropy losses.
     logits = random(40, 7, seed=1).detach()
     probabilities = logits.softmax(-1).double()
     sure = layer("entropy_loss", "EntropyLoss")()(logits).item()
@@ -70,7 +70,7 @@ def test_certainty_and_infomax() -> None:
 
 @pytest.mark.parametrize("batch", [1, 5, 40])
 def test_batch_nuclear_norm(batch: int) -> None:
-    # Theirs is minus the norm over N, ours the norm over its largest value, sqrt(C N).
+    # Theirs is minus the norm divided by N, ours is the norm divided by its largest possible value, sqrt(C N).
     logits = random(batch, 7, seed=2).detach()
     theirs = layer("bnm_loss", "BNMLoss")()(logits).item()
     assert predictions.bnm(logits.softmax(-1).double()) == pytest.approx(-theirs * math.sqrt(batch / 7), rel=1e-5)
@@ -78,7 +78,7 @@ def test_batch_nuclear_norm(batch: int) -> None:
 
 @pytest.mark.parametrize("coefficient", [0.0, 0.3, 1.0])
 def test_domain_adversarial(coefficient: float) -> None:
-    # Domains of equal size: the average of their means is their BCE over all.
+    # With domains of equal size, the average of the two means is their BCE over all.
     torch.manual_seed(0)
     discriminator = Discriminator(12, hidden=8).eval()
     source, target = random(4, 12, seed=3), random(4, 12, seed=4)
@@ -90,7 +90,7 @@ def test_domain_adversarial(coefficient: float) -> None:
 
 
 class Reader(nn.Module):
-    """A discriminator that remembers what it was shown."""
+    """A discriminator that stores its input."""
 
     def forward(self, joint: torch.Tensor) -> torch.Tensor:
         self.joint = joint
@@ -98,7 +98,7 @@ class Reader(nn.Module):
 
 
 def outer_product(features: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
-    """Theirs: the randomised product with the matrices that make it the exact one, its scale taken off."""
+    """Theirs: the randomised product, with matrices that make it exact, and without its scale."""
     dimensions, classes = features.shape[1], probabilities.shape[1]
     product = layer("randomized_dot_product", "RandomizedDotProduct")([dimensions, classes], dimensions * classes)
     product.set_rand_mat(0, torch.eye(dimensions).repeat(1, classes))
@@ -116,7 +116,7 @@ def test_the_outer_product_of_cdan() -> None:
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_cdan(conditioned: bool, coefficient: float) -> None:
     # Their CDAN+E leaves the normaliser of the weights to the caller; ours is the sum within a domain, as a constant.
-    # A half for each domain is ours.
+    # Only ours halves each domain's loss.
     torch.manual_seed(0)
     discriminator = Discriminator(5 * 7, hidden=8).eval()
     features, logits, sources = random(7, 5, seed=7), random(7, 7, seed=8), 4
@@ -163,7 +163,7 @@ def test_classifier_discrepancy(batch: int) -> None:
 
 @pytest.mark.parametrize("batch", [1, 6])
 def test_sliced_wasserstein(batch: int) -> None:
-    # Theirs draws its 128 directions itself: the same ones by the same seed.
+    # Theirs draws its own 128 directions: the same seed gives the same ones.
     first, second = random(batch, 7, seed=12).softmax(-1), random(batch, 7, seed=13).softmax(-1)
     torch.manual_seed(0)
     theirs = layer("sliced_wasserstein", "SlicedWasserstein")()(first, second)

@@ -1,6 +1,6 @@
 """AGRA against plain loops on a small network: graphs, refined features, means, losses, state, degenerate input.
 
-Equations: Xie et al., arXiv 2008.00859; figures of the graph and the means: github.com/HCPLab-SYSU/CD-FER-Benchmark,
+Equations: Xie et al., arXiv 2008.00859; numbers of the graph and the means: github.com/HCPLab-SYSU/CD-FER-Benchmark,
 commit 7385d33, AGRA/GraphConvolutionNetwork.py and AGRA/Model.py.
 """
 
@@ -33,7 +33,7 @@ WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
 
 
 class Tiny(nn.Module):
-    """Features and logits straight from the image's values, so that every test sets its own."""
+    """Features and logits directly from the image's values, so that every test can set them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def batch(seed: int = 0, source: int = B, target: int = B) -> Batch:
 
 
 class Survey:
-    """All faces of both domains. Target labels are not there to be read: a wrong use of None would raise."""
+    """All faces of both domains. Target labels are None, so that reading them would raise."""
 
     def __init__(self, source: torch.Tensor, labels: torch.Tensor, target: torch.Tensor):
         self.given = [(source, labels), (target, None)]
@@ -81,7 +81,7 @@ def evaluator(seed: int = 0, source: int = 40, target: int = 30) -> Survey:
 
 
 def agra(target_size: int = 12, still: bool = True, width: int = D, **options) -> AGRA:
-    """A method without dropout, so that a reference can follow, and with a short warm start, so that tests are fast."""
+    """A method without dropout, as in the reference, and with a short warm start, so that tests are fast."""
     torch.manual_seed(0)
     given = {"hidden": 8, "warm_steps": 3, **options}
     made = AGRA(Adapt(head_weights=WEIGHTS), AGRA.read_options(given), width, target_size)
@@ -99,7 +99,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def convolution_loop(nodes, adjacency, linear):
-    """Each node's new value: the sum over its neighbours of edge times (W x + b)."""
+    """Each node's new value: the sum of edge times (W x + b) over its neighbours."""
     return [
         sum(adjacency[i, j] * (linear.weight @ x + linear.bias) for j, x in enumerate(nodes)) for i in range(len(nodes))
     ]
@@ -127,7 +127,7 @@ def graph_loop(nodes, graphs, intra, inter):
 
 
 def norm_loop(rows, norm, training):
-    """Batch norm of rows by their own moments in training, by the running ones in use."""
+    """Batch norm of rows with their own moments in training, with the running ones in evaluation."""
     mean = sum(rows) / len(rows) if training else norm.running_mean
     variance = sum((x - mean) ** 2 for x in rows) / len(rows) if training else norm.running_var
     return [(x - mean) / (variance + norm.eps) ** 0.5 * norm.weight + norm.bias for x in rows]
@@ -143,12 +143,12 @@ def standardised_loop(x, means):
 
 
 def matching_loop(x, own, other):
-    """Which mean of the other domain stands there nearest to where x stands in its own."""
+    """Index of the mean of the other domain whose relative position there is nearest to that of x in its own domain."""
     return nearest_loop(standardised_loop(x, own), [standardised_loop(mean, other) for mean in other.means])
 
 
 def refined_loop(method, features, domain, training):
-    """Refined features, a list of [6, D], of the features [B, 6, D] of one domain's images."""
+    """Refined features, a list of [6, D], for the features [B, 6, D] of one domain's images."""
     rows = list(features.flatten(1))
     means = method.means[1 - domain]
     own = norm_loop(rows, method.norms[domain], training)
@@ -180,7 +180,7 @@ def linear(layer, x):
         ("intra", 0.8, [(0, 4), (2, 0)]),
         ("intra", 0.5, [(1, 5), (4, 2)]),
         ("inter", 1.0, [(0, 0), (9, 9)]),
-        ("inter", 0.0, [(0, 3), (8, 11)]),  # within a domain there is no edge but to oneself
+        ("inter", 0.0, [(0, 3), (8, 11)]),  # within a domain a node only has an edge to itself
         ("inter", 0.9, [(0, 6), (9, 3)]),
         ("inter", 0.4, [(0, 8), (6, 5), (7, 0), (2, 6)]),
         ("inter", 0.25, [(1, 8), (11, 4)]),
@@ -204,7 +204,7 @@ def test_the_graphs_equal_a_loop_in_values_and_gradients(training: bool) -> None
     graphs = StackedGraphs(D).train(training)
     graphs.dropout.p = 0.0
     with torch.no_grad():
-        graphs.intra += 0.6 * torch.randn(6, 6)  # learned edges: some negative, some where none may be
+        graphs.intra += 0.6 * torch.randn(6, 6)  # learned edges: some negative, some not allowed
         graphs.inter += 0.6 * torch.randn(12, 12)
     intra, inter = normalised_loop(graphs.intra, lambda i, j: True), normalised_loop(graphs.inter, crosses)
     intra.requires_grad_(), inter.requires_grad_()
@@ -220,7 +220,7 @@ def test_the_graphs_equal_a_loop_in_values_and_gradients(training: bool) -> None
     theirs = torch.autograd.grad((expected * weights).sum(), [*shared, intra, inter])
     for a, b in zip(ours, theirs, strict=False):
         same(a, b)
-    if training:  # the projection is kept, and doing it again changes nothing
+    if training:  # the projection is stored, and repeating it changes nothing
         same(graphs.intra.detach(), intra.detach())
         same(graphs.inter.detach(), inter.detach())
 
@@ -232,7 +232,7 @@ def test_refining_equals_a_loop_in_values_and_gradients() -> None:
     method = agra()
     method.begin_epoch(evaluator())
     for seed in range(3):
-        method(Tiny(), batch(seed), Progress(seed, 1))  # norms and means that are not as they began
+        method(Tiny(), batch(seed), Progress(seed, 1))  # norms and means that differ from their initial values
     method.eval()
     output = Tiny()(*view(7).inputs)
     output = Output(output.logits.detach(), output.features.detach().requires_grad_())
@@ -253,7 +253,7 @@ def test_refining_equals_a_loop_in_values_and_gradients() -> None:
         assert a.any()
 
 
-def test_an_image_is_refined_alike_in_any_company() -> None:
+def test_an_image_is_refined_the_same_in_any_batch() -> None:
     method = agra()
     method.begin_epoch(evaluator())
     method(Tiny(), batch(), Progress(0, 1))
@@ -336,7 +336,7 @@ def test_weights_scale_their_terms() -> None:
 
 
 def test_published_head_weights_leave_agra_s_own_losses() -> None:
-    # One step of the graph's classifier alone: ln 7 each for a classifier that knows nothing.
+    # One step of the graph's classifier only: ln 7 each for an untrained classifier.
     method = AGRA(Adapt(head_weights=[0, 0, 0, 0, 0, 0, 1]), AGRA.read_options({"hidden": 8}), D, 0)
     for layer in (method.classifier, method.local_classifier):
         nn.init.zeros_(layer.weight)
@@ -354,9 +354,9 @@ def test_the_reversal_turns_the_graph_against_the_discriminator() -> None:
         losses, logs = method(Tiny(), batch(), Progress(step, 1))
         parts = [method.graphs.inter_layer.linear.weight, method.discriminator.layers[0].weight]
         gradients[step] = torch.autograd.grad(losses["adversarial"], parts)
-    assert not gradients[0][0].any()  # nothing is reversed yet at step 0, and nothing passes
+    assert not gradients[0][0].any()  # the reversal is zero at step 0, so no gradient passes
     assert gradients[STEP][0].any()
-    same(gradients[0][1], gradients[STEP][1])  # the discriminator learns all the same
+    same(gradients[0][1], gradients[STEP][1])  # the discriminator still learns
     assert logs["reversal"] == pytest.approx(0.998, abs=2e-3)
 
 
@@ -366,7 +366,7 @@ def test_the_reversal_turns_the_graph_against_the_discriminator() -> None:
 def test_a_mean_moves_once_enough_is_gathered_by_hand() -> None:
     means = ClassMeans(2, 2, rate=0.1, wait=2)
     means.start(torch.tensor([[0.0, 0.0], [10, 10]]), torch.zeros(1, 2))
-    means.gather(torch.tensor([[1.0, 0], [9, 9], [3, 2]]))  # two near the first, one near the second
+    means.gather(torch.tensor([[1.0, 0], [9, 9], [3, 2]]))  # two are near the first mean, one is near the second
     assert torch.equal(means.means, torch.tensor([[0.0, 0.0], [10, 10]]))
     assert means.counts.tolist() == [2, 1]
     means.gather(torch.tensor([[2.0, 4]]))  # more than two: the mean of (1, 0), (3, 2), (2, 4) is (2, 2)
@@ -387,18 +387,18 @@ def test_moments_move_with_every_batch_by_hand() -> None:
     assert means.standardise(torch.tensor([[5.0]])).item() == pytest.approx(2.6 / (1.3 + 1e-5) ** 0.5)
 
 
-def test_a_domain_of_smaller_features_finds_the_means_that_match_by_hand() -> None:
+def test_a_domain_with_smaller_features_finds_the_matching_means_by_hand() -> None:
     large, small = (ClassMeans(2, 1, rate=0.1, wait=99) for _ in range(2))
     large.start(torch.tensor([[10.0], [30]]), torch.tensor([[10.0], [30]]))
     small.start(torch.tensor([[1.0], [3]]), torch.tensor([[1.0], [3]]))
-    # As they are, all of 0.9 to 3.2 would be nearest to 10.
+    # Without standardisation, all of 0.9 to 3.2 would be nearest to 10.
     faces = torch.tensor([[0.9], [1.9], [2.1], [3.2]])
     assert large.matching(small.standardise(faces)).flatten().tolist() == [10, 10, 30, 30]
 
 
 def test_carried_over_by_hand() -> None:
     source, target = torch.tensor([[0.0, 5], [4, 5]]), torch.tensor([[10.0, 1], [12, 3]])
-    # First dimension: moments 2, 4 and 11, 1. Second: no spread in the source, mean 2 in the target.
+    # First dimension: moments 2, 4 and 11, 1. Second: no variance in the source, mean 2 in the target.
     same(carried_over(torch.tensor([[0.0, 5], [3, 5]]), source, target), torch.tensor([[10.0, 2], [11.5, 2]]))
 
 
@@ -425,7 +425,7 @@ def test_the_means_of_training_equal_a_loop(wait: int) -> None:
     assert any(x.counts.any() for x in method.means) == (wait > 0)
 
 
-def test_k_means_finds_clusters_that_lie_apart() -> None:
+def test_k_means_finds_separate_clusters() -> None:
     torch.manual_seed(0)
     centres = 20 * torch.eye(7, WIDTH)
     points = centres.repeat(6, 1) + 0.1 * torch.randn(42, WIDTH)
@@ -437,15 +437,15 @@ def test_k_means_finds_clusters_that_lie_apart() -> None:
 
 def test_k_means_from_centres_by_hand() -> None:
     points, centres = torch.tensor([[0.0], [1], [10], [12]]), torch.tensor([[0.0], [9], [50]])
-    # The second takes in 10 and 12 at once; the third has none from the start and stays.
+    # The second gets 10 and 12 at once; the third gets none from the start and stays.
     assert k_means_from(points, centres).tolist() == [[0.5], [11], [50]]
     assert k_means_from(points[:0], centres).tolist() == centres.tolist()
-    # Two steps: 3 is nearer to 5 than to 0, but to 0 than to 7.5, the mean of what 5 took in.
+    # Two steps: 3 is nearer to 5 than to 0, but then nearer to 0 than to 7.5, the mean of the points of 5.
     points = torch.tensor([[0.0], [3], [8], [9], [10]])
     assert k_means_from(points, torch.tensor([[0.0], [5]])).tolist() == [[1.5], [9]]
 
 
-def test_k_means_draws_from_torchs_generator_alone() -> None:
+def test_k_means_draws_only_from_torchs_generator() -> None:
     points, found = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
@@ -454,14 +454,14 @@ def test_k_means_draws_from_torchs_generator_alone() -> None:
     assert torch.equal(first, again) and torch.equal(after, after_again) and not torch.equal(first, other)
 
 
-def test_k_means_says_nothing_of_points_that_are_one_within_rounding(recwarn) -> None:
+def test_k_means_does_not_warn_of_points_that_are_equal_up_to_rounding(recwarn) -> None:
     points = torch.zeros(20, 2)
     points[:10, 0], points[10:, 1] = 1e-30 * torch.arange(10), 1
     assert {tuple(x) for x in k_means(points, 7).round().tolist()} == {(0, 0), (0, 1)} and not recwarn.list
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 20])
-def test_k_means_of_fewer_different_points_than_clusters(count: int) -> None:
+def test_k_means_of_fewer_distinct_points_than_clusters(count: int) -> None:
     points = torch.arange(min(count, 3)).float().repeat(7)[:count, None].expand(count, WIDTH)
     found = k_means(points, 7)
     assert found.shape == (7, WIDTH)
@@ -475,7 +475,7 @@ def test_a_class_without_faces_has_the_mean_of_all() -> None:
 
 
 @pytest.mark.parametrize("recluster", [1, 3, 10])
-def test_faces_are_clustered_at_first_and_every_so_many_epochs(recluster: int) -> None:
+def test_faces_are_clustered_at_first_and_every_recluster_epochs(recluster: int) -> None:
     method, all_faces, looked = agra(recluster=recluster), evaluator(), []
     for epoch in range(1, 21):
         before = all_faces.looks
@@ -499,7 +499,7 @@ def test_means_of_classes_are_the_labels_and_the_target_starts_from_them() -> No
     assert method.means[SOURCE].counts.tolist() == torch.bincount(given.labels, minlength=7).tolist()
 
 
-def test_clusters_leave_the_source_labels_unread() -> None:
+def test_clusters_do_not_read_the_source_labels() -> None:
     found = []
     for shift in (0, 3):
         method, all_faces = agra(), evaluator()
@@ -518,24 +518,24 @@ def parts_of(method: AGRA) -> dict[str, torch.Tensor]:
 
 
 def apart(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features [N, 192] of seven expressions that are easily told, and their labels."""
+    """Features [N, 192] of seven expressions that are easy to separate, and their labels."""
     labels = torch.arange(count) % 7
     prototypes = 2 * torch.rand(7, 192, generator=torch.Generator().manual_seed(99))
     noise = torch.rand(count, 192, generator=torch.Generator().manual_seed(seed))
     return prototypes[labels] + 0.3 * noise, labels
 
 
-def test_a_warm_start_makes_both_domains_answers_useful() -> None:
+def test_a_warm_start_makes_predictions_on_both_domains_useful() -> None:
     points, labels = apart(70, 0)
     target, target_labels = apart(70, 1)
-    target = 0.3 * target + 0.1  # the same faces in smaller numbers
+    target = 0.3 * target + 0.1  # the same faces with smaller features
     right = {}
     for warm in (True, False):
         method = agra(still=False, width=32, warm_start=warm, warm_steps=100)
         method.begin_epoch(Survey(points, labels, target))
         method.eval()
         with torch.no_grad():
-            if not warm:  # moments as of a network in use; the rest is noise
+            if not warm:  # moments like a trained network's; the rest is noise
                 for norm, each in zip(method.norms, (points, target), strict=True):
                     norm.running_mean.copy_(each.mean(0)), norm.running_var.copy_(each.var(0))
             answers = (
@@ -552,8 +552,8 @@ def test_one_step_of_the_warm_start_equals_the_source_losses() -> None:
     all_faces = Survey(torch.rand(1, WIDTH).repeat(9, 1), torch.full((9,), 4), torch.rand(9, WIDTH))
     method.begin_epoch(all_faces)
     after = parts_of(method)
-    # All source faces are alike: whatever is drawn, the refined features come from the norms' biases, zero at first.
-    # Adam's first step moves by its rate against the sign of the gradient, which for the bias is p - y.
+    # All source faces are equal: for any draw, the refined features come from the norms' biases, initially zero.
+    # Adam's first step moves by its rate against the sign of the gradient, which is p - y for the bias.
     for layer in ("classifier", "local_classifier"):
         step = after[f"{layer}.bias"] - before[f"{layer}.bias"]
         same(step, 1e-3 * torch.tensor([-1.0, -1, -1, -1, 1, -1, -1]))
@@ -586,7 +586,7 @@ def test_only_the_first_epoch_starts_warm(warm: bool) -> None:
 # State
 
 
-def test_a_stopped_run_goes_on_bit_by_bit() -> None:
+def test_a_resumed_run_continues_bit_for_bit() -> None:
     def train(method: AGRA, epochs: range) -> None:
         optimizer = torch.optim.SGD(method.parameters(), 0.01)
         for epoch in epochs:
@@ -612,7 +612,7 @@ def test_a_stopped_run_goes_on_bit_by_bit() -> None:
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_the_state_refines_alike_whatever_the_size_of_the_target() -> None:
+def test_the_state_refines_the_same_for_any_target_size() -> None:
     method = agra(target_size=12)
     method.begin_epoch(evaluator())
     method(Tiny(), batch(), Progress(0, 1))
@@ -623,7 +623,7 @@ def test_the_state_refines_alike_whatever_the_size_of_the_target() -> None:
         assert torch.equal(a, b)
 
 
-def test_looking_changes_nothing() -> None:
+def test_evaluation_changes_nothing() -> None:
     method = agra()
     method.begin_epoch(evaluator())
     method.eval()
@@ -664,13 +664,13 @@ def test_degenerate_domains_train_and_refine(means: str, all_faces: Survey) -> N
     assert all(torch.isfinite(x).all() for x in values)
 
 
-def test_zero_features_and_no_clustering_yet_are_no_trouble() -> None:
+def test_zero_features_before_any_clustering_are_handled() -> None:
     method = agra().eval()
     refined = method.transform_output(Output(torch.zeros(1, 7, 7), torch.zeros(1, 6, D)))
     assert torch.isfinite(refined.features).all()
 
 
-def test_half_precision_features_answer_in_single() -> None:
+def test_half_precision_features_give_float32_logits() -> None:
     method = agra().eval()
     refined = method.transform_output(Output(torch.zeros(2, 7, 7), torch.rand(2, 6, D).bfloat16()))
     assert refined.logits.dtype == refined.features.dtype == torch.float32

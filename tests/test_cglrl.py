@@ -1,4 +1,4 @@
-"""CGLRL: which target faces are labelled, when the labels are renewed, the losses, and the oracle's gate."""
+"""CGLRL: which target faces are labelled, when labels are renewed, the losses, and the oracle's gate."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
 def made(kind: type[CGLRL] = CGLRL, targets: int = 6, **options) -> CGLRL:
     torch.manual_seed(0)
     method = kind(Adapt(head_weights=WEIGHTS), kind.read_options({"hidden": 16, **options}), FEATURE_SIZE, targets)
-    return method.eval()  # without dropout, so that a reference can follow
+    return method.eval()  # without dropout, as in the reference
 
 
 def answering(*labels: int, sharpness: float = 12.0) -> torch.Tensor:
-    """Probabilities [N, 7, 7] of faces on which all heads are sure of a label; -1: of none."""
+    """Probabilities [N, 7, 7] of faces on which all heads are confident of a label; -1: of none."""
     logits = torch.zeros(len(labels), 7, 7)
     for i, label in enumerate(labels):
         if label >= 0:
@@ -40,7 +40,7 @@ def answering(*labels: int, sharpness: float = 12.0) -> torch.Tensor:
 
 
 class Survey:
-    """A look at target faces whose probabilities are known."""
+    """An evaluator of target faces whose probabilities are known."""
 
     def __init__(self, probabilities: torch.Tensor):
         self.probabilities = probabilities
@@ -72,10 +72,10 @@ def test_consistent_labels_equal_a_loop(sharpness: float) -> None:
 
 def test_which_faces_are_labelled_by_hand() -> None:
     p = answering(3, 3, 3, 3, 3)
-    p[1, 4] = answering(2)[0, 4]  # one local head answers otherwise
-    p[2, 6] = answering(5)[0, 6]  # the fused head does, and is not asked
-    p[3, 6] = 1 / 7  # but it must be sure
-    p[4, 2] = torch.tensor([0.05, 0, 0, 0.95, 0, 0, 0])  # 0.199 nats: just not
+    p[1, 4] = answering(2)[0, 4]  # one local head disagrees
+    p[2, 6] = answering(5)[0, 6]  # the fused head disagrees, which does not count
+    p[3, 6] = 1 / 7  # but it must be confident
+    p[4, 2] = torch.tensor([0.05, 0, 0, 0.95, 0, 0, 0])  # 0.199 nats: just too uncertain
     assert consistent_labels(p, LIMIT).tolist() == [3, -1, 3, -1, -1]
     p[4, 2] = torch.tensor([0.04, 0, 0, 0.96, 0, 0, 0])  # 0.168 nats
     assert consistent_labels(p, LIMIT).tolist() == [3, -1, 3, -1, 3]
@@ -87,23 +87,23 @@ def test_odd_probabilities_are_not_labelled() -> None:
     assert consistent_labels(answering(4), LIMIT).tolist() == [4]
 
 
-# When they replace the old
+# When new labels replace the old ones
 
 
 @pytest.mark.parametrize(
     ("old", "new", "accepted"),
     [
-        ([-1, -1, -1, -1], [-1, -1, -1, -1], False),  # nothing to take
+        ([-1, -1, -1, -1], [-1, -1, -1, -1], False),  # there are no new labels
         ([-1, -1, -1, -1], [-1, 2, -1, -1], True),  # the first set, however small
-        ([-1, -1, -1, -1], [5, 5, 5, 5], True),  # of one class: nothing tells it is wrong
-        ([1, 2, 3, -1], [-1, -1, -1, -1], False),  # the old set stays
-        ([1, 2, 3, -1], [1, 2, 3, 4], True),  # one face more
+        ([-1, -1, -1, -1], [5, 5, 5, 5], True),  # all of one class: nothing shows that it is wrong
+        ([1, 2, 3, -1], [-1, -1, -1, -1], False),  # the old set is kept
+        ([1, 2, 3, -1], [1, 2, 3, 4], True),  # one more face
         ([1, 2, 3, 4], [1, 2, 3, -1], True),  # 3/4 is just enough
         ([1, 2, 3, 4], [1, 2, -1, -1], False),  # too small
         ([1, 2, 3, 4], [1, 2, 3, 0], True),  # 3/4 kept their label
         ([1, 2, 3, 4], [1, 2, 0, 0], False),  # too many changed it
-        ([1, 2, 3, -1], [1, 0, -1, 4], False),  # of the two in both, one did
-        ([1, 2, -1, -1], [-1, -1, 3, 4], False),  # none in both: nothing to judge by
+        ([1, 2, 3, -1], [1, 0, -1, 4], False),  # one of the two in both sets changed
+        ([1, 2, -1, -1], [-1, -1, 3, 4], False),  # no face in both sets: nothing to compare
         ([6], [6], True),
         ([6], [0], False),
     ],
@@ -116,11 +116,11 @@ def test_labels_are_renewed_epoch_by_epoch() -> None:
     method = made()
     assert method.pseudo_labelled().tolist() == []
     for labels, in_force in (
-        ((-1,) * 6, [-1] * 6),  # nobody is sure yet
+        ((-1,) * 6, [-1] * 6),  # no head is confident yet
         ((0, 1, 2, 3, -1, -1), [0, 1, 2, 3, -1, -1]),
         ((0, 1, 2, 3, 4, -1), [0, 1, 2, 3, 4, -1]),
-        ((5, 5, 5, 5, 5, 5), [0, 1, 2, 3, 4, -1]),  # a collapse: refused
-        ((0, -1, -1, -1, -1, -1), [0, 1, 2, 3, 4, -1]),  # doubt: refused
+        ((5, 5, 5, 5, 5, 5), [0, 1, 2, 3, 4, -1]),  # a collapse: rejected
+        ((0, -1, -1, -1, -1, -1), [0, 1, 2, 3, 4, -1]),  # uncertainty: rejected
         ((0, 1, 2, 3, 4, 5), [0, 1, 2, 3, 4, 5]),
     ):
         before = method.pseudo.tolist()
@@ -138,7 +138,7 @@ def test_the_gate_follows_its_options() -> None:
         assert (method.pseudo.tolist() == [2, 2]) == accepted
 
 
-def test_the_set_survives_in_the_state() -> None:
+def test_the_set_is_kept_in_the_state() -> None:
     method, other = made(), made()
     method.begin_epoch(evaluator(0, 1, 2, -1, -1, 6))
     other.load_state_dict(method.state_dict())
@@ -222,7 +222,7 @@ def test_the_reversal_grows_with_the_steps() -> None:
 
 
 def test_a_pool_of_one_face_trains_the_real_network() -> None:
-    # Batch norm in training mode refuses a channel of one value; one face brings more.
+    # Batch norm in training mode rejects a channel with one value; a single face has more.
     torch.manual_seed(0)
     network, method = GlobalLocal(build_backbone("ir-small", 4)).train(), made(targets=1).train()
     method.begin_epoch(evaluator(5))
@@ -243,7 +243,7 @@ def test_a_pool_of_one_face_trains_the_real_network() -> None:
 # The oracle
 
 
-def test_the_published_gate_reads_the_truth() -> None:
+def test_the_published_gate_reads_the_true_labels() -> None:
     truth = torch.arange(200) % 7
     right, wrong = truth.clone(), truth.clone()
     wrong[:3] = (wrong[:3] + 1) % 7
@@ -268,18 +268,18 @@ def test_only_known_labels_are_checked(truth: list[int], accepted: bool) -> None
     assert bool(method.renewed) is accepted
 
 
-def test_the_oracle_needs_labels_and_keeps_them_to_itself() -> None:
+def test_the_oracle_needs_labels_and_does_not_store_them() -> None:
     assert CGLRLOracle.oracle
     assert not CGLRL.oracle
     assert not hasattr(CGLRL, "give_labels")
     method = made(CGLRLOracle, targets=2)
-    with pytest.raises(FercliError, match="true labels and has none"):
+    with pytest.raises(FercliError, match="true labels, but there are none"):
         method.begin_epoch(evaluator(1, 1))
     with pytest.raises(FercliError, match="3 labels for 2 target faces"):
         method.give_labels(torch.tensor([0, 1, 2]))
     keys = set(method.state_dict())
     method.give_labels(torch.tensor([-1, -1]))
-    with pytest.raises(FercliError, match="true labels and has none"):
+    with pytest.raises(FercliError, match="true labels, but there are none"):
         method.begin_epoch(evaluator(1, 1))
     method.give_labels(torch.tensor([1, 1]))
     assert set(method.state_dict()) == keys == set(made(CGLRL, targets=2).state_dict())

@@ -1,4 +1,4 @@
-"""MCD and SWD: discrepancies against plain loops, each update's loss, what each update moves, and the second
+"""MCD and SWD: discrepancies against plain loops, each update's loss, what each update trains, and the second
 classifier.
 
 Equations: MCD, arXiv 1712.02560, section 3.3; SWD, arXiv 1903.04064.
@@ -75,25 +75,25 @@ def test_a_discrepancy_equals_a_loop(name: str, count: int) -> None:
 
 
 def test_discrepancies_by_hand() -> None:
-    # One face on which the two are certain of different classes, one on which they agree: 2 / 7, halved.
+    # On one face the two are certain of different classes, on the other they agree: 2 / 7, halved.
     p, q = torch.eye(7)[[0, 3]], torch.eye(7)[[1, 3]]
     assert classifier_discrepancy(p, q).item() == pytest.approx(1 / 7)
-    # Along class 0's axis: sorted (0, 1) against (0, 0) gives 1/2; along class 3's axis nothing differs.
+    # Along class 0's axis, sorted (0, 1) against (0, 0) gives 1/2; along class 3's axis nothing differs.
     assert sliced_wasserstein(p, q, torch.eye(7)[:, [0, 3]]).item() == pytest.approx(1 / 4)
-    # The largest there is: orthogonal certainties along the line between them, (sqrt 2)^2.
+    # The largest possible value: two different certain predictions, along the line between them, (sqrt 2)^2.
     line = (torch.eye(7)[0] - torch.eye(7)[1])[:, None] / math.sqrt(2)
     assert sliced_wasserstein(p[:1], q[:1], line).item() == pytest.approx(2)
 
 
 @pytest.mark.parametrize("discrepancy", [classifier_discrepancy, lambda p, q: sliced_wasserstein(p, q, draw(7, 9))])
-def test_equal_answers_have_no_discrepancy_and_no_gradient(discrepancy) -> None:
+def test_equal_predictions_have_no_discrepancy_and_no_gradient(discrepancy) -> None:
     p = probabilities(3, 1).detach().float().requires_grad_()
     value = discrepancy(p, p.detach())
     assert value.item() == 0
     assert not torch.autograd.grad(value, p)[0].any()
 
 
-def test_the_sliced_one_does_not_see_which_face_is_which() -> None:
+def test_the_sliced_discrepancy_ignores_the_order_of_the_faces() -> None:
     p, q = probabilities(5, 1).float(), probabilities(5, 2).float()
     directions = draw(7, 9)
     torch.testing.assert_close(
@@ -116,7 +116,7 @@ def test_directions_are_unit_columns_that_follow_the_seed() -> None:
 
 
 def reference(method: MCD, network: Small, batch: Batch, update: int) -> torch.Tensor:
-    """The step's loss by the paper's equations."""
+    """The step's loss from the paper's equations."""
     source, target = network(batch.source.images, None), network(batch.target.images, None)
     features = [output.features.reshape(B, -1) for output in (source, target)]
     if update == 1:
@@ -135,7 +135,7 @@ def reference(method: MCD, network: Small, batch: Batch, update: int) -> torch.T
 
 
 @pytest.mark.parametrize("update", [0, 1, 2, 5])
-def test_a_turn_is_its_equation(update: int) -> None:
+def test_an_update_matches_its_equation(update: int) -> None:
     method, network = made()
     batch = batch_of()
     losses, logs = method(network, batch, Progress(0, 1, update))
@@ -144,7 +144,7 @@ def test_a_turn_is_its_equation(update: int) -> None:
     assert set(logs) == ({"source-accuracy"}, {"discrepancy"}, set())[min(update, 2)]
 
 
-def test_swd_differs_from_mcd_in_the_discrepancy_alone() -> None:
+def test_swd_differs_from_mcd_only_in_the_discrepancy() -> None:
     (mcd, network), (swd, _) = made(), made(SWD, projections=16)
     batch = batch_of()
     features = network(batch.target.images, None).features.flatten(1)
@@ -162,7 +162,7 @@ def test_swd_differs_from_mcd_in_the_discrepancy_alone() -> None:
 
 
 def take_update(method: MCD, network: Small, batch: Batch, update: int, optimizer: torch.optim.Optimizer) -> None:
-    """One update as the engine takes it."""
+    """One update as the engine does it."""
     loss = sum(method(network, batch, Progress(0, 1, update)).losses.values())
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -172,11 +172,11 @@ def take_update(method: MCD, network: Small, batch: Batch, update: int, optimize
 
 
 @pytest.mark.parametrize("kind", [MCD, SWD])
-def test_each_turn_moves_only_what_it_should(kind: type[MCD]) -> None:
+def test_each_update_trains_only_what_it_should(kind: type[MCD]) -> None:
     method, network = made(kind, generator_steps=2)
     assert method.updates == 4
     named = {**dict(network.named_parameters()), **{f"method.{n}": p for n, p in method.named_parameters()}}
-    # Momentum and decay would move what merely has a gradient of zero.
+    # Momentum and decay would change a parameter with a zero gradient.
     optimizer = torch.optim.SGD(named.values(), lr=0.05, momentum=0.9, weight_decay=0.1)
     everything = set(named)
     pair = {name for name in named if name.startswith(("classifiers.2.", "method.second."))}
@@ -188,7 +188,7 @@ def test_each_turn_moves_only_what_it_should(kind: type[MCD]) -> None:
         assert {name for name in named if not torch.equal(named[name], before[name])} == expected, update
 
 
-def test_raising_and_lowering_do_what_they_say() -> None:
+def test_the_updates_raise_and_lower_the_discrepancy() -> None:
     method, network = made()
     batch = batch_of()
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=0.02)
@@ -210,7 +210,7 @@ def test_raising_and_lowering_do_what_they_say() -> None:
 # Batch norm
 
 
-def test_every_pass_has_one_domain_and_moves_the_running_statistics() -> None:
+def test_every_pass_has_one_domain_and_updates_the_running_statistics() -> None:
     method, network = made()
     norm, batch = network.backbone[1], batch_of()
 
@@ -230,7 +230,7 @@ def test_every_pass_has_one_domain_and_moves_the_running_statistics() -> None:
 
 
 class Given:
-    """A evaluator of faces whose features are known; it counts how often it is asked."""
+    """An evaluator of faces whose features are known; it counts its calls."""
 
     def __init__(self, features: torch.Tensor, labels: torch.Tensor):
         self.seen, self.asked = Outputs(torch.zeros(len(labels), 7, 7), features, labels), 0
@@ -247,13 +247,13 @@ def test_the_second_classifier_is_fitted_to_the_source_once() -> None:
     evaluator = Given(features, labels)
     start = method.second.weight.clone()
     assert not torch.equal(start, network.classifiers[-1].weight)
-    with torch.no_grad():  # an engine may call it so
+    with torch.no_grad():  # the engine may call it like this
         method.begin_epoch(evaluator)
     assert (method.second(features.flatten(1)).argmax(-1) == labels).all()
     assert all(p.grad is None for p in method.parameters())
     fitted = method.second.weight.clone()
     other, _ = made()
-    other.load_state_dict(method.state_dict())  # a run that is taken up
+    other.load_state_dict(method.state_dict())  # a resumed run
     for again in (method, other):
         again.begin_epoch(evaluator)
         assert torch.equal(again.second.weight, fitted)
@@ -261,7 +261,7 @@ def test_the_second_classifier_is_fitted_to_the_source_once() -> None:
 
 
 def test_the_fit_finds_the_minimum() -> None:
-    # Where weight decay stops it, the gradient of the penalised loss is zero.
+    # At the minimum with weight decay, the gradient of the penalised loss is zero.
     torch.manual_seed(1)
     classifier, features = nn.Linear(5, 7).double(), draw(40, 5).double()
     labels = torch.randint(0, 7, (40,), generator=torch.Generator().manual_seed(2))
@@ -274,7 +274,7 @@ def test_the_fit_finds_the_minimum() -> None:
 
 
 @pytest.mark.parametrize("labels", [[3], [2, 2, 2]])
-def test_the_fit_bears_one_face_and_one_class(labels: list[int]) -> None:
+def test_the_fit_accepts_one_face_and_one_class(labels: list[int]) -> None:
     classifier, wanted = nn.Linear(5, 7), torch.tensor(labels)
     fit(classifier, draw(len(labels), 5), wanted, 1e-3)
     assert all(torch.isfinite(p).all() for p in classifier.parameters())
@@ -283,11 +283,11 @@ def test_the_fit_bears_one_face_and_one_class(labels: list[int]) -> None:
 
 def test_warm_start_can_be_switched_off() -> None:
     method, _ = made(warm_start=False)
-    method.begin_epoch(None)  # the source is not looked at
+    method.begin_epoch(None)  # the source is not read
     assert method.fitted
 
 
-def test_the_turns_move_the_real_network_as_they_should() -> None:
+def test_the_updates_train_the_real_network_as_they_should() -> None:
     torch.manual_seed(0)
     network = GlobalLocal(build_backbone("ir-small", 4)).train()
     method = MCD(Adapt(), MCD.read_options({"generator_steps": 1}), FEATURE_SIZE, 9)

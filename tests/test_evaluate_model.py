@@ -157,7 +157,7 @@ MISTAKES = {
     "a source": (["--source", "raf-db"], 2, "--source is not allowed here: the --model has its own source"),
     "another size": (["--target", "small"], 1, "was not prepared as the spec says: size 64, not 112"),
     "no such model": (["--model", "nowhere", "--target", "jaffe"], 1, "no such run folder or checkpoint: nowhere"),
-    "tensors alone": (["--model", "bare.safetensors"], 1, "holds tensors alone, not a whole model"),
+    "tensors alone": (["--model", "bare.safetensors"], 1, "holds only tensors, not a whole model"),
     "a name that leads elsewhere": (["--target", "../x"], 2, "'../x' cannot be a dataset's name"),
 }
 

@@ -1,7 +1,7 @@
 """Every loss of the methods against a plain loop written from the equations (values and gradients), and by hand.
 
-Equations: AGLRLS, arXiv 2401.11085; CDAN, NeurIPS 2018, eq. 8; FlexMatch, NeurIPS 2021, eq. 6. Figures that only the
-released code gives (github.com/yao-papercodes/AGLRLS, commit e4ce8919) are the ones of `../shared/METHOD.md`.
+Equations: AGLRLS, arXiv 2401.11085; CDAN, NeurIPS 2018, eq. 8; FlexMatch, NeurIPS 2021, eq. 6. Numbers that are only in
+the released code (github.com/yao-papercodes/AGLRLS, commit e4ce8919) are those of `../shared/METHOD.md`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def test_head_cross_entropy_equals_a_loop(batch: int, smoothing: float) -> None:
 
 
 def test_head_cross_entropy_by_hand() -> None:
-    # Even logits: every head costs ln 7, and the weights add up to 19.
+    # Equal logits: the loss of every head is ln 7, and the weights sum to 19.
     value = head_cross_entropy(torch.zeros(3, 7, 7), torch.tensor([0, 3, 6]), WEIGHTS)
     assert value.item() == pytest.approx(19 * math.log(7), rel=1e-6)
 
@@ -74,7 +74,7 @@ def test_conditional_adversarial_equals_a_loop(conditioned: bool, coefficient: f
 
 
 def test_adversarial_by_hand() -> None:
-    # A discriminator that always says one half costs ln 2 whatever the weights.
+    # The loss of a discriminator that always predicts one half is ln 2 for any weights.
     class Half(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.sum(1) * 0
@@ -106,7 +106,7 @@ def test_discriminator_is_the_published_one() -> None:
     linear = [m for m in net.modules() if isinstance(m, nn.Linear)]
     for layer in linear:
         assert not layer.bias.any()
-    # Xavier-normal: deviation sqrt(2 / (in + out)).
+    # Xavier normal: standard deviation sqrt(2 / (in + out)).
     assert linear[1].weight.std().item() == pytest.approx(math.sqrt(2 / 1024), rel=0.02)
     assert net(torch.randn(3, 448)).shape == (3,)
 
@@ -118,7 +118,8 @@ def test_learning_status_equals_a_loop(seed: int) -> None:
 
 
 def test_learning_status_by_hand() -> None:
-    # Three images of class 2, one of class 0, four without: b = 3/4 and 1/4. An empty bank and no images give zero.
+    # Three images of class 2, one of class 0, four without a class: b = 3/4 and 1/4. An empty bank or no images give
+    # zero.
     bank = torch.tensor([[2, 2, 2, 0, -1, -1, -1, -1]])
     assert learning_status(bank)[0].tolist() == [0.25, 0, 0.75, 0, 0, 0, 0]
     assert not learning_status(torch.full((7, 9), -1)).any()
@@ -146,7 +147,7 @@ def test_pseudo_label_loss_equals_a_loop(seed: int, threshold: float) -> None:
 
 
 def test_distribution_alignment_equals_a_loop() -> None:
-    """AdaMatch, section 3.2: p times the source's running mean over the target's, made to sum to one again."""
+    """AdaMatch, section 3.2: p times the source's running mean over the target's, normalised to sum 1."""
     aligner = DistributionAlignment(7, decay=0.9)
     means = {"source": torch.zeros(7, 7, dtype=torch.float64), "target": torch.zeros(7, 7, dtype=torch.float64)}
     for step in range(3):

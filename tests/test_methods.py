@@ -1,4 +1,4 @@
-"""AGLRLS against a plain reference on a small network: losses, bank, and where gradient may flow."""
+"""AGLRLS against a plain reference on a small network: losses, bank, and gradient flow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTS = [7.0, 1, 1, 1, 1, 1, 7]
 def aglrls(**options) -> AGLRLS:
     torch.manual_seed(0)
     made = AGLRLS(Adapt(head_weights=WEIGHTS), AGLRLS.read_options({"hidden": 16, **options}), FEATURE_SIZE, TARGETS)
-    return made.eval()  # without dropout, so that a reference can follow
+    return made.eval()  # without dropout, as in the reference
 
 
 @pytest.mark.parametrize("passes", ["published", "shared"])
@@ -34,7 +34,7 @@ def test_the_loss_is_the_sum_of_the_equations(passes: str, discriminators: str, 
     method = aglrls(passes=passes, discriminators=discriminators, entropy_conditioning=conditioned, threshold=0.6)
     network = Tiny()
     method.begin_epoch(None)
-    method.bank[:, :7] = torch.arange(7)  # a bank that is not empty: thresholds differ class by class
+    method.bank[:, :7] = torch.arange(7)  # a bank that is not empty: thresholds differ between classes
     method.bank[:, 7:10] = 2
     batch, bank = batch_for(method), method.bank.clone()
     losses, logs = method(network, batch, Progress(STEP, 1))
@@ -93,7 +93,7 @@ def test_glpc_alone_can_be_switched_off() -> None:
     assert aglrls(glpc=False).decision == "fused"
 
 
-# Where gradient may flow
+# Gradient flow
 
 
 @pytest.mark.parametrize("passes", ["published", "shared"])
@@ -108,7 +108,7 @@ def test_no_gradient_of_the_pseudo_labels_reaches_the_weak_view(passes: str) -> 
     assert gradients[0] is None or not gradients[0].any()
     assert gradients[1].any()
     (through_all,) = torch.autograd.grad(sum(losses.values()), [batch.weak.images], allow_unused=True)
-    # Where the weak view serves the alignment too, that term does reach it.
+    # If the weak view is also used for the alignment, that term does reach it.
     assert (through_all is not None and bool(through_all.any())) == (passes == "shared")
 
 
@@ -129,7 +129,7 @@ def test_the_bank_keeps_earlier_confident_labels_and_is_emptied_each_epoch() -> 
     expected[:, 2], expected[:, 7] = 3, 5
     assert torch.equal(method.bank, expected)
 
-    seen(method, [sure(0, 0), sure(6)], [2, 7])  # not sure any more; sure of something else
+    seen(method, [sure(0, 0), sure(6)], [2, 7])  # no longer confident; confident on another class
     expected[:, 7] = 6
     assert torch.equal(method.bank, expected)
     torch.testing.assert_close(method.status(), loops.learning_status(expected))
@@ -140,15 +140,15 @@ def test_the_bank_keeps_earlier_confident_labels_and_is_emptied_each_epoch() -> 
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_an_image_twice_in_a_batch_keeps_its_confident_label(order: tuple[int, int]) -> None:
-    # A batch that runs over the end of a round, or is larger than the target, holds an image in two weak views.
+def test_an_image_that_occurs_twice_in_a_batch_keeps_its_confident_label(order: tuple[int, int]) -> None:
+    # A batch that crosses the end of an epoch, or is larger than the target, contains two weak views of an image.
     method = aglrls()
     pictures = [sure(3), sure(3, 0)]
     seen(method, [pictures[i] for i in order], [4, 4])
     assert (method.bank[:, 4] == 3).all()
 
 
-def test_the_bank_survives_in_the_state() -> None:
+def test_the_bank_is_kept_in_the_state() -> None:
     method, other = aglrls(), aglrls()
     seen(method, [sure(3), sure(5)], [2, 7])
     other.load_state_dict(method.state_dict())
@@ -156,25 +156,25 @@ def test_the_bank_survives_in_the_state() -> None:
 
 
 def leaning(method: AGLRLS, steps: int = 30) -> torch.Tensor:
-    """Show a target on which all heads lean to 5, and a source without 5; how often each class is in the bank."""
+    """Train on a target on which all heads are biased to 5 and a source without 5; return each class's bank count."""
     torch.manual_seed(1)
     for _ in range(steps):
-        # sure(k, 3) of a target face that is k, and 3.5 to 5 for all: what it is comes second
-        pictures = [sure(k, 3) + sure(5, 3.5) for k in range(B)]
+        # sure(k, 3) for a target face of class k, and 3.5 for class 5 on all faces: the true class comes second
+        images = [sure(k, 3) + sure(5, 3.5) for k in range(B)]
         source = View(torch.stack([sure(k, 3) for k in range(B)]), torch.zeros(B, 5, 2))
-        target = View(torch.stack(pictures), torch.zeros(B, 5, 2))
+        target = View(torch.stack(images), torch.zeros(B, 5, 2))
         method(Tiny(), Batch(source, torch.arange(B), target, target, target, torch.arange(B)), Progress(0, 1))
     return torch.stack([(method.bank == k).sum() for k in range(7)])
 
 
-def test_alignment_takes_back_what_the_target_leans_to() -> None:
+def test_alignment_removes_the_bias_on_the_target() -> None:
     plain, aligned = leaning(aglrls(threshold=0.3)), leaning(aglrls(threshold=0.3, alignment=True))
     assert plain[5] == plain.sum() > 0
     assert aligned[5] == 0
     assert (aligned[:4] > 0).all()
 
 
-def test_the_alignment_survives_in_the_state_and_leaves_others_as_they_were() -> None:
+def test_the_alignment_is_kept_in_the_state_and_not_in_others() -> None:
     method, other = aglrls(alignment=True), aglrls(alignment=True)
     leaning(method, 2)
     other.load_state_dict(method.state_dict())
@@ -214,7 +214,7 @@ def test_the_alignment_survives_in_the_state_and_leaves_others_as_they_were() ->
         ("sar", {"margin": 0}, "adapt.options.margin: 0"),
     ],
 )
-def test_bad_options_are_told(name: str, options: dict, told: str) -> None:
+def test_bad_options_are_reported(name: str, options: dict, told: str) -> None:
     with pytest.raises(SpecError) as caught:
         method_class(name).read_options(options)
     assert told in str(caught.value)
@@ -232,7 +232,7 @@ def test_a_method_gives_scalar_losses_that_train_the_network(name: str) -> None:
         assert value.shape == ()
         assert torch.isfinite(value)
     assert not torch.equal(norm.running_mean, before)
-    if name == "adabn":  # those statistics are all that it changes
+    if name == "adabn":  # it changes nothing but those statistics
         assert not losses
         return
     sum(losses.values()).backward()

@@ -1,4 +1,4 @@
-"""A whole model in one safetensors file: round trips, what does not travel, and files that are not as written."""
+"""A whole model in one safetensors file: round trips, what is left out, and files that have changed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fercli.spec import Spec, parse
 
 @pytest.fixture(scope="module")
 def stage(prepared, tmp_path_factory) -> Path:
-    """The stage folder of a model adapted by AGLRLS, which decides by GLPC. Read only."""
+    """The stage folder of a model adapted with AGLRLS, with the decision rule GLPC. Read only."""
     return make_run(tmp_path_factory.mktemp("made") / "mine", spec_of(prepared)) / "adapt-jaffe"
 
 
@@ -45,7 +45,7 @@ def same_but_for_rounding(one: Trained, other: Trained, prepared: Path, most: fl
         assert float((a - b).abs().max()) <= most
 
 
-# ------------------------------------------------------------------------------------------------------- there and back
+# ---------------------------------------------------------------------------------------------------------- round trips
 
 
 def test_float32_comes_back_bit_for_bit(stage, packed, prepared) -> None:
@@ -72,9 +72,9 @@ def test_float16_is_half_the_size_and_nearly_the_same(stage, packed, prepared, t
     assert all(torch.equal(stored[name], value) for name, value in whole.items() if "num_batches" in name)
     after = find_trained(out)
     assert all(value.dtype in (torch.float32, torch.int64) for value in after.state["network"].values())
-    assert torch.equal(after.state["status"], find_trained(stage).state["status"])  # b is no weight
+    assert torch.equal(after.state["status"], find_trained(stage).state["status"])  # b is not a weight
     same = find_trained(stage)
-    rule = [t._replace(name="fused") for t in (same.rule, after.rule)]  # GLPC jumps at its thresholds
+    rule = [t._replace(name="fused") for t in (same.rule, after.rule)]  # GLPC is discontinuous at its thresholds
     faces = prepared_faces(spec_of(prepared), "jaffe")
     heads = [evaluated(t, faces)[3] for t in (same, after)]
     assert float((rule[0](heads[0]).probabilities - rule[1](heads[1]).probabilities).abs().max()) < 0.02
@@ -97,7 +97,7 @@ def test_half_of_any_format_and_container(kind, tmp_path) -> None:
         assert torch.equal(other[first], network[first].half().float())
 
 
-def test_a_method_with_networks_of_its_own_brings_them(prepared, tmp_path) -> None:
+def test_a_methods_own_networks_are_in_the_file(prepared, tmp_path) -> None:
     made = make_run(tmp_path / "mine", spec_of(prepared, "agra"), "fused")
     out = tmp_path / "agra.safetensors"
     done = export(made / "adapt-jaffe", out, "fercli")
@@ -107,7 +107,7 @@ def test_a_method_with_networks_of_its_own_brings_them(prepared, tmp_path) -> No
     state = checkpoint.load(made / "adapt-jaffe/best.ckpt")
     del state["method"]
     checkpoint.save(tmp_path / "less.ckpt", state)
-    with pytest.raises(FercliError, match="cannot be one file: it has no state of agra's own networks"):
+    with pytest.raises(FercliError, match="cannot be exported as one file: it has no state of agra's networks"):
         export(tmp_path / "less.ckpt", tmp_path / "b.safetensors", "fercli")
 
 
@@ -129,10 +129,10 @@ def test_the_file_serves_wherever_a_model_or_weights_are_named(packed, tmp_path)
     assert find_trained(renamed).decision == "glpc"
 
 
-# ---------------------------------------------------------------------------------------------- what does not travel
+# ----------------------------------------------------------------------------------------------------- what is left out
 
 
-def test_nothing_of_the_makers_machine_travels(tmp_path, prepared) -> None:
+def test_nothing_about_the_training_machine_is_in_the_file(tmp_path, prepared) -> None:
     secret = str(tmp_path / "home-of-somebody")
     spec = spec_of(prepared, data={"datasets": {"raf-db": {"reader": "raf-db", "root": secret}}}).model_dump(
         mode="json"
@@ -155,7 +155,8 @@ def test_nothing_of_the_makers_machine_travels(tmp_path, prepared) -> None:
     assert any("of the machine that trained it" in text for text in done.left_out)
 
 
-# -------------------------------------------------------------------------------------- files that are not as written
+# ----------------------------------------------------------------------------------------------- files that have
+# changed
 
 
 def rewritten(path: Path, out: Path, metadata: Callable[[dict], dict] = dict, tensors: Callable = dict) -> None:
@@ -180,31 +181,35 @@ def bent(state: dict) -> dict:
 
 
 EDITED = {
-    "no mark": (lambda m: {"format": "pt"}, dict, "holds tensors alone, not a whole model; start a training from"),
-    "newer": (lambda m: {**m, "fercli.format": "9"}, dict, "was written by a newer fercli (format 9) than this"),
-    "odd format": (lambda m: {**m, "fercli.format": "\x1b[2J"}, dict, "its metadata have format \\x1b[2J"),
-    "no record": (lambda m: {"fercli.format": "1"}, dict, "its metadata have no record"),
-    "no JSON": (lambda m: {**m, "fercli.record": "{"}, dict, "its metadata have no record"),
-    "deep JSON": (lambda m: {**m, "fercli.record": "[" * 100_000}, dict, "its metadata have no record"),
-    "a list": (lambda m: {**m, "fercli.record": "[1]"}, dict, "its metadata have no record"),
+    "no mark": (lambda m: {"format": "pt"}, dict, "holds only tensors, not a whole model; start a training from"),
+    "newer": (lambda m: {**m, "fercli.format": "9"}, dict, "was written by a newer fercli (format 9) than this one"),
+    "odd format": (lambda m: {**m, "fercli.format": "\x1b[2J"}, dict, "its metadata has format \\x1b[2J"),
+    "no record": (lambda m: {"fercli.format": "1"}, dict, "its metadata has no record"),
+    "no JSON": (lambda m: {**m, "fercli.record": "{"}, dict, "its metadata has no record"),
+    "deep JSON": (lambda m: {**m, "fercli.record": "[" * 100_000}, dict, "its metadata has no record"),
+    "a list": (lambda m: {**m, "fercli.record": "[1]"}, dict, "its metadata has no record"),
     "no stage": (recorded(stage="gone"), dict, "stage: "),
     "stage": (recorded(stage="x"), dict, "stage: 'x' is not allowed; one of 'source', 'adapt'"),
     "decision": (recorded(decision="best"), dict, "decision: 'best' is not allowed"),
     "status of six": (recorded(status=[[0.5] * 7] * 6), dict, "status: "),
     "status above 1": (recorded(status=[[1.5] * 7] * 7), dict, "status.0.0: 1.5"),
     "status NaN": (recorded(status=[[float("nan")] * 7] * 7), dict, "status.0.0: "),
-    "rule": (recorded(best={"epoch": 1, "score": 1, "rule": "luck"}), dict, "best.rule: 'luck' is no selection rule"),
+    "rule": (
+        recorded(best={"epoch": 1, "score": 1, "rule": "luck"}),
+        dict,
+        "best.rule: 'luck' is not a selection rule",
+    ),
     "epoch": (recorded(best={"epoch": -1, "score": 1, "rule": "last"}), dict, "best.epoch: -1"),
-    "method": (recorded(method_name="magic"), dict, "method_name: 'magic' is no method"),
+    "method": (recorded(method_name="magic"), dict, "method_name: 'magic' is not a method"),
     "no target": (recorded(target="gone"), dict, "stage adapt needs a target"),
     "unknown key": (recorded(more=1), dict, "more: unknown key"),
     "spec": (recorded(spec={"model": {"width": 1000}}), dict, "spec: model.width: 1000"),
     "spec's key": (recorded(spec={"modle": {}}), dict, "spec: modle: unknown key (did you mean model?)"),
     "spec of a number": (recorded(spec=3), dict, "spec: 3"),
-    "digest": (recorded(digest="0" * 64), dict, "its tensors are not those it was written with"),
+    "digest": (recorded(digest="0" * 64), dict, "its tensors have changed since it was written"),
     "weights": (dict, bent, "is damaged or was edited: its tensors are not those"),
-    "a tensor less": (dict, lambda s: dict(list(s.items())[1:]), "its tensors are not those it was written with"),
-    "a tensor more": (dict, lambda s: {**s, "x": torch.ones(1)}, "its tensors are not those it was written with"),
+    "a tensor less": (dict, lambda s: dict(list(s.items())[1:]), "its tensors have changed since it was written"),
+    "a tensor more": (dict, lambda s: {**s, "x": torch.ones(1)}, "its tensors have changed since it was written"),
 }
 
 
@@ -236,7 +241,7 @@ def test_a_damaged_file_is_one_line(case, packed, tmp_path) -> None:
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(DAMAGED[case](packed.read_bytes()))
     assert not holds_model(path)
-    with pytest.raises(FercliError, match=r"damaged\.safetensors is truncated or damaged, or no safetensors file"):
+    with pytest.raises(FercliError, match=r"damaged\.safetensors is truncated, damaged or not a safetensors file"):
         find_trained(path)
     result = run("weights", "inspect", path)
     assert result.exit_code == 1 and len(result.stderr.strip().splitlines()) == 1
@@ -253,15 +258,15 @@ def test_a_flipped_byte_is_a_line_or_changes_no_weight(packed, tmp_path) -> None
             found = find_trained(path)
         except FercliError as problem:
             assert "\n" not in str(problem)
-        else:  # a letter of what is only told, such as a name
+        else:  # a letter of a text that is only printed, such as a name
             assert digest_of(found.state["network"]) == digest_of(read_model(packed)["network"])
 
 
-def test_files_of_others_are_told_from_ours(tmp_path, packed) -> None:
+def test_files_of_others_are_distinguished_from_ours(tmp_path, packed) -> None:
     save_file({"fc.weight": torch.zeros(7, 512)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(FercliError, match="of no kind known here"):
+    with pytest.raises(FercliError, match="of no known kind"):
         find_trained(tmp_path / "foreign.safetensors")
-    bare = tmp_path / "bare.safetensors"  # as an older fercli wrote them
+    bare = tmp_path / "bare.safetensors"  # as written by an older fercli
     save_file(load_file(packed), bare)
     done = export(bare, tmp_path / "out.safetensors", "fercli")
     assert "holds tensors alone" in done.left_out[0] and not holds_model(tmp_path / "out.safetensors")

@@ -1,4 +1,4 @@
-"""The network's parts against plain versions of them, and its shapes, sizes and costs."""
+"""The network's parts against plain versions, and its shapes, sizes and costs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BACKBONES = {
 
 
 def plain_windows(maps: torch.Tensor, centres: torch.Tensor, size: int = 7) -> torch.Tensor:
-    """METHOD's windows one sample and one landmark at a time."""
+    """The windows of METHOD.md, one sample and one landmark at a time."""
     samples = []
     for sample, points in zip(maps, centres.tolist(), strict=True):
         windows = []
@@ -48,7 +48,7 @@ def plain_windows(maps: torch.Tensor, centres: torch.Tensor, size: int = 7) -> t
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_windows_equal_a_plain_loop_in_values_and_gradients(channels_last):
     generator = torch.Generator().manual_seed(0)
-    # inside, on the border, beyond it, and all five on one spot (their gradients add up)
+    # inside, on the border, outside, and all five at one place (their gradients add up)
     inside = torch.randint(3, 25, (4, 5, 2), generator=generator)
     border = torch.tensor([[0, 0], [27, 27], [0, 27], [2, 13], [25, 3]])
     beyond = torch.tensor([[-9, 5], [40, 12], [13, -1], [14, 28], [-100, 1000]])
@@ -93,7 +93,7 @@ def test_landmarks_are_scaled_by_four_and_truncated():
 
 
 @pytest.mark.parametrize(("stride", "channels"), [(1, 6), (2, 6), (2, 10)])
-def test_a_block_is_what_the_equation_says(stride, channels):
+def test_a_block_matches_its_equation(stride, channels):
     torch.manual_seed(0)
     block = BottleneckIR(6, channels, stride).double()
     x = torch.randn(3, 6, 9, 9, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_backbones_give_their_maps(name):
 
 
 def test_no_such_backbone():
-    with pytest.raises(ValueError, match=r"no backbone 'vgg'.*ir50.*mobilenet-v2"):
+    with pytest.raises(ValueError, match=r"no such backbone: 'vgg'; use one of .*ir50.*mobilenet-v2"):
         build_backbone("vgg")
 
 
@@ -183,8 +183,8 @@ def test_heads_read_their_features(classifiers):
 
 
 @pytest.mark.parametrize("local", ["feature-map", "image-crop"])
-def test_each_region_has_a_net_of_its_own(local):
-    """What one landmark's window or patch shows moves that region's feature and no other."""
+def test_each_region_has_its_own_net(local):
+    """A change in one landmark's window or patch changes that region's feature and no other."""
     network = build_network(model_spec(local=local)).eval()
     images, landmarks, crops = batch()
     landmarks = torch.tensor([[20.0, 20], [90, 20], [56, 60], [30, 90], [80, 90]]).expand(2, 5, 2).clone()
@@ -213,12 +213,12 @@ def test_patches_of_any_size(patch, side):
         assert LocalNets(16).eval()(stems(crops)).shape == (2, 5, 64)
 
 
-def test_image_crop_without_crops_is_said():
-    with pytest.raises(FercliError, match="image-crop needs the prepared local crops"):
+def test_image_crop_without_crops_is_an_error():
+    with pytest.raises(FercliError, match="image-crop needs prepared local crops"):
         build_network(model_spec(local="image-crop"))(*batch()[:2])
 
 
-def test_parameter_groups_tell_pretrained_from_new():
+def test_parameter_groups_separate_pretrained_from_new():
     for name, local in (("ir-small", "image-crop"), ("mobilenet-v2", "feature-map")):
         network = build_network(model_spec(backbone=name, local=local))
         groups = network.parameter_groups()
@@ -231,7 +231,7 @@ def test_parameter_groups_tell_pretrained_from_new():
         assert {key.split(".")[0] for key in new} == wanted
 
 
-def test_every_parameter_gets_a_gradient_and_training_moves_the_statistics():
+def test_every_parameter_gets_a_gradient_and_training_updates_the_statistics():
     network = build_network(model_spec(local="image-crop", classifiers="separate")).train()
     before = network.backbone.stem[1].running_mean.clone()
     network(*batch()).logits.square().mean().backward()
@@ -283,7 +283,7 @@ def test_values_and_gradients_are_torchs(shape, layout: str, chunk: int, monkeyp
     if x.dim() == 4:
         x, back = (t.contiguous(memory_format=LAYOUTS[layout]) for t in (x, back))
     if x.numel():
-        x[(0,) * x.dim()] = 0  # neither side: torch gives it the slope
+        x[(0,) * x.dim()] = 0  # exactly zero: torch uses the slope
     ours = PReLU(3).double()
     with torch.no_grad():
         ours.weight.copy_(torch.tensor([0.25, -0.5, 2.0]))

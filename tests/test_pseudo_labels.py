@@ -1,4 +1,4 @@
-"""Counts of pseudo labels: by hand and by a plain loop."""
+"""Counts of pseudo labels: by hand and with a plain loop."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_by_hand():
     assert json.loads(json.dumps(got)) == got
 
 
-def test_faces_not_yet_confident_hold_the_status_down():
+def test_faces_without_a_confident_label_lower_the_status():
     """One confident face of four: b is 1/3, since three "none yet" are the larger number (FlexMatch's warm-up)."""
     (got,) = pseudo_label_counts({1: certain((0, 0.96), (0, 0.43), (0, 0.42), (0, 0.41))}, None, 0.95)
     assert got["counts"]["class-aware"] == _at(c0=2)  # 0.95 * ((1/3 + 1) / 2)^2 = 0.4222
@@ -88,7 +88,7 @@ def test_equals_a_plain_loop(count, sharpness):
         assert without == [{**row, "known": None, "correct": None}] * 2
 
 
-def test_without_faces_nothing_is_counted_and_without_epochs_nothing_is_told():
+def test_without_faces_counts_are_zero_and_without_epochs_there_are_none():
     (row,) = pseudo_label_counts({1: torch.zeros(0, 7)}, np.zeros(0, np.int64), 0.95)
     assert row == {"epoch": 1, "counts": {key: [0] * 7 for key in KEYS}, "known": None, "correct": None}
     assert pseudo_label_counts({}, None, 0.95) == pseudo_label_counts({}, np.array([1]), 0.95) == []

@@ -1,4 +1,4 @@
-"""Checkpoints that the makers of AGLRLS, CGLRL and AGRA released: scored by one command, as their own code answers."""
+"""Checkpoints that the authors of AGLRLS, CGLRL and AGRA released: scored by one command, as their code predicts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ FROZEN = json.loads((Path(__file__).parent / "fixtures/released.json").read_text
 FACES = 8
 
 
-# Beside numbers of the released code
+# Against numbers of the released code
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def method_of(state: dict[str, Tensor]) -> AGRA:
 
 @torch.no_grad()
 @pytest.mark.parametrize("means", ["plain", "clusters"])
-def test_a_released_agra_answers_as_its_code_does(means: str) -> None:
+def test_a_released_agra_predicts_as_its_code_does(means: str) -> None:
     empty = agra_extras(clusters=means == "clusters")
     assert names_and_shapes(empty) == FROZEN["agra"][means]["names"]
     state = fill(empty) | {"GCN.InterMaskMatrix": empty["GCN.InterMaskMatrix"]}
@@ -89,19 +89,19 @@ def test_a_released_agra_answers_as_its_code_does(means: str) -> None:
     answer = method_of(state).transform_output(Output(torch.zeros(6, 7, 7), features.float().view(6, 6, 64)))
     torch.testing.assert_close(answer.logits[:, -1].double(), due, rtol=1e-5, atol=1e-6)  # the method's own precision
     doubled = {name: value.double() for name, value in state.items()}
-    for face, logits in zip(features, due, strict=True):  # the rule by which this file's other tests judge
+    for face, logits in zip(features, due, strict=True):  # the reference that the other tests of this file use
         torch.testing.assert_close(agra_answer(face, doubled), logits, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("clusters", [False, True])
-def test_the_discriminator_and_what_means_gather_are_nothing(clusters: bool) -> None:
-    """The same file is the same state, whatever random numbers were drawn before."""
+def test_the_discriminator_and_gathered_features_are_zero(clusters: bool) -> None:
+    """The same file always gives the same state, whatever random numbers were drawn before."""
     one, other = from_published(agra_extras(clusters=clusters)), from_published(agra_extras(clusters=clusters))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert not any(value.any() for name, value in one.items() if name.startswith("discriminator."))
 
 
-# By the command line
+# On the command line
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
 
 @pytest.fixture
 def at(tmp_path: Path, stores: Path, monkeypatch: pytest.MonkeyPatch):
-    """Give a function (words) -> the result of ``fercli evaluate`` on these stores, in a folder of its own."""
+    """Return a function (words) -> the result of ``fercli evaluate`` on these stores, in a separate folder."""
     monkeypatch.chdir(tmp_path)
     words = ("--set", f"paths.prepared={stores}", "--set", "engine.device=cpu")
     return lambda *more: run("evaluate", *words, *more)
@@ -130,7 +130,7 @@ def view_of(stores: Path) -> View:
 
 @torch.no_grad()
 def decided(network: GlobalLocal, view: View) -> Tensor:
-    """Features [N, 384] of faces; the heads are given scales and biases by which they answer one so, another so."""
+    """Return features [N, 384] of faces, after scaling the heads so that their predictions differ between faces."""
     features = network(*view.inputs).features
     first, shared, fused = network.classifiers
     for layer, inputs in (
@@ -146,7 +146,7 @@ def decided(network: GlobalLocal, view: View) -> Tensor:
 
 @torch.no_grad()
 def heads_of(features: Tensor, state: dict[str, Tensor]) -> np.ndarray:
-    """Probabilities [N, 7, 7], head by head from a released file's own classifiers."""
+    """Probabilities [N, 7, 7], head by head, from a released file's classifiers."""
     found = []
     for face in features:
         parts = [*((0 if i == 0 else 1, face[64 * i : 64 * i + 64]) for i in range(6)), (2, face)]
@@ -156,7 +156,7 @@ def heads_of(features: Tensor, state: dict[str, Tensor]) -> np.ndarray:
 
 
 class Made:
-    """A file of each kind with the features of the faces that it sees."""
+    """A network with the features of its faces, to write released files of each kind."""
 
     def __init__(self, folder: Path, backbone: str, view: View):
         network = network_of(backbone)
@@ -171,7 +171,7 @@ class Made:
         return self.folder / name
 
     def agra(self) -> dict[str, Tensor]:
-        """AGRA's tensors: norms fitted to these features, and a mean of the source near each of seven faces."""
+        """AGRA's tensors: norms fitted to these features, and a source mean near each of seven faces."""
         state, features = agra_extras(), self.features
         for domain in ("Source", "Target"):
             state[f"{domain}BN.running_mean"], state[f"{domain}BN.running_var"] = features.mean(0), features.var(0)
@@ -216,7 +216,7 @@ def names(answers: Any) -> list[str]:
     return [EXPRESSIONS[int(answer)] for answer in answers]
 
 
-def test_aglrls_answers_by_its_own_b(at, files, ir18, stores) -> None:
+def test_aglrls_predicts_with_its_own_b(at, files, ir18, stores) -> None:
     results = document(at("--model", files["aglrls"], "--target", "jaffe", "--json"))
     (entry,), rows = results["entries"], rows_of(results)
     due = [loops.glpc(heads, STATUS, empty_sum="class-0")[0] for heads in ir18.heads]
@@ -230,7 +230,7 @@ def test_aglrls_answers_by_its_own_b(at, files, ir18, stores) -> None:
         **{"method": "released AGLRLS", "registered": "aglrls", "epoch": 12, "decision": "glpc", "source": "unknown"},
         **{"folder": "ResNet18RAFtoJAFFE.pkl", "stage": "adapt"},
     }
-    # Whose epoch was chosen by test labels is no result of adapting without them.
+    # A model whose epoch was chosen with test labels is not a result of unsupervised adaptation.
     assert (entry["selection"], entry["reads"], entry["oracle_method"]) == ("oracle", ["target test labels"], True)
     assert results["spec"]["model"]["backbone"] == "ir18" and results["gaps"] == results["published"] == []
     assert entry["calibration"]["fitted_on"] == 0
@@ -239,7 +239,7 @@ def test_aglrls_answers_by_its_own_b(at, files, ir18, stores) -> None:
     assert [row["answer"] for row in rows_of(again)] == names(ir18.heads[:, 6].argmax(-1))
 
 
-def test_without_b_the_fused_head_answers_and_nobody_guesses_whose_it_is(at, files, ir18) -> None:
+def test_without_b_the_fused_head_predicts_and_the_source_is_not_guessed(at, files, ir18) -> None:
     result = at("--model", files["cglrl"], "--target", "jaffe")
     assert result.exit_code == 0 and "released AGLRLS/CGLRL" in result.stdout and "40, ORACLE" in result.stdout
     assert "source unknown (--source NAME tells it); which faces were held out is not known: no temp" in result.stderr
@@ -251,14 +251,14 @@ def test_without_b_the_fused_head_answers_and_nobody_guesses_whose_it_is(at, fil
 
 
 @torch.no_grad()
-def test_agra_answers_through_its_own_graphs_and_has_no_other_head(at, files, ir18) -> None:
+def test_agra_predicts_through_its_graphs_and_has_no_other_head(at, files, ir18) -> None:
     results = document(at("--model", files["agra"], "--target", "jaffe", "--source", "raf-db", "--json", "--report"))
     (entry,), rows, state = results["entries"], rows_of(results), ir18.agra()
     due = torch.stack([agra_answer(face, state) for face in ir18.features]).softmax(-1)
     assert len(set(due.argmax(-1).tolist())) > 2
     assert [row["answer"] for row in rows] == names(due.argmax(-1))
     found = [[float(row[f"p_{name}"]) for name in EXPRESSIONS] for row in rows]
-    np.testing.assert_allclose(found, due, atol=2e-3)  # as kept: float16
+    np.testing.assert_allclose(found, due, atol=2e-3)  # stored as float16
     assert heads_in(rows) == [[""] * 6 + [row["answer"]] for row in rows]
     assert list(entry["heads"]) == ["fused"] and (entry["method"], entry["epoch"]) == ("released AGRA", None)
     assert entry["source"] == "raf-db" and entry["oracle_method"]
@@ -274,7 +274,7 @@ def test_agra_answers_through_its_own_graphs_and_has_no_other_head(at, files, ir
         assert said in told(at("--model", files["agra"], "--target", "jaffe", *words), code)
 
 
-def test_a_told_source_is_told_and_published_rows_stand_beside(stores: Path, files) -> None:
+def test_a_given_source_is_printed_next_to_published_rows(stores: Path, files) -> None:
     spec = Spec.model_validate({"paths": {"prepared": str(stores)}, "model": {"test_flip": True}})
     trained = find_trained(files["aglrls"], spec=spec, sources=["raf-db"])
     assert (trained.spec.data.source, trained.method) == (["raf-db"], "released AGLRLS")
@@ -286,7 +286,7 @@ def test_a_told_source_is_told_and_published_rows_stand_beside(stores: Path, fil
     torch.testing.assert_close(trained.rule.status, STATUS)
 
 
-def test_a_target_without_labels_is_answered_and_not_scored(at, files) -> None:
+def test_a_target_without_labels_gets_predictions_but_no_score(at, files) -> None:
     result = at("--model", files["aglrls"], "--target", "unlabelled")
     assert result.exit_code == 0 and f"0/{FACES}" in result.stdout
     assert "unlabelled has no labels: nothing is scored, and each face's answer is in predictions/" in result.stderr
@@ -295,7 +295,7 @@ def test_a_target_without_labels_is_answered_and_not_scored(at, files) -> None:
     assert len(rows_of(results)) == FACES
 
 
-def test_the_source_stage_of_aglrls_is_told_apart(at, ir18, tmp_path) -> None:
+def test_the_source_stage_of_aglrls_is_recognised(at, ir18, tmp_path) -> None:
     zeros = [torch.zeros(7) for _ in range(7)]
     changes = {"classwise": zeros, "epoch": 15, "optimizer_ad": None}
     document_ = {**aglrls(ir18.network, **changes), "ad_nets": None}
@@ -344,10 +344,10 @@ def test_the_released_mobilenet_trains_from_a_released_file(tmp_path, prepared) 
     assert {entry["method"] for entry in entries} == {"source-only", "aglrls"}
 
 
-# In use
+# Predictions
 
 
-def test_predict_answers_by_it_and_what_has_no_spec_refuses_it(files, ir18, tmp_path, faces, monkeypatch) -> None:
+def test_predict_uses_it_and_commands_that_need_a_spec_refuse_it(files, ir18, tmp_path, faces, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     Image.fromarray(faces[3].image).save("face.png")
     words = ("predict", "face.png", "--device", "cpu", "--workers", "1", "--run")
@@ -378,7 +378,7 @@ def without_heads(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def agra_of(**changes: Any) -> dict[str, Any]:
-    """A hollow AGRA with some tensors changed, None for gone."""
+    """An empty AGRA file with some tensors changed; None removes one."""
     state = {**without_heads(hollow("ir18")), **agra_extras(), **{k.replace("__", "."): v for k, v in changes.items()}}
     return {name: value for name, value in state.items() if value is not None}
 
@@ -448,11 +448,11 @@ MISTAKES = {
         lambda: agra_of(
             **{name.replace(".", "__"): None for name in agra_extras() if not name.startswith(("fc", "loc"))}
         ),
-        "has AGRA's classifiers but no graph networks: a baseline of the CD-FER benchmark",
+        "has AGRA's classifiers but no graph networks: it is a baseline of the CD-FER benchmark",
     ),
     "a baseline with idle graphs": (
         lambda: agra_of(GCN__IntraAdjMatrix=intra_edges(), GCN__InterAdjMatrix=inter_edges()),
-        "has an intra-domain graph that was never trained: a baseline of the CD-FER benchmark, or AGRA without that",
+        "has an intra-domain graph that was never trained: it is a baseline of the CD-FER benchmark, or AGRA without",
     ),
     "one idle graph": (
         lambda: agra_of(GCN__InterAdjMatrix=inter_edges() / inter_edges().sum(1, keepdim=True)),
@@ -460,16 +460,19 @@ MISTAKES = {
     ),
     "AGRA's source stage": (
         lambda: agra_of(TargetMean__num_batches_tracked=torch.tensor(0)),
-        "is of AGRA's source stage, whose target means have not met a face yet",
+        "is from AGRA's source stage, before the target means were computed",
     ),
     "a mask of any size": (
         lambda: agra_of(GCN__InterMaskMatrix=torch.zeros(()).expand(1 << 30, 1 << 10)),
-        "GCN.InterMaskMatrix has other edges",
+        "GCN.InterMaskMatrix is not the mask of the edges across the domains",
     ),
-    "another mask": (lambda: agra_of(GCN__InterMaskMatrix=torch.ones(12, 12)), "GCN.InterMaskMatrix has other edges"),
+    "another mask": (
+        lambda: agra_of(GCN__InterMaskMatrix=torch.ones(12, 12)),
+        "GCN.InterMaskMatrix is not the mask of the edges across the domains",
+    ),
     "another graph": (
         lambda: agra_of(GCN__adj=torch.ones(12, 12), GCN__InterGCN__FC__bias=None),
-        "is not AGRA as released: 1 missing: GCN.InterGCN.FC.bias; 1 unexpected: GCN.adj",
+        "does not match AGRA as released: 1 missing: GCN.InterGCN.FC.bias; 1 unexpected: GCN.adj",
     ),
     "AGRA, not finite": (
         lambda: agra_of(fc__bias=torch.full((7,), torch.inf)),
@@ -486,8 +489,8 @@ def test_what_cannot_be_scored_is_one_line(case: str, at, tmp_path) -> None:
     assert said in line and "file.pkl" in line and not Path("runs").exists()
 
 
-def test_tensors_alone_do_too(ir18, tmp_path) -> None:
-    """In safetensors, half as long, without counters: nothing but the numbers of the network."""
+def test_a_file_with_only_tensors_is_scored_too(ir18, tmp_path) -> None:
+    """In safetensors, at half precision, without counters: nothing but the network's numbers."""
     half = {k: v.half().contiguous() for k, v in ir18.state.items() if not k.endswith("num_batches_tracked")}
     save_file(half, tmp_path / "tensors.safetensors")
     trained = find_trained(tmp_path / "tensors.safetensors", spec=Spec())

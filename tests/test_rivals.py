@@ -1,4 +1,4 @@
-"""DANN, CDAN, CDAN+E, SAFN and FixMatch against plain loops on a small network, values and gradients, and by hand."""
+"""DANN, CDAN, CDAN+E, SAFN and FixMatch against plain loops on a small network (values, gradients) and by hand."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def rival(name: str, **options) -> Method:
     kind = method_class(name)
     if name in (*ADVERSARIAL, "aglrls"):
         options = {"hidden": 16, **options}
-    # without dropout, so that a reference can follow
+    # without dropout, as in the reference
     return kind(Adapt(head_weights=WEIGHTS), kind.read_options(options), FEATURE_SIZE, 12).eval()
 
 
@@ -60,7 +60,7 @@ def expected_losses(method: Method, network: nn.Module, batch: Batch) -> dict[st
     losses = {"source": loops.head_cross_entropy(source.logits, batch.labels, WEIGHTS)}
     if method.name == "fixmatch":
         weak, strong = network(*batch.weak.inputs), network(*batch.strong.inputs)
-        ones = torch.ones(7, 7)  # of the fused head alone, and one threshold for all
+        ones = torch.ones(7, 7)  # for the fused head only, and one threshold for all
         pseudo = loops.pseudo_label_loss(weak.logits, strong.logits, ones, [0] * 6 + [7], options.threshold)[0]
         return losses | {"pseudo": options.weight * pseudo}
     target = network(*batch.target.inputs)
@@ -109,7 +109,7 @@ def test_a_rival_is_the_sum_of_its_equations(name: str, options: dict, logs: set
         torch.testing.assert_close(step.losses[key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
         both = [torch.autograd.grad(x, wanted, retain_graph=True, allow_unused=True) for x in (step.losses[key], value)]
         assert any(g is not None and bool(g.any()) for g in both[0]), key
-        for ours, plain in zip(*both, strict=True):  # None and zero are one: joined views carry zeros to all
+        for ours, plain in zip(*both, strict=True):  # None and zero are equivalent: joined views give zeros to all
             ours, plain = (torch.zeros(()) if g is None or not g.any() else g for g in (ours, plain))
             torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
 
@@ -122,7 +122,7 @@ def test_domain_adversarial_by_hand() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.sum(1)
 
-    # The source is told with chance 3/4, of the two targets nothing is known: (ln 4/3 + ln 2) / 2. The gradients are
+    # The source is recognised with probability 3/4, the two targets with 1/2: (ln 4/3 + ln 2) / 2. The gradients are
     # -(1 - 3/4) / 2 and 1/2 / 2 / 2, times -1/2.
     source = torch.tensor([[math.log(3)]], requires_grad=True)
     target = torch.zeros(2, 1, requires_grad=True)
@@ -134,7 +134,7 @@ def test_domain_adversarial_by_hand() -> None:
 
 
 def test_stepwise_feature_norm_by_hand() -> None:
-    # Norms 5 and 0: the loss is step^2; the gradient -2 * step / 2 along (0.6, 0.8), and none where nothing points.
+    # Norms 5 and 0: the loss is step^2; the gradient is -2 * step / 2 along (0.6, 0.8), and zero for the zero feature.
     features = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
     value = stepwise_feature_norm(features, 0.5)
     value.backward()
@@ -143,7 +143,7 @@ def test_stepwise_feature_norm_by_hand() -> None:
 
 
 def test_hard_feature_norm_by_hand() -> None:
-    # Mean norm 2.5 of radius 5: 6.25; the gradient 2 * -2.5 / 2 along (0.6, 0.8).
+    # Mean norm 2.5 for radius 5: the loss is 6.25, the gradient 2 * -2.5 / 2 along (0.6, 0.8).
     features = torch.tensor([[3.0, 4.0], [0.0, 0.0]], requires_grad=True)
     value = hard_feature_norm(features, 5)
     value.backward()
@@ -153,21 +153,21 @@ def test_hard_feature_norm_by_hand() -> None:
 
 
 def test_fixmatch_by_hand() -> None:
-    # One of two faces is sure; its strong view knows nothing: 7 (the head's weight) * ln 7 / 2 faces.
+    # One of two faces is confident; its strong view is uniform: 7 (the head's weight) * ln 7 / 2 faces.
     weak, strong = pictures(sure(3), sure(5, 0.1)), pictures(sure(0, 0), sure(0, 0))
     batch = Batch(pictures(sure(1), sure(2)), torch.tensor([1, 3]), None, weak, strong, torch.arange(2))
     step = rival("fixmatch")(Tiny(), batch, Progress(0, 1))
     assert step.losses["pseudo"].item() == pytest.approx(7 * math.log(7) / 2, rel=1e-5)
     assert step.logs["pseudo-rate"].item() == 0.5
     assert step.logs["source-accuracy"].item() == 0.5
-    # The strong view of the sure face alone is taught, and no weak one.
+    # Only the strong view of the confident face gets a gradient; no weak view does.
     grads = torch.autograd.grad(step.losses["pseudo"], [weak.images, strong.images])
     assert not grads[0].any()
     assert grads[1][0].any()
     assert not grads[1][1].any()
 
 
-def test_fixmatch_without_a_sure_face_costs_nothing() -> None:
+def test_fixmatch_without_a_confident_face_has_zero_loss() -> None:
     method, network = rival("fixmatch", threshold=1.0), Tiny()
     step = method(network, batch_for(method), Progress(0, 1))
     assert step.losses["pseudo"].item() == 0
@@ -179,7 +179,7 @@ def test_fixmatch_without_a_sure_face_costs_nothing() -> None:
     )
 
 
-def test_cdan_e_is_cdan_where_all_faces_are_equally_sure() -> None:
+def test_cdan_e_is_cdan_if_all_faces_are_equally_confident() -> None:
     views = [pictures(sure(1), sure(4), sure(2)) for _ in range(2)]
     batch = Batch(views[0], torch.tensor([1, 4, 0]), views[1])
     one, other = (rival(name)(Tiny(), batch, Progress(STEP, 1)).losses["adversarial"] for name in ("cdan", "cdan-e"))
@@ -198,9 +198,9 @@ def test_the_reversal_turns_the_network_against_the_discriminator(name: str) -> 
         assert made.logs["reversal"].item() == pytest.approx(reversal_coefficient(step, 1000))
         discriminator = method.discriminators[0] if name == "aglrls" else method.discriminator
         gradients[step] = torch.autograd.grad(made.losses["adversarial"], [network.mix, discriminator.layers[0].weight])
-    assert not gradients[0][0].any()  # nothing is reversed yet at step 0, and nothing passes
+    assert not gradients[0][0].any()  # the reversal is zero at step 0, so no gradient passes
     assert gradients[STEP][0].any()
-    torch.testing.assert_close(gradients[0][1], gradients[STEP][1])  # the discriminator learns all the same
+    torch.testing.assert_close(gradients[0][1], gradients[STEP][1])  # the discriminator still learns
 
 
 @pytest.mark.parametrize(("name", "width"), [("dann", 384), ("cdan", 2688), ("cdan-e", 2688)])
@@ -233,7 +233,8 @@ def test_degenerate_batches_give_finite_losses_and_gradients(name: str, options:
 
 
 def test_values_of_zero_features() -> None:
-    # The discriminator's biases begin at zero: it cannot tell. SAFN asks for one step, HAFN for the whole radius.
+    # The discriminator's biases are initially zero, so it predicts 1/2. SAFN's loss is one step, HAFN's the whole
+    # radius.
     for name, options, expected in [
         ("dann", {}, {"adversarial": math.log(2)}),
         ("cdan", {}, {"adversarial": math.log(2)}),
@@ -251,7 +252,7 @@ def test_values_of_zero_features() -> None:
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_what_a_rival_asks_for(name: str) -> None:
+def test_what_a_rival_needs(name: str) -> None:
     method = rival(name)
     assert method.wants == ({"weak", "strong"} if name == "fixmatch" else {"target"})
     assert (method.name, method.decision, method.updates, method.oracle, method.transforms_output) == (
@@ -265,17 +266,17 @@ def test_what_a_rival_asks_for(name: str) -> None:
     assert method.status() is None
 
 
-def test_the_joint_pass_parts_what_it_joined() -> None:
+def test_the_joint_pass_splits_what_it_joined() -> None:
     network, source, target = Tiny(), view(1, 2), view(2, 5)
     answers = network(*source.inputs).logits.argmax(-1)
     labels = torch.stack([answers[0, 6], (answers[1, 6] + 1) % 7])
-    assert not (answers[:, 0] == labels).any()  # the global head, mistaken for the fused one, would be told
+    assert not (answers[:, 0] == labels).any()  # reading the global head instead of the fused one would be noticed
     of_source, of_target, losses, logs = joint_pass(network, source, target, labels, torch.tensor(WEIGHTS))
     for got, alone in ((of_source, network(*source.inputs)), (of_target, network(*target.inputs))):
         torch.testing.assert_close(got.logits, alone.logits)
         torch.testing.assert_close(fused_feature(got), alone.features.flatten(1))
     torch.testing.assert_close(losses["source"], loops.head_cross_entropy(of_source.logits, labels, WEIGHTS))
-    assert logs["source-accuracy"].item() == 0.5  # right of the first face alone
+    assert logs["source-accuracy"].item() == 0.5  # only the first face is right
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])

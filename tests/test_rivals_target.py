@@ -1,4 +1,4 @@
-"""MCC, BNM and DALN against plain loops on a small network, values and gradients, and by hand."""
+"""MCC, BNM and DALN against plain loops on a small network (values, gradients) and by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def confusion_loop(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def nuclear_loop(rows: list[torch.Tensor]) -> torch.Tensor:
-    """The trace of the root of P^T P, or of P P^T, by eigenvalues."""
+    """The trace of the root of P^T P, or of P P^T, from eigenvalues."""
     matrix = torch.stack(rows).double()
     gram = matrix @ matrix.T if len(rows) < 7 else matrix.T @ matrix
     return torch.linalg.eigvalsh(gram).sqrt().sum().float()
@@ -112,14 +112,14 @@ def test_class_confusion_by_hand() -> None:
     certain = 1000 * torch.eye(7)[[0, 3, 3]]
     assert class_confusion(certain).item() == 0
     assert class_confusion(torch.zeros(3, 7)).item() == pytest.approx(6 / 7)
-    # Two faces in doubt between the same two classes confuse them wholly: half of each row, of two rows of seven.
+    # Two faces undecided between the same two classes confuse them fully: half of each row, in two of seven rows.
     doubt = torch.full((2, 7), -1000.0)
     doubt[:, :2] = 0
     assert class_confusion(doubt).item() == pytest.approx(1 / 7)
 
 
-def test_a_face_that_is_certain_weighs_more_in_the_confusion() -> None:
-    # Sure of class 0, and in doubt between 0 and 1; entropies 0 and ln 2, weights 2 and 3/2 brought to mean 1.
+def test_a_certain_face_weighs_more_in_the_confusion() -> None:
+    # Certain of class 0, and undecided between 0 and 1: entropies 0 and ln 2, weights 2 and 3/2 scaled to mean 1.
     logits = torch.full((2, 7), -1000.0)
     logits[0, 0] = logits[1, 0] = logits[1, 1] = 0
     one, two = 2 / 1.75, 1.5 / 1.75
@@ -135,8 +135,8 @@ def test_nuclear_norm_by_hand() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_nuclear_norm_has_the_shortest_gradient_where_rank_is_lacking(dtype: torch.dtype) -> None:
-    # Rows alike: one singular value, |row| sqrt B, and of its gradients the one of no direction beside u v^T.
+def test_the_nuclear_norm_of_a_rank_deficient_matrix_has_the_least_gradient(dtype: torch.dtype) -> None:
+    # Equal rows: one singular value, |row| sqrt B, and the subgradient u v^T without any other direction.
     row = torch.tensor([0.5, 0.3, 0.2, 0, 0, 0, 0], dtype=dtype)
     matrix = row.repeat(4, 1).requires_grad_()
     value = nuclear_norm(matrix)
@@ -146,12 +146,12 @@ def test_the_nuclear_norm_has_the_shortest_gradient_where_rank_is_lacking(dtype:
     zero = torch.zeros(3, 7, dtype=dtype, requires_grad=True)
     nuclear_norm(zero).backward()
     assert not zero.grad.any()
-    equal = torch.eye(7, dtype=dtype).requires_grad_()  # seven singular values alike
+    equal = torch.eye(7, dtype=dtype).requires_grad_()  # seven equal singular values
     nuclear_norm(equal).backward()
     torch.testing.assert_close(equal.grad, torch.eye(7, dtype=dtype))
 
 
-def test_bnm_is_least_for_certain_answers_of_many_classes() -> None:
+def test_bnm_is_least_for_certain_predictions_of_many_classes() -> None:
     method, values = rival("bnm"), {}
     for case, answers in {"many": [0, 1, 2, 3], "one": [2] * 4, "none": None}.items():
         faces = pictures(*(sure(0, 0) for _ in range(4)) if answers is None else (sure(c, 40) for c in answers))
@@ -189,13 +189,13 @@ def test_daln_s_classifier_raises_the_discrepancy_and_the_features_lower_it() ->
             for parameter, slope in zip(parts, steps, strict=True):
                 parameter += 1e-3 * slope
     at_first = torch.autograd.grad(method(net, batch, Progress(0, 1)).losses["discrepancy"], features)
-    assert not any(slope.any() for slope in at_first)  # nothing is reversed yet, and nothing passes
+    assert not any(slope.any() for slope in at_first)  # the reversal is still zero, so no gradient passes
     assert method(net, batch, Progress(STEP, 1)).logs["reversal"].item() == pytest.approx(
         reversal_coefficient(STEP, 1000)
     )
 
 
-def test_daln_reverses_as_the_authors_schedule_does() -> None:
+def test_daln_follows_the_authors_reversal_schedule() -> None:
     # 2 / (1 + exp(-i / 1000)) - 1 in their code
     for step in (0, 300, 5000):
         made = rival("daln")(network(), batch_for(rival("daln")), Progress(step, 1)).logs["reversal"]
@@ -232,7 +232,7 @@ def test_degenerate_batches_give_finite_losses_and_gradients(name: str, case: st
 
 
 @pytest.mark.parametrize("name", RIVALS)
-def test_what_a_rival_asks_for(name: str) -> None:
+def test_what_a_rival_needs(name: str) -> None:
     method = rival(name)
     assert (method.name, method.wants, method.decision, method.updates) == (name, {"target"}, "fused", 1)
     assert method.needs_source

@@ -1,4 +1,4 @@
-"""SHOT, AaD, NRC, AGLRLS without its source, AdaBN, Tent and SAR against plain loops, values and gradients."""
+"""SHOT, AaD, NRC, AGLRLS without a source, AdaBN, Tent and SAR against plain loops (values and gradients)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TRAINING = [name for name in SOURCE_FREE if name != "adabn"]
 
 
 def made(name: str, network: nn.Module, **options) -> Method:
-    """A method as the engine hands it to its first step: begun, and after a look at 12 faces."""
+    """A method as it is before the engine's first step: after `begin`, and after `begin_epoch` on 12 faces."""
     torch.manual_seed(0)
     kind = method_class(name)
     method = kind(Adapt(head_weights=WEIGHTS), kind.read_options(options), FEATURE_SIZE, N)
@@ -50,7 +50,7 @@ def faces(network: nn.Module, seed: int = 20) -> View:
 
 
 def seen_by(method: Method, indices: tuple[int, ...] = (7, 2, 11, 5, 0), scale: float = 1.5) -> Batch:
-    """A batch without a source, of the views that a method wants."""
+    """A batch without a source, with the views that a method needs."""
     target, weak, strong = (
         view(seed, len(indices), scale) if name in method.wants else None
         for seed, name in ((2, "target"), (3, "weak"), (4, "strong"))
@@ -155,7 +155,7 @@ def nrc_loop(method: Method, network: nn.Module, seen: Batch) -> dict[str, Tenso
 
 
 def reliable_loop(logits: Tensor, kept: list[set[int]], limit: float) -> tuple[Tensor, list[set[int]], float]:
-    """SAR's loss over the faces kept of each head that are below the limit, those faces, and their weighted mean."""
+    """SAR's loss over each head's kept faces that are below the limit, these faces, and their weighted mean."""
     loss, left, total, mass = logits.new_zeros(()), [], 0.0, 0.0
     for h, weight in enumerate(WEIGHTS):
         each = {i: entropy(loops.softmax(logits[i, h])) for i in kept[h]}
@@ -168,7 +168,7 @@ def reliable_loop(logits: Tensor, kept: list[set[int]], limit: float) -> tuple[T
 
 
 def sar_loop(method: Method, network: nn.Module, seen: Batch) -> tuple[Tensor, nn.Module, float]:
-    """The loss at the perturbed weights, on a copy of the network that has them, and the mean that is averaged."""
+    """The loss at the perturbed weights, a copy of the network with them, and the mean for the moving average."""
     limit, every = method.options.margin * math.log(7), [set(range(len(seen.indices)))] * 7
     first, kept, _ = reliable_loop(network(*seen.target.inputs).logits, every, limit)
     moved = copy.deepcopy(network)
@@ -209,7 +209,7 @@ def expected_losses(method: Method, network: nn.Module, seen: Batch, step: int) 
         ("shot", {"pseudo_weight": 2, "information_weight": 0.5}, {"pseudo-agreement"}),
         ("aad", {}, {"dispersion-weight"}),
         ("aad", {"neighbours": 5, "alpha": 2, "beta": 2, "decay_steps": 3000}, {"dispersion-weight"}),
-        ("aad", {"neighbours": 50}, {"dispersion-weight"}),  # more than there are: all others
+        ("aad", {"neighbours": 50}, {"dispersion-weight"}),  # more than exist: all others
         ("nrc", {}, {"mutual-neighbours"}),
         ("nrc", {"neighbours": 4, "expanded": 2, "affinity": 0.4}, {"mutual-neighbours"}),
         ("nrc", {"neighbours": 2, "expanded": 50}, {"mutual-neighbours"}),
@@ -239,9 +239,9 @@ def test_a_method_is_the_sum_of_its_equations(name: str, options: dict, logs: se
 
 
 @pytest.mark.parametrize("margin", [0.4, 0.7, 1.0])
-def test_sar_is_its_equations(margin: float) -> None:
+def test_sar_matches_its_equations(margin: float) -> None:
     network = NormedTiny()
-    network.gain.data.fill_(3)  # so that some are below, some above
+    network.gain.data.fill_(3)  # so that some are below and some above
     method = made("sar", network, margin=margin, rho=0.5, reset_below=0)
     seen = seen_by(method)
     loss, moved, mean = sar_loop(method, network, seen)
@@ -250,7 +250,7 @@ def test_sar_is_its_equations(margin: float) -> None:
     assert loss > 0
     torch.testing.assert_close(step.losses["entropy"], loss, rtol=1e-4, atol=1e-5)
     at_start = reliable_loop(network(*seen.target.inputs).logits, [set(range(5))] * 7, margin * math.log(7))[0]
-    assert abs(at_start - loss) > 1e-3  # it is not the loss where the weights are
+    assert abs(at_start - loss) > 1e-3  # it is not the loss at the original weights
     ours, plain = (
         torch.autograd.grad(x, list(n.parameters()), allow_unused=True)
         for x, n in ((step.losses["entropy"], network), (loss, moved))
@@ -286,13 +286,13 @@ def outputs(count: int, seed: int = 0, **changes: Tensor) -> Outputs:
     ],
     ids=["many", "more", "one", "few", "no features", "all alike"],
 )
-def test_centroid_labels_are_the_loops(seen: Outputs) -> None:
+def test_centroid_labels_equal_a_loop(seen: Outputs) -> None:
     found = centroid_labels(seen, torch.tensor(WEIGHTS))
     assert found.tolist() == centroid_loop(seen, WEIGHTS)
 
 
 def test_a_class_without_faces_gets_none() -> None:
-    # Class 6 is in every face's probabilities, and nobody's answer.
+    # Class 6 has some probability on every face, but no face is predicted as 6.
     row = torch.tensor([0.6, 0.0, 0.0, 0.0, 0.0, 0.0, 0.4])
     probabilities = torch.stack([row, row.roll(1).roll(0)]).repeat(3, 1)
     probabilities[1::2] = torch.tensor([0.0, 0.6, 0, 0, 0, 0, 0.4])
@@ -300,8 +300,8 @@ def test_a_class_without_faces_gets_none() -> None:
     assert set(centroid_labels(seen, torch.ones(7)).tolist()) <= {0, 1}
 
 
-def test_centroids_correct_the_face_that_lies_among_others() -> None:
-    # Five faces in two places; the last stands with the first two but is called 1.
+def test_centroids_correct_a_face_among_faces_of_another_class() -> None:
+    # Five faces in two places; the last one is with the first two but is predicted as 1.
     places = torch.tensor([0, 0, 1, 1, 0])
     features = F.one_hot(places, 64).float()[:, None].expand(5, 6, 64) * 8
     probabilities = torch.full((5, 7, 7), 0.01)
@@ -324,7 +324,7 @@ def test_shot_labels_again_before_each_epoch() -> None:
 # Information maximisation by hand
 
 
-def test_information_is_largest_where_sure_answers_share_the_classes() -> None:
+def test_information_is_largest_for_confident_predictions_of_all_classes() -> None:
     weights = torch.tensor(WEIGHTS)
     apart = torch.stack([sure(c, 50).flatten()[:49].view(7, 7) for c in (0, 3)])
     assert information_maximisation(apart, weights).item() == pytest.approx(-sum(WEIGHTS) * math.log(2), rel=1e-3)
@@ -343,20 +343,20 @@ def test_the_bank_holds_all_faces_from_the_first_epoch_on_and_then_follows_the_b
     bank, seen = method.bank, Looking(network, faces(network)).target()
     torch.testing.assert_close(bank.features.norm(dim=1), torch.ones(N))
     torch.testing.assert_close(bank.probabilities, seen.probabilities[:, 6])
-    method.begin_epoch(Looking(network, view(33, N)))  # another look
+    method.begin_epoch(Looking(network, view(33, N)))  # evaluated again
     torch.testing.assert_close(bank.probabilities, seen.probabilities[:, 6])
 
     shown = seen_by(method, (3, 8, 3))
     output = network(*shown.weak.inputs)
     method(network, shown, Progress(0, 2))
-    for place, index in ((1, 8), (2, 3)):  # of a face that is there twice, the last
+    for place, index in ((1, 8), (2, 3)):  # of a face that occurs twice, the last one
         torch.testing.assert_close(bank.probabilities[index], output.logits[place, 6].softmax(-1))
         torch.testing.assert_close(bank.features[index], F.normalize(output.features[place].flatten(), dim=0))
     others = [i for i in range(N) if i not in (3, 8)]
     torch.testing.assert_close(bank.probabilities[others], seen.probabilities[others, 6])
 
 
-def test_the_dispersion_fades() -> None:
+def test_the_dispersion_decays() -> None:
     network = NormedTiny()
     method = made("aad", network, beta=2, decay_steps=100, alpha=3)
     one, other = (method(network, seen_by(method), Progress(step, 1)) for step in (0, 90))
@@ -365,7 +365,7 @@ def test_the_dispersion_fades() -> None:
     torch.testing.assert_close(other.losses["dispersion"], one.losses["dispersion"] / 100)
 
 
-def test_aglrls_without_its_source_remembers_as_aglrls_does() -> None:
+def test_aglrls_without_a_source_fills_the_bank_as_aglrls_does() -> None:
     network = Tiny()
     method = made("aglrls-sf", network)
     shown = pictures(sure(3), sure(5), sure(0, 0))
@@ -380,7 +380,7 @@ def test_aglrls_without_its_source_remembers_as_aglrls_does() -> None:
     assert method.decision_options(method.read_options({"threshold": 0.7})) == {"threshold": 0.7}
 
 
-# The real network: what moves
+# The real network: what is trained
 
 
 def real(implementation: str = "loop") -> GlobalLocal:
@@ -399,7 +399,7 @@ def real_batch(method: Method, count: int = 3, seed: int = 0) -> Batch:
 
 
 def train(method: Method, network: nn.Module, batches: list[Batch], step: int = 0) -> list[Step]:
-    """Updates as the engine does them: what is frozen gets no gradient, so neither momentum nor decay."""
+    """Updates as the engine does them: frozen parameters get no gradient, so neither momentum nor decay."""
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], 0.01, 0.9, weight_decay=1e-2)
     done = []
     for number, seen in enumerate(batches, step):
@@ -430,7 +430,7 @@ def moved(before: dict[str, Tensor], network: nn.Module) -> set[str]:
         ("adabn", {}, lambda name: False),
     ],
 )
-def test_what_a_method_trains_of_the_real_network(name: str, options: dict, moves: Callable[[str], bool]) -> None:
+def test_what_a_method_trains_in_the_real_network(name: str, options: dict, moves: Callable[[str], bool]) -> None:
     network = real()
     norms = {
         f"{name}.{of}"
@@ -462,13 +462,13 @@ def test_a_method_lowers_its_own_loss(name: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", ["loop", "grouped"])
-def test_adabn_leaves_the_mean_of_the_batches_statistics_and_nothing_else(implementation: str) -> None:
+def test_adabn_stores_the_mean_of_the_batch_statistics_and_changes_nothing_else(implementation: str) -> None:
     network, plain = real(implementation), real()
     method = made("adabn", network)
     batches = [real_batch(method, 4, 10 * i) for i in range(3)]
     means = {}
     for norm in batch_norms(plain).values():
-        norm.momentum = 1.0  # leaves each batch's own statistics
+        norm.momentum = 1.0  # stores each batch's own statistics
     for seen in batches:
         plain(*seen.target.inputs)
         for name, norm in batch_norms(plain).items():
@@ -499,7 +499,7 @@ def test_sar_without_a_reliable_face_does_nothing() -> None:
     assert not any(g.any() for g in gradients if g is not None)
 
 
-def test_sar_goes_back_to_the_start_where_it_has_become_sure_of_everything() -> None:
+def test_sar_returns_to_the_starting_model_after_a_collapse() -> None:
     network = NormedTiny()
     with torch.no_grad():
         network.norm.weight.uniform_(0.5, 1.5)
@@ -520,10 +520,10 @@ def test_sar_goes_back_to_the_start_where_it_has_become_sure_of_everything() -> 
     assert all(torch.equal(p, old) for p, old in zip(network.norm.parameters(), start, strict=True))
     assert network.gain.item() == gain
     mean = sar_loop(method, network, seen)[2]
-    assert method.average.item() == pytest.approx(mean, rel=1e-4)  # started again
+    assert method.average.item() == pytest.approx(mean, rel=1e-4)  # restarted
 
 
-def test_sar_runs_the_crop_nets_side_by_side_as_one_by_one() -> None:
+def test_sar_gives_the_same_with_crop_nets_side_by_side() -> None:
     states = []
     for implementation in ("loop", "grouped"):
         network = real(implementation)
@@ -537,7 +537,7 @@ def test_sar_runs_the_crop_nets_side_by_side_as_one_by_one() -> None:
 # Sharpness
 
 
-def test_perturbed_is_a_step_uphill_that_moves_no_weight() -> None:
+def test_perturbed_is_a_step_uphill_that_changes_no_weight() -> None:
     class Line(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -557,20 +557,20 @@ def test_perturbed_is_a_step_uphill_that_moves_no_weight() -> None:
     a, b = 3 + 1 / math.sqrt(5), 4 + 0.5 / math.sqrt(5)
     value = loss(uphill(x))
     assert value.item() == pytest.approx((2 * a + b) ** 2 / 20)
-    value.backward()  # e is a constant: the gradient at the new place, given to the old
+    value.backward()  # e is a constant: the gradient at the new weights goes to the old ones
     assert network.a.grad.item() == pytest.approx(2 * (2 * a + b) / 10)
     assert (network.a.item(), network.b.item()) == (3, 4)
     assert network.unused.grad is None
-    # of b alone
+    # of b only
     alone = perturbed(network, loss(network(x)), 0.5, {"b": network.b})
     assert alone(x).logits.item() == pytest.approx(2 * 3 + 4.5)
     assert perturbed(network, loss(network(x)), 0.0)(x).logits.item() == 10
-    # nothing leads uphill
+    # there is no uphill direction
     assert perturbed(network, 0 * loss(network(x)), 0.5)(x).logits.item() == 10
     assert perturbed(network, loss(network(x)), 0.5, {"unused": network.unused})(x).logits.item() == 10
 
 
-def test_perturbed_tells_that_it_cannot_share_a_batch() -> None:
+def test_perturbed_rejects_a_shared_batch() -> None:
     with pytest.raises(FercliError, match="one process"):
         perturbed(lambda x: x, torch.zeros(()), 0.1)
 
@@ -579,7 +579,7 @@ def test_perturbed_tells_that_it_cannot_share_a_batch() -> None:
 
 
 @pytest.mark.parametrize("name", SOURCE_FREE)
-def test_what_a_method_without_a_source_asks_for(name: str) -> None:
+def test_what_a_method_without_a_source_needs(name: str) -> None:
     method = made(name, NormedTiny())
     views = {"aglrls-sf": {"weak", "strong"}, **{key: {"target"} for key in ("adabn", "sar", "tent")}}
     assert method.wants == views.get(name, {"weak"})
@@ -590,7 +590,7 @@ def test_what_a_method_without_a_source_asks_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOURCE_FREE)
-def test_state_survives_and_the_same_step_gives_the_same_bits(name: str) -> None:
+def test_state_is_kept_and_the_same_step_gives_the_same_bits(name: str) -> None:
     network = real()
     method = made(name, network)
     train(method, network, [real_batch(method, 3, 5)])
@@ -625,7 +625,7 @@ def degenerate(case: str, method: Method) -> Batch:
 @pytest.mark.parametrize("case", ["one face", "the same face twice", "all alike", "nothing known", "certain"])
 @pytest.mark.parametrize("name", TRAINING)
 def test_degenerate_batches_give_finite_losses_and_gradients(name: str, case: str) -> None:
-    network = Tiny() if name != "sar" else NormedTiny().eval()  # a batch norm refuses to train on one face
+    network = Tiny() if name != "sar" else NormedTiny().eval()  # a batch norm cannot train on one face
     method = made(name, network)
     network.eval()
     step = method(network, degenerate(case, method), Progress(3, 1))
@@ -637,7 +637,7 @@ def test_degenerate_batches_give_finite_losses_and_gradients(name: str, case: st
 
 
 @pytest.mark.parametrize("name", ["aad", "nrc", "shot"])
-def test_a_target_of_one_face_or_of_faces_all_alike(name: str) -> None:
+def test_a_target_of_one_face_or_of_equal_faces(name: str) -> None:
     kind, network = method_class(name), Tiny()
     for shown in ([sure(2)], [sure(2)] * 3, [sure(2, 0.0)] * 3):
         method = kind(Adapt(), kind.read_options({}), FEATURE_SIZE, len(shown))

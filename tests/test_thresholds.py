@@ -26,13 +26,13 @@ def answers(step: int, faces: int = 5, heads: int = 7) -> torch.Tensor:
 
 
 class Loop:
-    """Each rule face by face and head by head, from the papers' equations."""
+    """Each rule, face by face and head by head, from the papers' equations."""
 
     def __init__(self, rule: str, threshold: float, decay: float):
         self.rule, self.threshold, self.decay, self.seen = rule, threshold, decay, []
 
     def averages(self, head: int, value) -> float:
-        """Over all batches so far of a number of each, a batch weighing `decay` times the next."""
+        """The average of a number per batch over all batches so far, where a batch weighs `decay` times the next."""
         weights = [self.decay ** (len(self.seen) - 1 - k) for k in range(len(self.seen))]
         rows = ([row[head] for row in batch] for batch in self.seen)
         return sum(w * value(batch) for w, batch in zip(weights, rows, strict=True)) / sum(weights)
@@ -74,7 +74,7 @@ def test_thresholds_equal_a_loop(rule: str, decay: float) -> None:
 
 
 def test_softmatch_by_hand() -> None:
-    # Confidences 1/2 and 1: mean 3/4, variance 1/8 with Bessel's correction; the lower one stands 1/4 below.
+    # Confidences 1/2 and 1: mean 3/4, variance 1/8 with Bessel's correction; the lower one is 1/4 below the mean.
     faces = torch.zeros(2, 1, 7)
     faces[0, 0, :2] = 0.5
     faces[1, 0, 3] = 1
@@ -89,7 +89,7 @@ def test_freematch_by_hand() -> None:
     faces[1, 0, 0], faces[1, 0, 1], faces[1, 0, 2] = 0.1, 0.4, 0.5
     thresholds = Thresholds("freematch", 1, 0.95, 0.5)
     assert thresholds(faces, torch.zeros(1, 7)).flatten().tolist() == [1, 1]
-    # From the second batch on, with weights 1/2 and 1: mean confidence (0.35 + 0.6) / 1.5, the largest share class 0's.
+    # In the second batch, with weights 1/2 and 1: mean confidence (0.35 + 0.6) / 1.5; class 0 has the largest share.
     second = torch.full((1, 1, 7), 0.4 / 6)
     second[0, 0, 0] = 0.6
     assert thresholds(second, torch.zeros(1, 7)).item() == 0
@@ -104,7 +104,7 @@ def test_degenerate_batches_give_weights_from_0_to_1(rule: str) -> None:
         assert weights.shape == faces.shape[:2]
         assert ((weights >= 0) & (weights <= 1)).all()
         if rule in ("freematch", "softmatch"):
-            assert (weights == 1).all()  # none is below the mean of all
+            assert (weights == 1).all()  # none is below the mean
 
 
 def test_confident_labels_and_the_bank_by_hand() -> None:
@@ -148,7 +148,7 @@ def test_the_option_weighs_a_method_s_pseudo_labels(name: str, rule: str) -> Non
         rate = logs["pseudo-rate/fused" if name == "aglrls" else "pseudo-rate"].item()
         assert rate == pytest.approx(sum(row[6] for row in chosen) / 4, rel=1e-4)
         remember(bank, batch.indices, confident_labels(probabilities, 0.6))
-    if name == "aglrls":  # GLPC's bank, whatever the rule
+    if name == "aglrls":  # GLPC's bank, with any rule
         assert torch.equal(method.bank, bank)
 
 
@@ -163,7 +163,7 @@ def test_the_option_weighs_a_method_s_pseudo_labels(name: str, rule: str) -> Non
         ("fixmatch", "softmatch", {"thresholds.batches", "thresholds.confidence", "thresholds.spread"}),
     ],
 )
-def test_moving_averages_survive_in_the_state_and_older_checkpoints_still_fit(name: str, rule: str, kept: set) -> None:
+def test_moving_averages_are_kept_in_the_state_and_older_checkpoints_still_fit(name: str, rule: str, kept: set) -> None:
     method, other = made(name, thresholds=rule, threshold=0.5), made(name, thresholds=rule, threshold=0.5)
     assert {key for key in method.state_dict() if not key.startswith("discriminators.")} == kept
     batch = batch_for(method)
@@ -173,8 +173,8 @@ def test_moving_averages_survive_in_the_state_and_older_checkpoints_still_fit(na
     assert torch.equal(one, two)
 
 
-def test_fixmatch_with_flexmatch_lowers_the_threshold_of_what_is_not_learned() -> None:
-    # Half sure of class 3, never seen before: too little for a fixed threshold, enough for 0.95 / 4.
+def test_fixmatch_with_flexmatch_lowers_the_threshold_of_unlearned_classes() -> None:
+    # Probability 1/2 for class 3, never seen before: too little for a fixed threshold, enough for 0.95 / 4.
     view = pictures(sure(3, 1.5), sure(5))
     batch = Batch(view, torch.tensor([3, 5]), None, view, view, torch.arange(2))
     assert 0.95 / 4 < Tiny()(*view.inputs).logits[0, 6].softmax(-1).max() < 0.95
@@ -182,11 +182,11 @@ def test_fixmatch_with_flexmatch_lowers_the_threshold_of_what_is_not_learned() -
         method = made("fixmatch", thresholds=rule)
         assert method(Tiny(), batch, Progress(0, 1)).logs["pseudo-rate"].item() == rate
         method.begin_epoch(None)
-        assert method.bank.tolist() == [[] if rule == "fixed" else [-1, 5, *[-1] * 10]]  # kept from epoch to epoch
+        assert method.bank.tolist() == [[] if rule == "fixed" else [-1, 5, *[-1] * 10]]  # kept across epochs
 
 
 @pytest.mark.parametrize("name", ["aglrls", "fixmatch"])
-def test_bad_thresholds_are_told(name: str) -> None:
+def test_bad_thresholds_are_reported(name: str) -> None:
     kind = method_class(name)
     assert kind.read_options({}).thresholds == {"aglrls": "flexmatch", "fixmatch": "fixed"}[name]
     for options, told in (

@@ -1,4 +1,4 @@
-"""Other people's checkpoints: parity with the published network, renaming, and what is said of files that do not do."""
+"""Checkpoints of other projects: parity with the published network, renaming, and errors for unsuitable files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def small():
 
 
 class Published:
-    """The network of a fixture: its state filled by the rule, its expected outputs, and a network of ours to fill."""
+    """The network of a fixture: its state filled by the rule, its expected outputs, and our network to fill."""
 
     def __init__(self, name: str):
         self.frozen = json.loads(FROZEN.read_text())[name]
@@ -62,7 +62,7 @@ class Published:
         self.landmarks = 4.0 * torch.from_numpy(rng.randint(3, 25, (2, 5, 2))) + 1.5
 
     def load(self, path: Path) -> Description:
-        """Fill the network from a file, every number of it wrong before."""
+        """Fill the network from a file, after making every number of it wrong."""
         for tensor in self.network.state_dict().values():
             tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
         return load_weights(self.network, path)
@@ -89,7 +89,7 @@ AGRA_EXTRAS = {
     "SourceBN.bn_1.weight": torch.ones(64),
     "TargetBN.bn_1.running_var": torch.ones(64),
 }
-#: How the published network's state lies in a file of each kind.
+#: How a file of each kind stores the published network's state.
 LOADERS = {
     "aglrls": lambda state: {
         "epoch": 3, "classwise": list(STATUS), "model": state, "optimizer": {}, "ad_nets": [{}], "optimizer_ad": {},
@@ -145,7 +145,7 @@ def test_the_frozen_copy_is_the_shared_fixture(name):
 # ------------------------------------------------------------------------------------------------------------- renaming
 
 
-def test_renaming_there_and_back(ir18):
+def test_renaming_round_trip(ir18):
     state = ir18.state_dict()
     published = to_published_names(state)
     assert from_published_names(published) == state
@@ -164,7 +164,7 @@ def test_renaming_there_and_back(ir18):
 
 
 def body_numbered(published: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The backbone of a published state in face.evoLVe's names, with the head of its own that nobody needs."""
+    """The backbone of a published state with face.evoLVe's names, and face.evoLVe's own head, which is not needed."""
     stages = next(v for v in IR_STAGES.values() if f"layer3.{v[2]}.res_layer.0.weight" not in published)
     state = {"output_layer.3.weight": torch.ones(512, 25), "output_layer.0.running_mean": torch.ones(512)}
     for key, value in published.items():
@@ -190,7 +190,7 @@ def test_face_evolve_blocks_are_counted_through_the_stages():
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "backbone.", "net.module."])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_face_evolve_backbone_loads_under_any_prefix_and_leaves_the_rest(ir18, tmp_path, prefix, wrapped):
+def test_face_evolve_backbone_loads_under_any_prefix_and_keeps_the_rest(ir18, tmp_path, prefix, wrapped):
     state = {prefix + key: value for key, value in body_numbered(to_published_names(ir18.state_dict())).items()}
     torch.save({"state_dict": state} if wrapped else state, tmp_path / "backbone_ir18.pth")
     network = build_network(model_spec(backbone="ir18"))
@@ -279,7 +279,7 @@ AMBIGUOUS = {
     ),
     "a network and a loss": (
         lambda state: {"state_dict": {**{f"net.{k}": v for k, v in state.items()}, "loss.weight": torch.ones(7)}},
-        r"tensors in state_dict under names of no kind known here \(net\.\* \(\d+\), loss\.\*\)",
+        r"tensors in state_dict with names of no known kind \(net\.\* \(\d+\), loss\.\*\)",
     ),
     "names that would become one": (
         lambda state: {**state, **{f"module.{k}": v for k, v in list(state.items())[:1]}, "other": torch.ones(1)},
@@ -287,7 +287,7 @@ AMBIGUOUS = {
     ),
     "one mapping in many places": (
         lambda state: {f"a{i}": d for d in [{f"b{i}": {"x": [1]} for i in range(99)}] for i in range(9999)},
-        r"is not a plain tensor at a0\.b0\.x, a0\.b1\.x",
+        r"has entries that are not plain tensors: a0\.b0\.x, a0\.b1\.x",
     ),
 }
 
@@ -300,7 +300,7 @@ def test_what_cannot_be_unwrapped_safely_is_refused_by_its_inner_names(small, tm
         load_weights(small, tmp_path / "a")
 
 
-def test_agra_checkpoint_brings_all_but_the_classifiers(small, tmp_path):
+def test_agra_checkpoint_fills_all_but_the_classifiers(small, tmp_path):
     state = {k: v for k, v in to_published_names(small.state_dict()).items() if not k.startswith("classifiers.")}
     state |= {"fc.weight": torch.zeros(7, 384), "GCN.A": torch.zeros(6, 6), "SourceMean.mean": torch.zeros(384)}
     torch.save(state, tmp_path / "agra.pkl")
@@ -322,14 +322,14 @@ def test_half_precision_and_missing_counters_are_fine(small, tmp_path):
 
 @pytest.mark.parametrize("name", ["small.safetensors", "small.bin"])
 @pytest.mark.parametrize("names", [dict, to_published_names])
-def test_safetensors_are_known_by_their_ending_or_their_beginning(small, tmp_path, name, names):
+def test_safetensors_are_recognised_by_their_extension_or_first_bytes(small, tmp_path, name, names):
     save_file(names(small.state_dict()), tmp_path / name)
     other = build_network(model_spec(weights=tmp_path / name))
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), small.state_dict().values(), strict=True))
 
 
-def test_what_a_file_says_of_itself_is_taken_with_care(small, tmp_path):
-    """Entries of other types than ours, or beyond all bounds, are as if they were not there."""
+def test_what_a_file_says_about_itself_is_checked(small, tmp_path):
+    """Entries with other types than ours, or out of range, are ignored."""
     document = {
         "network": small.state_dict(), "epoch": 10**30, "status": torch.full((7, 7), float("nan")),
         "optimizer": torch.ones(2), "stage": "adapt", "method_name": ["x"], "target": "a\nb",
@@ -360,7 +360,7 @@ def deep(value: object) -> object:
 
 
 def laughs(levels: int) -> list:
-    """Ten lists of ten lists of ...: a few hundred bytes, and 10^levels to whoever counts them."""
+    """Ten lists of ten lists of ...: a few hundred bytes, but 10^levels values."""
     value: list = []
     for _ in range(levels):
         value = [value] * 10
@@ -381,7 +381,7 @@ def smuggle(path: Path, network, program: bytes) -> None:
 
 
 def changed(network, **changes) -> dict[str, torch.Tensor]:
-    """Our own checkpoint with some tensors replaced, or left out where the value is None. `__` stands for a dot."""
+    """Our own checkpoint with some tensors replaced, or left out if the value is None. `__` stands for a dot."""
     changes = {key.replace("__", "."): value for key, value in changes.items()}
     state = {key: value.clone() for key, value in network.state_dict().items()} | changes
     return {"network": {key: value for key, value in state.items() if value is not None}}
@@ -394,7 +394,7 @@ def nan_in(tensor: torch.Tensor) -> torch.Tensor:
 UNREADABLE = {
     "empty": (lambda path, net: path.write_bytes(b""), "file is empty; fetch or copy it again"),
     "text": (lambda path, net: path.write_text("accuracy 0.91\n" * 9), "is not a PyTorch checkpoint, or is damaged"),
-    "picture": (lambda path, net: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is not a PyTorch checkpoint"),
+    "image": (lambda path, net: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is not a PyTorch checkpoint"),
     "folder": (lambda path, net: path.mkdir(), "is a folder; give a checkpoint file"),
     "absent": (lambda path, net: None, r"does not exist; give a checkpoint file \(or model.weights: null for none\)"),
     "code": (
@@ -423,7 +423,7 @@ UNREADABLE = {
     ),
     "bomb": (
         lambda path, net: smuggle(path, net, b"\x80\x02" + bytes(50_000_000)),
-        "unpacks to more than the file holds",
+        "unpacks to more than its own size",
     ),
     "lists in lists": (
         lambda path, net: path.write_bytes(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
@@ -431,35 +431,38 @@ UNREADABLE = {
     ),
     "a thousand million million lists": (
         lambda path, net: torch.save({"model": {"a": laughs(16)}}, path),
-        "is not a plain tensor at model.a;",
+        "has entries that are not plain tensors: model.a;",
     ),
     "names that are no text": (
         lambda path, net: torch.save({"model": {("a", 1): torch.ones(1), 7: torch.ones(1)}}, path),
-        "is not a plain tensor at model.<tuple>, model.<int>;",
+        "has entries that are not plain tensors: model.<tuple>, model.<int>;",
     ),
     "names that clear the screen": (
         lambda path, net: torch.save({"model": {"a\x1b[2J\nerror": torch.ones(1), "b" * 999: torch.ones(1)}}, path),
-        r"no kind known here \(a\\x1b\[2J\\nerror, b{157}\.\.\.\)",
+        r"no known kind \(a\\x1b\[2J\\nerror, b{157}\.\.\.\)",
     ),
     "quantised": (
         lambda path, net: torch.save({"network": changed(net, a=torch.ones(2, dtype=torch.int8))["network"]}, path),
-        "is not a plain tensor at network.a;",
+        "has entries that are not plain tensors: network.a;",
     ),
     "safetensors, cut": (
         lambda path, net: (save_file(net.state_dict(), path), path.write_bytes(path.read_bytes()[:-1])),
-        "is truncated or damaged, or no safetensors file",
+        "is truncated, damaged or not a safetensors file",
     ),
     "whole module": (lambda path, net: torch.save(net, path), r"asks to run code \(fercli\.models.*GlobalLocal\)"),
-    "a number": (lambda path, net: torch.save(3, path), "holds a int, not a dict of tensors"),
-    "no tensors": (lambda path, net: torch.save({"epoch": 3}, path), "is not a plain tensor at epoch; known are"),
+    "a number": (lambda path, net: torch.save(3, path), "holds an object of type int, not a dict of tensors"),
+    "no tensors": (
+        lambda path, net: torch.save({"epoch": 3}, path),
+        "has entries that are not plain tensors: epoch; fercli reads its own, AGLRLS",
+    ),
     "nothing": (lambda path, net: torch.save({"model": {}}, path), "its state is empty"),
     "sparse": (
         lambda path, net: torch.save({"network": {"a": torch.eye(3).to_sparse()}}, path),
-        "not a plain tensor at network.a",
+        "has entries that are not plain tensors: network.a",
     ),
     "another network": (
         lambda path, net: torch.save(torch.nn.Linear(2, 2).state_dict(), path),
-        r"2 tensors under names of no kind known here \(weight, bias\)",
+        r"2 tensors with names of no known kind \(weight, bias\)",
     ),
 }
 
@@ -492,7 +495,7 @@ def test_files_cut_off_anywhere_are_refused(small, tmp_path, zipped):
 MISFITS = {
     "wrong depth": (
         lambda net: {"model": hollow("ir50")},
-        r"the file is an IR-50, the spec asks for a small IR-10 of width 8 \(set model.backbone: ir50\)$",
+        r"the file is an IR-50, but the spec asks for a small IR-10 of width 8 \(set model.backbone: ir50\)$",
     ),
     "wrong width": (
         lambda net: {"network": build_network(model_spec(width=4)).state_dict()},
@@ -502,8 +505,8 @@ MISFITS = {
         lambda net: {
             "network": build_network(model_spec(width=4, classifiers="separate", local="image-crop")).state_dict()
         },
-        r"width 4.*model.classifiers: separate, the spec asks for shared.*"
-        r"model.local: image-crop, the spec asks for feature-map$",
+        r"width 4.*model.classifiers: separate, but the spec asks for shared.*"
+        r"model.local: image-crop, but the spec asks for feature-map$",
     ),
     "missing": (
         lambda net: changed(net, classifiers__0__bias=None, backbone__stem__0__weight=net.backbone.stem[0].weight),
@@ -519,7 +522,7 @@ MISFITS = {
             classifiers__2__bias=nan_in(torch.zeros(7)),
         ),
         r"1 missing: global_head\.conv\.bias; 1 unexpected: more; "
-        r"1 of another shape: classifiers\.0\.bias is \[8\], here \[7\]; "
+        r"1 of another shape: classifiers\.0\.bias is \[8\], not \[7\]; "
         r"1 of another type: classifiers\.1\.bias is torch\.int64; "
         r"1 with NaN or infinite numbers: classifiers\.2\.bias$",
     ),
@@ -527,7 +530,7 @@ MISFITS = {
         lambda net: changed(
             net, **{f"classifiers__{i}__weight": torch.zeros(8, 384 if i == 2 else 64) for i in range(3)}
         ),
-        r"the file tells 8 classes apart, fercli's expressions are 7 \(give weights trained on these, or a backbone",
+        r"the file distinguishes 8 classes, but fercli has 7 expressions \(give weights trained on these expressions",
     ),
     "a missing classifier": (
         lambda net: changed(net, classifiers__2__weight=None, classifiers__2__bias=None),
@@ -535,7 +538,7 @@ MISFITS = {
     ),
     "extra tensors": (
         lambda net: changed(net, GCN__A=torch.zeros(6, 6), backbone__stages__0__1__body__1__weight=torch.zeros(1)),
-        r"the file is a small IR-12 of width 8, the spec asks for a small IR-10",
+        r"the file is a small IR-12 of width 8, but the spec asks for a small IR-10",
     ),
     "unknown extra tensors": (
         lambda net: changed(net, GCN__A=torch.zeros(6, 6), more=torch.zeros(1)),
@@ -547,8 +550,8 @@ MISFITS = {
     ),
     "shapes": (
         lambda net: changed(net, **{f"classifiers__{i}__bias": torch.zeros(6) for i in range(3)}),
-        r"3 of another shape: classifiers\.0\.bias is \[6\], here \[7\], classifiers\.1\.bias is \[6\], here \[7\], "
-        r"classifiers\.2\.bias is \[6\], here \[7\]$",
+        r"3 of another shape: classifiers\.0\.bias is \[6\], not \[7\], classifiers\.1\.bias is \[6\], not \[7\], "
+        r"classifiers\.2\.bias is \[6\], not \[7\]$",
     ),
     "strange numbers of blocks": (
         lambda net: (
@@ -563,11 +566,12 @@ MISFITS = {
     ),
     "immense": (
         lambda net: changed(net, classifiers__0__weight=torch.zeros(1).expand(10**12, 64)),
-        r"1 of another shape: classifiers\.0\.weight is \[1000000000000, 64\], here \[7, 64\]$",
+        r"1 of another shape: classifiers\.0\.weight is \[1000000000000, 64\], not \[7, 64\]$",
     ),
     "many missing": (
         lambda net: {"network": {k: v for k, v in net.state_dict().items() if not k.startswith("local_nets")}},
-        r"\d+ missing: local_nets\.nets\.0\S+, .* and \d+ more; for all of them: fercli weights inspect FILE -c SPEC$",
+        r"\d+ missing: local_nets\.nets\.0\S+, .* and \d+ more; to list all of them: fercli weights"
+        r" inspect FILE -c SPEC$",
     ),
     "squeeze and excite": (
         lambda net: {
@@ -576,19 +580,19 @@ MISFITS = {
             **{f"body.{i}.res_layer.5.fc1.weight": torch.zeros(4, 64, 1, 1) for i in range(8)},
             **{f"body.{i}.shortcut_layer.0.weight": torch.zeros(4, 64, 1, 1) for i in (2, 4, 6)},
         },
-        r"the file is an IR-SE-18, the spec asks for .* \(no setting of fercli builds the file's\)$",
+        r"the file is an IR-SE-18, but the spec asks for .* \(fercli cannot build the file's backbone\)$",
     ),
     "AGLRLS's MobileNetV2": (
         lambda net: {
             "model": {"Crop_Net.0.0.conv.0.0.weight": torch.zeros(1), "layer1.0.conv.0.0.weight": torch.zeros(1)}
         },
-        r"the file is a wide MobileNetV2 \(the released checkpoints'\), the spec asks .* mobilenet-v2-wide\)",
+        r"the file is a wide MobileNetV2 \(the released checkpoints'\), but the spec asks .* mobilenet-v2-wide\)",
     ),
 }
 
 
 @pytest.mark.parametrize("case", MISFITS)
-def test_checkpoints_that_do_not_fit_say_all_in_one_line_and_change_nothing(case, small, tmp_path):
+def test_checkpoints_that_do_not_fit_give_one_line_and_change_nothing(case, small, tmp_path):
     make, message = MISFITS[case]
     path = tmp_path / "file.ckpt"
     torch.save(make(small), path)
@@ -600,12 +604,12 @@ def test_checkpoints_that_do_not_fit_say_all_in_one_line_and_change_nothing(case
     assert all(torch.equal(before[key], value) for key, value in small.state_dict().items())
 
 
-def test_wrong_depth_the_other_way(tmp_path):
+def test_wrong_depth_in_the_other_direction(tmp_path):
     with torch.device("meta"):
         network = build_network(model_spec(backbone="ir18"))
     torch.save({"model": hollow("ir50")}, tmp_path / "ir50.pkl")
     with pytest.raises(
-        FercliError, match=r"the file is an IR-50, the spec asks for an IR-18 \(set model.backbone: ir50\)"
+        FercliError, match=r"the file is an IR-50, but the spec asks for an IR-18 \(set model.backbone: ir50\)"
     ):
         load_weights(network, tmp_path / "ir50.pkl")
     assert read_weights(tmp_path / "ir50.pkl").description.architecture.blocks == (3, 4, 14, 3)

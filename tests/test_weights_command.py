@@ -1,4 +1,4 @@
-"""`fercli weights`: what is told of a file, and our checkpoints under other people's names and back."""
+"""`fercli weights`: what it reports about a file, and our checkpoints converted to other formats and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STATUS = torch.arange(49.0).view(7, 7) / 49
 
 
 def save_ours(path: Path, network=None, method: str = "aglrls", **changes) -> dict[str, torch.Tensor]:
-    """Write a checkpoint as the engine does, of an adaptation to JAFFE; returns the network's state."""
+    """Write a checkpoint of an adaptation to JAFFE as the engine does; return the network's state."""
     if network is None:
         torch.manual_seed(0)
         network = build_network(model_spec(**changes))
@@ -52,14 +52,14 @@ def save_ours(path: Path, network=None, method: str = "aglrls", **changes) -> di
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory) -> Path:
-    """A small checkpoint of ours. Read only."""
+    """One of our checkpoints, small. Read only."""
     path = tmp_path_factory.mktemp("ours") / "best.ckpt"
     save_ours(path)
     return path
 
 
 def reloaded(path: Path, network) -> dict[str, torch.Tensor]:
-    """The network's state after loading, every number of it wrong before."""
+    """The network's state after loading; every number of it was wrong before."""
     for tensor in network.state_dict().values():
         tensor.fill_(float("nan") if tensor.is_floating_point() else -1)
     load_weights(network, path)
@@ -71,7 +71,7 @@ def reloaded(path: Path, network) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module", params=["ir18", "mobilenet-v2", "mobilenet-v2-wide", "ir-small", "ir-lite"])
 def exported(request, tmp_path_factory):
-    """Name, checkpoint, its state, and another network to load into; channels-last, as the engine trains it."""
+    """Name, checkpoint, its state, and another network to load into, channels-last as the engine trains it."""
     torch.manual_seed(0)
     network = build_network(model_spec(backbone=request.param)).to(memory_format=torch.channels_last)
     path = tmp_path_factory.mktemp("export") / "best.ckpt"
@@ -121,7 +121,7 @@ def zeroed_ir18():
     return network
 
 
-def test_the_aglrls_file_is_laid_out_as_published(tmp_path):
+def test_the_aglrls_file_has_the_published_layout(tmp_path):
     network = zeroed_ir18()
     save_ours(tmp_path / "best.ckpt", network, backbone="ir18")
     out = run("weights", "export", tmp_path / "best.ckpt", tmp_path / "new" / "jaffe.pkl")
@@ -186,7 +186,7 @@ def test_an_export_overwrites_nothing_unless_forced(ours, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".ckpt", ".safetensors"])
-def test_a_disk_that_takes_no_more_leaves_the_old_file(ours, tmp_path, ending):
+def test_a_full_disk_leaves_the_old_file(ours, tmp_path, ending):
     resource = pytest.importorskip("resource")
     out = tmp_path / f"out{ending}"
     out.write_text("old")
@@ -242,7 +242,7 @@ def test_only_whole_checkpoints_of_ours_are_exported(document, message, ours, tm
 # ---------------------------------------------------------------------------------------------------------- inspect
 
 
-def test_inspect_tells_all_of_a_checkpoint_of_ours(ours):
+def test_inspect_reports_everything_about_our_checkpoint(ours):
     result = run("weights", "inspect", ours)
     assert result.exit_code == 0 and result.stderr == ""
     text = " ".join(result.stdout.split())
@@ -269,7 +269,7 @@ def test_inspect_reads_what_the_engine_writes(trained):
     assert told_of["misfits"] == [] and told_of["first_weights"] == [] and told_of["class_status"] is None
 
 
-def test_inspect_of_several_tells_of_each_and_fails_for_one(ours, tmp_path):
+def test_inspect_of_several_files_reports_each_and_fails_for_one(ours, tmp_path):
     bad, text = tmp_path / "bad.ckpt", tmp_path / "text.txt"
     network = build_network(model_spec()).state_dict()
     agra = to_published_names({key: value for key, value in network.items() if not key.startswith("classifiers.")})
@@ -301,7 +301,7 @@ def test_inspect_names_every_misfit_at_once(ours, tmp_path):
     text = "".join(result.stdout.split())
     gone = [key for key in state if key.startswith("local_nets.nets.3.") and "tracked" not in key]
     assert len(gone) == 52 and all(key in text for key in gone)
-    for part in ("1unexpected:more\\x1b[2J", "classifiers.1.biasis[8],here[7]", "infinitenumbers:classifiers.0.bias"):
+    for part in ("1unexpected:more\\x1b[2J", "classifiers.1.biasis[8],not[7]", "infinitenumbers:classifiers.0.bias"):
         assert part in text
     (told_of,) = json.loads(run(*arguments, "--json").stdout)["weights"]
     assert [it["what"] for it in told_of["spec"]["misfits"]] == [it["what"] for it in told_of["misfits"]]
@@ -313,17 +313,17 @@ def test_inspect_names_every_misfit_at_once(ours, tmp_path):
     [
         (
             "model.backbone=ir18",
-            "does not fit baseline: the file is a small IR-10 of width 8, the spec asks for an IR-18",
+            "does not fit baseline: the file is a small IR-10 of width 8, but the spec asks for an IR-18",
         ),
-        ("model.classifiers=separate", "the file has model.classifiers: shared, the spec asks for separate"),
+        ("model.classifiers=separate", "the file has model.classifiers: shared, but the spec asks for separate"),
     ],
 )
-def test_inspect_tells_that_another_network_is_asked_for(ours, setting, fits):
+def test_inspect_reports_that_the_spec_asks_for_another_network(ours, setting, fits):
     result = run("weights", "inspect", ours, "--set", setting)
     assert result.exit_code == 1 and fits in " ".join(result.stdout.split())
 
 
-def test_inspect_of_a_backbone_tells_what_stays_at_first_weights(tmp_path):
+def test_inspect_of_a_backbone_reports_what_keeps_its_initial_weights(tmp_path):
     network = build_network(model_spec(backbone="mobilenet-v2"))
     save_ours(tmp_path / "best.ckpt", network, backbone="mobilenet-v2")
     export(tmp_path / "best.ckpt", tmp_path / "m.pth", "torchvision")
@@ -336,7 +336,7 @@ def test_inspect_of_a_backbone_tells_what_stays_at_first_weights(tmp_path):
     assert told_of["spec"]["fits"] and "patch_stems" in told_of["first_weights"]
 
 
-def test_a_hostile_file_is_told_of_in_one_line(tmp_path):
+def test_a_hostile_file_is_reported_in_one_line(tmp_path):
     class Hostile:
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'ran'}",)

@@ -1,5 +1,5 @@
-"""Small networks for tests: one of two parameters, whose predictions a test sets by its images, one with all parts
-that methods reach for, and the real ones."""
+"""Small networks for tests: one of two parameters, whose predictions a test sets with its images, one with all parts
+that methods use, and the real ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fercli.spec import Model
 
 
 class Tiny(nn.Module):
-    """Logits read off the image's first 49 values of 192, features >= 0 from all of them."""
+    """Logits from the first 49 of an image's 192 values, and features >= 0 from all of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Tiny(nn.Module):
 
 
 class Small(nn.Module):
-    """A convolution, a batch norm and seven heads over 8x8 images or larger: all that methods ask of a network."""
+    """A convolution, a batch norm and seven heads on images of 8x8 or larger: all that methods need of a network."""
 
     compiled = None
 
@@ -52,7 +52,7 @@ class Small(nn.Module):
 
 
 class NormedTiny(Tiny):
-    """The same behind a batch norm of the images."""
+    """The same after a batch norm of the images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class NormedTiny(Tiny):
 
 
 class Looking:
-    """What a method is given before an epoch: a look at all target faces, here at images of noise."""
+    """The evaluator that a method receives before an epoch, for all target faces; here they are images of noise."""
 
     def __init__(self, network: nn.Module, faces: View) -> None:
         self.network, self.faces = network, faces
@@ -81,7 +81,7 @@ def draw(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def view(seed: int, count: int = 4, scale: float = 2.0) -> View:
-    """Images of noise, whose gradients can be asked for."""
+    """Images of noise that collect gradients."""
     return pictures(*scale * draw(count, 3, 8, 8, seed=seed))
 
 
@@ -90,14 +90,14 @@ def pictures(*images: torch.Tensor) -> View:
 
 
 def sure(label: int, strength: float = 9.0) -> torch.Tensor:
-    """An image whose seven heads all answer `label`; strength 0: none is sure of anything."""
+    """An image for which all seven heads predict `label`; with strength 0 all predictions are uniform."""
     logits = torch.zeros(7, 7)
     logits[:, label] = strength
     return torch.cat([logits.flatten(), torch.zeros(192 - 49)]).view(3, 8, 8)
 
 
 def batch_for(method: Method, count: int = 4, scale: float = 2.0) -> Batch:
-    """A batch with the views that a method wants, of the target's first faces."""
+    """A batch of the target's first faces, with the views that a method needs."""
 
     def wanted(name: str, seed: int) -> View | None:
         return view(seed, count, scale) if name in method.wants else None

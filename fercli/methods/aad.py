@@ -18,20 +18,22 @@ from fercli.spec import Section
 
 
 class AaD(NeighbourMethod):
-    """Neighbours among the target faces shall get the same answer of the fused head, all other faces another.
+    """Trains the fused head to predict the same for neighbouring target faces and differently for all other faces.
 
-    The paper's objective, p_i being the probabilities of face i of the batch:
+    The paper's objective, where p_i are the probabilities of face i of the batch:
 
         mean over i of ( - sum over k in neighbours(i) of p_i . p_k  +  l sum over the batch's others j of p_i . p_j )
 
-    p_k are as the bank has them (`fercli.methods.source_free.FaceBank`), without gradient; the batch goes into the bank
-    first, as in the authors' code (commit 1853b13). The second sum is weighed by
-    l = ``alpha`` (1 + 10 t / ``decay_steps``) ^ -``beta``, t the steps done; both by the fused head's weight. All
-    parameters train, the classifier too, as there; the classifiers of the other six heads, which have no loss, stay.
+    p_k come from the bank (`fercli.methods.source_free.FaceBank`), without gradient. The batch is stored in the bank
+    first, as in the authors' code (commit 1853b13). The second sum has the weight
+    l = ``alpha`` (1 + 10 t / ``decay_steps``) ^ -``beta``, where t is the number of steps done. Both sums are
+    multiplied by the fused head's weight. As in that code, all parameters train, including the classifier. The
+    classifiers of the other six heads have no loss and stay unchanged.
 
-    Their l falls until the last step, which a method does not know here: so ``decay_steps`` is an option. Their code
-    has beta 5 for VisDA and 0.75 for Office-Home, and 3 to 5 neighbours. It takes the first of the nearest faces for
-    the face itself and drops it; here the face is left out by its number, which is another where two faces are alike.
+    In the authors' code l falls until the last step, which a method does not know here, so ``decay_steps`` is an
+    option. That code has beta 5 for VisDA and 0.75 for Office-Home, and 3 to 5 neighbours. It assumes that the first of
+    the nearest faces is the face itself and drops it. Here the face is excluded by its index, which makes a difference
+    if two faces are equal.
     """
 
     name = "aad"

@@ -13,12 +13,12 @@ from fercli.methods.source_free import batch_norms
 
 
 class AdaBN(Method):
-    """The batch norms take the target's means and variances for the source's; no weight changes.
+    """The target's means and variances replace the source's in the batch norms; no weight changes.
 
-    The paper's algorithm 1. After step t the running statistics are the mean of those of all t target batches: so each
-    weighs the same, those of other epochs too, and one epoch is enough. The paper joins the batches' variances with the
-    spread of their means, too; here the mean of the variances stands, as torch's own cumulative average has it. Between
-    random batches of some size that is little.
+    The paper's algorithm 1. After step t the running statistics are the mean over all t target batches. Every batch has
+    the same weight, in later epochs too, so one epoch is enough. The paper's variance also includes the spread of the
+    batch means. Here it is the mean of the batch variances, as in torch's cumulative average. With random batches that
+    are not tiny the difference is small.
     """
 
     name = "adabn"
@@ -32,8 +32,8 @@ class AdaBN(Method):
         before = [statistic.clone() for statistic in running]
         momenta = [norm.momentum for norm in norms for _ in range(2)]
         share = 1 / (torch.as_tensor(progress.step, dtype=torch.float64) + 1)
-        # In training a pass reads no running statistics. From zero they become the batch's own, times the momentum,
-        # however the network runs its norms (`fercli.models.grouped`, in several processes, compiled).
+        # A training pass does not read running statistics. Set to zero, they become the batch's statistics times the
+        # momentum, however the network runs its norms (`fercli.models.grouped`, in several processes, compiled).
         torch._foreach_zero_(running)
         network(*batch.target.inputs)
         for statistic, old, momentum in zip(running, before, momenta, strict=True):

@@ -1,7 +1,7 @@
 """AGLRLS: adaptive global-local representation learning and selection (Gao et al., IEEE TMM 2024, arXiv 2401.11085).
 
 Three parts, each of which can be switched off for an ablation: separate global-local adversarial learning
-(``adversarial``), semantic-aware pseudo labels (``pseudo_labels``) and the decision by global-local prediction
+(``adversarial``), semantic-aware pseudo labels (``pseudo_labels``) and the decision rule of global-local prediction
 consistency (``glpc``).
 """
 
@@ -23,22 +23,22 @@ from fercli.spec import Optimisation
 
 
 class AGLRLS(PseudoLabelling):
-    """The published method; defaults are the released code's.
+    """The published method, with the released code's defaults.
 
-    ``passes: published`` draws the target faces of the adversarial term and of the pseudo labels separately and runs
-    [source + target], [weak], [strong], each with its own batch-norm statistics. ``passes: shared`` lets the weak view
-    serve both, [source + weak], [strong]: three batches' worth of forward passes instead of four. The weak view is then
-    normalised together with the source's faces, and where the domains differ much, pseudo labels drift: on real
-    photographs it cost 13 points (docs/measurements.md, the starter model).
+    ``passes: published`` draws separate target faces for the adversarial term and the pseudo labels, and runs
+    [source + target], [weak], [strong], each with its own batch-norm statistics. ``passes: shared`` uses the weak view
+    for both, and runs [source + weak], [strong]: the forward passes cover three batches instead of four. The weak view
+    is then normalised together with the source faces, and pseudo labels drift if the domains differ much. On real
+    photographs this cost 13 points (docs/measurements.md, the starter model).
 
-    Three options are for what the released code does and we do not. ``reversal_counts: forwards`` lets the gradient
-    reversal grow as it does there (`fercli.methods.adversarial.HeadDiscriminators`). ``glpc_empty_sum: class-0``
-    answers where no probability counts (`fercli.evaluation.decision.glpc`). ``drop_last`` draws the faces of the pseudo
-    labels in whole batches. ``faithful: published`` sets all three.
+    Three options reproduce what the released code does differently. With ``reversal_counts: forwards`` the gradient
+    reversal grows as it does there (`fercli.methods.adversarial.HeadDiscriminators`). ``glpc_empty_sum: class-0``
+    predicts class 0 if no probability counts (`fercli.evaluation.decision.glpc`). ``drop_last`` draws the faces of the
+    pseudo labels in whole batches. ``faithful: published`` sets all three.
 
-    ``alignment`` is not part of the method: pseudo labels are drawn from probabilities brought to the source's shares
-    of the expressions (`fercli.methods.losses.DistributionAlignment`), for a target on which the source model leans to
-    one of them.
+    ``alignment`` is not part of the method. It computes pseudo labels from probabilities that are aligned with the
+    source's distribution of expressions (`fercli.methods.losses.DistributionAlignment`), for targets on which the
+    source model is biased to one expression.
     """
 
     name = "aglrls"
@@ -72,7 +72,7 @@ class AGLRLS(PseudoLabelling):
         super().__init__(settings, options, feature_dim, target_size)
         self.decision = "glpc" if options.glpc and options.pseudo_labels else "fused"
         self.drop_last = options.drop_last
-        # "weak" doubles as the adversarial term's batch where passes are shared.
+        # If passes are shared, "weak" is also the batch of the adversarial term.
         self.shared_view = options.passes == "shared" and options.pseudo_labels
         wants = set()
         if options.adversarial and not self.shared_view:
@@ -92,7 +92,7 @@ class AGLRLS(PseudoLabelling):
 
     @classmethod
     def decision_options(cls, options: AGLRLS.Options) -> dict[str, Any]:
-        # GLPC asks of a class what FlexMatch's thresholds ask of its pseudo labels, whichever chose them.
+        # GLPC uses FlexMatch's class thresholds, whichever thresholds chose the pseudo labels.
         return {"threshold": options.threshold, "empty_sum": options.glpc_empty_sum}
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
@@ -111,7 +111,7 @@ class AGLRLS(PseudoLabelling):
             if self.shared_view and options.adversarial:
                 weak_logits = target.logits
             else:
-                with torch.no_grad():  # only the labels are wanted; batch norm still sees the weak view, as published
+                with torch.no_grad():  # only the labels are needed; batch norm still sees the weak view, as published
                     weak_logits = network(*batch.weak.inputs).logits
             if self.aligner is not None:
                 weak_logits = self.aligner(source.logits, weak_logits)

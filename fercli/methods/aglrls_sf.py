@@ -1,4 +1,4 @@
-"""AGLRLS without its source: class-aware pseudo labels of each head, and information maximisation."""
+"""AGLRLS without a source: class-aware pseudo labels of each head, and information maximisation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from fercli.spec import Optimisation
 
 
 class AGLRLSSourceFree(PseudoLabelling):
-    """A method of this project, of two published parts.
+    """A method of this project that combines two published parts.
 
-    Of AGLRLS (Gao et al., IEEE TMM 2024, `fercli.methods.aglrls`) are the semantic-aware pseudo labels, by which the
-    weak view of a face teaches its strong view, head by head, and the decision by global-local prediction consistency
-    (``glpc``). In place of the source's cross-entropy and of the adversary stand what SHOT (Liang et al., ICML 2020,
-    section 3.2) has for them: information maximisation of every head on the weak view, times ``information_weight``,
-    and classifiers that stay as the source has left them (``freeze_classifiers``). Every term counts with its head's
-    weight. The two views pass the network one after the other, each with its own batch-norm statistics.
+    From AGLRLS (Gao et al., IEEE TMM 2024, `fercli.methods.aglrls`) come the semantic-aware pseudo labels, with which
+    each head trains on a face's strong view with the label of its weak view, and the decision rule of global-local
+    prediction consistency (``glpc``). The source's cross-entropy and the adversary are replaced as in SHOT (Liang et
+    al., ICML 2020, section 3.2): by information maximisation of every head on the weak view, times
+    ``information_weight``, and by frozen source classifiers (``freeze_classifiers``). Every term is multiplied by its
+    head's weight. The two views pass through the network one after the other, each with its own batch-norm statistics.
     """
 
     name = "aglrls-sf"
@@ -32,7 +32,7 @@ class AGLRLSSourceFree(PseudoLabelling):
     wants = frozenset({"weak", "strong"})
 
     class Options(PseudoLabelling.Options):
-        """``adapt.options`` of AGLRLS without its source."""
+        """``adapt.options`` of AGLRLS without a source."""
 
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
         information_weight: Annotated[float, Field(ge=0)] = 1.0
@@ -45,7 +45,7 @@ class AGLRLSSourceFree(PseudoLabelling):
 
     @classmethod
     def decision_options(cls, options: AGLRLSSourceFree.Options) -> dict[str, Any]:
-        # GLPC asks of a class what FlexMatch's thresholds ask of its pseudo labels, whichever chose them.
+        # GLPC uses FlexMatch's class thresholds, whichever thresholds chose the pseudo labels.
         return {"threshold": options.threshold}
 
     def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:

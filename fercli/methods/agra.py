@@ -1,8 +1,9 @@
 """AGRA: adversarial graph representation adaptation.
 
-Papers: Xie et al., ACM MM 2020, arXiv 2008.00859; Chen et al., TPAMI 2022, arXiv 2008.00923. The figures are those of
-the authors' code (github.com/HCPLab-SYSU/CD-FER-Benchmark): AGRA/Model.py and VGG.py at commit 7385d33, and, which the
-benchmark's methods share, CADA/TransferToTargetDomain.py and Utils.py at d825cb8. `AGRA` says where we differ.
+Papers: Xie et al., ACM MM 2020, arXiv 2008.00859; Chen et al., TPAMI 2022, arXiv 2008.00923. The numbers are those of
+the authors' code (github.com/HCPLab-SYSU/CD-FER-Benchmark): AGRA/Model.py and VGG.py at commit 7385d33, and the files
+that the benchmark's methods share, CADA/TransferToTargetDomain.py and Utils.py, at d825cb8. The docstring of `AGRA`
+lists the differences.
 """
 
 from __future__ import annotations
@@ -29,53 +30,55 @@ from fercli.spec import Optimisation, Section
 
 SOURCE, TARGET = 0, 1
 
-#: Adam's rate in the warm start.
+#: Adam's learning rate in the warm start.
 WARM_RATE = 1e-3
 
 
 class AGRA(Method):
-    """Features refined by two graph networks over both domains' nodes, then CDAN+E on what comes out.
+    """Refines features with two graph networks over the nodes of both domains, and applies CDAN+E to the result.
 
-    An image gives the six nodes of its own domain; the six of the other domain are one of that domain's seven means:
-    the nearest to the image's own features, both standardised by their domain's moments. Each half passes its domain's
-    batch norm, then `StackedGraphs`; the image's own half, 6 x 64, is what it is known by from there on:
+    An image provides the six nodes of its own domain. The six nodes of the other domain are one of that domain's seven
+    means: the one nearest to the image's features, both standardised by their domain's moments. Each half passes
+    through its domain's batch norm and then through `StackedGraphs`. The refined half of the image's own domain, 6 x
+    64, replaces its features from there on:
 
-    - the fused head's logits are this method's own linear layer (384 to 7) on them; the network's fused classifier is
-      not used and not trained;
-    - the global and the five local heads stay the network's own, on its unrefined features. AGRA has no such heads:
-      ``adapt.head_weights: [0, 0, 0, 0, 0, 0, 1]`` leaves them out, and the losses are exactly the published ones;
-    - as published, a second linear layer (320 to 7) on the refined local features is trained too, and never answers.
+    - the fused head's logits come from this method's own linear layer (384 to 7) on the refined features; the network's
+      fused classifier is neither used nor trained;
+    - the global and the five local heads are still the network's, on its unrefined features. AGRA has no such heads:
+      ``adapt.head_weights: [0, 0, 0, 0, 0, 0, 1]`` leaves them out, and the losses are then exactly the published ones;
+    - as published, a second linear layer (320 to 7) on the refined local features is trained too, but never used for
+      predictions.
 
-    Losses: the source's cross-entropy (heads by their weights; the second layer by the fused head's), and
-    `conditional_adversarial` of refined features and fused logits, at weight 1.
+    Losses: the source's cross-entropy (each head with its weight, the second layer with the fused head's), and
+    `conditional_adversarial` of refined features and fused logits, with weight 1.
 
-    The published source stage trains graph, norms and both layers, together with the backbone; ours has trained the
-    plain heads only. So, with ``warm_start``, they are first fitted to the features that the network gives the source
-    faces, by the two source losses, the means in their places: ``warm_steps`` steps of Adam (`WARM_RATE`, no decay) on
-    batches as large as the adaptation's. Adam and not the run's SGD, so that no rate of the spec decides how far they
-    get. Without it refined features and fused head begin the adaptation as noise.
+    The published source stage trains the graphs, the norms and both layers together with the backbone; fercli's trains
+    only the plain heads. So with ``warm_start`` these parts are first fitted to the network's features of the source
+    faces, with the two source losses and the means in place. This takes ``warm_steps`` steps of Adam (`WARM_RATE`, no
+    weight decay) on batches of the adaptation's size. Adam replaces the run's SGD, so that no learning rate of the spec
+    affects the fit. Without the warm start, refined features and fused head are noise at the start of the adaptation.
 
-    Means: before the first epoch and every ``recluster`` epochs the features of all training faces are clustered, and
-    each batch moves the means towards what it brought (`ClassMeans`). ``means: clusters`` is the published way: k-means
-    on either domain, labels unread. ``means: classes`` begins the source's at its classes' means, moves them by label,
-    and lets the target's k-means start from there (carried over to the target's moments), so that the means of a row
-    belong together.
+    Means: before the first epoch and every ``recluster`` epochs, the features of all training faces are clustered. Each
+    batch then moves the means towards its features (`ClassMeans`). ``means: clusters`` is the published way: k-means on
+    each domain, without labels. ``means: classes`` starts the source means at the class means and moves them by label.
+    The target's k-means starts from these, transformed to the target's moments, so that means with the same index
+    correspond.
 
-    `transform_output` takes every image for a target image, since it is not told better; so the source's held-out
-    faces, which the code scores as source images, go the way here that the target's answers come from, under the
-    target's norm.
+    `transform_output` treats every image as a target image, since it cannot know its domain. The held-out source faces,
+    which the code scores as source images, therefore take the same path as target faces here, with the target's norm.
 
-    Differs from the code: it clusters the refined features and compares the centres with the unrefined (in training
-    batch-normalised) ones, and its moving average adds the mean over all dimensions, one number, to all of a centre;
-    here all of it is done on the unrefined features, vector by vector. It never standardises the centres that a face is
-    compared with. Where one domain's features are smaller than the other's, most of its faces are then nearest to the
-    other's smallest mean, and, a mean being some 70 % of what a node is refined from at first, get one answer. Its
-    reversal inside the discriminator grows at twice the stated speed, being counted twice a step. All that is the
-    method's own learns at ``adapt.discriminator_lr``.
+    Differences from the code: it clusters the refined features but compares the centres with the unrefined ones (in
+    training, batch-normalised), and its moving average adds the mean over all dimensions, a single number, to every
+    component of a centre. Here everything uses the unrefined features, vector by vector. The code never standardises
+    the centres that a face is compared with. If one domain's features are smaller than the other's, most of its faces
+    are then nearest to the other's smallest mean. Since a mean is initially some 70 % of what a node is refined from,
+    these faces all get the same prediction. The code's reversal inside the discriminator grows at twice the stated
+    speed, because it is counted twice per step. All of the method's own parameters train at
+    ``adapt.discriminator_lr``.
 
-    Degenerate input: one source face, or one class, is fitted as it is. A class absent from the source, and clusters
-    beyond the number of different faces, leave means that nobody is near to, never NaN. A batch needs two faces of each
-    domain, as batch norm does.
+    Degenerate input: a single source face or class is fitted like any other. A class that is absent from the source, or
+    more clusters than distinct faces, gives means that no face is near to, but never NaN. A batch needs two faces of
+    each domain, as batch norm does.
     """
 
     name = "agra"
@@ -165,20 +168,20 @@ class AGRA(Method):
         return Step(losses, logs)
 
     def transform_output(self, output: Output) -> Output:
-        """What AGRA makes of target images: refined features [B, 6, 64] and the fused head's logits from them.
+        """Return AGRA's output for target images: refined features [B, 6, 64] and the fused head's logits from them.
 
-        The logits of the other heads stay. No label is read, and in eval mode an image's result does not depend on the
-        others of its batch.
+        The logits of the other heads stay the same. No label is read, and in eval mode an image's result does not
+        depend on the other images of its batch.
         """
         flat = fused_feature(output)
         refined = self.graphs(self._nodes(self.norms[TARGET](flat), flat, TARGET))
         return self._answer(output, refined[:, NUM_FEATURES:])
 
     def _fit(self, points: list[Tensor], labels: Tensor) -> None:
-        """Fit graph, norms and both layers to the source's points, [N, 6 D] of either domain, and its labels [N].
+        """Fit graphs, norms and both layers to the source, given points [N, 6 D] of each domain and source labels [N].
 
-        Target faces pass through as in training, so that the norms' running moments are of both; none of their answers
-        is asked for. Faces are drawn from torch's global CPU generator.
+        Target faces pass through as in training, so that the norms' running moments cover both domains, but they have
+        no loss. Faces are drawn with torch's global CPU generator.
         """
         parts = (self.norms, self.graphs, self.classifier, self.local_classifier)
         optimizer = torch.optim.Adam([each for part in parts for each in part.parameters()], WARM_RATE)
@@ -197,7 +200,7 @@ class AGRA(Method):
         return F.cross_entropy(self.local_classifier(features[:, 1:].flatten(1)).float(), labels)
 
     def _refined(self, flat: Sequence[Tensor]) -> Tensor:
-        """Refined features [B, 6, D] of source and then target images, from theirs, [B_s, 6 D] and [B_t, 6 D]."""
+        """Refine the features of source and target images, [B_s, 6 D] and [B_t, 6 D], to [B, 6, D], source first."""
         count = len(flat[SOURCE])
         own = [norm(each) for norm, each in zip(self.norms, flat, strict=True)]
         refined = self.graphs(
@@ -206,7 +209,8 @@ class AGRA(Method):
         return torch.cat([refined[:count, :NUM_FEATURES], refined[count:, NUM_FEATURES:]])
 
     def _nodes(self, own: Tensor, flat: Tensor, domain: int) -> Tensor:
-        """Twelve nodes [B, 12, D] of images of `domain`, from their features [B, 6 D], normalised and not."""
+        """Build twelve nodes [B, 12, D] for images of `domain` from their normalised and plain features, [B, 6 D]
+        each."""
         elsewhere = SOURCE if domain == TARGET else TARGET
         other = self.norms[elsewhere](self.means[elsewhere].matching(self.means[domain].standardise(flat)))
         halves = [own, other] if domain == SOURCE else [other, own]

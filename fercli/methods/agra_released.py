@@ -1,6 +1,6 @@
-"""Released AGRA checkpoints: their tensors as the state of our `fercli.methods.agra.AGRA`.
+"""Released AGRA checkpoints: converts their tensors to the state of our `fercli.methods.agra.AGRA`.
 
-Facts are those of the authors' code (github.com/HCPLab-SYSU/CD-FER-Benchmark): AGRA/Model.py, VGG.py and
+All facts are from the authors' code (github.com/HCPLab-SYSU/CD-FER-Benchmark): AGRA/Model.py, VGG.py and
 GraphConvolutionNetwork.py at commit 7385d33, CADA/TransferToTargetDomain.py at d825cb8.
 """
 
@@ -18,7 +18,7 @@ from fercli.models import FEATURE_SIZE
 from fercli.models.weights import unfit
 from fercli.spec import Adapt
 
-#: Beginnings of names, of the released code and ours.
+#: Name prefixes of the released code and ours.
 _PUBLISHED = (
     ("SourceBN.", f"norms.{SOURCE}."),
     ("TargetBN.", f"norms.{TARGET}."),
@@ -32,39 +32,40 @@ _PUBLISHED = (
     ("fc.", "classifier."),
     ("loc_fc.", "local_classifier."),
 )
-#: The released mask of edges across the domains, which is `fercli.methods.graph.inter_edges` > 0.
+#: The released mask of the edges across the domains; it equals `fercli.methods.graph.inter_edges` > 0.
 _MASK = "GCN.InterMaskMatrix"
 _COUNT = "num_batches_tracked"
-#: What else the means keep: counters, and a covariance that is read in training alone.
+#: The other tensors of the means: counters, and a covariance that is only read in training.
 _OF_TRAINING = tuple(f"{domain}Mean.{name}" for domain in ("Source", "Target") for name in (_COUNT, "running_cov"))
 
 
 def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state of an `AGRA` that answers as a released checkpoint does.
+    """Return the state of an `AGRA` that predicts as a released checkpoint does.
 
-    In use the released code takes a target face's nodes of the source from ``SourceMean``: its one mean, or of seven
-    the nearest to the face's features as they are. ``fc`` answers from the face's refined features. So here the moments
-    stay 0 and 1 in both domains, which leaves the nearest mean the nearest, and one mean stands seven times. What a
-    checkpoint lacks and no answer depends on (the discriminator, what the means have gathered) is zero.
+    For a prediction, the released code takes a target face's source nodes from ``SourceMean``: its single mean, or the
+    one of seven that is nearest to the face's features without standardisation. ``fc`` then predicts from the face's
+    refined features. So here the moments stay 0 and 1 in both domains, which keeps the nearest mean the same, and a
+    single mean is repeated seven times. State that the checkpoint lacks and no prediction depends on (the
+    discriminator, the features gathered for the means) is zero.
 
     Args:
-        state: the tensors that a checkpoint has beside the network's, by its names; checked here.
+        state: the checkpoint's tensors besides the network's, under its names; they are checked here.
 
     Raises:
-        ValueError: what is wrong with them, to be put behind the file's name.
+        ValueError: the tensors cannot be used. The message says why and is meant to follow the file's name.
     """
     with torch.device("meta"):
         due = AGRA(Adapt(method="agra"), AGRA.Options(), FEATURE_SIZE, target_size=0).state_dict()
     names = {_published(name): name for name in due if _published(name) is not None}
     if not any(name.startswith("GCN.") for name in state):
-        raise ValueError("has AGRA's classifiers but no graph networks: a baseline of the CD-FER benchmark")
+        raise ValueError("has AGRA's classifiers but no graph networks: it is a baseline of the CD-FER benchmark")
     given = {name: value for name, value in state.items() if name not in (*_OF_TRAINING, _MASK)}
     for name in ("SourceMean.running_mean", "TargetMean.running_mean"):
         if name in given and given[name].ndim == 1:
             given[name] = given[name].expand(NUM_EXPRESSIONS, -1)
     problems = unfit(given, {theirs: due[ours] for theirs, ours in names.items()})
     if problems:
-        raise ValueError(f"is not AGRA as released: {'; '.join(map(str, problems))}")
+        raise ValueError(f"does not match AGRA as released: {'; '.join(map(str, problems))}")
     found = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in due.items()}
     found.update({names[name]: value.detach().to(due[names[name]].dtype).clone() for name, value in given.items()})
     for domain in (SOURCE, TARGET):
@@ -75,7 +76,7 @@ def from_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _published(name: str) -> str | None:
-    """The released name of a tensor of ours; None where the released code has none."""
+    """Return the released name of one of our tensors, or None if the released code does not have it."""
     for theirs, ours in _PUBLISHED:
         if name == ours or (ours.endswith(".") and name.startswith(ours)):
             return theirs + name.removeprefix(ours)
@@ -83,22 +84,22 @@ def _published(name: str) -> str | None:
 
 
 def _check_trained(state: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Raise ValueError where the released code would not have answered through what was `found`.
+    """Raise ValueError if the released code would not have used the graphs in `found` for its predictions.
 
-    Whether it uses its graphs is a switch of its command line. A graph that is switched off gets no gradient, and its
-    edges stay at what training starts from.
+    Its command line has a switch for each graph. A graph that is switched off gets no gradient, so its edges keep their
+    initial weights.
     """
     across = (inter_edges() > 0).float()
     mask = state.get(_MASK, across)
     if mask.shape != across.shape or not torch.equal(mask.float(), across):
-        raise ValueError(f"is not AGRA as released: {_MASK} has other edges than those across the domains")
+        raise ValueError(f"does not match AGRA as released: {_MASK} is not the mask of the edges across the domains")
     for what, start, permitted in (("intra", intra_edges(), torch.ones(6, 6)), ("inter", inter_edges(), across)):
         first, now = (row_normalised(edges, permitted) for edges in (start, found[f"graphs.{what}"]))
         if torch.allclose(now, first, rtol=0, atol=1e-5):
             raise ValueError(
-                f"has an {what}-domain graph that was never trained: a baseline of the CD-FER benchmark, or AGRA "
-                "without that graph"
+                f"has an {what}-domain graph that was never trained: it is a baseline of the CD-FER benchmark, "
+                "or AGRA without that graph"
             )
     counter = state.get(f"TargetMean.{_COUNT}")
     if counter is not None and counter.numel() == 1 and not counter.any():
-        raise ValueError("is of AGRA's source stage, whose target means have not met a face yet")
+        raise ValueError("is from AGRA's source stage, before the target means were computed")

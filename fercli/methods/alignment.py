@@ -1,4 +1,4 @@
-"""Losses that pull the features of two domains together, each a pure function. B images, D numbers a feature."""
+"""Losses that align the features of two domains, each a pure function. B images, D numbers per feature."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fercli.methods.losses import reverse_gradient
 
 
 def domain_adversarial(source: Tensor, target: Tensor, discriminator: nn.Module, coefficient: Tensor | float) -> Tensor:
-    """Binary cross-entropy of telling source (1) from target (0) behind a gradient reversal.
+    """Binary cross-entropy of a discriminator of source (1) and target (0) after a gradient reversal.
 
     The domain loss of Ganin et al., *Domain-Adversarial Training of Neural Networks*, JMLR 2016. The paper adds the
-    means of the two domains; this is their average, half of that, as in
+    means of the two domains; this function averages them, which halves the loss, as in
     `fercli.methods.losses.conditional_adversarial`.
 
     Args:
@@ -23,8 +23,8 @@ def domain_adversarial(source: Tensor, target: Tensor, discriminator: nn.Module,
         coefficient: strength of the reversal, 0..1; the discriminator's own gradient does not depend on it.
 
     Returns:
-        A scalar >= 0; ln 2 where the discriminator cannot tell, as for features that are all zero. NaN where a domain
-        is empty, as a mean over nothing.
+        A scalar >= 0. It is ln 2 if the discriminator cannot distinguish the domains, for example when all features are
+        zero, and NaN if a domain is empty.
     """
     features = torch.cat([source, target]).float()
     verdict = discriminator(reverse_gradient(features, coefficient)).float()
@@ -33,36 +33,36 @@ def domain_adversarial(source: Tensor, target: Tensor, discriminator: nn.Module,
 
 
 def stepwise_feature_norm(features: Tensor, step: float = 1.0) -> Tensor:
-    """Ask of every feature a norm that is larger by `step` than the one it has: SAFN.
+    """Push the norm of every feature up by `step` (SAFN).
 
-    Xu et al., *Larger Norm More Transferable*, ICCV 2019: the mean of (|f| - (|f| + step))^2, the norm inside
-    the parentheses being a constant. So its value is step^2 whatever the features; its gradient, -2 step / B along
-    f / |f|, is what matters.
+    Xu et al., *Larger Norm More Transferable*, ICCV 2019: the mean of (|f| - (|f| + step))^2, where the norm in the
+    inner parentheses is a constant. The value is therefore step^2 for any features; only the gradient matters, which is
+    -2 step / B along f / |f|.
 
     Args:
         features: [B, D].
-        step: how much longer, in the units of the features.
+        step: the increase of the norm, in the units of the features.
 
     Returns:
-        A scalar, step^2 up to rounding. A zero feature has no direction: its gradient is zero and it stays. NaN for no
-        features.
+        A scalar, step^2 up to rounding. A zero feature has no direction, so its gradient is zero and it does not
+        change. NaN without features.
     """
     norm = features.float().norm(dim=1)
     return (norm - (norm.detach() + step)).square().mean()
 
 
 def hard_feature_norm(features: Tensor, radius: float = 25.0) -> Tensor:
-    """Ask of the features' mean norm that it be `radius`: HAFN, (mean |f| - radius)^2.
+    """Pull the mean norm of the features to `radius` (HAFN): (mean |f| - radius)^2.
 
-    Xu et al., *Larger Norm More Transferable*, ICCV 2019, one domain's term. It is the mean that counts: norms of
-    24 and 26 cost nothing at 25.
+    Xu et al., *Larger Norm More Transferable*, ICCV 2019, the term of one domain. Only the mean counts: norms of 24 and
+    26 have no loss at a radius of 25.
 
     Args:
         features: [B, D].
         radius: >= 0, in the units of the features.
 
     Returns:
-        A scalar >= 0; radius^2 for features that are all zero, whose gradient is zero as they have no direction. NaN
-        for no features.
+        A scalar >= 0; radius^2 if all features are zero. Their gradient is then zero, since they have no direction. NaN
+        without features.
     """
     return (features.float().norm(dim=1).mean() - radius).square()

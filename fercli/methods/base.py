@@ -1,4 +1,4 @@
-"""What a method is to the engine: losses and extra modules, never a loop of its own."""
+"""The contract between methods and the engine: a method supplies losses and extra modules, but no training loop."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ NUM_HEADS = len(HEADS)
 
 
 class Progress(NamedTuple):
-    """Where training stands.
+    """How far training has progressed.
 
-    `step` and `epoch` are numbers to compute with, never to decide by: while training they are float64 scalars on the
-    device, so that nothing of a step waits for it, and a step that is recorded once (`fercli.engine.capture`) can be
-    run again at another. `update` is known to the program and may decide.
+    Use `step` and `epoch` in computations, but not in conditions. During training they are float64 scalars on the
+    device, so that no step has to wait for the device and a recorded step (`fercli.engine.capture`) can be replayed
+    with other values. `update` is a Python int and may be used in conditions.
 
     Attributes:
-        step: batches done in all, before this one.
+        step: number of batches before this one, over all epochs.
         epoch: counts from 1.
-        update: which of the method's updates on this batch this is, 0..updates-1.
+        update: number of this update among the method's updates on this batch, 0..updates-1.
     """
 
     step: Tensor | int
@@ -41,7 +41,7 @@ class Outputs(NamedTuple):
     Attributes:
         probabilities: float [N, 7 heads, 7 expressions].
         features: float [N, 6, 64].
-        labels: int64 [N] of source faces; None of target faces, always.
+        labels: int64 [N] for source faces; always None for target faces.
     """
 
     probabilities: Tensor
@@ -50,21 +50,22 @@ class Outputs(NamedTuple):
 
 
 class Evaluator(Protocol):
-    """A look at all training faces through the network as it is now, before `Method.transform_output`. Each costs a
-    pass.
+    """Evaluates the current network on all training faces, before `Method.transform_output`.
+
+    Each call costs a pass over the faces.
     """
 
     def source(self) -> Outputs:
-        """All labelled training faces. There are none for a method that needs no source."""
+        """Evaluate all labelled training faces. There are none for a method that needs no source."""
 
     def target(self) -> Outputs:
-        """All unlabelled target faces, in the order of `Batch.indices`."""
+        """Evaluate all unlabelled target faces, in the order of `Batch.indices`."""
 
 
 class Step(NamedTuple):
-    """What a method returns: scalar `losses`, whose sum is trained, and scalar `logs`, which are only written down.
+    """What a method returns: scalar `losses`, whose sum is minimised, and scalar `logs`, which are only recorded.
 
-    Without a loss nothing is trained: what a forward pass changes, the statistics of batch norms, is all that changes.
+    Without a loss no parameter is trained. Only what a forward pass updates, the batch norm statistics, changes.
     """
 
     losses: dict[str, Tensor]
@@ -72,19 +73,20 @@ class Step(NamedTuple):
 
 
 class Method(nn.Module):
-    """Base of all methods.
+    """Base class of all methods.
 
-    A subclass names its settings in `Options` and the target views it wants in `wants`, and implements `forward`.
-    State that must survive a stop (banks, moving averages) belongs in buffers, extra networks in submodules.
+    A subclass declares its settings in `Options` and the target views it needs in `wants`, and implements `forward`.
+    State that must be kept when training is stopped and resumed (banks, moving averages) belongs in buffers, extra
+    networks in submodules.
 
-    `forward` must not wait for the device: no number is read back from it (``item``, ``if tensor``, ``nonzero``,
-    indexing by a mask), no shape depends on what is in a tensor, and what it changes of its state it changes in place.
-    The engine tries every method on a device without memory, where whatever reads a number fails.
+    `forward` must not wait for the device. It must not read numbers back (``item``, ``if tensor``, ``nonzero``,
+    indexing by a mask), no shape may depend on a tensor's values, and its state must be changed in place. The engine
+    tests every method on a device without memory, where reading a number fails.
 
     Attributes:
-        Options: pydantic model of ``adapt.options``.
-        options: the checked options.
-        head_weights: float [7], weight of each head's loss (global, five local, fused).
+        Options: the pydantic model of ``adapt.options``.
+        options: the validated options.
+        head_weights: float [7], the weight of each head's loss (global, five local, fused).
     """
 
     class Options(Section):
@@ -92,26 +94,26 @@ class Method(nn.Module):
 
     head_weights: Tensor
 
-    #: Which target views each batch holds: any of "target", "weak", "strong".
+    #: The target views that each batch holds: any of "target", "weak", "strong".
     wants: frozenset[str] = frozenset()
     #: The decision rule that the method's paper reports; see `fercli.evaluation.decision`.
     decision: str = "fused"
     name: ClassVar[str] = ""
-    #: Whether it trains on the source. For one that does not no source is opened, `Batch.source` and `Batch.labels` are
-    #: None, and an epoch is once through the target.
+    #: Whether the method trains on the source. If not, no source is opened, `Batch.source` and `Batch.labels` are None,
+    #: and an epoch is one pass over the target.
     needs_source: ClassVar[bool] = True
-    #: Reads target labels. Only methods whose name says oracle may.
+    #: Whether the method reads target labels. Only methods with "oracle" in their name may.
     oracle: ClassVar[bool] = False
-    #: Whether `transform_output` does anything: then the method's state goes into the checkpoints that are evaluated.
+    #: Whether `transform_output` changes the output. If so, evaluated checkpoints include the method's state.
     transforms_output: ClassVar[bool] = False
-    #: Whether each update gives every parameter of network and method a gradient, as far as the method knows the
-    #: network. Several processes then need not search each step for those without.
+    #: Whether every update gives a gradient to each parameter of the network and the method, as far as the method knows
+    #: the network. Training in several processes can then skip the search for parameters without a gradient.
     reaches_all: ClassVar[bool] = False
-    #: Whether a pass over the target's pseudo-labelled faces leaves out those that fill no whole batch.
+    #: Whether a pass over the target's pseudo-labelled faces drops an incomplete last batch.
     drop_last: bool = False
-    #: What ``adapt.options`` are with ``faithful: published``, where the spec does not set them.
+    #: Defaults of ``adapt.options`` with ``faithful: published``.
     published_options: ClassVar[Mapping[str, Any]] = {}
-    #: Updates on each batch. Every one is a forward, a backward and an optimizer step of its own.
+    #: Updates on each batch, each with its own forward pass, backward pass and optimizer step.
     updates: int = 1
 
     def __init__(self, settings: Optimisation, options: Section, feature_dim: int, target_size: int):
@@ -120,60 +122,60 @@ class Method(nn.Module):
         self.register_buffer("head_weights", torch.tensor(settings.head_weights), persistent=False)
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
-        """Compute the losses of one step, or of one update of it."""
+        """Compute the losses of one step, or of one of its updates."""
         raise NotImplementedError
 
     def frozen(self, network: nn.Module, update: int) -> Iterable[nn.Parameter]:
-        """Parameters, of the network or of the method, that this update leaves as they are."""
+        """Return the parameters of the network or the method that this update must not change."""
         return ()
 
     def network_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the method that belong to the recogniser: they train at the rate of the network's new layers.
+        """Return the method's parameters that belong to the recogniser and train at the rate of its new layers.
 
-        All others of the method's (discriminators) train at ``adapt.discriminator_lr``.
+        The method's other parameters (discriminators) train at ``adapt.discriminator_lr``.
         """
         return []
 
     def begin(self, network: nn.Module) -> None:
-        """Called once, with the network as it starts, and before a stopped run takes up its checkpoint."""
+        """Called once with the starting model, before a resumed run loads its checkpoint."""
 
     def begin_epoch(self, evaluator: Evaluator) -> None:
         """Called before the first step of every epoch."""
 
     def pseudo_labelled(self) -> Tensor | None:
-        """Positions int64 [M] of target faces from which `Batch.pseudo_labelled` is drawn, or None for none.
+        """Return positions int64 [M] of the target faces to draw `Batch.pseudo_labelled` from, or None for none.
 
-        Asked for once an epoch, after `begin_epoch`.
+        Called once per epoch, after `begin_epoch`.
         """
         return None
 
     def transform_output(self, output: Output) -> Output:
-        """What the network's output becomes before it is answered from, in training and in use."""
+        """Transform the network's output before predictions are made from it, in training and afterwards."""
         return output
 
     def status(self) -> Tensor | None:
-        """The learning status b, float [7 heads, 7 expressions] in 0..1, of methods that keep one."""
+        """Return the learning status b, float [7 heads, 7 expressions] in 0..1, or None if the method has none."""
         return None
 
     @classmethod
     def decision_options(cls, options: Section) -> dict[str, Any]:
-        """Settings of the decision rule that follow from the method's options: fields of `DecisionRule`.
+        """Return the settings of the decision rule that follow from the method's options, as fields of `DecisionRule`.
 
-        See `fercli.evaluation.decision`. What is not named keeps the rule's default.
+        See `fercli.evaluation.decision`. Other fields keep the rule's defaults.
         """
         return {}
 
     @classmethod
     def options_of(cls, spec: Spec) -> Section:
-        """A spec's ``adapt.options``, checked; errors as `read_options`."""
+        """Return a spec's validated ``adapt.options``; errors as in `read_options`."""
         return cls.read_options(spec.adapt.options, spec.faithful)
 
     @classmethod
     def read_options(cls, options: Mapping[str, Any], faithful: str = "corrected") -> Section:
-        """Check ``adapt.options``, with the defaults that ``faithful`` asks for.
+        """Validate ``adapt.options``, with the defaults that belong to ``faithful``.
 
         Raises:
-            SpecError: one line a problem, as `fercli.spec.load` does.
+            SpecError: the options are not valid; one line per problem, as in `fercli.spec.load`.
         """
         from pydantic import ValidationError
 

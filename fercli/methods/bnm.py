@@ -15,16 +15,16 @@ from fercli.spec import Section
 
 
 class BNM(Method):
-    """The fused head's answers on a target batch shall be certain and of many classes: their nuclear norm is raised.
+    """Makes the fused head's predictions on a target batch confident and diverse by raising their nuclear norm.
 
     The paper's loss (section 3): minus the nuclear norm (`fercli.methods.losses.nuclear_norm`) of the batch's
-    probabilities [B, 7], divided by B. For certain answers spread evenly over min(B, 7) classes it is
-    -sqrt(min(B, 7) / B), its least value; for answers that know nothing, -1 / sqrt(7 B). It is multiplied by the fused
-    head's weight, so that its ratio to the source's loss on that head is ``weight``, the paper's lambda.
+    probabilities [B, 7], divided by B. Its least value is -sqrt(min(B, 7) / B), for certain predictions spread evenly
+    over min(B, 7) classes. For uniform predictions it is -1 / sqrt(7 B). It is multiplied by the fused head's weight,
+    so that its ratio to the source's loss on that head is ``weight``, the paper's lambda.
 
-    Where we differ from the authors' code (github.com/cuishuhao/BNM, commit ba8de72): it takes the mean of the singular
-    values, so that it divides by min(B, C) rather than by the paper's B, 2.3 times less where B is 16 and C is 7; its
-    lambda is 1. Source and target pass its network one after the other, here together.
+    Differences from the authors' code (github.com/cuishuhao/BNM, commit ba8de72): the code takes the mean of the
+    singular values and thus divides by min(B, C), not by the paper's B, a divisor 2.3 times smaller if B is 16 and C is
+    7. Its lambda is 1. Source and target pass through its network one after the other, here together.
     """
 
     name = "bnm"

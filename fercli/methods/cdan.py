@@ -15,16 +15,15 @@ from fercli.models import Output
 class CDAN(DANN):
     """DANN on the outer product of the fused head's softmax and the fused feature, 7 x 384 = 2688 numbers.
 
-    That is below 4096, up to which the paper takes the product itself rather than a random projection. The loss is
-    `fercli.methods.losses.conditional_adversarial`, which follows the authors' code where it departs from the paper:
+    This is below 4096, the limit up to which the paper uses the product itself and not a random projection. The loss is
+    `fercli.methods.losses.conditional_adversarial`, which follows the authors' code where that departs from the paper:
 
-    - the softmax is a constant of the product; in the paper gradient passes through it as well;
-    - the two domains are averaged; the paper adds them, twice as much.
+    - the softmax is a constant in the product; in the paper the gradient passes through it as well;
+    - the two domains are averaged; the paper adds them, which doubles the loss.
 
-    AGLRLS's separate adversarial learning is this once for each of the seven heads, with entropy conditioning, at
-    weight 0.5 each; here it is once, on the fused head, at weight 1 as in the paper. The discriminator is AGLRLS's
-    (hidden 512, LeakyReLU) and not CDAN's own (hidden 1024, ReLU). What `DANN` says of the fused head's weight holds
-    here too.
+    AGLRLS's separate adversarial learning applies this loss to each of the seven heads, with entropy conditioning and
+    weight 0.5 each. Here it is applied to the fused head only, with weight 1 as in the paper. The discriminator is
+    AGLRLS's (hidden 512, LeakyReLU), not CDAN's (hidden 1024, ReLU). The fused head's weight is treated as in `DANN`.
     """
 
     name = "cdan"
@@ -41,10 +40,10 @@ class CDAN(DANN):
 
 
 class CDANE(CDAN):
-    """CDAN+E: each face weighs 1 + exp(-H), H the entropy of its fused softmax (eq. 8), so that sure ones count more.
+    """CDAN+E: confident faces count more, with weight 1 + exp(-H), where H is the entropy of the fused softmax (eq. 8).
 
-    As in the authors' code, and unlike in the paper, the weights are normalised to sum 1 within each domain, and their
-    gradient reaches the network, reversed. Faces that are all equally sure give CDAN's loss.
+    As in the authors' code, but not in the paper, the weights are normalised to sum 1 within each domain, and their
+    reversed gradient reaches the network. If all faces have the same entropy, the loss equals CDAN's.
     """
 
     name = "cdan-e"

@@ -22,15 +22,15 @@ from fercli.spec.schema import Fraction
 
 
 def consistent_labels(probabilities: Tensor, entropy_limit: float) -> Tensor:
-    """The label of each face on which the heads agree and are sure (CGLRL).
+    """Return the labels of the faces on which the heads agree with confidence (CGLRL).
 
     Args:
         probabilities: [N, 7, C].
-        entropy_limit: in nats; each of the seven heads must stay below it.
+        entropy_limit: in nats; the entropy of each of the seven heads must be below it.
 
     Returns:
-        int64 [N]: what the global and the five local heads all answer, or -1. The fused head must be sure, but need not
-        agree. -1 also where a probability is NaN.
+        int64 [N]: the class that the global and the five local heads all predict, or -1. The fused head must be
+        confident but need not agree. Also -1 if a probability is NaN.
     """
     answers = probabilities[:, : NUM_HEADS - 1].argmax(-1)
     agree = (answers == answers[:, :1]).all(1)
@@ -39,16 +39,17 @@ def consistent_labels(probabilities: Tensor, entropy_limit: float) -> Tensor:
 
 
 def holds_up(new: Tensor, old: Tensor, min_size: float, min_agreement: float) -> bool:
-    """Whether pseudo labels are good enough to replace others, judged without the truth.
+    """Return whether new pseudo labels are good enough to replace old ones, without using true labels.
 
-    They are refused where nothing is labelled, and accepted where nothing was labelled before. Else both must hold:
+    They are rejected if they label no face, and accepted if the old ones label no face. Otherwise two conditions must
+    hold:
 
-    - at least `min_size` times as many faces are labelled as before: a network that grows less sure of the target is
-      not learning it;
-    - of the faces labelled in both, of which there must be one, at least the share `min_agreement` has kept its label:
-      faces that heads were sure of and are now sure of otherwise show that one of the two is wrong.
+    - They label at least `min_size` times as many faces as before: a network that grows less confident on the target is
+      not learning it.
+    - At least one face is labelled in both sets, and at least the fraction `min_agreement` of these faces has kept its
+      label: if the heads confidently change a label, one of the two labels is wrong.
 
-    What this cannot see: a first set that is wrong, or errors that all heads share and keep.
+    This cannot detect a wrong first set, or errors that all heads share and keep.
 
     Args:
         new, old: int64 [N], -1 for faces without a label.
@@ -62,7 +63,7 @@ def holds_up(new: Tensor, old: Tensor, min_size: float, min_agreement: float) ->
 
 
 class CommonOptions(Section):
-    """What both variants of CGLRL can be told."""
+    """The options of both variants of CGLRL."""
 
     adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
     entropy_conditioning: bool = True
@@ -77,27 +78,27 @@ class CommonOptions(Section):
 
 
 class CGLRL(Method):
-    """The published method, with pseudo labels that are judged without the truth.
+    """The published method, except that pseudo labels are accepted without using true labels.
 
-    A step trains on the sum of three:
+    A step trains on the sum of three losses:
 
     - source: cross-entropy of the seven heads with ``adapt.head_weights``;
     - adversarial: `HeadDiscriminators`, each head's term with ``adversarial_weight`` (1; AGLRLS has 0.5);
-    - pseudo: plain cross-entropy of the seven heads, each with ``pseudo_weight``, on a batch of the target faces that
-      have a pseudo label, some of them several times where there are fewer, in a forward pass of their own as in the
-      released code. None where there are none.
+    - pseudo: plain cross-entropy of the seven heads, each with ``pseudo_weight``, on a batch of target faces that have
+      a pseudo label. If there are fewer than a batch, some faces are repeated; if there are none, there is no loss. The
+      batch has a separate forward pass, as in the released code.
 
-    Before each epoch the target faces are labelled by `consistent_labels` with ``entropy_limit`` (a tenth of ln 7). The
-    new labels replace those in force if they hold up against them (`holds_up`): by default, if the set shrinks by no
-    more than a tenth (``min_size``), and no more than a tenth of the labels that both sets give has changed
-    (``min_agreement``). That gate is ours: the released code asks that 99% of the new labels be true, and so reads the
-    target's (`CGLRLOracle`).
+    Before each epoch, `consistent_labels` labels the target faces with ``entropy_limit`` (a tenth of ln 7). The new
+    labels replace the current ones if `holds_up` accepts them: by default, if the set shrinks by at most a tenth
+    (``min_size``), and at most a tenth of the labels that are in both sets has changed (``min_agreement``). This gate
+    is fercli's. The released code requires that 99 % of the new labels are correct, and so reads the target's labels
+    (`CGLRLOracle`).
 
-    ``decision: fused`` answers by the fused head, ``global+fused`` by the sum of its and the global head's logits; the
-    released code reports both.
+    ``decision: fused`` predicts with the fused head, ``global+fused`` with the sum of its logits and the global head's.
+    The released code reports both.
 
-    Degenerate targets: of one face, the set holds it or is empty; where all labels are of one class they are used like
-    any other.
+    Degenerate targets: with a single face, the set holds it or is empty. If all labels have the same class, they are
+    used as usual.
     """
 
     name = "cglrl"
@@ -127,7 +128,7 @@ class CGLRL(Method):
             self.pseudo.copy_(offered)
 
     def accepts(self, offered: Tensor) -> bool:
-        """Whether pseudo labels int64 [N] (-1 for none) replace those in force."""
+        """Return whether pseudo labels int64 [N] (-1 for none) replace the current ones."""
         return holds_up(offered, self.pseudo, self.options.min_size, self.options.min_agreement)
 
     def pseudo_labelled(self) -> Tensor:
@@ -151,10 +152,10 @@ class CGLRL(Method):
 
 
 class CGLRLOracle(CGLRL):
-    """CGLRL as its code was released: new pseudo labels replace the old where the true labels find them good enough.
+    """CGLRL as in the released code: new pseudo labels replace the old ones if enough of them match the true labels.
 
-    That is where at least ``min_accuracy`` of those that can be checked are true; where none can be, the old ones stay.
-    It reads target labels in training, so its figures are an oracle's and stand beside no other method's.
+    They do if at least ``min_accuracy`` of those that can be checked are correct. If none can be checked, the old ones
+    stay. Because it reads target labels in training, its results are an oracle's and not comparable with other methods.
     """
 
     name = "cglrl-oracle"
@@ -167,29 +168,29 @@ class CGLRLOracle(CGLRL):
 
     def __init__(self, settings: Optimisation, options: CommonOptions, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)
-        # Never in a checkpoint: a run that is taken up is given them again.
+        # Never in a checkpoint: a resumed run receives them again.
         self.register_buffer("truth", None, persistent=False)
 
     def give_labels(self, labels: Tensor) -> None:
-        """Take the true labels of the target faces, int64 [N] in the order of `Batch.indices`, -1 where unknown.
+        """Set the true labels of the target faces, int64 [N] in the order of `Batch.indices`, -1 if unknown.
 
         Raises:
-            FercliError: they are not as many as the target's faces.
+            FercliError: the number of labels differs from the number of target faces.
         """
         if labels.shape != self.pseudo.shape:
             raise FercliError(
-                f"cglrl-oracle: {len(labels)} labels for {len(self.pseudo)} target faces", "give each one"
+                f"cglrl-oracle: {len(labels)} labels for {len(self.pseudo)} target faces", "give one label per face"
             )
         self.truth = labels.to(self.pseudo)
 
     def accepts(self, offered: Tensor) -> bool:
-        """Whether pseudo labels int64 [N] (-1 for none) replace those in force.
+        """Return whether pseudo labels int64 [N] (-1 for none) replace the current ones.
 
         Raises:
             FercliError: the target's true labels were never given, or none of them is known.
         """
         if self.truth is None or not (self.truth >= 0).any():
-            raise FercliError("cglrl-oracle judges by the target's true labels and has none", "use method cglrl")
+            raise FercliError("cglrl-oracle needs the target's true labels, but there are none", "use method cglrl")
         truth = self.truth.to(offered.device)
         checked = (offered >= 0) & (truth >= 0)
         number = int(checked.sum())

@@ -16,32 +16,31 @@ from fercli.spec import Section
 
 
 def nuclear_discrepancy(source: Tensor, target: Tensor) -> Tensor:
-    """Nuclear-norm Wasserstein discrepancy of two batches of answers (Chen et al., CVPR 2022, section 3).
+    """Nuclear-norm Wasserstein discrepancy of two batches of predictions (Chen et al., CVPR 2022, section 3).
 
     The nuclear norm of the source's probabilities divided by B, minus the target's divided by M.
 
     Args:
         source: probabilities [B, C].
-        target: likewise, [M, C].
+        target: probabilities [M, C].
 
     Returns:
-        A scalar in -1..1: above 0 where the source's answers are more certain and varied than the target's.
+        A scalar in -1..1: above 0 if the source's predictions are more certain and diverse than the target's.
     """
     return nuclear_norm(source) / len(source) - nuclear_norm(target) / len(target)
 
 
 class DALN(Method):
-    """The fused classifier is its own discriminator: it raises `nuclear_discrepancy`, and the features lower it.
+    """The fused classifier is also the discriminator: it raises `nuclear_discrepancy`, and the features lower it.
 
-    A gradient reversal stands before the classifier, so that one loss, minus the discrepancy, does both: the
-    classifier gives the source certain and varied answers and the target vague ones, and the features, by which the
-    reversed gradient arrives, make the target's answers certain and varied too. There are no parameters beside the
-    network's.
+    A gradient reversal before the classifier lets one loss, minus the discrepancy, do both. The classifier learns
+    certain and diverse predictions on the source and vague ones on the target. The features, which receive the reversed
+    gradient, make the target's predictions certain and diverse too. There are no parameters besides the network's.
 
-    All is multiplied by the fused head's weight, the classifier's part too, for the classifier learns the source at
-    that weight. ``weight`` is the paper's lambda, 1. The reversal grows by 2 / (1 + exp(-10 p)) - 1 with
-    p = step / ``reversal_steps``; 10,000 is what the authors' code has (github.com/xiaoachen98/DALN, commit e40ca55).
-    That code divides both norms by the target's number of faces; the two are as many there.
+    The loss is multiplied by the fused head's weight, for the classifier too, which learns the source with that weight.
+    ``weight`` is the paper's lambda, 1. The reversal grows as 2 / (1 + exp(-10 p)) - 1 with
+    p = step / ``reversal_steps``; 10,000 is the value of the authors' code (github.com/xiaoachen98/DALN, commit
+    e40ca55). That code divides both norms by the number of target faces, which equals that of source faces there.
     """
 
     name = "daln"

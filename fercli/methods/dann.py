@@ -17,21 +17,21 @@ from fercli.spec import Optimisation, Section
 
 
 class DANN(Method):
-    """A discriminator tells source from target by the fused feature [B, 384], behind a gradient reversal.
+    """A discriminator distinguishes source from target by the fused feature [B, 384], after a gradient reversal.
 
-    The reversal grows from 0 to 1 by the paper's schedule, 2 / (1 + exp(-10 p)) - 1. The paper's p is the share of the
-    training done; here it is step / ``reversal_steps``, as in the codes of CDAN and AGLRLS. The discriminator is
-    AGLRLS's, so that the methods of the benchmark differ in what they align, not in what aligns.
+    The reversal grows from 0 to 1 with the paper's schedule, 2 / (1 + exp(-10 p)) - 1. In the paper p is the completed
+    fraction of the training; here it is step / ``reversal_steps``, as in the code of CDAN and AGLRLS. The discriminator
+    is AGLRLS's, so that the benchmark's methods differ in what they align and not in the discriminator.
 
-    The source's cross-entropy weighs 7 on the fused head (``adapt.head_weights``) where it weighs 1 in the paper. So
-    what comes back to the features through the reversal is multiplied by that weight too, and stands to the
-    cross-entropy as in the paper; the discriminator itself learns from the plain loss.
+    The source's cross-entropy has weight 7 on the fused head (``adapt.head_weights``), but 1 in the paper. So the
+    gradient that reaches the features through the reversal is multiplied by that weight too. Its ratio to the
+    cross-entropy is then as in the paper. The discriminator itself learns from the plain loss.
     """
 
     name = "dann"
     reaches_all = True
     wants = frozenset({"target"})
-    #: How many fused features wide the discriminator's input is.
+    #: The width of the discriminator's input, in fused features.
     input_width = 1
 
     class Options(Section):
@@ -55,5 +55,5 @@ class DANN(Method):
         return Step(losses, logs)
 
     def adversarial(self, source: Output, target: Output, coefficient: float) -> Tensor:
-        """The adversarial loss, a scalar >= 0, of the two domains' outputs."""
+        """Return the adversarial loss of the two domains' outputs, a scalar >= 0."""
         return domain_adversarial(fused_feature(source), fused_feature(target), self.discriminator, coefficient)

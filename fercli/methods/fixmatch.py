@@ -18,19 +18,22 @@ from fercli.spec import Optimisation, Section
 
 
 class FixMatch(Method):
-    """Where the fused head is sure of a target face's weak view, p >= ``threshold``, its strong view learns that class.
+    """If the fused head is confident on a target face's weak view (p >= ``threshold``), its strong view learns that
+    class.
 
-    The paper's eq. 4: cross-entropy, averaged over all target faces of the batch, those below the threshold counting
-    zero. It is scaled by the fused head's weight: its ratio to the source's loss on that head is ``weight``, the
-    paper's lambda. Source, weak and strong views pass the network together, as in the authors' code.
+    The paper's eq. 4: cross-entropy, averaged over all target faces of the batch, where faces below the threshold count
+    as zero. It is multiplied by the fused head's weight, so that its ratio to the source's loss on that head is
+    ``weight``, the paper's lambda. Source, weak and strong views pass through the network together, as in the authors'
+    code.
 
-    ``thresholds`` other than ``fixed`` make it the method of that name (`fercli.methods.thresholds.Thresholds` says
-    what of it; ``threshold_decay`` is its ``decay``). For ``flexmatch`` each face keeps the last label that reached
-    ``threshold``, over all epochs as in FlexMatch; ``freematch`` and ``softmatch`` do not read ``threshold``.
+    ``thresholds`` other than ``fixed`` turn it into the method of that name, as far as
+    `fercli.methods.thresholds.Thresholds` describes (``threshold_decay`` is its ``decay``). For ``flexmatch`` each face
+    keeps the last label that reached ``threshold``, across all epochs as in FlexMatch; ``freematch`` and ``softmatch``
+    do not read ``threshold``.
 
-    Not taken over: seven unlabelled images to a labelled one (here as many as ``adapt.batch``), the cosine rate and the
-    moving average of the weights, which belong to the paper's schedule. The strong view is the
-    project's RandAugment (``data.augment``), without the paper's Cutout.
+    Not adopted: seven unlabelled images per labelled one (here both have ``adapt.batch``), the cosine learning rate and
+    the moving average of the weights, which belong to the paper's schedule. The strong view is the project's
+    RandAugment (``data.augment``), without the paper's Cutout.
     """
 
     name = "fixmatch"
@@ -49,7 +52,7 @@ class FixMatch(Method):
         super().__init__(settings, options, feature_dim, target_size)
         self.thresholds = Thresholds(options.thresholds, 1, options.threshold, options.threshold_decay)
         faces = target_size if options.thresholds == "flexmatch" else 0
-        # no part of the state where nothing is kept
+        # not part of the state if nothing is stored
         self.register_buffer("bank", torch.full((1, faces), -1, dtype=torch.long), persistent=faces > 0)
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:

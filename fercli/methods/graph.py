@@ -1,7 +1,7 @@
-"""What AGRA is built of: two stacked graph networks over twelve nodes, and the means that initialise half of them.
+"""The parts of AGRA: two stacked graph networks over twelve nodes, and the means that initialise half of the nodes.
 
-Nodes 0 to 5 are the source's (global, five local), 6 to 11 the target's. Papers: Xie et al., ACM MM 2020 (arXiv
-2008.00859); Chen et al., TPAMI 2022 (arXiv 2008.00923). Figures are those of the authors' code
+Nodes 0 to 5 are the source's (global, five local), nodes 6 to 11 the target's. Papers: Xie et al., ACM MM 2020 (arXiv
+2008.00859); Chen et al., TPAMI 2022 (arXiv 2008.00923). The numbers are those of the authors' code
 (github.com/HCPLab-SYSU/CD-FER-Benchmark, commit 7385d33, AGRA/GraphConvolutionNetwork.py and AGRA/Model.py).
 """
 
@@ -16,37 +16,37 @@ from torch import Tensor, nn
 from fercli.machine import one_thread
 from fercli.models.heads import NUM_FEATURES
 
-#: Starting weights of the edges: within a domain, and across (where the same place has an edge of its own).
+#: Initial weights of the edges: within a domain, and across domains (where two nodes of the same place have an edge).
 GLOBAL_LOCAL, LOCAL_LOCAL = 0.8, 0.5
 SAME_PLACE, GLOBAL_LOCAL_ACROSS, LOCAL_LOCAL_ACROSS = 0.9, 0.4, 0.25
 
-#: Keeps the division by a spread finite, as in batch norm.
+#: Keeps the division by a standard deviation finite, as in batch norm.
 SPREAD_FLOOR = 1e-5
 
-#: k-means starts so often and the best end counts; a start takes at most so many steps (scikit-learn's defaults then).
+#: k-means keeps the best of `RESTARTS` starts of at most `STEPS` steps each (scikit-learn's defaults at that time).
 RESTARTS, STEPS = 10, 300
 
 
 def edges(same: float, global_local: float, local_local: float) -> Tensor:
-    """Edge weights [6, 6] between two sets of global and local nodes; `same` is between nodes of one place."""
+    """Edge weights [6, 6] between two sets of global and local nodes; `same` is for nodes of the same place."""
     weights = torch.full((NUM_FEATURES, NUM_FEATURES), local_local)
     weights[0, :] = weights[:, 0] = global_local
     return weights.fill_diagonal_(same)
 
 
 def intra_edges() -> Tensor:
-    """The intra-domain adjacency [6, 6] that training starts from: 1 to itself, then `GLOBAL_LOCAL`, `LOCAL_LOCAL`."""
+    """The initial intra-domain adjacency [6, 6]: 1 for a node to itself, then `GLOBAL_LOCAL` and `LOCAL_LOCAL`."""
     return edges(1.0, GLOBAL_LOCAL, LOCAL_LOCAL)
 
 
 def inter_edges() -> Tensor:
-    """The inter-domain adjacency [12, 12] that training starts from: 1 to itself, else only across the domains."""
+    """The initial inter-domain adjacency [12, 12]: 1 for a node to itself, other edges only across the domains."""
     own, across = torch.eye(NUM_FEATURES), edges(SAME_PLACE, GLOBAL_LOCAL_ACROSS, LOCAL_LOCAL_ACROSS)
     return torch.cat([torch.cat([own, across], 1), torch.cat([across, own], 1)])
 
 
 def row_normalised(adjacency: Tensor, allowed: Tensor) -> Tensor:
-    """Edges that are not `allowed`, and negative ones, are 0; each row then sums to 1, or stays 0 where none is left.
+    """Set edges that are negative or not `allowed` to 0, and scale each row to sum 1, or leave it 0 if none is left.
 
     Args:
         adjacency: [N, N], any numbers.
@@ -59,7 +59,7 @@ def row_normalised(adjacency: Tensor, allowed: Tensor) -> Tensor:
 class GraphConvolution(nn.Module):
     """A (X W + b), with X [B, N, inputs], the adjacency A [N, N] and the result [B, N, outputs].
 
-    W is Xavier-normal and b zero at first.
+    Initially W is Xavier normal and b is zero.
     """
 
     def __init__(self, inputs: int, outputs: int):
@@ -73,12 +73,12 @@ class GraphConvolution(nn.Module):
 
 
 class StackedGraphs(nn.Module):
-    """The intra-domain graph network, run on each domain's six nodes, and on its result the inter-domain one.
+    """The intra-domain graph network on each domain's six nodes, followed by the inter-domain one on its result.
 
     Intra-domain: two convolutions (width, 2 width, width) on one adjacency that both domains share, with ReLU and
-    dropout 0.5 between. Inter-domain: one convolution (width, width). Nothing follows it, so that the result may be
-    negative. Both adjacencies are learned: before each forward pass in training they are made `row_normalised` in
-    place, which is a projection and not part of the gradient.
+    dropout 0.5 between them. Inter-domain: one convolution (width, width). Nothing follows it, so the result may be
+    negative. Both adjacencies are learned. Before each forward pass in training they are `row_normalised` in place,
+    which is a projection and not part of the gradient.
     """
 
     def __init__(self, width: int):
@@ -109,17 +109,17 @@ class StackedGraphs(nn.Module):
 
 
 class ClassMeans(nn.Module):
-    """Means of the features of one domain, one a class or cluster, that follow training as a moving average.
+    """Means of the features of one domain, one per class or cluster, that follow training as a moving average.
 
-    The moments of all the domain's features follow too, with every batch, so that a face of another domain finds the
-    mean that stands in this domain where the face stands in its own (`standardise`, `matching`). All of it is in
-    buffers. Until `start` the means are zero and the moments 0 and 1.
+    The moments of all features of the domain are also updated with every batch. With them, a face of the other domain
+    is matched with the mean at its relative position in this domain (`standardise`, `matching`). All state is in
+    buffers. Before `start` the means are zero and the moments 0 and 1.
 
     Args:
-        classes: how many means.
-        width: of a feature.
+        classes: the number of means.
+        width: the width of a feature.
         rate: how far a mean moves towards the mean of the features gathered for it, 0..1.
-        wait: a mean moves once more than so many features are gathered; they are then forgotten.
+        wait: a mean moves when more than `wait` features have been gathered for it, which are then cleared.
     """
 
     def __init__(self, classes: int, width: int, rate: float, wait: int):
@@ -132,7 +132,7 @@ class ClassMeans(nn.Module):
         self.register_buffer("variance", torch.ones(width))
 
     def start(self, means: Tensor, features: Tensor) -> None:
-        """Begin again at `means` [classes, width], with nothing gathered and the moments of `features` [N, width]."""
+        """Restart from `means` [classes, width] and the moments of `features` [N, width], with nothing gathered."""
         self.means.copy_(means)
         self.sums.zero_()
         self.counts.zero_()
@@ -141,25 +141,28 @@ class ClassMeans(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> Tensor:
-        """Features [B, width] of this domain by its moments: about 0, in units of its spread. No gradient passes."""
+        """Standardise features [B, width] of this domain to mean 0 and variance 1, without gradient."""
         return (features - self.centre) / (self.variance + SPREAD_FLOOR).sqrt()
 
     def matching(self, standardised: Tensor) -> Tensor:
-        """The mean [B, width] that, once standardised, is nearest (Euclidean) to each of `standardised` [B, width]."""
+        """Return for each of `standardised` [B, width] the mean [B, width] that is nearest to it after standardisation.
+
+        Distances are Euclidean.
+        """
         return self.means[nearest(standardised, self.standardise(self.means))]
 
     @torch.no_grad()
     def gather(self, features: Tensor, labels: Tensor | None = None) -> None:
-        """Count features [B, width] to the means of `labels` int64 [B], or else to their nearest; move those due.
+        """Gather features [B, width] for the means of `labels` int64 [B], or for their nearest means.
 
-        The moments move by `rate` at once.
+        Means with enough features move. The moments always move, by `rate`.
         """
         for moment, value in zip((self.centre, self.variance), moments(features), strict=True):
             moment.lerp_(value, self.rate)
         which = nearest(features, self.means) if labels is None else labels
-        # not one_hot, which looks at the largest label first
+        # not one_hot, which reads the largest label back from the device
         belongs = (which[:, None] == torch.arange(len(self.means), device=which.device)).to(features.dtype)
-        # A plain sum and no matrix product, which autocast would round.
+        # A plain sum, since autocast would round a matrix product.
         self.sums += (belongs[:, :, None] * features[:, None]).sum(0)
         self.counts += belongs.sum(0)
         due = (self.counts > self.wait)[:, None]
@@ -170,37 +173,40 @@ class ClassMeans(nn.Module):
 
 
 def nearest(points: Tensor, centres: Tensor) -> Tensor:
-    """Index int64 [N] of the centre [K, D] at the least Euclidean distance from each point [N, D]."""
+    """Return the index int64 [N] of the centre [K, D] with the least Euclidean distance to each point [N, D]."""
     return torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
 
 
 def moments(points: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (biased), [D] each, of points [N, D]; 0 for N = 0."""
+    """Return mean and (biased) variance, [D] each, of points [N, D]; 0 for N = 0."""
     count = max(1, len(points))
     mean = points.sum(0) / count
     return mean, (points - mean).square().sum(0) / count
 
 
 def carried_over(points: Tensor, source: Tensor, target: Tensor) -> Tensor:
-    """Points [K, D] put where they stand in the target [M, D] as they stood in the source [N, D], by the moments.
+    """Transform points [K, D] from the moments of the source [N, D] to those of the target [M, D].
 
-    A dimension without spread in the source takes the target's mean.
+    A dimension without variance in the source gets the target's mean.
     """
     (mean, variance), (new_mean, new_variance) = moments(source), moments(target)
     return (points - mean) / (variance + SPREAD_FLOOR).sqrt() * new_variance.sqrt() + new_mean
 
 
 def class_means(points: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Mean [classes, D] of the points [N, D] of each label 0..classes-1; without points, that of all (0 for N = 0)."""
+    """Return the means [classes, D] of the points [N, D] of each label; a label without points gets the mean of all.
+
+    Labels are 0..classes-1. All means are 0 for N = 0.
+    """
     whole = points.sum(0) / max(1, len(points))
     return torch.stack([points[labels == c].mean(0) if (labels == c).any() else whole for c in range(classes)])
 
 
 def k_means(points: Tensor, clusters: int) -> Tensor:
-    """Centres [clusters, D] of k-means on points [N, D]: k-means++ seeds, the best of `RESTARTS` starts.
+    """Return the centres [clusters, D] of k-means on points [N, D], with k-means++ and the best of `RESTARTS` starts.
 
-    The seed is drawn from torch's global CPU generator. Where there are fewer different points than clusters, some
-    centres fall together; without any point all are 0.
+    The seed is drawn with torch's global CPU generator. If there are fewer distinct points than clusters, some centres
+    coincide; without any points all are 0.
     """
     if not len(points):
         return points.new_zeros(clusters, points.shape[1])
@@ -211,7 +217,10 @@ def k_means(points: Tensor, clusters: int) -> Tensor:
 
 
 def k_means_from(points: Tensor, centres: Tensor) -> Tensor:
-    """Centres [K, D] of k-means on points [N, D], begun at `centres`; one that is no point's nearest then stays put."""
+    """Return the centres [K, D] of k-means on points [N, D], started at `centres`.
+
+    A starting centre that is not the nearest of any point stays where it is.
+    """
     begun, centres = nearest(points, centres).unique(), centres.clone()
     if len(begun):
         start = centres[begun].cpu().numpy()
@@ -224,7 +233,7 @@ def _fit(points: Tensor, **how: Any) -> Tensor:
     from sklearn.exceptions import ConvergenceWarning
 
     with one_thread(), warnings.catch_warnings():
-        # Different points that are one within rounding.
+        # Distinct points that are equal up to rounding.
         warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
         found = KMeans(max_iter=STEPS, tol=0, **how).fit(points.cpu().numpy())
     return torch.from_numpy(found.cluster_centers_).to(points)

@@ -1,4 +1,4 @@
-"""The forward pass that most methods share: source and target through the network together, and the source's loss."""
+"""The forward pass that most methods share: source and target in one pass through the network, and the source loss."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from fercli.models import Output
 def joint_pass(
     network: nn.Module, source: View, target: View, labels: Tensor, head_weights: Tensor
 ) -> tuple[Output, Output, dict[str, Tensor], dict[str, Tensor]]:
-    """Run both domains in one forward pass, so that the batch norms see them together, and train on the source.
+    """Run both domains in one forward pass, so that batch norms see them together, and compute the source loss.
 
     Args:
-        network: gives an `Output` of H heads and C expressions.
+        network: returns an `Output` of H heads and C expressions.
         source: B faces.
-        target: any number of faces M; several views of them may stand one after the other
-            (`fercli.loading.augment.cat`).
+        target: any number of faces M; several views of them may be concatenated (`fercli.loading.augment.cat`).
         labels: int64 [B], 0..C-1, of the source.
         head_weights: [H].
 
     Returns:
-        The source's output (logits [B, H, C], features [B, 6, 64]), the target's (likewise, M), `losses` with
-        "source" (`head_cross_entropy`, a scalar >= 0) and `logs` with "source-accuracy" (0..1, of the fused head).
-        Both dicts are the caller's to add to. The outputs carry gradient.
+        The source's output (logits [B, H, C], features [B, 6, 64]), the target's output (the same for M faces),
+        `losses` with "source" (`head_cross_entropy`, a scalar >= 0) and `logs` with "source-accuracy" (0..1, of the
+        fused head). The caller may add to both dicts. The outputs carry gradients.
 
     Raises:
         FercliError: one of the two views has local crops and the other has none.
@@ -40,5 +39,5 @@ def joint_pass(
 
 
 def fused_feature(output: Output) -> Tensor:
-    """What the fused head reads: all features [B, 6, 64] as one [B, 384], in float32 also under autocast."""
+    """Return the fused head's input: all features [B, 6, 64] as one [B, 384], in float32 even under autocast."""
     return output.features.flatten(1).float()

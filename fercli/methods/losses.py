@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Keeps log finite at probability zero; the value of the released code.
+#: Keeps the logarithm finite at probability zero; the released code's value.
 LOG_FLOOR = 1e-5
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
+    """Convert half precision to float32; leave float32 and float64 unchanged."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -25,13 +25,13 @@ def head_cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor, label_sm
 
     Args:
         logits: [B, H, C].
-        labels: int64 [B], 0..C-1; or float [B, C] >= 0, shares of the classes times the face's weight, 1 in all for a
-            face that weighs as any other.
+        labels: int64 [B], 0..C-1; or float [B, C] >= 0, class probabilities times the face's weight. They sum to 1 for
+            a face of normal weight.
         weights: [H].
         label_smoothing: 0..1.
 
     Returns:
-        A scalar >= 0. NaN for an empty batch, as a mean over nothing.
+        A scalar >= 0, or NaN for an empty batch.
     """
     batch, heads, classes = logits.shape
     if labels.is_floating_point():
@@ -65,12 +65,14 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, coefficient: Tensor | float) -> Tensor:
-    """Identity forward; the gradient is multiplied by -`coefficient`, a scalar (Ganin et al., JMLR 2016)."""
+    """Identity in the forward pass; the gradient is multiplied by -`coefficient`, a scalar (Ganin et al., JMLR
+    2016)."""
     return _Reverse.apply(x, coefficient)
 
 
 def reversal_coefficient(step: Tensor | int, horizon: float = 10_000) -> Tensor:
-    """Strength of the gradient reversal: 2 / (1 + exp(-10 step / horizon)) - 1, from 0 up to 1 (CDAN, NeurIPS 2018).
+    """Strength of the gradient reversal: 2 / (1 + exp(-10 step / horizon)) - 1, rising from 0 to 1 (CDAN, NeurIPS
+    2018).
 
     Args:
         step: >= 0, of any shape.
@@ -79,7 +81,7 @@ def reversal_coefficient(step: Tensor | int, horizon: float = 10_000) -> Tensor:
     Returns:
         float64 of that shape, on the device of `step`.
     """
-    # the same function, in one operation
+    # the same function in one operation
     return torch.tanh(torch.as_tensor(step, dtype=torch.float64) * (5 / horizon))
 
 
@@ -92,23 +94,23 @@ def conditional_adversarial(
     entropy_conditioning: bool = True,
     entropy_coefficient: Tensor | float | None = None,
 ) -> Tensor:
-    """Conditional adversarial loss of a head, CDAN+E (Long et al., NeurIPS 2018, eq. 8; AGLRLS, one term a head).
+    """Conditional adversarial loss of a head, CDAN+E (Long et al., NeurIPS 2018, eq. 8; AGLRLS, one term per head).
 
-    The discriminator sees the outer product of the softmax (detached) and the feature, behind a gradient reversal, and
-    tells source (1) from target (0). Each sample weighs 1 + exp(-H(softmax)), itself behind the reversal, normalised to
-    sum 1 within its domain; the two domains are then averaged.
+    The discriminator receives the outer product of the softmax (detached) and the feature, after a gradient reversal,
+    and distinguishes source (1) from target (0). Each sample has the weight 1 + exp(-H(softmax)), also after a gradient
+    reversal. The weights are normalised to sum 1 within a domain, and the two domains are then averaged.
 
     Args:
-        features: [B, D]; or [B, H, D] of H heads that share the discriminator, whose losses are summed.
+        features: [B, D]; or [B, H, D] for H heads that share the discriminator, whose losses are summed.
         logits: [B, C], or [B, H, C].
         is_source: bool [B]; both domains must be present.
         discriminator: maps [N, C * D] to logits [N] (before the sigmoid).
         coefficient: strength of the reversal, 0..1; a scalar, or [H].
-        entropy_conditioning: False weighs all samples of a domain alike (plain CDAN).
-        entropy_coefficient: strength of the weights' own reversal, a scalar; None is `coefficient`.
+        entropy_conditioning: False gives all samples of a domain the same weight (plain CDAN).
+        entropy_coefficient: strength of the reversal of the weights, a scalar; None for `coefficient`.
 
     Returns:
-        A scalar >= 0; H ln 2 where the discriminator cannot tell.
+        A scalar >= 0; H ln 2 if the discriminator cannot distinguish the domains.
     """
     if logits.dim() == 2:
         features, logits = features[:, None], logits[:, None]
@@ -128,7 +130,7 @@ def conditional_adversarial(
     loss = each.new_zeros(())
     for domain in (is_source[:, None], ~is_source[:, None]):
         inside = weight * domain
-        # The normaliser is a constant, as in the released code: only the weights themselves carry gradient.
+        # The normaliser is a constant, as in the released code: only the weights themselves carry a gradient.
         loss = loss + (inside / inside.sum(0).detach() * each).sum() / 2
     return loss
 
@@ -163,11 +165,11 @@ def learning_status(bank: Tensor, classes: int = 7) -> Tensor:
     """How well each head has learned each class, b (FlexMatch, Zhang et al., NeurIPS 2021, eq. 6 with warm-up).
 
     Args:
-        bank: int64 [H, N]: for each target image its last confident prediction, or -1 for none yet.
+        bank: int64 [H, N]: each target image's last confident prediction, or -1 for none yet.
 
     Returns:
-        float [H, C] in 0..1: images of class c over the largest such number among the classes and "none yet". All zero
-        while no image has been predicted confidently, and for N = 0.
+        float [H, C] in 0..1: the number of images of class c, divided by the largest such number among the classes and
+        "none yet". All zero as long as no image has been predicted confidently, and for N = 0.
     """
     counts = torch.zeros(bank.shape[0], classes + 1, device=bank.device)
     counts.scatter_add_(1, bank + 1, torch.ones_like(bank, dtype=counts.dtype))
@@ -175,31 +177,31 @@ def learning_status(bank: Tensor, classes: int = 7) -> Tensor:
 
 
 def class_thresholds(status: Tensor, threshold: float = 0.95) -> Tensor:
-    """Confidence asked of each class: threshold * ((b + 1) / 2) ** 2, from a quarter of `threshold` up to all of it.
+    """The threshold of each class: threshold * ((b + 1) / 2) ** 2, from a quarter of `threshold` up to all of it.
 
-    Works on any shape; `status` in 0..1 (AGLRLS code, "convex2").
+    Accepts any shape; `status` is b, in 0..1 (AGLRLS code, "convex2").
     """
     return threshold * ((status + 1) / 2) ** 2
 
 
 class DistributionAlignment(nn.Module):
-    """Give target faces, together, the expressions' shares that source faces have in the network's answers.
+    """Aligns the distribution of expressions that the network predicts on target faces with that on source faces.
 
-    A source model leans to some expressions on a new target, and its pseudo labels teach it to lean further. Here each
-    probability is multiplied by the running mean of its class over source faces, divided by the one over target faces
-    (AdaMatch, Berthelot et al., ICLR 2022, section 3.2; ReMixMatch, ICLR 2020, section 3.1). No label is read.
+    On a new target, a source model is biased to some expressions, and its pseudo labels increase the bias. Here each
+    probability is multiplied by the running mean of its class over source faces and divided by the one over target
+    faces (AdaMatch, Berthelot et al., ICLR 2022, section 3.2; ReMixMatch, ICLR 2020, section 3.1). No label is read.
     """
 
     def __init__(self, heads: int, classes: int = 7, decay: float = 0.99):
         super().__init__()
         self.decay = decay
-        # Sums that fade: only their ratio counts, so that the first step needs no correction.
+        # Decaying sums: only their ratio counts, so the first step needs no correction.
         self.register_buffer("of_source", torch.zeros(heads, classes))
         self.register_buffer("of_target", torch.zeros(heads, classes))
 
     @torch.no_grad()
     def forward(self, source_logits: Tensor, target_logits: Tensor) -> Tensor:
-        """Take one step's answers in, and return the target's log-probabilities [M, H, C], aligned.
+        """Update the running means with one step's logits and return the target's aligned log-probabilities [M, H, C].
 
         Args:
             source_logits: [B, H, C].
@@ -211,12 +213,12 @@ class DistributionAlignment(nn.Module):
         return (target + self.of_source.log() - self.of_target.log()).log_softmax(-1)
 
 
-#: Singular values below this share of the largest count as none in `nuclear_norm`.
+#: Singular values below this fraction of the largest count as zero in `nuclear_norm`.
 LEAST_SHARE = 1e-7
 
 
 def _halley_weights(least: float) -> list[tuple[float, float, float]]:
-    """The weights (a, b, c) of `_polar_factor`'s iterations, until singular values of `least` have become 1.
+    """Compute the weights (a, b, c) of the iterations of `_polar_factor` that bring singular values of `least` to 1.
 
     Nakatsukasa, Bai and Gygi, *Optimizing Halley's iteration for computing the matrix polar decomposition*, SIAM J.
     Matrix Anal. Appl. 31 (2010), eq. 3.
@@ -239,10 +241,10 @@ _HALLEY_WEIGHTS = _halley_weights(LEAST_SHARE)
 
 @torch.no_grad()
 def _polar_factor(matrix: Tensor) -> Tensor:
-    """U V^T of the singular vectors of a matrix [N, M], float64; those of no singular value are left out.
+    """Return U V^T of the singular vectors of a matrix [N, M], float64, without the vectors of zero singular values.
 
-    By the weighted Halley iteration (`_halley_weights`): a handful of products and Cholesky factors of the size of the
-    shorter side. A decomposition of the library's would make an accelerator wait for its host.
+    Uses the weighted Halley iteration (`_halley_weights`): a few products and Cholesky factorisations of the size of
+    the shorter side. A library decomposition would make an accelerator wait for the host.
     """
     tall = len(matrix) >= matrix.shape[1]
     x = (matrix if tall else matrix.T).double()
@@ -257,27 +259,27 @@ def _polar_factor(matrix: Tensor) -> Tensor:
 def nuclear_norm(matrix: Tensor) -> Tensor:
     """Sum of the singular values of a matrix [N, M], a scalar >= 0.
 
-    Its gradient is U V^T over the singular values that are not zero to rounding (`LEAST_SHARE`): finite always, and the
-    shortest of those that would do where the matrix lacks rank, such as one of equal rows. NaN or infinite entries give
-    NaN.
+    Its gradient is U V^T over the singular values that are not zero up to rounding (`LEAST_SHARE`). It is always
+    finite. If the matrix is rank-deficient, for example with equal rows, it is the subgradient of least norm. NaN or
+    infinite entries give NaN.
     """
     return (matrix * _polar_factor(matrix.detach()).to(matrix)).sum()
 
 
 def pseudo_label_loss(strong_logits: Tensor, labels: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """Each head teaches itself: cross-entropy of the strong views to the labels of the weak ones.
+    """Self-training loss of each head: cross-entropy of the strong views with the labels of the weak views.
 
-    The mean is over all images of the batch, each times what its label weighs (FixMatch, Sohn et al., NeurIPS 2020,
-    eq. 4; AGLRLS, of seven heads).
+    The mean is over all images of the batch, each multiplied by its label's weight (FixMatch, Sohn et al., NeurIPS
+    2020, eq. 4; AGLRLS, for seven heads).
 
     Args:
         strong_logits: [B, H, C].
         labels: int64 [B, H].
-        chosen: [B, H] in 0..1, what the labels weigh (`fercli.methods.thresholds.Thresholds`).
-        weights: [H], of the heads.
+        chosen: [B, H] in 0..1, the weights of the labels (`fercli.methods.thresholds.Thresholds`).
+        weights: [H], the weights of the heads.
 
     Returns:
-        A scalar >= 0, exactly zero where no label weighs anything.
+        A scalar >= 0; exactly zero if all labels have zero weight.
     """
     strong = at_least_float32(strong_logits.flatten(0, 1))
     each = F.cross_entropy(strong, labels.flatten(), reduction="none").view_as(chosen)

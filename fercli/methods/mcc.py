@@ -16,19 +16,19 @@ from fercli.spec import Section
 
 
 def class_confusion(logits: Tensor, temperature: float = 2.5) -> Tensor:
-    """How much a batch of target answers confuses the classes with each other (Jin et al., ECCV 2020, section 3).
+    """Measure how much a batch of target predictions confuses the classes (Jin et al., ECCV 2020, section 3).
 
-    With Y [B, C] the softmax of `logits` / `temperature` and W the faces' weights 1 + exp(-entropy of Y), brought to
-    mean 1 and without gradient, the confusion of the classes is Y^T W Y [C, C], each of its rows brought to sum 1. The
-    loss is what stands off the diagonal, summed and divided by C.
+    Y [B, C] is the softmax of `logits` / `temperature`. W holds the faces' weights 1 + exp(-entropy of Y), scaled to
+    mean 1 and without gradient. The class confusion is Y^T W Y [C, C], with each row scaled to sum 1. The loss is the
+    sum of its off-diagonal entries, divided by C.
 
     Args:
         logits: [B, C].
-        temperature: > 0; more of it counts the small probabilities for more.
+        temperature: > 0; higher values give more influence to small probabilities.
 
     Returns:
-        A scalar in 0..1: 0 where every face is certain, (C - 1) / C where none knows anything. A class that no face
-        gives any probability, in the precision of floats, confuses nothing.
+        A scalar in 0..1: 0 if every prediction is certain, (C - 1) / C if all are uniform. A class to which no face
+        gives any probability, in floating-point precision, adds no confusion.
     """
     chances = (at_least_float32(logits) / temperature).softmax(-1)
     sureness = 1 + torch.exp(-entropy(chances.detach()))
@@ -39,15 +39,15 @@ def class_confusion(logits: Tensor, temperature: float = 2.5) -> Tensor:
 
 
 class MCC(Method):
-    """The fused head shall not confuse the classes on the target: `class_confusion` of its answers.
+    """Minimises the `class_confusion` of the fused head's predictions on the target.
 
     It is multiplied by the fused head's weight, so that its ratio to the source's loss on that head is ``weight``, the
-    paper's mu, 1 in the authors' code (github.com/thuml/Versatile-Domain-Adaptation, commit 47ec4cb). It lets no face
-    that is certain change its mind, and so rests on a source model that is mostly right.
+    paper's mu, which is 1 in the authors' code (github.com/thuml/Versatile-Domain-Adaptation, commit 47ec4cb). It never
+    changes a certain prediction, and so relies on a source model that is mostly right.
 
-    Where we differ from that code: source and target pass the network together, as for all methods here, and there one
-    after the other, each normalised by its own batch statistics. It divides the confusion's columns where the paper
-    divides its rows; the matrix is symmetric, so that the loss is the same.
+    Differences from that code: source and target pass through the network together, as for all methods here. There they
+    pass one after the other, each normalised by its own batch statistics. The code normalises the confusion's columns,
+    the paper its rows; the matrix is symmetric, so the loss is the same.
     """
 
     name = "mcc"

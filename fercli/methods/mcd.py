@@ -25,35 +25,35 @@ def classifier_discrepancy(p1: Tensor, p2: Tensor) -> Tensor:
         p1, p2: softmax outputs [B, C] on the same faces.
 
     Returns:
-        A scalar in 0..2 / C. Its gradient is zero where the two are equal. NaN for an empty batch, as a mean over
-        nothing.
+        A scalar in 0..2 / C, or NaN for an empty batch. Its gradient is zero where the two are equal.
     """
     return (p1 - p2).abs().mean()
 
 
 class MCD(Method):
-    """Two classifiers on the fused feature [B, 384] learn to differ on the target, and the feature to reconcile them.
+    """Two classifiers on the fused feature [B, 384] learn to differ on the target; the feature learns to align them.
 
-    F1 is the network's fused classifier, and alone answers in use; F2 is a linear layer of the method's own. A batch is
-    used 2 + n times (section 3.3):
+    F1 is the network's fused classifier and the only one used for predictions. F2 is the method's own linear layer. A
+    batch is used 2 + n times (section 3.3):
 
-    - update 0 (step A): everything learns the source: the seven heads, and F2 by cross-entropy;
-    - update 1 (step B): only F1 and F2 move, to keep the source and to differ on the target;
-    - updates 2.. (step C), n = ``generator_steps``, 4 in the authors' code: only what lies before the classifiers
-      moves, to make F1 and F2 agree on the target.
+    - update 0 (step A): everything learns the source: the seven heads, and F2 with cross-entropy;
+    - update 1 (step B): only F1 and F2 are trained, to keep the source and to differ on the target;
+    - updates 2.. (step C), n = ``generator_steps``, 4 in the authors' code: only the layers before the classifiers are
+      trained, to make F1 and F2 agree on the target.
 
-    All that is asked of the fused feature, the discrepancy included, is multiplied by the fused head's weight, so that
-    the three steps stand to each other as in the paper.
+    All losses on the fused feature, including the discrepancy, are multiplied by the fused head's weight, so that the
+    three steps have the same ratio as in the paper.
 
-    Batch norm: every pass has one domain in it, is normalised by its own statistics and moves the running ones, as in
-    the authors' code (commit 159947b): A passes the source, B both, C the target. So the faces of a batch count several
-    times in the running statistics, and the target more than the source. With both in one pass, as the other methods
-    have it, the answers on the target collapsed into two classes (tried on procedural faces, IR small, 40 batches).
+    Batch norm: every pass contains one domain, is normalised by its own statistics and updates the running ones, as in
+    the authors' code (commit 159947b). Step A passes the source, B both domains, C the target. So the faces of a batch
+    count several times in the running statistics, and the target counts more than the source. With both domains in one
+    pass, as in the other methods, the predictions on the target collapsed into two classes (tested on procedural faces,
+    IR small, 40 batches).
 
-    F2 would start from noise beside an F1 that stage 1 has trained, and step C would bend the features towards that
-    noise. So, with ``warm_start``, F2 is first fitted to the features that the network gives the source faces, by
-    cross-entropy with the run's weight decay (at most `FIT_STEPS` steps of L-BFGS). The paper trains all from noise:
-    ``warm_start: false``. F2 learns at F1's rate.
+    Without a warm start, F2 would be noise next to an F1 that stage 1 has trained, and step C would pull the features
+    towards that noise. So with ``warm_start`` F2 is first fitted to the network's features of the source faces, with
+    cross-entropy and the run's weight decay (at most `FIT_STEPS` steps of L-BFGS). The paper trains everything from
+    noise: ``warm_start: false``. F2 trains at F1's learning rate.
     """
 
     name = "mcd"
@@ -92,7 +92,7 @@ class MCD(Method):
         return [*network.classifiers.parameters(), *self.parameters()]
 
     def discrepancy(self, p1: Tensor, p2: Tensor) -> Tensor:
-        """How far apart two classifiers' probabilities [B, C] are, a scalar >= 0."""
+        """Return the discrepancy of two classifiers' probabilities [B, C], a scalar >= 0."""
         return classifier_discrepancy(p1, p2)
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
@@ -108,7 +108,7 @@ class MCD(Method):
         return Step(losses, logs)
 
     def _part(self, network: nn.Module, batch: Batch) -> Step:
-        with torch.no_grad():  # nothing before the classifiers moves
+        with torch.no_grad():  # nothing before the classifiers is trained
             source, target = (fused_feature(network(*view.inputs)) for view in (batch.source, batch.target))
         kept = sum(F.cross_entropy(c(source).float(), batch.labels) for c in (network.classifiers[-1], self.second))
         apart = self._disagreement(network, target)
@@ -125,7 +125,7 @@ class MCD(Method):
         return self.discrepancy(first, second)
 
 
-#: Most L-BFGS steps that `fit` takes.
+#: The most L-BFGS steps that `fit` takes.
 FIT_STEPS = 50
 
 
@@ -134,8 +134,8 @@ def fit(classifier: nn.Linear, features: Tensor, labels: Tensor, weight_decay: f
     """Fit a linear classifier, in place, to minimise mean cross-entropy + weight_decay / 2 * |parameters|^2.
 
     Args:
-        classifier: D to C; where it stands is where the search begins.
-        features: [N, D]; N >= 1. One face, or one class, is answered with certainty, as far as the decay lets it.
+        classifier: D to C; the search starts from its current parameters.
+        features: [N, D]; N >= 1. A single face or class is predicted with certainty, as far as the decay allows.
         labels: int64 [N], 0..C-1.
         weight_decay: >= 0.
     """

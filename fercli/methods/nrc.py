@@ -19,23 +19,24 @@ from fercli.spec import Section
 
 
 class NRC(NeighbourMethod):
-    """Neighbours shall get the same answer of the fused head, and count more where each is the other's neighbour.
+    """Trains the fused head to predict the same for neighbouring faces; mutual neighbours count more.
 
-    The paper's four terms, each over the faces i of the batch, with their probabilities p_i, and b of the bank
-    (`fercli.methods.source_free.FaceBank`), which have no gradient; the first three are means:
+    The paper's four terms, each over the faces i of the batch. p_i are their probabilities, b those of the bank
+    (`fercli.methods.source_free.FaceBank`), which have no gradient. The first three terms are means:
 
     - neighbours: - sum over k in nearest ``neighbours`` of i of A_ik p_i . b_k, where A is 1 if i is among the nearest
       ``expanded`` of k, and ``affinity`` if not;
     - expanded: - sum over those k, and over m in nearest ``expanded`` of k, of ``affinity`` p_i . b_m; a face m that
-      stands there twice counts twice, and i itself does not count;
-    - self: - p_i . b_i, which keeps an answer from following wrong neighbours;
-    - diversity: sum over the classes of q log q, q the mean of all p_i of the batch.
+      occurs twice counts twice, and i itself does not count;
+    - self: - p_i . b_i, which keeps a prediction from following wrong neighbours;
+    - diversity: sum over the classes of q log q, where q is the mean of all p_i of the batch.
 
-    All count with the fused head's weight. As in the authors' code (commit e2a7e36) the batch goes into the bank before
-    neighbours are sought, and all parameters train, the classifier too; the classifiers of the other six heads, which
-    have no loss, stay. That code leaves i among the expanded neighbours in place of the term of its own; here it is as
-    the paper has it. It takes the first of the nearest faces for the face itself; here that is left out by its number.
-    Its numbers of neighbours are 5 and 5 for VisDA, 4 and 3 for Office-Home.
+    All terms are multiplied by the fused head's weight. As in the authors' code (commit e2a7e36), the batch is stored
+    in the bank before neighbours are searched, and all parameters train, including the classifier. The classifiers of
+    the other six heads have no loss and stay unchanged. The code keeps i among the expanded neighbours instead of
+    having a separate self term; here it is as in the paper. The code assumes that the first of the nearest faces is the
+    face itself; here the face is excluded by its index. The code's numbers of neighbours are 5 and 5 for VisDA, 4 and 3
+    for Office-Home.
     """
 
     name = "nrc"

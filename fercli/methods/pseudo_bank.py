@@ -1,4 +1,4 @@
-"""Heads that teach themselves by class-aware pseudo labels, and the bank of those, which methods share (AGLRLS)."""
+"""Self-training of the heads with class-aware pseudo labels (AGLRLS), and the bank of these labels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from fercli.spec import Optimisation, Section
 
 
 class PseudoLabelling(Method):
-    """Base of methods that remember what each head is sure of; how much it has learned of each class follows from it.
+    """Base of methods that store each head's confident predictions, from which its learning status is computed.
 
     AGLRLS's thresholds are ``flexmatch``; the other ``thresholds`` are not part of it
-    (`fercli.methods.thresholds.Thresholds`; ``threshold_decay`` is its ``decay``). Whichever chooses the pseudo labels,
-    the bank keeps the answers that reach ``threshold``, and GLPC asks by the bank and by ``threshold``, as published.
+    (`fercli.methods.thresholds.Thresholds`; ``threshold_decay`` is its ``decay``). Whichever rule chooses the pseudo
+    labels, the bank keeps the predictions that reach ``threshold``. GLPC uses the bank and ``threshold``, as published.
 
     Attributes:
-        bank: int64 [7 heads, N], of each target face what the head was last sure of in this epoch; -1 for nothing yet.
+        bank: int64 [7 heads, N], the head's last confident prediction for each target face in this epoch; -1 for none
+            yet.
     """
 
     class Options(Section):
-        """What the methods have in common of ``adapt.options``."""
+        """The options in ``adapt.options`` that these methods share."""
 
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
         thresholds: Literal["flexmatch", "fixed", "freematch", "softmatch"] = "flexmatch"
@@ -45,15 +46,15 @@ class PseudoLabelling(Method):
         return learning_status(self.bank)
 
     def pseudo_loss(self, weak_logits: Tensor, strong_logits: Tensor, indices: Tensor) -> tuple[Tensor, dict]:
-        """Let the weak views teach the strong ones, and put into the bank what they are sure of.
+        """Train the strong views on the pseudo labels of the weak ones, and store the confident ones in the bank.
 
         Args:
             weak_logits: [B, 7, C]; no gradient passes through them.
             strong_logits: [B, 7, C].
-            indices: int64 [B], which target faces these are.
+            indices: int64 [B], the positions of these target faces.
 
         Returns:
-            `fercli.methods.losses.pseudo_label_loss`, and to be logged the mean weight of each head's pseudo labels.
+            `fercli.methods.losses.pseudo_label_loss`, and the mean weight of each head's pseudo labels for the log.
         """
         probabilities = at_least_float32(weak_logits.detach()).softmax(-1)
         chosen = self.thresholds(probabilities, self.status())

@@ -15,16 +15,16 @@ from fercli.spec import Section
 
 
 class SAFN(Method):
-    """The fused features [B, 384] of both domains are made longer: by ``step`` a time, or to ``radius`` on average.
+    """Raises the norm of both domains' fused features [B, 384]: stepwise by ``step``, or to ``radius`` on average.
 
-    ``variant: stepwise`` is SAFN, ``variant: hard`` HAFN; ``step`` and ``radius`` are each read by their own only.
-    The two domains' losses are added, each with ``weight``, as in the authors' code; the paper writes SAFN's as one
-    mean over the images of both, half as much where they are equally many. SAFN's loss is constant by construction:
-    watch the logged norms instead. Both are multiplied by the fused head's weight (``adapt.head_weights``), so that
-    they stand to its cross-entropy as in the authors' code.
+    ``variant: stepwise`` is SAFN and reads ``step``; ``variant: hard`` is HAFN and reads ``radius``. The two domains'
+    losses are added, each with ``weight``, as in the authors' code. The paper writes SAFN's as one mean over the images
+    of both domains, which is half as much if they have equally many. SAFN's loss is constant by construction: watch the
+    logged norms instead. Both losses are multiplied by the fused head's weight (``adapt.head_weights``), so that their
+    ratio to its cross-entropy is as in the authors' code.
 
-    Not taken over: the paper's norm is that of a layer of its own in the classifier, with a dropout that preserves it;
-    here it is of the feature that the fused head reads, without dropout. ``radius`` is the paper's for its own layer.
+    Not adopted: in the paper the norm is that of an extra layer in the classifier, with a dropout that preserves it.
+    Here it is the norm of the fused head's input, without dropout. ``radius`` is the paper's value for its layer.
     """
 
     name = "safn"

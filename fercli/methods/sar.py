@@ -19,25 +19,26 @@ from fercli.methods.sharpness import perturbed
 from fercli.methods.source_free import all_but_norms, head_entropy, norm_parameters
 from fercli.spec import Optimisation, Section
 
-#: `SAR.average` before there is one.
+#: The value of `SAR.average` before the first update.
 NONE_YET = -1.0
 
 
 class SAR(Method):
-    """Tent of reliable faces only, towards weights around which the entropy is low too, with a way back.
+    """Tent on reliable faces only, towards weights in a region of low entropy, and with recovery from a collapse.
 
-    - Faces of which a head's entropy is below ``margin`` ln 7 are reliable to it (eq. 2); the others do not count.
-    - The batch norms' affine parameters move by the gradient at `fercli.methods.sharpness.perturbed`, ``rho`` uphill
-      (eq. 3 and 4). There the filter is asked once more, of the reliable. The loss is the mean over what is left of
-      each head, times the head's weight; zero where nothing is left.
-    - Recovery: where the moving average of that mean over the heads, 0.9 of the old and 0.1 of the new, falls below
-      ``reset_below``, the model has collapsed into being sure of everything: the batch norms' parameters get back what
-      they were at the start, before the next step, and the average starts again.
+    - A face is reliable for a head if the head's entropy is below ``margin`` ln 7 (eq. 2). Other faces do not count.
+    - The batch norms' affine parameters are updated with the gradient at `fercli.methods.sharpness.perturbed`, ``rho``
+      uphill (eq. 3 and 4). There the reliable faces are filtered once more. The loss is each head's mean entropy over
+      the remaining faces, times the head's weight; zero if no face remains.
+    - Recovery: a moving average of that mean over the heads is kept, 0.9 of the old value plus 0.1 of the new one. If
+      it falls below ``reset_below``, the model has collapsed to being confident on everything. The batch norms'
+      parameters are then reset to the starting model's before the next step, and the average starts again.
 
-    The paper has one head, and filters its faces. ``reset_below`` is its 0.2, for 1000 classes: a model that is rightly
-    sure of seven may be below it from the start, and then goes back at every step (the log "recovered"). Here, unlike
-    in the authors' code (commit 492c1ad), the momentum of SGD outlives a recovery, the norms of the last blocks train
-    too, and the running statistics move, twice a step, and answer in use.
+    The paper has one head and filters its faces. ``reset_below`` is the paper's 0.2, for 1000 classes. A model that is
+    rightly confident on seven classes may be below it from the start and is then reset at every step (the log
+    "recovered"). There are three differences from the authors' code (commit 492c1ad): SGD's momentum is kept after a
+    recovery, the norms of the last blocks train too, and the running statistics are updated, twice per step, and used
+    for predictions.
     """
 
     name = "sar"
@@ -77,7 +78,7 @@ class SAR(Method):
         return Step({"entropy": self._mean(uncertain, kept)}, logs)
 
     def _mean(self, uncertain: Tensor, kept: Tensor) -> Tensor:
-        """Of each head the mean entropy of what is kept, both [B, H], times the head's weight; a scalar."""
+        """Sum over the heads the mean entropy of the kept faces, times the head's weight; both arguments are [B, H]."""
         return ((uncertain * kept).sum(0) / kept.sum(0).clamp_min(1) * self.head_weights).sum()
 
     @torch.no_grad()
@@ -90,7 +91,7 @@ class SAR(Method):
 
     @torch.no_grad()
     def _recover(self, norms: Iterable[nn.Parameter]) -> Tensor:
-        """Give the start's parameters back where the average says so; returns whether, a bool scalar."""
+        """Restore the starting model's parameters if the average is too low; returns a bool scalar, whether it was."""
         due = (self.average >= 0) & (self.average < self.options.reset_below)
         norms = list(norms)
         for parameter, start in zip(norms, self.start.split([p.numel() for p in norms]), strict=True):

@@ -1,4 +1,4 @@
-"""The network at weights where a loss is worse: the first half of a sharpness-aware step (SAM)."""
+"""The network with weights moved to where a loss is higher: the first half of a sharpness-aware step (SAM)."""
 
 from __future__ import annotations
 
@@ -12,35 +12,34 @@ from torch.func import functional_call
 from fercli.errors import FercliError
 from fercli.models import Output
 
-#: Keeps a step of no length finite, where the loss has no gradient; the value of SAM's public PyTorch code.
+#: Keeps the step finite if the loss has no gradient; the value of SAM's public PyTorch code.
 NORM_FLOOR = 1e-12
 
 
 def uphill(
     network: nn.Module, loss: Tensor, rho: float, parameters: Mapping[str, nn.Parameter] | None = None
 ) -> dict[str, Tensor]:
-    """The weights w + e, where e leads uphill: e = rho g / ||g||, g the gradient of `loss` by w (SAM, Foret et al.,
-    ICLR 2021, eq. 2).
+    """Return the weights w + e, where e = rho g / ||g|| points uphill and g is the gradient of `loss` at w.
 
-    No weight changes. What is trained on these weights gives its gradient to w itself: e is a constant, as in the
-    paper's approximation. So both halves of a step fit into one forward and one backward, and the optimizer knows of
-    none of it.
+    This is SAM (Foret et al., ICLR 2021, eq. 2). The weights do not change. A loss computed with the returned weights
+    gives its gradient to w itself, since e is a constant, as in the paper's approximation. So both halves of a step fit
+    into one `Method.forward` and one backward pass, and the optimizer needs no changes.
 
     Args:
-        network: computed `loss`.
-        loss: a scalar; its graph is used up, so that it cannot be trained on itself.
-        rho: length of e over all parameters together, >= 0.
-        parameters: w, by their names in `network`; None is all of them. One that `loss` does not reach stays where it
-            is; where `loss` has no gradient at all, e is 0.
+        network: the network that computed `loss`.
+        loss: a scalar; its graph is freed, so that it cannot be used for training as well.
+        rho: the length of e over all parameters together, >= 0.
+        parameters: w, by their names in `network`; None for all of them. Parameters that `loss` does not reach stay
+            unchanged; if `loss` has no gradient at all, e is 0.
 
     Returns:
-        w + e by the same names, without those that stay.
+        w + e by the same names, without the unchanged parameters.
 
     Raises:
-        FercliError: several processes share the batch: then each knows the gradient of its own faces alone.
+        FercliError: several processes share the batch, so that each knows only the gradient of its own faces.
     """
     if not isinstance(network, nn.Module):
-        raise FercliError("a sharpness-aware step runs in one process", "start one process")
+        raise FercliError("a sharpness-aware step needs a single process", "start one process")
     chosen = dict(network.named_parameters() if parameters is None else parameters)
     found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
     gradients = {name: gradient for name, gradient in zip(chosen, found, strict=True) if gradient is not None}
@@ -53,10 +52,10 @@ def uphill(
 def perturbed(
     network: nn.Module, loss: Tensor, rho: float, parameters: Mapping[str, nn.Parameter] | None = None
 ) -> Callable[..., Output]:
-    """The network at the weights `uphill`, of the same arguments and errors; it is called as `network` is.
+    """Return the network with the weights of `uphill`; call it like `network`. Arguments and errors are the same.
 
-    Parameters that are not among `parameters` stay where they are. The second pass moves the running statistics of
-    batch norms again.
+    Parameters that are not in `parameters` stay unchanged. The second pass updates the running statistics of batch
+    norms again.
     """
     moved = uphill(network, loss, rho, parameters)
 

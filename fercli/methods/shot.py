@@ -19,21 +19,22 @@ from fercli.methods.losses import head_cross_entropy
 from fercli.methods.source_free import head_features, information_maximisation
 from fercli.spec import Optimisation, Section
 
-#: Keeps the centroid of a class without faces finite; the value of the authors' code.
+#: Keeps the centroid of a class without faces finite; the authors' code's value.
 MASS_FLOOR = 1e-8
 
 
 class SHOT(Method):
-    """The classifiers stay; the features move until every head is sure of each face and the classes are all in use.
+    """The classifiers are frozen; the features train until every head is confident on each face and uses all classes.
 
     The paper's sections 3.2 and 3.3, for each of the seven heads: information maximisation
-    (`fercli.methods.source_free.information_maximisation`), and ``pseudo_weight`` times cross-entropy to
-    `centroid_labels`, made of all target faces before each epoch. Both count with the head's weight.
+    (`fercli.methods.source_free.information_maximisation`), and ``pseudo_weight`` times the cross-entropy with
+    `centroid_labels`, which are computed from all target faces before each epoch. Both are multiplied by the head's
+    weight.
 
-    The paper has one head. Here a face has one label for all seven, that of the class which is nearest over all heads.
-    As in the authors' code (commit 07d0c71) a feature gets a 1 at its end and then unit length, classes that no face is
-    predicted to be take no part, and the labels are made once an epoch. Not taken over: their weight-normalised
-    classifier and the batch norm before it, which belong to their source model, and their decaying rate.
+    The paper has one head. Here a face has one label for all seven: the class that is nearest over all heads. As in the
+    authors' code (commit 07d0c71), a 1 is appended to a feature, which is then scaled to unit length, classes that are
+    predicted for no face are left out, and labels are computed once per epoch. Not adopted: the weight-normalised
+    classifier and the batch norm before it, which belong to the authors' source model, and the decaying learning rate.
     """
 
     name = "shot"
@@ -70,15 +71,15 @@ class SHOT(Method):
 
 @torch.no_grad()
 def centroid_labels(seen: Outputs, weights: Tensor) -> Tensor:
-    """Label each face by the nearest of the classes' centroids (SHOT, section 3.3), over all heads.
+    """Label each face with the class of the nearest centroid (SHOT, section 3.3), over all heads.
 
-    Twice: with centroids of all faces, each counting by its probability of the class, then with those of the faces that
-    the first round labelled. Nearness is the cosine of the head's feature, with a 1 at its end, to its centroid, and of
-    all heads the mean by `weights`. A class that no face had before a round, at first by the heads' mean probability,
-    gets none in it.
+    There are two rounds. The first one's centroids are means over all faces, weighted by their probability of the
+    class; the second one's are means over the faces that the first round labelled. The similarity is the cosine between
+    a head's feature, with a 1 appended, and the centroid, averaged over the heads with `weights`. A class that no face
+    had before a round gets no face in it; before the first round, a face has the class of the heads' mean probability.
 
     Args:
-        seen: of N >= 1 faces.
+        seen: the outputs for N >= 1 faces.
         weights: [H] >= 0, not all zero.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What methods without a source share: information maximisation, the heads' features, batch norms, and neighbours.
+"""Code that methods without a source share: information maximisation, head features, batch norms and neighbours.
 
 Shapes: B faces, N target faces, H = 7 heads (global, five local, fused), C = 7 expressions.
 """
@@ -19,28 +19,30 @@ from fercli.spec import Optimisation, Section
 
 
 def head_entropy(logits: Tensor) -> Tensor:
-    """Entropy [B, H] of each head's answer to each face, in nats; logits [B, H, C]."""
+    """Return the entropy [B, H] of each head's prediction for each face, in nats, from logits [B, H, C]."""
     return entropy(at_least_float32(logits).softmax(-1))
 
 
 def information_maximisation(logits: Tensor, weights: Tensor) -> Tensor:
-    """Be sure of each face, and of all faces together give every class its share: minus the mutual information of face
-    and answer, summed over the heads (SHOT, Liang et al., ICML 2020, section 3.2).
+    """The loss of SHOT (Liang et al., ICML 2020, section 3.2): confident predictions, balanced over the classes.
+
+    It is the negative mutual information of face and prediction, summed over the heads.
 
     Args:
         logits: [B, H, C].
         weights: [H].
 
     Returns:
-        A scalar in -ln C..0 times the sum of the weights: the mean entropy less the entropy of the mean. Zero for one
-        face alone, and where all faces get the same answer.
+        A scalar in -ln C..0 times the sum of the weights: the mean entropy minus the entropy of the mean. It is zero
+        for a single face, and if all faces have the same prediction.
     """
     probabilities = at_least_float32(logits).softmax(-1)
     return ((entropy(probabilities).mean(0) - entropy(probabilities.mean(0))) * weights).sum()
 
 
 def head_features(features: Tensor) -> list[Tensor]:
-    """What each of the seven heads reads, in the order of `HEADS`: six times [B, 64], then all of it, [B, 384].
+    """Return the input of each of the seven heads, in the order of `HEADS`: six times [B, 64], then all of it, [B,
+    384].
 
     Args:
         features: [B, 6, 64].
@@ -49,12 +51,12 @@ def head_features(features: Tensor) -> list[Tensor]:
 
 
 def batch_norms(network: nn.Module) -> dict[str, _BatchNorm]:
-    """A network's batch norms by name."""
+    """Return a network's batch norms by name."""
     return {name: module for name, module in network.named_modules() if isinstance(module, _BatchNorm)}
 
 
 def norm_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights and biases of a network's batch norms, by their names in the network."""
+    """Return weights and biases of a network's batch norms, by their names in the network."""
     return {
         f"{norm}.{name}": parameter
         for norm, module in batch_norms(network).items()
@@ -63,18 +65,18 @@ def norm_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def all_but_norms(network: nn.Module) -> Iterable[nn.Parameter]:
-    """A network's parameters without `norm_parameters`."""
+    """Return a network's parameters except `norm_parameters`."""
     norms = set(norm_parameters(network).values())
     return [parameter for parameter in network.parameters() if parameter not in norms]
 
 
 class FaceBank(nn.Module):
-    """The fused head's feature and answer of every target face, as they were when the face was last seen.
+    """The fused head's feature and prediction for every target face, from when the face was last seen.
 
     Attributes:
         features: float [N, D], of unit length.
         probabilities: float [N, C].
-        filled: bool, whether `fill` was called.
+        filled: bool, whether `fill` has been called.
     """
 
     def __init__(self, faces: int, feature_dim: int):
@@ -84,7 +86,7 @@ class FaceBank(nn.Module):
         self.register_buffer("filled", torch.tensor(False))
 
     def fill(self, evaluator: Evaluator) -> None:
-        """Put all target faces in as the network sees them now, the first time that this is called."""
+        """Fill the bank with all target faces as the current network sees them, on the first call only."""
         if not self.filled:
             seen = evaluator.target()
             self.features.copy_(F.normalize(seen.features.flatten(1), dim=1))
@@ -93,19 +95,19 @@ class FaceBank(nn.Module):
 
     @torch.no_grad()
     def update(self, indices: Tensor, features: Tensor, probabilities: Tensor) -> None:
-        """Put a batch in: positions int64 [B], features [B, D] of any length, probabilities [B, C]."""
-        # Of a face that stands twice in the batch all places write what the last one has, so that their order is no
-        # matter.
+        """Store a batch: positions int64 [B], features [B, D] of any length, probabilities [B, C]."""
+        # If a face occurs twice in the batch, all its places write the last one's values, so that the order of the
+        # writes does not matter.
         order = torch.arange(1, len(indices) + 1, device=indices.device)
         last = ((indices[:, None] == indices) * order).argmax(1)
         self.features[indices] = F.normalize(features, dim=1)[last].to(self.features)
         self.probabilities[indices] = probabilities[last].to(self.probabilities)
 
     def nearest(self, indices: Tensor, count: int) -> Tensor:
-        """The faces most like each of the faces `indices` int64 [...], by the cosine of their features.
+        """Find the faces nearest to each of the faces `indices` int64 [...], by cosine similarity of their features.
 
         Returns:
-            int64 [..., min(count, N - 1)], the nearest first; no face is its own neighbour.
+            int64 [..., min(count, N - 1)], nearest first; no face is its own neighbour.
         """
         alike = self.features[indices] @ self.features.T
         alike.scatter_(-1, indices[..., None], -torch.inf)
@@ -113,10 +115,10 @@ class FaceBank(nn.Module):
 
 
 class NeighbourMethod(Method):
-    """Base of methods in which a face learns from its neighbours among all target faces, by the fused head alone.
+    """Base of methods in which a face learns from its neighbours among all target faces, with only the fused head.
 
     Attributes:
-        bank: of all target faces, filled before the first step.
+        bank: the bank of all target faces, filled before the first step.
     """
 
     needs_source = False

@@ -1,4 +1,4 @@
-"""Source-only: cross-entropy on the labelled source, nothing else. Stage 1 of every method, and their baseline."""
+"""Source-only: cross-entropy on the labelled source and nothing else. It is every method's stage 1 and baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fercli.spec import Optimisation, Section
 
 
 class SourceOnly(Method):
-    """Weighted cross-entropy of the seven heads (METHOD: stage 1)."""
+    """Weighted cross-entropy of the seven heads, as in stage 1."""
 
     name = "source-only"
     reaches_all = True

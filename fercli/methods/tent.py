@@ -1,5 +1,5 @@
-"""Tent: entropy minimisation by the batch norms (Wang et al., Tent: Fully Test-Time Adaptation by Entropy Minimization,
-ICLR 2021, arXiv 2006.10726).
+"""Tent: entropy minimisation with the batch norms (Wang et al., Tent: Fully Test-Time Adaptation by Entropy
+Minimization, ICLR 2021, arXiv 2006.10726).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from fercli.methods.source_free import all_but_norms, head_entropy
 
 
 class Tent(Method):
-    """The heads become surer of the target's faces, by weights and biases of the batch norms alone.
+    """Makes the heads more confident on target faces by training only weights and biases of the batch norms.
 
-    The paper's section 3: the mean entropy of the answers, here of the seven heads, each with its weight;
-    ``head_weights`` of 0 take heads out. Nothing but the batch norms' affine parameters trains. Each batch is
-    normalised by its own statistics, as there; there the model keeps no others, here the running ones move with the
-    target's batches, and answer in use. The paper adapts while it answers, and sees each face once; here it is training
-    like any other, and answers afterwards. The entropy has `fercli.methods.losses.LOG_FLOOR` in it, as everywhere here.
+    The paper's section 3: the loss is the mean entropy of the predictions, here of the seven heads, each with its
+    weight; ``head_weights`` of 0 leave heads out. Only the batch norms' affine parameters train. As in the paper, each
+    batch is normalised by its own statistics. The paper's model keeps no other statistics; here the running ones are
+    updated with the target batches and used for predictions. The paper adapts while it predicts and sees each face
+    once. Here the method trains like any other, and predictions are made afterwards. The entropy includes
+    `fercli.methods.losses.LOG_FLOOR`, as everywhere in fercli.
     """
 
     name = "tent"

@@ -1,4 +1,4 @@
-"""The networks, and files that hold their weights.
+"""The networks, and the files that hold their weights.
 
 - `global_local`: the global-local network: seven heads over one global and five local features;
 - `build`: the network of a spec's ``model`` section;
@@ -6,13 +6,13 @@
 - `backbones`: IR-50, IR-18, the two MobileNetV2 and the small ones;
 - `local`: windows, crop nets and patch stems;
 - `grouped`: five crop nets run as one;
-- `norms`: batch norms that count no batches;
-- `prelu`: a PReLU whose gradient is cheap on a CPU;
-- `weights`: other people's checkpoints into our network;
-- `kinds`: which kinds of checkpoint are known;
-- `names`: names of tensors here and elsewhere;
+- `norms`: batch norms without a batch counter;
+- `prelu`: a PReLU with a cheap gradient on a CPU;
+- `weights`: loads checkpoints, ours and others', into our network;
+- `kinds`: the known kinds of checkpoint;
+- `names`: tensor names, ours and those of other projects;
 - `unwrapping`: finds a network's state in a checkpoint;
-- `reading`: files as data, never as code;
+- `reading`: reads checkpoint files as data, never as code;
 - `model_file`: a whole model in one safetensors file.
 """
 

@@ -1,8 +1,8 @@
-"""The backbones: an aligned face in, a map for the local windows (28x28) and a map for the whole face (7x7) out.
+"""The backbones: they turn an aligned face into a local map (28x28, for the windows) and a global map (7x7).
 
 Every backbone takes images [B, 3, 112, 112] and returns ``(local map [B, L, 28, 28], global map [B, G, 7, 7])`` with
-``local_channels`` = L and ``global_channels`` = G as attributes. One whose crop nets are not of IR blocks has a method
-``crop_blocks()`` for the blocks of one of them.
+``local_channels`` = L and ``global_channels`` = G as attributes. A backbone whose crop nets are not made of IR blocks
+has a method ``crop_blocks()``, which returns the blocks of one crop net.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from fercli.models.norms import BatchNorm2d
 from fercli.models.prelu import PReLU
 
-#: Blocks in each of the four stages of the IR nets, by the name the run spec uses.
+#: Number of blocks in each of the four stages of the IR nets, by their name in the run spec.
 IR_BLOCKS: dict[str, tuple[int, int, int, int]] = {
     "ir50": (3, 4, 14, 3),
     "ir18": (2, 2, 2, 2),
     "ir-small": (1, 1, 1, 1),
     "ir-lite": (1, 1, 3, 2),
 }
-#: Those of them that are ours, for CPUs: `width` channels wide, with light blocks (`BottleneckIR`).
+#: The IR nets that fercli adds for CPUs: `width` channels wide, with light blocks (`BottleneckIR`).
 LIGHT = frozenset({"ir-small", "ir-lite"})
 #: MobileNetV2: torchvision's, and the one of the released checkpoints.
 MOBILE = ("mobilenet-v2", "mobilenet-v2-wide")
@@ -31,14 +31,15 @@ MOBILE = ("mobilenet-v2", "mobilenet-v2-wide")
 class Shortcut(nn.Conv2d):
     """A 1x1 convolution without bias that works on every stride-th pixel, as published.
 
-    On a CPU those pixels are cut out first, and the convolution has stride 1: the same sums. oneDNN's strided 1x1
-    gradient overruns its buffer in channels-last with fewer than 16 channels (uxlfoundation/oneDNN issue 6035: wrong
-    gradients or a crash). Elsewhere the convolution strides itself, which saves a copy of the map there and back.
+    On a CPU those pixels are selected first and the convolution has stride 1, which gives the same sums. The reason:
+    oneDNN's strided 1x1 gradient overruns its buffer in channels-last with fewer than 16 channels (uxlfoundation/oneDNN
+    issue 6035: wrong gradients or a crash). On other devices the convolution itself is strided, which saves a copy of
+    the map in the forward and the backward pass.
 
     Shape: [B, channels_in, H, W] to [B, channels_out, ceil(H / stride), ceil(W / stride)].
     """
 
-    #: Whether the convolution strides itself; None for wherever that is not a CPU.
+    #: Whether the convolution itself is strided; None: it is on every device but a CPU.
     strides_itself: bool | None = None
 
     def __init__(self, channels_in: int, channels_out: int, stride: int):
@@ -55,11 +56,11 @@ class BottleneckIR(nn.Module):
     """The improved-residual block of ArcFace (Deng et al., CVPR 2019) and face.evoLVe's ``bottleneck_IR``.
 
     ``y = BN(conv(PReLU(conv(BN(x))))) + shortcut(x)``: 3x3 convolutions without bias, the second with the stride. The
-    shortcut keeps every stride-th pixel (what the published max-pool of kernel 1 does) and, where the number of
-    channels changes, passes them through a 1x1 convolution and batch norm (the published strided 1x1 convolution).
+    shortcut keeps every stride-th pixel, as the published max-pool of kernel 1 does. Where the number of channels
+    changes, it passes them through a 1x1 convolution and batch norm (the published strided 1x1 convolution).
 
-    `light` is ours, for CPUs: the stride moves to the first convolution, so that the second works on a quarter of the
-    pixels, and ReLU in place replaces PReLU, which has a pass over the map more in each direction.
+    `light` is fercli's variant for CPUs. The stride moves to the first convolution, so that the second works on a
+    quarter of the pixels. In-place ReLU replaces PReLU, which costs one more pass over the map in each direction.
 
     Shape: [B, channels_in, H, W] to [B, channels_out, ceil(H / stride), ceil(W / stride)].
     """
@@ -85,14 +86,14 @@ class BottleneckIR(nn.Module):
 
 
 def activation(channels: int, light: bool) -> nn.Module:
-    """Return PReLU with a slope for each channel, as published, or for light nets ReLU in place."""
+    """Return PReLU with one slope per channel, as published, or in-place ReLU for light nets."""
     return nn.ReLU(inplace=True) if light else PReLU(channels)
 
 
 def _stages(
     blocks: Sequence[int], channels: int, widths: Sequence[int], strides: Sequence[int], light: bool
 ) -> nn.ModuleList:
-    """Stages of `blocks` blocks each, from `channels` to their `widths`; the first block has the stage's stride."""
+    """Build stages of `blocks` blocks each, from `channels` to `widths`; a stage's first block has its stride."""
     stages = []
     for count, wider, stride in zip(blocks, widths, strides, strict=True):
         rest = (BottleneckIR(wider, wider, 1, light) for _ in range(count - 1))
@@ -105,13 +106,13 @@ class IRNet(nn.Module):
     """An improved-residual net of four stages with `width`, 2, 4 and 8 times `width` channels.
 
     As published (IR-50, IR-18: `width` 64): a 3x3 stem at 112x112, and each stage's first block halves the map. A light
-    net halves the map in the stem instead of in the first stage, and uses light blocks (see `BottleneckIR`): the same
-    28x28 and 7x7 maps at about a fifth of the cost on a CPU.
+    net halves the map in the stem instead of in the first stage, and uses light blocks (see `BottleneckIR`). Its maps
+    are 28x28 and 7x7 too, at about a fifth of the cost on a CPU.
 
     Args:
-        blocks: how many blocks each stage has.
+        blocks: number of blocks in each stage.
         width: channels of the stem and the first stage.
-        light: trade the published order of strides and activations for speed on CPUs.
+        light: depart from the published strides and activations for speed on CPUs.
     """
 
     def __init__(self, blocks: Sequence[int], width: int = 64, light: bool = False):
@@ -131,13 +132,13 @@ class IRNet(nn.Module):
 
 
 class IRLite(nn.Module):
-    """A light IR net for small and blurred images: deep where maps are small, and no work at full resolution.
+    """A light IR net for small and blurred images: deep where maps are small, with no work at full resolution.
 
-    The face is halved by averaging, so that what is finer than two pixels of 112 does not count: faces of a 48x48
-    source are blurred that far anyway, and sharp ones of a target then look alike. A 5x5 stem of stride 2 gives the
-    28x28 map; stages 1 and 2 keep it, with `width` channels, stages 3 and 4 halve it, with 2 and 4 times `width`. The
-    local map is projected to five eighths of `width` (1x1, batch norm, ReLU): the five crop nets hold much of the
-    weights, and their number grows with the square of it.
+    The face is first halved in size by averaging, which removes detail finer than two of 112 pixels. Faces of a 48x48
+    source lack that detail anyway, and the sharp faces of a target then look like them. A 5x5 stem of stride 2 gives
+    the 28x28 map. Stages 1 and 2 keep its size, with `width` channels; stages 3 and 4 each halve it, with 2 and 4 times
+    `width`. The local map is projected to five eighths of `width` (1x1, batch norm, ReLU), because the five crop nets
+    hold many of the weights and their number grows with the square of the map's channels.
     """
 
     light = True
@@ -162,17 +163,17 @@ class IRLite(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Torchvision's MobileNetV2 (Sandler et al., CVPR 2018), its maps projected to 128 and 512 channels.
+    """Torchvision's MobileNetV2 (Sandler et al., CVPR 2018), with its maps projected to 128 and 512 channels.
 
-    The stem's stride is 1 in place of 2: the net was made for 224x224 images, and so a 112x112 face gives the same
-    maps, 32x28x28 and 320x7x7, from the same layers. Strides are not weights, so ImageNet's weights still fit.
+    The stem's stride is 1 instead of 2. The net was made for 224x224 images, so a 112x112 face now gives the same maps,
+    32x28x28 and 320x7x7, from the same layers. Strides are not weights, so ImageNet weights still fit.
 
-    Each projection is a 1x1 convolution, batch norm and ReLU6, and trains at the rate of the new layers.
+    Each projection is a 1x1 convolution, batch norm and ReLU6. It trains at the learning rate of the new layers.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # torchvision takes a second to import, and the other backbones need none of it
+        # torchvision takes a second to import, and the other backbones do not need it
         from torchvision.models import mobilenet_v2
         from torchvision.ops import Conv2dNormActivation
 
@@ -190,7 +191,7 @@ class MobileNetV2(nn.Module):
         return self.project_local(local), self.project_global(self.features[7:](local))
 
 
-#: (expansion, channels, blocks, stride) of the inverted residuals in the four stages, and in a crop net.
+#: (expansion, channels, blocks, stride) of the inverted residuals in the four stages and in a crop net.
 _WIDE_STAGES: tuple[tuple[tuple[int, int, int, int], ...], ...] = (
     ((1, 64, 1, 1), (6, 64, 2, 2)),
     ((6, 128, 3, 2),),
@@ -201,16 +202,16 @@ _WIDE_CROP_NET = ((6, 256, 4, 2), (6, 512, 3, 2))
 
 
 class WideMobileNetV2(nn.Module):
-    """The MobileNetV2 that AGLRLS, CGLRL and AGRA were measured with: its checkpoints fit no other.
+    """The MobileNetV2 of the AGLRLS, CGLRL and AGRA measurements; its checkpoints fit no other backbone.
 
     MobileNetV2's blocks (Sandler et al., CVPR 2018) in four stages of 64, 128, 256 and 512 channels, without a stem:
-    the first block reads the image. Figures are those of the released code (github.com/yao-papercodes/AGLRLS, commit
-    e4ce891, code/MobileNet.py; the same in github.com/HCPLab-SYSU/CD-FER-Benchmark, CADA/MobileNet.py). Its maps need
-    no projection, and no weights of ImageNet fit it.
+    the first block reads the image. The numbers are those of the released code (github.com/yao-papercodes/AGLRLS,
+    commit e4ce891, code/MobileNet.py; the same in github.com/HCPLab-SYSU/CD-FER-Benchmark, CADA/MobileNet.py). Its maps
+    need no projection, and ImageNet weights do not fit it.
 
-    Differs from the code: there the five crop nets share all blocks and have a last convolution each, and a checkpoint
-    names the shared blocks five times. Ours are five nets, as the paper draws them, so that a checkpoint gives the same
-    answers, and training from it lets them part.
+    Difference from the code: there the five crop nets share all blocks but each has its own last convolution, and a
+    checkpoint names the shared blocks five times. Here they are five separate nets, as the paper draws them. A
+    checkpoint gives the same predictions, and the nets diverge when they are trained further.
     """
 
     def __init__(self) -> None:
@@ -228,12 +229,12 @@ class WideMobileNetV2(nn.Module):
         return local, self.stages[3](self.stages[2](local))
 
     def crop_blocks(self) -> nn.Sequential:
-        """New blocks of one crop net: [B, 128, 7, 7] to [B, 512, 2, 2]."""
+        """Build the blocks of one crop net: [B, 128, 7, 7] to [B, 512, 2, 2]."""
         return _inverted_residuals(self.local_channels, _WIDE_CROP_NET)
 
 
 def _inverted_residuals(channels: int, rows: Sequence[tuple[int, int, int, int]]) -> nn.Sequential:
-    """Blocks of MobileNetV2 from `channels`; of each row the first has the stride."""
+    """Build MobileNetV2 blocks that start from `channels`; the first block of each row has its stride."""
     from torchvision.models.mobilenetv2 import InvertedResidual
 
     blocks = []
@@ -245,10 +246,10 @@ def _inverted_residuals(channels: int, rows: Sequence[tuple[int, int, int, int]]
 
 
 def build_backbone(name: str, width: int = 16) -> nn.Module:
-    """Return the backbone that the run spec names; `width` is read by those in `LIGHT` alone.
+    """Return the backbone that the run spec names; only the backbones in `LIGHT` use `width`.
 
     Raises:
-        ValueError: no backbone of that name (the run spec is checked before it comes here).
+        ValueError: there is no backbone of that name (a run spec is checked before this function is called).
     """
     if name == "mobilenet-v2":
         return MobileNetV2()
@@ -260,4 +261,4 @@ def build_backbone(name: str, width: int = 16) -> nn.Module:
         return IRNet(IR_BLOCKS[name], width, light=True)
     if name in IR_BLOCKS:
         return IRNet(IR_BLOCKS[name])
-    raise ValueError(f"no backbone {name!r}: there are {', '.join((*IR_BLOCKS, *MOBILE))}")
+    raise ValueError(f"no such backbone: {name!r}; use one of {', '.join((*IR_BLOCKS, *MOBILE))}")

@@ -1,4 +1,4 @@
-"""From the run spec's ``model`` section to a network with its first weights."""
+"""Builds the network of a run spec's ``model`` section, with its initial weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fercli.spec import Model
 
 
 def build_network(spec: Model) -> GlobalLocal:
-    """Build the network that the ``model`` section of the run spec asks for, with its weights if it names any.
+    """Build the network that the run spec's ``model`` section describes, and load the weights it names, if any.
 
     Raises:
         FercliError: the weights cannot be read or do not fit (see `fercli.models.weights.load_weights`).

@@ -1,4 +1,4 @@
-"""The global-local network: one global and five local branches, each with a classifier of its own, and one over all.
+"""The global-local network: one global and five local branches, one classifier head for each, and a fused head.
 
 Published in CGLRL (Xie et al., ICPR 2022) and AGLRLS (Gao et al., IEEE TMM 2024, arXiv 2401.11085).
 """
@@ -18,19 +18,19 @@ from fercli.loading.augment import IMAGENET_MEAN, IMAGENET_STD, MIRRORED
 from fercli.models.heads import FEATURE_SIZE, NUM_FEATURES, REGIONS
 from fercli.models.local import ConvPool, LocalNets, PatchStems, cut_windows, to_map
 
-#: Shares of red, green and blue in a grey image (ITU-R BT.601).
+#: Weights of red, green and blue in a grey image (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 
 
 class Output(NamedTuple):
-    """What the network says of a batch.
+    """The network's output for a batch.
 
     Attributes:
-        logits: [B, 7 heads, 7 expressions], heads in the order of `HEADS`.
-        features: [B, 6, 64], none negative: row 0 is the global feature, 1 to 5 are the local ones in the order of
-            `REGIONS`. The fused head reads all 384 in this order.
+        logits: [B, 7 heads, 7 expressions], with the heads in the order of `HEADS`.
+        features: [B, 6, 64], all non-negative. Row 0 is the global feature, rows 1 to 5 are the local ones in the order
+            of `REGIONS`. The fused head reads all 384 numbers in this order.
 
-    Both are float32 also under half-precision autocast.
+    Both are float32, even under half-precision autocast.
     """
 
     logits: Tensor
@@ -38,19 +38,21 @@ class Output(NamedTuple):
 
 
 class GlobalLocal(nn.Module):
-    """A backbone, one global and five local features of 64, and seven heads over them.
+    """A backbone, one global and five local features of length 64, and seven heads that read them.
 
     Args:
         backbone: returns (local map [B, L, 28, 28], global map [B, G, 7, 7]); see `fercli.models.backbones`.
-        local: ``feature-map``: windows of the local map around the landmarks, as published; ``image-crop``: prepared
-            patches of the photograph through a stem each, the paper's alternative.
-        classifiers: ``shared``: three (global, one for the five local heads, fused), as the released code and its
-            checkpoints have; ``separate``: seven in the order of `HEADS`, as the paper draws.
-        input: ``colour``, or ``grey``: the network sees the luminance of images and crops, three times.
-        test_flip: in eval mode, whether logits and features are the means over a face and its mirror image, whose
-            landmarks are mirrored and change sides. Twice the cost; a customary small gain of accuracy (Simonyan and
-            Zisserman, ICLR 2015, section 3.2).
-        first_weights: ``standard`` (`initialise`), or ``released`` (`initialise_as_released`), as in AGLRLS's code.
+        local: ``feature-map`` cuts windows of the local map around the landmarks, as published. ``image-crop``, the
+            paper's alternative, passes prepared patches of the image through one stem each.
+        classifiers: ``shared`` means three classifiers (global, one for the five local heads, fused), as in the
+            released code and its checkpoints. ``separate`` means seven in the order of `HEADS`, as the paper draws
+            them.
+        input: ``colour``, or ``grey``: the luminance of images and crops, repeated in all three channels.
+        test_flip: whether logits and features in eval mode are the means over a face and its mirror image, whose
+            landmarks are mirrored and swap sides. This doubles the cost for a usual small gain in accuracy (Simonyan
+            and Zisserman, ICLR 2015, section 3.2).
+        first_weights: the initial weights: ``standard`` (`initialise`), or ``released`` as in AGLRLS's code
+            (`initialise_as_released`).
     """
 
     def __init__(
@@ -78,19 +80,19 @@ class GlobalLocal(nn.Module):
             initialise_as_released(self)
         else:
             self.apply(initialise)
-        #: What backbone and crop nets compute in while training; None for the weights' own type. The engine sets it.
+        #: The type that backbone and crop nets train in; None for the weights' type. The engine sets it.
         self.autocast: torch.dtype | None = None
-        #: `compute`, compiled, for training; None to run it as it is. The engine sets it.
+        #: The compiled `compute`, for training; None to run it uncompiled. The engine sets it.
         self.compiled: Callable[..., Output] | None = None
 
     def forward(self, images: Tensor, landmarks: Tensor, crops: Tensor | None = None) -> Output:
         """Compute features and logits.
 
         Args:
-            images: [B, 3, 112, 112], normalised with ImageNet's mean and deviation.
-            landmarks: [B, 5, 2] float32 (x, y) in pixels of `images`; keep them in float32, since bfloat16 cannot tell
+            images: [B, 3, 112, 112], normalised with ImageNet's mean and standard deviation.
+            landmarks: [B, 5, 2] float32 (x, y) in pixels of `images`. Keep them in float32: bfloat16 cannot distinguish
                 100 from 100.4.
-            crops: [B, 5, 3, P, P], normalised likewise; needed with ``image-crop``, else not read.
+            crops: [B, 5, 3, P, P], normalised in the same way; required with ``image-crop``, otherwise not used.
 
         Raises:
             FercliError: ``image-crop`` without `crops`.
@@ -104,12 +106,12 @@ class GlobalLocal(nn.Module):
         return output
 
     def compute(self, images: Tensor, landmarks: Tensor, crops: Tensor | None = None) -> Output:
-        """What `forward` returns. The heads' answers are float32 in any case: thresholds such as 0.95 want that."""
+        """Compute what `forward` returns. The logits are always float32, which thresholds such as 0.95 require."""
         device = images.device.type
         if self.training and self.autocast is not None:
             with torch.autocast(device, self.autocast):
                 features = self._features(images, landmarks, crops)
-        else:  # an autocast around the call, a caller's own, still holds
+        else:  # the caller's own autocast still applies
             features = self._features(images, landmarks, crops)
         with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
             features = features.to(self.classifiers[0].weight.dtype)
@@ -122,7 +124,7 @@ class GlobalLocal(nn.Module):
         if self.patch_stems is None:
             windows = cut_windows(local_map, to_map(landmarks, images.shape[-1], local_map.shape[-1]))
         elif crops is None:
-            raise FercliError("model.local: image-crop needs the prepared local crops, and this batch has none")
+            raise FercliError("model.local: image-crop needs prepared local crops, but this batch has none")
         else:
             windows = self.patch_stems(crops)
         return torch.cat([self.global_head(global_map)[:, None], self.local_nets(windows)], dim=1)
@@ -136,10 +138,10 @@ class GlobalLocal(nn.Module):
         return torch.cat([first(features[:, :1]), local, last(features.flatten(1))[:, None]], dim=1)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return all parameters as ``backbone`` and ``new``: the latter train at ten times the rate.
+        """Return all parameters in two groups, ``backbone`` and ``new``; the new ones train at ten times the rate.
 
-        New are the global convolution, the crop nets, the heads, and where they exist the patch stems and MobileNetV2's
-        projections: whatever no pre-trained backbone brings.
+        The new ones are those that no pre-trained backbone provides: the global convolution, the crop nets, the heads
+        and, where they exist, the patch stems and the backbone's projections.
         """
         groups: dict[str, list[nn.Parameter]] = {"backbone": [], "new": []}
         for name, parameter in self.named_parameters():
@@ -149,29 +151,29 @@ class GlobalLocal(nn.Module):
 
 
 class Luminance(nn.Module):
-    """Images [..., 3, H, W], normalised with ImageNet's mean and deviation, as grey ones in the same normalisation.
+    """Makes images [..., 3, H, W], normalised with ImageNet's mean and deviation, grey in the same normalisation.
 
-    The luma of ITU-R BT.601, as OpenCV and Pillow make grey images, in all three channels; a grey image stays as it
-    is, to rounding.
+    All three channels become the luma of ITU-R BT.601, which OpenCV and Pillow also use. A grey image stays the same,
+    up to rounding.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # Buffers, for numbers that are sent to a device in every pass would make it waited for. No part of the state.
+        # Buffers, since sending these numbers to a device in every pass would synchronise it. Not part of the state.
         for name, values in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD), ("luma", LUMA)):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1), persistent=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        # In one product per channel: y_c = (sum_k luma_k (x_k std_k + mean_k) - mean_c) / std_c
-        grey = (pictures * (self.luma * self.std)).sum(-3, keepdim=True) + (self.luma * self.mean).sum()
+    def forward(self, images: Tensor) -> Tensor:
+        # One product per channel: y_c = (sum_k luma_k (x_k std_k + mean_k) - mean_c) / std_c
+        grey = (images * (self.luma * self.std)).sum(-3, keepdim=True) + (self.luma * self.mean).sum()
         return (grey - self.mean) / self.std
 
 
 def mirror(images: Tensor, landmarks: Tensor, crops: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What `GlobalLocal` is given, mirrored: left and right landmarks and crops change places."""
+    """Mirror the inputs of `GlobalLocal`; left and right landmarks and crops swap places."""
 
     def swapped(regions: Tensor) -> Tensor:
-        # not by a list of positions, which would be sent to the device in every pass
+        # not by indexing with a list, which would be sent to the device in every pass
         return torch.stack([regions[:, place] for place in MIRRORED], 1)
 
     width = images.shape[-1]
@@ -180,9 +182,9 @@ def mirror(images: Tensor, landmarks: Tensor, crops: Tensor | None) -> tuple[Ten
 
 
 def initialise(module: nn.Module) -> None:
-    """Give one layer its first weights: Kaiming normal (over the inputs) if a convolution, Xavier uniform if linear.
+    """Give one layer its initial weights: Kaiming normal (fan-in) for a convolution, Xavier uniform if it is linear.
 
-    Biases are 0, and the batch norms keep weight 1 and bias 0. Draws from torch's global generator.
+    Biases are 0, and batch norms keep weight 1 and bias 0. Draws from torch's global generator.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -193,12 +195,12 @@ def initialise(module: nn.Module) -> None:
 
 
 def initialise_as_released(network: GlobalLocal) -> None:
-    """Give a new network the first weights of AGLRLS's released code.
+    """Give a new network the initial weights of AGLRLS's released code.
 
-    Convolutions keep torch's own (Kaiming-uniform with a slope of sqrt 5, biases not zero), the five crop nets (and
-    stems, where there are any) begin as copies of the first, and the heads are Xavier-normal without biases. Beside
-    `initialise` the convolutions are 2.45 times smaller, which is where most of the difference in the first local
-    features comes from. Draws from torch's global generator.
+    Convolutions keep torch's default (Kaiming uniform with a slope of sqrt 5, biases not zero). The five crop nets (and
+    stems, if there are any) start as copies of the first. The heads are Xavier normal with zero biases. Compared with
+    `initialise`, convolution weights are 2.45 times smaller, which causes most of the difference in the initial local
+    features. Draws from torch's global generator.
     """
     regional = [network.local_nets.nets, *([network.patch_stems.stems] if network.patch_stems is not None else [])]
     for nets in regional:

@@ -1,8 +1,8 @@
-"""Nets of one architecture that share no weights, run as one: their channels side by side.
+"""Runs nets of one architecture with separate weights as one net, with their channels side by side.
 
-Layer k of all G nets becomes one operation on [B, G c, H, W]: convolutions in G times as many groups, batch norms and
-slopes over G times as many channels. Parameters and statistics stay where they are, under their names, and are laid
-together again for every pass, so optimizers and checkpoints notice nothing.
+Layer k of all G nets becomes one operation on [B, G c, H, W]: convolutions have G times as many groups, batch norms and
+slopes G times as many channels. Parameters and statistics stay in their nets, under their names, and are concatenated
+for every pass, so nothing changes for optimizers and checkpoints.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: How a stack of nets may be run: one after the other; as grouped convolutions; as batched matrix products.
+#: How a stack of nets can be run: one after the other, as grouped convolutions, or as batched matrix products.
 IMPLEMENTATIONS = ("loop", "grouped", "matmul")
 
 
 class GroupedMatmul(nn.Conv2d):
     """A grouped convolution as one batched matrix product over unfolded patches: [G, B h w, k k c] x [G, k k c, o].
 
-    Padding is with zeros, stride and padding alike in both directions, dilation 1. Inputs are best channels-last.
+    Zero padding, the same stride and padding in both directions, dilation 1. Channels-last inputs are fastest.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -47,17 +47,17 @@ class GroupedMatmul(nn.Conv2d):
 class GroupedNets:
     """Runs G nets as one: [B, G, c, H, W] to [B, G, ...].
 
-    The nets may hold convolutions, and whatever treats every channel by itself (batch norms, slopes).
+    The nets may contain convolutions, and layers that treat every channel separately (batch norms, slopes).
 
     Args:
-        net: any one of the nets, for its layers.
+        net: any one of the nets, which provides the layers.
         count: G.
         implementation: ``grouped`` or ``matmul`` (`IMPLEMENTATIONS`).
     """
 
     def __init__(self, net: nn.Module, count: int, implementation: str):
         self._count = count
-        # Only the order of the layers and their settings are used; the numbers come with every call.
+        # Only the order of the layers and their settings are used; every call passes the weights.
         self._wide = copy.deepcopy(net).to("meta")
         for layer in self._wide.modules():
             if isinstance(layer, nn.Conv2d):
@@ -68,7 +68,7 @@ class GroupedNets:
     def __call__(self, nets: Sequence[nn.Module], maps: Tensor) -> Tensor:
         """Compute what ``stack([net(maps[:, i]) for i, net in enumerate(nets)], 1)`` does, to rounding.
 
-        In training the nets' running statistics move as they would have, too. Batch norms are those of
+        In training the nets' running statistics are updated as they would be in that loop. Batch norms must be those of
         `fercli.models.norms`.
         """
         states = [{**dict(net.named_parameters()), **dict(net.named_buffers())} for net in nets]

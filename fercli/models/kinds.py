@@ -1,6 +1,6 @@
-"""The kinds of checkpoint files that are known, and what each says of itself.
+"""The known kinds of checkpoint file, and what each file records about itself.
 
-Whatever is read here was written by anybody: texts are taken by `fercli.models.reading.shown`, numbers within reason.
+Anybody may have written these files: texts pass through `fercli.models.reading.shown`, and numbers are bounded.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Kind(NamedTuple):
     """A kind of file.
 
     Attributes:
-        title: what people call it.
-        parts: the parts of our network that it fills; the others keep their first weights.
-        unused: beginnings of names that it brings and our network has no place for, and why.
+        title: its usual name.
+        parts: the parts of our network that it fills; the others keep their initial weights.
+        unused: name prefixes of the tensors that our network has no place for, and what those tensors are.
     """
 
     title: str
@@ -34,8 +34,8 @@ class Kind(NamedTuple):
     unused: Mapping[str, str]
 
 
-_CLASSIFIER = "AGRA's classifier, of the features its graph networks make"
-_MEANS = "AGRA's mean features of classes and domains"
+_CLASSIFIER = "AGRA's classifier, which reads the features of its graph networks"
+_MEANS = "AGRA's mean features per class and domain"
 KINDS: dict[str, Kind] = {
     "fercli": Kind("fercli checkpoint", _WHOLE, {}),
     "aglrls": Kind("AGLRLS/CGLRL checkpoint", _WHOLE, {}),
@@ -49,32 +49,33 @@ KINDS: dict[str, Kind] = {
             **dict.fromkeys(("SourceMean.", "TargetMean.", "SourceBN.", "TargetBN."), _MEANS),
         },
     ),
-    "face-evolve": Kind(
-        "face.evoLVe backbone", ("backbone",), {"output_layer.": "the embedding by which faces are recognised"}
-    ),
+    "face-evolve": Kind("face.evoLVe backbone", ("backbone",), {"output_layer.": "the embedding for face recognition"}),
     "torchvision": Kind(
         "torchvision MobileNetV2",
         ("backbone",),
-        {"features.18.": "the layer that our projection to 512 channels replaces", "classifier.": "ImageNet's classes"},
+        {
+            "features.18.": "the layer that our projection to 512 channels replaces",
+            "classifier.": "ImageNet's classifier",
+        },
     ),
 }
 
-#: No epoch and no score is that large, whatever a file says.
+#: Epochs and scores from this size on are ignored, whatever a file says.
 _IMMENSE = 10**9
 
-#: Entries of a checkpoint beside the network's state, and what they are.
+#: Entries of a checkpoint other than the network's state, and what they are.
 BESIDE = {
     "optimizer": "the optimizer's state",
     "optimizer_ad": "the discriminators' optimizer's state",
     "ad_nets": "the discriminators",
     "method": "the method's own networks and banks",
-    "rng": "the state of the random numbers",
+    "rng": "the state of the random number generators",
     "meter": "running means of the losses",
 }
 
 
 class LeftOver(NamedTuple):
-    """What a file holds and our network does not take: a name or its beginning, how many tensors (or None), why."""
+    """What a file holds and our network does not use: a name or prefix, the number of tensors (or None), and why."""
 
     name: str
     tensors: int | None
@@ -88,15 +89,16 @@ class Description:
     Attributes:
         path: the file.
         kind: a key of `KINDS`.
-        architecture: depth, width, classifiers and local features, guessed from names and shapes.
-        tensors: how many tensors the state has; `parameters`: how many numbers in those that our network would use.
+        architecture: depth, width, classifiers and local features, inferred from names and shapes.
+        tensors: the number of tensors in the state.
+        parameters: the number of values in the tensors that our network would use.
         parts: parts of our network that the file fills.
-        epoch: as the file says, or None.
-        class_status: float [7 heads, 7 expressions], AGLRLS's learning status b (``classwise``, ours ``status``), or
-            None where the file has none.
-        left_over: what our network does not take.
-        record: of our own checkpoints what they say of themselves: run, stage, source, method, target, selection,
-            decision, fercli; keys they lack are missing. Of others {}.
+        epoch: the epoch that the file records, or None.
+        class_status: float [7 heads, 7 expressions], AGLRLS's learning status b (``classwise``, in our files
+            ``status``), or None if the file has none.
+        left_over: what our network does not use.
+        record: what our own checkpoints record: run, stage, source, method, tag, target, selection, score, decision,
+            fercli. Facts that the file lacks are left out. {} for other kinds.
     """
 
     path: Path
@@ -112,12 +114,12 @@ class Description:
 
     @property
     def title(self) -> str:
-        """What people call this kind of file."""
+        """The usual name of this kind of file."""
         return KINDS[self.kind].title
 
 
 def kind_of(state: Mapping[str, Tensor], place: str | None) -> str | None:
-    """Tell a file's kind (a key of `KINDS`) from its tensors' names and the entry that held them; None if unknown."""
+    """Infer a file's kind (a key of `KINDS`) from its tensors' names and the entry that held them; None if unknown."""
     heads = {key.split(".", 1)[0] for key in state}
     if (place == "network" and heads & set(_WHOLE)) or {"backbone", "global_head", "local_nets"} <= heads:
         return "fercli"
@@ -133,7 +135,7 @@ def kind_of(state: Mapping[str, Tensor], place: str | None) -> str | None:
 
 
 def left_over(kind: str, state: Mapping[str, Tensor], holder: Mapping[str, Any]) -> tuple[LeftOver, ...]:
-    """List what our network does not take: of the state's tensors, and of what held it."""
+    """List what our network does not use, both of the state's tensors and of the mapping that held the state."""
     unused = KINDS[kind].unused
     tensors = [LeftOver(f"{begin}*", sum(key.startswith(begin) for key in state), why) for begin, why in unused.items()]
     entries = [LeftOver(key, None, why) for key, why in BESIDE.items() if holder.get(key) is not None]
@@ -141,13 +143,13 @@ def left_over(kind: str, state: Mapping[str, Tensor], holder: Mapping[str, Any])
 
 
 def epoch_of(document: Mapping[str, Any]) -> int | None:
-    """The ``epoch`` of a checkpoint, or None where it has none."""
+    """Return the ``epoch`` of a checkpoint, or None if it has none."""
     epoch = document.get("epoch")
     return epoch if isinstance(epoch, int) and 0 <= epoch < _IMMENSE else None
 
 
 def class_status_of(kind: str, document: Mapping[str, Any]) -> Tensor | None:
-    """Read b, a list of seven tensors of seven (AGLRLS) or one tensor (ours), as float [7, 7]; None for all else."""
+    """Read b, a list of seven tensors of seven (AGLRLS) or one tensor (ours), as float [7, 7]; else return None."""
     value = document.get("status" if kind == "fercli" else "classwise")
     rows = list(value) if isinstance(value, list | tuple) or (is_plain(value) and value.ndim) else []
     if len(rows) != len(HEADS) or any(not is_plain(row) or row.shape != (7,) for row in rows):
@@ -157,7 +159,7 @@ def class_status_of(kind: str, document: Mapping[str, Any]) -> Tensor | None:
 
 
 def record_of(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what a checkpoint of ours says of itself (see `Description.record`)."""
+    """Read what one of our checkpoints records about itself (see `Description.record`)."""
 
     def at(*keys: str) -> Any:
         value: Any = document

@@ -1,4 +1,4 @@
-"""Local features: five windows around the landmarks (or five prepared patches), each through a crop net of its own."""
+"""Local features: five windows around the landmarks (or five prepared patches), each with its own crop net."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ WINDOW = 7
 
 
 def cut_windows(maps: Tensor, centres: Tensor, size: int = WINDOW) -> Tensor:
-    """Cut a window around every landmark of every sample, all by one gather.
+    """Cut a window around every landmark of every sample, in a single gather.
 
-    A centre too near to the border is moved inward until its window lies inside: with windows of 7 on a map of 28 the
-    centres are clamped to 3..24.
+    A centre too close to the border is moved inward until its window is inside the map: with windows of 7 on a map of
+    28, centres are clamped to 3..24.
 
     Args:
         maps: [B, C, H, W].
-        centres: [B, 5, 2] integers, (x, y) in pixels of the map; any value, inside the map or not.
-        size: side of the window, odd.
+        centres: [B, 5, 2] integers, (x, y) in pixels of the map. Any value is allowed, even outside the map.
+        size: side of the window; must be odd.
 
     Returns:
-        [B, 5, C, size, size], a view of memory that holds the regions first and the channels last, so that each
-        region's [B, C, size, size] is a dense channels-last tensor.
+        [B, 5, C, size, size], a view of memory with the regions first and the channels last. Each region's [B, C, size,
+        size] is thus a dense channels-last tensor.
     """
     batch, channels, height, width = maps.shape
     half = size // 2
     x, y = centres.transpose(0, 1).long().unbind(-1)  # [5, B] each
     x, y = x.clamp(half, width - 1 - half), y.clamp(half, height - 1 - half)
-    # Rows of the table of all pixels of all maps: the first of each sample, so that a centre gives its window's corner.
+    # Rows in the table of all pixels of all maps: each sample's first, shifted from a centre to its window's corner.
     corner, pixels_each = half * (width + 1), height * width
     sample = torch.arange(-corner, batch * pixels_each - corner, pixels_each, device=maps.device)
     inside = torch.arange(size * width, device=maps.device).view(size, width)[:, :size]
@@ -56,7 +56,7 @@ def to_map(landmarks: Tensor, image_size: int, map_size: int) -> Tensor:
 class ConvPool(nn.Module):
     """3x3 convolution to 64 channels (with bias), ReLU, global average pool: [B, C, H, W] to a feature [B, 64].
 
-    The average, and with it the feature, is float32 (or better) under half-precision autocast too.
+    The average, and thus the feature, is float32 (or better) even under half-precision autocast.
     """
 
     def __init__(self, channels: int):
@@ -74,7 +74,7 @@ class CropNet(nn.Module):
     Shape: [B, c, 7, 7] (any size does) to [B, 64].
 
     Args:
-        blocks: other blocks from c to 4c channels.
+        blocks: blocks to use instead, from c to 4c channels.
     """
 
     def __init__(self, channels: int, light: bool = False, blocks: nn.Sequential | None = None):
@@ -94,12 +94,13 @@ class CropNet(nn.Module):
 class LocalNets(nn.Module):
     """The five crop nets, which share no weights: windows [B, 5, c, h, w] to features [B, 5, 64].
 
-    They may be run in one of `fercli.models.grouped.IMPLEMENTATIONS`: one after the other, or side by side in one.
-    Outputs, gradients and statistics are the same to rounding, names of parameters the same in any case.
+    They can be run by each of `fercli.models.grouped.IMPLEMENTATIONS`: one after the other, or side by side as one net.
+    Outputs, gradients and statistics are the same up to rounding; parameter names do not change.
 
-    Processor time of one forward and backward pass of the crop nets, in hundredths of the loop's; hints only: the best
-    of 2 to 6 passes on one thread of an AMD EPYC with avx512_bf16 that was not idle, torch 2.15, channels-last weights,
-    2026-11-23. c are the window's channels, twice ``model.width``. No CUDA device has been measured yet.
+    The table shows the processor time of one forward and backward pass of the crop nets, as a percentage of the loop's
+    time. The numbers are only a guide: the best of 2 to 6 passes on one thread of an AMD EPYC with avx512_bf16 that was
+    not idle, torch 2.15, channels-last weights, 2026-11-23. c is the number of channels of a window, twice
+    ``model.width``. No CUDA device has been measured yet.
 
     | c, batch, precision   | loop | grouped | grouped, plain layout | matmul | torch.func.vmap |
     |-----------------------|------|---------|-----------------------|--------|-----------------|
@@ -111,17 +112,17 @@ class LocalNets(nn.Module):
     | 128 (IR-50), 4, float32 | 100 | 203    | 134                   | 177    | 161             |
     | 128 (IR-50), 4, bf16  | 100  | 121     | 153                   | 241    |                 |
 
-    In whole training steps on two threads of the same machine, idle and taking turns, grouped nets saved 8 to 12 % with
-    c = 16 and 32 and nothing with 48 (`fercli bench train -c demo --set engine.crop_nets=grouped`). So on CPUs only the
-    smallest nets run side by side: the convolutions of one region fill a core otherwise. On CUDA devices `fastest`
-    decides before training; where processes share their batch norms their messages are timed with it, a fifth as many
-    side by side. The plain layout and vmap (which makes grouped convolutions of it) won nowhere and were
-    dropped.
+    In whole training steps on two threads of the same machine, idle and with the variants taking turns, grouped nets
+    saved 8 to 12 % with c = 16 and 32, and nothing with 48 (`fercli bench train -c demo --set
+    engine.crop_nets=grouped`). So on CPUs only the smallest nets run side by side: with larger ones, the convolutions
+    of one region already fill a core. On CUDA devices `fastest` decides before training. Where processes synchronise
+    their batch norms, its timings include those messages; side by side, there are a fifth as many. The plain layout and
+    vmap (which turns the nets into grouped convolutions) were not fastest anywhere and were dropped.
 
     Args:
         channels: c.
         light: see `fercli.models.backbones.BottleneckIR`.
-        blocks: makes the blocks of a net that are none of IR (`fercli.models.backbones`).
+        blocks: builds the blocks of one net if they are not IR blocks (see `fercli.models.backbones`).
     """
 
     def __init__(self, channels: int, light: bool = False, blocks: Callable[[], nn.Sequential] | None = None):
@@ -145,10 +146,10 @@ class LocalNets(nn.Module):
         return self._grouped(self.nets, windows)
 
     def fastest(self, windows: Tensor, autocast: torch.dtype | None = None) -> dict[str, float]:
-        """Time each implementation of a training pass over `windows` on their device; nothing here is changed.
+        """Time a training pass over `windows` on their device for each implementation; these nets are not changed.
 
         Returns:
-            Seconds by implementation, the fastest first. One that fails is left out.
+            Seconds by implementation, fastest first. An implementation that fails is left out.
         """
         trial, spent = copy.deepcopy(self).train(), {}
 
@@ -161,7 +162,7 @@ class LocalNets(nn.Module):
         for trial.implementation in IMPLEMENTATIONS:
             try:
                 spent[trial.implementation] = min(seconds(step, windows.device))
-            except RuntimeError:  # a device or library that cannot: the others remain
+            except RuntimeError:  # the device or a library does not support it: the others remain
                 if trial.implementation == "loop":
                     raise
         return dict(sorted(spent.items(), key=lambda item: item[1]))
@@ -170,9 +171,10 @@ class LocalNets(nn.Module):
 class PatchStems(nn.Module):
     """The paper's image-level alternative: five stems that turn prepared patches into maps for the crop nets.
 
-    Each region's stem, sharing no weights, is three 3x3 convolutions of stride 2, each with batch norm and activation,
-    to c/4, c/2 and c channels: patches [B, 5, 3, P, P] to [B, 5, c, P/8, P/8], rounded up. The prepared 48-pixel
-    patches give 6x6 maps of about the window's size and resolution on the face. Any patch size is accepted.
+    Each region has its own stem, without shared weights: three 3x3 convolutions of stride 2 to c/4, c/2 and c channels,
+    each with batch norm and activation. They turn patches [B, 5, 3, P, P] into maps [B, 5, c, P/8, P/8], rounded up.
+    The prepared 48-pixel patches give 6x6 maps, with about the same size and resolution on the face as the windows. Any
+    patch size is accepted.
     """
 
     def __init__(self, channels: int, light: bool = False):

@@ -1,13 +1,13 @@
-"""A whole model in one safetensors file: the network's tensors, and in the metadata what a checkpoint says beside them.
+"""A whole model in one safetensors file: the network's tensors, and the other facts of a checkpoint in the metadata.
 
-The file can hold no code. Its tensors bear the names of the network's state, so that whatever reads safetensors reads
-them; those of a method that answers through networks of its own stand beside them under ``method.``. Two entries of the
-metadata, which is text by name, are ours:
+The file cannot hold code. Its tensors have the names of the network's state, so that any safetensors reader can read
+them. If a method predicts through its own networks, their tensors are stored too, under ``method.``. Two entries of the
+metadata, which maps names to text, are fercli's:
 
 - ``fercli.format``: the number of this layout, `FORMAT`;
 - ``fercli.record``: JSON of `Record`.
 
-What belongs to the machine that trained the model does not travel: see `portable`.
+Settings of the machine that trained the model are left out: see `portable`.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from fercli.version import __version__
 FORMAT = 1
 _MARK, _RECORD, _METHOD = "fercli.format", "fercli.record", "method."
 
-#: What is to be done about a file that is not as it was written.
-_AGAIN = "fetch or copy it again, or export it again: fercli weights export RUN FILE --format fercli"
+#: The hint for a file that has changed since it was written.
+_AGAIN = "fetch, copy or export it again: fercli weights export RUN FILE --format fercli"
 
 _Row = Annotated[list[Fraction], Field(min_length=7, max_length=7)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Foreign(FercliError):
-    """A file is neither a checkpoint of ours nor a model in one file, and may be another's."""
+    """A file is neither a fercli checkpoint nor a model in one file; another program may have written it."""
 
 
 class NoCheckpoint(ValueError):
-    """What was read is no checkpoint of ours."""
+    """The document is not a fercli checkpoint."""
 
 
 class Best(Section):
-    """Which epoch was chosen: its number, its score, and the selection rule's name (`fercli.spec.registry`).
+    """The chosen epoch: its number, its score, and the selection rule's name (`fercli.spec.registry`).
 
-    Before the first epoch ends the score is minus infinity; a rule may have none (NaN).
+    Before the end of the first epoch the score is minus infinity. Some rules have no score (NaN).
     """
 
     model_config = ConfigDict(allow_inf_nan=True)
@@ -61,24 +61,26 @@ class Best(Section):
     epoch: _Count
     score: float | None
     rule: str
-    #: Why an adaptation was given up for what it began with; `epoch` is 0 then.
+    #: Why an adaptation was rejected in favour of its starting model; `epoch` is 0 then.
     kept: str | None = None
 
     @field_validator("rule")
     @classmethod
     def _rule_exists(cls, value: str) -> str:
         if value not in (*RULES, ORACLE, SOURCE_TEST):
-            raise ValueError(f"{value!r} is no selection rule; one of {', '.join(RULES)}")
+            raise ValueError(f"{value!r} is not a selection rule; use one of {', '.join(RULES)}")
         return value
 
 
 class ModelFacts(Section):
-    """What a checkpoint and a model in one file say of their model, beside its tensors.
+    """What a checkpoint and a model in one file record about their model, besides its tensors.
 
     Attributes:
-        stage: "source", or "adapt" of a model that was adapted to `target` by `method_name`.
+        stage: "source", or "adapt" for a model that was adapted to `target` with `method_name`.
         decision: the decision rule.
-        best: the chosen epoch; `epoch` and `step`: where training stood then.
+        best: the chosen epoch.
+        epoch: the epoch that training had reached when the file was written.
+        step: the step that training had reached then.
     """
 
     stage: Literal["source", "adapt"]
@@ -93,7 +95,7 @@ class ModelFacts(Section):
     @classmethod
     def _method_exists(cls, value: str | None) -> str | None:
         if value is not None and value not in METHODS and not is_place(value):
-            raise ValueError(f"{value!r} is no method; one of {', '.join(METHODS)}")
+            raise ValueError(f"{value!r} is not a method; use one of {', '.join(METHODS)}")
         return value
 
     @field_validator("target")
@@ -105,7 +107,7 @@ class ModelFacts(Section):
 
 
 class CheckpointFacts(ModelFacts):
-    """What a checkpoint says beside that: which fercli wrote it, and digests of what the model was made of."""
+    """What a checkpoint records in addition: the fercli version that wrote it, and digests of what it was made from."""
 
     fercli: str | None = None
     format: _Count = 0
@@ -115,13 +117,13 @@ class CheckpointFacts(ModelFacts):
 
 
 class Record(ModelFacts):
-    """What a model in one file says of itself.
+    """What a model in one file records about itself.
 
     Attributes:
         fercli: the version that trained it.
         status: b of the decision rule, [7 heads][7 expressions] in 0..1, or None.
         spec: the run spec that it was trained with, as data (`portable`).
-        digest: of the tensors as the file holds them (`digest_of`).
+        digest: the digest of the tensors as the file holds them (`digest_of`).
     """
 
     fercli: str
@@ -147,21 +149,21 @@ class Record(ModelFacts):
 
 
 def check_checkpoint(document: Any) -> None:
-    """See that a checkpoint of ours is one, whoever wrote it, before anything is done with what it says.
+    """Check that a document, which may come from anybody, is a valid fercli checkpoint before any of it is used.
 
-    Weights that are not finite are found where they are put into a network. What a checkpoint may lack (of an earlier
-    version, or of weights alone) is not asked for.
+    Weights that are not finite are detected when they are loaded into a network. Entries that a checkpoint may lack
+    (because an earlier version wrote it, or because it has only weights) are not required.
 
     Raises:
-        NoCheckpoint: it is another's.
-        ValueError: why it cannot be used, to be put behind the file's name.
+        NoCheckpoint: it is not a fercli checkpoint.
+        ValueError: it cannot be used. The message says why and is meant to follow the file's name.
     """
     if not isinstance(document, Mapping) or not all(isinstance(document.get(key), dict) for key in ("network", "spec")):
-        raise NoCheckpoint("is not a fercli checkpoint; read other people's weights with model.weights")
+        raise NoCheckpoint("is not a fercli checkpoint; load weights of other projects with model.weights")
     check_plain(document)
     strange = [name for name, value in document["network"].items() if not (isinstance(name, str) and is_plain(value))]
     if strange:
-        raise ValueError(f"is damaged or was edited: its network holds no numbers at {some(strange)}")
+        raise ValueError(f"is damaged or was edited: its network has entries that are not tensors: {some(strange)}")
     facts = {"stage": "source", "decision": "fused", "best": {"epoch": 0, "score": None, "rule": "last"}}
     facts.update(epoch=0, step=0)
     try:
@@ -173,15 +175,15 @@ def check_checkpoint(document: Any) -> None:
     if status is None:
         return
     if not is_plain(status) or status.shape != (7, 7) or not bool(((status >= 0) & (status <= 1)).all()):
-        raise ValueError("is damaged or was edited: its status is not 7 x 7 numbers from 0 to 1")
+        raise ValueError("is damaged or was edited: its status is not a 7 x 7 table of numbers from 0 to 1")
 
 
 def portable(spec: Spec) -> dict[str, Any]:
-    """A run spec as data, without what belongs to the machine where it ran.
+    """Return a run spec as data, without the settings of the machine where it ran.
 
-    ``paths`` are the defaults, datasets keep their reader alone (roots and readers' options name files), and the
-    cluster and the sweep are left out. Of ``model.weights`` and ``adapt.start`` the file's name remains: a model card
-    tells what training began with.
+    ``paths`` are set to the defaults. Datasets keep only their reader, since roots and reader options name files. The
+    cluster and the sweep are left out. ``model.weights`` and ``adapt.start`` are reduced to the file's name, because a
+    model card reports the starting model.
     """
     weights, start = spec.model.weights, spec.adapt.start
     kept = {
@@ -201,13 +203,13 @@ def portable(spec: Spec) -> dict[str, Any]:
 def model_bytes(
     document: Mapping[str, Any], network: Mapping[str, Tensor], source: Path, transforms_output: bool
 ) -> bytes:
-    """A checkpoint as one file's bytes.
+    """Return the bytes of a checkpoint as a model in one file.
 
     Args:
         document: the checkpoint, as `fercli.engine.checkpoint.load` returns it.
-        network: its network's state, in the types that the file is to have.
-        source: where it was read, for errors.
-        transforms_output: whether its method answers through networks of its own: then they are in the file too.
+        network: its network's state, in the types that the file should have.
+        source: the file it was read from, for error messages.
+        transforms_output: whether its method predicts through its own networks; if so, the file includes them.
 
     Raises:
         FercliError: the checkpoint lacks something that a whole model needs.
@@ -217,9 +219,11 @@ def model_bytes(
     needed = [key for key in ("stage", "spec", "decision", "best") if key not in document]
     method = document.get("method") if transforms_output else {}
     if method is None:
-        needed.append(f"state of {document['method_name']}'s own networks")
+        needed.append(f"state of {document['method_name']}'s networks")
     if needed:
-        raise FercliError(f"{source} cannot be one file: it has no {', no '.join(needed)}", "train it again")
+        raise FercliError(
+            f"{source} cannot be exported as one file: it has no {', no '.join(needed)}", "train it again"
+        )
     tensors = {**network, **{f"{_METHOD}{name}": value.contiguous() for name, value in method.items()}}
     status, best = document.get("status"), document["best"]
     tree = {
@@ -235,12 +239,12 @@ def model_bytes(
     try:
         record = Record.model_validate(tree)
     except ValidationError as problem:
-        raise FercliError(f"{source} cannot be one file: {first_problems(problem, Record)}") from None
+        raise FercliError(f"{source} cannot be exported as one file: {first_problems(problem, Record)}") from None
     return _steady(save(tensors, {"format": "pt", _MARK: str(FORMAT), _RECORD: record.model_dump_json()}))
 
 
 def _steady(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in order, so that one model is one file: the writer shuffles them."""
+    """Sort a safetensors file's metadata, which the writer shuffles, so that one model always gives the same bytes."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -250,7 +254,7 @@ def _steady(data: bytes) -> bytes:
 
 
 def holds_model(path: Path) -> bool:
-    """Tell whether a file is one of ours, as far as its metadata say; False also where it cannot be read."""
+    """Return whether a file is a model in one file, judging by its metadata; False also if it cannot be read."""
     from safetensors import safe_open
 
     try:
@@ -258,7 +262,7 @@ def holds_model(path: Path) -> bool:
             return False
         with safe_open(path, framework="pt") as file:
             return _MARK in (file.metadata() or {})
-    except Exception:  # whoever reads the file tells what is wrong with it
+    except Exception:  # the function that reads the file reports what is wrong with it
         return False
 
 
@@ -266,7 +270,7 @@ def read_model(path: Path) -> dict[str, Any]:
     """Read a model in one file, as `fercli.engine.checkpoint.load` reads a checkpoint; floats become float32.
 
     Raises:
-        FercliError: the file is missing, truncated, damaged, edited, of a newer fercli, or holds tensors alone.
+        FercliError: the file is missing, truncated, damaged, edited, from a newer fercli, or holds only tensors.
     """
     from safetensors import safe_open
 
@@ -276,11 +280,11 @@ def read_model(path: Path) -> dict[str, Any]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except OSError as problem:
         raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
-    except Exception:  # the reader meets arbitrary bytes
+    except Exception:  # the bytes may be arbitrary
         raise FercliError(f"{path} {BROKEN}") from None
     record = _record(path, metadata)
     if digest_of(tensors) != record.digest:
-        raise FercliError(f"{path} is damaged or was edited: its tensors are not those it was written with", _AGAIN)
+        raise FercliError(f"{path} is damaged or was edited: its tensors have changed since it was written", _AGAIN)
     tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
     method = {name.removeprefix(_METHOD): value for name, value in tensors.items() if name.startswith(_METHOD)}
     tree = record.model_dump(exclude={"digest", "status"}, exclude_none=True)
@@ -294,7 +298,7 @@ def read_model(path: Path) -> dict[str, Any]:
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors: their names, types, shapes and bytes."""
+    """Return the SHA-256 of tensors: of their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].contiguous()
@@ -306,32 +310,32 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 def _record(path: Path, metadata: Mapping[str, str]) -> Record:
     if _MARK not in metadata:
         raise Foreign(
-            f"{path} holds tensors alone, not a whole model",
-            "start a training from them with model.weights, or export "
-            "the model's run again: fercli weights export RUN FILE --format fercli",
+            f"{path} holds only tensors, not a whole model",
+            "start a training from them with model.weights, or export the model's run again: "
+            "fercli weights export RUN FILE --format fercli",
         )
     mark, text = metadata[_MARK], metadata.get(_RECORD, "")
     if mark.isdecimal() and int(mark) > FORMAT:
-        raise FercliError(f"{path} was written by a newer fercli (format {shown(mark)}) than this {__version__}")
+        raise FercliError(f"{path} was written by a newer fercli (format {shown(mark)}) than this one ({__version__})")
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError):
         tree = None
     if mark != str(FORMAT) or not isinstance(tree, dict):
         what = f"format {shown(mark)}" if mark != str(FORMAT) else "no record"
-        raise FercliError(f"{path} is damaged or was edited: its metadata have {what}", _AGAIN)
+        raise FercliError(f"{path} is damaged or was edited: its metadata has {what}", _AGAIN)
     try:
         return Record.model_validate(tree)
     except ValidationError as problem:
         wrote = shown(tree.get("fercli"))
         raise FercliError(
-            f"{path} was edited, or written by another version of fercli ({wrote}, this is {__version__}): "
+            f"{path} was edited or was written by another version of fercli ({wrote}; this is {__version__}): "
             f"{first_problems(problem, Record)}",
             _AGAIN,
         ) from None
 
 
 def first_problems(problem: ValidationError, model: type[Section]) -> str:
-    """The first two problems in one line; what a file says is shown with care."""
+    """Return the first two problems in one line; text from the file is made safe to print."""
     lines = [shown(line) for line in explain(problem, model)]
     return "; ".join(lines[:2]) + (f" and {len(lines) - 2} more" if len(lines) > 2 else "")

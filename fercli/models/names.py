@@ -1,4 +1,4 @@
-"""Names of tensors (ours, the released AGLRLS code's, face.evoLVe's), and what names tell of a network."""
+"""Tensor names (ours, the released AGLRLS code's, face.evoLVe's), and what they reveal about a network."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ T = TypeVar("T")
 
 
 def _prefixes(blocks: int) -> tuple[tuple[str, str], ...]:
-    """Beginnings of names, ours to published, where crop nets have so many `blocks`: their head is counted on.
+    """Return pairs of name prefixes, ours and the published one, for crop nets of `blocks` blocks.
 
-    The heads stand before the blocks, which are less specific.
+    A crop net's head has the number after its last block. The heads come before the blocks, whose prefixes also match
+    them.
     """
     return (
         ("backbone.stem.", "input_layer."),
@@ -28,21 +29,21 @@ def _prefixes(blocks: int) -> tuple[tuple[str, str], ...]:
     )
 
 
-#: By the beginning of a name, ours or published, that only inverted residuals have: 7 blocks to an IR net's 4.
+#: Name prefixes, ours and published, that only inverted residuals have; their crop nets have 7 blocks, IR nets 4.
 _INVERTED = ("local_nets.nets.0.blocks.0.conv.", "Crop_Net.0.0.conv.")
 
-#: The two halves of a block, ours to published.
+#: The two parts of a block: our name and the published one.
 _HALVES = ((".body.", ".res_layer."), (".shortcut.", ".shortcut_layer."))
 
 
 def to_published_names(state: Mapping[str, T]) -> dict[str, T]:
-    """Rename a state of ours as the released AGLRLS checkpoints name it; a name they do not have stays as it is."""
+    """Rename our state as in the released AGLRLS checkpoints; names without a counterpart there stay the same."""
     prefixes = _prefixes(_crop_blocks(state))
     return {_rename(key, prefixes, _HALVES): value for key, value in state.items()}
 
 
 def from_published_names(state: Mapping[str, T]) -> dict[str, T]:
-    """Rename a state of a released AGLRLS checkpoint as ours; the inverse of `to_published_names`."""
+    """Rename the state of a released AGLRLS checkpoint to our names; the inverse of `to_published_names`."""
     prefixes = tuple((theirs, ours) for ours, theirs in _prefixes(_crop_blocks(state)))
     halves = tuple((theirs, ours) for ours, theirs in _HALVES)
     return {_rename(key, prefixes, halves): value for key, value in state.items()}
@@ -53,10 +54,10 @@ def _crop_blocks(state: Mapping[str, T]) -> int:
 
 
 def from_face_evolve_names(state: Mapping[str, T]) -> dict[str, T]:
-    """Rename a face.evoLVe IR backbone as ours.
+    """Rename a face.evoLVe IR backbone to our names.
 
-    Its ``body.N`` counts the blocks through the stages; after stage 1 a stage begins where a block has a convolution
-    for a shortcut, so that any depth is understood.
+    Its ``body.N`` numbers the blocks across all stages. After stage 1, a block whose shortcut is a convolution starts a
+    new stage, so any depth is recognised.
     """
     numbers = {key.split(".")[1] for key in state if key.startswith("body.")}
     widening = {key.split(".")[1] for key in state if key.startswith("body.") and ".shortcut_layer." in key}
@@ -73,7 +74,7 @@ def from_face_evolve_names(state: Mapping[str, T]) -> dict[str, T]:
 
 
 def to_face_evolve_names(state: Mapping[str, T]) -> dict[str, T]:
-    """Rename the backbone in a state of ours, an IR net's, as face.evoLVe names it; the rest has no name there.
+    """Rename the IR backbone in our state as in face.evoLVe, which has no names for the rest of the network.
 
     The inverse of `from_face_evolve_names`.
     """
@@ -110,17 +111,17 @@ _TITLES = {"mobilenet-v2": "a MobileNetV2", "mobilenet-v2-wide": "a wide MobileN
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the names and shapes of a state (in our names) tell of its network.
+    """What the names and shapes of a state (in our names) reveal about its network.
 
     Attributes:
-        backbone: ``ir``, ``mobilenet-v2``, ``mobilenet-v2-wide``, ``unknown``, or one that is not built here:
-            ``ir-se`` (squeeze-and-excite).
-        blocks: blocks in each stage of an IR net, else ().
-        width: channels of the stem of an IR net, else 0.
-        light: whether an IR net's blocks have no PReLU (ours for CPUs).
-        classifiers: ``shared``, ``separate``, or None where the state has none.
-        local: ``feature-map``, ``image-crop``, or None where the state has no crop nets.
-        classes: how many the classifiers distinguish, or None where they do not agree or there are none.
+        backbone: ``ir``, ``mobilenet-v2``, ``mobilenet-v2-wide``, ``unknown``, or ``ir-se`` (squeeze-and-excite), which
+            fercli does not build.
+        blocks: the number of blocks in each stage of an IR net, else ().
+        width: the number of channels of an IR net's stem, else 0.
+        light: whether an IR net's blocks have no PReLU (fercli's variant for CPUs).
+        classifiers: ``shared``, ``separate``, or None if the state has none.
+        local: ``feature-map``, ``image-crop``, or None if the state has no crop nets.
+        classes: the number of classes of the classifiers, or None if they differ or there are no classifiers.
     """
 
     backbone: str
@@ -133,7 +134,7 @@ class Architecture:
 
     @property
     def title(self) -> str:
-        """The backbone as people say it, with its article: an IR-50 has 50 layers, two for each block and two more."""
+        """The backbone's usual name, with its article. An IR-50 has 50 layers: two per block and two more."""
         if not self.blocks:
             return _TITLES.get(self.backbone, "an unknown backbone")
         name = f"{'IR-SE' if self.backbone == 'ir-se' else 'IR'}-{2 * sum(self.blocks) + 2}"
@@ -143,9 +144,9 @@ class Architecture:
 
     @property
     def model(self) -> dict[str, Any] | None:
-        """The run spec's ``model`` keys (without weights) for this network, or None where fercli builds none such.
+        """The run spec's ``model`` keys (without weights) for this network, or None if fercli cannot build it.
 
-        What the state does not tell is at its default.
+        Keys that the state does not determine have their default values.
         """
         rest = {"local": self.local or "feature-map", "classifiers": self.classifiers or "shared"}
         if self.backbone in MOBILE:
@@ -159,7 +160,7 @@ class Architecture:
 
     @property
     def setting(self) -> str | None:
-        """The key of the run spec that asks for this backbone, or None if none does."""
+        """The run spec's setting for this backbone, or None if there is none."""
         if self.model is None:
             return None
         width = f" and model.width: {self.width}" if self.light else ""
@@ -172,26 +173,26 @@ class Architecture:
         return f"{self.title}{blocks}{local}{classifiers}"
 
     def differences(self, asked: Architecture, parts: tuple[str, ...]) -> list[str]:
-        """Say how this, a file's, differs from the network `asked` for, in the `parts` that the file is to fill."""
+        """List how a file's architecture differs from the `asked` one in the `parts` that the file should fill."""
         said = []
         if "classifiers" in parts and self.classes is not None and self.classes != asked.classes:
             said.append(
-                f"the file tells {self.classes} classes apart, fercli's expressions are {asked.classes}"
-                " (give weights trained on these, or a backbone alone)"
+                f"the file distinguishes {self.classes} classes, but fercli has {asked.classes} expressions"
+                " (give weights trained on these expressions, or a backbone only)"
             )
         mine, theirs = ((it.backbone, it.blocks, it.width, it.light) for it in (self, asked))
         if self.backbone != "unknown" and mine != theirs:
-            remedy = f"set {self.setting}" if self.setting else "no setting of fercli builds the file's"
-            said.append(f"the file is {self.title}, the spec asks for {asked.title} ({remedy})")
+            remedy = f"set {self.setting}" if self.setting else "fercli cannot build the file's backbone"
+            said.append(f"the file is {self.title}, but the spec asks for {asked.title} ({remedy})")
         for part, key in (("classifiers", "classifiers"), ("local_nets", "local")):
             value, wanted = getattr(self, key), getattr(asked, key)
             if part in parts and value is not None and value != wanted:
-                said.append(f"the file has model.{key}: {value}, the spec asks for {wanted}")
+                said.append(f"the file has model.{key}: {value}, but the spec asks for {wanted}")
         return said
 
 
 def architecture_of(state: Mapping[str, Tensor]) -> Architecture:
-    """Guess the network from a state in our names."""
+    """Infer the network's architecture from a state in our names."""
     blocks = _blocks(state)
     stem = state.get("backbone.stem.0.weight")
     if all(blocks) and stem is not None and stem.ndim:

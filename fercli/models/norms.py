@@ -1,9 +1,9 @@
-"""Batch norms that keep no count of the batches they have seen.
+"""Batch norms that do not count batches.
 
-Torch's add one to ``num_batches_tracked`` in every pass, an operation of its own for each norm: about a hundred
-launches a pass of IR-50, on a GPU as dear as the norm itself. Only a norm without momentum (``momentum=None``, a mean
-over all batches) reads that number, and there is none here. Nothing else differs: names, numbers and state are torch's,
-so that checkpoints fit in either direction. Counters that a checkpoint brings stay what they are.
+Torch's batch norms add one to ``num_batches_tracked`` in every pass, as a separate operation. For IR-50 that is about a
+hundred kernel launches per pass, each as expensive on a GPU as the norm itself. Only a norm without momentum
+(``momentum=None``, a mean over all batches) reads that number, and no norm here does. Nothing else differs: names,
+numbers and state are torch's, so checkpoints fit in both directions. Counters from a checkpoint keep their values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Uncounted(_BatchNorm):
-    """What is common to them. It takes torch's arguments, with a `momentum` that is a number."""
+    """The common base class. It takes torch's arguments; `momentum` must be a number."""
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input_dim(x)
@@ -25,8 +25,8 @@ class Uncounted(_BatchNorm):
 
 
 class BatchNorm1d(Uncounted, nn.BatchNorm1d):
-    """Of features [B, C] or [B, C, L]."""
+    """Batch norm of features [B, C] or [B, C, L]."""
 
 
 class BatchNorm2d(Uncounted, nn.BatchNorm2d):
-    """Of maps [B, C, H, W]."""
+    """Batch norm of maps [B, C, H, W]."""

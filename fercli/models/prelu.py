@@ -1,4 +1,4 @@
-"""PReLU (He et al., ICCV 2015) whose gradient costs a CPU a third of what torch's does."""
+"""PReLU (He et al., ICCV 2015) with a gradient that costs a third of torch's on a CPU."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-#: Values worked on at a time: what a step of the gradient writes should still lie in the core's cache for the next.
+#: Values processed at a time: what one step of the gradient writes should still be in the core's cache for the next.
 _CHUNK = 1 << 18
 
 
 class PReLU(nn.PReLU):
-    """`torch.nn.PReLU` by name, parameters and numbers; the gradient of the slope is summed in float32 or better.
+    """`torch.nn.PReLU` with the same name, parameters and results; the slope's gradient is summed in float32 or better.
 
-    On a CPU torch takes 7 ms for the gradient of a map where it takes 0.4 ms for the map itself (IR-50, bfloat16): a
-    sixth of a training step. Elsewhere, and in evaluation, this is torch's own.
+    On a CPU torch takes 7 ms for the gradient of a map and 0.4 ms for the map itself (IR-50, bfloat16): a sixth of a
+    training step. On other devices and in evaluation torch's own PReLU is used.
     """
 
     def forward(self, x: Tensor) -> Tensor:

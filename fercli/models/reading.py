@@ -1,8 +1,9 @@
-"""Checkpoint files as data: tensors and plain values, never code, whoever wrote them.
+"""Reads checkpoint files as data: tensors and plain values, never code, whatever their origin.
 
-Files of torch are read with ``torch.load(weights_only=True)``, and a file that needs more than tensors and plain values
-is refused; so is an archive that unpacks to more than it weighs, or whose bytes are not those that were written. Files
-of safetensors hold nothing but tensors. Names inside a file are the writer's too: they are printed by `shown` alone.
+Torch files are read with ``torch.load(weights_only=True)``. A file that needs more than tensors and plain values is
+refused, and so is an archive that unpacks to more than its own size or whose bytes have changed since it was written.
+Safetensors files hold nothing but tensors. The names inside a file are not trusted either: they are only printed
+through `shown`.
 """
 
 from __future__ import annotations
@@ -24,31 +25,31 @@ from torch import Tensor
 from fercli.console import brief
 from fercli.errors import FercliError
 
-#: The safe format's ending. Files of other names are recognised by their first bytes.
+#: The file name extension of safetensors. Files with other names are recognised by their first bytes.
 SAFETENSORS = ".safetensors"
 
-#: What is told of a file that safetensors cannot read.
-BROKEN = "is truncated or damaged, or no safetensors file; fetch or copy it again"
+#: The message for a file that safetensors cannot read.
+BROKEN = "is truncated, damaged or not a safetensors file; fetch or copy it again"
 
-_OTHER_BYTES = "is damaged: its bytes are not those that were written"
+_OTHER_BYTES = "is damaged: its bytes have changed since it was written"
 _CUT = "is truncated or damaged"
 
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-#: Names that `some` gives.
+#: The most names that `some` returns.
 NAMED_AT_MOST = 6
 _LONGEST_NAME = 160
 
 
 class Damaged(ValueError):
-    """A file is not as it was written; the message says how, to be put behind its name."""
+    """A file has changed since it was written. The message says how and is meant to follow the file's name."""
 
 
 def read_document(path: Path) -> Any:
-    """Return what a checkpoint file holds, on the CPU: whatever torch saved, or a dict of tensors from safetensors.
+    """Return a checkpoint file's content, on the CPU: whatever torch saved, or a dict of tensors from safetensors.
 
     Raises:
-        FercliError: the file is missing, a folder, empty, truncated, damaged, made to fill the memory, or asks to run
-            code.
+        FercliError: the file is missing, a folder, empty, truncated, damaged, crafted to exhaust the memory, or asks
+            to run code.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -69,19 +70,20 @@ def read_document(path: Path) -> Any:
         raise FercliError(f"weights {path}: {error}", "fetch or copy it again") from error
     except ValueError as error:
         raise FercliError(f"weights {path}: {error}") from error
-    except Exception as error:  # safetensors meets arbitrary bytes
+    except Exception as error:  # the bytes may be arbitrary
         raise FercliError(f"weights {path}: {_why_unreadable(error)}") from error
 
 
 def read_torch(path: Path) -> Any:
-    """Return what torch.save wrote into a file, on the CPU, once its bytes are checked.
+    """Return what torch.save wrote into a file, on the CPU, after its bytes have been checked.
 
-    The archive's check sums are compared while torch reads, in a thread: torch itself does not look at them. (The
-    format before torch 1.6 is no archive and has none.)
+    A thread compares the archive's checksums while torch reads, since torch itself does not check them. (The format
+    before torch 1.6 is not an archive and has no checksums.)
 
     Raises:
-        Damaged: it is not as it was written.
-        ValueError: why it cannot be read, and what to do, to be put behind the file's name.
+        Damaged: the file has changed since it was written.
+        ValueError: the file cannot be read. The message says why and what to do, and is meant to follow the file's
+            name.
         OSError: the file cannot be opened.
     """
     with path.open("rb") as file, ThreadPoolExecutor(1) as thread:
@@ -91,12 +93,12 @@ def read_torch(path: Path) -> Any:
         else:
             checked = None
         try:
-            with warnings.catch_warnings():  # of sparse tensors and the like, which are told below or not used
+            with warnings.catch_warnings():  # about sparse tensors and the like, which are reported below or not used
                 warnings.simplefilter("ignore")
                 document = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, MemoryError):
             raise
-        except Exception as error:  # the unpickler meets arbitrary bytes: KeyError, IndexError, AssertionError, ...
+        except Exception as error:  # the bytes may be arbitrary: KeyError, IndexError, AssertionError, ...
             if checked is not None:
                 checked.result()
             why = _why_unreadable(error)
@@ -107,10 +109,10 @@ def read_torch(path: Path) -> Any:
 
 
 def seal_torch(file: IO[bytes]) -> None:
-    """Put behind what torch.save wrote into a file, open for reading and writing, a digest of all its entries.
+    """Append a digest of all entries to a file that torch.save wrote and that is open for reading and writing.
 
-    It stands in the archive's comment, which torch does not read. `read_torch` compares it where there is one: then an
-    entry that something else rewrote is seen, though its own check sum is right.
+    The digest is stored in the archive's comment, which torch does not read. `read_torch` checks it if there is one:
+    this detects an entry that another program rewrote with a correct checksum.
     """
     file.flush()
     digest = _digest(_entries(file))
@@ -119,12 +121,12 @@ def seal_torch(file: IO[bytes]) -> None:
 
 
 def _digest(entries: Iterable[zipfile.ZipInfo]) -> bytes:
-    told = "\n".join(f"{entry.filename} {entry.file_size} {entry.CRC}" for entry in entries)
-    return b"fercli sha256 " + hashlib.sha256(told.encode("utf-8", "surrogateescape")).hexdigest().encode()
+    lines = "\n".join(f"{entry.filename} {entry.file_size} {entry.CRC}" for entry in entries)
+    return b"fercli sha256 " + hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest().encode()
 
 
 def _entries(file: IO[bytes]) -> list[zipfile.ZipInfo]:
-    """The entries of an archive of torch's. It stores them as they are, so that it is larger than what is in it."""
+    """Return the entries of a torch archive. Torch stores them uncompressed, so it is larger than its content."""
     try:
         with zipfile.ZipFile(file) as archive:
             entries, comment = archive.infolist(), archive.comment
@@ -132,15 +134,15 @@ def _entries(file: IO[bytes]) -> list[zipfile.ZipInfo]:
         raise Damaged(_CUT) from None
     size = file.seek(0, os.SEEK_END)
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(e.file_size for e in entries) > size:
-        raise ValueError("unpacks to more than the file holds, which torch.save's never do")
+        raise ValueError("unpacks to more than its own size, which no file of torch.save does")
     if comment and comment != _digest(entries):
         raise Damaged(_OTHER_BYTES)
     return entries
 
 
 def _compare_sums(path: Path, entries: Iterable[zipfile.ZipInfo]) -> None:
-    """Raise Damaged where an entry's bytes are not those of its check sum; 0 stands where none was computed."""
-    # Large blocks: after each of them the thread waits for the interpreter, which torch's reader has.
+    """Raise Damaged if an entry's bytes do not match its checksum; 0 means that no checksum was computed."""
+    # Large blocks: after each one the thread waits for the interpreter lock, which torch's reader holds.
     block = memoryview(bytearray(1 << 22))
     with path.open("rb", buffering=0) as file:
         for entry in entries:
@@ -155,15 +157,15 @@ def _compare_sums(path: Path, entries: Iterable[zipfile.ZipInfo]) -> None:
 
 
 def check_plain(document: Any, most: int = 200_000) -> None:
-    """Look through what a checkpoint of ours holds, before anything is done with it.
+    """Check the content of one of our checkpoints before it is used.
 
     Args:
-        document: mappings, sequences, plain values and tensors, nested.
-        most: values that it may have. One list named in many places counts in each: a small file may so ask for more
-            than any memory holds.
+        document: nested mappings, sequences, plain values and tensors.
+        most: the most values it may have. A list that is referenced in many places counts each time: a small file
+            could otherwise ask for more memory than there is.
 
     Raises:
-        ValueError: why it cannot be used, to be put behind the file's name.
+        ValueError: the content cannot be used. The message says why and is meant to follow the file's name.
     """
     waiting, count = [document], 0
     while waiting:
@@ -181,19 +183,19 @@ def check_plain(document: Any, most: int = 200_000) -> None:
 
 
 def _holds_its_numbers(tensor: Tensor) -> bool:
-    """Tell a tensor with a place in its storage for each number from those that only claim their size."""
+    """Return whether a tensor's storage holds all its numbers; some tensors only claim their size."""
     if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
         return False
     return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def is_safetensors(path: Path) -> bool:
-    """Tell by its name, or by its first bytes, whether a file is to be read as safetensors. Raises OSError."""
+    """Return whether a file is safetensors, by its name or its first bytes. Raises OSError."""
     return path.suffix == SAFETENSORS or _looks_like_safetensors(path, path.stat().st_size)
 
 
 def is_plain(value: Any) -> bool:
-    """Tell a strided tensor that holds its numbers from all else a file may hold (sparse, quantised, ...)."""
+    """Return whether a value is a strided tensor of numbers, and not sparse, quantised or anything else."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -203,26 +205,26 @@ def is_plain(value: Any) -> bool:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Tell whether all of a float tensor's numbers are finite; in one pass and without another tensor of its size."""
+    """Return whether all numbers of a float tensor are finite, in one pass and without another tensor of its size."""
     return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
 def some(names: Iterable[Any]) -> str:
-    """Return the first six names and how many more there are, in one line."""
+    """Return the first six names and the number of further ones, in one line."""
     names = list(names)
     more = len(names) - NAMED_AT_MOST
     return ", ".join(map(shown, names[:NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
 
 
 def shown(name: Any) -> str:
-    """Return a name found in a file as a short text without line breaks or codes that a terminal would obey."""
-    # No repr of anything else: a few bytes of nested tuples can ask for gigabytes of text.
+    """Return a name found in a file as a short text without line breaks or terminal control codes."""
+    # No repr of other values: a few bytes of nested tuples can produce gigabytes of text.
     text = name if isinstance(name, str) else f"<{type(name).__name__}>"
     return brief(text.encode("utf-8", "backslashreplace").decode(), _LONGEST_NAME)
 
 
 def _looks_like_safetensors(path: Path, size: int) -> bool:
-    """Such a file begins with the length of its header in eight bytes, and the header is JSON."""
+    """Check whether a file starts with a header's length in eight bytes and then a JSON header."""
     with path.open("rb") as file:
         head = file.read(9)
     return head[8:] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= size - 8
@@ -233,15 +235,15 @@ def _why_unreadable(error: Exception) -> str:
     wanted = re.search(r"GLOBAL (\S+)", text)
     if wanted:
         return (
-            f"asks to run code ({shown(wanted[1])}) while it is read, which is refused;"
-            " save its tensors alone with torch.save(model.state_dict(), file) where you trust it, and give that"
+            f"asks to run code ({shown(wanted[1])}) while it is read, which is refused; if you trust it,"
+            " save only its tensors with torch.save(model.state_dict(), file) and give that file"
         )
     if "alloc" in text:
-        return "does not fit into the memory that is free"
+        return "does not fit into the free memory"
     if "TorchScript" in text:
         return "is a TorchScript archive; give the checkpoint with the state_dict instead"
     if type(error).__name__ == "SafetensorError":
         return BROKEN
     if "central directory" in text or "unexpected EOF" in text or isinstance(error, EOFError | zipfile.BadZipFile):
         return _CUT
-    return "is not a PyTorch checkpoint, or is damaged; give a file that torch.save or safetensors wrote"
+    return "is not a PyTorch checkpoint, or is damaged; give a file written by torch.save or safetensors"

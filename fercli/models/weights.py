@@ -1,15 +1,15 @@
-"""Other people's checkpoints: what is in a file, and its tensors into our network.
+"""Loads checkpoints, ours and others': reads what a file holds and copies its tensors into our network.
 
-A checkpoint is input, not code: see `fercli.models.reading`. Five kinds are known:
+A checkpoint is data, not code: see `fercli.models.reading`. There are five known kinds:
 
 - ``fercli``: our own, a dict with the network's state under ``network``, or one file (`fercli.models.model_file`);
-- ``aglrls``: AGLRLS and CGLRL, a dict with the state under ``model``, in the names that `to_published_names` gives;
-- ``agra``: AGRA and its baselines in the CD-FER benchmark, the same backbone and crop nets, but other classifiers;
+- ``aglrls``: AGLRLS and CGLRL, a dict with the state under ``model``, with the names of `to_published_names`;
+- ``agra``: AGRA and its baselines in the CD-FER benchmark, with the same backbone and crop nets but other classifiers;
 - ``face-evolve``: an IR backbone of face.evoLVe (``input_layer``, ``body.N``; its ``output_layer`` is not used);
 - ``torchvision``: ImageNet weights of torchvision's MobileNetV2.
 
-The state may be bare or under any key, with any prefixes before its names (`fercli.models.unwrapping`), in torch's
-files and in safetensors.
+The state may be the whole file or under any key, with any prefixes in its names (`fercli.models.unwrapping`). Both
+torch and safetensors files are read.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from fercli.models.unwrapping import unwrap
 from fercli.spec import Model
 from fercli.starter import NAME, starter_file
 
-#: What no file of torchvision's brings of our MobileNetV2.
+#: The parts of our MobileNetV2 that no torchvision file has.
 _PROJECTIONS = ("backbone.project_local.", "backbone.project_global.")
 
 
 class Misfit(NamedTuple):
-    """One way in which a file does not fit: `what`, and the tensors it is true of (none: of the whole file)."""
+    """One way in which a file does not fit: `what`, and the tensors concerned (none: the whole file)."""
 
     what: str
     names: tuple[str, ...] = ()
@@ -47,13 +47,13 @@ class Misfit(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A file that was read.
+    """The content of a weights file.
 
     Attributes:
         description: what it holds.
         state: its network's tensors in our names.
-        beside: tensors of the same state that our network has no place for, in the file's names.
-        document: what held the state; empty where the state is the whole file.
+        beside: tensors of the same state that our network has no place for, under the file's names.
+        document: the mapping that held the state; empty if the state is the whole file.
     """
 
     description: Description
@@ -63,24 +63,24 @@ class Weights(NamedTuple):
 
 
 def load_weights(network: nn.Module, path: str | Path) -> Description:
-    """Fill `network` (a `GlobalLocal`) from a checkpoint file; all that fits or nothing.
+    """Fill `network` (a `GlobalLocal`) from a checkpoint file, completely or not at all.
 
-    Counters of batches seen (``num_batches_tracked``) may be missing; half-precision tensors are widened.
+    Batch counters (``num_batches_tracked``) may be missing; half-precision tensors are converted.
 
     Returns:
-        What the file holds; its ``parts`` are now filled, the other parts keep their first weights.
+        What the file holds; its ``parts`` are now filled, the other parts keep their initial weights.
 
     Raises:
-        FercliError: as `read_weights`, or the file does not fit: one line that names every misfit (another
-            architecture or number of classes, tensors missing, unexpected, of another shape or type, not finite). The
-            network is left as it was.
+        FercliError: as in `read_weights`, or the file does not fit. One line names every misfit (another architecture
+            or number of classes; tensors that are missing, unexpected, of another shape or type, or not finite). The
+            network is not changed.
     """
     weights = read_weights(path)
     problems = misfits(weights, network)
     if problems:
         said = "; ".join(map(str, problems))
         if any(len(problem.names) > NAMED_AT_MOST for problem in problems):
-            said += "; for all of them: fercli weights inspect FILE -c SPEC"
+            said += "; to list all of them: fercli weights inspect FILE -c SPEC"
         raise FercliError(f"weights {path} ({weights.description.title}) do not fit the network: {said}")
     network.load_state_dict(weights.state, strict=False)
     return weights.description
@@ -90,16 +90,17 @@ def read_weights(path: str | Path) -> Weights:
     """Read a checkpoint file of any kind.
 
     Args:
-        path: the file; ``starter``, a Path too as the spec keeps it, is the model that comes with fercli.
+        path: the file. ``starter``, also as the Path that a spec stores, is the model that comes with fercli.
 
     Raises:
-        FercliError: the file is missing, empty, truncated, no checkpoint of a known kind, or asks to run code.
+        FercliError: the file is missing, empty, truncated, not a checkpoint of a known kind, or asks to run code.
     """
     path = starter_file() if str(path) == NAME else Path(path)
     document = read_model(path) if holds_model(path) else read_document(path)
     if not isinstance(document, Mapping):
         raise FercliError(
-            f"weights {path}: holds a {type(document).__name__}, not a dict of tensors", "give a checkpoint file"
+            f"weights {path}: holds an object of type {type(document).__name__}, not a dict of tensors",
+            "give a checkpoint file",
         )
     try:
         if document.get("kind") == "fercli":
@@ -131,9 +132,9 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def misfits(weights: Weights, network: nn.Module) -> list[Misfit]:
-    """Name every way in which a file does not fit `network` (a `GlobalLocal`, on any device, even meta); [] if it fits.
+    """List every way in which a file does not fit `network` (a `GlobalLocal`, on any device, even meta); [] if it fits.
 
-    Where the architectures differ, that alone is said: hundreds of names follow from it and would only hide it.
+    If the architectures differ, only that is listed: hundreds of names follow from it and would only hide it.
     """
     description, state, ours = weights.description, weights.state, network.state_dict()
     differences = description.architecture.differences(architecture_of(ours), description.parts)
@@ -146,9 +147,9 @@ def misfits(weights: Weights, network: nn.Module) -> list[Misfit]:
 
 
 def unfit(state: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> list[Misfit]:
-    """Name every way in which tensors are not those that are `due`, on any device; [] if they are.
+    """List every way in which tensors differ from the `due` ones, on any device; [] if they match.
 
-    Counters of batches seen may be missing.
+    Batch counters may be missing.
     """
     shared = [key for key in due if key in state]
     same = [key for key in shared if state[key].shape == due[key].shape]
@@ -156,21 +157,21 @@ def unfit(state: Mapping[str, Tensor], due: Mapping[str, Tensor]) -> list[Misfit
         "missing": [key for key in due if key not in state and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in state if key not in due],
         "of another shape": [
-            f"{key} is {list(state[key].shape)}, here {list(due[key].shape)}" for key in shared if key not in set(same)
+            f"{key} is {list(state[key].shape)}, not {list(due[key].shape)}" for key in shared if key not in set(same)
         ],
         "of another type": [
             f"{key} is {state[key].dtype}"
             for key in shared
             if state[key].is_floating_point() != due[key].is_floating_point()
         ],
-        # only tensors of our shapes are looked through: a hostile one may claim to be of any size
+        # only tensors of our shapes are checked: a hostile one may claim any size
         "with NaN or infinite numbers": [key for key in same if not bool(state[key].isfinite().all())],
     }
     return [Misfit(what, tuple(names)) for what, names in found.items() if names]
 
 
 def first_weights(description: Description, network: nn.Module) -> list[str]:
-    """Name the parts of `network` that the file leaves at their first weights."""
+    """Name the parts of `network` that keep their initial weights because the file does not fill them."""
     parts = dict.fromkeys(key.split(".", 1)[0] for key in network.state_dict())
     left = [part for part in parts if part not in description.parts]
     if description.kind == "torchvision" and "backbone.project_local.0.weight" in network.state_dict():
@@ -179,14 +180,14 @@ def first_weights(description: Description, network: nn.Module) -> list[str]:
 
 
 def empty_network(model: Model) -> GlobalLocal:
-    """The network that a spec's ``model`` section asks for, without numbers (on the meta device): names and shapes."""
+    """Build the network of a spec's ``model`` section on the meta device: names and shapes, without numbers."""
     with torch.device("meta"):
         backbone = build_backbone(model.backbone, model.width)
         return GlobalLocal(backbone, model.local, model.classifiers, test_flip=model.test_flip)
 
 
 def own_network(architecture: Architecture) -> GlobalLocal | None:
-    """The network that a file's own architecture asks for, as `empty_network`; None where fercli builds none such."""
+    """Build the network of a file's architecture, as `empty_network` does; None if fercli cannot build it."""
     return None if architecture.model is None else empty_network(Model(**architecture.model))
 
 
