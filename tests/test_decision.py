@@ -132,5 +132,5 @@ def test_every_rule_has_a_name_and_a_threshold_of_its_own_where_it_has_one() -> 
     assert torch.equal(DecisionRule("glpc")(p).answers, p[:, 6].argmax(-1))  # not adapted: the fused head
     assert own.named("glpc:0.5")(p).answers.tolist() == glpc_loop(p, own.status, 0.5)[0]
     for wrong in ("glpcc", "fused:0.5", "glpc:x", "glpc:0", "glpc:1.5", "glpc:nan", ""):
-        with pytest.raises(SpecError, match="is no decision rule"):
+        with pytest.raises(SpecError, match="is not a decision rule"):
             own.named(wrong)

@@ -155,11 +155,11 @@ class TestEnergyDistance:
     @pytest.mark.parametrize(
         ("source", "target", "words"),
         [
-            (0, 30, "no test faces, and none are held out of training"),
+            (0, 30, "no test faces, and none were held out of training"),
             (0, 0, "no test faces"),
-            (9, 30, "too few faces to compare, 9 of the source; it takes 10"),
-            (30, 1, "too few faces to compare, 1 of the target; it takes 10"),
-            (3, 0, "3 of the source and 0 of the target; it takes 10"),
+            (9, 30, "too few faces to compare (9 of the source; at least 10 are needed)"),
+            (30, 1, "too few faces to compare (1 of the target; at least 10 are needed)"),
+            (3, 0, "(3 of the source and 0 of the target; at least 10 are needed)"),
         ],
     )
     def test_too_few_faces(self, source, target, words):

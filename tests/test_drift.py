@@ -175,22 +175,22 @@ def test_each_reason_has_its_figure() -> None:
     def all_but(change: dict[int, int]) -> Tensor:
         return answering(*[change.get(face % 7, face % 7) for face in range(140)], sure=6.0)
 
-    assert "not trusted: Anger has taken over: 100 % of the answers, 14 % before" in told(MIXED, answering(*[5] * 140))
-    assert "not trusted: The start was kept" in told(MIXED, MIXED, start_kept=True)
-    assert told(MIXED[:20], SURER[:20]).startswith("doubtful: 20 faces are few")
+    angry = answering(*[5] * 140)
+    assert "not trusted: Anger has taken over: 100 % of the predictions, 14 % before" in told(MIXED, angry)
+    assert "not trusted: The adaptation was discarded" in told(MIXED, MIXED, start_kept=True)
+    assert told(MIXED[:20], SURER[:20]).startswith("doubtful: There are only 20 faces")
     smiling = answering(*[3] * 100, *[face % 7 for face in range(40)], sure=3.0)
     spread = answering(*[face % 2 * 3 for face in range(100)], *[face % 7 for face in range(40)], sure=6.0)
-    assert "doubtful: The start answers happiness on 76 % of the faces, the adapted model on 40 %" in told(
-        smiling, spread
-    )
+    many = "doubtful: The starting model predicts happiness on 76 % of the faces, the adapted model on 40 %"
+    assert many in told(smiling, spread)
     assert verdict(drift(smiling, smiling))["trust"] == "trusted"  # a target of one expression that stays so
-    assert "No face is answered any more: surprise (14 % before)" in told(MIXED, all_but({0: 1}))
+    assert "No longer predicted on any face: surprise (14 % before)" in told(MIXED, all_but({0: 1}))
     leading = answering(*[3] * 80, *[face % 7 for face in range(60)], sure=3.0)
     assert (
         verdict(drift(leading, answering(*[3] * 112, *range(7), *range(7), *range(7), *range(7))))["trust"] == "trusted"
     )
-    assert "doubtful: 57 % of the answers are neutral, 14 % before." in told(MIXED, all_but({0: 6, 1: 6, 2: 6}))
-    assert "Only 29 % of the faces are answered as before." in told(MIXED, all_but({0: 1, 1: 2, 2: 3, 3: 4, 4: 0}))
+    assert "doubtful: 57 % of the predictions are neutral, 14 % before." in told(MIXED, all_but({0: 6, 1: 6, 2: 6}))
+    assert "Only 29 % of the predictions are unchanged." in told(MIXED, all_but({0: 1, 1: 2, 2: 3, 3: 4, 4: 0}))
     far = told(MIXED, all_but({0: 1, 2: 3, 4: 5}))
     assert far.startswith("doubtful: ") and "surprise (14 % before), disgust (14 % before), sadness (14 %" in far
     apart = SURER.clone()
@@ -206,19 +206,19 @@ def test_every_rule_for_the_start_is_told() -> None:
     against = {**found, "rules": {rule: {"before": 2.0, "after": 1.0, "prefers": "start"} for rule in found["rules"]}}
     told = verdict(against)
     assert told["trust"] == "not trusted"
-    assert told["reasons"] == ["All 6 selection rules that need no label prefer the start."]
+    assert told["reasons"] == ["All 6 selection rules that need no labels prefer the starting model."]
     against["rules"]["bnm"] = {"before": 1.0, "after": 2.0, "prefers": "adapted"}
     told = verdict(against)
     assert (told["trust"], told["reasons"]) == (
         "doubtful",
-        ["5 of 6 selection rules that need no label prefer the start."],
+        ["5 of 6 selection rules that need no labels prefer the starting model."],
     )
     for rule in ("infomax", "entropy"):
         against["rules"][rule] = against["rules"]["bnm"]
     assert verdict(against)["trust"] == "trusted"  # three and three
     against = {**found, "rules": {rule: {"before": 2.0, "after": 1.0, "prefers": "start"} for rule in found["rules"]}}
     against["rules"]["snd"] = {"before": None, "after": None, "prefers": "neither"}
-    assert verdict(against)["reasons"] == ["All 5 selection rules that need no label prefer the start."]
+    assert verdict(against)["reasons"] == ["All 5 selection rules that need no labels prefer the starting model."]
 
 
 # scored
@@ -294,7 +294,7 @@ def test_a_start_from_elsewhere_needs_no_store_of_its_source(started: Bench, ada
     assert refused.exit_code == 1 and "raf-db is not prepared" in refused.stderr
     mark(started, start=START)
     result = started.done("evaluate", "--report")
-    assert "no prepared store of raf-db, which the model was trained on: no temperature is fitted" in result.stderr
+    assert "no prepared store of raf-db, the model's training data, so no temperature is fitted" in result.stderr
     found = json.loads((started.runs / "report/results.json").read_text())
     assert [(e["dataset"], e["method"]) for e in found["entries"]] == [("jaffe", "source-only"), ("jaffe", "aglrls")]
     assert not found["gaps"] and found["targets"] == ["jaffe"]

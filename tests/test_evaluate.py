@@ -343,9 +343,9 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda runs: torch.save({"state_dict": FOREIGN}, runs / ADAPTED),
         "adapt-jaffe/best.ckpt is not a fercli checkpoint",
     ),
-    "a file for the report": (lambda runs: write(runs, "report"), "cannot write the report into"),
-    "a file for the predictions": (lambda runs: write(runs, "report/predictions"), "cannot write the report into"),
-    "a folder for the results": (lambda runs: write(runs, "report/results.json/x"), "cannot write the report into"),
+    "a file for the report": (lambda runs: write(runs, "report"), "cannot write the report to"),
+    "a file for the predictions": (lambda runs: write(runs, "report/predictions"), "cannot write the report to"),
+    "a folder for the results": (lambda runs: write(runs, "report/results.json/x"), "cannot write the report to"),
 }
 
 
@@ -362,7 +362,7 @@ def test_a_run_that_cannot_be_scored_is_one_line(case: str, copy) -> None:
 def test_a_report_folder_without_leave_to_write_is_one_line(copy) -> None:
     bench = copy()
     (bench.runs / "report").mkdir(mode=0o500)
-    assert "cannot write the report into" in told(bench("evaluate"))
+    assert "cannot write the report to" in told(bench("evaluate"))
 
 
 def test_an_adaptation_without_a_model_is_left_out_and_told(copy) -> None:
@@ -418,7 +418,7 @@ def test_another_rule_is_asked_of_the_outputs_and_no_network_is_run(copy, result
     entry = bench.json("evaluate", "--decision", "glpc:0.3")["entries"][2]
     assert set(entry["heads"]) == {*plain["heads"], "glpc:0.3"}
     assert sum(stage["count"] for stage in entry["stages"].values()) == 42
-    assert "'best' is no decision rule" in told(bench("evaluate", "--decision", "best"), 2)
+    assert "'best' is not a decision rule" in told(bench("evaluate", "--decision", "best"), 2)
 
 
 def test_another_selection_rule_is_asked_of_the_outputs(copy, results) -> None:

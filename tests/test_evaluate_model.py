@@ -83,7 +83,7 @@ def test_the_console_has_every_expression_and_says_what_is_left_out(at) -> None:
     assert "95 % intervals, jackknife t over 6 subjects: acc " in text and "model-starter" in text
     assert "no temperature is fitted, and the distance between the domains is not measured" in result.stderr
     page = Path("runs/model-starter/report/report.html").read_text()
-    assert "no target was evaluated beside prepared faces of the source" in page and "starter.safetensors" in page
+    assert "no target was evaluated together with prepared source faces" in page and "starter.safetensors" in page
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_without_target_it_scores_what_is_prepared(at) -> None:
 def test_faces_cut_otherwise_are_told(at, prepared, tmp_path) -> None:
     recut(prepared, "boxed", align="box")
     result = at("--model", "starter", "--target", "boxed", "--quiet")
-    assert result.exit_code == 0 and "cut otherwise than those" in result.stderr
+    assert result.exit_code == 0 and "cropped differently from those" in result.stderr
     assert "align box, not template" in result.stderr
 
 

@@ -121,8 +121,8 @@ def test_nothing_labelled_has_no_interval():
 @pytest.mark.parametrize(
     ("labels", "answers", "subjects", "message"),
     [
-        ([-1], [0], None, "labels must lie in 0..6"),
-        ([0], [7], None, "predictions must lie in 0..6"),
+        ([-1], [0], None, "labels must be in 0..6"),
+        ([0], [7], None, "predictions must be in 0..6"),
         ([0, 1], [0], None, "2 labels but 1 predictions"),
         ([0, 1], [0, 1], ["a"], "2 labels but 1 subjects"),
     ],

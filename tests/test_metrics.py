@@ -80,9 +80,9 @@ def test_degenerate(labels, predictions, accuracy, macro_f1, mean_recall):
 @pytest.mark.parametrize(
     ("labels", "predictions", "message"),
     [
-        ([0, -1], [0, 0], "labels must lie in 0..6"),
-        ([0, 7], [0, 0], "labels must lie in 0..6"),
-        ([0, 0], [0, -1], "predictions must lie in 0..6"),
+        ([0, -1], [0, 0], "labels must be in 0..6"),
+        ([0, 7], [0, 0], "labels must be in 0..6"),
+        ([0, 0], [0, -1], "predictions must be in 0..6"),
         ([0, 1], [0], "2 labels but 1 predictions"),
         ([0.5], [0], "must be integers"),
         ([[0]], [0], "shape"),

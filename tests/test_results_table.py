@@ -84,7 +84,7 @@ def test_the_console_tells_the_gap_beside_what_reads_as_none():
     assert line in headline(run)[3].splitlines()
     for model in run["gaps"][0]["models"]:
         model.update(energy_distance=None, no_gap=None, faces=[0, 60])
-    line = "Domain gap to jaffe is not measured: the source has no test faces, and none are held out of training"
+    line = "Domain gap to jaffe is not measured: the source has no test faces, and none were held out of training"
     assert line in headline(run)[3] and "energy distance" not in headline(run)[3]
     assert "Domain gap" not in headline(WHOLE)[3]
 

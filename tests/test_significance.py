@@ -109,7 +109,7 @@ RIGHT, OTHER = [True, False, False, True], [True, True, True, False]
 @pytest.mark.parametrize(
     ("subjects", "about", "words"),
     [
-        ([*"aabb"], ("sign-flip", "subjects", 2, 2), "sign-flip test over 2 subjects (p is 0.5 at least)"),
+        ([*"aabb"], ("sign-flip", "subjects", 2, 2), "sign-flip test over 2 subjects (p is at least 0.5)"),
         (None, ("mcnemar", "images", 4, None), "McNemar’s exact test, faces taken as independent"),
         ([*"aab", ""], ("mcnemar", "images", 4, None), "McNemar’s exact test, faces taken as independent"),
         ([*"aaaa"], ("mcnemar", "images", 4, 1), "McNemar’s exact test, one subject’s faces taken as independent"),

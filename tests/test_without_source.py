@@ -189,5 +189,5 @@ def test_where_every_rule_prefers_the_start_it_is_kept(make_adapting) -> None:
 
 def test_a_target_of_a_few_faces_is_said_to_be_one(make_adapting) -> None:
     result = make_adapting("few", {"adapt.method": "tent"}).done("adapt")
-    assert "42 faces are few" in result.stderr
+    assert "There are only 42 faces" in result.stderr
     assert "beside what it began with: " in result.stderr

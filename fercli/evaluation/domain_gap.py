@@ -81,7 +81,7 @@ def why_unmeasured(source: int, target: int) -> str | None:
         return "the source has no test faces, and none were held out of training (data.validation)"
     counts = {"source": source, "target": target}
     few = [f"{count} of the {name}" for name, count in counts.items() if count < LEAST_COMPARED]
-    return f"too few faces to compare: {' and '.join(few)}; at least {LEAST_COMPARED} are needed" if few else None
+    return f"too few faces to compare ({' and '.join(few)}; at least {LEAST_COMPARED} are needed)" if few else None
 
 
 def embed(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any] | None:
