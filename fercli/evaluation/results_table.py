@@ -185,7 +185,7 @@ def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[d
 
 
 def tests(columns: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The tests behind the p values in the lines of `table`: the test in words -> the columns that use it."""
+    """The tests that give the p values in the lines of `table`: the test in words -> the columns that use it."""
     found: dict[str, list[str]] = {}
     for i, column in enumerate(columns):
         for words in dict.fromkeys(line["cells"][i]["test"] for line in lines):

@@ -69,7 +69,7 @@ def sign_flip(differences: ArrayLike) -> float:
     """
     sizes = np.abs(np.asarray(differences, np.int64))
     sizes, total, seen = np.sort(sizes[sizes > 0]), int(sizes.sum()), abs(int(np.sum(differences)))
-    chances, reach = np.zeros(total + 1), 0  # s: the sum of those with a plus; the signed sum is 2 s - total
+    chances, reach = np.zeros(total + 1), 0  # index s: sum of sizes with a plus; signed sum: 2 s - total
     chances[0] = 1.0
     for size in sizes.tolist():
         flipped = 0.5 * chances[: reach + 1]

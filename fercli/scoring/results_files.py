@@ -14,7 +14,7 @@ None means not defined. It contains
   ``splits``, ``expected``, ``found``, ``scored``. The scores: those of each of ``heads`` (the seven, and the rules over
   several of them), the one that is the model's ``decision``, the ``stages`` of GLPC, ``intervals`` of the decision,
   ``calibration`` of the fused head, the ``oracle`` epoch, and what each of the selection ``rules`` would have chosen.
-  ``predictions`` is the CSV's path relative to the report folder. ``against_reference`` tells whether chance alone
+  ``predictions`` is the CSV's path relative to the report folder. ``against_reference`` states whether chance alone
   explains the difference from source-only on the same faces (`fercli.scoring.results.with_reference`). ``drift`` tells
   how adaptation changed the starting model's predictions on these faces (`fercli.evaluation.drift.drift`), with the
   faces ``found``, the images ``listed``, the ``duplicates`` among the faces, and the ``verdict`` on all of this. It
@@ -203,7 +203,7 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
       expected, found and scored faces; seconds of training; and p:sign-flip or p:mcnemar, the p that chance alone makes
       the correct predictions differ this much from those of source-only on the same faces, before any correction for
       several tests;
-    - ``value``, ``low`` and ``high`` (95 % interval), ``count`` (the number of faces behind the value).
+    - ``value``, ``low`` and ``high`` (95 % interval), ``count`` (the number of faces that the value is computed from).
 
     Each selection rule that was not used has the accuracy and macro F1 of the epoch that it would have chosen.
     """
