@@ -1,4 +1,4 @@
-"""The page, of runs and sweeps: every section and plot, all marked that must be, nothing loaded, nothing unescaped."""
+"""The page for runs and sweeps: every section and plot, required marks, nothing loaded, everything escaped."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def words(text):
 
 
 def said(results):
-    """The page's text, and its rows, a space between cells."""
+    """The page's text, and its rows with a space between cells."""
     page = Page(re.sub("<(td|th|tr|small|br)", r" <\1", render(results)))
     return words(page.text), [words(content) for _, content in page.rows]
 
 
-def test_one_small_file_that_loads_nothing_and_holds_every_section(any_kind, tmp_path):
+def test_one_small_file_that_loads_nothing_and_has_every_section(any_kind, tmp_path):
     path = write_report(any_kind, tmp_path / "new" / "report")
     assert path == tmp_path / "new" / "report" / "report.html"
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]  # no half-written neighbour
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]  # no half-written file
     assert path.stat().st_size < 400_000
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -73,8 +73,8 @@ def test_one_small_file_that_loads_nothing_and_holds_every_section(any_kind, tmp
     folds = [a for tag, a in page.elements if tag == "details" and a.get("class") == "fold"]
     assert len(folds) == len(sections) and all("open" in a for a in folds)
     linked = [a["href"][1:] for tag, a in page.elements if tag == "a"]
-    assert linked == ["headline", *sections]  # the link that skips to the results, then the contents
-    # Bytes of a name that are no text do not stop it.
+    assert linked == ["headline", *sections]  # the link that skips to the results, then the table of contents
+    # Bytes in a name that are not text do not stop it.
     assert write_report({**any_kind, "title": "face-\udcff\ud800.png"}, path.parent) == path
     assert "face-??.png" in path.read_text(encoding="utf-8")
 
@@ -109,7 +109,7 @@ def test_the_headline_of_a_sweep():
     assert "test images of its source" not in text and "One seed" not in text
     line = next(row for row in rows if row.startswith("aglrls best 82.0 ± 2.6"))
     assert "best 72.5 ± 3.5 +20.5, p 0.00" in line and line.endswith("73.5 ± 3.5 +1.0")
-    assert sum(holds(row, "seed 2", "decides by") for row in rows) == 8 + 6  # and the oracle's of what was adapted
+    assert sum(holds(row, "seed 2", "decides by") for row in rows) == 8 + 6  # plus the oracle's rows of adapted models
     assert render(WHOLE["sweep"]).count('class="lane"') == 4 * 3
     assert holds("".join(rows), "near synthetic target 101 / 100 / 100 12 0", "aglrls 31.0 ± 0.894 6 3 min 06 s")
 
@@ -125,7 +125,7 @@ def test_the_verdict_in_words():
         assert sentence in said(sweep({name: {"near": of} for name, of in methods.items() if of}))[0]
 
 
-def test_whether_to_trust_an_adaptation_of_a_run(run):
+def test_the_drift_of_a_run(run):
     moved = run["entries"][2]["drift"]
     text, rows = said(run)
     told = f"the same expression as the starting model on {100 * moved['agreement']:.1f}% of the faces"
@@ -153,7 +153,7 @@ def test_whether_to_trust_an_adaptation_of_a_run(run):
     )
 
 
-def test_whether_to_trust_the_adaptations_of_a_sweep():
+def test_the_drift_of_a_sweep():
     results, found = sweep(), drifts(sweep())
     assert found["models"] == [] and [dataset for dataset, _ in found["rows"]] == ["near", "far"]
     for dataset, shown in found["rows"]:
@@ -195,7 +195,7 @@ def test_every_oracle_is_marked_and_nothing_else(any_kind):
             assert "oracle" in table
 
 
-def test_synthetic_faces_are_marked_in_every_table_and_stand_beside_nothing_published(any_kind):
+def test_synthetic_faces_are_marked_in_every_table_without_published_figures(any_kind):
     text = render(any_kind)
     assert "synthetic faces: procedural drawings, not photographs" in text and "AGRA" not in text
     for table in Page(text).tables:
@@ -203,7 +203,7 @@ def test_synthetic_faces_are_marked_in_every_table_and_stand_beside_nothing_publ
             assert table.count(name) == words(table).count(f"{name} synthetic") + table.count(f"adapt-{name}")
 
 
-def test_real_faces_are_not_marked_and_stand_beside_published_figures(any_kind):
+def test_real_faces_are_not_marked_and_have_published_figures(any_kind):
     text = render(of_photographs(any_kind))
     assert "synthetic" not in text.split("<main>")[1] and "procedural" not in text
     line = next(row for row in said(any_kind)[1] if "AGRA" in row)
@@ -215,7 +215,7 @@ def test_real_faces_are_not_marked_and_stand_beside_published_figures(any_kind):
     assert any(row.endswith("61.50 – –" if any_kind["kind"] == "sweep" else "61.50") for row in said(any_kind)[1])
 
 
-def test_missing_cells_are_told_plainly():
+def test_missing_cells_are_reported():
     swept = copy.deepcopy(WHOLE["sweep"])
     without(swept, method="dann", dataset="far")
     without(swept, method="aglrls", seed=2, dataset="near")
@@ -230,7 +230,7 @@ def test_missing_cells_are_told_plainly():
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_images_without_labels_or_without_a_score_are_told(kind):
+def test_images_without_labels_or_without_a_score_are_reported(kind):
     is_sweep, blank = kind == "sweep", {"run": "jaffe", "sweep": "far"}[kind]
     results = sweep(unlabelled(blank)) if is_sweep else document(60, labelled=False)
     results["entries"][0].update(expected=213, found=210, scored=200)
@@ -244,7 +244,7 @@ def test_images_without_labels_or_without_a_score_are_told(kind):
     assert "No scores: no target was scored on images with labels." in said(results)[0]
 
 
-def test_a_model_alone_scored_at_home_has_its_page():
+def test_a_single_model_scored_on_its_source_has_a_page():
     alone = document(60, (), kind="model")
     text, _ = said(alone)
     assert "No scores on other datasets" in text and "On the test images of its source" in text
@@ -300,7 +300,7 @@ def section(text: str, name: str) -> str:
     return text[start : text.index("</div></details></section>", start)]
 
 
-def test_calibration_shows_both_sides_and_what_the_temperature_was_fitted_on(run):
+def test_calibration_shows_before_and_after_and_the_faces_of_the_fit(run):
     (name, rows), (home, _) = calibration(run)
     assert (name, home) == ("jaffe", "raf-db") and [len(row["sides"]) for row in rows] == [2, 2]
     own = run["entries"][1]["calibration"]
@@ -320,7 +320,7 @@ def test_calibration_shows_both_sides_and_what_the_temperature_was_fitted_on(run
     assert 'class="square"' not in text and f"{row['steps'][0]['count']} / 200" in text
 
 
-def test_reliability_draws_each_filled_bin_where_it_belongs():
+def test_reliability_draws_each_filled_bin_in_its_place():
     bins = [
         {"low": 0.0, "high": 0.5, "count": 0, "confidence": None, "accuracy": None},
         {"low": 0.5, "high": 0.75, "count": 5, "confidence": 0.6, "accuracy": 0.25},  # overconfident
@@ -337,7 +337,7 @@ def test_reliability_draws_each_filled_bin_where_it_belongs():
     assert "nan" not in "".join(reliability([], "nothing")) and "&lt;b&gt;" in reliability([], "<b>")[0]
 
 
-def test_the_gap_is_a_number_and_two_maps_of_each_model(run):
+def test_the_gap_is_a_number_and_two_maps_per_model(run):
     before, after = run["gaps"][0]["models"]
     by_label, by_domain = (one["svg"] for one in gaps(run)[0]["models"][0]["maps"])
     points = {kind: path.count("M") for kind, path in re.findall(r'class="point ([^"]+)" d="([^"]*)"', by_label)}
@@ -352,9 +352,9 @@ def test_the_gap_is_a_number_and_two_maps_of_each_model(run):
     assert text.count("&lt;&nbsp;0.004") == 2 and "(test)" in text
     assert "<dt>energy distance</dt>" in render(run) and "A-distance" not in render(run)
     assert re.findall(r"width:([\d.]+)%", text) == ["100.0", f"{100 * 0.058 / 0.162:.1f}"]
-    # low values lie left and below
+    # low values are at the left and bottom
     assert 'd="M2.0 98.0h0M98.0 2.0h0"' in scatter([0.0, 1.0], [0.0, 1.0], ["c0 tgt", "c0 tgt"], "t")
-    # Without maps it is still a number.
+    # Without maps the number remains.
     for model in run["gaps"][0]["models"]:
         model["embedding"] = None
     text = section(render(run), "gaps")
@@ -379,7 +379,7 @@ def test_pseudo_labels_are_those_of_the_kept_epoch(run):
     assert [panel["count"] for panel in one["panels"]] == epoch["counts"]["class-aware"]
     text = section(render(run), "pseudo_labels")
     assert "Epoch 6 (kept)" in text and "oracle: reads target labels" in text
-    # The accuracy is over faces with a label; an epoch that left no outputs is not said to be kept.
+    # The accuracy is over faces with a label. An epoch without outputs is not marked as kept.
     for key, part in (("known", 2), ("correct", 4)):
         epoch[key] = {name: [n // part for n in counts] for name, counts in epoch["counts"].items()}
     right = pseudo_labels(run)[0]["thresholds"][0]["accuracy"]
@@ -409,7 +409,7 @@ def test_curves_mark_the_chosen_epoch_and_the_score_that_chose_it(run):
     assert (adapt["chosen"], adapt["rule"]) == (6, "infomax")
     assert [panel["name"] for panel in adapt["panels"] if panel["decides"]] == ["infomax"]
     assert adapt["panels"][0]["at_chosen"] == run["history"]["adapt-jaffe"][5]["losses"]["source"]
-    # A curve leaves gaps and survives constants.
+    # A curve leaves gaps and works with constants.
     panel = curve("loss", [(1, 2.0), (2, None), (3, None), (4, 1.0), (5, 0.5)], chosen=2, from_zero=True)
     assert (panel["bottom"], panel["top"], panel["final"], panel["at_chosen"]) == (0.0, 2.0, 0.5, None)
     assert panel["svg"].count('class="line alone"') == 2  # a dot before the gap, a line after it
@@ -419,7 +419,7 @@ def test_curves_mark_the_chosen_epoch_and_the_score_that_chose_it(run):
         assert flat["bottom"] < flat["top"] and "nan" not in flat["svg"]
 
 
-def test_failure_cases_hold_small_pictures_their_votes_and_what_they_show_in_words(run):
+def test_failure_cases_have_small_images_votes_and_alternative_texts(run):
     for shown in (SHOWN, {}):
         text = section(render(run, shown), "failure_cases")
         page = Page(text + "</div>")
@@ -446,12 +446,12 @@ def test_faces_in_a_page():
             assert (file.format, file.size) == ("JPEG", (kept, kept))
     drawn = landmark_dots(np.array([[0, 1], [2.3, 111]]), 112)
     assert 'viewBox="0 0 112 112"' in drawn and 'd="M0.5 1.5h0M2.8 111.5h0"' in drawn
-    # They stop where the page would swell.
+    # They stop where the page would become too large.
     picture = SimpleNamespace(face=np.zeros((112, 112, 3), np.uint8), landmarks=np.ones((5, 2)), heat=np.zeros((7, 7)))
     size = sum(len(value) for value in list(Faces({1: picture}).show(1).values())[:2])
     faces = Faces({1: picture, 2: picture, 3: picture}, most=2 * size)
     assert [faces.show(key) is not None for key in (1, 2, 3, 4)] == [True, True, False, False] and faces.refused == 1
-    # Heat leaves the cold grey and shows the hot.
+    # Cold regions stay grey and hot ones are coloured.
     face = np.full((8, 8, 3), (200, 100, 50), np.uint8)
     grey = round(200 * 0.299 + 100 * 0.587 + 50 * 0.114)
     assert np.abs(heated(face, np.zeros((7, 7))).astype(int) - grey).max() <= 1
@@ -461,24 +461,24 @@ def test_faces_in_a_page():
     assert half.dtype == np.uint8 and half[0, 7, 0] > half[0, 0, 0]
 
 
-def test_a_target_without_labels_says_what_is_left_out():
+def test_a_target_without_labels_lists_what_is_left_out():
     run = document(60, labelled=False)
     text = render(run, pictures(run))
     Page(text).assert_self_contained(text)
     assert "jaffe: its images have no labels" in text and 'unknown tgt"' in text and "no label</span>" in text
-    # What GLPC did is known without labels.
+    # The stages of GLPC are known without labels.
     fused = run["entries"][2]["stages"]["fused"]["count"]
     assert f"{fused} / 60" in text and 'class="unknown"' in text
     cases = section(text, "failure_cases")
     assert "oracle" not in section(text, "pseudo_labels") and "(no label)" in cases
     assert "The faces have no labels, so mistakes cannot be found." in cases
-    assert "jaffe" not in section(text, "calibration")  # the source has labels, and stays
+    assert "jaffe" not in section(text, "calibration")  # the source has labels and is shown
     assert "nan" not in re.sub(r"data:[^\"]*", "", text).lower()
     run["entries"][0]["calibration"] = None
     assert "Calibration: it needs labels" in render(run)
 
 
-def test_what_is_empty_has_no_section_and_says_why(run):
+def test_an_empty_section_is_left_out_with_a_reason(run):
     without_gaps, no_outputs = "no target was evaluated together with prepared source faces", "has stored outputs"
     notes = {"gaps": without_gaps, "pseudo_labels": no_outputs, "failure_cases": "no faces to show", "history": ""}
     for key, note in notes.items():
