@@ -104,7 +104,7 @@ def test_few_or_no_faces_and_broken_outputs_still_give_a_document(faces: int) ->
         told = verdict(found)
         assert told["trust"] != "trusted" and told["reasons"]
     assert (found["agreement"], found["total_variation"], found["histogram"]["before"]) == (None, None, None)
-    assert "not finite" in verdict(found)["reasons"][0] if faces else "no face" in verdict(found)["reasons"][0]
+    assert "not finite" in verdict(found)["reasons"][0] if faces else "No face" in verdict(found)["reasons"][0]
 
 
 def test_outputs_of_other_faces_are_refused() -> None:
