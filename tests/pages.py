@@ -8,7 +8,7 @@ VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """Reads a page strictly enough to catch unclosed tags, and keeps what the tests ask about."""
+    """Reads a page strictly enough to catch unclosed tags, and keeps what the tests need."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -49,7 +49,7 @@ class Page(HTMLParser):
             self.tables[-1] += data
 
     def assert_self_contained(self, text: str):
-        """It loads nothing, runs nothing, and every link leads to a place within it."""
+        """The page loads nothing and runs nothing, and every link leads to a place within it."""
         assert "url(" not in text and "@import" not in text and "http://" not in text and "https://" not in text
         for tag, attributes in self.elements:
             assert tag not in ("script", "iframe", "object", "embed", "base")

@@ -1,8 +1,8 @@
-"""Results documents of made-up answers on any number of faces: a run with every section, or a sweep.
+"""Results documents with made-up predictions on any number of faces: a run with every section, or a sweep.
 
-Probabilities are drawn; what is told of them is told by the code that tells it of trained models. A run is a sweep of
-one seed, with what its epochs and faces tell besides. Accuracies are exact: `FIGURES` in percent of 100 faces are what
-the tables must show.
+Probabilities are random; the same code as for trained models computes everything from them. A run is a sweep of one
+seed, with additional data from its epochs and faces. Accuracies are exact: the tables must show `FIGURES`, in % of 100
+faces.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EPOCHS, KEPT = 8, 6
 
 _AGRA = {"method": "AGRA", "backbone": "IR-50", "citation": "Chen et al., TPAMI 2022", "selection": "oracle"}
 
-#: Of a sweep: accuracy in percent by target and seed. The last method trains with target labels.
+#: For a sweep: accuracy in % by target and seed. The last method trains with target labels.
 FIGURES = {
     "source-only": {"near": (60, 62, 64), "far": (40, 44, 42)},
     "aglrls": {"near": (80, 81, 85), "far": (60, 61, 68)},
@@ -49,7 +49,7 @@ FIGURES = {
 def document(
     faces: int = 213, targets: Sequence[str] = ("jaffe",), kind: str = "run", labelled: bool = True
 ) -> dict[str, Any]:
-    """A run of source raf-db, adapted to each target, with every section that a page has."""
+    """A run with source raf-db, adapted to each target, with every section that a page can have."""
     home = answered("raf-db", "source-only", 90, 400)
     before, after = (
         [answered(name, method, percent if labelled else None, faces, home=home) for name in targets]
@@ -69,7 +69,7 @@ def document(
 
 
 def sweep(figures: dict[str, dict[str, Sequence[float | None]]] = FIGURES) -> dict[str, Any]:
-    """Methods on targets over seeds, {method: {target: accuracies in percent}}, all there."""
+    """Methods on targets over seeds, {method: {target: accuracies in %}}, without missing cells."""
     targets = list(next(iter(figures.values())))
     results, starts = [], {}
     for method, own in figures.items():
@@ -83,7 +83,7 @@ def sweep(figures: dict[str, dict[str, Sequence[float | None]]] = FIGURES) -> di
 
 
 def unlabelled(*targets: str) -> dict[str, dict[str, Sequence[float | None]]]:
-    """`FIGURES`, but that images of these targets have no labels."""
+    """`FIGURES`, except that images of these targets have no labels."""
     return {method: {**own, **dict.fromkeys(targets, (None,) * 3)} for method, own in FIGURES.items()}
 
 
@@ -98,7 +98,7 @@ def _entries(results: Sequence[Results]) -> list[dict[str, Any]]:
 
 
 def without(results: dict[str, Any], **parts: Any) -> dict[str, Any]:
-    """Take the entries that have these values out, as not run."""
+    """Remove the entries with these values, as if they had not been run."""
     gone = [one for one in results["entries"] if all(one[key] == value for key, value in parts.items())]
     results["entries"] = [one for one in results["entries"] if one not in gone]
     parts = ("dataset", "method", "seed", "keys")
@@ -107,7 +107,7 @@ def without(results: dict[str, Any], **parts: Any) -> dict[str, Any]:
 
 
 def of_photographs(results: dict[str, Any]) -> dict[str, Any]:
-    """The same document as of real faces."""
+    """The same document, as if its faces were real."""
     for about in (results, *results["datasets"].values()):
         about["synthetic"] = False
     return results
@@ -116,9 +116,9 @@ def of_photographs(results: dict[str, Any]) -> dict[str, Any]:
 def answered(
     dataset: str, method: str, percent: float | None, faces: int, seed: int | None = None, home: Results | None = None
 ) -> Results:
-    """A model's results on a dataset, so many percent of its faces answered rightly; None: nobody knows.
+    """A model's results on a dataset, with `percent` of its faces correct; None: no labels.
 
-    With a seed it is one of a sweep. The epoch after the kept one is right on one face more, the last one on two fewer.
+    With a seed it belongs to a sweep. The epoch after the kept one has one more correct face, the last one two fewer.
     """
     run, tag = ("", "") if seed is None else (f"seed-{seed}/", f"-{method}")
     seed = seed or 0
@@ -141,7 +141,7 @@ def answered(
     logits = 1.6 * rng.normal(size=(faces, 7, 7))
     logits[:, :, 0] += rng.uniform(0, 6, (faces, 7))
     probabilities = torch.from_numpy(logits).softmax(-1).float()
-    # All heads exchange the expression that the rule answers with the one that it shall answer.
+    # In all heads, swap the expression that the rule predicts with the one that it should predict.
     rows, said = np.arange(faces), model.rule(probabilities).answers.numpy()
     order = np.tile(np.arange(7), (faces, 1))
     order[rows, said], order[rows, answers[KEPT]] = answers[KEPT], said
@@ -176,7 +176,7 @@ def _document(kind: str, entries: list[dict[str, Any]], targets: Sequence[str], 
 
 
 def pictures(results: dict[str, Any]) -> dict[tuple[str, str, int], Picture]:
-    """An image of every failure case: a procedural face of its answer, and heat anywhere."""
+    """An image of every failure case: a procedural face of its prediction, and random heat."""
     return {
         (one["folder"], one["dataset"], face["position"]): _picture(face["answer"], face["position"] % 12)
         for one in results["failure_cases"]
@@ -193,7 +193,7 @@ def _picture(expression: str, person: int) -> Picture:
 
 
 def _pseudo_labels(one: Results) -> dict[str, Any]:
-    """Of a model that grows surer from epoch to epoch."""
+    """Pseudo labels of a model that becomes more confident with each epoch."""
     outputs = {epoch: apply_temperature(one.probabilities[:, FUSED], 4 / epoch) for epoch in range(1, EPOCHS + 1)}
     about = {"target": one.store.name, "faces": len(one.labels), "labelled": int(one.known.sum())}
     return {**about, "thresholds": list(THRESHOLDS), "epochs": pseudo_label_counts(outputs, one.labels, 0.95)}
@@ -208,7 +208,7 @@ def _history(rng: np.random.Generator, kept: int) -> list[Any]:
 
 
 def _gap(rng: np.random.Generator, *models: Results) -> dict[str, Any]:
-    """Two models' gap on at most 400 faces of a domain, all made up."""
+    """The gap of two models on at most 400 faces per domain, all made up."""
     found = []
     for one, distance in zip(models, (0.162, 0.058), strict=True):
         labels = [rng.integers(0, 7, 400), one.labels[subsample(len(one.labels), 400)]]

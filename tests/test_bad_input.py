@@ -399,7 +399,7 @@ def test_a_target_of_a_few_faces_trains_with_every_method(
     result = bench.done("adapt", "--quiet")
     line, *doubts = result.stderr.strip().splitlines()
     assert line == f"warning: jaffe has {count} face(s), fewer than a batch of 4: faces repeat in a batch"
-    few = "1 face is few" if count == 1 else f"{count} faces are few"
+    few = "There is only 1 face" if count == 1 else f"There are only {count} faces"
     assert [few in doubt for doubt in doubts] == [True] * (not method_class(method).needs_source)
     folder = bench.runs / "adapt-jaffe-few"
     lines = read_metrics(folder)
@@ -416,7 +416,7 @@ def test_a_target_of_a_few_faces_trains_with_every_method(
 def test_a_target_of_one_class_trains_with_every_method(method: str, tmp_path: Path, trained: Bench) -> None:
     bench = cut_bench(tmp_path, trained, lambda labels: np.flatnonzero(labels == 3), changes=by(method))
     doubts = bench.done("adapt", "--quiet").stderr.splitlines()
-    assert ["6 faces are few" in doubt for doubt in doubts] == [True] * (not method_class(method).needs_source)
+    assert ["There are only 6 faces" in doubt for doubt in doubts] == [True] * (not method_class(method).needs_source)
     document = json.loads(bench.done("evaluate", "--report", "--json").stdout, parse_constant=pytest.fail)
     (entry,) = (e for e in document["entries"] if e["stage"] == "adapt")
     metrics = entry["heads"][entry["decision"]]

@@ -16,7 +16,7 @@ LEAST = torch.finfo(torch.float32).tiny
 
 
 def _drawn(count: int, scale: float = 1.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Probabilities whose logits are `scale` times those that the labels were drawn from: T = `scale` is right."""
+    """Probabilities whose logits are `scale` times those that the labels were drawn from: T = `scale` is correct."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, 7, generator=generator)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
@@ -45,7 +45,7 @@ class TestTemperature:
         T divides the log odds of the top class against one of the six others.
         """
         probabilities, labels = certain((0, 0.9), (1, 0.9), (2, 0.9), (3, 0.9)), torch.tensor([0, 1, 2, 4])
-        # 0.9 against 1/60 a class before, 3/4 against 1/24 a class after.
+        # 0.9 against 1/60 per class before, 3/4 against 1/24 per class after.
         expected = math.log(54) / math.log(18)
         assert fit_temperature(probabilities, labels) == pytest.approx(expected, rel=1e-6)
         scaled = apply_temperature(probabilities, expected)
@@ -64,7 +64,7 @@ class TestTemperature:
             pytest.param(certain((0, 0.5), (1, 0.9)), [2, 2], id="all wrong"),
         ],
     )
-    def test_one_where_none_is_determined(self, probabilities, labels):
+    def test_temperature_is_one_where_it_is_not_determined(self, probabilities, labels):
         assert fit_temperature(probabilities, torch.tensor(labels, dtype=torch.int64)) == 1.0
 
     def test_lengths_must_agree(self):
@@ -75,7 +75,7 @@ class TestTemperature:
 class TestApply:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
     @pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
-    def test_sums_to_one_and_keeps_answers_and_type(self, dtype, temperature):
+    def test_sums_to_one_and_keeps_predictions_and_type(self, dtype, temperature):
         probabilities = torch.cat([_drawn(50)[0], torch.eye(7)]).to(dtype)
         scaled = apply_temperature(probabilities, temperature)
         assert scaled.dtype == dtype and scaled.isfinite().all()
@@ -83,7 +83,7 @@ class TestApply:
         assert (scaled.argmax(-1) == probabilities.argmax(-1)).all()
 
     def test_by_hand(self):
-        """At T = 1/2 probabilities are squared and normalised: 2/3 and 1/3 become 4/5 and 1/5; T = 1 changes none."""
+        """At T = 1/2, probabilities are squared and normalised: 2/3, 1/3 become 4/5, 1/5. T = 1 changes nothing."""
         row = torch.tensor([[2 / 3, 1 / 3, 0, 0, 0, 0, 0]])
         torch.testing.assert_close(apply_temperature(row, 1.0), row)
         torch.testing.assert_close(apply_temperature(row, 0.5), torch.tensor([[0.8, 0.2, 0, 0, 0, 0, 0]]))
@@ -147,7 +147,7 @@ class TestReliability:
         assert json.loads(json.dumps(got, allow_nan=False)) == got
 
 
-def test_unlabelled_faces_count_for_nothing():
+def test_unlabelled_faces_have_no_effect():
     probabilities, labels = _drawn(50, 2.0)
     some = torch.where(torch.arange(50) % 3 == 0, -1, labels)
     for figure in (fit_temperature, reliability):
@@ -164,10 +164,10 @@ class TestCalibration:
         assert got["after"] == reliability(apply_temperature(probabilities, got["temperature"]), labels)
         assert got["after"]["ece"] < 0.05 < 0.2 < got["before"]["ece"]
         assert got["after"]["nll"] < got["before"]["nll"]
-        # Other labels on the faces described change no temperature.
+        # Other labels on the described faces do not change the temperature.
         assert calibration(probabilities, labels.flip(0), *held)["temperature"] == got["temperature"]
 
-    def test_without_labels_there_is_none(self):
+    def test_without_labels_there_is_no_calibration(self):
         assert calibration(_drawn(4)[0], torch.full((4,), -1), *_drawn(9)) is None
         assert calibration(torch.zeros(0, 7), torch.zeros(0).long(), *_drawn(9)) is None
 

@@ -140,7 +140,7 @@ def test_without_labels_nothing_is_tested_but_changes_are_reported(tmp_path: Pat
     ("subjects", "p", "words"),
     [
         # Three subjects gain two faces each and one loses both. Of 16 sums of four signed twos, ten reach +-4.
-        ([*"abcd"], 10 / 16, "p on j: sign-flip test over 4 subjects (p is 0.125 at least)."),
+        ([*"abcd"], 10 / 16, "p on j: sign-flip test over 4 subjects (p is at least 0.125)."),
         ([*"abcdefgh"], 74 / 256, "p on j: sign-flip test over 8 subjects."),
         ([""], 74 / 256, "p on j: McNemar’s exact test, faces taken as independent."),
         (["a", "b", "c", ""], 74 / 256, "p on j: McNemar’s exact test, faces taken as independent."),
@@ -294,12 +294,12 @@ def test_a_model_trained_after_it_was_scored_is_reported(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "text"),
     [
-        ("results.json", None, "runs/two is not evaluated; run: fercli evaluate -c runs/two/spec.yaml"),
+        ("results.json", None, "runs/two has not been evaluated; run: fercli evaluate -c runs/two/spec.yaml"),
         ("results.json", "{", "results.json is damaged; run: fercli evaluate -c runs/two/spec.yaml"),
         ("results.json", '{"schema": 1}', "another version of fercli; run: fercli evaluate -c runs/two"),
         ("predictions/source--j.csv", None, "source--j.csv: No such file or directory; run: fercli evaluate"),
-        ("predictions/source--j.csv", "a,b\n1,2\n", "is no file of predictions; run: fercli evaluate"),
-        ("predictions/source--j.csv", "id,split,subject,label,answer\nx,t,p,happy,fear\n", "is no file of predictions"),
+        ("predictions/source--j.csv", "a,b\n1,2\n", "is not a predictions file; run: fercli evaluate"),
+        ("predictions/source--j.csv", "id,split,subject,label,answer\nx,t,p,happy,fear\n", "is not a predictions file"),
     ],
 )
 def test_an_unreadable_file_is_reported_in_one_line(name: str, content: str | None, text: str, runs: Path) -> None:
@@ -311,11 +311,11 @@ def test_an_unreadable_file_is_reported_in_one_line(name: str, content: str | No
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["one", "tow"], "no run tow: did you mean two?"),
-        (["one", "zzzzz"], "no run zzzzz: runs holds one, two"),
+        (["one", "tow"], "no such run: tow; did you mean two?"),
+        (["one", "zzzzz"], "no such run: zzzzz; runs holds one, two"),
         (["one/adapt-j"], "nothing to compare: no two models are scored on the same dataset"),
         (["one", "two", "--dataset", "k"], "nothing to compare: no two models are scored on k"),
-        (["many"], "many is a sweep, not one run; compare runs of it, such as runs/many/seed-0"),
+        (["many"], "many is a sweep, not one run; compare its runs, such as runs/many/seed-0"),
     ],
 )
 def test_mistakes(arguments: list[str], text: str, runs: Path) -> None:

@@ -25,7 +25,7 @@ from fercli.store import read_manifest
 
 
 def glpc_loop(p: torch.Tensor, b: torch.Tensor, threshold: float = 0.95) -> tuple[list[int], list[str]]:
-    """Of many faces, image by image."""
+    """GLPC on many faces, image by image."""
     answers, stages = zip(*(loops.glpc(face, b, threshold) for face in p), strict=True)
     return list(answers), list(stages)
 
@@ -34,7 +34,7 @@ def glpc_loop(p: torch.Tensor, b: torch.Tensor, threshold: float = 0.95) -> tupl
 @pytest.mark.parametrize(("least", "most"), [(0, 0), (0, 0.3), (0, 1), (0.7, 0.7), (1, 1)])
 @pytest.mark.parametrize("threshold", [0.95, 0.6, 1.0])
 def test_glpc_equals_a_loop(seed: int, least: float, most: float, threshold: float) -> None:
-    """Where b is 1 no probability counts: the plain sum answers."""
+    """Where b is 1 no probability counts, and the plain sum decides."""
     p = torch.cat([seven_heads(200, seed), seven_heads(20, seed, sharpness=0.1)])
     b = least + (most - least) * torch.rand(7, 7, generator=torch.Generator().manual_seed(seed))
     decision = DecisionRule("glpc", b, threshold)(p)
@@ -50,9 +50,9 @@ def test_glpc_by_hand() -> None:
     b[6, 3] = 0  # but 0.2375 for the fused head's happiness
     p = torch.full((3, 7, 7), 1 / 7)
     p[0, 6] = torch.tensor([0.1, 0.1, 0.1, 0.4, 0.1, 0.1, 0.1])  # fused: 0.4 >= 0.2375 -> happiness
-    p[1, 0] = torch.tensor([0.0, 0, 0, 0, 0, 0.97, 0.03])  # fused even, global 0.97 >= 0.95 -> anger
+    p[1, 0] = torch.tensor([0.0, 0, 0, 0, 0, 0.97, 0.03])  # fused is uniform, global 0.97 >= 0.95 -> anger
     p[1, 6] = torch.tensor([0.2, 0.2, 0.2, 0.1, 0.1, 0.1, 0.1])
-    # image 2: nothing is sure; b[:, 1] = 0.1 lets fear alone count, where 1/7 of all seven heads adds up to 1
+    # image 2: no head is confident; with b[:, 1] = 0.1 only fear counts, and 1/7 from all seven heads sums to 1
     p[2, 6] = torch.tensor([0.3, 1 / 7, 0.2, 0.1, 0.1, 0.1, 0.1])
     b[:, 1] = 0.1
     decision = glpc(p, b, 0.95)
@@ -72,27 +72,27 @@ def test_global_and_fused_is_the_argmax_of_the_summed_logits(seed: int) -> None:
 
 def test_global_and_fused_with_probabilities_of_zero() -> None:
     p = torch.zeros(2, 7, 7)
-    p[0, 0, 5] = p[0, 6, 2] = 1  # each certain of another class: a tie, and the lower one answers
+    p[0, 0, 5] = p[0, 6, 2] = 1  # each is certain of a different class: a tie, and the lower class wins
     p[1, 0, 4] = 1
     p[1, 6, 4] = p[1, 6, 1] = 0.5
     assert DecisionRule("global+fused", torch.ones(7, 7))(p).answers.tolist() == [2, 4]
 
 
 @pytest.mark.parametrize("rule", ["fused", "global+fused", "glpc"])
-def test_the_probabilities_of_a_decision_sum_to_one_and_the_answer_has_the_largest(rule: str) -> None:
+def test_a_decisions_probabilities_sum_to_one_and_the_prediction_has_the_largest(rule: str) -> None:
     b = torch.rand(7, 7, generator=torch.Generator().manual_seed(5))
     p = torch.cat([seven_heads(200, 3), seven_heads(50, 4, sharpness=0.1)])
     decision = DecisionRule(rule, b)(p)
     assert torch.allclose(decision.probabilities.sum(-1), torch.ones(len(p)), atol=1e-5)
     assert torch.equal(decision.probabilities.argmax(-1), decision.answers)
-    if rule == "glpc":  # each stage's own words
+    if rule == "glpc":  # the probabilities of the stage that decided
         for stage, head in (("fused", 6), ("global", 0)):
             by_it = decision.stages == STAGES.index(stage)
             assert by_it.any() and torch.equal(decision.probabilities[by_it], p[by_it, head])
 
 
 def test_a_run_decides_by_the_threshold_it_was_trained_with(make_adapting, prepared: Path, tmp_path: Path) -> None:
-    """In training, in evaluate, in use and exported; 0.95, which the options do not ask for, would answer otherwise."""
+    """In training, evaluation, use and export. With 0.95, which the options do not set, predictions would differ."""
     bench = make_adapting("run", {"adapt.options": {"threshold": 0.2}, "adapt.lr": 0.05})
     bench.done("adapt", "--quiet")
     bench.done("evaluate", "--quiet")
@@ -116,7 +116,7 @@ def test_a_run_decides_by_the_threshold_it_was_trained_with(make_adapting, prepa
 
 
 def test_oracle_takes_the_earliest_best_epoch() -> None:
-    labels = np.array([0, 1, 1, -1])  # the last is unlabelled and does not count
+    labels = np.array([0, 1, 1, -1])  # the last face is unlabelled and does not count
     answers = {3: [3, 1, 1, 3], 1: [0, 1, 2, 3], 2: [0, 1, 1, 3], 4: [0, 1, 1, 0]}
     epochs = {epoch: np.array(given) for epoch, given in answers.items()}
     assert oracle_epoch(epochs, labels) == 2
@@ -124,7 +124,7 @@ def test_oracle_takes_the_earliest_best_epoch() -> None:
     assert oracle_epoch({}, labels) is None
 
 
-def test_every_rule_has_a_name_and_a_threshold_of_its_own_where_it_has_one() -> None:
+def test_every_rule_has_a_name_and_glpc_a_threshold() -> None:
     p, own = seven_heads(50, 4), DecisionRule("glpc", torch.full((7, 7), 0.5), 0.9)
     for head, name in enumerate(HEADS):
         assert torch.equal(own.named(name)(p).answers, p[:, head].argmax(-1))
@@ -132,5 +132,5 @@ def test_every_rule_has_a_name_and_a_threshold_of_its_own_where_it_has_one() -> 
     assert torch.equal(DecisionRule("glpc")(p).answers, p[:, 6].argmax(-1))  # not adapted: the fused head
     assert own.named("glpc:0.5")(p).answers.tolist() == glpc_loop(p, own.status, 0.5)[0]
     for wrong in ("glpcc", "fused:0.5", "glpc:x", "glpc:0", "glpc:1.5", "glpc:nan", ""):
-        with pytest.raises(SpecError, match="is no decision rule"):
+        with pytest.raises(SpecError, match="is not a decision rule"):
             own.named(wrong)

@@ -1,4 +1,4 @@
-"""The energy distance of domains whose gap is known, the map of t-SNE, and what both make of too little."""
+"""The energy distance of domains with a known gap, the t-SNE map, and both with too little data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fercli.store import Store, subsample
 
 
 def _domains(shift: float, source: int = 300, target: int = 300, length: int = 20, seed: int = 0):
-    """Two normal clouds whose means lie `shift` standard deviations apart along the first axis."""
+    """Two normal clouds whose means are `shift` standard deviations apart along the first axis."""
     rng = np.random.default_rng(seed)
     there = np.zeros(length)
     there[0] = shift
@@ -44,7 +44,7 @@ class TestThin:
     def test_by_hand(self, count, limit, expected):
         assert subsample(count, limit).tolist() == expected
 
-    def test_even_and_without_repeats(self):
+    def test_evenly_spaced_and_without_repeats(self):
         for count in range(1, 60):
             for limit in range(1, count + 1):
                 gaps = np.diff(subsample(count, limit))
@@ -53,7 +53,7 @@ class TestThin:
 
     @pytest.mark.parametrize("limit", [1, 3, 4, 5, 6, 7, 100])
     def test_chooses_the_faces_that_training_watches(self, raf_store, limit):
-        """Evaluation finds the labels of `Watch`'s outputs by it."""
+        """Evaluation uses it to find the labels of `Watch`'s outputs."""
         store = Store.open(raf_store)
         indices = store.indices(["train"])
         watched = FaceDataset([store], [indices], torch.device("cpu"), False).subsampled(limit)
@@ -86,21 +86,21 @@ class TestEnergyDistance:
         assert got["faces"] == [25, 12]
         assert json.loads(json.dumps(got, allow_nan=False)) == got
 
-    def test_a_small_target_is_compared_like_as_few_source_faces(self):
-        """What no gap reads is of sets as large as the target, though the source has many more."""
+    def test_no_gap_is_for_sets_of_the_targets_size(self):
+        """The value without a gap is for sets as large as the target, although the source has many more faces."""
         source, target = _domains(0.0, 400, 12)
         assert energy_distance(source, target)["no_gap"] > 3 * energy_distance(source, source[:200])["no_gap"]
 
     def test_agrees_with_scipy_on_a_line(self):
-        """Faces on a short arc lie almost on a line, where scipy has the squared energy distance's root."""
+        """Faces on a short arc are almost on a line, for which scipy has the root of the squared energy distance."""
         rng = np.random.default_rng(0)
         source, target = rng.normal(size=3000), rng.normal(size=3000) + 2
         got = energy_distance(*(np.stack([np.ones(3000), 1e-4 * one], 1) for one in (source, target)))
         between = np.abs(source[:, None] - target).mean()
         assert got["energy_distance"] == pytest.approx(scipy_distance(source, target) ** 2 / (2 * between), abs=1e-3)
 
-    def test_moves_where_a_linear_classifier_is_always_right(self):
-        """Two clouds pulled apart, each step told apart without error by the first feature alone."""
+    def test_grows_where_a_linear_classifier_is_already_perfect(self):
+        """Two clouds pulled apart; at each step the first feature alone separates them without error."""
         found = []
         for shift in (12, 16, 24, 40, 80, 200):
             source, target = _domains(shift)
@@ -109,8 +109,8 @@ class TestEnergyDistance:
         assert (np.diff(found) > 0.01).all() and found[0] > 0.1 and found[-1] < 1
 
     @pytest.mark.parametrize(("source", "target"), [(300, 300), (30, 300), (300, 30), (10, 10)])
-    def test_without_a_gap_it_reads_about_nothing(self, source, target):
-        """However few faces there are, the mean over many drawings is 0, and no_gap is passed as rarely as told."""
+    def test_without_a_gap_it_is_about_zero(self, source, target):
+        """For any number of faces the mean over many draws is 0, and no_gap is exceeded as rarely as stated."""
         found = [energy_distance(*_domains(0.0, source, target, seed=seed)) for seed in range(60)]
         read = np.array([one["energy_distance"] for one in found])
         limits = np.array([one["no_gap"] for one in found])
@@ -155,11 +155,11 @@ class TestEnergyDistance:
     @pytest.mark.parametrize(
         ("source", "target", "words"),
         [
-            (0, 30, "no test faces, and none are held out of training"),
+            (0, 30, "no test faces, and none were held out of training"),
             (0, 0, "no test faces"),
-            (9, 30, "too few faces to compare, 9 of the source; it takes 10"),
-            (30, 1, "too few faces to compare, 1 of the target; it takes 10"),
-            (3, 0, "3 of the source and 0 of the target; it takes 10"),
+            (9, 30, "too few faces to compare (9 of the source; at least 10 are needed)"),
+            (30, 1, "too few faces to compare (1 of the target; at least 10 are needed)"),
+            (3, 0, "(3 of the source and 0 of the target; at least 10 are needed)"),
         ],
     )
     def test_too_few_faces(self, source, target, words):
@@ -186,7 +186,7 @@ class TestEnergyDistance:
 
 class TestEmbed:
     def test_clusters_stay_apart(self):
-        """Two clouds far apart: on the plane, too, each face's nearest neighbour is of its own domain."""
+        """With two clouds far apart, each face's nearest neighbour on the plane is also from its own domain."""
         got = embed(*_domains(30.0, 40, 50))
         assert got["domain"] == [0] * 40 + [1] * 50 and got["perplexity"] == pytest.approx(89 / 3)
         plane = np.array([got["x"], got["y"]]).T
@@ -222,7 +222,7 @@ class TestEmbed:
             pytest.param(np.ones((9, 4)), np.ones((3, 4)), id="all alike"),
         ],
     )
-    def test_too_little(self, source, target):
+    def test_too_little_data(self, source, target):
         assert embed(source, target) is None
 
     def test_same_again_however_many_threads(self):
@@ -232,8 +232,8 @@ class TestEmbed:
         assert embed(*domains) == got
 
 
-def test_a_machine_that_cannot_count_its_cores_says_nothing_of_it(tmp_path: Path) -> None:
-    """joblib asks lscpu, which slim containers lack, and prints a warning with a trace."""
+def test_a_machine_that_cannot_count_its_cores_prints_no_warning(tmp_path: Path) -> None:
+    """joblib calls lscpu, which slim containers lack, and prints a warning with a traceback."""
     code = (
         "import numpy as np; from fercli.evaluation.domain_gap import embed; "
         "x = np.random.default_rng(0).normal(size=(12, 4)); print(len(embed(x, x + 1)['x']))"

@@ -1,4 +1,4 @@
-"""What an adaptation has changed, told without labels, against plain loops; and the verdict on it."""
+"""What an adaptation has changed, measured without labels, against plain loops; and the verdict on it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def outputs(faces: int = 150, seed: int = 0) -> Tensor:
 
 
 def answering(*answers: int, sure: float = 8.0) -> Tensor:
-    """All heads give these answers, one a face."""
+    """Outputs in which all heads make these predictions, one per face."""
     logits = torch.zeros(len(answers), 7, 7)
     for face, answer in enumerate(answers):
         logits[face, :, answer] = sure
@@ -38,7 +38,7 @@ def answering(*answers: int, sure: float = 8.0) -> Tensor:
 
 
 def shares(**named: float) -> list[float]:
-    """What is named, and the rest in equal shares."""
+    """The given shares, with the rest in equal shares."""
     rest = (1 - sum(named.values())) / (7 - len(named))
     return [named.get(name, rest) for name in EXPRESSIONS]
 
@@ -46,7 +46,7 @@ def shares(**named: float) -> list[float]:
 # drift
 
 
-def test_every_figure_is_a_plain_loops() -> None:
+def test_every_figure_equals_a_plain_loop() -> None:
     before, after = outputs(seed=1), outputs(seed=2)
     found = drift(before, after)
     count = {"before": [0] * 7, "after": [0] * 7}
@@ -85,7 +85,7 @@ def test_the_same_model_prefers_neither() -> None:
     assert {one["prefers"] for one in found["rules"].values()} == {"neither"}
 
 
-def test_rules_look_at_evenly_spread_faces_of_many_and_the_rest_at_all() -> None:
+def test_rules_use_evenly_spaced_faces_and_all_else_uses_every_face() -> None:
     before, after = outputs(2 * RULE_FACES, 1), outputs(2 * RULE_FACES, 2)
     found = drift(before, after)
     snd = target_scores(before[::2])["snd"]
@@ -95,7 +95,7 @@ def test_rules_look_at_evenly_spread_faces_of_many_and_the_rest_at_all() -> None
 
 
 @pytest.mark.parametrize("faces", [0, 1, 5])
-def test_few_faces_none_and_broken_outputs_give_a_document_too(faces: int) -> None:
+def test_few_or_no_faces_and_broken_outputs_still_give_a_document(faces: int) -> None:
     sound = outputs(faces)
     for before, after in ((sound, sound), (sound, sound * math.nan), (sound * math.inf, sound)):
         found = drift(before, after)
@@ -104,7 +104,7 @@ def test_few_faces_none_and_broken_outputs_give_a_document_too(faces: int) -> No
         told = verdict(found)
         assert told["trust"] != "trusted" and told["reasons"]
     assert (found["agreement"], found["total_variation"], found["histogram"]["before"]) == (None, None, None)
-    assert "not finite" in verdict(found)["reasons"][0] if faces else "no face" in verdict(found)["reasons"][0]
+    assert "not finite" in verdict(found)["reasons"][0] if faces else "No face" in verdict(found)["reasons"][0]
 
 
 def test_outputs_of_other_faces_are_refused() -> None:
@@ -121,12 +121,16 @@ def test_outputs_of_other_faces_are_refused() -> None:
         (EVEN, shares(anger=1.0), "anger"),
         (EVEN, shares(anger=0.85), "anger"),
         (shares(neutral=0.45), shares(neutral=0.95), "neutral"),
-        (shares(happiness=0.6), shares(fear=0.97), "fear"),  # another than the one that led
-        (shares(happiness=0.83, anger=0.05), shares(anger=1.0), "anger"),  # of nearly one nothing is left to halve
+        (shares(happiness=0.6), shares(fear=0.97), "fear"),  # not the expression that led
+        (
+            shares(happiness=0.83, anger=0.05),
+            shares(anger=1.0),
+            "anger",
+        ),  # the number cannot halve
         (EVEN, EVEN, None),
         (EVEN, shares(anger=0.66), None),
         (EVEN, shares(anger=0.57, fear=0.43), None),  # 2 of 7, but half the faces may be angry
-        (shares(happiness=0.8), shares(happiness=1.0), None),  # a target of one expression, known from the start
+        (shares(happiness=0.8), shares(happiness=1.0), None),  # a target of one expression, already predicted before
         (shares(happiness=0.95), EVEN, None),
         (shares(happiness=0.5, neutral=0.5), shares(happiness=0.8, neutral=0.2), None),  # two before, nearly two after
         (shares(happiness=1.0), shares(happiness=1.0), None),
@@ -140,7 +144,7 @@ def test_one_expression_that_takes_over(before: list[float], after: list[float],
 # the rules
 
 
-def test_rules_prefer_the_start_only_all_together() -> None:
+def test_rules_prefer_the_start_only_if_all_do() -> None:
     nan = math.nan
     for before, after, due in (
         ({"a": 2.0, "b": 1.0}, {"a": 1.0, "b": 0.5}, True),
@@ -161,7 +165,7 @@ MIXED = answering(*[face % 7 for face in range(140)], sure=3.0)
 SURER = answering(*[face % 7 for face in range(140)], sure=6.0)
 
 
-def test_a_surer_model_with_the_same_answers_is_trusted() -> None:
+def test_a_more_confident_model_with_the_same_predictions_is_trusted() -> None:
     assert verdict(drift(MIXED, SURER), 140, 150, 0) == {"trust": "trusted", "reasons": []}
 
 
@@ -175,22 +179,22 @@ def test_each_reason_has_its_figure() -> None:
     def all_but(change: dict[int, int]) -> Tensor:
         return answering(*[change.get(face % 7, face % 7) for face in range(140)], sure=6.0)
 
-    assert "not trusted: Anger has taken over: 100 % of the answers, 14 % before" in told(MIXED, answering(*[5] * 140))
-    assert "not trusted: The start was kept" in told(MIXED, MIXED, start_kept=True)
-    assert told(MIXED[:20], SURER[:20]).startswith("doubtful: 20 faces are few")
+    angry = answering(*[5] * 140)
+    assert "not trusted: Anger has taken over: 100 % of the predictions, 14 % before" in told(MIXED, angry)
+    assert "not trusted: The adaptation was discarded" in told(MIXED, MIXED, start_kept=True)
+    assert told(MIXED[:20], SURER[:20]).startswith("doubtful: There are only 20 faces")
     smiling = answering(*[3] * 100, *[face % 7 for face in range(40)], sure=3.0)
     spread = answering(*[face % 2 * 3 for face in range(100)], *[face % 7 for face in range(40)], sure=6.0)
-    assert "doubtful: The start answers happiness on 76 % of the faces, the adapted model on 40 %" in told(
-        smiling, spread
-    )
+    many = "doubtful: The starting model predicts happiness on 76 % of the faces, the adapted model on 40 %"
+    assert many in told(smiling, spread)
     assert verdict(drift(smiling, smiling))["trust"] == "trusted"  # a target of one expression that stays so
-    assert "No face is answered any more: surprise (14 % before)" in told(MIXED, all_but({0: 1}))
+    assert "No longer predicted on any face: surprise (14 % before)" in told(MIXED, all_but({0: 1}))
     leading = answering(*[3] * 80, *[face % 7 for face in range(60)], sure=3.0)
     assert (
         verdict(drift(leading, answering(*[3] * 112, *range(7), *range(7), *range(7), *range(7))))["trust"] == "trusted"
     )
-    assert "doubtful: 57 % of the answers are neutral, 14 % before." in told(MIXED, all_but({0: 6, 1: 6, 2: 6}))
-    assert "Only 29 % of the faces are answered as before." in told(MIXED, all_but({0: 1, 1: 2, 2: 3, 3: 4, 4: 0}))
+    assert "doubtful: 57 % of the predictions are neutral, 14 % before." in told(MIXED, all_but({0: 6, 1: 6, 2: 6}))
+    assert "Only 29 % of the predictions are unchanged." in told(MIXED, all_but({0: 1, 1: 2, 2: 3, 3: 4, 4: 0}))
     far = told(MIXED, all_but({0: 1, 2: 3, 4: 5}))
     assert far.startswith("doubtful: ") and "surprise (14 % before), disgust (14 % before), sadness (14 %" in far
     apart = SURER.clone()
@@ -201,24 +205,24 @@ def test_each_reason_has_its_figure() -> None:
     assert verdict(drift(MIXED, SURER), found=140, listed=None, duplicates=None)["trust"] == "trusted"
 
 
-def test_every_rule_for_the_start_is_told() -> None:
+def test_rules_that_prefer_the_start_are_a_reason() -> None:
     found = drift(MIXED, SURER)
     against = {**found, "rules": {rule: {"before": 2.0, "after": 1.0, "prefers": "start"} for rule in found["rules"]}}
     told = verdict(against)
     assert told["trust"] == "not trusted"
-    assert told["reasons"] == ["All 6 selection rules that need no label prefer the start."]
+    assert told["reasons"] == ["All 6 selection rules that need no labels prefer the starting model."]
     against["rules"]["bnm"] = {"before": 1.0, "after": 2.0, "prefers": "adapted"}
     told = verdict(against)
     assert (told["trust"], told["reasons"]) == (
         "doubtful",
-        ["5 of 6 selection rules that need no label prefer the start."],
+        ["5 of 6 selection rules that need no labels prefer the starting model."],
     )
     for rule in ("infomax", "entropy"):
         against["rules"][rule] = against["rules"]["bnm"]
     assert verdict(against)["trust"] == "trusted"  # three and three
     against = {**found, "rules": {rule: {"before": 2.0, "after": 1.0, "prefers": "start"} for rule in found["rules"]}}
     against["rules"]["snd"] = {"before": None, "after": None, "prefers": "neither"}
-    assert verdict(against)["reasons"] == ["All 5 selection rules that need no label prefer the start."]
+    assert verdict(against)["reasons"] == ["All 5 selection rules that need no labels prefer the starting model."]
 
 
 # scored
@@ -230,7 +234,7 @@ def scored_by(bench: Bench, kind: str) -> tuple[Tensor, Tensor]:
     return before, after
 
 
-def test_an_adapted_models_entry_tells_its_drift_and_no_other(adapted: Bench) -> None:
+def test_only_an_adapted_models_entry_has_drift(adapted: Bench) -> None:
     results = adapted.json("evaluate")
     entries = {(entry["method"], entry["dataset"]): entry for entry in results["entries"]}
     assert entries["source-only", "raf-db"]["drift"] is None and entries["source-only", "jaffe"]["drift"] is None
@@ -251,7 +255,7 @@ def test_an_adapted_models_entry_tells_its_drift_and_no_other(adapted: Bench) ->
     assert [row.split(",")[-4] for row in rows if "drift:trust" in row] == [trust]
 
 
-def test_labels_change_no_drift(adapted: Bench, tmp_path) -> None:
+def test_labels_do_not_change_drift(adapted: Bench, tmp_path) -> None:
     due = adapted.json("evaluate")["entries"]
     bench = Bench(tmp_path, with_labels(adapted.prepared, tmp_path / "prepared", lambda labels: 0 * labels - 1))
     shutil.copytree(adapted.runs, bench.runs, ignore=shutil.ignore_patterns("report"))
@@ -266,12 +270,12 @@ def test_labels_change_no_drift(adapted: Bench, tmp_path) -> None:
         assert f"warning: jaffe, aglrls: {moved[0]['aglrls']['verdict']['trust']}. {first}" in told
 
 
-# a run that started from a model brought along
+# a run that started from an external model
 
 
 @pytest.fixture
 def started(adapted: Bench, tmp_path) -> Bench:
-    """The adapted run as if its source model had been brought along, its source's store not at hand."""
+    """The adapted run as if its source model were external, without its source's store."""
     (tmp_path / "prepared").mkdir()
     shutil.copytree(adapted.prepared / "jaffe", tmp_path / "prepared/jaffe")
     bench = Bench(tmp_path, tmp_path / "prepared")
@@ -294,7 +298,7 @@ def test_a_start_from_elsewhere_needs_no_store_of_its_source(started: Bench, ada
     assert refused.exit_code == 1 and "raf-db is not prepared" in refused.stderr
     mark(started, start=START)
     result = started.done("evaluate", "--report")
-    assert "no prepared store of raf-db, which the model was trained on: no temperature is fitted" in result.stderr
+    assert "no prepared store of raf-db, the model's training data, so no temperature is fitted" in result.stderr
     found = json.loads((started.runs / "report/results.json").read_text())
     assert [(e["dataset"], e["method"]) for e in found["entries"]] == [("jaffe", "source-only"), ("jaffe", "aglrls")]
     assert not found["gaps"] and found["targets"] == ["jaffe"]
@@ -306,7 +310,7 @@ def test_a_start_from_elsewhere_needs_no_store_of_its_source(started: Bench, ada
     assert "Can the adaptation be trusted?" in (started.runs / "report/report.html").read_text()
 
 
-def test_a_start_whose_source_is_at_hand_is_scored_on_it(started: Bench, adapted: Bench) -> None:
+def test_a_start_is_scored_on_its_source_if_available(started: Bench, adapted: Bench) -> None:
     mark(started, start=START)
     shutil.copytree(adapted.prepared / "raf-db", started.prepared / "raf-db")
     found = started.json("evaluate")

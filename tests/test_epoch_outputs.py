@@ -72,14 +72,14 @@ BROKEN = {
         lambda path: save_file({"x": torch.zeros(2)}, path, {"fercli.outputs": "1"}),
         "was written by another version",
     ),
-    "a part alone": (lambda path: write_outputs(path, {"held": probabilities(2)}, {}), "scored is not in it"),
+    "a part alone": (lambda path: write_outputs(path, {"held": probabilities(2)}, {}), "it lacks scored"),
     "no numbers": (
         lambda path: write_outputs(path, dict.fromkeys(("scored", "held"), torch.full((1, 7, 7), torch.nan)), {}),
-        "holds other numbers than it should",
+        "has unexpected values, type or shape",
     ),
     "other shapes": (
         lambda path: write_outputs(path, {"status": torch.zeros(3)}, {}),
-        "status holds other numbers than it should",
+        "status has unexpected values, type or shape",
     ),
 }
 

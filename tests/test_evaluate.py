@@ -1,4 +1,4 @@
-"""`fercli evaluate`: the results document against plain computation, and runs that are not as they should be."""
+"""`fercli evaluate`: the results document against plain computation, and runs that are damaged."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def results(adapted: Bench) -> dict[str, Any]:
 
 @pytest.fixture
 def copy(adapted: Bench, tmp_path: Path) -> Callable[..., Bench]:
-    """Give a function (prepared) -> a bench of one's own with both models."""
+    """Give a function (prepared) -> a separate bench with both models."""
 
     def make(prepared: Path | None = None) -> Bench:
         bench = Bench(tmp_path / "copy", prepared or adapted.prepared)
@@ -58,7 +58,7 @@ def copy(adapted: Bench, tmp_path: Path) -> Callable[..., Bench]:
 
 
 def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
-    """What an entry's model says of its dataset and of the held-out source faces, looked at again; the labels."""
+    """An entry's model outputs on its dataset and on the held-out source faces, computed again, with the labels."""
     spec = load(str(bench.spec))
     models = {model.folder.name: model for model in (source_model(spec), *adapted_models(spec))}
     network, store = models[entry["folder"]].network(CPU), open_store(spec, entry["dataset"])
@@ -72,7 +72,7 @@ def seen_by(bench: Bench, entry: dict[str, Any]) -> tuple[Any, Any, np.ndarray]:
 # The document
 
 
-def test_the_document_has_the_parts_that_were_agreed(results: dict[str, Any], adapted: Bench) -> None:
+def test_the_document_has_all_its_parts(results: dict[str, Any], adapted: Bench) -> None:
     assert (results["schema"], results["kind"]) == (5, "run")
     folders = [entry["folder"] for entry in results["entries"]]
     assert folders == ["source", "source", "adapt-jaffe"]
@@ -90,7 +90,7 @@ def test_intervals_are_of_the_decision_by_subjects(results: dict[str, Any], adap
         assert row["intervals"] == score_intervals(store.labels, answered, store.subjects.tolist())
         assert (row["intervals"]["by"], row["intervals"]["method"]) == ("subjects", "jackknife t")
         assert row["intervals"]["accuracy"][0] <= row["accuracy"] <= row["intervals"]["accuracy"][1]
-    by_images = results["entries"][0]["intervals"]  # RAF-DB names nobody
+    by_images = results["entries"][0]["intervals"]  # RAF-DB names no subjects
     assert (by_images["by"], by_images["units"], by_images["method"]) == ("images", 42, "bootstrap")
 
 
@@ -125,7 +125,7 @@ def test_the_temperature_is_fitted_on_held_out_source_faces(number: int, results
         assert sum(each["count"] for each in found[when]["bins"]) == len(labels)
 
 
-def test_the_gap_is_between_faces_that_nobody_was_trained_on(results: dict[str, Any], adapted: Bench) -> None:
+def test_the_gap_is_between_faces_not_used_in_training(results: dict[str, Any], adapted: Bench) -> None:
     (gap,) = results["gaps"]
     assert (gap["target"], gap["source"], gap["source_splits"]) == ("jaffe", "raf-db", ["test"])
     assert [model["folder"] for model in gap["models"]] == ["source", "adapt-jaffe"]
@@ -133,7 +133,7 @@ def test_the_gap_is_between_faces_that_nobody_was_trained_on(results: dict[str, 
     store = open_store(spec, "raf-db")
     unseen = FaceDataset([store], [store.indices(["test"])], CPU, False)
     for model, entry in zip(gap["models"], results["entries"][1:], strict=True):
-        assert model["embedding"] is None  # a map is made for the report only
+        assert model["embedding"] is None  # maps are made only for the report
         seen, _, labels = seen_by(adapted, entry)
         own = source_model(spec) if model["folder"] == "source" else adapted_models(spec)[0]
         ours = predict(own.network(CPU), unseen, view_settings(spec), 32).features.flatten(1)
@@ -143,8 +143,8 @@ def test_the_gap_is_between_faces_that_nobody_was_trained_on(results: dict[str, 
             assert model[name] == pytest.approx(expected[name], rel=1e-2, abs=1e-4)
 
 
-def test_outputs_that_keep_other_source_faces_are_computed_again(adapted: Bench, tmp_path: Path) -> None:
-    """A store whose test part became another has other faces to compare, though no face of it changed."""
+def test_outputs_with_other_source_faces_are_computed_again(adapted: Bench, tmp_path: Path) -> None:
+    """A store with a different test split has other faces to compare, although no face has changed."""
     evaluator, model, scored, outputs = evaluated(adapted, tmp_path)
     assert len(outputs["source_features"]) == 42
     path = tmp_path / "outputs/dataset-jaffe.safetensors"
@@ -163,7 +163,7 @@ def counted(bench: Bench, labels: np.ndarray) -> list[dict[str, Any]]:
     return pseudo_label_counts(watched_fused(EpochOutputs(bench.runs / "adapt-jaffe")), labels, 0.95)
 
 
-def test_pseudo_labels_come_from_what_the_epochs_left(results: dict[str, Any], adapted: Bench) -> None:
+def test_pseudo_labels_come_from_the_epochs_outputs(results: dict[str, Any], adapted: Bench) -> None:
     (found,) = results["pseudo_labels"].values()
     labels = Store.open(adapted.prepared / "jaffe").labels
     assert list(results["pseudo_labels"]) == ["adapt-jaffe"]
@@ -175,7 +175,7 @@ def test_pseudo_labels_come_from_what_the_epochs_left(results: dict[str, Any], a
 def test_pseudo_labels_of_fewer_faces_have_their_own_labels(make_adapting) -> None:
     bench = make_adapting("fewer", {"adapt.select_images": 10, "adapt.epochs": 1})
     bench.done("adapt", "--quiet")
-    # Changing it afterwards changes nothing: what counts is what the adaptation watched.
+    # A later change has no effect: what counts is what the adaptation watched.
     (found,) = bench.json("evaluate", "--set", "adapt.select_images=20")["pseudo_labels"].values()
     labels = Store.open(bench.prepared / "jaffe").labels[np.linspace(0, 41, 10).round().astype(int)]
     assert (found["faces"], found["labelled"]) == (10, 10)
@@ -197,7 +197,7 @@ def test_failure_cases_are_of_the_source_model_where_nothing_is_adapted(make_ada
     assert [model["folder"] for model in found["gaps"][0]["models"]] == ["source"]
 
 
-# What is made for the report
+# Parts made for the report
 
 
 def evaluated(bench: Bench, folder: Path) -> tuple[Any, Any, Results, dict[str, torch.Tensor]]:
@@ -210,7 +210,7 @@ def evaluated(bench: Bench, folder: Path) -> tuple[Any, Any, Results, dict[str, 
     return evaluator, model, Results(record_of(model), store, False, part, outputs["scored"], *held), outputs
 
 
-def test_pictures_show_the_face_and_what_spoke_for_its_answer(adapted: Bench, tmp_path: Path) -> None:
+def test_pictures_show_the_face_and_its_heat_map(adapted: Bench, tmp_path: Path) -> None:
     evaluator, model, scored, _ = evaluated(adapted, tmp_path)
     pictures = evaluator.pictures(model, scored, {30, 4})
     assert list(pictures) == [("adapt-jaffe", "jaffe", 4), ("adapt-jaffe", "jaffe", 30)]
@@ -224,7 +224,7 @@ def test_pictures_show_the_face_and_what_spoke_for_its_answer(adapted: Bench, tm
 
 
 @pytest.mark.parametrize("method", ["aglrls", "agra"])
-def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting, tmp_path: Path) -> None:
+def test_the_map_has_one_point_and_label_per_face(method: str, make_adapting, tmp_path: Path) -> None:
     bench = make_adapting("map", {"adapt.method": method, "adapt.epochs": 1, "adapt.options": {}})
     bench.done("adapt", "--quiet")
     evaluator, model, scored, outputs = evaluated(bench, tmp_path)
@@ -235,7 +235,7 @@ def test_the_map_has_a_point_and_a_label_a_face(method: str, make_adapting, tmp_
     unseen = source.labels[source.indices(["test"])]
     assert drawn["label"] == [*unseen.tolist(), *scored.labels.tolist()]
     assert drawn["domain"] == [0] * len(unseen) + [1] * len(scored.labels)
-    # The network's own features, also of AGRA, which transforms them before it answers.
+    # The network's own features, even with AGRA, which transforms them before it predicts.
     faces = FaceDataset([scored.store], [scored.part.indices], CPU, False)
     plain = predict(model.network(CPU), faces, settings, 32)
     torch.testing.assert_close(outputs["features"], plain.features.flatten(1), rtol=1e-4, atol=1e-5)
@@ -255,7 +255,7 @@ def test_with_the_report_the_same_numbers_and_a_map(copy, results: dict[str, Any
         assert found[key] == results[key], key
 
 
-def test_faces_are_taken_evenly_from_all_sources() -> None:
+def test_faces_are_sampled_evenly_from_all_sources() -> None:
     parts = [np.arange(0, 3000, 2), np.arange(500), np.arange(0)]
     kept = _subsampled(parts, GAP_FACES)
     assert [len(part) for part in kept] == [750, 250, 0]
@@ -267,7 +267,7 @@ def test_faces_are_taken_evenly_from_all_sources() -> None:
 # Targets without labels
 
 
-def test_a_target_without_labels_keeps_what_needs_none(copy, prepared: Path, tmp_path: Path, results) -> None:
+def test_a_target_without_labels_keeps_all_that_needs_no_labels(copy, prepared: Path, tmp_path: Path, results) -> None:
     bench = copy(with_labels(prepared, tmp_path / "blank", lambda labels: np.full_like(labels, -1)))
     found = bench.json("evaluate")
     source, *targets = found["entries"]
@@ -305,14 +305,14 @@ def test_a_target_with_some_labels_is_scored_on_those(copy, prepared: Path, tmp_
     assert {face["label"] is None for face in uncertain["faces"]} == {True, False}
 
 
-# Runs that are not as they should be: what is done to the folder, and what is told
+# Damaged runs: what is done to the folder, and the resulting message
 
 SOURCE, ADAPTED = "source/best.ckpt", "adapt-jaffe/best.ckpt"
 FOREIGN = {"fc.weight": torch.zeros(7, 512)}
 
 
 def rewritten(path: Path, key: str, change: Callable[[Any], Any]) -> None:
-    """Write a checkpoint again with another value of an entry."""
+    """Rewrite a checkpoint with another value for an entry."""
     state = checkpoint.load(path)
     checkpoint.save(path, {**state, key: change(state[key])})
 
@@ -343,9 +343,9 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda runs: torch.save({"state_dict": FOREIGN}, runs / ADAPTED),
         "adapt-jaffe/best.ckpt is not a fercli checkpoint",
     ),
-    "a file for the report": (lambda runs: write(runs, "report"), "cannot write the report into"),
-    "a file for the predictions": (lambda runs: write(runs, "report/predictions"), "cannot write the report into"),
-    "a folder for the results": (lambda runs: write(runs, "report/results.json/x"), "cannot write the report into"),
+    "a file for the report": (lambda runs: write(runs, "report"), "cannot write the report to"),
+    "a file for the predictions": (lambda runs: write(runs, "report/predictions"), "cannot write the report to"),
+    "a folder for the results": (lambda runs: write(runs, "report/results.json/x"), "cannot write the report to"),
 }
 
 
@@ -359,13 +359,13 @@ def test_a_run_that_cannot_be_scored_is_one_line(case: str, copy) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_report_folder_without_leave_to_write_is_one_line(copy) -> None:
+def test_a_report_folder_without_write_permission_is_one_line(copy) -> None:
     bench = copy()
     (bench.runs / "report").mkdir(mode=0o500)
-    assert "cannot write the report into" in told(bench("evaluate"))
+    assert "cannot write the report to" in told(bench("evaluate"))
 
 
-def test_an_adaptation_without_a_model_is_left_out_and_told(copy) -> None:
+def test_an_adaptation_without_a_model_is_left_out_and_reported(copy) -> None:
     bench = copy()
     shutil.copytree(bench.runs / "adapt-jaffe", bench.runs / "adapt-jaffe-begun")
     (bench.runs / "adapt-jaffe-begun/best.ckpt").unlink()
@@ -404,10 +404,10 @@ def test_epochs_that_may_have_been_pruned_are_not_missed(copy) -> None:
     assert warned(bench.done("evaluate", "--quiet", "--set", "engine.keep_outputs=1")) == []
 
 
-# Other questions of the same run
+# Other rules for the same run
 
 
-def test_another_rule_is_asked_of_the_outputs_and_no_network_is_run(copy, results, monkeypatch) -> None:
+def test_another_decision_rule_uses_the_outputs_and_runs_no_network(copy, results, monkeypatch) -> None:
     bench = copy()
     monkeypatch.setattr("fercli.scoring.trained_evaluator.predict", pytest.fail)
     plain = results["entries"][2]
@@ -418,10 +418,10 @@ def test_another_rule_is_asked_of_the_outputs_and_no_network_is_run(copy, result
     entry = bench.json("evaluate", "--decision", "glpc:0.3")["entries"][2]
     assert set(entry["heads"]) == {*plain["heads"], "glpc:0.3"}
     assert sum(stage["count"] for stage in entry["stages"].values()) == 42
-    assert "'best' is no decision rule" in told(bench("evaluate", "--decision", "best"), 2)
+    assert "'best' is not a decision rule" in told(bench("evaluate", "--decision", "best"), 2)
 
 
-def test_another_selection_rule_is_asked_of_the_outputs(copy, results) -> None:
+def test_another_selection_rule_uses_the_outputs(copy, results) -> None:
     bench = copy()
     folder = bench.runs / "adapt-jaffe"
     labels = Store.open(bench.prepared / "jaffe").labels
@@ -432,7 +432,7 @@ def test_another_selection_rule_is_asked_of_the_outputs(copy, results) -> None:
         accuracy = np.mean(labels == answers(folder, at["epoch"]))
         assert entry["heads"][entry["decision"]]["accuracy"] == at["accuracy"] == pytest.approx(accuracy)
         assert source["selection"] == results["entries"][0]["selection"]
-        # Features are kept of the chosen epoch alone.
+        # Features are stored only for the chosen epoch.
         as_trained = at["epoch"] == results["entries"][2]["epoch"]
         assert len(document["gaps"][0]["models"]) == (2 if as_trained else 1)
     assert "has no score by dev; adapt again" in told(bench("evaluate", "--select", "dev"))
@@ -442,7 +442,7 @@ def test_another_selection_rule_is_asked_of_the_outputs(copy, results) -> None:
 # Sources
 
 
-def test_a_source_without_a_test_part_is_scored_on_what_was_held_out(copy, prepared: Path, tmp_path: Path) -> None:
+def test_a_source_without_a_test_split_is_scored_on_held_out_faces(copy, prepared: Path, tmp_path: Path) -> None:
     stores = tmp_path / "stores"
     stores.mkdir()
     (stores / "jaffe").symlink_to(prepared / "jaffe")
@@ -458,7 +458,7 @@ def test_a_source_without_a_test_part_is_scored_on_what_was_held_out(copy, prepa
     assert entry["calibration"]["after"]["nll"] <= entry["calibration"]["before"]["nll"] + 1e-6
 
 
-def test_the_library_call_gives_what_the_command_prints(adapted: Bench, results: dict[str, Any]) -> None:
+def test_the_library_call_returns_what_the_command_prints(adapted: Bench, results: dict[str, Any]) -> None:
     found, files = evaluate(load(str(adapted.spec)), ["jaffe"])
     for key in ("entries", "gaps", "pseudo_labels", "failure_cases"):
         assert found[key] == results[key], key

@@ -28,7 +28,7 @@ from fercli.store import FORMATS, Store
 
 @pytest.fixture
 def at(tmp_path: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch):
-    """Give a function (words) -> the result of ``fercli evaluate`` in a folder of its own, with JAFFE's store alone."""
+    """Give a function (words) -> the result of ``fercli evaluate`` in a separate folder, with JAFFE's store alone."""
     (tmp_path / "here/stores").mkdir(parents=True)
     (tmp_path / "here/stores/jaffe").symlink_to(prepared / "jaffe")
     monkeypatch.chdir(tmp_path / "here")
@@ -42,13 +42,13 @@ def document(result) -> dict[str, Any]:
 
 @pytest.fixture
 def with_source(tmp_path: Path, prepared: Path):
-    """Give a function (words) -> the document of ``fercli evaluate`` with all stores at hand."""
+    """Give a function (words) -> the document of ``fercli evaluate`` with all stores available."""
     where = ("--set", f"paths.prepared={prepared}", "--set", f"paths.runs={tmp_path / 'other'}")
     return lambda *words: document(run("evaluate", *where, *words, "--json"))
 
 
 def recut(prepared: Path, name: str, **parameters: Any) -> None:
-    """Prepare JAFFE here once more, as if it had been cut otherwise."""
+    """Prepare JAFFE here again, as if it had been cropped differently."""
     own = {**json.loads((prepared / "jaffe/meta.json").read_text())["parameters"], **parameters}
     about = {"name": name, "parameters": own, "format": FORMATS[own["align"]]}
     cut(prepared / "jaffe", Path("stores") / name, np.arange(42), **about)
@@ -64,7 +64,7 @@ def test_the_starter_is_scored_without_a_run_and_without_its_source(at, prepared
     assert entry["heads"]["fused"]["accuracy"] == metrics["accuracy"]
     assert entry["heads"]["fused"]["per_expression"] == metrics["per_expression"]
     assert entry["intervals"] == score_intervals(store.labels, answers.numpy(), store.subjects.tolist())
-    # No source face is there: the temperature stays 1, and the model's own calibration is told all the same.
+    # Without source faces the temperature stays 1, and the model's own calibration is still reported.
     found, labels = entry["calibration"], torch.from_numpy(store.labels.astype(np.int64))
     assert (found["temperature"], found["fitted_on"]) == (1.0, 0)
     assert found["before"]["ece"] == pytest.approx(found["after"]["ece"], abs=1e-6)
@@ -83,7 +83,7 @@ def test_the_console_has_every_expression_and_says_what_is_left_out(at) -> None:
     assert "95 % intervals, jackknife t over 6 subjects: acc " in text and "model-starter" in text
     assert "no temperature is fitted, and the distance between the domains is not measured" in result.stderr
     page = Path("runs/model-starter/report/report.html").read_text()
-    assert "no target was evaluated beside prepared faces of the source" in page and "starter.safetensors" in page
+    assert "no target was evaluated together with prepared source faces" in page and "starter.safetensors" in page
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +114,8 @@ def test_any_model_is_scored_and_no_run_is_touched(model, name, folder, at, made
     assert sorted(made.rglob("*")) == before and [path.name for path in Path("runs").iterdir()] == [name]
 
 
-def test_with_the_source_at_hand_it_is_scored_as_its_run_would_be(trained: Bench, tmp_path, with_source) -> None:
-    """The same numbers as `fercli evaluate` of the run gives, whatever spec is at hand."""
+def test_with_its_source_it_is_scored_as_its_run_would_be(trained: Bench, tmp_path, with_source) -> None:
+    """The numbers equal those of `fercli evaluate` for the run, whatever the current spec."""
     whole = (bench := after_source(tmp_path / "bench", trained)).json("evaluate", "--target", "jaffe")
     alone = with_source("--model", bench.runs, "--target", "jaffe", "--target", "raf-db")
     entries = {entry["dataset"]: entry for entry in alone["entries"]}
@@ -127,8 +127,8 @@ def test_with_the_source_at_hand_it_is_scored_as_its_run_would_be(trained: Bench
         assert alone[key] == whole[key], key
 
 
-def test_an_adapted_model_is_scored_on_another_dataset_than_its_target(made, with_source, tmp_path) -> None:
-    """What its epochs left of the target, whose store is not asked for, stays where it is."""
+def test_an_adapted_model_is_scored_on_a_dataset_other_than_its_target(made, with_source, tmp_path) -> None:
+    """Its epochs' outputs on the target, whose store is not needed, are left alone."""
     folder = shutil.copytree(made / "adapt-jaffe", tmp_path / "run/adapt-jaffe")
     (folder / "outputs").mkdir()
     left = dict.fromkeys(("scored", "held"), torch.full((4, 7, 7), 1 / 7))
@@ -144,10 +144,10 @@ def test_without_target_it_scores_what_is_prepared(at) -> None:
     assert every["entries"] == results["entries"]
 
 
-def test_faces_cut_otherwise_are_told(at, prepared, tmp_path) -> None:
+def test_faces_cropped_differently_are_reported(at, prepared, tmp_path) -> None:
     recut(prepared, "boxed", align="box")
     result = at("--model", "starter", "--target", "boxed", "--quiet")
-    assert result.exit_code == 0 and "cut otherwise than those" in result.stderr
+    assert result.exit_code == 0 and "cropped differently from those" in result.stderr
     assert "align box, not template" in result.stderr
 
 

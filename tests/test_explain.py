@@ -1,4 +1,4 @@
-"""Grad-CAM against a loop over single faces and against a case worked out by hand; votes; images."""
+"""Grad-CAM against a loop over single faces and against a case computed by hand; votes; images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inputs_for(local: str) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def one_by_one(network: GlobalLocal, inputs: tuple[Tensor, ...], expressions: Tensor, output_transform=None) -> Tensor:
-    """Grad-CAM of a face at a time, the whole network differentiated, written from the paper's equations."""
+    """Grad-CAM for one face at a time, with the whole network differentiated, written from the paper's equations."""
     network.eval()
     heats = []
     for face, expression in enumerate(expressions.tolist()):
@@ -58,7 +58,7 @@ def one_by_one(network: GlobalLocal, inputs: tuple[Tensor, ...], expressions: Te
 
 
 def agra() -> Method:
-    """A method that refines what the network says."""
+    """A method that refines the network's output."""
     kind = method_class("agra")
     torch.manual_seed(5)
     return kind(Adapt(), kind.read_options({}), FEATURE_SIZE, target_size=0).eval()
@@ -87,7 +87,7 @@ def test_heat_equals_a_loop_over_single_faces(backbone: str, local: str, classif
 
 
 class TwoMaps(nn.Module):
-    """A backbone whose global map is two channels of the image itself, its local map whatever."""
+    """A backbone whose global map is two channels of the image; its local map is arbitrary."""
 
     local_channels, global_channels = 4, 2
 
@@ -105,11 +105,11 @@ def test_a_case_by_hand() -> None:
         network.classifiers[-1].weight[3, :2] = torch.tensor([1, -0.5])
     images = torch.zeros(2, 3, 112, 112)
     images[0, 0, 2, 3], images[0, 0, 5, 5] = 4, 2
-    images[0, 1, :7, :7] = 1e-3  # alive at every pixel, against happiness
-    images[1, 1, 4, 4] = 3  # speaks against happiness only
+    images[0, 1, :7, :7] = 1e-3  # positive at every pixel, and against happiness
+    images[1, 1, 4, 4] = 3  # evidence against happiness only
     heat = grad_cam(network, (images, torch.full((2, 5, 2), 56.0), None), torch.tensor([3, 3]))
     # ReLU passes gradients where a feature is positive: 2 pixels of 49 in channel 0, all in channel 1. The means of the
-    # gradients, 2/49 and -0.5 up to the same factor, weigh the maps.
+    # gradients, 2/49 and -0.5 up to a common factor, weight the maps.
     raw = (2 / 49 * images[0, 0, :7, :7] - 0.5 * images[0, 1, :7, :7]).clamp_min(0)
     torch.testing.assert_close(heat[0], raw / raw.max())
     assert heat[0, 2, 3] == 1
@@ -119,7 +119,7 @@ def test_a_case_by_hand() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_nothing_is_left_behind(training: bool) -> None:
+def test_mode_gradients_and_hooks_are_restored(training: bool) -> None:
     network, inputs, method = network_of("ir-small"), inputs_for("feature-map"), agra()
     network.train(training)
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -132,20 +132,20 @@ def test_nothing_is_left_behind(training: bool) -> None:
     assert all(parameter.grad is None for parameter in (*network.parameters(), *method.parameters()))
     after = network.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    with pytest.raises(IndexError):  # nor where it fails
+    with pytest.raises(IndexError):  # also where it fails
         grad_cam(network, (inputs[0], inputs[1][:, :0], None), torch.full((FACES,), 7))
     assert not network.global_head._forward_pre_hooks
     assert network.training is training
 
 
-def test_votes_name_each_heads_answer() -> None:
+def test_votes_name_each_heads_prediction() -> None:
     probabilities = certain(*((answer, 0.7) for answer in (6, 0, 0, 3, 3, 5, 1)))
     found = votes(probabilities)
     names = ["neutral", "surprise", "surprise", "happiness", "happiness", "anger", "fear"]
     assert [(vote["head"], vote["expression"]) for vote in found] == list(zip(HEADS, names, strict=True))
     assert all(vote["probability"] == pytest.approx(0.7) for vote in found)
     probabilities[0] = 1 / 7
-    assert votes(probabilities)[0]["expression"] == "surprise"  # of equals the lower class, as in the decision
+    assert votes(probabilities)[0]["expression"] == "surprise"  # on a tie the lower class, as in the decision
 
 
 def test_a_picture_is_what_the_network_sees(raf_store) -> None:

@@ -1,4 +1,4 @@
-"""Which faces are shown, and what is told of them: plain rules on plain numbers."""
+"""Which faces are shown, and with which values: plain rules on plain numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fercli.store import Store
 def test_mistakes_are_the_surest_first_and_ties_by_position() -> None:
     probabilities = certain((0, 0.9), (1, 0.6), (2, 0.8), (3, 0.8), (4, 0.99), (5, 0.8))
     answers, labels = np.array([0, 1, 2, 3, 4, 5]), np.array([0, 2, 1, 1, -1, 0])
-    assert surest_mistakes(labels, answers, probabilities).tolist() == [2, 3, 5, 1]  # 0 is right, 4 has no label
+    assert surest_mistakes(labels, answers, probabilities).tolist() == [2, 3, 5, 1]  # 0 is correct, 4 has no label
     assert surest_mistakes(labels, answers, probabilities, 2).tolist() == [2, 3]
     assert surest_mistakes(answers, answers, probabilities).tolist() == []
     assert surest_mistakes(np.full(6, -1), answers, probabilities).tolist() == []
@@ -43,7 +43,7 @@ def test_entropy_lies_in_the_unit_interval() -> None:
 
 @pytest.fixture
 def make(prepared, tmp_path):
-    """Give a function (labels, probabilities [N, 7, 7], rule) -> what a model says of JAFFE's last N faces."""
+    """Give a function (labels, probabilities [N, 7, 7], rule) -> a model's results on JAFFE's last N faces."""
 
     def made(labels: list[int], probabilities: torch.Tensor, rule: str = "fused", status=None) -> Results:
         store = changeable(Store.open(prepared / "jaffe"))
@@ -55,11 +55,11 @@ def make(prepared, tmp_path):
 
 
 def heads(*tops: tuple[int, float]) -> torch.Tensor:
-    """Probabilities [N, 7, 7] of which all heads say the same."""
+    """Probabilities [N, 7, 7] in which all heads are equal."""
     return certain(*tops)[:, None].expand(-1, 7, -1).float().contiguous()
 
 
-def test_failure_cases_tell_all_of_a_face(make) -> None:
+def test_failure_cases_have_all_values_of_a_face(make) -> None:
     probabilities = heads((0, 0.9), (1, 0.6), (2, 0.8))
     probabilities[1, 0] = heads((6, 0.95))[0, 0]
     one = make([0, 3, -1], probabilities)
@@ -87,11 +87,11 @@ def test_failure_cases_tell_all_of_a_face(make) -> None:
     ],
     ids=["without labels", "without mistakes", "at most a dozen of each"],
 )
-def test_how_many_of_which_kind(labels, tops, expected, make) -> None:
+def test_the_number_of_cases_of_each_kind(labels, tops, expected, make) -> None:
     assert {one["kind"]: len(one["faces"]) for one in failure_cases(make(labels, heads(*tops)))} == expected
 
 
-def test_the_stage_is_told_of_glpc_alone(make) -> None:
+def test_only_glpc_has_stages(make) -> None:
     probabilities = heads((0, 0.99), (1, 0.3))
     probabilities[1, 0] = heads((3, 0.99))[0, 0]
     told = failure_cases(make([0, 0], probabilities, "glpc", torch.ones(7, 7)))[1]["faces"]
@@ -100,7 +100,7 @@ def test_the_stage_is_told_of_glpc_alone(make) -> None:
     assert {face["stage"] for face in told} == {"global+fused"}
 
 
-def test_a_name_that_is_no_utf8_can_be_shown(make) -> None:
+def test_a_name_that_is_not_utf8_can_be_shown(make) -> None:
     one = make([0], heads((1, 0.6)))
     one.store.ids[one.part.indices[0]] = "\udcff.png"
     name = failure_cases(one)[0]["faces"][0]["id"]

@@ -112,7 +112,7 @@ def published(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bench
 def test_a_published_run_trains_on_all_faces_and_is_scored(published: Bench) -> None:
     document = published.json("evaluate", "--report")
     assert document["departures"] == []
-    assert "As AGLRLS’s released code runs" in (published.runs / "report/report.html").read_text()
+    assert "Settings of AGLRLS’s released code" in (published.runs / "report/report.html").read_text()
     by_dataset = {(entry["dataset"], entry["folder"]): entry for entry in document["entries"]}
     assert set(by_dataset) == {("raf-db", "source"), ("jaffe", "source"), ("jaffe", "adapt-jaffe")}
     entry = by_dataset["jaffe", "adapt-jaffe"]
@@ -227,4 +227,4 @@ def test_a_source_without_any_face_left_to_score(prepared: Path, tmp_path: Path)
     assert (at_home["found"], at_home["scored"], at_home["heads"]["fused"]) == (0, 0, None)
     assert adapted["scored"] == 42 and adapted["calibration"]["fitted_on"] == 0
     assert {model["energy_distance"] for gap in document["gaps"] for model in gap["models"]} == {None}
-    assert "none are held out of training" in (bench.runs / "report/report.html").read_text()
+    assert "none were held out of training" in (bench.runs / "report/report.html").read_text()

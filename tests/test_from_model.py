@@ -69,7 +69,7 @@ def test_the_run_needs_neither_the_model_nor_the_photographs_afterwards(
     result = adapt("--from", "model", "--target", "my photos/", *small())
     assert result.exit_code == 0, result.stderr
     assert "my-photos: faces found in 17 of 18 images" in result.stderr
-    assert "17 faces are few" in result.stderr
+    assert "There are only 17 faces" in result.stderr
     assert "1 of 17 faces are copies of others" in result.stderr
     run_folder = Path("runs/from-tiny-model")
     shutil.rmtree("model")

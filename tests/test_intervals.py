@@ -1,4 +1,4 @@
-"""Intervals of accuracy and macro F1: equal to plain loops, to quantiles that are known, and as wide as they say."""
+"""Intervals of accuracy and macro F1: equal to plain loops and to known quantiles, with the stated coverage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fercli.evaluation import intervals
 from fercli.evaluation.intervals import interval_words, jackknife, score_intervals
 from fercli.evaluation.metrics import confusion, scores
 
-#: Simulated data sets: a coverage of 95 % is then found to 0.35 points (a standard error).
+#: Number of simulated datasets: the standard error of a coverage of 95 % is then 0.35 points.
 SAMPLES = 4000
 
 
@@ -38,10 +38,10 @@ def _loop(labels, answers, groups, draws):
 
 @pytest.mark.parametrize("chunk", [1, 100, 10**6])
 @pytest.mark.parametrize("count", [1, 2, 9, 60])
-def test_of_images_equals_a_plain_loop(count, chunk, monkeypatch):
+def test_over_images_equals_a_plain_loop(count, chunk, monkeypatch):
     monkeypatch.setattr(intervals, "_CHUNK", chunk)
     labels, answers = _answered(count, 0.5, seed=count)
-    kinds = labels * 7 + answers  # drawn is a kind of image (label and answer), of which any one stands for all
+    kinds = labels * 7 + answers  # a draw is a kind of image (label and prediction); any of them represents it
     groups = [np.flatnonzero(kinds == kind)[:1].tolist() for kind in range(49)]
     got = score_intervals(labels, answers, None, resamples=60, seed=count)
     draws = np.random.default_rng(count).multinomial(count, np.bincount(kinds, minlength=49) / count, size=60)
@@ -51,7 +51,7 @@ def test_of_images_equals_a_plain_loop(count, chunk, monkeypatch):
 
 
 @pytest.mark.parametrize("sizes", [[1, 1], [3, 9], [4] * 6, [1] * 40, [2, 50, 7, 1, 1], [12] * 29, [9] * 60])
-def test_of_subjects_equals_a_plain_loop(sizes):
+def test_over_subjects_equals_a_plain_loop(sizes):
     owner = np.random.default_rng(1).permutation(np.repeat(np.arange(len(sizes)), sizes))
     labels, answers = _answered(len(owner), 0.5, seed=len(owner))
     got = score_intervals(labels, answers, [f"s{i}" for i in owner])
@@ -80,13 +80,13 @@ def test_of_subjects_equals_a_plain_loop(sizes):
         pytest.param(np.array(["a", "bb", "a", "bb"]), "subjects", 2, id="as a store gives them"),
     ],
 )
-def test_what_is_drawn(subjects, by, units):
+def test_units_and_method(subjects, by, units):
     got = score_intervals([0, 1, 2, 3], [0, 1, 2, 0], subjects, resamples=50)
     assert (got["by"], got["units"]) == (by, units)
     assert (got["resamples"] is None) == (by == "subjects")
 
 
-def test_the_words_say_what_is_taken_as_independent():
+def test_the_words_name_what_is_taken_as_independent():
     def words(subjects):
         return interval_words(score_intervals([0, 1, 2, 3], [0, 1, 2, 0], subjects))
 
@@ -121,8 +121,8 @@ def test_nothing_labelled_has_no_interval():
 @pytest.mark.parametrize(
     ("labels", "answers", "subjects", "message"),
     [
-        ([-1], [0], None, "labels must lie in 0..6"),
-        ([0], [7], None, "predictions must lie in 0..6"),
+        ([-1], [0], None, "labels must be in 0..6"),
+        ([0], [7], None, "predictions must be in 0..6"),
         ([0, 1], [0], None, "2 labels but 1 predictions"),
         ([0, 1], [0, 1], ["a"], "2 labels but 1 subjects"),
     ],
@@ -144,14 +144,14 @@ def test_only_the_bootstrap_draws(subjects):
 
 
 def test_accuracy_of_images_is_binomial():
-    """The number of images right is binomial, whose quantiles are known."""
+    """The number of correct images is binomial, with known quantiles."""
     labels, answers = _answered(400, 0.7, seed=5)
     got = score_intervals(labels, answers, None, resamples=20_000)
     known = binom.ppf([0.025, 0.975], 400, (labels == answers).mean()) / 400
     np.testing.assert_allclose(got["accuracy"], known, atol=2 / 400)
 
 
-def test_more_faces_of_a_subject_that_say_the_same_say_no_more():
+def test_more_equal_faces_of_a_subject_add_no_information():
     labels, answers = _answered(400, 0.7, seed=5)
     once = score_intervals(labels, answers, [f"s{i}" for i in range(400)])
     often = score_intervals(*(np.repeat(it, 10) for it in (labels, answers)), [f"s{i // 10}" for i in range(4000)])
@@ -159,7 +159,7 @@ def test_more_faces_of_a_subject_that_say_the_same_say_no_more():
     assert often["macro_f1"] == pytest.approx(once["macro_f1"])
 
 
-def test_one_subject_right_and_one_wrong_tell_nothing():
+def test_one_subject_right_and_one_wrong_give_no_information():
     got = score_intervals([0] * 6, [0, 0, 0, 1, 1, 1], [*"aaabbb"])
     for low, high in (got["accuracy"], got["macro_f1"]):
         assert 0 <= low < 1e-4 and 1 - 1e-4 < high <= 1
@@ -180,7 +180,7 @@ def test_ten_thousand_faces_need_little_memory(subjects):
 
 @pytest.mark.parametrize("faces", [EQUAL, UNEQUAL], ids=["as many faces each", "3 to 60 faces"])
 @pytest.mark.parametrize("subjects", [10, 20, 29, 30, 50])
-def test_the_interval_over_subjects_holds_the_truth_as_often_as_it_says(subjects, faces):
+def test_the_interval_over_subjects_has_its_nominal_coverage(subjects, faces):
     rng = np.random.default_rng(subjects)
     truth = scores(confusions(rng, 1, 100_000, faces)[0].sum(0))
     found = jackknife(confusions(rng, SAMPLES, subjects, faces))
@@ -191,7 +191,7 @@ def test_the_interval_over_subjects_holds_the_truth_as_often_as_it_says(subjects
 
 
 @pytest.mark.parametrize(("right", "sd"), [(0.6, 0.3), (0.6, 1.0), (0.95, 1.0)], ids=["alike", "hard", "easy"])
-def test_so_it_does_with_easy_and_hard_faces_and_with_subjects_that_are_alike(right, sd):
+def test_coverage_with_easy_and_hard_faces_and_with_similar_subjects(right, sd):
     rng = np.random.default_rng(0)
     truth = scores(confusions(rng, 1, 100_000, UNEQUAL, right, sd)[0].sum(0))
     found = jackknife(confusions(rng, SAMPLES, 20, UNEQUAL, right, sd))
@@ -203,8 +203,8 @@ def test_so_it_does_with_easy_and_hard_faces_and_with_subjects_that_are_alike(ri
 
 @pytest.mark.parametrize("faces", [EQUAL, UNEQUAL], ids=["as many faces each", "3 to 60 faces"])
 @pytest.mark.parametrize("subjects", [10, 30, 50])
-def test_the_percentile_bootstrap_over_subjects_holds_it_less_often(subjects, faces):
-    """Why it is not used: it draws again from the few subjects that are there."""
+def test_the_percentile_bootstrap_over_subjects_covers_less_often(subjects, faces):
+    """The reason not to use it: it resamples the few subjects available."""
     rng = np.random.default_rng(subjects)
     truth = scores(confusions(rng, 1, 100_000, faces)[0].sum(0))["accuracy"]
     samples = confusions(rng, SAMPLES, subjects, faces)

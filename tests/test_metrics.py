@@ -1,4 +1,4 @@
-"""Metrics: equal to scikit-learn's where it defines them, None where nothing is defined."""
+"""Metrics equal scikit-learn's where it defines them, and are None where nothing is defined."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from fercli.expressions import EXPRESSIONS
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_equals_scikit_learn_whatever_classes_are_absent(seed):
-    """Values as scikit-learn's, None exactly where it has nothing, for 1 to 7 classes in the truth and as answers."""
+def test_equals_scikit_learn_for_any_absent_classes(seed):
+    """Values equal scikit-learn's, and None exactly where it has none, for 1 to 7 true and predicted classes."""
     sk = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(seed)
     true, answered = (rng.choice(7, classes, replace=False) for classes in (1 + seed % 7, 1 + seed // 7 % 7))
@@ -34,7 +34,7 @@ def test_equals_scikit_learn_whatever_classes_are_absent(seed):
     theirs = sk.precision_recall_fscore_support(labels, predictions, labels=range(7), zero_division=np.nan)
     for i, row in enumerate(got["per_expression"]):
         precision, recall, f1, support = (values[i] for values in theirs)
-        # Of a class that is not in the truth scikit-learn says F1 0 once it was predicted; here it is not defined.
+        # scikit-learn gives F1 0 to a class that is predicted but never true; here it is not defined.
         expected = {"precision": precision, "recall": recall, "f1": f1 if support else np.nan}
         for name, value in expected.items():
             assert row[name] is None if np.isnan(value) else row[name] == pytest.approx(value, abs=1e-12)
@@ -42,16 +42,16 @@ def test_equals_scikit_learn_whatever_classes_are_absent(seed):
 
 
 def test_by_hand():
-    """4 of class 0 (3 right, 1 taken for 1), 2 of 1 (both taken for 0), none of 2, 1 of 3 (taken for 4), none of 4."""
+    """4 of class 0 (3 correct, 1 predicted as 1), 2 of 1 (both as 0), none of 2, 1 of 3 (as 4), none of 4."""
     matrix = confusion([0, 0, 0, 0, 1, 1, 3], [0, 0, 0, 1, 0, 0, 4], classes=5)
     assert matrix.tolist() == [[3, 1, 0, 0, 0], [2, 0, 0, 0, 0], [0] * 5, [0, 0, 0, 0, 1], [0] * 5]
     got = scores(matrix, "abcde")
     assert [tuple(row.values()) for row in got["per_expression"]] == [
         ("a", 3 / 5, 3 / 4, pytest.approx(2 / 3), 4),
         ("b", 0.0, 0.0, 0.0, 2),
-        ("c", None, None, None, 0),  # neither true nor answered
-        ("d", None, 0.0, 0.0, 1),  # true and never answered: zero, and not undefined
-        ("e", 0.0, None, None, 0),  # answered and never true
+        ("c", None, None, None, 0),  # neither true nor predicted
+        ("d", None, 0.0, 0.0, 1),  # true but never predicted: zero, not undefined
+        ("e", 0.0, None, None, 0),  # predicted but never true
     ]
     assert list(got["per_expression"][0]) == ["expression", "precision", "recall", "f1", "support"]
     assert got["accuracy"] == 3 / 7
@@ -80,9 +80,9 @@ def test_degenerate(labels, predictions, accuracy, macro_f1, mean_recall):
 @pytest.mark.parametrize(
     ("labels", "predictions", "message"),
     [
-        ([0, -1], [0, 0], "labels must lie in 0..6"),
-        ([0, 7], [0, 0], "labels must lie in 0..6"),
-        ([0, 0], [0, -1], "predictions must lie in 0..6"),
+        ([0, -1], [0, 0], "labels must be in 0..6"),
+        ([0, 7], [0, 0], "labels must be in 0..6"),
+        ([0, 0], [0, -1], "predictions must be in 0..6"),
         ([0, 1], [0], "2 labels but 1 predictions"),
         ([0.5], [0], "must be integers"),
         ([[0]], [0], "shape"),

@@ -242,8 +242,8 @@ def test_aglrls_predicts_with_its_own_b(at, files, ir18, stores) -> None:
 def test_without_b_the_fused_head_predicts_and_the_source_is_not_guessed(at, files, ir18) -> None:
     result = at("--model", files["cglrl"], "--target", "jaffe")
     assert result.exit_code == 0 and "released AGLRLS/CGLRL" in result.stdout and "40, ORACLE" in result.stdout
-    assert "source unknown (--source NAME tells it); which faces were held out is not known: no temp" in result.stderr
-    assert "stores" in result.stderr and "is taken as it was prepared: align template, size 112" in result.stderr
+    assert "source unknown (set it with --source NAME); the held-out faces are not known, so no temp" in result.stderr
+    assert "stores" in result.stderr and "is used as it was prepared: align template, size 112" in result.stderr
     results = document(at("--model", files["cglrl"], "--target", "jaffe", "--decision", "global+fused", "--json"))
     summed = np.log(ir18.heads[:, [0, 6]]).sum(1).argmax(-1)
     assert [row["answer"] for row in rows_of(results)] == names(summed)
@@ -267,9 +267,9 @@ def test_agra_predicts_through_its_graphs_and_has_no_other_head(at, files, ir18)
     cases = [face for case in results["failure_cases"] for face in case["faces"]]
     assert cases and all([vote["head"] for vote in face["votes"]] == ["fused"] for face in cases)
     for words, code, said in (
-        (["--decision", "nose"], 2, "cannot answer by nose; its heads are: fused"),
-        (["--decision", "global+fused"], 2, "cannot answer by global+fused; its heads are: fused"),
-        (["--select", "corr-c"], 2, "is a released checkpoint, of one epoch; leave --select out"),
+        (["--decision", "nose"], 2, "cannot predict by nose; its heads are: fused"),
+        (["--decision", "global+fused"], 2, "cannot predict by global+fused; its heads are: fused"),
+        (["--select", "corr-c"], 2, "is a released checkpoint with only one epoch; leave out --select"),
     ):
         assert said in told(at("--model", files["agra"], "--target", "jaffe", *words), code)
 
@@ -289,7 +289,7 @@ def test_a_given_source_is_printed_next_to_published_rows(stores: Path, files) -
 def test_a_target_without_labels_gets_predictions_but_no_score(at, files) -> None:
     result = at("--model", files["aglrls"], "--target", "unlabelled")
     assert result.exit_code == 0 and f"0/{FACES}" in result.stdout
-    assert "unlabelled has no labels: nothing is scored, and each face's answer is in predictions/" in result.stderr
+    assert "unlabelled has no labels, so nothing is scored; each face's prediction is in predictions/" in result.stderr
     results = document(at("--model", files["aglrls"], "--target", "unlabelled", "--json"))
     assert results["entries"][0]["scored"] == 0 and results["entries"][0]["heads"]["glpc"] is None
     assert len(rows_of(results)) == FACES

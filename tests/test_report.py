@@ -1,4 +1,4 @@
-"""The page, of runs and sweeps: every section and plot, all marked that must be, nothing loaded, nothing unescaped."""
+"""The page for runs and sweeps: every section and plot, required marks, nothing loaded, everything escaped."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ def words(text):
 
 
 def said(results):
-    """The page's text, and its rows, a space between cells."""
+    """The page's text, and its rows with a space between cells."""
     page = Page(re.sub("<(td|th|tr|small|br)", r" <\1", render(results)))
     return words(page.text), [words(content) for _, content in page.rows]
 
 
-def test_one_small_file_that_loads_nothing_and_holds_every_section(any_kind, tmp_path):
+def test_one_small_file_that_loads_nothing_and_has_every_section(any_kind, tmp_path):
     path = write_report(any_kind, tmp_path / "new" / "report")
     assert path == tmp_path / "new" / "report" / "report.html"
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]  # no half-written neighbour
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]  # no half-written file
     assert path.stat().st_size < 400_000
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -73,8 +73,8 @@ def test_one_small_file_that_loads_nothing_and_holds_every_section(any_kind, tmp
     folds = [a for tag, a in page.elements if tag == "details" and a.get("class") == "fold"]
     assert len(folds) == len(sections) and all("open" in a for a in folds)
     linked = [a["href"][1:] for tag, a in page.elements if tag == "a"]
-    assert linked == ["headline", *sections]  # the link that skips to the results, then the contents
-    # Bytes of a name that are no text do not stop it.
+    assert linked == ["headline", *sections]  # the link that skips to the results, then the table of contents
+    # Bytes in a name that are not text do not stop it.
     assert write_report({**any_kind, "title": "face-\udcff\ud800.png"}, path.parent) == path
     assert "face-??.png" in path.read_text(encoding="utf-8")
 
@@ -84,11 +84,11 @@ def test_the_headline_of_a_run(run):
     p = run["entries"][2]["against_reference"]["test"]["p"]
     verdict = (
         "aglrls is best on jaffe: 60.0% (",
-        f"+20.0 points against source-only (p {p:.3f}, sign-flip test over 10 subjects). One seed tells nothing of",
-        "and the p of that difference: sign-flip test over 10 subjects. Labels",
+        f"+20.0 points compared with source-only (p {p:.3f}, sign-flip test over 10 subjects). One seed says nothing",
+        "and the p value of that difference: sign-flip test over 10 subjects. Target labels",
     )
-    home = "on the test images of its source raf-db synthetic, source-only reaches 90.0% (", "360 of 400), macro F1 "
-    assert holds(text, *verdict, *home, "One seed: no deviation, no test over seeds and no tie can be computed.")
+    home = "On the test images of its source raf-db synthetic, source-only reaches 90.0% (", "360 of 400), macro F1 "
+    assert holds(text, *verdict, *home, "One seed: no deviation, no test over seeds and no ties can be computed.")
     low, high = run["entries"][2]["intervals"]["accuracy"]
     line = next(row for row in rows if row.startswith("aglrls best 60.0"))
     assert holds(
@@ -101,20 +101,22 @@ def test_the_headline_of_a_run(run):
 
 def test_the_headline_of_a_sweep():
     text, rows = said(WHOLE["sweep"])
-    assert "aglrls is best on the mean over targets: 72.5% ± 3.5, +20.5 points against source-only (p 0.00" in text
+    best = "aglrls is best on the mean over targets: 72.5% ± 3.5"
+    assert f"{best}, +20.5 points compared with source-only (p 0.00" in text
     assert ", paired t-test over 3 seeds)" in text
-    assert "the p of that difference: paired t-test over 3 seeds (near, far, mean). Labels" in text
-    assert "No other is within its error." in text and "At home" not in text and "One seed" not in text
+    assert "the p value of that difference: paired t-test over 3 seeds (near, far, mean). Target labels" in text
+    assert "No other row is within its error." in text
+    assert "test images of its source" not in text and "One seed" not in text
     line = next(row for row in rows if row.startswith("aglrls best 82.0 ± 2.6"))
     assert "best 72.5 ± 3.5 +20.5, p 0.00" in line and line.endswith("73.5 ± 3.5 +1.0")
-    assert sum(holds(row, "seed 2", "decides by") for row in rows) == 8 + 6  # and the oracle's of what was adapted
+    assert sum(holds(row, "seed 2", "decides by") for row in rows) == 8 + 6  # plus the oracle's rows of adapted models
     assert render(WHOLE["sweep"]).count('class="lane"') == 4 * 3
     assert holds("".join(rows), "near synthetic target 101 / 100 / 100 12 0", "aglrls 31.0 ± 0.894 6 3 min 06 s")
 
 
 def test_the_verdict_in_words():
     for change, sentence in (
-        ({"source-only": (90, 91, 92)}, "is the reference: nothing that adapts beats it"),
+        ({"source-only": (90, 91, 92)}, "is the reference: no adapted model beats it"),
         ({"dann": (81, 80, 85)}, "Within the error of the best: dann."),
         ({"aglrls": None, "dann": None, "gated": None}, "source-only reaches 62.0% ± 2.0 on near."),
         ({"source-only": None, "dann": None, "mcd": (10, 20, 30)}, "aglrls is best on near: 82.0% ± 2.6. No"),
@@ -123,12 +125,12 @@ def test_the_verdict_in_words():
         assert sentence in said(sweep({name: {"near": of} for name, of in methods.items() if of}))[0]
 
 
-def test_whether_to_trust_an_adaptation_of_a_run(run):
+def test_the_drift_of_a_run(run):
     moved = run["entries"][2]["drift"]
     text, rows = said(run)
-    told = f"{100 * moved['agreement']:.1f}% of the faces as the start does"
-    assert holds(text, "jaffe synthetic aglrls, adapt-jaffe, 60 faces", "doubtful The adapted model answers", told)
-    assert "60 faces are few: below 100" in text
+    told = f"the same expression as the starting model on {100 * moved['agreement']:.1f}% of the faces"
+    assert holds(text, "jaffe synthetic aglrls, adapt-jaffe, 60 faces", "doubtful The adapted model predicts", told)
+    assert "There are only 60 faces: below 100" in text
     for rule, one in moved["rules"].items():
         (row,) = [row for row in rows if row.startswith(f"{rule} ") and row.endswith(f" {one['prefers']}")]
         assert f"{one['before']:.3f} {one['after']:.3f}".replace("-", "\N{MINUS SIGN}") in row
@@ -142,7 +144,7 @@ def test_whether_to_trust_an_adaptation_of_a_run(run):
             assert f'<path class="fill {when}" d="M2 {y}h{96 * share / top:.2f}v6' in drawn["plot"]
             assert f"{100 * share:.1f}%" in drawn["plot"]
     moved["verdict"] = {"trust": "trusted", "reasons": []}
-    assert "Nothing that can be seen without labels speaks against it." in said(run)[0]
+    assert "No label-free check found a problem." in said(run)[0]
     moved |= drift(torch.zeros(0, 7, 7), torch.zeros(0, 7, 7))
     moved["verdict"] = {"trust": "not trusted", "reasons": [EVIL]}
     text = render(run)
@@ -151,7 +153,7 @@ def test_whether_to_trust_an_adaptation_of_a_run(run):
     )
 
 
-def test_whether_to_trust_the_adaptations_of_a_sweep():
+def test_the_drift_of_a_sweep():
     results, found = sweep(), drifts(sweep())
     assert found["models"] == [] and [dataset for dataset, _ in found["rows"]] == ["near", "far"]
     for dataset, shown in found["rows"]:
@@ -169,7 +171,7 @@ def test_whether_to_trust_the_adaptations_of_a_sweep():
 def test_a_target_without_labels_leads_to_its_drift_and_older_documents_have_none(any_kind):
     results = document(60, labelled=False)
     text = said(results)[0]
-    assert "no target was scored on images with labels. What adapting has changed can be told without." in text
+    assert "no target was scored on images with labels. What adaptation has changed can be seen without labels." in text
     assert '<a href="#drift">' in render(results)
     for one in any_kind["entries"]:
         del one["drift"]
@@ -193,7 +195,7 @@ def test_every_oracle_is_marked_and_nothing_else(any_kind):
             assert "oracle" in table
 
 
-def test_synthetic_faces_are_marked_in_every_table_and_stand_beside_nothing_published(any_kind):
+def test_synthetic_faces_are_marked_in_every_table_without_published_figures(any_kind):
     text = render(any_kind)
     assert "synthetic faces: procedural drawings, not photographs" in text and "AGRA" not in text
     for table in Page(text).tables:
@@ -201,7 +203,7 @@ def test_synthetic_faces_are_marked_in_every_table_and_stand_beside_nothing_publ
             assert table.count(name) == words(table).count(f"{name} synthetic") + table.count(f"adapt-{name}")
 
 
-def test_real_faces_are_not_marked_and_stand_beside_published_figures(any_kind):
+def test_real_faces_are_not_marked_and_have_published_figures(any_kind):
     text = render(of_photographs(any_kind))
     assert "synthetic" not in text.split("<main>")[1] and "procedural" not in text
     line = next(row for row in said(any_kind)[1] if "AGRA" in row)
@@ -213,7 +215,7 @@ def test_real_faces_are_not_marked_and_stand_beside_published_figures(any_kind):
     assert any(row.endswith("61.50 – –" if any_kind["kind"] == "sweep" else "61.50") for row in said(any_kind)[1])
 
 
-def test_missing_cells_are_told_plainly():
+def test_missing_cells_are_reported():
     swept = copy.deepcopy(WHOLE["sweep"])
     without(swept, method="dann", dataset="far")
     without(swept, method="aglrls", seed=2, dataset="near")
@@ -224,28 +226,29 @@ def test_missing_cells_are_told_plainly():
     for seed in range(3):
         without(swept, seed=seed)
     text, _ = said(swept)
-    assert "No scores" in text and "far: no cell was run yet; the mean over targets waits for it" in text
+    assert "No scores" in text and "far: no cell was run yet, so there is no mean over targets" in text
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_images_without_labels_or_without_a_score_are_told(kind):
+def test_images_without_labels_or_without_a_score_are_reported(kind):
     is_sweep, blank = kind == "sweep", {"run": "jaffe", "sweep": "far"}[kind]
     results = sweep(unlabelled(blank)) if is_sweep else document(60, labelled=False)
     results["entries"][0].update(expected=213, found=210, scored=200)
     text, _ = said(results)
     assert f"{blank}: its images have no labels, so it has no scores" in text and "nan" not in text.lower()
-    reasons = "(3 without a usable face, 10 with a face but no label among the seven)."
+    reasons = "(3 without a usable face, 10 with a face but none of the seven labels)."
     assert f"{results['entries'][0]['dataset']} (test): 13 of 213 listed images not scored {reasons}" in text
-    assert ("and the mean over targets goes without it" in text) == is_sweep
-    assert ("models differ in how many images" in text) == is_sweep
+    assert ("and the mean over targets leaves it out" in text) == is_sweep
+    assert ("models were scored on different numbers of images" in text) == is_sweep
     results["entries"] = [one for one in results["entries"] if one["dataset"] == blank]
     assert "No scores: no target was scored on images with labels." in said(results)[0]
 
 
-def test_a_model_alone_scored_at_home_has_its_page():
+def test_a_single_model_scored_on_its_source_has_a_page():
     alone = document(60, (), kind="model")
     text, _ = said(alone)
-    assert "No scores on other datasets" in text and "At home" in text and "raf-db synthetic source" in text
+    assert "No scores on other datasets" in text and "On the test images of its source" in text
+    assert "raf-db synthetic source" in text
     assert "Domain gap: no target was evaluated" in text and "best 9" not in text
 
 
@@ -284,7 +287,7 @@ def test_large_documents_stay_small(tmp_path):
     targets = tuple(f"target-{i}" for i in range(6))
     whole = document(100, targets)
     assert write_report(whole, tmp_path, pictures(whole)).stat().st_size < 4_000_000
-    assert not any("so that the page stays small" in note for note in view(whole, pictures(whole))["left_out"])
+    assert not any("to keep the page small" in note for note in view(whole, pictures(whole))["left_out"])
     one = entry("aglrls", "near")
     many = [{**one, "method": f"m{m}", "dataset": t, "seed": s} for m in range(12) for t in targets for s in range(5)]
     swept = sweep({"aglrls": {name: (1,) for name in targets}})
@@ -297,7 +300,7 @@ def section(text: str, name: str) -> str:
     return text[start : text.index("</div></details></section>", start)]
 
 
-def test_calibration_shows_both_sides_and_what_the_temperature_was_fitted_on(run):
+def test_calibration_shows_before_and_after_and_the_faces_of_the_fit(run):
     (name, rows), (home, _) = calibration(run)
     assert (name, home) == ("jaffe", "raf-db") and [len(row["sides"]) for row in rows] == [2, 2]
     own = run["entries"][1]["calibration"]
@@ -317,11 +320,11 @@ def test_calibration_shows_both_sides_and_what_the_temperature_was_fitted_on(run
     assert 'class="square"' not in text and f"{row['steps'][0]['count']} / 200" in text
 
 
-def test_reliability_draws_each_filled_bin_where_it_belongs():
+def test_reliability_draws_each_filled_bin_in_its_place():
     bins = [
         {"low": 0.0, "high": 0.5, "count": 0, "confidence": None, "accuracy": None},
-        {"low": 0.5, "high": 0.75, "count": 5, "confidence": 0.6, "accuracy": 0.25},  # surer than right
-        {"low": 0.75, "high": 1.0, "count": 2, "confidence": 0.8, "accuracy": 1.0},  # righter than sure
+        {"low": 0.5, "high": 0.75, "count": 5, "confidence": 0.6, "accuracy": 0.25},  # overconfident
+        {"low": 0.75, "high": 1.0, "count": 2, "confidence": 0.8, "accuracy": 1.0},  # underconfident
     ]
     plot, strip = reliability(bins, "t")
     assert dict(re.findall(r'class="fill ([^"]+)" d="([^"]*)"', plot)) == {
@@ -334,7 +337,7 @@ def test_reliability_draws_each_filled_bin_where_it_belongs():
     assert "nan" not in "".join(reliability([], "nothing")) and "&lt;b&gt;" in reliability([], "<b>")[0]
 
 
-def test_the_gap_is_a_number_and_two_maps_of_each_model(run):
+def test_the_gap_is_a_number_and_two_maps_per_model(run):
     before, after = run["gaps"][0]["models"]
     by_label, by_domain = (one["svg"] for one in gaps(run)[0]["models"][0]["maps"])
     points = {kind: path.count("M") for kind, path in re.findall(r'class="point ([^"]+)" d="([^"]*)"', by_label)}
@@ -349,9 +352,9 @@ def test_the_gap_is_a_number_and_two_maps_of_each_model(run):
     assert text.count("&lt;&nbsp;0.004") == 2 and "(test)" in text
     assert "<dt>energy distance</dt>" in render(run) and "A-distance" not in render(run)
     assert re.findall(r"width:([\d.]+)%", text) == ["100.0", f"{100 * 0.058 / 0.162:.1f}"]
-    # low values lie left and below
+    # low values are at the left and bottom
     assert 'd="M2.0 98.0h0M98.0 2.0h0"' in scatter([0.0, 1.0], [0.0, 1.0], ["c0 tgt", "c0 tgt"], "t")
-    # Without maps it is still a number.
+    # Without maps the number remains.
     for model in run["gaps"][0]["models"]:
         model["embedding"] = None
     text = section(render(run), "gaps")
@@ -359,7 +362,8 @@ def test_the_gap_is_a_number_and_two_maps_of_each_model(run):
     for model in run["gaps"][0]["models"]:
         model.update(energy_distance=None, no_gap=None, faces=[9, 213])
     text = section(render(run), "gaps")
-    assert "Not measured: too few faces to compare, 9 of the source; it takes 10." in text and "0.162" not in text
+    assert "Not measured: too few faces to compare (9 of the source; at least 10 are needed)." in text
+    assert "0.162" not in text
 
 
 def test_pseudo_labels_are_those_of_the_kept_epoch(run):
@@ -375,7 +379,7 @@ def test_pseudo_labels_are_those_of_the_kept_epoch(run):
     assert [panel["count"] for panel in one["panels"]] == epoch["counts"]["class-aware"]
     text = section(render(run), "pseudo_labels")
     assert "Epoch 6 (kept)" in text and "oracle: reads target labels" in text
-    # The accuracy is over faces with a label; an epoch that left no outputs is not said to be kept.
+    # The accuracy is over faces with a label. An epoch without outputs is not marked as kept.
     for key, part in (("known", 2), ("correct", 4)):
         epoch[key] = {name: [n // part for n in counts] for name, counts in epoch["counts"].items()}
     right = pseudo_labels(run)[0]["thresholds"][0]["accuracy"]
@@ -405,7 +409,7 @@ def test_curves_mark_the_chosen_epoch_and_the_score_that_chose_it(run):
     assert (adapt["chosen"], adapt["rule"]) == (6, "infomax")
     assert [panel["name"] for panel in adapt["panels"] if panel["decides"]] == ["infomax"]
     assert adapt["panels"][0]["at_chosen"] == run["history"]["adapt-jaffe"][5]["losses"]["source"]
-    # A curve leaves gaps and survives constants.
+    # A curve leaves gaps and works with constants.
     panel = curve("loss", [(1, 2.0), (2, None), (3, None), (4, 1.0), (5, 0.5)], chosen=2, from_zero=True)
     assert (panel["bottom"], panel["top"], panel["final"], panel["at_chosen"]) == (0.0, 2.0, 0.5, None)
     assert panel["svg"].count('class="line alone"') == 2  # a dot before the gap, a line after it
@@ -415,24 +419,24 @@ def test_curves_mark_the_chosen_epoch_and_the_score_that_chose_it(run):
         assert flat["bottom"] < flat["top"] and "nan" not in flat["svg"]
 
 
-def test_failure_cases_hold_small_pictures_their_votes_and_what_they_show_in_words(run):
+def test_failure_cases_have_small_images_votes_and_alternative_texts(run):
     for shown in (SHOWN, {}):
         text = section(render(run, shown), "failure_cases")
         page = Page(text + "</div>")
         assert text.count('class="votes"') == 24 and len(page.rows) == 24 * 7
         images = [attributes for tag, attributes in page.elements if tag == "img"]
-        assert len(images) == (2 * 24 if shown else 0) and text.count("no image kept") == (0 if shown else 24)
+        assert len(images) == (2 * 24 if shown else 0) and text.count("no image stored") == (0 if shown else 24)
         face = run["failure_cases"][0]["faces"][0]
         assert holds(text, f"{100 * face['confidence']:.0f}% sure", f"stage {face['stage']}", face["id"])
         if shown:
-            label = f"labelled {face['label']}, answered {face['answer']}"
+            label = f"labelled {face['label']}, predicted {face['answer']}"
             assert images[0]["alt"] == f"face {face['id']} with its five landmarks: {label}"
-            assert f"heat map of what spoke for {face['answer']}" in images[1]["alt"]
+            assert f"heat map for {face['answer']}" in images[1]["alt"]
             assert all(len(image["src"]) < 6_000 for image in images)
     for one in run["failure_cases"]:
         one["faces"] = []
     text = section(render(run), "failure_cases")
-    assert "No mistakes: every face with a label was answered rightly." in text and "No faces to show." in text
+    assert "No mistakes: every labelled face was predicted correctly." in text and "No faces to show." in text
 
 
 def test_faces_in_a_page():
@@ -442,12 +446,12 @@ def test_faces_in_a_page():
             assert (file.format, file.size) == ("JPEG", (kept, kept))
     drawn = landmark_dots(np.array([[0, 1], [2.3, 111]]), 112)
     assert 'viewBox="0 0 112 112"' in drawn and 'd="M0.5 1.5h0M2.8 111.5h0"' in drawn
-    # They stop where the page would swell.
+    # They stop where the page would become too large.
     picture = SimpleNamespace(face=np.zeros((112, 112, 3), np.uint8), landmarks=np.ones((5, 2)), heat=np.zeros((7, 7)))
     size = sum(len(value) for value in list(Faces({1: picture}).show(1).values())[:2])
     faces = Faces({1: picture, 2: picture, 3: picture}, most=2 * size)
     assert [faces.show(key) is not None for key in (1, 2, 3, 4)] == [True, True, False, False] and faces.refused == 1
-    # Heat leaves the cold grey and shows the hot.
+    # Cold regions stay grey and hot ones are coloured.
     face = np.full((8, 8, 3), (200, 100, 50), np.uint8)
     grey = round(200 * 0.299 + 100 * 0.587 + 50 * 0.114)
     assert np.abs(heated(face, np.zeros((7, 7))).astype(int) - grey).max() <= 1
@@ -457,25 +461,25 @@ def test_faces_in_a_page():
     assert half.dtype == np.uint8 and half[0, 7, 0] > half[0, 0, 0]
 
 
-def test_a_target_without_labels_says_what_is_left_out():
+def test_a_target_without_labels_lists_what_is_left_out():
     run = document(60, labelled=False)
     text = render(run, pictures(run))
     Page(text).assert_self_contained(text)
     assert "jaffe: its images have no labels" in text and 'unknown tgt"' in text and "no label</span>" in text
-    # What GLPC did is known without labels.
+    # The stages of GLPC are known without labels.
     fused = run["entries"][2]["stages"]["fused"]["count"]
     assert f"{fused} / 60" in text and 'class="unknown"' in text
     cases = section(text, "failure_cases")
     assert "oracle" not in section(text, "pseudo_labels") and "(no label)" in cases
-    assert "Its faces have no labels, so no answer can be called a mistake." in cases
-    assert "jaffe" not in section(text, "calibration")  # the source has labels, and stays
+    assert "The faces have no labels, so mistakes cannot be found." in cases
+    assert "jaffe" not in section(text, "calibration")  # the source has labels and is shown
     assert "nan" not in re.sub(r"data:[^\"]*", "", text).lower()
     run["entries"][0]["calibration"] = None
-    assert "Calibration: it takes labels to score" in render(run)
+    assert "Calibration: it needs labels" in render(run)
 
 
-def test_what_is_empty_has_no_section_and_says_why(run):
-    without_gaps, no_outputs = "no target was evaluated beside prepared faces of the source", "has left its outputs"
+def test_an_empty_section_is_left_out_with_a_reason(run):
+    without_gaps, no_outputs = "no target was evaluated together with prepared source faces", "has stored outputs"
     notes = {"gaps": without_gaps, "pseudo_labels": no_outputs, "failure_cases": "no faces to show", "history": ""}
     for key, note in notes.items():
         run[key] = type(run[key])()

@@ -1,6 +1,6 @@
-"""The page in a real browser: nothing it complains of, nothing loaded, nothing too wide, open at once.
+"""The page in a real browser: no console messages, nothing loaded, nothing too wide, quick to open.
 
-Takes a Chromium on the PATH (Debian: ``apt-get install chromium``); without one these tests are skipped.
+Needs a Chromium on the PATH (Debian: ``apt-get install chromium``); without one these tests are skipped.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: neither chromium, chromium-browser nor google-chrome"),
 ]
 
-#: Appended to copies for the tests: what the browser made of the page, left in its title. Reading a width lays it out.
+#: Appended to copies for the tests: stores measurements in the page's title. Reading a width forces the layout.
 PROBE = """<script>
 const root = document.documentElement, wide = [...document.querySelectorAll("body *")].filter(
   (one) => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest(".scroll, pre, .skip, .unseen"));
@@ -43,14 +43,14 @@ FRAME = """<!doctype html><title>none</title><script>onmessage = (said) => {{ do
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> dict[str, Path]:
-    """A page of each kind, by a name."""
+    """One page of each kind, by name."""
     run, several = document(), document(60, ("jaffe", "ck+"))
     made = {"run": (run, pictures(run)), "targets": (several, None), "sweep": (sweep(), None)}
     return {name: write_report(one, tmp_path_factory.mktemp(name), shown) for name, (one, shown) in made.items()}
 
 
 def browse(address: str, tmp_path: Path, *options: str) -> tuple[str, list[str]]:
-    """Open a page headless and return its DOM, and what it caused: lines of its console, requests that failed."""
+    """Open a page headless. Returns its DOM, and its console messages and failed requests."""
     command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking", "--no-first-run"]
     command += ["--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}"]
@@ -70,7 +70,7 @@ def with_probe(report: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_nothing_is_loaded_or_complained_of_and_the_keyboard_reaches_every_fold(reports, kind, tmp_path):
+def test_nothing_is_loaded_no_messages_and_the_keyboard_reaches_every_fold(reports, kind, tmp_path):
     dom, complaints = browse(with_probe(reports[kind], tmp_path).as_uri(), tmp_path, "--window-size=1280,900")
     found = probed(dom)
     assert found["resources"] == [] and found["images"] and found["keys"] and complaints == []
@@ -78,7 +78,7 @@ def test_nothing_is_loaded_or_complained_of_and_the_keyboard_reaches_every_fold(
     assert reports[kind].read_text(encoding="utf-8").count("<script") == 0
 
 
-def test_a_complaint_would_be_noticed(tmp_path):
+def test_a_console_message_would_be_noticed(tmp_path):
     page = tmp_path / "bad.html"
     page.write_text('<!doctype html><script>console.error("no");</script><img src="http://fercli.invalid/a.png">')
     assert any("no" in line for line in browse(page.as_uri(), tmp_path)[1])
@@ -88,7 +88,7 @@ def test_a_complaint_would_be_noticed(tmp_path):
 @pytest.mark.parametrize("width", [360, 375, 768, 1024])
 def test_the_page_never_scrolls_sideways(reports, kind, tmp_path, width):
     copy = with_probe(reports[kind], tmp_path)
-    frame = tmp_path / "frame.html"  # a window is at least 500 pixels wide, a frame as narrow as asked
+    frame = tmp_path / "frame.html"  # a window is at least 500 pixels wide; a frame can be narrower
     frame.write_text(FRAME.format(name=copy.name, width=width))
     dom, _ = browse(frame.as_uri(), tmp_path, "--window-size=1200,900", "--virtual-time-budget=5000")
     found = probed(dom)
@@ -103,7 +103,7 @@ def test_a_link_opens_the_section_that_was_folded(reports, tmp_path):
     assert opened == ["h-calibration"]
 
 
-def test_ten_thousand_faces_are_small_and_open_at_once(tmp_path):
+def test_ten_thousand_faces_are_small_and_open_quickly(tmp_path):
     results = document(10_000)
     report = write_report(results, tmp_path / "report", pictures(results))
     assert report.stat().st_size < 8_000_000

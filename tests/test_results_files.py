@@ -1,4 +1,4 @@
-"""results.csv holds the document's numbers, predictions/*.csv each face's answer; nothing in them runs as a formula."""
+"""results.csv has the document's numbers, predictions/*.csv each prediction; nothing in them runs as a formula."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_each_number_of_the_entries_is_a_row(evaluated) -> None:
         assert counts == {name: entry[name] for name in ("expected", "found", "scored", "seconds")}
 
 
-def test_other_epochs_are_told_apart_and_the_gap_is_there(evaluated) -> None:
+def test_other_epochs_are_distinguished_and_the_gap_is_included(evaluated) -> None:
     bench, results = evaluated
     rows = read(bench.runs / "report/results.csv")
     (entry,) = (entry for entry in results["entries"] if entry["stage"] == "adapt")
@@ -121,7 +121,7 @@ def test_pandas_reads_the_table_without_options(evaluated) -> None:
         assert by_model[entry["folder"]] == pytest.approx(entry["heads"][entry["decision"]]["accuracy"])
 
 
-def test_a_dataset_without_labels_has_its_counts_alone(prepared: Path, tmp_path: Path) -> None:
+def test_a_dataset_without_labels_has_only_counts(prepared: Path, tmp_path: Path) -> None:
     store = changeable(Store.open(prepared / "jaffe"))
     store.labels[:] = -1
     glpc = record(tmp_path / "adapt-mine", "glpc", torch.ones(7, 7))
@@ -176,7 +176,7 @@ def test_predictions_are_what_was_scored(evaluated) -> None:
             assert counts == {name: stage["count"] for name, stage in stages.items()}
 
 
-def test_predictions_of_models_that_are_gone_are_removed(evaluated, tmp_path: Path) -> None:
+def test_predictions_of_removed_models_are_removed(evaluated, tmp_path: Path) -> None:
     bench, _ = evaluated
     own = Bench(tmp_path / "gone", bench.prepared)
     shutil.copytree(bench.runs, own.runs)
@@ -188,7 +188,7 @@ def test_predictions_of_models_that_are_gone_are_removed(evaluated, tmp_path: Pa
     assert names == ["notes.txt", "source--jaffe.csv", "source--raf-db.csv"]
 
 
-def test_rows_of_names_that_are_formulas_or_no_utf8(prepared: Path, tmp_path: Path) -> None:
+def test_names_that_are_formulas_or_not_utf8(prepared: Path, tmp_path: Path) -> None:
     store = changeable(Store.open(prepared / "jaffe"))
     names = ["=1+1", "\udcff.png", 'a,"b"\r\nc', "plain", "@x", "-2"]
     indices = np.arange(len(names))
@@ -225,7 +225,7 @@ def test_rows_of_names_that_are_formulas_or_no_utf8(prepared: Path, tmp_path: Pa
         (None, None),
     ],
 )
-def test_text_is_made_harmless_and_numbers_stay(value: Any, kept: Any) -> None:
+def test_text_is_escaped_and_numbers_are_unchanged(value: Any, kept: Any) -> None:
     assert harmless(value) == kept
 
 

@@ -1,4 +1,4 @@
-"""The tables of a results document: figures by hand, what may be best, the rank of the selection rules, the console."""
+"""The tables of a results document: figures by hand, which row can be best, selection rules ranked, the console."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WHOLE, RUN = sweep(), document(60)
 
 @pytest.fixture
 def results():
-    """Four methods, two targets, three seeds, all there."""
+    """Four methods, two targets, three seeds; nothing missing."""
     return copy.deepcopy(WHOLE)
 
 
@@ -62,7 +62,7 @@ def test_the_best_and_what_is_within_its_error(results):
         metrics(found(results, "dann", "near", seed))["accuracy"] = accuracy / 100
     rows = rows_of(results)
     assert rows["aglrls"]["near"]["best"] and rows["dann"]["near"]["tied"] and not rows["dann"]["far"]["tied"]
-    # The reference is on top; oracle methods are below and never best.
+    # The reference is at the top; oracle methods are at the bottom and never best.
     results["methods"] = ["gated", "aglrls", "source-only", "dann"]
     rows = rows_of(results)
     assert list(rows) == ["source-only", "aglrls", "dann", "gated"]
@@ -78,13 +78,13 @@ def test_a_row_with_fewer_seeds_is_compared_on_its_own_and_never_best(results):
     assert "(2)" in str(headline(results)) and "1 of 24 cells are missing" in headline(results)[3]
 
 
-def test_the_console_tells_the_gap_beside_what_reads_as_none():
+def test_the_console_shows_the_gap_and_its_value_without_a_gap():
     run = copy.deepcopy(RUN)
     line = "Domain gap to jaffe (energy distance, 0 to 1; below 0.004 without a gap): source-only 0.162, aglrls 0.058."
     assert line in headline(run)[3].splitlines()
     for model in run["gaps"][0]["models"]:
         model.update(energy_distance=None, no_gap=None, faces=[0, 60])
-    line = "Domain gap to jaffe is not measured: the source has no test faces, and none are held out of training"
+    line = "Domain gap to jaffe is not measured: the source has no test faces, and none were held out of training"
     assert line in headline(run)[3] and "energy distance" not in headline(run)[3]
     assert "Domain gap" not in headline(WHOLE)[3]
 
@@ -97,7 +97,7 @@ def test_missing_cells_are_rows_without_figures(results):
         {"label": "mcd", "dataset": "near", "why": "not finite", "seeds": [0], "count": 1},
     ]
     rows, first = rows_of(results), times(results)[0]
-    assert (first["n"], first["total"]) == (3, 93)  # a source model counts once, on however many targets
+    assert (first["n"], first["total"]) == (3, 93)  # a source model counts once, however many targets it has
     assert rows["dann"]["mean"]["mean"] is None and rows["dann"]["near"]["n"] == 3
     assert set(rows["mcd"]) == {"near", "far", "mean"} and rows["mcd"]["near"]["n"] == 0
 
@@ -120,10 +120,10 @@ def test_one_seed_has_no_deviation_and_no_p_but_an_interval(results):
 def test_without_labels_there_are_no_scores():
     rows = rows_of(sweep(unlabelled("far")))
     assert (rows["aglrls"]["far"]["mean"], rows["aglrls"]["far"]["difference"]) == (None, None)
-    assert rows["aglrls"]["mean"]["mean"] == rows["aglrls"]["near"]["mean"]  # the mean goes without it
+    assert rows["aglrls"]["mean"]["mean"] == rows["aglrls"]["near"]["mean"]  # the mean leaves it out
     results = sweep(unlabelled("near", "far"))
     assert rank_rules(results)["rows"] == [] and "nan" not in str(rows_of(results))
-    assert headline(results)[2][1] == ["aglrls", *["–"] * 5]  # no mean of nothing
+    assert headline(results)[2][1] == ["aglrls", *["–"] * 5]  # no labelled target, no mean
 
 
 def test_grid_keys_make_rows_and_find_their_reference(results):
@@ -145,9 +145,9 @@ def test_grid_keys_make_rows_and_find_their_reference(results):
     assert rows_of(results)["dann"]["near"]["difference"] is None  # no reference with its settings
 
 
-def test_intervals_are_the_computed_ones_where_they_say_anything():
+def test_computed_intervals_are_used_where_they_have_a_width():
     wide = {"accuracy": [0.5, 0.7], "macro_f1": [0.4, 0.6], "method": "jackknife t", "by": "subjects", "units": 10}
-    flat = {**wide, "accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0]}  # no width: nothing seen
+    flat = {**wide, "accuracy": [1.0, 1.0], "macro_f1": [1.0, 1.0]}  # no width: no variation
     wilson = "Wilson’s, images taken as independent"
     for drawn, by in ((wide, "jackknife t over 10 subjects"), (flat, wilson), (None, wilson)):
         one = figures(entry("aglrls", "near", percent=60, intervals=drawn))
@@ -156,10 +156,10 @@ def test_intervals_are_the_computed_ones_where_they_say_anything():
         assert one["intervals"]["macro_f1"] == (wide["macro_f1"] if drawn is wide else None)
 
 
-# Chance, of one seed and of several
+# Tests with one seed and with several
 
 
-def test_of_one_seed_the_faces_are_tested_and_of_several_the_seeds(results):
+def test_one_seed_is_tested_over_faces_and_several_over_seeds(results):
     by_seed = rows_of(results)["aglrls"]["near"]
     assert by_seed["test"] == "paired t-test over 3 seeds"
     assert by_seed["p"] == pytest.approx(holm([paired_t_test([0.20, 0.19, 0.21]), *dann_and_gated(results)])[0])
@@ -174,7 +174,7 @@ def test_of_one_seed_the_faces_are_tested_and_of_several_the_seeds(results):
         faces[method] = against["test"]["p"]
     assert [rows[method]["near"]["p"] for method in faces] == pytest.approx(holm(list(faces.values())))
     assert rows["aglrls"]["near"]["test"] == "McNemar’s test, faces taken as independent"
-    # No mean of targets, no F1, and nothing at the oracle's epoch is tested.
+    # The mean over targets, F1 and the oracle's epoch are not tested.
     assert rows["aglrls"]["mean"]["p"] is rows["aglrls"]["mean"]["test"] is None
     assert {cell["p"] for cells in rows_of(results, "macro_f1").values() for cell in cells.values()} == {None}
     assert {
@@ -200,7 +200,7 @@ def test_a_column_with_seeds_has_no_test_of_faces(results):
     assert "p: paired t-test over 3 seeds, Holm over the rows. It covers other seeds, not other faces." in caption
 
 
-def test_where_people_are_known_they_are_the_units(run):
+def test_known_subjects_are_the_units(run):
     entry, reference = (
         next(e for e in run["entries"] if e["method"] == m and e["dataset"] == "jaffe")
         for m in ("aglrls", "source-only")
@@ -216,7 +216,7 @@ def test_where_people_are_known_they_are_the_units(run):
     assert f"p of the accuracy {note}" in headline(run)[3] and "not other seeds" in headline(run)[3]
 
 
-def test_of_one_seed_the_caption_says_what_was_tested():
+def test_the_caption_for_one_seed_names_the_test():
     one = sweep({name: {"far": own["far"][:1]} for name, own in FIGURES.items()})
     _, _, rows, caption, _ = headline(one)
     assert "p: McNemar’s test, faces taken as independent, Holm over the rows. It covers other faces, not" in caption
@@ -260,7 +260,7 @@ def test_heads_and_rules_are_columns(results):
     assert cells["dann"]["nose"]["mean"] == pytest.approx(sum(own) / 6) and cells["dann"]["nose"]["n"] == 3
 
 
-def test_rules_are_ranked_by_what_they_lose(results):
+def test_rules_are_ranked_by_their_loss(results):
     below = {  # points below the oracle's 90: per (method, target); the oracle's epoch is 5
         ("aglrls", "near"): {"infomax": (5, 90), "last": (9, 86), "entropy": (3, 89)},
         ("aglrls", "far"): {"infomax": (4, 88), "last": (9, 80), "entropy": (5, 90)},
@@ -270,7 +270,7 @@ def test_rules_are_ranked_by_what_they_lose(results):
     results["entries"] = [
         entry("source-only", "near", 9, **bad),
         entry("gated", "near", **bad),
-        entry("aglrls", "raf-db", **bad),  # at home
+        entry("aglrls", "raf-db", **bad),  # on the source
         entry("aglrls", "near", 1, None),
     ]
     for (method, target), of in below.items():
@@ -315,7 +315,7 @@ def test_a_run_is_shown_row_by_row(run):
     assert rows[0][:3] == ["raf-db †", "surprise", f"{100 * first['recall']:.2f}"]
 
 
-def test_what_is_shown_of_each_kind_fits_a_terminal(run, results, capsys, monkeypatch):
+def test_tables_of_each_kind_fit_a_terminal(run, results, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for shown, there, gone in (
         (run, "│ source-only │", "Choosing the epoch"),
@@ -328,8 +328,8 @@ def test_what_is_shown_of_each_kind_fits_a_terminal(run, results, capsys, monkey
         assert "†" in said and "†" not in str((headline(of_photographs(shown)), rule_ranks(shown)))
 
 
-def test_the_console_shows_drift_where_there_are_no_labels_and_warns_of_what_is_not_trusted(results):
-    assert drift(RUN)[2] == [] and drift(results)[2] == []  # labels tell more; a sweep has its table on the page
+def test_the_console_shows_drift_without_labels_and_warns_of_untrusted_models(results):
+    assert drift(RUN)[2] == [] and drift(results)[2] == []  # labels say more; a sweep's table is in the report
     blank = document(60, labelled=False)
     moved = blank["entries"][2]["drift"]
     (row,) = drift(blank)[2]

@@ -19,7 +19,7 @@ DIMENSIONS = 5
 
 
 def sure(answers: list[int]) -> Tensor:
-    """All seven heads give these answers with probability 1."""
+    """All seven heads make these predictions with probability 1."""
     return torch.eye(7)[answers].unsqueeze(1).expand(-1, 7, -1).contiguous()
 
 
@@ -55,7 +55,7 @@ def loop_corr_c(rows: list[list[float]]) -> float:
 
 
 def loop_dev(train: Tensor, target: Tensor, held: Tensor, wrong: list[bool]) -> float:
-    """Newton's method for the logistic regression, then the control variate face by face."""
+    """Newton's method for the logistic regression, then the control variate, face by face."""
     both = torch.cat([train, target]).double().numpy()
     mean, deviation = both.mean(0), both.std(0)
     x = np.c_[(both - mean) / deviation, np.ones(len(both))]
@@ -106,7 +106,7 @@ E, LN7 = math.exp(20), math.log(7)
 
 
 def near(alike: int, other: int) -> float:
-    """SND where that many others are like each image and that many at right angles to it."""
+    """SND where each image has this many equal images and this many orthogonal ones."""
     total = alike * E + other
     return -(alike * E * math.log(E / total) - other * math.log(total)) / total
 
@@ -127,7 +127,7 @@ def near(alike: int, other: int) -> float:
 def test_target_scores_by_hand(given: Tensor, expected: list[float]) -> None:
     found = selection.target_scores(given)
     assert list(found.values()) == pytest.approx(expected, abs=1e-4, nan_ok=True)  # the floor in entropy's logarithm
-    for name in ("bnm", "snd", "corr-c"):  # these have none
+    for name in ("bnm", "snd", "corr-c"):  # these have no floor
         assert found[name] == pytest.approx(expected[ON_TARGET.index(name)], abs=1e-6, nan_ok=True)
 
 
@@ -141,7 +141,7 @@ def test_snd_is_the_same_in_blocks_of_any_size(block: int) -> None:
 @pytest.mark.parametrize("head", [0, 6])
 def test_broken_outputs_and_no_images_score_nan(bad: float, head: int) -> None:
     p = PERFECT.clone()
-    p[3, head] = bad  # of one image: its argmax is an answer like any other, and heads broken alike agree
+    p[3, head] = bad  # in one image: its argmax counts as a prediction, and equally broken heads agree
     for scores in (selection.target_scores(p), selection.target_scores(p[:0])):
         assert list(scores) == ON_TARGET
         assert all(math.isnan(value) for value in scores.values())
@@ -158,7 +158,7 @@ def test_source_val_by_hand() -> None:
 
 
 def draw_dev(seed: int, sizes: tuple[int, int, int] = (80, 50, 40), shift: float = 0.5) -> tuple[Tensor, ...]:
-    """Arguments of `dev_score`: features of unlike scales, the target shifted in the first."""
+    """Arguments of `dev_score`: features of different scales, with the target shifted in the first."""
     generator = torch.Generator().manual_seed(seed)
     train, target, held = (torch.randn(n, DIMENSIONS, generator=generator) for n in sizes)
     target[:, 0] += shift
@@ -183,7 +183,7 @@ def test_weighted_risk_by_hand() -> None:
     # w l = 2, 0, 1 (mean 1), w = 2, 3, 1 (mean 2): Cov = (1 * 0 - 1 * 1 + 0 * -1) / 3 = -1/3, Var = 2/3, eta = 1/2
     found = weighted_risk(np.array([2.0, 3.0, 1.0]), np.array([1.0, 0.0, 1.0]))
     assert found == pytest.approx(1 + 0.5 * (2 - 1))
-    assert weighted_risk(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == 0.25  # weights alike: no variate
+    assert weighted_risk(np.array([0.5, 0.5]), np.array([1.0, 0.0])) == 0.25  # equal weights: no control variate
     assert weighted_risk(np.array([3.0]), np.array([1.0])) == 3  # one face: no variance
 
 
@@ -196,8 +196,8 @@ def test_dev_where_domains_look_alike_is_minus_the_error(constant: float) -> Non
     assert selection.dev_score(*same, p, labels)["dev"] == pytest.approx(-error, rel=1e-3)
 
 
-def test_dev_foresees_the_error_on_a_shifted_target() -> None:
-    """Errors rise with the feature that is shifted: the source's own error says too little."""
+def test_dev_predicts_the_error_on_a_shifted_target() -> None:
+    """Errors rise with the shifted feature, so the source's own error underestimates them."""
     generator = torch.Generator().manual_seed(0)
     train, target, held = (torch.randn(n, DIMENSIONS, generator=generator) for n in (3000, 3000, 3000))
     target[:, 0] += 1
@@ -238,7 +238,7 @@ def test_ensemble_scores_equal_a_loop(count: int) -> None:
 
 def test_ensemble_scores_by_hand() -> None:
     right, other, flat = (sure(a)[:, 6] for a in ([0, 1, 2, 3], [0, 1, 5, 5], [6, 6, 6, 6]))
-    # image 0: two of three say 0; 1: two say 1; 2 and 3: a tie of three, where the first class wins: 2 and 3
+    # image 0: two of three predict 0; 1: two predict 1; 2 and 3: ties of three, which the first class wins: 2 and 3
     assert selection.ensemble_scores([right, other, flat]) == [1, 0.5, 0]
     assert selection.ensemble_scores([flat]) == [1]
     assert selection.ensemble_scores([]) == []
@@ -264,7 +264,7 @@ def test_a_broken_candidate_is_left_out_of_the_ensemble() -> None:
     ("scores", "expected"),
     [
         ({1: 0.2, 2: 0.5, 3: 0.5}, 2),
-        ({3: 0.5, 2: 0.5, 1: 0.2}, 2),  # the earliest, whatever the mapping's order
+        ({3: 0.5, 2: 0.5, 1: 0.2}, 2),  # the earliest, in any mapping order
         ({1: math.nan, 2: -4.0, 3: math.inf, 4: -math.inf}, 2),
         ({1: math.nan, 2: math.inf}, None),
         ({}, None),
@@ -279,13 +279,13 @@ def test_chosen_by_rule() -> None:
     history = {
         1: {"last": 1.0, "source-val": 0.9, "infomax": 0.1, "snd": math.nan, "not a rule": 1.0},
         2: {"last": 2.0, "source-val": 0.8, "infomax": 0.3, "snd": math.nan},
-        3: {"last": 3.0, "source-val": 0.9, "infomax": math.nan, "snd": math.nan, "dev": -0.4},  # begun late
+        3: {"last": 3.0, "source-val": 0.9, "infomax": math.nan, "snd": math.nan, "dev": -0.4},  # starts late
     }
     plain = {"last": 3, "source-val": 1, "infomax": 2, "dev": 3}
     assert selection.chosen_by_rule(history) == plain
     outputs = {1: sure([6, 6, 6])[:, 6], 2: sure([1, 2, 3])[:, 6], 3: sure([1, 2, 6])[:, 6]}
     found = selection.chosen_by_rule(history, outputs)
-    assert found == {**plain, "ensv": 3}  # it answers 1, 2, 6 as the ensemble does
+    assert found == {**plain, "ensv": 3}  # it predicts 1, 2, 6, as the ensemble does
     assert list(found) == [rule for rule in RULES if rule in found]
     assert selection.chosen_by_rule({1: {"ensv": 0.5}, 2: {"ensv": 0.7}}) == {"ensv": 2}  # computed before
     assert selection.chosen_by_rule({}, {}) == {}
@@ -311,9 +311,9 @@ def test_every_rule_has_a_score() -> None:
         assert not any("label" in word for word in rule.reads if "target" in word)
 
 
-def test_rules_of_pytorch_adapt_agree() -> None:
+def test_rules_agree_with_pytorch_adapt() -> None:
     pytest.importorskip("pytorch_adapt")
-    try:  # its own dependencies do not load with every version of theirs
+    try:  # its dependencies do not load in every combination of versions
         from pytorch_adapt.validators import SNDValidator
         from pytorch_adapt.validators.deep_embedded_validator import get_dev_risk
     except Exception as problem:

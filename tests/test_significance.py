@@ -1,4 +1,4 @@
-"""Tests on the same faces: by hand, by plain loops, and how often they find a difference between equal models."""
+"""Tests on the same faces: by hand, against plain loops, and their error rate between equal models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from simulated import UNEQUAL, right_answers
 
 from fercli.evaluation.significance import EXACT_BELOW, compare_right, mcnemar, sign_flip, significance_words
 
-#: Simulated comparisons: an error of 5 % is then found to 0.25 points (a standard error).
+#: Number of simulated comparisons: the standard error of an error rate of 5 % is then 0.25 points.
 SAMPLES = 8000
 
 # McNemar's
@@ -61,13 +61,13 @@ def test_mcnemar_by_hand(fixed: int, broken: int, p: float) -> None:
     [
         ([], 1),
         ([0, 0, 0], 1),
-        ([3], 1),  # either sign lies as far from 0
+        ([3], 1),  # both signs are equally far from 0
         ([2, 2], 2 / 4),
         ([1, 1, 1, 1, 1], 2 / 32),
-        ([5, 0, 1, 0, 1], 2 / 8),  # the subjects without a difference say nothing
-        ([4, -1], 1),  # sums 5, 3, -3, -5: all lie as far as 3
-        ([4, -1, 1], 6 / 8),  # sums 6, 4, 4, 2 and the reverse: six lie at least as far as 4
-        ([3, 2, -1], 4 / 8),  # sums 6, 4, 2, 0 and the reverse: four lie at least as far as 4
+        ([5, 0, 1, 0, 1], 2 / 8),  # subjects without a difference have no effect
+        ([4, -1], 1),  # sums 5, 3, -3, -5: all are at least 3 from 0
+        ([4, -1, 1], 6 / 8),  # sums 6, 4, 4, 2 and their negatives: six are at least 4 from 0
+        ([3, 2, -1], 4 / 8),  # sums 6, 4, 2, 0 and their negatives: four are at least 4 from 0
     ],
 )
 def test_sign_flip_by_hand(differences, p):
@@ -91,7 +91,7 @@ def test_sign_flip_of_single_faces_is_the_exact_mcnemar_test():
 
 
 def test_sign_flip_is_exact_and_quick_with_thousands_of_subjects():
-    """Against the normal limit: of many equal differences the sum of signs is normal."""
+    """Against the normal limit: the sum of many random signs is normal."""
     differences = np.concatenate([np.full(2100, 3), np.full(1900, -3)])
     began = time.perf_counter()
     p = sign_flip(differences)
@@ -109,32 +109,32 @@ RIGHT, OTHER = [True, False, False, True], [True, True, True, False]
 @pytest.mark.parametrize(
     ("subjects", "about", "words"),
     [
-        ([*"aabb"], ("sign-flip", "subjects", 2, 2), "sign-flip test over 2 subjects (p is 0.5 at least)"),
+        ([*"aabb"], ("sign-flip", "subjects", 2, 2), "sign-flip test over 2 subjects (p is at least 0.5)"),
         (None, ("mcnemar", "images", 4, None), "McNemar’s exact test, faces taken as independent"),
         ([*"aab", ""], ("mcnemar", "images", 4, None), "McNemar’s exact test, faces taken as independent"),
         ([*"aaaa"], ("mcnemar", "images", 4, 1), "McNemar’s exact test, one subject’s faces taken as independent"),
     ],
 )
-def test_who_is_on_the_faces_decides(subjects, about, words):
+def test_the_subjects_decide_the_test(subjects, about, words):
     found = compare_right(RIGHT, OTHER, subjects)
     assert tuple(found[key] for key in ("name", "by", "units", "subjects")) == about
     assert significance_words(found) == words
-    # By subject: the first gains one, the second gains and loses one; of faces, two are gained and one lost.
+    # By subject: the first gains one, the second gains and loses one. By face: two are gained and one is lost.
     assert found["p"] == (1 if about[0] == "sign-flip" else mcnemar(2, 1).p)
     assert compare_right([], [], [])["p"] is None
 
 
-def test_faces_weigh_alike_and_not_subjects():
-    """One subject gains four of twelve faces, one his only face, and one loses his: sums 4, 6, 4, 2 and the reverse.
+def test_faces_have_equal_weight_not_subjects():
+    """One subject gains four of twelve faces, one gains its only face and one loses it: sums 4, 6, 4, 2 and negatives.
 
-    Of shares per subject (1/3, 1, -1) all sums would lie at least as far from 0 as theirs.
+    With shares per subject (1/3, 1, -1) all sums would be at least as far from 0 as theirs.
     """
     subjects = ["many"] * 12 + [*"bc"]
     found = compare_right([False] * 12 + [False, True], [True] * 4 + [False] * 8 + [True, False], subjects)
     assert found["p"] == 6 / 8
 
 
-def test_the_form_of_mcnemars_test_is_told():
+def test_the_form_of_mcnemars_test():
     found = compare_right([False] * 40, [True] * 40, None)
     assert found["form"] == "chi-square" and significance_words(found).startswith("McNemar’s test,")
 
@@ -143,7 +143,7 @@ def test_the_form_of_mcnemars_test_is_told():
 
 
 def errors(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """How many comparisons of a hundred have p <= 0.05, by the sign-flip test and by McNemar's."""
+    """The % of comparisons with p <= 0.05, by the sign-flip test and by McNemar's."""
     plain = cache(lambda fixed, broken: mcnemar(fixed, broken).p)
     counts = zip((second & ~first).sum((1, 2)).tolist(), (first & ~second).sum((1, 2)).tolist(), strict=True)
     flipped = [sign_flip(differences) <= 0.05 for differences in second.sum(2) - first.sum(2)]
@@ -151,8 +151,8 @@ def errors(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("differ", [0.4, 0.5, 0.7])
-def test_equal_models_are_told_apart_as_rarely_as_the_level_says(differ):
-    """Ten subjects of 21 faces; each model is better at some of them than the other, and no better on the whole."""
+def test_equal_models_differ_as_rarely_as_the_level_states(differ):
+    """Ten subjects of 21 faces; each model is better on some of them, and neither is better overall."""
     flipped, told = errors(*right_answers(np.random.default_rng(7), SAMPLES, 10, 21, sd=differ))
     print(f"10 subjects of 21 faces that differ by {differ}: sign-flip {flipped:.1f} %, McNemar {told:.1f} %")
     assert 3.5 <= flipped <= 6.5
@@ -167,7 +167,7 @@ def test_subjects_with_unequal_numbers_of_faces_do_not_matter():
     assert 3.5 <= flipped <= 6.5
 
 
-def test_a_difference_that_is_there_is_found():
+def test_a_real_difference_is_found():
     first, _ = right_answers(np.random.default_rng(5), 1000, 10, 21, right=0.6, sd=0.5)
     _, second = right_answers(np.random.default_rng(6), 1000, 10, 21, right=0.8, sd=0.5)
     flipped, _ = errors(first, second)

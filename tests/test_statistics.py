@@ -1,4 +1,4 @@
-"""Statistics over seeds: against plain loops, against cases worked by hand, and where nothing can be said."""
+"""Statistics over seeds: against plain loops, against cases computed by hand, and where nothing is defined."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SERIES = [[_DRAW.uniform(0.3, 0.9) for _ in range(n)] for n in (2, 3, 5, 8, 20)]
 
 
 @pytest.mark.parametrize("values", SERIES, ids=len)
-def test_summary_and_test_are_those_of_plain_loops(values):
+def test_summary_and_test_equal_plain_loops(values):
     mean = sum(values) / len(values)
     sd = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
     assert summary(values) == pytest.approx((mean, sd, len(values)))
@@ -27,7 +27,7 @@ def test_summary_and_test_are_those_of_plain_loops(values):
     assert paired_t_test([-d for d in differences]) == pytest.approx(two_sided)
 
 
-def test_a_case_worked_by_hand():
+def test_a_case_computed_by_hand():
     # 1, 2, 3: mean 2, squares 1 + 0 + 1, sd 1, error 1/sqrt(3), t = 2 sqrt(3) with 2 degrees of freedom, for which
     # P(T > t) = 1/2 - t / (2 sqrt(2 + t^2)) = 1/2 - sqrt(12/14) / 2.
     assert summary([1.0, 2.0, 3.0]) == (2.0, 1.0, 3)
@@ -47,7 +47,7 @@ def test_a_case_worked_by_hand():
         ([0.5, None, math.nan, 0.7, math.inf], (0.6, math.sqrt(0.02), 2)),
     ],
 )
-def test_summary_is_of_the_defined_values_where_they_suffice(values, expected):
+def test_summary_uses_the_defined_values(values, expected):
     assert summary(values) == pytest.approx(expected)
 
 
@@ -56,7 +56,7 @@ def test_no_test_and_no_error_without_variance(differences):
     assert paired_t_test(differences) is None and standard_error(differences) is None
 
 
-def test_only_seeds_of_both_are_paired():
+def test_only_common_seeds_are_paired():
     ours = {0: 0.9, 1: 0.8, 2: None, 3: 0.7, "4": 0.6}
     reference = {3: 0.5, 0: 0.6, 2: 0.1, 4: 0.1, 1: math.nan}
     assert paired_differences(ours, reference) == pytest.approx({0: 0.3, 3: 0.2})
@@ -66,7 +66,7 @@ def test_only_seeds_of_both_are_paired():
 def test_holm_by_hand():
     # sorted 0.01, 0.02, 0.03, 0.04: times 4, 3, 2, 1 gives 0.04, 0.06, 0.06, 0.04; the last may not fall below 0.06
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]  # None is no test: two are left
+    assert holm([0.5, None, 0.9]) == [1.0, None, 1.0]  # None is not a test: two remain
     assert holm([0.03]) == [0.03] and holm([]) == [] and holm([None]) == [None]
     assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])
 

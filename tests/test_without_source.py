@@ -190,5 +190,5 @@ def test_the_start_is_kept_if_every_rule_prefers_it(make_adapting) -> None:
 
 def test_a_target_of_a_few_faces_is_reported(make_adapting) -> None:
     result = make_adapting("few", {"adapt.method": "tent"}).done("adapt")
-    assert "42 faces are few" in result.stderr
+    assert "There are only 42 faces" in result.stderr
     assert "compared with the starting model: " in result.stderr

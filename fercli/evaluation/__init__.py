@@ -1,25 +1,25 @@
-"""Outputs to numbers: functions of probabilities, answers and results. Nothing here runs a network.
+"""From outputs to scores: functions of probabilities, predictions and results. Nothing here runs a network.
 
-`outputs` and `runs` read (and `outputs` writes) files; all others are pure.
+`outputs` reads and writes files, and `runs` reads them. All other modules are pure.
 
-- `outputs`: what every head says of each face, in files;
-- `decision`: from seven heads to one answer;
+- `outputs`: every head's predictions for each face, stored in files;
+- `decision`: decision rules that turn the outputs of seven heads into one prediction;
 - `metrics`: scores from a confusion matrix;
-- `subjects`: who is on the faces;
+- `subjects`: the subjects of the scored faces;
 - `intervals`: how uncertain a score is;
-- `significance`: whether chance alone makes one of two models so much better;
+- `significance`: whether chance alone explains the difference between two models;
 - `calibration`: reliability, and temperature scaling;
 - `selection`: choosing the epoch without target labels;
-- `predictions`: selection rules that look at predictions alone;
-- `importance_weights`: DEV, the rule that weighs source faces by density ratio;
+- `predictions`: selection rules that use predictions alone;
+- `importance_weights`: DEV, the rule that weights source faces by density ratio;
 - `drift`: what an adaptation changed, and whether to trust it, without labels;
 - `oracle`: the best epoch by the target's own labels: an upper bound, never a result;
 - `pseudo_labels`: how many pseudo labels a threshold admits;
-- `domain_gap`: the energy distance of the domains, and the t-SNE map;
-- `statistics`: what several seeds allow to be said;
+- `domain_gap`: the energy distance between the domains, and the t-SNE map;
+- `statistics`: means, deviations and tests over several seeds;
 - `results_table`: the tables of a run or a sweep;
 - `rule_ranking`: how well each selection rule did;
-- `runs`: evaluated runs, to be compared;
-- `compare`: two models face by face;
+- `runs`: evaluated runs that are to be compared;
+- `compare`: a face-by-face comparison of two models;
 - `published`: published accuracies.
 """

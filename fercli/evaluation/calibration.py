@@ -1,7 +1,7 @@
 """How reliable a model's confidence is: reliability diagram, and temperature scaling fitted on the source.
 
-Probabilities are float [N, 7], rows summing to one; labels int64 [N]. A face without a label (-1) is left out
-everywhere. A probability of zero counts as the least positive float of its type, so that every logarithm is finite.
+Probabilities are float [N, 7], with rows that sum to one. Labels are int64 [N]. Faces without a label (-1) are left out
+everywhere. A probability of zero counts as the smallest positive float of its type, so every logarithm is finite.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Bins of equal width that confidence is sorted into.
+#: Number of equal-width bins for the confidence.
 BINS = 15
 
-#: Least and greatest temperature that `fit_temperature` returns.
+#: Smallest and largest temperature that `fit_temperature` returns.
 T_RANGE = (0.05, 20.0)
 
 
 def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
     """The T > 0 that minimises the mean of -log softmax(log p / T)[label] (Guo et al., ICML 2017, sec. 4.2).
 
-    The loss is convex in 1/T, so its derivative, the mean of E[log p] - log p[label] with E under the scaled
-    probabilities, crosses zero once; that root is what is searched. Answers do not change with T, confidence does:
-    T > 1 lowers it.
+    The loss is convex in 1/T. Its derivative is the mean of E[log p] - log p[label], with E under the scaled
+    probabilities. It crosses zero once, and this function finds that root. T does not change the predictions, only the
+    confidence: T > 1 lowers it.
 
     Args:
         probabilities: [N, 7].
         labels: int64 [N].
 
     Returns:
-        T within `T_RANGE`. 1 where the faces determine none: without faces, where every one is answered rightly (the
-        loss falls until T = 0), where no confidence at all would be best, and where all probabilities are alike.
+        T within `T_RANGE`. T is 1 where the faces do not determine it: without faces, where every prediction is correct
+        (the loss falls until T = 0), where no confidence at all would be best, and where all probabilities are equal.
     """
     from scipy.optimize import brentq
 
@@ -55,16 +55,16 @@ def fit_temperature(probabilities: Tensor, labels: Tensor) -> float:
 
 
 def apply_temperature(probabilities: Tensor, temperature: float) -> Tensor:
-    """softmax(log p / T), of the shape and type of `probabilities` [N, 7]; T = 1 gives them back up to rounding."""
+    """softmax(log p / T), with the shape and type of `probabilities` [N, 7]; T = 1 changes them only by rounding."""
     return (_logs(probabilities) / temperature).softmax(-1).to(probabilities)
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, Any]:
-    """Confidence against accuracy in bins of equal width, and the calibration error they sum up to.
+    """Confidence against accuracy in bins of equal width, and the calibration error over all bins.
 
-    Confidence is the top probability. Bin m of M holds confidences in ((m - 1) / M, m / M], the first one zero too.
-    ECE is the sum over bins of count / N times |accuracy - confidence| (Naeini et al., AAAI 2015, as in Guo et al.,
-    ICML 2017, eq. 3); NLL is the mean of -log p[label], in nats.
+    Confidence is the top probability. Bin m of M holds confidences in ((m - 1) / M, m / M]; the first bin includes
+    zero. ECE is the sum over bins of count / N times |accuracy - confidence| (Naeini et al., AAAI 2015, as in Guo et
+    al., ICML 2017, eq. 3). NLL is the mean of -log p[label], in nats.
 
     Args:
         probabilities: [N, 7].
@@ -72,8 +72,9 @@ def reliability(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> dict
         bins: M, >= 1.
 
     Returns:
-        A document of plain values: ``ece`` in 0..1 and ``nll`` >= 0 (None without faces), and ``bins``, a list of M:
-        ``low``, ``high``, ``count``, and the means ``confidence`` and ``accuracy`` of its faces (None in an empty bin).
+        A document of plain values: ``ece`` in 0..1 and ``nll`` >= 0 (None without faces), and ``bins``, a list of M
+        dicts: ``low``, ``high``, ``count``, and the means ``confidence`` and ``accuracy`` over the bin's faces (None in
+        an empty bin).
     """
     probabilities, labels = _labelled(probabilities, labels)
     confidence, answers = probabilities.double().max(-1)
@@ -101,14 +102,14 @@ def calibration(
     """Reliability of one model on one dataset, before and after temperature scaling fitted on held-out source faces.
 
     Args:
-        probabilities: [N, 7], on the dataset to describe; its labels score and fit nothing.
+        probabilities: [N, 7], on the dataset to describe. Its labels are used for scoring only, never for the fit.
         labels: int64 [N].
-        held_probabilities: [K, 7], the same model's on the source's validation part.
+        held_probabilities: [K, 7], the same model's on the source's validation split.
         held_labels: int64 [K].
 
     Returns:
-        ``temperature``, ``fitted_on`` (labelled held-out faces; 0 leaves T at 1), ``before`` and ``after`` (see
-        `reliability`). None where no face has a label.
+        ``temperature``, ``fitted_on`` (number of labelled held-out faces; 0 leaves T at 1), ``before`` and ``after``
+        (see `reliability`). None where no face has a label.
     """
     if not (torch.as_tensor(labels) >= 0).any():
         return None
@@ -130,5 +131,5 @@ def _labelled(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _logs(probabilities: Tensor) -> Tensor:
-    """Their logarithms in float64, finite."""
+    """The logarithms in float64, all finite."""
     return probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).double().log()

@@ -1,7 +1,7 @@
-"""Two models face by face: whose answers are better, whether chance alone would do it, and which faces changed.
+"""Compare two models face by face: which predicts better, whether chance alone explains it, and which faces changed.
 
-Models come in pairs, a reference and another (`fercli.evaluation.runs`); faces are the same where dataset, split and id
-are.
+Models come in pairs, a reference and another (`fercli.evaluation.runs`). Two faces are the same where dataset, split
+and id are equal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fercli.evaluation.significance import compare_right
 from fercli.evaluation.statistics import holm
 from fercli.expressions import EXPRESSIONS
 
-#: What became of a face that is answered otherwise; the last: wrong both times, or without a label.
+#: How a changed prediction is classified. The last: wrong both times, or without a label.
 CHANGES = ("fixed", "broken", "otherwise")
 
 
@@ -24,15 +24,16 @@ def compare(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     """Compare pairs face by face.
 
     Returns:
-        For each pair a document: ``dataset``; ``reference`` and ``other`` (``run``, ``folder``, ``model``, ``oracle``,
-        and accuracy and macro F1 of the faces both scored, None without labels); ``faces``: ``both``, ``labelled``,
-        ``only_reference``, ``only_other``, ``relabelled`` (whose label is not the same: left out); ``points``, the
-        differences other - reference times 100; ``test``, of the right answers on the labelled faces
-        (`fercli.evaluation.significance.compare_right`), with ``p_holm`` over all pairs (Holm 1979); ``fixed``,
-        ``broken``, ``otherwise``, counts of ``changed``, the list of faces answered otherwise.
+        A document for each pair. ``dataset``. ``reference`` and ``other``: ``run``, ``folder``, ``model``, ``oracle``,
+        and the accuracy and macro F1 on the faces that both scored, None without labels. ``faces``: the counts
+        ``both``, ``labelled``, ``only_reference``, ``only_other`` and ``relabelled`` (faces whose labels differ; they
+        are left out). ``points``: the differences other - reference times 100. ``test``: the test of the correct
+        predictions on the labelled faces (`fercli.evaluation.significance.compare_right`), with ``p_holm`` over all
+        pairs (Holm 1979). ``changed``: the list of faces whose prediction differs; ``fixed``, ``broken`` and
+        ``otherwise`` are its counts.
 
     Raises:
-        FercliError: a file of predictions is missing or none.
+        FercliError: a predictions file is missing or is not one.
     """
     read: dict[Path, dict[tuple[str, str], Answer]] = {}
     documents = []
@@ -87,7 +88,7 @@ def _change(key: tuple[str, str], a: Answer, b: Answer) -> dict[str, str]:
 
 
 def spec_differences(a: Any, b: Any, path: str = "", free: Container[str] = ()) -> dict[str, tuple[Any, Any]]:
-    """Key path (below `path`) -> both values of the keys that differ and are not `free`; None where one lacks it."""
+    """Key path (below `path`) -> both values, for keys that differ and are not in `free`; None for a missing key."""
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return {path: (a, b)} if a != b else {}
     found: dict[str, tuple[Any, Any]] = {}

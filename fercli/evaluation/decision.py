@@ -1,6 +1,7 @@
-"""From seven heads to one answer: the decision rules.
+"""The decision rules, which turn the outputs of seven heads into one prediction.
 
-Probabilities are float [N, 7 heads, 7 expressions], heads in the order of `fercli.models.HEADS`; answers int64 [N].
+Probabilities are float [N, 7 heads, 7 expressions], with the heads in the order of `fercli.models.HEADS`. Predictions
+are int64 [N].
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from fercli.models import HEADS
 
 GLOBAL, FUSED = HEADS.index("global"), HEADS.index("fused")
 
-#: Which stage of GLPC gave the answer.
+#: The stage of GLPC that made the prediction.
 STAGES = ("fused", "global", "sum")
 
 
 class Decision(NamedTuple):
-    """What a rule makes of seven heads.
+    """The result of a decision rule on the outputs of seven heads.
 
     Attributes:
-        answers: int64 [N], the expression.
+        answers: int64 [N], the predicted expression.
         stages: int64 [N], an index into `STAGES`.
-        probabilities: [N, 7], what those say that decided, summing to one; the answer has the largest.
+        probabilities: [N, 7], of the heads that decided. Rows sum to one; the prediction has the largest.
     """
 
     answers: Tensor
@@ -43,8 +44,9 @@ def by_head(probabilities: Tensor, head: int = FUSED) -> Decision:
 def global_and_fused(probabilities: Tensor) -> Decision:
     """The argmax of the sum of the global and the fused head's logits (CGLRL, Xie et al., ICPR 2022, its code).
 
-    By their log-probabilities, which differ from the logits by a constant a head. A probability of zero counts as the
-    least positive float, so that two heads that are each certain of another class tie, and the lower class answers.
+    The sum uses log-probabilities, which differ from the logits by one constant per head. A probability of zero counts
+    as the smallest positive float. Two heads that are each certain of a different class therefore tie, and the class
+    with the lower index wins.
     """
     least = torch.finfo(probabilities.dtype).tiny
     summed = probabilities[:, [GLOBAL, FUSED]].clamp_min(least).log().sum(1)
@@ -55,19 +57,19 @@ def global_and_fused(probabilities: Tensor) -> Decision:
 def glpc(probabilities: Tensor, status: Tensor, threshold: float, empty_sum: str = "all") -> Decision:
     """Global-local prediction consistency (AGLRLS, arXiv 2401.11085, the selection at test time).
 
-    The fused head answers where its top probability for class c is >= threshold * ((b_c + 1) / 2) ** 2 with that
-    head's b; else the global head by the same rule; else the argmax over classes of the sum over the seven heads of
-    those probabilities that are >= that head's b for that class (others count zero).
+    The fused head decides where its top probability, for class c, is >= threshold * ((b_c + 1) / 2) ** 2 with that
+    head's b. Otherwise the global head decides by the same rule. Otherwise the seven heads' probabilities are summed by
+    class, and the largest sum decides; a probability below its head's b for that class counts zero.
 
     Args:
         probabilities: [N, 7, 7].
         status: b, [7 heads, 7 expressions] in 0..1; see `fercli.methods.losses.learning_status`.
-        threshold: confidence asked of a class that is fully learned, 0..1; 0.95 as published.
-        empty_sum: what answers where no head's probability reaches its b, so that the sum is zero everywhere: ``all``,
-            the plain sum of all probabilities, or ``class-0``, the first class, as in the released code. Its
+        threshold: confidence required of a class that is fully learned, 0..1; 0.95 as published.
+        empty_sum: what decides where no head's probability reaches its b, so that the sum is zero for every class:
+            ``all``, the plain sum of all probabilities, or ``class-0``, the first class, as in the released code.
             `Decision.probabilities` are those of the plain sum in either case.
 
-    Thresholds are float64, as in the released code: rounded to float32 they differ for a probability that lies on one.
+    Thresholds are float64, as in the released code. In float32 the result differs for a probability that equals one.
     """
     limits = class_thresholds(status.double(), threshold)
     wide = probabilities.double()
@@ -88,12 +90,12 @@ def glpc(probabilities: Tensor, status: Tensor, threshold: float, empty_sum: str
 
 
 class DecisionRule(NamedTuple):
-    """A rule with all that it decides by, as the model was trained; a call answers.
+    """A decision rule with its parameters, as the model was trained. A call applies it.
 
     Attributes:
-        name: "glpc", "global+fused", or one of `fercli.models.HEADS`, which answers alone.
-        status: b of GLPC, [7 heads, 7 expressions]. Without it (a model not adapted) GLPC is the fused head.
-        threshold: of GLPC, 0..1: the one that the model's pseudo labels were chosen by.
+        name: "glpc", "global+fused", or one of `fercli.models.HEADS`, which then decides alone.
+        status: b of GLPC, [7 heads, 7 expressions]. Without it (the model was not adapted) GLPC is the fused head.
+        threshold: of GLPC, 0..1: the threshold that selected the model's pseudo labels.
         empty_sum: of GLPC; see `glpc`.
     """
 
@@ -103,7 +105,7 @@ class DecisionRule(NamedTuple):
     empty_sum: str = "all"
 
     def __call__(self, probabilities: Tensor) -> Decision:
-        """Answer N faces from the probabilities [N, 7, 7] of their heads."""
+        """Decide on N faces from their probabilities [N, 7, 7]."""
         if self.name == "global+fused":
             return global_and_fused(probabilities)
         if self.name == "glpc":
@@ -113,7 +115,7 @@ class DecisionRule(NamedTuple):
         return by_head(probabilities, HEADS.index(self.name))
 
     def named(self, text: str) -> DecisionRule:
-        """Another rule for the same model, by its name; ``glpc:0.8`` is GLPC with a threshold of its own.
+        """Another rule for the same model, by its name; ``glpc:0.8`` is GLPC with its own threshold.
 
         Raises:
             SpecError: there is no such rule.
@@ -125,12 +127,12 @@ class DecisionRule(NamedTuple):
             threshold = -1.0
         if name not in (*HEADS, "global+fused", "glpc") or (number and name != "glpc") or not 0 < threshold <= 1:
             raise SpecError(
-                f"{text!r} is no decision rule",
+                f"{text!r} is not a decision rule",
                 f"one of {', '.join(HEADS)}, global+fused, glpc, glpc:THRESHOLD (0 to 1)",
             )
         return self._replace(name=name, threshold=threshold)
 
     @property
     def key(self) -> str:
-        """What tables call it; GLPC without a status is the fused head."""
+        """The rule's name in tables; GLPC without a status is the fused head."""
         return "fused" if self.name == "glpc" and self.status is None else self.name

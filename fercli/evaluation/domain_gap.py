@@ -1,7 +1,7 @@
-"""How far two sets of features lie apart: their energy distance, and a t-SNE map to look at.
+"""The gap between two sets of features: their energy distance, and a t-SNE map to look at.
 
-Features are float [N, D] of source faces and [M, D] of target faces; no label is read. Everything runs on one thread,
-because sums over several round differently from run to run and t-SNE multiplies the difference.
+Features are float [N, D] of source faces and [M, D] of target faces. No label is read. Everything runs on one thread,
+because sums over several threads round differently from run to run and t-SNE amplifies the difference.
 """
 
 from __future__ import annotations
@@ -13,34 +13,34 @@ from numpy.typing import ArrayLike
 
 from fercli.machine import one_thread
 
-#: Fewest faces of a domain that its distance is computed from.
+#: Minimum number of faces of a domain for its distance.
 LEAST_COMPARED = 10
 
-#: How many times source faces are compared with other source faces, and the share of these distances below ``no_gap``.
+#: Number of draws that compare source faces with other source faces, and the share of their distances below ``no_gap``.
 DRAWS, BELOW = 100, 0.95
 
-#: Squared distance of two unit vectors below which they are the same but for rounding.
+#: Squared distance below which two unit vectors differ only by rounding.
 ROUNDING = 1e-13
 
 #: Principal components that t-SNE starts from.
 COMPONENTS = 50
 
-#: Fewest faces that are mapped.
+#: Minimum number of faces for a map.
 LEAST_MAPPED = 5
 
 
 def energy_distance(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any]:
     """Normalised energy distance of two domains (Székely & Rizzo, J. Stat. Plan. Inference 2013).
 
-    1 - (E|x - x'| + E|y - y'|) / (2 E|x - y|), with x and x' two source faces, y and y' two target faces: by what
-    share faces of one domain lie nearer to each other than faces of different domains. It is the squared maximum mean
-    discrepancy (Gretton et al., JMLR 2012) with minus the distance as its kernel (Sejdinovic et al., Ann. Stat. 2013),
-    over the largest value it could have, and so needs no bandwidth. Features are first scaled to length 1: but for its
-    bias, a linear classifier's answer is given by their direction, and models of any scale become comparable. A feature
-    of zeros stays as it is.
+    1 - (E|x - x'| + E|y - y'|) / (2 E|x - y|), with x and x' two source faces and y and y' two target faces. It
+    measures how much nearer faces of one domain are to each other than faces of different domains, as a share. It is
+    the squared maximum mean discrepancy (Gretton et al., JMLR 2012) with the negative distance as its kernel
+    (Sejdinovic et al., Ann. Stat. 2013), divided by the largest value it could have, so it needs no bandwidth. Features
+    are first scaled to length 1. Apart from its bias, a linear classifier's prediction depends only on their direction,
+    and models of any scale become comparable. A feature vector of zeros is left unchanged.
 
-    Means within a domain leave out each face's distance 0 to itself: the estimate does not grow as faces become fewer,
-    and may fall a little below 0 where there is no gap.
+    Means within a domain leave out each face's distance 0 to itself. The estimate therefore does not grow as the number
+    of faces falls, and it may be slightly below 0 where there is no gap.
 
     Args:
         source: [N, D].
@@ -48,10 +48,11 @@ def energy_distance(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict
         seed: of the draws.
 
     Returns:
-        ``energy_distance``, up to 1 (each domain at a point of its own), 0 where all features are equal;
-        ``no_gap``, what it stays below in 95 of 100 draws without a gap: K random source faces against K others, K the
-        smaller of N // 2 and M. Where N < 2 M these are fewer than N and M, and ``no_gap`` is rather too large than too
-        small; ``faces`` [N, M]. Both distances are None where a domain has fewer than `LEAST_COMPARED` faces.
+        ``energy_distance``: at most 1 (each domain is a single point), 0 where all features are equal. ``no_gap``: the
+        value that the distance stays below in 95 of 100 draws without a gap, each of K random source faces against K
+        others, where K is the smaller of N // 2 and M. Where N < 2 M, K is smaller than N and M, and ``no_gap`` is more
+        likely too large than too small. ``faces``: [N, M]. Both distances are None where a domain has fewer than
+        `LEAST_COMPARED` faces.
 
     Raises:
         ValueError: the features differ in length, or one is not finite.
@@ -75,19 +76,19 @@ def energy_distance(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict
 
 
 def why_unmeasured(source: int, target: int) -> str | None:
-    """Why domains of these sizes have no distance, in words; None where they have one."""
+    """Why no distance is computed for domains of these sizes, in words; None where one is computed."""
     if source == 0:
-        return "the source has no test faces, and none are held out of training (data.validation)"
+        return "the source has no test faces, and none were held out of training (data.validation)"
     counts = {"source": source, "target": target}
     few = [f"{count} of the {name}" for name, count in counts.items() if count < LEAST_COMPARED]
-    return f"too few faces to compare, {' and '.join(few)}; it takes {LEAST_COMPARED}" if few else None
+    return f"too few faces to compare ({' and '.join(few)}; at least {LEAST_COMPARED} are needed)" if few else None
 
 
 def embed(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any] | None:
     """Both domains' features on one plane by t-SNE (van der Maaten & Hinton, JMLR 2008), source faces first.
 
-    The first 50 principal components are mapped, starting from the first two; perplexity is 30, or a third of the other
-    faces where they are fewer than 90. Near faces stay near; distances between clusters, and their sizes, mean nothing.
+    The first 50 principal components are mapped, starting from the first two. Perplexity is 30, or a third of the other
+    faces where there are fewer than 90. Near faces stay near. The clusters' distances and sizes have no meaning.
 
     Args:
         source: [N, D].
@@ -96,7 +97,8 @@ def embed(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any]
 
     Returns:
         ``x`` and ``y``, N + M floats each, scaled to 0..1 and rounded to 4 digits (0.5 for an axis without spread),
-        ``domain`` (0 source, 1 target) and ``perplexity``. None below 5 faces in all, and where all features are equal.
+        ``domain`` (0 source, 1 target) and ``perplexity``. None for fewer than 5 faces in total and
+        where all features are equal.
 
     Raises:
         ValueError: the features differ in length, or one is not finite.
@@ -122,8 +124,8 @@ def embed(source: ArrayLike, target: ArrayLike, seed: int = 0) -> dict[str, Any]
 
 
 def _distances(features: np.ndarray) -> np.ndarray:
-    """Euclidean distances [N, N] of the features' directions."""
-    lengths = np.abs(features).max(1, keepdims=True)  # first by the largest value, whose square may overflow
+    """Euclidean distances [N, N] between the features' directions."""
+    lengths = np.abs(features).max(1, keepdims=True)  # first by the largest value: its square may overflow
     directions = features / np.where(lengths > 0, lengths, 1)
     lengths = np.linalg.norm(directions, axis=1, keepdims=True)
     directions = directions / np.where(lengths > 0, lengths, 1)
@@ -141,7 +143,7 @@ def _energy(apart: np.ndarray, some: np.ndarray, others: np.ndarray) -> np.ndarr
 
     Args:
         apart: distances [N, N] of all faces.
-        some, others: [R, N], 1 for the faces that are in a set and 0 for others; at least two are in each.
+        some, others: [R, N], 1 for the faces in a set and 0 for all others; each set has at least two faces.
     """
     count, other_count = some.sum(1), others.sum(1)
     to_some = some @ apart
@@ -152,7 +154,7 @@ def _energy(apart: np.ndarray, some: np.ndarray, others: np.ndarray) -> np.ndarr
 
 
 def _joined(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Both, one below the other; an empty domain has no length of its own."""
+    """Source rows, then target rows. An empty domain does not determine the feature length."""
     given = [features for features in (source, target) if len(features)]
     if not given:
         return np.zeros((0, 0))

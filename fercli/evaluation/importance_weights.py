@@ -1,32 +1,33 @@
-"""Deep embedded validation: the risk on the target, estimated from labelled source faces weighed by density ratio.
+"""Deep embedded validation: the risk on the target, estimated from labelled source faces weighted by density ratio.
 
-You et al., "Towards Accurate Model Selection in Deep Unsupervised Domain Adaptation", ICML 2019. Arrays are float64;
-M source training faces, N target faces, K held-out source faces, D features.
+You et al., "Towards Accurate Model Selection in Deep Unsupervised Domain Adaptation", ICML 2019. Arrays are float64,
+with M source training faces, N target faces, K held-out source faces and D features.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-#: Weight of |w|^2 / 2 beside the mean logistic loss, on standardised features. Weaker ones separate a few hundred faces
-#: by their 384 features perfectly, and the ratios run to thousands; stronger ones only draw the ratios towards 1.
+#: Weight of |w|^2 / 2 relative to the mean logistic loss, on standardised features. With a weaker penalty the 384
+#: features separate a few hundred faces perfectly and the ratios reach thousands. A stronger penalty only pulls the
+#: ratios towards 1.
 PENALTY = 0.1
 
 
 def density_ratio(train: np.ndarray, target: np.ndarray, held: np.ndarray) -> np.ndarray:
-    """Target density over source density at the held-out faces, by logistic regression of the domain.
+    """Target density over source density at the held-out faces, from a logistic regression of the domain.
 
-    w(x) = (M / N) P(target | x) / P(source | x). Features are standardised over both domains together; one that is
-    constant counts for nothing. The penalty is per face, so repeating every face changes nothing. (The authors fit a
-    small network instead, and choose its decay by domain accuracy on a random fifth; this is one convex fit.)
+    w(x) = (M / N) P(target | x) / P(source | x). Features are standardised over both domains together; a constant
+    feature has no effect. The penalty is per face, so repeating every face changes nothing. (The authors fit a small
+    network instead, and choose its decay by domain accuracy on a random fifth; this is one convex fit.)
 
     Args:
         train: [M, D], M >= 1.
         target: [N, D], N >= 1.
-        held: [K, D], none of them in `train`: the classifier would know them.
+        held: [K, D], none of them in `train`, because the classifier has already seen those.
 
     Returns:
-        [K], > 0 (0 and inf only on overflow); all 1 where the features do not tell the domains apart.
+        [K], > 0 (0 and inf only on overflow); all 1 where the features do not separate the domains.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -51,10 +52,10 @@ def weighted_risk(weights: np.ndarray, losses: np.ndarray) -> float:
         losses: [K].
 
     Returns:
-        The estimated risk: within 0..1 for a 0-1 loss up to sampling error, which may carry it below or above.
+        The estimated risk. For a 0-1 loss it is within 0..1, except that sampling error may push it below or above.
     """
     weighted, eta = weights * losses, 0.0
     spread = weights.var()
-    if spread > 1e-12 * weights.mean() ** 2:  # below, it is rounding
+    if spread > 1e-12 * weights.mean() ** 2:  # a smaller spread is rounding
         eta = -((weighted - weighted.mean()) * (weights - weights.mean())).mean() / spread
     return float(weighted.mean() + eta * (weights.mean() - 1))

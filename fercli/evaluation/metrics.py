@@ -1,13 +1,13 @@
-"""Scores of a classifier, all from its confusion matrix: pure functions, integers in, float64 or None out.
+"""Scores of a classifier, all from its confusion matrix. Pure functions: integers in, float64 or None out.
 
-Conventions (they are where libraries differ, so they are stated once, here):
+Libraries differ in these conventions, so they are stated once, here:
 
-- A confusion matrix is int64 [C, C], row = true class, column = predicted class; every entry counts images.
-- Scores are fractions in [0, 1], higher is better. What is not defined is ``None``, never 0 or NaN: recall and F1 of a
-  class without images, precision of a class that was never predicted, everything of an empty matrix.
-- F1 of a class that has images but was never predicted is 0 (it found none of them), as in scikit-learn.
-- Macro F1 and mean recall are plain means over the classes that have images. Absent classes do not count as 0; in
-  scikit-learn that is ``labels=`` the classes present in the truth.
+- A confusion matrix is int64 [C, C], row = true class, column = predicted class. Every entry counts images.
+- Scores are fractions in [0, 1]; higher is better. An undefined score is ``None``, never 0 or NaN: recall and F1 of a
+  class without images, precision of a class that was never predicted, every score of an empty matrix.
+- F1 of a class that has images but was never predicted is 0 (none was found), as in scikit-learn.
+- Macro F1 and mean recall are plain means over the classes that have images. Absent classes do not count as 0. In
+  scikit-learn, that is ``labels=`` the classes present in the truth.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def confusion(labels: ArrayLike, predictions: ArrayLike, classes: int = NUM_EXPR
         classes: number of classes C.
 
     Returns:
-        int64 [C, C], row = true, column = predicted; its sum is N. No images (N = 0) give a matrix of zeros.
+        int64 [C, C], row = true, column = predicted; its sum is N. N = 0 gives a matrix of zeros.
 
     Raises:
-        ValueError: the lengths differ, a value is no integer, or one lies outside 0..classes-1: an unlabelled image
-            (-1) has no score, so the caller leaves it out and says how many it left out.
+        ValueError: the lengths differ, a value is not an integer, or a value is outside 0..classes-1. An unlabelled
+            image (-1) has no score; the caller leaves it out and reports how many were left out.
     """
     truth, answer = _codes(labels, "labels", classes), _codes(predictions, "predictions", classes)
     if len(truth) != len(answer):
@@ -53,11 +53,11 @@ def scores(counts: np.ndarray, expressions: Sequence[str] = EXPRESSIONS) -> dict
 
     Returns:
         A document of plain Python values, ready for JSON (fractions in [0, 1] as float, ``None`` = not defined):
-        ``accuracy`` correct over all images; None for an empty matrix.
-        ``macro_f1`` mean F1 of the classes with images; None for an empty matrix.
-        ``mean_recall`` mean recall of the classes with images (the average accuracy a class); None for an empty matrix.
-        ``per_expression`` a list of C dicts: ``expression`` (name), ``precision`` (None: never predicted), ``recall``
-        (None: no images), ``f1`` (None: no images; 0: images, none of them found), ``support`` (int, images).
+        ``accuracy``: correct over all images; None for an empty matrix.
+        ``macro_f1``: mean F1 of the classes with images; None for an empty matrix.
+        ``mean_recall``: mean recall of the classes with images (average per-class accuracy); None for an empty matrix.
+        ``per_expression``: a list of C dicts: ``expression`` (name), ``precision`` (None: never predicted), ``recall``
+        (None: no images), ``f1`` (None: no images; 0: images, but none found), ``support`` (int, images).
     """
     correct, support, predicted = np.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
     rows = []
@@ -68,7 +68,7 @@ def scores(counts: np.ndarray, expressions: Sequence[str] = EXPRESSIONS) -> dict
                 "expression": name,
                 "precision": _ratio(correct[i], predicted[i]),
                 "recall": recall,
-                # 2PR / (P + R) in counts: defined also where precision is not.
+                # 2PR / (P + R) from counts; also defined where precision is not.
                 "f1": None if recall is None else _ratio(2 * correct[i], support[i] + predicted[i]),
                 "support": int(support[i]),
             }
@@ -82,12 +82,12 @@ def scores(counts: np.ndarray, expressions: Sequence[str] = EXPRESSIONS) -> dict
 
 
 def accuracy_interval(correct: int, total: int) -> tuple[float, float] | None:
-    """Wilson's 95% interval of an accuracy (Wilson, JASA 1927): how far the number of images alone lets it wander.
+    """Wilson's 95% interval of an accuracy (Wilson, JASA 1927), for the uncertainty from the number of images alone.
 
-    It takes the images for independent; several images of one person are not, so the truth is wider.
+    It takes the images as independent. Several images of one person are not, so the true interval is wider.
 
     Args:
-        correct: images answered rightly, 0..total.
+        correct: images predicted correctly, 0..total.
         total: images scored.
 
     Returns:
@@ -104,7 +104,7 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float] | None:
 
 
 def number(value: Any) -> float | None:
-    """Return a finite float, or None for everything that is no score (None, NaN, infinity, text)."""
+    """Return a finite float, or None for everything that is not a score (None, NaN, infinity, text)."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
@@ -120,7 +120,7 @@ def _codes(values: ArrayLike, what: str, classes: int) -> np.ndarray:
         raise ValueError(f"{what} must be integers, got {array.dtype}")
     array = array.astype(np.int64)
     if array.min() < 0 or array.max() >= classes:
-        raise ValueError(f"{what} must lie in 0..{classes - 1}, got {array.min()}..{array.max()}")
+        raise ValueError(f"{what} must be in 0..{classes - 1}, got {array.min()}..{array.max()}")
     return array
 
 

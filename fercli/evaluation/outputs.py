@@ -1,16 +1,16 @@
-"""Outputs in files: what every head says of each face, without any label. All that is asked of a trained model later
-(decision rules, selection rules, the oracle, calibration, pseudo labels) is computed from them, without the network.
+"""Output files: every head's probabilities for each face, without labels. All later computations on a trained model
+(decision rules, selection rules, the oracle, calibration, pseudo labels) use these files, not the network.
 
-A stage's folder holds, below ``outputs/``,
+A stage's folder contains, in ``outputs/``,
 
-- ``epoch-NNNN.safetensors`` for each epoch of an adaptation: on the target's scored faces, on those that selection
-  rules watch, and on held-out source faces;
-- ``start.safetensors``, the same of the model that an adaptation without a source began with;
-- ``dataset-NAME.safetensors``, written at evaluation: the chosen model on the scored faces of a dataset.
+- ``epoch-NNNN.safetensors`` for each epoch of an adaptation: outputs on the target's scored faces, on the faces that
+  the selection rules watch, and on held-out source faces;
+- ``start.safetensors``: the same for the starting model of an adaptation without a source;
+- ``dataset-NAME.safetensors``, written at evaluation: outputs of the chosen model on the scored faces of a dataset.
 
-Probabilities are stored as float16 logarithms, 98 bytes a face: between one and two thousandths of a probability,
-finer close to 1, and no small one becomes zero. Rounding never changes which expression a head finds most probable; a
-rule over several heads may answer one face in ten thousand otherwise.
+Probabilities are stored as float16 logarithms, 98 bytes per face. The precision is one to two thousandths of a
+probability, finer close to 1, and no small probability becomes zero. Rounding never changes a head's most probable
+expression. A rule over several heads may change its prediction on one face in ten thousand.
 """
 
 from __future__ import annotations
@@ -40,34 +40,34 @@ _LEAST = np.finfo(np.float32).tiny
 
 
 def rounded(probabilities: Tensor) -> Tensor:
-    """Probabilities float [..., 7] as they are read again from a file, float32; see the module's docstring."""
+    """Probabilities float [..., 7] as read back from a file, float32; see the module's docstring."""
     return _from_logs(_to_logs(probabilities))
 
 
 def write_outputs(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
-    """Write outputs in one move.
+    """Write outputs atomically.
 
     Args:
         tensors: name -> probabilities [N, 7 heads, 7 expressions] (``scored`` and ``held`` among them), the learning
             status ``status`` [7, 7], or features ``...features`` [N, D].
-        about: what tells which faces and which model they are of.
+        about: identifies the faces and the model.
 
     Raises:
         FercliError: the disk is full.
     """
     arrays = {name: _stored(name, tensor) for name, tensor in tensors.items()}
-    # As one text: safetensors writes several in an order of its own, and the same run must leave the same bytes.
+    # One string: safetensors writes several entries in arbitrary order, and the same run must write the same bytes.
     mark = json.dumps({"format": FORMAT, **about}, sort_keys=True)
     write_atomically(path, save(arrays, {_MARK: mark}))
 
 
 def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `write_outputs` has written: float32 tensors, and what they are about.
+    """Read a file from `write_outputs`: float32 tensors, and the `about` mapping.
 
     Raises:
-        FercliError: there is no such file, or it is damaged, or another version's.
+        FercliError: the file does not exist, is damaged, or was written by another version.
     """
-    again = "train that stage again: --restart, or, of a sweep, by removing its folder"
+    again = "train that stage again with --restart; in a sweep, delete its folder first"
     try:
         with safe_open(path, framework="np") as file:
             about = json.loads((file.metadata() or {}).get(_MARK, "{}"))
@@ -75,7 +75,7 @@ def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
                 raise FercliError(f"{path} was written by another version of fercli", again)
             found = {name: _read(name, file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
             if not found.keys() >= _ALWAYS:
-                raise ValueError(f"{', '.join(sorted(_ALWAYS - found.keys()))} is not in it")
+                raise ValueError(f"it lacks {', '.join(sorted(_ALWAYS - found.keys()))}")
     except FileNotFoundError:
         raise FercliError(f"{path} is missing", again) from None
     except (OSError, SafetensorError, ValueError, TypeError, RecursionError) as problem:
@@ -84,11 +84,11 @@ def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 class EpochOutputs:
-    """The outputs of an adaptation's epochs, each read as it is asked for.
+    """The outputs of an adaptation's epochs, each read on access.
 
     Args:
         folder: the stage's.
-        epochs: those that must be there, where there are any; of others what is there is used.
+        epochs: epochs that must exist if any do. Other epochs are used where their files exist.
 
     Attributes:
         paths: epoch -> file, ascending; empty where an earlier version of fercli trained the stage.
@@ -111,27 +111,27 @@ def watched_fused(outputs: EpochOutputs) -> dict[int, Tensor]:
 
 
 def fused_of_watched(tensors: Mapping[str, Tensor]) -> Tensor:
-    """The same of one epoch's tensors."""
+    """The same for one epoch's tensors."""
     return watched(tensors)[:, HEADS.index("fused")].clone()
 
 
 def watched(tensors: Mapping[str, Tensor]) -> Tensor:
-    """What all heads say of the faces that rules watch. Where none is watched for itself, those scored are."""
+    """All heads' outputs on the faces that the rules watch: the scored faces, unless others are watched separately."""
     return tensors.get("watched", tensors["scored"])
 
 
 def epoch_file(folder: Path, epoch: int) -> Path:
-    """Where an epoch's outputs lie in a stage's folder."""
+    """The file of an epoch's outputs in a stage's folder."""
     return folder / FOLDER / f"epoch-{epoch:04d}.safetensors"
 
 
 def start_file(folder: Path) -> Path:
-    """Where the outputs of the model that an adaptation began with lie in its folder."""
+    """The file of the starting model's outputs in an adaptation's folder."""
     return folder / FOLDER / "start.safetensors"
 
 
 def prune(folder: Path, keep: int | None, best: int) -> None:
-    """Remove the outputs of all epochs but the last `keep` (None: all stay) and the best."""
+    """Remove the outputs of all epochs except the last `keep` (None: keep all) and the best."""
     paths = EpochOutputs(folder).paths
     for epoch in sorted(paths)[: 0 if keep is None else -keep]:
         if epoch != best:
@@ -153,7 +153,7 @@ def _read(name: str, array: np.ndarray) -> Tensor:
     else:
         fits, due = array.ndim == 3 and array.shape[1:] == heads, np.float16
     if not fits or array.dtype != due or not np.isfinite(array).all():
-        raise ValueError(f"{name} holds other numbers than it should, {array.dtype} {list(array.shape)}")
+        raise ValueError(f"{name} has unexpected values, type or shape: {array.dtype} {list(array.shape)}")
     return _from_logs(array) if due is np.float16 else torch.from_numpy(array)
 
 

@@ -1,6 +1,6 @@
-"""Published accuracies, source RAF-DB, to stand beside ours. Each row cites where it is printed.
+"""Published accuracies with source RAF-DB, for comparison with fercli's. Each row cites the paper that prints it.
 
-All are oracle-selected in the released code (best epoch by target-test accuracy), so they compare with our oracle rows.
+All are oracle-selected in the released code (best epoch by target-test accuracy), so they compare with oracle rows.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _ROWS: tuple[tuple[str, str, str, tuple[float | None, ...]], ...] = (
 
 
 def published_rows(spec: Spec, targets: list[str], synthetic: bool) -> list[dict[str, Any]]:
-    """Rows for these targets and the spec's backbone, accuracy in percent.
+    """Rows for these targets and the spec's backbone, with accuracy in %.
 
-    None unless ``evaluate.published`` asks for them and the only source is ``raf-db``, nor beside synthetic faces.
+    Empty unless ``evaluate.published`` is set and the only source is ``raf-db``. Empty with synthetic faces.
     """
     if not spec.evaluate.published or synthetic or spec.data.source != ["raf-db"]:
         return []

@@ -1,11 +1,11 @@
-"""The tables of a results document: which rows and columns it has, and a score in each cell with what the seeds tell.
+"""The tables of a results document: their rows and columns, and a score with its statistics over seeds in each cell.
 
-A row is a method with one combination of grid keys, its entries over seeds and datasets a group; a column is a target,
-and last the mean over targets. Everything is compared seed by seed with the reference row (source-only). A run is a
-sweep of one seed. Scores are fractions in [0, 1]; None is not defined.
+A row is a method with one combination of grid keys; its entries over seeds and datasets form a group. A column is a
+target; the last column is the mean over targets. Every row is compared with the reference row (source-only), seed by
+seed. A run counts as a sweep of one seed. Scores are fractions in [0, 1]; None means not defined.
 
-One kind of test is made in a column. Where any row has several seeds there, it is Student's paired t-test over seeds;
-else, for accuracy alone, that on the faces of the one seed (`fercli.evaluation.significance`).
+Each column has one kind of test. Where any row has several seeds in the column, it is Student's paired t-test over
+seeds. Otherwise, for accuracy alone, it is the test on the faces of the one seed (`fercli.evaluation.significance`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fercli.evaluation.statistics import holm, paired_differences, paired_t_test
 Entry = Mapping[str, Any]
 Value = Callable[[Entry], float | None]
 
-#: What the headline shows of a decision.
+#: The scores of a decision that the headline shows.
 _SCORES = ("accuracy", "macro_f1")
 
 
@@ -30,10 +30,10 @@ class Group(NamedTuple):
     """The entries of one row.
 
     Attributes:
-        method: its label.
+        method: the method's label.
         keys: values of the grid's spec keys; empty without a grid.
-        reference: whether others are compared with it.
-        oracle: whether the method reads target labels, so that it is no contender.
+        reference: whether other rows are compared with it.
+        oracle: whether the method reads target labels. An oracle cannot be the best row.
         entries: (dataset, seed) -> entry.
     """
 
@@ -45,12 +45,12 @@ class Group(NamedTuple):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What tables show of it: {"label" (the method and its keys), "reference", "oracle"}."""
+        """What tables show about the row: {"label" (the method and its keys), "reference", "oracle"}."""
         return {"label": row_label(self.method, self.keys), "reference": self.reference, "oracle": self.oracle}
 
 
 class Column(NamedTuple):
-    """One dataset, or the mean over several `targets`, which then counts only seeds that have them all."""
+    """One dataset, or the mean over several `targets`. The mean counts only seeds that have all of them."""
 
     name: str
     targets: tuple[str, ...]
@@ -58,10 +58,10 @@ class Column(NamedTuple):
 
 
 def groups(document: Mapping[str, Any], role: str = "target") -> list[Group]:
-    """Rows of the tables, of what was scored on targets or (role "source") on test images of the models' own sources.
+    """Rows of the tables: entries scored on targets or (role "source") on test images of the models' own sources.
 
-    The reference comes first, then the methods in the document's order, then those that are oracles. A row of which
-    every cell is missing is there too. Of two entries for the same seed and dataset the later counts.
+    The reference comes first, then the methods in the document's order, then the oracles. A row in which every cell is
+    missing is included. Of two entries for the same seed and dataset, the later one counts.
     """
     entries, reference = [entry for entry in document["entries"] if entry["role"] == role], document["reference"]
     oracles = {entry["method"] for entry in entries if entry["oracle_method"]}
@@ -79,8 +79,8 @@ def groups(document: Mapping[str, Any], role: str = "target") -> list[Group]:
 
 
 def table_columns(document: Mapping[str, Any], role: str = "target") -> list[Column]:
-    """The targets; where there are several, last the mean over those with labels (a target not run yet counts). Of
-    role "source" the sources that were scored, without a mean."""
+    """The targets. Where there are several, the mean over those with labels comes last (a target not run yet counts).
+    For role "source": the sources that were scored, without a mean."""
     if role == "source":
         names = dict.fromkeys(entry["dataset"] for entry in document["entries"] if entry["role"] == role)
         return [Column(name, (name,), mean=False) for name in names]
@@ -91,7 +91,7 @@ def table_columns(document: Mapping[str, Any], role: str = "target") -> list[Col
 
 
 def by_dataset(document: Mapping[str, Any]) -> Iterator[tuple[str, Group, list[Entry]]]:
-    """(dataset, row, its entries over seeds) of everything that was scored: targets first, rows as in `groups`."""
+    """(dataset, row, its entries over seeds) for everything that was scored: targets first, rows as in `groups`."""
     for role in ("target", "source"):
         rows = groups(document, role)
         for column in table_columns(document, role):
@@ -107,7 +107,7 @@ def metrics(entry: Entry) -> Mapping[str, Any]:
 
 
 def score(name: str, head: str | None = None) -> Value:
-    """Return a function that reads one metric of an entry: of a head or rule, by default of its decision."""
+    """Return a function that reads one metric of an entry, for a head or rule; by default for the entry's decision."""
     return lambda entry: (metrics(entry) if head is None else entry["heads"].get(head) or {}).get(name)
 
 
@@ -117,13 +117,13 @@ def oracle_score(name: str) -> Value:
 
 
 def figures(entry: Entry, oracle: bool = False) -> dict[str, Any]:
-    """What an entry's decision scored, or what it would have at the oracle's epoch.
+    """The scores of an entry's decision, at its own epoch or at the oracle's.
 
     Returns:
         {"accuracy", "macro_f1", "correct" (images), "intervals": {"accuracy", "macro_f1": (low, high) or None}, "by"
-        (what the interval of the accuracy is of, in words), "epoch", "selection", "oracle" (whether target labels chose
-        the epoch or trained the method)}. Where an interval has no width (all units score alike) or was not computed,
-        that of the accuracy is Wilson's.
+        (method and units of the accuracy's interval, in words), "epoch", "selection", "oracle" (whether target labels
+        chose the epoch or trained the method)}. Where an interval has no width (all units have the same score) or was
+        not computed, the accuracy's interval is Wilson's.
     """
     own = (entry["oracle"] or {}) if oracle else metrics(entry)
     drawn = (own.get("intervals") if oracle else entry["intervals"]) or {}
@@ -140,7 +140,7 @@ def figures(entry: Entry, oracle: bool = False) -> dict[str, Any]:
 
 
 def series(group: Group, column: Column, value: Value) -> dict[Any, float]:
-    """Values of a row in a column, seed -> value: for a mean, the mean over its targets of seeds that have them all."""
+    """Values of a row in a column, seed -> value. For a mean: over its targets, for seeds that have them all."""
     found = {}
     for seed in dict.fromkeys(seed for _, seed in group.entries):
         entries = [group.entries.get((target, seed)) for target in column.targets]
@@ -151,18 +151,18 @@ def series(group: Group, column: Column, value: Value) -> dict[Any, float]:
 
 
 def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[dict[str, Any]]:
-    """One score of every row in every column, and the same at the oracle's epoch.
+    """One score for every row in every column, and the same at the oracle's epoch.
 
     Args:
         name: "accuracy" or "macro_f1".
 
     Returns:
-        The rows' `about` with "cells" and "bound", one a column: {"mean", "sd", "n" (seeds), "difference" (mean over
-        seeds of row minus reference; of a bound minus the row's own cell), "pairs" (seeds of both), "p" (that chance
-        alone makes that difference, Holm over the column's rows; None of a bound), "test" (whose p it is, in words, or
-        None), "best", "tied" (within the error of the best), "one" (`figures` of the entry, with "scored", where it is
-        of one alone)}. The best is the highest mean among rows that are no oracle and have as many seeds as any of
-        them; without a rival nothing is.
+        The rows' `about` with "cells" and "bound" (the oracle's), one dict per column: {"mean", "sd", "n" (seeds),
+        "difference" (mean over seeds of row minus reference; for a bound, minus the row's own cell), "pairs" (seeds
+        that both have), "p" (that chance alone makes that difference, Holm over the column's rows; None for a bound),
+        "test" (the test that gave p, in words, or None), "best", "tied" (within the error of the best), "one"
+        (`figures` of the entry, with "scored", where the cell has a single entry)}. The best is the highest mean among
+        the rows that are not oracles and have the most seeds. Without a rival no row is best.
     """
     lines = [{**row.about, "cells": [], "bound": []} for row in rows]
     for column in columns:
@@ -185,7 +185,7 @@ def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[d
 
 
 def tests(columns: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Whose p the lines of `table` show: the test in words -> the columns that have it."""
+    """The tests that give the p values in the lines of `table`: the test in words -> the columns that use it."""
     found: dict[str, list[str]] = {}
     for i, column in enumerate(columns):
         for words in dict.fromkeys(line["cells"][i]["test"] for line in lines):
@@ -195,9 +195,10 @@ def tests(columns: Sequence[Column], lines: Sequence[Mapping[str, Any]]) -> dict
 
 
 def serves(reference: Mapping[str, Any], keys: Mapping[str, Any]) -> bool:
-    """Whether a reference with these grid keys is one for a row with those: each of its keys is there, and agrees.
+    """Whether a reference row fits a row with these grid keys: the row has all of the reference's keys and values.
 
-    A key that adapting alone reads (adapt.batch) needs no reference of its own, so one without keys serves all rows.
+    A key that only adaptation reads (adapt.batch) needs no separate reference, so a reference without keys fits all
+    rows.
     """
     return all(key in keys and keys[key] == value for key, value in reference.items())
 
@@ -206,8 +207,8 @@ def heads_table(rows: Sequence[Group], column: Column) -> tuple[list[str], list[
     """Accuracy of every head and every decision rule in one column.
 
     Returns:
-        The names, and lines as `table` has them, a cell a name, with "own" (whether it gives the row's answers). Rows
-        without any score are left out.
+        The names, and lines as in `table` with one cell per name and "own" (whether it makes the row's predictions).
+        Rows without any score are left out.
     """
     entries = [entry for row in rows for entry in row.entries.values()]
     names = list(dict.fromkeys(name for entry in entries for name, one in entry["heads"].items() if one))
@@ -222,17 +223,17 @@ def heads_table(rows: Sequence[Group], column: Column) -> tuple[list[str], list[
 
 
 def row_label(method: str, keys: Mapping[str, Any]) -> str:
-    """What a row is called: ``aglrls, adapt.batch 16``."""
+    """A row's name: ``aglrls, adapt.batch 16``."""
     return ", ".join([method, *(f"{key} {key_text(value)}" for key, value in keys.items())])
 
 
 def key_text(value: Any) -> str:
-    """A grid key's value as a spec writes it."""
+    """A grid key's value as written in a spec."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def unlabelled(document: Mapping[str, Any]) -> set[str]:
-    """Return the datasets that were run and have no score anywhere: the mean over targets goes without them."""
+    """Return the datasets that were run but have no score anywhere; the mean over targets leaves them out."""
     run = {entry["dataset"] for entry in document["entries"]}
     return run - {entry["dataset"] for entry in document["entries"] if metrics(entry)}
 
@@ -257,7 +258,7 @@ def _one(row: Group, column: Column, values: Mapping[Any, float], oracle: bool) 
 
 
 def _reference(row: Group, rows: Sequence[Group]) -> int | None:
-    """Which of the rows is a row's reference: of those that serve it, the one with the most keys."""
+    """Index of a row's reference: of the reference rows that fit (`serves`), the one with the most keys."""
     if row.reference:
         return None
     fitting = [(len(it.keys), i) for i, it in enumerate(rows) if it.reference and serves(it.keys, row.keys)]
@@ -265,7 +266,7 @@ def _reference(row: Group, rows: Sequence[Group]) -> int | None:
 
 
 def _test_of_faces(row: Group, reference: Group, place: tuple[str, Any]) -> dict[str, Any]:
-    """Of a row's entry for one (dataset, seed) against the reference's: {"p", "test"}."""
+    """The test of a row's entry for one (dataset, seed) against the reference's: {"p", "test"}."""
     against, other = row.entries[place]["against_reference"], reference.entries[place]
     if against is None or against["folder"] != other["folder"]:
         return {"p": None, "test": None}

@@ -1,6 +1,6 @@
-"""How well each rule that chooses an epoch without target labels did, over all entries of a results document.
+"""How well each label-free selection rule did, over all entries of a results document.
 
-This looks at target labels (through the oracle) after all is done: it judges the rules, and chooses nothing.
+This module uses target labels (through the oracle) after the run: it judges the rules and selects nothing.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from fercli.evaluation.statistics import summary
 def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
     """Rank the rules by how far their epochs fall below the oracle's, on average.
 
-    Entries of adapted methods on targets count alike, whatever their method, target and seed; the reference (nothing
-    was adapted) and methods that read target labels do not count.
+    Entries of adapted methods on targets all have the same weight, whatever their method, target and seed. The
+    reference (not adapted) and methods that read target labels do not count.
 
     Returns:
-        {"targets": names, "methods": labels, "cells" (how many entries were judged), "rows"}; a row: {"rule", "used"
-        (it chose epochs of this document), "mean", "worst" (fractions below the oracle, 0 is best; worst = largest),
-        "hits" (share of entries in which it names the oracle's own epoch), "gain" (mean accuracy above the rule
-        ``last``), "cells" (how many it was judged on), "targets", "methods" (the mean within each)}. Best first; what
-        is not defined is None and comes last. Entries without labels are left out.
+        {"targets": names, "methods": labels, "cells" (number of entries judged), "rows"}. A row: {"rule", "used" (it
+        chose epochs in this document), "mean", "worst" (fractions below the oracle; 0 is best, "worst" is the largest),
+        "hits" (share of entries in which it chose the oracle's epoch), "gain" (mean accuracy above the rule ``last``),
+        "cells" (number of entries it was judged on), "targets", "methods" (the mean within each)}. Rows are sorted,
+        best first. An undefined value is None; rows without a mean come last. Entries without labels are left out.
     """
     entries = [
         entry
@@ -61,6 +61,6 @@ def rank_rules(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _below(entry: Mapping[str, Any], rule: str) -> float | None:
-    """How far the accuracy at a rule's epoch falls below the oracle's; None where it is not known."""
+    """How far the accuracy at a rule's epoch is below the oracle's; None where it is not known."""
     accuracy = entry["rules"].get(rule, {}).get("accuracy")
     return None if accuracy is None else entry["oracle"]["accuracy"] - accuracy

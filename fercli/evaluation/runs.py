@@ -1,6 +1,6 @@
-"""Evaluated runs as `fercli compare` reads them, and which model of one is compared with which of another.
+"""Evaluated runs as `fercli compare` reads them, and the matching of models between two runs.
 
-Read is what `fercli evaluate` leaves in a run's report folder: results.json (schema 5) and predictions/*.csv.
+This reads what `fercli evaluate` writes to a run's report folder: results.json (schema 5) and predictions/*.csv.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fercli.expressions import EXPRESSIONS
 from fercli.spec import up_to_date
 from fercli.spec.yaml_data import read_yaml_file
 
-#: The results document that this reads.
+#: Schema version of the results documents that this module reads.
 SCHEMA = 5
 
 
 class _Entry(BaseModel):
-    """What is read of a results document's entry."""
+    """The fields that are read from an entry of a results document."""
 
     folder: str
     dataset: str
@@ -38,7 +38,7 @@ class _Dataset(BaseModel):
 
 
 class _Results(BaseModel):
-    """What is read of a results document."""
+    """The fields that are read from a results document."""
 
     created: str
     entries: list[_Entry]
@@ -47,7 +47,7 @@ class _Results(BaseModel):
 
 
 class Answer(NamedTuple):
-    """One row of a predictions file; label is "" where not known."""
+    """One row of a predictions file; the label is "" where not known."""
 
     subject: str
     label: str
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """One model's entry of a results document, as written; `run` is what tables call its run, `report` the folder."""
+    """One model's entry in a results document, unchanged; `run` is its run's name in tables, `report` the folder."""
 
     run: str
     report: Path
@@ -69,16 +69,16 @@ class Model:
 
     @property
     def dataset(self) -> str:
-        """What it was scored on."""
+        """The dataset that the model was scored on."""
         return self.entry["dataset"]
 
     @property
     def predictions(self) -> Path:
-        """The file of its answers."""
+        """The file of the model's predictions."""
         return self.report / self.entry["predictions"]
 
     def answers(self) -> dict[tuple[str, str], Answer]:
-        """(split, id) -> answer of every face. Raises FercliError where the file is missing or not of this kind."""
+        """(split, id) -> prediction, for every face. Raises FercliError where the file is missing or is not one."""
         path = self.predictions
         try:
             with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -90,13 +90,13 @@ class Model:
             found = {}
         names = {name for answer in found.values() for name in (answer.label or answer.answer, answer.answer)}
         if not found or len(found) < len(rows) or not names <= set(EXPRESSIONS):
-            raise FercliError(f"{path} is no file of predictions", _advice(self.report.parent))
+            raise FercliError(f"{path} is not a predictions file", _advice(self.report.parent))
         return found
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a user named: a run, or with `only` one of its stage folders."""
+    """The run that a user named; with `only`, just one of its stage folders."""
 
     name: str
     folder: Path
@@ -104,12 +104,12 @@ class Run:
     only: str | None
 
     def models(self) -> list[Model]:
-        """The models scored, in the order of the document."""
+        """The scored models, in the document's order."""
         kept = [entry for entry in self.results["entries"] if self.only in (None, entry["folder"])]
         return [Model(self.name, self.folder / "report", entry) for entry in kept]
 
     def spec_of(self, folder: str) -> dict[str, Any]:
-        """The spec that a stage was trained with, as data; that of the scoring where the folder is gone."""
+        """The spec that a stage was trained with, as data; the results' spec where the stage's cannot be read."""
         try:
             tree = read_yaml_file(self.folder / folder / "spec.yaml")
         except SpecError:
@@ -124,17 +124,18 @@ class Run:
 
 
 def find_run(given: str, runs: Path) -> Run:
-    """What a user means by RUN: a run folder, one of its stage folders, or the same below `runs`.
+    """Find what a user means by RUN: a run folder or one of its stage folders, also by its path relative to `runs`.
 
     Raises:
-        FercliError: there is no such folder, it is not evaluated, or by an older fercli, or the stage is not scored.
+        FercliError: the folder does not exist, was not evaluated, was evaluated by another version of fercli, or holds
+            damaged results; or the stage was not scored.
     """
     path = next((path for path in (Path(given), runs / given) if path.is_dir()), None)
     if path is None:
         known = sorted(spec.parent.name for spec in runs.glob("*/spec.yaml"))
         close = difflib.get_close_matches(given, known, 1)
         hint = f"did you mean {close[0]}?" if close else f"{runs} holds {', '.join(known) or 'none'}"
-        raise FercliError(f"no run {given}: {hint}")
+        raise FercliError(f"no such run: {given}; {hint}")
     path, only = path if path.name else path.resolve(), None  # "." has neither a name nor a parent
     if not (path / "report").is_dir() and (path / "best.ckpt").exists():
         path, only = path.parent, path.resolve().name
@@ -144,8 +145,8 @@ def find_run(given: str, runs: Path) -> Run:
     except OSError:
         below = sorted(spec.parent for spec in path.glob("*/spec.yaml") if spec.parent.name.startswith("seed-"))
         if below:
-            raise FercliError(f"{path} is a sweep, not one run", f"compare runs of it, such as {below[0]}") from None
-        raise FercliError(f"{path} is not evaluated", _advice(path)) from None
+            raise FercliError(f"{path} is a sweep, not one run", f"compare its runs, such as {below[0]}") from None
+        raise FercliError(f"{path} has not been evaluated", _advice(path)) from None
     except (ValueError, RecursionError):
         results = None
     if isinstance(results, dict) and results.get("schema") != SCHEMA:
@@ -156,12 +157,12 @@ def find_run(given: str, runs: Path) -> Run:
         raise FercliError(f"{file} is damaged", _advice(path)) from None
     run = Run(path.resolve().name, path, results, only)
     if not run.models():
-        raise FercliError(f"{path / only} is not among what was scored", _advice(path))
+        raise FercliError(f"{path / only} was not scored", _advice(path))
     return run
 
 
 def tell_apart(runs: list[Run]) -> list[Run]:
-    """The same runs; those of one name that lie in different folders are called by their paths."""
+    """The same runs; runs that share a name but are in different folders are named by their paths."""
     folders: dict[str, set[Path]] = {}
     for run in runs:
         folders.setdefault(run.name, set()).add(run.folder.resolve())
@@ -180,13 +181,14 @@ class Pair(NamedTuple):
 
 
 def match(reference: Run, other: Run) -> tuple[list[Pair], list[str]]:
-    """Which model of one run is compared with which of another.
+    """Match the models of two runs for comparison.
 
-    On each dataset: where a run is given as one stage folder, that one; the same stage folder; then what is left, if
-    that is one adapted model on either side (other tags, other methods).
+    On each dataset, a run that is given as a stage folder contributes that stage only. Otherwise models in stage
+    folders of the same name are paired. The rest is paired if one adapted model is left on each side (under different
+    tags or methods).
 
     Returns:
-        The pairs, and between whole runs a line for the models of each dataset that have no counterpart.
+        The pairs. When whole runs are compared, also a line for the models of each dataset that have no counterpart.
     """
     pairs: list[Pair] = []
     left: list[str] = []
@@ -207,8 +209,8 @@ def match(reference: Run, other: Run) -> tuple[list[Pair], list[str]]:
         elif a and b and not (reference.only or other.only):
             left.append(
                 Advice(
-                    f"{dataset}: {', '.join(a)} of {reference.name} and {', '.join(b)} of {other.name} go by other "
-                    "names; name two, such as: ",
+                    f"{dataset}: {', '.join(a)} of {reference.name} and {', '.join(b)} of {other.name} have different "
+                    "names; name two of them, such as: ",
                     Command("compare", f"{reference.folder / a[0]} {other.folder / b[0]}"),
                 )
             )
@@ -217,12 +219,12 @@ def match(reference: Run, other: Run) -> tuple[list[Pair], list[str]]:
             for side, others in ((here, other), (there, reference)):
                 if side:
                     models = ", ".join(f"{model.run}/{folder}" for folder, model in side.items())
-                    left.append(f"{dataset}: {models} without a counterpart in {others.name}")
+                    left.append(f"{dataset}: no counterpart in {others.name} for {models}")
     return pairs, left
 
 
 def within(run: Run) -> list[Pair]:
-    """The models of one run on the same dataset, each with the first: source-only, where it is scored there."""
+    """Pairs of one run's models on the same dataset: each with the first, which is source-only if it was scored."""
     pairs = []
     for dataset in dict.fromkeys(model.dataset for model in run.models()):
         here = sorted((m for m in run.models() if m.dataset == dataset), key=lambda m: m.folder != "source")

@@ -1,8 +1,8 @@
-"""Choosing the best epoch without a target label. Each rule is higher-is-better; names and what they read: `RULES`.
+"""Choosing the best epoch without target labels. Higher is better for each rule; `RULES` lists names and inputs.
 
-Every score is a finite number or NaN, never infinite, and NaN never wins. NaN stands where a rule is not defined (no
-images, too few of them) and where the model's outputs hold a NaN or an infinity: an argmax over NaNs is an answer like
-any other, and a broken model whose heads "agree" would win.
+Every score is a finite number or NaN, never infinite, and NaN never wins. A score is NaN where the rule is not defined
+(no images, or too few) and where the model's outputs contain a NaN or an infinity. An argmax over NaNs would count as a
+prediction like any other, and a broken model whose heads "agree" would win.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from fercli.spec.registry import RULES
 
 
 def target_scores(probabilities: Tensor) -> dict[str, float]:
-    """The rules that look at the model's outputs on (unlabelled) target images; each in `predictions`.
+    """The rules that use the model's outputs on (unlabelled) target images; all are in `predictions`.
 
     Args:
         probabilities: [N, 7 heads, 7 expressions].
 
     Returns:
         ``entropy`` (-ln 7..0), ``infomax`` (0..ln 7), ``agreement`` of the heads (0..1), ``bnm`` (1/7..1), ``snd``
-        (0..ln(N - 1)) and ``corr-c`` (sqrt(1/7)..1). All NaN for N = 0 or outputs that are not finite; ``snd`` NaN for
-        N = 1.
+        (0..ln(N - 1)) and ``corr-c`` (sqrt(1/7)..1). All are NaN for N = 0 or outputs that are not finite; ``snd`` is
+        NaN for N = 1.
     """
     if not _usable(probabilities):
         return dict.fromkeys(("entropy", "infomax", "agreement", "bnm", "snd", "corr-c"), math.nan)
@@ -51,7 +51,7 @@ def source_score(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
         labels: int64 [K].
 
     Returns:
-        0..1; NaN where there are no faces and where outputs are not finite.
+        0..1. NaN without faces and where outputs are not finite.
     """
     if not _usable(probabilities):
         return {"source-val": math.nan}
@@ -72,19 +72,19 @@ def dev_score(
 ) -> dict[str, float]:
     """``dev``: minus the 0-1 risk on the target that deep embedded validation estimates (You et al., ICML 2019).
 
-    The held-out source faces' errors are weighed by `density_ratio` and averaged by `weighted_risk`.
+    The held-out source faces' errors are weighted by `density_ratio` and averaged by `weighted_risk`.
 
     Args:
-        train_features: [M, 384], of source faces trained on: flattened features of the fused head, in eval mode.
+        train_features: [M, 384], of source faces used in training: flattened features of the fused head, in eval mode.
         target_features: [N, 384].
         held_features: [K, 384], of held-out source faces.
         held_probabilities: [K, 7 expressions], the fused head's.
         held_labels: int64 [K].
 
     Returns:
-        About -1..0, beyond by sampling error; minus the plain error rate where the features do not tell the domains
-        apart. NaN where M, N or K is 0 and where an input is not finite. Held-out faces of a few classes only speak
-        for those.
+        About -1..0, except for sampling error. Minus the plain error rate where the features do not separate the
+        domains. NaN where M, N or K is 0 and where an input is not finite. Held-out faces of only a few classes
+        describe only those.
     """
     given = (train_features, target_features, held_features, held_probabilities)
     if not all(map(_usable, given)):
@@ -96,17 +96,17 @@ def dev_score(
 
 
 def ensemble_scores(probabilities: Sequence[Tensor]) -> list[float]:
-    """``ensv``: each candidate's agreement with the mean of all (`predictions.ensemble_agreement`). Post hoc.
+    """``ensv``: each candidate's agreement with the mean of all (`predictions.ensemble_agreement`), after the run.
 
     Args:
-        probabilities: one [N, 7 expressions] a candidate, the fused head's, of the same target images in one order.
+        probabilities: the fused head's [N, 7 expressions] per candidate, for the same target images in the same order.
 
     Returns:
-        0..1 a candidate, in their order. NaN for a candidate whose outputs are not finite, which is left out of the
-        ensemble too, and for all where N = 0. No candidates give no scores.
+        0..1 per candidate, in their order. NaN for a candidate whose outputs are not finite (it is also left out of the
+        ensemble), and for all where N = 0. Empty without candidates.
 
     Raises:
-        ValueError: the candidates are not of the same shape.
+        ValueError: the candidates differ in shape.
     """
     if len({tuple(candidate.shape) for candidate in probabilities}) > 1:
         raise ValueError(f"candidates of different shapes: {[tuple(p.shape) for p in probabilities]}")
@@ -130,9 +130,9 @@ def chosen_by_rule(
     """The epoch that each rule would choose, in the order of `fercli.spec.registry.RULES`.
 
     Args:
-        history: epoch -> rule -> score. An epoch may lack a rule: it cannot be that rule's choice.
-        outputs: epoch -> the fused head's probabilities [N, 7 expressions] on the same target images, from which
-            ``ensv`` is computed over these epochs; without them it is taken from the history, like any other rule.
+        history: epoch -> rule -> score. An epoch may lack a rule; that rule then cannot choose it.
+        outputs: epoch -> the fused head's probabilities [N, 7 expressions] on the same target images. ``ensv`` is
+            computed from them over these epochs. Without them it is taken from the history, like any other rule.
 
     Returns:
         rule -> epoch. A rule without a finite score is left out.

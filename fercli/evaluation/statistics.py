@@ -2,10 +2,10 @@
 
 Conventions, stated once:
 
-- A value is a score (a fraction in [0, 1], or a difference of two) or None where it is not defined; NaN and infinity
-  count as None. None is left out, never taken for 0.
-- A series is a mapping seed -> value, so that two methods are compared seed by seed (same source model, same draws).
-- What cannot be known is None: a deviation from one seed, a test of differences that do not vary.
+- A value is a score (a fraction in [0, 1], or a difference of two), or None where it is not defined. NaN and infinity
+  count as None. None is left out, never treated as 0.
+- A series is a mapping seed -> value, so two methods are compared seed by seed (same source model, same draws).
+- A result that cannot be known is None: a deviation from one seed, or a test of differences that do not vary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from fercli.evaluation.metrics import number
 
-#: Deviations of scores below this are rounding (one image in a billion), and count as no variance.
+#: Deviations of scores below this are rounding (one image in a billion) and count as no variance.
 _NO_VARIANCE = 1e-12
 
 
@@ -32,13 +32,13 @@ class Summary(NamedTuple):
 def summary(values: Iterable[float | None]) -> Summary:
     """Mean m = sum(x) / n and sample standard deviation s = sqrt(sum((x - m)^2) / (n - 1)).
 
-    Source: Bessel's correction; the n - 1 is for a mean that was estimated from the same values.
+    Source: Bessel's correction; n - 1 because the mean is estimated from the same values.
 
     Args:
         values: any number of values, None for undefined ones.
 
     Returns:
-        `Summary` with s >= 0. Degenerate: without a defined value mean and s are None; with one, s is None.
+        `Summary` with s >= 0. Degenerate: without a defined value, mean and s are None; with one, s is None.
     """
     defined = [value for value in map(number, values) if value is not None]
     n = len(defined)
@@ -69,8 +69,8 @@ def standard_error(differences: Sequence[float]) -> float | None:
         differences: n paired differences.
 
     Returns:
-        A number > 0. Degenerate: None for n < 2 and where the differences do not vary, for then they carry no estimate
-        of their error.
+        A number > 0. Degenerate: None for n < 2 and where the differences do not vary, because their error cannot
+        then be estimated.
     """
     _, sd, n = summary(differences)
     return None if sd is None or sd < _NO_VARIANCE else sd / math.sqrt(n)
@@ -80,11 +80,11 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
     """Two-sided p of Student's paired t-test: how often chance alone gives a mean difference at least this large.
 
     t = m / (s / sqrt(n)) with m and s the mean and sample deviation of the differences; p = 2 P(T > |t|), T following
-    Student's distribution with n - 1 degrees of freedom (Student, Biometrika 1908). It takes the differences for normal
-    and the seeds for independent; it speaks of other seeds, not of other data sets.
+    Student's distribution with n - 1 degrees of freedom (Student, Biometrika 1908). It assumes normal
+    differences and independent seeds. It generalises to other seeds, not to other datasets.
 
     Args:
-        differences: n paired differences, one a seed.
+        differences: n paired differences, one per seed.
 
     Returns:
         p in [0, 1]. Degenerate: None for n < 2 and where the differences do not vary (also where all are 0).
@@ -99,15 +99,15 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 def holm(ps: Sequence[float | None]) -> list[float | None]:
     """Holm's step-down correction for several tests at once (Holm, Scandinavian Journal of Statistics 1979).
 
-    With the m defined p sorted upwards, p_(1) <= ... <= p_(m): adjusted p_(i) = max over j <= i of
-    min(1, (m - j + 1) p_(j)). Rejecting what lies below a level keeps the chance of one false rejection below it,
-    whatever the tests' dependence.
+    The m defined p values are sorted, p_(1) <= ... <= p_(m). Adjusted p_(i) = max over j <= i of
+    min(1, (m - j + 1) p_(j)). Rejecting the adjusted values below a level keeps the probability of any false rejection
+    below that level, whatever the dependence between the tests.
 
     Args:
         ps: p values in [0, 1]; None for a test that could not be made, which does not count towards m.
 
     Returns:
-        As many adjusted values, in the order given, each >= its p and <= 1; None stays None. Nothing for nothing.
+        The adjusted values, in the order of `ps`, each >= its p and <= 1. None stays None. No p gives an empty list.
     """
     order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i])
     adjusted: list[float | None] = [None] * len(ps)
@@ -119,16 +119,16 @@ def holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def within_error(ours: Mapping[Hashable, float | None], best: Mapping[Hashable, float | None]) -> bool | None:
-    """Tell whether a series lies within the error of the best one: m <= s / sqrt(n) of the differences best - ours.
+    """Whether a series is within the error of the best one: m <= s / sqrt(n) of the differences best - ours.
 
-    The error is that of the difference, seed by seed, not that of either mean (the one-standard-error rule of Breiman
-    et al., Classification and Regression Trees, 1984, section 3.4.3, applied to paired differences).
+    The error is that of the seed-by-seed difference, not that of either mean (the one-standard-error rule of Breiman et
+    al., Classification and Regression Trees, 1984, section 3.4.3, applied to paired differences).
 
     Args:
         ours, best: seed -> value or None; seeds that only one has are left out.
 
     Returns:
-        True or False. Degenerate: True where all (at least two) pairs are equal; None with fewer than two pairs and
+        True or False. Degenerate: True where all pairs are equal (at least two). None with fewer than two pairs and
         where the differences are constant but not 0.
     """
     differences = list(paired_differences(best, ours).values())

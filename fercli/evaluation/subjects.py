@@ -1,4 +1,4 @@
-"""Who is on the faces that are scored: faces of one subject are alike, and count as one where statistics are made."""
+"""The subjects of the scored faces. Faces of one subject are alike, so statistics treat a subject as one unit."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class Subjects(NamedTuple):
     """The subjects of N faces.
 
     Attributes:
-        owner: of each face its subject's number, int64 [N] in 0..count-1; zeros where not every face has one.
-        count: how many there are; None where not every face has one.
+        owner: each face's subject number, int64 [N] in 0..count-1; zeros where not every face has a subject.
+        count: the number of subjects; None where not every face has one.
     """
 
     owner: np.ndarray
@@ -25,7 +25,7 @@ class Subjects(NamedTuple):
         return self.count is not None and self.count > 1
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums of integers over each subject's faces: int64 [N] to [count]; only where `count` is known."""
+        """Sum integers over each subject's faces, int64 [N] to [count]. Only valid where `count` is known."""
         found = np.zeros(self.count, np.int64)
         np.add.at(found, self.owner, values)
         return found
@@ -35,10 +35,10 @@ def subjects_of(names: Sequence[str] | None, faces: int) -> Subjects:
     """Number the subjects of N faces.
 
     Args:
-        names: who is on each face, empty where not known; None: not known of any.
+        names: the subject of each face, empty where not known; None: not known for any face.
 
     Raises:
-        ValueError: there are not as many names as faces.
+        ValueError: the number of names differs from the number of faces.
     """
     if names is not None and len(names) != faces:
         raise ValueError(f"{faces} labels but {len(names)} subjects")

@@ -1,11 +1,11 @@
-"""Numbers to pages: self-contained HTML files.
+"""Reports: self-contained HTML files from results documents.
 
-- `page`: a results document to one file;
-- `headline_view`: its headline, heads, every row, published figures;
+- `page`: renders a results document as one file;
+- `headline_view`: headline, heads, every row, published figures;
 - `coverage_view`: images, time, missing cells, what is left out;
 - `analysis_view`: single models: heads, GLPC, calibration, domain gap, failure cases, training curves;
 - `drift_view`: whether an adaptation can be trusted;
 - `pseudo_view`: pseudo labels;
-- `plots`: its plots;
-- `pictures`: faces inside a page.
+- `plots`: the page's plots;
+- `pictures`: faces embedded in a page.
 """

@@ -13,11 +13,11 @@ from fercli.report.plots import curve, reliability, scatter
 
 
 def datasets(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A section of each dataset with labels, of a run or model; nothing of a sweep.
+    """One section per dataset with labels, for a run or model; empty for a sweep.
 
     Returns:
-        [{"id", "part" (its template), "title", "role", "models" (entries, with "label"), "blocks"}], targets first; a
-        block is a head or rule, and the last the decision: (name, [(model, its metrics, or None without the rule)]).
+        [{"id", "part" (its template), "title", "role", "models" (entries, with "label"), "blocks"}], targets first. A
+        block is a head or rule: (name, [(model, its metrics, or None without the rule)]). The last one is the decision.
     """
     sections: list[dict[str, Any]] = []
     for name, rows in () if document["kind"] == "sweep" else _each(document, lambda entries: {"entries": entries}):
@@ -32,7 +32,7 @@ def datasets(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def glpc(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """How often each stage of GLPC decided, faces counted over seeds.
+    """How often each stage of GLPC decided, with faces summed over seeds.
 
     Returns:
         [(dataset, rows with "total" and "steps" [{"name", "count", "correct" (None without labels)}])].
@@ -50,11 +50,11 @@ def glpc(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def calibration(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Calibration of each dataset's models, over seeds; its diagrams of a run or model.
+    """Calibration of each dataset's models, over seeds; with diagrams for a run or model.
 
     Returns:
         [(dataset, rows with "temperature", "figures" (ECE before, ECE after, NLL before, NLL after; all `Summary`),
-        "fitted_on" (faces, in words) and "sides" [{"what", "ece", "nll", "plots"}])].
+        "fitted_on" (number of faces, in words) and "sides" [{"what", "ece", "nll", "plots"}])].
     """
 
     def of(entries: list[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -80,7 +80,7 @@ def calibration(document: Mapping[str, Any]) -> list[tuple[str, list[dict[str, A
 def _each(
     document: Mapping[str, Any], of: Callable[[list[Mapping[str, Any]]], dict[str, Any] | None]
 ) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(dataset, rows) of everything that was scored: what `of` makes of a row's entries, rows without it left out."""
+    """(dataset, rows) of everything that was scored. Rows add the result of `of`; those without one are left out."""
     found: dict[str, list[dict[str, Any]]] = {}
     for dataset, row, entries in by_dataset(document):
         one = of(entries)
@@ -90,12 +90,12 @@ def _each(
 
 
 def gaps(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each target's gap as the document has it, and what a page shows besides.
+    """Each target's gap from the document, with what the page adds.
 
     Returns:
-        [gap with "unlabelled" (whether a face on a map is), "why" (it has no distance, in words, or None), and of each
-        of its models "share" (its distance, of the largest on the page) and "maps" ([{"what", "svg"}], empty where
-        there is no embedding)].
+        [gap with "unlabelled" (whether any face on a map has no label), "why" (why it has no distance, in words, or
+        None), and for each of its models "share" (its distance as a share of the largest on the page) and "maps"
+        ([{"what", "svg"}], empty where there is no embedding)].
     """
     measured = [model["energy_distance"] or 0 for gap in document["gaps"] for model in gap["models"]]
     longest = max([*measured, 1e-9])  # below 0 is drawn as 0
@@ -127,9 +127,10 @@ def _maps(model: Mapping[str, Any], target: str) -> list[dict[str, Any]]:
 
 
 def failure_cases(document: Mapping[str, Any], pictures: Faces) -> list[dict[str, Any]]:
-    """Return {"dataset", "folder", "method", "labelled", "kinds"} of each model whose faces are shown.
+    """Return {"dataset", "folder", "method", "labelled", "kinds"} for each model whose faces are shown.
 
-    A kind is ("mistakes" or "uncertain", faces), a face its own values, "shown" (its images, or None) and "wrong".
+    "kinds" maps "mistakes" and "uncertain" to faces. A face has its own values, "shown" (its images, or None) and
+    "wrong".
     """
     entries = {(entry["folder"], entry["dataset"]): entry for entry in document["entries"]}
     found: dict[tuple[str, str], dict[str, Any]] = {}
@@ -149,11 +150,11 @@ def failure_cases(document: Mapping[str, Any], pictures: Faces) -> list[dict[str
 
 
 def training_curves(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Turn the document's ``history`` into panels, a stage at a time.
+    """Turn the document's ``history`` into panels, stage by stage.
 
     Returns:
-        [{"stage", "epochs" (how many), "chosen" (epoch), "rule" (that chose it), "panels"}]; panels as `curve` gives
-        them, with "kind" ("loss" or "score") and "decides" (whether this score chose the epoch).
+        [{"stage", "epochs" (their number), "chosen" (epoch), "rule" (that chose it), "panels"}]. Panels are as returned
+        by `curve`, with "kind" ("loss" or "score") and "decides" (whether this score chose the epoch).
     """
     used = {entry["folder"]: entry for entry in document["entries"]}
     stages = []
@@ -164,7 +165,7 @@ def training_curves(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         panels = []
         for kind, key in (("loss", "losses"), ("score", "scores")):
             for name in dict.fromkeys(name for row in rows for name in row[key]):
-                if (kind, name) == ("score", "last"):  # the number of the epoch
+                if (kind, name) == ("score", "last"):  # its score is just the epoch number
                     continue
                 points = [(row["epoch"], row[key].get(name)) for row in rows]
                 panel = curve(name, points, chosen, from_zero=kind == "loss")

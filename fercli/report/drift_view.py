@@ -1,4 +1,4 @@
-"""Whether an adaptation can be trusted: what its answers changed from its start's, which takes no label."""
+"""Whether an adaptation can be trusted: how its predictions differ from the starting model's. No label is read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fercli.report.plots import axis, bars
 
 
 def drifts(document: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Each adapted model's drift, of a run or model one by one, of a sweep a row of the table; None without any.
+    """The drift of each adapted model: one by one for a run or model, by table row for a sweep; None without any.
 
     Returns:
-        "models" [{"dataset", "label", "folder", "drift" (as the document has it), "expressions" [{"name", "before",
-        "after" (shares), "plot"}], "ticks" (of their common axis)}]; and of a sweep "rows" [(dataset, [a row's `about`
-        with "trusts" (verdict -> cells), and the means of "agreement" and "total_variation"])].
+        "models" [{"dataset", "label", "folder", "drift" (as in the document), "expressions" [{"name", "before", "after"
+        (shares), "plot"}], "ticks" (of their common axis)}]; and for a sweep "rows" [(dataset, [a row's `about` with
+        "trusts" (verdict -> cells), and the means of "agreement" and "total_variation"])].
     """
     models, rows = [], {}
     for dataset, row, entries in by_dataset(document):
@@ -37,7 +37,7 @@ def _model(entry: Mapping[str, Any], label: str, names: list[str]) -> dict[str, 
     if before and after:
         ticks = axis([0.0, *before, *after])
         for name, old, new in zip(names, before, after, strict=True):
-            title = f"{name}: {100 * old:.1f}% of the answers before, {100 * new:.1f}% after"
+            title = f"{name}: {100 * old:.1f}% of the predictions before, {100 * new:.1f}% after"
             found.append({"name": name, "before": old, "after": new, "plot": bars((old, new), ticks[-1], title)})
     about = {"dataset": entry["dataset"], "label": label, "folder": entry["folder"], "drift": drift}
     return {**about, "expressions": found, "ticks": ticks}

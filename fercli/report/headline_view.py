@@ -1,4 +1,4 @@
-"""The headline of a page and what follows from the same rows: tables, charts, verdict, heads, published figures."""
+"""The headline of a page, and what uses the same rows: tables, charts, verdict, heads, published figures."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from fercli.evaluation.results_table import (
 from fercli.evaluation.rule_ranking import rank_rules
 from fercli.report.plots import axis, lane
 
-#: How many images the list names, how many have a face, how many have a label.
+#: Images in the list, images with a face, and images with a label.
 COUNTS = ("expected", "found", "scored")
 
 
 def headline(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Work out everything that a document of any kind has, from its rows of methods and its columns of targets.
+    """Compute the parts that every kind of document has, from its rows (methods) and columns (targets).
 
     Returns:
-        "columns"; "accuracy", "macro_f1" (lines of `fercli.evaluation.results_table.table`); "tests" (whose p the
-        lines of "accuracy" show, in words -> columns); "verdict"; "charts" (of the last column first) [{"name",
-        "ticks", "lines"}]; "heads" (likewise) [{"name", "names", "lines"}]; "home" (the sources' own test images)
-        [(dataset, label, accuracy's cell, macro F1's cell)]; "every" (row); "any_bound" (whether any line has a figure
-        at the oracle's epoch); "bound" ({"lines" that have one, "published"}, or None); "rules" (their rank, or None).
+        "columns"; "accuracy", "macro_f1" (lines of `fercli.evaluation.results_table.table`); "tests" (the tests whose p
+        the lines of "accuracy" show, in words -> columns); "verdict"; "charts" (last column first) [{"name", "ticks",
+        "lines"}]; "heads" (likewise) [{"name", "names", "lines"}]; "home" (the sources' own test images) [(dataset,
+        label, accuracy's cell, macro F1's cell)]; "every" (all rows); "any_bound" (whether any line has a figure at the
+        oracle's epoch); "bound" ({"lines" that have one, "published"}, or None); "rules" (their ranking, or None).
     """
     rows, columns = groups(document), table_columns(document)
     accuracy, macro_f1 = (table(rows, columns, name) for name in ("accuracy", "macro_f1"))
@@ -59,15 +59,15 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
         "heads": heads,
         "home": _home(document),
         "every": _every_row(document),
-        # Of one target, without published figures, the headline says as much.
+        # With one target and no published figures, the headline already shows this.
         "bound": {"lines": bound, "published": printed} if printed or (bound and len(columns) > 1) else None,
         "rules": ranked if ranked["rows"] else None,
     }
 
 
 def verdict(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The last column in words: {"label", "reference" (whether it is the reference itself), "cell", "tied": labels} of
-    the best row, or of the only one."""
+    """Values for a summary of the last column: {"label", "reference" (whether it is the reference itself), "cell",
+    "tied" (labels), "alone"} of the best row, or of the only one."""
     there = [line for line in lines if line["cells"] and line["cells"][-1]["n"]]
     for line in there:
         if line["cells"][-1]["best"] or len(there) == 1:
@@ -77,8 +77,8 @@ def verdict(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def published(document: Mapping[str, Any], columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Published rows in the table's columns, accuracy in percent as printed: {"method", "backbone", "citation",
-    "selection", "cells": [percent or None]}; a mean of some targets is no mean."""
+    """Published rows in the table's columns, with accuracy in % as printed: {"method", "backbone", "citation",
+    "selection", "cells": [% or None]}. There is no mean where a target is missing."""
     parts = ("method", "backbone", "citation", "selection")
     found: dict[tuple[str, ...], dict[str, float]] = {}
     for row in document["published"]:
@@ -92,7 +92,7 @@ def published(document: Mapping[str, Any], columns: Sequence[Column]) -> list[di
 
 
 def _chart(rows: Sequence[Group], column: Column, cells: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every row's mean in a column on one axis, its deviation over seeds (or the interval of one entry), its seeds."""
+    """Every row's mean in a column, its deviation over seeds (or one entry's interval) and its seeds, on one axis."""
     drawn = []
     for row, cell in zip(rows, cells, strict=True):
         mean, sd, one = cell["mean"], cell["sd"], cell["one"]
@@ -124,7 +124,7 @@ def _home(document: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 
 def _every_row(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every entry, and after it the epoch that an oracle would have chosen, as `figures` has them."""
+    """Every entry, each followed by the epoch that an oracle would have chosen, as in `figures`."""
     kept = ("dataset", "source", "seed", "decision", "folder", "checkpoint", "reads", "splits", *COUNTS)
     rows = []
     for _, row, own in by_dataset(document):

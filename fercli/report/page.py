@@ -1,8 +1,8 @@
-"""A results document to one HTML file that holds everything, whether it is of a run, of one model or of a sweep.
+"""Render a results document of a run, one model or a sweep as one self-contained HTML file.
 
-The file loads nothing (styles and plots are inside it), so it can be mailed, archived and opened without a network. All
-text is escaped by jinja2. What a reader must not miss is marked in every table: data sets of procedural faces
-(synthetic), and whatever read target labels to choose or to train (oracle).
+The file loads nothing (styles and plots are embedded), so it can be mailed, archived and opened offline. jinja2 escapes
+all text. Two important facts are marked in every table: datasets of procedural faces (synthetic), and everything that
+used target labels for selection or training (oracle).
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from fercli.report.pictures import Faces, Picture
 from fercli.report.plots import FEW
 from fercli.report.pseudo_view import pseudo_labels
 
-#: Faces to show: {(stage folder, dataset, position in the store): picture}.
+#: Faces to show: {(stage folder, dataset, position in the store): `Picture`}.
 Pictures = Mapping[tuple[str, str, int], Picture]
 
-#: Sections in their order, by the key of `view` without which there is none.
+#: Section titles in order, by the key of `view` that a section needs.
 _SECTIONS = {
     "headline": "Accuracy",
     "macro_f1": "Macro F1",
@@ -46,11 +46,11 @@ _SECTIONS = {
     "calibration": "Calibration",
     "gaps": "Domain gap",
     "pseudo_labels": "Pseudo labels",
-    "failure_cases": "Failure cases: faces worth a look",
+    "failure_cases": "Failure cases",
     "curves": "Training curves",
     "spec": "Run spec",
     "environment": "Environment",
-    "reading": "How to read it",
+    "reading": "How to read this report",
 }
 
 _NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
@@ -59,18 +59,18 @@ _NOT_DEFINED = Markup('<span class="none" title="not defined">–</span>')
 def write_report(document: Mapping[str, Any], folder: Path, pictures: Pictures | None = None) -> Path:
     """Write ``folder/report.html`` from a results document and return its path.
 
-    The folder is made if it is not there; an older report is replaced in one move, so that no half-written file is
-    ever found under that name.
+    The folder is created if it does not exist. An older report is replaced atomically, so no half-written file ever has
+    that name.
 
     Args:
         document: of schema 5, kind "run", "model" or "sweep".
         folder: where to write.
-        images: of the faces of failure cases; those that are not there are shown as numbers alone.
+        pictures: images of the failure cases' faces. Faces without an image are shown as numbers only.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    # Names of files may hold bytes that are no text: they become question marks here, not an error.
+    # File names may contain bytes that are not text: they become question marks here instead of an error.
     write_atomically(path, render(document, pictures).encode("utf-8", "replace"))
     return path
 
@@ -85,7 +85,7 @@ def _environment() -> Environment:
     loader = PackageLoader("fercli.report")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     made.filters.update(
-        pct=lambda value, digits=1: _number(value, f".{digits}f", 100),  # a fraction; the column's head has the sign
+        pct=lambda value, digits=1: _number(value, f".{digits}f", 100),  # a fraction; the column's heading has the %
         points=lambda value: _number(value, "+.1f", 100),  # a difference of fractions
         signed=lambda value, digits=2: _number(value, f"+.{digits}f"),
         decimals=lambda value, digits: _number(value, f".{digits}f"),
@@ -98,12 +98,12 @@ def _environment() -> Environment:
 
 @pass_context
 def _synthetic(page: Context, name: str) -> bool:
-    """Whether a dataset is of procedural faces; several sources together have a name of their own."""
+    """Whether a dataset is of procedural faces. A joint name of several sources has the document's value."""
     return page["datasets"].get(name, page)["synthetic"]
 
 
 def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[str, Any]:
-    """Work out everything that the page shows: plain values that the template only lays out."""
+    """Compute everything that the page shows, as plain values that the template only lays out."""
     shown, created, faces = headline(document), datetime.fromisoformat(document["created"]), Faces(pictures)
     whole = document["environment"]
     environment = [(key, str(value)) for key, value in whole.items() if key != "time_s"]
@@ -137,7 +137,7 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
 
 
 def _number(value: float | None, form: str, times: float = 1) -> str:
-    """A number as text, with a true minus sign, and without a sign where it rounds to nothing; None is a dash."""
+    """A number as text, with a true minus sign, and without a sign where it rounds to zero; None is a dash."""
     if value is None:
         return _NOT_DEFINED
     text = f"{times * value:{form}}".rstrip(".").replace("-", "\N{MINUS SIGN}")
@@ -145,11 +145,11 @@ def _number(value: float | None, form: str, times: float = 1) -> str:
 
 
 def _pvalue(value: float) -> str:
-    """A chance in [0, 1], with what it is."""
+    """A p value in [0, 1] as text, such as ``p 0.034``."""
     return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
 
 
 def _shade(count: int, row: Sequence[int]) -> int:
-    """Level 0 (none) to 10 (the whole row) of a cell of a confusion matrix."""
+    """Shade of a confusion matrix's cell: 0 (none) to 10 (the whole row)."""
     total = sum(row)
     return max(1, round(10 * count / total)) if count and total else 0

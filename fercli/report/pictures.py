@@ -1,4 +1,4 @@
-"""Faces embedded in a page, as small data: URIs."""
+"""Faces embedded in a page as small data: URIs."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-#: Longest side in pixels of a face, and how well its JPEG is kept: 3 to 4 KB.
+#: Maximum side of a face in pixels, and its JPEG quality; a face takes 3 to 4 KB.
 FACE, QUALITY = 112, 74
 
-#: Characters of a page that its faces may take; the page itself stays below 2 MB.
+#: Maximum number of characters that the faces may take in a page; the page itself stays below 2 MB.
 MOST = 5_000_000
 
-#: Colours of the heat map, RGB 0..255, at heat 0, 1/2 and 1, and how much of the face they cover there at most.
+#: Colours of the heat map, RGB 0..255, at heat 0, 1/2 and 1, and the maximum opacity over the face.
 _RAMP = np.array([[70, 0, 110], [225, 40, 70], [255, 225, 60]], float)
 _COVER = 0.75
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A face as the network saw it, with what to draw on it.
+    """A face as the network received it, with its overlays.
 
     Attributes:
         face: uint8 [S, S, 3] RGB, the centre crop.
-        landmarks: float [5, 2], (x, y) in its pixels; they may lie outside.
-        heat: float [h, w] in 0..1, `fercli.scoring.explain.grad_cam` for the answer, to be stretched over the face.
+        landmarks: float [5, 2], (x, y) in its pixels; they may be outside the crop.
+        heat: float [h, w] in 0..1, `fercli.scoring.explain.grad_cam` for the prediction, to be stretched over the face.
     """
 
     face: np.ndarray
@@ -39,15 +39,15 @@ class Picture:
 
 
 class Faces:
-    """The faces a page may show, made into data: URIs as they are asked for, until `most` characters are spent; then
-    they are counted as `refused`."""
+    """The faces that a page may show. They are encoded as data: URIs on request until `most` characters are used up;
+    further faces are only counted, in `refused`."""
 
     def __init__(self, pictures: Mapping[Hashable, Picture] | None, most: int = MOST):
         self.pictures, self.most = pictures or {}, most
         self.spent = self.refused = 0
 
     def show(self, key: Hashable) -> dict[str, Any] | None:
-        """Return {"face", "heat" (data: URIs), "dots" (SVG)} of a face; None where it has no image, or no room."""
+        """Return {"face", "heat" (data: URIs), "dots" (SVG)} for a face; None without an image, or without space."""
         picture = self.pictures.get(key)
         if picture is None:
             return None
@@ -69,7 +69,7 @@ def jpeg_uri(image: Image.Image, quality: int) -> str:
 
 
 def face_uri(face: np.ndarray, side: int = FACE, quality: int = QUALITY) -> str:
-    """Return a square face uint8 [S, S, 3] as a data: URI, made smaller to `side` pixels where it is larger."""
+    """Return a square face uint8 [S, S, 3] as a data: URI, scaled down to `side` pixels if it is larger."""
     image = Image.fromarray(np.ascontiguousarray(face))
     if image.width > side:
         image = image.resize((side, side), Image.Resampling.LANCZOS)
@@ -77,11 +77,11 @@ def face_uri(face: np.ndarray, side: int = FACE, quality: int = QUALITY) -> str:
 
 
 def heated(face: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lay a heat map over a face without its colours: clear where cold, yellow where hottest.
+    """Overlay a heat map on a greyscale face: transparent where cold, yellow where hottest.
 
     Args:
         face: uint8 [S, S, 3].
-        heat: float [h, w], 0..1; stretched over the face. What is no number counts as cold.
+        heat: float [h, w], 0..1; stretched over the face. NaN counts as cold.
 
     Returns:
         uint8 [S, S, 3].
@@ -98,8 +98,8 @@ def heated(face: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def landmark_dots(points: np.ndarray, side: float) -> Markup:
-    """Draw landmarks [K, 2], pixels of a square face of that side (centres at integers), as SVG to lie over it."""
-    # A line of no length with round ends is a dot; pixels are counted from their middle.
+    """Draw landmarks [K, 2], in pixels of a square face with that side (centres at integers), as an SVG overlay."""
+    # A line of zero length with round ends is a dot; pixel coordinates refer to pixel centres.
     path = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in np.asarray(points, float) + 0.5)
     return Markup(
         '<svg viewBox="0 0 {side} {side}" class="dots" aria-hidden="true"><path class="rim" d="{path}"/>'

@@ -1,8 +1,8 @@
-"""The page's plots, as inline SVG: they take the page's colours, so they are right in light, dark and print.
+"""The page's plots as inline SVG. They use the page's colours, so they work in light mode, dark mode and print.
 
-Every plot is stretched to the width it is given (``preserveAspectRatio="none"``) with strokes that do not scale, and
-holds no text of its own: labels are HTML around it and keep their size on a phone. Dots are strokes of zero length with
-round caps, which stay round when the plot is stretched. A plot's title is what a screen reader says.
+Every plot is stretched to the available width (``preserveAspectRatio="none"``) with strokes that do not scale. It
+contains no text: labels are HTML around it and keep their size on a phone. Dots are strokes of zero length with round
+caps, which stay round when the plot is stretched. A screen reader reads the plot's title.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from markupsafe import Markup
 #: A point (epoch, value); the value is None where it is not defined.
 Point = tuple[int, float | None]
 
-#: Faces that a bin of a reliability diagram takes to be drawn in full.
+#: Minimum number of faces for a bin of a reliability diagram to be drawn in full colour.
 FEW = 5
 
 _GRID = "".join(f"M{at} 0V100M0 {at}H100" for at in (0, 25, 50, 75, 100))
 
 
 def svg(height: int, kind: str, title: str, parts: str) -> Markup:
-    """Return a plot 100 wide of class `kind`; `title` is escaped, `parts` (paths made here) are not."""
+    """Return a plot 100 units wide, of class `kind`. `title` is escaped; `parts` (paths made here) are not."""
     opened = Markup(
         '<svg viewBox="0 0 100 {height}" preserveAspectRatio="none" role="img" class="{kind}"><title>{title}</title>'
     )
@@ -31,8 +31,8 @@ def svg(height: int, kind: str, title: str, parts: str) -> Markup:
 
 
 def axis(values: Sequence[float]) -> list[float]:
-    """Choose the ticks of an axis that holds fractions: two to seven within [0, 1], evenly a round number of points
-    apart, its ends first and last. Without values 0 and 1."""
+    """Choose the ticks of an axis for fractions: two to seven within [0, 1], a round number of points apart, with the
+    axis ends as first and last tick. Without values, 0 and 1."""
     if not values:
         return [0.0, 1.0]
     for step in (1, 2, 5, 10, 20):  # points
@@ -51,8 +51,8 @@ def lane(
     reference: float | None,
     title: str,
 ) -> Markup:
-    """Draw a score as a dot, how far it may be off as a bar (its ends), seeds as faint dots, and the reference as a
-    dashed line: fractions, on an axis with these ticks; what leaves it ends there."""
+    """Draw a score as a dot, its uncertainty as a bar (given by its ends), seeds as faint dots and the reference as a
+    dashed line. All are fractions, on an axis with these ticks; values outside are clipped to its ends."""
 
     def x(value: float) -> str:
         return f"{2 + 96 * min(1.0, max(0.0, (value - ticks[0]) / (ticks[-1] - ticks[0]))):.2f}"
@@ -67,7 +67,7 @@ def lane(
 
 
 def bars(pair: Sequence[float], top: float, title: str) -> Markup:
-    """Draw two numbers, before and after, as two bars above each other on the axis of `lane`, from 0 to `top`."""
+    """Draw two numbers, before and after, as two bars one above the other, on the axis of `lane` from 0 to `top`."""
     drawn = "".join(
         f'<path class="fill {kind}" d="M2 {y}h{96 * value / top:.2f}v6h-{96 * value / top:.2f}z"/>'
         for kind, y, value in zip(("before", "after"), (3, 11), pair, strict=True)
@@ -86,11 +86,11 @@ def lines(
     """Draw several quantities over the epochs on one scale from `bottom` to `top`.
 
     Args:
-        series: (class of the line, (epoch, value) in order of epochs); an undefined value leaves a gap.
+        series: (class of the line, (epoch, value) in epoch order); an undefined value leaves a gap.
         chosen: the epoch to mark, if any; with `dots` each line has a dot there.
 
     Returns:
-        {"svg", "top", "bottom", "first", "last"}, the epochs at the ends None where there are no points.
+        {"svg", "top", "bottom", "first", "last"}; the first and last epoch are None where there are no points.
     """
     epochs = [epoch for _, points in series for epoch, _ in points]
     first, last = min(epochs, default=None), max(epochs, default=None)
@@ -118,13 +118,13 @@ def lines(
 
 
 def curve(name: str, points: Sequence[Point], chosen: int, from_zero: bool) -> dict[str, Any] | None:
-    """Draw one quantity over the epochs, on a scale of its own.
+    """Draw one quantity over the epochs, on its own scale.
 
     Args:
-        from_zero: let the vertical axis begin at 0 (losses), where no value is negative.
+        from_zero: start the vertical axis at 0 (for losses) where no value is negative.
 
     Returns:
-        As `lines`, and "name", "chosen", "at_chosen" (the value there), "final"; None where no value is defined.
+        As `lines`, with "name", "chosen", "at_chosen" (the value there), "final"; None where no value is defined.
     """
     values = [value for _, value in points if value is not None]
     if not values:
@@ -140,7 +140,7 @@ def curve(name: str, points: Sequence[Point], chosen: int, from_zero: bool) -> d
 
 
 def ceiling(value: float) -> float:
-    """Return the least of 1, 2, 3, 4, 5, 6, 8, 10, 20, 30 ... not below a number: an end for an axis of counts."""
+    """Return the smallest of 1, 2, 3, 4, 5, 6, 8, 10, 20, 30 ... that is not below `value`: the end of a count axis."""
     step = 1
     while value > 8 * step:
         step *= 10
@@ -148,12 +148,12 @@ def ceiling(value: float) -> float:
 
 
 def reliability(bins: Sequence[Mapping[str, Any]], title: str) -> tuple[Markup, Markup]:
-    """Draw accuracy against confidence, a bar a bin, and in other colours what lies between the two; and beneath it how
-    many faces each bin holds, the fullest reaching the top.
+    """Draw accuracy against confidence, one bar per bin, with the difference in other colours. A second plot below
+    shows the number of faces in each bin; the fullest bin reaches the top.
 
     Args:
-        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions. Empty ones are left out; those of less than
-            `FEW` faces have the class ``few`` besides: one face is right or wrong, and says little.
+        bins: {"low", "high", "count", "confidence", "accuracy"}, fractions. Empty bins are left out. Bins with fewer
+            than `FEW` faces also have the class ``few``, because so few faces say little about accuracy.
     """
     bars, filled = {}, [one for one in bins if one["count"]]
     for one in filled:
@@ -180,7 +180,7 @@ def scatter(x: Sequence[float], y: Sequence[float], kinds: Sequence[str], title:
 
     Args:
         x, y: within 0..1, x to the right, y upward.
-        kinds: the class of each point's path, such as ``c3 src``; kinds that hold ``src`` lie beneath the others.
+        kinds: the class of each point's path, such as ``c3 src``; kinds with ``src`` are drawn below the others.
     """
     paths: dict[str, list[str]] = {}
     for across, up, kind in zip(x, y, kinds, strict=True):

@@ -1,4 +1,4 @@
-"""Pseudo labels: how many each threshold admits, over the epochs and by expression."""
+"""Pseudo labels: the number that each threshold admits, over the epochs and by expression."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fercli.report.plots import ceiling, lines
 
 
 def pseudo_labels(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return each adaptation as the document has it, and {"folder", "kept" (epoch), "marked" (epoch to mark, or None),
-    "quantity", "accuracy" (charts, the latter None without labels)}; at the kept epoch "thresholds" [{"name", "kind"
+    """Return each adaptation as in the document, with {"folder", "kept" (epoch), "marked" (epoch to mark, or None),
+    "quantity", "accuracy" (charts, the latter None without labels)}; "thresholds", at the kept epoch [{"name", "kind"
     (class of its line), "total", "share", "accuracy", "cells" [(count, accuracy)]}]; and "panels", at the class-aware
     threshold [{"expression", "svg", "top", "first", "last", "count", "correct"}]."""
     kept = {entry["folder"]: entry["epoch"] for entry in document["entries"]}
@@ -40,7 +40,7 @@ def _adaptation(folder: str, one: Mapping[str, Any], kept: int, names: list[str]
         right = over(_accuracy)
         least = min((value for _, points in right for _, value in points if value is not None), default=0.0)
         bottom = max(end for end in (0.0, 0.5, 0.8, 0.9) if end <= least)
-        accuracy = lines(right, 1.0, f"how many of them are right, {whose}", marked, bottom)
+        accuracy = lines(right, 1.0, f"accuracy of the faces above each threshold, {whose}", marked, bottom)
     thresholds = []
     for key in keys:
         counted, total, rates = at["counts"][key], sum(at["counts"][key]), [None] * len(names)
@@ -70,6 +70,6 @@ def _adaptation(folder: str, one: Mapping[str, Any], kept: int, names: list[str]
 
 
 def _accuracy(epoch: Mapping[str, Any], key: str) -> float | None:
-    """Share of right answers among the faces with a label above a threshold; None where there are none."""
+    """Share of correct predictions among the labelled faces above a threshold; None where there are none."""
     known = epoch["known"] and sum(epoch["known"][key])
     return sum(epoch["correct"][key]) / known if known else None

@@ -1,5 +1,5 @@
-"""A finished run, or one trained model, to numbers: every head and the decision rule, on the source's test faces and on
-every target.
+"""Score a finished run, or one trained model: every head and the decision rule, on the source's test faces and on every
+target.
 
 This is the final score: target labels are read here.
 """
@@ -42,7 +42,7 @@ from fercli.store import Store, subsample
 
 
 class _Work(NamedTuple):
-    """A model, the datasets that it is scored on, and those of them whose faces worth a look are sought under it."""
+    """A model, the datasets to score it on, and the datasets for which its failure cases are collected."""
 
     model: Trained
     datasets: list[str]
@@ -50,12 +50,12 @@ class _Work(NamedTuple):
 
 
 class Scoring(NamedTuple):
-    """How models are to be scored, where not as they were trained.
+    """How to score models, where it differs from how they were trained.
 
     Attributes:
         decision: name of a decision rule (`fercli.evaluation.decision.DecisionRule.named`).
         select: the selection rule that chooses the epoch of adapted models.
-        report: whether to write ``report.html`` too; its images and maps take longer than the numbers.
+        report: whether to also write ``report.html``. Its images and maps take longer than the scores.
     """
 
     decision: str | None = None
@@ -69,24 +69,24 @@ AS_TRAINED = Scoring()
 def evaluate(spec: Spec, targets: list[str], how: Scoring = AS_TRAINED) -> tuple[dict[str, Any], dict[str, Path]]:
     """Score a run.
 
-    A run that started from a model brought along (``start`` in its source checkpoint) may lack the faces that this
-    model was trained on: then the source is not scored, as `evaluate_model` has it. A target that the spec does not
-    know is read as the spec of the model adapted to it says.
+    A run that started from an external model (``start`` in its source checkpoint) may lack the faces that this model
+    was trained on. Then the source is not scored, as in `evaluate_model`. A target that is not in the spec is read as
+    defined in the spec of the model adapted to it.
 
     Args:
-        targets: datasets to score on beside the source.
+        targets: datasets to score on in addition to the source.
 
     Returns:
-        The results document (its layout: `fercli.scoring.results_files`) and what was written, by kind.
+        The results document (its layout: `fercli.scoring.results_files`) and the written files, by kind.
 
     Raises:
-        FercliError: no source model, a checkpoint that cannot be used, a target that is not prepared, or a report
-            folder that cannot be written.
+        FercliError: there is no source model, a checkpoint cannot be used, a target is not prepared, or the report
+            folder cannot be written.
     """
     source = source_model(spec)
     adapted = [model for model in adapted_models(spec) if model.target in targets]
     for path in unfinished(spec):
-        console.warn(f"{path} has no model (best.ckpt) and is left out; train it to its end: fercli adapt")
+        console.warn(f"{path} has no model (best.ckpt) and is left out; to finish its training, run: fercli adapt")
     spec = _with_datasets(spec, adapted)
     if _brought_along(source):
         data = spec.data.model_copy(update={"source": source.spec.data.source})
@@ -98,7 +98,7 @@ def evaluate(spec: Spec, targets: list[str], how: Scoring = AS_TRAINED) -> tuple
     for name in targets:
         warn_of_overlap(stores[name])
     _check_origins(source, adapted, stores)
-    # Faces worth a look are sought under the models adapted to a target; where there is none, under the source model.
+    # Failure cases come from the models adapted to a target, or from the source model where there are none.
     adapted_to = {model.target for model in adapted}
     work = [_Work(source, list(stores), [name for name in targets if name not in adapted_to])]
     work += [_Work(model, [model.target], [model.target]) for model in adapted]
@@ -106,12 +106,12 @@ def evaluate(spec: Spec, targets: list[str], how: Scoring = AS_TRAINED) -> tuple
 
 
 def _brought_along(source: Trained) -> bool:
-    """Whether a run's source model was trained elsewhere, and the run started from it."""
+    """Whether the run started from a source model that was trained elsewhere."""
     return bool(source.state.get("start"))
 
 
 def _with_datasets(spec: Spec, adapted: Sequence[Trained]) -> Spec:
-    """The spec, with what adapted models say of targets that it does not know."""
+    """The spec, extended with the adapted models' definitions of targets that it lacks."""
     known = dict(spec.data.datasets)
     for model in adapted:
         own = model.spec.data.datasets.get(model.target)
@@ -121,10 +121,11 @@ def _with_datasets(spec: Spec, adapted: Sequence[Trained]) -> Spec:
 
 
 def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[str, Store]) -> None:
-    """Refuse to put figures side by side that do not belong together.
+    """Refuse to compare scores that do not belong together.
 
     Raises:
-        FercliError: a model was trained on other faces than the stores hold now, or adapted from another source model.
+        FercliError: a model was trained on faces that differ from those in the stores now, or was adapted from another
+            source model.
     """
     own = source.digest
     for model in (source, *adapted):
@@ -132,12 +133,12 @@ def _check_origins(source: Trained, adapted: Sequence[Trained], stores: Mapping[
         if model is not source:
             again = f"run: fercli adapt -c {model.folder / 'spec.yaml'} --target {model.target} --restart"
         if model is not source and model.state.get("source_model", own) != own:
-            raise FercliError(f"{model.folder} was adapted from another source model than {source.path} is now", again)
-        if _brought_along(model):  # `_sources` has looked, and the run's targets are not its own
+            raise FercliError(f"{model.folder} was not adapted from the current source model, {source.path}", again)
+        if _brought_along(model):  # `_sources` has checked its sources; the run's targets are not its own
             continue
         for store in prepared_again(model.state, list(stores.values())):
             raise FercliError(
-                f"{store.path} was prepared again, with other faces or labels than {model.folder} was trained on", again
+                f"{store.path} was prepared again, and {model.folder} was trained on other faces or labels", again
             )
 
 
@@ -147,24 +148,24 @@ def evaluate_model(
     datasets: Sequence[str],
     how: Scoring = AS_TRAINED,
 ) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Score one trained model on prepared datasets, whatever run it comes from.
+    """Score one trained model on prepared datasets, from any run.
 
-    The network, the sizes and what was held out are those of the model's own spec. The model's source datasets are
-    looked up too. Without their stores no temperature is fitted, and the distance between the domains is not measured;
-    a remark says so. A source among `datasets` is scored as `fercli evaluate` scores a run's source. Of a released
-    checkpoint nobody knows which source faces were held out, so that it goes without both.
+    The network, the sizes and the held-out faces follow the model's own spec. The model's source datasets are looked up
+    as well. Without their stores no temperature is fitted and the distance between the domains is not measured; a
+    message reports this. A source among `datasets` is scored as `fercli evaluate` scores a run's source. For a released
+    checkpoint the held-out source faces are not known, so it gets neither.
 
     Args:
-        spec: where the stores lie (``paths.prepared``), what the engine runs on, and where the numbers go:
+        spec: defines the folder of the stores (``paths.prepared``), the engine's device, and the output folder,
             ``paths.runs/model-NAME/report``.
         datasets: to score on.
 
     Returns, raises:
         As `evaluate`.
     """
-    record_of(model).deciding_by(how.decision)  # a rule that it has no heads for is told before any work
+    record_of(model).deciding_by(how.decision)  # reject a rule without matching heads before any work
     if model.released and how.select is not None:
-        raise SpecError(f"{model.path} is a released checkpoint, of one epoch", "leave --select out")
+        raise SpecError(f"{model.path} is a released checkpoint with only one epoch", "leave out --select")
     own = model.spec.model_copy(
         update={
             **{key: getattr(spec, key) for key in ("paths", "engine", "evaluate")},
@@ -176,7 +177,7 @@ def evaluate_model(
     for name, store in stores.items():
         _warn_of_other_faces(own, model, store)
         if not (store.labels >= 0).any():
-            console.say(f"{name} has no labels: nothing is scored, and each face's answer is in predictions/")
+            console.say(f"{name} has no labels, so nothing is scored; each face's prediction is in predictions/")
         if name == model.target:
             warn_of_overlap(store)
     sources = _sources(own, model, stores)
@@ -185,46 +186,46 @@ def evaluate_model(
 
 
 def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[Store]:
-    """The stores of all source datasets, as long as they hold the faces that the model was trained on; else none.
+    """The stores of all source datasets, if they hold the faces that the model was trained on; otherwise none.
 
-    None is told: of other faces nobody knows which were held out.
+    For other faces it is not known which were held out. A message reports that there are no stores.
     """
     without = "no temperature is fitted, and the distance between the domains is not measured"
     if model.state["best"]["rule"] in (ORACLE, SOURCE_TEST):  # a released checkpoint's, or a run that started from one
         source, title = "+".join(spec.data.source), model.state.get("start", {}).get("title", model.method)
-        told = f"source {source}" + (" (--source NAME tells it)" if source == UNKNOWN and model.released else "")
-        console.say(f"{model.path}: {title}, {told}; which faces were held out is not known: {without}")
+        told = f"source {source}" + (" (set it with --source NAME)" if source == UNKNOWN and model.released else "")
+        console.say(f"{model.path}: {title}, {told}; the held-out faces are not known, so {without}")
         return []
     try:
         found = [stores.get(name) or open_store(spec, name, as_aligned=False) for name in spec.data.source]
     except FercliError:
-        console.say(f"no prepared store of {'+'.join(spec.data.source)}, which the model was trained on: {without}")
+        console.say(f"no prepared store of {'+'.join(spec.data.source)}, the model's training data, so {without}")
         return []
     for store in prepared_again(model.state, found):
-        console.say(f"{store.path} holds other faces or labels than those that the model was trained on: {without}")
+        console.say(f"{store.path} does not hold the faces and labels that the model was trained on, so {without}")
         return []
     return found
 
 
 def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
-    """Say where a store's faces are cut otherwise than those that the model was trained on, as far as it tells."""
+    """Warn if a store's faces were cropped differently from the model's training faces, as far as the store records."""
     due = spec.prepare.parameters()
     names = ["align", "crop_size", "crop_zoom"] if spec.model.reads_crops else ["align"]
     found = store.meta["parameters"]
     if model.released:
-        console.say(f"{store.path} is taken as it was prepared: align {found.get('align')}, size {found.get('size')}")
+        console.say(f"{store.path} is used as it was prepared: align {found.get('align')}, size {found.get('size')}")
         return
     other = [f"{name} {found[name]}, not {due[name]}" for name in names if found.get(name, due[name]) != due[name]]
     if other:
         console.warn(
-            f"{store.path} holds faces cut otherwise than those {model.path} was trained on: {', '.join(other)}"
+            f"{store.path} holds faces cropped differently from those {model.path} was trained on: {', '.join(other)}"
         )
 
 
 def _score(
     kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], how: Scoring
 ) -> tuple[dict[str, Any], dict[str, Path]]:
-    """Do the work and write what came of it."""
+    """Do the work and write the results."""
     folder = open_report(spec.run_folder / "report")
     with only_one(folder, "evaluate"):
         try:
@@ -243,7 +244,7 @@ def _score(
 
 
 def adapted_targets(spec: Spec) -> list[str]:
-    """Targets that the run has been adapted to, in the spec's order; where there is none, the prepared ones."""
+    """Targets that the run was adapted to, in the spec's order; where there are none, the prepared ones."""
     names = {model.target for model in adapted_models(spec)}
     if not names:
         names = {name for name in spec.data.targets if (spec.store_path(name) / "meta.json").exists()}
@@ -253,7 +254,7 @@ def adapted_targets(spec: Spec) -> list[str]:
 def _evaluate_all(
     kind: str, spec: Spec, work: Sequence[_Work], stores: Mapping[str, Store], sources: Sequence[Store], how: Scoring
 ) -> tuple[dict[str, Any], list[Results], dict[tuple[str, str, int], Picture]]:
-    """Score every model on its datasets: parts of the results document, the results and images of faces."""
+    """Score every model on its datasets. Returns parts of the results document, the results, and images of faces."""
     evaluator = TrainedEvaluator(spec, sources)
     gaps: dict[str, list[dict[str, Any]]] = {n: [] for n in stores if sources and n not in spec.data.source}
     scored, cases, pseudo, pictures = [], [], {}, {}
@@ -271,7 +272,7 @@ def _evaluate_all(
                 if model.target == name:
                     results = replace(results, start=starts.get(name))
                 scored.append(results)
-                as_trained = results.record.epoch == record.epoch  # features are of the chosen epoch alone
+                as_trained = results.record.epoch == record.epoch  # features exist only for the chosen epoch
                 if name in gaps and as_trained:
                     gaps[name].append(evaluator.gap(results, outputs, mapped=how.report))
                 if name in with_cases:
@@ -300,12 +301,12 @@ def _evaluate_all(
 
 
 def record_of(model: Trained) -> ModelRecord:
-    """What tables tell of a trained model."""
+    """What tables show about a trained model."""
     spec, best = model.spec, model.state["best"]
     try:
         finished = None if model.one_file else read_environment(model.folder)
     except FercliError as problem:
-        console.warn(f"{problem}; {model.folder.name} is shown without its time")
+        console.warn(f"{problem}; {model.folder.name} is shown without its training time")
         finished = None
     return model_record(
         spec,
@@ -340,12 +341,12 @@ def _results(
         record, outputs = epochs.selected_by(select)
     elif model.target == store.name and not model.one_file:
         epochs = read_epochs(record, store, len(part.indices))
-    held = outputs["held"][: len(held_labels)]  # none where the model's source is not at hand
+    held = outputs["held"][: len(held_labels)]  # empty where the model's source is not available
     return Results(record, store, is_source, part, outputs["scored"], held, held_labels, epochs)
 
 
 def _pseudo_labels(model: Trained, results: Results) -> dict[str, Any]:
-    """Pseudo-label quantities on the model's own target, with its labels where the faces are the same."""
+    """Pseudo-label counts on the model's own target, with its labels where the faces are still the same."""
     store, epochs = results.store, results.epochs
     watched = store.indices(store.adapt_splits)
     watched = watched[subsample(len(watched), model.state["spec"]["adapt"]["select_images"])]

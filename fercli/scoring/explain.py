@@ -1,4 +1,4 @@
-"""Why a face got its answer: where the global branch looked, and what each head said."""
+"""Explain a face's prediction: where the global branch looked, and what each head predicted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fercli.store import Store
 
 
 def picture_of(store: Store, position: int, size: int, heat: np.ndarray) -> Picture:
-    """The image of the face at `position` of a store, cut to `size` pixels a side as `plain_view` does."""
+    """The image of the face at `position` in a store, cropped to `size` pixels a side as in `plain_view`."""
     face, landmarks = np.asarray(store.faces[position]), np.asarray(store.landmarks[position])
     offset = (len(face) - size) // 2
     return Picture(face[offset : offset + size, offset : offset + size].copy(), landmarks - offset, heat)
@@ -29,31 +29,31 @@ def grad_cam(
     expressions: Tensor,
     output_transform: Callable[[Output], Output] | None = None,
 ) -> Tensor:
-    """Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2) of the global branch, for a given expression of each face.
+    """Grad-CAM (Selvaraju et al., ICCV 2017, eq. 1 and 2) of the global branch, for a given expression per face.
 
-    The heat is ReLU(sum over k of a_k A^k), A the backbone's global map and a_k the mean over its pixels of
-    dy / dA^k. y is the fused head's logit of the expression, not the global head's: the fused head reads all six
-    features, so the gradient that reaches the global map is the global branch's own share in the answer, whatever the
-    five local branches add to it (`votes` shows those). Only the path through the global head counts, also where the
-    local windows are cut from an earlier map of the same backbone.
+    The heat is ReLU(sum over k of a_k A^k), where A is the backbone's global map and a_k the mean of dy / dA^k over its
+    pixels. y is the fused head's logit of the expression, not the global head's. The fused head reads all six features,
+    so the gradient at the global map is the global branch's own contribution to the prediction, whatever the five local
+    branches add (`votes` shows those). Only the path through the global head counts, even where the local windows are
+    cropped from an earlier map of the same backbone.
 
     Args:
-        network: in any mode; its mode, its parameters' gradients and its hooks are afterwards as before.
+        network: in any mode. Its mode, its parameters' gradients and its hooks are restored afterwards.
         view_inputs: `fercli.loading.augment.View.inputs` of B faces.
-        expressions: int64 [B], the class of each face to explain.
-        output_transform: what the method makes of the network's output (`fercli.methods.base.Method.transform_output`);
-            it must treat each face by itself.
+        expressions: int64 [B], the class to explain for each face.
+        output_transform: the method's transform of the network's output
+            (`fercli.methods.base.Method.transform_output`). It must treat each face separately.
 
     Returns:
-        float32 [B, h, w] on the CPU, 7 x 7 for faces of 112 pixels, each divided by its own maximum: 0..1, and so not
-        to be compared in strength between faces. All zero where no pixel speaks for the expression.
+        float32 [B, h, w] on the CPU, 7 x 7 for faces of 112 pixels. Each is divided by its own maximum, so values are
+        in 0..1 and the strength cannot be compared between faces. All zero where no pixel supports the expression.
     """
     caught: list[Tensor] = []
     hook = network.global_head.register_forward_pre_hook(lambda module, given: caught.append(given[0]))
     was_training = network.training
     network.eval()
     try:
-        with torch.no_grad():  # the backbone's own gradients are not needed, and they are what takes memory
+        with torch.no_grad():  # the backbone's own gradients are not needed and would take most of the memory
             output = network(*view_inputs)
         hook.remove()
         maps = caught[0].detach().requires_grad_()
@@ -64,7 +64,7 @@ def grad_cam(
                 logits = network.classifiers[-1](features.flatten(1))
             else:
                 logits = output_transform(Output(output.logits, features)).logits[:, FUSED]
-            # Faces do not mix in eval mode, so that the gradient of the sum is each face's own.
+            # Faces do not mix in eval mode, so the gradient of the sum is each face's own gradient.
             chosen = logits.gather(1, expressions.to(logits.device)[:, None]).sum()
             (gradient,) = torch.autograd.grad(chosen, maps)
     finally:
@@ -77,10 +77,10 @@ def grad_cam(
 
 
 def votes(probabilities: Tensor) -> list[dict[str, Any]]:
-    """What each head answers, of one face's probabilities [7 heads, 7 expressions].
+    """The prediction of each head, from one face's probabilities [7 heads, 7 expressions].
 
     Returns:
-        Seven of {"head", "expression" (name), "probability"} in the order of `HEADS`.
+        Seven dicts {"head", "expression" (name), "probability"} in the order of `HEADS`.
     """
     sure, answers = probabilities.max(-1)
     return [

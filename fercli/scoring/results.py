@@ -1,5 +1,5 @@
-"""What one model answers on the scored part of one dataset, and the figures that follow from it: pure functions of
-outputs. For a run, a single model and a sweep alike.
+"""Predictions of one model on the scored part of one dataset, and the scores computed from them. Pure functions of
+outputs, for a run, a single model and a sweep alike.
 
 This is the final score: target labels are read here.
 """
@@ -36,7 +36,7 @@ from fercli.spec import Spec
 from fercli.spec.registry import REFERENCE, reads
 from fercli.store import Store
 
-#: What an entry takes from its model's record.
+#: The fields that an entry takes from its model's record.
 _TOLD = (
     *("source", "method", "registered", "seed", "keys", "oracle_method", "stage", "epoch", "selection", "decision"),
     "seconds",
@@ -45,17 +45,17 @@ _TOLD = (
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """What tables tell of a trained model, and how it answers.
+    """What tables show about a trained model, and how it predicts.
 
     Attributes:
-        folder: of its stage; name: the same below the run's folder.
-        method: its label in tables; registered: its name in the registry; source: its datasets, joined by +.
+        folder: of its stage; name: the folder's name within the run folder.
+        method: its label in tables; registered: its name in the registry; source: its source datasets, joined by +.
         seed, keys: of a sweep's cell; keys are the values of the grid's spec keys.
-        epoch, selection: the chosen one, and the rule that chose it.
-        rule: its own decision rule; decision: the name of the one that is asked (`DecisionRule.named`).
-        oracle_method: whether target labels trained it, or chose its epoch before it came here: an upper bound.
+        epoch, selection: the chosen epoch, and the rule that chose it.
+        rule: the model's own decision rule; decision: the name of the rule to use (`DecisionRule.named`).
+        oracle_method: whether it was trained with target labels, or they had already chosen its epoch: an upper bound.
         keep_outputs: as the spec's ``engine.keep_outputs``.
-        heads: those of the seven that it has.
+        heads: those of the seven heads that it has.
     """
 
     folder: Path
@@ -77,29 +77,29 @@ class ModelRecord:
     heads: Sequence[str] = HEADS
 
     def deciding_by(self, name: str | None) -> ModelRecord:
-        """The same model, asked for another decision rule; None changes nothing.
+        """The same model with another decision rule; None changes nothing.
 
         Raises:
-            SpecError: there is no such rule, or it reads heads that the model has not.
+            SpecError: there is no such rule, or it reads heads that the model does not have.
         """
         asked = self.rule.named(name) if name else None
         if asked and len(self.heads) < len(HEADS) and asked.key not in self.heads:
-            raise SpecError(f"{self.checkpoint} cannot answer by {name}", f"its heads are: {', '.join(self.heads)}")
+            raise SpecError(f"{self.checkpoint} cannot predict by {name}", f"its heads are: {', '.join(self.heads)}")
         return replace(self, decision=name if asked.key == "glpc" else asked.key) if asked else self
 
     def answering(self) -> DecisionRule:
-        """The rule that is asked."""
+        """The decision rule to use."""
         return self.rule.named(self.decision)
 
 
 def model_record(spec: Spec, folder: Path, rule: DecisionRule, **told: Any) -> ModelRecord:
-    """A record of what was trained by a spec; `told` is the rest of its attributes."""
+    """The record of a model trained by a spec; `told` holds its other attributes."""
     about = {"source": "+".join(spec.data.source), "seed": spec.engine.seed, "keep_outputs": spec.engine.keep_outputs}
     return ModelRecord(folder=folder, rule=rule, decision=rule.key, **about, **told)
 
 
 class Part(NamedTuple):
-    """Which faces of a store score: what to call them, their positions, and how many the dataset lists."""
+    """The scored faces of a store: their name in tables, their positions, and how many the dataset lists."""
 
     splits: list[str]
     indices: np.ndarray
@@ -107,9 +107,9 @@ class Part(NamedTuple):
 
 
 def scored_part(spec: Spec, store: Store, is_source: bool) -> Part:
-    """The faces of a store that score.
+    """The scored faces of a store.
 
-    A source without a test part of its own is scored on the faces held out of training, which also chose the epoch.
+    A source without its own test split is scored on the faces held out of training, which also chose the epoch.
     """
     if is_source and (set(store.score_splits) & set(store.adapt_splits) or not store.expected(store.score_splits)):
         _, held = training_and_validation(store, spec.data.validation)
@@ -118,12 +118,12 @@ def scored_part(spec: Spec, store: Store, is_source: bool) -> Part:
 
 
 class Right(NamedTuple):
-    """Which of a store's labelled faces a model answers rightly.
+    """Which of a store's labelled faces a model predicts correctly.
 
     Attributes:
         positions: of the faces in the store, int64 [M].
-        right: bool [M].
-        subjects: who is on each, M strings, empty where not known.
+        right: whether each is correct, bool [M].
+        subjects: the subject of each, M strings, empty where not known.
     """
 
     positions: np.ndarray
@@ -132,22 +132,22 @@ class Right(NamedTuple):
 
 
 class Epochs:
-    """What an adaptation's epochs left, as far as it is of the faces that the target's store holds now.
+    """The stored outputs of an adaptation's epochs, as far as they belong to the faces now in the target's store.
 
     Args:
         record: the adapted model's.
         store: its target, opened with labels.
-        size: scored faces.
+        size: number of scored faces.
         history: epoch -> selection rule -> score.
 
     Attributes:
         watched: epoch -> the fused head's probabilities [N, 7] on the watched faces.
-        answers: epoch -> answers int64 [N] of the model's decision rule, with that epoch's learning status; empty where
-            the outputs are of other faces.
-        same_faces: whether they are not.
+        answers: epoch -> predictions int64 [N] of the model's decision rule, with that epoch's learning status; empty
+            where the outputs belong to other faces.
+        same_faces: whether the outputs belong to the store's faces.
 
     Raises:
-        FercliError: a file of outputs is missing or damaged.
+        FercliError: an output file is missing or damaged.
     """
 
     def __init__(self, record: ModelRecord, store: Store, size: int, history: Mapping[int, Mapping[str, float]]):
@@ -168,12 +168,12 @@ class Epochs:
             self.answers.clear()
 
     def rule(self, found: Mapping[str, Tensor]) -> DecisionRule:
-        """The model's own decision rule, with an epoch's own learning status."""
+        """The model's own decision rule, with an epoch's learning status."""
         return self._record.rule._replace(status=found.get("status"))
 
     @cached_property
     def chosen(self) -> dict[str, int]:
-        """Selection rule -> the epoch that it would choose, of those whose outputs are there; none without scores."""
+        """Selection rule -> the epoch that it would choose, among epochs with outputs; empty without scores."""
         history = {epoch: scores for epoch, scores in self._history.items() if epoch in self.watched}
         return chosen_by_rule(history, self.watched) if history else {}
 
@@ -181,7 +181,7 @@ class Epochs:
         """The model at the epoch that a selection rule chooses, and its outputs.
 
         Raises:
-            FercliError: the run has no score by this rule, or its outputs are of other faces.
+            FercliError: the run has no score by this rule, or its outputs belong to other faces.
         """
         folder = self._record.folder
         if rule not in self.chosen or not self.same_faces:
@@ -194,18 +194,18 @@ class Epochs:
 
 @dataclass(frozen=True)
 class Results:
-    """A model's answers on N faces.
+    """A model's outputs and predictions on N faces.
 
     Attributes:
-        record, store: whose, and on what.
+        record, store: the model and the dataset.
         is_source: whether the store is one of the model's sources.
-        part: which faces.
+        part: the scored faces.
         probabilities: float32 [N, 7 heads, 7 expressions].
-        held, held_labels: the same model on K held-out source faces [K, 7, 7], and their labels: what the temperature
-            is fitted on.
-        epochs: what its epochs left, where it was adapted to this dataset.
-        start: float32 [N, 7, 7], what the model that it was adapted from says of the same faces; None where nobody has
-            asked it, or it was adapted to another dataset.
+        held, held_labels: the same model's outputs on K held-out source faces [K, 7, 7], and their labels; the
+            temperature is fitted on them.
+        epochs: the outputs of its epochs, where it was adapted to this dataset.
+        start: float32 [N, 7, 7], the starting model's outputs on the same faces. None where they were not computed, or
+            the model was adapted to another dataset.
     """
 
     record: ModelRecord
@@ -220,17 +220,17 @@ class Results:
 
     @cached_property
     def decision(self) -> Decision:
-        """By the rule that is asked."""
+        """The decision by the rule in use."""
         return self.record.answering()(self.probabilities)
 
     @cached_property
     def answers(self) -> np.ndarray:
-        """Of the decision, int64 [N]."""
+        """The decision's predictions, int64 [N]."""
         return self.decision.answers.numpy()
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int64 [N], -1 where not known."""
+        """True labels, int64 [N], -1 where not known."""
         return self.store.labels[self.part.indices]
 
     @cached_property
@@ -240,12 +240,12 @@ class Results:
 
     @property
     def right(self) -> Right:
-        """What the decision answers rightly."""
+        """Which labelled faces the decision predicts correctly."""
         known = self.known
         return Right(self.part.indices[known], (self.answers == self.labels)[known], self._subjects())
 
     def stage(self, row: int) -> str:
-        """Which stage of GLPC gave the answer; the rule's name where another rule decides."""
+        """The stage of GLPC that made the prediction, or the rule's name where another rule decides."""
         return STAGES[self.decision.stages[row]] if self._by_glpc else self.record.decision
 
     @property
@@ -253,9 +253,9 @@ class Results:
         return self.record.decision.startswith("glpc")
 
     def entry(self) -> dict[str, Any]:
-        """The entry of the results document (`fercli.scoring.results_files`), but for ``predictions``.
+        """The entry of the results document (`fercli.scoring.results_files`), without ``predictions``.
 
-        ``against_reference`` is None until `with_reference` has seen the others.
+        ``against_reference`` is None until `with_reference` fills it in.
         """
         record, epochs = self.record, self.epochs
         answered = epochs is not None and bool(epochs.answers)
@@ -288,7 +288,7 @@ class Results:
         }
 
     def _drift(self, start: Tensor) -> dict[str, Any]:
-        """How the answers moved from the start's, with the verdict; no label is read."""
+        """How the predictions differ from the starting model's, with the verdict. No label is read."""
         moved = drift(start, self.probabilities)
         faces = self.part.indices
         told = {"found": len(faces), "listed": self.part.expected, "duplicates": self.store.copies(faces)}
@@ -304,16 +304,16 @@ class Results:
         return score_intervals(self.labels[self.known], answers[self.known], self._subjects())
 
     def _subjects(self) -> list[str]:
-        """Of the faces with a label."""
+        """Subjects of the faces with a label."""
         return self.store.subjects[self.part.indices][self.known].tolist()
 
     def _calibration(self) -> dict[str, Any] | None:
-        """Of the fused head. Where a source is scored on its held-out faces, those have fitted the temperature too."""
+        """Calibration of the fused head. Where a source is scored on held-out faces, T is fitted on the same ones."""
         labels = torch.from_numpy(self.labels.astype(np.int64))
         return calibration(self.probabilities[:, FUSED], labels, self.held[:, FUSED], self.held_labels)
 
     def _stages(self) -> dict[str, dict[str, int | None]]:
-        """How often each stage decided and how often rightly: of labelled faces, or of all where none has a label."""
+        """How often each stage decided, and how often correctly: on labelled faces, or on all if none has a label."""
         labelled = bool(self.known.any())
         counted = self.known if labelled else np.ones_like(self.known)
         right = (self.answers == self.labels)[counted]
@@ -325,10 +325,10 @@ class Results:
 
 
 def read_epochs(record: ModelRecord, store: Store, size: int) -> Epochs | None:
-    """`Epochs` of an adapted model, without selection rules where its log is damaged; None, with a warning, where its
-    outputs are, or are missing."""
+    """`Epochs` of an adapted model, without selection rules where its log is damaged. Returns None, with a warning,
+    where its outputs are damaged or missing."""
     history = {}
-    with suppress(FercliError):  # told where its curves are left out
+    with suppress(FercliError):  # reported where its curves are left out
         history = read_scores(record.folder)
     try:
         epochs = Epochs(record, store, size, history)
@@ -337,15 +337,15 @@ def read_epochs(record: ModelRecord, store: Store, size: int) -> Epochs | None:
         return None
     if not epochs.same_faces:
         console.warn(
-            f"{store.path} was prepared again after {record.folder}, with other faces: what its epochs left cannot be "
-            f"scored (no oracle, no accuracy of pseudo labels); to have these, run: fercli adapt --target {store.name} "
-            "--restart"
+            f"{store.path} was prepared again after {record.folder}, with other faces: the outputs of its epochs "
+            "cannot be scored (no oracle, no accuracy of pseudo labels); to get these, run: fercli adapt --target "
+            f"{store.name} --restart"
         )
     return epochs
 
 
 def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None:
-    """All figures of the answers to faces with a label (not -1), or None where none has one."""
+    """All scores of the predictions on faces with a label (not -1), or None where no face has one."""
     known = labels >= 0
     if not known.any():
         return None
@@ -354,16 +354,16 @@ def metrics_of(labels: np.ndarray, answers: np.ndarray) -> dict[str, Any] | None
 
 
 def with_reference(entries: Sequence[dict[str, Any]], right: Sequence[Right]) -> list[dict[str, Any]]:
-    """The same entries, each with ``against_reference``: whether chance alone makes its answers differ so much from
-    those of the reference on the same faces.
+    """The same entries, each with ``against_reference``: whether chance alone explains how much its predictions differ
+    from those of the reference on the same faces.
 
-    The reference is source-only of the same dataset and seed, as in the tables (`results_table.serves`): of several,
-    the one with the most keys.
+    The reference is source-only on the same dataset with the same seed, as in the tables (`results_table.serves`). Of
+    several, it is the one with the most keys.
 
     Returns:
         ``against_reference``: the reference's ``folder``, ``fixed`` and ``broken`` (faces that only the entry's model,
-        and only the reference, answers rightly), and the ``test`` (`fercli.evaluation.significance.compare_right`).
-        None for the reference itself, without one, on other faces than its, and where no face has a label.
+        and only the reference, predicts correctly), and the ``test`` (`fercli.evaluation.significance.compare_right`).
+        None for the reference itself, without a reference, where their faces differ, and where no face has a label.
     """
     found = []
     for entry, own in zip(entries, right, strict=True):
@@ -386,7 +386,7 @@ def with_reference(entries: Sequence[dict[str, Any]], right: Sequence[Right]) ->
 
 
 def with_own_labels(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same entries; of those that share label, dataset, seed and keys all but the first carry their folder."""
+    """The same entries. Of entries with the same label, dataset, seed and keys, all but the first add their folder."""
     taken, found = set(), []
     for entry in entries:
         name = (entry["method"], entry["dataset"], entry["seed"], *map(str, entry["keys"].items()))

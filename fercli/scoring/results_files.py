@@ -1,31 +1,32 @@
-"""Results in files: ``results.json``, the same figures as one long table ``results.csv``, and each face's answer.
+"""Results files: ``results.json``, the same figures as one long table ``results.csv``, and each face's prediction.
 
-``results.json`` (schema 5, of a run, a single model and a sweep alike; shares are fractions in 0..1, None is not
-defined) holds
+``results.json`` (schema 5) has the same layout for a run, a single model and a sweep. Shares are fractions in 0..1;
+None means not defined. It contains
 
 - ``schema``, ``kind`` ("run", "model" or "sweep"), ``title``, ``created`` (ISO 8601), ``synthetic``, ``expressions``,
-  ``spec``, ``environment``, ``departures`` of a run as released from what was released (None of any other run);
+  ``spec``, ``environment``, and ``departures``: how a reproduction of released settings departs from them (None for any
+  other run);
 - ``datasets``: name -> {"synthetic", "role": "source" or "target"}; ``targets``, ``methods`` (labels, the reference
   first) and ``seeds``, in order; ``reference``, the label that others are compared with;
-- ``entries``, one a model and dataset (`fercli.scoring.results.Results.entry`): whose (``method``, ``registered``,
-  ``seed``, ``keys`` of a sweep's grid, ``folder``, ``checkpoint``, ``stage``, ``epoch``, ``selection`` and what that
-  ``reads``, ``oracle_method``), on what (``dataset``, ``role``, ``source``, ``splits``, ``expected``, ``found``,
-  ``scored``), the scores of each of ``heads`` (the seven, and the rules over several of them), which of them is the
-  model's ``decision``, the ``stages`` of GLPC, ``intervals`` of the decision, ``calibration`` of the fused head, the
-  ``oracle`` epoch, what each of the selection ``rules`` would have chosen, ``seconds`` of training, ``predictions``
-  (the CSV's path from the report's folder), ``against_reference``, whether chance alone makes it differ so much from
-  source-only on the same faces (`fercli.scoring.results.with_reference`), and ``drift``, what adapting has changed of
-  the start's answers to these faces (`fercli.evaluation.drift.drift`), with the faces ``found``, the images
-  ``listed``, the ``duplicates`` among the faces, and the ``verdict`` on it all: no label is read for it, and it is None
-  where the start's outputs are not known; earlier versions of fercli wrote none. Scores, intervals and calibration are
-  None where no face has a label;
-- ``missing``: ``dataset``, ``method``, ``seed``, ``keys`` and ``why`` of each cell of a sweep that was not trained;
-- ``published`` rows beside them (`fercli.evaluation.published`);
-- of a run or model: ``history``, stage folder -> mean losses and selection scores of every epoch; ``gaps``, of each
-  ``target``, how far it lies from the ``source`` (its faces of ``source_splits``), under each of ``models``
+- ``entries``, one per model and dataset (`fercli.scoring.results.Results.entry`). The model: ``method``,
+  ``registered``, ``seed``, ``keys`` of a sweep's grid, ``folder``, ``checkpoint``, ``stage``, ``epoch``, ``selection``
+  and what that ``reads``, ``oracle_method``, ``seconds`` of training. The faces: ``dataset``, ``role``, ``source``,
+  ``splits``, ``expected``, ``found``, ``scored``. The scores: those of each of ``heads`` (the seven, and the rules over
+  several of them), the one that is the model's ``decision``, the ``stages`` of GLPC, ``intervals`` of the decision,
+  ``calibration`` of the fused head, the ``oracle`` epoch, and what each of the selection ``rules`` would have chosen.
+  ``predictions`` is the CSV's path relative to the report folder. ``against_reference`` states whether chance alone
+  explains the difference from source-only on the same faces (`fercli.scoring.results.with_reference`). ``drift`` tells
+  how adaptation changed the starting model's predictions on these faces (`fercli.evaluation.drift.drift`), with the
+  faces ``found``, the images ``listed``, the ``duplicates`` among the faces, and the ``verdict`` on all of this. It
+  reads no label. It is None where the starting model's outputs are not known, and absent from files of earlier versions
+  of fercli. Scores, intervals and calibration are None where no face has a label;
+- ``missing``: ``dataset``, ``method``, ``seed``, ``keys`` and ``why`` for each cell of a sweep that was not trained;
+- ``published`` rows for comparison (`fercli.evaluation.published`);
+- for a run or model: ``history``, stage folder -> mean losses and selection scores of every epoch; ``gaps``, for each
+  ``target``, its distance from the ``source`` (the faces of ``source_splits``) under each of ``models``
   (`fercli.scoring.trained_evaluator.TrainedEvaluator.gap`);
   ``pseudo_labels``, stage folder -> how many each threshold would have admitted (`fercli.evaluation.pseudo_labels`);
-  ``failure_cases``, faces worth a look (`fercli.scoring.failure_cases`).
+  ``failure_cases``, mistakes and uncertain faces (`fercli.scoring.failure_cases`).
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ PREDICTION_COLUMNS = (
     *(f"p_{name}" for name in EXPRESSIONS),
     *(f"head_{name}" for name in HEADS),
 )
-#: What each means: `result_rows`.
+#: `result_rows` explains each column.
 RESULT_COLUMNS = (
     *("run", "dataset", "role", "split", "source", "method", "seed", "setting", "folder"),
     *("epoch", "selection", "oracle", "head", "decides", "expression", "metric", "value", "low", "high", "count"),
@@ -69,12 +70,12 @@ RESULT_COLUMNS = (
 def document(
     kind: str, spec: Spec, stores: Mapping[str, Store], entries: Sequence[dict[str, Any]], /, **more: Any
 ) -> dict[str, Any]:
-    """The results document of entries, and of what else is told by name; numbers are finite or None.
+    """The results document for entries and further parts, given by key; numbers are finite or None.
 
     Args:
         kind: "run", "model" or "sweep".
-        stores: all that were scored, or trained on.
-        more: what replaces the document's own, by its key.
+        stores: all stores that were scored or trained on.
+        more: values that replace the document's defaults, by key.
     """
     entries = with_own_labels(entries)
     targets = [name for name in stores if name not in spec.data.source]
@@ -103,7 +104,7 @@ def document(
         "failure_cases": [],
         "spec": json.loads(spec.model_dump_json()),
         "departures": departures_of(spec),
-        # A sweep's figures come from files alone, on whatever machine.
+        # A sweep's figures come from files alone, on any machine.
         "environment": describe_device("cpu" if kind == "sweep" else resolve_device(spec.engine.device)),
     }
     if kind != "sweep":
@@ -112,10 +113,10 @@ def document(
 
 
 def open_report(folder: Path) -> Path:
-    """Make the report's folder, before any work is done for it.
+    """Create the report folder, before any work starts.
 
     Raises:
-        FercliError: it cannot be made.
+        FercliError: it cannot be created.
     """
     try:
         (folder / PREDICTIONS).mkdir(parents=True, exist_ok=True)
@@ -125,31 +126,31 @@ def open_report(folder: Path) -> Path:
 
 
 def unwritable(folder: Path, problem: OSError) -> FercliError:
-    """What to tell of a report's folder that cannot be written."""
+    """The error for a report folder that cannot be written."""
     return FercliError(
-        f"cannot write the report into {folder}: {problem.strerror or problem}"
+        f"cannot write the report to {folder}: {problem.strerror or problem}"
         f"{f' ({problem.filename})' if problem.filename else ''}",
         "make it writable, or set paths.runs to another folder",
     )
 
 
 def predictions_name(scored: Results) -> str:
-    """Where the answers of one model on one dataset lie, from the report's folder."""
+    """Path of the predictions of one model on one dataset, relative to the report folder."""
     return f"{PREDICTIONS}/{scored.record.name}--{scored.store.name}.csv"
 
 
 def write_results(results: Mapping[str, Any], scored: Sequence[Results], folder: Path) -> dict[str, Path]:
     """Write ``results.json``, ``results.csv`` and ``predictions/FOLDER--DATASET.csv``; returns the paths by kind.
 
-    Predictions that the results do not speak of (of models that are gone) are removed, so that what lies in the folder
-    belongs together.
+    Predictions files that the results do not mention (models that no longer exist) are removed, so that the folder's
+    files belong together.
 
     Args:
         results: from `document`.
-        scored: whose predictions are written: those that its entries were made from; none of a sweep.
-        folder: from `open_report`; a sweep's own.
+        scored: the results that its entries were made from, whose predictions are written; empty for a sweep.
+        folder: from `open_report`; for a sweep its own folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)  # that of a sweep which has not begun is not there
+    folder.mkdir(parents=True, exist_ok=True)  # the folder of a sweep that has not begun does not exist yet
     files = {"results": folder / "results.json", "csv": folder / "results.csv"}
     if scored:
         files[PREDICTIONS] = folder / PREDICTIONS
@@ -165,7 +166,7 @@ def write_results(results: Mapping[str, Any], scored: Sequence[Results], folder:
 
 
 def prediction_rows(scored: Results) -> Iterator[list[Any]]:
-    """A row a face, in the store's order: `PREDICTION_COLUMNS`, probabilities those of the decision."""
+    """One row per face, in the store's order, with `PREDICTION_COLUMNS`. Probabilities are those of the decision."""
     store, heads = scored.store, scored.probabilities.argmax(-1).tolist()
     said = scored.decision.probabilities.tolist()
     for row, position in enumerate(scored.part.indices.tolist()):
@@ -187,22 +188,24 @@ def prediction_rows(scored: Results) -> Iterator[list[Any]]:
 
 
 def result_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """The long table of a results document, tidy: one number a row, `RESULT_COLUMNS`.
+    """The long table of a results document, tidy: one number per row, with `RESULT_COLUMNS`.
 
     - ``run`` (the title), ``dataset``, ``role``, ``split`` (joined by +), ``source``, ``method``, ``seed``, ``setting``
-      (the values of a sweep's grid, such as ``adapt.batch=8``), ``folder``: whose number, on which faces;
-    - ``epoch``, ``selection``: of the model, and the rule that chose it; ``oracle``: whether target labels chose it, or
-      trained the method: a bound, no result;
-    - ``head``: one of the seven, or the decision rule over several; ``decides``: whether it gives the model's answers;
-    - ``expression``: the true one, where the number is of one;
-    - ``metric``: accuracy, macro_f1 and mean_recall; precision, recall, f1 and answered:EXPRESSION (a confusion
-      matrix's cell: faces) of each expression; stage:NAME (share of right answers) of GLPC; temperature, ece and nll,
-      and with :scaled the same after it; energy_distance, and :no_gap what it reads without a gap; expected, found and
-      scored faces; seconds of training; and p:sign-flip or p:mcnemar, that chance alone makes the right answers differ
-      so much from those of source-only on the same faces, before any correction for several tests;
-    - ``value``, ``low`` and ``high`` (95 % interval), ``count`` (faces that the value is of).
+      (the values of a sweep's grid, such as ``adapt.batch=8``), ``folder``: identify the model and the faces;
+    - ``epoch``, ``selection``: the model's epoch, and the rule that chose it; ``oracle``: whether target labels chose
+      it or trained the method, which makes the value a bound, not a result;
+    - ``head``: one of the seven, or the decision rule over several; ``decides``: whether it makes the model's
+      predictions;
+    - ``expression``: the true expression, where the number is for one;
+    - ``metric``: accuracy, macro_f1 and mean_recall; precision, recall, f1 and answered:EXPRESSION (a cell of the
+      confusion matrix: faces) for each expression; stage:NAME (share of correct predictions) for GLPC; temperature, ece
+      and nll, and with :scaled the same after scaling; energy_distance, and with :no_gap its value without a gap;
+      expected, found and scored faces; seconds of training; and p:sign-flip or p:mcnemar, the p that chance alone makes
+      the correct predictions differ this much from those of source-only on the same faces, before any correction for
+      several tests;
+    - ``value``, ``low`` and ``high`` (95 % interval), ``count`` (the number of faces that the value is computed from).
 
-    Each selection rule that did not choose has the accuracy and macro F1 of the epoch that it would have chosen.
+    Each selection rule that was not used has the accuracy and macro F1 of the epoch that it would have chosen.
     """
     for entry in results["entries"]:
         setting = ";".join(f"{key}={json.dumps(value)}" for key, value in entry["keys"].items())
@@ -228,7 +231,7 @@ def result_rows(results: Mapping[str, Any]) -> Iterator[list[Any]]:
 
 
 def _entry_rows(entry: Mapping[str, Any]) -> Iterator[list[Any]]:
-    """From the column ``head`` on."""
+    """An entry's values from the column ``head`` onwards."""
     scored = entry["scored"]
     for name in ("expected", "found", "scored"):
         yield ["", "", "", name, entry[name], None, None, None]
@@ -267,7 +270,7 @@ def _entry_rows(entry: Mapping[str, Any]) -> Iterator[list[Any]]:
 
 
 def _epoch_rows(decision: str, at: Mapping[str, Any], scored: int) -> Iterator[list[Any]]:
-    """From the column ``head`` on, of another epoch than the model's."""
+    """Values from the column ``head`` onwards, for an epoch other than the model's."""
     for name in ("accuracy", "macro_f1"):
         yield [decision, "true", "", name, at[name], *_ends(at.get("intervals"), name), scored]
 

@@ -1,4 +1,4 @@
-"""Trained models at work on prepared faces: their outputs, computed once and kept, and what else takes the network."""
+"""Run trained models on prepared faces: stored outputs, and everything else that needs the network."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ from fercli.scoring.results import Results, scored_part
 from fercli.spec import Spec
 from fercli.store import Store, subsample
 
-#: Most faces of a domain that its distance to the other is computed from, and most that are mapped.
+#: Maximum number of faces per domain for the distance between domains, and for the map.
 GAP_FACES, MAPPED_FACES = 1000, 400
 
 
 class TrainedEvaluator:
-    """Trained models over prepared faces, one network that takes each model's weights when they are needed.
+    """Run trained models on prepared faces, with one network that loads each model's weights when needed.
 
     Args:
         spec: the run's.
-        sources: the stores of its source datasets, opened with labels; none where they are not prepared: then no
-            temperature is fitted (it stays 1), and `gap` cannot be asked for.
+        sources: the stores of its source datasets, opened with labels. Empty where they are not prepared; then no
+            temperature is fitted (it stays 1), and `gap` must not be called.
 
     Attributes:
         held_labels: int64 [K], of the held-out source faces.
-        source_splits: which source faces `gap` compares, in words: those that a source is scored on. None of them was
-            trained on.
+        source_splits: the source faces that `gap` compares, in words: those that a source is scored on. None was used
+            in training.
     """
 
     def __init__(self, spec: Spec, sources: Sequence[Store]):
@@ -66,22 +66,22 @@ class TrainedEvaluator:
             self.held_labels = torch.from_numpy(labels_of(sources, self._held))
 
     def outputs(self, model: Trained, store: Store, folder: Path) -> dict[str, Tensor]:
-        """What a model says of a dataset's scored part: read from `folder`, or computed and written there.
+        """A model's outputs on a dataset's scored part, read from `folder`, or computed and written there.
 
         Returns:
-            ``scored`` [N, 7, 7] and ``held`` [K, 7, 7] probabilities, ``features`` [<= GAP_FACES, 384] of the scored
-            faces, evenly spread, and of a target also ``source_features`` of the source's: what `gap` compares. They
-            are the network's own, also where a method transforms them before it answers, so that all models are
-            compared alike.
+            ``scored`` [N, 7, 7] and ``held`` [K, 7, 7] probabilities; ``features`` [<= GAP_FACES, 384] of the scored
+            faces, evenly spaced; and for a target also ``source_features`` of the source's faces. `gap` compares the
+            features. They are the network's own, even where a method transforms them before it predicts, so that all
+            models are compared in the same way.
 
         Raises:
-            FercliError: the model is of another architecture than the spec's, or its method of another version.
+            FercliError: the model's architecture differs from the spec's, or its method has another version.
         """
         check_architecture(model.state, self._spec, model.path)
         path = folder / FOLDER / f"dataset-{store.name}.safetensors"
         about = {"faces": store.faces_digest, "model": model.digest, "made": self._made(model, store)}
         if path.exists():
-            with suppress(FercliError):  # what cannot be read is computed again
+            with suppress(FercliError):  # an unreadable file is computed again
                 found, then = read_outputs(path)
                 due = {"features", *(["source_features"] if self._is_compared(store) else [])}
                 if about.items() <= then.items() and due <= found.keys():
@@ -92,11 +92,11 @@ class TrainedEvaluator:
         return read_outputs(path)[0]
 
     def gap(self, scored: Results, outputs: dict[str, Tensor], mapped: bool) -> dict[str, Any]:
-        """How far the source's scored faces and a target's lie apart under the model.
+        """The distance between the source's and a target's scored faces under the model.
 
         Args:
-            scored, outputs: of one model and dataset.
-            mapped: whether to make the t-SNE map too, of at most `MAPPED_FACES` of either domain. Its points carry the
+            scored, outputs: of one model on one dataset.
+            mapped: whether to also make the t-SNE map, of at most `MAPPED_FACES` of each domain. Its points carry the
                 true labels (-1 unknown), for their colours only.
         """
         source, target = outputs["source_features"].numpy(), outputs["features"].numpy()
@@ -114,10 +114,10 @@ class TrainedEvaluator:
     def pictures(
         self, model: Trained, scored: Results, positions: Iterable[int]
     ) -> dict[tuple[str, str, int], Picture]:
-        """Images of faces of the scored part, with the heat of the answer each got.
+        """Images of faces in the scored part, each with the heat map of its prediction.
 
         Args:
-            positions: in the store.
+            positions: the faces' positions in the store.
 
         Returns:
             (stage folder, dataset, position) -> image.
@@ -161,7 +161,7 @@ class TrainedEvaluator:
         return bool(self._sources) and store.name not in self._spec.data.source
 
     def _made(self, model: Trained, store: Store) -> str:
-        """Tells whatever else than weights and names of faces the outputs depend on."""
+        """Digest of everything that the outputs depend on, apart from the weights and the names of the faces."""
         sources = [one.content_digest(labels=True) for one in self._sources]
         state = digest(model.state["method"]) if model.kind.transforms_output else ""
         how = [self._spec.model.test_flip, self._spec.engine.precision, self._spec.data.validation]
@@ -175,7 +175,7 @@ class TrainedEvaluator:
         return fabric.setup_module(empty_network(self._spec)), fabric.device
 
     def _load(self, model: Trained) -> tuple[Any, Callable[[Output], Output] | None, torch.device]:
-        """The network with a model's weights, what its method makes of the network's output, and the device."""
+        """The network with a model's weights, its method's transform of the network's output, and the device."""
         network, device = self._empty
         if self._loaded is not model:
             load_network(network.module, model.state, self._spec, model.path)
@@ -187,7 +187,7 @@ class TrainedEvaluator:
 
 
 def _subsampled(parts: Sequence[np.ndarray], limit: int) -> list[np.ndarray]:
-    """At most `limit` of the positions in all parts together, evenly spread over them laid end to end."""
+    """At most `limit` positions from all parts together, evenly spaced over the concatenated parts."""
     which = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     rows = subsample(len(which), limit)
     joined = np.concatenate(parts)[rows]
