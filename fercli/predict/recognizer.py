@@ -148,9 +148,7 @@ class Recognizer:
         _settle()
         trained = find_trained(NAME if run is None else run, target)
         if run is None:
-            _tell_once(
-                starter_line(trained, 'Recognizer.load("starter") selects it by name, load(RUN) another')
-            )
+            _tell_once(starter_line(trained, 'Recognizer.load("starter") selects it by name, load(RUN) another'))
         unused = unused_card(device)
         if unused is not None:
             _tell_once(unused)

@@ -226,7 +226,8 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
         if len(inputs) > 1:
             raise SpecError(f"--annotate {to} is one file, but there are {len(inputs)} inputs", "name a folder")
         if to.suffix.lower() not in kinds:
-            raise SpecError(f"--annotate {to}: a copy of {inputs[0].name} ends in {' or '.join(sorted(kinds))}")
+            what = "an image" if inputs[0].kind == "picture" else "a video"
+            raise SpecError(f"--annotate {to}: a copy of {what} must end in {' or '.join(sorted(kinds))}")
         return [to]
     if (is_picture_name(to.name) or is_video_name(to.name)) and not _is_folder(to):
         raise SpecError(f"--annotate {to}: copies can only be written as {', '.join(sorted(WRITTEN_ENDINGS))} or .mp4")
