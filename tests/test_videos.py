@@ -191,7 +191,7 @@ def _spoil(data: bytes, packet: tuple[int, int], with_: bytes = b"\xff") -> byte
         (".avi", "mjpeg", lambda d, p: d[: p[20][0] + p[20][1] // 2], (20, 20), "ends after {} of about 40 frames"),
         (".flv", "flv", lambda d, p: d[: p[20][0] + p[20][1] // 2], (20, 20), "ends after {} frames"),
         (".wmv", "wmv2", lambda d, p: d[: len(d) // 2], (15, 25), "ends after {} frames"),
-        (".mp4", "mpeg4", lambda d, p: _spoil(d, p[20]), (39, 39), "damaged; frames skipped because they cannot be decoded"),
+        (".mp4", "mpeg4", lambda d, p: _spoil(d, p[20]), (39, 39), "damaged; skipped frames that cannot be decoded"),
         (".mp4", "libx264", lambda d, p: _spoil(d, p[39]), (30, 39), "ends after {} of about 40 frames"),
     ],
 )  # fmt: skip

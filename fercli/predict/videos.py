@@ -177,7 +177,7 @@ class Video:
             of = f" of about {self._stream.frames}" if self._stream.frames > tally.kept else ""
             return f"ends after {tally.kept}{of} frames: {tally.stopped or 'damaged or cut off'}"
         if tally.lost:
-            return f"damaged; frames skipped because they cannot be decoded: {tally.lost} ({tally.reason})"
+            return f"damaged; skipped frames that cannot be decoded: {tally.lost} ({tally.reason})"
         return None
 
 
