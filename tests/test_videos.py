@@ -274,7 +274,7 @@ def test_no_half_video_is_left(tmp_path):
     writer = VideoWriter(tmp_path / "clip.mp4", (96, 64))
     writer.add(picture(), 0, 1)
     writer.close(KeyError("elsewhere"))
-    with pytest.raises(ValueError, match="takes up to 8191 pixels a side, not 9000"):
+    with pytest.raises(ValueError, match="allows up to 8191 pixels a side, not 9000"):
         VideoWriter(tmp_path / "clip.mp4", (9000, 64))
     with pytest.raises(FileNotFoundError):
         VideoWriter(tmp_path / "none/clip.mp4", (96, 64))

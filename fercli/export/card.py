@@ -142,7 +142,7 @@ def _data(trained: Trained) -> str:
             store = open_store(spec, name, labels=False, as_aligned=False)
             count = f"{len(store.indices(store.adapt_splits)):,}"
             if store.synthetic:
-                drawn, what, terms = True, "procedural faces in its layout †", "drawn by fercli: not photographs"
+                drawn, what, terms = True, "procedural faces in its layout †", "drawn by fercli: no photographs"
         except FercliError:
             pass  # the card states that the number is unknown
         rows.append((name, role, count, what, terms))
