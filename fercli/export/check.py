@@ -72,7 +72,7 @@ class Agreement(NamedTuple):
 
     @property
     def good(self) -> bool:
-        """Whether the file can replace the model; NaN cannot."""
+        """Whether the file can be used in place of the model; False for NaN."""
         return self.probabilities <= TOLERANCE and self.heads <= TOLERANCE and not self.answers
 
     def __str__(self) -> str:

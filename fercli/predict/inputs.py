@@ -60,7 +60,7 @@ def find_inputs(names: Sequence[str], stdin: IO[bytes]) -> list[Input]:
         stdin: read to its end if ``-`` is given.
 
     Raises:
-        FercliError: an input does not exist, a folder is empty, a pattern has no match, or stdin is empty.
+        FercliError: an input does not exist, a folder has no inputs, a pattern has no match, or stdin is empty.
 
     Files skipped in a folder are reported on stderr, counted by ending. A subfolder that cannot be read becomes an
     input with a `problem`. Links are followed, each real folder once.
@@ -194,7 +194,7 @@ class Reader:
 
     Args:
         inputs: the inputs to read.
-        every: N to use every Nth frame of videos and cameras, starting with the first.
+        every: use every Nth frame of videos and cameras, starting with the first.
         start: number of the first input to read; those before it are already done.
     """
 

@@ -1,4 +1,4 @@
-"""Images in, predictions out: workers find and cut faces while the network predicts those of the images before.
+"""Images in, predictions out: workers find and cut faces while the network predicts those of earlier images.
 
 The output order is the input order. At most a few batches' worth of images is in memory at any time.
 """
