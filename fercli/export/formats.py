@@ -131,7 +131,7 @@ def _inputs(program: torch.export.ExportedProgram) -> tuple[str, ...]:
 
 
 def _distances(points, centres, p, compute_mode=None):
-    """Euclidean distances for AGRA's nearest mean, [N, D] and [K, D] to [N, K], missing in torch's exporter (p is 2)."""
+    """Euclidean distances for AGRA's nearest mean, [N, D] and [K, D] to [N, K]; torch's exporter has none (p is 2)."""
     from onnxscript import opset18 as op
 
     apart = op.Sub(op.Unsqueeze(points, [-2]), op.Unsqueeze(centres, [-3]))
