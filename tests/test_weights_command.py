@@ -156,7 +156,7 @@ CANNOT = {
     "separate classifiers": ({"classifiers": "separate"}, "three classifiers, but this network has seven"),
     "patch stems": ({"local": "image-crop"}, "no patch stems"),
     "a small net": ({}, "for IR-50, IR-18 and mobilenet-v2-wide, but this is a small IR-10 of width 8"),
-    "a method with networks of its own": ({"method": "agra"}, "no place for what agra answers through"),
+    "a method with networks of its own": ({"method": "agra"}, "cannot hold the networks of agra, which"),
     "all of it": ({"local": "image-crop", "classifiers": "separate"}, "is a small IR-10 .*; .* seven .*; .* stems"),
 }
 
@@ -220,7 +220,7 @@ def test_the_checkpoint_that_a_folder_means(ours, tmp_path):
     out = tmp_path / "out.safetensors"
     result = run("weights", "export", run_folder / "adapt-jaffe", out, "--format", "fercli", "--json")
     (told_of,) = json.loads(result.stdout).values()
-    assert told_of["path"] == str(out) and "of the machine that trained it" in told_of["left_out"][0]
+    assert told_of["path"] == str(out) and "they belong to the machine that trained it" in told_of["left_out"][0]
 
 
 @pytest.mark.parametrize(
