@@ -1,4 +1,4 @@
-"""Small trained runs for tests of `fercli export`: networks whose batch norms have seen faces, in a checkpoint."""
+"""Small trained runs for tests of `fercli export`: checkpoints of networks whose batch norms have seen faces."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def spec_of(prepared: Path, method: str = "aglrls", data: dict[str, Any] | None 
 
 @torch.no_grad()
 def make_run(folder: Path, spec: Spec, rule: str = "glpc", target: str | None = "jaffe") -> Path:
-    """Write a checkpoint as the engine does, into the folder of a run; returns that folder."""
+    """Write a checkpoint as the engine does, into the folder of a run; return that folder."""
     torch.manual_seed(0)
     network = build_network(spec.model).to(memory_format=torch.channels_last)
     for layer in network.modules():
         if isinstance(layer, nn.BatchNorm2d):
-            layer.momentum = 1  # the statistics of what is seen
+            layer.momentum = 1  # the statistics of the one batch below
     view = prepared_faces(spec, "raf-db").plain(np.arange(16), view_settings(spec))
     logits, features = network.train()(*view.inputs)
     first, *locals_, last = network.classifiers
     for heads, said in (([first], logits[:, 0]), (locals_, logits[:, 1:6]), ([last], logits[:, 6])):
         for head in heads:
-            head.weight /= said.std()  # sure enough, and unsure enough, for each stage of GLPC to be heard
+            head.weight /= said.std()  # so scaled that each stage of GLPC decides for some faces
     state = {
         "network": network.state_dict(),
         "status": torch.rand(7, 7) if rule == "glpc" and target else None,
@@ -81,7 +81,7 @@ def prepared_faces(spec: Spec, name: str) -> FaceDataset:
 
 
 def evaluated(trained: Trained, faces: FaceDataset) -> tuple[Tensor, ...]:
-    """Answer, probabilities, stage and heads as `fercli evaluate` has them."""
+    """Answer, probabilities, stage and heads as `fercli evaluate` computes them."""
     device = torch.device("cpu")
     heads = predict(
         trained.network(device), faces, view_settings(trained.spec), 16, trained.output_transform(device)
@@ -91,7 +91,7 @@ def evaluated(trained: Trained, faces: FaceDataset) -> tuple[Tensor, ...]:
 
 
 def as_given(trained: Trained, faces: FaceDataset, count: int) -> dict[str, np.ndarray]:
-    """The first faces as an exported model takes them: the middle of the stored face, cut here by hand."""
+    """The first faces as inputs of an exported model: the middle of the stored face, cut here by hand."""
     pixels, landmarks, crops = faces.gather(np.arange(count))
     size = trained.spec.prepare.size
     margin = (pixels.shape[1] - size) // 2

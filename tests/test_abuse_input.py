@@ -273,7 +273,7 @@ def test_a_folder_that_cannot_be_read_is_reported(closed: Path) -> None:
         f"for one in find_inputs([{str(root)!r}], io.BytesIO()): print(one.name, one.problem, sep='|')"
     )
     said = fercli_without_rights("-c", code).stdout.splitlines()
-    why = "a folder that cannot be read: Permission denied"
+    why = "the folder cannot be read: Permission denied"
     assert said == [f"{root}/happy/a.jpg|None", f"{closed}|{why}", f"{root}/sad/c.jpg|None"]
     done = fercli_without_rights("-m", "fercli", "datasets", "check", "folders", root)
     assert (done.returncode, done.stderr) == (1, f"error: folders: cannot read {closed}: Permission denied\n")

@@ -1,4 +1,4 @@
-"""Exported models against evaluation: rules, local features, backbones and methods, batches of several sizes."""
+"""Exported models compared with evaluation: rules, local features, backbones, methods and batch sizes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def trained_as(name: str, folder: Path, prepared: Path) -> Trained:
 
 
 def due(trained: Trained, prepared: Path):
-    """The target's faces, and what evaluation says of them."""
+    """The target's faces, and the outputs of evaluation for them."""
     faces = prepared_faces(trained.spec, "jaffe")
     return faces, evaluated(trained, faces)
 
@@ -56,17 +56,17 @@ def assert_close(found, expected, count: int) -> None:
             assert (got - want).abs().max() <= 1e-4, name
 
 
-@pytest.mark.timeout(SLOW_LIMIT_S)  # torch's exporters take a minute each beside other work
+@pytest.mark.timeout(SLOW_LIMIT_S)  # torch's exporters take a minute each on a busy machine
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
-def test_exported_models_answer_as_evaluation_does(name: str, tmp_path: Path, prepared: Path) -> None:
+def test_exported_models_predict_as_evaluation_does(name: str, tmp_path: Path, prepared: Path) -> None:
     trained = trained_as(name, tmp_path, prepared)
     faces, expected = due(trained, prepared)
     if name == "glpc":
-        assert len(set(expected[2].tolist())) == 3  # every stage is tried
+        assert len(set(expected[2].tolist())) == 3  # every stage decides for some faces
     size = trained.spec.prepare.crop_size if trained.spec.model.reads_crops else None
     program, about = trace(deploy(trained), size), metadata(trained, size)
 
-    if name != "agra":  # for time's sake: of AGRA it is ONNX that has something of its own
+    if name != "agra":  # to save time: only AGRA's ONNX export has special code
         data = torch_bytes(program, about)
         run = torch_runner(data)
         for count in SIZES:
@@ -92,7 +92,7 @@ def test_exported_models_answer_as_evaluation_does(name: str, tmp_path: Path, pr
 
 
 def assert_no_paths(data: bytes) -> None:
-    """Nothing of this machine is in a file that is given away."""
+    """No path of this machine is in a file that is passed on."""
     for path in (Path(fercli.__file__).parent, Path(torch.__file__).parent):
         assert str(path).encode() not in data
 
@@ -113,7 +113,7 @@ def test_the_deployed_module_is_evaluation(rule: str, method: str, local: str, t
 
 @pytest.fixture(scope="module")
 def judged(tmp_path_factory, prepared):
-    """A GLPC model, and what evaluation says of faces. Read only."""
+    """A GLPC model, and the outputs of evaluation. Read only."""
     trained = trained_as("glpc", tmp_path_factory.mktemp("judged"), prepared)
     return deploy(trained), due(trained, prepared)[1]
 
@@ -122,11 +122,11 @@ def change(expected, **changes):
     return [changes.get(name, value) for name, value in zip(OUTPUTS, expected, strict=True)]
 
 
-def test_what_is_equal_passes(judged) -> None:
+def test_equal_outputs_pass(judged) -> None:
     deployed, expected = judged
     found = check.judge(deployed, expected, expected, "jaffe", (1, 8))
     assert found.good and (found.probabilities, found.heads, found.answers, found.edge) == (0, 0, 0, 0)
-    assert str(found).startswith("42 faces of jaffe in batches of 1, 8: ") and "all answers equal" in str(found)
+    assert str(found).startswith("42 faces of jaffe in batches of 1, 8: ") and "all predictions equal" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_what_is_equal_passes(judged) -> None:
         lambda a, p, r, h: {"stage": (r + 1) % 3},
     ],
 )
-def test_what_differs_is_not_good(judged, spoil) -> None:
+def test_different_outputs_are_not_good(judged, spoil) -> None:
     deployed, expected = judged
     assert not check.judge(deployed, expected, change(expected, **spoil(*expected)), None, (1,)).good
 
@@ -151,7 +151,7 @@ def test_a_face_at_a_threshold_of_the_rule_is_judged_by_its_own_heads(judged) ->
     top = on[0, 6].argmax()
     exact = 0.95 * ((deployed.status[6, top].double() + 1) / 2) ** 2
     limit = exact.float()
-    if limit < exact:  # the least float32 that is enough
+    if limit < exact:  # the smallest float32 that reaches the threshold
         limit = torch.nextafter(limit, torch.tensor(1.0))
     on[0, 6] = (1 - limit) / 6
     on[0, 6, top] = limit
@@ -161,17 +161,17 @@ def test_a_face_at_a_threshold_of_the_rule_is_judged_by_its_own_heads(judged) ->
     assert [int(side.stages[0] == 0) for side in sides] == [1, 0]
     outputs = [(s.answers, s.probabilities, s.stages, h) for s, h in zip(sides, (on, below), strict=True)]
     found = check.judge(deployed, *outputs, None, (1,))
-    assert found.good and found.edge == 1 and "thresholds" in str(found)
-    # and not where the decision does not follow from the heads
+    assert found.good and found.edge == 1 and "; 1 at a threshold of the decision rule" in str(found)
+    # but not if the decision does not follow from the heads
     assert not check.judge(deployed, outputs[0], (*outputs[1][:3], on), None, (1,)).good
 
 
-def test_batches_are_of_several_sizes() -> None:
+def test_batches_have_several_sizes() -> None:
     assert check._batch_sizes(64) == [1, 3, *[8] * 7, 4]
     assert check._batch_sizes(2) == [1, 1] and check._batch_sizes(1) == [1]
 
 
-def test_drawn_faces_where_no_store_is(tmp_path: Path, prepared: Path) -> None:
+def test_drawn_faces_if_there_is_no_store(tmp_path: Path, prepared: Path) -> None:
     run = make_run(tmp_path / "mine", spec_of(prepared))
     trained = find_trained(run)
     assert check.samples(trained).dataset == "jaffe"
@@ -186,20 +186,20 @@ def test_drawn_faces_where_no_store_is(tmp_path: Path, prepared: Path) -> None:
     assert check.samples(trained).crops.shape == (14, 5, 48, 48, 3)
 
 
-# -------------------------------------------------------------------------------------------------------- what is asked
+# -------------------------------------------------------------------------------------------------------- requirements
 
 
 @pytest.mark.parametrize(("version", "enough"), [("2.5.1+cpu", False), ("1.13.0", False), ("2.6.0", True)])
-def test_an_old_torch_is_told(version: str, enough: bool) -> None:
+def test_an_old_torch_is_refused(version: str, enough: bool) -> None:
     if enough:
         require_torch(version)
         return
-    with pytest.raises(FercliError, match=r"needs torch 2\.6 or newer, and this is .*; pip install -U torch"):
+    with pytest.raises(FercliError, match=r"needs torch 2\.6 or newer, but this is .*; pip install -U torch"):
         require_torch(version)
 
 
 @pytest.mark.parametrize("opset", [-1, 17, 99])
-def test_an_opset_that_cannot_be_written_is_told(opset: int) -> None:
+def test_an_opset_that_cannot_be_written_is_refused(opset: int) -> None:
     pytest.importorskip("onnx")
     with pytest.raises(SpecError, match=rf"--opset {opset} cannot be written; give 18 to \d+"):
         require_onnx(opset)

@@ -1,4 +1,4 @@
-"""`fercli export` as it is typed, and the model card, whose code is run."""
+"""The command `fercli export`, and the model card, whose code is run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fercli.export.graph import deploy
 from fercli.export.write import _write
 from fercli.expressions import EXPRESSIONS
 
-#: torch's exporters take half a minute each, and several beside other work.
+#: torch's exporters take half a minute each, and several minutes on a busy machine.
 pytestmark = pytest.mark.timeout(SLOW_LIMIT_S)
 
 DELIVERY = Delivery("model.onnx", "onnx", 18, 1_000_000, None, "nothing")
@@ -38,7 +38,7 @@ def made(tmp_path_factory, prepared) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(made, tmp_path_factory):
-    """What `fercli export` wrote and said."""
+    """The file that `fercli export` wrote, and its result."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     out = tmp_path_factory.mktemp("exported") / "new" / "jaffe.onnx"
@@ -59,16 +59,16 @@ def snippets(text: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
-def test_it_says_what_it_did_and_nothing_else(exported) -> None:
+def test_it_reports_what_it_did_and_nothing_else(exported) -> None:
     out, result = exported
     lines = result.stderr.splitlines()
     assert result.stdout == "" and len(lines) == 4
     assert re.match(r"checked on 42 faces of jaffe in batches of 1, 3, 8, 6: largest difference \S+ in the", lines[1])
-    assert "all answers equal" in lines[1] and "opset 18" in lines[2] and "batches of any size" in lines[2]
+    assert "all predictions equal" in lines[1] and "opset 18" in lines[2] and "batches of any size" in lines[2]
     assert sorted(path.name for path in out.parent.iterdir()) == ["jaffe.md", "jaffe.onnx"]
 
 
-def test_the_file_tells_what_it_is(exported) -> None:
+def test_the_file_contains_its_metadata(exported) -> None:
     import onnx
 
     model = onnx.load(exported[0])
@@ -81,7 +81,7 @@ def test_the_file_tells_what_it_is(exported) -> None:
 
 
 def answer_of_the_card(text: str, folder: Path, made: Path, monkeypatch, capsys, target: str = "jaffe") -> None:
-    """Run the card's code on a prepared face, and compare with the model."""
+    """Run the card's code on a prepared face, and compare the prediction with the model's."""
     trained = find_trained(made, target)
     pixels, landmarks, _ = prepared_faces(trained.spec, "jaffe").gather(np.arange(5, 6))
     monkeypatch.chdir(folder)
@@ -110,7 +110,7 @@ def test_the_code_of_the_card_runs(exported, made, monkeypatch, capsys) -> None:
     answer_of_the_card(text, out.parent, made, monkeypatch, capsys)
 
 
-def test_torch_by_the_ending_as_json_and_its_card(made, tmp_path, monkeypatch, capsys) -> None:
+def test_torch_chosen_by_the_ending_with_json_and_card(made, tmp_path, monkeypatch, capsys) -> None:
     result = run("export", made, "--target", "source", "--out", tmp_path / "source.pt2", "--json")
     assert result.exit_code == 0 and result.stderr == ""
     done = json.loads(result.stdout)["export"]
@@ -121,7 +121,7 @@ def test_torch_by_the_ending_as_json_and_its_card(made, tmp_path, monkeypatch, c
     answer_of_the_card((tmp_path / "source.md").read_text(), tmp_path, made, monkeypatch, capsys, "source")
 
 
-def test_nothing_is_overwritten_unasked_and_an_edited_card_is_kept(made, tmp_path, monkeypatch) -> None:
+def test_nothing_is_overwritten_without_force_and_an_edited_card_is_kept(made, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, edited = Path("mine-jaffe.pt2"), Path("mine-jaffe.md")
     model.write_bytes(b"mine")
@@ -136,10 +136,10 @@ def test_nothing_is_overwritten_unasked_and_an_edited_card_is_kept(made, tmp_pat
     assert edited.read_text().startswith("# Model card: mine, raf-db, adapted to jaffe by aglrls")
 
 
-def test_what_differs_from_the_model_is_refused_and_not_left(made, tmp_path, monkeypatch) -> None:
+def test_an_export_that_differs_from_the_model_is_not_written(made, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(check, "TOLERANCE", -1.0)
     line = told(run("export", made, "--out", tmp_path / "new" / "x.pt2"))
-    assert "x.pt2 is not written: what was exported differs" in line and "42 faces of jaffe" in line
+    assert "x.pt2 is not written: the export differs from the model" in line and "42 faces of jaffe" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,7 +151,7 @@ REFUSED = {
     "no such target": (["MADE", "--target", "sfew"], "no model adapted to sfew"),
     "below a file": (["MADE", "--out", "TMP/file/x.onnx"], "is not a folder; name another folder"),
     "a folder": (["MADE", "--out", "TMP/empty"], "it is a folder; give the name of a file"),
-    "the card": (["MADE", "--out", "TMP/x.md"], "is the name of its model card; give another, as x.onnx"),
+    "the card": (["MADE", "--out", "TMP/x.md"], "is the name of its model card; give another name, such as x.onnx"),
     "itself": (
         ["MADE", "--out", "MADE/adapt-jaffe/best.ckpt", "--force"],
         "would overwrite the input MADE/adapt-jaffe/best.ckpt",
@@ -161,10 +161,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("arguments", "said"), REFUSED.values(), ids=REFUSED)
-def test_a_mistake_is_one_line(arguments: list[str], said: str, made: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("no folder")
+def test_a_mistake_is_a_one_line_error(arguments: list[str], said: str, made: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
     (tmp_path / "empty").mkdir()
-    (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 no checkpoint")
+    (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 not a checkpoint")
     torch.save({"model": {"weight": torch.zeros(2)}}, tmp_path / "foreign.ckpt")
     places = {"TMP": str(tmp_path), "MADE": str(made)}
     said, *arguments = (re.sub("TMP|MADE", lambda m: places[m[0]], each) for each in (said, *arguments))
@@ -177,16 +177,16 @@ def test_without_its_packages_onnx_says_what_to_install(made, tmp_path, monkeypa
     assert 'pip install "fercli[onnx]"' in line and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no folder here that even root cannot write to")
-def test_what_cannot_be_written_is_one_line() -> None:
-    with pytest.raises(FercliError, match=r"cannot write /proc/x\.onnx: .*; name another place by --out"):
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write to")
+def test_an_output_that_cannot_be_written_is_a_one_line_error() -> None:
+    with pytest.raises(FercliError, match=r"cannot write /proc/x\.onnx: .*; name another place with --out"):
         _write(Path("/proc/x.onnx"), b"")
 
 
 # ------------------------------------------------------------------------------------------------------------ the card
 
 
-def test_the_card_says_what_there_is_to_say(exported) -> None:
+def test_the_card_is_complete(exported) -> None:
     text = exported[0].with_suffix(".md").read_text()
     for said in (
         "| source (labelled) | raf-db |",
@@ -206,31 +206,34 @@ def test_the_card_says_what_there_is_to_say(exported) -> None:
     assert "`crops`" not in text
 
 
-def test_terms_of_the_data_where_they_are_known(tmp_path, prepared) -> None:
+def test_the_card_has_the_terms_of_the_data_if_they_are_known(tmp_path, prepared) -> None:
     data = {"source": ["raf-db", "ours"], "datasets": {"ours": {"reader": "folders"}, "jaffe": {"reader": "fer2013"}}}
     trained = find_trained(make_run(tmp_path / "mine", spec_of(prepared, data=data)))
     trained.state["spec"]["paths"]["prepared"] = str(tmp_path / "nothing")
     trained.state["spec"]["model"]["weights"] = "weights/ms1m.pth"
     text = card(trained, DELIVERY)
-    assert "| raf-db | source | not known here | web images | non-commercial research; on request |" in text
-    assert "| ours | source | not known here | not known here | check the terms |" in text
-    assert "| jaffe | target | not known here | web images, 48x48, grey | competition rules" in text
+    assert "| raf-db | source | unknown | web images | non-commercial research; on request |" in text
+    assert "| ours | source | unknown | unknown | check the terms |" in text
+    assert "| jaffe | target | unknown | web images, 48x48, grey | competition rules" in text
     assert "| first weights | ms1m.pth, given as model.weights: see its own terms |" in text
 
 
-def test_other_faces_are_described_as_they_are_made(tmp_path, prepared) -> None:
+def test_the_card_describes_other_alignments_and_crops(tmp_path, prepared) -> None:
     trained = find_trained(make_run(tmp_path / "mine", spec_of(prepared, local="image-crop"), "fused"))
     trained.state["spec"]["prepare"]["align"] = "box"
     text = card(trained, DELIVERY._replace(crop_size=48))
-    assert "| `crops` | uint8 | [batch, 5, 48, 48, 3] |" in text and "is squashed into the 112 x 112 pixels" in text
+    assert (
+        "| `crops` | uint8 | [batch, 5, 48, 48, 3] |" in text
+        and "is resized to 112 x 112 pixels with Pillow's bilinear" in text
+    )
     assert "box_matrix(released_box(box_of_points(points), photograph.shape[1::-1]), size=112, margin=0)" in text
     assert '"crops": crops[None]' in text
     assert "| decision rule | fused: " in text and "0: this rule has one stage" in text
 
 
-def test_a_method_that_saw_target_labels_says_so(tmp_path, prepared) -> None:
+def test_the_card_marks_a_method_that_used_target_labels(tmp_path, prepared) -> None:
     trained = find_trained(make_run(tmp_path / "mine", spec_of(prepared, "cglrl-oracle"), "fused"))
-    assert "it was given the target's labels, an upper bound" in card(trained, DELIVERY)
+    assert "it used the target's labels; an upper bound, not a result" in card(trained, DELIVERY)
 
 
 ENTRY = {
@@ -257,10 +260,10 @@ ENTRY = {
         ({"heads": {"glpc": None}}, "| jaffe † | 40 of 42 | not defined | not defined |"),
         ({"folder": "adapt-jaffe-other"}, None),
         ({"method": "dann"}, None),
-        ({"epoch": 6}, None),  # of an older training
+        ({"epoch": 6}, None),  # from an older training
     ],
 )
-def test_figures_are_those_of_this_model(changes, row, made, tmp_path) -> None:
+def test_figures_belong_to_this_model(changes, row, made, tmp_path) -> None:
     trained = find_trained(made)
     results = {"datasets": {"jaffe": {"synthetic": True}}, "entries": [{**ENTRY, **changes}]}
     moved = type(trained)(tmp_path / "adapt-jaffe" / "best.ckpt", trained.state)
@@ -271,7 +274,7 @@ def test_figures_are_those_of_this_model(changes, row, made, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"entries": 3}', '{"entries": [{}]}'])
-def test_a_damaged_report_is_no_report(content, made, tmp_path) -> None:
+def test_a_damaged_report_is_ignored(content, made, tmp_path) -> None:
     trained = find_trained(made)
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "results.json").write_text(content)

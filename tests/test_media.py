@@ -95,8 +95,8 @@ def test_predict_reports_what_it_skips_in_a_folder(
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (("a.heic", "b.HEIC"), f" holds no image or video that is read, only 2 .heic files {_HEIC}"),
-        (("a.nef",), " holds no image or video that is read, only 1 .nef file (not read: convert to JPEG or PNG)"),
+        (("a.heic", "b.HEIC"), f" holds no image or video that fercli reads, only 2 .heic files {_HEIC}"),
+        (("a.nef",), " holds no image or video that fercli reads, only 1 .nef file (not read: convert to JPEG or PNG)"),
         ((".hidden.png",), " holds no image or video"),
     ],
 )

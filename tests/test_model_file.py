@@ -269,7 +269,7 @@ def test_files_of_others_are_distinguished_from_ours(tmp_path, packed) -> None:
     bare = tmp_path / "bare.safetensors"  # as written by an older fercli
     save_file(load_file(packed), bare)
     done = export(bare, tmp_path / "out.safetensors", "fercli")
-    assert "holds tensors alone" in done.left_out[0] and not holds_model(tmp_path / "out.safetensors")
+    assert "holds only tensors" in done.left_out[0] and not holds_model(tmp_path / "out.safetensors")
     assert not holds_model(tmp_path) and not holds_model(tmp_path / "none.safetensors")
 
 
@@ -279,7 +279,7 @@ def test_numbers_beyond_float16_are_refused(stage, tmp_path) -> None:
     name = name or next(key for key in state["network"] if key.endswith("running_var"))
     state["network"][name] = state["network"][name] + 1e6
     checkpoint.save(tmp_path / "a.ckpt", state)
-    with pytest.raises(FercliError, match=rf"float16, which ends at 65504: {name} holds larger numbers"):
+    with pytest.raises(FercliError, match=rf"float16, whose largest number is 65504: {name} has larger numbers"):
         export(tmp_path / "a.ckpt", tmp_path / "a.safetensors", "fercli", half=True)
     assert not (tmp_path / "a.safetensors").exists()
     export(tmp_path / "a.ckpt", tmp_path / "a.safetensors", "fercli")

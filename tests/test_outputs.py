@@ -1,4 +1,4 @@
-"""Outputs that are no plain files, or not to be written over; and odd inputs, each with a line of its own."""
+"""Outputs that are not plain files or must not be overwritten, and odd inputs, each with its own line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def lines(path: Path) -> list[dict]:
 
 @pytest.fixture
 def there(tmp_path, monkeypatch) -> Path:
-    """A folder, which is the working folder, with photo.png and what an output may be mistaken for."""
+    """The working folder, with photo.png and files that an output might overwrite."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(FACE).save("photo.png")
     os.link("photo.png", "hard.png")
@@ -95,7 +95,7 @@ def state(folder: Path) -> dict[str, tuple[int, int]]:
         (["--csv", "/dev/full"], 1, "the disk is full while writing /dev/full"),
     ],
 )
-def test_what_may_not_be_written_is_said_before_the_work(there, arguments, code, says):
+def test_forbidden_outputs_are_refused_before_the_work(there, arguments, code, says):
     before = state(there)
     result = predict("photo.png", *arguments)
     (line,) = result.stderr.strip().splitlines()
@@ -103,7 +103,7 @@ def test_what_may_not_be_written_is_said_before_the_work(there, arguments, code,
     assert state(there) == before
 
 
-def test_a_run_s_model_is_not_written_over_by_any_command(there):
+def test_no_command_overwrites_a_model_or_a_store(there):
     for name in ("photo.png", "hard.png"):
         with pytest.raises(FercliError, match=r"OUT would overwrite the input photo\.png"):
             check_output("OUT", Path(name), True, ["photo.png"])
@@ -115,14 +115,14 @@ def test_a_run_s_model_is_not_written_over_by_any_command(there):
     assert result.exit_code == 1 and "belongs to a prepared store" in result.stderr
 
 
-def test_links_are_followed_and_devices_and_pipes_written_to(there):
+def test_links_are_followed_and_devices_and_pipes_are_written_to(there):
     assert predict("photo.png", "--csv", "to-old.csv", "--force").exit_code == 0
     assert Path("to-old.csv").is_symlink() and Path("old.csv").read_text().startswith("input,")
     Path("dangling.csv").symlink_to("outside/new.csv")
     assert predict("photo.png", "--csv", "dangling.csv").exit_code == 0
     assert Path("dangling.csv").is_symlink() and Path("outside/new.csv").read_bytes() == Path("old.csv").read_bytes()
     null = os.devnull
-    with suppress(OSError):  # root, who could lose the machine's own, may make another
+    with suppress(OSError):  # root could overwrite the machine's own device, but may create another
         os.mknod("null", 0o666 | stat.S_IFCHR, os.stat(os.devnull).st_rdev)
         null = "null"
     number = os.stat(null).st_rdev
@@ -141,8 +141,8 @@ def test_links_are_followed_and_devices_and_pipes_written_to(there):
         assert got == [Path("old.csv").read_bytes()] and Path("fifo").is_fifo()
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd/1").exists(), reason="no /proc here")
-def test_an_open_file_is_written_to_where_it_is(there):
+@pytest.mark.skipif(not Path("/proc/self/fd/1").exists(), reason="needs /proc")
+def test_an_open_file_is_written_in_place(there):
     words = "from pathlib import Path\nfrom fercli.files import replacing\n"
     words += "with replacing(Path('/proc/self/fd/1')) as file: file.write(b'more')"
     with Path("old.csv").open("ab") as file:
@@ -168,15 +168,15 @@ def test_copies_stay_in_their_folder(there, inputs, made):
     assert new == made
 
 
-def test_a_link_leads_no_copy_out_of_its_folder(there):
+def test_no_link_leads_a_copy_outside_its_folder(there):
     Path("drawn").mkdir()
     Path("drawn/sub").symlink_to("../outside")
     Path("in/sub").mkdir()
     Image.fromarray(FACE).save("in/sub/a.png")
     result = predict("in", "--annotate", "drawn", "--jsonl", "/dev/null")
-    assert result.exit_code == 1 and "a link there leads drawn/sub/a.png out of it" in result.stderr
+    assert result.exit_code == 1 and "a link in it leads drawn/sub/a.png outside" in result.stderr
     assert not list(Path("outside").iterdir())
-    Path("to-drawn").symlink_to("drawn")  # the folder itself may be one
+    Path("to-drawn").symlink_to("drawn")  # the folder itself may be a link
     assert predict("photo.png", "--annotate", "to-drawn", "--jsonl", "/dev/null").exit_code == 0
     assert Path("drawn/photo.png").is_file()
 
@@ -191,7 +191,7 @@ NAMES = {
 }
 
 
-def test_names_are_harmless_in_a_table_and_whole_in_json(there):
+def test_names_are_harmless_in_a_table_and_unchanged_in_json(there):
     for name in NAMES:
         Image.new("RGB", (40, 40)).save(name)
     assert predict(*NAMES, "--jsonl", "a.jsonl", "--csv", "a.csv").exit_code == 0
@@ -201,7 +201,7 @@ def test_names_are_harmless_in_a_table_and_whole_in_json(there):
     assert not set(raw) & ({*range(32), 127} - {10})
 
 
-def test_one_odd_input_is_one_line_and_the_others_are_answered(there):
+def test_an_odd_input_is_one_line_and_the_others_are_predicted(there):
     Image.fromarray(FACE).save("in/a.png")
     Image.new("L", (70000, 300)).save("in/big.pgm")
     wide = np.full((300, 33000, 3), 110, np.uint8)
@@ -216,21 +216,21 @@ def test_one_odd_input_is_one_line_and_the_others_are_answered(there):
     found = {(Path(line["input"]).name, line["frame"]): line for line in lines(Path("a.jsonl"))}
     errors = {name: line["error"] for (name, _), line in found.items() if "error" in line}
     assert set(errors) == {"strip.avi", long}
-    assert "MPEG-4 takes up to 8191 pixels a side, not 9000" in errors["strip.avi"]
+    assert "MPEG-4 allows up to 8191 pixels a side, not 9000" in errors["strip.avi"]
     assert errors[long].startswith("no annotated copy") and errors[long].endswith("File name too long")
-    for name in ("a.png", "z.png", long):  # what a copy lacks, the answers do not
+    for name in ("a.png", "z.png", long):  # predictions exist even where a copy is missing
         assert len(found[name, None]["faces"]) == 1
     assert ("big.pgm", None) in found and ("one.avi", 1) in found and ("strip.avi", 1) in found
     assert {"a.png", "big.pgm.jpg", "one.mp4", "wide.png", "z.png"} <= set(os.listdir("drawn"))
 
 
-def test_a_picture_with_a_side_too_long_for_opencv_is_made_smaller(there):
+def test_an_image_with_a_side_too_long_for_opencv_is_shrunk(there):
     Image.new("L", (70000, 300)).save("big.pgm")
     decoded = decode(Path("big.pgm"))
     assert decoded.scale == 3 and decoded.pixels.shape == (100, 23333, 3) and decoded.size == (69999, 300)
 
 
-def test_what_the_network_cannot_answer_is_one_picture_s():
+def test_a_failure_of_the_network_affects_one_image_only():
     def answer(faces):
         if any(face == "bad" for face in faces):
             raise ValueError("not this one")

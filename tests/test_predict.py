@@ -1,4 +1,4 @@
-"""fercli predict on images: what it takes, what it writes, and what it says to what it cannot take."""
+"""fercli predict on images: its inputs, its outputs, and its messages for inputs that it refuses."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from fercli.synthetic.render import STUDIO, render
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """a.png with one face, b.jpg with two, empty.png with none, sub/c.png with one, sub/bad.jpg; and no image."""
+    """a.png with one face, b.jpg with two, empty.png with none, sub/c.png with one, sub/bad.jpg, and a text file."""
     folder = tmp_path_factory.mktemp("in") / "photos"
     (folder / "sub").mkdir(parents=True)
     faces = [render(STUDIO, i, i, i).image for i in range(4)]
@@ -39,7 +39,7 @@ def photos(tmp_path_factory) -> Path:
     Image.fromarray(np.full((60, 80, 3), 128, np.uint8)).save(folder / "empty.png")
     Image.fromarray(faces[3]).save(folder / "sub/c.png")
     (folder / "sub/bad.jpg").write_bytes(b"\xff\xd8\xff no")
-    (folder / "notes.txt").write_text("no image")
+    (folder / "notes.txt").write_text("not an image")
     (folder / ".hidden.png").write_text("left out")
     return folder
 
@@ -59,7 +59,7 @@ def told(result, code: int = 1) -> str:
     return line
 
 
-# What it takes
+# Inputs
 
 
 def test_a_folder_as_json_lines(predict, photos, trained):
@@ -95,7 +95,7 @@ def test_files_and_globs_in_the_order_given(predict, photos, names, expected):
     assert [line["input"] for line in found] == [str(photos / name) for name in expected]
 
 
-def test_paths_and_a_picture_on_stdin(predict, photos):
+def test_paths_and_an_image_on_stdin(predict, photos):
     paths = f"{photos / 'a.png'}\r\n\n{photos / 'none.png'}\n{photos / 'sub/c.png'}".encode()
     assert [(len(line["faces"]), line.get("error")) for line in lines(predict("-", stdin=paths))] == [
         *[(1, None), (0, "no such file"), (1, None)]
@@ -105,7 +105,7 @@ def test_paths_and_a_picture_on_stdin(predict, photos):
         assert line["input"] == "-" and len(line["faces"]) == count
 
 
-# What it writes
+# Outputs
 
 
 def test_a_table(predict, photos, tmp_path):
@@ -124,7 +124,7 @@ def test_a_table(predict, photos, tmp_path):
     assert rows[4]["error"].startswith("damaged")
 
 
-def test_json_is_a_summary_where_results_go_to_files(predict, photos, tmp_path):
+def test_json_is_a_summary_if_results_go_to_files(predict, photos, tmp_path):
     result = predict(photos, "--jsonl", tmp_path / "out.jsonl", "--json")
     document = json.loads(result.stdout)
     assert (document["pictures"], document["faces"], document["errors"], document["empty"]) == (4, 4, 1, 1)
@@ -145,14 +145,14 @@ def test_annotated_copies_keep_relative_names(predict, photos, tmp_path):
 
 
 @pytest.mark.parametrize("shade", [0, 255])
-def test_drawings_stand_out_on_dark_and_on_light(trained, shade):
+def test_drawings_are_visible_on_dark_and_light_images(trained, shade):
     face = Recognizer.load(trained.runs, device="cpu")(render(STUDIO, 1, 3, 1).image)[0]
     plain = np.full((240, 220, 3), shade, np.uint8)
     drawn = draw(plain, [face])
     assert (np.abs(drawn.astype(int) - shade).max(-1) > 100).mean() > 0.01 and (plain == shade).all()
 
 
-# What it refuses
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_drawings_stand_out_on_dark_and_on_light(trained, shade):
         (["{photos}/a.png", "--annotate", "{tmp}/there.csv/drawn"], 1, "cannot write"),
         (["{photos}/a.png", "--annotate", "{photos}", "--force"], 2, "--annotate would overwrite"),
         (["{photos}/a.png", "{photos}/b.jpg", "--annotate", "{tmp}/one.png"], 2, "there are 2 inputs"),
-        (["{photos}/a.png", "--annotate", "{tmp}/one.mp4"], 2, "an image becomes one of"),
+        (["{photos}/a.png", "--annotate", "{tmp}/one.mp4"], 2, "a copy of an image must end in .bmp or .jpeg or"),
         (["{photos}/a.png", "--run", "{tmp}/empty"], 1, "holds no trained model"),
         (["{photos}/a.png", "--run", "{tmp}/none"], 1, "no run folder"),
         (["{photos}/a.png", "--run", "{tmp}/there.csv"], 1, "is not a PyTorch checkpoint, or is damaged"),
@@ -189,7 +189,7 @@ def test_bad_input_is_one_line(predict, photos, tmp_path, arguments, code, says)
     result = predict(*(word.format(photos=photos, tmp=tmp_path) for word in arguments), stdin=b"")
     assert says in told(result, code)
     assert (tmp_path / "there.csv").read_text() == "mine"
-    assert not list(tmp_path.glob(".*"))  # no litter
+    assert not list(tmp_path.glob(".*"))  # no temporary files
 
 
 def test_force_replaces(predict, photos, tmp_path):
@@ -198,7 +198,7 @@ def test_force_replaces(predict, photos, tmp_path):
     assert (tmp_path / "out.csv").read_text().startswith("input,")
 
 
-# How it ends
+# Ends of a run
 
 
 def command(trained: Bench, *arguments: object, **more) -> subprocess.Popen:
@@ -216,14 +216,14 @@ def long_folder(photos, tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_reader_that_goes_away_ends_it_quietly(trained, long_folder):
+def test_a_reader_that_closes_stdout_ends_the_run_quietly(trained, long_folder):
     process = command(trained, long_folder, "--quiet", "--batch", 1)
     first = process.stdout.readline()
     process.stdout.close()
     assert json.loads(first)["faces"] and process.stderr.read() == b"" and process.wait(60) == 0
 
 
-def test_ctrl_c_keeps_what_was_answered(trained, long_folder, tmp_path):
+def test_ctrl_c_keeps_the_predictions_so_far(trained, long_folder, tmp_path):
     process = command(trained, long_folder, "--jsonl", tmp_path / "out.jsonl", "--csv", "-", "--batch", 1)
     for _ in range(12):
         process.stdout.readline()
@@ -231,7 +231,9 @@ def test_ctrl_c_keeps_what_was_answered(trained, long_folder, tmp_path):
     started = time.monotonic()
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130 and time.monotonic() - started < 30
-    assert b"error: stopped" in stderr and b"run the command with --resume" in stderr and b"Traceback" not in stderr
+    assert (
+        b"error: stopped" in stderr and b"run the same command with --resume" in stderr and b"Traceback" not in stderr
+    )
     kept = [json.loads(line) for line in (tmp_path / "out.jsonl.part").read_text().splitlines()]
     assert 10 <= len(kept) < 400
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out.jsonl.part", "out.jsonl.part.log"]
@@ -242,13 +244,13 @@ def test_help_ends_in_examples():
     assert result.exit_code == 0 and "Examples:" in result.stdout and "camera:0" in result.stdout
 
 
-def test_opencv_reads_what_is_annotated(predict, photos, tmp_path):
+def test_opencv_reads_annotated_copies(predict, photos, tmp_path):
     assert predict(photos / "b.jpg", "--annotate", tmp_path / "b.webp").exit_code == 0
     assert cv2.imread(str(tmp_path / "b.webp")).shape == cv2.imread(str(photos / "b.jpg")).shape
 
 
 @pytest.mark.parametrize("name", ["drawn.avi", "drawn.gif", "drawn.MOV"])
-def test_a_copy_of_a_kind_that_is_not_written_is_refused(predict, photos, tmp_path, name):
+def test_a_copy_in_an_unsupported_format_is_refused(predict, photos, tmp_path, name):
     result = predict(photos / "b.jpg", "--annotate", tmp_path / name)
-    assert result.exit_code == 2 and f"{name}: copies are written as .bmp, .jpeg, " in result.stderr
+    assert result.exit_code == 2 and f"{name}: copies can only be written as .bmp, .jpeg, " in result.stderr
     assert not list(tmp_path.iterdir())

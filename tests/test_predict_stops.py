@@ -1,4 +1,4 @@
-"""fercli predict stopped anywhere: it ends at once, what was answered stays, and --resume goes on to the same bytes."""
+"""fercli predict, stopped anywhere: it ends at once, keeps its predictions, and --resume gives the same bytes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import fercli
 from fercli.parallel import Workers
 from fercli.synthetic.render import STUDIO, render
 
-#: Seconds within which a run that is stopped must be gone, its workers too.
+#: Seconds within which a stopped run must have ended, including its workers.
 AT_ONCE = 5
 
 
@@ -40,7 +40,7 @@ def done(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def workers_of(pid: int) -> set[int]:
-    """Processes that work for a run, by what Linux knows."""
+    """The child processes of a run, from /proc."""
     found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -64,7 +64,7 @@ def until(true, seconds: float = 60) -> None:
 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory) -> Path:
-    """400 images of one face each, all alike but for a damaged one and one that is no face."""
+    """400 identical images of one face each, except a damaged one and one without a face."""
     folder = tmp_path_factory.mktemp("faces")
     Image.fromarray(render(STUDIO, 1, 3, 1).image).save(folder / "000.jpg")
     for i in range(1, 400):
@@ -77,19 +77,19 @@ def faces(tmp_path_factory) -> Path:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux to count processes")
 @pytest.mark.parametrize("way", ["reader gone", "Ctrl-C", "SIGTERM", "kill -9", "full disk"])
-def test_however_it_is_stopped_it_ends_at_once_with_its_workers(faces, tmp_path, way):
+def test_a_stopped_run_ends_at_once_with_its_workers(faces, tmp_path, way):
     draw, before = random.Random(way), set(os.listdir("/dev/shm"))
     for number in range(5):
         to = "/dev/full" if way == "full disk" else "-"
         process = start(faces, "--csv", to, "--workers", 2, "--batch", 16)
         if way == "full disk":
             children = set()
-            began = time.monotonic()  # of the whole run: nothing is answered
+            began = time.monotonic()  # for the whole run: nothing is predicted
             limit = 30
         else:
             until(lambda p=process: len(workers_of(p.pid)) >= 2)
             children = workers_of(process.pid)
-            # Also while the workers start up.
+            # Some runs are stopped while the workers start up.
             if number % 2:
                 process.stdout.readline()
                 process.stdout.readline()
@@ -103,7 +103,7 @@ def test_however_it_is_stopped_it_ends_at_once_with_its_workers(faces, tmp_path,
             else:
                 number_of = {"Ctrl-C": signal.SIGINT, "SIGTERM": signal.SIGTERM, "kill -9": signal.SIGKILL}
                 process.send_signal(number_of[way])
-        # A pipe that nobody reads is full after a while: it must not hold it up.
+        # A pipe without a reader fills up: it must not delay the end.
         code = process.wait(limit)
         stderr = process.stderr.read().decode()
         until(lambda c=children: not living(c), max(0.0, began + limit - time.monotonic()))
@@ -116,7 +116,7 @@ def test_however_it_is_stopped_it_ends_at_once_with_its_workers(faces, tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_what_was_answered_is_gone_on_with_to_the_same_bytes(tmp_path, faces, number):
+def test_a_resumed_run_gives_the_same_bytes(tmp_path, faces, number):
     inputs = tmp_path / "in"
     shutil.copytree(faces, inputs)
     for name in sorted(os.listdir(inputs))[60:]:
@@ -131,7 +131,7 @@ def test_what_was_answered_is_gone_on_with_to_the_same_bytes(tmp_path, faces, nu
 
     assert done(*common, *outputs("whole")).returncode == 0
     part = tmp_path / "stopped/a.jsonl.part"
-    for lines in (10, 36, 50):  # within the images, the video, the rest
+    for lines in (10, 36, 50):  # within the images, within the video, after it
         process = start(*common, *outputs("stopped"), *(["--resume"] if part.exists() else []))
         until(lambda least=lines: part.exists() and part.read_bytes().count(b"\n") >= least)
         process.send_signal(number)
@@ -141,15 +141,15 @@ def test_what_was_answered_is_gone_on_with_to_the_same_bytes(tmp_path, faces, nu
             assert json.loads(line)["input"]
         left = sorted(path.name for path in part.parent.rglob("*") if path.is_file() and path.suffix != ".jpg")
         assert {"a.csv.part", "a.jsonl.part", "a.jsonl.part.log"} <= set(left) and not any(n[0] == "." for n in left)
-    # What is torn, as by a power cut, is dropped.
+    # A torn line, as after a power cut, is dropped.
     for torn in (part, part.with_name("a.csv.part"), part.with_name("a.jsonl.part.log")):
         with torn.open("a") as file:
             file.write('{"input": "to')
     refused = done(*common, *outputs("stopped"))
-    assert refused.returncode == 1 and "a.jsonl.part holds the answers of a run that was stopped" in refused.stderr
-    went_on = done(*common, *outputs("stopped"), "--resume")
-    assert went_on.returncode == 0 and "going on behind" in went_on.stderr
-    assert "could not be read or drawn" in went_on.stderr
+    assert refused.returncode == 1 and "a.jsonl.part holds the predictions of a stopped run" in refused.stderr
+    resumed = done(*common, *outputs("stopped"), "--resume")
+    assert resumed.returncode == 0 and "resuming after" in resumed.stderr
+    assert "could not be read or drawn" in resumed.stderr
     for path in (tmp_path / "whole").rglob("*"):
         other = tmp_path / "stopped" / path.relative_to(tmp_path / "whole")
         assert path.is_dir() or path.read_bytes() == other.read_bytes(), path
@@ -175,17 +175,17 @@ def test_a_part_of_another_run_is_refused(tmp_path, faces):
         return line
 
     again = (inputs, "--jsonl", out, "--workers", 1)
-    assert "begun with another --smooth, --every, --batch, --device or --adapt" in refused(*again, "--resume")
-    assert "give one of them" in refused(*again, "--batch", 8, "--resume", "--force")
+    assert "started with another --smooth, --every, --batch, --device or --adapt" in refused(*again, "--resume")
+    assert "give only one of them" in refused(*again, "--batch", 8, "--resume", "--force")
     assert "cannot be resumed: " in refused(inputs, "--csv", out, "--jsonl", f"{out}2", "--resume")
     os.utime(inputs / "03.jpg", (1, 1))
-    assert "begun with other inputs (names, sizes or times of change)" in refused(*again, "--batch", 8, "--resume")
-    assert "name one by --jsonl or --csv" in refused(inputs, "--resume")
+    assert "started with other inputs (names, sizes or modification times)" in refused(*again, "--batch", 8, "--resume")
+    assert "name one with --jsonl or --csv" in refused(inputs, "--resume")
     assert done(*again, "--force").returncode == 0 and sorted(os.listdir(tmp_path)) == ["a.jsonl", "in"]
 
 
 @pytest.mark.parametrize("moved", [0, 1])
-def test_stopped_while_the_files_take_their_places(tmp_path, faces, monkeypatch, moved):
+def test_stopped_while_the_files_are_moved_into_place(tmp_path, faces, monkeypatch, moved):
     replace = os.replace
 
     def stop(source, target):
@@ -205,7 +205,7 @@ def test_stopped_while_the_files_take_their_places(tmp_path, faces, monkeypatch,
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept and len(kept) == 2
 
 
-def test_a_worker_that_ends_is_one_line_and_others_serve():
+def test_a_worker_that_dies_is_one_line_and_is_replaced():
     with Workers(2) as workers:
         assert list(workers.in_order(divmod, [1, 2, 3], lambda item: (item, 2), 2)) == [
             (1, (0, 1)),

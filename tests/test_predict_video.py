@@ -1,4 +1,4 @@
-"""fercli predict on videos: frames, times, people tracked and smoothed, and videos that are not whole."""
+"""fercli predict on videos: frames, times, tracking and smoothing, and incomplete videos."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATE, FRAMES = 10, 12
 
 @pytest.fixture(scope="module")
 def frames() -> list[np.ndarray]:
-    """Two people, of whom the right one wanders; the left one is hidden in frame 5."""
+    """Two people: the right one moves, and the left one is hidden in frame 5."""
     left, right = (render(STUDIO, i, 3 * i, i).image for i in range(2))
     made = []
     for i in range(FRAMES):
@@ -79,11 +79,11 @@ def test_people_keep_their_numbers(trained, clip, tmp_path):
             assert sum(face["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
-# As a player shows it
+# As a player shows them
 
 
 @pytest.mark.parametrize("name", ["90", "180", "270", "mirrored"])
-def test_a_turned_video_is_answered_upright(trained, name, tmp_path):
+def test_a_rotated_video_is_read_upright(trained, name, tmp_path):
     upright = render(STUDIO, 1, 3, 1).image
     matrix, shown = MATRICES[name]
     stored = next(way(upright) for way in _ways() if np.array_equal(shown(way(upright)), upright))
@@ -97,7 +97,7 @@ def test_a_turned_video_is_answered_upright(trained, name, tmp_path):
         assert face["confidence"] == pytest.approx(expected["confidence"], abs=0.05)
     with open_video(tmp_path / "drawn.mp4") as video:
         assert next(video.frames()).image.shape == upright.shape
-    # What is read back has no matrix that would turn it once more.
+    # The annotated copy has no matrix that would rotate it once more.
     (line, _) = lines(predict(trained, tmp_path / "drawn.mp4"))
     assert line["faces"][0]["box"] == pytest.approx(wanted[0]["faces"][0]["box"], abs=6)
     recognizer = Recognizer.load(trained.runs, device="cpu")
@@ -137,7 +137,7 @@ def test_videos_of_any_name(trained, frames, name, tmp_path, monkeypatch):
     assert len(lines(predict(trained, Path("drawn") / name))) == 3
 
 
-def test_a_copy_with_too_long_a_name_is_one_line(trained, clip, tmp_path):
+def test_a_copy_with_too_long_a_name_is_a_one_line_error(trained, clip, tmp_path):
     result = predict(trained, clip, "--annotate", tmp_path / f"{'e' * 252}.mp4")
     assert result.exit_code == 1 and "Traceback" not in result.stderr
     assert "File name too long" in result.stderr.replace("\n", " ")
@@ -151,7 +151,7 @@ def test_a_trimmed_video_is_not_called_damaged(trained, frames, tmp_path):
     assert [line["time_s"] for line in found] == pytest.approx([i / RATE for i in range(6)])
 
 
-# Not whole
+# Incomplete videos
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [(".avi", "mjpeg"), (".mp4", "mpeg4")])
@@ -174,11 +174,11 @@ def test_a_video_that_ends_in_the_middle_of_a_frame(trained, frames, suffix, cod
         ("cut.mp4", lambda data: data[: len(data) // 2], "cannot be opened as a video"),
         ("noise.mp4", lambda data: b"\1\2\3" * 500, "cannot be opened as a video"),
         ("nothing.mp4", lambda data: b"", "empty file"),
-        ("codec.mp4", lambda data: data.replace(b"avc1", b"evc1"), "its codec cannot be decoded here (evc 'evc1')"),
+        ("codec.mp4", lambda data: data.replace(b"avc1", b"evc1"), "no decoder for its codec (evc 'evc1')"),
     ],
 )
 def test_videos_that_cannot_be_opened(trained, frames, clip, tmp_path, name, spoil, says):
-    """One line for it, in every output; the answers of others stay."""
+    """Such a video gets one line in every output; the predictions for others stay."""
     whole = write_clip(tmp_path / "whole.mp4", frames, codec="libx264").read_bytes()
     (tmp_path / name).write_bytes(spoil(whole))
     result = predict(trained, tmp_path / name, "--csv", tmp_path / "out.csv", "--annotate", tmp_path / "drawn")
@@ -193,7 +193,7 @@ def test_a_video_without_a_frame(trained, tmp_path):
     write_clip(tmp_path / "none.mp4", [])
     result = predict(trained, tmp_path / "none.mp4", "--quiet", "--jsonl", tmp_path / "out")
     assert result.exit_code == 1 and "error: could not be read" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1 and result.stderr.strip().endswith("a video without a frame")
+    assert len(result.stderr.strip().splitlines()) == 1 and result.stderr.strip().endswith("a video without frames")
 
 
 def test_a_video_without_a_face(trained, tmp_path):
@@ -203,7 +203,7 @@ def test_a_video_without_a_face(trained, tmp_path):
     assert result.stderr.replace("\n", " ").startswith("warning: no face in any of the 4 frames of")
 
 
-def test_a_video_under_another_name_among_pictures(trained, clip, frames, tmp_path):
+def test_a_video_without_an_ending_among_images(trained, clip, frames, tmp_path):
     (tmp_path / "film").write_bytes(clip.read_bytes())
     cv2.imwrite(str(tmp_path / "a.png"), frames[0][..., ::-1])
     found = lines(predict(trained, tmp_path / "a.png", tmp_path / "film"))

@@ -1,4 +1,4 @@
-"""The recognizer gives an image's face the answer that its prepared face gets, one by one or many at a time."""
+"""A face in an image gets the same prediction as its prepared face, alone or in a batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def recognizer(trained: Bench) -> Recognizer:
 
 @pytest.fixture(scope="module")
 def pictures(prepared: Path) -> list[Path]:
-    """The photographs behind the first prepared faces of JAFFE's layout."""
+    """The images of the first prepared faces in JAFFE's layout."""
     rows = [row for row in read_manifest(prepared / "jaffe") if row["status"] != "rejected"]
     return [prepared.parent / "data/jaffe" / row["path"] for row in rows[:9]]
 
@@ -54,7 +54,7 @@ def same(face, probabilities, decision, i: int) -> None:
 
 @pytest.mark.parametrize("local", ["feature-map", "image-crop"])
 @pytest.mark.parametrize("rule", ["fused", "global+fused", "glpc"])
-def test_a_picture_gets_the_answer_of_its_prepared_face(trained, pictures, local, rule):
+def test_an_image_gets_the_prediction_of_its_prepared_face(trained, pictures, local, rule):
     spec = load(str(trained.spec), [f"model.local={local}"])
     torch.manual_seed(3)
     network, status = empty_network(spec).eval(), torch.rand(7, 7) * 0.3
@@ -69,7 +69,7 @@ def test_a_picture_gets_the_answer_of_its_prepared_face(trained, pictures, local
         same(faces[0], seen.probabilities, decision, i)
 
 
-def test_a_trained_run_answers_as_evaluate_does(trained, recognizer, pictures):
+def test_a_trained_run_predicts_as_evaluate_does(trained, recognizer, pictures):
     model = find_trained(trained.runs)
     store = Store.open(trained.prepared / "jaffe", labels=False)
     faces = FaceDataset([store], [np.arange(len(pictures))], CPU, False)
@@ -79,7 +79,7 @@ def test_a_trained_run_answers_as_evaluate_does(trained, recognizer, pictures):
         same(recognizer(path)[0], seen.probabilities, decision, i)
 
 
-def test_arrays_pictures_and_paths_are_the_same(recognizer, pictures):
+def test_arrays_pil_images_and_paths_are_the_same(recognizer, pictures):
     image = Image.open(pictures[0])
     array = np.asarray(image.convert("RGB"))
     one, two, three = recognizer(str(pictures[0])), recognizer(image), recognizer(array)
@@ -93,8 +93,8 @@ def test_arrays_pictures_and_paths_are_the_same(recognizer, pictures):
 
 
 @pytest.mark.parametrize("kind", ["turned", "clear", "grey of 16 bits", "grey of floats"])
-def test_files_bytes_images_and_arrays_get_the_same_answers(recognizer, pictures, tmp_path, kind):
-    """Answers differed, or no face was found, where a PIL image was not treated as its file is."""
+def test_files_bytes_images_and_arrays_get_the_same_predictions(recognizer, pictures, tmp_path, kind):
+    """Regression: predictions differed, or no face was found, if a PIL image was treated differently from its file."""
     image = Image.open(pictures[0]).convert("RGB")
     exif, form = Image.Exif(), "PNG"
     if kind == "turned":
@@ -117,7 +117,7 @@ def test_files_bytes_images_and_arrays_get_the_same_answers(recognizer, pictures
         assert face.box == expected.box
 
 
-def test_many_across_processes_is_one_by_one(recognizer, pictures):
+def test_many_across_processes_equals_one_by_one(recognizer, pictures):
     empty = np.full((60, 60, 3), 128, np.uint8)
     mixed = [pictures[0], empty, np.hstack([np.asarray(Image.open(p).convert("RGB")) for p in pictures[1:3]])]
     alone = [recognizer(image) for image in mixed * 5]
@@ -156,7 +156,7 @@ def test_many_takes_an_endless_stream(recognizer, pictures):
         (None, "a NoneType is not an image"),
     ],
 )
-def test_arrays_that_are_no_picture(recognizer, image, why):
+def test_arrays_that_are_not_images(recognizer, image, why):
     with pytest.raises(ValueError, match=why):
         recognizer(image)
     with pytest.raises(ValueError, match=why):
@@ -174,16 +174,16 @@ signal.alarm(80)
 def answer(_):
     signal.alarm(80)
     again = Recognizer.load(sys.argv[1], device="cpu")
-    return [len(recognizer(image)), len(again(image)), *map(len, recognizer.many([picture]))]
+    return [len(recognizer(image)), len(again(image)), *map(len, recognizer.many([image]))]
 before = len(recognizer(image))
 with multiprocessing.get_context("fork").Pool(2) as pool:
     print(before, pool.map(answer, range(2)))
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_forked_process_may_use_it(trained, pictures):
-    """PyTorch's threads are not in the child, which waited for them for ever."""
+    """Regression: PyTorch's threads do not exist in the child, which waited for them forever."""
     command = [sys.executable, "-c", _FORKED, str(trained.runs), str(pictures[0])]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=90, env=environment)
@@ -208,7 +208,7 @@ def test_files_that_cannot_be_read(recognizer, tmp_path):
             list(recognizer.many([path]))
 
 
-def test_the_package_names_it_and_nothing_else():
+def test_the_package_exports_it_and_nothing_else():
     assert "Recognizer" in fercli.__all__
     with pytest.raises(AttributeError):
         fercli.nothing  # noqa: B018

@@ -329,4 +329,6 @@ def test_weights_export_copies_it(here) -> None:
     assert result.exit_code == 0
     assert digest_of(load_file("copy.safetensors")) == digest_of(load_file(FILE))
     assert find_trained("copy.safetensors").spec == find_trained("starter").spec
-    assert "; --format fercli holds any of ours" in told(run("weights", "export", "starter", "copy.pkl"), 1)
+    assert "; use --format fercli, which holds every fercli model" in told(
+        run("weights", "export", "starter", "copy.pkl"), 1
+    )

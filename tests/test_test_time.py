@@ -1,4 +1,4 @@
-"""A model that adapts to the faces it answers: each method against a plain loop, and what predict says of it."""
+"""A model that adapts to the faces it receives: each method against a plain loop, and what predict reports."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ METHODS = ("adabn", "tent", "t3a")
 
 
 def network(**changes) -> nn.Module:
-    """A small network whose batch norms have statistics of their own, in eval mode."""
+    """A small network in eval mode whose batch norms have non-default statistics."""
     torch.manual_seed(4)
     made = build_network(model_spec(width=4, **changes))
     generator = torch.Generator().manual_seed(8)
@@ -56,7 +56,7 @@ def norms(of: nn.Module) -> list[nn.BatchNorm2d]:
 
 
 def taken(made: nn.Module, view: View) -> dict[nn.BatchNorm2d, torch.Tensor]:
-    """What each batch norm is given of a batch by a network as it is, in the order of the pass."""
+    """The input of each batch norm for a batch, in the order of the forward pass."""
     given: dict[nn.BatchNorm2d, torch.Tensor] = {}
 
     def take(norm, maps, _):
@@ -71,9 +71,9 @@ def taken(made: nn.Module, view: View) -> dict[nn.BatchNorm2d, torch.Tensor]:
 
 
 def by_statistics(made: nn.Module, views: list[View]) -> None:
-    """Give each batch norm, from the first to the last, the statistics that AdaBN gives it after these batches.
+    """Set each batch norm, from the first to the last, to the statistics that AdaBN gives it after these batches.
 
-    The first norm's input depends on no statistics, the second's on the first's, and so on: one pass a norm.
+    The first norm's input depends on no statistics, the second's on the first's, and so on: one pass per norm.
     """
     order = list(taken(made, views[0]))
     own = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in order]
@@ -105,7 +105,7 @@ def test_adabn_mixes_the_statistics_of_the_model_and_of_all_faces_so_far(counts,
         torch.testing.assert_close(output.logits, plain(*views[-1].inputs).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_an_episodic_adabn_knows_its_batch_alone():
+def test_an_episodic_adabn_uses_its_batch_alone():
     view, plain = faces(4), network()
     adapted = AdaBN(network(), episodic=True)
     first = adapted(view).logits
@@ -118,7 +118,7 @@ def test_an_episodic_adabn_knows_its_batch_alone():
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_tent_takes_steps_of_sgd_on_the_entropy_of_its_heads(flip):
-    """Against torch's SGD on a network whose statistics are those of AdaBN."""
+    """Compared with torch's SGD on a network with AdaBN's statistics."""
     views, heads = [faces(6, 1), faces(2, 2), faces(3, 3)], ("global", "nose", "fused")
     which = [HEADS.index(name) for name in heads]
     adapted, plain = Tent(network(test_flip=flip), heads=heads), network(test_flip=flip)
@@ -147,8 +147,8 @@ def test_tent_takes_steps_of_sgd_on_the_entropy_of_its_heads(flip):
     assert not output.logits.requires_grad
 
 
-def test_tent_knows_of_heads_that_a_model_lacks():
-    """A released source model has the global head alone: the norms below the local ones stay as they are."""
+def test_tent_handles_heads_that_a_model_lacks():
+    """A released source model has only the global head: the norms below the local heads do not change."""
     made = network().requires_grad_(False)
     Tent(made, heads=("global",))(faces(4))
     for name, module in made.named_modules():
@@ -156,7 +156,7 @@ def test_tent_knows_of_heads_that_a_model_lacks():
             assert torch.equal(module.weight, torch.ones_like(module.weight)) == name.startswith("local_nets."), name
 
 
-def test_tent_leaves_a_step_out_that_is_not_finite():
+def test_tent_skips_a_step_that_is_not_finite():
     made = network()
     adapted, before = Tent(made), [norm.weight.clone() for norm in norms(made)]
     view = faces(2)
@@ -166,7 +166,7 @@ def test_tent_leaves_a_step_out_that_is_not_finite():
 
 
 def supports_by_hand(made: nn.Module, sharing: str, seen: list[Output]) -> torch.Tensor:
-    """T3A's logits of the last batch."""
+    """T3A's logits for the last batch."""
     heads = list(made.classifiers)
     heads = [heads[0], *([heads[1]] * 5 if sharing == "shared" else heads[1:6]), heads[-1]]
     logits = torch.zeros(len(seen[-1].logits), 7, 7)
@@ -192,7 +192,7 @@ def supports_by_hand(made: nn.Module, sharing: str, seen: list[Output]) -> torch
 
 @pytest.mark.parametrize("sharing", ["shared", "separate"])
 @pytest.mark.parametrize("most", [100, 2])
-def test_t3a_answers_by_the_means_of_the_surest_supports(sharing, most, monkeypatch):
+def test_t3a_predicts_with_the_means_of_the_most_certain_supports(sharing, most, monkeypatch):
     monkeypatch.setattr("fercli.predict.test_time.SUPPORTS", most)
     monkeypatch.setitem(globals(), "SUPPORTS", most)
     made = network(classifiers=sharing, test_flip=True).requires_grad_(False)
@@ -209,7 +209,7 @@ def test_t3a_answers_by_the_means_of_the_surest_supports(sharing, most, monkeypa
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_batch_that_fails_leaves_no_trace_and_reset_goes_back(name):
+def test_a_batch_that_fails_leaves_no_trace_and_reset_restores_the_model(name):
     made = network()
     adapted, view = ADAPTATIONS[name](made), faces(3)
     first = adapted(view).logits
@@ -227,7 +227,7 @@ def test_a_batch_that_fails_leaves_no_trace_and_reset_goes_back(name):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("local", ["feature-map", "image-crop"])
-def test_an_episodic_model_gives_its_weights_back(name, local):
+def test_an_episodic_model_restores_its_weights(name, local):
     made = network(local=local)
     view = View(*drawn(3, 48))
     before = {key: value.clone() for key, value in made.state_dict().items()}
@@ -239,7 +239,7 @@ def test_an_episodic_model_gives_its_weights_back(name, local):
 
 
 def test_a_method_that_transforms_its_output():
-    """Its answers are what is adapted by; T3A, whose templates are the network's classifiers', has none."""
+    """Adaptation uses its transformed output; T3A refuses it, because its templates come from the classifiers."""
 
     def halved(output: Output) -> Output:
         return Output(output.logits / 2, output.features)
@@ -248,12 +248,12 @@ def test_a_method_that_transforms_its_output():
     one, other = AdaBN(made, halved, episodic=True)(view), AdaBN(network(), episodic=True)(view)
     assert torch.equal(2 * one.logits, other.logits)
     Tent(made, halved)(view)
-    with pytest.raises(FercliError, match=r"--adapt t3a needs the network's own classifiers.*; take adabn or tent"):
+    with pytest.raises(FercliError, match=r"--adapt t3a needs the network's own classifiers.*; use adabn or tent"):
         T3A(made, halved)
 
 
 def test_a_model_without_batch_norms():
-    with pytest.raises(FercliError, match="--adapt tent moves batch norms, and this model has none; take t3a"):
+    with pytest.raises(FercliError, match="--adapt tent adapts batch norms, but this model has none; use t3a"):
         Tent(nn.Linear(2, 2))
 
 
@@ -282,19 +282,19 @@ def test_a_recognizer_that_adapts(trained: Bench, pictures, name):
 
     first, second = answered(True, 4, 4)
     assert np.array_equal(first, second)  # episodic: nothing is learnt
-    went_on, further = answered(False, 4, 4)
+    continual, further = answered(False, 4, 4)
     again, _ = answered(False, 4, 4)
-    assert np.array_equal(went_on, again) and not np.array_equal(went_on, further)
-    assert not np.array_equal(went_on, first) and not np.array_equal(before, first)
+    assert np.array_equal(continual, again) and not np.array_equal(continual, further)
+    assert not np.array_equal(continual, first) and not np.array_equal(before, first)
     assert plain.adaptation is None and np.array_equal(before, probabilities(plain.many(pictures, batch=4)))
-    for made in (first, went_on, further):
+    for made in (first, continual, further):
         np.testing.assert_allclose(made.sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("count", [1, 200])
 def test_one_face_and_two_hundred(trained: Bench, pictures, name, count):
-    """One face moves the answer a little; many are answered in batches, as many as there are."""
+    """One face changes the prediction a little; many faces are predicted in batches."""
     plain = Recognizer.load(trained.runs, device="cpu")
     (face,) = see(pictures[3], plain.options, plain.with_crops)
     adapting = Recognizer.load(trained.runs, device="cpu", adapt=name)
@@ -305,8 +305,8 @@ def test_one_face_and_two_hundred(trained: Bench, pictures, name, count):
         assert np.abs(made[0].probabilities - own.probabilities).max() < 0.15
 
 
-def test_a_face_is_learnt_from_once_though_its_batch_is_answered_again(trained: Bench, pictures, monkeypatch):
-    """The images of a batch that failed are answered one by one, those of the batches around it are not."""
+def test_a_face_counts_once_although_its_batch_is_predicted_again(trained: Bench, pictures, monkeypatch):
+    """The images of a failed batch are predicted one by one; those of the batches around it are not repeated."""
     adapting = Recognizer.load(trained.runs, device="cpu", adapt="adabn")
     answer, asked = adapting.answer, []
 
@@ -322,8 +322,8 @@ def test_a_face_is_learnt_from_once_though_its_batch_is_answered_again(trained: 
     assert {seen.faces for seen, *_ in adapting.adaptation.state()} == {8}
 
 
-def test_a_picture_of_which_a_part_fails_has_no_answer():
-    """Its faces lie in two batches; those of the other images are answered."""
+def test_an_image_that_fails_in_part_has_no_prediction():
+    """Its faces are in two batches; the faces of the other images are predicted."""
 
     def answer(faces):
         if "bad" in faces:
@@ -339,11 +339,11 @@ def test_a_picture_of_which_a_part_fails_has_no_answer():
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"adapt": "sar"}, "--adapt sar: no such method; one of adabn, tent, t3a"),
-        ({"episodic": True}, "there is no --adapt; name a method"),
+        ({"adapt": "sar"}, "--adapt sar: no such method; give one of adabn, tent, t3a"),
+        ({"episodic": True}, "--episodic needs --adapt; name a method with --adapt"),
     ],
 )
-def test_what_cannot_be_asked_for(trained: Bench, given, why):
+def test_options_that_are_refused(trained: Bench, given, why):
     with pytest.raises(FercliError, match=why):
         Recognizer.load(trained.runs, device="cpu", **given)
 
@@ -353,7 +353,7 @@ def test_what_cannot_be_asked_for(trained: Bench, given, why):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory, pictures) -> Path:
-    """Twenty images of one face or two, one without and one that is damaged, and a video of six frames."""
+    """Twenty images of one or two faces, one without a face, a damaged one, and a video of six frames."""
     folder = tmp_path_factory.mktemp("in") / "photos"
     folder.mkdir()
     for i in range(20):
@@ -401,18 +401,18 @@ def test_outputs_say_how_the_model_adapts(predict, photos, tmp_path, name):
     assert tuple(rows[0]) == (*COLUMNS, "adapted") and {row["adapted"] for row in rows} == {f"{name}, episodic"}
 
 
-def test_off_nothing_says_so(predict, photos, tmp_path):
+def test_without_adapt_outputs_do_not_mention_it(predict, photos, tmp_path):
     result = predict(photos / "00.png", "--csv", tmp_path / "a.csv", "--json")
     assert "adapted" not in json.loads(result.stdout)
     assert tuple((tmp_path / "a.csv").read_text().splitlines()[0].split(",")) == COLUMNS
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_episodic_run_that_was_stopped_goes_on_to_the_same_bytes(predict, photos, tmp_path, name):
+def test_a_resumed_episodic_run_gives_the_same_bytes(predict, photos, tmp_path, name):
     common = (photos, "--adapt", name, "--episodic", "--batch", 4, "--smooth", 0.5)
     assert predict(*common, "--jsonl", tmp_path / "whole.jsonl").exit_code == 0
     out, added, add = tmp_path / "a.jsonl", 0, Writing.add
-    for stop in (3, 12, 9):  # images of each start, the second within or behind the video
+    for stop in (3, 12, 9):  # images of each start; the second stops within or after the video
 
         def stopping(self, picture, faces, stop=stop):
             nonlocal added
@@ -426,14 +426,14 @@ def test_an_episodic_run_that_was_stopped_goes_on_to_the_same_bytes(predict, pho
             patch.setattr(Writing, "add", stopping)
             resumed = ["--resume"] if (tmp_path / "a.jsonl.part").exists() else []
             result = predict(*common, "--jsonl", out, *resumed)
-        assert result.exit_code == 130 and "run the command with --resume" in result.stderr
+        assert result.exit_code == 130 and "run the same command with --resume" in result.stderr
     other = predict(*common, "--adapt", "t3a" if name == "tent" else "tent", "--jsonl", out, "--resume")
-    assert "begun with another --smooth, --every, --batch, --device or --adapt" in other.stderr
+    assert "started with another --smooth, --every, --batch, --device or --adapt" in other.stderr
     assert predict(*common, "--jsonl", out, "--resume").exit_code == 0
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-def test_a_continual_run_is_not_gone_on_with(predict, photos, tmp_path, monkeypatch):
+def test_a_continual_run_cannot_be_resumed(predict, photos, tmp_path, monkeypatch):
     out, common, add = tmp_path / "a.jsonl", (photos, "--adapt", "tent", "--batch", 4), Writing.add
 
     def stopping(self, picture, faces):
@@ -445,7 +445,7 @@ def test_a_continual_run_is_not_gone_on_with(predict, photos, tmp_path, monkeypa
         patch.setattr(Writing, "add", stopping)
         result = predict(*common, "--jsonl", out)
     assert result.exit_code == 130 and "a.jsonl.part; begin again with --force" in result.stderr
-    why = "--resume cannot go on with a continual --adapt: what the model learnt of the faces before is gone"
+    why = "--resume does not work with a continual --adapt: what the model learnt from earlier faces is gone"
     told_of = [line for line in predict(*common, "--jsonl", out, "--resume").stderr.splitlines() if "error" in line]
     assert len(told_of) == 1 and why in told_of[0] and "begin again with --force" in told_of[0]
     assert predict(*common, "--jsonl", out, "--force").exit_code == 0

@@ -194,7 +194,7 @@ def _spoil(data: bytes, packet: tuple[int, int], with_: bytes = b"\xff") -> byte
         (".avi", "mjpeg", lambda d, p: d[: p[20][0] + p[20][1] // 2], (20, 20), "ends after {} of about 40 frames"),
         (".flv", "flv", lambda d, p: d[: p[20][0] + p[20][1] // 2], (20, 20), "ends after {} frames"),
         (".wmv", "wmv2", lambda d, p: d[: len(d) // 2], (15, 25), "ends after {} frames"),
-        (".mp4", "mpeg4", lambda d, p: _spoil(d, p[20]), (39, 39), "damaged; frames that cannot be decoded"),
+        (".mp4", "mpeg4", lambda d, p: _spoil(d, p[20]), (39, 39), "damaged; skipped frames that cannot be decoded"),
         (".mp4", "libx264", lambda d, p: _spoil(d, p[39]), (30, 39), "ends after {} of about 40 frames"),
     ],
 )  # fmt: skip
@@ -240,12 +240,12 @@ def _codec(path: Path, code: bytes) -> None:
         (lambda path: path.write_bytes(b"words\n" * 300), "cannot be opened as a video"),
         (lambda path: path.write_bytes(b""), "empty file"),
         (lambda path: path.mkdir(), "no such file"),
-        (lambda path: _sound(path, cover=False), "no video in it, only sound"),
-        (lambda path: _sound(path, cover=True), "no video in it, only sound"),
-        (lambda path: VideoWriter(path, (64, 48)).close(), "a video without a frame"),
-        (lambda path: _codec(path, b"evc1"), "its codec cannot be decoded here (evc 'evc1'); convert the video"),
+        (lambda path: _sound(path, cover=False), "contains no video, only sound"),
+        (lambda path: _sound(path, cover=True), "contains no video, only sound"),
+        (lambda path: VideoWriter(path, (64, 48)).close(), "a video without frames"),
+        (lambda path: _codec(path, b"evc1"), "no decoder for its codec (evc 'evc1'); convert the video"),
         (lambda path: _codec(path, b"zzzz"), "('zzzz'); convert the video, for instance with: ffmpeg -i '/"),
-        (lambda path: _codec(path, b"\xe9zzz"), "its codec cannot be decoded here ("),
+        (lambda path: _codec(path, b"\xe9zzz"), "no decoder for its codec ("),
     ],
 )  # fmt: skip
 def test_files_that_are_not_videos(write, says, tmp_path):
@@ -277,7 +277,7 @@ def test_no_partial_video_is_left(tmp_path):
     writer = VideoWriter(tmp_path / "clip.mp4", (96, 64))
     writer.add(picture(), 0, 1)
     writer.close(KeyError("elsewhere"))
-    with pytest.raises(ValueError, match="takes up to 8191 pixels a side, not 9000"):
+    with pytest.raises(ValueError, match="allows up to 8191 pixels a side, not 9000"):
         VideoWriter(tmp_path / "clip.mp4", (9000, 64))
     with pytest.raises(FileNotFoundError):
         VideoWriter(tmp_path / "none/clip.mp4", (96, 64))

@@ -96,7 +96,7 @@ def test_what_is_exported_comes_back_bit_for_bit_or_is_refused(exported, kind, e
     networks, holds = HOLDS[kind]
     out = tmp_path / f"out{ending}"
     if name not in networks:
-        with pytest.raises(FercliError, match=rf"cannot be exported as {kind}: the format is for .*, and this is an? "):
+        with pytest.raises(FercliError, match=rf"cannot be exported as {kind}: the format is for .*, but this is an? "):
             export(path, out, kind)
         assert list(tmp_path.iterdir()) == []
         return
@@ -147,16 +147,16 @@ def test_our_own_format_is_a_checkpoint_that_can_be_used_but_not_resumed(trained
     before, after = checkpoint.load(last), checkpoint.load(out)
     assert set(before) - set(after) == {"optimizer", "meter", "rng"}
     assert after["spec"] == before["spec"] and after["best"] == before["best"]
-    assert "only a stopped training needs them" in done.left_out[0]
+    assert "needed only to resume training" in done.left_out[0]
     network = build_network(model_spec(width=4, weights=out))
     assert all(torch.equal(value, before["network"][key]) for key, value in network.state_dict().items())
 
 
 CANNOT = {
-    "separate classifiers": ({"classifiers": "separate"}, "three classifiers, and this network seven"),
+    "separate classifiers": ({"classifiers": "separate"}, "three classifiers, but this network has seven"),
     "patch stems": ({"local": "image-crop"}, "no patch stems"),
-    "a small net": ({}, "for IR-50, IR-18 and mobilenet-v2-wide, and this is a small IR-10 of width 8"),
-    "a method with networks of its own": ({"method": "agra"}, "no place for what agra answers through"),
+    "a small net": ({}, "for IR-50, IR-18 and mobilenet-v2-wide, but this is a small IR-10 of width 8"),
+    "a method with networks of its own": ({"method": "agra"}, "cannot hold the networks of agra, which"),
     "all of it": ({"local": "image-crop", "classifiers": "separate"}, "is a small IR-10 .*; .* seven .*; .* stems"),
 }
 
@@ -220,14 +220,14 @@ def test_the_checkpoint_that_a_folder_means(ours, tmp_path):
     out = tmp_path / "out.safetensors"
     result = run("weights", "export", run_folder / "adapt-jaffe", out, "--format", "fercli", "--json")
     (told_of,) = json.loads(result.stdout).values()
-    assert told_of["path"] == str(out) and "of the machine that trained it" in told_of["left_out"][0]
+    assert told_of["path"] == str(out) and "they belong to the machine that trained it" in told_of["left_out"][0]
 
 
 @pytest.mark.parametrize(
     ("document", "message"),
     [
-        ({"model": {"input_layer.0.weight": torch.ones(1), "layer1.0.x": torch.ones(1)}}, "is no fercli checkpoint"),
-        ({"network": {"backbone.stem.0.weight": torch.ones(1)}}, "of no architecture known here"),
+        ({"model": {"input_layer.0.weight": torch.ones(1), "layer1.0.x": torch.ones(1)}}, "is not a fercli checkpoint"),
+        ({"network": {"backbone.stem.0.weight": torch.ones(1)}}, "unknown architecture"),
         (None, "2 missing: classifiers.0.weight, classifiers.0.bias"),
     ],
 )

@@ -1,11 +1,11 @@
-"""A trained model as files that run without fercli.
+"""Writes a trained model to files that run without fercli.
 
-- `write`: `fercli export`: traced, checked, written;
-- `graph`: from a prepared face to an answer in one module;
+- `write`: `fercli export`: traces, checks and writes a model;
+- `graph`: from a prepared face to a prediction in one module;
 - `formats`: ONNX and torch.export;
-- `check`: the file against the model;
+- `check`: compares the file with the model;
 - `card`: the model card;
-- `snippets`: the card's code;
-- `quiet`: silence around torch's exporters;
-- `weights`: `fercli weights export`: our checkpoints in the names of other code.
+- `snippets`: the code in the card;
+- `quiet`: silences torch's exporters;
+- `weights`: `fercli weights export`: fercli's checkpoints in the formats of other code.
 """

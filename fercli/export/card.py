@@ -1,4 +1,4 @@
-"""The model card: what a model was made of, how it is used, what it must not be used for. Markdown, to be edited."""
+"""The model card: how a model was made, how to use it, and what not to use it for. Markdown, to be edited."""
 
 from __future__ import annotations
 
@@ -23,31 +23,33 @@ from fercli.version import __version__
 _RULES = {
     "fused": "the fused head's most probable expression",
     "global+fused": "the largest sum of the global and the fused head's logits (CGLRL, Xie et al., ICPR 2022)",
-    "glpc": "global-local prediction consistency (AGLRLS, Gao et al., IEEE TMM 2024, arXiv 2401.11085), its class "
-    "status inside",
+    "glpc": "global-local prediction consistency (AGLRLS, Gao et al., IEEE TMM 2024, arXiv 2401.11085), with its class "
+    "status included",
 }
 
 LIMITS = """\
-- **Whom it misreads.** Models of this kind do worse on people unlike those in their training data: other ages, skin
-  tones, cultures and sexes (Xu et al., ECCV Workshops 2020), and on faces with glasses, masks, make-up, paralysis or
-  surgery. Fear, disgust and anger, the rarest in most datasets, are missed most often; faces at rest may be read as sad
-  or angry. Adapting to a target fits that target's people and cameras, and may do worse elsewhere.
-- **Images.** Turned heads, small, blurred, dark or partly hidden faces, and faces aligned in another way than above.
-- **An expression is not a feeling.** What a face shows tells little of what a person feels or means to do (Barrett et
-  al., Psychological Science in the Public Interest, 2019). Seven classes leave no room for mixed or other expressions,
-  and one of them is always answered, with whatever confidence.
+- **People.** Models of this kind do worse on people unlike those in their training data: other ages, skin tones,
+  cultures and sexes (Xu et al., ECCV Workshops 2020). They also do worse on faces with glasses, masks, make-up,
+  paralysis or surgery. Fear, disgust and anger, the rarest in most datasets, are missed most often. Faces at rest may
+  be predicted as sad or angry. A model adapted to a target fits that target's people and cameras, and may do worse
+  elsewhere.
+- **Images.** It does worse on turned heads, on small, blurred, dark or partly hidden faces, and on faces aligned in
+  another way than described above.
+- **An expression is not a feeling.** What a face shows says little about what a person feels or intends (Barrett et
+  al., Psychological Science in the Public Interest, 2019). Seven classes leave no room for mixed or other expressions.
+  The model always predicts one of them, however low its confidence.
 - **Probabilities** are the network's own and not calibrated; they are often too high.
-- **Labels** of such datasets are opinions of few people; a part of them is wrong."""
+- **Labels** of such datasets are the opinions of a few people, and some are wrong."""
 
 NOT_FOR = """\
 Decisions about anyone's job, schooling, credit, insurance, health, liberty or borders; judging honesty, intent or
 character; watching people who have not agreed to it. In the European Union, inferring emotions at work and in
-education is prohibited but for medical or safety reasons (Regulation (EU) 2024/1689, article 5 (1) f)."""
+education is prohibited, except for medical or safety reasons (Regulation (EU) 2024/1689, article 5 (1) f)."""
 
 
 class Delivery(NamedTuple):
-    """The file that a card stands beside: its name, format ("onnx", "torch"), opset, bytes, C of the crops that it
-    reads (or None), and what the check against the model said."""
+    """The file that a card describes: its name, format ("onnx", "torch"), opset, bytes, C of the crops that it reads
+    (or None), and the result of the check against the model."""
 
     name: str
     format: str
@@ -58,19 +60,19 @@ class Delivery(NamedTuple):
 
 
 def card(trained: Trained, file: Delivery) -> str:
-    """The model card as Markdown; reads the run's stores and its report where they are there."""
+    """Return the model card as Markdown; reads the run's stores and its report if they exist."""
     spec = trained.spec
     about = f"adapted to {trained.target} by {trained.method}" if trained.target else "not adapted"
     parts = [
         f"# Model card: {_plain(spec.name)}, {'+'.join(map(_plain, spec.data.source))}, {_plain(about)}",
-        f"Written by fercli {__version__} beside `{file.name}`. It is yours to edit: `fercli export` leaves a card as "
-        "it is, unless it is given --force.",
+        f"Written by fercli {__version__} with `{file.name}`. It may be edited: `fercli export` keeps an existing card "
+        "unless --force is given.",
         "## What it is\n\n"
-        f"A classifier of seven facial expressions: one aligned face in, one answer out. {_file(file)} Normalisation, "
-        "network and decision rule are inside; finding and aligning faces is not.\n\n"
-        f"Checked at export against the trained model: {file.check}.",
+        f"A classifier of seven facial expressions: one aligned face in, one prediction out. {_file(file)} It includes "
+        "normalisation, network and decision rule, but does not find or align faces.\n\n"
+        f"Compared with the trained model at export: {file.check}.",
         f"## How it was trained\n\n{_training(trained)}",
-        f"## Data, and its terms\n\n{_data(trained)}",
+        f"## Data and its terms\n\n{_data(trained)}",
         "## Labels\n\n" + ", ".join(f"{number} {name}" for number, name in enumerate(EXPRESSIONS)),
         f"## Inputs\n\n{_inputs(spec.prepare.size, file.crop_size)}",
         f"## Outputs\n\n{_outputs(trained)}",
@@ -78,7 +80,7 @@ def card(trained: Trained, file: Delivery) -> str:
         f"## Use\n\n{_code(using(file.name, file.format, file.crop_size))}",
         f"## Figures\n\n{_figures(trained)}",
         "## Intended use\n\nResearch on facial expressions and on domain adaptation, and tools whose users know of it "
-        "and agree, where a wrong answer does no harm. Measure it on your own people and cameras first.",
+        "and agree to it, where a wrong prediction does no harm. Test it on your own people and cameras first.",
         f"## Limits\n\n{LIMITS}",
         f"## Do not use it for\n\n{NOT_FOR}",
     ]
@@ -86,7 +88,7 @@ def card(trained: Trained, file: Delivery) -> str:
 
 
 def aligned_by(spec: Spec) -> list[list[float]] | None:
-    """The five template points [x, y] in pixels of the face; None where faces are cut by their box."""
+    """Return the five template points [x, y] in pixels of the face; None if faces are cut by their box."""
     if spec.prepare.align != "template":
         return None
     from fercli.faces.align import template
@@ -105,13 +107,16 @@ def _training(trained: Trained) -> str:
     spec, best = trained.spec, trained.state["best"]
     reads = RULES[best["rule"]].reads if best["rule"] in RULES else ()
     weights = spec.model.weights
-    local = "windows of the feature map" if spec.model.local == "feature-map" else "crops of the photograph"
+    local = "windows of the feature map" if spec.model.local == "feature-map" else "crops of the image"
     width = f", width {spec.model.width}" if spec.model.backbone in LIGHT else ""
     oracle = trained.kind.oracle
     rows = [
         ("source (labelled)", ", ".join(spec.data.source)),
         ("target (unlabelled)", trained.target or "none"),
-        ("method", trained.method + (": it was given the target's labels, an upper bound and no result" * oracle)),
+        (
+            "method",
+            trained.method + (": it used the target's labels; an upper bound, not a result" * oracle),
+        ),
         ("network", f"global-local, backbone {spec.model.backbone}{width}, {local}"),
         (
             "first weights",
@@ -131,22 +136,22 @@ def _data(trained: Trained) -> str:
         given = spec.data.datasets.get(name)
         reader = READERS.get((given.reader if given else None) or name)
         card = reader.card if reader else None
-        what, terms = (card.about, card.licence) if card else ("not known here", "check the terms")
-        count = "not known here"
+        what, terms = (card.about, card.licence) if card else ("unknown", "check the terms")
+        count = "unknown"
         try:
             store = open_store(spec, name, labels=False, as_aligned=False)
             count = f"{len(store.indices(store.adapt_splits)):,}"
             if store.synthetic:
                 drawn, what, terms = True, "procedural faces in its layout †", "drawn by fercli: no photographs"
         except FercliError:
-            pass  # the card says that the number is not known
+            pass  # the card states that the number is unknown
         rows.append((name, role, count, what, terms))
     said = _table(("dataset", "role", "faces trained on", "what", "terms"), rows)
     if drawn:
-        said += "\n\n† Synthetic, drawn by fercli: its figures say nothing of photographs."
+        said += "\n\n† Synthetic, drawn by fercli: its figures say nothing about photographs."
     return said + (
-        "\n\nThe terms are pointers and no legal advice: the agreement that was signed counts, and it may bind models "
-        "made of the data, their weights too. `fercli datasets show NAME` tells where to ask."
+        "\n\nThe terms are pointers, not legal advice. The signed agreement counts; it may also cover models trained "
+        "on the data and their weights. `fercli datasets show NAME` says where to ask."
     )
 
 
@@ -157,7 +162,7 @@ def _inputs(size: int, crop_size: int | None) -> str:
             "`landmarks`",
             "float32",
             "[batch, 5, 2]",
-            "(x, y) in pixels of that face, pixel centres at whole numbers: eye, eye, nose tip, mouth corner, mouth "
+            "(x, y) in pixels of that face, with pixel centres at integers: eye, eye, nose tip, mouth corner, mouth "
             "corner, each pair from left to right as seen in the image",
         ),
     ]
@@ -176,7 +181,7 @@ def _outputs(trained: Trained) -> str:
             "`probabilities`",
             "float32",
             "[batch, 7]",
-            "0 to 1, of the decision, summing to one; the answer's is largest",
+            "0 to 1, of the decision; they sum to one, and the answer's is the largest",
         ),
         ("`stage`", "int64", "[batch]", stage),
         ("`heads`", "float32", "[batch, 7, 7]", f"0 to 1, each head's probabilities; heads: {', '.join(HEADS)}"),
@@ -189,15 +194,16 @@ def _alignment(spec: Spec) -> str:
     points = aligned_by(spec)
     if points is None:
         return (
-            "The face's box, widened by a tenth of its width and height at each end and clipped to the photograph, is "
-            f"squashed into the {size} x {size} pixels, not turned; Pillow's bilinear filter. Where the data give no "
-            "box, it is one around five landmarks; of images that are cut-out faces it is the whole image."
+            "The face's box is widened by a tenth of its width and height at each end and clipped to the image. It is "
+            f"resized to {size} x {size} pixels with Pillow's bilinear filter, without rotation and regardless of its "
+            "aspect ratio. If the data have no box, one around five landmarks is used; for images that are cut-out "
+            "faces, it is the whole image."
         )
     shown = ", ".join(f"({x:g}, {y:g})" for x, y in points)
     return (
-        f"Five landmarks are found in the photograph and brought by the similarity (turn, scale, shift) of least "
-        f"squared error to {shown} in the {size} x {size} pixels; bilinear, the border replicated. The `landmarks` "
-        "given to the model are where they come to lie, not these points themselves."
+        "Five landmarks are found in the image. The similarity transform (rotation, scale, translation) with the least "
+        f"squared error maps them to {shown} in the {size} x {size} pixels; bilinear, with the border replicated. The "
+        "`landmarks` input of the model is their transformed positions, not these template points."
     )
 
 
@@ -209,16 +215,16 @@ def _figures(trained: Trained) -> str:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         rows = []
     if not rows:
-        return "This model has not been evaluated. Run `fercli evaluate --report`, and export again with --force."
+        return "This model has not been evaluated. Run `fercli evaluate --report`, then export again with --force."
     said = _table(("tested on", "faces", "accuracy %", "macro F1 %"), rows)
     if trained.is_starter:
-        said += f"\n\nThe starter model has a card of its own, which tells more: `fercli weights inspect {NAME}`."
-    said += "\n\nBy `fercli evaluate`; in brackets 95 % intervals where they were computed."
+        said += f"\n\nThe starter model has its own, more detailed card: `fercli weights inspect {NAME}`."
+    said += "\n\nComputed by `fercli evaluate`. Brackets: 95 % intervals, where computed."
     return said + ("\n\n† Synthetic: procedural faces." if any("†" in row[0] for row in rows) else "")
 
 
 def _is_of(entry: dict[str, Any], trained: Trained) -> bool:
-    """Whether a result is this model's: of its folder and its epoch."""
+    """Return whether a result belongs to this model: to its folder and its epoch."""
     if entry["epoch"] != trained.state["best"]["epoch"]:
         return False
     if "folder" in entry:
@@ -250,7 +256,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Names may hold anything: nothing of it is to end a cell, or to be markup."""
+    """Escape a name, which may contain anything, so that it neither ends a table cell nor acts as markup."""
     text = " ".join(text.split()).replace("|", "\\|")
     return text.replace("<", "&lt;")
 

@@ -1,4 +1,4 @@
-"""An exported file against the model it was made of, on prepared faces where there are any, else on drawn ones."""
+"""Compares an exported file with its model, on prepared faces if there are any, else on drawn ones."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from fercli.loading.augment import plain_view
 from fercli.loading.face_dataset import FaceDataset
 from fercli.spec import Spec
 
-#: Largest difference of a probability that passes.
+#: Largest difference in a probability that passes.
 TOLERANCE = 1e-4
 
-#: Faces checked on, at most, and how many are drawn where none are prepared.
+#: Most faces to check on, and how many are drawn if none are prepared.
 FACES, DRAWN = 64, 14
 
-#: Sizes of the batches, in turn; the last goes on to the end.
+#: Sizes of the batches, in turn; the last one repeats to the end.
 BATCHES = (1, 3, 8)
 
 
 class Samples(NamedTuple):
-    """What is checked on.
+    """The faces to check on.
 
     Attributes:
-        faces, landmarks, crops: as stored (faces with their margin), crops None where they are not read.
-        dataset: whose they are; None for procedural faces.
+        faces, landmarks, crops: as stored (faces with their margin); crops is None if they are not read.
+        dataset: the dataset they come from; None for procedural faces.
     """
 
     faces: Tensor
@@ -43,7 +43,7 @@ class Samples(NamedTuple):
     dataset: str | None
 
     def prepared(self, size: int) -> tuple[Tensor, ...]:
-        """What `Deployed` takes: the middle of the stored faces, landmarks in its pixels, and the crops if any."""
+        """Return the inputs of `Deployed`: the middle of the stored faces, landmarks in its pixels, and any crops."""
         offset = (self.faces.shape[1] - size) // 2
         inside = slice(offset, offset + size)
         parts = self.faces[:, inside, inside].contiguous(), self.landmarks - offset
@@ -51,15 +51,15 @@ class Samples(NamedTuple):
 
 
 class Agreement(NamedTuple):
-    """How far an exported file agrees with its model.
+    """How closely an exported file agrees with its model.
 
     Attributes:
-        faces: how many were compared; `dataset`: whose, None for procedural faces; `batches`: the sizes of batches that
-            were run.
-        probabilities, heads: largest absolute difference of a probability, of the decision and of a head.
-        answers: faces that are answered otherwise.
-        edge: faces on which the rule itself jumps within that difference (GLPC has thresholds); there the file is
-            compared with the rule applied to its own heads.
+        faces: number of faces compared; `dataset`: their dataset, None for procedural faces; `batches`: the batch sizes
+            that were run.
+        probabilities, heads: largest absolute difference in a probability, of the decision and of a head.
+        answers: number of faces with a different prediction.
+        edge: number of faces for which the rule itself jumps within that difference (GLPC has thresholds). For these,
+            the file is compared with the rule applied to its own heads.
     """
 
     faces: int
@@ -72,14 +72,14 @@ class Agreement(NamedTuple):
 
     @property
     def good(self) -> bool:
-        """Whether the file may be used in place of the model; NaN is not good."""
+        """Whether the file can be used in place of the model; False for NaN."""
         return self.probabilities <= TOLERANCE and self.heads <= TOLERANCE and not self.answers
 
     def __str__(self) -> str:
         on = f"faces of {self.dataset}" if self.dataset else "procedural faces"
         sizes = ", ".join(map(str, self.batches))
-        said = "all answers equal" if not self.answers else f"{self.answers} answers differ"
-        edge = f"; on {self.edge} the rule stands at one of its thresholds" if self.edge else ""
+        said = "all predictions equal" if not self.answers else f"{self.answers} predictions differ"
+        edge = f"; {self.edge} at a threshold of the decision rule" if self.edge else ""
         return (
             f"{self.faces} {on} in batches of {sizes}: largest difference {self.probabilities:.2g} in the decision's "
             f"probabilities, {self.heads:.2g} in the heads'; {said}{edge}"
@@ -87,10 +87,9 @@ class Agreement(NamedTuple):
 
 
 def samples(trained: Trained) -> Samples:
-    """Up to `FACES` prepared faces of the target, else of the source, spread evenly; else drawn ones. Labels are not
-    read.
+    """Return up to `FACES` evenly spread prepared faces of the target, else of the source; else drawn faces.
 
-    A store that is missing, empty, damaged or of another size is passed over.
+    Labels are not read. A store that is missing, empty, damaged or of another size is skipped.
     """
     spec = trained.spec
     for name in filter(None, (trained.target, *spec.data.source)):
@@ -108,7 +107,7 @@ def samples(trained: Trained) -> Samples:
 
 
 def drawn(spec: Spec) -> Samples:
-    """Procedural faces, two people with each expression, cut by their own landmarks as the spec prepares faces."""
+    """Draw procedural faces, two people with each expression, cut by their own landmarks as the spec prepares faces."""
     from fercli.faces.extract import Extracted, cut
     from fercli.synthetic.render import STUDIO, render
 
@@ -125,7 +124,7 @@ def drawn(spec: Spec) -> Samples:
 
 @torch.no_grad()
 def compare(deployed: Deployed, run: Runner, given: Samples) -> Agreement:
-    """Compare an exported file with the model as `fercli evaluate` uses it, from the stored faces on."""
+    """Compare an exported file with the model as `fercli evaluate` uses it, starting from the stored faces."""
     sizes = _batch_sizes(len(given.faces))
     got = _together([run(*parts) for parts in _split(given.prepared(deployed.settings.size), sizes)])
     stored = _split((given.faces, given.landmarks, given.crops), sizes)
@@ -140,11 +139,11 @@ def judge(
     dataset: str | None,
     batches: tuple[int, ...],
 ) -> Agreement:
-    """Compare outputs (answer, probabilities, stage, heads) with those expected."""
+    """Compare outputs (answer, probabilities, stage, heads) with the expected ones."""
     answer, probabilities, stage, heads = got
     apart = float((heads - expected[3]).abs().max())
     again = deployed.rule(heads)
-    # A rule with thresholds jumps: heads that differ in the last digit may fall on either side of one.
+    # A rule with thresholds jumps: heads that differ in the last digit may be on either side of a threshold.
     edge = (
         (again.answers != expected[0])
         | (again.stages != expected[2])
@@ -166,7 +165,7 @@ def judge(
 
 
 def _evaluated(deployed: Deployed, faces: Tensor, landmarks: Tensor, crops: Tensor | None) -> tuple[Tensor, ...]:
-    """What evaluation makes of stored faces; not by `Deployed.forward`, which is what was traced."""
+    """Return the outputs of evaluation for stored faces, without `Deployed.forward`, which is what was traced."""
     view = plain_view(faces, landmarks, crops, deployed.settings)
     output = deployed.network(*view.inputs)
     if deployed.output_transform is not None:

@@ -1,4 +1,4 @@
-"""The traced program as a file's bytes, and such bytes as something that runs: ONNX and torch.export."""
+"""Converts the traced program to a file's bytes, and such bytes to a function: ONNX and torch.export."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from fercli.errors import FercliError, SpecError
 from fercli.export.graph import INPUTS, OUTPUTS
 from fercli.export.quiet import quiet
 
-#: Ending of a format's files.
+#: Filename ending of each format.
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2"}
 
-#: Operators of ONNX. torch's exporter writes 18 and converts upwards; onnxruntime reads 18 since 1.14 (2023).
+#: Opset of ONNX. torch's exporter writes 18 and converts upwards; onnxruntime reads 18 since 1.14 (2023).
 LEAST_OPSET = DEFAULT_OPSET = 18
 
 #: Name of the entry of a .pt2 file that holds the metadata.
 EXTRA_FILE = "fercli.json"
 
-#: Takes the inputs of `fercli.export.graph.Deployed`, gives its outputs.
+#: Takes the inputs of `fercli.export.graph.Deployed` and returns its outputs.
 Runner = Callable[..., tuple[Tensor, ...]]
 
 
 def require_onnx(opset: int = DEFAULT_OPSET) -> None:
-    """Check what ONNX needs before the work begins.
+    """Check the requirements of ONNX before the work begins.
 
     Raises:
-        FercliError: onnx, onnxscript or onnxruntime is not there.
-        SpecError: an opset that the exporter does not write, or that the installed onnx does not know.
+        FercliError: onnx, onnxscript or onnxruntime is not installed.
+        SpecError: the exporter does not write the opset, or the installed onnx does not support it.
     """
     try:
         import onnx
@@ -46,7 +46,7 @@ def require_onnx(opset: int = DEFAULT_OPSET) -> None:
 
 
 def onnx_bytes(program: torch.export.ExportedProgram, opset: int, metadata: Mapping[str, str]) -> bytes:
-    """The program as one ONNX file, weights inside, with axis 0 of all inputs and outputs named ``batch``.
+    """Return the program as one ONNX file that includes its weights; axis 0 of every input and output is ``batch``.
 
     Raises:
         FercliError: torch's exporter cannot write it in this opset.
@@ -67,7 +67,7 @@ def onnx_bytes(program: torch.export.ExportedProgram, opset: int, metadata: Mapp
                 verbose=False,
             )
             model = made.model_proto
-        except Exception as problem:  # the exporter's own, and whatever its parts raise
+        except Exception as problem:  # the exporter's own errors, and those of its dependencies
             raise FercliError(
                 f"torch {torch.__version__} cannot write this model as ONNX with opset {opset}"
                 f" ({type(problem).__name__})",
@@ -79,7 +79,7 @@ def onnx_bytes(program: torch.export.ExportedProgram, opset: int, metadata: Mapp
             f"torch {torch.__version__} wrote opset {written} instead of {opset}", f"give --opset {written}"
         )
     _tidy(model)
-    # As old a file format as the operators allow, so that older runtimes read it too.
+    # The oldest file format that the operators allow, so that older runtimes can read it too.
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     model.producer_name, model.producer_version = "fercli", metadata["fercli"]
     onnx.helper.set_model_props(model, dict(metadata))
@@ -88,7 +88,7 @@ def onnx_bytes(program: torch.export.ExportedProgram, opset: int, metadata: Mapp
 
 
 def torch_bytes(program: torch.export.ExportedProgram, metadata: Mapping[str, str]) -> bytes:
-    """The program as a .pt2 file with the metadata as JSON in `EXTRA_FILE`."""
+    """Return the program as a .pt2 file with the metadata as JSON in `EXTRA_FILE`."""
     import json
 
     file = io.BytesIO()
@@ -98,7 +98,7 @@ def torch_bytes(program: torch.export.ExportedProgram, metadata: Mapping[str, st
 
 
 def onnx_runner(data: bytes) -> Runner:
-    """Run the bytes of an ONNX file by onnxruntime on the CPU."""
+    """Return a function that runs the bytes of an ONNX file with onnxruntime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -115,7 +115,7 @@ def onnx_runner(data: bytes) -> Runner:
 
 
 def torch_runner(data: bytes) -> Runner:
-    """Run the bytes of a .pt2 file on the CPU."""
+    """Return a function that runs the bytes of a .pt2 file on the CPU."""
     with quiet():
         module = torch.export.load(io.BytesIO(data)).module()
 
@@ -131,7 +131,7 @@ def _inputs(program: torch.export.ExportedProgram) -> tuple[str, ...]:
 
 
 def _distances(points, centres, p, compute_mode=None):
-    """Euclidean distances of AGRA's nearest mean, [N, D] and [K, D] to [N, K]; torch's exporter has none (p is 2)."""
+    """Euclidean distances for AGRA's nearest mean, [N, D] and [K, D] to [N, K]; torch's exporter has none (p is 2)."""
     from onnxscript import opset18 as op
 
     apart = op.Sub(op.Unsqueeze(points, [-2]), op.Unsqueeze(centres, [-3]))
@@ -139,7 +139,7 @@ def _distances(points, centres, p, compute_mode=None):
 
 
 def _tidy(model) -> None:
-    """Name the batch axis, and leave out what only the exporter's makers read (it has this machine's paths in it)."""
+    """Name the batch axis, and remove the exporter's debugging information, which contains this machine's paths."""
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
         del value.metadata_props[:]

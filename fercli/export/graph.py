@@ -1,7 +1,7 @@
-"""From a prepared face to an answer in one module, traced for any batch size.
+"""From a prepared face to a prediction in one module, traced for any batch size.
 
-Normalisation, network, the method's refinement and the decision rule are the project's own, called here: the exported
-model has no definition of its own of any of them.
+Normalisation, network, the method's refinement and the decision rule are fercli's own functions, called here. The
+exported model redefines none of them.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from fercli.models import Output
 INPUTS = ("faces", "landmarks", "crops")
 OUTPUTS = ("answer", "probabilities", "stage", "heads")
 
-#: torch's exporters for whole models with a batch of any size, as they are called here.
+#: The first torch whose exporters, as called here, handle whole models with any batch size.
 LEAST_TORCH = (2, 6)
 
 
 class Deployed(nn.Module):
-    """A trained model as it is used: prepared faces in, the decision out.
+    """A trained model as it is used: prepared faces in, decisions out.
 
     Args:
         network: in eval mode, on the CPU.
         rule: the decision rule.
-        output_transform: what the method makes of the network's output; of a method's own networks the bound method.
-        settings: of the views; only the size of the face is read.
+        output_transform: what the method applies to the network's output; a bound method if the method has its own
+            networks.
+        settings: the view settings; only the size of the face is read.
 
     `forward` takes faces uint8 [B, size, size, 3] RGB, aligned; landmarks float32 [B, 5, 2], (x, y) in pixels of that
-    face, pixel centres at whole numbers; and, where the network reads them, crops uint8 [B, 5, C, C, 3]. It returns
-    answer int64 [B] (place in `fercli.expressions.EXPRESSIONS`), probabilities float32 [B, 7] of the decision, stage
-    int64 [B] (place in `fercli.evaluation.decision.STAGES`) and heads float32 [B, 7, 7], the probabilities of each
-    head. Landmarks outside the face are moved to where a window still lies inside it. Each face's answer is its own: no
-    other face of the batch has a part in it.
+    face, with pixel centres at integers; and, if the network reads them, crops uint8 [B, 5, C, C, 3]. It returns answer
+    int64 [B] (index in `fercli.expressions.EXPRESSIONS`), probabilities float32 [B, 7] of the decision, stage int64 [B]
+    (index in `fercli.evaluation.decision.STAGES`) and heads float32 [B, 7, 7], the probabilities of each head.
+    Landmarks outside the face are moved to where a window is still inside it. The prediction for a face does not depend
+    on the other faces of the batch.
     """
 
     def __init__(
@@ -53,14 +54,14 @@ class Deployed(nn.Module):
         super().__init__()
         self.network, self.output_transform, self.settings = network, output_transform, settings
         self._rule = rule._replace(status=None)
-        # Under a module's name, so that its tensors are parameters of the traced program and not constants.
+        # As a submodule, so that its tensors are parameters of the traced program and not constants.
         self.method = getattr(output_transform, "__self__", None)
         self.register_buffer("status", None if rule.status is None else rule.status.float())
         self.eval().requires_grad_(False)
 
     @property
     def rule(self) -> DecisionRule:
-        """The decision rule, its status a buffer of this module."""
+        """The decision rule, with its status as a buffer of this module."""
         return self._rule._replace(status=self.status)
 
     def forward(
@@ -76,7 +77,7 @@ class Deployed(nn.Module):
 
 
 def deploy(trained: Trained) -> Deployed:
-    """The model of a checkpoint, on the CPU."""
+    """Return the model of a checkpoint, on the CPU."""
     device = torch.device("cpu")
     settings = view_settings(trained.spec)
     return Deployed(trained.network(device), trained.rule, trained.output_transform(device), settings)
@@ -86,25 +87,25 @@ def trace(deployed: Deployed, crop_size: int | None) -> torch.export.ExportedPro
     """Trace with `torch.export`, for a batch of any size.
 
     Args:
-        crop_size: C, where the network reads local crops, else None.
+        crop_size: C if the network reads local crops, else None.
 
-    The program keeps neither a face nor the paths of this machine's files.
+    The program contains no face and no paths of this machine.
 
     Raises:
-        FercliError: something in the model cannot be traced.
+        FercliError: the model cannot be traced.
     """
     examples = blanks(deployed.settings.size, crop_size)
     batch = torch.export.Dim("batch")
     with torch.no_grad(), quiet():
-        deployed(*examples)  # constants that are made once and kept must be real tensors, not the tracer's
+        deployed(*examples)  # cached constants must be real tensors, not the tracer's
         try:
             program = torch.export.export(
                 deployed, examples, dynamic_shapes=tuple({0: batch} for _ in examples), strict=False
             )
-        except Exception as problem:  # the tracer's own, and whatever its parts raise
+        except Exception as problem:  # the tracer's own errors, and those of its dependencies
             raise FercliError(
                 f"torch {torch.__version__} cannot trace this model ({type(problem).__name__})",
-                "try another version of torch, or use it through `from fercli import Recognizer`",
+                "try another version of torch, or use the model through `from fercli import Recognizer`",
             ) from problem
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
@@ -114,13 +115,13 @@ def trace(deployed: Deployed, crop_size: int | None) -> torch.export.ExportedPro
 
 
 def blanks(size: int, crop_size: int | None, count: int = 2) -> tuple[Tensor, ...]:
-    """Black faces with their landmarks in the corner, in the shape of what `Deployed` takes."""
+    """Return black faces with landmarks in the corner, in the shape of the inputs of `Deployed`."""
     parts = torch.zeros(count, size, size, 3, dtype=torch.uint8), torch.zeros(count, 5, 2)
     return parts if crop_size is None else (*parts, torch.zeros(count, 5, crop_size, crop_size, 3, dtype=torch.uint8))
 
 
 def require_torch(version: str = torch.__version__) -> None:
-    """Raise FercliError where torch is older than `LEAST_TORCH`."""
+    """Raise FercliError if torch is older than `LEAST_TORCH`."""
     if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < LEAST_TORCH:
         least = ".".join(map(str, LEAST_TORCH))
-        raise FercliError(f"fercli export needs torch {least} or newer, and this is {version}", "pip install -U torch")
+        raise FercliError(f"fercli export needs torch {least} or newer, but this is {version}", "pip install -U torch")

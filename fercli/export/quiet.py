@@ -1,4 +1,4 @@
-"""Silence around torch's exporters, which print, warn and log as they go."""
+"""Silences torch's exporters, which print, warn and log while they work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the exporters' progress lines, warnings and log back: their errors are exceptions."""
+    """Suppress the exporters' progress lines, warnings and log messages; their errors are exceptions."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""The code of a model card: from a photograph to the aligned face, and from there to the answer. A test runs it."""
+"""The code in a model card: from an image to the aligned face, and from there to the prediction. A test runs it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CROPS = 'np.save("crops.npy", local_crops(photograph, matrix, landmarks, size={
 
 
 def preparing(spec: Spec, crop_size: int | None) -> str:
-    """Code that makes face.png, landmarks.npy and where they are read crops.npy of photograph.png and points.npy."""
+    """Return code that makes face.png, landmarks.npy and any crops.npy from photograph.png and points.npy."""
     size = spec.prepare.size
     names, matrix = {
         "template": (["template_matrix"], f"template_matrix(points, size={size}, margin=0)"),
@@ -37,7 +37,7 @@ np.save("landmarks.npy", landmarks)
 
 
 def using(name: str, kind: str, crop_size: int | None) -> str:
-    """Code that answers for face.png, landmarks.npy (and crops.npy) by the file `name` of format `kind`."""
+    """Return code that predicts face.png, landmarks.npy (and crops.npy) with the file `name` of format `kind`."""
     inputs = ["faces", "landmarks"] + ["crops"] * (crop_size is not None)
     reading = (
         'face = np.asarray(Image.open("face.png").convert("RGB"))\n'

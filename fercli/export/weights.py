@@ -1,4 +1,4 @@
-"""Our checkpoints under the names that other code reads, and what each of those formats cannot hold."""
+"""Writes fercli's checkpoints in the formats of other code, and reports what each format cannot hold."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from fercli.models.weights import Weights, misfits, own_network, read_weights
 from fercli.output_files import check_output
 from fercli.starter import is_starter, starter_file
 
-#: Formats by name, and what each holds.
+#: Formats by name, and what each contains.
 FORMATS: dict[str, str] = {
     "aglrls": "a released AGLRLS checkpoint: epoch, classwise (b), model",
     "face-evolve": "the IR backbone alone, as face.evoLVe names it",
     "torchvision": "the MobileNetV2 alone, as torchvision names it",
-    "fercli": "our own checkpoint, without what only a stopped training needs; .safetensors: a whole model in one file",
+    "fercli": "a fercli checkpoint without the entries for resuming; .safetensors: a whole model in one file",
 }
 
-#: Entries of our checkpoints that only serve to go on training.
+#: Entries of fercli's checkpoints that are needed only to resume training.
 _FOR_RESUMING = ("optimizer", "meter", "rng")
 
 
 class Exported(NamedTuple):
-    """What was written: the file, its format, tensors and numbers (parameters and buffers) in it, what was left out."""
+    """What was written: the file, its format, its tensors and numbers (parameters and buffers), what was left out."""
 
     path: Path
     format: str
@@ -44,22 +44,22 @@ class Exported(NamedTuple):
 def export(
     source: str | Path, out: str | Path, kind: str = "aglrls", force: bool = False, half: bool = False
 ) -> Exported:
-    """Write a checkpoint of ours in another format; whole or not at all.
+    """Write a fercli checkpoint in another format, completely or not at all.
 
-    Unless `half` is asked for, every tensor is written as it is, counters of batches seen included: what
-    `fercli.models.weights.load_weights` reads back equals it bit for bit.
+    Unless `half` is set, every tensor is written unchanged, including the counters of batches seen:
+    `fercli.models.weights.load_weights` reads back the same bits.
 
     Args:
         source: a checkpoint, or a folder with one (see `find_checkpoint`); ``starter`` is the model in the package.
-        out: the file to write. If its name ends in ``.safetensors``, it holds the tensors alone, by safetensors; of
-            kind ``fercli`` it is a whole model (`fercli.models.model_file`).
+        out: the file to write. If its name ends in ``.safetensors``, it contains only the tensors, written by
+            safetensors; with kind ``fercli`` it is a whole model (`fercli.models.model_file`).
         kind: a key of `FORMATS`.
-        force: whether a file of that name may be replaced.
-        half: store the network's floats as float16; integers stay as they are.
+        force: whether an existing file may be replaced.
+        half: store the network's floats as float16; integers are unchanged.
 
     Raises:
-        FercliError: no checkpoint of ours, one that the format cannot hold, numbers that float16 cannot hold, or a file
-            that is in the way.
+        FercliError: the source is not a fercli checkpoint, the format cannot hold it, float16 cannot hold its numbers,
+            or the output exists.
     """
     source, out = starter_file() if is_starter(source) else find_checkpoint(Path(source)), Path(out)
     check_output("OUT", out, force, [source])
@@ -67,14 +67,14 @@ def export(
     description = weights.description
     if description.kind != "fercli":
         raise FercliError(
-            f"{source} is no fercli checkpoint ({description.title}); only those are exported,"
-            " and model.weights takes the others as they are"
+            f"{source} is not a fercli checkpoint ({description.title}); only fercli checkpoints are exported,"
+            " and model.weights reads the others as they are"
         )
     network = own_network(description.architecture)
-    problems = ["of no architecture known here"] if network is None else misfits(weights, network)
+    problems = ["unknown architecture"] if network is None else misfits(weights, network)
     problems = list(map(str, problems)) or _obstacles(kind, description.architecture, weights.document, source)
     if problems:
-        other = "" if kind == "fercli" or network is None else "; --format fercli holds any of ours"
+        other = "" if kind == "fercli" or network is None else "; use --format fercli, which holds every fercli model"
         raise FercliError(f"{source} cannot be exported as {kind}: {'; '.join(problems)}{other}")
     state = {key: value.contiguous() for key, value in weights.state.items()}
     state = _halved(state, source) if half else state
@@ -89,13 +89,13 @@ def export(
 
 
 def find_checkpoint(path: Path) -> Path:
-    """Return the checkpoint that a path means: a file, the ``best.ckpt`` in it, or in the only stage folder below it.
+    """Return the checkpoint for a path: a file, the ``best.ckpt`` in a folder, or that in its only stage folder.
 
     Raises:
-        FercliError: there is none, or several stages have one.
+        FercliError: there is no checkpoint, or several stages have one.
     """
     if not path.is_dir():
-        return path  # reading it tells what is wrong with it
+        return path  # errors are reported when it is read
     if (path / "best.ckpt").is_file():
         return path / "best.ckpt"
     found = sorted(path.glob("*/best.ckpt"))
@@ -112,54 +112,54 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def _halved(state: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """The state with float16 for its floats; raises FercliError where a number would become infinite."""
+    """Return the state with floats as float16; raises FercliError if a number would become infinite."""
     halved = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     beyond = [key for key, value in halved.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if beyond:
         raise FercliError(
-            f"{source} cannot be stored in float16, which ends at 65504: {some(beyond)} holds larger numbers",
+            f"{source} cannot be stored in float16, whose largest number is 65504: {some(beyond)} has larger numbers",
             "export it without --half",
         )
     return halved
 
 
 def _safetensors(kind: str, document: dict[str, Any], source: Path) -> tuple[bytes, list[str]]:
-    """The bytes of a .safetensors file, and what of the document is not in it."""
+    """Return the bytes of a .safetensors file, and which parts of the document it leaves out."""
     from safetensors.torch import save
 
     state, beside = _state_of(document)
     if kind == "fercli" and "spec" in document:
         transforms_output = _transforms_output(document, source)
         kept = set() if transforms_output else {"method"} & set(beside)
-        left = [f"{', '.join(kept)}: only a training needs it"] if kept else []
+        left = [f"{', '.join(kept)}: needed only for training"] if kept else []
         return model_bytes(document, state, source, transforms_output), [
             *left,
-            "paths, roots and options of datasets, sweep: they are of the machine that trained it",
+            "paths, roots and options of datasets, sweep: they belong to the machine that trained it",
         ]
     if kind == "fercli":
-        left = [f"a record of what it was trained on: {source} has none, so that {SAFETENSORS[1:]} holds tensors alone"]
+        left = [f"a record of its training: {source} has none, so {SAFETENSORS[1:]} holds only tensors"]
     else:
-        left = [f"{', '.join(beside)}: a .safetensors file holds tensors alone"] if beside else []
+        left = [f"{', '.join(beside)}: a .safetensors file holds only tensors"] if beside else []
     return save(state, {"format": "pt"}), left
 
 
 def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any], source: Path) -> list[str]:
-    """Say why a format cannot hold a network."""
+    """Return the reasons why a format cannot hold a network."""
     published_ir = architecture.backbone == "ir" and not architecture.light
     said = []
     if kind == "aglrls" and not (published_ir or architecture.backbone == "mobilenet-v2-wide"):
-        said.append(f"the format is for IR-50, IR-18 and mobilenet-v2-wide, and this is {architecture.title}")
+        said.append(f"the format is for IR-50, IR-18 and mobilenet-v2-wide, but this is {architecture.title}")
     if kind == "face-evolve" and not published_ir:
-        said.append(f"the format is for IR-50 and IR-18, and this is {architecture.title}")
+        said.append(f"the format is for IR-50 and IR-18, but this is {architecture.title}")
     if kind == "torchvision" and architecture.backbone != "mobilenet-v2":
-        said.append(f"the format is for MobileNetV2, and this is {architecture.title}")
+        said.append(f"the format is for MobileNetV2, but this is {architecture.title}")
     if kind == "aglrls":
         if architecture.classifiers != "shared":
-            said.append("the format has three classifiers, and this network seven (model.classifiers: separate)")
+            said.append("the format has three classifiers, but this network has seven (model.classifiers: separate)")
         if architecture.local != "feature-map":
             said.append("the format has no patch stems (model.local: image-crop)")
         if _transforms_output(document, source):
-            said.append(f"the format has no place for what {document['method_name']} answers through, its own networks")
+            said.append(f"the format cannot hold the networks of {document['method_name']}, which its predictions need")
     return said
 
 
@@ -169,14 +169,14 @@ def _transforms_output(document: Mapping[str, Any], source: Path) -> bool:
 
 
 def _document(kind: str, state: dict[str, Tensor], weights: Weights) -> tuple[dict[str, Any], list[str]]:
-    """What is to be written, and what of the checkpoint is not in it."""
+    """Return the document to write, and which parts of the checkpoint it leaves out."""
     description, document = weights.description, weights.document
     if kind == "fercli":
         kept = {key: value for key, value in document.items() if key not in _FOR_RESUMING}
         dropped = [key for key in _FOR_RESUMING if key in document]
-        # a bare state of ours (safetensors) has no record to keep
+        # a bare fercli state (safetensors) has no record to keep
         return ({**kept, "network": state} if "network" in document else {"network": state}), (
-            [f"{', '.join(dropped)}: only a stopped training needs them"] if dropped else []
+            [f"{', '.join(dropped)}: needed only to resume training"] if dropped else []
         )
     if kind == "aglrls":
         status = description.class_status
@@ -186,20 +186,20 @@ def _document(kind: str, state: dict[str, Tensor], weights: Weights) -> tuple[di
         return {**epoch, **classwise, "model": to_published_names(state)}, missing
     parts = dict.fromkeys(key.split(".", 1)[0] for key in state if not key.startswith("backbone."))
     if kind == "face-evolve":
-        return to_face_evolve_names(state), [f"{', '.join(parts)}: the format is a backbone alone"]
+        return to_face_evolve_names(state), [f"{', '.join(parts)}: the format holds only a backbone"]
     begin = "backbone.features."
     features = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith(begin)}
-    return features, [f"backbone.project_*, {', '.join(parts)}: the format is torchvision's layers alone"]
+    return features, [f"backbone.project_*, {', '.join(parts)}: the format holds only torchvision's layers"]
 
 
 def _state_of(document: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of the network in what is to be written, and the entries beside them."""
+    """Return the network's tensors in the document to write, and the names of its other entries."""
     place = next((key for key in ("network", "model") if isinstance(document.get(key), Mapping)), None)
     return (document, []) if place is None else (document[place], [key for key in document if key != place])
 
 
 def _write(out: Path, document: dict[str, Any], data: bytes | None) -> None:
-    """Write `data`, or where that is None the document by torch."""
+    """Write `data`, or if it is None the document, with torch."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as file:
@@ -208,7 +208,7 @@ def _write(out: Path, document: dict[str, Any], data: bytes | None) -> None:
             else:
                 file.write(data)
     except (OSError, RuntimeError) as failure:
-        problem = os_error_behind(failure)  # torch.save wraps what goes wrong with its file in errors of its own
+        problem = os_error_behind(failure)  # torch.save wraps errors of its file in its own errors
         if problem is None:
             raise
         full = disk_error(problem, out)

@@ -1,4 +1,4 @@
-"""A checkpoint to a file that runs without fercli: traced, checked against the model, and only then written."""
+"""Exports a checkpoint to a file that runs without fercli: traces it, checks it against the model, then writes it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Exported(NamedTuple):
     """What was written.
 
     Attributes:
-        path: the model; `size`: its bytes.
-        format: "onnx" or "torch"; `opset`: of ONNX.
-        card: the model card, None beside a device or a FIFO; `card_kept`: whether one was there and was left as it is.
-        agreement: of the file with the model.
+        path: the model file; `size`: its size in bytes.
+        format: "onnx" or "torch"; `opset`: that of ONNX, None for torch.
+        card: the model card, None beside a device or a FIFO; `card_kept`: whether an existing card was kept unchanged.
+        agreement: how closely the file agrees with the model.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Exported(NamedTuple):
 
 
 def default_name(trained: Trained, kind: str) -> Path:
-    """RUN-TARGET.onnx (or .pt2) in the working folder; RUN-source for a source model."""
+    """Return RUN-TARGET.onnx (or .pt2) in the working folder; RUN-source for a source model."""
     tag = trained.spec.adapt.tag if trained.stage == "adapt" else ""
     parts = (trained.spec.name, trained.target or "source", tag)
     return Path("-".join(filter(None, parts)) + ENDINGS[kind])
@@ -52,13 +52,13 @@ def export(trained: Trained, kind: str, out: Path, opset: int, force: bool = Fal
 
     Args:
         kind: a key of `fercli.export.formats.ENDINGS`.
-        opset: of ONNX; not read for torch.
-        force: replace a file, and a card, that is there already. Without it a card is kept: it may have been edited.
+        opset: the ONNX opset; ignored for torch.
+        force: replace an existing file and card. Without it an existing card is kept, because it may have been edited.
 
     Raises:
-        FercliError: the file is there or cannot be written, a package is missing or too old, the model cannot be
-            exported, or the export differs from it by more than `TOLERANCE`; then nothing is written.
-        SpecError: an opset that cannot be written, or a name that is the card's.
+        FercliError: the file exists or cannot be written, a package is missing or too old, the model cannot be
+            exported, or the export differs from the model by more than `TOLERANCE`; in each case nothing is written.
+        SpecError: the opset cannot be written, or `out` is the name of the card.
     """
     _check_place(out, trained, force)
     require_torch()
@@ -66,7 +66,7 @@ def export(trained: Trained, kind: str, out: Path, opset: int, force: bool = Fal
         require_onnx(opset)
     deployed, given = deploy(trained), samples(trained)
     if given.dataset is None:
-        console.say("no prepared faces of this model at hand (paths.prepared): checking on procedural faces instead")
+        console.say("no prepared faces for this model (paths.prepared): checking on procedural faces instead")
     console.say(f"tracing {trained.path} ...")
     crop_size = None if given.crops is None else given.crops.shape[2]
     program, about = trace(deployed, crop_size), metadata(trained, crop_size)
@@ -79,7 +79,7 @@ def export(trained: Trained, kind: str, out: Path, opset: int, force: bool = Fal
     agreement = compare(deployed, run, given)
     if not agreement.good:
         raise FercliError(
-            f"{out} is not written: what was exported differs from the model by more than {TOLERANCE:g} ({agreement})",
+            f"{out} is not written: the export differs from the model by more than {TOLERANCE:g} ({agreement})",
             "try another --opset or --format",
         )
     _write(out, data)
@@ -93,7 +93,7 @@ def export(trained: Trained, kind: str, out: Path, opset: int, force: bool = Fal
 
 
 def metadata(trained: Trained, crop_size: int | None) -> dict[str, str]:
-    """What the file says of itself: text by name; lists are JSON."""
+    """Return the metadata stored in the file: text by name; lists are JSON."""
     spec, best = trained.spec, trained.state["best"]
     about = {
         "expressions": json.dumps(EXPRESSIONS),
@@ -118,10 +118,10 @@ def metadata(trained: Trained, crop_size: int | None) -> dict[str, str]:
 
 
 def _check_place(out: Path, trained: Trained, force: bool) -> None:
-    """See before the work whether the file can be written."""
+    """Check before the work whether the file can be written."""
     if out.suffix == ".md":
         raise SpecError(
-            f"--out {out} is the name of its model card", f"give another, as {out.with_suffix('.onnx').name}"
+            f"--out {out} is the name of its model card", f"give another name, such as {out.with_suffix('.onnx').name}"
         )
     outputs = Outputs([trained.path], force)
     outputs.check("--out", out)
@@ -135,5 +135,5 @@ def _write(path: Path, data: bytes) -> None:
         write_atomically(path, data)
     except OSError as problem:
         raise FercliError(
-            f"cannot write {path}: {problem.strerror or problem}", "name another place by --out"
+            f"cannot write {path}: {problem.strerror or problem}", "name another place with --out"
         ) from None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# FFmpeg's own remarks name no device and cannot be acted on. Read when cv2 first opens a camera.
+# FFmpeg's own log lines name no device and do not help. cv2 reads this when it first opens a camera.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 
 import cv2
@@ -21,7 +21,7 @@ class Camera:
     """An open camera, as `open_camera` gives it.
 
     Attributes:
-        problem: what could not be read: None, since a camera has no end.
+        problem: always None, since a camera's stream has no end.
     """
 
     problem: str | None = None
@@ -32,7 +32,7 @@ class Camera:
         self._rate = rate if 0 < rate < 1000 else USUAL_RATE
 
     def frames(self, every: int = 1) -> Iterator[Frame]:
-        """Yield every `every`-th frame, from the first, at the time it was taken."""
+        """Yield every `every`-th frame, starting with the first, with the time at which it was taken."""
         number, started = 0, time.monotonic()
         while self._capture.grab():
             time_s = time.monotonic() - started if number else 0.0
@@ -47,15 +47,15 @@ class Camera:
 
 @contextmanager
 def open_camera(index: int) -> Iterator[Camera]:
-    """Open a camera, by its number, for the block.
+    """Open a camera by its number, for the duration of the block.
 
     Raises:
-        FercliError: there is none, or another program has it.
+        FercliError: there is no such camera, or another program is using it.
     """
     with mute_stderr():
         capture = cv2.VideoCapture(index)
     if not capture.isOpened():
-        raise FercliError(f"no camera {index} here, or another program has it; the first one is camera:0")
+        raise FercliError(f"no camera {index}, or another program is using it; the first one is camera:0")
     try:
         yield Camera(capture)
     finally:

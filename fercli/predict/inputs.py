@@ -1,4 +1,4 @@
-"""What `fercli predict INPUT...` names: images, folders, globs, videos, a camera, a list on stdin, or one's bytes."""
+"""The inputs of `fercli predict INPUT...`: images, folders, globs, videos, cameras, and a list or an image on stdin."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from fercli.predict.cameras import open_camera
 from fercli.predict.stream import Picture
 from fercli.predict.videos import open_video
 
-#: How videos begin that are called otherwise: MP4 and its kin, AVI, Matroska.
+#: First bytes of videos, for files with another ending: MP4 and related formats, AVI, Matroska.
 _VIDEO = re.compile(rb"....ftyp(?!hei|hev|mif1|msf1|avi)|RIFF....AVI |\x1a\x45\xdf\xa3", re.DOTALL)
-#: How an image begins where stdin brings its bytes, and a list of paths never does. The first bytes of most other
-#: formats (AVIF, JPEG 2000, TIFF, ...) hold a zero.
+#: First bytes of an image on stdin, with which a list of paths never begins. The first bytes of most other formats
+#: (AVIF, JPEG 2000, TIFF, ...) contain a zero.
 _PICTURE = re.compile(
     rb"\xff\xd8\xff|\xff\x4f\xff\x51|\x89PNG|GIF8[79]a|RIFF....WEBP|P[1-6Ff]\s+(#[^\n]*\s+)*\d+\s+\d+\s", re.DOTALL
 )
@@ -34,12 +34,12 @@ class Input:
     """One image, video or camera.
 
     Attributes:
-        name: what results call it: the path as it was found, ``camera:N``, or ``-`` for bytes from stdin.
+        name: its name in the results: the path as it was found, ``camera:N``, or ``-`` for bytes from stdin.
         kind: ``picture``, ``video`` or ``camera``.
         path: the file; None for cameras and bytes.
-        below: where its annotated copy goes, relative to the folder of these.
-        data: of an image on stdin.
-        problem: why it is known already that it cannot be read.
+        below: path of its annotated copy, relative to the folder of copies.
+        data: the bytes of an image from stdin.
+        problem: why it cannot be read, if that is already known.
     """
 
     name: str
@@ -51,19 +51,19 @@ class Input:
 
 
 def find_inputs(names: Sequence[str], stdin: IO[bytes]) -> list[Input]:
-    """Return what the names stand for, in their order, a folder's files and a glob's by name.
+    """Return the inputs that the names stand for, in order; the files of a folder or glob are sorted by name.
 
     Args:
-        names: as typed. ``-`` is stdin, a whole number or ``camera:N`` a camera, where no file is called so; a folder
-            stands for all images and videos below it, hidden ones left out; what holds ``*``, ``?`` or ``[`` and is
-            no file, for what it matches (``**`` for folders of any depth).
-        stdin: read where ``-`` is given, to its end.
+        names: as typed. ``-`` is stdin. An integer or ``camera:N`` is a camera, unless a file has that name. A folder
+            stands for all images and videos below it, except hidden ones. A name that contains ``*``, ``?`` or ``[``
+            and is not a file stands for its matches (``**`` matches folders of any depth).
+        stdin: read to its end if ``-`` is given.
 
     Raises:
-        FercliError: there is no such input, nothing in a folder, no match, or nothing on stdin.
+        FercliError: an input does not exist, a folder has no inputs, a pattern has no match, or stdin is empty.
 
-    What is skipped in a folder is told on stderr, counted by ending. A folder in it that cannot be read becomes an
-    input with a `problem`; links are followed, each real folder once.
+    Files skipped in a folder are reported on stderr, counted by ending. A subfolder that cannot be read becomes an
+    input with a `problem`. Links are followed, each real folder once.
     """
     found: list[Input] = []
     for name in names:
@@ -78,7 +78,7 @@ def _named(name: str) -> list[Input]:
             return _folder(path)
         if path.exists():
             return [_file(path, Path(path.name))]
-    except (OSError, ValueError) as failure:  # a name that is too long, or holds a zero; a folder that is closed to us
+    except (OSError, ValueError) as failure:  # a name that is too long or contains a zero; a folder without access
         why = f" ({failure.strerror})" if isinstance(failure, OSError) else ""
         raise FercliError(f"no such image, folder or video: {name!r:.200}{why}") from None
     camera = re.fullmatch(r"(?:camera:)?([0-9]{1,3})", name)
@@ -99,21 +99,21 @@ def _folder(folder: Path) -> list[Input]:
         else:
             skipped.append(one.name)
     if not found:
-        only = f" that is read, only {media.list_skipped(skipped)}" if skipped else ""
+        only = f" that fercli reads, only {media.list_skipped(skipped)}" if skipped else ""
         raise FercliError(f"{folder} holds no image or video{only}")
     if skipped:
-        # That images are passed over is told even where remarks are switched off.
+        # Skipped images are reported even with --quiet.
         tell = console.warn if any(map(media.is_unread_picture, skipped)) else console.say
         tell(f"skipped in {folder}: {media.list_skipped(skipped)}")
     return found
 
 
 def _below(folder: Path) -> list[Path | Input]:
-    """Return the files below a folder; a folder that cannot be read becomes an input with an error."""
+    """Return the files below a folder; a subfolder that cannot be read becomes an input with a `problem`."""
     found: list[Path | Input] = []
 
     def unreadable(failure: OSError) -> None:
-        path, why = Path(os.fspath(failure.filename)), f"a folder that cannot be read: {failure.strerror}"
+        path, why = Path(os.fspath(failure.filename)), f"the folder cannot be read: {failure.strerror}"
         if path == folder:
             raise FercliError(f"{folder}: {why}")
         found.append(Input(str(path), "picture", path, path.relative_to(folder), problem=why))
@@ -128,7 +128,7 @@ def _matches(pattern: str) -> list[Input]:
     count = next(i for i, part in enumerate(parts) if any(mark in part for mark in "*?["))
     fixed, wanted = Path(*parts[:count]), parts[count:]
     if "**" in wanted:
-        # The library's own search goes through circles of links for ever.
+        # glob's own search never ends on cyclic links.
         listed = [path for path in _below(fixed) if isinstance(path, Path)] if fixed.is_dir() else []
         found = [path for path in listed if _fits(path.relative_to(fixed).parts, wanted)]
     else:
@@ -140,7 +140,7 @@ def _matches(pattern: str) -> list[Input]:
 
 
 def _fits(names: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Tell whether the folders and the file of a path match a pattern, in which ``**`` is any number of folders."""
+    """Return whether a path's folders and file name match a pattern, in which ``**`` is any number of folders."""
     if not wanted or not names:
         return not names and all(one == "**" for one in wanted)
     if wanted[0] == "**":
@@ -149,7 +149,7 @@ def _fits(names: Sequence[str], wanted: Sequence[str]) -> bool:
 
 
 def _is_litter(names: Sequence[str], wanted: Sequence[str]) -> bool:
-    """Tell whether a path that matches a pattern is nothing that was meant by it."""
+    """Return whether a path matches a pattern only by accident: system litter that the pattern does not name."""
     pairs = zip(names, wanted, strict=True)
     return any(media.is_litter(name) and name != one and not one.startswith(".") for name, one in pairs)
 
@@ -160,16 +160,18 @@ def _stdin(stdin: IO[bytes]) -> list[Input]:
     except (OSError, ValueError) as failure:
         raise FercliError(f"stdin cannot be read: {getattr(failure, 'strerror', None) or failure}") from None
     if len(data) > MAX_BYTES:
-        raise FercliError(f"more than {MAX_BYTES >> 20} MiB on stdin: - wants a list of paths or an image's bytes")
-    # No path holds a zero, as the first bytes of nearly all images and videos do.
+        raise FercliError(
+            f"more than {MAX_BYTES >> 20} MiB on stdin: - expects a list of paths or the bytes of one image"
+        )
+    # A path contains no zero byte, but the beginning of nearly every image and video does.
     if _PICTURE.match(data) or b"\0" in data[:512]:
         return [Input("-", "picture", None, Path("stdin.jpg"), data)]
     lines = (line.rstrip(b"\r") for line in data.split(b"\n"))
     paths = [Path(os.fsdecode(line)) for line in lines if line.strip()]
     if not paths:
-        raise FercliError("nothing on stdin: - wants a list of paths, one a line, or an image's bytes")
+        raise FercliError("nothing on stdin: - expects a list of paths, one per line, or an image's bytes")
     plain = [path if not path.is_absolute() and ".." not in path.parts else Path(path.name) for path in paths]
-    # What is not there becomes an error among the results: a long list must not fail for one line.
+    # A missing file becomes an error among the results: one bad line must not stop a long list.
     return [_file(path, below) for path, below in zip(paths, plain, strict=True)]
 
 
@@ -188,12 +190,12 @@ def _is_video(path: Path) -> bool:
 
 
 class Reader:
-    """Reads inputs image by image and frame by frame.
+    """Reads inputs, image by image and frame by frame.
 
     Args:
-        inputs: what to read.
-        every: take every so many-th frame of videos and cameras, from the first.
-        start: number of the first input to read; those before it have been answered.
+        inputs: the inputs to read.
+        every: use every Nth frame of videos and cameras, starting with the first.
+        start: number of the first input to read; those before it are already done.
     """
 
     def __init__(self, inputs: Sequence[Input], every: int = 1, start: int = 0):
@@ -209,12 +211,12 @@ class Reader:
                 yield from self._frames(number, one)
 
     def count(self) -> int:
-        """How many images and frames there are to come, as far as files tell it (for progress); opens each video."""
+        """Return how many images and frames remain, as far as the files tell (for progress); opens each video."""
         total = 0
         for one in self.inputs[self.start :]:
             frames = 1
             if one.kind == "video" and one.path is not None:
-                with suppress(Exception), open_video(one.path) as video:  # what is wrong is told when it is read
+                with suppress(Exception), open_video(one.path) as video:  # errors are reported when it is read
                     frames = -(-video.expected // self.every)
             total += max(1, frames)
         return total

@@ -1,18 +1,19 @@
-"""A trained model for use: images in, every face's expression out.
+"""A trained model, ready for use: images in, every face's expression out.
 
     from fercli import Recognizer
 
-    recognizer = Recognizer.load()  # the starter model in the package; of your own: load("runs/baseline", "jaffe")
+    recognizer = Recognizer.load()  # the starter model; for your own: load("runs/baseline", "jaffe")
     for face in recognizer("party.jpg"):
         print(face.expression, face.confidence, face.box)
 
-Faces are found, aligned and cut as `fercli prepare` does it with the settings that the model was trained with, and the
-network runs in float32 as in `fercli evaluate`: an image's face gets the answer that its prepared face gets.
+Faces are found, aligned and cut as `fercli prepare` does, with the settings that the model was trained with. The
+network runs in float32, as in `fercli evaluate`. A face in an image therefore gets the same prediction as its prepared
+face.
 
-A process that is forked (``multiprocessing`` on Linux, web servers that load the application first) may use a
-Recognizer that its parent has loaded, even one in use. On the CPU it runs PyTorch with one thread from then on, as
-DataLoader's workers do: the parent's threads are not there, and waiting for them would never end. On a GPU it is an
-error, for CUDA does not work in a forked process: start processes by ``spawn`` and load the model in each.
+A forked process (``multiprocessing`` on Linux, web servers that load the application first) may use a Recognizer that
+its parent has loaded, even one in use. On the CPU it then runs PyTorch with one thread, as DataLoader's workers do: the
+parent's threads do not exist in it, and waiting for them would never end. On a GPU this is an error, because CUDA does
+not work in a forked process: start processes with ``spawn`` and load the model in each.
 """
 
 from __future__ import annotations
@@ -47,26 +48,26 @@ from fercli.starter import NAME
 
 _logger = logging.getLogger("fercli")
 
-#: The process in which PyTorch may have started its threads.
+#: The process in which PyTorch may already have started its threads.
 _home = os.getpid()
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face of an image and what the model says of it.
+    """A face in an image and the model's prediction for it.
 
     Attributes:
         box: (left, top, right, bottom) of the face mesh, brow to chin, in pixels of the image.
         landmarks: float64 [5, 2] (x, y) in the same pixels: image-left eye, image-right eye, nose tip, image-left and
             image-right mouth corner.
-        expression: the answer, one of `fercli.expressions.EXPRESSIONS`.
+        expression: the prediction, one of `fercli.expressions.EXPRESSIONS`.
         confidence: its probability.
-        probabilities: float32 [7] in the order of `EXPRESSIONS`, of those heads that decided.
+        probabilities: float32 [7] in the order of `EXPRESSIONS`, from the heads that decided.
         stage: which stage of GLPC decided: ``fused`` (also under the other rules), ``global`` or ``sum``.
-        heads: the own answer of each head that the model has, by name (`fercli.models.HEADS`).
-        score: the face detector's, 0..1.
-        how: how it was found (`fercli.faces.landmarker.Found`).
-        track: number of the person through a video, where faces are tracked.
+        heads: the prediction of each head that the model has, by name (`fercli.models.HEADS`).
+        score: the face detector's score, 0..1.
+        how: how the face was found (`fercli.faces.landmarker.Found`).
+        track: the person's number throughout a video, where faces are tracked.
     """
 
     box: tuple[float, float, float, float]
@@ -82,20 +83,20 @@ class Face:
 
 
 class Recognizer:
-    """Finds every face of an image and names its expression.
+    """Finds every face in an image and predicts its expression.
 
     Args:
         network: in eval mode, on `device`.
-        spec: that it was trained with: sizes and alignment of faces.
-        device: of the network.
+        spec: the spec that it was trained with: sizes and alignment of faces.
+        device: the network's device.
         rule: the decision rule.
-        output_transform: what the method makes of the network's output.
+        output_transform: what the method applies to the network's output.
         heads: those of `fercli.models.HEADS` that the model has.
-        adapt, episodic: as `load` takes them; `network` is then adapted in place.
+        adapt, episodic: as in `load`; `network` is then adapted in place.
 
     Attributes:
-        adaptation: the test-time adaptation at work (`fercli.predict.test_time.Adaptation`), or None. Its `reset` goes
-            back to the model as it was loaded.
+        adaptation: the test-time adaptation in use (`fercli.predict.test_time.Adaptation`), or None. Its `reset`
+            restores the model as it was loaded.
     """
 
     def __init__(
@@ -126,28 +127,28 @@ class Recognizer:
         adapt: str | None = None,
         episodic: bool = False,
     ) -> Recognizer:
-        """The model of a run, or the starter model.
+        """Load the model of a run, or the starter model.
 
         Args:
             run: a run folder, a stage folder, a checkpoint or a model file (`fercli.engine.trained.find_trained`).
-                Without it, or by the word ``starter``, it is the model that comes with fercli. Without it, a warning of
-                the logger ``fercli`` says so once a process: on stderr where the application has not set up logging,
-                and where the application wants it otherwise.
-            target: of several adaptations the one to this target; ``source`` is the source model.
+                If it is omitted or ``starter``, the model that comes with fercli is loaded. If it is omitted, the
+                logger ``fercli`` also warns of this once per process, on stderr unless the application has set up
+                logging.
+            target: if there are several adaptations, the one to this target; ``source`` is the source model.
             device: ``auto``, ``cpu`` or ``cuda``.
-            adapt: ``adabn``, ``tent`` or ``t3a``: adapt to the faces that are answered, batch by batch, without labels
-                (`fercli.predict.test_time`). A face's answer then depends on the others of its batch, and on all faces
-                answered before.
-            episodic: with `adapt`: forget what was learnt before every batch.
+            adapt: ``adabn``, ``tent`` or ``t3a``: adapt to the faces that are predicted, batch by batch, without labels
+                (`fercli.predict.test_time`). A face's prediction then depends on the other faces of its batch and on
+                all faces predicted before.
+            episodic: with `adapt`: before every batch, forget what was learnt.
 
         Raises:
-            FercliError: no such model, several, no checkpoint of fercli, no CUDA device where one is asked for, or a
-                model that the method cannot adapt.
+            FercliError: there is no such model, there are several, the file is not a fercli checkpoint, there is no
+                CUDA device although one was requested, or the method cannot adapt the model.
         """
         _settle()
         trained = find_trained(NAME if run is None else run, target)
         if run is None:
-            _tell_once(starter_line(trained, 'Recognizer.load("starter") asks for it, load(RUN) for another'))
+            _tell_once(starter_line(trained, 'Recognizer.load("starter") selects it by name, load(RUN) another'))
         unused = unused_card(device)
         if unused is not None:
             _tell_once(unused)
@@ -155,23 +156,23 @@ class Recognizer:
 
     @classmethod
     def of(cls, trained: Trained, device: str = "auto", adapt: str | None = None, episodic: bool = False) -> Recognizer:
-        """A model that was found already."""
+        """Load a model that has already been found."""
         where = torch.device(resolve_device(device))
         network, transform = trained.network(where), trained.output_transform(where)
         return cls(network, trained.spec, where, trained.rule, transform, trained.heads, adapt, episodic)
 
     def __call__(self, image: Source) -> list[Face]:
-        """Every face of an image, from left to right.
+        """Return every face of an image, from left to right.
 
         Args:
             image: a file's path, the bytes of an image file, a PIL image, or an array: [H, W] or [H, W, C] with 1 to 4
-                channels in the order RGB (of OpenCV's arrays: ``image[..., ::-1]``), of bool, integers or floats.
-                `fercli.faces.images.decode` says how each is read; all four ways give the same answers. Of a JPEG of
-                more than 100 megapixels, boxes and landmarks are in its own pixels, though it is decoded smaller.
+                channels in RGB order (for OpenCV's arrays: ``image[..., ::-1]``), of bool, integers or floats.
+                `fercli.faces.images.decode` documents how each is read; all four give the same predictions. A JPEG of
+                more than 100 megapixels is decoded smaller, but boxes and landmarks are in its original pixels.
 
         Raises:
             FercliError: the image cannot be read.
-            ValueError: an array of another shape or type, or no image at all.
+            ValueError: the array has another shape or type, or the argument is not an image.
         """
         try:
             cut = see(_as_source(image), self.options, self.with_crops, _name(image))
@@ -180,16 +181,16 @@ class Recognizer:
         return self.answer(cut)
 
     def many(self, images: Iterable[Source], batch: int = 64, workers: int = 1) -> Iterator[list[Face]]:
-        """The faces of each image, in order; the network answers the faces of several images at a time.
+        """Yield the faces of each image, in order; the network processes the faces of several images at a time.
 
         Args:
-            images: as for a call; taken as there is room, so that an endless stream does.
-            batch: faces that the network answers at a time.
-            workers: processes that find faces; 1 is this one, 0 as many as there are cores.
+            images: as for `__call__`; read only as needed, so an endless stream works too.
+            batch: number of faces that the network processes at a time.
+            workers: processes that find faces; 1 is this process alone, 0 is one per core.
 
         Raises:
-            FercliError: an image cannot be read; those before it have been answered.
-            ValueError: as for a call.
+            FercliError: an image cannot be read; the faces of those before it have been yielded.
+            ValueError: as for `__call__`.
         """
         with Workers(workers) as pool:
             for picture, faces in self.stream(_pictures(images), batch, pool):
@@ -200,12 +201,12 @@ class Recognizer:
     def stream(
         self, pictures: Iterable[Picture], batch: int, workers: Workers, live: bool = False
     ) -> Iterator[tuple[Picture, list[Face] | None]]:
-        """`fercli.predict.stream.recognise` by this model."""
+        """Run `fercli.predict.stream.recognise` with this model."""
         return recognise(pictures, self.answer, self.options, self.with_crops, batch, workers, live)
 
     @torch.inference_mode()
     def answer(self, faces: Sequence[CutFace]) -> list[Face]:
-        """What the model says of faces cut out already, in one batch; none is an empty list."""
+        """Predict faces that are already cut out, in one batch; without faces, return an empty list."""
         _settle()
         if self.device.type == "cuda" and self._process != os.getpid():
             raise FercliError(
@@ -261,13 +262,13 @@ def _tell_once(line: str) -> None:
 
 
 def starter_line(trained: Trained, other: str) -> str:
-    """The one line that tells of the starter model where nobody named a model; `other` says how to name one."""
+    """Return the line that names the starter model if no model was given; `other` says how to name one."""
     sources = "+".join(trained.spec.data.source)
     return f"starter model (trained on {sources}; see: fercli weights inspect {NAME}); {other}"
 
 
 def _settle() -> None:
-    """Run PyTorch with one thread in a process that was forked: a pool of several waits for ever for the parent's."""
+    """Use one PyTorch thread in a forked process: a pool of several would wait forever for the parent's threads."""
     global _home
     if _home != os.getpid():
         torch.set_num_threads(1)
@@ -283,7 +284,7 @@ def _pictures(images: Iterable[Source]) -> Iterator[Picture]:
 
 
 def _as_source(image: Source) -> Prepared:
-    """Return what can go to a worker: files and bytes as they are, the rest decoded."""
+    """Return what can be sent to a worker: files and bytes as they are, everything else decoded."""
     if isinstance(image, str | os.PathLike):
         return Path(image)
     return bytes(image) if isinstance(image, bytes | bytearray | memoryview) else decode(image, _name(image)).pixels

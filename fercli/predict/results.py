@@ -1,4 +1,4 @@
-"""Answers as JSON lines and as CSV, and annotated images and videos beside them."""
+"""Predictions as JSON lines and as CSV, and annotated copies of images and videos."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ COLUMNS: tuple[str, ...] = (
 )
 
 
-#: Behind them, where the model adapts to the faces it answers.
+#: The column after them, if the model adapts to the faces it predicts.
 ADAPTED = "adapted"
 
 
 def document(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> dict[str, Any]:
-    """One image's or frame's line of JSON: pixels to hundredths, probabilities to six digits.
+    """Return the JSON object for an image or frame: pixels to two decimals, probabilities to six.
 
-    Where the model adapts to the faces it answers, `adapted` says how (`fercli.predict.test_time.Adaptation.label`).
+    If the model adapts to the faces it predicts, `adapted` says how (`fercli.predict.test_time.Adaptation.label`).
     """
     line: dict[str, Any] = {"input": picture.name, "frame": picture.frame}
     line["time_s"] = None if picture.time_s is None else round(picture.time_s, 4)
@@ -74,19 +74,19 @@ def _face(face: Face) -> dict[str, Any]:
 
 
 def json_line(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> bytes:
-    """One image's or frame's line of JSON, in ASCII: names that are no UTF-8 are escaped too.
+    """Return the line of JSON for an image or frame, in ASCII; names that are not UTF-8 are escaped too.
 
     Raises:
-        ValueError: a number that is none, which JSON does not have.
+        ValueError: a number is NaN or infinite, which JSON cannot represent.
     """
     return json.dumps(document(picture, faces, adapted), allow_nan=False).encode() + b"\n"
 
 
 def table_rows(picture: Picture, faces: Sequence[Face] | None, adapted: str | None = None) -> bytes:
-    """CSV of an image or frame (`columns`): one row for each face, and one without a face where there is none.
+    """Return the CSV rows of an image or frame (`columns`): one per face, or one row without a face if there is none.
 
-    Text is made `harmless`: a name reads otherwise there if it holds control characters or begins like a formula, and
-    as it is in the line of JSON.
+    Text is made `harmless`: a name that contains control characters or begins like a formula is changed here. The line
+    of JSON has it unchanged.
     """
     line = document(picture, faces, adapted)
     about = {name: line.get(name) for name in ("input", "frame", "time_s", "error", ADAPTED)}
@@ -102,38 +102,38 @@ def table_rows(picture: Picture, faces: Sequence[Face] | None, adapted: str | No
 
 
 def columns(adapted: str | None = None) -> tuple[str, ...]:
-    """Those of the CSV."""
+    """Return the columns of the CSV."""
     return COLUMNS if adapted is None else (*COLUMNS, ADAPTED)
 
 
-#: What a file of answers holds of an image.
+#: Makes an output file's lines for an image.
 Lines = Callable[[Picture, Sequence[Face] | None], bytes]
-#: The forms of such a file.
+#: The formats of an output file.
 FORMS: tuple[str, ...] = ("jsonl", "csv")
 
 
 def form(name: str, adapted: str | None = None) -> tuple[bytes, Lines]:
-    """What a file of one of `FORMS` begins with, and how its lines are made."""
+    """Return the first bytes of a file in one of `FORMS`, and the function that makes its lines."""
     if name == "jsonl":
         return b"", partial(json_line, adapted=adapted)
     return csv_bytes([columns(adapted)]), partial(table_rows, adapted=adapted)
 
 
 class Annotated:
-    """Copies of images and videos with the answers drawn over them: frames keep their times, huge ones are smaller.
+    """Copies of images and videos with the predictions drawn on them: frames keep their times, huge images shrink.
 
     Args:
-        to: a folder, in which the inputs keep their relative names and which no copy leaves; or the one input's own
+        to: a folder, in which the inputs keep their relative names and which no copy leaves; or, for a single input, a
             file.
-        inputs: all of them.
-        start: number of the first input whose copy is to be written.
+        inputs: all inputs.
+        start: number of the first input whose copy is written.
 
     Attributes:
         paths: the copy of each input.
 
     Raises:
-        SpecError: a file is given for several inputs, or one of a kind that is not written.
-        FercliError: a copy would lie outside the folder.
+        SpecError: a file is given for several inputs, or a file of a kind that is not written.
+        FercliError: a copy would be outside the folder.
     """
 
     def __init__(self, to: Path, inputs: Sequence[Input], start: int = 0):
@@ -144,25 +144,25 @@ class Annotated:
             _keep_inside(to, self.paths[start:])
 
     def add(self, picture: Picture, faces: Sequence[Face] | None) -> str | None:
-        """Write an image's copy, or the next frame of a video's; what cannot be read has none.
+        """Write an image's copy, or the next frame of a video's copy; an unreadable input has none.
 
         Returns:
-            Why the input has no copy, said once; else None.
+            Why the input has no copy, reported once; else None.
 
         Raises:
-            FercliError: nothing can be written there: the disk is full, the folder closed.
+            FercliError: nothing can be written there: the disk is full or the folder is not writable.
         """
         if faces is None or self._failed == picture.number:
             return None
         return self._tried(picture.number, lambda path: self._write(path, picture, faces))
 
     def finish(self, number: int) -> str | None:
-        """Put the video that is being written in its place; returns why it has no copy, else None."""
+        """Move the video that is being written into place; return why it has no copy, else None."""
         video, self._video = self._video, None
         return None if video is None else self._tried(number, lambda path: video.close())
 
     def close(self, failure: BaseException) -> None:
-        """Throw the video away that a failure cut short."""
+        """Delete the video that a failure interrupted."""
         video, self._video = self._video, None
         if video is not None:
             video.close(failure)
@@ -170,7 +170,7 @@ class Annotated:
     def _write(self, path: Path, picture: Picture, faces: Sequence[Face]) -> None:
         try:
             drawn = _drawn(decode(picture.source, picture.name), faces)
-        except Unreadable:  # gone since
+        except Unreadable:  # deleted in the meantime
             return
         if self._video is None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +182,7 @@ class Annotated:
         self._video.add(drawn, picture.time_s, picture.duration_s)
 
     def _tried(self, number: int, work: Callable[[Path], None]) -> str | None:
-        """Do this for an input's copy; return why the input has none where it fails."""
+        """Do this work on an input's copy; if it fails, return why the input has no copy."""
         path = self.paths[number]
         try:
             work(path)
@@ -212,32 +212,33 @@ def _is_folder(path: Path) -> bool:
 
 
 def _keep_inside(folder: Path, copies: Sequence[Path]) -> None:
-    """Raise FercliError where a link in the folder leads a copy out of it."""
+    """Raise FercliError if a link in the folder leads a copy outside it."""
     real = real_path(folder)
     for path in copies:
         if not real_path(path).is_relative_to(real):
-            raise FercliError(f"--annotate {folder}: a link there leads {path} out of it", "name another folder")
+            raise FercliError(f"--annotate {folder}: a link in it leads {path} outside", "name another folder")
 
 
 def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
-    """Return each input's annotated copy, no two alike."""
+    """Return the path of each input's annotated copy, all different."""
     kinds = WRITTEN_ENDINGS if inputs[0].kind == "picture" else {".mp4"}
     if to.suffix.lower() in WRITTEN_ENDINGS | {".mp4"} and not _is_folder(to):
         if len(inputs) > 1:
-            raise SpecError(f"--annotate {to} is one file, and there are {len(inputs)} inputs", "name a folder")
+            raise SpecError(f"--annotate {to} is one file, but there are {len(inputs)} inputs", "name a folder")
         if to.suffix.lower() not in kinds:
-            raise SpecError(f"--annotate {to}: a {inputs[0].kind} becomes one of {', '.join(sorted(kinds))}")
+            what = "an image" if inputs[0].kind == "picture" else "a video"
+            raise SpecError(f"--annotate {to}: a copy of {what} must end in {' or '.join(sorted(kinds))}")
         return [to]
     if (is_picture_name(to.name) or is_video_name(to.name)) and not _is_folder(to):
-        raise SpecError(f"--annotate {to}: copies are written as {', '.join(sorted(WRITTEN_ENDINGS))} or .mp4")
+        raise SpecError(f"--annotate {to}: copies can only be written as {', '.join(sorted(WRITTEN_ENDINGS))} or .mp4")
     paths: dict[Path, None] = {}
     counts: dict[Path, int] = {}
     for one in inputs:
-        # Without what would lead out of the folder: "..", a root or a drive.
+        # Without parts that would lead outside the folder: "..", a root or a drive.
         below = Path(*[part for part in one.below.parts if part not in ("..", one.below.anchor)] or ["input"])
         if one.kind != "picture":
             below = below.with_suffix(".mp4")
-        elif below.suffix.lower() not in WRITTEN_ENDINGS:  # images of other kinds become JPEGs
+        elif below.suffix.lower() not in WRITTEN_ENDINGS:  # images of other formats become JPEGs
             below = below.with_name(below.name + ".jpg")
         path, again = to / below, counts.get(below, 1)
         while path in paths:
@@ -250,6 +251,6 @@ def _copies(to: Path, inputs: Sequence[Input]) -> list[Path]:
 def _write_picture(path: Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(path.suffix.lower(), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     if not done:
-        raise ValueError(f"OpenCV cannot write {path.suffix} of {image.shape[1]} x {image.shape[0]} pixels")
+        raise ValueError(f"OpenCV cannot write a {path.suffix} of {image.shape[1]} x {image.shape[0]} pixels")
     with replacing(path, part_of(path)) as file:
         file.write(data)

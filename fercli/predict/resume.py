@@ -1,10 +1,10 @@
-"""Answers on their way to their files, and from where a run that was stopped goes on.
+"""Part files of predictions, and the position from which a stopped run resumes.
 
-Answers are written to ``NAME.part``, line by line, and take their place when all inputs are answered: a file without
-that ending is complete. ``NAME.part.log`` beside the first of them says what the run was begun with and, for every
-batch, how many inputs are answered completely and how long each file is then. So the answers themselves need not be
-read: whatever a kill left behind the last whole batch is cut off and answered again, and the files end with the same
-bytes as those of a run that was not stopped.
+Predictions are written to ``NAME.part``, line by line. The file is moved into place when all inputs are done, so a file
+without that ending is complete. ``NAME.part.log`` beside the first of them records what the run was started with. For
+every batch it also records how many inputs are completely done and how long each file was then. The predictions
+themselves need not be read: whatever a kill left after the last whole batch is cut off and predicted again. The files
+end up with the same bytes as those of a run that was not stopped.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ from fercli.files import beside, real_path, to_disk
 from fercli.predict.inputs import Input
 from fercli.version import __version__
 
-#: What a run must have in common with the one that it goes on with, and how messages name it.
+#: What a run must have in common with the one it resumes, and how messages name a difference.
 _SAME = {
     "fercli": "another version of fercli",
     "model": "another model",
-    "inputs": "other inputs (names, sizes or times of change)",
+    "inputs": "other inputs (names, sizes or modification times)",
     "options": "another --smooth, --every, --batch, --device or --adapt",
     "outputs": "other outputs",
 }
 
 
 def part_of(path: Path) -> Path:
-    """The file that holds what is answered of `path` so far."""
+    """Return the part file of `path`, which holds its predictions so far."""
     return beside(real_path(path), ".part")
 
 
 def log_of(path: Path) -> Path:
-    """The file beside `part_of` that says from where to go on."""
+    """Return the log file of `path`, beside `part_of`, which records where to resume."""
     return beside(real_path(path), ".part.log")
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run goes on.
+    """Where a run resumes.
 
     Attributes:
-        inputs: those answered completely, from the first.
-        sizes: of each part file then, in bytes.
-        totals: what was counted until then (`fercli.predict.totals.Totals`).
-        complete: all is answered: the files only have to take their places.
+        inputs: number of inputs that are completely done, counted from the first.
+        sizes: size of each part file at that point, in bytes.
+        totals: the counts at that point (`fercli.predict.totals.Totals`).
+        complete: whether all inputs are done, so that the files only have to be moved into place.
     """
 
     inputs: int = 0
@@ -63,7 +63,7 @@ class Position:
 def description(
     inputs: Sequence[Input], model: Path | None, options: dict[str, Any], outputs: Sequence[Path]
 ) -> dict[str, str]:
-    """What a run is begun with: it must be the same where it is gone on with."""
+    """Describe what a run is started with; it must be the same when the run is resumed."""
     listed = blake2b(digest_size=16)
     for one in inputs:
         of_file = _stamp(one.path) if one.data is None else blake2b(one.data, digest_size=16).hexdigest()
@@ -85,21 +85,21 @@ def _stamp(path: Path | None) -> str:
 
 
 def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: bool, force: bool) -> Position | None:
-    """Return where a run goes on; None where it begins.
+    """Return where a run resumes; None if it starts from the beginning.
 
     Args:
         paths: the files to write.
         begun_with: `description` of this run.
-        resume, force: as the options of the command.
+        resume, force: as the command's options.
 
     Raises:
-        SpecError: both are given, or there is no file to go on with.
-        FercliError: part files are there and neither is given; or they are of another run.
+        SpecError: both options are given, or there is no file to resume.
+        FercliError: part files exist and neither option is given, or the part files belong to a different run.
     """
     if resume and force:
-        raise SpecError("--resume goes on and --force begins again", "give one of them")
+        raise SpecError("--resume continues a run and --force begins again", "give only one of them")
     if resume and not paths:
-        raise SpecError("--resume goes on in a file", "name one by --jsonl or --csv")
+        raise SpecError("--resume needs an output file", "name one with --jsonl or --csv")
     there = [path for path in map(part_of, paths) if os.path.exists(path)]
     log = log_of(paths[0]) if paths else None
     if force or not (there or (log is not None and os.path.exists(log))):
@@ -107,15 +107,15 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
     first = there[0] if there else log
     if not resume:
         raise FercliError(
-            f"{first} holds the answers of a run that was stopped",
-            "go on behind them with --resume, or begin again with --force",
+            f"{first} holds the predictions of a stopped run",
+            "continue it with --resume, or begin again with --force",
         )
     header, positions = _read_log(log)
     if header is None:
         raise FercliError(f"{first} cannot be resumed: {log} is missing or damaged", "begin again with --force")
     for key, name in _SAME.items():
         if header.get(key) != begun_with[key]:
-            why = f"it was begun with {name}; give the same, or begin again with --force"
+            why = f"it was started with {name}; give the same, or begin again with --force"
             raise FercliError(f"{first} cannot be resumed: {why}")
     for position in reversed(positions):
         fits = len(position.sizes) == len(paths)
@@ -125,7 +125,7 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
 
 
 def _reaches(part: Path, size: int) -> bool:
-    """Whether a part file has so many bytes, and a line ends there."""
+    """Return whether a part file has at least `size` bytes and a line ends there."""
     if not size:
         return True
     try:
@@ -137,7 +137,7 @@ def _reaches(part: Path, size: int) -> bool:
 
 
 def _read_log(path: Path) -> tuple[dict[str, Any] | None, list[Position]]:
-    """Return a log's first line and its positions; a line that is torn or damaged ends it."""
+    """Return a log's first line and its positions; reading stops at a torn or damaged line."""
     header, positions = None, []
     with suppress(OSError, ValueError, TypeError, KeyError):
         for line in path.read_bytes().split(b"\n")[:-1]:
@@ -155,7 +155,7 @@ class PartFile:
 
     Args:
         path: the output.
-        size: bytes of the part file to keep; what is behind them is cut off.
+        size: bytes of the part file to keep; anything after them is cut off.
 
     Attributes:
         path: the output.
@@ -183,7 +183,7 @@ class PartFile:
         self.size += len(lines)
 
     def close(self, to_the_disk: bool = False) -> None:
-        """Close the file, which stays a part."""
+        """Close the file, which remains a part file."""
         if to_the_disk:
             to_disk(self._file)
         self._file.close()
@@ -194,7 +194,7 @@ class Log:
 
     Args:
         path: the file.
-        begun_with: `description`; None to go on with the one that is there.
+        begun_with: `description`; None to continue the existing log.
     """
 
     def __init__(self, path: Path, begun_with: dict[str, str] | None):
@@ -208,7 +208,7 @@ class Log:
             self._file.write(json.dumps(begun_with).encode() + b"\n")
 
     def note(self, position: Position) -> None:
-        """Append a position: what it says is in the files already."""
+        """Append a position; what it describes must already be in the files."""
         self._file.write(json.dumps(vars(position)).encode() + b"\n")
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""`fercli predict` from inputs to outputs, with all that can end it early."""
+"""`fercli predict`, from inputs to outputs, including everything that can end it early."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fercli.predict.totals import Totals
 from fercli.predict.tracking import Tracker
 from fercli.predict.writing import Writing
 
-#: Images from which on processes are started: they take a second or two to load.
+#: Fewest images for which worker processes are started: starting them takes a second or two.
 _WORTH_IT = 12
 
 
@@ -35,23 +35,23 @@ def predict(
     resume: bool = False,
     model: Path | None = None,
 ) -> Totals:
-    """Answer all inputs in their order and write the answers.
+    """Predict all inputs in order and write the predictions.
 
-    Ctrl-C, SIGTERM and SIGHUP end it, and so does whoever reads stdout by closing it. A file of answers takes its place
-    when all is answered (a camera: when it is stopped); until then, and however it ends, what was answered is in the
-    part file beside it (`fercli.predict.resume`).
+    Ctrl-C, SIGTERM and SIGHUP end the run, and so does a reader that closes stdout. An output file is moved into place
+    when all inputs are done (with a camera: when it is stopped). Until then, and however the run ends, the predictions
+    made so far are in the part file beside it (`fercli.predict.resume`).
 
     Args:
-        files: where ``jsonl``, ``csv`` (``-`` is stdout) and ``annotate`` go; None for nowhere.
-        stdout: of bytes; None where nothing goes there.
-        smooth_s: track faces in videos and smooth over so many seconds.
-        every, batch, force, resume: as the options of the command.
-        workers: as the option, or processes that are there already and stay.
-        model: the file of the recognizer's model, which no output may replace.
+        files: where ``jsonl``, ``csv`` (``-`` is stdout) and ``annotate`` are written; None for nowhere.
+        stdout: a binary stream; None if nothing is written to it.
+        smooth_s: track faces in videos and smooth their probabilities over this many seconds.
+        every, batch, force, resume: as the command's options.
+        workers: as the option, or a running pool, which is left running.
+        model: the recognizer's model file, which no output may replace.
 
     Raises:
-        FercliError: an output exists or cannot be written, there is no such camera, a worker was killed, or the files
-            are of another run than the one to go on with.
+        FercliError: an output exists or cannot be written, there is no such camera, a worker was killed, or the part
+            files belong to a different run.
     """
     adaptation = recognizer.adaptation
     totals, started = Totals(adapted=None if adaptation is None else adaptation.label), time.monotonic()
@@ -84,13 +84,13 @@ def predict(
 
 @contextmanager
 def _heeding_signals() -> Iterator[None]:
-    """Let SIGTERM, and SIGHUP where it is heeded at all, end the block as Ctrl-C does."""
+    """Make SIGTERM and SIGHUP end the block as Ctrl-C does, except where they are ignored."""
 
     def stop(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     before = {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere signals keep their meaning
+    if threading.current_thread() is threading.main_thread():  # other threads cannot set signal handlers
         for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
             if number is not None and signal.getsignal(number) != signal.SIG_IGN:
                 before[number] = signal.signal(number, stop)
@@ -103,7 +103,7 @@ def _heeding_signals() -> Iterator[None]:
 
 @contextmanager
 def _ending(totals: Totals, stdout: IO[bytes] | None) -> Iterator[None]:
-    """Take an end that the user wants for no failure."""
+    """Do not treat an end that the user asked for as a failure."""
     try:
         yield
     except KeyboardInterrupt:

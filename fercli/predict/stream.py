@@ -1,6 +1,6 @@
-"""Images in, answers out: workers find and cut faces while the network answers those of the images before.
+"""Images in, predictions out: workers find and cut faces while the network predicts those of earlier images.
 
-The order out is the order in. At most a few batches' worth of images is in the memory at any time.
+The output order is the input order. At most a few batches' worth of images is in memory at any time.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from fercli.parallel import Workers
 from fercli.predict.faces import CutFace, Source, look
 from fercli.spec import Prepare
 
-#: Images that go to a worker at a time, at most, and their bytes: sending costs about a millisecond each time.
+#: Most images sent to a worker at a time, and most bytes: each transfer costs about a millisecond.
 CHUNK, CHUNK_BYTES = 8, 4 << 20
 
 
 @dataclass
 class Picture:
-    """One image or frame on its way.
+    """One image or frame in the pipeline.
 
     Attributes:
-        name: the input it came from, as results call it.
-        source: what to look at; None where there is nothing (`error` says why).
-        number: of its input among all inputs.
-        frame: of a frame, its number in the video, from 0.
-        time_s: of a frame, seconds from the video's beginning.
-        duration_s: of a frame, seconds that it is shown.
-        error: why it cannot be looked at; or what else went wrong with it, beside its answers.
-        settled: nothing is under way behind it: what comes next is answered in batches of its own.
+        name: the input it came from, as results name it.
+        source: the image itself; None if there is none (`error` says why).
+        number: number of its input among all inputs.
+        frame: for a frame, its number in the video, from 0.
+        time_s: for a frame, seconds from the beginning of the video.
+        duration_s: for a frame, seconds that it is shown.
+        error: why it cannot be read, or what else went wrong although it has predictions.
+        settled: whether a batch ends with it: whatever comes after it is predicted in separate batches.
     """
 
     name: str
@@ -51,8 +51,8 @@ class _Chunk:
     """Images for one worker.
 
     Attributes:
-        size: bytes of their sources.
-        fresh: a video begins here, or has ended before it.
+        size: total bytes of their sources.
+        fresh: whether a video begins here, or ended just before.
     """
 
     pictures: list[Picture]
@@ -69,19 +69,19 @@ def recognise(
     workers: Workers,
     live: bool = False,
 ) -> Iterator[tuple[Picture, list | None]]:
-    """Yield each image with the answers to its faces, from left to right; None where it has an `error`.
+    """Yield each image with the predictions for its faces, from left to right; None if it has an `error`.
 
     Args:
-        images: taken as there is room.
-        answer: what the network says of cut faces: as many answers, in their order.
+        pictures: read only as needed.
+        answer: predicts cut faces: one prediction per face, in order.
         options: how faces are found and cut.
         with_crops: whether the network reads local crops.
-        batch: faces that are answered at a time.
-        workers: who find and cut.
-        live: answer each image at once, as a camera's frames want it.
+        batch: number of faces predicted at a time.
+        workers: the processes that find and cut faces.
+        live: predict each image at once, as a camera needs.
 
-    A batch ends where a video begins or ends. What goes on from a `Picture.settled` with the next input is therefore
-    answered in the same batches, to the same bits.
+    A batch ends where a video begins or ends. A run that resumes with the input after a `Picture.settled` therefore
+    forms the same batches and gives bit-identical predictions.
     """
     if workers.count > 1:
         ensure_networks()
@@ -139,9 +139,9 @@ def _apart(
     answers: list[list | None],
     answer: Callable[[Sequence[CutFace]], list],
 ) -> None:
-    """Answer a batch that failed again, its images one by one: it may be one image's fault.
+    """Repeat a failed batch image by image: a single image may have caused the failure.
 
-    No face of another batch is: a model that adapts would count it twice.
+    No face of another batch is repeated, because a model that adapts would count it twice.
     """
     for number, of_picture in groupby(part, key=lambda one: one[0]):
         picture = held[number][0]
@@ -152,7 +152,7 @@ def _apart(
 
 
 def _add(answers: list[list | None], number: int, said: list) -> None:
-    """Put answers behind those that an image has, but where an earlier part of it failed."""
+    """Append predictions to those of an image, unless an earlier part of it failed."""
     before = answers[number]
     if before is not None:
         before += said

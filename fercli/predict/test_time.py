@@ -1,13 +1,14 @@
-"""A model that adapts to the faces it answers: test-time adaptation, batch by batch, without labels and source.
+"""A model that adapts to the faces it receives: test-time adaptation, batch by batch, without labels or source.
 
-Three methods of the literature take the network's place in `fercli.predict.recognizer.Recognizer.answer`:
+Three published methods replace the network in `fercli.predict.recognizer.Recognizer.answer`:
 
-- `AdaBN` moves the statistics of the batch norms;
-- `Tent` moves these and, by the gradient of the answers' entropy, the batch norms' weights and biases;
-- `T3A` moves no weight: each head answers by the mean features of classes.
+- `AdaBN` adapts the statistics of the batch norms;
+- `Tent` also adapts the batch norms' weights and biases, by the gradient of the predictions' entropy;
+- `T3A` changes no weight: each head predicts with the mean features of the classes.
 
-Each is *continual*, what is learnt of a batch staying for those behind it, or *episodic*: before every batch the model
-is as it was loaded. Either way a face's answer depends on the faces of its batch, and a continual one on all before.
+Each is *continual* (what is learnt from a batch is kept for the batches after it) or *episodic* (before every batch
+the model is as it was loaded). Either way a face's prediction depends on the faces of its batch; with a continual
+method it also depends on all faces before.
 """
 
 from __future__ import annotations
@@ -27,26 +28,26 @@ from fercli.methods.losses import entropy
 from fercli.methods.source_free import batch_norms, head_features
 from fercli.models import HEADS, GlobalLocal, Output
 
-#: N of Schneider et al.: how many faces the model's own statistics count as.
+#: N of Schneider et al.: the number of faces that the model's own statistics count as.
 OWN_FACES = 16
-#: Tent's rate for a batch of `RATE_FACES`, and its momentum. Of 0.001, 0.02 and 0.05 it gained most on real
-#: faces, by less than their number bears out, and 0.05 most on drawn ones; the authors' lie in 0.00025..0.001.
+#: Tent's learning rate for a batch of `RATE_FACES`, and its momentum. Of 0.001, 0.02 and 0.05, this rate gained most on
+#: real faces, though not significantly, and 0.05 gained most on drawn faces. The authors' rates are 0.00025..0.001.
 RATE, RATE_FACES, MOMENTUM = 0.02, 64, 0.9
-#: M of T3A: supports of a class at most.
+#: M of T3A: largest number of supports per class.
 SUPPORTS = 100
 
 
 class Adaptation:
-    """A method at work on one model.
+    """A method applied to one model.
 
     Args:
-        network: in eval mode, which it stays in; adapted in place.
-        transform: what the model's method makes of the network's output, if anything.
+        network: in eval mode, and left in it; adapted in place.
+        transform: what the model's method applies to the network's output, if anything.
         heads: those of `fercli.models.HEADS` that the model has.
-        episodic: see the module.
+        episodic: see the module's docstring.
 
     Attributes:
-        label: how outputs name it: ``tent, episodic``.
+        label: its name in outputs, such as ``tent, episodic``.
     """
 
     name: ClassVar[str]
@@ -64,8 +65,8 @@ class Adaptation:
         self._loaded = self.state()
 
     def __call__(self, view: View) -> Output:
-        """Adapt to a batch and answer it; what fails leaves no trace, so that the faces may be answered again."""
-        # Tensors of the inference mode cannot be learnt from.
+        """Adapt to a batch and predict it; a failure leaves no trace, so that the faces can be predicted again."""
+        # Tensors created in inference mode cannot be used for learning.
         with torch.inference_mode(False), torch.no_grad():
             before = self.state()
             try:
@@ -78,34 +79,34 @@ class Adaptation:
             return output
 
     def reset(self) -> None:
-        """Go back to the model as it was loaded."""
+        """Restore the model as it was loaded."""
         with torch.inference_mode(False), torch.no_grad():
             self.restore(self._loaded)
 
     def run(self, *inputs: Tensor | None) -> Output:
-        """What the model answers as it is now."""
+        """Return the output of the model in its current state."""
         output = self.network(*inputs)
         return output if self.transform is None else self.transform(output)
 
     def begin(self) -> None:
-        """Take hold of what the method moves."""
+        """Collect what the method adapts."""
         raise NotImplementedError
 
     def adapt(self, *inputs: Tensor | None) -> Output:
-        """Adapt to what `GlobalLocal` is given, and answer it."""
+        """Adapt to the inputs of `GlobalLocal`, and return the output for them."""
         raise NotImplementedError
 
     def state(self) -> Any:
-        """All that the method moves, as it is now; what is adapted later leaves it as it is."""
+        """Return everything that the method adapts, as it is now; later adaptation does not change that value."""
         raise NotImplementedError
 
     def restore(self, state: Any) -> None:
-        """Go back to a `state`."""
+        """Restore a `state`."""
         raise NotImplementedError
 
 
 class _Seen(NamedTuple):
-    """Mean and variance [C] of what a batch norm was given of some faces; the variance is over all pixels."""
+    """Mean and variance [C] of a batch norm's inputs for a number of faces; the variance is over all pixels."""
 
     faces: int
     mean: Tensor
@@ -113,10 +114,10 @@ class _Seen(NamedTuple):
 
 
 class _Norm:
-    """A batch norm that normalises by its own statistics and those of the faces seen.
+    """A batch norm that normalises with its own statistics and those of the faces seen.
 
     Attributes:
-        collects: whether the next maps count; they put it back to False.
+        collects: whether the next input counts; that input resets it to False.
     """
 
     def __init__(self, module: _BatchNorm):
@@ -126,7 +127,7 @@ class _Norm:
 
     @property
     def state(self) -> tuple[_Seen | None, Tensor, Tensor]:
-        """None of these tensors is ever changed in place."""
+        """The statistics in use; none of these tensors is ever changed in place."""
         return self._seen, self.module.running_mean, self.module.running_var
 
     @state.setter
@@ -140,7 +141,7 @@ class _Norm:
         variance, mean = torch.var_mean(inputs[0].detach(), (0, *range(2, inputs[0].ndim)), correction=0)
         new, old = len(inputs[0]), self._seen
         faces = new
-        if old is not None:  # the moments of both parts together (Chan et al., 1983)
+        if old is not None:  # the combined moments of both parts (Chan et al., 1983)
             faces = old.faces + new
             apart, share = mean - old.mean, new / faces
             variance = torch.lerp(old.variance, variance, share) + share * (1 - share) * apart.square()
@@ -154,14 +155,14 @@ class _Norm:
 class AdaBN(Adaptation):
     """Batch norms with statistics of the faces seen (Li et al., ICLR 2017 workshop; Schneider et al., NeurIPS 2020).
 
-    With n faces seen, in this batch and, if continual, before it, a batch norm normalises by N / (N + n) of the
-    model's own mean and variance and n / (N + n) of theirs (Schneider et al., arXiv 2006.16971), where N is
-    `OWN_FACES`: one face moves them by 1/17 and 64 by four fifths. N = 16 is what Zhang et al. (MEMO, NeurIPS 2022)
-    take for images that come alone.
+    n is the number of faces seen in this batch and, if continual, before it. A batch norm normalises with N / (N + n)
+    of the model's own mean and variance and n / (N + n) of those of the faces (Schneider et al., arXiv 2006.16971). N
+    is `OWN_FACES`: one face moves the statistics by 1/17, and 64 faces by four fifths. Zhang et al. (MEMO, NeurIPS
+    2022) use N = 16 for images that come one at a time.
 
-    Their code knows single batches alone; the continual moments are those of all faces so far together. A layer
-    collects under the statistics that the layers below it have by then. With ``model.test_flip`` faces count as they
-    are, and their mirror images are normalised by the same statistics.
+    The authors' code handles single batches only; the continual moments here are those of all faces so far. A layer
+    collects its statistics after those of the layers below it are updated. With ``model.test_flip``, only the unflipped
+    faces count, and their mirror images are normalised with the same statistics.
     """
 
     name = "adabn"
@@ -169,13 +170,13 @@ class AdaBN(Adaptation):
     def begin(self) -> None:
         self._norms = [_Norm(module) for module in batch_norms(self.network).values()]
         if not self._norms:
-            raise FercliError(f"--adapt {self.name} moves batch norms, and this model has none", "take t3a")
+            raise FercliError(f"--adapt {self.name} adapts batch norms, but this model has none", "use t3a")
 
     def adapt(self, *inputs: Tensor | None) -> Output:
         return self.collect(*inputs)
 
     def collect(self, *inputs: Tensor | None) -> Output:
-        """`run`, with statistics that count these faces too."""
+        """Do `run`, with statistics that include these faces."""
         for norm in self._norms:
             norm.collects = True
         try:
@@ -193,16 +194,16 @@ class AdaBN(Adaptation):
 
 
 class Tent(AdaBN):
-    """Entropy minimisation (Wang et al., ICLR 2021): one step of the batch norms' weights and biases a batch.
+    """Entropy minimisation (Wang et al., ICLR 2021): one step on the batch norms' weights and biases per batch.
 
-    The loss is the mean entropy over the batch's faces and the model's heads. The step is SGD's with momentum at
-    `RATE` times the batch's faces over `RATE_FACES`, so that a batch of one face moves the model a 64th of what a
-    full one does (the linear rule that Niu et al., ICLR 2023, use for batches of one). Statistics are `AdaBN`'s.
+    The loss is the mean entropy over the batch's faces and the model's heads. The step is one of SGD with momentum. Its
+    learning rate is `RATE` times the batch's faces over `RATE_FACES`, so that a batch of one face moves the model 1/64
+    as far as a full one (the linear rule that Niu et al., ICLR 2023, use for batches of one). Statistics are `AdaBN`'s.
 
-    Differs from the code (github.com/DequanWang/tent): there statistics are those of the batch alone, by which a face
-    that comes alone loses its answer; they are constants of the step here, and no gradient runs through them. There
-    the answer is that from before the step, which of an episodic model would be the answer of statistics alone; here
-    it is that from after it, for one pass more. A step whose gradient is not finite is left out.
+    Differences from the authors' code (github.com/DequanWang/tent): there the statistics are those of the batch alone,
+    which destroys the prediction of a face that comes alone; here they are constants of the step, without a gradient.
+    There the prediction is made before the step, which in an episodic model would use the statistics alone; here it is
+    made after the step, at the cost of one more pass. A step whose gradient is not finite is skipped.
     """
 
     name = "tent"
@@ -219,7 +220,7 @@ class Tent(AdaBN):
         with torch.enable_grad():
             loss = entropy(self.collect(*inputs).logits[:, self._head].float().softmax(-1)).mean()
             found = torch.autograd.grad(loss, self._moved, allow_unused=True)
-        # A norm below heads that the model lacks alone has none.
+        # A norm that serves only heads which the model lacks has no gradient.
         gradients = [torch.zeros_like(m) if g is None else g for m, g in zip(self._moved, found, strict=True)]
         if all(bool(gradient.isfinite().all()) for gradient in gradients):
             rate = RATE * len(inputs[0]) / RATE_FACES
@@ -239,7 +240,7 @@ class Tent(AdaBN):
 
 
 class _Supports(NamedTuple):
-    """The supports of one head: unit features [S, D], the class [S] that each was answered with, entropies [S]."""
+    """The supports of one head: unit features [S, D], the class [S] predicted for each, entropies [S]."""
 
     features: Tensor
     classes: Tensor
@@ -247,18 +248,20 @@ class _Supports(NamedTuple):
 
 
 class T3A(Adaptation):
-    """Test-time classifier adjustment (Iwasawa and Matsuo, NeurIPS 2021), of each head by itself.
+    """Test-time classifier adjustment (Iwasawa and Matsuo, NeurIPS 2021), for each head separately.
 
-    The supports of a head begin with the rows of its classifier's weight, one a class. A face's feature, at unit
-    length, joins those of the class that the classifier answers, and a class keeps the M = `SUPPORTS` of the lowest
-    entropy. Logits are the products of the feature with the classes' templates, the unit means of their supports.
+    A head's supports are at first the rows of its classifier's weight, one per class. A face's feature, scaled to unit
+    length, joins the supports of the class that the classifier predicts. Each class keeps the M = `SUPPORTS` of lowest
+    entropy. Logits are the products of the feature with the classes' templates, which are the unit means of their
+    supports.
 
-    `SUPPORTS` is the largest number that the authors try, beside no limit (1, 5, 20, 50, 100; they choose on the
-    source's validation faces, which are not here). Memory is bounded by it.
+    `SUPPORTS` is the largest limit that the authors try (1, 5, 20, 50, 100 and none; they choose on the source's
+    validation faces, which are not available here). It bounds the memory.
 
-    Differs from the code (github.com/matsuolab/T3A): a row of the weight is a support of its own class even where the
-    classifier answers it with another, so that no class is without; and templates have the mean length of the rows in
-    place of 1, so that probabilities are about as sharp as the model's own. Both change no answer of a head otherwise.
+    Differences from the authors' code (github.com/matsuolab/T3A): a row of the weight supports its own class even if
+    the classifier predicts another for it, so that every class has a support. Templates have the mean length of the
+    rows instead of 1, so that probabilities are about as sharp as the model's own. Neither changes a head's prediction
+    otherwise.
     """
 
     name = "t3a"
@@ -266,8 +269,8 @@ class T3A(Adaptation):
     def begin(self) -> None:
         if self.transform is not None:
             raise FercliError(
-                "--adapt t3a needs the network's own classifiers, and the method of this model answers by others",
-                "take adabn or tent",
+                "--adapt t3a needs the network's own classifiers, but the method of this model predicts with others",
+                "use adabn or tent",
             )
         first, *locals_, last = self.network.classifiers
         self._classifiers = [first, *(locals_ if len(locals_) > 1 else locals_ * (len(HEADS) - 2)), last]
@@ -302,7 +305,7 @@ class T3A(Adaptation):
 
 
 def _kept(supports: _Supports, features: Tensor, probabilities: Tensor) -> _Supports:
-    """The supports with those of a batch, [B, D] and [B, 7]: of every class the surest, of equals those before."""
+    """Add a batch, [B, D] and [B, 7]: each class keeps its most certain supports, and of equal ones the earlier."""
     joined = _Supports(
         torch.cat([supports.features, features]),
         torch.cat([supports.classes, probabilities.argmax(-1)]),
@@ -324,15 +327,15 @@ def adaptation(
     transform: Callable[[Output], Output] | None,
     heads: Sequence[str],
 ) -> Adaptation | None:
-    """The method of a name at work on a model; None where there is none to be.
+    """Return the named method applied to a model; None if `name` is None.
 
     Raises:
-        FercliError: there is no such method, the model is none for it, or `episodic` has none.
+        FercliError: there is no such method, it cannot adapt this model, or `episodic` is given without a method.
     """
     if name is None:
         if episodic:
-            raise SpecError("--episodic says how --adapt goes on, and there is no --adapt", "name a method by --adapt")
+            raise SpecError("--episodic needs --adapt", "name a method with --adapt")
         return None
     if name not in ADAPTATIONS:
-        raise SpecError(f"--adapt {name}: no such method", f"one of {', '.join(ADAPTATIONS)}")
+        raise SpecError(f"--adapt {name}: no such method", f"give one of {', '.join(ADAPTATIONS)}")
     return ADAPTATIONS[name](network, transform, heads, episodic)

@@ -1,4 +1,4 @@
-"""What `fercli predict` counts: over all inputs, and over all starts of a run that was stopped."""
+"""What `fercli predict` counts: over all inputs, and over all starts of a resumed run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class Totals:
     """What became of the inputs.
 
     Attributes:
-        images: images and frames answered; `frames` of them are of videos, `empty` show no face.
-        faces: faces answered.
-        errors: images and videos that could not be read, or not to their end; the first, and why.
-        seconds: wall time; `before`: images and frames that an earlier start of the run has answered.
+        pictures: images and frames predicted; `frames` of them come from videos, `empty` show no face.
+        faces: faces predicted.
+        errors: images and videos that could not be read, or not to their end; `first_error`: the first one's name and
+            reason.
+        seconds: wall time; `before`: images and frames that an earlier start of the run predicted.
         adapted: how the model adapts to the faces (`fercli.predict.test_time.Adaptation.label`), if it does.
-        stopped: by Ctrl-C or a signal; `left`: by the reader of stdout, who has gone.
+        stopped: whether Ctrl-C or a signal ended the run; `left`: whether the reader of stdout closed it.
+        by_video: for each video, its frames and its faces.
     """
 
     pictures: int = 0
@@ -56,18 +58,18 @@ class Totals:
             counts[1] += len(faces)
 
     def restore(self, counts: dict[str, Any]) -> None:
-        """Take over what `counts` gave when a run was stopped."""
+        """Restore the `counts` of a stopped run."""
         for name in _COUNTS:
             setattr(self, name, counts.get(name, getattr(self, name)))
         self.first_error, self.before = tuple(self.first_error), self.pictures
 
     def counts(self) -> dict[str, Any]:
-        """What a run that goes on with this one takes over."""
+        """The counts that a resumed run restores."""
         return {name: getattr(self, name) for name in _COUNTS}
 
     @property
     def faceless_videos(self) -> list[tuple[str, int]]:
-        """Videos without a face in any frame, and their frames."""
+        """Videos without a face in any frame, and their number of frames."""
         return [(name, frames) for name, (frames, faces) in self.by_video.items() if not faces]
 
     def document(self, files: dict[str, str | None]) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""Who is who from frame to frame of a video, and what they express smoothed over time.
+"""Follows each face from frame to frame of a video and smooths its probabilities over time.
 
-Tracks are matched greedily by overlap: of all pairs of a face in this frame and a track, the one whose boxes have the
-largest intersection over union is joined first, as long as it is at least `LEAST`; a face left over begins a track, and
-a track that has not been seen for `PATIENCE` seconds ends. Boxes are not extrapolated: who moves by more than about
-half a face between two frames (or with ``--every``, between two frames taken) gets a new number.
+Tracks are matched greedily by overlap. Of all pairs of a face in this frame and a track, the one whose boxes have the
+largest intersection over union is joined first, if that is at least `LEAST`. A face left over begins a track, and a
+track that has not been seen for `PATIENCE` seconds ends. Boxes are not extrapolated: a face that moves by more than
+about half its size between two frames (with ``--every``, between two frames used) gets a new number.
 
-Each track's probabilities p are an exponential average of what its frames say, x: over a step of dt seconds
-p <- p + (1 - exp(-dt / T)) (x - p), which does not depend on the frame rate. T is the time after which a sudden change
-has arrived by 63 %. A track begins with what its first frame says.
+Each track's probabilities p are an exponential average of its frames' probabilities x: over a step of dt seconds
+p <- p + (1 - exp(-dt / T)) (x - p), which does not depend on the frame rate. T is the time after which 63 % of a sudden
+change has taken effect. A track begins with the probabilities of its first frame.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fercli.expressions import EXPRESSIONS
 from fercli.faces.networks import overlaps
 from fercli.predict.recognizer import Face
 
-#: Least intersection over union of a face with itself one frame later, and seconds that a face may be out of sight.
+#: Least intersection over union of a face with itself one frame later, and seconds that a face may be missing.
 LEAST, PATIENCE = 0.3, 1.0
 
 
@@ -45,9 +45,9 @@ class Tracker:
         self._smooth_s, self._tracks, self._count = smooth_s, [], 0
 
     def __call__(self, faces: Sequence[Face], time_s: float) -> list[Face]:
-        """The same faces with their track's number, its smoothed probabilities and the answer by these.
+        """Return the faces with their track's number, its smoothed probabilities and the prediction from these.
 
-        Stage and heads stay those of the frame. Times must not fall.
+        Stage and heads remain those of the frame. Times must not decrease.
         """
         self._tracks = [track for track in self._tracks if time_s - track.seen_s <= PATIENCE]
         mine = self._match([np.array(face.box) for face in faces])

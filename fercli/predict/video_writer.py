@@ -1,4 +1,4 @@
-"""Videos written frame by frame, through FFmpeg's libraries (PyAV)."""
+"""Writes videos, frame by frame, through FFmpeg's libraries (PyAV)."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from fercli.predict.videos import NamelessFile, load_av
 if TYPE_CHECKING:
     from av import VideoFrame
 
-#: The clock of the file, in seconds: MPEG-4 counts at most 65535 a second, and the usual rates divide this one.
+#: Tick of the file's clock, in seconds: MPEG-4 allows at most 65535 per second, and the usual rates divide this one.
 _TICK = Fraction(1, 60000)
-#: MPEG-4 part 2: an encoder that every FFmpeg has, takes any size, and is twice as fast as H.264's at like quality.
+#: MPEG-4 part 2: every FFmpeg has its encoder, which takes any size and is twice as fast as H.264's at equal quality.
 _CODEC, _MOST_PIXELS = "mpeg4", 8191
-#: The same quantiser throughout, 2 (best) to 31: labels stay legible.
+#: A constant quantiser, 2 (best) to 31, so that labels stay legible.
 _QUALITY = {"flags": "+qscale", "qmin": "3", "qmax": "3"}
 
 
 class VideoWriter:
-    """Writes an MP4 (MPEG-4 part 2, without sound), which takes its place when it is closed.
+    """Writes an MP4 (MPEG-4 part 2, without sound), which is moved into place when it is closed.
 
     Args:
         path: the file.
-        size: (width, height) in pixels of all frames; a frame of another size is fitted.
+        size: (width, height) in pixels of all frames; a frame of another size is resized.
 
     Raises:
-        OSError: the file cannot be written, as do the methods.
+        OSError: the file cannot be written; the methods raise it too.
         ValueError: frames of this size cannot be encoded.
-        av.FFmpegError: this video cannot be encoded, as do the methods.
+        av.FFmpegError: this video cannot be encoded; the methods raise it too.
     """
 
     def __init__(self, path: Path, size: tuple[int, int]):
@@ -43,10 +43,10 @@ class VideoWriter:
         self._duration = 1
         self._av = load_av()
         if max(size) > _MOST_PIXELS:
-            raise ValueError(f"MPEG-4 takes up to {_MOST_PIXELS} pixels a side, not {max(size)}")
+            raise ValueError(f"MPEG-4 allows up to {_MOST_PIXELS} pixels a side, not {max(size)}")
         try:
             self._file = NamelessFile(self._stack.enter_context(replacing(path, part_of(path))))
-            # Once the container is closed, and before the file takes its place.
+            # After the container is closed, and before the file is moved into place.
             self._stack.callback(self._file.check)
             container = self._av.open(self._file, "w", format="mp4", buffer_size=1 << 18)
             self._container = self._stack.enter_context(container)
@@ -63,8 +63,8 @@ class VideoWriter:
 
         Args:
             image: uint8 [H, W, 3] RGB.
-            time_s: when it is shown, in seconds from the beginning; later than the frame before.
-            duration_s: how long it is shown. Matters for the last frame; the others are shown until the next.
+            time_s: when it is shown, in seconds from the beginning; later than the previous frame.
+            duration_s: how long it is shown. It matters for the last frame only; the others are shown until the next.
         """
         if image.shape[1::-1] != self._size:
             image = cv2.resize(image, self._size, interpolation=cv2.INTER_AREA)
@@ -76,7 +76,7 @@ class VideoWriter:
         self._mux(frame)
 
     def close(self, failure: BaseException | None = None) -> None:
-        """Put the video in its place, or with a failure leave no trace of it."""
+        """Move the video into place, or after a failure delete it."""
         if failure is None:
             with self._stack:
                 self._mux(None)
@@ -85,7 +85,7 @@ class VideoWriter:
             self._stack.__exit__(type(failure), failure, None)
 
     def _mux(self, frame: VideoFrame | None) -> None:
-        """Encode a frame and write it; None writes what the encoder holds back."""
+        """Encode a frame and write it; None flushes the encoder."""
         for packet in self._stream.encode(frame):
             packet.duration = self._duration
             self._container.mux(packet)

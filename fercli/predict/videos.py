@@ -1,4 +1,4 @@
-"""Video files frame by frame, through FFmpeg's libraries (PyAV), as a player shows them: upright, each at its time."""
+"""Video files, frame by frame, through FFmpeg's libraries (PyAV): upright and timed as a player shows them."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Frames a second of a video that does not say.
+#: Frames per second assumed for a video that does not state its rate.
 USUAL_RATE = 25.0
-#: Containers that hold their video themselves. FFmpeg also reads playlists, which make it open other files and the
-#: network; no protocol is allowed either.
+#: Containers that hold their own video. FFmpeg also reads playlists, which would make it open other files and network
+#: addresses; no protocol is allowed either.
 _CONTAINERS = (
     "mov,matroska,avi,mpegts,mpeg,asf,flv,ogg,mxf,rm,nut,dv,wtv,gxf,ivf,swf,gif,apng,yuv4mpegpipe,"
     "mpegvideo,m4v,h264,hevc,vvc,av1,obu,vc1,h263,h261,dirac,mjpeg"
 )
-#: Containers whose header states a duration; for others FFmpeg estimates it from the size of the file.
+#: Containers whose header states a duration; for others FFmpeg estimates it from the file size.
 _TIMED = ("mov", "matroska")
-#: Pixels wider or higher than so many times their other side are an error of the file, and taken for square.
+#: Largest aspect ratio of a pixel, either way. A larger one is an error in the file, and pixels are assumed square.
 _MOST_STRETCHED = 4
-_EMPTY, _CORRUPT = "a video without a frame", "corrupt data"
+_EMPTY, _CORRUPT = "a video without frames", "corrupt data"
 
 
 class Frame(NamedTuple):
     """A frame of a video or a camera.
 
     Attributes:
-        number: its place among all frames, from 0.
-        time_s: when it is shown, in seconds from the beginning of the video; later than the frame before.
-        image: uint8 [H, W, 3] RGB, upright, its pixels square.
-        duration_s: seconds until the next frame that is taken, or until the end of the video. A camera's next frame is
-            not known: 1 / rate.
+        number: its index among all frames, from 0.
+        time_s: when it is shown, in seconds from the beginning of the video; later than the previous frame.
+        image: uint8 [H, W, 3] RGB, upright, with square pixels.
+        duration_s: seconds until the next frame that is used, or until the end of the video. A camera's next frame is
+            not known yet: 1 / rate.
     """
 
     number: int
@@ -57,12 +57,12 @@ class Frame(NamedTuple):
 
 
 class Video:
-    """An open video file, as `open_video` gives it.
+    """An open video file, as `open_video` yields it.
 
     Attributes:
-        rate: frames a second, on average.
-        expected: frames that the file says it has, an estimate; 0 where it does not say.
-        problem: once it is read: what of it could not be read, else None.
+        rate: average frames per second.
+        expected: the number of frames that the file states, an estimate; 0 if it states none.
+        problem: after reading: what could not be read, or None.
     """
 
     def __init__(self, path: Path, file: NamelessFile, container: InputContainer):
@@ -78,7 +78,7 @@ class Video:
         self._matrix: np.ndarray | None = None
 
     def frames(self, every: int = 1) -> Iterator[Frame]:
-        """Yield every `every`-th frame, from the first. Damaged ones are left out and told by `problem`."""
+        """Yield every `every`-th frame, from the first on. Damaged frames are skipped and reported in `problem`."""
         import av
 
         clock, tally = _Clock((self._container.start_time or 0) / 1e6, 1 / self.rate), _Tally()
@@ -97,7 +97,7 @@ class Video:
                 tally.lose(_reason(failure), frame)
                 continue
             tally.keep(frame)
-            # A frame waits for the next one, which tells how long it is shown.
+            # A frame waits for the next one, which determines how long it is shown.
             if held is not None:
                 yield Frame(*held, time_s - held[1])
             held = number, time_s, image
@@ -106,7 +106,7 @@ class Video:
         self.problem = self._told(tally)
 
     def _decoded(self, tally: _Tally) -> Iterator[VideoFrame]:
-        """Yield what the decoder makes of the file, to its end or to where no more of it can be read."""
+        """Yield the decoder's frames, to the end of the file or to where it can no longer be read."""
         import av
 
         started, packets, reached_s = False, 0, 0.0
@@ -116,9 +116,9 @@ class Video:
                 reached_s = max(reached_s, _seconds(packet) + float((packet.duration or 0) * packet.time_base))
                 if packet.stream.index != self._stream.index:
                     continue
-                # A recording may start in between: nothing can be decoded before its first key frame.
+                # A recording may start between key frames: nothing can be decoded before the first one.
                 started = started or packet.is_keyframe
-                if packet.size:  # the last one is empty: it makes the decoder give what it holds back
+                if packet.size:  # the last one is empty: it flushes the decoder
                     packets += 1
                     tally.cut_off = packet.is_corrupt
                 if packet.is_corrupt:
@@ -140,53 +140,53 @@ class Video:
             tally.cut_off, tally.stopped = True, _reason(self._file.failure)
         if self._container.format.name.split(",")[0] in _TIMED:
             end_s = ((self._container.start_time or 0) + (self._container.duration or 0)) / 1e6
-            # A header's duration is right to a frame or two; its count is more than an edit list shows. If both say
-            # that there should be more, there should.
+            # A header's duration is right to a frame or two, and its count can exceed what an edit list shows. Frames
+            # are missing only if both say so.
             complete = 0 < self._stream.frames <= packets
             short = end_s - reached_s > max(0.5, 2 / self.rate) and not complete
-            # PyAV says nothing of frames that are lost while the decoder is emptied.
+            # PyAV does not report frames that are lost while the decoder is flushed.
             unseen = tally.sent_s - max(tally.kept_s, tally.lost_s) > 0.75 / self.rate
             tally.cut_off = tally.cut_off or short or unseen
 
     def _picture(self, frame: VideoFrame) -> np.ndarray:
-        """Return a frame as uint8 [H, W, 3] RGB, upright, its pixels square."""
+        """Return a frame as uint8 [H, W, 3] RGB, upright, with square pixels."""
         from av.error import OSError as Unsupported
 
         width, height = _square(frame.width, frame.height, self._aspect)
-        # One thread: the decoder's threads and the processes that find faces have the other cores.
+        # One thread: the decoder's threads and the processes that find faces use the other cores.
         wanted = {"width": width, "height": height, "format": "rgb24", "threads": 1}
         try:
             image = frame.reformat(**wanted).to_ndarray()
         except Unsupported:
-            # Marked with a colour space that FFmpeg cannot convert: taken for unmarked.
+            # Marked with a colour space that FFmpeg cannot convert: treated as unmarked.
             image = frame.reformat(**wanted, src_colorspace="ITU601", dst_colorspace="ITU601").to_ndarray()
         if self._matrix is None:
-            # Of the first frame alone: PyAV keeps a frame that was asked until the garbage is collected.
+            # Read from the first frame only: PyAV keeps a frame whose side data was read until garbage collection.
             matrix = frame.side_data.get("DISPLAYMATRIX")
             self._matrix = np.eye(3).ravel() if matrix is None else np.frombuffer(matrix, np.int32).astype(float)
         return np.ascontiguousarray(_upright(image, self._matrix))
 
     def _told(self, tally: _Tally) -> str | None:
-        """Return what of the video could not be read."""
+        """Return which part of the video could not be read."""
         if not tally.kept:
             if tally.undecodable:
                 return _no_decoder(self._stream.codec_context.codec.long_name, self._path)
             why = tally.reason or tally.stopped
-            return f"no frame of it can be decoded: {why}" if why else _EMPTY
+            return f"no frame can be decoded: {why}" if why else _EMPTY
         if tally.cut_off or tally.lost_s > tally.kept_s:
             of = f" of about {self._stream.frames}" if self._stream.frames > tally.kept else ""
             return f"ends after {tally.kept}{of} frames: {tally.stopped or 'damaged or cut off'}"
         if tally.lost:
-            return f"damaged; frames that cannot be decoded and are left out: {tally.lost} ({tally.reason})"
+            return f"damaged; skipped frames that cannot be decoded: {tally.lost} ({tally.reason})"
         return None
 
 
 @contextmanager
 def open_video(path: Path) -> Iterator[Video]:
-    """Open a video file for the block.
+    """Open a video file for the duration of the block.
 
     Raises:
-        FercliError: it cannot be opened, or holds no video that can be decoded; "PATH: why".
+        FercliError: it cannot be opened, or holds no video that can be decoded; "PATH: reason".
     """
     try:
         if not path.is_file():
@@ -202,7 +202,7 @@ def open_video(path: Path) -> Iterator[Video]:
 
 
 def load_av() -> ModuleType:
-    """Import PyAV, which only videos need.
+    """Import PyAV, which is needed only for videos.
 
     Raises:
         FercliError: it cannot be loaded.
@@ -217,10 +217,10 @@ def load_av() -> ModuleType:
 
 
 class NamelessFile:
-    """A file for PyAV, without a name: FFmpeg would look for protocols and patterns in it.
+    """A file without a name, for PyAV: FFmpeg would look for protocols and patterns in a name.
 
     Attributes:
-        failure: of the disk, the first one; for FFmpeg the file ends there. PyAV would print each further one.
+        failure: the first error of the disk; for FFmpeg the file ends there. PyAV would print each further error.
     """
 
     def __init__(self, file: BinaryIO):
@@ -228,15 +228,15 @@ class NamelessFile:
         self.failure: OSError | None = None
 
     def read(self, size: int) -> bytes:
-        """Read; no bytes where that fails."""
+        """Read; return no bytes if that fails."""
         return self._tried(b"", self._file.read, size)
 
     def write(self, data: bytes) -> int:
-        """Write; as many bytes as given, even where that fails."""
+        """Write; return the number of bytes given, even if that fails."""
         return self._tried(len(data), self._file.write, data)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place in the file; -1 where that fails."""
+        """Seek to a position in the file; return -1 if that fails."""
         return self._tried(-1, self._file.seek, offset, whence)
 
     def check(self) -> None:
@@ -254,7 +254,7 @@ class NamelessFile:
 
 def _open_container(file: NamelessFile, path: Path) -> InputContainer:
     av = load_av()
-    # A title or comment need not be UTF-8. PyAV reads it in any case from version 19 on, which has no such option.
+    # A title or comment may not be UTF-8. PyAV 19 and later reads it anyway and has no such option.
     lenient = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
     only = {"format_whitelist": _CONTAINERS, "protocol_whitelist": ""}
     try:
@@ -270,12 +270,12 @@ def _open_container(file: NamelessFile, path: Path) -> InputContainer:
 def _find_stream(container: InputContainer, path: Path) -> VideoStream:
     from av.stream import Disposition
 
-    # A sound file may bring the image of its cover.
+    # A sound file may contain a cover image.
     still = Disposition.attached_pic | Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & still]
     if not streams:
-        only = "sound" if container.streams.audio else "data of other kinds"
-        raise FercliError(f"{path}: " + (f"no video in it, only {only}" if container.streams else _EMPTY))
+        only = "sound" if container.streams.audio else "other kinds of data"
+        raise FercliError(f"{path}: " + (f"contains no video, only {only}" if container.streams else _EMPTY))
     best = container.streams.best("video")
     stream = best if best in streams else streams[0]
     if stream.codec_context is None:
@@ -284,13 +284,13 @@ def _find_stream(container: InputContainer, path: Path) -> VideoStream:
 
 
 def _no_decoder(codec: str, path: Path) -> str:
-    # With a folder no name is an option or a protocol.
+    # With its folder, a name cannot be taken for an option or a protocol.
     old, new = (shlex.quote(os.path.join(path.parent, name)) for name in (path.name, f"{path.stem}-h264.mp4"))
-    return f"its codec cannot be decoded here ({codec}); convert the video, for instance with: ffmpeg -i {old} {new}"
+    return f"no decoder for its codec ({codec}); convert the video, for instance with: ffmpeg -i {old} {new}"
 
 
 def _codec(container: InputContainer, stream: VideoStream) -> str:
-    """Return the name of a codec without a decoder, and its FourCC: PyAV has them only in FFmpeg's own description."""
+    """Return the name and FourCC of a codec without a decoder, which PyAV has only in FFmpeg's own description."""
     from av import logging
 
     before = logging.get_level()
@@ -306,13 +306,13 @@ def _codec(container: InputContainer, stream: VideoStream) -> str:
 
 @dataclass
 class _Tally:
-    """What became of a video's frames.
+    """Counts of a video's frames.
 
     Attributes:
-        kept, kept_s: frames that are whole, and when the last one is shown by the file's clock.
-        lost, lost_s: those that are not, likewise; `reason` is the first one's.
-        sent_s: when the last frame is shown that the decoder was given.
-        undecodable: whether the decoder said that it cannot decode videos of this kind.
+        kept, kept_s: number of intact frames, and when the last one is shown by the file's clock.
+        lost, lost_s: the same for damaged frames; `reason` is that of the first one.
+        sent_s: when the last frame that was sent to the decoder is shown.
+        undecodable: whether the decoder reported that it cannot decode this kind of video.
         cut_off: whether the file ends before its video does.
         stopped: why reading stopped before the end.
     """
@@ -328,7 +328,7 @@ class _Tally:
     stopped: str = ""
 
     def keep(self, frame: VideoFrame) -> None:
-        """Count a whole frame."""
+        """Count an intact frame."""
         self.kept, self.kept_s = self.kept + 1, _seconds(frame)
 
     def lose(self, reason: str, what: VideoFrame | Packet) -> None:
@@ -340,25 +340,25 @@ class _Clock:
     """Gives frames their seconds from the beginning of the video.
 
     Args:
-        start_s: where the file's clock starts, that of its earliest stream.
-        step_s: how long a frame is shown that does not say.
+        start_s: where the file's clock starts, which is where its earliest stream starts.
+        step_s: how long a frame without a duration is shown.
 
     Attributes:
         end_s: when the last frame ends.
     """
 
     def __init__(self, start_s: float, step_s: float):
-        # Sound that starts before zero is not played.
+        # Players skip sound that starts before zero.
         self._start_s, self._step_s = max(0.0, start_s), step_s
         self._last_s, self.end_s = -1.0, 0.0
 
     def time_of(self, frame: VideoFrame) -> float:
-        """The time of the next frame; later than that of the frame before."""
+        """Return the time of the next frame; later than that of the previous one."""
         if self._last_s < 0:
             self._start_s = min(self._start_s, frame.time or 0.0)
         at = self.end_s if frame.time is None else frame.time - self._start_s
         if at < self._last_s - 1:
-            # The clock was set back, as where recordings are joined: go on from here.
+            # The clock was set back, as in joined recordings: continue from here.
             self._start_s, at = self._start_s + at - self.end_s, self.end_s
         elif at <= self._last_s:
             at = self._last_s + 0.001
@@ -368,22 +368,22 @@ class _Clock:
 
 
 def _seconds(what: VideoFrame | Packet) -> float:
-    """When a frame or packet is shown, by the file's clock; 0 where it has no time."""
+    """Return when a frame or packet is shown by the file's clock; 0 if it has no time."""
     at = what.dts if what.pts is None else what.pts
     return 0.0 if at is None else float(at * what.time_base)
 
 
 def _square(width: int, height: int, aspect: float) -> tuple[int, int]:
-    """Return the (width, height) of an image with square pixels whose pixels were `aspect` times as wide as high."""
+    """Return the (width, height) in square pixels of an image whose pixels were `aspect` times as wide as high."""
     if not 1 / _MOST_STRETCHED <= aspect <= _MOST_STRETCHED:
         return width, height
     return round(width * max(1.0, aspect)), round(height * max(1.0, 1 / aspect))
 
 
 def _upright(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Turn and mirror an image as a display matrix [9] says, to the nearest right angle.
+    """Rotate and mirror an image by a display matrix [9], to the nearest right angle.
 
-    The matrix takes x (right) and y (down) to (a x + c y, b x + d y), where a, b, c, d are its elements 0, 1, 3, 4.
+    The matrix maps x (right) and y (down) to (a x + c y, b x + d y), where a, b, c, d are its elements 0, 1, 3, 4.
     """
     a, b, c, d = matrix[[0, 1, 3, 4]]
     if abs(b) + abs(c) > abs(a) + abs(d):

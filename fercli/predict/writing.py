@@ -1,4 +1,4 @@
-"""All that a run of `fercli predict` writes: checked before the work, kept when it stops, put in place at its end."""
+"""The outputs of a `fercli predict` run: checked before it, kept if it is stopped, moved into place at its end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fercli.predict.stream import Picture
 from fercli.predict.test_time import Adaptation
 from fercli.predict.totals import Totals
 
-#: The advice where a run cannot be resumed.
+#: Advice for a run that cannot be resumed.
 _AGAIN = "begin again with --force"
 
 
@@ -36,19 +36,19 @@ class Writing:
 
     Args:
         files, stdout, force, resume, model: as `fercli.predict.run.predict` takes them.
-        inputs: all of them.
-        options: of the run; what goes on with it must have the same.
-        totals: counts what is added; of a run that goes on, from where it was.
-        live: the end is when the user stops it.
-        adaptation: that of the model to the faces, if it adapts. Where it is continual, nothing goes on with the run:
-            what was learnt is gone.
+        inputs: all inputs.
+        options: the run's options; a run can be resumed only with the same ones.
+        totals: counts what is added; a resumed run continues its earlier counts.
+        live: whether the run ends only when the user stops it.
+        adaptation: how the model adapts to the faces, if it does. A continual run cannot be resumed, because what the
+            model learnt is lost.
 
     Attributes:
-        start: from where the run goes on.
-        finished: whether the files have taken their places.
+        start: where the run resumes.
+        finished: whether the files are in place.
 
     Raises:
-        FercliError: an output may not or cannot be written, or the files there are of another run.
+        FercliError: an output may not or cannot be written, or the existing files belong to a different run.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class Writing:
         if self._kept:
             self._begun_with = description(inputs, model, options, [*self._kept, *filter(None, [to])])
         if live and resume:
-            raise SpecError("--resume cannot go on with a camera: what it saw is gone", "name another file")
+            raise SpecError("--resume does not work with a camera: its earlier frames are gone", "name another file")
         if continual and resume:
             raise SpecError(
-                "--resume cannot go on with a continual --adapt: what the model learnt of the faces before is gone",
+                "--resume does not work with a continual --adapt: what the model learnt from earlier faces is gone",
                 f"{_AGAIN}; a run with --episodic can be resumed",
             )
         at = find_position(self._kept, self._begun_with, resume, force)
@@ -108,7 +108,7 @@ class Writing:
 
     @property
     def part_files(self) -> list[Path]:
-        """Those that hold answers, as long as they have not taken their places."""
+        """The part files that hold predictions and are not yet moved into place."""
         return [target.to.part for target in self._targets if isinstance(target.to, PartFile)]
 
     def __enter__(self) -> Writing:
@@ -140,10 +140,10 @@ class Writing:
             with writing(log):
                 self._log = Log(log, None if self._goes_on else self._begun_with)
         if self._goes_on:
-            console.say(f"going on behind {self.start.inputs} of {len(self._inputs)} inputs")
+            console.say(f"resuming after {self.start.inputs} of {len(self._inputs)} inputs")
 
     def add(self, picture: Picture, faces: Sequence[Face] | None) -> None:
-        """Write an image's answers and its copy; stdout gets them at once. What goes wrong with it is in its line."""
+        """Write an image's predictions and its copy, to stdout at once. An error is reported in its own line."""
         if picture.number != self._number:
             self._end_input()
             self._note(picture.number)
@@ -163,7 +163,7 @@ class Writing:
             self._note(picture.number + 1)
 
     def _end_input(self) -> None:
-        """Put the copy of a video in its place; why it has none is a line of its own."""
+        """Move a video's copy into place; if it has none, write the reason as a separate line."""
         why = None if self._annotated is None else self._annotated.finish(self._number)
         if why is not None:
             last = Picture(self._inputs[self._number].name, None, self._number, error=why)
@@ -185,7 +185,7 @@ class Writing:
                 target.to.flush()
 
     def finish(self) -> None:
-        """Put the files in their places."""
+        """Move the files into place."""
         if not self.start.complete:
             if self._answered:
                 self._end_input()
@@ -212,11 +212,11 @@ class Writing:
             elif failure is not None and not self.finished:
                 self._keep(failure)
         finally:
-            with suppress(OSError):  # told when it was written
+            with suppress(OSError):  # reported when it was written
                 self._stack.close()
 
     def _keep(self, failure: BaseException) -> None:
-        """Leave what was answered in the part files, and nothing where that is nothing."""
+        """Keep the predictions in the part files; delete the part files if there are none."""
         if self._annotated is not None:
             self._annotated.close(failure)
         for target in self._targets:
@@ -229,5 +229,5 @@ class Writing:
                 path.unlink(missing_ok=True)
         elif self.part_files:
             parts = " and ".join(map(str, self.part_files))
-            advice = "to go on behind it, run the command with --resume"
-            console.warn(f"what was answered is in {parts}; {advice if self._resumes else _AGAIN}")
+            advice = "to continue, run the same command with --resume"
+            console.warn(f"the predictions so far are in {parts}; {advice if self._resumes else _AGAIN}")
