@@ -27,7 +27,7 @@ from fercli.spec.template import flow, plain, values
 
 FOLDER = Path(__file__).parent
 _NOTE = "<!-- Written by docs/generate.py from the code. Do not edit. -->\n"
-_WIDTH = 100
+_WIDTH = 80
 
 
 def run_spec_page() -> str:

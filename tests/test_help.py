@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,16 +9,14 @@ from pathlib import Path
 
 import click
 import pytest
+from command_lines import commands, parse
 
 from fercli.cli import COMMANDS, main
 
-#: Words that end an example's command and begin shell syntax.
-_SHELL = {"|", ">", ">>", "<", "&&", "&", ";", "2>"}
 
-
-def _root() -> click.Context:
+def _root(width: int = 110) -> click.Context:
     # With the group's settings, as click does: a command keeps the help option of its first use.
-    return click.Context(main, info_name="fercli", terminal_width=110, **main.context_settings)
+    return click.Context(main, info_name="fercli", terminal_width=width, **main.context_settings)
 
 
 def _words() -> list[tuple[str, ...]]:
@@ -36,8 +33,8 @@ def _words() -> list[tuple[str, ...]]:
     return list(walk(main, root, ()))
 
 
-def _context(words: tuple[str, ...]) -> click.Context:
-    ctx = _root()
+def _context(words: tuple[str, ...], width: int = 110) -> click.Context:
+    ctx = _root(width)
     for word in words:
         ctx = click.Context(ctx.command.get_command(ctx, word), ctx, word)
     return ctx
@@ -49,44 +46,20 @@ def _examples(text: str) -> list[str]:
     return [line.split("  ")[0] for line in lines if "fercli " in line and not line.endswith(":")]
 
 
-def _commands(line: str) -> list[list[str]]:
-    """Return the arguments of ``fercli`` in each part of a line that the shell would run."""
-    words, parts = shlex.split(line, comments=True), [[]]
-    for word in words:
-        parts.append([]) if word in _SHELL else parts[-1].append(word)
-    return [args for first, *args in filter(None, parts) if first == "fercli"]
-
-
-def _parse(line: str) -> None:
-    """Parse a command line as click does, without executing it. Raises click.UsageError."""
-    commands = _commands(line)
-    assert commands, line
-    for args in commands:
-        _parse_one(args)
-
-
-def _parse_one(args: list[str]) -> None:
-    ctx = main.make_context("fercli", args)
-    while isinstance(ctx.command, click.Group):
-        rest = [*ctx._protected_args, *ctx.args] if hasattr(ctx, "_protected_args") else ctx.args
-        if not rest and ctx.command.invoke_without_command:
-            return
-        name, command, rest = ctx.command.resolve_command(ctx, rest)
-        ctx = command.make_context(name, rest, parent=ctx)
-
-
 @pytest.mark.parametrize("words", [(), *_words()], ids=" ".join)
 def test_help_ends_in_examples_that_parse(words: tuple[str, ...]) -> None:
     ctx = _context(words)
-    assert max(map(len, ctx.get_help().splitlines())) <= 110
+    for width in (80, 110):
+        ctx = _context(words, width)
+        assert [line for line in ctx.get_help().splitlines() if len(line) > width] == []
     text = ctx.command.help.rstrip()
     if words:
         _, examples, text = text.partition("Examples:")
         assert examples
     lines = _examples(text)
-    assert any(args[: len(words)] == list(words) for line in lines for args in _commands(line))
+    assert any(args[: len(words)] == list(words) for line in lines for args in commands(line))
     for line in lines:
-        _parse(line)
+        parse(line)
     # The examples are the end of the text.
     assert text.endswith(lines[-1])
 
@@ -97,7 +70,7 @@ def test_help_ends_in_examples_that_parse(words: tuple[str, ...]) -> None:
 )
 def test_an_invalid_example_is_detected(line: str) -> None:
     with pytest.raises(click.UsageError):
-        _parse(line)
+        parse(line)
 
 
 def test_every_command_has_a_short_line() -> None:

@@ -166,7 +166,7 @@ def _tell(problem: click.ClickException) -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="""
     \b
-    To enable shell completion of commands, options, datasets, methods and runs (for zsh: zsh_source):
+    To enable shell completion (for zsh: zsh_source):
       eval "$(_FERCLI_COMPLETE=bash_source fercli)"
       _FERCLI_COMPLETE=fish_source fercli | source
     """,
@@ -180,14 +180,15 @@ def main(ctx: click.Context, debug: bool) -> None:
     \b
     The usual workflow; each step reads the same run spec:
       fercli init                   write the spec, with every key explained
-      fercli prepare                find, align and store the faces of every dataset in the spec
+      fercli prepare                find, align and store the faces
       fercli train-source           train on the labelled source
       fercli adapt --target jaffe   adapt to an unlabelled target
-      fercli evaluate --report      score the source and adapted models, write the report
+      fercli evaluate --report      score both models, write the report
 
     \b
-    To get started, train a model on synthetic faces in minutes, and check what this machine lacks:
-      fercli demo
-      fercli doctor
+    To get started:
+      fercli predict photo.jpg      predict with the model that comes with fercli
+      fercli demo                   run the workflow on synthetic faces
+      fercli doctor                 check what this machine lacks
     """
     ctx.meta["debug"] = debug

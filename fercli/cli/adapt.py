@@ -59,9 +59,9 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, start, metho
       fercli adapt --target jaffe
       fercli adapt --target all --set adapt.epochs=10
       fercli adapt --target jaffe --method mcd --set adapt.tag=mcd
-      fercli adapt --target jaffe --set adapt.options.adversarial=false --set adapt.tag=no-adversarial
+      fercli adapt --target jaffe --set adapt.options.glpc=false --set adapt.tag=x
       fercli adapt --from starter --target photos/
-      fercli adapt --from runs/mine/source --target photos/ --method tent --set name=mine-tent
+      fercli adapt --from runs/mine/source --target photos/ --method tent
     """
     from fercli.engine import distributed
     from fercli.engine.interrupt import Interrupted, StopRequest

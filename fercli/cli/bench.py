@@ -34,7 +34,7 @@ def command():
     Examples:
       fercli bench prepare
       fercli bench train --backbone ir-small --batch 32 --batch 64
-      fercli bench adapt --against published --precision 32-true --precision bf16-mixed
+      fercli bench adapt --against published --precision bf16-mixed
       fercli bench predict
     """
 
@@ -135,7 +135,7 @@ def train(spec_file, overrides, quiet, as_json, backbone, width, batches, precis
     \b
     Examples:
       fercli bench train --backbone ir50 --batch 16 --batch 64
-      fercli bench train -c demo --faces 1000 --faces 2000 --faces 4000 --faces 8000
+      fercli bench train -c demo --faces 1000 --faces 4000
     """
     spec = _step_spec(spec_file, overrides, quiet, as_json, backbone, width)
     if not counts:
@@ -167,7 +167,7 @@ def adapt(spec_file, overrides, quiet, as_json, backbone, width, batches, precis
     \b
     Examples:
       fercli bench adapt --backbone ir50 --batch 16
-      fercli bench adapt --against published --precision 32-true --precision bf16-mixed
+      fercli bench adapt --against published --precision bf16-mixed
       fercli bench adapt --against published --set adapt.options.passes=shared
     """
     spec = _step_spec(spec_file, overrides, quiet, as_json, backbone, width)

@@ -31,7 +31,7 @@ def command(runs, datasets, faces, csv_file, force, spec_file, overrides, quiet,
     Examples:
       fercli compare baseline
       fercli compare baseline other --faces 5
-      fercli compare runs/baseline/adapt-jaffe runs/baseline/adapt-jaffe-dann --csv changed.csv
+      fercli compare runs/a/adapt-jaffe runs/b/adapt-jaffe --csv changed.csv
     """
     from fercli.cli import compare_view as view
     from fercli.errors import Advice, FercliError

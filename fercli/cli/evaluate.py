@@ -59,7 +59,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
       fercli evaluate --decision fused --select corr-c
       fercli evaluate -c shifts --report
       fercli evaluate --model starter --target jaffe
-      fercli evaluate --model ResNet50RAFtoJAFFE.pkl --target jaffe --source raf-db --report
+      fercli evaluate --model ResNet50RAFtoJAFFE.pkl --target jaffe --report
     """
     from fercli.cli.results_view import show
     from fercli.errors import SpecError

@@ -82,7 +82,7 @@ def command(
       fercli predict photo.jpg
       fercli predict photos/ --run runs/demo > answers.jsonl
       fercli predict "holiday/*.jpg" --csv answers.csv --annotate drawn/
-      fercli predict interview.mp4 --smooth 0.5 --annotate interview-faces.mp4 --jsonl interview.jsonl
+      fercli predict talk.mp4 --smooth 0.5 --annotate faces.mp4 --csv faces.csv
       find . -name "*.png" | fercli predict - --csv - | head
       fercli predict photos/ --jsonl answers.jsonl --resume
       fercli predict camera:0

@@ -42,11 +42,14 @@ def command(spec_file, overrides, jobs, dry_run, counting, cell, quiet, as_json)
 
     \b
       sweep:
-        methods: {aglrls: , no-adversarial: {method: aglrls, options: {adversarial: false}}, dann: }
+        methods:
+          aglrls:
+          no-adversarial: {method: aglrls, options: {adversarial: false}}
+          dann:
         seeds: [0, 1, 2]
         grid: {adapt.batch: [8, 16]}      # optional: any key of the spec
         jobs: 2                           # cells at a time; gpus: one per GPU
-        backend: dask                     # optional: run on a cluster; set its address as cluster
+        backend: dask                     # optional: run on a cluster
 
     Several processes of the same sweep, on one machine or on machines that share the run folder, divide the cells among
     them. The cell of a killed process is taken over by another, after two minutes if it ran on another machine.
@@ -65,7 +68,7 @@ def command(spec_file, overrides, jobs, dry_run, counting, cell, quiet, as_json)
       fercli sweep shifts --jobs 2
       fercli sweep my-sweep.yaml --jobs gpus
       fercli sweep my-sweep.yaml --cell 3
-      fercli sweep my-sweep.yaml --set sweep.backend=dask --set sweep.cluster=tcp://node1:8786
+      fercli sweep my-sweep.yaml --set sweep.cluster=tcp://node1:8786
       fercli sweep my-sweep.yaml --set sweep.seeds=[0,1,2,3,4]
     """
     from fercli.engine.interrupt import StopRequest

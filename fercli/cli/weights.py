@@ -87,10 +87,10 @@ def export(source, out, kind, half, force, quiet, as_json):
 
     \b
     Formats:
-      aglrls       a released AGLRLS checkpoint: epoch, classwise (the learning status b), model
+      aglrls       a released AGLRLS checkpoint: epoch, classwise (b), model
       face-evolve  the IR backbone alone, as face.evoLVe names it
       torchvision  the MobileNetV2 alone, as torchvision names it
-      fercli       fercli's own, without the state that only a resumed training needs
+      fercli       fercli's own, without what only a resumed training needs
 
     An OUT that ends in .safetensors holds only the tensors, under the format's names. With format fercli, it is a
     complete model in one file, without paths of this machine: predict --run, evaluate --model, export and model.weights
@@ -100,7 +100,7 @@ def export(source, out, kind, half, force, quiet, as_json):
     Examples:
       fercli weights export runs/baseline/adapt-jaffe jaffe.pkl
       fercli weights export runs/baseline/source backbone.pth --format face-evolve
-      fercli weights export runs/baseline/source source.safetensors --format fercli --half
+      fercli weights export runs/a/source a.safetensors --format fercli --half
     """
     from fercli.export.weights import export as write
 
