@@ -235,10 +235,7 @@ def test_ctrl_c_while_modules_load_leaves_one_line(module: str, arguments: list[
     ("raised", "told_so"),
     [
         ("ValueError('two\\nlines')", "error: ValueError: two lines ("),
-        (
-            "PermissionError(13, 'Permission denied', '/x/y')",
-            "error: /x/y: Permission denied; run the same command with",
-        ),
+        ("PermissionError(13, 'Permission denied', '/x/y')", "error: /x/y: Permission denied; run the same command"),
     ],
 )
 def test_an_unexpected_error_leaves_one_line_too(raised: str, told_so: str, tmp_path: Path) -> None:
