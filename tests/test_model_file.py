@@ -207,7 +207,7 @@ EDITED = {
     "spec's key": (recorded(spec={"modle": {}}), dict, "spec: modle: unknown key (did you mean model?)"),
     "spec of a number": (recorded(spec=3), dict, "spec: 3"),
     "digest": (recorded(digest="0" * 64), dict, "its tensors have changed since it was written"),
-    "weights": (dict, bent, "is damaged or was edited: its tensors are not those"),
+    "weights": (dict, bent, "is damaged or was edited: its tensors have changed since it was written"),
     "a tensor less": (dict, lambda s: dict(list(s.items())[1:]), "its tensors have changed since it was written"),
     "a tensor more": (dict, lambda s: {**s, "x": torch.ones(1)}, "its tensors have changed since it was written"),
 }
