@@ -320,7 +320,7 @@ def test_it_can_be_exported_without_a_store(here) -> None:
     text = Path(done["card"]).read_text()
     assert "fercli weights inspect starter" in text and "procedural faces in batches of" in text
     assert run("export", "starter", "--format", "torch", "--out", "b.pt2").stderr.startswith(
-        "no prepared faces of this"
+        "no prepared faces for this"
     )
 
 
