@@ -83,7 +83,7 @@ class FaceDataset:
         return self._device.type == "cuda" and not self.on_device
 
     def fetch(self, positions: np.ndarray) -> RawBatch:
-        """Return the rows of `gather` without a copy to the device: they are there already, or in (pinned) memory."""
+        """Return the rows of `gather`, not copied to the device: they are on it, or in (pinned) host memory."""
         which = np.searchsorted(self._starts, positions, side="right") - 1
         numbers = np.unique(which)
         if len(numbers) <= 1:  # the common case; also, a process's share of a small batch may be empty
