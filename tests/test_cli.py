@@ -184,13 +184,13 @@ def test_several_problems_are_listed_at_once(bench: Bench) -> None:
 
 @pytest.mark.parametrize("command", ["prepare", "train-source", "adapt", "evaluate"])
 def test_a_missing_spec_is_reported(command: str) -> None:
-    assert "no spec file nowhere.yaml" in told(run(command, "-c", "nowhere.yaml"), 2)
+    assert "no such spec file: nowhere.yaml" in told(run(command, "-c", "nowhere.yaml"), 2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["sweep", "nowhere.yaml"], 2, "no spec file nowhere.yaml"),
+        (["sweep", "nowhere.yaml"], 2, "no such spec file: nowhere.yaml"),
         (["sweep", "default"], 2, "the spec has no sweep section"),
         (["sweep", "shifts", "--set", "sweep.methods=[dan]"], 2, "'dan' is not known (did you mean dann?)"),
         (["sweep", "shifts", "--set", "paths.prepared=nowhere"], 1, "raf-db is not prepared"),

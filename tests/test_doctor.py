@@ -122,7 +122,7 @@ def test_what_the_spec_requires(setting: str, check: str, status: str, text: str
 def test_a_missing_spec_is_a_finding(tmp_path: Path) -> None:
     code, findings = found("-c", str(tmp_path / "nowhere.yaml"))
     assert code == 1
-    assert "no spec file" in findings["spec"]["found"]
+    assert "no such spec file:" in findings["spec"]["found"]
     assert findings["python"]["status"] == "ok"
 
 

@@ -155,9 +155,9 @@ MISTAKES = {
     "nothing prepared": (["--set", "paths.prepared=nowhere"], 2, "no target dataset is prepared in nowhere"),
     "not prepared": (["--target", "sfew"], 1, "stores/sfew"),
     "a source": (["--source", "raf-db"], 2, "--source is not allowed here: the --model has its own source"),
-    "another size": (["--target", "small"], 1, "was not prepared as the spec says: size 64, not 112"),
+    "another size": (["--target", "small"], 1, "was not prepared with the spec's settings: size 64, not 112"),
     "no such model": (["--model", "nowhere", "--target", "jaffe"], 1, "no such run folder or checkpoint: nowhere"),
-    "tensors alone": (["--model", "bare.safetensors"], 1, "holds only tensors, not a whole model"),
+    "tensors alone": (["--model", "bare.safetensors"], 1, "contains only tensors, not a whole model"),
     "a name that leads elsewhere": (["--target", "../x"], 2, "'../x' cannot be a dataset's name"),
 }
 

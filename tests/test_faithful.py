@@ -129,7 +129,7 @@ def test_a_published_run_trains_on_all_faces_and_is_scored(published: Bench) -> 
 def test_a_store_of_another_alignment_is_refused(published: Bench, prepared: Path, tmp_path: Path) -> None:
     bench = Bench(tmp_path, prepared, {"faithful": "published"})
     said = told(bench("train-source"))
-    assert f"{prepared / 'raf-db'} was not prepared as the spec says: align template" in said
+    assert f"{prepared / 'raf-db'} was not prepared with the spec's settings: align template" in said
 
 
 # --------------------------------------------------------------------------------------------------------- its parts

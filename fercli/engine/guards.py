@@ -62,7 +62,7 @@ class NonFiniteGuard:
         path = self._folder / FAILED_BATCH
         try:
             write_atomically(path, json.dumps(document, indent=1).encode())
-            told = f"its faces are named in {path}"
+            told = f"its faces are listed in {path}"
         except (FercliError, OSError):  # such as a full disk: it must not hide the actual error
             told = f"{path} could not be written"
         raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {told}", _remedy(self._folder))

@@ -100,7 +100,7 @@ def _folder(folder: Path) -> list[Input]:
             skipped.append(one.name)
     if not found:
         only = f" that fercli reads, only {media.list_skipped(skipped)}" if skipped else ""
-        raise FercliError(f"{folder} holds no image or video{only}")
+        raise FercliError(f"{folder} contains no image or video{only}")
     if skipped:
         # Skipped images are reported even with --quiet.
         tell = console.warn if any(map(media.is_unread_picture, skipped)) else console.say
