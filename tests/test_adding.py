@@ -1,4 +1,4 @@
-"""A user's own dataset and method, added as the README describes, through the whole command line."""
+"""A user's own dataset and method, added as docs/extending.md describes, through the whole command line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from fercli.datasets.reader import Collector, Record
 from fercli.errors import FercliError
 from fercli.store import Store
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text(encoding="utf-8")
 
 
 def block_of(name: str) -> re.Match:
-    """The README's code of the module `name`, and the command that follows it."""
-    (found,) = re.finditer(rf"```python\n(# {name}\.py\n.*?)```\n+```\nfercli (.*?)\n```\n", README, re.DOTALL)
+    """The page's code of the module `name`, and the command that follows it."""
+    (found,) = re.finditer(rf"```python\n(# {name}\.py\n.*?)```\n+```\nfercli (.*?)\n```\n", PAGE, re.DOTALL)
     return found
 
 
@@ -36,7 +36,7 @@ def command_of(name: str) -> list[str]:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the README's two modules and three faulty ones, which are unloaded afterwards."""
+    """A working folder with the page's two modules and three faulty ones, which are unloaded afterwards."""
     modules = {name: block_of(name)[1] for name in ("my_methods", "my_layouts")}
     modules |= {"other_module": "not_a_method = 3", "broken_module": "1 / 0"}
     modules |= {"needing_module": "import a_package_that_is_not_there"}
@@ -49,7 +49,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         sys.modules.pop(name, None)
 
 
-def test_the_readmes_method_adapts_and_is_evaluated(here: Path, make_adapting) -> None:
+def test_the_documented_method_adapts_and_is_evaluated(here: Path, make_adapting) -> None:
     # The spec's own method is a different one, and so are its options.
     bench = make_adapting("own", {"adapt.options": {"reversal_steps": 50}})
     bench.done(*command_of("my_methods"), "--quiet")
@@ -60,22 +60,22 @@ def test_the_readmes_method_adapts_and_is_evaluated(here: Path, make_adapting) -
     assert "my_methods:MeanAlignment (means)" in {row["method"] for row in results["entries"]}
 
 
-def test_the_readmes_dataset_is_checked_prepared_and_adapted_to(
+def test_the_documented_dataset_is_checked_prepared_and_adapted_to(
     here: Path, make_adapting, prepared: Path, faces
 ) -> None:
-    (here / "pictures").mkdir()
+    (here / "images").mkdir()
     for number, face in enumerate(faces[:7]):
         name = f"p{number % 2}_{['surprise', 'fear', 'disgust', 'happy', 'sad', 'anger', 'neutral'][number]}_{number}"
-        Image.fromarray(face.image).save(here / f"pictures/{name}.png")
-    Image.fromarray(faces[7].image).save(here / "pictures/p1_contempt_8.png")  # counted and left out
+        Image.fromarray(face.image).save(here / f"images/{name}.png")
+    Image.fromarray(faces[7].image).save(here / "images/p1_contempt_8.png")  # counted and left out
     (here / "prepared").mkdir()
     (here / "prepared/raf-db").symlink_to(prepared / "raf-db")
     plain = make_adapting("plain", prepared=here / "prepared")
-    plain.done(*command_of("my_layouts"), "--quiet")  # as the README gives it; below, the spec does the same
+    plain.done(*command_of("my_layouts"), "--quiet")  # as the page gives it; below, the spec does the same
     store = Store.open(here / "prepared/mine")
     assert len(store) >= 5 and set(store.subjects) == {"p0", "p1"}
-    assert read_dataset("mine", "my_layouts:READER", here / "pictures", ending="png").records[0].subject == "p0"
-    mine = {"reader": "my_layouts:READER", "root": "pictures"}
+    assert read_dataset("mine", "my_layouts:READER", here / "images", ending="png").records[0].subject == "p0"
+    mine = {"reader": "my_layouts:READER", "root": "images"}
     bench = make_adapting("own", {"data.targets": ["mine"], "data.datasets.mine": mine}, here / "prepared")
     checked = run("datasets", "check", "mine", "-c", str(bench.spec), "--json")
     assert json.loads(checked.stdout)["check"]["images"] == 7

@@ -80,7 +80,7 @@ def test_the_console_has_every_expression_and_says_what_is_left_out(at) -> None:
     result = at("--model", "starter", "--target", "jaffe", "--report")
     assert result.exit_code == 0 and "By expression" in result.stdout and "recall %" in result.stdout
     text = " ".join(result.stdout.split())
-    assert "95 % intervals, jackknife t over 6 subjects: acc " in text and "model-starter" in text
+    assert "95% intervals, jackknife t over 6 subjects: acc " in text and "model-starter" in text
     assert "no temperature is fitted, and the distance between the domains is not measured" in result.stderr
     page = Path("runs/model-starter/report/report.html").read_text()
     assert "no target was evaluated together with prepared source faces" in page and "starter.safetensors" in page

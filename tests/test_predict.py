@@ -159,7 +159,7 @@ def test_drawings_are_visible_on_dark_and_light_images(trained, shade):
     ("arguments", "code", "says"),
     [
         (["{photos}/none.png"], 1, "no such image, folder or video"),
-        (["{photos}/*.tiff"], 1, "nothing matches"),
+        (["{photos}/*.tiff"], 1, "no file matches"),
         (["{tmp}/empty"], 1, "contains no image or video"),
         (["{photos}/sub/bad.jpg", "--jsonl", "{tmp}/x"], 1, "could not be read"),
         (["camera:93"], 1, "no camera 93"),
@@ -175,9 +175,9 @@ def test_drawings_are_visible_on_dark_and_light_images(trained, shade):
         (["{photos}/a.png", "{photos}/b.jpg", "--annotate", "{tmp}/one.png"], 2, "there are 2 inputs"),
         (["{photos}/a.png", "--annotate", "{tmp}/one.mp4"], 2, "a copy of an image must end in .bmp or .jpeg or"),
         (["{photos}/a.png", "--run", "{tmp}/empty"], 1, "contains no trained model"),
-        (["{photos}/a.png", "--run", "{tmp}/none"], 1, "no run folder"),
+        (["{photos}/a.png", "--run", "{tmp}/none"], 1, "no such run folder"),
         (["{photos}/a.png", "--run", "{tmp}/there.csv"], 1, "is not a PyTorch checkpoint, or is damaged"),
-        (["{photos}/a.png", "--run", "{tmp}/foreign.ckpt"], 1, "not a fercli checkpoint"),
+        (["{photos}/a.png", "--run", "{tmp}/foreign.ckpt"], 1, "is neither a fercli checkpoint nor"),
         (["{photos}/a.png", "--target", "sfew"], 1, "no model adapted to sfew"),
     ],
 )

@@ -130,7 +130,7 @@ def test_the_drift_of_a_run(run):
     text, rows = said(run)
     told = f"the same expression as the starting model on {100 * moved['agreement']:.1f}% of the faces"
     assert holds(text, "jaffe synthetic aglrls, adapt-jaffe, 60 faces", "doubtful The adapted model predicts", told)
-    assert "There are only 60 faces: below 100" in text
+    assert "There are only 60 faces: with fewer than 100, a histogram" in text
     for rule, one in moved["rules"].items():
         (row,) = [row for row in rows if row.startswith(f"{rule} ") and row.endswith(f" {one['prefers']}")]
         assert f"{one['before']:.3f} {one['after']:.3f}".replace("-", "\N{MINUS SIGN}") in row

@@ -214,7 +214,7 @@ def test_known_subjects_are_the_units(run):
     cell = rows_of(run)["aglrls"]["jaffe"]
     assert (cell["p"], cell["test"]) == (against["test"]["p"], "sign-flip test over 10 subjects")
     note = f"on jaffe compared with source-only: aglrls {cell['p']:.3f} (sign-flip test over 10 subjects; Holm)."
-    assert f"p of the accuracy {note}" in headline(run)[3] and "not other seeds" in headline(run)[3]
+    assert f"p of the accuracy {note}" in headline(run)[3] and "not to other seeds" in headline(run)[3]
 
 
 def test_the_caption_for_one_seed_names_the_test():

@@ -128,7 +128,9 @@ def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
         elif spec.adapt.start is not None and named != "all":
             known = {*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets}
             if named not in known and read_meta(spec.store_path(named)) is None:
-                raise FercliError(f"no such folder or dataset: {named}", "name a folder of images")
+                raise FercliError(
+                    f"no such folder or dataset: {named}", "give a folder of images or a dataset (fercli datasets)"
+                )
         names.append(named if found is None else name)
     chosen = chosen_targets(spec, tuple(names))
     if folders:  # checked first: finding the faces takes longest

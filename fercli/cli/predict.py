@@ -148,11 +148,8 @@ def _model(run: str | None, target: str | None, spec: Spec, named: bool) -> Trai
 
 
 def _tell(totals: Totals, drawn: bool) -> None:
-    where = f"{totals.pictures} images and frames" if totals.frames else f"{totals.pictures} images"
-    faceless = f", {totals.empty} of them without a face" if totals.empty else ""
     if totals.pictures:
-        speed = rate(totals.pictures - totals.before, totals.seconds)
-        console.say(f"{totals.faces} faces in {where}{faceless}; {speed}")
+        console.say(f"{_summary(totals)}; {rate(totals.pictures - totals.before, totals.seconds)}")
     for name, frames in totals.faceless_videos:
         console.warn(f"no face in any of the {frames} frames of {Path(name)}")
     if totals.errors:
@@ -164,3 +161,13 @@ def _tell(totals: Totals, drawn: bool) -> None:
         )
     if totals.stopped:
         console.error("stopped")
+
+
+def _summary(totals: Totals) -> str:
+    """Return how many faces were found, where, and with which expressions, the most common first."""
+    faces = f"{totals.faces} face{'s' * (totals.faces != 1)}"
+    images = f"{totals.pictures} {'images and frames' if totals.frames else 'image' + 's' * (totals.pictures != 1)}"
+    faceless = f" ({totals.empty} without a face)" if totals.empty and totals.pictures > 1 else ""
+    ordered = sorted(totals.expressions.items(), key=lambda item: (-item[1], item[0]))
+    shares = ", ".join(f"{count} {name}" for name, count in ordered)
+    return f"{faces} in {images}{faceless}" + (f": {shares}" if shares else "")

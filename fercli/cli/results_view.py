@@ -128,7 +128,7 @@ def expressions(document: Document) -> Table:
         drawn = entry["intervals"]
         if drawn:
             (a, b), (c, d) = ((_percent(end, 2) for end in drawn[name]) for name in ("accuracy", "macro_f1"))
-            about = f"{entry['dataset']}: 95 % intervals, {interval_words(drawn)}"
+            about = f"{entry['dataset']}: 95% intervals, {interval_words(drawn)}"
             notes.append(f"{about}: acc {a} to {b}, F1 {c} to {d}")
     columns = ["tested on", "expression", "recall %", "precision %", "F1 %", "faces"]
     return "By expression", columns, rows, "\n".join(notes), 2

@@ -105,5 +105,5 @@ def _too_much(key: str, batch: int, folder: Path, of_cpu: bool) -> str:
         begun = key.split(".")[0] != "engine" and (folder / "last.ckpt").exists()
         try_this = f"try {key}={smaller}{' with --restart' if begun else ''}"
     else:
-        try_this = "free memory that other programs hold, or use a smaller model.backbone"
+        try_this = "free memory used by other programs, or use a smaller model.backbone"
     return f"out of {'memory' if of_cpu else 'GPU memory'} with {key} {batch}: {try_this}; {_kept(folder)}"

@@ -289,7 +289,10 @@ def _read(path: Path) -> Trained:
     state = checkpoint.load(path)
     missing = [name for name in _NEEDED if name not in state]
     if missing:
-        raise FercliError(f"{path} is not a model of train-source or adapt (missing: {', '.join(missing)})")
+        raise FercliError(
+            f"{path} is not a model of train-source or adapt (missing: {', '.join(missing)})",
+            "train again with --restart, or copy the file again",
+        )
     return Trained(path, state)
 
 

@@ -219,7 +219,7 @@ def _figures(trained: Trained) -> str:
     said = _table(("tested on", "faces", "accuracy %", "macro F1 %"), rows)
     if trained.is_starter:
         said += f"\n\nThe starter model has its own, more detailed card: `fercli weights inspect {NAME}`."
-    said += "\n\nComputed by `fercli evaluate`. Brackets: 95 % intervals, where computed."
+    said += "\n\nComputed by `fercli evaluate`. Brackets: 95% intervals, where computed."
     return said + ("\n\n† Synthetic: procedural faces." if any("†" in row[0] for row in rows) else "")
 
 

@@ -135,7 +135,7 @@ def _matches(pattern: str) -> list[Input]:
         listed = [Path(one) for one in sorted(glob.glob(pattern)) if os.path.isfile(one)]
         found = [path for path in listed if not _is_litter(path.relative_to(fixed).parts, wanted)]
     if not found:
-        raise FercliError(f"nothing matches {pattern}")
+        raise FercliError(f"no file matches {pattern}")
     return [_file(path, path.relative_to(fixed)) for path in found]
 
 

@@ -9,7 +9,7 @@ from fercli.predict.recognizer import Face
 from fercli.predict.stream import Picture
 
 #: What is counted over all starts of a run.
-_COUNTS = ("pictures", "frames", "empty", "faces", "errors", "first_error")
+_COUNTS = ("pictures", "frames", "empty", "faces", "expressions", "errors", "first_error")
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Totals:
 
     Attributes:
         pictures: images and frames predicted; `frames` of them come from videos, `empty` show no face.
-        faces: faces predicted.
+        faces: faces predicted; `expressions`: how many of them show each expression.
         errors: images and videos that could not be read, or not to their end; `first_error`: the first one's name and
             reason.
         seconds: wall time; `before`: images and frames that an earlier start of the run predicted.
@@ -31,6 +31,7 @@ class Totals:
     frames: int = 0
     empty: int = 0
     faces: int = 0
+    expressions: dict[str, int] = field(default_factory=dict)
     errors: int = 0
     first_error: tuple[str, str] = ("", "")
     seconds: float = 0.0
@@ -51,6 +52,8 @@ class Totals:
         self.pictures += 1
         self.faces += len(faces)
         self.empty += not faces
+        for face in faces:
+            self.expressions[face.expression] = self.expressions.get(face.expression, 0) + 1
         if picture.frame is not None:
             self.frames += 1
             counts = self.by_video.setdefault(picture.name, [0, 0])
@@ -74,7 +77,10 @@ class Totals:
 
     def document(self, files: dict[str, str | None]) -> dict[str, Any]:
         """The summary that ``--json`` prints."""
-        counts = {name: getattr(self, name) for name in ("pictures", "frames", "faces", "empty", "errors", "seconds")}
+        counts = {
+            name: getattr(self, name)
+            for name in ("pictures", "frames", "faces", "expressions", "empty", "errors", "seconds")
+        }
         if self.adapted is not None:
             counts["adapted"] = self.adapted
         return {**counts, "files": {name: path for name, path in files.items() if path is not None}}

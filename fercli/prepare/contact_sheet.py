@@ -55,7 +55,7 @@ def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Li
             name = "unlabelled" if label == UNLABELLED else EXPRESSIONS[label]
             shown = [members[k] for k in subsample(len(members), COLUMNS * CLASS_ROWS)]
             tiles = [_tile(_drawn_face(faces[i], landmarks[i], options), *_caption(row)) for i, row in shown]
-            bands.append((f"{name}: {len(members)} kept", tiles))
+            bands.append((f"{name}: {len(members)} kept{_some(shown, members)}", tiles))
     if rejected:
         reasons = Counter(row["reason"] for _, row in rejected).most_common(3)
         most = "; ".join(f"{count} {reason}" for reason, count in reasons)
@@ -63,7 +63,7 @@ def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Li
         tiles = [
             _tile(_thumbnail(listing.records[i], listing.root), row["id"], row["reason"], True) for i, row in shown
         ]
-        bands.append((f"rejected: {len(rejected)} ({most})", tiles))
+        bands.append((f"rejected: {len(rejected)}{_some(shown, rejected)} ({most})", tiles))
     counts = Counter(row["status"] for row in rows)
     title = f"{listing.name}: {len(kept)} of {len(rows)} records kept"
     parts = ", ".join(f"{counts[s]} {s}" for s in ("found", "retried", "given", "mean-landmarks") if counts[s])
@@ -74,8 +74,12 @@ def draw_contact_sheet(folder: Path, rows: Sequence[dict[str, Any]], listing: Li
 
 _LEGEND = (
     "Dots: the five landmarks. Coloured squares: the local crops around them. White square: the network's input. "
-    "Outside it: the margin for jitter."
+    "Outside it: the margin for jitter. Number: the detector's score, from 0 to 1."
 )
+
+
+def _some(shown: Sequence[Any], all_of_them: Sequence[Any]) -> str:
+    return f", {len(shown)} shown" if len(shown) < len(all_of_them) else ""
 
 
 def _caption(row: dict[str, Any]) -> tuple[str, str]:

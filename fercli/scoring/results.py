@@ -187,7 +187,8 @@ class Epochs:
         if rule not in self.chosen or not self.same_faces:
             why = f"has no score for {rule}" if self.same_faces else "contains outputs of other faces"
             raise FercliError(
-                f"{folder} {why}", "adapt again: --restart" + (", with adapt.also_score=dev" if rule == "dev" else "")
+                f"{folder} {why}",
+                "adapt again with --restart" + (" and --set adapt.also_score=dev" if rule == "dev" else ""),
             )
         epoch = self.chosen[rule]
         found, _ = self.outputs[epoch]

@@ -213,7 +213,13 @@ def compare(
         pair = _judge(first, other, i, j, apart, second is not None)
         if pair is not None:
             found.pairs.append(pair)
-    found.pairs.sort(key=lambda p: (not p.leak, not p.across, KINDS.index(p.kind), p.distance, p.first, p.second))
+
+    def rank(pair: Pair) -> tuple[bool | int | str, ...]:
+        # Similar faces come last: they are not duplicates, wherever they are.
+        similar = pair.kind == "alike"
+        return similar, not pair.leak, not pair.across, KINDS.index(pair.kind), pair.distance, pair.first, pair.second
+
+    found.pairs.sort(key=rank)
     return found
 
 
