@@ -150,7 +150,7 @@ def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:
         (["prepare", "--dataset", "raf-db"], 1, "raf-db: no such folder: "),
         (["prepare", "--dataset", "raf-db"], 1, "; expected: EmoLabel/"),
         (["prepare", "--dataset", "mine"], 1, "no reader is known for mine; choose one, such as --set"),
-        (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "did you mean 'folders'?"),
+        (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "did you mean folders?"),
         (["prepare", "--root", "somewhere"], 2, "--root needs exactly one --dataset"),
         (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root needs exactly one"),
         (["train-source", "--source", "expw"], 1, "expw is not prepared: no such folder: "),

@@ -55,7 +55,7 @@ def find_reader(name: str, what: str = "no such dataset:") -> str:
     found = next((known for known in READERS if known == name.strip().lower()), None)
     if found is None:
         near = difflib.get_close_matches(name.lower(), READERS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else ""
         raise FercliError(f"{what} '{name}' (available: {', '.join(READERS)}){hint}")
     return found
 

@@ -31,7 +31,7 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
         known = [*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets]
         near = difflib.get_close_matches(name, known, 1)
         if near and near[0] != name:
-            raise FercliError(f"no such dataset: '{name}'; did you mean '{near[0]}'?")
+            raise FercliError(f"no such dataset: '{name}'; did you mean {near[0]}?")
         raise FercliError(
             f"no reader is known for {name}; choose one, such as "
             f"--set data.datasets.{name}.reader=folders (one of {', '.join(READERS)})"
