@@ -77,7 +77,7 @@ def test_a_method_s_published_options_are_its_defaults_then() -> None:
         (["data.validation=0"], "train_source.select: source-val needs held-out source faces"),
         (["data.validation=0", "train_source.select=last", "adapt.select=source-val"], "adapt.select: source-val"),
         (["data.validation=0", "train_source.select=last", "adapt.also_score=dev"], "adapt.also_score: dev"),
-        (["data.validation=-0.1"], "neither a fraction (at least 0, less than 1)"),
+        (["data.validation=-0.1"], "is neither a fraction"),
         (["faithful=published", "data=5"], "data: "),
     ],
 )
