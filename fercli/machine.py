@@ -98,7 +98,7 @@ def no_cuda() -> NoCuda | None:
     if torch.version.cuda is None and torch.version.hip is None:
         seen = f"there is a driver ({driver})" if driver else "there is an NVIDIA card" if card else ""
         found = f"torch {torch.__version__} is built for the CPU" + (f", though {seen}" if seen else "")
-        return NoCuda(found, "install torch built for CUDA, as https://pytorch.org says", bool(driver) or card)
+        return NoCuda(found, "install torch built for CUDA, as described on https://pytorch.org", bool(driver) or card)
     containers = "in a container, pass the devices through (docker: --gpus all)"
     if driver is None:
         found = "no NVIDIA driver" + (", though there is an NVIDIA card" if card else "")

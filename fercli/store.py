@@ -161,7 +161,7 @@ class Store:
             raise FercliError(f"the prepared store {path} {what}", make)
         if name not in (None, meta["name"]):
             raise FercliError(
-                f"the prepared store {path} holds the faces of {meta['name']}; its folder was copied or renamed",
+                f"the prepared store {path} contains the faces of {meta['name']}; its folder was copied or renamed",
                 Advice("remove it, and ", make),
             )
         if problem is not None:
@@ -314,7 +314,7 @@ def _faces_array(path: Path, name: str, dtype: str, row: tuple[int | None, ...])
     array = read_array(path / f"{name}.npy", mapped=True)
     fits = array.ndim == 1 + len(row) and all(b in (None, a) for a, b in zip(array.shape[1:], row, strict=True))
     if array.dtype != dtype or not fits:
-        raise ValueError(f"{name}.npy holds {array.dtype} {list(array.shape)}")
+        raise ValueError(f"{name}.npy contains {array.dtype} {list(array.shape)}")
     return array
 
 

@@ -376,7 +376,7 @@ COMMANDS = {
 def test_an_unwritable_stdout_is_a_one_line_error(command: str, redirected: str, why: str) -> None:
     done = in_shell(redirected, *COMMANDS[command])
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith(f"error: the results could not be printed on stdout: {why}")
+    assert done.stderr.splitlines()[-1].startswith(f"error: cannot print the results on stdout: {why}")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -452,7 +452,7 @@ def test_a_class_that_the_source_lacks_is_named_and_the_rest_is_learned(
 
     bench = cut_bench(tmp_path, trained, chosen, which="raf-db", changes={"adapt.method": "agra", **QUICK})
     names = ", ".join(EXPRESSIONS[number] for number in absent)
-    text = f"warning: raf-db has no training face of {names}: an expression without examples cannot be learned"
+    text = f"warning: raf-db has no training face for {names}: an expression without examples cannot be learned"
     assert bench.done("train-source", "--quiet").stderr.strip() == text
     for method, options in (("agra", {"warm_steps": 3}), ("agra", {"warm_steps": 3, "means": "classes"}), ("mcd", {})):
         settings = [

@@ -149,8 +149,8 @@ def test_advice_of_a_command_works_as_printed(bench: Bench) -> None:
         (["prepare", "--set", "prepare.align=boxed"], 2, "one of 'template', 'box'"),
         (["prepare", "--dataset", "raf-db"], 1, "raf-db: no such folder: "),
         (["prepare", "--dataset", "raf-db"], 1, "; expected: EmoLabel/"),
-        (["prepare", "--dataset", "mine"], 1, "mine: no reader is known for it; choose one, for example with --set"),
-        (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "did you mean 'folders'?"),
+        (["prepare", "--dataset", "mine"], 1, "no reader is known for mine; choose one, such as --set"),
+        (["prepare", "--dataset", "mine", "--set", "data.datasets.mine.reader=foldrs"], 1, "did you mean folders?"),
         (["prepare", "--root", "somewhere"], 2, "--root needs exactly one --dataset"),
         (["prepare", "--dataset", "jaffe", "--dataset", "raf-db", "--root", "x"], 2, "--root needs exactly one"),
         (["train-source", "--source", "expw"], 1, "expw is not prepared: no such folder: "),
@@ -184,13 +184,13 @@ def test_several_problems_are_listed_at_once(bench: Bench) -> None:
 
 @pytest.mark.parametrize("command", ["prepare", "train-source", "adapt", "evaluate"])
 def test_a_missing_spec_is_reported(command: str) -> None:
-    assert "no spec file nowhere.yaml" in told(run(command, "-c", "nowhere.yaml"), 2)
+    assert "no such spec file: nowhere.yaml" in told(run(command, "-c", "nowhere.yaml"), 2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["sweep", "nowhere.yaml"], 2, "no spec file nowhere.yaml"),
+        (["sweep", "nowhere.yaml"], 2, "no such spec file: nowhere.yaml"),
         (["sweep", "default"], 2, "the spec has no sweep section"),
         (["sweep", "shifts", "--set", "sweep.methods=[dan]"], 2, "'dan' is not known (did you mean dann?)"),
         (["sweep", "shifts", "--set", "paths.prepared=nowhere"], 1, "raf-db is not prepared"),

@@ -312,7 +312,7 @@ def test_an_unreadable_file_is_reported_in_one_line(name: str, content: str | No
     ("arguments", "text"),
     [
         (["one", "tow"], "no such run: tow; did you mean two?"),
-        (["one", "zzzzz"], "no such run: zzzzz; runs holds one, two"),
+        (["one", "zzzzz"], "no such run: zzzzz; runs contains one, two"),
         (["one/adapt-j"], "nothing to compare: no two models are scored on the same dataset"),
         (["one", "two", "--dataset", "k"], "nothing to compare: no two models are scored on k"),
         (["many"], "many is a sweep, not one run; compare its runs, such as runs/many/seed-0"),

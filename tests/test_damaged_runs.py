@@ -129,7 +129,7 @@ def test_training_does_not_resume_from_another_kind_of_checkpoint(own: Bench) ->
     best, last = (own.folder / ADAPTED / name for name in ("best.ckpt", "last.ckpt"))
     shutil.copyfile(best, last)
     line = told(own("adapt", "--set", "adapt.epochs=3"), 1)
-    assert str(last) in line and "start the stage again with --restart" in line
+    assert str(last) in line and "train that stage again with --restart" in line
 
 
 #: File -> damaged contents, and the commands that need the file.

@@ -457,7 +457,7 @@ def test_a_folder_missing_or_of_another_layout_is_named_with_the_layout_expected
 @pytest.mark.parametrize(
     ("reader", "files", "options", "words"),
     [
-        ("jafe", {}, {}, "did you mean 'jaffe'"),
+        ("jafe", {}, {}, "did you mean jaffe"),
         ("jaffe", {}, {"peak": 1}, "no option 'peak' (it has: adapt, score)"),
         ("fer2013", {"fer2013.csv": "emotion,Usage\n3,Training\n"}, {}, "fer2013.csv lacks the column pixels"),
         ("fer2013", {"test.csv": "pixels\n1 2\n"}, {}, "test.csv lacks the column emotion in "),

@@ -236,9 +236,9 @@ def test_check_options_are_yaml(tmp_path):
     [
         (("check", "jaffe", "{}"), 1, "expected: 213 files"),
         (("check", "jaffe", "{}/nowhere"), 1, "nowhere; expected: 213 files"),
-        (("check", "jafe", "{}"), 1, "no dataset 'jafe'"),
-        (("check", "jafe", "{}"), 1, "did you mean 'jaffe'?"),
-        (("show", "afectnet"), 1, "did you mean 'affectnet'?"),
+        (("check", "jafe", "{}"), 1, "no such dataset: 'jafe'"),
+        (("check", "jafe", "{}"), 1, "did you mean jaffe?"),
+        (("show", "afectnet"), 1, "did you mean affectnet?"),
         (("check", "fer2013", "{}", "--option", "scor=1"), 1, "no option 'scor' (it has: file, adapt, score)"),
         (("check", "fer2013", "{}", "--option", "score"), 2, "--option score: expected KEY=VALUE"),
         (("check", "fer2013", "{}", "--option", "score=[1"), 2, "the value is not YAML"),

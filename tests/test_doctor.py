@@ -102,7 +102,7 @@ def test_a_fix_can_be_typed_as_printed(tmp_path: Path, prepared: Path) -> None:
         ("paths.runs={here}/spec.yaml/runs", "paths.runs", "fail", "cannot write in"),
         ("data.targets=[mine]", "dataset mine", "fail", "no reader is known for mine"),
         ("data.datasets.jaffe.reader=fercli.datasets.folders:READER", "dataset jaffe", "warn", "neither prepared nor"),
-        ("data.datasets.jaffe.reader=foldrs", "dataset jaffe", "fail", "did you mean 'folders'?"),
+        ("data.datasets.jaffe.reader=foldrs", "dataset jaffe", "fail", "did you mean folders?"),
         ("data.datasets.jaffe.root={here}", "dataset jaffe", "warn", "not prepared"),
         ("model.width=1000", "spec", "fail", "model.width: 1000"),
         pytest.param(
@@ -122,7 +122,7 @@ def test_what_the_spec_requires(setting: str, check: str, status: str, text: str
 def test_a_missing_spec_is_a_finding(tmp_path: Path) -> None:
     code, findings = found("-c", str(tmp_path / "nowhere.yaml"))
     assert code == 1
-    assert "no spec file" in findings["spec"]["found"]
+    assert "no such spec file:" in findings["spec"]["found"]
     assert findings["python"]["status"] == "ok"
 
 

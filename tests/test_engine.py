@@ -356,7 +356,7 @@ def test_hostile_foreign_and_broken_checkpoints_are_refused(
         assert str(file) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "hostile-was-here").exists()
-    with pytest.raises(FercliError, match="no checkpoint at"):
+    with pytest.raises(FercliError, match="no such checkpoint"):
         checkpoint.load(tmp_path / "none.ckpt")
     with pytest.raises(FercliError):
         checkpoint.load(tmp_path)

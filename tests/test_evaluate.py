@@ -435,8 +435,8 @@ def test_another_selection_rule_uses_the_outputs(copy, results) -> None:
         # Features are stored only for the chosen epoch.
         as_trained = at["epoch"] == results["entries"][2]["epoch"]
         assert len(document["gaps"][0]["models"]) == (2 if as_trained else 1)
-    assert "has no score by dev; adapt again" in told(bench("evaluate", "--select", "dev"))
-    assert "no such selection rule; one of last, source-val" in told(bench("evaluate", "--select", "best"), 2)
+    assert "has no score for dev; adapt again" in told(bench("evaluate", "--select", "dev"))
+    assert "no such selection rule; choose one of last, source-val" in told(bench("evaluate", "--select", "best"), 2)
 
 
 # Sources

@@ -80,7 +80,7 @@ def test_the_console_has_every_expression_and_says_what_is_left_out(at) -> None:
     result = at("--model", "starter", "--target", "jaffe", "--report")
     assert result.exit_code == 0 and "By expression" in result.stdout and "recall %" in result.stdout
     text = " ".join(result.stdout.split())
-    assert "95 % intervals, jackknife t over 6 subjects: acc " in text and "model-starter" in text
+    assert "95% intervals, jackknife t over 6 subjects: acc " in text and "model-starter" in text
     assert "no temperature is fitted, and the distance between the domains is not measured" in result.stderr
     page = Path("runs/model-starter/report/report.html").read_text()
     assert "no target was evaluated together with prepared source faces" in page and "starter.safetensors" in page
@@ -155,9 +155,9 @@ MISTAKES = {
     "nothing prepared": (["--set", "paths.prepared=nowhere"], 2, "no target dataset is prepared in nowhere"),
     "not prepared": (["--target", "sfew"], 1, "stores/sfew"),
     "a source": (["--source", "raf-db"], 2, "--source is not allowed here: the --model has its own source"),
-    "another size": (["--target", "small"], 1, "was not prepared as the spec says: size 64, not 112"),
+    "another size": (["--target", "small"], 1, "was not prepared with the spec's settings: size 64, not 112"),
     "no such model": (["--model", "nowhere", "--target", "jaffe"], 1, "no such run folder or checkpoint: nowhere"),
-    "tensors alone": (["--model", "bare.safetensors"], 1, "holds only tensors, not a whole model"),
+    "tensors alone": (["--model", "bare.safetensors"], 1, "contains only tensors, not a whole model"),
     "a name that leads elsewhere": (["--target", "../x"], 2, "'../x' cannot be a dataset's name"),
 }
 

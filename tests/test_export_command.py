@@ -145,9 +145,9 @@ def test_an_export_that_differs_from_the_model_is_not_written(made, tmp_path, mo
 
 REFUSED = {
     "missing": (["nowhere"], "no such run folder or checkpoint: nowhere; train one: fercli train-source"),
-    "empty": (["TMP/empty"], "holds no trained model; run: fercli train-source"),
+    "empty": (["TMP/empty"], "contains no trained model; run: fercli train-source"),
     "damaged": (["TMP/damaged.ckpt"], "is not a PyTorch checkpoint, or is damaged"),
-    "foreign": (["TMP/foreign.ckpt"], "is not a fercli checkpoint"),
+    "foreign": (["TMP/foreign.ckpt"], "is neither a fercli checkpoint nor a released one"),
     "no such target": (["MADE", "--target", "sfew"], "no model adapted to sfew"),
     "below a file": (["MADE", "--out", "TMP/file/x.onnx"], "is not a folder; name another folder"),
     "a folder": (["MADE", "--out", "TMP/empty"], "it is a folder; give the name of a file"),
@@ -191,7 +191,7 @@ def test_the_card_is_complete(exported) -> None:
     for said in (
         "| source (labelled) | raf-db |",
         "| epoch | 7, chosen by infomax (reads target images) |",
-        "| first weights | random |",
+        "| initial weights | random |",
         "| raf-db | source | 84 | procedural faces in its layout † | drawn by fercli: no photographs |",
         "0 surprise, 1 fear, 2 disgust, 3 happiness, 4 sadness, 5 anger, 6 neutral",
         "| `landmarks` | float32 | [batch, 5, 2] |",
@@ -215,7 +215,7 @@ def test_the_card_has_the_terms_of_the_data_if_they_are_known(tmp_path, prepared
     assert "| raf-db | source | unknown | web images | non-commercial research; on request |" in text
     assert "| ours | source | unknown | unknown | check the terms |" in text
     assert "| jaffe | target | unknown | web images, 48x48, grey | competition rules" in text
-    assert "| first weights | ms1m.pth, given as model.weights: see its own terms |" in text
+    assert "| initial weights | ms1m.pth, given as model.weights: see its own terms |" in text
 
 
 def test_the_card_describes_other_alignments_and_crops(tmp_path, prepared) -> None:

@@ -77,7 +77,7 @@ def test_a_method_s_published_options_are_its_defaults_then() -> None:
         (["data.validation=0"], "train_source.select: source-val needs held-out source faces"),
         (["data.validation=0", "train_source.select=last", "adapt.select=source-val"], "adapt.select: source-val"),
         (["data.validation=0", "train_source.select=last", "adapt.also_score=dev"], "adapt.also_score: dev"),
-        (["data.validation=-0.1"], "neither a share, 0 or more"),
+        (["data.validation=-0.1"], "is neither a fraction"),
         (["faithful=published", "data=5"], "data: "),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_published_run_trains_on_all_faces_and_is_scored(published: Bench) -> 
 def test_a_store_of_another_alignment_is_refused(published: Bench, prepared: Path, tmp_path: Path) -> None:
     bench = Bench(tmp_path, prepared, {"faithful": "published"})
     said = told(bench("train-source"))
-    assert f"{prepared / 'raf-db'} was not prepared as the spec says: align template" in said
+    assert f"{prepared / 'raf-db'} was not prepared with the spec's settings: align template" in said
 
 
 # --------------------------------------------------------------------------------------------------------- its parts
@@ -140,7 +140,7 @@ def test_the_momentum_of_stage_1_continues_in_stage_2(published: Bench, prepared
     without = Bench(tmp_path, prepared, {})
     without.done("train-source", "--quiet")
     said = told(without("adapt", "--target", "jaffe", "--set", "adapt.carry_momentum=true"))
-    assert "has not kept its momentum" in said and "train-source" in said
+    assert "its momentum was not kept" in said and "train-source" in said
 
     state = checkpoint.load(published.runs / "source/best.ckpt")
     moved = {}

@@ -202,7 +202,7 @@ def test_a_method_with_a_source_uses_the_models_own(trained: Bench, prepared: Pa
         (("--from", "starter", "--target", "gone"), 1, ["no such folder or dataset: gone"]),
         (("--from", "starter", "--target", "."), 1, ["contains the run's own images", "paths.runs"]),
         (("--from", "starter", "--target", "P", "--source", "raf-db"), 2, ["the --from model has its own source"]),
-        (("--target", "P", "--set", "name=none"), 1, ["no source model at", "with --from starter"]),
+        (("--target", "P", "--set", "name=none"), 1, ["no source model at", "such as --from starter"]),
         (("--from", "starter", "--target", "sub/jaffe"), 1, ["sub/jaffe: a dataset is also called jaffe"]),
         (("--from", "starter", "--target", "empty/"), 1, ["no image in", "empty"]),
         (("--from", "starter", "--target", "walls/"), 1, ["walls: no face in 2 records"]),
@@ -212,7 +212,7 @@ def test_a_method_with_a_source_uses_the_models_own(trained: Bench, prepared: Pa
         (
             ("--from", "OTHER", "--target", "P", "--set", "name=taken"),
             1,
-            ["holds a different model from", "--set name=NAME"],
+            ["contains a different model from", "--set name=NAME"],
         ),
         (
             ("--from", "starter", "--target", "far/P", "--set", "name=taken"),
@@ -282,4 +282,4 @@ def test_a_sweep_from_a_start_trains_no_source(trained: Bench, prepared: Path, t
     (tmp_path / "other").mkdir()
     checkpoint.save(tmp_path / "other/best.ckpt", state)
     other = run("sweep", spec, "--quiet", "--set", f"adapt.start={tmp_path / 'other'}")
-    assert other.exit_code == 1 and other.stderr.count("holds a different model from") == 2
+    assert other.exit_code == 1 and other.stderr.count("contains a different model from") == 2

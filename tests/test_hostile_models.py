@@ -74,7 +74,7 @@ EDITS = {
     "status shape": (put("status", value=torch.ones(7)), "its status is not a 7 x 7 table of numbers from 0 to 1"),
     "status NaN": (put("status", value=torch.full((7, 7), float("nan"))), "its status is not a 7 x 7 table of numbers"),
     "status virtual": (put("status", value=torch.zeros(1).expand(2**38)), "a tensor without its numbers"),
-    "lists in lists": (put("meter", value=SHARED), "holds more than 200000 values"),
+    "lists in lists": (put("meter", value=SHARED), "contains more than 200000 values"),
     "format": (put("format", value=9), "newer than this"),
 }
 

@@ -82,7 +82,7 @@ def test_boxes_and_landmarks_are_in_pixels_of_the_full_size(tmp_path, limits, gi
     np.testing.assert_allclose(small.shape, whole.shape, atol=0.01)
     assert abs(small.face.astype(int) - whole.face).mean() < 4 and abs(small.crops.astype(int) - whole.crops).mean() < 6
     outside = extract(Record("a", "a.jpg", box=(500.0, 0.0, 600.0, 90.0)), tmp_path, options)
-    assert outside.reason == "the given box lies outside the image (440 x 480)"
+    assert outside.reason == "the given box is outside the image (440 x 480)"
 
 
 def test_predict_gives_and_draws_faces_of_the_full_size(tmp_path, limits, trained: Bench):

@@ -132,7 +132,7 @@ def test_a_folder_and_stdout(tmp_path: Path) -> None:
     ("arguments", "code", "text"),
     [
         (["--backbone", "ir51"], 2, "model.backbone: 'ir51' is not allowed"),
-        (["--from", "nothing"], 2, "no spec file nothing"),
+        (["--from", "nothing"], 2, "no such spec file: nothing"),
         (["--source", "a", "--target", "a"], 2, "must be another dataset"),
         (["--targt", "a"], 2, "No such option"),
     ],

@@ -95,9 +95,12 @@ def test_predict_reports_what_it_skips_in_a_folder(
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (("a.heic", "b.HEIC"), f" holds no image or video that fercli reads, only 2 .heic files {_HEIC}"),
-        (("a.nef",), " holds no image or video that fercli reads, only 1 .nef file (not read: convert to JPEG or PNG)"),
-        ((".hidden.png",), " holds no image or video"),
+        (("a.heic", "b.HEIC"), f" contains no image or video that fercli reads, only 2 .heic files {_HEIC}"),
+        (
+            ("a.nef",),
+            " contains no image or video that fercli reads, only 1 .nef file (not read: convert to JPEG or PNG)",
+        ),
+        ((".hidden.png",), " contains no image or video"),
     ],
 )
 def test_a_folder_without_a_readable_image(tmp_path, without_heif, names, told):

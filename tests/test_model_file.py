@@ -152,7 +152,7 @@ def test_nothing_about_the_training_machine_is_in_the_file(tmp_path, prepared) -
     left = find_trained(out).spec
     assert left.paths == Spec().paths and left.data.datasets["ours"].reader == "csv" and left.sweep is None
     assert left.model.weights == Path("ms1m.pth") and left.data.source == ["raf-db"] and left.adapt.method == "aglrls"
-    assert any("of the machine that trained it" in text for text in done.left_out)
+    assert any("belong to the machine that trained it" in text for text in done.left_out)
 
 
 # ----------------------------------------------------------------------------------------------- files that have
@@ -181,7 +181,7 @@ def bent(state: dict) -> dict:
 
 
 EDITED = {
-    "no mark": (lambda m: {"format": "pt"}, dict, "holds only tensors, not a whole model; start a training from"),
+    "no mark": (lambda m: {"format": "pt"}, dict, "contains only tensors, not a whole model; start a training from"),
     "newer": (lambda m: {**m, "fercli.format": "9"}, dict, "was written by a newer fercli (format 9) than this one"),
     "odd format": (lambda m: {**m, "fercli.format": "\x1b[2J"}, dict, "its metadata has format \\x1b[2J"),
     "no record": (lambda m: {"fercli.format": "1"}, dict, "its metadata has no record"),
@@ -189,7 +189,7 @@ EDITED = {
     "deep JSON": (lambda m: {**m, "fercli.record": "[" * 100_000}, dict, "its metadata has no record"),
     "a list": (lambda m: {**m, "fercli.record": "[1]"}, dict, "its metadata has no record"),
     "no stage": (recorded(stage="gone"), dict, "stage: "),
-    "stage": (recorded(stage="x"), dict, "stage: 'x' is not allowed; one of 'source', 'adapt'"),
+    "stage": (recorded(stage="x"), dict, "stage: 'x' is not allowed; choose one of 'source', 'adapt'"),
     "decision": (recorded(decision="best"), dict, "decision: 'best' is not allowed"),
     "status of six": (recorded(status=[[0.5] * 7] * 6), dict, "status: "),
     "status above 1": (recorded(status=[[1.5] * 7] * 7), dict, "status.0.0: 1.5"),
@@ -264,12 +264,12 @@ def test_a_flipped_byte_is_a_line_or_changes_no_weight(packed, tmp_path) -> None
 
 def test_files_of_others_are_distinguished_from_ours(tmp_path, packed) -> None:
     save_file({"fc.weight": torch.zeros(7, 512)}, tmp_path / "foreign.safetensors")
-    with pytest.raises(FercliError, match="of no known kind"):
+    with pytest.raises(FercliError, match="with unknown names"):
         find_trained(tmp_path / "foreign.safetensors")
     bare = tmp_path / "bare.safetensors"  # as written by an older fercli
     save_file(load_file(packed), bare)
     done = export(bare, tmp_path / "out.safetensors", "fercli")
-    assert "holds only tensors" in done.left_out[0] and not holds_model(tmp_path / "out.safetensors")
+    assert "contains only tensors" in done.left_out[0] and not holds_model(tmp_path / "out.safetensors")
     assert not holds_model(tmp_path) and not holds_model(tmp_path / "none.safetensors")
 
 

@@ -118,7 +118,7 @@ def test_backbones_give_their_maps(name):
 
 
 def test_no_such_backbone():
-    with pytest.raises(ValueError, match=r"no such backbone: 'vgg'; use one of .*ir50.*mobilenet-v2"):
+    with pytest.raises(ValueError, match=r"no such backbone: 'vgg'; choose one of .*ir50.*mobilenet-v2"):
         build_backbone("vgg")
 
 

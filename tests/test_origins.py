@@ -83,10 +83,10 @@ def test_a_source_model_trained_again(own: Bench) -> None:
 def test_a_store_under_another_name(own: Bench) -> None:
     shutil.copytree(own.prepared / "raf-db", own.prepared / "other")
     line = told(own("adapt", "--target", "other"), 1)
-    assert "holds the faces of raf-db; its folder was copied or renamed" in line
+    assert "contains the faces of raf-db; its folder was copied or renamed" in line
     meta = json.loads((own.prepared / "other/meta.json").read_text())
     (own.prepared / "other/meta.json").write_text(json.dumps({**meta, "name": "other"}))
-    assert "hold the same faces" in told(own("adapt", "--target", "other"), 1)
+    assert "contain the same faces" in told(own("adapt", "--target", "other"), 1)
     assert not (own.runs / "adapt-other").exists()
 
 

@@ -146,7 +146,7 @@ def test_a_resumed_run_gives_the_same_bytes(tmp_path, faces, number):
         with torn.open("a") as file:
             file.write('{"input": "to')
     refused = done(*common, *outputs("stopped"))
-    assert refused.returncode == 1 and "a.jsonl.part holds the predictions of a stopped run" in refused.stderr
+    assert refused.returncode == 1 and "a.jsonl.part contains the predictions of a stopped run" in refused.stderr
     resumed = done(*common, *outputs("stopped"), "--resume")
     assert resumed.returncode == 0 and "resuming after" in resumed.stderr
     assert "could not be read or drawn" in resumed.stderr

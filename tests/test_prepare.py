@@ -101,7 +101,7 @@ def test_rows_without_files_end_in_the_manifest(tmp_path, faces):
     prepare(read_dataset("expw", "expw", tmp_path / "expw"), tmp_path / "out", HERE)
     manifest = {row["id"]: row for row in read_manifest(tmp_path / "out")}
     assert manifest["gone.jpg#0"]["reason"] == "no such file"
-    assert manifest[f"{name}#7"]["reason"].startswith("the given box lies outside the image")
+    assert manifest[f"{name}#7"]["reason"].startswith("the given box is outside the image")
     assert manifest[f"{name}#8"]["reason"] == "no face found in the given box"
     assert Counter(row["status"] for row in manifest.values())["rejected"] == 3
 

@@ -267,8 +267,8 @@ def test_agra_predicts_through_its_graphs_and_has_no_other_head(at, files, ir18)
     cases = [face for case in results["failure_cases"] for face in case["faces"]]
     assert cases and all([vote["head"] for vote in face["votes"]] == ["fused"] for face in cases)
     for words, code, said in (
-        (["--decision", "nose"], 2, "cannot predict by nose; its heads are: fused"),
-        (["--decision", "global+fused"], 2, "cannot predict by global+fused; its heads are: fused"),
+        (["--decision", "nose"], 2, "cannot predict with nose; its heads are: fused"),
+        (["--decision", "global+fused"], 2, "cannot predict with global+fused; its heads are: fused"),
         (["--select", "corr-c"], 2, "is a released checkpoint with only one epoch; leave out --select"),
     ):
         assert said in told(at("--model", files["agra"], "--target", "jaffe", *words), code)
@@ -362,9 +362,9 @@ def test_predict_uses_it_and_commands_that_need_a_spec_refuse_it(files, ir18, tm
     assert "with an unknown target (AGRA), not a model for jaffe" in told(
         run(*words, files["agra"], "--target", "jaffe")
     )
-    refused = "does not say how its faces are cut; use it with a spec: fercli evaluate --model FILE"
+    refused = "does not record how its faces were cut; use it with a spec: fercli evaluate --model FILE"
     assert refused in told(run("export", files["agra"]))
-    with pytest.raises(FercliError, match=r"AGLRLS/CGLRL checkpoint.*which does not say how its faces are cut"):
+    with pytest.raises(FercliError, match=r"AGLRLS/CGLRL checkpoint.*which does not record how its faces were cut"):
         Recognizer.load(files["cglrl"])
     inspected = run("weights", "inspect", files["aglrls"], "--json")
     assert inspected.exit_code == 0 and json.loads(inspected.stdout)["weights"][0]["misfits"] == []

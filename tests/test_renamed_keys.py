@@ -42,7 +42,7 @@ def test_an_error_about_a_users_spec_names_the_new_key(path: str, name: str, tmp
     section, _, key = path.partition(".")
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({section: {key: 0.1}}))
-    expected = f"{path}: called {name} since 0.3; write {section}.{name}"
+    expected = f"{path}: renamed to {name} in 0.3; write {section}.{name}"
     assert told(run("train-source", "-c", str(file)), 2) == f"error: {file}: {expected}"
     assert expected in told(run("train-source", "--set", f"{path}=0.1"), 2)
 

@@ -130,7 +130,7 @@ def test_the_drift_of_a_run(run):
     text, rows = said(run)
     told = f"the same expression as the starting model on {100 * moved['agreement']:.1f}% of the faces"
     assert holds(text, "jaffe synthetic aglrls, adapt-jaffe, 60 faces", "doubtful The adapted model predicts", told)
-    assert "There are only 60 faces: below 100" in text
+    assert "There are only 60 faces: with fewer than 100, a histogram" in text
     for rule, one in moved["rules"].items():
         (row,) = [row for row in rows if row.startswith(f"{rule} ") and row.endswith(f" {one['prefers']}")]
         assert f"{one['before']:.3f} {one['after']:.3f}".replace("-", "\N{MINUS SIGN}") in row
@@ -144,7 +144,7 @@ def test_the_drift_of_a_run(run):
             assert f'<path class="fill {when}" d="M2 {y}h{96 * share / top:.2f}v6' in drawn["plot"]
             assert f"{100 * share:.1f}%" in drawn["plot"]
     moved["verdict"] = {"trust": "trusted", "reasons": []}
-    assert "No label-free check found a problem." in said(run)[0]
+    assert "The checks that need no labels found no problem." in said(run)[0]
     moved |= drift(torch.zeros(0, 7, 7), torch.zeros(0, 7, 7))
     moved["verdict"] = {"trust": "not trusted", "reasons": [EVIL]}
     text = render(run)
@@ -226,7 +226,7 @@ def test_missing_cells_are_reported():
     for seed in range(3):
         without(swept, seed=seed)
     text, _ = said(swept)
-    assert "No scores" in text and "far: no cell was run yet, so there is no mean over targets" in text
+    assert "No scores" in text and "far: no cell has been run yet, so there is no mean over targets" in text
 
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])

@@ -266,7 +266,7 @@ def test_dev_may_choose_and_use_few_faces(make_adapting) -> None:
         ("adapt", "train_source.patience=0", "train_source.patience: 0"),
         ("adapt", "adapt={select: ensv, patience: 2}", "patience cannot be used with ensv"),
         *(
-            ("adapt", f"adapt.also_score={rule}", f"adapt.also_score: {rule!r} is not known.*; one of dev$")
+            ("adapt", f"adapt.also_score={rule}", f"adapt.also_score: {rule!r} is not known.*; choose one of dev$")
             for rule in ("infomax", "last", "ensv", "oracle", "dve")
         ),
     ],

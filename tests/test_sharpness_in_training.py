@@ -141,9 +141,7 @@ def copy_without(net: GlobalLocal) -> GlobalLocal:
 
 @pytest.mark.parametrize("name", sorted(set(METHODS) - set(WITH_SOURCE)))
 def test_a_method_without_a_source_refuses(name: str) -> None:
-    with pytest.raises(
-        SpecError, match=rf"adapt\.sharpness: it smooths the source loss, and {name} trains on no source"
-    ):
+    with pytest.raises(SpecError, match=rf"adapt\.sharpness: it smooths the source loss, but {name} uses no source"):
         TrainingModule(network(), made(name), RHO)
     TrainingModule(network(), made(name))
 
@@ -187,5 +185,5 @@ def test_the_command_refuses_it_if_no_source_is_trained_on(make_adapting) -> Non
     result = bench("adapt", "--quiet")
     assert result.exit_code == 2
     assert result.stderr.strip() == (
-        "error: adapt.sharpness: it smooths the source loss, and tent trains on no source; set it to null"
+        "error: adapt.sharpness: it smooths the source loss, but tent uses no source; set it to null"
     )

@@ -107,7 +107,7 @@ def test_a_file_that_is_not_a_spec_is_reported_in_one_line(content: bytes, told:
 @pytest.mark.parametrize("name", ["missing.yaml", "demoo", "."])
 def test_a_missing_file_is_reported_with_the_packaged_names(name: str) -> None:
     text = refusal(file=Path(name))
-    assert f"no spec file {name}" in text
+    assert f"no such spec file: {name}" in text
     assert "default" in text
     assert "demo" in text
 

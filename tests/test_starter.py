@@ -244,7 +244,7 @@ def test_predict_works_out_of_the_box_and_one_line_names_the_model(here, photo) 
             ("fercli.yaml",),
             "no such run folder or checkpoint: runs/mine; train one: fercli train-source; or use the",
         ),
-        (["-c", "demo"], ("runs/demo/source/last.ckpt",), "holds no trained model; run: fercli train-source -c demo"),
+        (["-c", "demo"], ("runs/demo/source/last.ckpt",), "no trained model; run: fercli train-source -c demo"),
         (["--set", "name=a", "--target", "jaffe"], ("runs/a/source/x",), "no model adapted to jaffe (adapted: none)"),
     ],
 )
@@ -329,6 +329,6 @@ def test_weights_export_copies_it(here) -> None:
     assert result.exit_code == 0
     assert digest_of(load_file("copy.safetensors")) == digest_of(load_file(FILE))
     assert find_trained("copy.safetensors").spec == find_trained("starter").spec
-    assert "; use --format fercli, which holds every fercli model" in told(
+    assert "; use --format fercli, which stores every fercli model" in told(
         run("weights", "export", "starter", "copy.pkl"), 1
     )

@@ -91,7 +91,7 @@ def on_a_cpu(*_: Any) -> None:
             (Batches, "__call__"),
             on_a_gpu,
             {"adapt.batch": 3},
-            "adapt.batch 3: free memory that other programs hold, or use a",
+            "adapt.batch 3: free memory used by other programs, or use a",
         ),
         (
             (evaluation, "plain_view"),

@@ -197,7 +197,7 @@ MISTAKES = {
     "source-only changed": ({"sweep.methods": {"source-only": {"method": "dann"}}}, "sweep.methods.source-only"),
     "an unknown key": ({"sweep.grid": {"adapt.bach": [1]}}, "adapt.bach: unknown key (did you mean batch?)"),
     "an unknown section": ({"sweep.grid": {"adopt.batch": [4]}}, "adopt: unknown key (did you mean adapt?)"),
-    "a key below a value": ({"sweep.grid": {"adapt.epochs.first": [1]}}, "adapt.epochs.first is not a key of the spec"),
+    "a key below a value": ({"sweep.grid": {"adapt.epochs.first": [1]}}, "unknown key adapt.epochs.first"),
     "no value": ({"sweep.grid": {"adapt.batch": []}}, "sweep.grid.adapt.batch"),
     "a value twice": ({"sweep.grid": {"adapt.batch": [4, 4]}}, "two combinations of values share the folder"),
     "values that give the same folder name": (

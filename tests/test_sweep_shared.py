@@ -138,7 +138,7 @@ def test_cells_are_counted_for_the_shell(make) -> None:
         (("--set", "sweep.jobs=0"), "sweep.jobs: 0 is neither a positive integer nor gpus", 2),
         (("--set", f"sweep.jobs={1 << 63}"), f"sweep.jobs: {1 << 63} is neither a positive integer nor gpus", 2),
         (("--set", "sweep.jobs=cpus"), "sweep.jobs: 'cpus' is neither a positive integer nor gpus", 2),
-        (("--set", "sweep.backend=loky"), "sweep.backend: 'loky' is not allowed; one of 'local', 'dask', 'ray'", 2),
+        (("--set", "sweep.backend=loky"), "'loky' is not allowed; choose one of 'local', 'dask', 'ray'", 2),
         (("--set", "sweep.backend=dask"), "sweep.backend is dask, but its scheduler is not given; use --set sweep.", 1),
         (("--set", "sweep.backend=dask", "--jobs", "gpus"), "gpus is for the GPUs of one machine", 2),
     ],

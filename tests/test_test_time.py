@@ -339,7 +339,7 @@ def test_an_image_that_fails_in_part_has_no_prediction():
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"adapt": "sar"}, "--adapt sar: no such method; give one of adabn, tent, t3a"),
+        ({"adapt": "sar"}, "--adapt sar: no such method; choose one of adabn, tent, t3a"),
         ({"episodic": True}, "--episodic needs --adapt; name a method with --adapt"),
     ],
 )
@@ -444,9 +444,9 @@ def test_a_continual_run_cannot_be_resumed(predict, photos, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Writing, "add", stopping)
         result = predict(*common, "--jsonl", out)
-    assert result.exit_code == 130 and "a.jsonl.part; begin again with --force" in result.stderr
+    assert result.exit_code == 130 and "a.jsonl.part; start again with --force" in result.stderr
     why = "--resume does not work with a continual --adapt: what the model learnt from earlier faces is gone"
     told_of = [line for line in predict(*common, "--jsonl", out, "--resume").stderr.splitlines() if "error" in line]
-    assert len(told_of) == 1 and why in told_of[0] and "begin again with --force" in told_of[0]
+    assert len(told_of) == 1 and why in told_of[0] and "start again with --force" in told_of[0]
     assert predict(*common, "--jsonl", out, "--force").exit_code == 0
     assert "--episodic needs --adapt" in told(predict(photos, "--episodic"), 2)

@@ -77,7 +77,7 @@ def test_the_model_that_the_user_names(run: str, target: str | None, found: str,
     ("run", "target", "told"),
     [
         ("nowhere", None, "no such run folder or checkpoint"),
-        ("empty", None, "holds no trained model; run: fercli train-source"),
+        ("empty", None, "contains no trained model; run: fercli train-source"),
         ("empty", "source", "no source model in"),
         ("empty", "jaffe", "no model adapted to jaffe (adapted: none); run: fercli adapt --target jaffe"),
         ("adapted-only", "source", "no source model in"),
@@ -85,7 +85,7 @@ def test_the_model_that_the_user_names(run: str, target: str | None, found: str,
         ("several", None, "several adapted models (adapt-ck+, adapt-jaffe, adapt-jaffe-no-glpc); name one: "),
         ("several/adapt-ck+", "jaffe", "is adapted to ck+, not a model for jaffe"),
         ("several/source", "jaffe", "is the source model, not a model for jaffe"),
-        ("unfinished/adapt-jaffe", None, "holds no trained model"),
+        ("unfinished/adapt-jaffe", None, "contains no trained model"),
     ],
 )
 def test_mistakes_are_one_line(run: str, target: str | None, told: str, runs: Path) -> None:

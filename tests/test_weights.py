@@ -275,11 +275,11 @@ def test_submodule_that_was_compiled_and_a_swa_average(small, tmp_path):
 AMBIGUOUS = {
     "weights and their average": (
         lambda state: {"model": state, "ema": {"shadow": state}},
-        r"holds 2 networks \(model: AGLRLS/CGLRL checkpoint, ema\.shadow: AGLRLS/CGLRL checkpoint\); save the one",
+        r"contains 2 networks \(model: AGLRLS/CGLRL checkpoint, ema\.shadow: AGLRLS/CGLRL checkpoint\); save the one",
     ),
     "a network and a loss": (
         lambda state: {"state_dict": {**{f"net.{k}": v for k, v in state.items()}, "loss.weight": torch.ones(7)}},
-        r"tensors in state_dict with names of no known kind \(net\.\* \(\d+\), loss\.\*\)",
+        r"tensors in state_dict with unknown names \(net\.\* \(\d+\), loss\.\*\)",
     ),
     "names that would become one": (
         lambda state: {**state, **{f"module.{k}": v for k, v in list(state.items())[:1]}, "other": torch.ones(1)},
@@ -392,7 +392,7 @@ def nan_in(tensor: torch.Tensor) -> torch.Tensor:
 
 
 UNREADABLE = {
-    "empty": (lambda path, net: path.write_bytes(b""), "file is empty; fetch or copy it again"),
+    "empty": (lambda path, net: path.write_bytes(b""), "file is empty; download or copy it again"),
     "text": (lambda path, net: path.write_text("accuracy 0.91\n" * 9), "is not a PyTorch checkpoint, or is damaged"),
     "image": (lambda path, net: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)), "is not a PyTorch checkpoint"),
     "folder": (lambda path, net: path.mkdir(), "is a folder; give a checkpoint file"),
@@ -439,7 +439,7 @@ UNREADABLE = {
     ),
     "names that clear the screen": (
         lambda path, net: torch.save({"model": {"a\x1b[2J\nerror": torch.ones(1), "b" * 999: torch.ones(1)}}, path),
-        r"no known kind \(a\\x1b\[2J\\nerror, b{157}\.\.\.\)",
+        r"unknown names \(a\\x1b\[2J\\nerror, b{157}\.\.\.\)",
     ),
     "quantised": (
         lambda path, net: torch.save({"network": changed(net, a=torch.ones(2, dtype=torch.int8))["network"]}, path),
@@ -450,7 +450,7 @@ UNREADABLE = {
         "is truncated, damaged or not a safetensors file",
     ),
     "whole module": (lambda path, net: torch.save(net, path), r"asks to run code \(fercli\.models.*GlobalLocal\)"),
-    "a number": (lambda path, net: torch.save(3, path), "holds an object of type int, not a dict of tensors"),
+    "a number": (lambda path, net: torch.save(3, path), "contains an object of type int, not a dict of tensors"),
     "no tensors": (
         lambda path, net: torch.save({"epoch": 3}, path),
         "has entries that are not plain tensors: epoch; fercli reads its own, AGLRLS",
@@ -462,7 +462,7 @@ UNREADABLE = {
     ),
     "another network": (
         lambda path, net: torch.save(torch.nn.Linear(2, 2).state_dict(), path),
-        r"2 tensors with names of no known kind \(weight, bias\)",
+        r"2 tensors with unknown names \(weight, bias\)",
     ),
 }
 

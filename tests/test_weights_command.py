@@ -156,7 +156,7 @@ CANNOT = {
     "separate classifiers": ({"classifiers": "separate"}, "three classifiers, but this network has seven"),
     "patch stems": ({"local": "image-crop"}, "no patch stems"),
     "a small net": ({}, "for IR-50, IR-18 and mobilenet-v2-wide, but this is a small IR-10 of width 8"),
-    "a method with networks of its own": ({"method": "agra"}, "cannot hold the networks of agra, which"),
+    "a method with networks of its own": ({"method": "agra"}, "cannot store the networks of agra, which"),
     "all of it": ({"local": "image-crop", "classifiers": "separate"}, "is a small IR-10 .*; .* seven .*; .* stems"),
 }
 
@@ -210,12 +210,12 @@ def test_the_checkpoint_that_a_folder_means(ours, tmp_path):
     run_folder = tmp_path / "runs" / "mine"
     for stage in ("source", "adapt-jaffe"):
         (run_folder / stage).mkdir(parents=True)
-    with pytest.raises(FercliError, match=r"holds no best\.ckpt; give a checkpoint, or the folder of a run's stage"):
+    with pytest.raises(FercliError, match=r"contains no best\.ckpt; give a checkpoint, or the folder of a run's stage"):
         find_checkpoint(run_folder)
     (run_folder / "source" / "best.ckpt").write_bytes(ours.read_bytes())
     assert find_checkpoint(run_folder) == find_checkpoint(run_folder / "source") == run_folder / "source" / "best.ckpt"
     (run_folder / "adapt-jaffe" / "best.ckpt").write_bytes(ours.read_bytes())
-    with pytest.raises(FercliError, match=r"holds 2 checkpoints \(adapt-jaffe, source\); give one of these folders"):
+    with pytest.raises(FercliError, match=r"contains 2 checkpoints \(adapt-jaffe, source\); give one of these folders"):
         find_checkpoint(run_folder)
     out = tmp_path / "out.safetensors"
     result = run("weights", "export", run_folder / "adapt-jaffe", out, "--format", "fercli", "--json")
@@ -249,7 +249,7 @@ def test_inspect_reports_everything_about_our_checkpoint(ours):
     for part in (
         f"{ours} fercli checkpoint network a small IR-10 of width 8 (blocks 1-1-1-1), local features from feature-map",
         "trained run mine, adapt stage, aglrls raf-db -> jaffe, epoch 7, chosen by infomax (1.25), decision rule glpc",
-        "fills backbone, global_head, local_nets, classifiers initial weights no part keeps them complete yes",
+        "fills backbone, global_head, local_nets, classifiers initial weights none complete yes",
         "learning status b",
         *HEADS,
     ):
@@ -279,7 +279,7 @@ def test_inspect_of_several_files_reports_each_and_fails_for_one(ours, tmp_path)
     assert result.exit_code == 1 and "text.txt: is not a PyTorch checkpoint" in result.stderr
     found = " ".join(result.stdout.split())
     assert found.count("spec fits baseline") == 2
-    assert "left over fc.* (1 tensor): AGRA's classifier" in found and "initial weights classifiers" in found
+    assert "unused fc.* (1 tensor): AGRA's classifier" in found and "initial weights classifiers" in found
     as_json = run("weights", "inspect", ours, text, "--json")
     first, second = json.loads(as_json.stdout)["weights"]
     assert first["kind"] == "fercli" and set(second) == {"file", "error"} and as_json.exit_code == 1

@@ -180,7 +180,7 @@ def test_the_start_is_kept_if_every_rule_prefers_it(make_adapting) -> None:
     assert all(torch.equal(start[k], v) for k, v in best(bench)["network"].items())
     result = bench.done("adapt")
     assert (
-        f"the starting model is kept, since every selection rule prefers it to epoch {EPOCHS}, already trained"
+        f"the starting model is kept because every selection rule prefers it to epoch {EPOCHS}, already trained"
         in result.stderr
     )
     entries = {e["folder"]: e for e in bench.json("evaluate")["entries"] if e["dataset"] == "jaffe"}

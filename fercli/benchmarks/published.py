@@ -302,7 +302,7 @@ def tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]
     def shown(row: dict[str, Any]) -> list[str]:
         return [row["crop_nets"], *figures(row)]
 
-    last = ["published ms", "ours ms", "times faster", "spread"]
+    last = ["published ms", "fercli ms", "times faster", "spread"]
     cuts = [[row["what"], str(row["batch"]), *figures(row)] for row in result["windows"]]
     steps = [
         [str(row["batch"]), row["precision"], *([row["failed"], *[""] * 4] if "failed" in row else shown(row))]

@@ -129,7 +129,7 @@ def _not_printed(failure: OSError) -> int:
     if failure.errno == errno.EPIPE:
         return 0
     why = "it is closed" if failure.errno == errno.EBADF else failure.strerror
-    console.error(f"the results could not be printed on stdout: {why}; redirect stdout to a file or a terminal")
+    console.error(f"cannot print the results on stdout: {why}; redirect stdout to a file or a terminal")
     return 1
 
 

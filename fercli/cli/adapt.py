@@ -52,7 +52,7 @@ def command(spec_file, overrides, quiet, as_json, sources, targets, start, metho
 
     A folder of images is prepared first: the largest face of each image is stored in the run's folder. Source-free
     methods (shot, aad, nrc, aglrls-sf, adabn, tent, sar) report at the end whether the adaptation can be trusted. They
-    keep the starting model if all signs favour it.
+    keep the starting model if every selection rule prefers it.
 
     \b
     Examples:
@@ -103,7 +103,7 @@ def _spec(spec_file, overrides, quiet, as_json, sources, start, method) -> Spec:
         return spec
     model = find_start(spec)
     if sources and not model.released:
-        raise SpecError("--source is not allowed here: the --from model has its own source", "leave --source out")
+        raise SpecError("--source is not allowed here: the --from model has its own source", "leave out --source")
     if unnamed and not any(text.partition("=")[0].strip() == "name" for text in overrides):
         spec = spec.model_copy(update={"name": f"from-{model.label}"})
     spec = with_start(spec, model)
@@ -128,7 +128,9 @@ def _targets(spec: Spec, targets: tuple[str, ...]) -> tuple[Spec, list[str]]:
         elif spec.adapt.start is not None and named != "all":
             known = {*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets}
             if named not in known and read_meta(spec.store_path(named)) is None:
-                raise FercliError(f"no such folder or dataset: {named}", "name a folder of images")
+                raise FercliError(
+                    f"no such folder or dataset: {named}", "give a folder of images or a dataset (fercli datasets)"
+                )
         names.append(named if found is None else name)
     chosen = chosen_targets(spec, tuple(names))
     if folders:  # checked first: finding the faces takes longest
@@ -153,7 +155,7 @@ def _tell_verdict(name: str, outcome: dict[str, Any]) -> None:
             f"  compared with the starting model: {drift['agreement']:.0%} of the predictions unchanged, entropy "
             f"{entropy['before']:.2f} -> {entropy['after']:.2f}"
         )
-    reasons = verdict["reasons"] or ["No sign that is visible without labels speaks against it."]
+    reasons = verdict["reasons"] or ["The checks that need no labels found no problem."]
     line = " ".join([f"{name}: {verdict['trust']}.", *reasons])
     if verdict["trust"] == "trusted":
         console.say(line)

@@ -86,8 +86,8 @@ def _caption(documents: Sequence[dict[str, Any]]) -> str:
     lines = [
         "On the faces that both models scored. fixed: wrong in the reference, now correct; broken: the reverse; other: "
         "a different prediction, but neither of these.",
-        "p: the probability that chance alone makes the number of correct predictions differ this much; it covers "
-        "other faces like these, not other seeds.",
+        "p: the probability that chance alone makes the number of correct predictions differ at least this "
+        "much. It generalises to other faces, not to other seeds.",
     ]
     tested = [document for document in documents if document["test"]["p"] is not None]
     tests = dict.fromkeys((document["dataset"], significance_words(document["test"])) for document in tested)

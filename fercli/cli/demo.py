@@ -56,7 +56,7 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise FercliError(f"cannot make {folder}: {problem.strerror}", "name another folder with --out") from None
+        raise FercliError(f"cannot create {folder}: {problem.strerror}", "name another folder with --out") from None
     ctx.with_resource(only_one(folder, "demo"))
     still = quiet or as_json
     preparing = (prepare.command, "prepare", {"datasets": (), "root": None})

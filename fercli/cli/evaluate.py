@@ -85,7 +85,7 @@ def _evaluate_model(spec, name, sources, targets, how):
 
     trained = find_trained(name, spec=spec, sources=sources)
     if sources and not trained.released:
-        raise SpecError("--source is not allowed here: the --model has its own source", "leave --source out")
+        raise SpecError("--source is not allowed here: the --model has its own source", "leave out --source")
     prepared = [one for one in spec.data.targets if (spec.store_path(one) / "meta.json").exists()]
     datasets = list(dict.fromkeys(targets)) if targets and "all" not in targets else prepared
     if not datasets:

@@ -60,7 +60,7 @@ def command(run, target, kind, out, opset, force, quiet, as_json):
     console.configure(quiet=quiet, as_json=as_json)
     implied = _FORMATS.get(Path(out).suffix) if out else None
     if kind and implied and kind != implied:
-        raise SpecError(f"--out {out} implies --format {implied}, not {kind}", "leave --format out, or change --out")
+        raise SpecError(f"--out {out} implies --format {implied}, not {kind}", "leave out --format, or change --out")
     kind = kind or implied or "onnx"
     trained = find_trained(run, target)
     done = export(trained, kind, Path(out) if out else default_name(trained, kind), opset, force)

@@ -115,7 +115,7 @@ def reader_options(options: tuple[str, ...]) -> dict[str, Any]:
             chosen[key.strip()] = read_yaml(value) if value.strip() else ""
         except NotYAML as problem:
             raise SpecError(
-                f"--option {console.brief(option)}: the value is not YAML that fercli accepts ({problem})",
+                f"--option {console.brief(option)}: the value is not YAML that fercli reads ({problem})",
                 "write plain words, lists [a, b] or tables {1: happy}",
             ) from None
         if not equals or not key.strip():

@@ -72,7 +72,7 @@ def command(
     classifiers. The changes persist for later faces, unless --episodic is given. A face's prediction then depends on
     the other faces of its batch (--batch) and, without --episodic, on all faces before it; every output records this
     ("adapted"). Adapting helps if the images look different from the training images, and can harm otherwise. adabn and
-    tent are misled by images sorted by expression and by videos of a single mood. Only a run with --episodic can be
+    tent are misled by images sorted by expression and by videos of one expression. Only a run with --episodic can be
     resumed.
 
     With --json and all results in files, a summary is printed on stdout.
@@ -80,11 +80,11 @@ def command(
     \b
     Examples:
       fercli predict photo.jpg
-      fercli predict photos/ --run runs/demo > answers.jsonl
-      fercli predict "holiday/*.jpg" --csv answers.csv --annotate drawn/
+      fercli predict photos/ --run runs/demo > predictions.jsonl
+      fercli predict "holiday/*.jpg" --csv predictions.csv --annotate drawn/
       fercli predict talk.mp4 --smooth 0.5 --annotate faces.mp4 --csv faces.csv
       find . -name "*.png" | fercli predict - --csv - | head
-      fercli predict photos/ --jsonl answers.jsonl --resume
+      fercli predict photos/ --jsonl predictions.jsonl --resume
       fercli predict camera:0
     """
     from fercli.errors import SpecError

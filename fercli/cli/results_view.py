@@ -77,11 +77,11 @@ def _chances(document: Document, columns: Sequence[Column], lines: Sequence[Mapp
         for i, column in enumerate(columns):
             told = [(line["label"], line["cells"][i]) for line in lines if line["cells"][i]["test"] == words]
             if column.name in names:
-                about = f"p of the accuracy on {column.name} against {document['reference']}’s"
+                about = f"p of the accuracy on {column.name} compared with {document['reference']}"
                 shown = ", ".join(f"{label} {_p(cell['p'])}" for label, cell in told)
                 notes.append(f"{about}: {shown} ({words}; Holm).")
     if notes and len(document["seeds"]) == 1:
-        notes.append("p covers other faces like these, not other seeds.")
+        notes.append("p generalises to other faces, not to other seeds.")
     return notes
 
 
@@ -105,10 +105,9 @@ def _wide(document: Document) -> tuple[str, list[str], list[list[Any]], list[str
     ]
     found = [words for words, names in tests(columns, lines).items() if columns[-1].name in names]
     if found:
-        other = (
-            "seeds, not other faces" if any(line["cells"][-1]["n"] > 1 for line in lines) else "faces, not other seeds"
-        )
-        notes.append(f"p: {', '.join(found)}, Holm over the rows. It covers other {other}.")
+        over, same = ("seeds", "faces") if any(line["cells"][-1]["n"] > 1 for line in lines) else ("faces", "seeds")
+        words = f"p: {', '.join(found)}, Holm over the rows."
+        notes.append(f"{words} It generalises to other {over}, not to other {same}.")
     elif seeds == 1 and columns[-1].mean:
         notes += ["With one seed, the mean over targets has no p.", *_chances(document, columns, lines)]
     gone = len(document["missing"])
@@ -129,7 +128,7 @@ def expressions(document: Document) -> Table:
         drawn = entry["intervals"]
         if drawn:
             (a, b), (c, d) = ((_percent(end, 2) for end in drawn[name]) for name in ("accuracy", "macro_f1"))
-            about = f"{entry['dataset']}: 95 % intervals, {interval_words(drawn)}"
+            about = f"{entry['dataset']}: 95% intervals, {interval_words(drawn)}"
             notes.append(f"{about}: acc {a} to {b}, F1 {c} to {d}")
     columns = ["tested on", "expression", "recall %", "precision %", "F1 %", "faces"]
     return "By expression", columns, rows, "\n".join(notes), 2

@@ -87,7 +87,7 @@ def _sweep(spec_file, overrides, jobs, dry_run, counting, cell, quiet, as_json):
     asked = {"--cell": cell is not None, "--cells": counting, "--dry-run": dry_run, "--jobs": jobs is not None}
     given = [option for option, there in asked.items() if there]
     if len(given) > 1:
-        raise SpecError(f"{given[0]} and {given[1]} cannot be combined", "leave one of them out")
+        raise SpecError(f"{given[0]} and {given[1]} cannot be combined", "leave out one of them")
     overrides = overrides if jobs is None else (*overrides, f"sweep.jobs={jobs}")
     spec = read_spec(spec_file, overrides, quiet, as_json)
     cells = plan(spec)

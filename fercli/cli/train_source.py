@@ -38,5 +38,5 @@ def told(outcome: dict[str, Any]) -> str:
     score = "" if outcome["score"] is None else f" {outcome['score']:.4f}"
     chosen = f"epoch {outcome['epoch']}, {outcome['rule']}{score}"
     if "kept" in outcome:
-        chosen = f"the starting model is kept, since {outcome['kept']}"
+        chosen = f"the starting model is kept because {outcome['kept']}"
     return f"{outcome['folder']}/best.ckpt, {chosen}, {took}"

@@ -92,7 +92,7 @@ def export(source, out, kind, half, force, quiet, as_json):
       torchvision  the MobileNetV2 alone, as torchvision names it
       fercli       fercli's own, without what only a resumed training needs
 
-    An OUT that ends in .safetensors holds only the tensors, under the format's names. With format fercli, it is a
+    An OUT that ends in .safetensors contains only the tensors, under the format's names. With format fercli, it is a
     complete model in one file, without paths of this machine: predict --run, evaluate --model, export and model.weights
     accept it.
 

@@ -147,14 +147,14 @@ def _rows(found: Found) -> list[tuple[str, str]]:
     elif it.epoch is not None:
         rows.append(("epoch", str(it.epoch)))
     rows.append(("fills", ", ".join(found.fills) or "nothing"))
-    rows.append(("initial weights", ", ".join(found.first_weights) or "no part keeps them"))
+    rows.append(("initial weights", ", ".join(found.first_weights) or "none"))
     if found.own_misfits is None:
-        rows.append(("complete", "unknown: fercli builds no such network"))
+        rows.append(("complete", "unknown: fercli cannot build this network"))
     else:
         rows += _misfit_rows("complete", found.own_misfits, "yes", "no")
     for entry in it.left_over:
         count = "" if entry.tensors is None else f" ({entry.tensors} tensor{'s' if entry.tensors > 1 else ''})"
-        rows.append(("left over", f"{entry.name}{count}: {entry.why}"))
+        rows.append(("unused", f"{entry.name}{count}: {entry.why}"))
     if found.spec_misfits is not None:
         rows += _misfit_rows("spec", found.spec_misfits, f"fits {found.spec}", f"does not fit {found.spec}")
     return rows
@@ -174,7 +174,7 @@ def _trained(record: dict[str, Any], epoch: int | None) -> str:
         said.append(f"chosen by {record['selection']}" + ("" if score is None else f" ({score:.4g})"))
     said += [f"decision rule {record['decision']}"] if "decision" in record else []
     said += [f"fercli {record['fercli']}"] if "fercli" in record else []
-    return ", ".join(said) or "the file does not say"
+    return ", ".join(said) or "not recorded in the file"
 
 
 def _misfit_rows(word: str, found: list[Misfit], yes: str, no: str) -> list[tuple[str, str]]:

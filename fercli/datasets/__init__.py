@@ -45,7 +45,7 @@ READERS.update((name, import_module(f"{__name__}.{module}").READER) for name, mo
 __all__ = ["READERS", "SYNTHETIC_MARKER", "Listing", "Reader", "Record", "find_reader", "get_reader", "read_dataset"]
 
 
-def find_reader(name: str, what: str = "no dataset") -> str:
+def find_reader(name: str, what: str = "no such dataset:") -> str:
     """Return a reader's name as the registry spells it, ignoring case. A name from outside fercli is returned as it is.
 
     Raises FercliError for an unknown reader. Its message begins with `what` and suggests the nearest name.
@@ -55,7 +55,7 @@ def find_reader(name: str, what: str = "no dataset") -> str:
     found = next((known for known in READERS if known == name.strip().lower()), None)
     if found is None:
         near = difflib.get_close_matches(name.lower(), READERS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else ""
         raise FercliError(f"{what} '{name}' (available: {', '.join(READERS)}){hint}")
     return found
 
@@ -69,12 +69,12 @@ def read_dataset(name: str, reader: str, root: str | os.PathLike[str], **options
     return get_reader(reader, f"{name}: unknown reader").read(root, name=name, **options)
 
 
-def get_reader(name: str, what: str = "no dataset") -> Reader:
+def get_reader(name: str, what: str = "no such dataset:") -> Reader:
     """Return a reader by name. Raises as `find_reader`, and for a name from outside fercli that is not a reader."""
     name = find_reader(name, what)
     if name in READERS:
         return READERS[name]
     found = import_from(name, "reader")
     if not isinstance(found, Reader):
-        raise SpecError(f"reader: {name} is not a reader; make it a fercli.datasets.reader.Reader")
+        raise SpecError(f"reader: {name} is not a reader; make it an instance of fercli.datasets.reader.Reader")
     return found

@@ -180,7 +180,7 @@ anger/S010_004_00000017.png ...              and contempt/ disgust/ fear/ happy/
         about="posed sequences, 123 people",
         apply="http://www.jeffcohn.net/Resources/",
         licence="research; agreement signed",
-        split="ours, by subject",
+        split="fercli's, by subject",
         split_note="a tenth for testing, frozen: the benchmark's split is not published",
         paper="Lucey et al.: The Extended Cohn-Kanade Dataset (CK+): a complete dataset for action unit and "
         "emotion-specified expression. CVPR Workshops 2010",

@@ -70,7 +70,7 @@ data/image/origin/                           or image/origin/
         about="web images, with face boxes",
         apply="http://mmlab.ie.cuhk.edu.hk/projects/socialrelation/index.html",
         licence="non-commercial research",
-        split="ours, by image",
+        split="fercli's, by image",
         split_note="a fifth for testing, by a hash of the name: ExpW has no split, and the benchmark's is lost",
         paper="Zhang, Luo, Loy and Tang: From facial expression recognition to interpersonal relation prediction. "
         "IJCV 2018",

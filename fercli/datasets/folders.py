@@ -67,8 +67,8 @@ def _no_classes(root: Path) -> WrongLayout:
         if depth and any(label_of(name) is not None for name in names):
             found = Path(above).relative_to(root)
             return WrongLayout(
-                f"no folder named after an expression, here or one level below (but in {found.as_posix()}/; give the "
-                f"folder {found.parent.as_posix()}/ instead)"
+                f"no folder named after an expression, here or one level below (found in {found.as_posix()}/; give "
+                f"the folder {found.parent.as_posix()}/ instead)"
             )
         if depth >= _DEPTH:
             names.clear()

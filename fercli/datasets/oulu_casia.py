@@ -98,7 +98,7 @@ PreProcess_Img/VL_Acropped/Strong/P001/Anger/000.jpeg ...""",
         about="posed sequences, 80 people",
         apply="https://www.oulu.fi/cmvs/node/41319",
         licence="research; agreement signed",
-        split="ours, by subject",
+        split="fercli's, by subject",
         split_note="a fifth for testing, frozen: papers draw their own ten folds",
         paper="Zhao, Huang, Taini, Li and Pietikäinen: Facial expression recognition from near-infrared videos. "
         "Image and Vision Computing 2011",

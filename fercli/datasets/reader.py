@@ -176,7 +176,7 @@ class Reader:
         except csv.Error as failure:
             raise FercliError(f"{name}: a csv in {root} cannot be read: {failure}") from None
         except OSError as failure:
-            raise FercliError(f"{name}: cannot read {failure.filename or root}: {failure.strerror}") from None
+            raise FercliError(f"{name}: {failure.filename or root} cannot be read: {failure.strerror}") from None
         if not collector.records:
             counts = ", ".join(f"{count} {reason}" for reason, count in collector.left_out.items())
             left = f" (left out: {counts})" if counts else ""

@@ -138,7 +138,7 @@ def _datasets(spec: Spec) -> Iterator[Finding]:
             get_reader(entry.reader or name)
         except FercliError as problem:
             found = f"no reader is known for {name}" if entry.reader is None else str(problem)
-            yield Finding(check, FAIL, found, f"name a reader, such as --set data.datasets.{name}.reader=folders")
+            yield Finding(check, FAIL, found, f"choose one, such as --set data.datasets.{name}.reader=folders")
             continue
         if folder.is_dir():
             yield Finding(check, WARN, f"in {folder}, not prepared", Advice.run("prepare", f"--dataset {name}"))

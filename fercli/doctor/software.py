@@ -265,7 +265,8 @@ def face_networks() -> Iterator[Finding]:
     if place is not None:
         yield Finding("face networks", OK, f"of {network_files.RELEASE}, in {place}")
     elif network_files.pip_command() is None:
-        yield Finding("face networks", FAIL, "missing, and there is no pip to download them", network_files.BY_HAND)
+        found = "missing, and pip, which downloads them, is not available"
+        yield Finding("face networks", FAIL, found, network_files.BY_HAND)
     else:
         found = "missing: the first prepare or predict downloads them with pip (36 MB)"
         fix = f"nothing to do if pip can reach an index; otherwise {network_files.BY_HAND}"
@@ -286,7 +287,7 @@ def opencv() -> Iterator[Finding]:
         yield Finding("opencv", WARN, f"{found}: they overwrite each other's files", again)
     elif int(cv2.__version__.partition(".")[0]) > 4:
         again = f"pip install '{_distribution('cv2')}<5'"
-        yield Finding("opencv", WARN, f"{found}: it cuts different faces from the same images than OpenCV 4", again)
+        yield Finding("opencv", WARN, f"{found}: it cuts faces differently from OpenCV 4", again)
     else:
         yield Finding("opencv", OK, found)
 
@@ -335,7 +336,7 @@ def onnx() -> Iterator[Finding]:
     """The packages for ONNX export, an optional extra."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if installed_version(name) is None]
     if missing:
-        text = f"{', '.join(missing)} not installed: fercli export --format onnx does not work, everything else does"
+        text = f"{', '.join(missing)} not installed: needed only for fercli export --format onnx"
         yield Finding("onnx", OK, f"{text} (pip install 'fercli[onnx]')")
     else:
         yield Finding("onnx", OK, f"onnx {installed_version('onnx')}, onnxruntime {installed_version('onnxruntime')}")

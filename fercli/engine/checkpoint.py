@@ -42,10 +42,11 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state = read_torch(path)
         if isinstance(state, dict) and isinstance(state.get("format"), int) and state["format"] > FORMAT:
-            raise ValueError(f"was written by fercli {shown(state.get('fercli'))}, newer than this {__version__}")
+            wrote = shown(state.get("fercli"))
+            raise ValueError(f"was written by fercli {wrote}, newer than this one ({__version__}); update fercli")
         check_checkpoint(state)
     except FileNotFoundError:
-        raise FercliError(f"no checkpoint at {path}") from None
+        raise FercliError(f"no such checkpoint: {path}") from None
     except OSError as problem:
         raise FercliError(f"{path} cannot be read: {problem.strerror or problem}") from None
     except Damaged as problem:

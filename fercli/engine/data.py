@@ -38,7 +38,7 @@ def open_store(spec: Spec, name: str, labels: bool = True, as_aligned: bool = Tr
     other = [f"{key} {found.get(key)}, not {value}" for key, value in due.items() if found.get(key) != value]
     if other:
         raise FercliError(
-            f"{store.path} was not prepared as the spec says: {', '.join(other)}",
+            f"{store.path} was not prepared with the spec's settings: {', '.join(other)}",
             Advice(Advice.run("prepare", f"--dataset {name}"), ", or set paths.prepared to a folder for such stores"),
         )
     return store
@@ -70,7 +70,7 @@ def source_faces(spec: Spec, device: torch.device) -> Source:
     if absent:
         names = "+".join(spec.data.source)
         console.warn(
-            f"{names} has no training face of {', '.join(absent)}: an expression without examples cannot be learned"
+            f"{names} has no training face for {', '.join(absent)}: an expression without examples cannot be learned"
         )
     how = (device, spec.model.reads_crops, spec.engine.data)
     return Source(

@@ -62,7 +62,7 @@ class NonFiniteGuard:
         path = self._folder / FAILED_BATCH
         try:
             write_atomically(path, json.dumps(document, indent=1).encode())
-            told = f"its faces are named in {path}"
+            told = f"its faces are listed in {path}"
         except (FercliError, OSError):  # such as a full disk: it must not hide the actual error
             told = f"{path} could not be written"
         raise FercliError(f"the loss is not finite at step {step + 1} ({bad}); {told}", _remedy(self._folder))
@@ -105,5 +105,5 @@ def _too_much(key: str, batch: int, folder: Path, of_cpu: bool) -> str:
         begun = key.split(".")[0] != "engine" and (folder / "last.ckpt").exists()
         try_this = f"try {key}={smaller}{' with --restart' if begun else ''}"
     else:
-        try_this = "free memory that other programs hold, or use a smaller model.backbone"
+        try_this = "free memory used by other programs, or use a smaller model.backbone"
     return f"out of {'memory' if of_cpu else 'GPU memory'} with {key} {batch}: {try_this}; {_kept(folder)}"

@@ -244,7 +244,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
                 break
             raise FercliError(
                 f"line {number} of {path} is damaged",
-                "remove that file (it only holds the curves), or train again with --restart",
+                "remove that file (it contains only the curves), or train again with --restart",
             ) from None
         lines.append(line)
     return lines

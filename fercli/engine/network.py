@@ -57,5 +57,5 @@ def load_network(network: torch.nn.Module, state: dict[str, Any], spec: Spec, pa
     if broken:
         raise FercliError(
             f"the weights in {path} are NaN or infinite at {some(broken)}: its predictions would be meaningless",
-            "train again with --restart, or fetch the file again",
+            "train again with --restart, or copy the file again",
         )

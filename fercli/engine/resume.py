@@ -122,7 +122,7 @@ def restore(training: Training) -> None:
         raise FercliError(
             f"cannot resume training from {path} ({type(problem).__name__}): it was edited, or written by another "
             "version of fercli",
-            "start the stage again with --restart",
+            "train that stage again with --restart",
         ) from problem
     training.best.update(state["best"])
     training.step, training.collapse = state["step"], state.get("collapse")

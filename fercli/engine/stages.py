@@ -123,8 +123,8 @@ def check_begun(spec: Spec) -> None:
     path = spec.run_folder / "source" / "best.ckpt"
     if spec.adapt.start is None and not path.exists():
         raise FercliError(
-            f"no source model at {path} (with --from starter an adaptation starts from another model)",
-            Advice.run("train-source"),
+            f"no source model at {path}",
+            Advice(Advice.run("train-source"), ", or start from another model, such as --from starter"),
         )
 
 
@@ -137,7 +137,7 @@ def _check_rules(spec: Spec) -> None:
             if RULES[name].needs_source:
                 raise SpecError(
                     f"{key}: {name} reads {' and '.join(RULES[name].reads)}, but {spec.adapt.method} uses no source",
-                    f"one of {', '.join(without)}" if key == "adapt.select" else "leave it out",
+                    f"choose one of {', '.join(without)}" if key == "adapt.select" else "leave it out",
                 )
 
 
@@ -165,7 +165,7 @@ def _check_faces(path: Path, start: dict[str, Any], sources: list[Store], target
     for store in sources:
         if store.content_digest() == target.content_digest():
             raise FercliError(
-                f"{target.path} and {store.path} hold the same faces",
+                f"{target.path} and {store.path} contain the same faces",
                 "the target must not be the source dataset",
             )
 

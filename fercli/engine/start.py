@@ -40,7 +40,8 @@ def find_start(spec: Spec) -> Trained:
         raise FercliError(problem.what, "give starter, a run, a stage folder, a model file or a checkpoint") from None
     if model.kind.transforms_output or len(model.heads) < len(HEADS):
         raise SpecError(
-            f"adapt.start: {model.path} predicts with networks of {model.registered}, which no adaptation takes over",
+            f"adapt.start: {model.path} predicts with networks of {model.registered}, which "
+            "an adaptation cannot start from",
             "start from another model, such as the source model it was adapted from",
         )
     return model
@@ -79,7 +80,7 @@ def is_there(spec: Spec, model: Trained) -> bool:
         return False
     if not path.exists() or digest(checkpoint.load(path)["network"]) != model.digest:
         raise FercliError(
-            f"{path.parent} holds a different model from {spec.adapt.start}",
+            f"{path.parent} contains a different model from {spec.adapt.start}",
             "give the run its own name: --set name=NAME",
         )
     return True
@@ -149,6 +150,8 @@ def _outcome(state: dict[str, Any]) -> dict[str, Any]:
 def _tell(model: Trained) -> None:
     sources = "+".join(model.spec.data.source)
     what = f"adapted to {model.target}, " if model.target else ""
-    console.say(f"from {model.path}: {what}trained on {sources}; using its network and its alignment of faces")
+    console.say(f"starting from {model.path}: {what}trained on {sources}; using its network and face alignment")
     if model.kind.oracle or model.state["best"]["rule"] == ORACLE:
-        console.warn(f"{model.path}: target labels trained it or chose its epoch; a model adapted from it is an oracle")
+        console.warn(
+            f"{model.path} used target labels in training or to choose its epoch; a model adapted from it is an oracle"
+        )

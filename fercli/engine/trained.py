@@ -157,7 +157,7 @@ class Trained:
 
     def _of_another_version(self) -> FercliError:
         return FercliError(
-            f"{self.path} was made by another version of {self.registered}", "adapt again with --restart"
+            f"{self.path} was written by another version of {self.registered}", "adapt again with --restart"
         )
 
 
@@ -178,7 +178,7 @@ def source_model(spec: Spec) -> Trained:
         raise FercliError(f"no source model in {spec.run_folder}", Advice.run("train-source"))
     if model.stage != "source":
         raise FercliError(
-            f"{model.path} is not a source model but one of `fercli adapt`", Advice.run("train-source", "--restart")
+            f"{model.path} is an adapted model, not a source model", Advice.run("train-source", "--restart")
         )
     return model
 
@@ -253,7 +253,7 @@ def find_trained(
         return _read(source)
     if target is None:
         if not adapted:
-            raise NoModel(f"{path} holds no trained model", Advice.run("train-source"))
+            raise NoModel(f"{path} contains no trained model", Advice.run("train-source"))
         if len(adapted) == 1:
             return _read(adapted[0] / BEST)
         raise FercliError(f"{path} has several adapted models ({names})", f"name one: {adapted[0]}")
@@ -289,7 +289,10 @@ def _read(path: Path) -> Trained:
     state = checkpoint.load(path)
     missing = [name for name in _NEEDED if name not in state]
     if missing:
-        raise FercliError(f"{path} is not a model of train-source or adapt (missing: {', '.join(missing)})")
+        raise FercliError(
+            f"{path} is not a model of train-source or adapt (missing: {', '.join(missing)})",
+            "train again with --restart, or copy the file again",
+        )
     return Trained(path, state)
 
 
@@ -302,12 +305,13 @@ def _read_any(path: Path, spec: Spec | None, sources: Sequence[str]) -> Trained:
             weights = read_weights(path)
         except FercliError as problem:
             why = problem.what.removeprefix(f"weights {path}: ")
-            raise FercliError(f"{path} is not a fercli checkpoint, nor a released one: {why}", problem.fix) from None
+            raise FercliError(f"{path} is neither a fercli checkpoint nor a released one: {why}", problem.fix) from None
         if weights.description.kind == "fercli":
             raise foreign from None
     if spec is None:
         raise FercliError(
-            f"{path} is a released checkpoint ({weights.description.title}), which does not say how its faces are cut",
+            f"{path} is a released checkpoint ({weights.description.title}), which does not record how its faces "
+            "were cut",
             "use it with a spec: fercli evaluate --model FILE, fercli predict --run FILE",
         )
     found = released(weights, spec, sources)

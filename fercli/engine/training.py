@@ -40,7 +40,7 @@ def check_sharpness(sharpness: float | None, method: Method | type[Method]) -> N
     """
     if sharpness is not None and not method.needs_source:
         raise SpecError(
-            f"adapt.sharpness: it smooths the source loss, and {method.name} trains on no source; set it to null"
+            f"adapt.sharpness: it smooths the source loss, but {method.name} uses no source; set it to null"
         )
     if sharpness is not None and distributed.world_size() > 1:
         raise FercliError("adapt.sharpness works in one process only", "start one process, or set it to null")

@@ -128,7 +128,7 @@ class DecisionRule(NamedTuple):
         if name not in (*HEADS, "global+fused", "glpc") or (number and name != "glpc") or not 0 < threshold <= 1:
             raise SpecError(
                 f"{text!r} is not a decision rule",
-                f"one of {', '.join(HEADS)}, global+fused, glpc, glpc:THRESHOLD (0 to 1)",
+                f"choose one of {', '.join(HEADS)}, global+fused, glpc, glpc:THRESHOLD (0 to 1)",
             )
         return self._replace(name=name, threshold=threshold)
 

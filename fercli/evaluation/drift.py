@@ -200,7 +200,7 @@ def verdict(
         light.append(f"{for_start} of {len(asked)} selection rules that need no labels prefer the starting model.")
     if drift["faces"] < FEW_FACES:
         few = "is only 1 face" if drift["faces"] == 1 else f"are only {drift['faces']} faces"
-        light.append(f"There {few}: below {FEW_FACES}, a histogram of predictions says little.")
+        light.append(f"There {few}: with fewer than {FEW_FACES}, a histogram of predictions is unreliable.")
     first = drift["largest"]["before"]
     left = new[EXPRESSIONS.index(first["expression"])]
     if first["share"] > ONE_EXPRESSION and first["share"] - left > LOST:
@@ -231,7 +231,7 @@ def verdict(
     if listed and found is not None and listed - found > MANY_WITHOUT * listed:
         light.append(f"{listed - found} of {listed} images have no face: check that these are photographs of faces.")
     if duplicates and duplicates > MANY_DUPLICATES * drift["faces"]:
-        light.append(f"{duplicates} of {drift['faces']} faces are copies of others, and count more than once.")
+        light.append(f"{duplicates} of {drift['faces']} faces are copies of others and are counted more than once.")
     trust = VERDICTS[2] if grave else VERDICTS[1] if light else VERDICTS[0]
     return {"trust": trust, "reasons": [*grave, *light]}
 

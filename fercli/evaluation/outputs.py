@@ -67,7 +67,7 @@ def read_outputs(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         FercliError: the file does not exist, is damaged, or was written by another version.
     """
-    again = "train that stage again with --restart; in a sweep, delete its folder first"
+    again = "train that stage again with --restart; in a sweep, remove its folder first"
     try:
         with safe_open(path, framework="np") as file:
             about = json.loads((file.metadata() or {}).get(_MARK, "{}"))

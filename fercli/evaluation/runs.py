@@ -134,7 +134,7 @@ def find_run(given: str, runs: Path) -> Run:
     if path is None:
         known = sorted(spec.parent.name for spec in runs.glob("*/spec.yaml"))
         close = difflib.get_close_matches(given, known, 1)
-        hint = f"did you mean {close[0]}?" if close else f"{runs} holds {', '.join(known) or 'none'}"
+        hint = f"did you mean {close[0]}?" if close else f"{runs} contains {', '.join(known) or 'no runs'}"
         raise FercliError(f"no such run: {given}; {hint}")
     path, only = path if path.name else path.resolve(), None  # "." has neither a name nor a parent
     if not (path / "report").is_dir() and (path / "best.ckpt").exists():

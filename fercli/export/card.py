@@ -119,7 +119,7 @@ def _training(trained: Trained) -> str:
         ),
         ("network", f"global-local, backbone {spec.model.backbone}{width}, {local}"),
         (
-            "first weights",
+            "initial weights",
             "random" if weights is None else f"{weights.name}, given as model.weights: see its own terms",
         ),
         ("epoch", f"{best['epoch']}, chosen by {best['rule']} (reads {', '.join(reads) or 'nothing'})"),
@@ -181,7 +181,7 @@ def _outputs(trained: Trained) -> str:
             "`probabilities`",
             "float32",
             "[batch, 7]",
-            "0 to 1, of the decision; they sum to one, and the answer's is the largest",
+            "0 to 1, of the decision; they sum to one, and that of `answer` is the largest",
         ),
         ("`stage`", "int64", "[batch]", stage),
         ("`heads`", "float32", "[batch, 7, 7]", f"0 to 1, each head's probabilities; heads: {', '.join(HEADS)}"),
@@ -219,7 +219,7 @@ def _figures(trained: Trained) -> str:
     said = _table(("tested on", "faces", "accuracy %", "macro F1 %"), rows)
     if trained.is_starter:
         said += f"\n\nThe starter model has its own, more detailed card: `fercli weights inspect {NAME}`."
-    said += "\n\nComputed by `fercli evaluate`. Brackets: 95 % intervals, where computed."
+    said += "\n\nComputed by `fercli evaluate`. Brackets: 95% intervals, where computed."
     return said + ("\n\n† Synthetic: procedural faces." if any("†" in row[0] for row in rows) else "")
 
 

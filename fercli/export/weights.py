@@ -67,14 +67,14 @@ def export(
     description = weights.description
     if description.kind != "fercli":
         raise FercliError(
-            f"{source} is not a fercli checkpoint ({description.title}); only fercli checkpoints are exported,"
-            " and model.weights reads the others as they are"
+            f"{source} is not a fercli checkpoint ({description.title}); only fercli checkpoints can be exported,"
+            " and model.weights reads the others directly"
         )
     network = own_network(description.architecture)
     problems = ["unknown architecture"] if network is None else misfits(weights, network)
     problems = list(map(str, problems)) or _obstacles(kind, description.architecture, weights.document, source)
     if problems:
-        other = "" if kind == "fercli" or network is None else "; use --format fercli, which holds every fercli model"
+        other = "" if kind == "fercli" or network is None else "; use --format fercli, which stores every fercli model"
         raise FercliError(f"{source} cannot be exported as {kind}: {'; '.join(problems)}{other}")
     state = {key: value.contiguous() for key, value in weights.state.items()}
     state = _halved(state, source) if half else state
@@ -103,11 +103,11 @@ def find_checkpoint(path: Path) -> Path:
         return found[0]
     if found:
         raise FercliError(
-            f"{path} holds {len(found)} checkpoints ({', '.join(it.parent.name for it in found)});"
+            f"{path} contains {len(found)} checkpoints ({', '.join(it.parent.name for it in found)});"
             " give one of these folders"
         )
     raise FercliError(
-        f"{path} holds no best.ckpt", "give a checkpoint, or the folder of a run's stage (runs/NAME/source)"
+        f"{path} contains no best.ckpt", "give a checkpoint, or the folder of a run's stage (runs/NAME/source)"
     )
 
 
@@ -137,9 +137,9 @@ def _safetensors(kind: str, document: dict[str, Any], source: Path) -> tuple[byt
             "paths, roots and options of datasets, sweep: they belong to the machine that trained it",
         ]
     if kind == "fercli":
-        left = [f"a record of its training: {source} has none, so {SAFETENSORS[1:]} holds only tensors"]
+        left = [f"a record of its training: {source} has none, so {SAFETENSORS[1:]} contains only tensors"]
     else:
-        left = [f"{', '.join(beside)}: a .safetensors file holds only tensors"] if beside else []
+        left = [f"{', '.join(beside)}: a .safetensors file contains only tensors"] if beside else []
     return save(state, {"format": "pt"}), left
 
 
@@ -159,7 +159,8 @@ def _obstacles(kind: str, architecture: Architecture, document: Mapping[str, Any
         if architecture.local != "feature-map":
             said.append("the format has no patch stems (model.local: image-crop)")
         if _transforms_output(document, source):
-            said.append(f"the format cannot hold the networks of {document['method_name']}, which its predictions need")
+            name = document["method_name"]
+            said.append(f"the format cannot store the networks of {name}, which its predictions need")
     return said
 
 
@@ -186,10 +187,10 @@ def _document(kind: str, state: dict[str, Tensor], weights: Weights) -> tuple[di
         return {**epoch, **classwise, "model": to_published_names(state)}, missing
     parts = dict.fromkeys(key.split(".", 1)[0] for key in state if not key.startswith("backbone."))
     if kind == "face-evolve":
-        return to_face_evolve_names(state), [f"{', '.join(parts)}: the format holds only a backbone"]
+        return to_face_evolve_names(state), [f"{', '.join(parts)}: the format contains only a backbone"]
     begin = "backbone.features."
     features = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith(begin)}
-    return features, [f"backbone.project_*, {', '.join(parts)}: the format holds only torchvision's layers"]
+    return features, [f"backbone.project_*, {', '.join(parts)}: the format contains only torchvision's layers"]
 
 
 def _state_of(document: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:

@@ -69,7 +69,7 @@ def released_box(box: Box, picture: tuple[int, int]) -> Box:
     left, right = max(left - across, 0), min(right + across, picture[0])
     top, bottom = max(top - down, 0), min(bottom + down, picture[1])
     if left >= right or top >= bottom:
-        raise ValueError("the face's box lies outside the image")
+        raise ValueError("the face's box is outside the image")
     return left, top, right, bottom
 
 
@@ -97,7 +97,7 @@ def alignment_matrix(
         return template_matrix(points5, size, margin)
     if kind == "box":
         return box_matrix(released_box(box, picture), size, margin)
-    raise ValueError(f"no alignment {kind!r}")
+    raise ValueError(f"unknown alignment: {kind!r}")
 
 
 def box_of_points(points5: np.ndarray) -> Box:

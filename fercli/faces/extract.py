@@ -122,7 +122,7 @@ def locate(
             return Extracted("rejected", "no landmarks given", box=record.box, fillable=True), None, None
         points = np.array(record.landmarks, float)
         if not ((points.mean(0) >= 0) & (points.mean(0) < image.shape[1::-1])).all():
-            raise ValueError("the given landmarks lie outside the image")
+            raise ValueError("the given landmarks are outside the image")
         # Along the line of the eyes, each right point is to the right of its left one. The mouth is below the eyes.
         across = points[1] - points[0]
         below = points[3:].mean(0) - points[:2].mean(0)
@@ -176,7 +176,7 @@ def frame_of(record: Record, size: tuple[int, int]) -> Box:
         raise Unreadable("the given box has corners that are not finite numbers")
     left, top, right, bottom = record.box
     if min(right, width) - max(left, 0) < 2 or min(bottom, height) - max(top, 0) < 2:
-        raise Unreadable(f"the given box lies outside the image ({width} x {height})")
+        raise Unreadable(f"the given box is outside the image ({width} x {height})")
     return record.box
 
 

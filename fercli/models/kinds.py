@@ -54,7 +54,7 @@ KINDS: dict[str, Kind] = {
         "torchvision MobileNetV2",
         ("backbone",),
         {
-            "features.18.": "the layer that our projection to 512 channels replaces",
+            "features.18.": "the layer that fercli's projection to 512 channels replaces",
             "classifier.": "ImageNet's classifier",
         },
     ),

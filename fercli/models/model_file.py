@@ -36,7 +36,7 @@ FORMAT = 1
 _MARK, _RECORD, _METHOD = "fercli.format", "fercli.record", "method."
 
 #: The hint for a file that has changed since it was written.
-_AGAIN = "fetch, copy or export it again: fercli weights export RUN FILE --format fercli"
+_AGAIN = "download, copy or export it again: fercli weights export RUN FILE --format fercli"
 
 _Row = Annotated[list[Fraction], Field(min_length=7, max_length=7)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -68,7 +68,7 @@ class Best(Section):
     @classmethod
     def _rule_exists(cls, value: str) -> str:
         if value not in (*RULES, ORACLE, SOURCE_TEST):
-            raise ValueError(f"{value!r} is not a selection rule; use one of {', '.join(RULES)}")
+            raise ValueError(f"{value!r} is not a selection rule; choose one of {', '.join(RULES)}")
         return value
 
 
@@ -95,7 +95,7 @@ class ModelFacts(Section):
     @classmethod
     def _method_exists(cls, value: str | None) -> str | None:
         if value is not None and value not in METHODS and not is_place(value):
-            raise ValueError(f"{value!r} is not a method; use one of {', '.join(METHODS)}")
+            raise ValueError(f"{value!r} is not a method; choose one of {', '.join(METHODS)}")
         return value
 
     @field_validator("target")
@@ -270,7 +270,7 @@ def read_model(path: Path) -> dict[str, Any]:
     """Read a model in one file, as `fercli.engine.checkpoint.load` reads a checkpoint; floats become float32.
 
     Raises:
-        FercliError: the file is missing, truncated, damaged, edited, from a newer fercli, or holds only tensors.
+        FercliError: the file is missing, truncated, damaged, edited, from a newer fercli, or contains only tensors.
     """
     from safetensors import safe_open
 
@@ -310,13 +310,16 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 def _record(path: Path, metadata: Mapping[str, str]) -> Record:
     if _MARK not in metadata:
         raise Foreign(
-            f"{path} holds only tensors, not a whole model",
+            f"{path} contains only tensors, not a whole model",
             "start a training from them with model.weights, or export the model's run again: "
             "fercli weights export RUN FILE --format fercli",
         )
     mark, text = metadata[_MARK], metadata.get(_RECORD, "")
     if mark.isdecimal() and int(mark) > FORMAT:
-        raise FercliError(f"{path} was written by a newer fercli (format {shown(mark)}) than this one ({__version__})")
+        raise FercliError(
+            f"{path} was written by a newer fercli (format {shown(mark)}) than this one ({__version__})",
+            "update fercli",
+        )
     try:
         tree = json.loads(text)
     except (ValueError, RecursionError):

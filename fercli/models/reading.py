@@ -29,7 +29,7 @@ from fercli.errors import FercliError
 SAFETENSORS = ".safetensors"
 
 #: The message for a file that safetensors cannot read.
-BROKEN = "is truncated, damaged or not a safetensors file; fetch or copy it again"
+BROKEN = "is truncated, damaged or not a safetensors file; download or copy it again"
 
 _OTHER_BYTES = "is damaged: its bytes have changed since it was written"
 _CUT = "is truncated or damaged"
@@ -56,7 +56,7 @@ def read_document(path: Path) -> Any:
         raise FercliError(f"weights {path}: {what}", "give a checkpoint file (or model.weights: null for none)")
     try:
         if path.stat().st_size == 0:
-            raise FercliError(f"weights {path}: the file is empty", "fetch or copy it again")
+            raise FercliError(f"weights {path}: the file is empty", "download or copy it again")
         if is_safetensors(path):
             from safetensors.torch import load_file
 
@@ -67,7 +67,7 @@ def read_document(path: Path) -> Any:
     except OSError as error:
         raise FercliError(f"weights {path}: cannot be read ({error.strerror or error})") from error
     except Damaged as error:
-        raise FercliError(f"weights {path}: {error}", "fetch or copy it again") from error
+        raise FercliError(f"weights {path}: {error}", "download or copy it again") from error
     except ValueError as error:
         raise FercliError(f"weights {path}: {error}") from error
     except Exception as error:  # the bytes may be arbitrary
@@ -172,13 +172,13 @@ def check_plain(document: Any, most: int = 200_000) -> None:
         value = waiting.pop()
         if isinstance(value, Tensor):
             if not _holds_its_numbers(value):
-                raise ValueError("holds a tensor without its numbers")
+                raise ValueError("contains a tensor without its numbers")
         elif isinstance(value, int) and value.bit_length() > 64:
-            raise ValueError("holds a number of more than 64 bits")
+            raise ValueError("contains a number of more than 64 bits")
         elif isinstance(value, Mapping | list | tuple | set | frozenset):
             count += len(value)
             if count > most:
-                raise ValueError(f"holds more than {most} values")
+                raise ValueError(f"contains more than {most} values")
             waiting.extend(value.values() if isinstance(value, Mapping) else value)
 
 

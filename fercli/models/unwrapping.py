@@ -58,7 +58,7 @@ def unwrap(document: Mapping[str, Any]) -> Unwrapped:
         return found["network",]  # a method's own state may look like a network too
     if len(found) > 1:
         held = ", ".join(f"{_told(place)}: {KINDS[one.kind].title}" for place, one in found.items())
-        raise ValueError(f"holds {len(found)} networks ({held}); save the one you want in a separate file")
+        raise ValueError(f"contains {len(found)} networks ({held}); save the one you want in a separate file")
     if found:
         return next(iter(found.values()))
     if unknown:
@@ -115,7 +115,7 @@ def _described(place: tuple[str, ...], state: Mapping[str, Tensor]) -> str:
     groups = Counter(f"{key.partition('.')[0]}.*" if "." in key else key for key in state)
     names = some(f"{name} ({count})" if count > 1 else name for name, count in groups.items())
     under = f" in {_told(place)}" if place else ""
-    return f"{len(state)} tensors{under} with names of no known kind ({names})"
+    return f"{len(state)} tensors{under} with unknown names ({names})"
 
 
 def _told(place: tuple[str, ...]) -> str:

@@ -99,7 +99,7 @@ def read_weights(path: str | Path) -> Weights:
     document = read_model(path) if holds_model(path) else read_document(path)
     if not isinstance(document, Mapping):
         raise FercliError(
-            f"weights {path}: holds an object of type {type(document).__name__}, not a dict of tensors",
+            f"weights {path}: contains an object of type {type(document).__name__}, not a dict of tensors",
             "give a checkpoint file",
         )
     try:

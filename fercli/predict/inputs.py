@@ -100,7 +100,7 @@ def _folder(folder: Path) -> list[Input]:
             skipped.append(one.name)
     if not found:
         only = f" that fercli reads, only {media.list_skipped(skipped)}" if skipped else ""
-        raise FercliError(f"{folder} holds no image or video{only}")
+        raise FercliError(f"{folder} contains no image or video{only}")
     if skipped:
         # Skipped images are reported even with --quiet.
         tell = console.warn if any(map(media.is_unread_picture, skipped)) else console.say
@@ -135,7 +135,7 @@ def _matches(pattern: str) -> list[Input]:
         listed = [Path(one) for one in sorted(glob.glob(pattern)) if os.path.isfile(one)]
         found = [path for path in listed if not _is_litter(path.relative_to(fixed).parts, wanted)]
     if not found:
-        raise FercliError(f"nothing matches {pattern}")
+        raise FercliError(f"no file matches {pattern}")
     return [_file(path, path.relative_to(fixed)) for path in found]
 
 

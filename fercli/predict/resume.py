@@ -97,7 +97,7 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
         FercliError: part files exist and neither option is given, or the part files belong to a different run.
     """
     if resume and force:
-        raise SpecError("--resume continues a run and --force begins again", "give only one of them")
+        raise SpecError("--resume continues a run and --force starts again", "use only one of them")
     if resume and not paths:
         raise SpecError("--resume needs an output file", "name one with --jsonl or --csv")
     there = [path for path in map(part_of, paths) if os.path.exists(path)]
@@ -107,15 +107,15 @@ def find_position(paths: Sequence[Path], begun_with: dict[str, str], resume: boo
     first = there[0] if there else log
     if not resume:
         raise FercliError(
-            f"{first} holds the predictions of a stopped run",
-            "continue it with --resume, or begin again with --force",
+            f"{first} contains the predictions of a stopped run",
+            "continue it with --resume, or start again with --force",
         )
     header, positions = _read_log(log)
     if header is None:
-        raise FercliError(f"{first} cannot be resumed: {log} is missing or damaged", "begin again with --force")
+        raise FercliError(f"{first} cannot be resumed: {log} is missing or damaged", "start again with --force")
     for key, name in _SAME.items():
         if header.get(key) != begun_with[key]:
-            why = f"it was started with {name}; give the same, or begin again with --force"
+            why = f"it was started with {name}; use the same, or start again with --force"
             raise FercliError(f"{first} cannot be resumed: {why}")
     for position in reversed(positions):
         fits = len(position.sizes) == len(paths)

@@ -337,5 +337,5 @@ def adaptation(
             raise SpecError("--episodic needs --adapt", "name a method with --adapt")
         return None
     if name not in ADAPTATIONS:
-        raise SpecError(f"--adapt {name}: no such method", f"give one of {', '.join(ADAPTATIONS)}")
+        raise SpecError(f"--adapt {name}: no such method", f"choose one of {', '.join(ADAPTATIONS)}")
     return ADAPTATIONS[name](network, transform, heads, episodic)

@@ -22,7 +22,7 @@ from fercli.predict.test_time import Adaptation
 from fercli.predict.totals import Totals
 
 #: Advice for a run that cannot be resumed.
-_AGAIN = "begin again with --force"
+_AGAIN = "start again with --force"
 
 
 class _Target(NamedTuple):

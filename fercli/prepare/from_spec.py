@@ -31,9 +31,9 @@ def list_dataset(spec: Spec, name: str, root: str | None = None) -> Listing:
         known = [*READERS, *spec.data.datasets, *spec.data.source, *spec.data.targets]
         near = difflib.get_close_matches(name, known, 1)
         if near and near[0] != name:
-            raise FercliError(f"no dataset '{name}'; did you mean '{near[0]}'?")
+            raise FercliError(f"no such dataset: '{name}'; did you mean {near[0]}?")
         raise FercliError(
-            f"{name}: no reader is known for it; choose one, for example with "
+            f"no reader is known for {name}; choose one, such as "
             f"--set data.datasets.{name}.reader=folders (one of {', '.join(READERS)})"
         )
     folder = Path(root) if root else entry.root or spec.paths.data / name
@@ -66,7 +66,7 @@ def photo_folder(spec: Spec, named: str) -> tuple[Spec, str] | None:
     if not is_path and (named in datasets or not there):
         return None
     if not there:
-        raise FercliError(f"no such folder: {named}", "give a folder of photographs or a dataset (fercli datasets)")
+        raise FercliError(f"no such folder: {named}", "give a folder of images or a dataset (fercli datasets)")
     if name in datasets:
         raise FercliError(f"{named}: a dataset is also called {name}", "rename the folder")
     entry = Dataset(reader="folders", root=root, options={"labelled": False}, store=store)

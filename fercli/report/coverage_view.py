@@ -51,7 +51,7 @@ def left_out(document: Mapping[str, Any], columns: Sequence[Column], refused: in
     for one in images(document):
         name, of_mean = one["name"], mean and one["role"] == "target"
         if not one["run"]:
-            notes.append(f"{name}: no cell was run yet{', so there is no mean over targets' if of_mean else ''}.")
+            notes.append(f"{name}: no cell has been run yet{', so there is no mean over targets' if of_mean else ''}.")
         elif name in blank:
             without = ", and the mean over targets leaves it out" if of_mean else ""
             notes.append(f"{name}: its images have no labels, so it has no scores and no confusion matrices{without}.")
@@ -61,7 +61,7 @@ def left_out(document: Mapping[str, Any], columns: Sequence[Column], refused: in
     if len(document["seeds"]) < 2:
         notes.append("One seed: no deviation, no test over seeds and no ties can be computed.")
     if refused:
-        notes.append(f"Failure cases: {refused} images, to keep the page small; their numbers are shown.")
+        notes.append(f"Failure cases: the images of {refused} faces, to keep the page small; their figures are shown.")
     if document["kind"] == "sweep":
         return notes
     if not any(entry["calibration"] for entry in document["entries"]):

@@ -202,7 +202,7 @@ def _sources(spec: Spec, model: Trained, stores: Mapping[str, Store]) -> list[St
         console.say(f"no prepared store of {'+'.join(spec.data.source)}, the model's training data, so {without}")
         return []
     for store in prepared_again(model.state, found):
-        console.say(f"{store.path} does not hold the faces and labels that the model was trained on, so {without}")
+        console.say(f"{store.path} does not contain the faces and labels that the model was trained on, so {without}")
         return []
     return found
 
@@ -218,7 +218,8 @@ def _warn_of_other_faces(spec: Spec, model: Trained, store: Store) -> None:
     other = [f"{name} {found[name]}, not {due[name]}" for name in names if found.get(name, due[name]) != due[name]]
     if other:
         console.warn(
-            f"{store.path} holds faces cropped differently from those {model.path} was trained on: {', '.join(other)}"
+            f"{store.path} contains faces cropped differently from those {model.path} was trained on: "
+            f"{', '.join(other)}"
         )
 
 

@@ -84,7 +84,7 @@ class ModelRecord:
         """
         asked = self.rule.named(name) if name else None
         if asked and len(self.heads) < len(HEADS) and asked.key not in self.heads:
-            raise SpecError(f"{self.checkpoint} cannot predict by {name}", f"its heads are: {', '.join(self.heads)}")
+            raise SpecError(f"{self.checkpoint} cannot predict with {name}", f"its heads are: {', '.join(self.heads)}")
         return replace(self, decision=name if asked.key == "glpc" else asked.key) if asked else self
 
     def answering(self) -> DecisionRule:
@@ -185,8 +185,11 @@ class Epochs:
         """
         folder = self._record.folder
         if rule not in self.chosen or not self.same_faces:
-            why = f"{folder} has no score by {rule}" if self.same_faces else f"{folder} holds outputs of other faces"
-            raise FercliError(why, "adapt again: --restart" + (", with adapt.also_score=dev" if rule == "dev" else ""))
+            why = f"has no score for {rule}" if self.same_faces else "contains outputs of other faces"
+            raise FercliError(
+                f"{folder} {why}",
+                "adapt again with --restart" + (" and --set adapt.also_score=dev" if rule == "dev" else ""),
+            )
         epoch = self.chosen[rule]
         found, _ = self.outputs[epoch]
         return replace(self._record, epoch=epoch, selection=rule, rule=self.rule(found)), found

@@ -59,7 +59,8 @@ def find(file: str | None) -> Path:
         return path
     if file in packaged():
         return packaged()[file]
-    raise SpecError(f"no spec file {brief(file, 200)}", f"give a path, or a packaged spec: {', '.join(packaged())}")
+    known = ", ".join(packaged())
+    raise SpecError(f"no such spec file: {brief(file, 200)}", f"give a path, or a packaged spec: {known}")
 
 
 def load(file: str | None = None, overrides: Sequence[str] = (), shortcuts: dict[str, Any] | None = None) -> Spec:
@@ -162,7 +163,7 @@ def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") 
             *parents, key = item["loc"]
             yield f"{path}: {_unknown(str(key), _keys_at(model, parents), path)}"
         elif item["type"] == "literal_error":
-            yield f"{path}: {value} is not allowed; one of {item['ctx']['expected'].replace(' or ', ', ')}"
+            yield f"{path}: {value} is not allowed; choose one of {item['ctx']['expected'].replace(' or ', ', ')}"
         elif item["type"] == "value_error":
             yield from (f"{path + ': ' if path else ''}{line}" for line in str(item["ctx"]["error"]).splitlines())
         elif item["type"] == "string_type" and isinstance(item["input"], int | float | date):
@@ -176,7 +177,7 @@ def explain(problem: ValidationError, model: type[BaseModel], prefix: str = "") 
 def _unknown(key: str, known: list[str], path: str) -> str:
     new = RENAMED.get(key)
     if new in known:
-        return f"called {new} since 0.3; write {path.removesuffix(key)}{new}"
+        return f"renamed to {new} in 0.3; write {path.removesuffix(key)}{new}"
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
     return f"unknown key ({hint})"

@@ -41,7 +41,7 @@ def _one_of(value: str, names: Sequence[str]) -> str:
     if value not in names:
         close = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"{brief(repr(value))} is not known{hint}; one of {', '.join(names)}")
+        raise ValueError(f"{brief(repr(value))} is not known{hint}; choose one of {', '.join(names)}")
     return value
 
 
@@ -396,8 +396,8 @@ class TrainSource(Optimisation):
     """Blending of pairs of faces and their labels, with one ratio per batch drawn from Beta(mixup, mixup) (Zhang et
     al., ICLR 2018); 0 turns it off."""
     class_balance: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """How much more rare expressions weigh: a face's weight is the size of its class to the power of minus this value,
-    scaled to a mean of 1 (Cui et al., CVPR 2019, compare such weights); 0 weights all faces equally."""
+    """How much extra weight rare expressions get: a face's weight is the size of its class to the power of minus this
+    value, scaled to a mean of 1 (Cui et al., CVPR 2019, compare such weights); 0 weights all faces equally."""
     views: Literal["weak", "strong"] = "weak"
     """Training views: ``weak`` (flip and crop, as published) or ``strong`` (RandAugment on top)."""
     late_rates: bool = False

@@ -108,5 +108,5 @@ def other_origins(spec: Spec, made: Environment, stores: Sequence[Store]) -> str
         return f"{', '.join(store.name for store in other)} was prepared again after it was trained"
     start, source = made.made_of.source_model, read_environment(spec.run_folder / "source")
     if start and source is not None and source.made_of.model not in ("", start):
-        return "adapted from a source model other than the run's present one"
+        return "not adapted from the run's current source model"
     return ""

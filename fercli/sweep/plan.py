@@ -123,6 +123,6 @@ def _with(base: dict[str, Any], changes: dict[str, Any], label: str) -> Spec:
         for key in parents:
             below = below.setdefault(key, {})
             if not isinstance(below, dict):
-                raise SpecError(f"sweep: {path} is not a key of the spec")
+                raise SpecError(f"sweep: unknown key {path}")
         below[last] = {**below[last], **value} if last == "options" and isinstance(value, dict) else value
     return parse(tree, where=f"sweep ({label})")

@@ -141,7 +141,7 @@ def _workers(spec: Spec, most: int, alone: bool = False) -> tuple[Workers | Clus
         if wanted.jobs == "gpus":
             raise SpecError(
                 f"sweep.jobs: gpus is for the GPUs of one machine, but sweep.backend is {wanted.backend}",
-                "start one worker per GPU there, each seeing only its own, and leave sweep.jobs out",
+                "start one worker per GPU there, each seeing only its own, and leave out sweep.jobs",
             )
         # As dask and ray do: they start one worker, or one thread of a worker, per core.
         threads = threads or 1
