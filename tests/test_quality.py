@@ -545,7 +545,7 @@ def test_the_command_line_reports_a_leak(tmp_path):
     settings |= {"data.targets": "mine", "data.datasets.mine.reader": "folders"}
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     done = run("prepare", *options)
-    told = "quality.html: pairs of faces trained on in a source and scored in a target (a leak): 1"
+    told = "quality.html: pairs of duplicate faces trained on in a source and scored in a target (a leak): 1"
     assert done.exit_code == 0 and told in done.stderr
     assert told in run("prepare", "--quiet", *options).stderr
     assert json.loads(run("prepare", "--json", *options).stdout)["quality"]["leaks"] == 1

@@ -348,4 +348,4 @@ def test_the_console_shows_drift_without_labels_and_warns_of_untrusted_models(re
     assert doubts(results) == []
     for told in adapted[:2]:
         told["trust"] = "not trusted"
-    assert doubts(results) == [f"2 of {len(adapted)} adaptations are not trusted; the report lists them"]
+    assert doubts(results) == [f"2 of {len(adapted)} adaptations are not trusted; fercli evaluate --report lists them"]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from fercli import console
 from fercli.cli.options import console_options
+
+#: The demo's spec. Commands read it by default in its folder.
+SPEC = "fercli.yaml"
 
 
 @click.command("demo", short_help="Run the whole workflow on synthetic faces, in minutes.")
@@ -38,7 +44,8 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     """Train, adapt and evaluate a model from scratch, on synthetic faces.
 
     Draws procedural faces (no photographs) in the layouts of RAF-DB and JAFFE, then runs prepare, train-source, adapt
-    and evaluate --report in order. If it is stopped, run the same command again to resume.
+    and evaluate --report in order. If it is stopped, run the same command again to resume. The steps run in
+    the demo's folder, fercli-demo/seed-0, and print paths relative to it.
 
     \b
     Examples:
@@ -62,14 +69,14 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     preparing = (prepare.command, "prepare", {"datasets": (), "root": None})
     if sweeping:
         whole = {"dry_run": False, "counting": False, "cell": None}
-        spec_file = str(write_shifts(folder))
+        write_shifts(folder)
         steps = (
             preparing,
-            (sweep.command, f"sweep {spec_file} --jobs {jobs}", {"jobs": jobs, **whole}),
+            (sweep.command, f"sweep {SPEC} --jobs {jobs}", {"jobs": jobs, **whole}),
             (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
         )
     else:
-        spec_file = str(write_demo(folder, seed))
+        write_demo(folder, seed)
         steps = (
             preparing,
             (train_source.command, "train-source", {"sources": (), "restart": False}),
@@ -80,16 +87,29 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
             ),
             (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
         )
+    console.say(f"\n$ cd {folder}", style="bold")
+    ctx.with_resource(_inside(folder))
     for step, words, arguments in steps:
-        where = "" if step is sweep.command else f" -c {spec_file}"
-        console.say(f"\n$ fercli {words}{where}", style="bold")
+        console.say(f"\n$ fercli {words}", style="bold")
         last = step is evaluate.command
         ctx.invoke(
             step,
-            spec_file=spec_file,
+            spec_file=SPEC if step is sweep.command else None,
             overrides=(),
             quiet=quiet if last else still,
             as_json=as_json and last,
             **arguments,
         )
         console.configure(quiet=quiet, as_json=as_json)
+    console.say(f"everything is in {folder}: run further commands there")
+
+
+@contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    """Work in a folder for a while (contextlib.chdir exists since Python 3.11)."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)

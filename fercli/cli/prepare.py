@@ -92,7 +92,9 @@ def _prepare(spec: Spec, names: list[str], root: str | None, repair: bool, repor
         found = [f"{what}: {quality[key]}" for key, what in _FINDINGS.items() if quality[key]]
         if quality["subjects_across"]:
             found.append(f"subjects in several splits: {quality['subjects_across']}")
-        said = f"{quality['page']}: " + ("pairs of faces " + "; ".join(found) if found else "no duplicate faces")
+        said = f"{quality['page']}: " + (
+            "pairs of duplicate faces " + "; ".join(found) if found else "no duplicate faces"
+        )
         # Shown even with --quiet: an unnoticed leak ends up in published results.
         console.warn(said) if quality["leaks"] or quality["leaks_within"] else console.say(said)
     console.result({"prepared": summaries, "quality": quality})

@@ -153,7 +153,7 @@ def doubts(document: Document) -> list[str]:
     told = [(entry, entry["drift"]["verdict"]) for entry in document["entries"] if entry.get("drift")]
     if document["kind"] == "sweep":
         bad = sum(verdict["trust"] == "not trusted" for _, verdict in told)
-        return [f"{bad} of {len(told)} adaptations are not trusted; the report lists them"] if bad else []
+        return [f"{bad} of {len(told)} adaptations are not trusted; fercli evaluate --report lists them"] if bad else []
     return [
         f"{entry['dataset']}, {entry['method']}: {verdict['trust']}. {' '.join(verdict['reasons'])}"
         for entry, verdict in told

@@ -115,6 +115,7 @@ def view(document: Mapping[str, Any], pictures: Pictures | None = None) -> dict[
         "created": f"{created.day} {created:%B %Y, %H:%M} {created.tzname()}",
         "spec": yaml.safe_dump(document["spec"], sort_keys=False, allow_unicode=True, width=100),
         "environment": environment,
+        "drawn": [name for name, about in document["datasets"].items() if about["synthetic"]] or ["This run"],
         "missing": missing(document),
         "images": images(document),
         "times": times(document),

@@ -72,7 +72,7 @@ def _draw_missing(data: Path, writers: dict[str, Callable[[Path], None]]) -> Non
 
 def _write_spec(folder: Path, packaged_name: str, name: str, seed: int) -> Path:
     tree = yaml.safe_load(packaged()[packaged_name].read_text(encoding="utf-8"))
-    tree["paths"] = {key: str(folder / key) for key in ("data", "prepared", "runs")}
+    tree["paths"] = {key: key for key in ("data", "prepared", "runs")}  # relative to the folder
     tree.setdefault("engine", {})["seed"] = seed
     tree["name"] = name
     file = folder / "fercli.yaml"
