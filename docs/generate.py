@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from fercli.cli import COMMANDS, main
 from fercli.methods import method_class
-from fercli.spec import Spec
+from fercli.spec import Spec, packaged
 from fercli.spec.registry import METHODS
 from fercli.spec.schema import Sweep
 from fercli.spec.template import flow, plain, values
@@ -50,7 +50,9 @@ def run_spec_page() -> str:
         "adapt: {method: aglrls, epochs: 10, lr: {1: 1e-5, 6: 1e-6}}",
         "```",
         "",
-        "A learning rate is a number or a mapping from the first epoch to the rate from there on.",
+        "A learning rate is a number, or a mapping from an epoch to the rate from that epoch on.",
+        "",
+        "`-c` also takes the name of a packaged spec: " + ", ".join(f"`{name}`" for name in sorted(packaged())) + ".",
         *_section(Spec, ""),
     ]
     return "\n".join(lines) + "\n"
@@ -129,7 +131,14 @@ def _type(field: Any) -> str:
 def commands_page() -> str:
     """The help page of every command."""
     root = click.Context(main, info_name="fercli", terminal_width=_WIDTH, **main.context_settings)
-    lines = ["# Commands", "", _NOTE, "What `fercli --help` and `fercli COMMAND --help` print."]
+    lines = [
+        "# Commands",
+        "",
+        _NOTE,
+        "What `fercli --help` and `fercli COMMAND --help` print. Results go to stdout, progress and messages to stderr. "
+        "`--quiet` and `--json` are for scripts. An error is one line; `--debug` shows its traceback. Stopped or "
+        "killed, a command resumes when it is run again.",
+    ]
     for words, ctx in _contexts(main, root, ()):
         lines += ["", f"## {' '.join(('fercli', *words))}", "", "```text", ctx.get_help().rstrip(), "```"]
     return "\n".join(lines) + "\n"
