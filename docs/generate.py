@@ -135,8 +135,8 @@ def commands_page() -> str:
         "# Commands",
         "",
         _NOTE,
-        "What `fercli --help` and `fercli COMMAND --help` print. Results go to stdout, progress and messages to stderr. "
-        "`--quiet` and `--json` are for scripts. An error is one line; `--debug` shows its traceback. Stopped or "
+        "What `fercli --help` and `fercli COMMAND --help` print. Results go to stdout, progress and messages to "
+        "stderr. `--quiet` and `--json` are for scripts. An error is one line; `--debug` shows its traceback. Stopped or "
         "killed, a command resumes when it is run again.",
     ]
     for words, ctx in _contexts(main, root, ()):
