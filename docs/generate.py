@@ -136,8 +136,8 @@ def commands_page() -> str:
         "",
         _NOTE,
         "What `fercli --help` and `fercli COMMAND --help` print. Results go to stdout, progress and messages to "
-        "stderr. `--quiet` and `--json` are for scripts. An error is one line; `--debug` shows its traceback. Stopped or "
-        "killed, a command resumes when it is run again.",
+        "stderr. `--quiet` and `--json` are for scripts. An error is one line; `--debug` shows its traceback. "
+        "Stopped or killed, a command resumes when it is run again.",
     ]
     for words, ctx in _contexts(main, root, ()):
         lines += ["", f"## {' '.join(('fercli', *words))}", "", "```text", ctx.get_help().rstrip(), "```"]
