@@ -27,8 +27,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
 from rich.table import Table
@@ -249,21 +251,31 @@ def table(
 ) -> None:
     """Print a table of results on stdout, unless silent. The first `left` columns are left-aligned, the rest right.
 
-    If the first cell of a row begins with ``*``, the row is highlighted (the star itself is not printed).
+    If the first cell of a row begins with ``*``, the row is highlighted (the star itself is not printed). A table
+    that is wider than the terminal goes without frames, so that its words have more room.
     """
     if silent():
         return
     title, caption = (_fitted(text or "") or None for text in (title, caption))
     drawn = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for i, name in enumerate(columns):
-        drawn.add_column(_fitted(name), justify="left" if i < left else "right", overflow="fold")
+        least = 0 if i < left else max(map(len, name.split()), default=0)  # no word of a number's heading is broken
+        drawn.add_column(_fitted(name), justify="left" if i < left else "right", overflow="fold", min_width=least)
     for row in rows:
         cells = [escape(_fitted(str(cell))) for cell in row]
         strong = cells[0].startswith("*")
         if strong:
             cells[0] = cells[0][1:]
         drawn.add_row(*cells, style="bold" if strong else None)
+    if _natural(drawn) > width():
+        drawn.box, drawn.padding, drawn.show_edge = SIMPLE_HEAD, 0, False
     show(drawn)
+
+
+def _natural(drawn: Table) -> int:
+    """Return the columns that a table takes where nothing is wrapped."""
+    wide = Console(width=10_000, file=io.StringIO())
+    return Measurement.get(wide, wide.options, drawn).maximum
 
 
 def show(*parts: RenderableType, even_silent: bool = False) -> None:

@@ -154,3 +154,14 @@ def test_a_report_is_written_in_a_locale_of_ascii(trained: Bench, tmp_path: Path
     )
     (page,) = target.runs.rglob("report.html")
     assert not page.read_text(encoding="utf-8").isascii()
+
+
+@pytest.mark.parametrize(("width", "framed"), [(60, True), (34, False)])
+def test_a_table_wider_than_the_terminal_goes_without_frames(width: int, framed: bool, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    console.table("Scores", ["model", "accuracy", "points", "broken"], [["a-run/adapt-jaffe", "95.71", "+2.52", "4"]])
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title.strip() == "Scores" and max(map(len, lines)) <= width
+    assert any("│" in line for line in lines) is framed
+    headings = " ".join(lines[:2])
+    assert all(word in headings for word in ("model", "accuracy", "points", "broken"))
