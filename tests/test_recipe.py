@@ -234,7 +234,7 @@ def test_a_split_of_the_source_chooses_the_epoch(validation, told_of, tmp_path: 
 
 def test_cosine_needs_a_single_rate(bench: Bench) -> None:
     settings = ("--set", "train_source.schedule=cosine", "--set", "train_source.lr={1: 0.1, 2: 0.01}")
-    assert "set lr to a number" in told(bench("train-source", *settings), 2)
+    assert "needs a single initial rate; set lr to one number" in told(bench("train-source", *settings), 2)
 
 
 def test_a_resolved_spec_with_a_cosine_reads_back() -> None:

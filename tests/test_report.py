@@ -197,10 +197,17 @@ def test_every_oracle_is_marked_and_nothing_else(any_kind):
 
 def test_synthetic_faces_are_marked_in_every_table_without_published_figures(any_kind):
     text = render(any_kind)
-    assert "synthetic faces: procedural drawings, not photographs" in text and "AGRA" not in text
+    drawn = ", ".join(any_kind["datasets"])
+    assert f"{drawn}: synthetic faces, procedural drawings, not photographs" in text and "AGRA" not in text
     for table in Page(text).tables:
         for name in ("jaffe", "raf-db", "near"):
             assert table.count(name) == words(table).count(f"{name} synthetic") + table.count(f"adapt-{name}")
+
+
+def test_the_banner_names_the_drawn_datasets_alone(any_kind):
+    any_kind["datasets"]["jaffe"]["synthetic"] = False
+    drawn = [name for name in any_kind["datasets"] if name != "jaffe"]
+    assert f"{', '.join(drawn)}: synthetic faces, procedural drawings" in render(any_kind)
 
 
 def test_real_faces_are_not_marked_and_have_published_figures(any_kind):

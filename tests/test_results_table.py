@@ -321,7 +321,7 @@ def test_a_run_is_shown_row_by_row(run):
 def test_tables_of_each_kind_fit_a_terminal(run, results, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for shown, there, gone in (
-        (run, "│ source-only │", "Choosing the epoch"),
+        (run, "source-only fused", "Choosing the epoch"),
         ({**run, "kind": "model"}, "By expression", "Choosing the epoch"),
         (results, "Choosing the epoch", "By expression"),
     ):

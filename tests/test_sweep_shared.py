@@ -168,7 +168,7 @@ def test_cells_run_one_by_one_give_the_same_table_and_the_last_writes_it(make, s
         if number == 3:
             assert stages(bench) == ["seed-1/adapt-jaffe-dann", "seed-1/source"]
             assert f"2 cells remain, the first is {CELLS[0]}" in result.stderr
-    assert f"{CELLS[1]} is left" in said[1] and "fercli evaluate -c" in said[1]
+    assert f"{CELLS[1]} remains" in said[1] and "fercli evaluate -c" in said[1]
     assert "results.csv" in said[2]
     assert_same_sweep(swept, bench)
     document = json.loads(run("sweep", bench.spec, "--cell", 2, "--json").stdout)
