@@ -434,7 +434,7 @@ def test_failure_cases_have_small_images_votes_and_alternative_texts(run):
         images = [attributes for tag, attributes in page.elements if tag == "img"]
         assert len(images) == (2 * 24 if shown else 0) and text.count("no image stored") == (0 if shown else 24)
         face = run["failure_cases"][0]["faces"][0]
-        assert holds(text, f"{100 * face['confidence']:.0f}% sure", f"stage {face['stage']}", face["id"])
+        assert holds(text, f"{100 * face['confidence']:.0f}% confident", f"stage {face['stage']}", face["id"])
         if shown:
             label = f"labelled {face['label']}, predicted {face['answer']}"
             assert images[0]["alt"] == f"face {face['id']} with its five landmarks: {label}"
