@@ -276,7 +276,7 @@ def test_a_folder_that_cannot_be_read_is_reported(closed: Path) -> None:
     why = "the folder cannot be read: Permission denied"
     assert said == [f"{root}/happy/a.jpg|None", f"{closed}|{why}", f"{root}/sad/c.jpg|None"]
     done = fercli_without_rights("-m", "fercli", "datasets", "check", "folders", root)
-    assert (done.returncode, done.stderr) == (1, f"error: folders: cannot read {closed}: Permission denied\n")
+    assert (done.returncode, done.stderr) == (1, f"error: folders: {closed} cannot be read: Permission denied\n")
 
 
 def test_a_working_folder_that_cannot_be_read_does_not_matter(closed: Path) -> None:

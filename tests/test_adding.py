@@ -213,7 +213,7 @@ def test_a_mistake_in_a_methods_name_is_one_line(name: str, here: Path, make_ada
 @pytest.mark.parametrize(
     ("reader", "told"),
     [
-        ("my_layouts:parse", "is not a reader; make it a fercli.datasets.reader.Reader"),
+        ("my_layouts:parse", "is not a reader; make it an instance of fercli.datasets.reader.Reader"),
         ("my_layouts:READE", "my_layouts has no READE"),
         ("nowhere:READER", "no module named nowhere"),
     ],

@@ -329,7 +329,7 @@ SPOILT: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "an adapted model in the source's": (
         lambda runs: shutil.copy(runs / ADAPTED, runs / SOURCE),
-        "source/best.ckpt is not a source model",
+        "source/best.ckpt is an adapted model, not a source model",
     ),
     "another architecture": (
         lambda runs: rewritten(runs / ADAPTED, "spec", lambda spec: merge(spec, {"model.backbone": "ir18"})),

@@ -147,7 +147,7 @@ REFUSED = {
     "missing": (["nowhere"], "no such run folder or checkpoint: nowhere; train one: fercli train-source"),
     "empty": (["TMP/empty"], "contains no trained model; run: fercli train-source"),
     "damaged": (["TMP/damaged.ckpt"], "is not a PyTorch checkpoint, or is damaged"),
-    "foreign": (["TMP/foreign.ckpt"], "is neither a fercli checkpoint nor a released one"),
+    "foreign": (["TMP/foreign.ckpt"], "is not a fercli checkpoint and not a released one"),
     "no such target": (["MADE", "--target", "sfew"], "no model adapted to sfew"),
     "below a file": (["MADE", "--out", "TMP/file/x.onnx"], "is not a folder; name another folder"),
     "a folder": (["MADE", "--out", "TMP/empty"], "it is a folder; give the name of a file"),

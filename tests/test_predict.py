@@ -177,7 +177,7 @@ def test_drawings_are_visible_on_dark_and_light_images(trained, shade):
         (["{photos}/a.png", "--run", "{tmp}/empty"], 1, "contains no trained model"),
         (["{photos}/a.png", "--run", "{tmp}/none"], 1, "no such run folder"),
         (["{photos}/a.png", "--run", "{tmp}/there.csv"], 1, "is not a PyTorch checkpoint, or is damaged"),
-        (["{photos}/a.png", "--run", "{tmp}/foreign.ckpt"], 1, "is neither a fercli checkpoint nor"),
+        (["{photos}/a.png", "--run", "{tmp}/foreign.ckpt"], 1, "is not a fercli checkpoint and not a released one"),
         (["{photos}/a.png", "--target", "sfew"], 1, "no model adapted to sfew"),
     ],
 )

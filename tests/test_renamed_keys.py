@@ -58,7 +58,7 @@ def test_the_old_name_is_not_suggested_for_other_sections() -> None:
     "sweep", [{"methods": {"dann": {"rate": 1}}}, {"methods": ["dann"], "grid": {"adapt.rate": [1]}}]
 )
 def test_an_error_about_a_sweep_names_the_new_key_too(sweep: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match=r"adapt\.rate: called lr since 0\.3; write adapt\.lr"):
+    with pytest.raises(SpecError, match=r"adapt\.rate: renamed to lr in 0\.3; write adapt\.lr"):
         plan(parse({"sweep": sweep}))
 
 
@@ -97,7 +97,7 @@ def test_the_saved_spec_of_an_old_run_is_not_treated_as_a_users_file(old: Bench)
     for path in (old.runs / "source/spec.yaml", old.runs / "spec.yaml"):
         path.write_text(yaml.safe_dump(as_before(load(str(old.spec)).model_dump(mode="json"))))
         assert load(str(path)) == load(str(old.spec))
-        with pytest.raises(SpecError, match="called lr"):
+        with pytest.raises(SpecError, match="renamed to lr"):
             load(str(path), ["adapt.rate=1"])
 
 

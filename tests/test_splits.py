@@ -117,7 +117,7 @@ def test_a_folder_around_everything_is_not_a_split(tmp_path, tree):
 
 def test_the_error_says_where_deeper_class_folders_are(tmp_path):
     touch(tmp_path, "a/b/train/happy/1.jpg", "notes/1.txt")
-    assert "(but in a/b/train/; give the folder a/b/ instead)" in refusal("folders", tmp_path)
+    assert "(found in a/b/train/; give the folder a/b/ instead)" in refusal("folders", tmp_path)
 
 
 @pytest.mark.parametrize(

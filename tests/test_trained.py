@@ -185,5 +185,5 @@ def test_models_of_a_run_by_its_spec(trained: Bench, tmp_path: Path) -> None:
     with pytest.raises(FercliError, match="is not an adapted model"):
         adapted_models(spec)
     shutil.copy(bench.runs / "adapt-jaffe/best.ckpt", bench.runs / "source")
-    with pytest.raises(FercliError, match="is not a source model"):
+    with pytest.raises(FercliError, match="is an adapted model, not a source model"):
         source_model(spec)

@@ -305,7 +305,7 @@ def _read_any(path: Path, spec: Spec | None, sources: Sequence[str]) -> Trained:
             weights = read_weights(path)
         except FercliError as problem:
             why = problem.what.removeprefix(f"weights {path}: ")
-            raise FercliError(f"{path} is neither a fercli checkpoint nor a released one: {why}", problem.fix) from None
+            raise FercliError(f"{path} is not a fercli checkpoint and not a released one: {why}", problem.fix) from None
         if weights.description.kind == "fercli":
             raise foreign from None
     if spec is None:
