@@ -399,7 +399,7 @@ def classes(count: int) -> dict[str, Tensor]:
 MISTAKES = {
     "no checkpoint": (
         lambda: {"state_dict": {"x.weight": torch.zeros(3)}},
-        "nor a released one: 1 tensors in state_di",
+        "and not a released one: 1 tensors in state_di",
     ),
     "a VGG": (
         lambda: (
