@@ -176,7 +176,7 @@ def test_a_part_of_another_run_is_refused(tmp_path, faces):
 
     again = (inputs, "--jsonl", out, "--workers", 1)
     assert "started with another --smooth, --every, --batch, --device or --adapt" in refused(*again, "--resume")
-    assert "give only one of them" in refused(*again, "--batch", 8, "--resume", "--force")
+    assert "use only one of them" in refused(*again, "--batch", 8, "--resume", "--force")
     assert "cannot be resumed: " in refused(inputs, "--csv", out, "--jsonl", f"{out}2", "--resume")
     os.utime(inputs / "03.jpg", (1, 1))
     assert "started with other inputs (names, sizes or modification times)" in refused(*again, "--batch", 8, "--resume")
