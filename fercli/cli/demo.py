@@ -12,9 +12,6 @@ import click
 from fercli import console
 from fercli.cli.options import console_options
 
-#: The demo's spec. Commands read it by default in its folder.
-SPEC = "fercli.yaml"
-
 
 @click.command("demo", short_help="Run the whole workflow on synthetic faces, in minutes.")
 @click.option(
@@ -69,10 +66,10 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
     preparing = (prepare.command, "prepare", {"datasets": (), "root": None})
     if sweeping:
         whole = {"dry_run": False, "counting": False, "cell": None}
-        write_shifts(folder)
+        spec_file = write_shifts(folder).name
         steps = (
             preparing,
-            (sweep.command, f"sweep {SPEC} --jobs {jobs}", {"jobs": jobs, **whole}),
+            (sweep.command, f"sweep {spec_file} --jobs {jobs}", {"jobs": jobs, **whole, "spec_file": spec_file}),
             (evaluate.command, "evaluate --report", {"sources": (), "targets": (), "report": True}),
         )
     else:
@@ -94,11 +91,10 @@ def command(ctx, seed, out, sweeping, jobs, quiet, as_json):
         last = step is evaluate.command
         ctx.invoke(
             step,
-            spec_file=SPEC if step is sweep.command else None,
+            **{"spec_file": None, **arguments},  # without one, a command reads the fercli.yaml of its folder
             overrides=(),
             quiet=quiet if last else still,
             as_json=as_json and last,
-            **arguments,
         )
         console.configure(quiet=quiet, as_json=as_json)
     console.say(f"everything is in {folder}: run further commands there")
