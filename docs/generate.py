@@ -9,8 +9,11 @@ Run it after a change of a key, an option or a help text::
 
 from __future__ import annotations
 
+import ast
 import inspect
+import itertools
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -97,11 +100,24 @@ def methods_page() -> str:
         lines += ["", f"## `{name}`", "", _escaped(first), "", *_paragraphs(inspect.cleandoc(method.__doc__ or ""))]
         fields = method.Options.model_fields
         if fields:
-            lines += ["| option | default | values |", "|---|---|---|"]
+            lines += ["| option | default | values | meaning |", "|---|---|---|---|"]
+            meanings = _attribute_docstrings(method.Options)
             for key, field in fields.items():
                 allowed = ", ".join(f"`{value}`" for value in values(f"adapt.options.{key}", field.annotation))
-                lines.append(f"| `{key}` | `{flow(field.get_default())}` | {allowed or _type(field)} |")
+                cells = (f"`{key}`", f"`{flow(field.get_default())}`", allowed or _type(field), _cell(meanings[key]))
+                lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _attribute_docstrings(kind: type) -> dict[str, str]:
+    """The docstring under each attribute of a class and its bases; a class replaces its bases'."""
+    found = {}
+    for base in reversed([base for base in kind.__mro__ if base.__module__.startswith("fercli.methods.")]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        for line, below in itertools.pairwise(body.body):
+            if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[line.target.id] = _markdown(below.value.value)
+    return found
 
 
 def _paragraphs(text: str) -> Iterator[str]:

@@ -42,9 +42,13 @@ class AaD(NeighbourMethod):
         """``adapt.options`` of AaD."""
 
         neighbours: Annotated[int, Field(ge=1)] = 3
+        """Number of nearest target faces that count as neighbours."""
         alpha: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the dispersion at the first step."""
         beta: Annotated[float, Field(ge=0)] = 0.75
+        """How fast that weight falls; 0 keeps it constant."""
         decay_steps: Annotated[int, Field(gt=0)] = 1000
+        """Training steps over which the weight falls to ``alpha`` / 11^``beta``."""
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         output, options = network(*batch.weak.inputs), self.options

@@ -48,19 +48,33 @@ class AGLRLS(PseudoLabelling):
         """``adapt.options`` of AGLRLS."""
 
         adversarial: bool = True
+        """Whether to train the separate global-local adversarial learning."""
         adversarial_weight: Annotated[float, Field(ge=0)] = 0.5
+        """Weight of each head's adversarial loss."""
         entropy_conditioning: bool = True
+        """Whether confident faces weigh more in the adversarial loss, as in CDAN+E."""
         reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+        """Training steps after which the gradient reversal is nearly complete."""
         reversal_counts: Literal["steps", "forwards"] = "steps"
+        """What the reversal counts: steps, or a discriminator's forward passes as in the released code."""
         discriminators: Literal["shared", "separate"] = "shared"
+        """``separate``: one for each head. ``shared``: one for the five local heads, as in the released code."""
         hidden: Annotated[int, Field(gt=0)] = 512
+        """Width of the discriminators' hidden layers."""
         pseudo_labels: bool = True
+        """Whether to train with semantic-aware pseudo labels."""
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the pseudo labels' loss."""
         alignment: bool = False
+        """Whether to align target probabilities with the source's distribution of expressions first; not published."""
         glpc: bool = True
+        """Whether to predict by global-local prediction consistency; otherwise the fused head predicts."""
         glpc_empty_sum: Literal["all", "class-0"] = "all"
+        """If no probability counts: sum them all, or predict class 0 as the released code does."""
         passes: Literal["published", "shared"] = "published"
+        """Separate target faces for the adversarial loss and the pseudo labels, or the weak view for both."""
         drop_last: bool = False
+        """Whether the last, incomplete batch of pseudo-labelled faces of an epoch is left out."""
 
     published_options: ClassVar[dict[str, Any]] = {
         "reversal_counts": "forwards",

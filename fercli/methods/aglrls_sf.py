@@ -35,9 +35,13 @@ class AGLRLSSourceFree(PseudoLabelling):
         """``adapt.options`` of AGLRLS without a source."""
 
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the pseudo labels' loss."""
         information_weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of information maximisation."""
         glpc: bool = True
+        """Whether to predict by global-local prediction consistency; otherwise the fused head predicts."""
         freeze_classifiers: bool = True
+        """Whether the source's classifiers stay unchanged."""
 
     def __init__(self, settings: Optimisation, options: AGLRLSSourceFree.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

@@ -89,15 +89,25 @@ class AGRA(Method):
         """``adapt.options`` of AGRA."""
 
         adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the adversarial loss."""
         entropy_conditioning: bool = True
+        """Whether confident faces weigh more in the adversarial loss, as in CDAN+E."""
         reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+        """Training steps after which the gradient reversal is nearly complete."""
         hidden: Annotated[int, Field(gt=0)] = 512
+        """Width of the discriminator's hidden layers."""
         means: Literal["clusters", "classes"] = "clusters"
+        """What the means stand for: clusters without labels, as published, or classes."""
         recluster: Annotated[int, Field(gt=0)] = 10
+        """Epochs between two clusterings of all training faces."""
         average: Annotated[float, Field(ge=0, le=1)] = 0.1
+        """How far a mean moves towards the features gathered for it, 0..1."""
         average_after: Annotated[int, Field(ge=0)] = 32
+        """A mean moves once more than this many features are gathered for it."""
         warm_start: bool = True
+        """Whether the parts that the source model lacks are fitted to the source faces first."""
         warm_steps: Annotated[int, Field(gt=0)] = 500
+        """Steps of that fit."""
 
     def __init__(self, settings: Optimisation, options: AGRA.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

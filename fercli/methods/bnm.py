@@ -35,6 +35,7 @@ class BNM(Method):
         """``adapt.options`` of BNM."""
 
         weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the nuclear norm, the paper's lambda."""
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         _, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)

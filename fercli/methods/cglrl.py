@@ -66,15 +66,25 @@ class CommonOptions(Section):
     """The options of both variants of CGLRL."""
 
     adversarial_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of each head's adversarial loss."""
     entropy_conditioning: bool = True
+    """Whether confident faces weigh more in the adversarial loss, as in CDAN+E."""
     reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+    """Training steps after which the gradient reversal is nearly complete."""
     reversal_counts: Literal["steps", "forwards"] = "steps"
+    """What the reversal counts: steps, or a discriminator's forward passes as in the released code."""
     discriminators: Literal["shared", "separate"] = "shared"
+    """``separate``: one for each head. ``shared``: one for the five local heads, as in the released code."""
     hidden: Annotated[int, Field(gt=0)] = 512
+    """Width of the discriminators' hidden layers."""
     pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the pseudo labels' loss."""
     entropy_limit: Annotated[float, Field(gt=0)] = 0.19459
+    """A face gets a pseudo label only if every head's entropy is below this, in nats; a tenth of ln 7."""
     decision: Literal["fused", "global+fused"] = "fused"
+    """The head that predicts: the fused one, or the sum of its logits and the global head's."""
     drop_last: bool = False
+    """Whether the last, incomplete batch of pseudo-labelled faces of an epoch is left out."""
 
 
 class CGLRL(Method):
@@ -110,7 +120,9 @@ class CGLRL(Method):
         """``adapt.options`` of CGLRL."""
 
         min_size: Annotated[float, Field(ge=0)] = 0.9
+        """New pseudo labels need at least this share of the current ones' number."""
         min_agreement: Fraction = 0.9
+        """New pseudo labels must agree with at least this share of the current ones on the same faces."""
 
     def __init__(self, settings: Optimisation, options: CommonOptions, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)
@@ -165,6 +177,7 @@ class CGLRLOracle(CGLRL):
         """``adapt.options`` of the oracle."""
 
         min_accuracy: Fraction = 0.99
+        """Share of the new pseudo labels that must match the true labels."""
 
     def __init__(self, settings: Optimisation, options: CommonOptions, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

@@ -51,7 +51,9 @@ class DALN(Method):
         """``adapt.options`` of DALN."""
 
         weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the nuclear-norm discrepancy, the paper's lambda."""
         reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+        """Training steps after which the gradient reversal is nearly complete."""
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         source, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)

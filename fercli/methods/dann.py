@@ -38,8 +38,11 @@ class DANN(Method):
         """``adapt.options`` of DANN, CDAN and CDAN+E."""
 
         weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the adversarial loss."""
         reversal_steps: Annotated[float, Field(gt=0)] = 10_000
+        """Training steps after which the gradient reversal is nearly complete."""
         hidden: Annotated[int, Field(gt=0)] = 512
+        """Width of the discriminator's hidden layers."""
 
     def __init__(self, settings: Optimisation, options: DANN.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

@@ -44,9 +44,13 @@ class FixMatch(Method):
         """``adapt.options`` of FixMatch."""
 
         weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the pseudo labels' loss, the paper's lambda."""
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+        """Probability from which a prediction becomes a pseudo label, for ``fixed`` and ``flexmatch``."""
         thresholds: Literal["fixed", "flexmatch", "freematch", "softmatch"] = "fixed"
+        """Which faces get a pseudo label: a fixed threshold, one for each class, or the rule of the named paper."""
         threshold_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+        """Decay of the moving averages of ``freematch`` and ``softmatch``."""
 
     def __init__(self, settings: Optimisation, options: FixMatch.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

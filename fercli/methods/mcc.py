@@ -58,7 +58,9 @@ class MCC(Method):
         """``adapt.options`` of MCC."""
 
         weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of the class confusion, the paper's mu."""
         temperature: Annotated[float, Field(gt=0)] = 2.5
+        """Temperature of the softmax; higher values give small probabilities more influence."""
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         _, target, losses, logs = joint_pass(network, batch.source, batch.target, batch.labels, self.head_weights)

@@ -63,7 +63,9 @@ class MCD(Method):
         """``adapt.options`` of MCD."""
 
         generator_steps: Annotated[int, Field(ge=1)] = 4
+        """Updates of the layers before the classifiers per batch (step C)."""
         warm_start: bool = True
+        """Whether the second classifier is fitted to the source faces first."""
 
     def __init__(self, settings: Optimisation, options: MCD.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

@@ -45,8 +45,11 @@ class NRC(NeighbourMethod):
         """``adapt.options`` of NRC."""
 
         neighbours: Annotated[int, Field(ge=1)] = 3
+        """Number of nearest target faces that count as neighbours."""
         expanded: Annotated[int, Field(ge=1)] = 3
+        """Number of neighbours of each neighbour."""
         affinity: Annotated[float, Field(ge=0, le=1)] = 0.1
+        """Weight of a neighbour that is not mutual, and of the expanded neighbours."""
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         output, options, bank, own = network(*batch.weak.inputs), self.options, self.bank, batch.indices

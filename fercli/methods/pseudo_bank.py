@@ -31,8 +31,11 @@ class PseudoLabelling(Method):
         """The options in ``adapt.options`` that these methods share."""
 
         threshold: Annotated[float, Field(gt=0, le=1)] = 0.95
+        """Probability from which the bank stores a prediction; ``flexmatch`` lowers it for hard classes."""
         thresholds: Literal["flexmatch", "fixed", "freematch", "softmatch"] = "flexmatch"
+        """Which faces get a pseudo label: a fixed threshold, one for each class, or the rule of the named paper."""
         threshold_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+        """Decay of the moving averages of ``freematch`` and ``softmatch``."""
 
     def __init__(self, settings: Optimisation, options: PseudoLabelling.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

@@ -35,9 +35,13 @@ class SAFN(Method):
         """``adapt.options`` of SAFN."""
 
         variant: Literal["stepwise", "hard"] = "stepwise"
+        """``stepwise`` raises norms step by step (SAFN), ``hard`` pulls their mean to a radius (HAFN)."""
         weight: Annotated[float, Field(ge=0)] = 0.05
+        """Weight of each domain's feature-norm loss."""
         step: Annotated[float, Field(gt=0)] = 1.0
+        """By how much ``stepwise`` raises a norm."""
         radius: Annotated[float, Field(gt=0)] = 25.0
+        """The mean norm that ``hard`` aims at."""
 
     def forward(self, network: nn.Module, batch: Batch, progress: Progress) -> Step:
         options = self.options

@@ -50,8 +50,11 @@ class SAR(Method):
         """``adapt.options`` of SAR."""
 
         margin: Annotated[float, Field(gt=0, le=1)] = 0.4
+        """Entropy, as a share of ln 7, below which a prediction is reliable."""
         rho: Annotated[float, Field(ge=0)] = 0.05
+        """Length of the step uphill, over all trained parameters."""
         reset_below: Annotated[float, Field(ge=0)] = 0.2
+        """The model is reset when the moving average of the entropy, in nats, falls below this."""
 
     def __init__(self, settings: Optimisation, options: SAR.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

@@ -46,7 +46,9 @@ class SHOT(Method):
         """``adapt.options`` of SHOT."""
 
         pseudo_weight: Annotated[float, Field(ge=0)] = 0.3
+        """Weight of the pseudo labels' loss."""
         information_weight: Annotated[float, Field(ge=0)] = 1.0
+        """Weight of information maximisation."""
 
     def __init__(self, settings: Optimisation, options: SHOT.Options, feature_dim: int, target_size: int):
         super().__init__(settings, options, feature_dim, target_size)

@@ -54,7 +54,9 @@ class SWD(MCD):
         """``adapt.options`` of SWD."""
 
         generator_steps: Annotated[int, Field(ge=1)] = 1
+        """Updates of the layers before the classifiers per batch (step C)."""
         projections: Annotated[int, Field(ge=1)] = 128
+        """Number of random directions, drawn again each time."""
 
     def discrepancy(self, p1: Tensor, p2: Tensor) -> Tensor:
         return sliced_wasserstein(p1, p2, random_directions(NUM_EXPRESSIONS, self.options.projections, p1))
