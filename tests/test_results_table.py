@@ -6,9 +6,12 @@ import copy
 import math
 from dataclasses import replace
 
+import click
 import pytest
 from report_documents import FIGURES, answered, document, entry, of_photographs, sweep, unlabelled, without
 
+from fercli.cli import main
+from fercli.cli.hints import remember, with_options
 from fercli.cli.results_view import doubts, drift, expressions, headline, rule_ranks, show
 from fercli.evaluation.results_table import figures, groups, heads_table, metrics, table, table_columns
 from fercli.evaluation.rule_ranking import rank_rules
@@ -62,6 +65,11 @@ def test_the_best_and_what_is_within_its_error(results):
         metrics(found(results, "dann", "near", seed))["accuracy"] = accuracy / 100
     rows = rows_of(results)
     assert rows["aglrls"]["near"]["best"] and rows["dann"]["near"]["tied"] and not rows["dann"]["far"]["tied"]
+    for seed, accuracy in enumerate((85, 82, 79)):  # the same mean
+        metrics(found(results, "dann", "near", seed))["accuracy"] = accuracy / 100
+    rows = rows_of(results)
+    assert [name for name, cells in rows.items() if cells["near"]["best"]] == ["aglrls", "dann"]
+    assert not any(cells["near"]["tied"] for cells in rows.values())
     # The reference is at the top; oracle methods are at the bottom and never best.
     results["methods"] = ["gated", "aglrls", "source-only", "dann"]
     rows = rows_of(results)
@@ -348,4 +356,8 @@ def test_the_console_shows_drift_without_labels_and_warns_of_untrusted_models(re
     assert doubts(results) == []
     for told in adapted[:2]:
         told["trust"] = "not trusted"
-    assert doubts(results) == [f"2 of {len(adapted)} adaptations are not trusted; fercli evaluate --report lists them"]
+    (line,) = doubts(results)
+    assert line == f"2 of {len(adapted)} adaptations are not trusted; to see which, run: fercli evaluate --report"
+    with click.Context(main) as ctx:
+        remember("shifts", (), ())
+        assert with_options(line, ctx).endswith("run: fercli evaluate -c shifts --report")

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
 from fercli import console
+from fercli.cli.hints import with_options
 from fercli.cli.options import show_files
+from fercli.errors import Advice
 from fercli.evaluation.domain_gap import why_unmeasured
 from fercli.evaluation.intervals import interval_words
 from fercli.evaluation.results_table import Column, by_dataset, figures, groups, metrics, table, table_columns, tests
@@ -29,7 +33,7 @@ def show(document: Document, files: dict[str, Path]) -> None:
     if moved[2]:
         console.table(*moved)
     for line in doubts(document):
-        console.warn(line)
+        console.warn(with_options(line, click.get_current_context(silent=True)))
     show_files(document, files)
 
 
@@ -153,7 +157,10 @@ def doubts(document: Document) -> list[str]:
     told = [(entry, entry["drift"]["verdict"]) for entry in document["entries"] if entry.get("drift")]
     if document["kind"] == "sweep":
         bad = sum(verdict["trust"] == "not trusted" for _, verdict in told)
-        return [f"{bad} of {len(told)} adaptations are not trusted; fercli evaluate --report lists them"] if bad else []
+        which = Advice(
+            f"{bad} of {len(told)} adaptations are not trusted; to see which, ", Advice.run("evaluate", "--report")
+        )
+        return [which] if bad else []
     return [
         f"{entry['dataset']}, {entry['method']}: {verdict['trust']}. {' '.join(verdict['reasons'])}"
         for entry, verdict in told

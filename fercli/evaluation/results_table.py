@@ -11,6 +11,7 @@ seeds. Otherwise, for accuracy alone, it is the test on the faces of the one see
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -162,7 +163,8 @@ def table(rows: Sequence[Group], columns: Sequence[Column], name: str) -> list[d
         that both have), "p" (that chance alone makes that difference, Holm over the column's rows; None for a bound),
         "test" (the test that gave p, in words, or None), "best", "tied" (within the error of the best), "one"
         (`figures` of the entry, with "scored", where the cell has a single entry)}. The best is the highest mean among
-        the rows that are not oracles and have the most seeds. Without a rival no row is best.
+        the rows that are not oracles and have the most seeds; rows with the same mean are all best. Without a rival no
+        row is best.
     """
     lines = [{**row.about, "cells": [], "bound": []} for row in rows]
     for column in columns:
@@ -278,7 +280,8 @@ def _mark_best(rows: Sequence[Group], values: Sequence[dict[Any, float]], cells:
     if len(rivals) < 2:
         return
     most = max(cells[i]["n"] for i in rivals)
-    best = max((i for i in rivals if cells[i]["n"] == most), key=lambda i: cells[i]["mean"])
-    cells[best]["best"] = True
+    top = max(cells[i]["mean"] for i in rivals if cells[i]["n"] == most)
+    best = [i for i in rivals if cells[i]["n"] == most and math.isclose(cells[i]["mean"], top)]
     for i in rivals:
-        cells[i]["tied"] = i != best and within_error(values[i], values[best]) is True
+        cells[i]["best"] = i in best
+        cells[i]["tied"] = i not in best and within_error(values[i], values[best[0]]) is True

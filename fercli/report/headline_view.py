@@ -66,14 +66,19 @@ def headline(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdict(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Values for a summary of the last column: {"label", "reference" (whether it is the reference itself), "cell",
-    "tied" (labels), "alone"} of the best row, or of the only one."""
+    """Values for a summary of the last column: {"labels" (of the best rows, or of the only one), "reference" (whether
+    it is one of them), "cell" (of the first), "tied" (labels), "alone"}. None if no row has a score there."""
     there = [line for line in lines if line["cells"] and line["cells"][-1]["n"]]
-    for line in there:
-        if line["cells"][-1]["best"] or len(there) == 1:
-            tied = [other["label"] for other in there if other["cells"][-1]["tied"]]
-            return {**line, "cell": line["cells"][-1], "tied": tied, "alone": len(there) == 1}
-    return None
+    best = there if len(there) == 1 else [line for line in there if line["cells"][-1]["best"]]
+    if not best:
+        return None
+    return {
+        "labels": [line["label"] for line in best],
+        "reference": any(line["reference"] for line in best),
+        "cell": best[0]["cells"][-1],
+        "tied": [line["label"] for line in there if line["cells"][-1]["tied"]],
+        "alone": len(there) == 1,
+    }
 
 
 def published(document: Mapping[str, Any], columns: Sequence[Column]) -> list[dict[str, Any]]:
