@@ -159,6 +159,7 @@ def steps(net: GlobalLocal, count: int = 2) -> list[torch.Tensor]:
     return [answers[-1].detach(), *(p.grad for p in net.parameters()), *changed]
 
 
+@pytest.mark.slow
 def test_compiling_changes_neither_names_nor_numbers() -> None:
     plain, compiled = network(), network()
     # torch's tracing of a step, without the minutes that a C++ compiler takes
@@ -169,6 +170,7 @@ def test_compiling_changes_neither_names_nor_numbers() -> None:
     assert list(compiled.state_dict()) == list(plain.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["grouped", "matmul"])
 def test_crop_nets_side_by_side_can_be_compiled(implementation: str) -> None:
     plain, nets = LocalNets(4, light=True), LocalNets(4, light=True)
@@ -190,6 +192,7 @@ def _no_backend(graph, inputs):
     raise RuntimeError("no compiler\nand more of this on other lines")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend", [_no_backend, aot_autograd(fw_compiler=nop, bw_compiler=_no_backend)], ids=["forward", "backward"]
 )

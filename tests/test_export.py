@@ -31,7 +31,7 @@ CASES = {
     "mobilenet-v2": ("glpc", "aglrls", "jaffe", {"backbone": "mobilenet-v2"}),
     "mobilenet-v2-wide": ("glpc", "aglrls", "jaffe", {"backbone": "mobilenet-v2-wide"}),
 }
-SLOW = ("crops, seven classifiers", "ir18", "mobilenet-v2", "mobilenet-v2-wide")
+SLOW = ("agra", "source", "crops, seven classifiers", "ir18", "mobilenet-v2", "mobilenet-v2-wide")
 
 
 def trained_as(name: str, folder: Path, prepared: Path) -> Trained:

@@ -121,6 +121,7 @@ def test_torch_chosen_by_the_ending_with_json_and_card(made, tmp_path, monkeypat
     answer_of_the_card((tmp_path / "source.md").read_text(), tmp_path, made, monkeypatch, capsys, "source")
 
 
+@pytest.mark.slow
 def test_nothing_is_overwritten_without_force_and_an_edited_card_is_kept(made, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, edited = Path("mine-jaffe.pt2"), Path("mine-jaffe.md")
@@ -136,6 +137,7 @@ def test_nothing_is_overwritten_without_force_and_an_edited_card_is_kept(made, t
     assert edited.read_text().startswith("# Model card: mine, raf-db, adapted to jaffe by aglrls")
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_from_the_model_is_not_written(made, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(check, "TOLERANCE", -1.0)
     line = told(run("export", made, "--out", tmp_path / "new" / "x.pt2"))

@@ -43,6 +43,7 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(before)
 
 
+@pytest.mark.slow
 def test_two_steps_of_stage_2_are_those_of_the_released_code(float64: None) -> None:
     network = build_network(Model(backbone="ir18")).train()
     weights = fill(to_published_names(network.state_dict()), np.float64)

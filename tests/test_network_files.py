@@ -1,7 +1,8 @@
 """The face networks without mediapipe: downloaded once by the real pip, checked, or copied manually.
 
-Each test runs the command in a process that has no mediapipe, with its own cache. The package index is a folder or a
-server on this machine. It has a wheel like mediapipe's, with the real networks in it.
+Each test runs the command where there is no mediapipe, with its own cache: in a new process or, if only its words
+matter, in this one. The package index is a folder or a server on this machine. It has a wheel like mediapipe's, with
+the real networks in it.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pathlib import Path
 
 import cv2
 import pytest
-from conftest import fercli
+from click.testing import Result
+from conftest import fercli, run
 
+from fercli.faces import network_files
 from fercli.faces.network_files import NETWORKS, read_network
 from fercli.synthetic.render import STUDIO, render
 
@@ -76,6 +79,18 @@ class Place:
 
     def __call__(self, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess:
         return fercli(*arguments, before=self.before, **{**self.environment, **environment})
+
+    def here(self, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path, **environment: str) -> Result:
+        """Run the command in this process. Only with several workers does it check the networks that it has built."""
+        network_files._networks.cache_clear()
+        monkeypatch.syspath_prepend(self.before)
+        monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
+        for key, value in {**self.environment, **environment}.items():
+            monkeypatch.setenv(key, value)
+        try:
+            return run(*arguments)
+        finally:
+            network_files._networks.cache_clear()
 
     def has_all(self) -> bool:
         """Return whether the cache contains the networks and nothing else except the lock."""
@@ -143,11 +158,13 @@ def _no_place(place: Place) -> None:
         (_no_place, r"cannot write .*face-networks: (File exists|Not a directory); "),
     ],
 )
-def test_a_failed_download_is_one_line_that_says_how_to_get_them(spoil, said, place: Place, picture: Path) -> None:
+def test_a_failed_download_is_one_line_that_says_how_to_get_them(
+    spoil, said, place: Place, picture: Path, monkeypatch
+) -> None:
     spoil(place)
-    done = place("predict", picture, "--workers", "2" if spoil is _offline else "1", "--quiet")
+    done = place.here(monkeypatch, "predict", picture, "--workers", "2", "--quiet")
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and line.startswith("error: ")
+    assert done.exit_code == 1 and line.startswith("error: ")
     assert re.search(said + BY_HAND, line), line
     assert not place.cache.is_dir() or {path.name for path in place.cache.iterdir()} <= {".lock"}
 
@@ -169,14 +186,16 @@ def _unpacked(folder: Path, networks: dict[str, bytes]) -> None:
 
 
 @pytest.mark.parametrize("bring", [_wheel, _files, _unpacked])
-def test_they_can_be_copied_manually(bring, place: Place, networks: dict[str, bytes], picture: Path) -> None:
+def test_they_can_be_copied_manually(
+    bring, place: Place, networks: dict[str, bytes], picture: Path, monkeypatch
+) -> None:
     _offline(place)
     folder = place.index / "by hand"
     bring(folder, networks)
     done = place("predict", picture, FERCLI_FACE_MODELS=str(folder))
     assert done.returncode == 0 and '"expression"' in done.stdout, done.stderr
     assert not place.cache.exists()
-    doctor = place("doctor", FERCLI_FACE_MODELS=str(folder))
+    doctor = place.here(monkeypatch, "doctor", FERCLI_FACE_MODELS=str(folder))
     assert re.search(rf"^ok +face networks +of mediapipe==0.10.21, in {re.escape(str(folder))}$", doctor.stdout, re.M)
 
 
@@ -192,17 +211,19 @@ def test_they_can_be_copied_manually(bring, place: Place, networks: dict[str, by
         (lambda folder: [_files_gone(folder), (folder / WHEEL).write_bytes(b"x")], "cannot be read"),
     ],
 )
-def test_a_folder_that_lacks_them_is_reported(change, said: str, place: Place, networks, picture: Path) -> None:
+def test_a_folder_that_lacks_them_is_reported(
+    change, said: str, place: Place, networks, picture: Path, monkeypatch
+) -> None:
     """Nothing is downloaded instead, because the user explicitly named a folder."""
     folder = place.index / "by hand"
     _files(folder, networks)
     change(folder)
-    done = place("predict", picture, "--quiet", FERCLI_FACE_MODELS=str(folder))
+    done = place.here(monkeypatch, "predict", picture, "--workers", "2", "--quiet", FERCLI_FACE_MODELS=str(folder))
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and said in line and str(folder) in line and BY_HAND in line
+    assert done.exit_code == 1 and said in line and str(folder) in line and BY_HAND in line
     assert not place.cache.exists()
-    doctor = place("doctor", FERCLI_FACE_MODELS=str(folder))
-    assert doctor.returncode == 1
+    doctor = place.here(monkeypatch, "doctor", FERCLI_FACE_MODELS=str(folder))
+    assert doctor.exit_code == 1
     assert re.search(rf"^fail +face networks +.*{said}.*\n +fix: {BY_HAND}", doctor.stdout, re.M), doctor.stdout
 
 
@@ -211,8 +232,8 @@ def _files_gone(folder: Path) -> None:
         (folder / name).unlink()
 
 
-def test_doctor_says_that_they_will_be_downloaded_and_downloads_nothing(place: Place) -> None:
-    done = place("doctor")
+def test_doctor_says_that_they_will_be_downloaded_and_downloads_nothing(place: Place, monkeypatch) -> None:
+    done = place.here(monkeypatch, "doctor")
     assert re.search(r"^warn +face networks +missing: the first prepare or predict downloads", done.stdout, re.M)
     assert not re.search(r"^fail", done.stdout, re.M) and not place.cache.exists()
 

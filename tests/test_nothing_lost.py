@@ -307,6 +307,7 @@ def test_unchanged_rows_of_a_csv_are_kept(tmp_path, faces):
 # Stopped
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_times_ends_with_the_same_bytes(tmp_path, many, unbroken):
     """kill -9 all its processes, or only the first, six times; then let it finish."""
     chance, out, kills, before = random.Random(4), tmp_path / "d", 0, 0

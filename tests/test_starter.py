@@ -310,6 +310,7 @@ def test_inspect_shows_what_it_is_and_the_whole_card() -> None:
     assert "starter" not in json.loads(run("weights", "inspect", FILE, "--json").stdout)["weights"][0]
 
 
+@pytest.mark.slow
 def test_it_can_be_exported_without_a_store(here) -> None:
     result = run("export", "starter", "--format", "torch", "--json")
     assert result.exit_code == 0, result.stderr

@@ -178,7 +178,7 @@ os.replace = replace
     ("command", "name", "after"),
     [
         ("adapt", "epoch-0002.safetensors", False),
-        ("adapt", "epoch-0002.safetensors", True),
+        pytest.param("adapt", "epoch-0002.safetensors", True, marks=pytest.mark.slow),
         ("evaluate", "dataset-jaffe.safetensors", False),
     ],
 )

@@ -461,7 +461,12 @@ SOURCES = ("seed-0/source", "seed-1/source")
     ("parts", "count", "left"),
     [
         ((), 2, ["seed-0/source"]),
-        (SOURCES, ALL + 4, ["seed-0/adapt-jaffe-dann", "seed-0/adapt-jaffe-no-adv", *SOURCES]),
+        pytest.param(
+            SOURCES,
+            ALL + 4,
+            ["seed-0/adapt-jaffe-dann", "seed-0/adapt-jaffe-no-adv", *SOURCES],
+            marks=pytest.mark.slow,
+        ),
         # In a stage's last step, after which the stage ends anyway: the whole sweep must stop.
         (SOURCES, ALL, ["seed-0/adapt-jaffe-dann", *SOURCES]),
     ],
@@ -591,7 +596,7 @@ def unjudged(entry: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in entry.items() if key not in judged}, "rules": rules}
 
 
-@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "deleted")) for n in LABELS])
 def test_target_labels_affect_only_the_accuracies(name: str, again, swept: Bench, tmp_path: Path) -> None:
     stores = with_labels(swept.prepared, tmp_path / "stores", LABELS[name])
     bench = again(name, {"sweep.seeds": [0]}, stores, parts=("seed-0/source",))

@@ -56,16 +56,6 @@ def alone(make_adapting, tmp_path: Path, prepared: Path):
     return make
 
 
-@pytest.mark.parametrize("method", SOURCE_FREE)
-def test_no_file_of_the_source_is_opened(method: str, make_adapting, alone) -> None:
-    """With every source file deleted, the result is the same bits."""
-    bench, other = alone("alone", {"adapt.method": method}), make_adapting("other", {"adapt.method": method})
-    for one in (bench, other):
-        one.done("adapt", "--quiet")
-    assert not list(bench.prepared.rglob("*raf*"))
-    assert_same_run(other.runs / "adapt-jaffe", bench.runs / "adapt-jaffe")
-
-
 def test_a_method_with_a_source_says_that_it_is_missing(alone) -> None:
     assert "raf-db" in told(alone("missing")("adapt", "--quiet"), 1)
 

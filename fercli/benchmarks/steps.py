@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ from fercli.methods import method_class
 from fercli.spec import Spec
 
 PARTS = ("batch", "forward", "backward", "optimizer")
+#: A small matrix product that takes longer, in seconds, is not followed by the large one.
+_SLOW_S = 0.05
 
 
 class Steps:
@@ -234,19 +237,31 @@ def _row(spec, device, chosen, batch, images, steps, spent, parts, flops, waited
     }
 
 
+@cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """Floating point operations per second of a large square matrix product, the best of several.
+    """Floating point operations per second of a large square matrix product, the best of several. Measured once.
 
     It is computed as a product and as a 1x1 convolution, which is the same sum. On CPUs these use different libraries,
-    and which is faster depends on the CPU's manufacturer.
+    and which is faster depends on the CPU's manufacturer. A way that is slow for a small product (bfloat16 on a CPU
+    without instructions for it) is not tried with the large one, which would take minutes.
     """
-    size = 8192 if device.type == "cuda" else 1536
     dtype = autocast_of(precision) or torch.float32
-    one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    peak = 0.0
+    for product in (torch.matmul, _as_convolution):
+        for size in (8192,) if device.type == "cuda" else (512, 1536):
+            one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+            spent = min(seconds(partial(product, one, other), device, rounds=3, warm=2))
+            peak = max(peak, 2 * size**3 / spent)
+            if spent > _SLOW_S:
+                break
+    return peak
+
+
+def _as_convolution(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    size = len(one)
     pixels = one.t().reshape(1, size, size, 1).contiguous(memory_format=torch.channels_last)
     kernel = other.t().reshape(size, size, 1, 1).contiguous(memory_format=torch.channels_last)
-    ways = (lambda: one @ other, lambda: F.conv2d(pixels, kernel))
-    return 2 * size**3 / min(min(seconds(way, device, rounds=5, warm=2)) for way in ways)
+    return F.conv2d(pixels, kernel)
 
 
 def _counted(seen: Operations, device: torch.device) -> dict[str, int | None]:
