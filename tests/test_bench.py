@@ -12,7 +12,7 @@ import torch
 from conftest import run
 from drawn import THUMBNAIL, write_fer2013
 
-from fercli.benchmarks import face_mesh, predict
+from fercli.benchmarks import face_mesh, predict, steps
 from fercli.benchmarks.published import PublishedStep, cut_one_by_one
 from fercli.benchmarks.steps import Steps, with_settings
 from fercli.benchmarks.stores import noise_store
@@ -81,6 +81,18 @@ def test_operations_are_those_of_the_network(tmp_path: Path) -> None:
     one = gflop("predict", "--pictures", "8", "--workers", "1", "--rounds", "1")
     train = gflop("train")
     assert 2.5 * one < train < 3 * one  # backward costs twice forward, minus the first layer's gradient of the images
+
+
+def test_a_slow_small_product_is_not_followed_by_the_large_one(monkeypatch) -> None:
+    sizes = []
+
+    def seconds(product, device, rounds, warm):
+        sizes.append(len(product.args[0]))
+        return [1.0]
+
+    monkeypatch.setattr(steps, "seconds", seconds)
+    assert steps.matmul_peak.__wrapped__(torch.device("cpu"), "32-true") == 2 * 512**3
+    assert sizes == [512, 512]  # as a product and as a convolution
 
 
 def test_epochs_on_several_numbers_of_faces(tmp_path: Path) -> None:
