@@ -27,7 +27,7 @@ import pytest
 from click.testing import Result
 from conftest import fercli, run
 
-from fercli.faces import network_files
+from fercli.faces import landmarker, network_files
 from fercli.faces.network_files import NETWORKS, read_network
 from fercli.synthetic.render import STUDIO, render
 
@@ -81,8 +81,9 @@ class Place:
         return fercli(*arguments, before=self.before, **{**self.environment, **environment})
 
     def here(self, monkeypatch: pytest.MonkeyPatch, *arguments: str | Path, **environment: str) -> Result:
-        """Run the command in this process. Only with several workers does it check the networks that it has built."""
+        """Run the command in this process as if it had not read or built the networks before."""
         network_files._networks.cache_clear()
+        monkeypatch.setattr(landmarker, "_built", threading.local())
         monkeypatch.syspath_prepend(self.before)
         monkeypatch.delitem(sys.modules, "mediapipe", raising=False)
         for key, value in {**self.environment, **environment}.items():
@@ -162,7 +163,7 @@ def test_a_failed_download_is_one_line_that_says_how_to_get_them(
     spoil, said, place: Place, picture: Path, monkeypatch
 ) -> None:
     spoil(place)
-    done = place.here(monkeypatch, "predict", picture, "--workers", "2", "--quiet")
+    done = place.here(monkeypatch, "predict", picture, "--quiet")
     (line,) = done.stderr.splitlines()
     assert done.exit_code == 1 and line.startswith("error: ")
     assert re.search(said + BY_HAND, line), line
@@ -218,7 +219,7 @@ def test_a_folder_that_lacks_them_is_reported(
     folder = place.index / "by hand"
     _files(folder, networks)
     change(folder)
-    done = place.here(monkeypatch, "predict", picture, "--workers", "2", "--quiet", FERCLI_FACE_MODELS=str(folder))
+    done = place.here(monkeypatch, "predict", picture, "--quiet", FERCLI_FACE_MODELS=str(folder))
     (line,) = done.stderr.splitlines()
     assert done.exit_code == 1 and said in line and str(folder) in line and BY_HAND in line
     assert not place.cache.exists()
