@@ -113,11 +113,11 @@ def test_a_group_alone_shows_its_help(arguments: list[str]) -> None:
 )
 def test_advice_repeats_what_describes_the_spec(command: tuple[str, ...], given: dict, advised: str) -> None:
     error = FercliError("x: fercli prepare", Advice(Advice.run(*command), " --last; y"))
-    with click.Context(main, info_name="fercli", **main.context_settings) as ctx:
+    with click.Context(main, info_name="fercli", **main.context_settings):
         remember(given.get("spec_file"), given.get("overrides", ()), given.get("sources", ()))
-        assert with_options(error.text, ctx) == f"x: fercli prepare; run: {advised} --last; y"
+        assert with_options(error.text) == f"x: fercli prepare; run: {advised} --last; y"
         # Plain text is never searched for commands: advice must be marked as such.
-        assert with_options(str(error), ctx) == str(error)
+        assert with_options(str(error)) == str(error)
 
 
 def test_an_error_separates_the_problem_from_the_fix() -> None:

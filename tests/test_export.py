@@ -29,8 +29,9 @@ CASES = {
     "crops, seven classifiers": ("global+fused", "cglrl", "jaffe", {"local": "image-crop", "classifiers": "separate"}),
     "ir18": ("global+fused", "dann", "jaffe", {"backbone": "ir18"}),
     "mobilenet-v2": ("glpc", "aglrls", "jaffe", {"backbone": "mobilenet-v2"}),
+    "mobilenet-v2-wide": ("glpc", "aglrls", "jaffe", {"backbone": "mobilenet-v2-wide"}),
 }
-SLOW = ("agra", "source", "crops, seven classifiers", "ir18", "mobilenet-v2")
+SLOW = ("agra", "source", "crops, seven classifiers", "ir18", "mobilenet-v2", "mobilenet-v2-wide")
 
 
 def trained_as(name: str, folder: Path, prepared: Path) -> Trained:

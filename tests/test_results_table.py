@@ -358,6 +358,6 @@ def test_the_console_shows_drift_without_labels_and_warns_of_untrusted_models(re
         told["trust"] = "not trusted"
     (line,) = doubts(results)
     assert line == f"2 of {len(adapted)} adaptations are not trusted; to see which, run: fercli evaluate --report"
-    with click.Context(main) as ctx:
+    with click.Context(main):
         remember("shifts", (), ())
-        assert with_options(line, ctx).endswith("run: fercli evaluate -c shifts --report")
+        assert with_options(line).endswith("run: fercli evaluate -c shifts --report")

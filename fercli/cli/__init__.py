@@ -106,7 +106,7 @@ class _LazyGroup(click.Group):
                 raise
             from fercli.cli.hints import with_options
 
-            console.error(with_options(problem.text, ctx))
+            console.error(with_options(problem.text))
             ctx.exit(problem.exit_code)
         except EOFError as problem:
             # No command prompts the user, so this is not Ctrl-D, as click would assume: a file ended early.

@@ -40,7 +40,7 @@ def command(ctx, spec_file, overrides, quiet, as_json):
         label = Text(f"{finding.status:<5}", _STYLES[finding.status])
         console.show(label.append(f" {finding.check:<16} {finding.found}", "default"), even_silent=True)
         if finding.fix:
-            console.show(Text(f"{'':<22} fix: {with_options(finding.fix, ctx)}"), even_silent=True)
+            console.show(Text(f"{'':<22} fix: {with_options(finding.fix)}"), even_silent=True)
     failed = sum(finding.status == FAIL for finding in findings)
     console.result({"doctor": {"findings": [vars(finding) for finding in findings], "failed": failed}})
     if failed:

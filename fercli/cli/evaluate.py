@@ -39,8 +39,7 @@ def command(spec_file, overrides, quiet, as_json, sources, model, targets, decis
 
     It writes results.json, results.csv (one score per row), predictions/*.csv (one face per row) and report.html to the
     run's report/ folder. The models' outputs are computed once and kept: --decision and --select apply another rule to
-    them, and nothing is trained. With --target, the report covers these targets
-    only.
+    them, and nothing is trained. With --target, the report covers these targets only.
 
     With --model, it scores that model on prepared datasets, without a run of the spec. MODEL is a run folder, a stage
     folder, a checkpoint, a .safetensors file of fercli weights export, or starter, the model that comes with fercli.

@@ -19,8 +19,9 @@ def remember(spec_file: str | None, overrides: tuple[str, ...], sources: tuple[s
         ctx.meta[_KEY] = given + [("--set", text) for text in overrides] + [("--source", name) for name in sources]
 
 
-def with_options(text: str, ctx: click.Context | None) -> str:
-    """Return the text with the remembered options added to every advised command that has them."""
+def with_options(text: str) -> str:
+    """Return the text with the options that the running command remembered added to every advised command with them."""
+    ctx = click.get_current_context(silent=True)
     if ctx is None or not isinstance(text, Advice):
         return text
     return "".join(_completed(part, ctx) if isinstance(part, Command) else part for part in text.parts)

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import click
-
 from fercli import console
 from fercli.cli.hints import with_options
 from fercli.cli.options import show_files
@@ -33,7 +31,7 @@ def show(document: Document, files: dict[str, Path]) -> None:
     if moved[2]:
         console.table(*moved)
     for line in doubts(document):
-        console.warn(with_options(line, click.get_current_context(silent=True)))
+        console.warn(with_options(line))
     show_files(document, files)
 
 
